@@ -1,0 +1,254 @@
+"""Source text, spans, and diagnostics as data, with their plain-text renderer.
+
+A `Diagnostic` says what is wrong, where, and what to do about it. Everything that can be wrong with a
+spec ends as one of these; `CnnspecError` carries them where a function cannot return them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+Severity = Literal["error", "warning"]
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A named text that spans point into.
+
+    Attributes:
+        name: What the user calls it; printed in front of line and column.
+        text: The whole text, newlines normalised to `\\n`.
+        shipped: Whether the file comes with the package: a fault found in such a file is shown at the
+            user's call of it.
+    """
+
+    name: str
+    text: str
+    shipped: bool = False
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [0, *(i + 1 for i, char in enumerate(self.text) if char == "\n")]
+
+    def position(self, offset: int) -> tuple[int, int]:
+        """Line and column of an offset, both counted from 1."""
+        line = bisect_right(self._starts, offset)
+        return line, offset - self._starts[line - 1] + 1
+
+    def line(self, number: int) -> str:
+        """The text of a line, without its newline."""
+        start = self._starts[number - 1]
+        end = self._starts[number] - 1 if number < len(self._starts) else len(self.text)
+        return self.text[start:end]
+
+    @property
+    def end(self) -> Span:
+        """The place behind the last visible character."""
+        offset = len(self.text.rstrip())
+        return Span(self, offset, offset)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A piece of a source, `start` included and `end` not."""
+
+    source: Source
+    start: int
+    end: int
+
+    @property
+    def line(self) -> int:
+        return self.source.position(self.start)[0]
+
+    @property
+    def column(self) -> int:
+        return self.source.position(self.start)[1]
+
+    def to(self, other: Span) -> Span:
+        """The span from the start of this one to the end of another."""
+        return Span(self.source, self.start, max(self.end, other.end))
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A second place that takes part in a fault, with what is to be said there."""
+
+    span: Span
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostic:
+    """One fault: what, where, which other places take part, why, and the remedy.
+
+    Attributes:
+        code: `E01xx` syntax, `E02xx` names and arguments, `E03xx` shapes, `E04xx` contracts and
+            limits, `E05xx` what a backend cannot express, `W....` lints. Never reused.
+        message: What is wrong; lower case, no full stop, understandable alone.
+        span: The smallest place that shows it; none where a whole file is meant.
+        caption: What is said under the caret.
+        labels: Further places, with shapes.
+        notes: Why.
+        help: What to do.
+    """
+
+    code: str
+    message: str
+    span: Span | None = None
+    caption: str = ""
+    labels: tuple[Label, ...] = ()
+    notes: tuple[str, ...] = ()
+    help: str | None = None
+    file: str | None = None
+
+    @property
+    def severity(self) -> Severity:
+        return "warning" if self.code.startswith("W") else "error"
+
+    @property
+    def name(self) -> str | None:
+        """The name of the file that the fault is in."""
+        return self.span.source.name if self.span else self.file
+
+    @property
+    def line(self) -> int | None:
+        return self.span.line if self.span else None
+
+    @property
+    def column(self) -> int | None:
+        return self.span.column if self.span else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The diagnostic as plain data for programs."""
+        return {
+            "code": self.code,
+            "severity": self.severity,
+            "message": self.message,
+            "file": self.name,
+            "line": self.line,
+            "column": self.column,
+            "caption": self.caption,
+            "labels": [
+                {
+                    "file": label.span.source.name,
+                    "line": label.span.line,
+                    "column": label.span.column,
+                    "text": label.text,
+                }
+                for label in self.labels
+            ],
+            "notes": list(self.notes),
+            "help": self.help,
+        }
+
+    def __str__(self) -> str:
+        return render(self)
+
+
+class CnnspecError(Exception):
+    """The one exception of this package for what a user can mend.
+
+    Attributes:
+        diagnostics: The faults, errors and lints, in the order of their places.
+    """
+
+    def __init__(self, diagnostics: Iterable[Diagnostic]) -> None:
+        self.diagnostics: tuple[Diagnostic, ...] = tuple(diagnostics)
+        super().__init__(self.diagnostics)
+
+    def __str__(self) -> str:
+        return "\n\n".join(render(diagnostic) for diagnostic in self.diagnostics)
+
+
+def failure(code: str, message: str, *, help: str | None = None, notes: Sequence[str] = (), file: str | None = None) -> CnnspecError:
+    """An error of one diagnostic that has no place in a source."""
+    return CnnspecError([Diagnostic(code, message, notes=tuple(notes), help=help, file=file)])
+
+
+@dataclass(slots=True)
+class Report:
+    """Collects diagnostics; a fault that is found again at the same place is kept once."""
+
+    diagnostics: list[Diagnostic] = field(default_factory=list[Diagnostic])
+    _seen: set[tuple[object, ...]] = field(default_factory=set[tuple[object, ...]])
+
+    def add(self, diagnostic: Diagnostic) -> None:
+        span = diagnostic.span
+        place = (id(span.source), span.start) if span else (diagnostic.file, diagnostic.message)
+        key = (diagnostic.code, *place)
+        if key not in self._seen:
+            self._seen.add(key)
+            self.diagnostics.append(diagnostic)
+
+    @property
+    def failed(self) -> bool:
+        return any(diagnostic.severity == "error" for diagnostic in self.diagnostics)
+
+    def sorted(self) -> list[Diagnostic]:
+        """Errors and lints in the order of their files and places."""
+        files: dict[str | None, int] = {}
+        for diagnostic in self.diagnostics:
+            files.setdefault(diagnostic.name, len(files))
+        return sorted(self.diagnostics, key=lambda d: (files[d.name], d.span.start if d.span else -1))
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """A help that names the nearest known word, or nothing when none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"did you mean `{near[0]}`?" if near else None
+
+
+_COLORS = {"error": "1;31", "warning": "1;33", "head": "1", "bar": "1;34", "second": "1;34", "help": "1;36"}
+
+
+def render(diagnostic: Diagnostic, *, color: bool = False) -> str:
+    """The diagnostic as a person reads it: message, place, marked source lines, notes, help.
+
+    Args:
+        diagnostic: What to show.
+        color: Whether to add ANSI colours.
+    """
+
+    def paint(text: str, style: str) -> str:
+        return f"\x1b[{_COLORS[style]}m{text}\x1b[0m" if color and text else text
+
+    severity = diagnostic.severity
+    out = [paint(f"{severity}[{diagnostic.code}]", severity) + paint(f": {diagnostic.message}", "head")]
+    marks: list[tuple[Span, str, bool]] = []
+    if diagnostic.span:
+        marks.append((diagnostic.span, diagnostic.caption, True))
+    marks += [(label.span, label.text, False) for label in diagnostic.labels]
+    width = max((len(str(span.line)) for span, _, _ in marks), default=0)
+    for source in dict.fromkeys(span.source for span, _, _ in marks):
+        own = sorted((mark for mark in marks if mark[0].source is source), key=lambda mark: (mark[0].line, mark[0].column))
+        first = next((mark[0] for mark in own if mark[2]), own[0][0])
+        arrow = "-->" if source is marks[0][0].source else ":::"
+        out.append(" " * width + paint(arrow, "bar") + f" {source.name}:{first.line}:{first.column}")
+        out.append(" " * width + paint(" |", "bar"))
+        previous = 0
+        for span, text, primary in own:
+            number = span.line
+            line = source.line(number).replace("\t", " ")
+            if number != previous:
+                if previous and number > previous + 1:
+                    out.append(paint("...", "bar"))
+                out.append(paint(f"{number:>{width}} |", "bar") + (f" {line}" if line.strip() else ""))
+            previous = number
+            length = max(1, min(span.end - span.start, len(line) - span.column + 1))
+            style = severity if primary else "second"
+            mark = ("^" if primary else "-") * length
+            said = f" {text}" if text else ""
+            out.append(" " * width + paint(" |", "bar") + " " * span.column + paint(mark + said, style))
+    if not marks and diagnostic.file:
+        out.append(paint(" -->", "bar") + f" {diagnostic.file}")
+    tail = [*(("note", note) for note in diagnostic.notes), *([("help", diagnostic.help)] if diagnostic.help else [])]
+    if tail and marks:
+        out.append(" " * width + paint(" |", "bar"))
+    for word, text in tail:
+        out.append(" " * width + paint(" =", "bar") + paint(f" {word}: ", "help") + text)
+    return "\n".join(out)

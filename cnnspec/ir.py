@@ -1,0 +1,346 @@
+"""The two intermediate representations: the hierarchical `Model` and the flat `Graph`.
+
+A `Model` is what the text says once every name is resolved and every argument has its place: frozen
+Pydantic data that keeps blocks, repeats and conditions, and survives JSON. It knows nothing of places
+in a text: each piece carries a number, `origin`, and a side table leads from there to the source.
+
+A `Graph` is what the check proves: operators in the order in which they run, each with its inputs, its
+path in the module tree, and its shape. Only `check` makes one, so a backend never validates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cnnspec.diagnostics import Span
+from cnnspec.inits import InitScheme
+from cnnspec.ops import Op
+from cnnspec.recipe import Recipe, Setting
+from cnnspec.shapes import Shape
+
+Scalar = bool | int | float | str
+
+
+class Piece(BaseModel):
+    """A part of a Model; `origin` is its number in the table of places, 0 for none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    origin: int = 0
+
+
+class Expr(Piece):
+    """An expression: what it does (`kind`), the literal or the name in it, and its operands.
+
+    Kinds: `number`, `bool`, `text`, `name`, `op`, `word`, `dim` (an axis of `in`), `size`, `interval`,
+    `list`, `call` (of a function), `choice`, `neg`, `not`, and the binary operators as they are written.
+    """
+
+    kind: str
+    value: Scalar | None = None
+    parts: tuple[Expr, ...] = ()
+
+
+class Call(Piece):
+    """A call of an operator or a block; `variable` where the name is a parameter that holds an operator."""
+
+    kind: Literal["call"] = "call"
+    callee: str
+    variable: bool = False
+    args: dict[str, Expr] = {}
+    repeat: Expr | None = None
+    name: Expr | None = None
+
+
+class Braces(Piece):
+    """Statements in braces; the rows of an `each` are one, too."""
+
+    kind: Literal["braces"] = "braces"
+    body: tuple[Statement, ...]
+
+
+class Repeat(Piece):
+    """A repeated group; `variable` counts its rounds from 0."""
+
+    kind: Literal["repeat"] = "repeat"
+    count: Expr
+    variable: str | None
+    body: tuple[Statement, ...]
+
+
+class Join(Piece):
+    """`add`, `mul`, `concat`: every flow in the body is a branch."""
+
+    kind: Literal["join"] = "join"
+    join: Literal["add", "mul", "concat"]
+    body: tuple[Statement, ...]
+
+
+class If(Piece):
+    """One of two bodies, by a condition."""
+
+    kind: Literal["if"] = "if"
+    condition: Expr
+    then: tuple[Statement, ...]
+    otherwise: tuple[Statement, ...]
+
+
+class Reference(Piece):
+    """The output of the element with this label."""
+
+    kind: Literal["reference"] = "reference"
+    label: str
+
+
+class In(Piece):
+    """The tensor that enters the innermost braces."""
+
+    kind: Literal["in"] = "in"
+
+
+class Nothing(Piece):
+    """The branch that is not there."""
+
+    kind: Literal["nothing"] = "nothing"
+
+
+class Broken(Piece):
+    """An element that was at fault; what depends on it is not judged."""
+
+    kind: Literal["broken"] = "broken"
+
+
+Element = Annotated[
+    Call | Braces | Repeat | Join | If | Reference | In | Nothing | Broken, Field(discriminator="kind")
+]
+
+
+class Flow(Piece):
+    """A pipeline; `label` names it, `counted` makes `stage` into `stage1`, `stage2`, ..."""
+
+    kind: Literal["flow"] = "flow"
+    label: str | None = None
+    counted: bool = False
+    elements: tuple[Element, ...]
+    condition: Expr | None = None
+
+
+class Let(Piece):
+    """A named value."""
+
+    kind: Literal["let"] = "let"
+    name: str
+    value: Expr
+
+
+class Require(Piece):
+    """A precondition with its message, in which `{name}` stands for a value."""
+
+    kind: Literal["require"] = "require"
+    condition: Expr
+    message: str | None
+
+
+Statement = Annotated[Flow | Let | Require, Field(discriminator="kind")]
+
+
+class BlockParameter(Piece):
+    """A parameter of a block; the types are those of section "Blocks" in the language reference."""
+
+    name: str
+    type: Literal["int", "float", "bool", "size", "op", "str"]
+    default: Expr | None
+    once: bool = False
+
+
+class Block(Piece):
+    """A block as it is defined; `constants` are the values of its file that it uses."""
+
+    name: str
+    parameters: tuple[BlockParameter, ...]
+    body: tuple[Statement, ...]
+    constants: dict[str, Expr] = {}
+
+
+class Init(Piece):
+    """How the weights of an operator start."""
+
+    target: str
+    scheme: Setting
+
+
+class Expect(Piece):
+    """A contract; `within` is a fraction."""
+
+    metric: Literal["params", "macs", "output", "depth"]
+    relation: Literal["==", "!=", "<=", ">=", "<", ">"]
+    value: Expr
+    within: float | None = None
+
+
+class Aux(Piece):
+    """A head that exists in training only; its loss is added with `weight`."""
+
+    name: str
+    source: str
+    weight: Expr
+    body: tuple[Statement, ...]
+
+
+class Model(Piece):
+    """A whole network with every name resolved, before any shape is known."""
+
+    name: str
+    input: tuple[int, int, int]
+    constants: dict[str, Expr]
+    blocks: dict[str, Block]
+    body: tuple[Statement, ...]
+    aux: tuple[Aux, ...] = ()
+    inits: tuple[Init, ...] = ()
+    expects: tuple[Expect, ...] = ()
+    recipe: Recipe = Recipe()
+
+
+for _model in (Expr, Braces, Repeat, Join, If, Flow, Block, Aux, Model):
+    _model.model_rebuild()
+
+
+# --- the graph -----------------------------------------------------------------------------------
+
+IMAGE = -1
+"""The input of a node that reads the image itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """An operator at its place.
+
+    Attributes:
+        path: Where it stands in the module tree, `stage1.0.net.1`; it owns the weights. A join, a slice or
+            another node without a module of its own has the path of its scope.
+        op: The operator with its settings.
+        inputs: Indices of the nodes that it reads; `IMAGE` for the input.
+        shape: What it gives, without the batch axis: `(C, H, W)` or `(F,)`.
+        weights: Shapes of its learned weights by their key.
+        macs: Multiply-adds for one image.
+        init: How its weights start; none for torch's own way.
+        aux: The auxiliary head that it belongs to.
+        origin: Where it was written.
+    """
+
+    path: str
+    op: Op
+    inputs: tuple[int, ...]
+    shape: Shape
+    weights: dict[str, tuple[int, ...]]
+    macs: int
+    init: InitScheme | None = None
+    aux: str | None = None
+    origin: Span | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def parameter_count(self) -> int:
+        total = 0
+        for shape in self.weights.values():
+            count = 1
+            for size in shape:
+                count *= size
+            total += count
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class AuxHead:
+    """An auxiliary output: its name, the node that gives it, the weight of its loss."""
+
+    name: str
+    output: int
+    weight: float
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A network whose shapes are proven.
+
+    Attributes:
+        nodes: Operators in an order in which they can run.
+        input_shape: `(C, H, W)` of one image.
+        output: Index of the node that gives the logits.
+        scopes: For every path that is not an operator: the block it is a call of, or an empty text.
+        recipe: How it is to be trained.
+        model: What it was made from.
+        text: The spec as it was read.
+    """
+
+    name: str
+    nodes: tuple[Node, ...]
+    input_shape: tuple[int, int, int]
+    output: int
+    scopes: dict[str, str]
+    aux: tuple[AuxHead, ...]
+    recipe: Recipe
+    model: Model = field(repr=False)
+    text: str = field(default="", repr=False, compare=False)
+
+    @property
+    def output_shape(self) -> Shape:
+        """Shape of the logits of one image."""
+        return self.nodes[self.output].shape
+
+    @cached_property
+    def parameter_count(self) -> int:
+        """Learned weights in total, auxiliary heads included."""
+        return sum(node.parameter_count for node in self.nodes)
+
+    @cached_property
+    def macs(self) -> int:
+        """Multiply-adds of convolutions and linear layers for one image, without auxiliary heads."""
+        return sum(node.macs for node in self.nodes if node.aux is None)
+
+    def input_shapes(self, node: Node) -> list[Shape]:
+        """The shapes that a node reads."""
+        return [self.input_shape if i == IMAGE else self.nodes[i].shape for i in node.inputs]
+
+    @cached_property
+    def depth(self) -> int:
+        """Convolutions and linear layers on the longest path from the image to the logits."""
+        depths: list[int] = []
+        for node in self.nodes:
+            before = max((depths[i] for i in node.inputs if i != IMAGE), default=0)
+            depths.append(before + (1 if node.op.counts_as_layer else 0))
+        return depths[self.output]
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self.nodes)
+
+    def to_json(self) -> dict[str, Any]:
+        """The graph as plain data."""
+        return {
+            "name": self.name,
+            "input": list(self.input_shape),
+            "output": self.output,
+            "output_shape": list(self.output_shape),
+            "parameters": self.parameter_count,
+            "macs": self.macs,
+            "depth": self.depth,
+            "aux": [{"name": head.name, "output": head.output, "weight": head.weight} for head in self.aux],
+            "nodes": [
+                {
+                    "path": node.path,
+                    "op": node.op.name,
+                    "settings": node.op.changed(),
+                    "inputs": list(node.inputs),
+                    "shape": list(node.shape),
+                    "weights": {key: list(shape) for key, shape in node.weights.items()},
+                    "macs": node.macs,
+                    "init": Setting.of(node.init).model_dump() if node.init else None,
+                    "aux": node.aux,
+                }
+                for node in self.nodes
+            ],
+        }

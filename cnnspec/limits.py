@@ -1,0 +1,14 @@
+"""The limits that hold hostile or mistaken text, all in one place; each error names the one it hit."""
+
+MAX_FILE_BYTES = 256 * 1024
+MAX_LINE_LENGTH = 2_000
+MAX_NESTING = 32
+MAX_TERMS = 64
+"""Operands of one chain such as `a + b + c`, and depth of nested expressions."""
+MAX_INTEGER = 1_000_000_000
+MAX_REPEAT = 4_096
+MAX_NODES = 50_000
+"""Operators of one network after repeats and blocks are written out."""
+MAX_FILES = 64
+MAX_FILE_DEPTH = 8
+"""Files that take from files that take from files."""

@@ -1,0 +1,199 @@
+"""Activations and the regularisations that keep the shape."""
+
+from typing import ClassVar, Literal
+
+from cnnspec.ops.base import SameShape, ShapeFault, need_map
+from cnnspec.shapes import Shape
+from cnnspec.signatures import Count, Probability
+
+
+class Relu(SameShape):
+    """max(x, 0). Source: torch.nn.ReLU."""
+
+    name: ClassVar[str] = "relu"
+    torch: ClassVar[str] = "torch.nn.ReLU"
+
+
+class Relu6(SameShape):
+    """min(max(x, 0), 6). Source: torch.nn.ReLU6."""
+
+    name: ClassVar[str] = "relu6"
+    torch: ClassVar[str] = "torch.nn.ReLU6"
+
+
+class LeakyRelu(SameShape):
+    """x, or `negative_slope * x` below 0. Source: torch.nn.LeakyReLU."""
+
+    name: ClassVar[str] = "leaky_relu"
+    torch: ClassVar[str] = "torch.nn.LeakyReLU"
+    negative_slope: float = 0.01
+
+
+class PRelu(SameShape):
+    """As leaky_relu with a learned slope, one or one for each channel. Source: torch.nn.PReLU."""
+
+    name: ClassVar[str] = "prelu"
+    torch: ClassVar[str] = "torch.nn.PReLU"
+    num_parameters: Count = 1
+    init: float = 0.25
+
+    def infer(self, *inputs: Shape) -> Shape:
+        if self.num_parameters != 1 and self.num_parameters != inputs[0][0]:
+            raise ShapeFault(
+                "E0306",
+                f"`prelu` takes 1 slope or one for each of the {inputs[0][0]} channels, got {self.num_parameters}",
+                help=f"write `num_parameters={inputs[0][0]}` or leave it out",
+                argument="num_parameters",
+            )
+        return inputs[0]
+
+    def weights(self, x: Shape) -> dict[str, Shape]:
+        return {"weight": (self.num_parameters,)}
+
+
+class Elu(SameShape):
+    """x, or `alpha * (exp(x) - 1)` below 0. Source: torch.nn.ELU."""
+
+    name: ClassVar[str] = "elu"
+    torch: ClassVar[str] = "torch.nn.ELU"
+    alpha: float = 1.0
+
+
+class Celu(SameShape):
+    """x, or `alpha * (exp(x / alpha) - 1)` below 0. Source: torch.nn.CELU."""
+
+    name: ClassVar[str] = "celu"
+    torch: ClassVar[str] = "torch.nn.CELU"
+    alpha: float = 1.0
+
+
+class Selu(SameShape):
+    """Scaled elu. Source: torch.nn.SELU."""
+
+    name: ClassVar[str] = "selu"
+    torch: ClassVar[str] = "torch.nn.SELU"
+
+
+class Gelu(SameShape):
+    """x times the normal distribution function of x. Source: torch.nn.GELU."""
+
+    name: ClassVar[str] = "gelu"
+    torch: ClassVar[str] = "torch.nn.GELU"
+    approximate: Literal["none", "tanh"] = "none"
+
+
+class Silu(SameShape):
+    """x times sigmoid(x). Source: torch.nn.SiLU."""
+
+    name: ClassVar[str] = "silu"
+    torch: ClassVar[str] = "torch.nn.SiLU"
+
+
+class Mish(SameShape):
+    """x times tanh(softplus(x)). Source: torch.nn.Mish."""
+
+    name: ClassVar[str] = "mish"
+    torch: ClassVar[str] = "torch.nn.Mish"
+
+
+class Softplus(SameShape):
+    """`log(1 + exp(beta * x)) / beta`. Source: torch.nn.Softplus."""
+
+    name: ClassVar[str] = "softplus"
+    torch: ClassVar[str] = "torch.nn.Softplus"
+    beta: float = 1.0
+    threshold: float = 20.0
+
+
+class Tanh(SameShape):
+    """Source: torch.nn.Tanh."""
+
+    name: ClassVar[str] = "tanh"
+    torch: ClassVar[str] = "torch.nn.Tanh"
+
+
+class Sigmoid(SameShape):
+    """Source: torch.nn.Sigmoid."""
+
+    name: ClassVar[str] = "sigmoid"
+    torch: ClassVar[str] = "torch.nn.Sigmoid"
+
+
+class Hardswish(SameShape):
+    """Source: torch.nn.Hardswish."""
+
+    name: ClassVar[str] = "hardswish"
+    torch: ClassVar[str] = "torch.nn.Hardswish"
+
+
+class Hardsigmoid(SameShape):
+    """Source: torch.nn.Hardsigmoid."""
+
+    name: ClassVar[str] = "hardsigmoid"
+    torch: ClassVar[str] = "torch.nn.Hardsigmoid"
+
+
+class Identity(SameShape):
+    """Source: torch.nn.Identity."""
+
+    name: ClassVar[str] = "identity"
+    torch: ClassVar[str] = "torch.nn.Identity"
+
+
+class Softmax(SameShape):
+    """Softmax over the channels or features. Source: torch.nn.Softmax with `dim=1`."""
+
+    name: ClassVar[str] = "softmax"
+    torch: ClassVar[str] = "torch.nn.Softmax"
+
+
+class Dropout(SameShape):
+    """Zero single numbers with probability `p` in training. Source: torch.nn.Dropout."""
+
+    name: ClassVar[str] = "dropout"
+    torch: ClassVar[str] = "torch.nn.Dropout"
+    p: Probability = 0.5
+
+
+class Dropout2d(SameShape):
+    """Zero whole channels with probability `p` in training. Source: torch.nn.Dropout2d."""
+
+    name: ClassVar[str] = "dropout2d"
+    torch: ClassVar[str] = "torch.nn.Dropout2d"
+    p: Probability = 0.5
+
+    def infer(self, *inputs: Shape) -> Shape:
+        return need_map(self.name, inputs[0])
+
+
+class DropPath(SameShape):
+    """Zero whole images with probability `p` in training (stochastic depth by row).
+
+    Source: torchvision.ops.StochasticDepth; Huang et al. 2016, arXiv 1603.09382.
+    """
+
+    name: ClassVar[str] = "drop_path"
+    torch: ClassVar[str] = "torchvision.ops.StochasticDepth"
+    p: Probability
+
+
+class Scale(SameShape):
+    """Times a learned factor for each channel, which starts at `init`.
+
+    Source: LayerScale, Touvron et al. 2021, arXiv 2103.17239, section 2.
+    """
+
+    name: ClassVar[str] = "scale"
+    torch: ClassVar[str] = "torch.mul"
+    init: float = 1.0
+
+    def weights(self, x: Shape) -> dict[str, Shape]:
+        return {"weight": (x[0],)}
+
+
+class Times(SameShape):
+    """Times a constant. Source: torch.mul."""
+
+    name: ClassVar[str] = "times"
+    torch: ClassVar[str] = "torch.mul"
+    factor: float

@@ -1,0 +1,90 @@
+"""What every operator has: settings, a shape rule, weights, and counts."""
+
+from typing import ClassVar
+
+from cnnspec import shapes
+from cnnspec.shapes import Shape
+from cnnspec.signatures import Declared
+
+
+class ShapeFault(Exception):
+    """A shape rule that does not hold.
+
+    Attributes:
+        code: The code of the diagnostic.
+        message: What is wrong.
+        help: The remedy.
+        argument: The argument that the fault is about, where it is about one.
+    """
+
+    def __init__(self, code: str, message: str, *, help: str | None = None, argument: str | None = None) -> None:
+        super().__init__(message)
+        self.code, self.message, self.help, self.argument = code, message, help, argument
+
+
+class Op(Declared):
+    """An operator: its settings are its fields.
+
+    Attributes:
+        torch: The class or function of torch whose meaning it has.
+        counts_as_layer: Whether papers count it into a network's depth.
+        owns_module: Whether it has a module of its own in the built tree.
+        callable: Whether it can be called by name in a spec.
+    """
+
+    name: ClassVar[str] = ""
+    torch: ClassVar[str] = ""
+    counts_as_layer: ClassVar[bool] = False
+    owns_module: ClassVar[bool] = True
+    callable: ClassVar[bool] = True
+
+    def infer(self, *inputs: Shape) -> Shape:
+        """The output shape.
+
+        Raises:
+            ShapeFault: The input cannot be taken.
+        """
+        raise NotImplementedError
+
+    def weights(self, x: Shape) -> dict[str, Shape]:
+        """Learned weights by their key in the `state_dict`, for an input of shape `x`."""
+        return {}
+
+    def macs(self, x: Shape, y: Shape) -> int:
+        """Multiply-adds for one image, for an input of shape `x` and an output of shape `y`."""
+        return 0
+
+
+class SameShape(Op):
+    """An operator that works on each number, or each map, alone: `[N, C, H, W] -> [N, C, H, W]`."""
+
+    def infer(self, *inputs: Shape) -> Shape:
+        return inputs[0]
+
+
+def need_map(name: str, x: Shape) -> tuple[int, int, int]:
+    """Channels, height and width of a map.
+
+    Raises:
+        ShapeFault: The input is flat.
+    """
+    if len(x) != 3:
+        raise ShapeFault(
+            "E0308",
+            f"`{name}` needs a map [N, C, H, W], got flat features {shapes.text(x)}",
+            help=f"put `{name}` in front of `flatten`",
+        )
+    return x[0], x[1], x[2]
+
+
+def need_divisible(name: str, what: str, size: int, by: int, argument: str) -> None:
+    """Raises a `ShapeFault` unless `size` is a multiple of `by`."""
+    if size % by:
+        divisors = [n for n in range(1, size + 1) if size % n == 0] if size <= 65_536 else [1]
+        near = min(divisors, key=lambda n: (abs(n - by), n))
+        raise ShapeFault(
+            "E0306",
+            f"`{name}` cannot divide {size} {what} by {by}",
+            help=f"the nearest divisor of {size} is {near}: write `{argument}={near}`",
+            argument=argument,
+        )

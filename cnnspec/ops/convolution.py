@@ -1,0 +1,169 @@
+"""Convolutions and linear layers."""
+
+from typing import ClassVar, Literal
+
+from cnnspec import shapes
+from cnnspec.inits import InitName
+from cnnspec.ops.base import Op, ShapeFault, need_divisible, need_map
+from cnnspec.shapes import Shape
+from cnnspec.signatures import Count, CountSize, Padding, Size
+
+
+def too_large(name: str, kernel: Size, pad: Size, dilation: Size, x: Shape) -> ShapeFault:
+    """The fault of a window that does not fit into its map."""
+    reach = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))
+    room = (x[1] + 2 * pad[0], x[2] + 2 * pad[1])
+    padded = f", {room[0]}x{room[1]} with its padding" if any(pad) else ""
+    least = max(1, min(x[1], x[2]))
+    return ShapeFault(
+        "E0304",
+        f"the {reach[0]}x{reach[1]} window of `{name}` is larger than the {x[1]}x{x[2]} map{padded}",
+        help=f"use a kernel of at most {least}x{least}, pad more, or take out an earlier stride",
+        argument="kernel",
+    )
+
+
+class Conv(Op):
+    """Convolution, `[N, C, H, W] -> [N, c, H', W']`; see `shapes.window` for H' and W'.
+
+    `pad=same` pads by `dilation * (kernel - 1) / 2` on each side; `depthwise` is `groups=in.c`, and then
+    `c` may be left out.
+
+    Source: torch.nn.Conv2d.
+    """
+
+    name: ClassVar[str] = "conv"
+    torch: ClassVar[str] = "torch.nn.Conv2d"
+    counts_as_layer: ClassVar[bool] = True
+    kernel: CountSize
+    c: Count | None = None
+    stride: CountSize = (1, 1)
+    pad: Padding | Literal["same"] = "same"
+    dilation: CountSize = (1, 1)
+    groups: Count = 1
+    bias: bool = False
+    depthwise: bool = False
+    init: InitName | None = None
+
+    def channels(self, x: Shape) -> int:
+        """Output channels."""
+        if self.c is None and not self.depthwise:
+            raise ShapeFault("E0203", "`conv` is missing its argument `c`", help="give its output channels: `conv 3x3 c=16`")
+        return self.c if self.c is not None else x[0]
+
+    def group_count(self, x: Shape) -> int:
+        """Groups, with `depthwise` resolved."""
+        return x[0] if self.depthwise else self.groups
+
+    def padding(self) -> Size:
+        """Padding in height and width, with `same` resolved."""
+        if not isinstance(self.pad, str):
+            return self.pad
+        kh, kw = self.kernel
+        if kh % 2 == 0 or kw % 2 == 0:
+            raise ShapeFault(
+                "E0305",
+                f"`pad=same` needs an odd kernel, got {kh}x{kw}",
+                help=f"write `pad={max(kh, kw) // 2 if min(kh, kw) > 1 else 0}` or `pad=0` and take the change of size, or use `{kh | 1}x{kw | 1}`",
+                argument="kernel",
+            )
+        return shapes.same_padding(kh, self.dilation[0]), shapes.same_padding(kw, self.dilation[1])
+
+    def infer(self, *inputs: Shape) -> Shape:
+        c, h, w = need_map(self.name, inputs[0])
+        if self.depthwise and self.groups != 1:
+            raise ShapeFault("E0215", "`depthwise` and `groups` exclude each other", help="keep one of the two", argument="groups")
+        out, groups = self.channels(inputs[0]), self.group_count(inputs[0])
+        need_divisible(self.name, "input channels", c, groups, "groups")
+        need_divisible(self.name, "output channels", out, groups, "c" if self.depthwise else "groups")
+        pad = self.padding()
+        height = shapes.window(h, self.kernel[0], self.stride[0], pad[0], self.dilation[0])
+        width = shapes.window(w, self.kernel[1], self.stride[1], pad[1], self.dilation[1])
+        if height < 1 or width < 1:
+            raise too_large(self.name, self.kernel, pad, self.dilation, inputs[0])
+        return out, height, width
+
+    def weights(self, x: Shape) -> dict[str, Shape]:
+        out = self.channels(x)
+        weight = {"weight": (out, x[0] // self.group_count(x), *self.kernel)}
+        return {**weight, "bias": (out,)} if self.bias else weight
+
+    def macs(self, x: Shape, y: Shape) -> int:
+        return shapes.numel(y) * (x[0] // self.group_count(x)) * self.kernel[0] * self.kernel[1]
+
+
+class ConvTranspose(Op):
+    """Transposed convolution, `[N, C, H, W] -> [N, c, H', W']`.
+
+    `H' = (H - 1) stride - 2 pad + dilation (kernel - 1) + out_pad + 1`. Source: torch.nn.ConvTranspose2d.
+    """
+
+    name: ClassVar[str] = "conv_transpose"
+    torch: ClassVar[str] = "torch.nn.ConvTranspose2d"
+    counts_as_layer: ClassVar[bool] = True
+    kernel: CountSize
+    c: Count
+    stride: CountSize = (1, 1)
+    pad: Padding = (0, 0)
+    out_pad: Padding = (0, 0)
+    dilation: CountSize = (1, 1)
+    groups: Count = 1
+    bias: bool = True
+    init: InitName | None = None
+
+    def infer(self, *inputs: Shape) -> Shape:
+        c, *sizes = need_map(self.name, inputs[0])
+        need_divisible(self.name, "input channels", c, self.groups, "groups")
+        need_divisible(self.name, "output channels", self.c, self.groups, "groups")
+        out: list[int] = []
+        for axis, size in enumerate(sizes):
+            if self.out_pad[axis] >= max(self.stride[axis], self.dilation[axis]):
+                raise ShapeFault(
+                    "E0309",
+                    f"`out_pad` must be less than the stride or the dilation, got {self.out_pad[axis]}",
+                    help=f"write `out_pad={max(self.stride[axis], self.dilation[axis]) - 1}` or less",
+                    argument="out_pad",
+                )
+            reach = self.dilation[axis] * (self.kernel[axis] - 1)
+            out.append((size - 1) * self.stride[axis] - 2 * self.pad[axis] + reach + self.out_pad[axis] + 1)
+        if min(out) < 1:
+            raise ShapeFault(
+                "E0304",
+                f"`conv_transpose` would give a {out[0]}x{out[1]} map from {sizes[0]}x{sizes[1]}",
+                help="use less `pad`",
+                argument="pad",
+            )
+        return self.c, out[0], out[1]
+
+    def weights(self, x: Shape) -> dict[str, Shape]:
+        weight = {"weight": (x[0], self.c // self.groups, *self.kernel)}
+        return {**weight, "bias": (self.c,)} if self.bias else weight
+
+    def macs(self, x: Shape, y: Shape) -> int:
+        return shapes.numel(x) * (self.c // self.groups) * self.kernel[0] * self.kernel[1]
+
+
+class Linear(Op):
+    """Linear layer, `[N, F] -> [N, c]`. Source: torch.nn.Linear."""
+
+    name: ClassVar[str] = "linear"
+    torch: ClassVar[str] = "torch.nn.Linear"
+    counts_as_layer: ClassVar[bool] = True
+    c: Count
+    bias: bool = True
+    init: InitName | None = None
+
+    def infer(self, *inputs: Shape) -> Shape:
+        if len(inputs[0]) != 1:
+            raise ShapeFault(
+                "E0307",
+                f"`linear` needs flat features, got the map {shapes.text(inputs[0])}",
+                help="add `flatten` in front of it, or `global_avgpool | flatten`",
+            )
+        return (self.c,)
+
+    def weights(self, x: Shape) -> dict[str, Shape]:
+        return {"weight": (self.c, x[0]), "bias": (self.c,)} if self.bias else {"weight": (self.c, x[0])}
+
+    def macs(self, x: Shape, y: Shape) -> int:
+        return x[0] * self.c

@@ -1,0 +1,80 @@
+"""The joins of branches: `add`, `mul`, `concat`."""
+
+from typing import ClassVar
+
+from cnnspec import shapes
+from cnnspec.ops.base import Op, ShapeFault
+from cnnspec.shapes import Shape
+
+
+class Join(Op):
+    """An operator of several inputs, written with braces."""
+
+    owns_module: ClassVar[bool] = False
+    callable: ClassVar[bool] = False
+
+
+def _projection(first: Shape, other: Shape) -> str | None:
+    """The remedy for a shortcut whose shape differs from the first branch."""
+    if not (shapes.is_map(first) and shapes.is_map(other)):
+        return "flatten both branches, or none"
+    if other[1:] == first[1:]:
+        return f"project the other branch with `conv 1x1 {first[0]}`"
+    for small, large, which in ((first, other, "other"), (other, first, "first")):
+        stride = (-(-large[1] // small[1]), -(-large[2] // small[2]))
+        if stride[0] == stride[1] > 1 and all(shapes.window(large[i], 1, stride[0]) == small[i] for i in (1, 2)):
+            return f"project the {which} branch with `conv 1x1 {small[0]} stride={stride[0]}`"
+    return "give both branches the same kernels, paddings and strides in total"
+
+
+class Add(Join):
+    """Sum of tensors of one shape; never broadcasts. Source: torch.add."""
+
+    name: ClassVar[str] = "add"
+    torch: ClassVar[str] = "torch.add"
+
+    def infer(self, *inputs: Shape) -> Shape:
+        for other in inputs[1:]:
+            if other != inputs[0]:
+                raise ShapeFault("E0301", "cannot add tensors of different shapes", help=_projection(inputs[0], other))
+        return inputs[0]
+
+
+class Mul(Join):
+    """Product; broadcasts over 1x1 maps and over single channels only. Source: torch.mul."""
+
+    name: ClassVar[str] = "mul"
+    torch: ClassVar[str] = "torch.mul"
+
+    def infer(self, *inputs: Shape) -> Shape:
+        result = inputs[0]
+        for other in inputs[1:]:
+            if len(other) != len(result):
+                raise ShapeFault("E0303", "cannot multiply a map with flat features", help="leave `flatten` out, or use it in every branch")
+            channels = {result[0], other[0]} - {1}
+            maps = {result[1:], other[1:]} - {(1, 1)}
+            if len(channels) > 1 or len(maps) > 1:
+                raise ShapeFault(
+                    "E0303",
+                    "cannot multiply tensors of these shapes",
+                    help="the factors must agree in channels and map, or have 1 channel, or a 1x1 map",
+                )
+            result = (max(result[0], other[0]), *(max(a, b) for a, b in zip(result[1:], other[1:], strict=True)))
+        return result
+
+
+class Concat(Join):
+    """The channels of all branches one after the other, `[N, C1 + C2, H, W]`. Source: torch.cat, `dim=1`."""
+
+    name: ClassVar[str] = "concat"
+    torch: ClassVar[str] = "torch.cat"
+
+    def infer(self, *inputs: Shape) -> Shape:
+        for other in inputs[1:]:
+            if other[1:] != inputs[0][1:]:
+                raise ShapeFault(
+                    "E0302",
+                    "cannot concatenate maps of different sizes",
+                    help="give all branches the same stride in total, and padding that keeps the size",
+                )
+        return sum(shape[0] for shape in inputs), *inputs[0][1:]

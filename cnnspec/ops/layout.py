@@ -1,0 +1,132 @@
+"""Operators that move numbers: flatten, resize, shuffle, pad, slice."""
+
+from typing import ClassVar, Literal
+
+from cnnspec import shapes
+from cnnspec.ops.base import Op, ShapeFault, need_divisible, need_map
+from cnnspec.shapes import Shape
+from cnnspec.signatures import Count, CountSize, Interval
+
+
+class Flatten(Op):
+    """`[N, C, H, W] -> [N, C*H*W]`. Source: torch.nn.Flatten."""
+
+    name: ClassVar[str] = "flatten"
+    torch: ClassVar[str] = "torch.nn.Flatten"
+
+    def infer(self, *inputs: Shape) -> Shape:
+        return (shapes.numel(inputs[0]),)
+
+
+class Upsample(Op):
+    """To `factor` times the size, or to `size`. Source: torch.nn.Upsample."""
+
+    name: ClassVar[str] = "upsample"
+    torch: ClassVar[str] = "torch.nn.Upsample"
+    factor: CountSize | None = None
+    size: CountSize | None = None
+    mode: Literal["nearest", "bilinear", "bicubic"] = "nearest"
+    align_corners: bool = False
+
+    def infer(self, *inputs: Shape) -> Shape:
+        c, h, w = need_map(self.name, inputs[0])
+        if (self.factor is None) == (self.size is None):
+            raise ShapeFault("E0203", "`upsample` needs either `factor` or `size`", help="write `upsample 2` or `upsample size=32x32`")
+        if self.align_corners and self.mode == "nearest":
+            raise ShapeFault(
+                "E0215", "`align_corners` has no effect with `mode=nearest`", help="add `mode=bilinear`", argument="align_corners"
+            )
+        if self.size is not None:
+            return c, *self.size
+        assert self.factor is not None
+        return c, h * self.factor[0], w * self.factor[1]
+
+
+class PixelShuffle(Op):
+    """`[N, C*r*r, H, W] -> [N, C, H*r, W*r]` with `r = factor`. Source: torch.nn.PixelShuffle."""
+
+    name: ClassVar[str] = "pixel_shuffle"
+    torch: ClassVar[str] = "torch.nn.PixelShuffle"
+    factor: Count
+
+    def infer(self, *inputs: Shape) -> Shape:
+        c, h, w = need_map(self.name, inputs[0])
+        r = self.factor
+        if c % (r * r):
+            raise ShapeFault(
+                "E0306",
+                f"`pixel_shuffle` cannot divide {c} channels by {r}x{r}",
+                help=f"put `conv 1x1 {-(-c // (r * r)) * r * r}` in front of it",
+                argument="factor",
+            )
+        return c // (r * r), h * r, w * r
+
+
+class ChannelShuffle(Op):
+    """Interleave `groups` groups of channels. Source: torch.nn.ChannelShuffle."""
+
+    name: ClassVar[str] = "channel_shuffle"
+    torch: ClassVar[str] = "torch.nn.ChannelShuffle"
+    groups: Count
+
+    def infer(self, *inputs: Shape) -> Shape:
+        c, h, w = need_map(self.name, inputs[0])
+        need_divisible(self.name, "channels", c, self.groups, "groups")
+        return c, h, w
+
+
+class Pad(Op):
+    """Pad with a constant: `pad 1` all around, `pad 1x2` in height and width, `pad [l, r, t, b]` by side.
+
+    Negative amounts crop. Source: torch.nn.ConstantPad2d.
+    """
+
+    name: ClassVar[str] = "pad"
+    torch: ClassVar[str] = "torch.nn.ConstantPad2d"
+    amounts: tuple[int, ...]
+    value: float = 0.0
+
+    def sides(self) -> tuple[int, int, int, int]:
+        """Left, right, top, bottom."""
+        if len(self.amounts) == 1:
+            return (self.amounts[0],) * 4
+        if len(self.amounts) == 2:
+            height, width = self.amounts
+            return width, width, height, height
+        if len(self.amounts) == 4:
+            left, right, top, bottom = self.amounts
+            return left, right, top, bottom
+        raise ShapeFault(
+            "E0215",
+            f"`pad` takes one amount, a size, or four, got {len(self.amounts)}",
+            help="write `pad 1`, `pad 1x2`, or `pad [left, right, top, bottom]`",
+            argument="amounts",
+        )
+
+    def infer(self, *inputs: Shape) -> Shape:
+        c, h, w = need_map(self.name, inputs[0])
+        left, right, top, bottom = self.sides()
+        height, width = h + top + bottom, w + left + right
+        if height < 1 or width < 1:
+            raise ShapeFault("E0309", f"`pad` would leave a {height}x{width} map of {h}x{w}", help="crop less", argument="amounts")
+        return c, height, width
+
+
+class Slice(Op):
+    """Channels `low` to `high - 1`, `[N, C, ...] -> [N, high - low, ...]`. Source: torch.narrow."""
+
+    name: ClassVar[str] = "slice"
+    torch: ClassVar[str] = "torch.narrow"
+    owns_module: ClassVar[bool] = False
+    range: Interval
+
+    def infer(self, *inputs: Shape) -> Shape:
+        low, high = self.range
+        if not (isinstance(low, int) and isinstance(high, int) and 0 <= low < high <= inputs[0][0]):
+            raise ShapeFault(
+                "E0310",
+                f"`slice {low}..{high}` is not a range of the {inputs[0][0]} channels",
+                help=f"channels count from 0, the end is not included: `slice 0..{inputs[0][0]}` is all of them",
+                argument="range",
+            )
+        return high - low, *inputs[0][1:]

@@ -1,0 +1,296 @@
+"""The words of the `train` section: data sets, augmentations, optimizers, schedules, and the `Recipe`.
+
+Each is a class whose fields are its arguments; the training ring gives it its meaning in one table.
+Learning rates are per step of the optimizer, epochs are passes over the training images.
+"""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from cnnspec.signatures import Bounds, Count, Declared, Interval, NotNegative, Padding, Probability
+
+PositiveFloat = Annotated[float, Bounds(0)]
+
+
+# --- data ----------------------------------------------------------------------------------------
+
+
+class DataSet(Declared):
+    """Images with labels; `classes` is how many labels there are, where that is known beforehand."""
+
+    name: ClassVar[str] = ""
+    classes: ClassVar[int | None] = None
+
+
+class Cifar10(DataSet):
+    """CIFAR-10: 50,000 training images of 3x32x32, 10,000 test images. `val` images are split off."""
+
+    name: ClassVar[str] = "cifar10"
+    classes: ClassVar[int | None] = 10
+    val: Annotated[int, Bounds(0)] = 5000
+
+
+class Cifar100(DataSet):
+    """CIFAR-100: as CIFAR-10 with 100 classes."""
+
+    name: ClassVar[str] = "cifar100"
+    classes: ClassVar[int | None] = 100
+    val: Annotated[int, Bounds(0)] = 5000
+
+
+class FashionMnist(DataSet):
+    """Fashion-MNIST: 60,000 training images of 1x28x28, 10,000 test images."""
+
+    name: ClassVar[str] = "fashion_mnist"
+    classes: ClassVar[int | None] = 10
+    val: Annotated[int, Bounds(0)] = 5000
+
+
+class Mnist(DataSet):
+    """MNIST: 60,000 training images of 1x28x28, 10,000 test images."""
+
+    name: ClassVar[str] = "mnist"
+    classes: ClassVar[int | None] = 10
+    val: Annotated[int, Bounds(0)] = 5000
+
+
+class FashionMini(DataSet):
+    """The part of Fashion-MNIST that comes with the package."""
+
+    name: ClassVar[str] = "fashion_mini"
+    classes: ClassVar[int | None] = 10
+    val: Annotated[int, Bounds(0)] = 500
+
+
+class Folder(DataSet):
+    """A folder of images by class: `train/CLASS/*.png`, `test/`, and `val/` or a share of `train/`."""
+
+    name: ClassVar[str] = "folder"
+    path: str
+    val: Probability = 0.1
+
+
+# --- augmentation --------------------------------------------------------------------------------
+
+
+class Augmentation(Declared):
+    """A random change of training images. Source: `torchvision.transforms.v2`."""
+
+    name: ClassVar[str] = ""
+
+
+class HFlip(Augmentation):
+    """Mirror left and right with probability `p`."""
+
+    name: ClassVar[str] = "hflip"
+    p: Probability = 0.5
+
+
+class VFlip(Augmentation):
+    """Mirror top and bottom with probability `p`."""
+
+    name: ClassVar[str] = "vflip"
+    p: Probability = 0.5
+
+
+class RandomCrop(Augmentation):
+    """Pad by `pad` pixels, then cut out a place of the input's size."""
+
+    name: ClassVar[str] = "random_crop"
+    pad: Padding = (4, 4)
+    mode: Literal["zeros", "reflect", "edge"] = "zeros"
+
+
+class RandomResizedCrop(Augmentation):
+    """Cut out a part of relative area `scale` and aspect `ratio`, resize it to the input's size."""
+
+    name: ClassVar[str] = "random_resized_crop"
+    scale: Interval = Interval((0.08, 1.0))
+    ratio: Interval = Interval((3 / 4, 4 / 3))
+
+
+class Rotate(Augmentation):
+    """Rotate by up to `degrees` to either side."""
+
+    name: ClassVar[str] = "rotate"
+    degrees: NotNegative
+
+
+class ColorJitter(Augmentation):
+    """Change brightness, contrast, saturation and hue by up to the given factors."""
+
+    name: ClassVar[str] = "color_jitter"
+    brightness: NotNegative = 0.0
+    contrast: NotNegative = 0.0
+    saturation: NotNegative = 0.0
+    hue: Annotated[float, Bounds(0, 0.5)] = 0.0
+
+
+class RandomErasing(Augmentation):
+    """Blank a rectangle with probability `p`."""
+
+    name: ClassVar[str] = "random_erasing"
+    p: Probability = 0.5
+    scale: Interval = Interval((0.02, 0.33))
+    ratio: Interval = Interval((0.3, 3.3))
+
+
+# --- optimizers and schedules --------------------------------------------------------------------
+
+
+class Optimizer(Declared):
+    """How weights are updated. Source: `torch.optim`."""
+
+    name: ClassVar[str] = ""
+    lr: PositiveFloat
+
+
+class Sgd(Optimizer):
+    """torch.optim.SGD."""
+
+    name: ClassVar[str] = "sgd"
+    lr: PositiveFloat = 0.1
+    momentum: NotNegative = 0.0
+    weight_decay: NotNegative = 0.0
+    nesterov: bool = False
+
+
+class Adam(Optimizer):
+    """torch.optim.Adam."""
+
+    name: ClassVar[str] = "adam"
+    lr: PositiveFloat = 1e-3
+    weight_decay: NotNegative = 0.0
+    beta1: Probability = 0.9
+    beta2: Probability = 0.999
+
+
+class AdamW(Optimizer):
+    """torch.optim.AdamW."""
+
+    name: ClassVar[str] = "adamw"
+    lr: PositiveFloat = 1e-3
+    weight_decay: NotNegative = 0.01
+    beta1: Probability = 0.9
+    beta2: Probability = 0.999
+
+
+class RmsProp(Optimizer):
+    """torch.optim.RMSprop."""
+
+    name: ClassVar[str] = "rmsprop"
+    lr: PositiveFloat = 1e-2
+    momentum: NotNegative = 0.0
+    weight_decay: NotNegative = 0.0
+    alpha: Probability = 0.99
+
+
+class Schedule(Declared):
+    """How the learning rate changes. Source: `torch.optim.lr_scheduler`."""
+
+    name: ClassVar[str] = ""
+
+
+class ConstantRate(Schedule):
+    """The learning rate stays."""
+
+    name: ClassVar[str] = "constant"
+
+
+class MultiStep(Schedule):
+    """Multiply by `gamma` after each epoch in `at`."""
+
+    name: ClassVar[str] = "multistep"
+    at: tuple[int, ...]
+    gamma: NotNegative = 0.1
+
+
+class Step(Schedule):
+    """Multiply by `gamma` every `every` epochs."""
+
+    name: ClassVar[str] = "step"
+    every: Count
+    gamma: NotNegative = 0.1
+
+
+class Cosine(Schedule):
+    """Half a cosine from the optimizer's rate down to `end`, over the whole run, step by step."""
+
+    name: ClassVar[str] = "cosine"
+    end: NotNegative = 0.0
+
+
+class OneCycle(Schedule):
+    """Up to the optimizer's rate over the share `warmup` of all steps, then down to nearly 0.
+
+    Source: Smith and Topin 2017, arXiv 1708.07120; torch's OneCycleLR with `max_lr` = the optimizer's `lr`.
+    """
+
+    name: ClassVar[str] = "onecycle"
+    warmup: Probability = 0.3
+    anneal: Literal["cos", "linear"] = "cos"
+
+
+def _table(base: type[Declared]) -> dict[str, Any]:
+    return {kind.name: kind for kind in base.__subclasses__()}
+
+
+DATA_SETS: dict[str, type[DataSet]] = _table(DataSet)
+AUGMENTATIONS: dict[str, type[Augmentation]] = _table(Augmentation)
+OPTIMIZERS: dict[str, type[Optimizer]] = _table(Optimizer)
+SCHEDULES: dict[str, type[Schedule]] = _table(Schedule)
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+class Setting(BaseModel):
+    """A named choice with every argument filled in, as it is stored in a Model and in `result.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    args: dict[str, bool | int | float | str | tuple[int | float, ...] | None] = {}
+
+    @classmethod
+    def of(cls, declared: Declared) -> "Setting":
+        return cls(name=declared.name, args={k: tuple(v) if isinstance(v, tuple) else v for k, v in declared.settings().items()})
+
+
+class Recipe(BaseModel):
+    """How a network is trained; what a spec leaves out has the default given here.
+
+    Attributes:
+        epochs: Passes over the training images.
+        batch: Images per step, over all devices together.
+        ema: Decay of an exponential moving average of the weights, tested in place of the weights.
+        early_stop: Epochs without a better validation accuracy after which training ends.
+        stated: The fields that the spec itself states.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: Setting = Setting.of(Cifar10())
+    augment: tuple[Setting, ...] = ()
+    optimizer: Setting = Setting.of(AdamW())
+    schedule: Setting = Setting.of(Cosine())
+    epochs: int = 20
+    batch: int = 128
+    seed: int = 42
+    label_smoothing: float = 0.0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    ema: float | None = None
+    early_stop: int | None = None
+    stated: tuple[str, ...] = ()
+
+
+class Scalars(Declared):
+    """The entries of one value; their types and bounds."""
+
+    name: ClassVar[str] = "train"
+    epochs: Count = 20
+    batch: Count = 128
+    seed: Annotated[int, Bounds(0)] = 42
+    label_smoothing: Annotated[float, Bounds(0, 0.999)] = 0.0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    ema: Annotated[float, Bounds(0, 1)] | None = None
+    early_stop: Count | None = None

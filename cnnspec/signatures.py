@@ -1,0 +1,160 @@
+"""What a callee takes: typed parameters, read off a class, and the values of the language.
+
+Operators, initialisations, optimizers, schedules, augmentations and data sets are classes whose
+annotations are their parameters; blocks state theirs in the language. Both are bound by the same rules.
+"""
+
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Final, Literal, Union, dataclass_transform, get_args, get_origin
+
+Size = tuple[int, int]
+"""Height and width."""
+
+
+class Interval(tuple[float, float]):
+    """`low..high`."""
+
+
+class OpName(str):
+    """The name of an operator as a value, `act=gelu`."""
+
+
+class Word(str):
+    """One of an argument's own words, `mode=fan_out`."""
+
+
+Value = bool | int | float | str | Size | Interval | OpName | Word | tuple[Any, ...] | None
+
+REQUIRED: Final = type("Required", (), {"__repr__": lambda self: "required"})()
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The least and the greatest value that makes sense."""
+
+    least: float | None = None
+    greatest: float | None = None
+
+
+Count = Annotated[int, Bounds(1)]
+CountSize = Annotated[Size, Bounds(1)]
+Padding = Annotated[Size, Bounds(0)]
+NotNegative = Annotated[float, Bounds(0)]
+Probability = Annotated[float, Bounds(0, 1)]
+
+Kind = Literal["int", "float", "bool", "size", "op", "str", "interval", "list", "word"]
+
+_KINDS: dict[Any, Kind] = {int: "int", float: "float", bool: "bool", str: "str", Size: "size", Interval: "interval", OpName: "op"}
+_PHRASES: dict[str, str] = {
+    "int": "an integer",
+    "float": "a number",
+    "bool": "`true` or `false`",
+    "size": "a size like `3x3`",
+    "op": "the name of an operator",
+    "str": "a string in quotes",
+    "interval": "a range like `0.8..1.0`",
+    "list": "a list like `[100, 150]`",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Type:
+    """The type of a parameter: a kind of value, or one of some words, or both."""
+
+    kind: Kind
+    words: tuple[str, ...] = ()
+    bounds: Bounds = Bounds()
+    optional: bool = False
+
+    def __str__(self) -> str:
+        words = " or ".join(f"`{word}`" for word in self.words)
+        if self.kind == "word":
+            return words
+        return _PHRASES[self.kind] + (f" or {words}" if words else "")
+
+
+def type_of(annotation: Any) -> Type:
+    """The language's type for a Python annotation."""
+    bounds, optional, words, kind = Bounds(), False, (), None
+    members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    for member in members:
+        if get_origin(member) is Annotated:
+            member, bounds = get_args(member)
+        if member is type(None):
+            optional = True
+        elif get_origin(member) is Literal:
+            words = get_args(member)
+        elif member in _KINDS:
+            kind = _KINDS[member]
+        else:
+            kind = "list"
+    return Type(kind or "word", words, bounds, optional)
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter of a callee; `default` is `REQUIRED` where it has none."""
+
+    name: str
+    type: Type
+    default: Any = REQUIRED
+    once: bool = False
+
+    @property
+    def required(self) -> bool:
+        return self.default is REQUIRED
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+class Declared:
+    """A callee whose annotated fields are its parameters, in their order; instances are values.
+
+    Two instances are equal when they are of one class and have equal settings.
+    """
+
+    name: ClassVar[str]
+    """What the language calls it."""
+    parameters: ClassVar[Mapping[str, Parameter]] = {}
+
+    def __init_subclass__(cls) -> None:
+        own = {
+            name: Parameter(name, type_of(annotation), cls.__dict__.get(name, REQUIRED))
+            for name, annotation in cls.__annotations__.items()
+            if get_origin(annotation) is not ClassVar
+        } if "__annotations__" in cls.__dict__ else {}
+        cls.parameters = {**cls.parameters, **own}
+
+    def __init__(self, **settings: Any) -> None:
+        for name, parameter in self.parameters.items():
+            value = settings.pop(name, parameter.default)
+            if value is REQUIRED:
+                raise TypeError(f"{self.name} needs `{name}`")
+            object.__setattr__(self, name, value)
+        if settings:
+            raise TypeError(f"{self.name} has no `{next(iter(settings))}`")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"{self.name} is frozen")
+
+    def settings(self) -> dict[str, Any]:
+        """Every parameter with its value."""
+        return {name: getattr(self, name) for name in self.parameters}
+
+    def changed(self) -> dict[str, Any]:
+        """The parameters whose value is not the default."""
+        return {n: v for n, v in self.settings().items() if v != self.parameters[n].default}
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.settings() == other.settings()  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash((type(self), *self.settings().values()))
+
+    def __repr__(self) -> str:
+        inner = ", ".join(f"{name}={value!r}" for name, value in self.changed().items())
+        return f"{type(self).__name__}({inner})"
+
+    def __str__(self) -> str:
+        return self.name
