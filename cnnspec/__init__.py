@@ -1,0 +1,29 @@
+"""A declarative compiler for convolutional networks: text, check, torch module, training.
+
+`load`, `loads`, `check` and `format` need no torch; `build` imports it when it is called.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cnnspec.compiler import build, check, format, load, loads
+    from cnnspec.diagnostics import CnnspecError, Diagnostic
+    from cnnspec.ir import Graph, Model
+
+__version__ = "0.1.0"
+__all__ = ["CnnspecError", "Diagnostic", "Graph", "Model", "build", "check", "format", "load", "loads"]
+
+_HOMES = {
+    **dict.fromkeys(("build", "check", "format", "load", "loads"), "cnnspec.compiler"),
+    **dict.fromkeys(("CnnspecError", "Diagnostic"), "cnnspec.diagnostics"),
+    **dict.fromkeys(("Graph", "Model"), "cnnspec.ir"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'cnnspec' has no attribute {name!r}")

@@ -119,3 +119,9 @@ INITS: dict[str, type[InitScheme]] = {
 
 InitName = Literal["kaiming_normal", "kaiming_uniform", "xavier_normal", "xavier_uniform", "zero", "dirac", "orthogonal"]
 """The initialisations that need no argument and so can be named in a call."""
+
+FlatInitName = Literal["kaiming_normal", "kaiming_uniform", "xavier_normal", "xavier_uniform", "zero", "orthogonal"]
+"""Those of them that a matrix can start with."""
+
+NORM_INITS = ("constant", "zero", "normal", "trunc_normal", "uniform")
+"""The initialisations of a weight of one axis."""

@@ -3,7 +3,7 @@
 from typing import ClassVar, Literal
 
 from cnnspec import shapes
-from cnnspec.inits import InitName
+from cnnspec.inits import FlatInitName, InitName
 from cnnspec.ops.base import Op, ShapeFault, need_divisible, need_map
 from cnnspec.shapes import Shape
 from cnnspec.signatures import Count, CountSize, Padding, Size
@@ -151,7 +151,7 @@ class Linear(Op):
     counts_as_layer: ClassVar[bool] = True
     c: Count
     bias: bool = True
-    init: InitName | None = None
+    init: FlatInitName | None = None
 
     def infer(self, *inputs: Shape) -> Shape:
         if len(inputs[0]) != 1:

@@ -1,0 +1,557 @@
+"""Binding: every call to what it calls, every argument to its parameter, every word to its meaning.
+
+No shape is known yet. A statement at fault becomes `Broken`, so that the check can go on behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cnnspec import ir, tree
+from cnnspec.diagnostics import Diagnostic, Label, Report, Span, did_you_mean
+from cnnspec.expressions import literal
+from cnnspec.ops import OPS
+from cnnspec.scopes import FileScope
+from cnnspec.signatures import Bounds, Parameter, Type
+from cnnspec.syntax import TOP_WORDS
+
+BLOCK_TYPES = {"int": Type("int"), "float": Type("float"), "bool": Type("bool"), "size": Type("size"), "op": Type("op"), "str": Type("str")}
+_REPEAT = Type("int", bounds=Bounds(1))
+_MAX_CHAIN = 48
+
+
+class Fault(Exception):
+    """A statement or element that cannot be elaborated; its diagnostic is reported already."""
+
+
+@dataclass
+class Places:
+    """The side table from the numbers in a Model to the places in the text."""
+
+    spans: list[Span | None] = field(default_factory=lambda: [None])
+
+    def add(self, span: Span) -> int:
+        self.spans.append(span)
+        return len(self.spans) - 1
+
+    def __getitem__(self, origin: int) -> Span | None:
+        return self.spans[origin] if 0 <= origin < len(self.spans) else None
+
+
+@dataclass(frozen=True)
+class Names:
+    """What an expression can name: variables, with the type where it is known, and the file around."""
+
+    file: FileScope
+    variables: dict[str, Type | None]
+
+    def with_variable(self, name: str, type_: Type | None = None) -> Names:
+        return Names(self.file, {**self.variables, name: type_})
+
+
+class Binder:
+    """Turns the trees of one compilation into pieces of a Model.
+
+    Attributes:
+        places: Where each piece was written.
+        blocks: The blocks that are called, by their key.
+    """
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        self.places = Places()
+        self.blocks: dict[str, ir.Block] = {}
+        self._keys: dict[int, str] = {}
+        self._signatures: dict[int, dict[str, Parameter]] = {}
+        self._open: list[tuple[tree.Block, Span]] = []
+
+    def fail(
+        self,
+        code: str,
+        message: str,
+        span: Span,
+        *,
+        caption: str = "",
+        help: str | None = None,
+        labels: Sequence[Label] = (),
+        notes: Sequence[str] = (),
+    ) -> Fault:
+        """Reports an error and gives the exception to raise where nothing can follow."""
+        self.report.add(Diagnostic(code, message, span, caption, tuple(labels), tuple(notes), help))
+        return Fault()
+
+    # --- expressions -----------------------------------------------------------------------------
+
+    def expr(self, node: tree.Expr, names: Names, type_: Type | None = None) -> ir.Expr:
+        """An expression with every name resolved; `type_` tells which bare words have a meaning.
+
+        Raises:
+            Fault: It names something unknown.
+        """
+        at = self.places.add(node.span)
+
+        def make(kind: str, *parts: tree.Expr, value: ir.Scalar | None = None, inner: Type | None = None) -> ir.Expr:
+            return ir.Expr(kind=kind, value=value, parts=tuple(self.expr(part, names, inner) for part in parts), origin=at)
+
+        match node:
+            case tree.Number() | tree.Figure():
+                return make("number", value=node.value)
+            case tree.Bool():
+                return make("bool", value=node.value)
+            case tree.Text():
+                return make("text", value=node.value)
+            case tree.SizeLiteral():
+                sizes = tuple(ir.Expr(kind="number", value=size, origin=at) for size in (node.height, node.width))
+                return ir.Expr(kind="size", parts=sizes, origin=at)
+            case tree.Name():
+                return self._name(node, names, type_, at)
+            case tree.Dim():
+                return make("dim", value=node.axis)
+            case tree.Unary():
+                return make("neg" if node.operator == "-" else "not", node.operand)
+            case tree.Binary():
+                return make(node.operator, node.left, node.right)
+            case tree.FunctionCall():
+                return make("call", *node.args, value=node.function)
+            case tree.Choice():
+                condition = self.expr(node.condition, names)
+                branches = tuple(self.expr(part, names, type_) for part in (node.then, node.otherwise))
+                return ir.Expr(kind="choice", parts=(condition, *branches), origin=at)
+            case tree.Interval():
+                return make("interval", node.low, node.high)
+            case tree.ListLiteral():
+                return make("list", *node.items)
+            case tree.Group():
+                return self.expr(node.inner, names, type_)
+
+    def _name(self, node: tree.Name, names: Names, type_: Type | None, at: int) -> ir.Expr:
+        word = node.name
+        if word in names.variables:
+            return ir.Expr(kind="name", value=word, origin=at)
+        if type_ is not None and word in type_.words:
+            return ir.Expr(kind="word", value=word, origin=at)
+        if word in OPS and (type_ is None or type_.kind == "op"):
+            return ir.Expr(kind="op", value=word, origin=at)
+        known = [*names.variables, *(type_.words if type_ else ()), *(OPS if type_ is None or type_.kind == "op" else ())]
+        help = did_you_mean(word, known)
+        if word == "classes":
+            help = "state how many there are: `classes 10`"
+        elif help is None and type_ is not None and type_.words:
+            help = f"the words here are {', '.join(f'`{w}`' for w in type_.words)}"
+        elif help is None and type_ is not None and type_.kind == "str":
+            help = f'a text stands in quotes: `"{word}"`'
+        elif help is None:
+            help = f"define it with `let {word} = ...`, or at the top of the file with `param {word} = ...`"
+        raise self.fail("E0207", f"unknown name `{word}`", node.span, help=help)
+
+    # --- calls -----------------------------------------------------------------------------------
+
+    def bind(
+        self,
+        callee: str,
+        args: Iterable[tree.Argument],
+        parameters: Mapping[str, Parameter],
+        names: Names,
+        span: Span,
+        *,
+        repeatable: bool = False,
+        complete: bool = True,
+    ) -> dict[str, ir.Expr]:
+        """Arguments by the names of their parameters.
+
+        Raises:
+            Fault: At least one argument is at fault; all that are have been reported.
+        """
+        bound: dict[str, ir.Expr] = {}
+        first: dict[str, Span] = {}
+        queue = list(parameters)
+        known = {**parameters, **({"repeat": Parameter("repeat", _REPEAT), "name": Parameter("name", Type("str"))} if repeatable else {})}
+        failed = keyword_seen = False
+        for arg in args:
+            name, value = arg.name, arg.value
+            flag = name is None and isinstance(value, tree.Name) and value.name in parameters and parameters[value.name].type.kind == "bool"
+            try:
+                if flag:
+                    assert isinstance(value, tree.Name)
+                    name = value.name
+                elif name is None:
+                    while queue and queue[0] in bound:
+                        queue.pop(0)
+                    if keyword_seen:
+                        raise self.fail("E0205", "positional arguments come first", arg.span, help=self._say_by_name(queue, bound, arg))
+                    if not queue:
+                        raise self._too_many(callee, parameters, names, arg)
+                    name = queue.pop(0)
+                else:
+                    keyword_seen = keyword_seen or name != "repeat"
+                if name not in known:
+                    near = did_you_mean(name, known)
+                    takes = f"`{callee}` takes {', '.join(f'`{n}`' for n in known)}" if known else f"`{callee}` takes no arguments"
+                    raise self.fail("E0202", f"`{callee}` has no argument `{name}`", _name_span(arg), help=near or takes)
+                if name in bound:
+                    raise self.fail("E0206", f"`{name}` is given twice", arg.span, labels=[Label(first[name], "given here first")], help="keep one of the two")
+                first[name] = arg.span
+                if flag:
+                    bound[name] = ir.Expr(kind="bool", value=True, origin=self.places.add(arg.span))
+                else:
+                    bound[name] = self.expr(value, names, known[name].type)
+            except Fault:
+                failed = True
+                if name is not None and name in known:
+                    bound.setdefault(name, ir.Expr(kind="number", value=0))
+        if complete:
+            for name, default in names.file.defaults.get(callee, {}).items():
+                bound.setdefault(name, default)
+            missing = [p for p in parameters.values() if p.required and p.name not in bound]
+            if missing and not failed:
+                listed = ", ".join(f"`{p.name}`" for p in missing)
+                example = " ".join(f"{p.name}=..." for p in missing)
+                self.fail(
+                    "E0203",
+                    f"`{callee}` is missing its argument{'s' if len(missing) > 1 else ''} {listed}",
+                    span,
+                    help=f"add `{example}`: {missing[0].name} is {missing[0].type}",
+                )
+                failed = True
+        if failed:
+            raise Fault
+        return bound
+
+    @staticmethod
+    def _say_by_name(queue: list[str], bound: Mapping[str, Any], arg: tree.Argument) -> str:
+        free = [name for name in queue if name not in bound]
+        text = arg.span.source.text[arg.span.start : arg.span.end]
+        return f"write `{free[0]}={text}`" if free else "remove it"
+
+    def _too_many(self, callee: str, parameters: Mapping[str, Parameter], names: Names, arg: tree.Argument) -> Fault:
+        value = arg.value
+        takes = f"`{callee}` takes {', '.join(f'`{n}`' for n in parameters)}" if parameters else f"`{callee}` takes no arguments"
+        if isinstance(value, tree.Name) and value.name not in names.variables:
+            help = did_you_mean(value.name, parameters) or takes
+            return self.fail("E0202", f"`{callee}` has no flag `{value.name}`", arg.span, help=help)
+        return self.fail("E0205", f"`{callee}` has too many arguments", arg.span, help=f"{takes}; elements are joined by `|`")
+
+    def call(self, node: tree.Call | tree.Each, args: Sequence[tree.Argument], names: Names, repeat: int | None = None) -> ir.Call:
+        """A call of an operator, a block, or a parameter that holds an operator.
+
+        Raises:
+            Fault: The callee is unknown or an argument is at fault.
+        """
+        callee, span = node.callee, node.callee_span
+        key, variable = callee, False
+        kind = names.variables.get(callee)
+        if callee in names.variables and (kind is None or kind.kind == "op"):
+            variable = True
+            parameters: Mapping[str, Parameter] = {}
+        else:
+            found = names.file.find_block(callee)
+            if found is not None:
+                key = self.block(found[0], found[1], span)
+                parameters = self.signature(found[0], found[1])
+            elif callee in OPS:
+                parameters = OPS[callee].parameters
+            else:
+                raise self._unknown_callee(callee, span, names)
+        bound = self.bind(callee, args, parameters, names, span, repeatable=True)
+        count = bound.pop("repeat", None)
+        if repeat is not None and count is not None:
+            raise self.fail("E0206", "the repeat is given twice", span, help=f"keep `x{repeat}` or `repeat=`")
+        if repeat is not None:
+            count = ir.Expr(kind="number", value=repeat, origin=self.places.add(span))
+        name = bound.pop("name", None)
+        return ir.Call(callee=key, variable=variable, args=bound, repeat=count, name=name, origin=self.places.add(span))
+
+    def _unknown_callee(self, callee: str, span: Span, names: Names) -> Fault:
+        if callee in TOP_WORDS:
+            help = f"`{callee}` is a statement of the top of a file; is a `}}` missing in front of it?"
+        elif callee in names.variables:
+            help = f"`{callee}` is a value; an operator handed to a block has the type `op`: `{callee}: op = relu`"
+        elif callee in _TORCH_WORDS:
+            help = f"write `{_TORCH_WORDS[callee]}`"
+        else:
+            help = did_you_mean(callee, [*OPS, *names.file.block_names(), *names.variables]) or "`cnnspec list` shows operators and blocks"
+        return self.fail("E0201", f"unknown operator or block `{callee}`", span, help=help)
+
+    # --- blocks ----------------------------------------------------------------------------------
+
+    def signature(self, scope: FileScope, block: tree.Block) -> dict[str, Parameter]:
+        """What a block takes, by its definition; an unreadable type counts as an integer."""
+        known = self._signatures.get(id(block))
+        if known is None:
+            known = {}
+            for parameter in block.parameters:
+                type_ = BLOCK_TYPES.get(parameter.type or "") or self._type_of_default(parameter)
+                default = Parameter("", type_).default if parameter.default is None else parameter.default
+                known[parameter.name] = Parameter(parameter.name, type_, default, parameter.once)
+            self._signatures[id(block)] = known
+        return known
+
+    @staticmethod
+    def _type_of_default(parameter: tree.BlockParameter) -> Type:
+        value = parameter.default
+        while isinstance(value, (tree.Group, tree.Choice)):
+            value = value.inner if isinstance(value, tree.Group) else value.then
+        match value:
+            case tree.Bool():
+                return BLOCK_TYPES["bool"]
+            case tree.Text():
+                return BLOCK_TYPES["str"]
+            case tree.SizeLiteral():
+                return BLOCK_TYPES["size"]
+            case tree.Number() if isinstance(value.value, float):
+                return BLOCK_TYPES["float"]
+            case tree.Unary() if value.operator == "-" and isinstance(value.operand, tree.Number) and isinstance(value.operand.value, float):
+                return BLOCK_TYPES["float"]
+            case tree.Unary() if value.operator == "not":
+                return BLOCK_TYPES["bool"]
+            case tree.Binary() if value.operator in ("and", "or", "==", "!=", "<", "<=", ">", ">="):
+                return BLOCK_TYPES["bool"]
+            case tree.Name() if value.name in OPS:
+                return BLOCK_TYPES["op"]
+            case _:
+                return BLOCK_TYPES["int"]
+
+    def block(self, scope: FileScope, block: tree.Block, called_at: Span | None) -> str:
+        """The key of a block in the Model; elaborates it when it is first called.
+
+        Raises:
+            Fault: It calls itself, or blocks call one another too deeply.
+        """
+        for index, (other, _) in enumerate(self._open):
+            if other is block and called_at is not None:
+                names = [b.name for b, _ in self._open[index:]] + [block.name]
+                through = f" through {' -> '.join(f'`{n}`' for n in names)}" if len(names) > 2 else ""
+                raise self.fail(
+                    "E0210",
+                    f"the block `{block.name}` calls itself{through}",
+                    called_at,
+                    labels=[Label(block.name_span, "defined here")],
+                    help="repeat a part with `repeat n { ... }`; a block cannot call itself",
+                )
+        key = self._keys.get(id(block))
+        if key is not None:
+            return key
+        if len(self._open) >= _MAX_CHAIN and called_at is not None:
+            raise self.fail("E0405", f"blocks call one another deeper than the limit of {_MAX_CHAIN}", called_at, help="join some of the blocks")
+        key = block.name
+        while key in self._keys.values():
+            key += "_"
+        self._keys[id(block)] = key
+        self._open.append((block, called_at or block.name_span))
+        try:
+            self.blocks[key] = self._block(scope, block)
+        finally:
+            self._open.pop()
+        return key
+
+    def _block(self, scope: FileScope, block: tree.Block) -> ir.Block:
+        self._check_header(block)
+        signature = self.signature(scope, block)
+        names = Names(scope, scope.variables())
+        parameters: list[ir.BlockParameter] = []
+        for parameter in block.parameters:
+            type_ = signature[parameter.name].type
+            default = None
+            if parameter.default is not None:
+                try:
+                    default = self.expr(parameter.default, names, type_)
+                except Fault:
+                    default = ir.Expr(kind="number", value=0)
+            origin = self.places.add(parameter.span)
+            parameters.append(
+                ir.BlockParameter(name=parameter.name, type=type_.kind, default=default, once=parameter.once, origin=origin)  # type: ignore[arg-type]
+            )
+            names = names.with_variable(parameter.name, type_)
+        body = self.statements(block.body, names)
+        constants = {name: literal(value) for name, value in scope.constants.items() if name not in signature}
+        return ir.Block(
+            name=block.name, parameters=tuple(parameters), body=body, constants=constants, origin=self.places.add(block.name_span)
+        )
+
+    def _check_header(self, block: tree.Block) -> None:
+        seen: dict[str, Span] = {}
+        for parameter in block.parameters:
+            if parameter.name in seen:
+                labels = [Label(seen[parameter.name], "the first one")]
+                self.fail("E0211", f"the parameter `{parameter.name}` is defined twice", parameter.span, labels=labels, help="rename one of the two")
+            if parameter.name in ("repeat", "name"):
+                self.fail("E0211", f"a parameter cannot be called `{parameter.name}`", parameter.span, help="every call takes `repeat` and `name`; choose another word")
+            if parameter.type is not None and parameter.type not in BLOCK_TYPES:
+                help = did_you_mean(parameter.type, BLOCK_TYPES) or f"the types are {', '.join(BLOCK_TYPES)}"
+                self.fail("E0204", f"there is no type `{parameter.type}`", parameter.span, help=help)
+            if parameter.once and parameter.default is None:
+                self.fail(
+                    "E0203",
+                    f"the `once` parameter `{parameter.name}` needs a default",
+                    parameter.span,
+                    help=f"the later calls of a repeat get it: `once {parameter.name} = ...`",
+                )
+            seen[parameter.name] = parameter.span
+
+    # --- statements and elements -----------------------------------------------------------------
+
+    def statements(self, body: Iterable[tree.Statement], names: Names) -> tuple[ir.Statement, ...]:
+        """A body; a statement at fault is replaced by one that is `Broken`."""
+        out: list[ir.Statement] = []
+        for statement in body:
+            at = self.places.add(statement.span)
+            try:
+                match statement:
+                    case tree.Let():
+                        out.append(ir.Let(name=statement.name, value=self.expr(statement.value, names), origin=at))
+                        names = names.with_variable(statement.name)
+                    case tree.Require():
+                        out.append(ir.Require(condition=self.expr(statement.condition, names), message=statement.message, origin=at))
+                    case tree.Flow():
+                        out.append(self.flow(statement, names))
+            except Fault:
+                out.append(self._broken(statement, at))
+                if isinstance(statement, tree.Let):
+                    names = names.with_variable(statement.name)
+        return tuple(out)
+
+    @staticmethod
+    def _broken(statement: tree.Statement, at: int) -> ir.Flow:
+        label = statement.label if isinstance(statement, tree.Flow) else None
+        return ir.Flow(
+            label=label.name if label else None, counted=label is not None and label.word and label.name == "stage", elements=(ir.Broken(origin=at),), origin=at
+        )
+
+    def flow(self, node: tree.Flow, names: Names) -> ir.Flow:
+        """A pipeline; its elements are elaborated one by one, so that each fault is reported.
+
+        Raises:
+            Fault: At least one element is at fault.
+        """
+        elements: list[ir.Element] = []
+        failed = False
+        for index, element in enumerate(node.elements):
+            try:
+                if index and isinstance(element, (tree.In, tree.Reference)):
+                    word = "in" if isinstance(element, tree.In) else f"@{element.label}"
+                    raise self.fail("E0216", f"`{word}` behind a `|` throws away what flows in", element.span, help=f"start a pipeline with it, or join both: `concat {{ ...; {word} }}`")
+                if isinstance(element, tree.Nothing) and len(node.elements) > 1:
+                    raise self.fail("E0216", "`nothing` stands alone in its branch", element.span, help="remove the other elements, or `nothing`")
+                elements.append(self.element(element, names))
+            except Fault:
+                failed = True
+        condition = self.expr(node.condition, names) if node.condition is not None else None
+        if failed:
+            raise Fault
+        label = node.label
+        span = label.span if label else getattr(node.elements[0], "callee_span", node.elements[0].span)
+        return ir.Flow(
+            label=label.name if label else None,
+            counted=label is not None and label.word and label.name == "stage",
+            elements=tuple(elements),
+            condition=condition,
+            origin=self.places.add(span),
+        )
+
+    def element(self, node: tree.Element, names: Names) -> ir.Element:
+        """One element of a pipeline.
+
+        Raises:
+            Fault: It is at fault.
+        """
+        at = self.places.add(node.span)
+        match node:
+            case tree.Call():
+                return self.call(node, node.args, names, node.repeat)
+            case tree.Braces():
+                return ir.Braces(body=self.statements(node.body, names), origin=at)
+            case tree.Repeat():
+                inner = names.with_variable(node.variable, BLOCK_TYPES["int"]) if node.variable else names
+                return ir.Repeat(count=self.expr(node.count, names), variable=node.variable, body=self.statements(node.body, inner), origin=at)
+            case tree.Join():
+                if not any(isinstance(statement, tree.Flow) for statement in node.body):
+                    raise self.fail("E0216", f"`{node.kind}` has no branch", node.span, help="write one statement for each branch into its braces")
+                return ir.Join(join=node.kind, body=self.statements(node.body, names), origin=at)
+            case tree.If():
+                return ir.If(
+                    condition=self.expr(node.condition, names),
+                    then=self.statements(node.then, names),
+                    otherwise=self.statements(node.otherwise or (), names),
+                    origin=at,
+                )
+            case tree.Each():
+                return self._each(node, names, at)
+            case tree.Reference():
+                return ir.Reference(label=node.label, origin=at)
+            case tree.In():
+                return ir.In(origin=at)
+            case tree.Nothing():
+                return ir.Nothing(origin=at)
+
+    def _each(self, node: tree.Each, names: Names, at: int) -> ir.Braces:
+        """A table as the calls that it stands for."""
+        flows: list[ir.Flow] = []
+        failed = False
+        for row in node.rows:
+            if len(row.cells) != len(node.columns):
+                self.fail(
+                    "E0205",
+                    f"the row has {len(row.cells)} values for {len(node.columns)} columns",
+                    row.span,
+                    labels=[Label(node.columns[0].span.to(node.columns[-1].span), f"{len(node.columns)} columns")],
+                    help="give one value for each column; put a negative value or an expression in parentheses",
+                )
+                failed = True
+                continue
+            cells = [tree.Argument(cell.span, column.name, cell) for column, cell in zip(node.columns, row.cells, strict=True)]
+            try:
+                call = self.call(node, [*cells, *node.args], names)
+            except Fault:
+                failed = True
+                continue
+            origin = self.places.add(row.span)
+            flows.append(ir.Flow(label=row.label, elements=(call.model_copy(update={"origin": origin}),), origin=origin))
+        if not node.rows:
+            raise self.fail("E0203", "the table has no rows", node.callee_span, help="write one row for each call")
+        if failed:
+            raise Fault
+        return ir.Braces(body=tuple(flows), origin=at)
+
+
+def _name_span(arg: tree.Argument) -> Span:
+    return Span(arg.span.source, arg.span.start, arg.span.start + len(arg.name or ""))
+
+
+_TORCH_WORDS = {
+    "conv2d": "conv",
+    "Conv2d": "conv",
+    "convolution": "conv",
+    "batchnorm": "bn",
+    "batch_norm": "bn",
+    "BatchNorm2d": "bn",
+    "layernorm": "ln",
+    "layer_norm": "ln",
+    "LayerNorm": "ln",
+    "groupnorm": "gn",
+    "group_norm": "gn",
+    "GroupNorm": "gn",
+    "instance_norm": "in_norm",
+    "ReLU": "relu",
+    "GELU": "gelu",
+    "SiLU": "silu",
+    "swish": "silu",
+    "fc": "linear",
+    "dense": "linear",
+    "Linear": "linear",
+    "max_pool": "maxpool",
+    "MaxPool2d": "maxpool",
+    "avg_pool": "avgpool",
+    "AvgPool2d": "avgpool",
+    "gap": "global_avgpool",
+    "global_avg_pool": "global_avgpool",
+    "avgpool_global": "global_avgpool",
+    "Flatten": "flatten",
+    "Dropout": "dropout",
+    "deconv": "conv_transpose",
+    "cat": "concat { ... }",
+    "sum": "add { ... }",
+}
+
+

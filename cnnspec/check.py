@@ -1,0 +1,122 @@
+"""The check: Model to Graph, or the reasons why not."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from cnnspec import ir, shapes
+from cnnspec.binding import Places
+from cnnspec.diagnostics import Diagnostic, Report
+from cnnspec.expansion import Expansion, LimitReached
+from cnnspec.expressions import ExprFault, evaluate, show
+
+_RELATIONS: dict[str, Callable[[Any, Any], bool]] = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<=": operator.le,
+    ">=": operator.ge,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+
+
+def check(model: ir.Model, places: Places, report: Report, text: str = "") -> ir.Graph | None:
+    """The Graph of a Model whose every shape and contract holds, or nothing.
+
+    Args:
+        model: What to check; it may hold `Broken` pieces, about which nothing more is said.
+        places: Where its pieces were written.
+        report: Takes the diagnostics; a Graph is only given when it holds no error.
+        text: The spec as it was read, kept with the Graph.
+    """
+    expansion = Expansion(model, places, report)
+    try:
+        expansion.run()
+    except LimitReached:
+        return None
+    output = expansion.output
+    if report.failed or output is None:
+        return None
+    if output.node == ir.IMAGE:
+        report.add(Diagnostic("E0108", "the network has no layers", places[model.origin], help="add a pipeline: `stem conv 3x3 c=16 | bn | relu`"))
+        return None
+    graph = ir.Graph(
+        name=model.name,
+        nodes=tuple(expansion.nodes),
+        input_shape=model.input,
+        output=output.node,
+        scopes=expansion.scopes,
+        aux=tuple(expansion.aux_heads),
+        recipe=model.recipe,
+        model=model,
+        text=text,
+    )
+    _unused(graph, report)
+    for expect in model.expects:
+        _contract(graph, expect, places, report)
+    return None if report.failed else graph
+
+
+def _unused(graph: ir.Graph, report: Report) -> None:
+    """Reports the operators whose output nothing reads."""
+    read = {i for node in graph.nodes for i in node.inputs} | {graph.output} | {head.output for head in graph.aux}
+    for index, node in enumerate(graph.nodes):
+        if index not in read:
+            name = f"`{node.path}`" if node.op.owns_module else f"this `{node.op.name}`"
+            report.add(
+                Diagnostic(
+                    "E0311",
+                    f"the output of {name} is never used",
+                    node.origin,
+                    f"gives {shapes.text(node.shape)}",
+                    help="join it with what follows (`concat`, `add`), name it with `@label` later, or remove it",
+                )
+            )
+
+
+def _contract(graph: ir.Graph, expect: ir.Expect, places: Places, report: Report) -> None:
+    """Holds a figure of the graph against what the spec expects."""
+    figures: dict[str, Any] = {
+        "params": graph.parameter_count,
+        "macs": graph.macs,
+        "depth": graph.depth,
+        "output": list(graph.output_shape),
+    }
+    figure = figures[expect.metric]
+    span = places[expect.origin]
+    try:
+        wanted = evaluate(expect.value, {})
+    except ExprFault as fault:
+        report.add(Diagnostic(fault.code, str(fault), places[fault.origin] or span, help=fault.help))
+        return
+    if expect.metric == "output" and not isinstance(wanted, list):
+        wanted = [wanted]
+    if isinstance(figure, list) != isinstance(wanted, list) or isinstance(wanted, (bool, str, tuple)):
+        report.add(
+            Diagnostic("E0204", f"`expect {expect.metric}` cannot be held against {show(wanted)}", span, help="write a number; for `output` a list like `[classes]`")
+        )
+        return
+    if isinstance(figure, list):
+        ordered = expect.relation in ("==", "!=")
+        holds = ordered and _RELATIONS[expect.relation](figure, wanted)
+    elif expect.within is not None and expect.relation == "==":
+        holds = abs(figure - wanted) <= expect.within * abs(wanted)
+    else:
+        slack = 1 + (expect.within or 0) * (1 if expect.relation in ("<=", "<") else -1)
+        holds = _RELATIONS[expect.relation](figure, wanted * slack if expect.within else wanted)
+    if not holds:
+        said = shapes.text(tuple(figure)) if isinstance(figure, list) else f"{figure:,}"
+        close = ""
+        if not isinstance(figure, list) and wanted:
+            close = f", {(figure - wanted) / wanted:+.2%} of what is expected"
+        report.add(
+            Diagnostic(
+                "E0401",
+                f"`{expect.metric}` is {said}{close}",
+                span,
+                "this does not hold",
+                help=f"write `expect {expect.metric} = {show(figure)}` if the network is as you want it",
+            )
+        )

@@ -1,0 +1,188 @@
+"""The stages in order: text, tree, Model, Graph, and from there to a module.
+
+    text --parse--> tree --elaborate--> Model --check--> Graph --backend--> nn.Module
+
+This is the file to read first. Each stage is one function; `compile_source` is the pipeline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cnnspec import ir, tree
+from cnnspec.check import check as check_model
+from cnnspec.diagnostics import CnnspecError, Diagnostic, Report, Source, failure
+from cnnspec.elaborate import elaborate
+from cnnspec.expressions import ExprFault, evaluate
+from cnnspec.formatting import format_file
+from cnnspec.library import SUFFIX, Library, read_text, shipped_specs
+from cnnspec.scopes import FileScope
+from cnnspec.binding import Binder, Fault, Names
+from cnnspec.signatures import OpName
+from cnnspec.syntax import parse
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass
+class Compilation:
+    """What became of a text: each stage as far as it was reached, and what there is to say about it."""
+
+    source: Source
+    report: Report
+    tree: tree.File | None = None
+    model: ir.Model | None = None
+    graph: ir.Graph | None = None
+
+    @property
+    def diagnostics(self) -> list[Diagnostic]:
+        return self.report.sorted()
+
+    def require_graph(self) -> ir.Graph:
+        """The Graph.
+
+        Raises:
+            CnnspecError: There is none.
+        """
+        if self.graph is None:
+            if not self.report.failed:
+                raise failure("E0108", f"`{self.source.name}` defines blocks but no network", file=self.source.name, help="add `input` and layers, or take its blocks with `use`")
+            raise CnnspecError(self.diagnostics)
+        return self.graph
+
+
+def compile_source(source: Source, path: Path | None = None, params: Mapping[str, Any] | None = None) -> Compilation:
+    """Runs the stages on a text, as far as they go.
+
+    Args:
+        source: The text.
+        path: The file that it was read from; other files are looked up beside it.
+        params: Values for the spec's parameters.
+    """
+    done = Compilation(source, Report())
+    done.tree = parse(source, done.report)
+    if done.tree is None:
+        return done
+    library = Library(path.parent if path else None)
+    if path:
+        library.add(path, done.tree)
+    given = {key: _value(key, value) for key, value in (params or {}).items()}
+    name = Path(source.name).stem or "network"
+    done.model, places = elaborate(done.tree, library, given, name, done.report)
+    if done.model is not None:
+        done.graph = check_model(done.model, places, done.report, source.text)
+    return done
+
+
+def _value(key: str, value: Any) -> Any:
+    """A value from outside as one of the language; a text is read as an expression."""
+    if isinstance(value, str):
+        source, report = Source(f"--set {key}", f"let value = {value}\n"), Report()
+        file = parse(source, report)
+        let = file.statements[0] if file and len(file.statements) == 1 else None
+        if isinstance(let, tree.Let):
+            scope = FileScope(file, lambda _: None)  # type: ignore[arg-type]
+            try:
+                return evaluate(Binder(report).expr(let.value, Names(scope, {})), {})
+            except (Fault, ExprFault):
+                pass
+        raise failure("E0204", f"`{key}={value}` is not a value", help="give a number, a size like 3x3, true or false, or the name of an operator")
+    if not isinstance(value, (bool, int, float, tuple, OpName)):
+        raise failure("E0204", f"`{key}` cannot be {value!r}", help="give a number, a size, a truth value, or the name of an operator")
+    return value
+
+
+def locate(path_or_name: str | Path) -> tuple[Path, str]:
+    """The file that a path or the name of a shipped spec means, and what to call it."""
+    path = Path(path_or_name)
+    if not path.exists() and path.name == str(path_or_name):
+        shipped = shipped_specs().get(path.name.removesuffix(SUFFIX))
+        if shipped is not None:
+            return shipped, f"{shipped.stem}{SUFFIX}"
+    return path, str(path_or_name)
+
+
+def compile_file(path_or_name: str | Path, params: Mapping[str, Any] | None = None) -> Compilation:
+    """Runs the stages on a file, or on a shipped spec by its name."""
+    path, name = locate(path_or_name)
+    report = Report()
+    text = read_text(path, name, report)
+    if text is None:
+        return Compilation(Source(name, ""), report)
+    return compile_source(Source(name, text), path, params)
+
+
+def load(path_or_name: str | Path, **params: Any) -> ir.Graph:
+    """The checked network of a file, or of a shipped spec by its name.
+
+    Args:
+        path_or_name: `"my/net.cnn"` or `"resnet20"`.
+        **params: Values for the spec's `param`s.
+
+    Raises:
+        CnnspecError: The spec is at fault; `.diagnostics` says where and why.
+    """
+    return compile_file(path_or_name, params).require_graph()
+
+
+def loads(text: str, name: str = "network", **params: Any) -> ir.Graph:
+    """The checked network of a text.
+
+    Args:
+        text: A spec.
+        name: What to call it in messages, and the network's name where the text states none.
+        **params: Values for the spec's `param`s.
+
+    Raises:
+        CnnspecError: The spec is at fault; `.diagnostics` says where and why.
+    """
+    return compile_source(_source(text, name), None, params).require_graph()
+
+
+def check(text: str, name: str = "network") -> list[Diagnostic]:
+    """Every fault and lint of a text, in the order of their places; none when all is well."""
+    return compile_source(_source(text, name)).diagnostics
+
+
+def format(text: str, name: str = "network") -> str:
+    """The text as the one obvious way to write it.
+
+    Raises:
+        CnnspecError: It cannot be read.
+    """
+    report = Report()
+    file = parse(_source(text, name), report)
+    if file is None:
+        raise CnnspecError(report.sorted())
+    return format_file(file)
+
+
+def build(spec: ir.Graph | str | Path, **params: Any) -> nn.Module:
+    """The torch module of a network.
+
+    Args:
+        spec: A Graph, a file, or the name of a shipped spec.
+        **params: Values for the spec's `param`s.
+
+    Raises:
+        CnnspecError: The spec is at fault, or torch is not installed.
+    """
+    try:
+        from cnnspec.backends.torch import to_module
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "numpy"):
+            raise
+        raise failure("E0507", "torch is not installed", help="install it with `pip install 'cnnspec[train]'`") from None
+    if isinstance(spec, ir.Graph):
+        if params:
+            raise failure("E0217", "the parameters of a checked network cannot change", help="hand them to `load`, or give `build` the file")
+        return to_module(spec)
+    return to_module(load(spec, **params))
+
+
+def _source(text: str, name: str) -> Source:
+    return Source(name, text.replace("\r\n", "\n").replace("\r", "\n"))

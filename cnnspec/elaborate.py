@@ -1,0 +1,556 @@
+"""Tree to Model: what a file states, what it takes with `use` and `extends`, as one resolved network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from cnnspec import ir, tree
+from cnnspec.binding import Binder, Fault, Names, Places
+from cnnspec.diagnostics import Diagnostic, Label, Report, Span, did_you_mean
+from cnnspec.expressions import ExprFault, UnknownShape, convert, evaluate, literal, show
+from cnnspec.inits import INITS, NORM_INITS
+from cnnspec.library import Library, standard_block
+from cnnspec.limits import MAX_FILE_DEPTH
+from cnnspec.ops import OPS
+from cnnspec.recipe import AUGMENTATIONS, DATA_SETS, OPTIMIZERS, SCHEDULES, Recipe, Scalars, Setting
+from cnnspec.scopes import FileScope, FoundBlock
+from cnnspec.signatures import Declared, OpName, Parameter, Size, Type, Word, type_of
+
+_T = TypeVar("_T")
+METRICS = ("params", "macs", "output", "depth")
+
+
+@dataclass
+class Network:
+    """What a file amounts to, with what it extends.
+
+    Attributes:
+        declared: Every parameter that can be changed from outside, with its value.
+        changed: Whether a parameter has another value than the file states.
+        body: Statements of the network, each with the scope of the file it stands in.
+    """
+
+    scope: FileScope
+    name: str | None = None
+    input: tree.Input | None = None
+    declared: dict[str, Any] = field(default_factory=dict[str, Any])
+    changed: bool = False
+    body: list[tuple[FileScope, tree.Statement]] = field(default_factory=list[tuple[FileScope, tree.Statement]])
+    aux: list[tuple[FileScope, tree.Aux]] = field(default_factory=list[tuple[FileScope, tree.Aux]])
+    inits: list[ir.Init] = field(default_factory=list[ir.Init])
+    expects: list[tuple[FileScope, tree.Expect]] = field(default_factory=list[tuple[FileScope, tree.Expect]])
+    recipe: Recipe | None = None
+
+    @property
+    def is_library(self) -> bool:
+        """Whether the file only defines blocks for others."""
+        return bool(self.scope.blocks) and not self.body and self.input is None and self.name is None
+
+
+class _Elaboration:
+    """One run over a file and all that it takes from others."""
+
+    def __init__(self, library: Library, report: Report) -> None:
+        self.library = library
+        self.report = report
+        self.binder = Binder(report)
+        self._scopes: dict[int, FileScope] = {}
+        self._open: list[tree.File] = []
+
+    # --- helpers ---------------------------------------------------------------------------------
+
+    def fail(self, code: str, message: str, span: Span, *, help: str | None = None, labels: tuple[Label, ...] = ()) -> None:
+        self.report.add(Diagnostic(code, message, span, labels=labels, help=help))
+
+    def value(self, node: tree.Expr, scope: FileScope, type_: Type | None = None, name: str = "value") -> Any:
+        """The value of an expression of the top of a file.
+
+        Raises:
+            Fault: It has none; the reason has been reported.
+            UnknownShape: It depends on the image.
+        """
+        expr = self.binder.expr(node, Names(scope, scope.variables()), type_)
+        return self.resolve(expr, scope, type_, name)
+
+    def resolve(self, expr: ir.Expr, scope: FileScope, type_: Type | None = None, name: str = "value") -> Any:
+        try:
+            result = evaluate(expr, scope.constants)
+            return result if type_ is None else convert(result, type_, name, expr.origin)
+        except ExprFault as fault:
+            span = self.binder.places[fault.origin] or self.binder.places[expr.origin]
+            self.report.add(Diagnostic(fault.code, str(fault), span, help=fault.help))
+            raise Fault from None
+
+    def settings(self, call: tree.Call, kind: type[Declared], scope: FileScope) -> Setting:
+        """A declared choice with its arguments.
+
+        Raises:
+            Fault: An argument is at fault.
+        """
+        bound = self.binder.bind(call.callee, call.args, kind.parameters, Names(scope, scope.variables()), call.callee_span)
+        try:
+            values = {n: self.resolve(expr, scope, kind.parameters[n].type, n) for n, expr in bound.items()}
+        except UnknownShape:
+            self.fail("E0207", "`in` has no meaning here", call.span, help="write a number, or a `param` of the file")
+            raise Fault from None
+        return Setting.of(kind(**values))
+
+    def choose(self, call: tree.Call, table: Mapping[str, type[Declared]], what: str, scope: FileScope) -> Setting:
+        """One of a table of declared choices.
+
+        Raises:
+            Fault: There is no such choice, or an argument is at fault.
+        """
+        if call.callee not in table:
+            help = did_you_mean(call.callee, table) or f"there are {', '.join(f'`{n}`' for n in table)}"
+            self.fail("E0201", f"unknown {what} `{call.callee}`" if call.callee else f"{what} needs a name", call.callee_span, help=help)
+            raise Fault
+        return self.settings(call, table[call.callee], scope)
+
+    @contextmanager
+    def opened(self, file: tree.File, at: Span | None) -> Iterator[None]:
+        """Guards against files that take from themselves, and against too long chains of files.
+
+        Raises:
+            Fault: This file is open already.
+        """
+        if any(other is file for other in self._open):
+            assert at is not None
+            names = [other.source.name for other in self._open[self._open.index(file) :]] + [file.source.name]
+            self.fail("E0213", f"`{file.source.name}` takes from itself: {' -> '.join(names)}", at, help="move what both need into a third file")
+            raise Fault
+        if len(self._open) >= MAX_FILE_DEPTH and at is not None:
+            self.fail("E0405", f"files take from one another deeper than the limit of {MAX_FILE_DEPTH}", at, help="take from the last one directly")
+            raise Fault
+        self._open.append(file)
+        try:
+            yield
+        finally:
+            self._open.pop()
+
+    def find(self, wanted: str, asking: tree.File, at: Span) -> tree.File:
+        file = self.library.find(wanted, asking, at, self.report)
+        if file is None:
+            if not self.report.failed:
+                self.fail("E0212", f"`{wanted}` cannot be read", at)
+            raise Fault
+        return file
+
+    # --- scopes ----------------------------------------------------------------------------------
+
+    def find_standard(self, name: str) -> FoundBlock | None:
+        found = standard_block(name)
+        return (self.scope_of(found[0], None), found[1]) if found else None
+
+    def new_scope(self, file: tree.File) -> FileScope:
+        return FileScope(file, self.find_standard)
+
+    def scope_of(self, file: tree.File, at: Span | None) -> FileScope:
+        """The scope of a file that only lends its blocks."""
+        scope = self._scopes.get(id(file))
+        if scope is None:
+            with self.opened(file, at):
+                scope = self.new_scope(file)
+                self._scopes[id(file)] = scope
+                self.define(file, scope, {}, {})
+        elif any(other is file for other in self._open) and at is not None:
+            with self.opened(file, at):
+                pass
+        return scope
+
+    def define(self, file: tree.File, scope: FileScope, given: Mapping[str, Any], inherited: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+        """Fills a scope with a file's constants, blocks, and defaults.
+
+        Returns:
+            The parameters with the values that the file states, and whether one was changed from outside.
+        """
+        scope.constants.update(inherited)
+        seen: dict[tuple[str, str], Span] = {}
+        declared: dict[str, Any] = {}
+        changed = False
+        for statement in file.statements:
+            try:
+                match statement:
+                    case tree.Param() | tree.Classes():
+                        name = statement.name if isinstance(statement, tree.Param) else "classes"
+                        span = statement.name_span if isinstance(statement, tree.Param) else statement.span
+                        self.once(seen, "parameter", name, span)
+                        value = self.value(statement.value, scope, Type("int") if name == "classes" else None, name)
+                        declared[name] = value
+                        if name in given:
+                            value = self.changed_value(name, value, given[name], span)
+                            changed |= value != declared[name]
+                        scope.constants[name] = value
+                    case tree.Let():
+                        self.once(seen, "value", statement.name, statement.name_span)
+                        scope.constants.pop(statement.name, None)
+                        scope.constants[statement.name] = self.value(statement.value, scope)
+                    case tree.Block():
+                        self.once(seen, "block", statement.name, statement.name_span)
+                        if statement.name in OPS:
+                            help = "choose another name for the block"
+                            self.fail("E0211", f"`{statement.name}` is an operator", statement.name_span, help=help)
+                        scope.blocks[statement.name] = (scope, statement)
+                    case tree.Use():
+                        self.use(statement, file, scope, seen)
+                    case _:
+                        pass
+            except UnknownShape:
+                if not isinstance(statement, tree.Let):
+                    self.fail("E0207", "`in` has no meaning here", statement.span, help="only a `let` can depend on the image")
+            except Fault:
+                if isinstance(statement, (tree.Param, tree.Let)):
+                    scope.constants.setdefault(statement.name, 1)
+        for statement in file.statements:
+            if isinstance(statement, tree.Default):
+                try:
+                    self.default(statement, scope)
+                except Fault:
+                    pass
+        return declared, changed
+
+    def once(self, seen: dict[tuple[str, str], Span], what: str, name: str, span: Span) -> None:
+        """Reports a second definition of a name."""
+        if (what, name) in seen:
+            labels = (Label(seen[what, name], "the first one"),)
+            self.fail("E0211", f"the {what} `{name}` is defined twice", span, labels=labels, help="rename or remove one of the two")
+        seen[what, name] = span
+
+    def changed_value(self, name: str, stated: Any, given: Any, span: Span) -> Any:
+        """The value that a parameter is given from outside, in the type of the stated one."""
+        kind = type_of(Size if isinstance(stated, tuple) else OpName if isinstance(stated, OpName) else type(stated))
+        try:
+            return convert(given, kind if kind.kind != "list" else Type("float"), name, 0)
+        except ExprFault as fault:
+            labels = (Label(span, f"`{name}` is {show(stated)} here"),)
+            self.report.add(Diagnostic(fault.code, str(fault), span, labels=labels[1:], help=f"give it a value like {show(stated)}"))
+            raise Fault from None
+
+    def use(self, statement: tree.Use, file: tree.File, scope: FileScope, seen: dict[tuple[str, str], Span]) -> None:
+        """Takes blocks from another file.
+
+        Raises:
+            Fault: The file cannot be had.
+        """
+        other = self.scope_of(self.find(statement.path, file, statement.path_span), statement.path_span)
+        for name in statement.names:
+            self.once(seen, "block", name.name, name.span)
+            found = other.blocks.get(name.name)
+            if found is None:
+                help = did_you_mean(name.name, other.blocks) or f"it has {', '.join(f'`{n}`' for n in other.blocks) or 'none'}"
+                self.fail("E0201", f"`{statement.path}` has no block `{name.name}`", name.span, help=help)
+            else:
+                scope.blocks[name.name] = found
+
+    def default(self, statement: tree.Default, scope: FileScope) -> None:
+        """Sets the defaults of a callee for one file.
+
+        Raises:
+            Fault: There is no such callee or argument.
+        """
+        call = statement.call
+        found = scope.find_block(call.callee)
+        if found is None and call.callee not in OPS:
+            help = did_you_mean(call.callee, [*OPS, *scope.block_names()])
+            self.fail("E0201", f"unknown operator or block `{call.callee}`", call.callee_span, help=help)
+            raise Fault
+        parameters = self.binder.signature(*found) if found else OPS[call.callee].parameters
+        names = Names(scope, scope.variables())
+        bound = self.binder.bind(call.callee, call.args, parameters, names, call.callee_span, complete=False)
+        if not bound:
+            self.fail("E0203", f"`default {call.callee}` sets nothing", statement.span, help="add an argument, as in `default bn eps=1e-3`")
+        values = {name: self.constant(expr, scope, parameters[name], name) for name, expr in bound.items()}
+        scope.defaults.setdefault(call.callee, {}).update(values)
+
+    def constant(self, expr: ir.Expr, scope: FileScope, parameter: Parameter, name: str) -> ir.Expr:
+        try:
+            value = self.resolve(expr, scope, parameter.type, name)
+        except UnknownShape:
+            span = self.binder.places[expr.origin]
+            assert span is not None
+            self.fail("E0207", "`in` has no meaning here", span, help="a default of a file is a number or a `param`")
+            raise Fault from None
+        return literal(value).model_copy(update={"origin": expr.origin})
+
+    # --- networks --------------------------------------------------------------------------------
+
+    def gather(self, file: tree.File, given: Mapping[str, Any], at: Span | None) -> Network:
+        """What a file amounts to, with the values that its parameters are given from outside.
+
+        Raises:
+            Fault: It takes from itself, or what it extends cannot be had.
+        """
+        with self.opened(file, at):
+            scope = self.new_scope(file)
+            extends = [s for s in file.statements if isinstance(s, tree.Extends)]
+            if len(extends) > 1:
+                labels = (Label(extends[0].span, "the first one"),)
+                self.fail("E0211", "a file extends one network only", extends[1].span, labels=labels, help="take single blocks with `use`")
+            if not extends:
+                declared, changed = self.define(file, scope, given, {})
+                network = Network(scope, declared=declared, changed=changed)
+            else:
+                network = self.extend(file, extends[0], scope, given)
+            return self.state(file, network, scope)
+
+    def extend(self, file: tree.File, statement: tree.Extends, scope: FileScope, given: Mapping[str, Any]) -> Network:
+        """The network that a file extends, under the scope of that file."""
+        own = self.new_scope(file)
+        quiet, self.report, self.binder.report = self.report, Report(), Report()
+        try:  # the file's own parameters, for the arguments of `extends`; faults are reported by `define` below
+            self.define(file, own, given, {})
+        finally:
+            self.report = self.binder.report = quiet
+        taken: dict[str, Any] = {}
+        spans: dict[str, Span] = {}
+        for arg in statement.args:
+            if arg.name is None:
+                self.fail("E0205", "`extends` takes its arguments by name", arg.span, help="write `n=9` for the parameter `n`")
+                continue
+            if arg.name in taken:
+                self.fail("E0206", f"`{arg.name}` is given twice", arg.span, help="keep one of the two")
+            try:
+                taken[arg.name], spans[arg.name] = self.value(arg.value, own), arg.span
+            except (Fault, UnknownShape):
+                taken[arg.name] = None
+        if any(isinstance(s, tree.Classes) for s in file.statements):
+            taken["classes"] = own.constants.get("classes")
+        taken = {name: value for name, value in taken.items() if value is not None}
+        base_file = self.find(statement.target, file, statement.target_span)
+        base = self.gather(base_file, {**taken, **given}, statement.target_span)
+        for name, span in spans.items():
+            if name not in base.declared:
+                help = did_you_mean(name, base.declared) or (f"it has {', '.join(f'`{n}`' for n in base.declared)}" if base.declared else "it has none")
+                self.fail("E0202", f"`{statement.target}` has no parameter `{name}`", span, help=help)
+        declared, changed = self.define(file, scope, given, {n: v for n, v in base.scope.constants.items()})
+        changed |= any(n in given and given[n] != taken.get(n, v) for n, v in base.declared.items())
+        for name, found in base.scope.blocks.items():
+            scope.blocks.setdefault(name, found)
+        own_blocks = {name: found for name, found in scope.blocks.items() if found[0] is scope}
+        base.scope.blocks.update(own_blocks)
+        for callee, defaults in scope.defaults.items():
+            base.scope.defaults.setdefault(callee, {}).update(defaults)
+        return replace(base, scope=scope, declared={**base.declared, **declared, **taken}, changed=changed, name=None)
+
+    def state(self, file: tree.File, network: Network, scope: FileScope) -> Network:
+        """Puts what the file states itself in the place of what it took."""
+        seen: dict[tuple[str, str], Span] = {}
+        body: list[tuple[FileScope, tree.Statement]] = []
+        aux: list[tuple[FileScope, tree.Aux]] = []
+        expects: list[tuple[FileScope, tree.Expect]] = []
+        for statement in file.statements:
+            try:
+                match statement:
+                    case tree.Network():
+                        self.once(seen, "network", "name", statement.span)
+                        network.name = statement.name
+                    case tree.Input():
+                        self.once(seen, "input", "image", statement.span)
+                        if 0 in (statement.channels, statement.height, statement.width):
+                            self.fail("E0215", "every size of the input must be at least 1", statement.span, help="write channels x height x width: `3x32x32`")
+                        network.input = statement
+                    case tree.Let() if statement.name not in scope.constants:
+                        body.append((scope, statement))
+                    case tree.Flow() | tree.Require():
+                        body.append((scope, statement))
+                    case tree.Aux():
+                        aux.append((scope, statement))
+                    case tree.Init():
+                        init = self.init(statement, scope)
+                        network.inits = [other for other in network.inits if other.target != init.target] + [init]
+                    case tree.Expect():
+                        expects.append((scope, statement))
+                    case tree.Train():
+                        self.once(seen, "train", "section", Span(statement.span.source, statement.span.start, statement.span.start + 5))
+                        network.recipe = self.recipe(statement, scope)
+                    case _:
+                        pass
+            except Fault:
+                pass
+        stated = {statement.metric for _, statement in expects}
+        network.expects = [e for e in network.expects if e[1].metric not in stated] + [e for e in expects if not (network.changed and _is_plain(e[1].value))]
+        if any(isinstance(statement, tree.Flow) for _, statement in body):
+            network.body, network.aux = body, aux
+        else:
+            network.body, network.aux = network.body + body, network.aux + aux
+        return network
+
+    def init(self, statement: tree.Init, scope: FileScope) -> ir.Init:
+        """An `init` rule.
+
+        Raises:
+            Fault: It has no such target or scheme.
+        """
+        targets = {name: op for name, op in OPS.items() if "init" in op.parameters and op.parameters["init"].type.words}
+        if statement.target not in targets:
+            known = f"there are {', '.join(f'`{n}`' for n in targets)}"
+            message = f"`{statement.target}` has no weights to start" if statement.target in OPS else f"unknown operator `{statement.target}`"
+            self.fail("E0201", message, statement.target_span, help=did_you_mean(statement.target, targets) or known)
+            raise Fault
+        scheme = self.choose(statement.scheme, INITS, "initialisation", scope)
+        allowed = NORM_INITS if statement.target in ("bn", "gn", "ln") else tuple(n for n in INITS if n != "dirac" or statement.target != "linear")
+        if scheme.name not in allowed:
+            self.fail(
+                "E0215", f"`{scheme.name}` cannot start the weights of `{statement.target}`", statement.scheme.callee_span, help=f"there are {', '.join(f'`{n}`' for n in allowed)}"
+            )
+            raise Fault
+        return ir.Init(target=statement.target, scheme=scheme, origin=self.binder.places.add(statement.span))
+
+    def recipe(self, statement: tree.Train, scope: FileScope) -> Recipe:
+        """The `train` section; every entry at fault is reported."""
+        fields: dict[str, Any] = {}
+        seen: dict[tuple[str, str], Span] = {}
+        tables = {"data": DATA_SETS, "augment": AUGMENTATIONS, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
+        what = {"data": "data set", "augment": "augmentation"}
+        for entry in statement.entries:
+            word_span = Span(entry.span.source, entry.span.start, entry.span.start + len(entry.word))
+            self.once(seen, "entry", entry.word, word_span)
+            try:
+                if entry.word in tables:
+                    if len(entry.calls) > 1 and entry.word != "augment":
+                        self.fail("E0205", f"`{entry.word}` takes one choice", entry.calls[1].span, help="remove what stands behind the `|`")
+                        continue
+                    chosen = tuple(self.choose(call, tables[entry.word], what.get(entry.word, entry.word), scope) for call in entry.calls)
+                    fields[entry.word] = chosen if entry.word == "augment" else chosen[0]
+                elif entry.word in Scalars.parameters:
+                    fields[entry.word] = self.scalar(entry, scope)
+                else:
+                    known = [*tables, *Scalars.parameters]
+                    help = did_you_mean(entry.word, known) or f"there are {', '.join(f'`{n}`' for n in known)}"
+                    self.fail("E0201", f"unknown entry `{entry.word}` of the train section", word_span, help=help)
+            except Fault:
+                pass
+        return Recipe(**fields, stated=tuple(fields))
+
+    def scalar(self, entry: tree.Entry, scope: FileScope) -> Any:
+        """An entry of one value, `epochs 180`.
+
+        Raises:
+            Fault: It has none, too many, or one of the wrong type.
+        """
+        call, parameter = entry.calls[0], Scalars.parameters[entry.word]
+        values: list[tree.Expr] = [arg.value for arg in call.args if arg.name is None]
+        if call.callee:
+            values.insert(0, tree.Name(call.callee_span, call.callee))
+        if len(values) != 1 or len(values) + len(entry.calls) - 1 != len(call.args) + bool(call.callee):
+            self.fail("E0203", f"`{entry.word}` takes one value: {parameter.type}", entry.span, help=f"write `{entry.word} {show(parameter.default) if parameter.default is not None else 5}`")
+            raise Fault
+        try:
+            value = self.value(values[0], scope, parameter.type, entry.word)
+        except UnknownShape:
+            self.fail("E0207", "`in` has no meaning here", entry.span, help="write a number, or a `param` of the file")
+            raise Fault from None
+        return str(value) if isinstance(value, Word) else value
+
+    # --- the model -------------------------------------------------------------------------------
+
+    def model(self, network: Network, file: tree.File, name: str) -> ir.Model | None:
+        """The Model of a gathered network, or nothing when it lacks what every network needs."""
+        binder = self.binder
+        for scope in (network.scope,):
+            for owner, block in list(scope.blocks.values()):
+                if owner is scope:
+                    try:
+                        binder.block(owner, block, None)
+                    except Fault:
+                        pass
+        body: list[ir.Statement] = []
+        variables: dict[int, Names] = {}
+        constants: dict[str, Any] = {}
+        for scope, statement in network.body:
+            names = variables.get(id(scope)) or Names(scope, scope.variables())
+            constants = {**scope.constants, **constants} if scope is not network.scope else {**constants, **scope.constants}
+            body.extend(binder.statements((statement,), names))
+            if isinstance(statement, tree.Let):
+                names = names.with_variable(statement.name)
+            variables[id(scope)] = names
+        aux = [built for scope, statement in network.aux if (built := self.aux(scope, statement)) is not None]
+        expects = [built for scope, statement in network.expects if (built := self.expect(scope, statement)) is not None]
+        if network.input is None:
+            help = "state the image that goes in, channels x height x width: `input 3x32x32`"
+            self.report.add(Diagnostic("E0109", "the network has no `input`", file=file.source.name, help=help))
+            return None
+        if not any(isinstance(statement, ir.Flow) for statement in body):
+            self.report.add(Diagnostic("E0108", "the network has no layers", file=file.source.name, help="add a pipeline: `stem conv 3x3 c=16 | bn | relu`"))
+            return None
+        return ir.Model(
+            name=network.name or name,
+            input=(network.input.channels, network.input.height, network.input.width),
+            constants={n: literal(v) for n, v in {**constants, **network.scope.constants}.items()},
+            blocks=binder.blocks,
+            body=tuple(body),
+            aux=tuple(aux),
+            inits=tuple(network.inits),
+            expects=tuple(expects),
+            recipe=network.recipe or Recipe(),
+            origin=binder.places.add(network.input.span),
+        )
+
+    def aux(self, scope: FileScope, statement: tree.Aux) -> ir.Aux | None:
+        names = Names(scope, scope.variables())
+        parameters = {"weight": Parameter("weight", Type("float"), None)}
+        try:
+            bound = self.binder.bind("aux", statement.args, parameters, names, statement.span)
+            weight = bound.get("weight") or literal(1.0)
+        except Fault:
+            return None
+        origin = self.binder.places.add(statement.label.span)
+        return ir.Aux(name=statement.name, source=statement.label.label, weight=weight, body=self.binder.statements(statement.body, names), origin=origin)
+
+    def expect(self, scope: FileScope, statement: tree.Expect) -> ir.Expect | None:
+        if statement.metric not in METRICS:
+            help = did_you_mean(statement.metric, METRICS) or f"there are {', '.join(METRICS)}"
+            self.fail("E0201", f"nothing is known of `{statement.metric}`", statement.span, help=help)
+            return None
+        try:
+            value = self.binder.expr(statement.value, Names(scope, scope.variables()))
+            value = literal(self.resolve(value, scope)).model_copy(update={"origin": value.origin})
+        except (Fault, UnknownShape):
+            return None
+        origin = self.binder.places.add(statement.span)
+        return ir.Expect(metric=statement.metric, relation=statement.relation, value=value, within=statement.within, origin=origin)  # type: ignore[arg-type]
+
+
+def _is_plain(node: tree.Expr) -> bool:
+    """Whether an expected figure is a plain number, which only holds for the file's own parameters."""
+    return isinstance(node, (tree.Number, tree.Figure))
+
+
+def elaborate(
+    file: tree.File, library: Library, given: Mapping[str, Any], name: str, report: Report
+) -> tuple[ir.Model | None, Places]:
+    """The Model of a file, or nothing; faults go to `report`.
+
+    Args:
+        file: The tree of the file.
+        library: Where it finds other files.
+        given: Values for its parameters from outside.
+        name: The network's name where the file states none.
+        report: Takes the diagnostics.
+
+    Returns:
+        The Model, which may hold `Broken` pieces, and the places of its pieces. A file that only
+        defines blocks has no Model and no fault.
+    """
+    run = _Elaboration(library, report)
+    try:
+        network = run.gather(file, given, None)
+        for key in given:
+            if key not in network.declared:
+                known = list(network.declared)
+                help = did_you_mean(key, known) or (f"it has {', '.join(f'`{n}`' for n in known)}" if known else "it has none")
+                report.add(Diagnostic("E0217", f"the network has no parameter `{key}`", file=file.source.name, help=help))
+        if network.is_library and not given:
+            for owner, block in network.scope.blocks.values():
+                if owner is network.scope:
+                    try:
+                        run.binder.block(owner, block, None)
+                    except Fault:
+                        pass
+            return None, run.binder.places
+        return run.model(network, file, name), run.binder.places
+    except Fault:
+        return None, run.binder.places

@@ -1,0 +1,543 @@
+"""The Model written out: blocks entered, repeats unrolled, conditions decided, every shape computed.
+
+One rule of names, one rule of shapes. A tensor behind a fault is unknown (`None`); what depends on it
+stays silent, so that one fault gives one diagnostic.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from cnnspec import ir, shapes
+from cnnspec.binding import BLOCK_TYPES, Places
+from cnnspec.diagnostics import Diagnostic, Label, Report, Span, did_you_mean
+from cnnspec.expressions import ExprFault, UnknownShape, convert, evaluate, show, truth
+from cnnspec.inits import INITS, InitScheme
+from cnnspec.limits import MAX_NODES, MAX_REPEAT
+from cnnspec.ops import JOINS, OPS, Op, ShapeFault
+from cnnspec.shapes import Shape
+from cnnspec.signatures import Bounds, OpName, Type
+
+_COUNT = Type("int", bounds=Bounds(1, MAX_REPEAT))
+_MAX_STEPS = 4 * MAX_NODES
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A known tensor: the node that gives it and its shape without the batch axis."""
+
+    node: int
+    shape: Shape
+
+
+Flowing = Tensor | None
+"""What flows through a pipeline; `None` behind a fault."""
+
+
+class _Absent:
+    """The branch that is not there."""
+
+
+ABSENT: Final = _Absent()
+
+
+class LimitReached(Exception):
+    """The network is larger than the limit; the diagnostic is reported already."""
+
+
+@dataclass(slots=True)
+class Namespace:
+    """A level of the module tree, in which every name stands once."""
+
+    path: str
+    count: int = 0
+    stages: int = 0
+    used: dict[str, int] = field(default_factory=dict[str, int])
+
+    def next_position(self) -> str:
+        self.count += 1
+        return str(self.count - 1)
+
+    def next_stage(self) -> str:
+        self.stages += 1
+        return f"stage{self.stages}"
+
+    def join(self, name: str) -> str:
+        return f"{self.path}.{name}" if self.path else name
+
+
+@dataclass(slots=True)
+class Frame:
+    """The innermost braces: the values and labels in scope, and the tensor that enters."""
+
+    values: dict[str, Any]
+    entering: Flowing
+    parent: Frame | None = None
+    labels: dict[str, Flowing] = field(default_factory=dict[str, Flowing])
+    absent: set[str] = field(default_factory=set[str])
+
+    def inner(self, entering: Flowing) -> Frame:
+        return Frame(dict(self.values), entering, self)
+
+    @property
+    def shape(self) -> Shape | None:
+        return self.entering.shape if self.entering else None
+
+
+class Expansion:
+    """Writes a Model out into nodes.
+
+    Attributes:
+        nodes: The operators so far, in the order in which they run.
+        scopes: The paths that are no operator, with the block that they are a call of.
+    """
+
+    def __init__(self, model: ir.Model, places: Places, report: Report) -> None:
+        self.model = model
+        self.places = places
+        self.report = report
+        self.nodes: list[ir.Node] = []
+        self.scopes: dict[str, str] = {}
+        self.aux_heads: list[ir.AuxHead] = []
+        self.output: Flowing = None
+        self._inits: dict[str, InitScheme] = {i.target: INITS[i.scheme.name](**i.scheme.args) for i in model.inits}
+        self._ops: dict[tuple[Any, ...], Op] = {}
+        self._calls: list[int] = []
+        self._described: dict[int, int] = {}
+        self._aux: str | None = None
+        self._steps = 0
+
+    def run(self) -> None:
+        """Writes the whole network out.
+
+        Raises:
+            LimitReached: It has too many nodes.
+        """
+        constants = {name: evaluate(expr, {}) for name, expr in self.model.constants.items()}
+        image = Tensor(ir.IMAGE, self.model.input)
+        frame, names = Frame(constants, image), Namespace("")
+        self.output = self.body(self.model.body, frame, names, image)
+        for head in self.model.aux:
+            self._aux = head.name
+            source = self.reference(head.source, head.origin, frame)
+            path = self.claim(names, head.name, head.origin)
+            self.scopes[path] = ""
+            result = self.body(head.body, frame.inner(source), Namespace(path), source)
+            weight = self.value(head.weight, frame, Type("float"), "weight")
+            if result is not None and weight is not None:
+                self.aux_heads.append(ir.AuxHead(head.name, result.node, weight))
+        self._aux = None
+
+    # --- faults ----------------------------------------------------------------------------------
+
+    def fail(
+        self,
+        code: str,
+        message: str,
+        origin: int,
+        *,
+        caption: str = "",
+        labels: Sequence[Label] = (),
+        help: str | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
+        """Reports a fault at a piece of the Model; in a shipped block it is shown at the user's call."""
+        span, extra = self.places[origin], list(labels)
+        notes = list(notes)
+        calls = [place for call in self._calls if (place := self.places[call]) is not None]
+        if span is not None and span.source.shipped and (own := [place for place in calls if not place.source.shipped]):
+            extra.insert(0, Label(span, caption))
+            span, caption = own[-1], "in this call"
+        elif span is not None and calls and not calls[-1].source.shipped:
+            name = self.places[self._calls[-1]]
+            extra.append(Label(calls[-1], "called from here")) if name is not None and name is not span else None
+        self.report.add(Diagnostic(code, message, span, caption, tuple(extra), tuple(notes), help))
+
+    def label(self, origin: int, text: str) -> list[Label]:
+        span = self.places[origin]
+        return [Label(span, text)] if span is not None else []
+
+    def value(self, expr: ir.Expr, frame: Frame, type_: Type, name: str) -> Any:
+        """The value of an argument, or `None` behind a fault."""
+        try:
+            return convert(evaluate(expr, frame.values, frame.shape), type_, name, expr.origin)
+        except ExprFault as fault:
+            self.fail(fault.code, str(fault), fault.origin or expr.origin, help=fault.help)
+        except UnknownShape:
+            pass
+        return None
+
+    def decide(self, expr: ir.Expr, frame: Frame) -> bool | None:
+        """The value of a condition, or `None` behind a fault."""
+        try:
+            return truth(expr, frame.values, frame.shape)
+        except ExprFault as fault:
+            self.fail(fault.code, str(fault), fault.origin or expr.origin, help=fault.help)
+        except UnknownShape:
+            pass
+        return None
+
+    def step(self, origin: int) -> None:
+        self._steps += 1
+        if len(self.nodes) > MAX_NODES or self._steps > _MAX_STEPS:
+            self.fail("E0404", f"the network has more than the limit of {MAX_NODES} operators", origin, help="repeat fewer times")
+            raise LimitReached
+
+    # --- statements ------------------------------------------------------------------------------
+
+    def body(self, body: Sequence[ir.Statement], frame: Frame, names: Namespace, x: Flowing) -> Flowing:
+        """Runs statements below one another; the output of one is the input of the next."""
+        for statement in body:
+            if isinstance(statement, ir.Flow):
+                result = self.flow(statement, frame, names, x)
+                if isinstance(result, _Absent):
+                    self.fail("E0216", "`nothing` stands outside of a join", statement.origin, help="only a branch of `add`, `mul` or `concat` can be absent")
+                    result = None
+                x = result
+            else:
+                self.aside(statement, frame)
+        return x
+
+    def aside(self, statement: ir.Let | ir.Require, frame: Frame) -> None:
+        """A statement that no tensor flows through."""
+        if isinstance(statement, ir.Let):
+            try:
+                frame.values[statement.name] = evaluate(statement.value, frame.values, frame.shape)
+            except ExprFault as fault:
+                self.fail(fault.code, str(fault), fault.origin, help=fault.help)
+                frame.values[statement.name] = _Unknown()
+            except UnknownShape:
+                frame.values[statement.name] = _Unknown()
+        elif self.decide(statement.condition, frame) is False:
+            self.fail("E0402", self.fill(statement.message, frame) if statement.message else "a requirement does not hold", statement.origin)
+
+    def fill(self, text: str, frame: Frame) -> str:
+        """A text with each `{name}` replaced by its value."""
+
+        def replacement(match: re.Match[str]) -> str:
+            name = match.group(1)
+            if name.startswith("in.") and frame.shape:
+                index = "chw".find(name[3:])
+                return str(frame.shape[index]) if 0 <= index < len(frame.shape) else match.group()
+            return _plain(frame.values[name]) if name in frame.values else match.group()
+
+        return re.sub(r"\{([A-Za-z_][A-Za-z0-9_.]*)\}", replacement, text)
+
+    def flow(self, flow: ir.Flow, frame: Frame, names: Namespace, x: Flowing) -> Flowing | _Absent:
+        """Runs a pipeline, by the naming rule of the language."""
+        if flow.condition is not None:
+            decision = self.decide(flow.condition, frame)
+            if decision is not True:
+                if flow.label:
+                    frame.absent.add(flow.label)
+                return x if decision is False else None
+        label = flow.label
+        if label is not None and flow.counted:
+            label = names.next_stage()
+        single = flow.elements[0] if len(flow.elements) == 1 else None
+        if label is None:
+            result = self.pipeline(flow.elements, frame, names, x)
+        elif isinstance(single, ir.Call) and single.repeat is None:
+            result = self.call(single, frame, names, x, label)
+        elif isinstance(single, (ir.In, ir.Reference, ir.Broken)):
+            result = self.element(single, frame, names, x)
+        else:
+            path = self.claim(names, label, flow.origin)
+            self.scopes.setdefault(path, "")
+            result = self.pipeline(flow.elements, frame, Namespace(path), x)
+        if label is not None and not isinstance(result, _Absent):
+            if label in frame.labels and isinstance(single, (ir.In, ir.Reference)):
+                self.fail("E0209", f"two elements of one scope are called `{label}`", flow.origin, help="rename one of the two")
+            frame.labels[label] = result
+        return result
+
+    def pipeline(self, elements: Sequence[ir.Element], frame: Frame, names: Namespace, x: Flowing) -> Flowing | _Absent:
+        result: Flowing | _Absent = x
+        for element in elements:
+            if isinstance(result, _Absent):
+                self.fail("E0216", "`nothing` stands alone in its branch", element.origin, help="remove the elements behind it")
+                return None
+            result = self.element(element, frame, names, result)
+        return result
+
+    def claim(self, names: Namespace, name: str, origin: int) -> str:
+        """The path of a name in its namespace; a second use of it is a fault."""
+        if name in names.used:
+            where = f"`{names.path}`" if names.path else "the network"
+            self.fail(
+                "E0209",
+                f"two elements of {where} are called `{name}`",
+                origin,
+                labels=self.label(names.used[name], "the first one"),
+                help="rename one of the two",
+            )
+        names.used[name] = origin
+        return names.join(name)
+
+    # --- elements --------------------------------------------------------------------------------
+
+    def element(self, element: ir.Element, frame: Frame, names: Namespace, x: Flowing) -> Flowing | _Absent:
+        """Runs one element."""
+        self.step(element.origin)
+        match element:
+            case ir.Call():
+                return self.call(element, frame, names, x, None)
+            case ir.Braces():
+                return self.branch_body(element.body, frame.inner(x), names, x)
+            case ir.Repeat():
+                return self.repeat(element, frame, names, x)
+            case ir.Join():
+                return self.join(element, frame, names, x)
+            case ir.If():
+                decision = self.decide(element.condition, frame)
+                if decision is None:
+                    return None
+                return self.branch_body(element.then if decision else element.otherwise, frame.inner(x), names, x)
+            case ir.Reference():
+                return self.reference(element.label, element.origin, frame)
+            case ir.In():
+                return frame.entering
+            case ir.Nothing():
+                return ABSENT
+            case ir.Broken():
+                return None
+
+    def branch_body(self, body: Sequence[ir.Statement], frame: Frame, names: Namespace, x: Flowing) -> Flowing | _Absent:
+        """A body in braces; it may be the single word `nothing`."""
+        flows = [s for s in body if isinstance(s, ir.Flow)]
+        if len(flows) == 1:
+            for statement in body:
+                if not isinstance(statement, ir.Flow):
+                    self.aside(statement, frame)
+            return self.flow(flows[0], frame, names, x)
+        return self.body(body, frame, names, x)
+
+    def repeat(self, element: ir.Repeat, frame: Frame, names: Namespace, x: Flowing) -> Flowing:
+        for i in range(self.rounds(element.count, frame)):
+            inner = frame.inner(x)
+            if element.variable is not None:
+                inner.values[element.variable] = i
+            x = self.body(element.body, inner, names, x)
+        return x
+
+    def rounds(self, count: ir.Expr | None, frame: Frame) -> int:
+        """How often to repeat; 0 behind a fault."""
+        if count is None:
+            return 1
+        try:
+            return int(convert(evaluate(count, frame.values, frame.shape), _COUNT, "repeat", count.origin))  # type: ignore[arg-type]
+        except ExprFault as fault:
+            code = "E0403" if fault.code in ("E0215", "E0405") else fault.code
+            limit = f"a repeat is from 1 to {MAX_REPEAT}; leave a part out with `when`" if code == "E0403" else fault.help
+            self.fail(code, str(fault), fault.origin or count.origin, help=limit)
+        except UnknownShape:
+            pass
+        return 0
+
+    def reference(self, label: str, origin: int, frame: Frame) -> Flowing:
+        """The output of the element with a label, looked up from the innermost braces outwards."""
+        here: Frame | None = frame
+        known: list[str] = []
+        while here is not None:
+            if label in here.labels:
+                return here.labels[label]
+            if label in here.absent:
+                self.fail("E0208", f"`{label}` is not there: its condition is false", origin, help="put the same `when` behind this statement")
+                return None
+            known += here.labels
+            here = here.parent
+        later = _labels(self.model)
+        if label in later:
+            self.fail("E0208", f"`@{label}` stands before its label, or outside of the braces that hold it", origin, help="move the statement behind the one with the label")
+        else:
+            help = did_you_mean(label, known) or (f"labels that can be named here: {', '.join(f'`{n}`' for n in known)}" if known else "give an earlier statement the label")
+            self.fail("E0208", f"there is no label `{label}`", origin, help=help)
+        return None
+
+    def join(self, element: ir.Join, frame: Frame, names: Namespace, x: Flowing) -> Flowing | _Absent:
+        """Feeds every branch and joins the results; a join of one branch is that branch."""
+        inner = frame.inner(x)
+        branches: list[tuple[ir.Flow, Flowing]] = []
+        for statement in element.body:
+            if isinstance(statement, ir.Flow):
+                result = self.flow(statement, inner, names, x)
+                if not isinstance(result, _Absent):
+                    branches.append((statement, result))
+            else:
+                self.aside(statement, inner)
+        if not branches:
+            self.fail("E0216", f"every branch of `{element.join}` is absent", element.origin, help="leave at least one branch")
+            return None
+        tensors = [tensor for _, tensor in branches]
+        if len(tensors) == 1:
+            return tensors[0]
+        known = [tensor for tensor in tensors if tensor is not None]
+        if len(known) < len(tensors):
+            return None
+        op = self.op(element.join, {})
+        try:
+            shape = op.infer(*(tensor.shape for tensor in known))
+        except ShapeFault as fault:
+            differ = shapes.differing_axes([tensor.shape for tensor in known])
+            caption = f"the branches differ in {shapes.join_words(differ)}"
+            labels = [label for flow, tensor in branches if tensor for label in self.branch_label(flow, tensor)]
+            self.fail(fault.code, fault.message, element.origin, caption=caption, labels=labels, help=fault.help)
+            return None
+        return self.add(names.path, op, tuple(tensor.node for tensor in known), shape, {}, 0, element.origin)
+
+    def branch_label(self, flow: ir.Flow, tensor: Tensor) -> list[Label]:
+        """The shape of a branch at its place, and where it comes from if it only hands something on."""
+        text = shapes.text(tensor.shape)
+        last = flow.elements[-1]
+        if isinstance(last, (ir.In, ir.Reference)):
+            text += f", {self.whence(tensor)}"
+        return self.label(flow.origin, text)
+
+    def whence(self, tensor: Tensor) -> str:
+        """Where a tensor was made, in words."""
+        if tensor.node == ir.IMAGE:
+            return "the input image"
+        node = self.nodes[tensor.node]
+        line = f" in line {node.origin.line}" if node.origin and not node.origin.source.shipped else ""
+        return f"from `{node.path or node.op.name}`{line}"
+
+    # --- calls -----------------------------------------------------------------------------------
+
+    def call(self, call: ir.Call, frame: Frame, names: Namespace, x: Flowing, label: str | None) -> Flowing:
+        """Runs a call, repeated or not."""
+        if call.repeat is None:
+            return self.once(call, frame, names, x, self.name(call, frame, names, label, None), 0)
+        for i in range(self.rounds(call.repeat, frame)):
+            self.step(call.origin)
+            x = self.once(call, frame, names, x, self.name(call, frame, names, None, i), i)
+        return x
+
+    def name(self, call: ir.Call, frame: Frame, names: Namespace, label: str | None, index: int | None) -> str:
+        """The name of a call: its label, its own pattern, or its position."""
+        if call.name is None:
+            return label if label is not None else names.next_position()
+        pattern = self.value(call.name, frame, Type("str"), "name")
+        if label is not None:
+            self.fail("E0206", f"the call has the label `{label}` and a name", call.name.origin, help="keep one of the two")
+            return label
+        if pattern is None:
+            return names.next_position()
+        counters: dict[str, Any] = {} if index is None else {"i": index, "n": index + 1}
+        inner = Frame({**frame.values, **counters}, frame.entering)
+        text = self.fill(pattern, inner)
+        if not re.fullmatch(r"[A-Za-z_0-9]+", text):
+            self.fail("E0215", f"`{text}` cannot be a name", call.name.origin, help="a name has letters, digits and `_`; `{i}` counts a repeat from 0, `{n}` from 1")
+            return names.next_position()
+        return text
+
+    def once(self, call: ir.Call, frame: Frame, names: Namespace, x: Flowing, name: str, index: int) -> Flowing:
+        """One call of an operator or a block, under its name."""
+        path = self.claim(names, name, call.origin)
+        callee = call.callee
+        if call.variable:
+            value = frame.values[callee]
+            if not isinstance(value, OpName):
+                if not isinstance(value, _Unknown):
+                    self.fail("E0204", f"`{callee}` is {show(value)}, not an operator", call.origin, help=f"give it the type `op`: `{callee}: op = relu`")
+                return None
+            callee = str(value)
+        if callee in self.model.blocks and not call.variable:
+            return self.enter(self.model.blocks[callee], call, frame, path, x, index)
+        kind = OPS[callee]
+        settings: dict[str, Any] = {}
+        broken = False
+        for key, expr in call.args.items():
+            value = self.value(expr, frame, kind.parameters[key].type, key)
+            broken |= value is None
+            settings[key] = value
+        missing = [n for n, p in kind.parameters.items() if p.required and n not in settings]
+        if missing:
+            listed = ", ".join(f"`{n}`" for n in missing)
+            self.fail("E0203", f"the operator `{callee}` cannot be used here: it needs {listed}", call.origin, help="hand on an operator that needs no arguments, such as `relu`")
+        if x is None or broken or missing:
+            return None
+        return self.apply(self.op(callee, settings), call, path, x)
+
+    def op(self, name: str, settings: dict[str, Any]) -> Op:
+        """An operator with its settings; equal ones are made once."""
+        key = (name, *settings.items())
+        op = self._ops.get(key)
+        if op is None:
+            op = self._ops[key] = (OPS.get(name) or JOINS[name])(**settings)
+        return op
+
+    def apply(self, op: Op, call: ir.Call, path: str, x: Tensor) -> Flowing:
+        """Adds a node for an operator of one input."""
+        try:
+            shape = op.infer(x.shape)
+        except ShapeFault as fault:
+            at = call.args[fault.argument].origin if fault.argument in call.args else call.origin
+            labels = []
+            if x.node != ir.IMAGE and (span := self.nodes[x.node].origin) is not None and span != self.places[at]:
+                labels = [Label(span, f"{shapes.text(x.shape)} from here")]
+            self.fail(fault.code, fault.message, at, caption=f"gets {shapes.text(x.shape)}", labels=labels, help=fault.help)
+            return None
+        return self.add(path, op, (x.node,), shape, op.weights(x.shape), op.macs(x.shape, shape), call.origin)
+
+    def add(self, path: str, op: Op, inputs: tuple[int, ...], shape: Shape, weights: dict[str, Shape], macs: int, origin: int) -> Tensor:
+        own = getattr(op, "init", None)
+        init = INITS[own]() if isinstance(own, str) else self._inits.get(op.name)
+        span: Span | None = self.places[origin]
+        self.nodes.append(ir.Node(path, op, inputs, shape, weights, macs, init if weights else None, self._aux, span))
+        return Tensor(len(self.nodes) - 1, shape)
+
+    def enter(self, block: ir.Block, call: ir.Call, frame: Frame, path: str, x: Flowing, index: int) -> Flowing:
+        """A call of a block: its parameters get their values, then its body runs."""
+        self.scopes[path] = block.name
+        values: dict[str, Any] = {name: evaluate(expr, {}) for name, expr in block.constants.items()}
+        inner = Frame(values, x)
+        broken = False
+        for parameter in block.parameters:
+            type_ = BLOCK_TYPES[parameter.type]
+            given = call.args.get(parameter.name)
+            if given is not None and not (parameter.once and index):
+                value = self.value(given, frame, type_, parameter.name)
+            elif parameter.default is not None:
+                self._calls.append(call.origin)
+                value = self.value(parameter.default, inner, type_, parameter.name)
+                self._calls.pop()
+            else:
+                value = None
+            broken |= value is None
+            values[parameter.name] = value
+        if broken:
+            return None
+        self._calls.append(call.origin)
+        try:
+            return self.body(block.body, inner, Namespace(path), x)
+        finally:
+            self._calls.pop()
+
+
+class _Unknown:
+    """The value of a `let` that was at fault."""
+
+
+def _plain(value: object) -> str:
+    return value if type(value) is str else show(value)
+
+
+def _labels(model: ir.Model) -> set[str]:
+    """Every label of a Model, wherever it stands."""
+    found: set[str] = set()
+    visit: Callable[[Any], None]
+
+    def visit(piece: Any) -> None:
+        if isinstance(piece, ir.Flow) and piece.label:
+            found.add(piece.label)
+        for part in ("body", "elements", "then", "otherwise"):
+            for inner in getattr(piece, part, ()):
+                visit(inner)
+
+    visit(model)
+    for block in model.blocks.values():
+        visit(block)
+    return found

@@ -1,0 +1,300 @@
+"""The value of an expression, and its fit to the type of a parameter.
+
+Integers are exact, `/` keeps fractions, nothing is ever rounded unasked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from typing import Any
+
+from cnnspec.ir import Expr
+from cnnspec.limits import MAX_INTEGER
+from cnnspec.shapes import Shape
+from cnnspec.signatures import Interval, OpName, Type, Value, Word
+
+_MAX_VALUE = MAX_INTEGER**2
+
+
+class ExprFault(Exception):
+    """An expression without a value, or a value of the wrong type.
+
+    Attributes:
+        origin: The number of the piece at fault.
+    """
+
+    def __init__(self, code: str, message: str, origin: int, help: str | None = None) -> None:
+        super().__init__(message)
+        self.code, self.message, self.origin, self.help = code, message, origin, help
+
+
+class UnknownShape(Exception):
+    """The expression asks for the size of a tensor that an earlier fault left unknown."""
+
+
+def show(value: object) -> str:
+    """A value as the language writes it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, Fraction):
+        return f"{value.numerator}/{value.denominator} = {float(value):.4g}"
+    if isinstance(value, Interval):
+        return f"{show(value[0])}..{show(value[1])}"
+    if isinstance(value, list):
+        return "[" + ", ".join(show(item) for item in value) + "]"  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, tuple):
+        return "x".join(show(item) for item in value)  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, (OpName, Word)):
+        return str(value)
+    return f'"{value}"' if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def kind_of(value: object) -> str:
+    """What a value is, in words."""
+    if isinstance(value, bool):
+        return "a truth value"
+    if isinstance(value, int):
+        return "an integer"
+    if isinstance(value, (float, Fraction)):
+        return "a number"
+    if isinstance(value, Interval):
+        return "a range"
+    if isinstance(value, tuple):
+        return "a size"
+    if isinstance(value, list):
+        return "a list"
+    return "the name of an operator" if isinstance(value, OpName) else "a word" if isinstance(value, Word) else "a string"
+
+
+def _exact(value: Any) -> Any:
+    return value.numerator if isinstance(value, Fraction) and value.denominator == 1 else value
+
+
+def _divide(a: Any, b: Any) -> Any:
+    return a / b if isinstance(a, float) or isinstance(b, float) else Fraction(a) / Fraction(b)
+
+
+def round_to(value: float, multiple: int) -> int:
+    """The nearest multiple, at least one, never more than 10 % below the value.
+
+    Source: `_make_divisible` of Sandler et al. 2018, arXiv 1801.04381 (MobileNetV2).
+    """
+    rounded = max(multiple, int(value + multiple / 2) // multiple * multiple)
+    return rounded + multiple if rounded < 0.9 * value else rounded
+
+
+_ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
+    "+": lambda a, b: a + b,
+    "-": lambda a, b: a - b,
+    "*": lambda a, b: a * b,
+    "/": _divide,
+    "//": lambda a, b: a // b,
+    "%": lambda a, b: a % b,
+}
+_ORDER: dict[str, Callable[[Any, Any], bool]] = {
+    "<": lambda a, b: a < b,
+    "<=": lambda a, b: a <= b,
+    ">": lambda a, b: a > b,
+    ">=": lambda a, b: a >= b,
+}
+_FUNCTIONS: dict[str, tuple[int | None, Callable[..., Any]]] = {
+    "min": (None, min),
+    "max": (None, max),
+    "ceil": (1, math.ceil),
+    "floor": (1, math.floor),
+    "sqrt": (1, math.sqrt),
+    "round_to": (2, round_to),
+}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float, Fraction)) and not isinstance(value, bool)
+
+
+def evaluate(expr: Expr, names: Mapping[str, Any], entering: Shape | None = None) -> Any:
+    """The value of an expression.
+
+    Args:
+        expr: What to evaluate.
+        names: The values of the names in scope.
+        entering: Shape of the tensor that enters the innermost braces, for `in.c` and its like.
+
+    Raises:
+        ExprFault: It has no value.
+        UnknownShape: It needs `in`, whose shape is not known because of an earlier fault.
+    """
+    kind = expr.kind
+    if kind in ("number", "bool"):
+        return expr.value
+    if kind == "name":
+        return names[str(expr.value)]
+    if kind == "text":
+        return expr.value
+    if kind == "op":
+        return OpName(expr.value)
+    if kind == "word":
+        return Word(expr.value)
+    if kind == "dim":
+        return _dim(expr, entering)
+    if kind == "choice":
+        return evaluate(expr.parts[1 if _truth(expr.parts[0], names, entering) else 2], names, entering)
+    if kind == "and":
+        return all(_truth(part, names, entering) for part in expr.parts)
+    if kind == "or":
+        return any(_truth(part, names, entering) for part in expr.parts)
+    if kind == "not":
+        return not _truth(expr.parts[0], names, entering)
+    values = [evaluate(part, names, entering) for part in expr.parts]
+    if kind == "size":
+        return tuple(values)
+    if kind == "list":
+        return values
+    if kind in ("==", "!="):
+        return (values[0] == values[1]) == (kind == "==")
+    for part, value in zip(expr.parts, values, strict=True):
+        if not _is_number(value):
+            what = f"`{expr.value}`" if kind == "call" else "a range" if kind == "interval" else f"`{'-' if kind == 'neg' else kind}`"
+            raise ExprFault("E0204", f"{what} needs numbers, got {kind_of(value)}", part.origin)
+    if kind == "interval":
+        low, high = values
+        if low > high:
+            raise ExprFault("E0215", f"the range {show(low)}..{show(high)} ends before it starts", expr.origin, f"write `{show(high)}..{show(low)}`")
+        return Interval((low, high))
+    if kind in _ORDER:
+        return _ORDER[kind](values[0], values[1])
+    return _number(expr, values)
+
+
+def _number(expr: Expr, values: list[Any]) -> Any:
+    kind = expr.kind
+    try:
+        if kind == "neg":
+            return -values[0]
+        if kind == "call":
+            count, function = _FUNCTIONS[str(expr.value)]
+            if count is not None and len(values) != count:
+                raise ExprFault("E0205", f"`{expr.value}` takes {count} value{'s' * (count > 1)}, got {len(values)}", expr.origin)
+            result = function(*values)
+        else:
+            result = _ARITHMETIC[kind](*values)
+    except ZeroDivisionError:
+        raise ExprFault("E0214", "division by zero", expr.origin, "state what must hold with `require`") from None
+    except (ValueError, OverflowError):
+        raise ExprFault("E0214", f"`{expr.value or kind}` has no value for {', '.join(map(show, values))}", expr.origin) from None
+    result = _exact(result)
+    if isinstance(result, float) and not math.isfinite(result):
+        raise ExprFault("E0214", "the result is not finite", expr.origin)
+    if abs(result) > _MAX_VALUE or (isinstance(result, Fraction) and result.denominator > _MAX_VALUE):
+        raise ExprFault("E0405", f"the result is larger than the limit of {_MAX_VALUE}", expr.origin)
+    return result
+
+
+def _dim(expr: Expr, entering: Shape | None) -> int:
+    if entering is None:
+        raise UnknownShape
+    if expr.value == "c":
+        return entering[0]
+    if len(entering) == 1:
+        raise ExprFault("E0308", f"`in.{expr.value}` of flat features, which have no height and width", expr.origin, "use `in.c`, or take it before `flatten`")
+    return entering[1 if expr.value == "h" else 2]
+
+
+def _truth(expr: Expr, names: Mapping[str, Any], entering: Shape | None) -> bool:
+    value = evaluate(expr, names, entering)
+    if not isinstance(value, bool):
+        raise ExprFault("E0204", f"a condition must be true or false, got {show(value)}", expr.origin, "compare it: `x != 0`")
+    return value
+
+
+def truth(expr: Expr, names: Mapping[str, Any], entering: Shape | None) -> bool:
+    """The value of a condition.
+
+    Raises:
+        ExprFault: It has none.
+        UnknownShape: It needs a shape that is not known.
+    """
+    return _truth(expr, names, entering)
+
+
+def convert(value: Any, type_: Type, name: str, origin: int) -> Value:
+    """A value as a parameter of this type takes it.
+
+    Args:
+        value: What `evaluate` gave.
+        type_: The parameter's type.
+        name: The parameter's name, for the message.
+        origin: The piece to point to.
+
+    Raises:
+        ExprFault: It does not fit.
+    """
+    kind = type_.kind
+    if isinstance(value, Word) and value in type_.words:
+        return value
+    value = _exact(value)
+    result: Any = None
+    help: str | None = None
+    if kind == "int":
+        if _is_number(value) and value == int(value):
+            result = int(value)
+        elif isinstance(value, Fraction):
+            help = "divide with `//`, or use `round_to(x, 8)`"
+        elif isinstance(value, float):
+            help = "use `floor`, `ceil` or `round_to`"
+    elif kind == "float":
+        result = float(value) if _is_number(value) else None
+    elif kind == "bool":
+        result = value if isinstance(value, bool) else None
+    elif kind == "size":
+        if isinstance(value, tuple) and not isinstance(value, Interval):
+            result = value  # pyright: ignore[reportUnknownVariableType]
+        elif _is_number(value) and value == int(value):
+            result = (int(value), int(value))
+    elif kind == "interval":
+        result = value if isinstance(value, Interval) else None
+    elif kind == "list":
+        result = _list(value)
+    elif kind == "op":
+        result = value if isinstance(value, OpName) else None
+    elif kind == "str":
+        result = value if type(value) is str else None
+    if result is None:
+        raise ExprFault("E0204", f"`{name}` must be {type_}, got {show(value)}", origin, help)
+    _bound(result, type_, name, origin)
+    return result
+
+
+def _list(value: Any) -> Value:
+    items: list[Any] = value if isinstance(value, list) else list(value) if isinstance(value, tuple) else [value]  # pyright: ignore[reportUnknownArgumentType]
+    return tuple(int(item) for item in items) if all(_is_number(item) and item == int(item) for item in items) else None
+
+
+def _bound(result: Any, type_: Type, name: str, origin: int) -> None:
+    numbers: tuple[Any, ...] = result if isinstance(result, tuple) else (result,)
+    for number in numbers:
+        if not _is_number(number):
+            continue
+        least, greatest = type_.bounds.least, type_.bounds.greatest
+        if least is not None and number < least:
+            raise ExprFault("E0215", f"`{name}` must be at least {least:g}, got {show(result)}", origin, f"write `{name}={least:g}` or more")
+        if greatest is not None and number > greatest:
+            raise ExprFault("E0215", f"`{name}` must be at most {greatest:g}, got {show(result)}", origin, f"write `{name}={greatest:g}` or less")
+        if isinstance(number, int) and abs(number) > MAX_INTEGER:
+            raise ExprFault("E0405", f"`{name}` is larger than the limit of {MAX_INTEGER}", origin)
+
+
+def literal(value: Any) -> Expr:
+    """The expression that has this value."""
+    if isinstance(value, bool):
+        return Expr(kind="bool", value=value)
+    if isinstance(value, (int, float)):
+        return Expr(kind="number", value=value)
+    if isinstance(value, Fraction):
+        return Expr(kind="/", parts=(literal(value.numerator), literal(value.denominator)))
+    if isinstance(value, (list, tuple)):
+        kind = "list" if isinstance(value, list) else "interval" if isinstance(value, Interval) else "size"
+        return Expr(kind=kind, parts=tuple(literal(item) for item in value))  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    kind = "op" if isinstance(value, OpName) else "word" if isinstance(value, Word) else "text"
+    return Expr(kind=kind, value=str(value))

@@ -1,0 +1,43 @@
+"""What a file defines: its constants, its blocks, its defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from cnnspec import ir, tree
+from cnnspec.library import standard_blocks
+from cnnspec.signatures import OpName, Type
+
+FoundBlock = tuple["FileScope", tree.Block]
+
+
+@dataclass(eq=False)
+class FileScope:
+    """The names of one file.
+
+    Attributes:
+        constants: `param`, `classes`, and every `let` of the top that does not depend on the image.
+        blocks: Blocks defined here or taken with `use`, each with the scope it was defined in.
+        defaults: Arguments that `default` sets, by callee.
+        find_standard: Looks a standard block up.
+    """
+
+    file: tree.File
+    find_standard: Callable[[str], FoundBlock | None]
+    constants: dict[str, Any] = field(default_factory=dict[str, Any])
+    blocks: dict[str, FoundBlock] = field(default_factory=dict[str, FoundBlock])
+    defaults: dict[str, dict[str, ir.Expr]] = field(default_factory=dict[str, dict[str, ir.Expr]])
+
+    def find_block(self, name: str) -> FoundBlock | None:
+        """The block that a name means in this file."""
+        return self.blocks.get(name) or self.find_standard(name)
+
+    def block_names(self) -> list[str]:
+        """Every block that can be called here."""
+        return [*self.blocks, *standard_blocks()]
+
+    def variables(self) -> dict[str, Type | None]:
+        """The constants as variables, with the type of operators marked."""
+        return {name: Type("op") if isinstance(value, OpName) else Type("int") for name, value in self.constants.items()}

@@ -1,0 +1,167 @@
+"""Weights from files, by name or by order, and never anything but weights.
+
+Checkpoints are read with `weights_only=True`: a file cannot run code. A network is rebuilt from its spec.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from cnnspec.diagnostics import CnnspecError, failure
+
+Match = Literal["name", "order"]
+Weights = dict[str, Tensor]
+
+PREFIXES = ("model.", "network.", "module.", "_orig_mod.")
+"""What wrappers put before every key: Lightning modules, DistributedDataParallel, torch.compile."""
+_COUNTER = "num_batches_tracked"
+_SHOWN = 5
+
+
+def _load_pickled(path: Path) -> Any:
+    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    return loaded["state_dict"] if isinstance(loaded, Mapping) and "state_dict" in loaded else loaded
+
+
+_READERS: dict[str, Callable[[Path], Any]] = {
+    ".ckpt": _load_pickled,
+    ".pt": _load_pickled,
+    ".pth": _load_pickled,
+    ".safetensors": lambda path: load_file(path),
+}
+
+
+def read_weights(path: str | os.PathLike[str]) -> Weights:
+    """The tensors of a file by their keys, in the order of the file.
+
+    Args:
+        path: A Lightning checkpoint (`.ckpt`), a saved `state_dict` (`.pt`, `.pth`), or `.safetensors`.
+
+    Raises:
+        CnnspecError: E0505 if the file is missing, is broken, or holds anything but tensors.
+    """
+    path = Path(path)
+    reader = _READERS.get(path.suffix.lower())
+    endings = ", ".join(f"`{ending}`" for ending in _READERS)
+    if reader is None:
+        raise failure("E0505", f"`{path.name}` has no ending of a weights file", help=f"known are {endings}", file=str(path))
+    if not path.is_file():
+        raise failure("E0505", "there is no such weights file", file=str(path), help="look for `best.safetensors` in a run's folder `checkpoints`")
+    try:
+        loaded = reader(path)
+    except Exception as error:  # noqa: BLE001 - a broken or hostile file fails in many ways, all of them mean this
+        reason = " ".join(str(error).split())[:200]
+        raise failure(
+            "E0505",
+            "the file cannot be read as weights",
+            notes=[f"{type(error).__name__}: {reason}"],
+            file=str(path),
+            help="it must hold a `state_dict` of tensors and nothing else; nothing in it was run",
+        ) from None
+    if not isinstance(loaded, Mapping) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in loaded.items()):
+        raise failure(
+            "E0505",
+            "the file holds something else than weights",
+            file=str(path),
+            help="save a module's `state_dict()`, which is a table of tensors",
+        )
+    return dict(loaded)
+
+
+def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors as safetensors; the file is complete or not there."""
+    temporary = path.with_name(path.name + ".part")
+    save_file({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}, temporary, {"format": "pt"})
+    os.replace(temporary, path)
+
+
+def load_weights(module: nn.Module, weights: Weights, match: Match = "name", file: str | None = None) -> int:
+    """Load weights into a module.
+
+    Args:
+        module: Takes the weights; it is left as it was if they do not match.
+        weights: As `read_weights` gives them.
+        match: `name` wants the same keys, apart from one of `PREFIXES` before all of them. `order` wants the
+            same shapes in the same order, under any keys.
+        file: What errors call the weights.
+
+    Returns:
+        How many tensors were matched.
+
+    Raises:
+        CnnspecError: E0504 if they do not match.
+    """
+    own: Weights = dict(module.state_dict())
+    matched = _by_name(own, weights, file) if match == "name" else _by_order(own, weights, file)
+    module.load_state_dict({**own, **matched})
+    return len(matched)
+
+
+def _by_name(own: Weights, given: Weights, file: str | None) -> Weights:
+    stripped = given
+    while stripped.keys() != own.keys():
+        prefix = next((p for p in PREFIXES if stripped and all(key.startswith(p) for key in stripped)), None)
+        if prefix is None:
+            break
+        stripped = {key[len(prefix) :]: tensor for key, tensor in stripped.items()}
+    if stripped.keys() != own.keys():
+        missing = [key for key in own if key not in stripped]
+        unknown = [key for key in stripped if key not in own]
+        raise _mismatch(
+            f"{len(missing)} of {len(own)} tensors of the network are not in the file, and {len(unknown)} of the file"
+            " are not in the network",
+            own,
+            stripped,
+            [(a, b) for a, b in itertools.zip_longest(missing, unknown)],
+            file,
+            "if it is the same network under other names, load it with `--match order`",
+        )
+    wrong = [(key, key) for key in own if own[key].shape != stripped[key].shape]
+    if wrong:
+        raise _mismatch(f"{len(wrong)} tensors have another shape", own, stripped, wrong, file, None)
+    return {key: stripped[key] for key in own}
+
+
+def _by_order(own: Weights, given: Weights, file: str | None) -> Weights:
+    ours, theirs = list(own), list(given)
+    # Files from before torch 0.4.1 do not count the batches of batch normalisation.
+    if not any(key.endswith(_COUNTER) for key in theirs):
+        ours = [key for key in ours if not key.endswith(_COUNTER)]
+    wrong = [
+        (a, b)
+        for a, b in itertools.zip_longest(ours, theirs)
+        if a is None
+        or b is None
+        or own[a].shape != given[b].shape
+        or own[a].is_floating_point() != given[b].is_floating_point()
+    ]
+    if wrong:
+        raise _mismatch(
+            f"the network has {len(ours)} tensors and the file {len(theirs)}, and {len(wrong)} places differ in shape",
+            own,
+            given,
+            wrong,
+            file,
+            "`--match order` needs the same shapes in the same order",
+        )
+    return {a: given[b] for a, b in zip(ours, theirs, strict=True)}
+
+
+def _mismatch(
+    message: str, own: Weights, given: Weights, pairs: list[tuple[str | None, str | None]], file: str | None, help: str | None
+) -> CnnspecError:
+    def show(key: str | None, tensors: Weights) -> str:
+        return f"`{key}` {list(tensors[key].shape)}" if key is not None else "nothing"
+
+    notes = [f"network {show(a, own)}, file {show(b, given)}" for a, b in pairs[:_SHOWN]]
+    if len(pairs) > _SHOWN:
+        notes.append(f"and {len(pairs) - _SHOWN} more")
+    return failure("E0504", f"the weights do not match: {message}", notes=notes, help=help, file=file)
