@@ -5,6 +5,7 @@ No shape is known yet. A statement at fault becomes `Broken`, so that the check 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -259,7 +260,10 @@ class Binder:
         if repeat is not None and count is not None:
             raise self.fail("E0206", "the repeat is given twice", span, help=f"keep `x{repeat}` or `repeat=`")
         if repeat is not None:
-            count = ir.Expr(kind="number", value=repeat, origin=self.places.add(span))
+            written = re.compile(r"\s*").match(span.source.text, span.end)
+            start = written.end() if written else span.end
+            at = self.places.add(Span(span.source, start, start + 1 + len(str(repeat))))
+            count = ir.Expr(kind="number", value=repeat, origin=at)
         name = bound.pop("name", None)
         return ir.Call(callee=key, variable=variable, args=bound, repeat=count, name=name, origin=self.places.add(span))
 

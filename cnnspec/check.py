@@ -110,7 +110,7 @@ def _contract(graph: ir.Graph, expect: ir.Expect, places: Places, report: Report
         said = shapes.text(tuple(figure)) if isinstance(figure, list) else f"{figure:,}"
         close = ""
         if not isinstance(figure, list) and wanted:
-            close = f", {(figure - wanted) / wanted:+.2%} of what is expected"
+            close = f", {(figure - wanted) / wanted:+.2%} off"
         report.add(
             Diagnostic(
                 "E0401",

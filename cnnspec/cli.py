@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-from pathlib import Path
-from typing import Annotated, Any, NoReturn
+import gc
 
-import typer
+gc.disable()  # imports leave nothing behind that is worth a search: a fifth of the time to start
 
-from cnnspec.compiler import Compilation, compile_file
-from cnnspec.diagnostics import CnnspecError, Diagnostic, failure, render
+import json  # noqa: E402
+import os  # noqa: E402
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Annotated, Any, NoReturn  # noqa: E402
+
+import typer  # noqa: E402
+
+from cnnspec.compiler import Compilation, compile_file  # noqa: E402
+from cnnspec.diagnostics import CnnspecError, Diagnostic, failure, render  # noqa: E402
+
+gc.enable()
 
 app = typer.Typer(
     help="Describe a convolutional network in a few lines of text; check it, build it, train it.",

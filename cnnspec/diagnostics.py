@@ -199,7 +199,7 @@ class Report:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     """A help that names the nearest known word, or nothing when none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5 if len(word) <= 3 else 0.6)
     return f"did you mean `{near[0]}`?" if near else None
 
 

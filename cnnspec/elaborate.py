@@ -469,6 +469,10 @@ class _Elaboration:
             variables[id(scope)] = names
         aux = [built for scope, statement in network.aux if (built := self.aux(scope, statement)) is not None]
         expects = [built for scope, statement in network.expects if (built := self.expect(scope, statement)) is not None]
+        if not file.statements:
+            help = "start with `network NAME`, `input 3x32x32`, and a pipeline: `stem conv 3x3 c=16 | bn | relu`"
+            self.report.add(Diagnostic("E0108", "the file is empty", file=file.source.name, help=help))
+            return None
         if network.input is None:
             help = "state the image that goes in, channels x height x width: `input 3x32x32`"
             self.report.add(Diagnostic("E0109", "the network has no `input`", file=file.source.name, help=help))

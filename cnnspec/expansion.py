@@ -197,12 +197,12 @@ class Expansion:
                     self.fail("E0216", "`nothing` stands outside of a join", statement.origin, help="only a branch of `add`, `mul` or `concat` can be absent")
                     result = None
                 x = result
-            else:
-                self.aside(statement, frame)
+            elif not self.aside(statement, frame):
+                x = None
         return x
 
-    def aside(self, statement: ir.Let | ir.Require, frame: Frame) -> None:
-        """A statement that no tensor flows through."""
+    def aside(self, statement: ir.Let | ir.Require, frame: Frame) -> bool:
+        """A statement that no tensor flows through; false where it forbids what follows."""
         if isinstance(statement, ir.Let):
             try:
                 frame.values[statement.name] = evaluate(statement.value, frame.values, frame.shape)
@@ -212,7 +212,10 @@ class Expansion:
             except UnknownShape:
                 frame.values[statement.name] = _Unknown()
         elif self.decide(statement.condition, frame) is False:
-            self.fail("E0402", self.fill(statement.message, frame) if statement.message else "a requirement does not hold", statement.origin)
+            message = self.fill(statement.message, frame) if statement.message else "a requirement does not hold"
+            self.fail("E0402", message, statement.origin)
+            return False
+        return True
 
     def fill(self, text: str, frame: Frame) -> str:
         """A text with each `{name}` replaced by its value."""
@@ -241,7 +244,7 @@ class Expansion:
         if label is None:
             result = self.pipeline(flow.elements, frame, names, x)
         elif isinstance(single, ir.Call) and single.repeat is None:
-            result = self.call(single, frame, names, x, label)
+            result = self.call(single, frame, names, x, label, flow.origin)
         elif isinstance(single, (ir.In, ir.Reference, ir.Broken)):
             result = self.element(single, frame, names, x)
         else:
@@ -284,7 +287,7 @@ class Expansion:
         self.step(element.origin)
         match element:
             case ir.Call():
-                return self.call(element, frame, names, x, None)
+                return self.call(element, frame, names, x)
             case ir.Braces():
                 return self.branch_body(element.body, frame.inner(x), names, x)
             case ir.Repeat():
@@ -406,13 +409,17 @@ class Expansion:
 
     # --- calls -----------------------------------------------------------------------------------
 
-    def call(self, call: ir.Call, frame: Frame, names: Namespace, x: Flowing, label: str | None) -> Flowing:
-        """Runs a call, repeated or not."""
+    def call(
+        self, call: ir.Call, frame: Frame, names: Namespace, x: Flowing, label: str | None = None, labelled: int | None = None
+    ) -> Flowing:
+        """Runs a call, repeated or not; `labelled` is where its label stands."""
         if call.repeat is None:
-            return self.once(call, frame, names, x, self.name(call, frame, names, label, None), 0)
+            path = self.claim(names, self.name(call, frame, names, label, None), labelled or call.origin)
+            return self.once(call, frame, path, x, 0)
         for i in range(self.rounds(call.repeat, frame)):
             self.step(call.origin)
-            x = self.once(call, frame, names, x, self.name(call, frame, names, None, i), i)
+            path = self.claim(names, self.name(call, frame, names, None, i), call.origin)
+            x = self.once(call, frame, path, x, i)
         return x
 
     def name(self, call: ir.Call, frame: Frame, names: Namespace, label: str | None, index: int | None) -> str:
@@ -433,9 +440,8 @@ class Expansion:
             return names.next_position()
         return text
 
-    def once(self, call: ir.Call, frame: Frame, names: Namespace, x: Flowing, name: str, index: int) -> Flowing:
-        """One call of an operator or a block, under its name."""
-        path = self.claim(names, name, call.origin)
+    def once(self, call: ir.Call, frame: Frame, path: str, x: Flowing, index: int) -> Flowing:
+        """One call of an operator or a block, at its path."""
         callee = call.callee
         if call.variable:
             value = frame.values[callee]
@@ -478,7 +484,7 @@ class Expansion:
             labels = []
             if x.node != ir.IMAGE and (span := self.nodes[x.node].origin) is not None and span != self.places[at]:
                 labels = [Label(span, f"{shapes.text(x.shape)} from here")]
-            self.fail(fault.code, fault.message, at, caption=f"gets {shapes.text(x.shape)}", labels=labels, help=fault.help)
+            self.fail(fault.code, fault.message, at, caption=f"gets {shapes.text(x.shape)}" if fault.code.startswith("E03") else "", labels=labels, help=fault.help)
             return None
         return self.add(path, op, (x.node,), shape, op.weights(x.shape), op.macs(x.shape, shape), call.origin)
 

@@ -18,7 +18,7 @@ import re
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise, zip_longest
 from typing import Any
 
@@ -333,7 +333,7 @@ class _Printer:
                 return self.pipeline([_Line(indent, label)], piece.elements, condition, first=True)
             case tree.Entry():
                 first, *rest = piece.calls
-                word = _call(replace(first, callee=piece.word, args=())).ljust(width)  # `x3` was read behind the word
+                word = _call(first.replace(callee=piece.word, args=())).ljust(width)  # `x3` was read behind the word
                 start = f"{word} {first.callee}{_args(first.args)}" if first.callee else word + _args(first.args)
                 return self.pipeline([_Line(indent, start.rstrip())], rest)
             case tree.Row():

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from typing import Any
 
 from cnnspec import shapes, tree
 from cnnspec.compiler import Compilation
-from cnnspec.diagnostics import CnnspecError, Span
+from cnnspec.diagnostics import CnnspecError
 from cnnspec.expressions import show as show_value
 from cnnspec.ir import IMAGE, Graph
 from cnnspec.library import shipped_specs, standard_block, standard_blocks
@@ -57,13 +56,10 @@ def graph_text(graph: Graph) -> str:
 def _tree_json(node: Any) -> Any:
     if isinstance(node, (tuple, list)):
         return [_tree_json(item) for item in node]  # pyright: ignore[reportUnknownVariableType]
-    if not dataclasses.is_dataclass(node):
+    if not isinstance(node, tree.Node):
         return node
-    fields = {f.name: getattr(node, f.name) for f in dataclasses.fields(node)}
-    shown = {name: _tree_json(value) for name, value in fields.items() if not isinstance(value, Span) and name not in ("source", "text")}
-    if isinstance(node, tree.Node):
-        return {"node": type(node).__name__, "line": node.span.line, "column": node.span.column, **shown}
-    return {"node": type(node).__name__, **shown}
+    shown = {name: _tree_json(getattr(node, name)) for name in node.told}
+    return {"node": type(node).__name__, "line": node.span.line, "column": node.span.column, **shown}
 
 
 def _tree_lines(data: Any, depth: int) -> list[str]:

@@ -29,7 +29,7 @@ Scalar = bool | int | float | str
 class Piece(BaseModel):
     """A part of a Model; `origin` is its number in the table of places, 0 for none."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     origin: int = 0
 

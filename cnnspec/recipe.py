@@ -246,7 +246,7 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 class Setting(BaseModel):
     """A named choice with every argument filled in, as it is stored in a Model and in `result.json`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     name: str
     args: dict[str, bool | int | float | str | tuple[int | float, ...] | None] = {}
@@ -267,7 +267,7 @@ class Recipe(BaseModel):
         stated: The fields that the spec itself states.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     data: Setting = Setting.of(Cifar10())
     augment: tuple[Setting, ...] = ()

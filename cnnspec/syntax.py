@@ -241,10 +241,9 @@ def _blank_statement(text: str, at: int) -> str:
 # --- the parser ----------------------------------------------------------------------------------
 
 
-def _integer_keys(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {int(k) if k.lstrip("-").isdigit() else k: _integer_keys(v) for k, v in data.items()}
-    return [_integer_keys(item) for item in data] if isinstance(data, list) else data
+def _integer_keys(data: dict[str, Any]) -> dict[int, Any]:
+    """A table of JSON with the integer keys that it was made of."""
+    return {int(key): value for key, value in data.items()}
 
 
 def _grammar_key(grammar: str) -> str:
@@ -265,7 +264,10 @@ def _parser() -> Lark:
     if path.exists():
         tables = json.loads(path.read_text("utf-8"))
         if tables.get("key") == _grammar_key(grammar):
-            return Lark._load_from_dict(_integer_keys(tables["data"]), _integer_keys(tables["memo"]))  # type: ignore
+            automaton = tables["data"]["parser"]["parser"]
+            automaton["tokens"] = _integer_keys(automaton["tokens"])
+            automaton["states"] = {state: _integer_keys(row) for state, row in _integer_keys(automaton["states"]).items()}
+            return Lark._load_from_dict(tables["data"], _integer_keys(tables["memo"]))  # type: ignore
     return Lark(grammar, **_OPTIONS)
 
 
@@ -282,7 +284,7 @@ class _Builder:
 
     def file(self, parsed: Tree[Token]) -> tree.File:
         statements = tuple(self.build(child) for child in parsed.children)
-        return tree.File(self.source, statements, self.comments())
+        return tree.File(Span(self.source, 0, len(self.source.text)), self.source, statements, self.comments())
 
     def comments(self) -> tuple[tree.Comment, ...]:
         found: list[tree.Comment] = []

@@ -5,51 +5,84 @@ Two trees are equal when they say the same; spans and comments do not take part.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, ClassVar, Literal, Self, dataclass_transform
 
 from cnnspec.diagnostics import Source, Span
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass_transform(frozen_default=True)
 class Node:
-    """A piece of a spec; `span` is where it stands."""
+    """A piece of a spec; `span` is where it stands.
 
-    span: Span = field(compare=False, repr=False)
+    A frozen record as a dataclass is one, but fifty of these are made in a fiftieth of the time, which
+    every start of the command line pays.
+    """
+
+    span: Span
+
+    fields: ClassVar[tuple[str, ...]] = ("span",)
+    told: ClassVar[tuple[str, ...]] = ()
+    """The fields that say something: all but places and spelling."""
+
+    def __init_subclass__(cls) -> None:
+        own = {name: kind for name, kind in cls.__dict__.get("__annotations__", {}).items() if not kind.startswith("ClassVar")}
+        cls.fields = (*cls.fields, *own)
+        if "told" in cls.__dict__:
+            return
+        cls.told = (*cls.told, *(name for name, kind in own.items() if kind != "Span" and name not in ("text", "source", "comments")))
+
+    def __init__(self, *values: Any, **named: Any) -> None:
+        store = self.__dict__
+        store.update(zip(self.fields, values, strict=False))
+        store.update(named)
+        for name in self.fields[len(values) :]:
+            if name not in store:
+                store[name] = getattr(type(self), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"{type(self).__name__} is frozen")
+
+    def replace(self, **changes: Any) -> Self:
+        """The same node with other fields."""
+        return type(self)(**{**self.__dict__, **changes})
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and all(getattr(self, name) == getattr(other, name) for name in self.told)
+
+    def __hash__(self) -> int:
+        return hash((type(self), *(getattr(self, name) for name in self.told)))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in self.told)})"
 
 
 # --- expressions ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
 class Number(Node):
     """`3`, `0.1`, `1e-4`; `text` is how it was written."""
 
     value: int | float
-    text: str = field(compare=False)
+    text: str
 
 
-@dataclass(frozen=True, slots=True)
 class Figure(Node):
     """`40.8M`, `300k` in an `expect`."""
 
     value: float
-    text: str = field(compare=False)
+    text: str
 
 
-@dataclass(frozen=True, slots=True)
 class Bool(Node):
     value: bool
 
 
-@dataclass(frozen=True, slots=True)
 class Text(Node):
     """A string, without its quotes."""
 
     value: str
 
 
-@dataclass(frozen=True, slots=True)
 class SizeLiteral(Node):
     """`3x5`: height times width."""
 
@@ -57,27 +90,23 @@ class SizeLiteral(Node):
     width: int
 
 
-@dataclass(frozen=True, slots=True)
 class Name(Node):
     """A bare word: a variable, a flag, an operator as a value, or one of an argument's own words."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
 class Dim(Node):
     """`in.c`, `in.h`, `in.w`."""
 
     axis: str
 
 
-@dataclass(frozen=True, slots=True)
 class Unary(Node):
     operator: Literal["-", "not"]
     operand: Expr
 
 
-@dataclass(frozen=True, slots=True)
 class Binary(Node):
     """Arithmetic, a comparison, `and`, or `or`."""
 
@@ -86,7 +115,6 @@ class Binary(Node):
     right: Expr
 
 
-@dataclass(frozen=True, slots=True)
 class FunctionCall(Node):
     """`min(a, b)`, `round_to(x, 8)`, ..."""
 
@@ -94,7 +122,6 @@ class FunctionCall(Node):
     args: tuple[Expr, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class Choice(Node):
     """`if a then b else c`."""
 
@@ -103,7 +130,6 @@ class Choice(Node):
     otherwise: Expr
 
 
-@dataclass(frozen=True, slots=True)
 class Interval(Node):
     """`0.8..1.0`."""
 
@@ -111,14 +137,12 @@ class Interval(Node):
     high: Expr
 
 
-@dataclass(frozen=True, slots=True)
 class ListLiteral(Node):
     """`[100, 150]`."""
 
     items: tuple[Expr, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class Group(Node):
     """An expression in parentheses; kept, so that the text can be written back."""
 
@@ -133,7 +157,6 @@ Expr = (
 # --- elements ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
 class Argument(Node):
     """`c=16`, or by position `16`."""
 
@@ -141,24 +164,21 @@ class Argument(Node):
     value: Expr
 
 
-@dataclass(frozen=True, slots=True)
 class Call(Node):
     """`conv 3x3 c=16`, `resnet_block x3 c=16`; `callee_span` is the name alone."""
 
     callee: str
     repeat: int | None
     args: tuple[Argument, ...]
-    callee_span: Span = field(compare=False, repr=False)
+    callee_span: Span
 
 
-@dataclass(frozen=True, slots=True)
 class Braces(Node):
     """`{ ... }` as an element."""
 
     body: tuple[Statement, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class Repeat(Node):
     """`repeat n as i { ... }`."""
 
@@ -167,7 +187,6 @@ class Repeat(Node):
     body: tuple[Statement, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class Join(Node):
     """`add { ... }`, `mul { ... }`, `concat { ... }`; each statement is a branch or a `let`."""
 
@@ -175,7 +194,6 @@ class Join(Node):
     body: tuple[Statement, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class If(Node):
     """`if COND { ... } else { ... }`; an absent `else` passes the input on."""
 
@@ -184,13 +202,11 @@ class If(Node):
     otherwise: tuple[Statement, ...] | None
 
 
-@dataclass(frozen=True, slots=True)
 class Row(Node):
     label: str | None
     cells: tuple[Expr, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class Each(Node):
     """`each inception_block(c1 r3 c3) act=relu { a: 64 96 128 }`."""
 
@@ -198,22 +214,19 @@ class Each(Node):
     columns: tuple[Name, ...]
     args: tuple[Argument, ...]
     rows: tuple[Row, ...]
-    callee_span: Span = field(compare=False, repr=False)
+    callee_span: Span
 
 
-@dataclass(frozen=True, slots=True)
 class Reference(Node):
     """`@label`."""
 
     label: str
 
 
-@dataclass(frozen=True, slots=True)
 class In(Node):
     """`in` as an element."""
 
 
-@dataclass(frozen=True, slots=True)
 class Nothing(Node):
     """`nothing`: the branch that is not there."""
 
@@ -224,7 +237,6 @@ Element = Call | Braces | Repeat | Join | If | Each | Reference | In | Nothing
 # --- statements ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
 class LabelName(Node):
     """`name:`, or one of the words `stem`, `stage`, `head` at the head of a statement."""
 
@@ -232,7 +244,6 @@ class LabelName(Node):
     word: bool = False
 
 
-@dataclass(frozen=True, slots=True)
 class Flow(Node):
     """A pipeline with its label and condition: `downsample: conv 1x1 c | bn when in.c != c`."""
 
@@ -241,14 +252,12 @@ class Flow(Node):
     condition: Expr | None
 
 
-@dataclass(frozen=True, slots=True)
 class Let(Node):
     name: str
     value: Expr
-    name_span: Span = field(compare=False, repr=False)
+    name_span: Span
 
 
-@dataclass(frozen=True, slots=True)
 class Require(Node):
     condition: Expr
     message: str | None
@@ -257,12 +266,10 @@ class Require(Node):
 # --- statements of the top of a file -------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
 class Network(Node):
     name: str
 
 
-@dataclass(frozen=True, slots=True)
 class Input(Node):
     """`input 3x32x32`: channels, height, width."""
 
@@ -271,19 +278,16 @@ class Input(Node):
     width: int
 
 
-@dataclass(frozen=True, slots=True)
 class Classes(Node):
     value: Expr
 
 
-@dataclass(frozen=True, slots=True)
 class Param(Node):
     name: str
     value: Expr
-    name_span: Span = field(compare=False, repr=False)
+    name_span: Span
 
 
-@dataclass(frozen=True, slots=True)
 class BlockParameter(Node):
     """`once subsample: bool = false`."""
 
@@ -293,31 +297,27 @@ class BlockParameter(Node):
     once: bool
 
 
-@dataclass(frozen=True, slots=True)
 class Block(Node):
     name: str
     parameters: tuple[BlockParameter, ...]
     body: tuple[Statement, ...]
-    name_span: Span = field(compare=False, repr=False)
+    name_span: Span
 
 
-@dataclass(frozen=True, slots=True)
 class Default(Node):
     """`default bn eps=1e-3`."""
 
     call: Call
 
 
-@dataclass(frozen=True, slots=True)
 class Init(Node):
     """`init conv kaiming_normal mode=fan_out`."""
 
     target: str
     scheme: Call
-    target_span: Span = field(compare=False, repr=False)
+    target_span: Span
 
 
-@dataclass(frozen=True, slots=True)
 class Expect(Node):
     """`expect macs = 40.8M within 1%`; `within` is a fraction."""
 
@@ -327,7 +327,6 @@ class Expect(Node):
     within: float | None
 
 
-@dataclass(frozen=True, slots=True)
 class Entry(Node):
     """A line of the `train` section: its word and what it calls, `augment hflip | crop pad=4`.
 
@@ -338,27 +337,23 @@ class Entry(Node):
     calls: tuple[Call, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class Train(Node):
     entries: tuple[Entry, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class Use(Node):
     names: tuple[Name, ...]
     path: str
-    path_span: Span = field(compare=False, repr=False)
+    path_span: Span
 
 
-@dataclass(frozen=True, slots=True)
 class Extends(Node):
     target: str
     quoted: bool
     args: tuple[Argument, ...]
-    target_span: Span = field(compare=False, repr=False)
+    target_span: Span
 
 
-@dataclass(frozen=True, slots=True)
 class Aux(Node):
     """`aux aux1 from @inception4a weight=0.3 { ... }`."""
 
@@ -374,18 +369,17 @@ Top = (
 )
 
 
-@dataclass(frozen=True, slots=True)
 class Comment(Node):
     """`# text`; `own_line` when nothing stands before it."""
 
+    told: ClassVar[tuple[str, ...]] = ("text", "own_line")
     text: str
     own_line: bool
 
 
-@dataclass(frozen=True, slots=True)
-class File:
+class File(Node):
     """A whole spec."""
 
-    source: Source = field(compare=False, repr=False)
+    source: Source
     statements: tuple[Top, ...]
-    comments: tuple[Comment, ...] = field(compare=False, default=())
+    comments: tuple[Comment, ...] = ()

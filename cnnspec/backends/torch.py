@@ -107,7 +107,7 @@ def _layer(graph: Graph, node: Node, readers: Counter[int]) -> nn.Module:
         start(layer, node.init)
     # An activation writes over its input where nothing else reads it, which saves a tensor of its size.
     if name in ("relu", "relu6") and readers[source] == 1 and source != IMAGE:
-        layer.inplace = graph.nodes[source].op.name in _FRESH  # pyright: ignore[reportAttributeAccessIssue]
+        layer.inplace = graph.nodes[source].op.name in _FRESH  # pyright: ignore[reportArgumentType]
     return layer
 
 

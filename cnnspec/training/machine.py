@@ -9,6 +9,8 @@ import sys
 
 import torch
 
+import cnnspec
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
@@ -33,10 +35,6 @@ def best_device() -> torch.device:
 
 def versions() -> dict[str, str]:
     """Versions of what took part in a run."""
-    known = {"python": platform.python_version()}
-    for name in ("cnnspec", "torch", "torchvision", "pytorch-lightning", "torchmetrics"):
-        try:
-            known[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
-            known[name] = "unknown"
-    return known
+    packages = ("torch", "torchvision", "pytorch-lightning", "torchmetrics")
+    own = {"cnnspec": cnnspec.__version__, "python": platform.python_version()}
+    return own | {name: importlib.metadata.version(name) for name in packages}

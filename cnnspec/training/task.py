@@ -52,11 +52,18 @@ def _cosine(optimizer: Optimizer, epochs: int, steps: int, *, end: float) -> LRS
 
 
 def _onecycle(optimizer: Optimizer, epochs: int, steps: int, *, warmup: float, anneal: str) -> LRScheduler:
-    rate = optimizer.param_groups[0]["lr"]
+    total = epochs * steps
+    # torch divides by zero where one of the two phases has a single step.
+    share = 0.0 if warmup * total <= 1 else min(warmup, (total - 1) / total)
     style: Any = "linear" if anneal == "linear" else "cos"
-    # Adam's momentum is left alone, as nothing in the recipe says otherwise.
+    # The momentum stays what the recipe says.
     return lr_scheduler.OneCycleLR(
-        optimizer, rate, total_steps=epochs * steps + 1, pct_start=warmup, anneal_strategy=style, cycle_momentum=False
+        optimizer,
+        optimizer.param_groups[0]["lr"],
+        total_steps=total,
+        pct_start=share,
+        anneal_strategy=style,
+        cycle_momentum=False,
     )
 
 

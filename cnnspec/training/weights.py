@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from cnnspec.diagnostics import CnnspecError, failure
@@ -79,7 +79,7 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
 def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
     """Write tensors as safetensors; the file is complete or not there."""
     temporary = path.with_name(path.name + ".part")
-    save_file({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}, temporary, {"format": "pt"})
+    temporary.write_bytes(save({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}, {"format": "pt"}))
     os.replace(temporary, path)
 
 

@@ -1,0 +1,40 @@
+"""Training and testing by a spec's recipe; needs the extra `train`, and imports torch when it is first used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from cnnspec.diagnostics import failure
+
+if TYPE_CHECKING:
+    from cnnspec.training.evaluate import evaluate
+    from cnnspec.training.run import Result, TrainOptions, train
+    from cnnspec.training.weights import load_weights, read_weights
+
+_HOMES = {
+    "evaluate": "evaluate",
+    "Result": "run",
+    "TrainOptions": "run",
+    "train": "run",
+    "load_weights": "weights",
+    "read_weights": "weights",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("cnnspec"):
+            raise
+        raise failure(
+            "E0507",
+            f"training needs `{error.name}`, which is not installed",
+            help="install what training needs with `pip install 'cnnspec[train]'`",
+        ) from None
+
+
+__all__ = ["Result", "TrainOptions", "evaluate", "load_weights", "read_weights", "train"]

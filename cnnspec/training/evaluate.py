@@ -1,0 +1,111 @@
+"""Accuracy and loss of a network on real images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from cnnspec.backends.torch import to_module
+from cnnspec.diagnostics import failure
+from cnnspec.ir import Graph
+from cnnspec.recipe import Setting
+from cnnspec.training.augment import Prepare
+from cnnspec.training.data import ImageData, Images, load_data
+from cnnspec.training.feed import Feed
+from cnnspec.training.machine import best_device, keep_memory
+from cnnspec.training.weights import Match, load_weights, read_weights
+
+BATCH = 250
+"""Images at once."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How many images were told right, of how many, and the mean cross entropy."""
+
+    correct: int
+    images: int
+    loss: float
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.images
+
+
+def score(network: nn.Module, images: Images, data: ImageData, size: tuple[int, int], device: torch.device) -> Score:
+    """Score a network on one part of a data set, in float32, without augmentation.
+
+    Args:
+        network: Takes `[N, C, H, W]`, gives logits `[N, classes]`; it is left in evaluation mode.
+        images: The part.
+        data: The set that it belongs to, for the statistics.
+        size: Height and width that the network takes.
+        device: Where to compute.
+    """
+    network = network.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    correct, loss = 0, 0.0
+    threads = 0 if images.in_memory and device.type == "cpu" else 2
+    with torch.inference_mode():
+        for batch, labels in Feed(images, Prepare(size, data.mean, data.std), BATCH, threads=threads):
+            logits, labels = network(batch.to(device)), labels.to(device)
+            correct += int((logits.argmax(1) == labels).sum())
+            loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
+    return Score(correct, len(images), loss / len(images))
+
+
+def evaluate(
+    graph: Graph,
+    weights: str | Path,
+    *,
+    match: Match = "name",
+    data: Setting | None = None,
+    data_dir: str | Path = "data",
+    offline: bool = False,
+    split: Literal["val", "test"] = "test",
+) -> dict[str, Any]:
+    """Test a network with weights from a file.
+
+    Args:
+        graph: The network.
+        weights: A checkpoint, a saved `state_dict`, or safetensors.
+        match: Whether the file's tensors are matched by `name` or by `order`.
+        data: The data set; by default the recipe's.
+        data_dir: Where downloaded sets are kept.
+        offline: Never download.
+        split: Which part is tested.
+
+    Returns:
+        Plain data: `test_acc` or `val_acc` as a fraction, `test_loss` or `val_loss`, `images`, `correct`,
+        `matched` (tensors), and what was tested.
+
+    Raises:
+        CnnspecError: E0501 to E0505, E0508, E0511.
+    """
+    keep_memory()
+    network = to_module(graph)
+    matched = load_weights(network, read_weights(weights), match, str(weights))
+    setting = data or graph.recipe.data
+    images = load_data(graph, setting, Path(data_dir), offline=offline)
+    part = images.test if split == "test" else images.val
+    if part is None:
+        raise failure("E0503", f"`{images.name}` has no {split} images", help="choose the other part with `--split`")
+    result = score(network, part, images, graph.input_shape[1:], best_device())
+    return {
+        "network": graph.name,
+        "weights": str(weights),
+        "match": match,
+        "matched": matched,
+        "data": setting.model_dump(mode="json"),
+        "split": split,
+        f"{split}_acc": result.accuracy,
+        f"{split}_loss": result.loss,
+        "images": result.images,
+        "correct": result.correct,
+        "parameters": graph.parameter_count,
+        "macs": graph.macs,
+    }

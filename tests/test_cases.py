@@ -1,0 +1,69 @@
+"""The cases in `tests/cases`: formatted texts, and faulty specs with the exact text of their diagnostics."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import cases_harness
+import pytest
+from cases_harness import ERROR_CASES, FORMAT_CASES, read_marks
+
+import cnnspec
+from cnnspec.compiler import compile_source, format
+from cnnspec.diagnostics import Source, render
+
+
+def name(path: Path) -> str:
+    return path.stem
+
+
+@pytest.mark.parametrize("path", FORMAT_CASES, ids=name)
+def test_format(path: Path, accept: bool) -> None:
+    formatted = format(path.read_text("utf-8"), path.name)
+    cases_harness.compare(path.with_suffix(".formatted"), formatted, accept)
+    assert format(formatted) == formatted
+
+
+@pytest.mark.parametrize("path", ERROR_CASES, ids=name)
+def test_error(path: Path, accept: bool) -> None:
+    marked = read_marks(path.read_text("utf-8"))
+    diagnostics = compile_source(Source(path.name, marked.text), path).diagnostics
+    rendered = "\n\n".join(render(diagnostic) for diagnostic in diagnostics)
+    cases_harness.compare(path.with_suffix(".txt"), rendered + "\n", accept)
+    own = (d.line if d.name == path.name else None for d in diagnostics)
+    found = Counter(zip(own, (d.code for d in diagnostics), strict=True))
+    assert found == marked.expected, rendered
+    assert path.stem.split("_")[0] in {diagnostic.code for diagnostic in diagnostics}
+
+
+def test_every_code_has_a_case() -> None:
+    """What a backend cannot express (E05xx) and what has no text at all is tested elsewhere."""
+    package = Path(cnnspec.__file__).parent
+    sources = [*package.glob("*.py"), *(package / "ops").glob("*.py")]
+    codes = {code for path in sources for code in re.findall(r"\b[EW]0[0-9]{3}\b", path.read_text("utf-8"))}
+    shown = {code for path in ERROR_CASES for _, code in read_marks(path.read_text("utf-8")).expected}
+    assert sorted(code for code in codes - shown if not code.startswith("E05")) == []
+
+
+def test_marks_are_read() -> None:
+    marked = read_marks("a  #~ E0101 E0102\nb\n#~^ W0001\n#~ file E0108\n")
+    assert marked.text == "a\nb\n\n\n"
+    assert marked.expected == Counter({(1, "E0101"): 1, (1, "E0102"): 1, (2, "W0001"): 1, (None, "E0108"): 1})
+
+
+def test_a_malformed_mark_is_refused() -> None:
+    with pytest.raises(AssertionError, match="line 1"):
+        read_marks("conv 3x3 #~ oops")
+
+
+def test_accept_rewrites_and_fails_once(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    with pytest.raises(pytest.fail.Exception, match="missing"):
+        cases_harness.compare(path, "new", accept=False)
+    with pytest.raises(pytest.fail.Exception, match="rewritten"):
+        cases_harness.compare(path, "new", accept=True)
+    cases_harness.compare(path, "new", accept=True)
+    with pytest.raises(pytest.fail.Exception, match="-new"):
+        cases_harness.compare(path, "newer", accept=False)
