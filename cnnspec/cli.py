@@ -15,7 +15,8 @@ from typing import Annotated, Any, NoReturn  # noqa: E402
 import typer  # noqa: E402
 
 from cnnspec.compiler import Compilation, compile_file  # noqa: E402
-from cnnspec.diagnostics import CnnspecError, Diagnostic, failure, render  # noqa: E402
+from cnnspec.diagnostics import CnnspecError, Diagnostic, did_you_mean, failure, render  # noqa: E402
+from cnnspec.ir import Graph  # noqa: E402
 
 gc.enable()
 
@@ -31,7 +32,7 @@ SpecFile = Annotated[str, typer.Argument(metavar="FILE", help="A spec file, or t
 SpecFiles = Annotated[list[str], typer.Argument(metavar="FILE...", help="Spec files, or names of shipped specs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="K=V", help="Give a `param` of the spec another value.")]
-DataName = Annotated[str | None, typer.Option("--data", metavar="NAME", help="cifar10, cifar100, fashion_mnist, mnist, fashion_mini, or folder:PATH.")]
+DataName = Annotated[str | None, typer.Option("--data", metavar="NAME", help="cifar10, cifar100, fashion_mnist, mnist, fashion_mini, or folder:PATH (also folder with --data-dir).")]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", metavar="DIR", help="Where data sets lie or are downloaded to (default: data).")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never download.")]
 
@@ -40,31 +41,27 @@ def main() -> NoReturn:
     """Runs the command line: exit 0 fine, 1 the spec or its data is at fault, 2 usage or a bug."""
     try:
         code = app(standalone_mode=False)
-        _finish(code if isinstance(code, int) else 0)
+        sys.exit(code if isinstance(code, int) else 0)
     except CnnspecError as error:
         _print_diagnostics(error.diagnostics)
-        _finish(1)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        _finish(130)
+        sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _finish(1)
+        sys.exit(1)
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # usage errors of the command line
             error.show()  # type: ignore[attr-defined]
-            _finish(2)
+            sys.exit(2)
         if type(error).__name__ == "Abort":
-            _finish(130)
+            sys.exit(130)
         if os.environ.get("CNNSPEC_DEBUG"):
             raise
         print(f"internal error: {type(error).__name__}: {error}", file=sys.stderr)
         print("this is a bug of cnnspec; CNNSPEC_DEBUG=1 shows where", file=sys.stderr)
-        _finish(2)
-
-
-def _finish(code: int) -> NoReturn:
-    sys.exit(code)
+        sys.exit(2)
 
 
 def _print_diagnostics(diagnostics: Any) -> None:
@@ -216,7 +213,7 @@ def summary(
         _print_summary(graph, depth)
 
 
-def _print_summary(graph: Any, depth: int) -> None:
+def _print_summary(graph: Graph, depth: int) -> None:
     from rich import box
     from rich.table import Table
 
@@ -236,10 +233,11 @@ def _print_summary(graph: Any, depth: int) -> None:
     print("activations: outputs of all operators, one image, float32")
 
 
-def _console() -> Any:
+def _console(*, stderr: bool = False) -> Any:
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 120, soft_wrap=False, highlight=False)
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(width=None if stream.isatty() else 120, highlight=False, stderr=stderr)
 
 
 def _bytes(count: int) -> str:
@@ -300,32 +298,126 @@ def build(
 ) -> int:
     """Compile a network to a torch module; with --train, train and test it."""
     graph = _compile(file, sets).require_graph()
-    given = {"--data": data, "--epochs": epochs, "--batch": batch, "--resume": resume}
     if not train:
-        stray = [option for option, value in given.items() if value]
-        if stray:
-            raise typer.BadParameter("has no effect without --train", param_hint=stray[0])
-        return _build(graph, seed, as_json)
-    training = _training()
-    from cnnspec import training_cli
+        stray = {"--data": data, "--epochs": epochs, "--batch": batch, "--resume": resume}
+        for option, value in stray.items():
+            if value:
+                raise typer.BadParameter("has no effect without --train", param_hint=option)
+        return _try_out(graph, seed, as_json)
+    from cnnspec import training
 
-    options = training_cli.options(
-        data=data, data_dir=data_dir, offline=offline, epochs=epochs, batch=batch, seed=seed, out=out, resume=resume,
-        accelerator=accelerator, devices=devices, precision=precision, strategy=strategy, spec=file,
-    )  # fmt: skip
-    return training_cli.report(training.train(graph, options), as_json)
+    sets_again = "".join(f" --set {pair}" for pair in sets or [])
+    place = "" if out == Path("runs") else f" --out {out}"
+    options = training.TrainOptions(
+        data=_data(graph, data, data_dir),
+        data_dir=data_dir or Path("data"),
+        offline=offline,
+        epochs=epochs,
+        batch=batch,
+        seed=seed,
+        out=out,
+        resume=resume,
+        accelerator=accelerator,
+        devices=devices,
+        precision=precision,
+        strategy=strategy,
+        resume_command=f"cnnspec build {file}{sets_again} --train --resume{place}" + (f" --data-dir {data_dir}" if data_dir else ""),
+        console=_console(stderr=as_json),
+    )
+    result = training.train(graph, options)
+    if as_json:
+        _print_json(result.values)
+    elif result.state == "finished":
+        _print_result(result)
+    return result.exit_code
 
 
-def _training() -> Any:
-    """The training ring.
+def _try_out(graph: Graph, seed: int | None, as_json: bool) -> int:
+    """Builds a module and runs it forward and backward on two random images."""
+    from cnnspec.compiler import build as build_module
 
-    Raises:
-        CnnspecError: What it needs is not installed.
-    """
-    try:
-        from cnnspec import training
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("cnnspec"):
-            raise
-        raise failure("E0507", f"`{error.name}` is not installed", help="install what training needs with `pip install 'cnnspec[train]'`") from None
-    return training
+    module = build_module(graph)
+    import torch
+
+    if seed is not None:
+        torch.manual_seed(seed)
+    images = torch.randn(2, *graph.input_shape)
+    given = module(images)
+    parts = [given] if isinstance(given, torch.Tensor) else [given[0], *given[1]]
+    torch.stack([part.square().mean() for part in parts]).sum().backward()
+    shape = tuple(parts[0].shape[1:])
+    counted = sum(weight.numel() for weight in module.parameters())
+    if shape != graph.output_shape or counted != graph.parameter_count:
+        raise AssertionError(f"the module gives {shape} with {counted} parameters, the check says {graph.output_shape} with {graph.parameter_count}")
+    if as_json:
+        from cnnspec.summary import summarise
+
+        _print_json(summarise(graph).to_json())
+    else:
+        _print_summary(graph, 2)
+        print(f"forward and backward pass on {tuple(images.shape)}: ok, {counted:,} parameters")
+    return 0
+
+
+def _data(graph: Graph, text: str | None, data_dir: Path | None) -> Any:
+    """The data set of `--data`, with the recipe's own arguments where it is the recipe's set."""
+    from cnnspec.recipe import DATA_SETS, Folder, Setting
+
+    if text is None:
+        return None
+    name, _, path = text.replace(" ", ":", 1).partition(":")
+    if name == "folder" and not path and data_dir:
+        path = str(data_dir)
+    if name == "folder" and path:
+        return Setting.of(Folder(path=path))
+    if name not in DATA_SETS or path or name == "folder":
+        known = ", ".join("folder:PATH" if n == "folder" else n for n in DATA_SETS)
+        raise failure("E0502", f"there is no data set `{text}`", help=f"{did_you_mean(name, DATA_SETS) or 'choose one'} ({known})")
+    return graph.recipe.data if graph.recipe.data.name == name else Setting.of(DATA_SETS[name]())
+
+
+def _print_result(result: Any) -> None:
+    from rich import box
+    from rich.table import Table
+
+    values = result.values
+    table = Table(box=box.SIMPLE_HEAD, title=f"{values['network']} on {values['data']}", title_justify="left", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, justify="right")
+    for key in ("val_acc", "test_acc"):
+        if values[key] is not None:
+            table.add_row({"val_acc": "validation accuracy", "test_acc": "test accuracy"}[key], f"{values[key]:.2%}")
+    table.add_row("parameters", f"{values['parameters']:,}")
+    table.add_row("MACs", f"{values['macs']:,}")
+    table.add_row("epochs", str(values["epochs"]))
+    table.add_row("seconds", f"{values['seconds']:,.1f}")
+    _console().print(table)
+    print(f"{result.folder}/result.json")
+
+
+@app.command()
+def test(
+    file: SpecFile,
+    weights: Annotated[Path, typer.Option(metavar="FILE", help="A .safetensors, .pt or Lightning .ckpt file.")],
+    match: Annotated[str, typer.Option(help="How tensors are matched: name or order.")] = "name",
+    data: DataName = None,
+    data_dir: DataDir = None,
+    split: Annotated[str, typer.Option(help="val or test.")] = "test",
+    sets: Settings = None,
+    offline: Offline = False,
+    as_json: AsJson = False,
+) -> None:
+    """Test a network with trained weights."""
+    if match not in ("name", "order"):
+        raise typer.BadParameter(f"`{match}` is neither name nor order", param_hint="--match")
+    if split not in ("val", "test"):
+        raise typer.BadParameter(f"`{split}` is neither val nor test", param_hint="--split")
+    graph = _compile(file, sets).require_graph()
+    from cnnspec import training
+
+    found = training.evaluate(graph, weights, match=match, data=_data(graph, data, data_dir), data_dir=data_dir or Path("data"), offline=offline, split=split)
+    if as_json:
+        _print_json(found)
+        return
+    print(f"{found['matched']} tensors matched by {match}")
+    print(f"{graph.name} on {found['data']['name']}, {split}: accuracy {found[f'{split}_acc']:.4f} ({found['correct']} of {found['images']}), loss {found[f'{split}_loss']:.4f}")

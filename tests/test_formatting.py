@@ -81,7 +81,7 @@ def test_a_tree_without_a_text_can_be_printed() -> None:
     size = tree.Argument(nowhere, None, tree.SizeLiteral(nowhere, 3, 3))
     conv = tree.Flow(nowhere, tree.LabelName(nowhere, "net"), (tree.Call(nowhere, "conv", 2, (size,), nowhere),), None)
     block = tree.Block(nowhere, "b", (), (tree.Flow(nowhere, None, (tree.Join(nowhere, "add", (conv, branch)),), None),), nowhere)
-    file = tree.File(source, (tree.Input(nowhere, 3, 4, 5), block))
+    file = tree.File(nowhere, source, (tree.Input(nowhere, 3, 4, 5), block))
     assert format_file(file) == "input 3x4x5\n\nblock b() {\n    add { net: conv x2 3x3; in }\n}\n"
     assert read(format_file(file)) == file
 

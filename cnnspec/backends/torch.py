@@ -234,7 +234,7 @@ def _part(graph: Graph, node: Node) -> str:
         path = ".".join(parts[:end])
         if block := graph.scopes.get(path):
             return f"{path}: {block}"
-    return parts[0] if depth else ""
+    return parts[0] if depth > 0 else ""
 
 
 def _access(path: str) -> str:

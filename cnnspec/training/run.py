@@ -234,12 +234,13 @@ class _Run:
 
     def _make_trainer(self) -> pl.Trainer:
         recipe, options, path = self.recipe, self.options, self.folder.path
-        callbacks: list[Callback] = [self.stop, Show(self.console, recipe.epochs, self.keep), self.keep]
-        callbacks.append(LearningRateMonitor("step"))
+        callbacks: list[Callback] = [LearningRateMonitor("step"), Show(self.console, recipe.epochs, self.keep)]
         if recipe.ema is not None:
             callbacks.append(EMAWeightAveraging(decay=recipe.ema))
         if recipe.early_stop is not None:
             callbacks.append(EarlyStopping("val_acc", mode="max", patience=recipe.early_stop))
+        # Last, so that what they write holds what the others did at this step.
+        callbacks += [self.stop, self.keep]
         precision: Any = PRECISIONS.get(options.precision or recipe.precision, options.precision)
         try:
             return pl.Trainer(

@@ -1,0 +1,97 @@
+"""Built networks against their hand-written twins: seconds for a forward pass and for a training step.
+
+Both run in one process, in turns, with the same weights; their outputs are checked to be equal first.
+
+    python benchmarks/module_speed.py --batch 128 --repeats 9
+"""
+
+import argparse
+import ctypes
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from twins import TWINS
+
+from cnnspec import build
+
+
+def keep_memory() -> None:
+    """Makes glibc keep freed blocks, as training does; giving them back at every step hides what is measured."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
+def hand_over(twin: nn.Module, network: nn.Module) -> None:
+    """Gives the built network the twin's weights, by their order."""
+    ours, theirs = network.state_dict(), twin.state_dict()
+    if [v.shape for v in ours.values()] != [v.shape for v in theirs.values()]:
+        raise SystemExit("the networks have different weights")
+    network.load_state_dict(dict(zip(ours, theirs.values(), strict=True)))
+
+
+def forward(network: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return network(x)
+
+
+def step(network: nn.Module, x: Tensor) -> Tensor:
+    network.zero_grad(set_to_none=True)
+    y = network(x)
+    y.square().mean().backward()
+    return y
+
+
+def measure(
+    run: Callable[[nn.Module, Tensor], Tensor], twin: nn.Module, network: nn.Module, x: Tensor, repeats: int
+) -> list[float]:
+    """Median seconds of the twin and of the built network."""
+    seconds: dict[nn.Module, list[float]] = {twin: [], network: []}
+    for turn in range(repeats + 1):
+        for one in (twin, network) if turn % 2 else (network, twin):
+            start = time.perf_counter()
+            run(one, x)
+            if turn:  # the first turn warms up
+                seconds[one].append(time.perf_counter() - start)
+    return [statistics.median(times) for times in seconds.values()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=128, help="images at once")
+    parser.add_argument("--repeats", type=int, default=9, help="runs of which the median is taken")
+    parser.add_argument("--threads", type=int, default=0, help="threads of torch; 0 leaves torch's choice")
+    parser.add_argument("--channels-last", action="store_true", help="weights and images in channels_last")
+    parser.add_argument("--plain-malloc", action="store_true", help="leave the allocator as it is")
+    parser.add_argument("names", nargs="*", default=list(TWINS), help="networks, all by default")
+    args = parser.parse_args()
+    if not args.plain_malloc:
+        keep_memory()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    layout = torch.channels_last if args.channels_last else torch.contiguous_format
+    x = torch.randn(args.batch, 3, 32, 32).to(memory_format=layout)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {args.batch}, {args.repeats} repeats")
+    print(f"{'network':<18}{'pass':<18}{'twin ms':>10}{'built ms':>10}{'ratio':>8}")
+    for name in args.names:
+        twin, network = TWINS[name]().to(memory_format=layout), build(name).to(memory_format=layout)
+        hand_over(twin, network)
+        for what, run, training in (("forward", forward, False), ("forward+backward", step, True)):
+            twin.train(training)
+            network.train(training)
+            if not torch.allclose(run(twin, x), run(network, x), rtol=1e-4, atol=1e-5):
+                sys.exit(f"{name}: the outputs differ")
+            theirs, ours = measure(run, twin, network, x, args.repeats)
+            ratio = theirs / ours
+            print(f"{name:<18}{what:<18}{theirs * 1e3:>10.1f}{ours * 1e3:>10.1f}{ratio:>8.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
