@@ -1,6 +1,7 @@
 """Built networks against their hand-written twins: seconds for a forward pass and for a training step.
 
-Both run in one process, in turns, with the same weights; their outputs are checked to be equal first.
+Both run in one process, in turns, with the same weights; their outputs are checked to be equal first. The ratio is
+the twin's time over the built network's: above 1 the built network is the faster one.
 
     python benchmarks/module_speed.py --batch 128 --repeats 9
 """
@@ -49,17 +50,22 @@ def step(network: nn.Module, x: Tensor) -> Tensor:
 
 
 def measure(
-    run: Callable[[nn.Module, Tensor], Tensor], twin: nn.Module, network: nn.Module, x: Tensor, repeats: int
-) -> list[float]:
-    """Median seconds of the twin and of the built network."""
-    seconds: dict[nn.Module, list[float]] = {twin: [], network: []}
+    run: Callable[[nn.Module, Tensor], Tensor],
+    networks: list[nn.Module],
+    x: Tensor,
+    repeats: int,
+    clock: Callable[[], float],
+) -> tuple[float, float, float]:
+    """Median seconds of the twin and of the built network, and the median of their ratios in each turn."""
+    seconds: list[list[float]] = [[], []]
     for turn in range(repeats + 1):
-        for one in (twin, network) if turn % 2 else (network, twin):
-            start = time.perf_counter()
-            run(one, x)
+        for which in (0, 1) if turn % 2 else (1, 0):
+            start = clock()
+            run(networks[which], x)
             if turn:  # the first turn warms up
-                seconds[one].append(time.perf_counter() - start)
-    return [statistics.median(times) for times in seconds.values()]
+                seconds[which].append(clock() - start)
+    ratios = [theirs / ours for theirs, ours in zip(*seconds, strict=True)]
+    return statistics.median(seconds[0]), statistics.median(seconds[1]), statistics.median(ratios)
 
 
 def main() -> None:
@@ -70,7 +76,9 @@ def main() -> None:
     parser.add_argument("--channels-last", action="store_true", help="weights and images in channels_last")
     parser.add_argument("--plain-malloc", action="store_true", help="leave the allocator as it is")
     parser.add_argument("names", nargs="*", default=list(TWINS), help="networks, all by default")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu where other work runs beside")
     args = parser.parse_args()
+    clock = time.perf_counter if args.clock == "wall" else time.process_time
     if not args.plain_malloc:
         keep_memory()
     if args.threads:
@@ -88,8 +96,7 @@ def main() -> None:
             network.train(training)
             if not torch.allclose(run(twin, x), run(network, x), rtol=1e-4, atol=1e-5):
                 sys.exit(f"{name}: the outputs differ")
-            theirs, ours = measure(run, twin, network, x, args.repeats)
-            ratio = theirs / ours
+            theirs, ours, ratio = measure(run, [twin, network], x, args.repeats, clock)
             print(f"{name:<18}{what:<18}{theirs * 1e3:>10.1f}{ours * 1e3:>10.1f}{ratio:>8.3f}", flush=True)
 
 

@@ -7,145 +7,42 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from cnnspec import ir, tree
-from cnnspec.diagnostics import Diagnostic, Label, Report, Span, did_you_mean
+from cnnspec.diagnostics import Label, Report, Span, did_you_mean
 from cnnspec.expressions import literal
-from cnnspec.ops import OPS
+from cnnspec.names import Fault, Names, Resolver
+from cnnspec.ops import FOREIGN_NAMES, OPS
 from cnnspec.scopes import FileScope
 from cnnspec.signatures import Bounds, Parameter, Type
 from cnnspec.syntax import TOP_WORDS
 
-BLOCK_TYPES = {"int": Type("int"), "float": Type("float"), "bool": Type("bool"), "size": Type("size"), "op": Type("op"), "str": Type("str")}
+BLOCK_TYPES = {
+    "int": Type("int"),
+    "float": Type("float"),
+    "bool": Type("bool"),
+    "size": Type("size"),
+    "op": Type("op"),
+    "str": Type("str"),
+}
 _REPEAT = Type("int", bounds=Bounds(1))
 _MAX_CHAIN = 48
 
 
-class Fault(Exception):
-    """A statement or element that cannot be elaborated; its diagnostic is reported already."""
-
-
-@dataclass
-class Places:
-    """The side table from the numbers in a Model to the places in the text."""
-
-    spans: list[Span | None] = field(default_factory=lambda: [None])
-
-    def add(self, span: Span) -> int:
-        self.spans.append(span)
-        return len(self.spans) - 1
-
-    def __getitem__(self, origin: int) -> Span | None:
-        return self.spans[origin] if 0 <= origin < len(self.spans) else None
-
-
-@dataclass(frozen=True)
-class Names:
-    """What an expression can name: variables, with the type where it is known, and the file around."""
-
-    file: FileScope
-    variables: dict[str, Type | None]
-
-    def with_variable(self, name: str, type_: Type | None = None) -> Names:
-        return Names(self.file, {**self.variables, name: type_})
-
-
-class Binder:
+class Binder(Resolver):
     """Turns the trees of one compilation into pieces of a Model.
 
     Attributes:
-        places: Where each piece was written.
         blocks: The blocks that are called, by their key.
     """
 
     def __init__(self, report: Report) -> None:
-        self.report = report
-        self.places = Places()
+        super().__init__(report)
         self.blocks: dict[str, ir.Block] = {}
         self._keys: dict[int, str] = {}
         self._signatures: dict[int, dict[str, Parameter]] = {}
         self._open: list[tuple[tree.Block, Span]] = []
-
-    def fail(
-        self,
-        code: str,
-        message: str,
-        span: Span,
-        *,
-        caption: str = "",
-        help: str | None = None,
-        labels: Sequence[Label] = (),
-        notes: Sequence[str] = (),
-    ) -> Fault:
-        """Reports an error and gives the exception to raise where nothing can follow."""
-        self.report.add(Diagnostic(code, message, span, caption, tuple(labels), tuple(notes), help))
-        return Fault()
-
-    # --- expressions -----------------------------------------------------------------------------
-
-    def expr(self, node: tree.Expr, names: Names, type_: Type | None = None) -> ir.Expr:
-        """An expression with every name resolved; `type_` tells which bare words have a meaning.
-
-        Raises:
-            Fault: It names something unknown.
-        """
-        at = self.places.add(node.span)
-
-        def make(kind: str, *parts: tree.Expr, value: ir.Scalar | None = None, inner: Type | None = None) -> ir.Expr:
-            return ir.Expr(kind=kind, value=value, parts=tuple(self.expr(part, names, inner) for part in parts), origin=at)
-
-        match node:
-            case tree.Number() | tree.Figure():
-                return make("number", value=node.value)
-            case tree.Bool():
-                return make("bool", value=node.value)
-            case tree.Text():
-                return make("text", value=node.value)
-            case tree.SizeLiteral():
-                sizes = tuple(ir.Expr(kind="number", value=size, origin=at) for size in (node.height, node.width))
-                return ir.Expr(kind="size", parts=sizes, origin=at)
-            case tree.Name():
-                return self._name(node, names, type_, at)
-            case tree.Dim():
-                return make("dim", value=node.axis)
-            case tree.Unary():
-                return make("neg" if node.operator == "-" else "not", node.operand)
-            case tree.Binary():
-                return make(node.operator, node.left, node.right)
-            case tree.FunctionCall():
-                return make("call", *node.args, value=node.function)
-            case tree.Choice():
-                condition = self.expr(node.condition, names)
-                branches = tuple(self.expr(part, names, type_) for part in (node.then, node.otherwise))
-                return ir.Expr(kind="choice", parts=(condition, *branches), origin=at)
-            case tree.Interval():
-                return make("interval", node.low, node.high)
-            case tree.ListLiteral():
-                return make("list", *node.items)
-            case tree.Group():
-                return self.expr(node.inner, names, type_)
-
-    def _name(self, node: tree.Name, names: Names, type_: Type | None, at: int) -> ir.Expr:
-        word = node.name
-        if word in names.variables:
-            return ir.Expr(kind="name", value=word, origin=at)
-        if type_ is not None and word in type_.words:
-            return ir.Expr(kind="word", value=word, origin=at)
-        if word in OPS and (type_ is None or type_.kind == "op"):
-            return ir.Expr(kind="op", value=word, origin=at)
-        known = [*names.variables, *(type_.words if type_ else ()), *(OPS if type_ is None or type_.kind == "op" else ())]
-        help = did_you_mean(word, known)
-        if word == "classes":
-            help = "state how many there are: `classes 10`"
-        elif help is None and type_ is not None and type_.words:
-            help = f"the words here are {', '.join(f'`{w}`' for w in type_.words)}"
-        elif help is None and type_ is not None and type_.kind == "str":
-            help = f'a text stands in quotes: `"{word}"`'
-        elif help is None:
-            help = f"define it with `let {word} = ...`, or at the top of the file with `param {word} = ...`"
-        raise self.fail("E0207", f"unknown name `{word}`", node.span, help=help)
 
     # --- calls -----------------------------------------------------------------------------------
 
@@ -168,11 +65,19 @@ class Binder:
         bound: dict[str, ir.Expr] = {}
         first: dict[str, Span] = {}
         queue = list(parameters)
-        known = {**parameters, **({"repeat": Parameter("repeat", _REPEAT), "name": Parameter("name", Type("str"))} if repeatable else {})}
+        known = {
+            **parameters,
+            **({"repeat": Parameter("repeat", _REPEAT), "name": Parameter("name", Type("str"))} if repeatable else {}),
+        }
         failed = keyword_seen = False
         for arg in args:
             name, value = arg.name, arg.value
-            flag = name is None and isinstance(value, tree.Name) and value.name in parameters and parameters[value.name].type.kind == "bool"
+            flag = (
+                name is None
+                and isinstance(value, tree.Name)
+                and value.name in parameters
+                and parameters[value.name].type.kind == "bool"
+            )
             try:
                 if flag:
                     assert isinstance(value, tree.Name)
@@ -181,7 +86,12 @@ class Binder:
                     while queue and queue[0] in bound:
                         queue.pop(0)
                     if keyword_seen:
-                        raise self.fail("E0205", "positional arguments come first", arg.span, help=self._say_by_name(queue, bound, arg))
+                        raise self.fail(
+                            "E0205",
+                            "positional arguments come first",
+                            arg.span,
+                            help=self._say_by_name(queue, bound, arg),
+                        )
                     if not queue:
                         raise self._too_many(callee, parameters, names, arg)
                     name = queue.pop(0)
@@ -189,10 +99,22 @@ class Binder:
                     keyword_seen = keyword_seen or name != "repeat"
                 if name not in known:
                     near = did_you_mean(name, known)
-                    takes = f"`{callee}` takes {', '.join(f'`{n}`' for n in known)}" if known else f"`{callee}` takes no arguments"
-                    raise self.fail("E0202", f"`{callee}` has no argument `{name}`", _name_span(arg), help=near or takes)
+                    takes = (
+                        f"`{callee}` takes {', '.join(f'`{n}`' for n in known)}"
+                        if known
+                        else f"`{callee}` takes no arguments"
+                    )
+                    raise self.fail(
+                        "E0202", f"`{callee}` has no argument `{name}`", _name_span(arg), help=near or takes
+                    )
                 if name in bound:
-                    raise self.fail("E0206", f"`{name}` is given twice", arg.span, labels=[Label(first[name], "given here first")], help="keep one of the two")
+                    raise self.fail(
+                        "E0206",
+                        f"`{name}` is given twice",
+                        arg.span,
+                        labels=[Label(first[name], "given here first")],
+                        help="keep one of the two",
+                    )
                 first[name] = arg.span
                 if flag:
                     bound[name] = ir.Expr(kind="bool", value=True, origin=self.places.add(arg.span))
@@ -228,13 +150,21 @@ class Binder:
 
     def _too_many(self, callee: str, parameters: Mapping[str, Parameter], names: Names, arg: tree.Argument) -> Fault:
         value = arg.value
-        takes = f"`{callee}` takes {', '.join(f'`{n}`' for n in parameters)}" if parameters else f"`{callee}` takes no arguments"
+        takes = (
+            f"`{callee}` takes {', '.join(f'`{n}`' for n in parameters)}"
+            if parameters
+            else f"`{callee}` takes no arguments"
+        )
         if isinstance(value, tree.Name) and value.name not in names.variables:
             help = did_you_mean(value.name, parameters) or takes
             return self.fail("E0202", f"`{callee}` has no flag `{value.name}`", arg.span, help=help)
-        return self.fail("E0205", f"`{callee}` has too many arguments", arg.span, help=f"{takes}; elements are joined by `|`")
+        return self.fail(
+            "E0205", f"`{callee}` has too many arguments", arg.span, help=f"{takes}; elements are joined by `|`"
+        )
 
-    def call(self, node: tree.Call | tree.Each, args: Sequence[tree.Argument], names: Names, repeat: int | None = None) -> ir.Call:
+    def call(
+        self, node: tree.Call | tree.Each, args: Sequence[tree.Argument], names: Names, repeat: int | None = None
+    ) -> ir.Call:
         """A call of an operator, a block, or a parameter that holds an operator.
 
         Raises:
@@ -272,10 +202,13 @@ class Binder:
             help = f"`{callee}` is a statement of the top of a file; is a `}}` missing in front of it?"
         elif callee in names.variables:
             help = f"`{callee}` is a value; an operator handed to a block has the type `op`: `{callee}: op = relu`"
-        elif callee in _TORCH_WORDS:
-            help = f"write `{_TORCH_WORDS[callee]}`"
+        elif callee in FOREIGN_NAMES:
+            help = f"write `{FOREIGN_NAMES[callee]}`"
         else:
-            help = did_you_mean(callee, [*OPS, *names.file.block_names(), *names.variables]) or "`cnnspec list` shows operators and blocks"
+            help = (
+                did_you_mean(callee, [*OPS, *names.file.block_names(), *names.variables])
+                or "`cnnspec list` shows operators and blocks"
+            )
         return self.fail("E0201", f"unknown operator or block `{callee}`", span, help=help)
 
     # --- blocks ----------------------------------------------------------------------------------
@@ -306,7 +239,11 @@ class Binder:
                 return BLOCK_TYPES["size"]
             case tree.Number() if isinstance(value.value, float):
                 return BLOCK_TYPES["float"]
-            case tree.Unary() if value.operator == "-" and isinstance(value.operand, tree.Number) and isinstance(value.operand.value, float):
+            case tree.Unary() if (
+                value.operator == "-"
+                and isinstance(value.operand, tree.Number)
+                and isinstance(value.operand.value, float)
+            ):
                 return BLOCK_TYPES["float"]
             case tree.Unary() if value.operator == "not":
                 return BLOCK_TYPES["bool"]
@@ -338,7 +275,12 @@ class Binder:
         if key is not None:
             return key
         if len(self._open) >= _MAX_CHAIN and called_at is not None:
-            raise self.fail("E0405", f"blocks call one another deeper than the limit of {_MAX_CHAIN}", called_at, help="join some of the blocks")
+            raise self.fail(
+                "E0405",
+                f"blocks call one another deeper than the limit of {_MAX_CHAIN}",
+                called_at,
+                help="join some of the blocks",
+            )
         key = block.name
         while key in self._keys.values():
             key += "_"
@@ -365,13 +307,19 @@ class Binder:
                     default = ir.Expr(kind="number", value=0)
             origin = self.places.add(parameter.span)
             parameters.append(
-                ir.BlockParameter(name=parameter.name, type=type_.kind, default=default, once=parameter.once, origin=origin)  # type: ignore[arg-type]
+                ir.BlockParameter(
+                    name=parameter.name, type=type_.kind, default=default, once=parameter.once, origin=origin
+                )  # type: ignore[arg-type]
             )
             names = names.with_variable(parameter.name, type_)
         body = self.statements(block.body, names)
         constants = {name: literal(value) for name, value in scope.constants.items() if name not in signature}
         return ir.Block(
-            name=block.name, parameters=tuple(parameters), body=body, constants=constants, origin=self.places.add(block.name_span)
+            name=block.name,
+            parameters=tuple(parameters),
+            body=body,
+            constants=constants,
+            origin=self.places.add(block.name_span),
         )
 
     def _check_header(self, block: tree.Block) -> None:
@@ -379,9 +327,20 @@ class Binder:
         for parameter in block.parameters:
             if parameter.name in seen:
                 labels = [Label(seen[parameter.name], "the first one")]
-                self.fail("E0211", f"the parameter `{parameter.name}` is defined twice", parameter.span, labels=labels, help="rename one of the two")
+                self.fail(
+                    "E0211",
+                    f"the parameter `{parameter.name}` is defined twice",
+                    parameter.span,
+                    labels=labels,
+                    help="rename one of the two",
+                )
             if parameter.name in ("repeat", "name"):
-                self.fail("E0211", f"a parameter cannot be called `{parameter.name}`", parameter.span, help="every call takes `repeat` and `name`; choose another word")
+                self.fail(
+                    "E0211",
+                    f"a parameter cannot be called `{parameter.name}`",
+                    parameter.span,
+                    help="every call takes `repeat` and `name`; choose another word",
+                )
             if parameter.type is not None and parameter.type not in BLOCK_TYPES:
                 help = did_you_mean(parameter.type, BLOCK_TYPES) or f"the types are {', '.join(BLOCK_TYPES)}"
                 self.fail("E0204", f"there is no type `{parameter.type}`", parameter.span, help=help)
@@ -407,7 +366,11 @@ class Binder:
                         out.append(ir.Let(name=statement.name, value=self.expr(statement.value, names), origin=at))
                         names = names.with_variable(statement.name)
                     case tree.Require():
-                        out.append(ir.Require(condition=self.expr(statement.condition, names), message=statement.message, origin=at))
+                        out.append(
+                            ir.Require(
+                                condition=self.expr(statement.condition, names), message=statement.message, origin=at
+                            )
+                        )
                     case tree.Flow():
                         out.append(self.flow(statement, names))
             except Fault:
@@ -420,7 +383,10 @@ class Binder:
     def _broken(statement: tree.Statement, at: int) -> ir.Flow:
         label = statement.label if isinstance(statement, tree.Flow) else None
         return ir.Flow(
-            label=label.name if label else None, counted=label is not None and label.word and label.name == "stage", elements=(ir.Broken(origin=at),), origin=at
+            label=label.name if label else None,
+            counted=label is not None and label.word and label.name == "stage",
+            elements=(ir.Broken(origin=at),),
+            origin=at,
         )
 
     def flow(self, node: tree.Flow, names: Names) -> ir.Flow:
@@ -435,9 +401,19 @@ class Binder:
             try:
                 if index and isinstance(element, (tree.In, tree.Reference)):
                     word = "in" if isinstance(element, tree.In) else f"@{element.label}"
-                    raise self.fail("E0216", f"`{word}` behind a `|` throws away what flows in", element.span, help=f"start a pipeline with it, or join both: `concat {{ ...; {word} }}`")
+                    raise self.fail(
+                        "E0216",
+                        f"`{word}` behind a `|` throws away what flows in",
+                        element.span,
+                        help=f"start a pipeline with it, or join both: `concat {{ ...; {word} }}`",
+                    )
                 if isinstance(element, tree.Nothing) and len(node.elements) > 1:
-                    raise self.fail("E0216", "`nothing` stands alone in its branch", element.span, help="remove the other elements, or `nothing`")
+                    raise self.fail(
+                        "E0216",
+                        "`nothing` stands alone in its branch",
+                        element.span,
+                        help="remove the other elements, or `nothing`",
+                    )
                 elements.append(self.element(element, names))
             except Fault:
                 failed = True
@@ -468,10 +444,20 @@ class Binder:
                 return ir.Braces(body=self.statements(node.body, names), origin=at)
             case tree.Repeat():
                 inner = names.with_variable(node.variable, BLOCK_TYPES["int"]) if node.variable else names
-                return ir.Repeat(count=self.expr(node.count, names), variable=node.variable, body=self.statements(node.body, inner), origin=at)
+                return ir.Repeat(
+                    count=self.expr(node.count, names),
+                    variable=node.variable,
+                    body=self.statements(node.body, inner),
+                    origin=at,
+                )
             case tree.Join():
                 if not any(isinstance(statement, tree.Flow) for statement in node.body):
-                    raise self.fail("E0216", f"`{node.kind}` has no branch", node.span, help="write one statement for each branch into its braces")
+                    raise self.fail(
+                        "E0216",
+                        f"`{node.kind}` has no branch",
+                        node.span,
+                        help="write one statement for each branch into its braces",
+                    )
                 return ir.Join(join=node.kind, body=self.statements(node.body, names), origin=at)
             case tree.If():
                 return ir.If(
@@ -504,14 +490,19 @@ class Binder:
                 )
                 failed = True
                 continue
-            cells = [tree.Argument(cell.span, column.name, cell) for column, cell in zip(node.columns, row.cells, strict=True)]
+            cells = [
+                tree.Argument(cell.span, column.name, cell)
+                for column, cell in zip(node.columns, row.cells, strict=True)
+            ]
             try:
                 call = self.call(node, [*cells, *node.args], names)
             except Fault:
                 failed = True
                 continue
             origin = self.places.add(row.span)
-            flows.append(ir.Flow(label=row.label, elements=(call.model_copy(update={"origin": origin}),), origin=origin))
+            flows.append(
+                ir.Flow(label=row.label, elements=(call.model_copy(update={"origin": origin}),), origin=origin)
+            )
         if not node.rows:
             raise self.fail("E0203", "the table has no rows", node.callee_span, help="write one row for each call")
         if failed:
@@ -521,41 +512,3 @@ class Binder:
 
 def _name_span(arg: tree.Argument) -> Span:
     return Span(arg.span.source, arg.span.start, arg.span.start + len(arg.name or ""))
-
-
-_TORCH_WORDS = {
-    "conv2d": "conv",
-    "Conv2d": "conv",
-    "convolution": "conv",
-    "batchnorm": "bn",
-    "batch_norm": "bn",
-    "BatchNorm2d": "bn",
-    "layernorm": "ln",
-    "layer_norm": "ln",
-    "LayerNorm": "ln",
-    "groupnorm": "gn",
-    "group_norm": "gn",
-    "GroupNorm": "gn",
-    "instance_norm": "in_norm",
-    "ReLU": "relu",
-    "GELU": "gelu",
-    "SiLU": "silu",
-    "swish": "silu",
-    "fc": "linear",
-    "dense": "linear",
-    "Linear": "linear",
-    "max_pool": "maxpool",
-    "MaxPool2d": "maxpool",
-    "avg_pool": "avgpool",
-    "AvgPool2d": "avgpool",
-    "gap": "global_avgpool",
-    "global_avg_pool": "global_avgpool",
-    "avgpool_global": "global_avgpool",
-    "Flatten": "flatten",
-    "Dropout": "dropout",
-    "deconv": "conv_transpose",
-    "cat": "concat { ... }",
-    "sum": "add { ... }",
-}
-
-

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from cnnspec import ir, shapes
-from cnnspec.binding import Places
 from cnnspec.diagnostics import Diagnostic, Report
 from cnnspec.expansion import Expansion, LimitReached
 from cnnspec.expressions import ExprFault, evaluate, show
+from cnnspec.names import Places
 
 _RELATIONS: dict[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq,
@@ -40,7 +40,14 @@ def check(model: ir.Model, places: Places, report: Report, text: str = "") -> ir
     if report.failed or output is None:
         return None
     if output.node == ir.IMAGE:
-        report.add(Diagnostic("E0108", "the network has no layers", places[model.origin], help="add a pipeline: `stem conv 3x3 c=16 | bn | relu`"))
+        report.add(
+            Diagnostic(
+                "E0108",
+                "the network has no layers",
+                places[model.origin],
+                help="add a pipeline: `stem conv 3x3 c=16 | bn | relu`",
+            )
+        )
         return None
     graph = ir.Graph(
         name=model.name,
@@ -95,7 +102,12 @@ def _contract(graph: ir.Graph, expect: ir.Expect, places: Places, report: Report
         wanted = [wanted]
     if isinstance(figure, list) != isinstance(wanted, list) or isinstance(wanted, (bool, str, tuple)):
         report.add(
-            Diagnostic("E0204", f"`expect {expect.metric}` cannot be held against {show(wanted)}", span, help="write a number; for `output` a list like `[classes]`")
+            Diagnostic(
+                "E0204",
+                f"`expect {expect.metric}` cannot be held against {show(wanted)}",
+                span,
+                help="write a number; for `output` a list like `[classes]`",
+            )
         )
         return
     if isinstance(figure, list):

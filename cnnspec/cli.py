@@ -31,9 +31,21 @@ app = typer.Typer(
 SpecFile = Annotated[str, typer.Argument(metavar="FILE", help="A spec file, or the name of a shipped spec.")]
 SpecFiles = Annotated[list[str], typer.Argument(metavar="FILE...", help="Spec files, or names of shipped specs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", metavar="K=V", help="Give a `param` of the spec another value.")]
-DataName = Annotated[str | None, typer.Option("--data", metavar="NAME", help="cifar10, cifar100, fashion_mnist, mnist, fashion_mini, or folder:PATH (also folder with --data-dir).")]
-DataDir = Annotated[Path | None, typer.Option("--data-dir", metavar="DIR", help="Where data sets lie or are downloaded to (default: data).")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="K=V", help="Give a `param` of the spec another value.")
+]
+DataName = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="NAME",
+        help="cifar10, cifar100, fashion_mnist, mnist, fashion_mini, or folder:PATH (also folder with --data-dir).",
+    ),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option("--data-dir", metavar="DIR", help="Where data sets lie or are downloaded to (default: data)."),
+]
 Offline = Annotated[bool, typer.Option("--offline", help="Never download.")]
 
 
@@ -100,7 +112,11 @@ def _version(show: bool) -> None:
 
 
 @app.callback()
-def options(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     pass
 
 
@@ -121,7 +137,12 @@ def check(files: SpecFiles, sets: Settings = None, as_json: AsJson = False) -> i
         if as_json:
             entry: dict[str, Any] = {"file": file, "ok": not wrong, "diagnostics": [d.to_json() for d in diagnostics]}
             if graph is not None:
-                figures = {"input": list(graph.input_shape), "output": list(graph.output_shape), "parameters": graph.parameter_count, "macs": graph.macs}
+                figures = {
+                    "input": list(graph.input_shape),
+                    "output": list(graph.output_shape),
+                    "parameters": graph.parameter_count,
+                    "macs": graph.macs,
+                }
                 entry |= {"name": graph.name, **figures}
             results.append(entry)
             continue
@@ -134,7 +155,9 @@ def check(files: SpecFiles, sets: Settings = None, as_json: AsJson = False) -> i
         elif graph is not None:
             from cnnspec.shapes import text
 
-            print(f"{file}: ok, {text(graph.input_shape)} -> {text(graph.output_shape)}, {graph.parameter_count:,} parameters, {graph.macs / 1e6:,.2f} MMACs")
+            print(
+                f"{file}: ok, {text(graph.input_shape)} -> {text(graph.output_shape)}, {graph.parameter_count:,} parameters, {graph.macs / 1e6:,.2f} MMACs"
+            )
         else:
             print(f"{file}: ok, blocks only")
     if as_json:
@@ -145,7 +168,9 @@ def check(files: SpecFiles, sets: Settings = None, as_json: AsJson = False) -> i
 @app.command()
 def fmt(
     files: SpecFiles,
-    check_only: Annotated[bool, typer.Option("--check", help="Change nothing; exit 1 if a file is not formatted.")] = False,
+    check_only: Annotated[
+        bool, typer.Option("--check", help="Change nothing; exit 1 if a file is not formatted.")
+    ] = False,
     diff: Annotated[bool, typer.Option("--diff", help="Change nothing; print what would change.")] = False,
 ) -> int:
     """Write specs in the one obvious way; `-` reads from the standard input."""
@@ -193,7 +218,9 @@ def _write(path: Path, text: str) -> None:
         temporary.replace(path.resolve())
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise failure("E0212", f"`{path}` cannot be written: {(error.strerror or str(error)).lower()}", file=str(path)) from None
+        raise failure(
+            "E0212", f"`{path}` cannot be written: {(error.strerror or str(error)).lower()}", file=str(path)
+        ) from None
 
 
 @app.command()
@@ -221,14 +248,34 @@ def _print_summary(graph: Graph, depth: int) -> None:
     from cnnspec.summary import summarise
 
     done = summarise(graph)
-    table = Table(box=box.SIMPLE_HEAD, title=f"{done.name}: {text(done.input_shape)} -> {text(done.output_shape)}", title_justify="left")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=f"{done.name}: {text(done.input_shape)} -> {text(done.output_shape)}",
+        title_justify="left",
+    )
     for title in ("module", "is", "output", "parameters", "MACs", "activations"):
-        table.add_column(title, justify="left" if title in ("module", "is", "output") else "right", no_wrap=True, overflow="ellipsis")
+        table.add_column(
+            title, justify="left" if title in ("module", "is", "output") else "right", no_wrap=True, overflow="ellipsis"
+        )
     for row in done.upto(depth):
         indent = "  " * (row.depth - 1)
-        table.add_row(indent + row.path.rpartition(".")[2], row.kind, text(row.shape), f"{row.parameters:,}", f"{row.macs:,}", _bytes(row.activations))
+        table.add_row(
+            indent + row.path.rpartition(".")[2],
+            row.kind,
+            text(row.shape),
+            f"{row.parameters:,}",
+            f"{row.macs:,}",
+            _bytes(row.activations),
+        )
     table.add_section()
-    table.add_row("total", f"depth {done.depth}", text(done.output_shape), f"{done.parameters:,}", f"{done.macs:,}", _bytes(done.activations))
+    table.add_row(
+        "total",
+        f"depth {done.depth}",
+        text(done.output_shape),
+        f"{done.parameters:,}",
+        f"{done.macs:,}",
+        _bytes(done.activations),
+    )
     _console().print(table)
     print("activations: outputs of all operators, one image, float32")
 
@@ -288,11 +335,15 @@ def build(
     sets: Settings = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of weights, order and augmentation.")] = None,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where run folders go.")] = Path("runs"),
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest unfinished run of this network.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the newest unfinished run of this network.")
+    ] = False,
     offline: Offline = False,
     accelerator: Annotated[str, typer.Option(help="Handed to Lightning.")] = "auto",
     devices: Annotated[str, typer.Option(help="Handed to Lightning.")] = "auto",
-    precision: Annotated[str | None, typer.Option(help="Handed to Lightning, e.g. bf16-mixed (default: 32-true).")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Handed to Lightning, e.g. bf16-mixed (default: 32-true).")
+    ] = None,
     strategy: Annotated[str, typer.Option(help="Handed to Lightning.")] = "auto",
     as_json: AsJson = False,
 ) -> int:
@@ -321,7 +372,8 @@ def build(
         devices=devices,
         precision=precision,
         strategy=strategy,
-        resume_command=f"cnnspec build {file}{sets_again} --train --resume{place}" + (f" --data-dir {data_dir}" if data_dir else ""),
+        resume_command=f"cnnspec build {file}{sets_again} --train --resume{place}"
+        + (f" --data-dir {data_dir}" if data_dir else ""),
         console=_console(stderr=as_json),
     )
     result = training.train(graph, options)
@@ -348,7 +400,9 @@ def _try_out(graph: Graph, seed: int | None, as_json: bool) -> int:
     shape = tuple(parts[0].shape[1:])
     counted = sum(weight.numel() for weight in module.parameters())
     if shape != graph.output_shape or counted != graph.parameter_count:
-        raise AssertionError(f"the module gives {shape} with {counted} parameters, the check says {graph.output_shape} with {graph.parameter_count}")
+        raise AssertionError(
+            f"the module gives {shape} with {counted} parameters, the check says {graph.output_shape} with {graph.parameter_count}"
+        )
     if as_json:
         from cnnspec.summary import summarise
 
@@ -372,7 +426,9 @@ def _data(graph: Graph, text: str | None, data_dir: Path | None) -> Any:
         return Setting.of(Folder(path=path))
     if name not in DATA_SETS or path or name == "folder":
         known = ", ".join("folder:PATH" if n == "folder" else n for n in DATA_SETS)
-        raise failure("E0502", f"there is no data set `{text}`", help=f"{did_you_mean(name, DATA_SETS) or 'choose one'} ({known})")
+        raise failure(
+            "E0502", f"there is no data set `{text}`", help=f"{did_you_mean(name, DATA_SETS) or 'choose one'} ({known})"
+        )
     return graph.recipe.data if graph.recipe.data.name == name else Setting.of(DATA_SETS[name]())
 
 
@@ -381,7 +437,9 @@ def _print_result(result: Any) -> None:
     from rich.table import Table
 
     values = result.values
-    table = Table(box=box.SIMPLE_HEAD, title=f"{values['network']} on {values['data']}", title_justify="left", show_header=False)
+    table = Table(
+        box=box.SIMPLE_HEAD, title=f"{values['network']} on {values['data']}", title_justify="left", show_header=False
+    )
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True, justify="right")
     for key in ("val_acc", "test_acc"):
@@ -415,9 +473,19 @@ def test(
     graph = _compile(file, sets).require_graph()
     from cnnspec import training
 
-    found = training.evaluate(graph, weights, match=match, data=_data(graph, data, data_dir), data_dir=data_dir or Path("data"), offline=offline, split=split)
+    found = training.evaluate(
+        graph,
+        weights,
+        match=match,
+        data=_data(graph, data, data_dir),
+        data_dir=data_dir or Path("data"),
+        offline=offline,
+        split=split,
+    )
     if as_json:
         _print_json(found)
         return
     print(f"{found['matched']} tensors matched by {match}")
-    print(f"{graph.name} on {found['data']['name']}, {split}: accuracy {found[f'{split}_acc']:.4f} ({found['correct']} of {found['images']}), loss {found[f'{split}_loss']:.4f}")
+    print(
+        f"{graph.name} on {found['data']['name']}, {split}: accuracy {found[f'{split}_acc']:.4f} ({found['correct']} of {found['images']}), loss {found[f'{split}_loss']:.4f}"
+    )

@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnnspec import ir, tree
+from cnnspec.binding import Binder
 from cnnspec.check import check as check_model
 from cnnspec.diagnostics import CnnspecError, Diagnostic, Report, Source, failure
 from cnnspec.elaborate import elaborate
 from cnnspec.expressions import ExprFault, evaluate
 from cnnspec.formatting import format_file
 from cnnspec.library import SUFFIX, Library, read_text, shipped_specs
+from cnnspec.names import Fault, Names
 from cnnspec.scopes import FileScope
-from cnnspec.binding import Binder, Fault, Names
 from cnnspec.signatures import OpName
 from cnnspec.syntax import parse
 
@@ -50,7 +51,12 @@ class Compilation:
         """
         if self.graph is None:
             if not self.report.failed:
-                raise failure("E0108", f"`{self.source.name}` defines blocks but no network", file=self.source.name, help="add `input` and layers, or take its blocks with `use`")
+                raise failure(
+                    "E0108",
+                    f"`{self.source.name}` defines blocks but no network",
+                    file=self.source.name,
+                    help="add `input` and layers, or take its blocks with `use`",
+                )
             raise CnnspecError(self.diagnostics)
         return self.graph
 
@@ -90,9 +96,17 @@ def _value(key: str, value: Any) -> Any:
                 return evaluate(Binder(report).expr(let.value, Names(scope, {})), {})
             except (Fault, ExprFault):
                 pass
-        raise failure("E0204", f"`{key}={value}` is not a value", help="give a number, a size like 3x3, true or false, or the name of an operator")
+        raise failure(
+            "E0204",
+            f"`{key}={value}` is not a value",
+            help="give a number, a size like 3x3, true or false, or the name of an operator",
+        )
     if not isinstance(value, (bool, int, float, tuple, OpName)):
-        raise failure("E0204", f"`{key}` cannot be {value!r}", help="give a number, a size, a truth value, or the name of an operator")
+        raise failure(
+            "E0204",
+            f"`{key}` cannot be {value!r}",
+            help="give a number, a size, a truth value, or the name of an operator",
+        )
     return value
 
 
@@ -176,10 +190,16 @@ def build(spec: ir.Graph | str | Path, **params: Any) -> nn.Module:
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "numpy"):
             raise
-        raise failure("E0507", "torch is not installed", help="install it with `pip install 'cnnspec[train]'`") from None
+        raise failure(
+            "E0507", "torch is not installed", help="install it with `pip install 'cnnspec[train]'`"
+        ) from None
     if isinstance(spec, ir.Graph):
         if params:
-            raise failure("E0217", "the parameters of a checked network cannot change", help="hand them to `load`, or give `build` the file")
+            raise failure(
+                "E0217",
+                "the parameters of a checked network cannot change",
+                help="hand them to `load`, or give `build` the file",
+            )
         return to_module(spec)
     return to_module(load(spec, **params))
 

@@ -165,7 +165,9 @@ class CnnspecError(Exception):
         return "\n\n".join(render(diagnostic) for diagnostic in self.diagnostics)
 
 
-def failure(code: str, message: str, *, help: str | None = None, notes: Sequence[str] = (), file: str | None = None) -> CnnspecError:
+def failure(
+    code: str, message: str, *, help: str | None = None, notes: Sequence[str] = (), file: str | None = None
+) -> CnnspecError:
     """An error of one diagnostic that has no place in a source."""
     return CnnspecError([Diagnostic(code, message, notes=tuple(notes), help=help, file=file)])
 
@@ -225,7 +227,9 @@ def render(diagnostic: Diagnostic, *, color: bool = False) -> str:
     marks += [(label.span, label.text, False) for label in diagnostic.labels]
     width = max((len(str(span.line)) for span, _, _ in marks), default=0)
     for source in dict.fromkeys(span.source for span, _, _ in marks):
-        own = sorted((mark for mark in marks if mark[0].source is source), key=lambda mark: (mark[0].line, mark[0].column))
+        own = sorted(
+            (mark for mark in marks if mark[0].source is source), key=lambda mark: (mark[0].line, mark[0].column)
+        )
         first = next((mark[0] for mark in own if mark[2]), own[0][0])
         arrow = "-->" if source is marks[0][0].source else ":::"
         out.append(" " * width + paint(arrow, "bar") + f" {source.name}:{first.line}:{first.column}")

@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from cnnspec import ir, tree
-from cnnspec.binding import Binder, Fault, Names, Places
 from cnnspec.diagnostics import Diagnostic, Label, Report, Span, did_you_mean
-from cnnspec.expressions import ExprFault, UnknownShape, convert, evaluate, literal, show
-from cnnspec.inits import INITS, NORM_INITS
+from cnnspec.expressions import ExprFault, UnknownShape, convert, literal, show
 from cnnspec.library import Library, standard_block
 from cnnspec.limits import MAX_FILE_DEPTH
+from cnnspec.names import Fault, Names, Places
 from cnnspec.ops import OPS
-from cnnspec.recipe import AUGMENTATIONS, DATA_SETS, OPTIMIZERS, SCHEDULES, Recipe, Scalars, Setting
+from cnnspec.recipe import Recipe
 from cnnspec.scopes import FileScope, FoundBlock
-from cnnspec.signatures import Declared, OpName, Parameter, Size, Type, Word, type_of
-
-_T = TypeVar("_T")
-METRICS = ("params", "macs", "output", "depth")
+from cnnspec.sections import Sections
+from cnnspec.signatures import OpName, Size, Type, type_of
 
 
 @dataclass
@@ -50,65 +47,14 @@ class Network:
         return bool(self.scope.blocks) and not self.body and self.input is None and self.name is None
 
 
-class _Elaboration:
+class _Elaboration(Sections):
     """One run over a file and all that it takes from others."""
 
     def __init__(self, library: Library, report: Report) -> None:
+        super().__init__(report)
         self.library = library
-        self.report = report
-        self.binder = Binder(report)
         self._scopes: dict[int, FileScope] = {}
         self._open: list[tree.File] = []
-
-    # --- helpers ---------------------------------------------------------------------------------
-
-    def fail(self, code: str, message: str, span: Span, *, help: str | None = None, labels: tuple[Label, ...] = ()) -> None:
-        self.report.add(Diagnostic(code, message, span, labels=labels, help=help))
-
-    def value(self, node: tree.Expr, scope: FileScope, type_: Type | None = None, name: str = "value") -> Any:
-        """The value of an expression of the top of a file.
-
-        Raises:
-            Fault: It has none; the reason has been reported.
-            UnknownShape: It depends on the image.
-        """
-        expr = self.binder.expr(node, Names(scope, scope.variables()), type_)
-        return self.resolve(expr, scope, type_, name)
-
-    def resolve(self, expr: ir.Expr, scope: FileScope, type_: Type | None = None, name: str = "value") -> Any:
-        try:
-            result = evaluate(expr, scope.constants)
-            return result if type_ is None else convert(result, type_, name, expr.origin)
-        except ExprFault as fault:
-            span = self.binder.places[fault.origin] or self.binder.places[expr.origin]
-            self.report.add(Diagnostic(fault.code, str(fault), span, help=fault.help))
-            raise Fault from None
-
-    def settings(self, call: tree.Call, kind: type[Declared], scope: FileScope) -> Setting:
-        """A declared choice with its arguments.
-
-        Raises:
-            Fault: An argument is at fault.
-        """
-        bound = self.binder.bind(call.callee, call.args, kind.parameters, Names(scope, scope.variables()), call.callee_span)
-        try:
-            values = {n: self.resolve(expr, scope, kind.parameters[n].type, n) for n, expr in bound.items()}
-        except UnknownShape:
-            self.fail("E0207", "`in` has no meaning here", call.span, help="write a number, or a `param` of the file")
-            raise Fault from None
-        return Setting.of(kind(**values))
-
-    def choose(self, call: tree.Call, table: Mapping[str, type[Declared]], what: str, scope: FileScope) -> Setting:
-        """One of a table of declared choices.
-
-        Raises:
-            Fault: There is no such choice, or an argument is at fault.
-        """
-        if call.callee not in table:
-            help = did_you_mean(call.callee, table) or f"there are {', '.join(f'`{n}`' for n in table)}"
-            self.fail("E0201", f"unknown {what} `{call.callee}`" if call.callee else f"{what} needs a name", call.callee_span, help=help)
-            raise Fault
-        return self.settings(call, table[call.callee], scope)
 
     @contextmanager
     def opened(self, file: tree.File, at: Span | None) -> Iterator[None]:
@@ -120,10 +66,20 @@ class _Elaboration:
         if any(other is file for other in self._open):
             assert at is not None
             names = [other.source.name for other in self._open[self._open.index(file) :]] + [file.source.name]
-            self.fail("E0213", f"`{file.source.name}` takes from itself: {' -> '.join(names)}", at, help="move what both need into a third file")
+            self.fail(
+                "E0213",
+                f"`{file.source.name}` takes from itself: {' -> '.join(names)}",
+                at,
+                help="move what both need into a third file",
+            )
             raise Fault
         if len(self._open) >= MAX_FILE_DEPTH and at is not None:
-            self.fail("E0405", f"files take from one another deeper than the limit of {MAX_FILE_DEPTH}", at, help="take from the last one directly")
+            self.fail(
+                "E0405",
+                f"files take from one another deeper than the limit of {MAX_FILE_DEPTH}",
+                at,
+                help="take from the last one directly",
+            )
             raise Fault
         self._open.append(file)
         try:
@@ -161,7 +117,9 @@ class _Elaboration:
                 pass
         return scope
 
-    def define(self, file: tree.File, scope: FileScope, given: Mapping[str, Any], inherited: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    def define(
+        self, file: tree.File, scope: FileScope, given: Mapping[str, Any], inherited: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], bool]:
         """Fills a scope with a file's constants, blocks, and defaults.
 
         Returns:
@@ -200,7 +158,9 @@ class _Elaboration:
                         pass
             except UnknownShape:
                 if not isinstance(statement, tree.Let):
-                    self.fail("E0207", "`in` has no meaning here", statement.span, help="only a `let` can depend on the image")
+                    self.fail(
+                        "E0207", "`in` has no meaning here", statement.span, help="only a `let` can depend on the image"
+                    )
             except Fault:
                 if isinstance(statement, (tree.Param, tree.Let)):
                     scope.constants.setdefault(statement.name, 1)
@@ -212,13 +172,6 @@ class _Elaboration:
                     pass
         return declared, changed
 
-    def once(self, seen: dict[tuple[str, str], Span], what: str, name: str, span: Span) -> None:
-        """Reports a second definition of a name."""
-        if (what, name) in seen:
-            labels = (Label(seen[what, name], "the first one"),)
-            self.fail("E0211", f"the {what} `{name}` is defined twice", span, labels=labels, help="rename or remove one of the two")
-        seen[what, name] = span
-
     def changed_value(self, name: str, stated: Any, given: Any, span: Span) -> Any:
         """The value that a parameter is given from outside, in the type of the stated one."""
         kind = type_of(Size if isinstance(stated, tuple) else OpName if isinstance(stated, OpName) else type(stated))
@@ -226,7 +179,9 @@ class _Elaboration:
             return convert(given, kind if kind.kind != "list" else Type("float"), name, 0)
         except ExprFault as fault:
             labels = (Label(span, f"`{name}` is {show(stated)} here"),)
-            self.report.add(Diagnostic(fault.code, str(fault), span, labels=labels[1:], help=f"give it a value like {show(stated)}"))
+            self.report.add(
+                Diagnostic(fault.code, str(fault), span, labels=labels[1:], help=f"give it a value like {show(stated)}")
+            )
             raise Fault from None
 
     def use(self, statement: tree.Use, file: tree.File, scope: FileScope, seen: dict[tuple[str, str], Span]) -> None:
@@ -240,7 +195,10 @@ class _Elaboration:
             self.once(seen, "block", name.name, name.span)
             found = other.blocks.get(name.name)
             if found is None:
-                help = did_you_mean(name.name, other.blocks) or f"it has {', '.join(f'`{n}`' for n in other.blocks) or 'none'}"
+                help = (
+                    did_you_mean(name.name, other.blocks)
+                    or f"it has {', '.join(f'`{n}`' for n in other.blocks) or 'none'}"
+                )
                 self.fail("E0201", f"`{statement.path}` has no block `{name.name}`", name.span, help=help)
             else:
                 scope.blocks[name.name] = found
@@ -261,19 +219,14 @@ class _Elaboration:
         names = Names(scope, scope.variables())
         bound = self.binder.bind(call.callee, call.args, parameters, names, call.callee_span, complete=False)
         if not bound:
-            self.fail("E0203", f"`default {call.callee}` sets nothing", statement.span, help="add an argument, as in `default bn eps=1e-3`")
+            self.fail(
+                "E0203",
+                f"`default {call.callee}` sets nothing",
+                statement.span,
+                help="add an argument, as in `default bn eps=1e-3`",
+            )
         values = {name: self.constant(expr, scope, parameters[name], name) for name, expr in bound.items()}
         scope.defaults.setdefault(call.callee, {}).update(values)
-
-    def constant(self, expr: ir.Expr, scope: FileScope, parameter: Parameter, name: str) -> ir.Expr:
-        try:
-            value = self.resolve(expr, scope, parameter.type, name)
-        except UnknownShape:
-            span = self.binder.places[expr.origin]
-            assert span is not None
-            self.fail("E0207", "`in` has no meaning here", span, help="a default of a file is a number or a `param`")
-            raise Fault from None
-        return literal(value).model_copy(update={"origin": expr.origin})
 
     # --- networks --------------------------------------------------------------------------------
 
@@ -288,7 +241,13 @@ class _Elaboration:
             extends = [s for s in file.statements if isinstance(s, tree.Extends)]
             if len(extends) > 1:
                 labels = (Label(extends[0].span, "the first one"),)
-                self.fail("E0211", "a file extends one network only", extends[1].span, labels=labels, help="take single blocks with `use`")
+                self.fail(
+                    "E0211",
+                    "a file extends one network only",
+                    extends[1].span,
+                    labels=labels,
+                    help="take single blocks with `use`",
+                )
             if not extends:
                 declared, changed = self.define(file, scope, given, {})
                 network = Network(scope, declared=declared, changed=changed)
@@ -308,7 +267,9 @@ class _Elaboration:
         spans: dict[str, Span] = {}
         for arg in statement.args:
             if arg.name is None:
-                self.fail("E0205", "`extends` takes its arguments by name", arg.span, help="write `n=9` for the parameter `n`")
+                self.fail(
+                    "E0205", "`extends` takes its arguments by name", arg.span, help="write `n=9` for the parameter `n`"
+                )
                 continue
             if arg.name in taken:
                 self.fail("E0206", f"`{arg.name}` is given twice", arg.span, help="keep one of the two")
@@ -323,9 +284,11 @@ class _Elaboration:
         base = self.gather(base_file, {**taken, **given}, statement.target_span)
         for name, span in spans.items():
             if name not in base.declared:
-                help = did_you_mean(name, base.declared) or (f"it has {', '.join(f'`{n}`' for n in base.declared)}" if base.declared else "it has none")
+                help = did_you_mean(name, base.declared) or (
+                    f"it has {', '.join(f'`{n}`' for n in base.declared)}" if base.declared else "it has none"
+                )
                 self.fail("E0202", f"`{statement.target}` has no parameter `{name}`", span, help=help)
-        declared, changed = self.define(file, scope, given, {n: v for n, v in base.scope.constants.items()})
+        declared, changed = self.define(file, scope, given, dict(base.scope.constants))
         changed |= any(n in given and given[n] != taken.get(n, v) for n, v in base.declared.items())
         for name, found in base.scope.blocks.items():
             scope.blocks.setdefault(name, found)
@@ -350,7 +313,12 @@ class _Elaboration:
                     case tree.Input():
                         self.once(seen, "input", "image", statement.span)
                         if 0 in (statement.channels, statement.height, statement.width):
-                            self.fail("E0215", "every size of the input must be at least 1", statement.span, help="write channels x height x width: `3x32x32`")
+                            self.fail(
+                                "E0215",
+                                "every size of the input must be at least 1",
+                                statement.span,
+                                help="write channels x height x width: `3x32x32`",
+                            )
                         network.input = statement
                     case tree.Let() if statement.name not in scope.constants:
                         body.append((scope, statement))
@@ -364,86 +332,26 @@ class _Elaboration:
                     case tree.Expect():
                         expects.append((scope, statement))
                     case tree.Train():
-                        self.once(seen, "train", "section", Span(statement.span.source, statement.span.start, statement.span.start + 5))
+                        self.once(
+                            seen,
+                            "train",
+                            "section",
+                            Span(statement.span.source, statement.span.start, statement.span.start + 5),
+                        )
                         network.recipe = self.recipe(statement, scope)
                     case _:
                         pass
             except Fault:
                 pass
         stated = {statement.metric for _, statement in expects}
-        network.expects = [e for e in network.expects if e[1].metric not in stated] + [e for e in expects if not (network.changed and _is_plain(e[1].value))]
+        network.expects = [e for e in network.expects if e[1].metric not in stated] + [
+            e for e in expects if not (network.changed and _is_plain(e[1].value))
+        ]
         if any(isinstance(statement, tree.Flow) for _, statement in body):
             network.body, network.aux = body, aux
         else:
             network.body, network.aux = network.body + body, network.aux + aux
         return network
-
-    def init(self, statement: tree.Init, scope: FileScope) -> ir.Init:
-        """An `init` rule.
-
-        Raises:
-            Fault: It has no such target or scheme.
-        """
-        targets = {name: op for name, op in OPS.items() if "init" in op.parameters and op.parameters["init"].type.words}
-        if statement.target not in targets:
-            known = f"there are {', '.join(f'`{n}`' for n in targets)}"
-            message = f"`{statement.target}` has no weights to start" if statement.target in OPS else f"unknown operator `{statement.target}`"
-            self.fail("E0201", message, statement.target_span, help=did_you_mean(statement.target, targets) or known)
-            raise Fault
-        scheme = self.choose(statement.scheme, INITS, "initialisation", scope)
-        allowed = NORM_INITS if statement.target in ("bn", "gn", "ln") else tuple(n for n in INITS if n != "dirac" or statement.target != "linear")
-        if scheme.name not in allowed:
-            self.fail(
-                "E0215", f"`{scheme.name}` cannot start the weights of `{statement.target}`", statement.scheme.callee_span, help=f"there are {', '.join(f'`{n}`' for n in allowed)}"
-            )
-            raise Fault
-        return ir.Init(target=statement.target, scheme=scheme, origin=self.binder.places.add(statement.span))
-
-    def recipe(self, statement: tree.Train, scope: FileScope) -> Recipe:
-        """The `train` section; every entry at fault is reported."""
-        fields: dict[str, Any] = {}
-        seen: dict[tuple[str, str], Span] = {}
-        tables = {"data": DATA_SETS, "augment": AUGMENTATIONS, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
-        what = {"data": "data set", "augment": "augmentation"}
-        for entry in statement.entries:
-            word_span = Span(entry.span.source, entry.span.start, entry.span.start + len(entry.word))
-            self.once(seen, "entry", entry.word, word_span)
-            try:
-                if entry.word in tables:
-                    if len(entry.calls) > 1 and entry.word != "augment":
-                        self.fail("E0205", f"`{entry.word}` takes one choice", entry.calls[1].span, help="remove what stands behind the `|`")
-                        continue
-                    chosen = tuple(self.choose(call, tables[entry.word], what.get(entry.word, entry.word), scope) for call in entry.calls)
-                    fields[entry.word] = chosen if entry.word == "augment" else chosen[0]
-                elif entry.word in Scalars.parameters:
-                    fields[entry.word] = self.scalar(entry, scope)
-                else:
-                    known = [*tables, *Scalars.parameters]
-                    help = did_you_mean(entry.word, known) or f"there are {', '.join(f'`{n}`' for n in known)}"
-                    self.fail("E0201", f"unknown entry `{entry.word}` of the train section", word_span, help=help)
-            except Fault:
-                pass
-        return Recipe(**fields, stated=tuple(fields))
-
-    def scalar(self, entry: tree.Entry, scope: FileScope) -> Any:
-        """An entry of one value, `epochs 180`.
-
-        Raises:
-            Fault: It has none, too many, or one of the wrong type.
-        """
-        call, parameter = entry.calls[0], Scalars.parameters[entry.word]
-        values: list[tree.Expr] = [arg.value for arg in call.args if arg.name is None]
-        if call.callee:
-            values.insert(0, tree.Name(call.callee_span, call.callee))
-        if len(values) != 1 or len(values) + len(entry.calls) - 1 != len(call.args) + bool(call.callee):
-            self.fail("E0203", f"`{entry.word}` takes one value: {parameter.type}", entry.span, help=f"write `{entry.word} {show(parameter.default) if parameter.default is not None else 5}`")
-            raise Fault
-        try:
-            value = self.value(values[0], scope, parameter.type, entry.word)
-        except UnknownShape:
-            self.fail("E0207", "`in` has no meaning here", entry.span, help="write a number, or a `param` of the file")
-            raise Fault from None
-        return str(value) if isinstance(value, Word) else value
 
     # --- the model -------------------------------------------------------------------------------
 
@@ -462,13 +370,17 @@ class _Elaboration:
         constants: dict[str, Any] = {}
         for scope, statement in network.body:
             names = variables.get(id(scope)) or Names(scope, scope.variables())
-            constants = {**scope.constants, **constants} if scope is not network.scope else {**constants, **scope.constants}
+            constants = (
+                {**scope.constants, **constants} if scope is not network.scope else {**constants, **scope.constants}
+            )
             body.extend(binder.statements((statement,), names))
             if isinstance(statement, tree.Let):
                 names = names.with_variable(statement.name)
             variables[id(scope)] = names
         aux = [built for scope, statement in network.aux if (built := self.aux(scope, statement)) is not None]
-        expects = [built for scope, statement in network.expects if (built := self.expect(scope, statement)) is not None]
+        expects = [
+            built for scope, statement in network.expects if (built := self.expect(scope, statement)) is not None
+        ]
         if not file.statements:
             help = "start with `network NAME`, `input 3x32x32`, and a pipeline: `stem conv 3x3 c=16 | bn | relu`"
             self.report.add(Diagnostic("E0108", "the file is empty", file=file.source.name, help=help))
@@ -478,7 +390,14 @@ class _Elaboration:
             self.report.add(Diagnostic("E0109", "the network has no `input`", file=file.source.name, help=help))
             return None
         if not any(isinstance(statement, ir.Flow) for statement in body):
-            self.report.add(Diagnostic("E0108", "the network has no layers", file=file.source.name, help="add a pipeline: `stem conv 3x3 c=16 | bn | relu`"))
+            self.report.add(
+                Diagnostic(
+                    "E0108",
+                    "the network has no layers",
+                    file=file.source.name,
+                    help="add a pipeline: `stem conv 3x3 c=16 | bn | relu`",
+                )
+            )
             return None
         return ir.Model(
             name=network.name or name,
@@ -492,30 +411,6 @@ class _Elaboration:
             recipe=network.recipe or Recipe(),
             origin=binder.places.add(network.input.span),
         )
-
-    def aux(self, scope: FileScope, statement: tree.Aux) -> ir.Aux | None:
-        names = Names(scope, scope.variables())
-        parameters = {"weight": Parameter("weight", Type("float"), None)}
-        try:
-            bound = self.binder.bind("aux", statement.args, parameters, names, statement.span)
-            weight = bound.get("weight") or literal(1.0)
-        except Fault:
-            return None
-        origin = self.binder.places.add(statement.label.span)
-        return ir.Aux(name=statement.name, source=statement.label.label, weight=weight, body=self.binder.statements(statement.body, names), origin=origin)
-
-    def expect(self, scope: FileScope, statement: tree.Expect) -> ir.Expect | None:
-        if statement.metric not in METRICS:
-            help = did_you_mean(statement.metric, METRICS) or f"there are {', '.join(METRICS)}"
-            self.fail("E0201", f"nothing is known of `{statement.metric}`", statement.span, help=help)
-            return None
-        try:
-            value = self.binder.expr(statement.value, Names(scope, scope.variables()))
-            value = literal(self.resolve(value, scope)).model_copy(update={"origin": value.origin})
-        except (Fault, UnknownShape):
-            return None
-        origin = self.binder.places.add(statement.span)
-        return ir.Expect(metric=statement.metric, relation=statement.relation, value=value, within=statement.within, origin=origin)  # type: ignore[arg-type]
 
 
 def _is_plain(node: tree.Expr) -> bool:
@@ -545,8 +440,12 @@ def elaborate(
         for key in given:
             if key not in network.declared:
                 known = list(network.declared)
-                help = did_you_mean(key, known) or (f"it has {', '.join(f'`{n}`' for n in known)}" if known else "it has none")
-                report.add(Diagnostic("E0217", f"the network has no parameter `{key}`", file=file.source.name, help=help))
+                help = did_you_mean(key, known) or (
+                    f"it has {', '.join(f'`{n}`' for n in known)}" if known else "it has none"
+                )
+                report.add(
+                    Diagnostic("E0217", f"the network has no parameter `{key}`", file=file.source.name, help=help)
+                )
         if network.is_library and not given:
             for owner, block in network.scope.blocks.values():
                 if owner is network.scope:

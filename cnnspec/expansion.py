@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from cnnspec import ir, shapes
-from cnnspec.binding import BLOCK_TYPES, Places
-from cnnspec.diagnostics import Diagnostic, Label, Report, Span, did_you_mean
-from cnnspec.expressions import ExprFault, UnknownShape, convert, evaluate, show, truth
+from cnnspec.binding import BLOCK_TYPES
+from cnnspec.diagnostics import Label, Report, Span, did_you_mean
+from cnnspec.expressions import ExprFault, UnknownShape, convert, evaluate, show
+from cnnspec.frames import ABSENT, Absent, Evaluator, Flowing, Frame, Namespace, Tensor, Unknown
 from cnnspec.inits import INITS, InitScheme
 from cnnspec.limits import MAX_NODES, MAX_REPEAT
+from cnnspec.names import Places
 from cnnspec.ops import JOINS, OPS, Op, ShapeFault
 from cnnspec.shapes import Shape
 from cnnspec.signatures import Bounds, OpName, Type
@@ -25,69 +26,11 @@ _COUNT = Type("int", bounds=Bounds(1, MAX_REPEAT))
 _MAX_STEPS = 4 * MAX_NODES
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """A known tensor: the node that gives it and its shape without the batch axis."""
-
-    node: int
-    shape: Shape
-
-
-Flowing = Tensor | None
-"""What flows through a pipeline; `None` behind a fault."""
-
-
-class _Absent:
-    """The branch that is not there."""
-
-
-ABSENT: Final = _Absent()
-
-
 class LimitReached(Exception):
     """The network is larger than the limit; the diagnostic is reported already."""
 
 
-@dataclass(slots=True)
-class Namespace:
-    """A level of the module tree, in which every name stands once."""
-
-    path: str
-    count: int = 0
-    stages: int = 0
-    used: dict[str, int] = field(default_factory=dict[str, int])
-
-    def next_position(self) -> str:
-        self.count += 1
-        return str(self.count - 1)
-
-    def next_stage(self) -> str:
-        self.stages += 1
-        return f"stage{self.stages}"
-
-    def join(self, name: str) -> str:
-        return f"{self.path}.{name}" if self.path else name
-
-
-@dataclass(slots=True)
-class Frame:
-    """The innermost braces: the values and labels in scope, and the tensor that enters."""
-
-    values: dict[str, Any]
-    entering: Flowing
-    parent: Frame | None = None
-    labels: dict[str, Flowing] = field(default_factory=dict[str, Flowing])
-    absent: set[str] = field(default_factory=set[str])
-
-    def inner(self, entering: Flowing) -> Frame:
-        return Frame(dict(self.values), entering, self)
-
-    @property
-    def shape(self) -> Shape | None:
-        return self.entering.shape if self.entering else None
-
-
-class Expansion:
+class Expansion(Evaluator):
     """Writes a Model out into nodes.
 
     Attributes:
@@ -96,17 +39,14 @@ class Expansion:
     """
 
     def __init__(self, model: ir.Model, places: Places, report: Report) -> None:
+        super().__init__(places, report)
         self.model = model
-        self.places = places
-        self.report = report
         self.nodes: list[ir.Node] = []
         self.scopes: dict[str, str] = {}
         self.aux_heads: list[ir.AuxHead] = []
         self.output: Flowing = None
         self._inits: dict[str, InitScheme] = {i.target: INITS[i.scheme.name](**i.scheme.args) for i in model.inits}
         self._ops: dict[tuple[Any, ...], Op] = {}
-        self._calls: list[int] = []
-        self._described: dict[int, int] = {}
         self._aux: str | None = None
         self._steps = 0
 
@@ -131,59 +71,15 @@ class Expansion:
                 self.aux_heads.append(ir.AuxHead(head.name, result.node, weight))
         self._aux = None
 
-    # --- faults ----------------------------------------------------------------------------------
-
-    def fail(
-        self,
-        code: str,
-        message: str,
-        origin: int,
-        *,
-        caption: str = "",
-        labels: Sequence[Label] = (),
-        help: str | None = None,
-        notes: Sequence[str] = (),
-    ) -> None:
-        """Reports a fault at a piece of the Model; in a shipped block it is shown at the user's call."""
-        span, extra = self.places[origin], list(labels)
-        notes = list(notes)
-        calls = [place for call in self._calls if (place := self.places[call]) is not None]
-        if span is not None and span.source.shipped and (own := [place for place in calls if not place.source.shipped]):
-            extra.insert(0, Label(span, caption))
-            span, caption = own[-1], "in this call"
-        elif span is not None and calls and not calls[-1].source.shipped:
-            name = self.places[self._calls[-1]]
-            extra.append(Label(calls[-1], "called from here")) if name is not None and name is not span else None
-        self.report.add(Diagnostic(code, message, span, caption, tuple(extra), tuple(notes), help))
-
-    def label(self, origin: int, text: str) -> list[Label]:
-        span = self.places[origin]
-        return [Label(span, text)] if span is not None else []
-
-    def value(self, expr: ir.Expr, frame: Frame, type_: Type, name: str) -> Any:
-        """The value of an argument, or `None` behind a fault."""
-        try:
-            return convert(evaluate(expr, frame.values, frame.shape), type_, name, expr.origin)
-        except ExprFault as fault:
-            self.fail(fault.code, str(fault), fault.origin or expr.origin, help=fault.help)
-        except UnknownShape:
-            pass
-        return None
-
-    def decide(self, expr: ir.Expr, frame: Frame) -> bool | None:
-        """The value of a condition, or `None` behind a fault."""
-        try:
-            return truth(expr, frame.values, frame.shape)
-        except ExprFault as fault:
-            self.fail(fault.code, str(fault), fault.origin or expr.origin, help=fault.help)
-        except UnknownShape:
-            pass
-        return None
-
     def step(self, origin: int) -> None:
         self._steps += 1
         if len(self.nodes) > MAX_NODES or self._steps > _MAX_STEPS:
-            self.fail("E0404", f"the network has more than the limit of {MAX_NODES} operators", origin, help="repeat fewer times")
+            self.fail(
+                "E0404",
+                f"the network has more than the limit of {MAX_NODES} operators",
+                origin,
+                help="repeat fewer times",
+            )
             raise LimitReached
 
     # --- statements ------------------------------------------------------------------------------
@@ -193,8 +89,13 @@ class Expansion:
         for statement in body:
             if isinstance(statement, ir.Flow):
                 result = self.flow(statement, frame, names, x)
-                if isinstance(result, _Absent):
-                    self.fail("E0216", "`nothing` stands outside of a join", statement.origin, help="only a branch of `add`, `mul` or `concat` can be absent")
+                if isinstance(result, Absent):
+                    self.fail(
+                        "E0216",
+                        "`nothing` stands outside of a join",
+                        statement.origin,
+                        help="only a branch of `add`, `mul` or `concat` can be absent",
+                    )
                     result = None
                 x = result
             elif not self.aside(statement, frame):
@@ -208,28 +109,16 @@ class Expansion:
                 frame.values[statement.name] = evaluate(statement.value, frame.values, frame.shape)
             except ExprFault as fault:
                 self.fail(fault.code, str(fault), fault.origin, help=fault.help)
-                frame.values[statement.name] = _Unknown()
+                frame.values[statement.name] = Unknown()
             except UnknownShape:
-                frame.values[statement.name] = _Unknown()
+                frame.values[statement.name] = Unknown()
         elif self.decide(statement.condition, frame) is False:
             message = self.fill(statement.message, frame) if statement.message else "a requirement does not hold"
             self.fail("E0402", message, statement.origin)
             return False
         return True
 
-    def fill(self, text: str, frame: Frame) -> str:
-        """A text with each `{name}` replaced by its value."""
-
-        def replacement(match: re.Match[str]) -> str:
-            name = match.group(1)
-            if name.startswith("in.") and frame.shape:
-                index = "chw".find(name[3:])
-                return str(frame.shape[index]) if 0 <= index < len(frame.shape) else match.group()
-            return _plain(frame.values[name]) if name in frame.values else match.group()
-
-        return re.sub(r"\{([A-Za-z_][A-Za-z0-9_.]*)\}", replacement, text)
-
-    def flow(self, flow: ir.Flow, frame: Frame, names: Namespace, x: Flowing) -> Flowing | _Absent:
+    def flow(self, flow: ir.Flow, frame: Frame, names: Namespace, x: Flowing) -> Flowing | Absent:
         """Runs a pipeline, by the naming rule of the language."""
         if flow.condition is not None:
             decision = self.decide(flow.condition, frame)
@@ -251,17 +140,27 @@ class Expansion:
             path = self.claim(names, label, flow.origin)
             self.scopes.setdefault(path, "")
             result = self.pipeline(flow.elements, frame, Namespace(path), x)
-        if label is not None and not isinstance(result, _Absent):
+        if label is not None and not isinstance(result, Absent):
             if label in frame.labels and isinstance(single, (ir.In, ir.Reference)):
-                self.fail("E0209", f"two elements of one scope are called `{label}`", flow.origin, help="rename one of the two")
+                self.fail(
+                    "E0209",
+                    f"two elements of one scope are called `{label}`",
+                    flow.origin,
+                    help="rename one of the two",
+                )
             frame.labels[label] = result
         return result
 
-    def pipeline(self, elements: Sequence[ir.Element], frame: Frame, names: Namespace, x: Flowing) -> Flowing | _Absent:
-        result: Flowing | _Absent = x
+    def pipeline(self, elements: Sequence[ir.Element], frame: Frame, names: Namespace, x: Flowing) -> Flowing | Absent:
+        result: Flowing | Absent = x
         for element in elements:
-            if isinstance(result, _Absent):
-                self.fail("E0216", "`nothing` stands alone in its branch", element.origin, help="remove the elements behind it")
+            if isinstance(result, Absent):
+                self.fail(
+                    "E0216",
+                    "`nothing` stands alone in its branch",
+                    element.origin,
+                    help="remove the elements behind it",
+                )
                 return None
             result = self.element(element, frame, names, result)
         return result
@@ -282,7 +181,7 @@ class Expansion:
 
     # --- elements --------------------------------------------------------------------------------
 
-    def element(self, element: ir.Element, frame: Frame, names: Namespace, x: Flowing) -> Flowing | _Absent:
+    def element(self, element: ir.Element, frame: Frame, names: Namespace, x: Flowing) -> Flowing | Absent:
         """Runs one element."""
         self.step(element.origin)
         match element:
@@ -308,7 +207,7 @@ class Expansion:
             case ir.Broken():
                 return None
 
-    def branch_body(self, body: Sequence[ir.Statement], frame: Frame, names: Namespace, x: Flowing) -> Flowing | _Absent:
+    def branch_body(self, body: Sequence[ir.Statement], frame: Frame, names: Namespace, x: Flowing) -> Flowing | Absent:
         """A body in braces; it may be the single word `nothing`."""
         flows = [s for s in body if isinstance(s, ir.Flow)]
         if len(flows) == 1:
@@ -334,7 +233,9 @@ class Expansion:
             return int(convert(evaluate(count, frame.values, frame.shape), _COUNT, "repeat", count.origin))  # type: ignore[arg-type]
         except ExprFault as fault:
             code = "E0403" if fault.code in ("E0215", "E0405") else fault.code
-            limit = f"a repeat is from 1 to {MAX_REPEAT}; leave a part out with `when`" if code == "E0403" else fault.help
+            limit = (
+                f"a repeat is from 1 to {MAX_REPEAT}; leave a part out with `when`" if code == "E0403" else fault.help
+            )
             self.fail(code, str(fault), fault.origin or count.origin, help=limit)
         except UnknownShape:
             pass
@@ -348,31 +249,47 @@ class Expansion:
             if label in here.labels:
                 return here.labels[label]
             if label in here.absent:
-                self.fail("E0208", f"`{label}` is not there: its condition is false", origin, help="put the same `when` behind this statement")
+                self.fail(
+                    "E0208",
+                    f"`{label}` is not there: its condition is false",
+                    origin,
+                    help="put the same `when` behind this statement",
+                )
                 return None
             known += here.labels
             here = here.parent
         later = _labels(self.model)
         if label in later:
-            self.fail("E0208", f"`@{label}` stands before its label, or outside of the braces that hold it", origin, help="move the statement behind the one with the label")
+            self.fail(
+                "E0208",
+                f"`@{label}` stands before its label, or outside of the braces that hold it",
+                origin,
+                help="move the statement behind the one with the label",
+            )
         else:
-            help = did_you_mean(label, known) or (f"labels that can be named here: {', '.join(f'`{n}`' for n in known)}" if known else "give an earlier statement the label")
+            help = did_you_mean(label, known) or (
+                f"labels that can be named here: {', '.join(f'`{n}`' for n in known)}"
+                if known
+                else "give an earlier statement the label"
+            )
             self.fail("E0208", f"there is no label `{label}`", origin, help=help)
         return None
 
-    def join(self, element: ir.Join, frame: Frame, names: Namespace, x: Flowing) -> Flowing | _Absent:
+    def join(self, element: ir.Join, frame: Frame, names: Namespace, x: Flowing) -> Flowing | Absent:
         """Feeds every branch and joins the results; a join of one branch is that branch."""
         inner = frame.inner(x)
         branches: list[tuple[ir.Flow, Flowing]] = []
         for statement in element.body:
             if isinstance(statement, ir.Flow):
                 result = self.flow(statement, inner, names, x)
-                if not isinstance(result, _Absent):
+                if not isinstance(result, Absent):
                     branches.append((statement, result))
             else:
                 self.aside(statement, inner)
         if not branches:
-            self.fail("E0216", f"every branch of `{element.join}` is absent", element.origin, help="leave at least one branch")
+            self.fail(
+                "E0216", f"every branch of `{element.join}` is absent", element.origin, help="leave at least one branch"
+            )
             return None
         tensors = [tensor for _, tensor in branches]
         if len(tensors) == 1:
@@ -410,7 +327,13 @@ class Expansion:
     # --- calls -----------------------------------------------------------------------------------
 
     def call(
-        self, call: ir.Call, frame: Frame, names: Namespace, x: Flowing, label: str | None = None, labelled: int | None = None
+        self,
+        call: ir.Call,
+        frame: Frame,
+        names: Namespace,
+        x: Flowing,
+        label: str | None = None,
+        labelled: int | None = None,
     ) -> Flowing:
         """Runs a call, repeated or not; `labelled` is where its label stands."""
         if call.repeat is None:
@@ -428,7 +351,9 @@ class Expansion:
             return label if label is not None else names.next_position()
         pattern = self.value(call.name, frame, Type("str"), "name")
         if label is not None:
-            self.fail("E0206", f"the call has the label `{label}` and a name", call.name.origin, help="keep one of the two")
+            self.fail(
+                "E0206", f"the call has the label `{label}` and a name", call.name.origin, help="keep one of the two"
+            )
             return label
         if pattern is None:
             return names.next_position()
@@ -436,7 +361,12 @@ class Expansion:
         inner = Frame({**frame.values, **counters}, frame.entering)
         text = self.fill(pattern, inner)
         if not re.fullmatch(r"[A-Za-z_0-9]+", text):
-            self.fail("E0215", f"`{text}` cannot be a name", call.name.origin, help="a name has letters, digits and `_`; `{i}` counts a repeat from 0, `{n}` from 1")
+            self.fail(
+                "E0215",
+                f"`{text}` cannot be a name",
+                call.name.origin,
+                help="a name has letters, digits and `_`; `{i}` counts a repeat from 0, `{n}` from 1",
+            )
             return names.next_position()
         return text
 
@@ -446,8 +376,13 @@ class Expansion:
         if call.variable:
             value = frame.values[callee]
             if not isinstance(value, OpName):
-                if not isinstance(value, _Unknown):
-                    self.fail("E0204", f"`{callee}` is {show(value)}, not an operator", call.origin, help=f"give it the type `op`: `{callee}: op = relu`")
+                if not isinstance(value, Unknown):
+                    self.fail(
+                        "E0204",
+                        f"`{callee}` is {show(value)}, not an operator",
+                        call.origin,
+                        help=f"give it the type `op`: `{callee}: op = relu`",
+                    )
                 return None
             callee = str(value)
         if callee in self.model.blocks and not call.variable:
@@ -462,7 +397,12 @@ class Expansion:
         missing = [n for n, p in kind.parameters.items() if p.required and n not in settings]
         if missing:
             listed = ", ".join(f"`{n}`" for n in missing)
-            self.fail("E0203", f"the operator `{callee}` cannot be used here: it needs {listed}", call.origin, help="hand on an operator that needs no arguments, such as `relu`")
+            self.fail(
+                "E0203",
+                f"the operator `{callee}` cannot be used here: it needs {listed}",
+                call.origin,
+                help="hand on an operator that needs no arguments, such as `relu`",
+            )
         if x is None or broken or missing:
             return None
         return self.apply(self.op(callee, settings), call, path, x)
@@ -484,11 +424,27 @@ class Expansion:
             labels = []
             if x.node != ir.IMAGE and (span := self.nodes[x.node].origin) is not None and span != self.places[at]:
                 labels = [Label(span, f"{shapes.text(x.shape)} from here")]
-            self.fail(fault.code, fault.message, at, caption=f"gets {shapes.text(x.shape)}" if fault.code.startswith("E03") else "", labels=labels, help=fault.help)
+            self.fail(
+                fault.code,
+                fault.message,
+                at,
+                caption=f"gets {shapes.text(x.shape)}" if fault.code.startswith("E03") else "",
+                labels=labels,
+                help=fault.help,
+            )
             return None
         return self.add(path, op, (x.node,), shape, op.weights(x.shape), op.macs(x.shape, shape), call.origin)
 
-    def add(self, path: str, op: Op, inputs: tuple[int, ...], shape: Shape, weights: dict[str, Shape], macs: int, origin: int) -> Tensor:
+    def add(
+        self,
+        path: str,
+        op: Op,
+        inputs: tuple[int, ...],
+        shape: Shape,
+        weights: dict[str, Shape],
+        macs: int,
+        origin: int,
+    ) -> Tensor:
         own = getattr(op, "init", None)
         init = INITS[own]() if isinstance(own, str) else self._inits.get(op.name)
         span: Span | None = self.places[origin]
@@ -507,28 +463,20 @@ class Expansion:
             if given is not None and not (parameter.once and index):
                 value = self.value(given, frame, type_, parameter.name)
             elif parameter.default is not None:
-                self._calls.append(call.origin)
+                self.calls.append(call.origin)
                 value = self.value(parameter.default, inner, type_, parameter.name)
-                self._calls.pop()
+                self.calls.pop()
             else:
                 value = None
             broken |= value is None
             values[parameter.name] = value
         if broken:
             return None
-        self._calls.append(call.origin)
+        self.calls.append(call.origin)
         try:
             return self.body(block.body, inner, Namespace(path), x)
         finally:
-            self._calls.pop()
-
-
-class _Unknown:
-    """The value of a `let` that was at fault."""
-
-
-def _plain(value: object) -> str:
-    return value if type(value) is str else show(value)
+            self.calls.pop()
 
 
 def _labels(model: ir.Model) -> set[str]:

@@ -65,7 +65,9 @@ def kind_of(value: object) -> str:
         return "a size"
     if isinstance(value, list):
         return "a list"
-    return "the name of an operator" if isinstance(value, OpName) else "a word" if isinstance(value, Word) else "a string"
+    return (
+        "the name of an operator" if isinstance(value, OpName) else "a word" if isinstance(value, Word) else "a string"
+    )
 
 
 def _exact(value: Any) -> Any:
@@ -155,12 +157,23 @@ def evaluate(expr: Expr, names: Mapping[str, Any], entering: Shape | None = None
         return (values[0] == values[1]) == (kind == "==")
     for part, value in zip(expr.parts, values, strict=True):
         if not _is_number(value):
-            what = f"`{expr.value}`" if kind == "call" else "a range" if kind == "interval" else f"`{'-' if kind == 'neg' else kind}`"
+            what = (
+                f"`{expr.value}`"
+                if kind == "call"
+                else "a range"
+                if kind == "interval"
+                else f"`{'-' if kind == 'neg' else kind}`"
+            )
             raise ExprFault("E0204", f"{what} needs numbers, got {kind_of(value)}", part.origin)
     if kind == "interval":
         low, high = values
         if low > high:
-            raise ExprFault("E0215", f"the range {show(low)}..{show(high)} ends before it starts", expr.origin, f"write `{show(high)}..{show(low)}`")
+            raise ExprFault(
+                "E0215",
+                f"the range {show(low)}..{show(high)} ends before it starts",
+                expr.origin,
+                f"write `{show(high)}..{show(low)}`",
+            )
         return Interval((low, high))
     if kind in _ORDER:
         return _ORDER[kind](values[0], values[1])
@@ -175,14 +188,18 @@ def _number(expr: Expr, values: list[Any]) -> Any:
         if kind == "call":
             count, function = _FUNCTIONS[str(expr.value)]
             if count is not None and len(values) != count:
-                raise ExprFault("E0205", f"`{expr.value}` takes {count} value{'s' * (count > 1)}, got {len(values)}", expr.origin)
+                raise ExprFault(
+                    "E0205", f"`{expr.value}` takes {count} value{'s' * (count > 1)}, got {len(values)}", expr.origin
+                )
             result = function(*values)
         else:
             result = _ARITHMETIC[kind](*values)
     except ZeroDivisionError:
         raise ExprFault("E0214", "division by zero", expr.origin, "state what must hold with `require`") from None
     except (ValueError, OverflowError):
-        raise ExprFault("E0214", f"`{expr.value or kind}` has no value for {', '.join(map(show, values))}", expr.origin) from None
+        raise ExprFault(
+            "E0214", f"`{expr.value or kind}` has no value for {', '.join(map(show, values))}", expr.origin
+        ) from None
     result = _exact(result)
     if isinstance(result, float) and not math.isfinite(result):
         raise ExprFault("E0214", "the result is not finite", expr.origin)
@@ -197,14 +214,21 @@ def _dim(expr: Expr, entering: Shape | None) -> int:
     if expr.value == "c":
         return entering[0]
     if len(entering) == 1:
-        raise ExprFault("E0308", f"`in.{expr.value}` of flat features, which have no height and width", expr.origin, "use `in.c`, or take it before `flatten`")
+        raise ExprFault(
+            "E0308",
+            f"`in.{expr.value}` of flat features, which have no height and width",
+            expr.origin,
+            "use `in.c`, or take it before `flatten`",
+        )
     return entering[1 if expr.value == "h" else 2]
 
 
 def _truth(expr: Expr, names: Mapping[str, Any], entering: Shape | None) -> bool:
     value = evaluate(expr, names, entering)
     if not isinstance(value, bool):
-        raise ExprFault("E0204", f"a condition must be true or false, got {show(value)}", expr.origin, "compare it: `x != 0`")
+        raise ExprFault(
+            "E0204", f"a condition must be true or false, got {show(value)}", expr.origin, "compare it: `x != 0`"
+        )
     return value
 
 
@@ -278,9 +302,19 @@ def _bound(result: Any, type_: Type, name: str, origin: int) -> None:
             continue
         least, greatest = type_.bounds.least, type_.bounds.greatest
         if least is not None and number < least:
-            raise ExprFault("E0215", f"`{name}` must be at least {least:g}, got {show(result)}", origin, f"write `{name}={least:g}` or more")
+            raise ExprFault(
+                "E0215",
+                f"`{name}` must be at least {least:g}, got {show(result)}",
+                origin,
+                f"write `{name}={least:g}` or more",
+            )
         if greatest is not None and number > greatest:
-            raise ExprFault("E0215", f"`{name}` must be at most {greatest:g}, got {show(result)}", origin, f"write `{name}={greatest:g}` or less")
+            raise ExprFault(
+                "E0215",
+                f"`{name}` must be at most {greatest:g}, got {show(result)}",
+                origin,
+                f"write `{name}={greatest:g}` or less",
+            )
         if isinstance(number, int) and abs(number) > MAX_INTEGER:
             raise ExprFault("E0405", f"`{name}` is larger than the limit of {MAX_INTEGER}", origin)
 

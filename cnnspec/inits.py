@@ -114,10 +114,24 @@ class Orthogonal(InitScheme):
 
 INITS: dict[str, type[InitScheme]] = {
     scheme.name: scheme
-    for scheme in (KaimingNormal, KaimingUniform, XavierNormal, XavierUniform, Normal, TruncNormal, Uniform, Constant, Zero, Dirac, Orthogonal)
+    for scheme in (
+        KaimingNormal,
+        KaimingUniform,
+        XavierNormal,
+        XavierUniform,
+        Normal,
+        TruncNormal,
+        Uniform,
+        Constant,
+        Zero,
+        Dirac,
+        Orthogonal,
+    )
 }
 
-InitName = Literal["kaiming_normal", "kaiming_uniform", "xavier_normal", "xavier_uniform", "zero", "dirac", "orthogonal"]
+InitName = Literal[
+    "kaiming_normal", "kaiming_uniform", "xavier_normal", "xavier_uniform", "zero", "dirac", "orthogonal"
+]
 """The initialisations that need no argument and so can be named in a call."""
 
 FlatInitName = Literal["kaiming_normal", "kaiming_uniform", "xavier_normal", "xavier_uniform", "zero", "orthogonal"]

@@ -49,7 +49,10 @@ def graph_text(graph: Graph) -> str:
         settings = " ".join(f"{name}={show_value(value)}" for name, value in node.op.changed().items())
         inputs = ", ".join("image" if i == IMAGE else f"%{i}" for i in node.inputs)
         mark = " (output)" if index == graph.output else f" ({node.aux})" if node.aux else ""
-        lines.append(f"%{index:<4} {node.path:<{width}}  {node.op.name} {settings}".rstrip() + f"  <- {inputs}  {shapes.text(node.shape)}{mark}")
+        lines.append(
+            f"%{index:<4} {node.path:<{width}}  {node.op.name} {settings}".rstrip()
+            + f"  <- {inputs}  {shapes.text(node.shape)}{mark}"
+        )
     return "\n".join(lines)
 
 
@@ -66,7 +69,11 @@ def _tree_lines(data: Any, depth: int) -> list[str]:
     """A tree as indented text: one line for each node, its plain fields behind it."""
     if isinstance(data, list):
         return [line for item in data for line in _tree_lines(item, depth)]  # pyright: ignore[reportUnknownVariableType]
-    plain = [f"{name}={value!r}" for name, value in data.items() if not isinstance(value, (dict, list)) and name not in ("node", "line", "column")]
+    plain = [
+        f"{name}={value!r}"
+        for name, value in data.items()
+        if not isinstance(value, (dict, list)) and name not in ("node", "line", "column")
+    ]
     place = f"  [{data['line']}:{data['column']}]" if "line" in data else ""
     lines = ["  " * depth + " ".join([data["node"], *plain]) + place]
     for name, value in data.items():

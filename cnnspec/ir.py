@@ -115,9 +115,7 @@ class Broken(Piece):
     kind: Literal["broken"] = "broken"
 
 
-Element = Annotated[
-    Call | Braces | Repeat | Join | If | Reference | In | Nothing | Broken, Field(discriminator="kind")
-]
+Element = Annotated[Call | Braces | Repeat | Join | If | Reference | In | Nothing | Broken, Field(discriminator="kind")]
 
 
 class Flow(Piece):

@@ -51,7 +51,11 @@ def read_text(path: Path, name: str, report: Report) -> str | None:
             return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError:
         code, problem = "E0212", f"there is no file `{name}`"
-        near = did_you_mean(path.stem, [*shipped_specs(), *(p.stem for p in path.parent.glob(f"*{SUFFIX}"))]) if path.parent.is_dir() else None
+        near = (
+            did_you_mean(path.stem, [*shipped_specs(), *(p.stem for p in path.parent.glob(f"*{SUFFIX}"))])
+            if path.parent.is_dir()
+            else None
+        )
         help = near or "`cnnspec list` shows the shipped networks"
     except ValueError:
         code, problem, help = "E0107", f"`{name}` is not text", "a spec is a text file in UTF-8"
@@ -149,7 +153,11 @@ class Library:
             return _shipped_tree(path)
         if path not in self._trees:
             if len(self._trees) >= MAX_FILES:
-                report.add(Diagnostic("E0405", f"more files than the limit of {MAX_FILES}", at, help="join small files into one"))
+                report.add(
+                    Diagnostic(
+                        "E0405", f"more files than the limit of {MAX_FILES}", at, help="join small files into one"
+                    )
+                )
                 return None
             assert self._root is not None
             name = path.relative_to(self._root).as_posix() if path.is_relative_to(self._root) else path.name

@@ -253,7 +253,10 @@ class Setting(BaseModel):
 
     @classmethod
     def of(cls, declared: Declared) -> "Setting":
-        return cls(name=declared.name, args={k: tuple(v) if isinstance(v, tuple) else v for k, v in declared.settings().items()})
+        return cls(
+            name=declared.name,
+            args={k: tuple(v) if isinstance(v, tuple) else v for k, v in declared.settings().items()},
+        )
 
 
 class Recipe(BaseModel):

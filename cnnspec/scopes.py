@@ -40,4 +40,6 @@ class FileScope:
 
     def variables(self) -> dict[str, Type | None]:
         """The constants as variables, with the type of operators marked."""
-        return {name: Type("op") if isinstance(value, OpName) else Type("int") for name, value in self.constants.items()}
+        return {
+            name: Type("op") if isinstance(value, OpName) else Type("int") for name, value in self.constants.items()
+        }

@@ -46,7 +46,15 @@ Probability = Annotated[float, Bounds(0, 1)]
 
 Kind = Literal["int", "float", "bool", "size", "op", "str", "interval", "list", "word"]
 
-_KINDS: dict[Any, Kind] = {int: "int", float: "float", bool: "bool", str: "str", Size: "size", Interval: "interval", OpName: "op"}
+_KINDS: dict[Any, Kind] = {
+    int: "int",
+    float: "float",
+    bool: "bool",
+    str: "str",
+    Size: "size",
+    Interval: "interval",
+    OpName: "op",
+}
 _PHRASES: dict[str, str] = {
     "int": "an integer",
     "float": "a number",
@@ -119,11 +127,15 @@ class Declared:
     parameters: ClassVar[Mapping[str, Parameter]] = {}
 
     def __init_subclass__(cls) -> None:
-        own = {
-            name: Parameter(name, type_of(annotation), cls.__dict__.get(name, REQUIRED))
-            for name, annotation in cls.__annotations__.items()
-            if get_origin(annotation) is not ClassVar
-        } if "__annotations__" in cls.__dict__ else {}
+        own = (
+            {
+                name: Parameter(name, type_of(annotation), cls.__dict__.get(name, REQUIRED))
+                for name, annotation in cls.__annotations__.items()
+                if get_origin(annotation) is not ClassVar
+            }
+            if "__annotations__" in cls.__dict__
+            else {}
+        )
         cls.parameters = {**cls.parameters, **own}
 
     def __init__(self, **settings: Any) -> None:

@@ -102,4 +102,13 @@ def summarise(graph: Graph) -> Summary:
                 total[i] += figure
     rows = tuple(Row(path, kinds.get(path, ""), shape[path], *sums[path], path.count(".") + 1) for path in order)
     activations = sum(BYTES * shapes.numel(node.shape) for node in graph.nodes)
-    return Summary(graph.name, graph.input_shape, graph.output_shape, rows, graph.parameter_count, graph.macs, activations, graph.depth)
+    return Summary(
+        graph.name,
+        graph.input_shape,
+        graph.output_shape,
+        rows,
+        graph.parameter_count,
+        graph.macs,
+        activations,
+        graph.depth,
+    )

@@ -5,31 +5,28 @@ Two trees are equal when they say the same; spans and comments do not take part.
 
 from __future__ import annotations
 
+from inspect import get_annotations
 from typing import Any, ClassVar, Literal, Self, dataclass_transform
 
 from cnnspec.diagnostics import Source, Span
 
 
 @dataclass_transform(frozen_default=True)
-class Node:
-    """A piece of a spec; `span` is where it stands.
-
-    A frozen record as a dataclass is one, but fifty of these are made in a fiftieth of the time, which
+class Record:
+    """A frozen record, as a dataclass is one; but fifty of these are made in a fiftieth of the time, which
     every start of the command line pays.
     """
 
-    span: Span
-
-    fields: ClassVar[tuple[str, ...]] = ("span",)
+    fields: ClassVar[tuple[str, ...]] = ()
     told: ClassVar[tuple[str, ...]] = ()
     """The fields that say something: all but places and spelling."""
 
     def __init_subclass__(cls) -> None:
-        own = {name: kind for name, kind in cls.__dict__.get("__annotations__", {}).items() if not kind.startswith("ClassVar")}
+        own = {name: kind for name, kind in get_annotations(cls).items() if not kind.startswith("ClassVar")}
         cls.fields = (*cls.fields, *own)
-        if "told" in cls.__dict__:
-            return
-        cls.told = (*cls.told, *(name for name, kind in own.items() if kind != "Span" and name not in ("text", "source", "comments")))
+        if "told" not in vars(cls):
+            said = (name for name, kind in own.items() if kind != "Span" and name not in ("text", "source", "comments"))
+            cls.told = (*cls.told, *said)
 
     def __init__(self, *values: Any, **named: Any) -> None:
         store = self.__dict__
@@ -43,7 +40,7 @@ class Node:
         raise AttributeError(f"{type(self).__name__} is frozen")
 
     def replace(self, **changes: Any) -> Self:
-        """The same node with other fields."""
+        """The same record with other fields."""
         return type(self)(**{**self.__dict__, **changes})
 
     def __eq__(self, other: object) -> bool:
@@ -54,6 +51,12 @@ class Node:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in self.told)})"
+
+
+class Node(Record):
+    """A piece of a spec; `span` is where it stands."""
+
+    span: Span
 
 
 # --- expressions ---------------------------------------------------------------------------------
@@ -150,7 +153,20 @@ class Group(Node):
 
 
 Expr = (
-    Number | Figure | Bool | Text | SizeLiteral | Name | Dim | Unary | Binary | FunctionCall | Choice | Interval | ListLiteral | Group
+    Number
+    | Figure
+    | Bool
+    | Text
+    | SizeLiteral
+    | Name
+    | Dim
+    | Unary
+    | Binary
+    | FunctionCall
+    | Choice
+    | Interval
+    | ListLiteral
+    | Group
 )
 
 
@@ -364,9 +380,7 @@ class Aux(Node):
 
 
 Statement = Flow | Let | Require
-Top = (
-    Statement | Network | Input | Classes | Param | Block | Default | Init | Expect | Train | Use | Extends | Aux
-)
+Top = Statement | Network | Input | Classes | Param | Block | Default | Init | Expect | Train | Use | Extends | Aux
 
 
 class Comment(Node):

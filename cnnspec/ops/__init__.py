@@ -4,7 +4,7 @@ from cnnspec.ops import activation, convolution, join, layout, norm, pool
 from cnnspec.ops.base import Op, ShapeFault
 from cnnspec.ops.join import Add, Concat, Mul
 
-__all__ = ["JOINS", "OPS", "Add", "Concat", "Mul", "Op", "ShapeFault"]
+__all__ = ["FOREIGN_NAMES", "JOINS", "OPS", "Add", "Concat", "Mul", "Op", "ShapeFault"]
 
 _MODULES = (convolution, norm, activation, pool, layout, join)
 
@@ -20,3 +20,39 @@ OPS: dict[str, type[Op]] = {kind.name: kind for kind in _ALL if kind.callable}
 
 JOINS: dict[str, type[Op]] = {kind.name: kind for kind in _ALL if not kind.callable}
 """The joins, by the word in front of their braces."""
+
+FOREIGN_NAMES = {
+    "conv2d": "conv",
+    "Conv2d": "conv",
+    "convolution": "conv",
+    "batchnorm": "bn",
+    "batch_norm": "bn",
+    "BatchNorm2d": "bn",
+    "layernorm": "ln",
+    "layer_norm": "ln",
+    "LayerNorm": "ln",
+    "groupnorm": "gn",
+    "group_norm": "gn",
+    "GroupNorm": "gn",
+    "instance_norm": "in_norm",
+    "ReLU": "relu",
+    "GELU": "gelu",
+    "SiLU": "silu",
+    "swish": "silu",
+    "fc": "linear",
+    "dense": "linear",
+    "Linear": "linear",
+    "max_pool": "maxpool",
+    "MaxPool2d": "maxpool",
+    "avg_pool": "avgpool",
+    "AvgPool2d": "avgpool",
+    "gap": "global_avgpool",
+    "global_avg_pool": "global_avgpool",
+    "avgpool_global": "global_avgpool",
+    "Flatten": "flatten",
+    "Dropout": "dropout",
+    "deconv": "conv_transpose",
+    "cat": "concat { ... }",
+    "sum": "add { ... }",
+}
+"""What other libraries call an operator, for the help of an error."""

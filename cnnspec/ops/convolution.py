@@ -48,7 +48,9 @@ class Conv(Op):
     def channels(self, x: Shape) -> int:
         """Output channels."""
         if self.c is None and not self.depthwise:
-            raise ShapeFault("E0203", "`conv` is missing its argument `c`", help="give its output channels: `conv 3x3 c=16`")
+            raise ShapeFault(
+                "E0203", "`conv` is missing its argument `c`", help="give its output channels: `conv 3x3 c=16`"
+            )
         return self.c if self.c is not None else x[0]
 
     def group_count(self, x: Shape) -> int:
@@ -72,7 +74,9 @@ class Conv(Op):
     def infer(self, *inputs: Shape) -> Shape:
         c, h, w = need_map(self.name, inputs[0])
         if self.depthwise and self.groups != 1:
-            raise ShapeFault("E0215", "`depthwise` and `groups` exclude each other", help="keep one of the two", argument="groups")
+            raise ShapeFault(
+                "E0215", "`depthwise` and `groups` exclude each other", help="keep one of the two", argument="groups"
+            )
         out, groups = self.channels(inputs[0]), self.group_count(inputs[0])
         need_divisible(self.name, "input channels", c, groups, "groups")
         need_divisible(self.name, "output channels", out, groups, "c" if self.depthwise else "groups")

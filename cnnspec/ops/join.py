@@ -50,7 +50,11 @@ class Mul(Join):
         result = inputs[0]
         for other in inputs[1:]:
             if len(other) != len(result):
-                raise ShapeFault("E0303", "cannot multiply a map with flat features", help="leave `flatten` out, or use it in every branch")
+                raise ShapeFault(
+                    "E0303",
+                    "cannot multiply a map with flat features",
+                    help="leave `flatten` out, or use it in every branch",
+                )
             channels = {result[0], other[0]} - {1}
             maps = {result[1:], other[1:]} - {(1, 1)}
             if len(channels) > 1 or len(maps) > 1:

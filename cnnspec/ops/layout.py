@@ -31,10 +31,17 @@ class Upsample(Op):
     def infer(self, *inputs: Shape) -> Shape:
         c, h, w = need_map(self.name, inputs[0])
         if (self.factor is None) == (self.size is None):
-            raise ShapeFault("E0203", "`upsample` needs either `factor` or `size`", help="write `upsample 2` or `upsample size=32x32`")
+            raise ShapeFault(
+                "E0203",
+                "`upsample` needs either `factor` or `size`",
+                help="write `upsample 2` or `upsample size=32x32`",
+            )
         if self.align_corners and self.mode == "nearest":
             raise ShapeFault(
-                "E0215", "`align_corners` has no effect with `mode=nearest`", help="add `mode=bilinear`", argument="align_corners"
+                "E0215",
+                "`align_corners` has no effect with `mode=nearest`",
+                help="add `mode=bilinear`",
+                argument="align_corners",
             )
         if self.size is not None:
             return c, *self.size
@@ -108,7 +115,9 @@ class Pad(Op):
         left, right, top, bottom = self.sides()
         height, width = h + top + bottom, w + left + right
         if height < 1 or width < 1:
-            raise ShapeFault("E0309", f"`pad` would leave a {height}x{width} map of {h}x{w}", help="crop less", argument="amounts")
+            raise ShapeFault(
+                "E0309", f"`pad` would leave a {height}x{width} map of {h}x{w}", help="crop less", argument="amounts"
+            )
         return c, height, width
 
 

@@ -39,7 +39,9 @@ class MaxPool(Op):
     ceil: bool = False
 
     def infer(self, *inputs: Shape) -> Shape:
-        return _pooled(self.name, inputs[0], self.kernel, self.stride or self.kernel, self.pad, self.dilation, self.ceil)
+        return _pooled(
+            self.name, inputs[0], self.kernel, self.stride or self.kernel, self.pad, self.dilation, self.ceil
+        )
 
 
 class AvgPool(Op):

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from cnnspec.diagnostics import failure
 
 if TYPE_CHECKING:
-    from cnnspec.training.evaluate import evaluate
+    from cnnspec.training.scoring import evaluate
     from cnnspec.training.run import Result, TrainOptions, train
     from cnnspec.training.weights import load_weights, read_weights
 
 _HOMES = {
-    "evaluate": "evaluate",
+    "evaluate": "scoring",
     "Result": "run",
     "TrainOptions": "run",
     "train": "run",

@@ -25,9 +25,9 @@ from cnnspec.diagnostics import CnnspecError, failure
 from cnnspec.ir import Graph
 from cnnspec.recipe import Recipe, Setting
 from cnnspec.training.augment import Prepare
-from cnnspec.training.callbacks import Keep, Show, Stopped, StopOnSignal, WholeFiles
+from cnnspec.training.callbacks import Keep, Show, StopOnSignal, Stopped, WholeFiles
 from cnnspec.training.data import ImageData, load_data
-from cnnspec.training.evaluate import score
+from cnnspec.training.scoring import score
 from cnnspec.training.feed import Feed
 from cnnspec.training.folders import SHARED, RunFolder
 from cnnspec.training.machine import best_device, keep_memory, versions

@@ -1,280 +1,19 @@
-"""Text to tree; the only module that has heard of Lark.
-
-`parse` never raises for what is in the text: it gives the tree, or the faults. Every statement that
-cannot be read is reported once, and reading goes on behind it.
-"""
+"""From Lark's tree to ours."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-import lark
-from lark import Lark, Token, Tree, UnexpectedInput
-from lark.grammar import Rule
-from lark.lexer import TerminalDef
+from lark import Token, Tree
 
 from cnnspec import tree
-from cnnspec.diagnostics import Diagnostic, Label, Report, Source, Span, did_you_mean
-from cnnspec.limits import MAX_FILE_BYTES, MAX_INTEGER, MAX_LINE_LENGTH, MAX_NESTING, MAX_TERMS
-from cnnspec.resources import resource
-
-FUNCTIONS = ("min", "max", "ceil", "floor", "sqrt", "round_to")
-TOP_WORDS = (
-    "network input classes param block default init expect train use extends aux let require".split()
-)
-_OPTIONS: dict[str, Any] = {"parser": "lalr", "propagate_positions": True, "maybe_placeholders": True}
-_MAX_REPORTED = 10
+from cnnspec.diagnostics import Diagnostic, Report, Source, Span, did_you_mean
+from cnnspec.limits import MAX_INTEGER, MAX_TERMS
+from cnnspec.syntax.guard import MARKS
+from cnnspec.syntax.words import FUNCTIONS
 
 
-def parse(source: Source, report: Report) -> tree.File | None:
-    """The tree of a source, or nothing when its text is at fault; the faults go to `report`."""
-    if not _within_limits(source, report) or not _balanced(source, report):
-        return None
-    text, parsed = source.text, None
-    for _ in range(_MAX_REPORTED):
-        try:
-            parsed = _parser().parse(text)
-            break
-        except UnexpectedInput as error:
-            at = error.pos_in_stream if error.pos_in_stream is not None and error.pos_in_stream >= 0 else len(text)
-            if isinstance(getattr(error, "token", None), Token) and error.token.type == "$END":  # type: ignore[attr-defined]
-                at = len(text.rstrip())
-            report.add(_explain(source, text, error, at))
-            blanked = _blank_statement(text, at)
-            if blanked == text:
-                return None
-            text = blanked
-    if report.failed or parsed is None:
-        return None
-    file = _Builder(source, report).file(parsed)
-    return None if report.failed else file
-
-
-# --- before the parser: limits and braces --------------------------------------------------------
-
-
-def _within_limits(source: Source, report: Report) -> bool:
-    if len(source.text.encode("utf-8", "replace")) > MAX_FILE_BYTES:
-        report.add(
-            Diagnostic(
-                "E0405",
-                f"the file is larger than the limit of {MAX_FILE_BYTES // 1024} KiB",
-                file=source.name,
-                help="use `repeat`, `each`, and blocks instead of writing every layer out",
-            )
-        )
-        return False
-    offset = 0
-    for line in source.text.split("\n"):
-        if len(line) > MAX_LINE_LENGTH:
-            report.add(
-                Diagnostic(
-                    "E0405",
-                    f"the line is longer than the limit of {MAX_LINE_LENGTH} characters",
-                    Span(source, offset, offset + 1),
-                    help="break the line in front of a `|`",
-                )
-            )
-            return False
-        offset += len(line) + 1
-    return True
-
-
-_MARKS = re.compile(r'#[^\n]*|"[^"\n]*"|"[^\n]*|[{}()\[\]]')
-_CLOSING = {"}": "{", ")": "(", "]": "["}
-
-
-def _balanced(source: Source, report: Report) -> bool:
-    """Whether every brace, parenthesis and bracket is closed, every string ends, and nesting is sane."""
-    open_marks: list[tuple[str, int]] = []
-    for match in _MARKS.finditer(source.text):
-        mark, at = match.group(), match.start()
-        span = Span(source, at, at + 1)
-        if mark[0] == "#" or (mark[0] == '"' and len(mark) > 1 and mark[-1] == '"'):
-            continue
-        if mark[0] == '"':
-            report.add(Diagnostic("E0103", "the string has no closing quote", span, help='end it with `"` on the same line'))
-            return False
-        if mark in "{([":
-            open_marks.append((mark, at))
-            if len(open_marks) > MAX_NESTING:
-                report.add(
-                    Diagnostic(
-                        "E0405",
-                        f"nested deeper than the limit of {MAX_NESTING}",
-                        span,
-                        help="name the inner part as a `block`",
-                    )
-                )
-                return False
-        elif open_marks and open_marks[-1][0] == _CLOSING[mark]:
-            open_marks.pop()
-        elif open_marks:
-            opened, where = open_marks[-1]
-            report.add(
-                Diagnostic(
-                    "E0102",
-                    f"`{opened}` is closed by `{mark}`",
-                    span,
-                    labels=(Label(Span(source, where, where + 1), "opened here"),),
-                    help=f"close it with `{next(c for c, o in _CLOSING.items() if o == opened)}` first",
-                )
-            )
-            return False
-        else:
-            report.add(Diagnostic("E0102", f"`{mark}` closes nothing", span, help=f"remove it, or open it with `{_CLOSING[mark]}`"))
-            return False
-    if open_marks:
-        opened, where = open_marks[-1]
-        closing = next(c for c, o in _CLOSING.items() if o == opened)
-        report.add(
-            Diagnostic(
-                "E0102",
-                f"`{opened}` is never closed",
-                Span(source, where, where + 1),
-                "opened here",
-                labels=(Label(source.end, "the text ends here"),),
-                help=f"add `{closing}`",
-            )
-        )
-        return False
-    return True
-
-
-# --- what a syntax error means -------------------------------------------------------------------
-
-_WORDS = {
-    "_NEWLINE": "the end of the line",
-    "SEMICOLON": "`;`",
-    "$END": "the end of the file",
-    "NAME": "a name",
-    "INT": "a number",
-    "FLOAT": "a number",
-    "SIZE": "a size like `3x3`",
-    "VOLUME": "a size like `3x32x32`",
-    "STRING": "a string in quotes",
-    "LABEL": "a label",
-    "REFERENCE": "a reference like `@stage1`",
-    "PERCENT": "a percentage like `1%`",
-    "RELATION": "one of `<=`, `>=`, `<`, `>`",
-    "EQUAL": "`=`",
-    "LBRACE": "`{`",
-    "RBRACE": "`}`",
-    "LPAR": "`(`",
-    "RPAR": "`)`",
-    "LSQB": "`[`",
-    "RSQB": "`]`",
-    "COMMA": "`,`",
-    "COLON": "`:`",
-    "VBAR": "`|`",
-    "_THEN": "`then`",
-    "_ELSE": "`else`",
-    "_FROM": "`from`",
-}
-
-
-def _explain(source: Source, text: str, error: UnexpectedInput, at: int) -> Diagnostic:
-    """A syntax error in the words of the language."""
-    found = re.compile(r"\n|[A-Za-z0-9_]+|[^\sA-Za-z0-9_]|$").search(text, at)
-    assert found is not None
-    word = found.group()
-    start = found.start()
-    line_end = start >= len(text.rstrip()) or word in ("", "\n")
-    span = Span(source, start, start if line_end else found.end())
-    expected = set(getattr(error, "expected", None) or getattr(error, "allowed", None) or ())
-    before = text[text.rfind("\n", 0, at) + 1 : at]
-    rest = text[at : (text + "\n").index("\n", at)]
-    what = "the line ends too early" if line_end else f"`{word}` cannot stand here"
-    code, help = "E0101", None
-    if not line_end and ord(word[0]) > 126:
-        code, what = "E0103", f"the character `{word[0]}` is not part of the language"
-        span = Span(source, start, start + 1)
-        help = "outside comments and strings a spec is plain ASCII"
-    elif re.match(r"x[0-9]+$", word):
-        code, what = "E0106", f"the repeat `{word}` does not stand right after the name"
-        call = re.search(r"([A-Za-z_][A-Za-z0-9_]*)[^|{};]*$", before)
-        help = f"write `{call.group(1)} {word} ...`" if call else "put it right after the name it repeats"
-    elif re.match(r"[0-9]+(\.[0-9]+)?[A-Za-z_]", rest) and not line_end:
-        token = re.match(r"[0-9][0-9A-Za-z_.]*", rest)
-        assert token is not None
-        span = Span(source, at, at + token.end())
-        code, what = "E0103", f"`{token.group()}` is neither a number nor a size"
-        help = "a number is `3`, `0.1` or `1e-4`, a size is `3x5` (height x width); a name starts with a letter"
-    elif word == "," and re.search(r"\(\s*[^()]*$", before):
-        help = "arguments are separated by spaces: `conv 3x3 c=16`"
-    elif word == "," and "COMMA" not in expected:
-        help = "arguments are separated by spaces, list items in `[...]` by commas"
-    elif word == "(" and re.search(r"[A-Za-z0-9_]\s*$", before):
-        help = "a call is a name and its arguments, separated by spaces: `conv 3x3 c=16`"
-    elif word == ":" and re.search(r"[A-Za-z0-9_]\s*$", before):
-        help = "a label stands at the head of a statement; an argument is written `name=value`"
-    elif word == "=" and re.match(r"\s*[A-Za-z_][A-Za-z0-9_]*\s*$", before):
-        help = f"a value is named with `let {before.strip()} = ...`"
-    elif word == "-" or (word == "." and text[at - 1 : at].isdigit()):
-        help = "a number needs digits on both sides of its point, a range is `0.8..1.0`"
-    elif word == "|" and not before.strip():
-        help = "a pipeline needs an element in front of its first `|`"
-    elif expected and len(expected) <= 4:
-        help = "expected " + " or ".join(sorted({_WORDS.get(name, f"`{name.strip('_').lower()}`") for name in expected}))
-    else:
-        first = re.match(r"\s*([A-Za-z_]+)", before)
-        near = did_you_mean(first.group(1), TOP_WORDS) if first and first.group(1) not in TOP_WORDS else None
-        help = near or "a statement ends with its line; elements are joined by `|`"
-    return Diagnostic(code, what, span, help=help)
-
-
-def _blank_statement(text: str, at: int) -> str:
-    """The text with the line of an error blanked, braces kept, so that what follows can be read."""
-    start = text.rfind("\n", 0, min(at, len(text))) + 1
-    end = (text + "\n").index("\n", start)
-    blank = re.sub(r"[^{}]", " ", text[start:end])
-    if blank == text[start:end] and start > 0:
-        return _blank_statement(text, start - 1)
-    return text[:start] + blank + text[end:]
-
-
-# --- the parser ----------------------------------------------------------------------------------
-
-
-def _integer_keys(data: dict[str, Any]) -> dict[int, Any]:
-    """A table of JSON with the integer keys that it was made of."""
-    return {int(key): value for key, value in data.items()}
-
-
-def _grammar_key(grammar: str) -> str:
-    return f"lark {lark.__version__} {hashlib.sha256(grammar.encode()).hexdigest()}"
-
-
-def compile_tables() -> str:
-    """The parse tables of the grammar as JSON, which load in a tenth of the time that making them takes."""
-    grammar = resource("grammar", "cnn.lark").read_text("utf-8")
-    data, memo = Lark(grammar, **_OPTIONS).memo_serialize([TerminalDef, Rule])  # type: ignore[no-untyped-call]
-    return json.dumps({"key": _grammar_key(grammar), "data": data, "memo": memo}, separators=(",", ":")) + "\n"
-
-
-@lru_cache(maxsize=1)
-def _parser() -> Lark:
-    grammar = resource("grammar", "cnn.lark").read_text("utf-8")
-    path: Path = resource("grammar", "cnn.tables.json")
-    if path.exists():
-        tables = json.loads(path.read_text("utf-8"))
-        if tables.get("key") == _grammar_key(grammar):
-            automaton = tables["data"]["parser"]["parser"]
-            automaton["tokens"] = _integer_keys(automaton["tokens"])
-            automaton["states"] = {state: _integer_keys(row) for state, row in _integer_keys(automaton["states"]).items()}
-            return Lark._load_from_dict(tables["data"], _integer_keys(tables["memo"]))  # type: ignore
-    return Lark(grammar, **_OPTIONS)
-
-
-# --- from Lark's tree to ours --------------------------------------------------------------------
-
-
-class _Builder:
+class Builder:
     """Walks Lark's tree once; the methods are named as the rules of the grammar."""
 
     def __init__(self, source: Source, report: Report) -> None:
@@ -289,7 +28,7 @@ class _Builder:
     def comments(self) -> tuple[tree.Comment, ...]:
         found: list[tree.Comment] = []
         text = self.source.text
-        for match in _MARKS.finditer(text):
+        for match in MARKS.finditer(text):
             if match.group()[0] == "#":
                 own = not text[text.rfind("\n", 0, match.start()) + 1 : match.start()].strip()
                 found.append(tree.Comment(self.at(match.start(), match.end()), match.group().rstrip(), own))
@@ -329,7 +68,12 @@ class _Builder:
     def integer(self, token: Token | str, span: Span) -> int:
         if len(token) > 18 or int(token) > MAX_INTEGER:
             self.report.add(
-                Diagnostic("E0405", f"the integer is larger than the limit of {MAX_INTEGER}", span, help="write a smaller number")
+                Diagnostic(
+                    "E0405",
+                    f"the integer is larger than the limit of {MAX_INTEGER}",
+                    span,
+                    help="write a smaller number",
+                )
             )
             return 1
         return int(token)
@@ -467,7 +211,9 @@ class _Builder:
 
     def repeat(self, node: Any) -> tree.Repeat:
         count, variable, body = node.children
-        return tree.Repeat(self.span(node), self.build(count), str(variable) if variable else None, self.statements(body))
+        return tree.Repeat(
+            self.span(node), self.build(count), str(variable) if variable else None, self.statements(body)
+        )
 
     def join(self, node: Any) -> tree.Join:
         kind, body = node.children
@@ -563,7 +309,12 @@ class _Builder:
         axis = str(node.children[0])[3:]
         if axis not in ("c", "h", "w"):
             self.report.add(
-                Diagnostic("E0207", f"a tensor has no `{axis}`", span, help="write `in.c` (channels), `in.h` (height) or `in.w` (width)")
+                Diagnostic(
+                    "E0207",
+                    f"a tensor has no `{axis}`",
+                    span,
+                    help="write `in.c` (channels), `in.h` (height) or `in.w` (width)",
+                )
             )
         return tree.Dim(span, axis)
 
@@ -575,7 +326,8 @@ class _Builder:
                     "E0207",
                     f"there is no function `{name}`",
                     self.token(name),
-                    help=did_you_mean(name, FUNCTIONS) or f"the functions are {', '.join(FUNCTIONS)}; a call of an operator takes no parentheses",
+                    help=did_you_mean(name, FUNCTIONS)
+                    or f"the functions are {', '.join(FUNCTIONS)}; a call of an operator takes no parentheses",
                 )
             )
         return tree.FunctionCall(self.span(node), str(name), tuple(self.build(arg) for arg in args))
@@ -589,8 +341,4 @@ class _Builder:
 
 # rules that are spelt like Python's keywords
 for _rule in ("if", "in", "or", "and", "not"):
-    setattr(_Builder, _rule, getattr(_Builder, f"{_rule}_"))
-
-
-if __name__ == "__main__":
-    resource("grammar", "cnn.tables.json").write_text(compile_tables(), "utf-8")
+    setattr(Builder, _rule, getattr(Builder, f"{_rule}_"))

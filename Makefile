@@ -1,0 +1,45 @@
+# `make demo` trains ResNet-20 on images that come with the package; `make test` sets up and runs every check.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: demo test test-slow lint types format tables benchmark clean
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "cnnspec needs Python 3.11 or newer; set PYTHON=..." && false)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[train,dev]'
+	@touch $(READY)
+
+demo: $(READY)
+	$(BIN)/cnnspec build resnet20 --train --data fashion_mini --epochs 8
+
+test: $(READY) lint types
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/cnnspec fmt --check specs/*.cnn specs/blocks/*.cnn
+
+types: $(READY)
+	$(BIN)/basedpyright
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/cnnspec fmt specs/*.cnn specs/blocks/*.cnn
+
+tables: $(READY)
+	$(BIN)/python -m cnnspec.syntax
+
+benchmark: $(READY)
+	$(BIN)/python benchmarks/module_speed.py
+
+clean:
+	rm -rf $(VENV)

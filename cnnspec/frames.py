@@ -1,0 +1,153 @@
+"""What surrounds an element while a Model is written out: tensors, names, braces, values, faults."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from cnnspec import ir
+from cnnspec.diagnostics import Diagnostic, Label, Report
+from cnnspec.expressions import ExprFault, UnknownShape, convert, evaluate, show, truth
+from cnnspec.names import Places
+from cnnspec.shapes import Shape
+from cnnspec.signatures import Type
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A known tensor: the node that gives it and its shape without the batch axis."""
+
+    node: int
+    shape: Shape
+
+
+Flowing = Tensor | None
+"""What flows through a pipeline; `None` behind a fault."""
+
+
+class Absent:
+    """The branch that is not there."""
+
+
+ABSENT: Final = Absent()
+
+
+@dataclass(slots=True)
+class Namespace:
+    """A level of the module tree, in which every name stands once."""
+
+    path: str
+    count: int = 0
+    stages: int = 0
+    used: dict[str, int] = field(default_factory=dict[str, int])
+
+    def next_position(self) -> str:
+        self.count += 1
+        return str(self.count - 1)
+
+    def next_stage(self) -> str:
+        self.stages += 1
+        return f"stage{self.stages}"
+
+    def join(self, name: str) -> str:
+        return f"{self.path}.{name}" if self.path else name
+
+
+@dataclass(slots=True)
+class Frame:
+    """The innermost braces: the values and labels in scope, and the tensor that enters."""
+
+    values: dict[str, Any]
+    entering: Flowing
+    parent: Frame | None = None
+    labels: dict[str, Flowing] = field(default_factory=dict[str, Flowing])
+    absent: set[str] = field(default_factory=set[str])
+
+    def inner(self, entering: Flowing) -> Frame:
+        return Frame(dict(self.values), entering, self)
+
+    @property
+    def shape(self) -> Shape | None:
+        return self.entering.shape if self.entering else None
+
+
+class Unknown:
+    """The value of a `let` that was at fault."""
+
+
+def _plain(value: object) -> str:
+    return value if type(value) is str else show(value)
+
+
+class Evaluator:
+    """Evaluates expressions in a frame and reports what is wrong, at the user's place.
+
+    Attributes:
+        calls: The block calls around, outermost first.
+    """
+
+    def __init__(self, places: Places, report: Report) -> None:
+        self.places = places
+        self.report = report
+        self.calls: list[int] = []
+
+    def fail(
+        self,
+        code: str,
+        message: str,
+        origin: int,
+        *,
+        caption: str = "",
+        labels: Sequence[Label] = (),
+        help: str | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
+        """Reports a fault at a piece of the Model; in a shipped block it is shown at the user's call."""
+        span, extra = self.places[origin], list(labels)
+        notes = list(notes)
+        calls = [place for call in self.calls if (place := self.places[call]) is not None]
+        if span is not None and span.source.shipped and (own := [place for place in calls if not place.source.shipped]):
+            extra.insert(0, Label(span, caption))
+            span, caption = own[-1], "in this call"
+        elif span is not None and calls and not calls[-1].source.shipped:
+            name = self.places[self.calls[-1]]
+            extra.append(Label(calls[-1], "called from here")) if name is not None and name is not span else None
+        self.report.add(Diagnostic(code, message, span, caption, tuple(extra), tuple(notes), help))
+
+    def label(self, origin: int, text: str) -> list[Label]:
+        span = self.places[origin]
+        return [Label(span, text)] if span is not None else []
+
+    def value(self, expr: ir.Expr, frame: Frame, type_: Type, name: str) -> Any:
+        """The value of an argument, or `None` behind a fault."""
+        try:
+            return convert(evaluate(expr, frame.values, frame.shape), type_, name, expr.origin)
+        except ExprFault as fault:
+            self.fail(fault.code, str(fault), fault.origin or expr.origin, help=fault.help)
+        except UnknownShape:
+            pass
+        return None
+
+    def decide(self, expr: ir.Expr, frame: Frame) -> bool | None:
+        """The value of a condition, or `None` behind a fault."""
+        try:
+            return truth(expr, frame.values, frame.shape)
+        except ExprFault as fault:
+            self.fail(fault.code, str(fault), fault.origin or expr.origin, help=fault.help)
+        except UnknownShape:
+            pass
+        return None
+
+    def fill(self, text: str, frame: Frame) -> str:
+        """A text with each `{name}` replaced by its value."""
+
+        def replacement(match: re.Match[str]) -> str:
+            name = match.group(1)
+            if name.startswith("in.") and frame.shape:
+                index = "chw".find(name[3:])
+                return str(frame.shape[index]) if 0 <= index < len(frame.shape) else match.group()
+            return _plain(frame.values[name]) if name in frame.values else match.group()
+
+        return re.sub(r"\{([A-Za-z_][A-Za-z0-9_.]*)\}", replacement, text)

@@ -1,0 +1,136 @@
+"""Names and places: what an expression can name, and where each piece of a Model was written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from cnnspec import ir, tree
+from cnnspec.diagnostics import Diagnostic, Label, Report, Span, did_you_mean
+from cnnspec.ops import OPS
+from cnnspec.scopes import FileScope
+from cnnspec.signatures import Type
+
+
+class Fault(Exception):
+    """A statement or element that cannot be elaborated; its diagnostic is reported already."""
+
+
+@dataclass
+class Places:
+    """The side table from the numbers in a Model to the places in the text."""
+
+    spans: list[Span | None] = field(default_factory=lambda: [None])
+
+    def add(self, span: Span) -> int:
+        self.spans.append(span)
+        return len(self.spans) - 1
+
+    def __getitem__(self, origin: int) -> Span | None:
+        return self.spans[origin] if 0 <= origin < len(self.spans) else None
+
+
+@dataclass(frozen=True)
+class Names:
+    """What an expression can name: variables, with the type where it is known, and the file around."""
+
+    file: FileScope
+    variables: dict[str, Type | None]
+
+    def with_variable(self, name: str, type_: Type | None = None) -> Names:
+        return Names(self.file, {**self.variables, name: type_})
+
+
+class Resolver:
+    """Resolves the names in expressions.
+
+    Attributes:
+        places: Where each piece was written.
+    """
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        self.places = Places()
+
+    def fail(
+        self,
+        code: str,
+        message: str,
+        span: Span,
+        *,
+        caption: str = "",
+        help: str | None = None,
+        labels: Sequence[Label] = (),
+        notes: Sequence[str] = (),
+    ) -> Fault:
+        """Reports an error and gives the exception to raise where nothing can follow."""
+        self.report.add(Diagnostic(code, message, span, caption, tuple(labels), tuple(notes), help))
+        return Fault()
+
+    def expr(self, node: tree.Expr, names: Names, type_: Type | None = None) -> ir.Expr:
+        """An expression with every name resolved; `type_` tells which bare words have a meaning.
+
+        Raises:
+            Fault: It names something unknown.
+        """
+        at = self.places.add(node.span)
+
+        def make(kind: str, *parts: tree.Expr, value: ir.Scalar | None = None, inner: Type | None = None) -> ir.Expr:
+            return ir.Expr(
+                kind=kind, value=value, parts=tuple(self.expr(part, names, inner) for part in parts), origin=at
+            )
+
+        match node:
+            case tree.Number() | tree.Figure():
+                return make("number", value=node.value)
+            case tree.Bool():
+                return make("bool", value=node.value)
+            case tree.Text():
+                return make("text", value=node.value)
+            case tree.SizeLiteral():
+                sizes = tuple(ir.Expr(kind="number", value=size, origin=at) for size in (node.height, node.width))
+                return ir.Expr(kind="size", parts=sizes, origin=at)
+            case tree.Name():
+                return self._name(node, names, type_, at)
+            case tree.Dim():
+                return make("dim", value=node.axis)
+            case tree.Unary():
+                return make("neg" if node.operator == "-" else "not", node.operand)
+            case tree.Binary():
+                return make(node.operator, node.left, node.right)
+            case tree.FunctionCall():
+                return make("call", *node.args, value=node.function)
+            case tree.Choice():
+                condition = self.expr(node.condition, names)
+                branches = tuple(self.expr(part, names, type_) for part in (node.then, node.otherwise))
+                return ir.Expr(kind="choice", parts=(condition, *branches), origin=at)
+            case tree.Interval():
+                return make("interval", node.low, node.high)
+            case tree.ListLiteral():
+                return make("list", *node.items)
+            case tree.Group():
+                return self.expr(node.inner, names, type_)
+
+    def _name(self, node: tree.Name, names: Names, type_: Type | None, at: int) -> ir.Expr:
+        word = node.name
+        if word in names.variables:
+            return ir.Expr(kind="name", value=word, origin=at)
+        if type_ is not None and word in type_.words:
+            return ir.Expr(kind="word", value=word, origin=at)
+        if word in OPS and (type_ is None or type_.kind == "op"):
+            return ir.Expr(kind="op", value=word, origin=at)
+        known = [
+            *names.variables,
+            *(type_.words if type_ else ()),
+            *(OPS if type_ is None or type_.kind == "op" else ()),
+        ]
+        help = did_you_mean(word, known)
+        if word == "classes":
+            help = "state how many there are: `classes 10`"
+        elif help is None and type_ is not None and type_.words:
+            help = f"the words here are {', '.join(f'`{w}`' for w in type_.words)}"
+        elif help is None and type_ is not None and type_.kind == "str":
+            help = f'a text stands in quotes: `"{word}"`'
+        elif help is None:
+            help = f"define it with `let {word} = ...`, or at the top of the file with `param {word} = ...`"
+        raise self.fail("E0207", f"unknown name `{word}`", node.span, help=help)

@@ -1,0 +1,7 @@
+"""The words of the language."""
+
+FUNCTIONS = ("min", "max", "ceil", "floor", "sqrt", "round_to")
+"""What can be called in an expression."""
+
+TOP_WORDS = "network input classes param block default init expect train use extends aux let require".split()
+"""What can start a statement at the top of a file and is no element."""
