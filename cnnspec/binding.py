@@ -308,8 +308,12 @@ class Binder(Resolver):
             origin = self.places.add(parameter.span)
             parameters.append(
                 ir.BlockParameter(
-                    name=parameter.name, type=type_.kind, default=default, once=parameter.once, origin=origin
-                )  # type: ignore[arg-type]
+                    name=parameter.name,
+                    type=type_.kind,  # type: ignore[arg-type]
+                    default=default,
+                    once=parameter.once,
+                    origin=origin,
+                )
             )
             names = names.with_variable(parameter.name, type_)
         body = self.statements(block.body, names)
@@ -421,7 +425,8 @@ class Binder(Resolver):
         if failed:
             raise Fault
         label = node.label
-        span = label.span if label else getattr(node.elements[0], "callee_span", node.elements[0].span)
+        first = next(iter(node.elements))
+        span = label.span if label else getattr(first, "callee_span", first.span)
         return ir.Flow(
             label=label.name if label else None,
             counted=label is not None and label.word and label.name == "stage",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from cnnspec import ir, shapes
 from cnnspec.diagnostics import Diagnostic, Report
 from cnnspec.expansion import Expansion, LimitReached
-from cnnspec.expressions import ExprFault, evaluate, show
+from cnnspec.expressions import ExprFault, evaluate, kind_of, show
 from cnnspec.names import Places
 
 _RELATIONS: dict[str, Callable[[Any, Any], bool]] = {
@@ -85,22 +85,17 @@ def _unused(graph: ir.Graph, report: Report) -> None:
 
 def _contract(graph: ir.Graph, expect: ir.Expect, places: Places, report: Report) -> None:
     """Holds a figure of the graph against what the spec expects."""
-    figures: dict[str, Any] = {
-        "params": graph.parameter_count,
-        "macs": graph.macs,
-        "depth": graph.depth,
-        "output": list(graph.output_shape),
-    }
-    figure = figures[expect.metric]
+    figures: dict[str, Any] = {"params": graph.parameter_count, "macs": graph.macs, "depth": graph.depth}
+    is_shape = expect.metric == "output"
+    figure: Any = list(graph.output_shape) if is_shape else figures[expect.metric]
     span = places[expect.origin]
     try:
-        wanted = evaluate(expect.value, {})
+        given = evaluate(expect.value, {})
     except ExprFault as fault:
         report.add(Diagnostic(fault.code, str(fault), places[fault.origin] or span, help=fault.help))
         return
-    if expect.metric == "output" and not isinstance(wanted, list):
-        wanted = [wanted]
-    if isinstance(figure, list) != isinstance(wanted, list) or isinstance(wanted, (bool, str, tuple)):
+    wanted = cast(Any, [given] if is_shape and kind_of(given) != "a list" else given)
+    if kind_of(wanted) not in (("a list",) if is_shape else ("an integer", "a number")):
         report.add(
             Diagnostic(
                 "E0204",
@@ -110,18 +105,17 @@ def _contract(graph: ir.Graph, expect: ir.Expect, places: Places, report: Report
             )
         )
         return
-    if isinstance(figure, list):
-        ordered = expect.relation in ("==", "!=")
-        holds = ordered and _RELATIONS[expect.relation](figure, wanted)
+    if is_shape:
+        holds = expect.relation in ("==", "!=") and _RELATIONS[expect.relation](figure, wanted)
     elif expect.within is not None and expect.relation == "==":
         holds = abs(figure - wanted) <= expect.within * abs(wanted)
     else:
         slack = 1 + (expect.within or 0) * (1 if expect.relation in ("<=", "<") else -1)
         holds = _RELATIONS[expect.relation](figure, wanted * slack if expect.within else wanted)
     if not holds:
-        said = shapes.text(tuple(figure)) if isinstance(figure, list) else f"{figure:,}"
+        said = shapes.text(graph.output_shape) if is_shape else f"{figure:,}"
         close = ""
-        if not isinstance(figure, list) and wanted:
+        if not is_shape and wanted:
             close = f", {(figure - wanted) / wanted:+.2%} off"
         report.add(
             Diagnostic(

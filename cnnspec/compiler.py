@@ -17,12 +17,11 @@ from cnnspec.binding import Binder
 from cnnspec.check import check as check_model
 from cnnspec.diagnostics import CnnspecError, Diagnostic, Report, Source, failure
 from cnnspec.elaborate import elaborate
-from cnnspec.expressions import ExprFault, evaluate
+from cnnspec.expressions import ExprFault, UnknownShape, evaluate
 from cnnspec.formatting import format_file
 from cnnspec.library import SUFFIX, Library, read_text, shipped_specs
 from cnnspec.names import Fault, Names
 from cnnspec.scopes import FileScope
-from cnnspec.signatures import OpName
 from cnnspec.syntax import parse
 
 if TYPE_CHECKING:
@@ -91,17 +90,20 @@ def _value(key: str, value: Any) -> Any:
         file = parse(source, report)
         let = file.statements[0] if file and len(file.statements) == 1 else None
         if isinstance(let, tree.Let):
-            scope = FileScope(file, lambda _: None)  # type: ignore[arg-type]
+            assert file is not None
+            scope = FileScope(file, lambda _: None)
             try:
                 return evaluate(Binder(report).expr(let.value, Names(scope, {})), {})
-            except (Fault, ExprFault):
+            except (Fault, ExprFault, UnknownShape):
                 pass
+        if value.isidentifier():
+            return value
         raise failure(
             "E0204",
             f"`{key}={value}` is not a value",
             help="give a number, a size like 3x3, true or false, or the name of an operator",
         )
-    if not isinstance(value, (bool, int, float, tuple, OpName)):
+    if type(value) not in (bool, int, float, tuple):
         raise failure(
             "E0204",
             f"`{key}` cannot be {value!r}",

@@ -18,11 +18,11 @@ Severity = Literal["error", "warning"]
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A named text that spans point into.
+    r"""A named text that spans point into.
 
     Attributes:
         name: What the user calls it; printed in front of line and column.
-        text: The whole text, newlines normalised to `\\n`.
+        text: The whole text, newlines normalised to `\n`.
         shipped: Whether the file comes with the package: a fault found in such a file is shown at the
             user's call of it.
     """

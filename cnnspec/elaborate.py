@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from fractions import Fraction
+from typing import Any, cast
 
 from cnnspec import ir, tree
 from cnnspec.diagnostics import Diagnostic, Label, Report, Span, did_you_mean
@@ -17,7 +18,7 @@ from cnnspec.ops import OPS
 from cnnspec.recipe import Recipe
 from cnnspec.scopes import FileScope, FoundBlock
 from cnnspec.sections import Sections
-from cnnspec.signatures import OpName, Size, Type, type_of
+from cnnspec.signatures import Size, Type, type_of
 
 
 @dataclass
@@ -57,7 +58,7 @@ class _Elaboration(Sections):
         self._open: list[tree.File] = []
 
     @contextmanager
-    def opened(self, file: tree.File, at: Span | None) -> Iterator[None]:
+    def opened(self, file: tree.File, at: Span | None) -> Generator[None]:
         """Guards against files that take from themselves, and against too long chains of files.
 
         Raises:
@@ -174,14 +175,12 @@ class _Elaboration(Sections):
 
     def changed_value(self, name: str, stated: Any, given: Any, span: Span) -> Any:
         """The value that a parameter is given from outside, in the type of the stated one."""
-        kind = type_of(Size if isinstance(stated, tuple) else OpName if isinstance(stated, OpName) else type(stated))
+        kinds: dict[Any, Any] = {tuple: Size, Fraction: float}
+        kind = kinds.get(type(stated), cast(Any, type(stated)))
         try:
-            return convert(given, kind if kind.kind != "list" else Type("float"), name, 0)
+            return convert(given, type_of(kind), name, 0)
         except ExprFault as fault:
-            labels = (Label(span, f"`{name}` is {show(stated)} here"),)
-            self.report.add(
-                Diagnostic(fault.code, str(fault), span, labels=labels[1:], help=f"give it a value like {show(stated)}")
-            )
+            self.report.add(Diagnostic(fault.code, str(fault), span, help=f"give it a value like {show(stated)}"))
             raise Fault from None
 
     def use(self, statement: tree.Use, file: tree.File, scope: FileScope, seen: dict[tuple[str, str], Span]) -> None:

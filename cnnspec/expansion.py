@@ -7,7 +7,7 @@ stays silent, so that one fault gives one diagnostic.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from cnnspec import ir, shapes
@@ -482,7 +482,6 @@ class Expansion(Evaluator):
 def _labels(model: ir.Model) -> set[str]:
     """Every label of a Model, wherever it stands."""
     found: set[str] = set()
-    visit: Callable[[Any], None]
 
     def visit(piece: Any) -> None:
         if isinstance(piece, ir.Flow) and piece.label:

@@ -6,14 +6,14 @@ Integers are exact, `/` keeps fractions, nothing is ever rounded unasked.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 from cnnspec.ir import Expr
 from cnnspec.limits import MAX_INTEGER
 from cnnspec.shapes import Shape
-from cnnspec.signatures import Interval, OpName, Type, Value, Word
+from cnnspec.signatures import Interval, OpName, Size, Type, Word
 
 _MAX_VALUE = MAX_INTEGER**2
 
@@ -42,10 +42,9 @@ def show(value: object) -> str:
         return f"{value.numerator}/{value.denominator} = {float(value):.4g}"
     if isinstance(value, Interval):
         return f"{show(value[0])}..{show(value[1])}"
-    if isinstance(value, list):
-        return "[" + ", ".join(show(item) for item in value) + "]"  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(value, tuple):
-        return "x".join(show(item) for item in value)  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, (list, tuple)):
+        items = [show(item) for item in cast(Sequence[object], value)]
+        return f"[{', '.join(items)}]" if isinstance(value, list) else "x".join(items)
     if isinstance(value, (OpName, Word)):
         return str(value)
     return f'"{value}"' if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else str(value)
@@ -242,7 +241,7 @@ def truth(expr: Expr, names: Mapping[str, Any], entering: Shape | None) -> bool:
     return _truth(expr, names, entering)
 
 
-def convert(value: Any, type_: Type, name: str, origin: int) -> Value:
+def convert(value: Any, type_: Type, name: str, origin: int) -> Any:
     """A value as a parameter of this type takes it.
 
     Args:
@@ -272,8 +271,8 @@ def convert(value: Any, type_: Type, name: str, origin: int) -> Value:
     elif kind == "bool":
         result = value if isinstance(value, bool) else None
     elif kind == "size":
-        if isinstance(value, tuple) and not isinstance(value, Interval):
-            result = value  # pyright: ignore[reportUnknownVariableType]
+        if type(value) is tuple:
+            result = cast(Size, value)
         elif _is_number(value) and value == int(value):
             result = (int(value), int(value))
     elif kind == "interval":
@@ -285,18 +284,18 @@ def convert(value: Any, type_: Type, name: str, origin: int) -> Value:
     elif kind == "str":
         result = value if type(value) is str else None
     if result is None:
-        raise ExprFault("E0204", f"`{name}` must be {type_}, got {show(value)}", origin, help)
+        raise ExprFault("E0204", f"`{name}` must be {type_}, got {show(cast(object, value))}", origin, help)
     _bound(result, type_, name, origin)
     return result
 
 
-def _list(value: Any) -> Value:
-    items: list[Any] = value if isinstance(value, list) else list(value) if isinstance(value, tuple) else [value]  # pyright: ignore[reportUnknownArgumentType]
+def _list(value: Any) -> tuple[int, ...] | None:
+    items: list[Any] = list(cast(Sequence[Any], value)) if type(value) in (list, tuple) else [value]
     return tuple(int(item) for item in items) if all(_is_number(item) and item == int(item) for item in items) else None
 
 
 def _bound(result: Any, type_: Type, name: str, origin: int) -> None:
-    numbers: tuple[Any, ...] = result if isinstance(result, tuple) else (result,)
+    numbers = cast("tuple[Any, ...]", result) if type(result) in (tuple, Interval) else (result,)
     for number in numbers:
         if not _is_number(number):
             continue
@@ -327,8 +326,8 @@ def literal(value: Any) -> Expr:
         return Expr(kind="number", value=value)
     if isinstance(value, Fraction):
         return Expr(kind="/", parts=(literal(value.numerator), literal(value.denominator)))
-    if isinstance(value, (list, tuple)):
-        kind = "list" if isinstance(value, list) else "interval" if isinstance(value, Interval) else "size"
-        return Expr(kind=kind, parts=tuple(literal(item) for item in value))  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    kind = {list: "list", Interval: "interval", tuple: "size"}.get(type(value))
+    if kind is not None:
+        return Expr(kind=kind, parts=tuple(literal(item) for item in value))
     kind = "op" if isinstance(value, OpName) else "word" if isinstance(value, Word) else "text"
     return Expr(kind=kind, value=str(value))

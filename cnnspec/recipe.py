@@ -243,6 +243,11 @@ SCHEDULES: dict[str, type[Schedule]] = _table(Schedule)
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 
+def _plain(value: Any) -> Any:
+    """A value as JSON gives it back."""
+    return (*value,) if isinstance(value, tuple) else str(value) if isinstance(value, str) else value
+
+
 class Setting(BaseModel):
     """A named choice with every argument filled in, as it is stored in a Model and in `result.json`."""
 
@@ -253,10 +258,7 @@ class Setting(BaseModel):
 
     @classmethod
     def of(cls, declared: Declared) -> "Setting":
-        return cls(
-            name=declared.name,
-            args={k: tuple(v) if isinstance(v, tuple) else v for k, v in declared.settings().items()},
-        )
+        return cls(name=declared.name, args={name: _plain(value) for name, value in declared.settings().items()})
 
 
 class Recipe(BaseModel):

@@ -230,5 +230,9 @@ class Sections:
             return None
         origin = self.binder.places.add(statement.span)
         return ir.Expect(
-            metric=statement.metric, relation=statement.relation, value=value, within=statement.within, origin=origin
-        )  # type: ignore[arg-type]
+            metric=statement.metric,
+            relation=statement.relation,  # type: ignore[arg-type]
+            value=value,
+            within=statement.within,
+            origin=origin,
+        )

@@ -27,7 +27,14 @@ class Word(str):
 
 Value = bool | int | float | str | Size | Interval | OpName | Word | tuple[Any, ...] | None
 
-REQUIRED: Final = type("Required", (), {"__repr__": lambda self: "required"})()
+
+class _Required:
+    def __repr__(self) -> str:
+        return "required"
+
+
+REQUIRED: Final = _Required()
+"""The default of a parameter that has none."""
 
 
 @dataclass(frozen=True, slots=True)

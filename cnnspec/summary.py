@@ -100,13 +100,17 @@ def summarise(graph: Graph) -> Summary:
             total = sums.setdefault(path, [0, 0, 0])
             for i, figure in enumerate(figures):
                 total[i] += figure
-    rows = tuple(Row(path, kinds.get(path, ""), shape[path], *sums[path], path.count(".") + 1) for path in order)
+    rows: list[Row] = []
+    for path in order:
+        parameters, macs, activations = sums[path]
+        depth = path.count(".") + 1
+        rows.append(Row(path, kinds.get(path, ""), shape[path], parameters, macs, activations, depth))
     activations = sum(BYTES * shapes.numel(node.shape) for node in graph.nodes)
     return Summary(
         graph.name,
         graph.input_shape,
         graph.output_shape,
-        rows,
+        tuple(rows),
         graph.parameter_count,
         graph.macs,
         activations,

@@ -96,7 +96,8 @@ class Pad(Op):
     def sides(self) -> tuple[int, int, int, int]:
         """Left, right, top, bottom."""
         if len(self.amounts) == 1:
-            return (self.amounts[0],) * 4
+            amount = self.amounts[0]
+            return amount, amount, amount, amount
         if len(self.amounts) == 2:
             height, width = self.amounts
             return width, width, height, height

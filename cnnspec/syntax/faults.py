@@ -47,7 +47,7 @@ def explain(source: Source, text: str, error: UnexpectedInput, at: int) -> Diagn
     start = found.start()
     line_end = start >= len(text.rstrip()) or word in ("", "\n")
     span = Span(source, start, start if line_end else found.end())
-    expected = set(getattr(error, "expected", None) or getattr(error, "allowed", None) or ())
+    expected: set[str] = set(getattr(error, "expected", None) or getattr(error, "allowed", None) or ())
     before = text[text.rfind("\n", 0, at) + 1 : at]
     rest = text[at : (text + "\n").index("\n", at)]
     what = "the line ends too early" if line_end else f"`{word}` cannot stand here"

@@ -1,0 +1,316 @@
+"""The documents say what is so: their samples run, and nothing that a spec can say is left out.
+
+Fences in `README.md` and `docs/*.md`:
+
+    cnn                 a whole spec that checks without a word
+    cnn-part            statements that check behind a header; `# input 64x16x16` in the first line states another image
+    cnn-error E0301 ... a spec or a part that gives exactly these codes; a fence `text` behind it that begins with
+                        `error[` is what is printed
+    keys                the keys of the learned weights of the sample in front of it; a line of dots stands for any keys
+    python run          a script that runs; a fence `text` behind it is what it prints
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+import cnnspec
+from cnnspec import cli, compiler
+from cnnspec.compiler import Compilation, compile_source
+from cnnspec.diagnostics import CnnspecError, Source, render
+from cnnspec.expressions import show
+from cnnspec.inits import INITS
+from cnnspec.library import shipped_specs, standard_block, standard_blocks
+from cnnspec.limits import MAX_FILE_DEPTH, MAX_FILES, MAX_LINE_LENGTH, MAX_NESTING, MAX_NODES, MAX_REPEAT, MAX_TERMS
+from cnnspec.ops import JOINS, OPS
+from cnnspec.recipe import AUGMENTATIONS, DATA_SETS, OPTIMIZERS, SCHEDULES, Scalars
+from cnnspec.signatures import Parameter, Type
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+LANGUAGE = (ROOT / "docs" / "language.md").read_text("utf-8")
+HEADER = "network t\ninput {}\nclasses 10\n\n"
+FENCES = {"cnn", "cnn-part", "cnn-error", "keys", "python", "sh", "text", "json", ""}
+
+
+@dataclass(frozen=True)
+class Fence:
+    """A fenced block: what it is, its text, where it stands."""
+
+    page: Path
+    line: int
+    info: str
+    text: str
+
+    @property
+    def kind(self) -> str:
+        return self.info.split(" ")[0]
+
+    def __str__(self) -> str:
+        return f"{self.page.name}:{self.line}"
+
+
+def read_fences(page: Path) -> list[Fence]:
+    """The fences of a page, in their order."""
+    fences: list[Fence] = []
+    start, info, lines = 0, "", list[str]()
+    for number, line in enumerate(page.read_text("utf-8").split("\n"), 1):
+        if not line.startswith("```"):
+            lines.append(line)
+        elif start:
+            fences.append(Fence(page, start, info, "\n".join(lines) + "\n"))
+            start = 0
+        else:
+            start, info, lines = number, line[3:].strip(), []
+    assert not start, f"{page.name}:{start} is never closed"
+    return fences
+
+
+ALL = [fence for page in PAGES for fence in read_fences(page)]
+
+
+def fences(*kinds: str) -> list[Any]:
+    return [pytest.param(fence, id=str(fence)) for fence in ALL if fence.kind in kinds]
+
+
+def followed(kind: str, by: str, start: str = "") -> list[Any]:
+    """Pairs of a fence and the one behind it."""
+    pairs = itertools.pairwise(ALL)
+    return [
+        pytest.param(a, b, id=str(b))
+        for a, b in pairs
+        if a.kind in kind.split() and b.kind == by and a.page == b.page and b.text.startswith(start)
+    ]
+
+
+def framed(fence: Fence) -> str:
+    """The sample as a whole spec."""
+    if fence.kind == "cnn" or re.search(r"^(network|input|extends)\b", fence.text, re.M):
+        return fence.text
+    image = re.match(r"# input ([0-9x]+)\n", fence.text)
+    return HEADER.format(image.group(1) if image else "3x32x32") + fence.text
+
+
+def compiled(fence: Fence, name: str = "sample.cnn") -> Compilation:
+    return compile_source(Source(name, framed(fence)))
+
+
+def described(done: Compilation) -> str:
+    return "\n\n".join(render(diagnostic) for diagnostic in done.diagnostics)
+
+
+# --- samples -------------------------------------------------------------------------------------
+
+
+def test_there_are_samples() -> None:
+    assert {fence.kind for fence in ALL} <= FENCES
+    assert sum(fence.kind in ("cnn", "cnn-part") for fence in ALL) > 40
+    assert sum(fence.kind == "cnn-error" for fence in ALL) > 10
+
+
+@pytest.mark.parametrize("fence", fences("cnn", "cnn-part"))
+def test_sample_checks(fence: Fence) -> None:
+    done = compiled(fence)
+    assert not done.diagnostics, described(done)
+    assert done.graph is not None
+
+
+@pytest.mark.parametrize("fence", fences("cnn-error"))
+def test_sample_fails(fence: Fence) -> None:
+    done = compiled(fence)
+    assert sorted(d.code for d in done.diagnostics) == sorted(fence.info.split()[1:]), described(done)
+
+
+@pytest.mark.parametrize("fence", fences("cnn", "cnn-part", "cnn-error"))
+def test_sample_is_formatted(fence: Fence) -> None:
+    try:
+        formatted = compiler.format(fence.text)
+    except CnnspecError:
+        assert fence.kind == "cnn-error"
+        return
+    assert formatted == fence.text
+
+
+@pytest.mark.parametrize(("fence", "shown"), followed("cnn-error", "text", "error["))
+def test_shown_error_is_what_is_printed(fence: Fence, shown: Fence) -> None:
+    place = re.search(r"--> ([^:\n]+)", shown.text)
+    assert place is not None
+    assert described(compiled(fence, place.group(1))) + "\n" == shown.text
+
+
+@pytest.mark.parametrize(("fence", "shown"), followed("cnn cnn-part", "keys"))
+def test_shown_keys_are_those_of_the_module(fence: Fence, shown: Fence) -> None:
+    graph = compiled(fence).require_graph()
+    keys = " ".join(f"{node.path}.{key}" for node in graph for key in node.weights)
+    parts = [re.escape(" ".join(part.split())) for part in re.split(r"^\.\.\.$", shown.text, flags=re.M)]
+    assert re.fullmatch(r"(?: |\b).*(?: |\b)".join(parts).replace(r"\ ", " "), keys), keys
+
+
+@pytest.mark.parametrize("fence", [p for p in fences("python") if p.values[0].info == "python run"])
+def test_script_runs(fence: Fence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(fence.text, str(fence), "exec"), {"__name__": "__main__"})
+    following = [b for a, b in itertools.pairwise(ALL) if a is fence and b.kind == "text" and b.page == a.page]
+    if following:
+        assert printed.getvalue() == following[0].text
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_example_runs(path: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    # As a user would start it, from another folder.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, str(path)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    assert not list(tmp_path.iterdir())
+
+
+# --- nothing is left out -------------------------------------------------------------------------
+
+
+def typed(parameter: Parameter) -> str:
+    """A parameter as the tables of the reference show it: `stride: size = 1x1`."""
+    kind: Type = parameter.type
+    words = "scheme" if len(kind.words) > 4 and parameter.name == "init" else "/".join(kind.words)
+    named = {"interval": "range", "word": words}.get(kind.kind, kind.kind)
+    if kind.words and kind.kind != "word":
+        named += f"/{words}"
+    if parameter.required:
+        return f"`{parameter.name}: {named}`"
+    if parameter.default is None:
+        return f"`{parameter.name}: {named}?`"
+    default = re.sub(r"e([+-])0", r"e\1", show(parameter.default))
+    return f"`{parameter.name}: {named} = {default}`"
+
+
+def told(parameters: Any) -> str:
+    return ", ".join(typed(parameter) for parameter in parameters.values()) or "none"
+
+
+def operator_rows() -> Iterator[str]:
+    for name, kind in OPS.items():
+        yield f"| `{name}` | {told(kind.parameters)} | {kind.torch.removeprefix('torch.nn.')} | "
+
+
+def choice_rows() -> Iterator[str]:
+    for table in (INITS, DATA_SETS, AUGMENTATIONS, OPTIMIZERS, SCHEDULES):
+        for name, kind in table.items():
+            yield f"| `{name}` | {told(kind.parameters)} | "
+
+
+def scalar_rows() -> Iterator[str]:
+    for parameter in Scalars.parameters.values():
+        default = "none" if parameter.default is None else f"`{show(parameter.default)}`"
+        kind = "/".join(parameter.type.words) or parameter.type.kind
+        yield f"| `{parameter.name}` | `{kind}` | {default} | "
+
+
+def block_rows() -> Iterator[str]:
+    for name in standard_blocks():
+        found = standard_block(name)
+        if found is not None:
+            source = found[0].source.text
+            spans = [parameter.span for parameter in found[1].parameters]
+            yield f"| `{name}` | {', '.join(f'`{source[span.start : span.end]}`' for span in spans)} | "
+
+
+@pytest.mark.parametrize("rows", [operator_rows, choice_rows, scalar_rows, block_rows], ids=lambda rows: rows.__name__)
+def test_tables_of_the_reference_are_complete(rows: Any) -> None:
+    missing = [row for row in rows() if not any(line.startswith(row) for line in LANGUAGE.split("\n"))]
+    assert not missing, "rows that docs/language.md must have:\n" + "\n".join(missing)
+
+
+def test_every_word_of_the_grammar_is_in_the_reference() -> None:
+    grammar = (ROOT / "grammar" / "cnn.lark").read_text("utf-8")
+    patterns = re.findall(r"/\(?([a-z|]+)\)?\(\?!", grammar)
+    words = {word for pattern in patterns for word in pattern.split("|")} | set(JOINS)
+    assert len(words) > 30
+    assert sorted(word for word in words if f"`{word}" not in LANGUAGE) == []
+
+
+def test_every_function_and_metric_is_in_the_reference() -> None:
+    from cnnspec.expressions import _FUNCTIONS
+    from cnnspec.ir import Expect
+
+    metrics = Expect.model_fields["metric"].annotation.__args__
+    assert sorted(name for name in _FUNCTIONS if f"`{name}(" not in LANGUAGE) == []
+    assert sorted(name for name in metrics if f"| `{name}` |" not in LANGUAGE) == []
+
+
+def test_every_limit_is_in_the_reference() -> None:
+    section = LANGUAGE.split("\n## Limits\n")[1].split("\n## ")[0].replace(",", "")
+    for limit in (MAX_FILE_DEPTH, MAX_FILES, MAX_LINE_LENGTH, MAX_NESTING, MAX_NODES, MAX_REPEAT, MAX_TERMS):
+        assert re.search(rf"\b{limit}\b", section), limit
+
+
+def test_every_code_is_in_the_reference() -> None:
+    sources = Path(cnnspec.__file__).parent.rglob("*.py")
+    used = {code for path in sources for code in re.findall(r"\"([EW]0[0-9]{3})\"", path.read_text("utf-8"))}
+    listed = set(re.findall(r"^\| `([EW]0[0-9]{3})` \|", LANGUAGE, re.M))
+    assert listed == used
+
+
+def test_every_shipped_spec_is_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert [name for name in shipped_specs() if f"`{name}`" not in readme] == []
+
+
+def test_every_option_is_in_the_page_of_the_command_line() -> None:
+    page = (ROOT / "docs" / "cli.md").read_text("utf-8")
+    sections = {name: text for name, text in re.findall(r"^## `cnnspec ([a-z]+)`\n(.*?)(?=^## |\Z)", page, re.M | re.S)}
+    commands: Any = typer.main.get_command(cli.app)
+    assert set(commands.commands) == set(sections)
+    for name, command in commands.commands.items():
+        options = [o for parameter in command.params for o in (*parameter.opts, *parameter.secondary_opts)]
+        for option in options:
+            if option.startswith("--") and option != "--help":
+                assert re.search(rf"`{option}[ `]", sections[name]), f"{option} of {name}"
+
+
+def test_every_name_of_the_package_is_in_the_page_of_the_api() -> None:
+    page = (ROOT / "docs" / "api.md").read_text("utf-8")
+    assert [name for name in cnnspec.__all__ if f"`{name}" not in page] == []
+
+
+def test_figures_of_the_readme_are_those_of_the_specs() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| ([0-9,]+) \| ([0-9.]+) \|", readme, re.M)
+    assert len(rows) == 4
+    for name, parameters, mmacs in rows:
+        graph = cnnspec.load(name)
+        assert (f"{graph.parameter_count:,}", f"{graph.macs / 1e6:.2f}") == (parameters, mmacs)
+
+
+def test_every_module_is_in_the_architecture() -> None:
+    page = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
+    package = ROOT / "cnnspec"
+    modules = [path.relative_to(package).with_suffix("").as_posix() for path in package.rglob("*.py")]
+    modules = [name for name in modules if not name.startswith("__")]
+    parts = {name: name.removesuffix("/__init__").replace("/", ".") for name in modules}
+    assert sorted(part for part in parts.values() if f"`{part}`" not in page) == []
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [*PAGES, ROOT / "ARCHITECTURE.md", ROOT / "CHANGELOG.md"]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
