@@ -318,6 +318,9 @@ def _bound(result: Any, type_: Type, name: str, origin: int) -> None:
             raise ExprFault("E0405", f"`{name}` is larger than the limit of {MAX_INTEGER}", origin)
 
 
+_SEQUENCES: dict[type[Any], str] = {list: "list", Interval: "interval", tuple: "size"}
+
+
 def literal(value: Any) -> Expr:
     """The expression that has this value."""
     if isinstance(value, bool):
@@ -326,8 +329,7 @@ def literal(value: Any) -> Expr:
         return Expr(kind="number", value=value)
     if isinstance(value, Fraction):
         return Expr(kind="/", parts=(literal(value.numerator), literal(value.denominator)))
-    kind = {list: "list", Interval: "interval", tuple: "size"}.get(type(value))
-    if kind is not None:
-        return Expr(kind=kind, parts=tuple(literal(item) for item in value))
-    kind = "op" if isinstance(value, OpName) else "word" if isinstance(value, Word) else "text"
-    return Expr(kind=kind, value=str(value))
+    if isinstance(value, str):
+        kind = "op" if isinstance(value, OpName) else "word" if isinstance(value, Word) else "text"
+        return Expr(kind=kind, value=str(value))
+    return Expr(kind=_SEQUENCES[type(value)], parts=tuple(literal(item) for item in value))

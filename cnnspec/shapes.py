@@ -37,8 +37,6 @@ def window(size: int, kernel: int, stride: int = 1, pad: int = 0, dilation: int 
     Source: torch.nn.Conv2d and torch.nn.MaxPool2d, section "Shape".
     """
     room = size + 2 * pad - dilation * (kernel - 1) - 1
-    if room < 0:
-        return 0
     if not ceil:
         return room // stride + 1
     positions = -(-room // stride) + 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import cases_harness
 import pytest
@@ -38,13 +39,33 @@ def test_error(path: Path, accept: bool) -> None:
     assert path.stem.split("_")[0] in {diagnostic.code for diagnostic in diagnostics}
 
 
+OUTSIDE = {"E0217"}
+"""Codes of faults that stand in no text, but in what a caller hands over with it."""
+
+
 def test_every_code_has_a_case() -> None:
-    """What a backend cannot express (E05xx) and what has no text at all is tested elsewhere."""
+    """What a backend cannot express (E05xx) is tested with the backends."""
     package = Path(cnnspec.__file__).parent
     sources = [*package.glob("*.py"), *(package / "ops").glob("*.py")]
     codes = {code for path in sources for code in re.findall(r"\b[EW]0[0-9]{3}\b", path.read_text("utf-8"))}
     shown = {code for path in ERROR_CASES for _, code in read_marks(path.read_text("utf-8")).expected}
-    assert sorted(code for code in codes - shown if not code.startswith("E05")) == []
+    assert sorted(code for code in codes - shown - OUTSIDE if not code.startswith("E05")) == []
+
+
+@pytest.mark.parametrize(
+    ("params", "code", "help"),
+    [
+        ({"widht": 32}, "E0217", "did you mean `width`?"),
+        ({"n": 32}, "E0217", "it has `width`, `wide`, `classes`"),
+        ({"width": 1.5}, "E0204", "give it a value like 16"),
+        ({"wide": 3}, "E0204", "give it a value like true"),
+    ],
+)
+def test_faults_of_given_parameters(params: dict[str, Any], code: str, help: str) -> None:
+    text = "input 3x8x8\nparam width = 16\nparam wide = true\nclasses 10\nconv 3x3 width\nrelu  when wide\n"
+    assert compile_source(Source("net", text), params={"width": 8, "wide": False}).diagnostics == []
+    diagnostic, *_ = compile_source(Source("net", text), params=params).diagnostics
+    assert (diagnostic.code, diagnostic.help) == (code, help)
 
 
 def test_marks_are_read() -> None:

@@ -48,11 +48,15 @@ def hold_laws(text: str) -> str:
 
 def samples() -> list[tuple[str, str]]:
     """Every text in the language that the project holds: specs, examples, and fenced blocks of the documents."""
-    found = [(path.name, path.read_text("utf-8")) for name in ("specs", "examples") for path in (ROOT / name).rglob("*.cnn")]
+    found = [
+        (path.name, path.read_text("utf-8")) for name in ("specs", "examples") for path in (ROOT / name).rglob("*.cnn")
+    ]
     found += [(path.name, path.read_text("utf-8")) for path in (ROOT / "tests" / "cases").rglob("*.cnn")]
     found += [(path.name, path.read_text("utf-8")) for path in (ROOT / "tests" / "cases").rglob("*.formatted")]
     for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
-        for i, block in enumerate(re.findall(r"^```(?:cnn)?\n(.*?)^```", path.read_text("utf-8"), re.MULTILINE | re.DOTALL)):
+        for i, block in enumerate(
+            re.findall(r"^```(?:cnn)?\n(.*?)^```", path.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+        ):
             found.append((f"{path.name}-{i}", block))
     return [(name, text) for name, text in found if parse(Source(name, text), Report()) is not None]
 
@@ -63,13 +67,17 @@ def test_laws_hold_for_every_text_of_the_project(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [*sorted((ROOT / "specs").rglob("*.cnn")), *sorted((ROOT / "examples").rglob("*.cnn"))], ids=lambda path: path.name
+    "path",
+    [*sorted((ROOT / "specs").rglob("*.cnn")), *sorted((ROOT / "examples").rglob("*.cnn"))],
+    ids=lambda path: path.name,
 )
 def test_what_is_shipped_is_formatted(path: Path) -> None:
     assert hold_laws(path.read_text("utf-8")) == path.read_text("utf-8")
 
 
-@pytest.mark.parametrize(("text", "formatted"), [("", ""), ("\n\n", ""), ("  # only\n\n\n\n#this\n\n", "# only\n\n#this\n")])
+@pytest.mark.parametrize(
+    ("text", "formatted"), [("", ""), ("\n\n", ""), ("  # only\n\n\n\n#this\n\n", "# only\n\n#this\n")]
+)
 def test_texts_without_statements(text: str, formatted: str) -> None:
     assert hold_laws(text) == formatted
 
@@ -80,7 +88,9 @@ def test_a_tree_without_a_text_can_be_printed() -> None:
     branch = tree.Flow(nowhere, None, (tree.In(nowhere),), None)
     size = tree.Argument(nowhere, None, tree.SizeLiteral(nowhere, 3, 3))
     conv = tree.Flow(nowhere, tree.LabelName(nowhere, "net"), (tree.Call(nowhere, "conv", 2, (size,), nowhere),), None)
-    block = tree.Block(nowhere, "b", (), (tree.Flow(nowhere, None, (tree.Join(nowhere, "add", (conv, branch)),), None),), nowhere)
+    block = tree.Block(
+        nowhere, "b", (), (tree.Flow(nowhere, None, (tree.Join(nowhere, "add", (conv, branch)),), None),), nowhere
+    )
     file = tree.File(nowhere, source, (tree.Input(nowhere, 3, 4, 5), block))
     assert format_file(file) == "input 3x4x5\n\nblock b() {\n    add { net: conv x2 3x3; in }\n}\n"
     assert read(format_file(file)) == file
@@ -92,9 +102,9 @@ def test_deep_and_long_expressions_are_printed() -> None:
     assert format_file(file).replace("\n        ", " ").count("*") == 1800
 
 
-@pytest.mark.parametrize("percent", ["1", "0.7", "7", "0.07", "33.333333", "1e-0"[:1], "100", "12.5", "0.0001"])
+@pytest.mark.parametrize("percent", ["1", "0.7", "7", "0.07", "33.333333", "100", "12.5", "0.0001"])
 def test_percentages_survive(percent: str) -> None:
-    assert f"within {float(percent):.10g}%\n".replace("1e-04", "0.0001") == hold_laws(f"expect macs = 1 within {percent} %").split("1 ", 1)[1]
+    assert hold_laws(f"expect macs == 1 within  {percent} %") == f"expect macs = 1 within {percent}%\n"
 
 
 # --- random texts --------------------------------------------------------------------------------
@@ -125,12 +135,21 @@ class Writer:
 
     def gap(self) -> str:
         """Blanks where a newline does not end a statement."""
-        return "".join(self.chance.choice([" ", " ", " ", "  ", "\n", self.maybe(self.comment, 0.3)]) for _ in range(2)) + " "
+        return (
+            "".join(self.chance.choice([" ", " ", " ", "  ", "\n", self.maybe(self.comment, 0.3)]) for _ in range(2))
+            + " "
+        )
 
     def end(self) -> str:
         """What ends a statement."""
-        rest = self.maybe(lambda: self.many(lambda: self.chance.choice(["\n", "\n\n", "  ", self.comment(), ";"]), 0, 4, str))
-        return self.chance.choice(["\n", "\n", "\n\n", ";", f"  {self.comment()}"]) + rest + self.chance.choice(["", "\n", ";", "    "])
+        rest = self.maybe(
+            lambda: self.many(lambda: self.chance.choice(["\n", "\n\n", "  ", self.comment(), ";"]), 0, 4, str)
+        )
+        return (
+            self.chance.choice(["\n", "\n", "\n\n", ";", f"  {self.comment()}"])
+            + rest
+            + self.chance.choice(["", "\n", ";", "    "])
+        )
 
     def name(self) -> str:
         return self.chance.choice(["a", "conv", "bn1", "x2y", "width", "long_name_of_something", "in_norm", "stage1"])
@@ -138,7 +157,9 @@ class Writer:
     def atom(self, depth: int) -> str:
         kind = self.chance.randint(0, 13 if depth else 8)
         if kind < 6:
-            return self.chance.choice(["1", "64", "0.10", "1e-4", "true", "false", "3x5", "in.c", "in.h", '"a | text"', self.name()])
+            return self.chance.choice(
+                ["1", "64", "0.10", "1e-4", "true", "false", "3x5", "in.c", "in.h", '"a | text"', self.name()]
+            )
         if kind < 9:
             return self.name()
         gap = self.gap()
@@ -157,7 +178,9 @@ class Writer:
             return self.atom(depth)
         if kind < 8:
             operators = ["+", "-", "*", "/", "//", "%", " and ", " or "]
-            return self.many(lambda: self.atom(depth - 1), 2, 4, lambda: self.maybe(" ") + self.chance.choice(operators) + self.gap())
+            return self.many(
+                lambda: self.atom(depth - 1), 2, 4, lambda: self.maybe(" ") + self.chance.choice(operators) + self.gap()
+            )
         if kind == 8:
             return f"{self.atom(depth)} {self.chance.choice(['==', '!=', '<=', '<', '>', '>='])}{self.gap()}{self.atom(depth)}"
         parts = (self.atom(depth - 1) for _ in range(3))
@@ -209,12 +232,20 @@ class Writer:
             text = self.maybe(lambda: "," + self.gap() + '"text {c} # no comment"')
             return f"require{self.gap()}{self.expression()}{text}"
         label = self.maybe(lambda: self.chance.choice(["stem ", "stage ", "head ", "net: ", "downsample :", "block: "]))
-        elements = self.many(lambda: self.element(depth), 1, 5, lambda: self.chance.choice([" ", "\n", "  " + self.comment(), "\n" + self.comment()]) + "|" + self.gap())
+        elements = self.many(
+            lambda: self.element(depth),
+            1,
+            5,
+            lambda: self.chance.choice([" ", "\n", "  " + self.comment(), "\n" + self.comment()]) + "|" + self.gap(),
+        )
         return f"{label}{elements}{self.maybe(lambda: ' when' + self.gap() + self.expression(1), 0.3)}"
 
     def parameter(self) -> str:
         default = self.maybe(lambda: " =" + self.gap() + self.expression(1))
         return f"{self.maybe('once ')}{self.name()}{self.maybe(lambda: ' :' + self.gap() + 'int')}{default}"
+
+    def entry(self) -> str:
+        return self.many(self.call, 1, 3, lambda: self.chance.choice([" ", "\n", "  # c\n"]) + "|" + self.gap())
 
     def top(self) -> str:
         kind = self.chance.randint(0, 16)
@@ -224,8 +255,7 @@ class Writer:
             parameters = self.many(self.parameter, 0, 6, lambda: "," + self.gap())
             return f"block{self.gap()}{self.name()} ({self.gap()}{parameters}){self.gap()}{self.body(1)}"
         if kind == 1:
-            entry = lambda: self.many(self.call, 1, 3, lambda: self.chance.choice([" ", "\n", "  # c\n"]) + "|" + self.gap())  # noqa: E731
-            return f"train {{{self.end()}{self.many(entry, 0, 4, self.end)}{self.end()}}}"
+            return f"train {{{self.end()}{self.many(self.entry, 0, 4, self.end)}{self.end()}}}"
         if kind == 2:
             return f"aux{self.gap()}a from @b{self.arguments()} {self.body(1)}"
         if kind == 3:

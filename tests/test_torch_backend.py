@@ -513,7 +513,7 @@ def _random_graph(seed: int) -> Graph:
             path = f"{aux or choose.choice(['stem', 'stage1', 'stage1.net'])}.n{next(fresh)}"
             if kind in ("add", "mul", "concat"):
                 same = [i for i in values if kind == "concat" or draft.shape(i) == draft.shape(one)]
-                index = draft.add("stage1", kind, *(choose.choice(same) for _ in range(choose.randint(1, 3))), aux=aux)
+                index = draft.add("stage1", kind, *(choose.choice(same) for _ in range(choose.randint(2, 3))), aux=aux)
             elif kind == "conv":
                 index = draft.add(path, "conv", one, kernel=(3, 3), c=choose.choice([2, 4]), aux=aux)
             elif kind == "slice":
@@ -666,7 +666,7 @@ def test_network_survives(name: str, small: Network, tmp_path: Path) -> None:
         for other in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
             assert isinstance(other, Network)
             assert other.graph == network.graph
-            assert other.forward.__code__ is network.forward.__code__
+            assert type(other) is type(network)
             assert torch.equal(other(x), y)
             assert str(other) == str(network)
 

@@ -84,7 +84,7 @@ def to_module(graph: Graph) -> Network:
     Raises:
         KeyError: An operator or an initialisation has no row.
     """
-    return _class(graph)(graph)
+    return _class(write_forward(graph))(graph)
 
 
 # --- modules -------------------------------------------------------------------------------------
@@ -130,26 +130,20 @@ def _place(network: Network, path: str, layer: nn.Module) -> None:
 _TAKEN = {*dir(Scope()), "graph", "code"}
 
 
-def _class(graph: Graph) -> type[Network]:
-    """The class of a graph's modules: `Network` with its own `forward`."""
-    code = write_forward(graph)
-    return type("Network", (Network,), {"__module__": __name__, "forward": _compile(code), "code": code})
-
-
-def _restore(graph: Graph) -> Network:
-    """A network without its state, as `copy` and `pickle` want it."""
-    kind = _class(graph)
-    return kind.__new__(kind)
-
-
 @lru_cache(maxsize=64)
-def _compile(code: str) -> Any:
-    """The function that the text defines; tracebacks find its lines."""
+def _class(code: str) -> type[Network]:
+    """The class of the modules with this forward pass; tracebacks find its lines."""
     name = f"<cnnspec {zlib.crc32(code.encode()):08x}>"
     linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
     scope: dict[str, Any] = {"__name__": __name__, "torch": torch, "Tensor": Tensor, "Outputs": Outputs}
     exec(compile(code, name, "exec"), scope)
-    return scope["forward"]
+    return type("Network", (Network,), {"__module__": __name__, "forward": scope["forward"], "code": code})
+
+
+def _restore(graph: Graph) -> Network:
+    """A network without its state, as `copy` and `pickle` want it."""
+    kind = _class(write_forward(graph))
+    return kind.__new__(kind)
 
 
 def write_forward(graph: Graph) -> str:

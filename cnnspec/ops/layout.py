@@ -115,9 +115,13 @@ class Pad(Op):
         c, h, w = need_map(self.name, inputs[0])
         left, right, top, bottom = self.sides()
         height, width = h + top + bottom, w + left + right
-        if height < 1 or width < 1:
+        kept = (h + min(top, 0) + min(bottom, 0), w + min(left, 0) + min(right, 0))
+        if height < 1 or width < 1 or min(kept) < 0:
             raise ShapeFault(
-                "E0309", f"`pad` would leave a {height}x{width} map of {h}x{w}", help="crop less", argument="amounts"
+                "E0309",
+                f"`pad` cannot crop {h}x{w} by so much: {max(kept[0], 0)}x{max(kept[1], 0)} would be left",
+                help="crop less: negative amounts take away",
+                argument="amounts",
             )
         return c, height, width
 

@@ -12,12 +12,11 @@ from cnnspec.signatures import CountSize, Padding, Size
 def _pooled(name: str, x: Shape, kernel: Size, stride: Size, pad: Size, dilation: Size, ceil: bool) -> Shape:
     c, h, w = need_map(name, x)
     for axis in (0, 1):
-        reach = dilation[axis] * (kernel[axis] - 1) + 1
-        if 2 * pad[axis] > reach:
+        if 2 * pad[axis] > kernel[axis]:
             raise ShapeFault(
                 "E0309",
-                f"`{name}` can pad by at most half of its kernel, got {pad[axis]} for {reach}",
-                help=f"write `pad={reach // 2}` or less",
+                f"`{name}` can pad by at most half of its kernel, got {pad[axis]} for {kernel[axis]}",
+                help=f"write `pad={kernel[axis] // 2}` or less",
                 argument="pad",
             )
     height = shapes.window(h, kernel[0], stride[0], pad[0], dilation[0], ceil=ceil)

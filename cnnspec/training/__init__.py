@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from cnnspec.diagnostics import failure
 
 if TYPE_CHECKING:
-    from cnnspec.training.scoring import evaluate
     from cnnspec.training.run import Result, TrainOptions, train
+    from cnnspec.training.scoring import evaluate
     from cnnspec.training.weights import load_weights, read_weights
 
 _HOMES = {

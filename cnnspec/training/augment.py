@@ -34,7 +34,9 @@ class Prepare:
     needs the input's size, so that `random_resized_crop` cuts from the original.
     """
 
-    def __init__(self, size: Size, mean: Sequence[float], std: Sequence[float], augment: Sequence[Setting] = ()) -> None:
+    def __init__(
+        self, size: Size, mean: Sequence[float], std: Sequence[float], augment: Sequence[Setting] = ()
+    ) -> None:
         self.size = size
         self.augment = tuple(augment)
         self.mean = torch.tensor(mean, dtype=torch.float32)[:, None, None]
@@ -109,7 +111,9 @@ def random_crop(images: Tensor, size: Size, generator: torch.Generator, *, pad: 
     return cut.permute(0, 3, 1, 2)
 
 
-def crop_boxes(n: int, size: Size, scale: Sequence[float], ratio: Sequence[float], generator: torch.Generator) -> Tensor:
+def crop_boxes(
+    n: int, size: Size, scale: Sequence[float], ratio: Sequence[float], generator: torch.Generator
+) -> Tensor:
     """Boxes `[N, 4]` of top, left, height, width for `random_resized_crop`.
 
     Ten attempts per image, then the largest centred box of an allowed ratio. Source: `v2.RandomResizedCrop`.

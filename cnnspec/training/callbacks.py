@@ -71,7 +71,9 @@ class Keep(Checkpoint):
             self._saved = {}
         trainer.save_checkpoint(self.last)
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         # An average of the weights has taken their place in the checkpoint by now.
         start = "network."
         self._saved = {k[len(start) :]: v for k, v in checkpoint["state_dict"].items() if k.startswith(start)}
@@ -163,7 +165,9 @@ class Show(Callback):
         self._last = now
         epoch, loss = f"epoch {trainer.current_epoch + 1}/{self._epochs}", float(outputs["loss"])
         if self._bar:
-            self._bar.update(self._bar.task_ids[0], completed=trainer.global_step, description=f"{epoch} loss {loss:.3f}")
+            self._bar.update(
+                self._bar.task_ids[0], completed=trainer.global_step, description=f"{epoch} loss {loss:.3f}"
+            )
         else:
             self._print(f"{epoch}  step {batch_idx + 1}/{int(trainer.num_training_batches)}  loss {loss:.4f}")
 

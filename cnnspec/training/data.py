@@ -288,4 +288,3 @@ def _list_files(folder: Path, names: list[str], channels: int) -> Files:
     if not paths:
         raise failure("E0503", f"`{folder}` holds no images", help=_LAYOUT)
     return Files(tuple(paths), torch.tensor(labels), channels)
-

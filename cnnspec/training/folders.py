@@ -62,7 +62,10 @@ class RunFolder:
             folder.hold()
         except OSError as error:
             raise failure(
-                "E0506", f"cannot make a run folder: {error.strerror}", file=str(out), help="choose another with `--out`"
+                "E0506",
+                f"cannot make a run folder: {error.strerror}",
+                file=str(out),
+                help="choose another with `--out`",
             ) from None
         os.environ[SHARED] = str(folder.path)
         return folder
@@ -78,7 +81,11 @@ class RunFolder:
         found = [cls(path) for _, path in sorted(_numbered(runs), reverse=True)]
         unfinished = [folder for folder in found if folder.state != "finished" and folder.last.is_file()]
         if not unfinished:
-            what = "every run is finished" if found and all(f.state == "finished" for f in found) else "no run has a checkpoint"
+            what = (
+                "every run is finished"
+                if found and all(f.state == "finished" for f in found)
+                else "no run has a checkpoint"
+            )
             raise failure("E0506", f"nothing to resume: {what}" if found else "nothing to resume: there is no run yet",
                 file=str(runs), help="train anew without `--resume`, or name the folder of the runs with `--out`")  # fmt: skip
         folder = unfinished[0]

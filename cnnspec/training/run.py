@@ -27,10 +27,10 @@ from cnnspec.recipe import Recipe, Setting
 from cnnspec.training.augment import Prepare
 from cnnspec.training.callbacks import Keep, Show, StopOnSignal, Stopped, WholeFiles
 from cnnspec.training.data import ImageData, load_data
-from cnnspec.training.scoring import score
 from cnnspec.training.feed import Feed
 from cnnspec.training.folders import SHARED, RunFolder
 from cnnspec.training.machine import best_device, keep_memory, versions
+from cnnspec.training.scoring import score
 from cnnspec.training.task import Task, make_optimizer
 from cnnspec.training.weights import load_weights, read_weights
 
@@ -251,7 +251,10 @@ class _Run:
                 max_epochs=recipe.epochs,
                 callbacks=callbacks,
                 plugins=[WholeFiles()],
-                logger=[CSVLogger(path, name="", version=""), TensorBoardLogger(path, "", "tensorboard", default_hp_metric=False)],
+                logger=[
+                    CSVLogger(path, name="", version=""),
+                    TensorBoardLogger(path, "", "tensorboard", default_hp_metric=False),
+                ],
                 log_every_n_steps=min(50, self.task.steps),
                 reload_dataloaders_every_n_epochs=1,
                 use_distributed_sampler=False,
@@ -368,7 +371,10 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without Lightning's tips and its guesses at what might be meant."""
-    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero")]
+    loggers = [
+        logging.getLogger(name)
+        for name in ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero")
+    ]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|torch|torchmetrics)\b")

@@ -93,7 +93,9 @@ def make_optimizer(weights: Any, recipe: Recipe, steps: int) -> tuple[Optimizer,
     """
 
     def refused(setting: Setting, error: Exception) -> Exception:
-        return failure("E0512", f"torch refuses the settings of `{setting.name}`: {error}", help="see the `train` section")
+        return failure(
+            "E0512", f"torch refuses the settings of `{setting.name}`: {error}", help="see the `train` section"
+        )
 
     try:
         optimizer = OPTIMIZERS[recipe.optimizer.name](weights, **recipe.optimizer.args)

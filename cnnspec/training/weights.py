@@ -52,9 +52,16 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
     reader = _READERS.get(path.suffix.lower())
     endings = ", ".join(f"`{ending}`" for ending in _READERS)
     if reader is None:
-        raise failure("E0505", f"`{path.name}` has no ending of a weights file", help=f"known are {endings}", file=str(path))
+        raise failure(
+            "E0505", f"`{path.name}` has no ending of a weights file", help=f"known are {endings}", file=str(path)
+        )
     if not path.is_file():
-        raise failure("E0505", "there is no such weights file", file=str(path), help="look for `best.safetensors` in a run's folder `checkpoints`")
+        raise failure(
+            "E0505",
+            "there is no such weights file",
+            file=str(path),
+            help="look for `best.safetensors` in a run's folder `checkpoints`",
+        )
     try:
         loaded = reader(path)
     except Exception as error:  # noqa: BLE001 - a broken or hostile file fails in many ways, all of them mean this
@@ -66,7 +73,9 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
             file=str(path),
             help="it must hold a `state_dict` of tensors and nothing else; nothing in it was run",
         ) from None
-    if not isinstance(loaded, Mapping) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in loaded.items()):
+    if not isinstance(loaded, Mapping) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in loaded.items()
+    ):
         raise failure(
             "E0505",
             "the file holds something else than weights",
@@ -79,7 +88,9 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
 def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
     """Write tensors as safetensors; the file is complete or not there."""
     temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(save({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}, {"format": "pt"}))
+    temporary.write_bytes(
+        save({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}, {"format": "pt"})
+    )
     os.replace(temporary, path)
 
 
@@ -156,7 +167,12 @@ def _by_order(own: Weights, given: Weights, file: str | None) -> Weights:
 
 
 def _mismatch(
-    message: str, own: Weights, given: Weights, pairs: list[tuple[str | None, str | None]], file: str | None, help: str | None
+    message: str,
+    own: Weights,
+    given: Weights,
+    pairs: list[tuple[str | None, str | None]],
+    file: str | None,
+    help: str | None,
 ) -> CnnspecError:
     def show(key: str | None, tensors: Weights) -> str:
         return f"`{key}` {list(tensors[key].shape)}" if key is not None else "nothing"
