@@ -115,9 +115,9 @@ def _value(key: str, value: Any) -> Any:
 def locate(path_or_name: str | Path) -> tuple[Path, str]:
     """The file that a path or the name of a shipped spec means, and what to call it."""
     path = Path(path_or_name)
-    if not path.exists() and path.name == str(path_or_name):
+    if path.name == str(path_or_name):
         shipped = shipped_specs().get(path.name.removesuffix(SUFFIX))
-        if shipped is not None:
+        if shipped is not None and not path.exists():
             return shipped, f"{shipped.stem}{SUFFIX}"
     return path, str(path_or_name)
 

@@ -6,6 +6,7 @@ symbolic links are resolved first.
 
 from __future__ import annotations
 
+import stat
 from functools import lru_cache
 from pathlib import Path
 
@@ -39,9 +40,10 @@ def read_text(path: Path, name: str, report: Report) -> str | None:
     """The text of a spec file, or nothing and a diagnostic."""
     help = None
     try:
-        if path.is_dir():
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
             code, problem, help = "E0212", f"`{name}` is a folder", "name a file in it"
-        elif path.exists() and not path.is_file():
+        elif not stat.S_ISREG(mode):
             code, problem = "E0212", f"`{name}` is not a regular file"
         else:
             with path.open("rb") as file:

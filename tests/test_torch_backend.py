@@ -314,7 +314,7 @@ def test_own_layers_mean_what_they_say() -> None:
 
 # --- how weights start ---------------------------------------------------------------------------
 
-SCHEMES: list[tuple[InitScheme, float, float]] = [
+STARTS: list[tuple[InitScheme, float, float]] = [
     # Mean and standard deviation of a 3x3 convolution from 64 to 128 channels.
     (inits.KaimingNormal(), 0, math.sqrt(2 / (64 * 9))),
     (inits.KaimingNormal(mode="fan_out"), 0, math.sqrt(2 / (128 * 9))),
@@ -335,10 +335,10 @@ SCHEMES: list[tuple[InitScheme, float, float]] = [
 
 
 def test_every_initialisation_is_tried() -> None:
-    assert {scheme.name for scheme, _, _ in SCHEMES} == set(INITS)
+    assert {scheme.name for scheme, _, _ in STARTS} == set(INITS)
 
 
-@pytest.mark.parametrize(("scheme", "mean", "std"), SCHEMES, ids=lambda value: getattr(value, "name", ""))
+@pytest.mark.parametrize(("scheme", "mean", "std"), STARTS, ids=lambda value: getattr(value, "name", ""))
 def test_initialisation_has_its_mean_and_deviation(scheme: InitScheme, mean: float, std: float) -> None:
     torch.manual_seed(0)
     for bias in (False, True):
@@ -541,7 +541,7 @@ def _random_graph(seed: int) -> Graph:
 def test_forward_equals_an_interpreter(seed: int) -> None:
     graph = _random_graph(seed)
     torch.manual_seed(seed)
-    network = to_module(graph)
+    network = to_module(graph).double()
     plain = copy.deepcopy(network)
     for module in plain.modules():
         if isinstance(module, nn.ReLU):
@@ -549,7 +549,7 @@ def test_forward_equals_an_interpreter(seed: int) -> None:
     for training in (True, False):
         network.train(training)
         plain.train(training)
-        x = torch.randn(3, 4, 6, 6)
+        x = torch.randn(3, 4, 6, 6, dtype=torch.float64)
         mine, other = x.clone().requires_grad_(), x.clone().requires_grad_()
         ours, expected = network(mine), interpret(plain, other)
         if not isinstance(ours, Outputs):

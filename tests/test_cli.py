@@ -1,0 +1,169 @@
+"""The command line as a user meets it: output, exit codes, and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cnnspec.resources import resource
+
+HEAD = "network t\ninput 3x32x32\nclasses 10\n"
+GOOD = HEAD + "stem conv 3x3 16 | bn | relu\nhead global_avgpool | flatten | linear classes\n"
+
+
+def cnnspec(*args: object, cwd: Path | None = None, text: str | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cnnspec", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd or Path(__file__).parents[1], input=text)
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    path = tmp_path / "good.cnn"
+    path.write_text(GOOD)
+    return path
+
+
+def test_check_of_all_that_ships() -> None:
+    files = [*resource("specs").glob("*.cnn"), *resource("specs").glob("blocks/*.cnn")]
+    done = cnnspec("check", *files)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(": ok") == len(files) >= 19
+    assert done.stderr == ""
+
+
+def test_check_tells_figures_and_json(good: Path) -> None:
+    assert "[N, 3, 32, 32] -> [N, 10]" in cnnspec("check", good).stdout
+    data = json.loads(cnnspec("check", "--json", good, "resnet20").stdout)
+    assert data["version"] == 1
+    assert [file["ok"] for file in data["files"]] == [True, True]
+    assert data["files"][1]["parameters"] == 272378
+
+
+def test_check_goes_on_behind_a_bad_file(good: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.cnn"
+    bad.write_text(HEAD + "stem cnv 3x3 16\n")
+    done = cnnspec("check", bad, good, tmp_path / "missing.cnn")
+    assert done.returncode == 1
+    assert "error[E0201]: unknown operator or block `cnv`" in done.stderr
+    assert "did you mean `conv`?" in done.stderr
+    assert "error[E0212]" in done.stderr
+    assert "good.cnn: ok" in done.stdout
+    report = json.loads(cnnspec("check", "--json", bad).stdout)["files"][0]
+    assert report["ok"] is False
+    fault = report["diagnostics"][0]
+    assert (fault["code"], fault["line"], fault["column"]) == ("E0201", 4, 6)
+
+
+@pytest.mark.parametrize("command", ["check", "summary", "show", "build", "fmt"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\x7fELF\x00\x01", b"\xff\xfe\xfd", b"add {\n conv", b"network t\ninput 3x8x8\nstem conv 9x9 4 pad=0\n"],
+    ids=["empty", "binary", "not-utf8", "open-brace", "too-large"],
+)
+def test_bad_files_end_with_an_error(command: str, content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "bad.cnn"
+    path.write_bytes(content)
+    done = cnnspec(command, path, cwd=tmp_path)
+    formattable = command == "fmt" and content in (b"", b"network t\ninput 3x8x8\nstem conv 9x9 4 pad=0\n")
+    assert done.returncode == (0 if formattable else 1), done.stderr
+    assert "Traceback" not in done.stderr
+    assert formattable or "error[E" in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.cnn"]
+    assert path.read_bytes() == content
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "folder.cnn").mkdir()
+    for name in ("folder.cnn", "missing.cnn", "x" * 300):
+        done = cnnspec("check", tmp_path / name)
+        assert done.returncode == 1
+        assert "error[E0212]" in done.stderr
+
+
+def test_fmt(tmp_path: Path) -> None:
+    path = tmp_path / "messy.cnn"
+    path.write_bytes(b"network   t\r\ninput 3x32x32 # image\r\n\r\n\r\nstem conv 3x3   c=16|bn\r\n")
+    before = path.read_bytes()
+    check = cnnspec("fmt", "--check", path)
+    assert (check.returncode, path.read_bytes()) == (1, before)
+    diff = cnnspec("fmt", "--diff", path)
+    assert diff.returncode == 1
+    assert "+stem conv 3x3 c=16 | bn" in diff.stdout
+    assert path.read_bytes() == before
+    assert cnnspec("fmt", path).returncode == 0
+    assert path.read_text() == "network t\ninput 3x32x32  # image\n\nstem conv 3x3 c=16 | bn\n"
+    assert cnnspec("fmt", "--check", path).returncode == 0
+    assert cnnspec("fmt", "-", text="relu|relu\n").stdout == "relu | relu\n"
+
+
+def test_summary(good: Path) -> None:
+    data = json.loads(cnnspec("summary", "resnet20", "--json").stdout)
+    assert (data["parameters"], data["macs"], data["depth"]) == (272378, 40813184, 20)
+    modules = {module["path"]: module for module in data["modules"]}
+    assert modules["stage2.0.downsample"]["parameters"] == 16 * 32 + 32
+    assert modules["stage1"]["parameters"] == sum(modules[f"stage1.{i}"]["parameters"] for i in range(3))
+    assert modules["stage3"]["output_shape"] == [64, 8, 8]
+    text = cnnspec("summary", "resnet20", "--set", "n=5").stdout
+    assert "466,810" in text
+    assert "\x1b" not in text
+
+
+def test_show(good: Path) -> None:
+    for stage in ("tree", "model", "graph"):
+        assert cnnspec("show", good, "--stage", stage).stdout
+        assert json.loads(cnnspec("show", good, "--stage", stage, "--json").stdout)
+    assert cnnspec("show", good, "--stage", "soup").returncode == 2
+
+
+def test_list() -> None:
+    listing = json.loads(cnnspec("list", "--json").stdout)
+    assert {"resnet20", "preact_resnet20", "googlenet_cifar", "densenet_cifar", "resnet110"} <= set(listing["specs"])
+    assert {"resnet_block", "preact_bottleneck", "squeeze_excite"} <= set(listing["blocks"])
+    assert "conv" in listing["operators"]
+
+
+def test_settings() -> None:
+    assert cnnspec("check", "resnet20", "--set", "n=2").returncode == 0
+    for wrong in ("m=2", "n=2.5", "n=in.c", "n=relu", "n=0", "n=9999999999999999999999"):
+        done = cnnspec("check", "resnet20", "--set", wrong)
+        assert done.returncode == 1, wrong
+        assert "error[E0" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert cnnspec("check", "resnet20", "--set", "n").returncode == 2
+
+
+def test_usage_errors_exit_with_2() -> None:
+    assert cnnspec("chekc", "resnet20").returncode == 2
+    assert cnnspec("check", "--frobnicate").returncode == 2
+    assert cnnspec("build", "resnet20", "--epochs", "3").returncode == 2
+
+
+def test_build_tries_the_module_out(good: Path) -> None:
+    pytest.importorskip("torch")
+    done = cnnspec("build", good)
+    assert done.returncode == 0, done.stderr
+    assert "forward and backward pass on (2, 3, 32, 32): ok" in done.stdout
+
+
+def test_a_wrong_data_set_is_refused_before_training(good: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    wide = tmp_path / "wide.cnn"
+    wide.write_text(GOOD.replace("classes 10", "classes 100"))
+    cases = {
+        "E0501": ["build", wide, "--train", "--data", "fashion_mini"],
+        "E0502": ["build", good, "--train", "--data", "cifra10"],
+    }
+    for code, args in cases.items():
+        done = cnnspec(*args, cwd=tmp_path)
+        assert done.returncode == 1
+        assert f"error[{code}]" in done.stderr
+        assert not (tmp_path / "runs").exists()
+    done = cnnspec("build", good, "--train", "--data", "cifar10", "--offline", "--data-dir", tmp_path / "none", cwd=tmp_path)
+    assert done.returncode == 1
+    for remedy in ("--data fashion_mini", "--data-dir", "--data folder"):
+        assert remedy in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["good.cnn", "wide.cnn"]

@@ -1,0 +1,428 @@
+"""Data sets, augmentation and batches."""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import random_split
+from torchvision.transforms import v2
+
+from cnnspec import CnnspecError, Graph, loads
+from cnnspec.recipe import (
+    AUGMENTATIONS,
+    DATA_SETS,
+    Cifar100,
+    ColorJitter,
+    FashionMini,
+    Folder,
+    Mnist,
+    RandomCrop,
+    Rotate,
+    Setting,
+)
+from cnnspec.training import download
+from cnnspec.training.augment import CHANGES, Prepare, crop_boxes, fit, resize_boxes
+from cnnspec.training.data import SOURCES, Files, ImageData, Pixels, load_data, split, statistics
+from cnnspec.training.feed import Feed
+
+REAL = os.environ.get("CNNSPEC_DATA")
+needs_real_data = pytest.mark.skipif(REAL is None, reason="needs the real data sets in CNNSPEC_DATA")
+
+
+def graph(input: str = "1x28x28", classes: int = 10) -> Graph:
+    return loads(f"network tiny\ninput {input}\nglobal_avgpool | flatten | linear {classes}\n", name="tiny.cnn")
+
+
+def fashion_mini(input: str = "1x28x28") -> ImageData:
+    return load_data(graph(input), Setting.of(FashionMini()), Path("nowhere"))
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def code(error: pytest.ExceptionInfo[CnnspecError]) -> str:
+    return error.value.diagnostics[0].code
+
+
+# --- sets ----------------------------------------------------------------------------------------
+
+
+def test_every_declared_data_set_and_augmentation_has_a_row():
+    assert {*SOURCES, "folder"} == set(DATA_SETS)
+    assert set(CHANGES) == set(AUGMENTATIONS)
+
+
+@pytest.mark.parametrize(("count", "held"), [(50000, 5000), (60000, 5000), (6000, 500), (10, 1), (10, 0)])
+def test_the_split_is_that_of_the_global_seed(count: int, held: int):
+    torch.manual_seed(42)
+    kept, held_back = random_split(range(count), [count - held, held])  # type: ignore[arg-type]
+    train, val = split(count, held, "set")
+    assert val.tolist() == list(held_back.indices)
+    assert sorted(train.tolist()) == sorted(kept.indices)
+    if held:
+        assert train.tolist() == list(kept.indices)
+
+
+def test_a_split_must_leave_something():
+    with pytest.raises(CnnspecError) as error:
+        split(100, 100, "set")
+    assert code(error) == "E0511"
+
+
+def test_statistics_are_those_of_numpy():
+    pixels = torch.randint(0, 256, (2500, 3, 5, 4), dtype=torch.uint8)
+    mean, std = statistics([pixels])
+    scaled = pixels.numpy() / 255.0
+    assert np.allclose(mean, scaled.mean(axis=(0, 2, 3)), atol=1e-8)
+    assert np.allclose(std, scaled.std(axis=(0, 2, 3)), atol=1e-8)
+    assert statistics([torch.full((2, 1, 3, 3), 7, dtype=torch.uint8)])[1] == (1.0,)
+
+
+def test_fashion_mini_is_small_balanced_and_licensed():
+    folder = Path(download.__file__).parent / "fashion_mini"
+    assert (folder / "fashion_mini.npz").stat().st_size <= 4_000_000
+    assert "Copyright © 2017 Zalando SE, https://tech.zalando.com" in (folder / "LICENSE").read_text(encoding="utf-8")
+    data = fashion_mini()
+    assert (len(data.train), data.val and len(data.val), data.test and len(data.test)) == (5500, 500, 1000)
+    assert data.test
+    assert torch.bincount(data.test.labels).tolist() == [100] * 10
+    assert data.val
+    assert (torch.bincount(data.train.labels) + torch.bincount(data.val.labels)).tolist() == [600] * 10
+
+
+@needs_real_data
+def test_fashion_mini_holds_the_first_images_of_each_class():
+    from torchvision.datasets import FashionMNIST
+
+    original = FashionMNIST(REAL, train=False, download=False)
+    firsts = torch.cat([(original.targets == k).nonzero()[:100, 0] for k in range(10)]).sort().values
+    data = fashion_mini()
+    assert isinstance(data.test, Pixels)
+    assert torch.equal(data.test.pixels[:, 0], original.data[firsts])
+    assert torch.equal(data.test.labels, original.targets[firsts])
+
+
+@needs_real_data
+def test_cifar10_has_the_published_statistics():
+    assert REAL
+    data = load_data(graph("3x32x32"), Setting(name="cifar10", args={"val": 5000}), Path(REAL), offline=True)
+    assert data.mean == (0.49139968, 0.48215841, 0.44653091)
+    assert data.std == (0.24703223, 0.24348513, 0.26158784)
+    assert (len(data.train), data.val and len(data.val), data.test and len(data.test)) == (45000, 5000, 10000)
+
+
+def test_grey_images_become_rgb_by_repetition():
+    grey, rgb = fashion_mini(), fashion_mini("3x28x28")
+    assert rgb.mean == grey.mean * 3
+    assert isinstance(grey.test, Pixels)
+    assert isinstance(rgb.test, Pixels)
+    assert torch.equal(rgb.test.pixels, grey.test.pixels.repeat(1, 3, 1, 1))
+
+
+def test_another_number_of_classes_is_refused_before_anything_is_downloaded(tmp_path: Path):
+    with pytest.raises(CnnspecError) as error:
+        load_data(graph(classes=10), Setting.of(Cifar100()), tmp_path / "data")
+    assert code(error) == "E0501"
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["input 1x28x28\nconv 3x3 10\n", "input 4x28x28\nglobal_avgpool | flatten | linear 10\n"]
+)
+def test_only_image_classifiers_are_trained(text: str):
+    with pytest.raises(CnnspecError) as error:
+        load_data(loads("network odd\n" + text, name="odd.cnn"), Setting.of(FashionMini()), Path())
+    assert code(error) == "E0508"
+
+
+# --- downloads -----------------------------------------------------------------------------------
+
+
+class FakeSet:
+    """Behaves as torchvision's sets do; `answer` is what the server does."""
+
+    answer: BaseException | None = None
+
+    def __init__(self, root: Path | str, train: bool, download: bool) -> None:
+        folder = Path(root) / "Fake"
+        if download and not folder.exists():
+            folder.mkdir(parents=True)
+            (folder / "half").write_bytes(b"x")
+            (Path(root) / "archive.tar.gz").write_bytes(b"x")
+            if self.answer:
+                raise self.answer
+            (folder / "whole").write_bytes(b"x")
+        if not (folder / "whole").exists():
+            raise RuntimeError("Dataset not found or corrupted. You can use download=True to download it")
+        self.data = np.zeros((20, 28, 28), np.uint8)
+        self.targets = [0, 1] * 10
+
+
+FAULTS = [
+    urllib.error.URLError("Name or service not known"),
+    RuntimeError("File not found or corrupted."),
+    TimeoutError("timed out"),
+    OSError(28, "No space left on device"),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
+def test_a_failed_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: BaseException):
+    monkeypatch.setitem(download._CLASSES, "mnist", type("Failing", (FakeSet,), {"answer": fault}))
+    with pytest.raises(CnnspecError) as error:
+        load_data(graph(), Setting.of(Mnist()), tmp_path / "data")
+    assert code(error) == "E0502"
+    for option in ("--data fashion_mini", "--data-dir", "--data folder"):
+        assert option in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_offline_means_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(download._CLASSES, "mnist", FakeSet)
+    with pytest.raises(CnnspecError) as error:
+        load_data(graph(), Setting.of(Mnist()), tmp_path, offline=True)
+    assert code(error) == "E0502"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_download_is_moved_into_place_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(download._CLASSES, "mnist", FakeSet)
+    data = load_data(graph(), Setting.of(Mnist(val=4)), tmp_path / "data")
+    assert len(data.train) == 16
+    assert [entry.name for entry in (tmp_path / "data").iterdir()] == ["Fake"]
+
+
+# --- folders -------------------------------------------------------------------------------------
+
+
+def write_images(folder: Path, classes: str = "ab", count: int = 10, size: tuple[int, int] = (8, 6)) -> None:
+    random = np.random.default_rng(0)
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = random.integers(0, 256, (*size, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+
+
+def test_a_folder_with_a_share_for_validation(tmp_path: Path):
+    write_images(tmp_path / "train")
+    data = load_data(graph("3x8x8", 2), Setting.of(Folder(path=str(tmp_path), val=0.2)), Path())
+    assert (len(data.train), data.val and len(data.val), data.test) == (16, 4, None)
+    (images, labels), *_ = Feed(data.train, Prepare((8, 8), data.mean, data.std), 4, seed=1, threads=2)
+    assert images.shape == (4, 3, 8, 8)
+    assert set(labels.tolist()) <= {0, 1}
+
+
+def test_a_folder_with_parts_of_its_own(tmp_path: Path):
+    for part, count in (("train", 6), ("val", 3), ("test", 2)):
+        write_images(tmp_path / part, count=count)
+    data = load_data(graph("1x8x8", 2), Setting.of(Folder(path=str(tmp_path))), Path())
+    assert (len(data.train), data.val and len(data.val), data.test and len(data.test)) == (12, 6, 4)
+    assert len(data.mean) == 1
+    assert isinstance(data.train, Files)
+    assert next(data.train.read(torch.tensor([0]))).shape == (1, 1, 8, 6)
+
+
+def test_faults_of_a_folder(tmp_path: Path):
+    def load() -> str:
+        with pytest.raises(CnnspecError) as error:
+            load_data(graph("3x8x8", 2), Setting.of(Folder(path=str(tmp_path / "images"))), Path())
+        return code(error)
+
+    assert load() == "E0503"  # no folder
+    (tmp_path / "images" / "train").mkdir(parents=True)
+    assert load() == "E0503"  # no classes
+    write_images(tmp_path / "images" / "train", "abc")
+    assert load() == "E0501"
+    (tmp_path / "images" / "train" / "c").rename(tmp_path / "c")
+    write_images(tmp_path / "images" / "test", "x")
+    assert load() == "E0503"  # a class that is not trained
+    (tmp_path / "images" / "test").rename(tmp_path / "test")
+    (tmp_path / "images" / "train" / "a" / "0.png").write_bytes(b"no image")
+    assert load() == "E0503"
+
+
+# --- augmentation --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_test_images_are_bit_for_bit_those_of_torchvision(channels: int):
+    data = fashion_mini(f"{channels}x28x28")
+    assert isinstance(data.test, Pixels)
+    ours = Prepare((28, 28), data.mean, data.std)(data.test.pixels[:50])
+    theirs = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(data.mean, data.std)])
+    assert torch.equal(ours, torch.stack([theirs(image) for image in data.test.pixels[:50]]))
+    from torchvision import transforms
+
+    old = transforms.Compose([transforms.ToTensor(), transforms.Normalize(data.mean, data.std)])
+    arrays = data.test.pixels[:50].permute(0, 2, 3, 1).contiguous().numpy()
+    assert torch.equal(ours, torch.stack([old(array) for array in arrays]))
+
+
+def test_images_are_resized_as_torchvision_does_and_keep_their_aspect():
+    images = torch.randint(0, 256, (4, 3, 20, 30), dtype=torch.uint8)
+    covering = v2.Compose([v2.Resize(40, antialias=True), v2.CenterCrop(40)])
+    assert torch.equal(fit(images, (40, 40)), covering(images))
+    assert fit(images, (20, 30)) is images
+    assert torch.equal(fit(images, (10, 15)), v2.functional.resize(images, [10, 15], antialias=True))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (14, 20), (50, 41)])
+def test_a_resized_crop_is_that_of_torchvision(size: tuple[int, int]):
+    images = torch.randint(0, 256, (30, 3, 32, 28), dtype=torch.uint8)
+    boxes = crop_boxes(30, (32, 28), (0.08, 1.0), (3 / 4, 4 / 3), generator())
+    ours = resize_boxes(images, boxes, size).int()
+    for image, box, got in zip(images, boxes.tolist(), ours, strict=True):
+        wanted = v2.functional.resized_crop(image, *box, list(size), antialias=True).int()
+        assert (got - wanted).abs().max() <= 1
+
+
+def test_crops_are_distributed_as_those_of_torchvision():
+    torch.manual_seed(0)
+    image, scale, ratio = torch.zeros(3, 32, 32), (0.8, 1.0), (0.9, 1.1)
+    transform = v2.RandomResizedCrop(32, scale, ratio)
+    params = [transform.make_params([image]) for _ in range(3000)]
+    theirs = torch.tensor([[p["top"], p["left"], p["height"], p["width"]] for p in params]).double()
+    ours = crop_boxes(3000, (32, 32), scale, ratio, generator()).double()
+    assert (ours.mean(0) - theirs.mean(0)).abs().max() < 0.1
+    assert (ours.std(0) - theirs.std(0)).abs().max() < 0.1
+    assert ours.amax(0).tolist() == theirs.amax(0).tolist()
+
+
+def test_a_crop_that_cannot_fit_is_the_centre():
+    boxes = crop_boxes(5, (10, 40), (1.0, 1.0), (1.0, 1.0), generator())
+    assert boxes.tolist() == [[0, 15, 10, 10]] * 5
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "edge"])
+def test_a_random_crop_is_a_place_of_the_padded_image(mode: str):
+    padding = {"zeros": "constant", "reflect": "reflect", "edge": "edge"}[mode]
+    images = torch.randint(1, 256, (40, 2, 6, 5), dtype=torch.uint8)
+    crops = CHANGES["random_crop"](images, (6, 5), generator(), pad=(2, 3), mode=mode)
+    places: set[tuple[int, int]] = set()
+    for image, crop in zip(images, crops, strict=True):
+        padded = v2.functional.pad(image, [3, 2], padding_mode=padding)
+        found = [(i, j) for i in range(5) for j in range(7) if torch.equal(padded[:, i : i + 6, j : j + 5], crop)]
+        assert found
+        places.update(found)
+    assert {i for i, _ in places} == set(range(5))
+    assert {j for _, j in places} == set(range(7))
+
+
+def test_flips_happen_to_the_share_that_was_asked_for():
+    images = torch.arange(12, dtype=torch.uint8).view(1, 1, 3, 4).repeat(2000, 1, 1, 1)
+    for name, axis in (("hflip", -1), ("vflip", -2)):
+        flipped = CHANGES[name](images, (3, 4), generator(), p=0.3)
+        turned = (flipped == images.flip(axis)).flatten(1).all(1)
+        same = (flipped == images).flatten(1).all(1)
+        assert bool((turned ^ same).all())
+        assert 0.26 < turned.float().mean() < 0.34
+
+
+def test_rotation_turns_as_torchvision_does():
+    image = torch.zeros(1, 1, 24, 16, dtype=torch.uint8)
+    image[..., 8:16, 4:12] = 200
+    torch.manual_seed(0)
+    turned = CHANGES["rotate"](image.repeat(20, 1, 1, 1), (24, 16), generator(3), degrees=30.0)
+    angles = (torch.rand(20, generator=generator(3)) * 60 - 30).tolist()
+    for angle, got in zip(angles, turned, strict=True):
+        wanted = v2.functional.rotate(image[0], angle, v2.InterpolationMode.BILINEAR)
+        other = v2.functional.rotate(image[0], -angle, v2.InterpolationMode.BILINEAR)
+        error = min((got.int() - side.int()).abs().float().mean() for side in (wanted, other))
+        assert error < 1.5
+
+
+def test_erasing_blanks_a_rectangle():
+    images = torch.full((300, 3, 20, 20), 9, dtype=torch.uint8)
+    erased = CHANGES["random_erasing"](images, (20, 20), generator(), p=0.5, scale=(0.02, 0.33), ratio=(0.3, 3.3))
+    blank = (erased == 0).all(1)
+    area = blank.flatten(1).sum(1)
+    assert 0.4 < (area > 0).float().mean() < 0.6
+    assert torch.equal(area, blank.any(1).sum(1) * blank.any(2).sum(1))
+    assert 400 * 0.01 <= area[area > 0].min()
+    assert area.max() <= 400 * 0.37
+
+
+SETTINGS = {
+    "random_crop": Setting.of(RandomCrop(pad=(3, 3))),
+    "rotate": Setting.of(Rotate(degrees=20.0)),
+    "color_jitter": Setting.of(ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.1)),
+}
+
+
+@pytest.mark.parametrize("name", list(AUGMENTATIONS))
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_augmentation_depends_on_its_generator_alone(name: str, channels: int):
+    setting = SETTINGS.get(name) or Setting.of(AUGMENTATIONS[name]())
+    images = torch.randint(0, 256, (16, channels, 20, 24), dtype=torch.uint8)
+    kept = images.clone()
+    prepare = Prepare((16, 16), [0.5] * channels, [0.25] * channels, [setting])
+    before = torch.get_rng_state()
+    first, again, other = (prepare(images, generator(seed)) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(images, kept)
+    assert first.shape == (16, channels, 16, 16)
+    assert first.dtype == torch.float32
+    assert torch.equal(first, again)
+    if not (name == "color_jitter" and channels == 1):
+        assert not torch.equal(first, other)
+    assert torch.equal(prepare(images), Prepare((16, 16), [0.5] * channels, [0.25] * channels)(images))
+
+
+# --- batches -------------------------------------------------------------------------------------
+
+CHANGING = Prepare((28, 28), (0.5,), (0.25,), [Setting.of(RandomCrop(pad=(2, 2)))])
+
+
+def pixels(count: int = 50) -> Pixels:
+    return Pixels(torch.randint(0, 256, (count, 1, 28, 28), dtype=torch.uint8), torch.arange(count))
+
+
+def test_batches_depend_on_seed_epoch_and_place():
+    images = pixels()
+    whole = list(Feed(images, CHANGING, 8, seed=1, epoch=2))
+    assert len(whole) == 6  # the last two images do not fill a batch
+    assert len({int(label) for _, labels in whole for label in labels}) == 48
+    for other in (
+        Feed(images, CHANGING, 8, seed=1, epoch=2, threads=3),
+        Feed(images, CHANGING, 8, seed=1, epoch=2, skip=2),
+    ):
+        for (ours, labels), (theirs, expected) in zip(other, whole[other.skip :], strict=True):
+            assert torch.equal(ours, theirs)
+            assert torch.equal(labels, expected)
+    for changed in (Feed(images, CHANGING, 8, seed=2, epoch=2), Feed(images, CHANGING, 8, seed=1, epoch=3)):
+        assert not torch.equal(next(iter(changed))[1], whole[0][1])
+
+
+def test_devices_share_a_batch():
+    images = pixels()
+    whole = list(Feed(images, CHANGING, 8, seed=1))
+    shares = [list(Feed(images, CHANGING, 8, seed=1, rank=rank, world=2)) for rank in range(2)]
+    for (_, labels), (_, first), (_, second) in zip(whole, *shares, strict=True):
+        assert sorted(torch.cat([first, second]).tolist()) == sorted(labels.tolist())
+
+
+def test_testing_sees_every_image_once_in_order():
+    labels = [label for _, labels in Feed(pixels(), CHANGING, 8) for label in labels.tolist()]
+    assert labels == list(range(50))
+
+
+def test_a_set_smaller_than_a_batch_is_one_batch():
+    assert len(list(Feed(pixels(5), CHANGING, 8, seed=1))) == 1
+
+
+def test_threads_end_with_the_iteration():
+    import threading
+
+    before = threading.active_count()
+    batches = iter(Feed(pixels(), CHANGING, 4, seed=1, threads=2))
+    next(batches)
+    batches.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
