@@ -28,7 +28,7 @@ lint: $(READY)
 	$(BIN)/cnnspec fmt --check specs/*.cnn specs/blocks/*.cnn
 
 types: $(READY)
-	$(BIN)/basedpyright
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 format: $(READY)
 	$(BIN)/ruff format .

@@ -18,6 +18,7 @@ from cnnspec.compiler import Compilation, compile_file  # noqa: E402
 from cnnspec.diagnostics import CnnspecError, Diagnostic, did_you_mean, failure, render  # noqa: E402
 from cnnspec.ir import Graph  # noqa: E402
 
+gc.freeze()
 gc.enable()
 
 app = typer.Typer(

@@ -140,6 +140,11 @@ class Sections:
                 help=f"there are {', '.join(f'`{n}`' for n in allowed)}",
             )
             raise Fault
+        low, high = scheme.args.get("low"), scheme.args.get("high")
+        if isinstance(low, float) and isinstance(high, float) and low > high:
+            span = statement.scheme.span
+            self.fail("E0215", f"`low` is above `high`: {show(low)} and {show(high)}", span, help="exchange the two")
+            raise Fault
         return ir.Init(target=statement.target, scheme=scheme, origin=self.binder.places.add(statement.span))
 
     def recipe(self, statement: tree.Train, scope: FileScope) -> Recipe:

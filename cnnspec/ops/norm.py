@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal
 
-from cnnspec.ops.base import SameShape, need_divisible, need_map
+from cnnspec.ops.base import SameShape, ShapeFault, need_divisible, need_map
 from cnnspec.shapes import Shape
 from cnnspec.signatures import Count, NotNegative, Probability
 
@@ -69,7 +69,12 @@ class InstanceNorm(SameShape):
     affine: bool = False
 
     def infer(self, *inputs: Shape) -> Shape:
-        return need_map(self.name, inputs[0])
+        shape = need_map(self.name, inputs[0])
+        if shape[1:] == (1, 1):
+            raise ShapeFault(
+                "E0309", "`in_norm` of a 1x1 map is always zero", help="use `gn` or `bn`, or norm before the pool"
+            )
+        return shape
 
     def weights(self, x: Shape) -> dict[str, Shape]:
         return _affine(x) if self.affine else {}

@@ -88,7 +88,7 @@ def evaluate(
     """
     keep_memory()
     network = to_module(graph)
-    matched = load_weights(network, read_weights(weights), match, str(weights))
+    matched = load_weights(network, read_weights(weights, match), match, str(weights))
     setting = data or graph.recipe.data
     images = load_data(graph, setting, Path(data_dir), offline=offline)
     part = images.test if split == "test" else images.val

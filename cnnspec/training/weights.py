@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -39,14 +40,16 @@ _READERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def read_weights(path: str | os.PathLike[str]) -> Weights:
+def read_weights(path: str | os.PathLike[str], match: Match = "name") -> Weights:
     """The tensors of a file by their keys, in the order of the file.
 
     Args:
         path: A Lightning checkpoint (`.ckpt`), a saved `state_dict` (`.pt`, `.pth`), or `.safetensors`.
+        match: How they will be matched.
 
     Raises:
-        CnnspecError: E0505 if the file is missing, is broken, or holds anything but tensors.
+        CnnspecError: E0505 if the file is missing, is broken, or holds anything but tensors; E0504 if they are
+            to be matched by an order that the file does not keep.
     """
     path = Path(path)
     reader = _READERS.get(path.suffix.lower())
@@ -62,8 +65,17 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
             file=str(path),
             help="look for `best.safetensors` in a run's folder `checkpoints`",
         )
+    if match == "order" and path.suffix.lower() == ".safetensors":
+        raise failure(
+            "E0504",
+            "safetensors do not keep the order of the tensors",
+            file=str(path),
+            help="match them with `--match name`, or load a `.ckpt` or `.pt` by order",
+        )
     try:
-        loaded = reader(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the file's pickle protocol
+            loaded = reader(path)
     except Exception as error:  # noqa: BLE001 - a broken or hostile file fails in many ways, all of them mean this
         reason = " ".join(str(error).split())[:200]
         raise failure(
