@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cnnspec import ir, tree
 from cnnspec.binding import Binder
-from cnnspec.check import check as check_model
+from cnnspec.checker import check as check_model
 from cnnspec.diagnostics import CnnspecError, Diagnostic, Report, Source, failure
 from cnnspec.elaborate import elaborate
 from cnnspec.expressions import ExprFault, UnknownShape, evaluate

@@ -281,7 +281,7 @@ class _Author(_Chance):
             lambda: self.function("max", value, value - other, frame=frame),
             lambda: self.function("min", value + other, value, frame=frame),
             lambda: self.function("ceil", value - 0.5, frame=frame) if value > 0 else _integer(value),
-            lambda: self.function("sqrt", value * value, frame=frame) if 0 <= value < 1000 else _integer(value),
+            lambda: self.root(value, frame) if 0 <= value < 1000 else _integer(value),
             lambda: (
                 self.function("round_to", value, 2, frame=frame) if round_to(value, 2) == value else _integer(value)
             ),
@@ -298,6 +298,10 @@ class _Author(_Chance):
 
     def function(self, name: str, *values: Any, frame: _Frame) -> tree.Expr:
         return tree.FunctionCall(_AT, name, tuple(self.expr(value, frame) for value in values))
+
+    def root(self, value: int, frame: _Frame) -> tree.Expr:
+        square = value * value + self.number(0, 2 * value)
+        return tree.FunctionCall(_AT, "floor", (self.function("sqrt", square, frame=frame),))
 
     def choice(self, value: Any, other: Any, frame: _Frame) -> tree.Expr:
         decision = self.draw(st.booleans())
@@ -561,7 +565,10 @@ class _Author(_Chance):
             }
             label = self.fresh("row") if frame.labelling and "repeat" not in columns and self.rarely() else None
             x = (cells["c"], *x[1:])
-            rows.append(tree.Row(_AT, label, tuple(_operand(self.expr(cells[name], frame)) for name in columns)))
+            row = [_operand(self.expr(cells[name], frame)) for name in columns]
+            if isinstance(row[0], tree.Name):  # `classes` at the head of a line would be a statement
+                row[0] = tree.Group(_AT, row[0])
+            rows.append(tree.Row(_AT, label, tuple(row)))
         names = tuple(tree.Name(_AT, name) for name in columns)
         return tree.Each(_AT, "conv", names, tuple(args), tuple(rows), _AT), x
 

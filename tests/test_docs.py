@@ -178,7 +178,13 @@ def test_example_runs(path: Path, tmp_path: Path) -> None:
     # As a user would start it, from another folder.
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, str(path)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, str(path)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
@@ -282,7 +288,7 @@ def test_every_shipped_spec_is_in_the_readme() -> None:
 
 def test_every_option_is_in_the_page_of_the_command_line() -> None:
     page = (ROOT / "docs" / "cli.md").read_text("utf-8")
-    sections = {name: text for name, text in re.findall(r"^## `cnnspec ([a-z]+)`\n(.*?)(?=^## |\Z)", page, re.M | re.S)}
+    sections = dict(re.findall(r"^## `cnnspec ([a-z]+)`\n(.*?)(?=^## |\Z)", page, re.M | re.S))
     commands: Any = typer.main.get_command(cli.app)
     assert set(commands.commands) == set(sections)
     for name, command in commands.commands.items():

@@ -177,7 +177,9 @@ def test_resnet50_has_the_names_of_torchvision() -> None:
     names = keys(graph)
     assert names[:3] == ["conv1.weight", "bn1.weight", "bn1.bias"]
     assert {"layer1.0.conv1.weight", "layer1.0.downsample.0.weight", "layer4.2.bn3.bias", "fc.bias"} < set(names)
-    assert [name for name in names if "downsample.0" in name] == [f"layer{n}.0.downsample.0.weight" for n in range(1, 5)]
+    assert [name for name in names if "downsample.0" in name] == [
+        f"layer{n}.0.downsample.0.weight" for n in range(1, 5)
+    ]
 
 
 def test_stage_each() -> None:
@@ -240,7 +242,9 @@ def test_extends() -> None:
 
 
 def test_use() -> None:
-    graph = graph_of('use conv_bn, tv_bottleneck from "blocks/torchvision.cnn"\n\nconv_bn 3x3 64\nlayer1: tv_bottleneck x3 64\n')
+    graph = graph_of(
+        'use conv_bn, tv_bottleneck from "blocks/torchvision.cnn"\n\nconv_bn 3x3 64\nlayer1: tv_bottleneck x3 64\n'
+    )
     assert keys(graph)[:6] == [
         "0.conv.weight", "0.bn.weight", "0.bn.bias", "layer1.0.conv1.weight", "layer1.0.bn1.weight", "layer1.0.bn1.bias"
     ]  # fmt: skip
@@ -270,7 +274,9 @@ def test_names_of_a_repeat() -> None:
 
 
 def test_default_is_for_the_calls_of_this_file() -> None:
-    text = "default bn eps=1e-3\ndefault conv bias\ndefault resnet_block act=gelu\n\nconv 3x3 16 | bn\nresnet_block 16\n"
+    text = (
+        "default bn eps=1e-3\ndefault conv bias\ndefault resnet_block act=gelu\n\nconv 3x3 16 | bn\nresnet_block 16\n"
+    )
     graph = graph_of(text)
     own, inner = graph.nodes[:2], graph.nodes[2:]
     assert "0.bias" in keys(graph)

@@ -78,6 +78,17 @@ class Builder:
             return 1
         return int(token)
 
+    def real(self, token: Token, span: Span) -> float:
+        value = float(token)
+        if value > MAX_INTEGER:
+            self.report.add(
+                Diagnostic(
+                    "E0405", f"the number is larger than the limit of {MAX_INTEGER}", span, help="write a smaller number"
+                )
+            )
+            return 1.0
+        return value
+
     # the top of a file
 
     def network(self, node: Any) -> tree.Network:
@@ -284,7 +295,7 @@ class Builder:
     def number(self, node: Any) -> tree.Number:
         token = node.children[0]
         span = self.span(node)
-        value = self.integer(token, span) if token.type == "INT" else float(token)
+        value = self.integer(token, span) if token.type == "INT" else self.real(token, span)
         return tree.Number(span, value, str(token))
 
     def size(self, node: Any) -> tree.SizeLiteral:

@@ -1,0 +1,109 @@
+"""The Python API, as the package exports it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import cnnspec
+from cnnspec.resources import resource
+
+HEAD = "network t\ninput 3x32x32\nclasses 10\n"
+
+
+def test_every_export_is_what_it_says() -> None:
+    for name in ("build", "check", "format", "load", "loads"):
+        function = getattr(cnnspec, name)
+        assert callable(function), f"{name} is hidden by a module of that name"
+        assert function.__name__ == name
+    assert issubclass(cnnspec.CnnspecError, Exception)
+
+
+def test_load_by_name_and_by_path() -> None:
+    graph = cnnspec.load("resnet20")
+    again = cnnspec.load(resource("specs", "resnet20.cnn"))
+    assert graph == again
+    assert (graph.name, graph.input_shape, graph.output_shape) == ("resnet20", (3, 32, 32), (10,))
+    assert (graph.parameter_count, graph.macs, graph.depth) == (272378, 40813184, 20)
+    node = next(node for node in graph.nodes if node.path == "stage2.0.downsample")
+    assert (node.op.name, str(node.op), node.shape) == ("conv", "conv", (32, 16, 16))
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "macs"),
+    [
+        ("resnet20", 272_378, 40.81),
+        ("preact_resnet20", 272_250, 40.81),
+        ("googlenet_cifar", 260_650, 79.64),
+        ("densenet_cifar", 239_146, 72.28),
+    ],
+)
+def test_published_figures(name: str, params: int, macs: float) -> None:
+    graph = cnnspec.load(name)
+    assert graph.parameter_count == params
+    assert round(graph.macs / 1e6, 2) == macs
+    torch = pytest.importorskip("torch")
+    module = cnnspec.build(graph)
+    assert sum(p.numel() for p in module.parameters()) == params
+    assert module.eval()(torch.zeros(3, *graph.input_shape)).shape == (3, 10)
+
+
+def test_params_change_a_network() -> None:
+    assert cnnspec.load("resnet20", n=9).depth == 56
+    assert cnnspec.load("resnet20", classes=100).output_shape == (100,)
+    assert cnnspec.load("resnet56").nodes == cnnspec.load("resnet20", n=9).nodes
+    with pytest.raises(cnnspec.CnnspecError) as caught:
+        cnnspec.load("resnet20", depth=3)
+    assert caught.value.diagnostics[0].code == "E0217"
+    with pytest.raises(cnnspec.CnnspecError):
+        cnnspec.load("resnet20", n=[3])
+
+
+def test_faults_are_raised_and_listed() -> None:
+    text = HEAD + "stem conv 3x3 16 strde=2 | bm\n"
+    diagnostics = cnnspec.check(text, name="tiny.cnn")
+    assert [d.code for d in diagnostics] == ["E0202", "E0201"]
+    first = diagnostics[0]
+    assert (first.line, first.column, first.help) == (4, 18, "did you mean `stride`?")
+    assert "strde" in first.message
+    with pytest.raises(cnnspec.CnnspecError) as caught:
+        cnnspec.loads(text)
+    assert [d.code for d in caught.value.diagnostics] == ["E0202", "E0201"]
+    assert "network:4:18" in str(caught.value)
+    assert cnnspec.check(HEAD + "conv 3x3 16") == []
+
+
+def test_blocks_alone_are_well_but_no_network() -> None:
+    text = "block two(c) {\n    conv 3x3 c | relu\n}\n"
+    assert cnnspec.check(text) == []
+    with pytest.raises(cnnspec.CnnspecError, match="defines blocks but no network"):
+        cnnspec.loads(text)
+
+
+def test_format() -> None:
+    assert cnnspec.format("stem   conv 3x3 16|bn") == "stem conv 3x3 16 | bn\n"
+    with pytest.raises(cnnspec.CnnspecError):
+        cnnspec.format("conv 3x3 |")
+
+
+def test_files_beside_a_spec(tmp_path: Path) -> None:
+    (tmp_path / "blocks.cnn").write_text("param w = 2\nblock wide(c) {\n    conv 3x3 w * c | relu\n}\n")
+    (tmp_path / "net.cnn").write_text('use wide from "blocks.cnn"\n' + HEAD + "wide 8\n")
+    assert cnnspec.load(tmp_path / "net.cnn").output_shape == (16, 32, 32)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "more.cnn").write_text("extends base\nnetwork more\n")
+    (tmp_path / "deep" / "base.cnn").write_text(HEAD + "conv 3x3 4\n")
+    assert cnnspec.load(tmp_path / "deep" / "more.cnn").name == "more"
+    (tmp_path / "outside.cnn").write_text(HEAD + "conv 3x3 4\n")
+    (tmp_path / "deep" / "link.cnn").symlink_to(tmp_path / "outside.cnn")
+    (tmp_path / "deep" / "evil.cnn").write_text("extends link\n")
+    with pytest.raises(cnnspec.CnnspecError) as caught:
+        cnnspec.load(tmp_path / "deep" / "evil.cnn")
+    assert caught.value.diagnostics[0].code == "E0218"
+
+
+def test_models_survive_json() -> None:
+    for path in resource("specs").glob("*.cnn"):
+        model = cnnspec.load(path).model
+        assert cnnspec.Model.model_validate_json(model.model_dump_json()) == model

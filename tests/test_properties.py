@@ -1,0 +1,153 @@
+"""What holds for every spec: drawn by `cnnspec.testing`, with torch on the meta device as the oracle."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from cnnspec import ir, tree
+from cnnspec.compiler import build, check, compile_source, format, loads
+from cnnspec.diagnostics import CnnspecError, Report, Source, render
+from cnnspec.formatting import format_file
+from cnnspec.ops import JOINS, OPS
+from cnnspec.syntax import parse
+from cnnspec.testing import SETTINGS, specs, trees
+
+QUICK = settings(max_examples=60, deadline=None)
+LONG = settings(max_examples=3_000, deadline=None)
+
+
+def shapes_that_torch_gives(graph: ir.Graph, module: nn.Module, batch: int) -> dict[str, tuple[int, ...]]:
+    """The shape that each module gives for a batch of images, without the batch axis, by its path."""
+    found: dict[str, tuple[int, ...]] = {}
+
+    def keep(path: str) -> Any:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            if isinstance(output, torch.Tensor):
+                assert output.shape[0] == batch
+                found[path] = tuple(output.shape[1:])
+
+        return hook
+
+    handles = [layer.register_forward_hook(keep(path)) for path, layer in module.named_modules()]
+    output = module(torch.empty(batch, *graph.input_shape, device="meta"))
+    for handle in handles:
+        handle.remove()
+    assert tuple(output.shape) == (batch, *graph.output_shape)
+    return found
+
+
+def hold_against_torch(text: str, batch: int) -> None:
+    """A spec that checks builds, and torch agrees with every shape and every count."""
+    graph = loads(text)
+    with torch.device("meta"):
+        module = build(graph).eval()
+    found = shapes_that_torch_gives(graph, module, batch)
+    own = {node.path: node for node in graph if node.op.owns_module}
+    assert len(own) == sum(node.op.owns_module for node in graph)
+    for path, node in own.items():
+        if node.aux is None:
+            assert found[path] == node.shape, f"{path}: {node.op!r}\n{text}"
+    counted = {name: tuple(weight.shape) for name, weight in module.named_parameters()}
+    assert counted == {f"{node.path}.{key}": shape for node in graph for key, shape in node.weights.items()}
+    assert sum(weight.numel() for weight in module.parameters()) == graph.parameter_count
+
+
+@given(specs(), st.integers(1, 3))
+@QUICK
+def test_torch_agrees(text: str, batch: int) -> None:
+    hold_against_torch(text, batch)
+
+
+@pytest.mark.slow
+@given(specs(), st.integers(1, 3))
+@LONG
+def test_torch_agrees_on_very_many(text: str, batch: int) -> None:
+    hold_against_torch(text, batch)
+
+
+@given(trees())
+@QUICK
+def test_what_is_drawn_checks_and_is_printed_faithfully(drawn: tree.File) -> None:
+    text = format_file(drawn)
+    done = compile_source(Source("drawn", text))
+    assert done.diagnostics == [], "\n\n".join([text, *map(render, done.diagnostics)])
+    assert done.tree == drawn
+    assert format(text) == text
+    assert done.model is not None
+    assert ir.Model.model_validate_json(done.model.model_dump_json()) == done.model
+
+
+def test_every_operator_is_drawn() -> None:
+    assert {name for name, op in OPS.items() if any(p.required for p in op.parameters.values())} <= set(SETTINGS)
+    seen: Counter[str] = Counter()
+
+    @given(specs())
+    @settings(max_examples=250, deadline=None, derandomize=True, database=None)
+    def count(text: str) -> None:
+        seen.update(node.op.name for node in loads(text))
+
+    count()
+    assert set(seen) == {*OPS, *JOINS}
+
+
+# --- texts that mean nothing ---------------------------------------------------------------------
+
+WORDS = """network input classes param block default init expect train use extends aux let require when repeat as each if
+then else in nothing or and not true false once add mul concat stem stage head conv bn relu linear flatten resnet_block
+conv_bn op int x3 3x3 3x32x32 16 0.5 1e-3 40M 1% name: @stem in.c in.q min( ceil( " # ; | { } ( ) [ ] , = == <= .. + - * / // %
+\n""".split(" ")
+
+
+def hold_still(text: str) -> None:
+    """Nothing in a text makes the check raise, and each of its faults can be shown."""
+    for diagnostic in check(text):
+        assert render(diagnostic).startswith(f"{diagnostic.severity}[{diagnostic.code}]: ")
+    parsed = parse(Source("text", text), Report())
+    try:
+        assert parse(Source("text", format(text)), Report()) == parsed
+    except CnnspecError:
+        assert parsed is None
+
+
+ANY_TEXT = st.one_of(
+    st.text(max_size=200),
+    st.binary(max_size=200).map(lambda data: data.decode("latin-1")),
+    st.lists(st.sampled_from(WORDS), max_size=40).map(" ".join).map("input 3x8x8\n{}".format),
+)
+
+
+@given(ANY_TEXT)
+@settings(max_examples=300, deadline=None)
+def test_no_text_makes_the_check_raise(text: str) -> None:
+    hold_still(text)
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> str:
+    """A spec that checks, with some of its characters or words taken out, doubled, or replaced."""
+    text = draw(specs())
+    for _ in range(draw(st.integers(1, 3))):
+        at = draw(st.integers(0, len(text)))
+        end = min(len(text), at + draw(st.integers(0, 8)))
+        text = text[:at] + draw(st.sampled_from(["", text[at:end] * 2, *WORDS])) + text[end:]
+    return text
+
+
+@given(damaged())
+@settings(max_examples=100, deadline=None)
+def test_no_damaged_spec_makes_the_check_raise(text: str) -> None:
+    hold_still(text)
+
+
+@pytest.mark.slow
+@given(st.one_of(damaged(), ANY_TEXT))
+@settings(max_examples=10_000, deadline=None)
+def test_none_of_very_many_texts_makes_the_check_raise(text: str) -> None:
+    hold_still(text)
