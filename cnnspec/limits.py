@@ -7,7 +7,7 @@ MAX_TERMS = 64
 """Operands of one chain such as `a + b + c`, and depth of nested expressions."""
 MAX_INTEGER = 1_000_000_000
 MAX_REPEAT = 4_096
-MAX_NODES = 50_000
+MAX_NODES = 20_000
 """Operators of one network after repeats and blocks are written out."""
 MAX_FILES = 64
 MAX_FILE_DEPTH = 8
