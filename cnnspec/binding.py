@@ -28,6 +28,7 @@ BLOCK_TYPES = {
 }
 _REPEAT = Type("int", bounds=Bounds(1))
 _MAX_CHAIN = 48
+_REPEAT_WORD = re.compile(r"x[0-9]+")
 
 
 class Binder(Resolver):
@@ -82,6 +83,13 @@ class Binder(Resolver):
                 if flag:
                     assert isinstance(value, tree.Name)
                     name = value.name
+                elif name is None and isinstance(value, tree.Name) and _REPEAT_WORD.fullmatch(value.name):
+                    raise self.fail(
+                        "E0106",
+                        f"the repeat `{value.name}` does not stand right after the name",
+                        arg.span,
+                        help=f"write `{callee} {value.name} ...`",
+                    )
                 elif name is None:
                     while queue and queue[0] in bound:
                         queue.pop(0)
@@ -488,15 +496,15 @@ class Binder(Resolver):
             if len(row.cells) != len(node.columns):
                 self.fail(
                     "E0205",
-                    f"the row has {len(row.cells)} values for {len(node.columns)} columns",
+                    f"the row has {_count(len(row.cells), 'value')} for {_count(len(node.columns), 'column')}",
                     row.span,
-                    labels=[Label(node.columns[0].span.to(node.columns[-1].span), f"{len(node.columns)} columns")],
+                    labels=[Label(node.columns[0].span.to(node.columns[-1].span), "the columns")],
                     help="give one value for each column; put a negative value or an expression in parentheses",
                 )
                 failed = True
                 continue
             cells = [
-                tree.Argument(cell.span, column.name, cell)
+                tree.Argument(column.span, column.name, cell)
                 for column, cell in zip(node.columns, row.cells, strict=True)
             ]
             try:
@@ -513,6 +521,10 @@ class Binder(Resolver):
         if failed:
             raise Fault
         return ir.Braces(body=tuple(flows), origin=at)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _name_span(arg: tree.Argument) -> Span:

@@ -61,6 +61,7 @@ def check(model: ir.Model, places: Places, report: Report, text: str = "") -> ir
         text=text,
     )
     _unused(graph, report)
+    _heads(graph, report)
     for expect in model.expects:
         _contract(graph, expect, places, report)
     return None if report.failed else graph
@@ -79,6 +80,22 @@ def _unused(graph: ir.Graph, report: Report) -> None:
                     node.origin,
                     f"gives {shapes.text(node.shape)}",
                     help="join it with what follows (`concat`, `add`), name it with `@label` later, or remove it",
+                )
+            )
+
+
+def _heads(graph: ir.Graph, report: Report) -> None:
+    """Reports auxiliary heads whose output is not like that of the network."""
+    for head in graph.aux:
+        shape = graph.nodes[head.output].shape
+        if shape != graph.output_shape:
+            report.add(
+                Diagnostic(
+                    "E0312",
+                    f"the auxiliary head `{head.name}` does not give what the network gives",
+                    graph.nodes[head.output].origin,
+                    f"gives {shapes.text(shape)}, the network {shapes.text(graph.output_shape)}",
+                    help="end it as the network ends, with `linear classes`",
                 )
             )
 

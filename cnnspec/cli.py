@@ -351,7 +351,15 @@ def build(
     """Compile a network to a torch module; with --train, train and test it."""
     graph = _compile(file, sets).require_graph()
     if not train:
-        stray = {"--data": data, "--epochs": epochs, "--batch": batch, "--resume": resume}
+        defaults = {
+            "--out": (out, Path("runs")),
+            "--accelerator": (accelerator, "auto"),
+            "--strategy": (strategy, "auto"),
+        }
+        defaults |= {"--devices": (devices, "auto"), "--data": (data, None), "--data-dir": (data_dir, None)}
+        defaults |= {"--precision": (precision, None), "--epochs": (epochs, None), "--batch": (batch, None)}
+        defaults |= {"--resume": (resume, False), "--offline": (offline, False)}
+        stray = {option: value != default for option, (value, default) in defaults.items()}
         for option, value in stray.items():
             if value:
                 raise typer.BadParameter("has no effect without --train", param_hint=option)

@@ -18,6 +18,7 @@ from cnnspec.ops import OPS
 from cnnspec.recipe import Recipe
 from cnnspec.scopes import FileScope, FoundBlock
 from cnnspec.sections import Sections
+from cnnspec.syntax import RESERVED
 from cnnspec.signatures import Size, Type, type_of
 
 
@@ -149,9 +150,10 @@ class _Elaboration(Sections):
                         scope.constants[statement.name] = self.value(statement.value, scope)
                     case tree.Block():
                         self.once(seen, "block", statement.name, statement.name_span)
-                        if statement.name in OPS:
+                        if statement.name in OPS or statement.name in RESERVED:
                             help = "choose another name for the block"
-                            self.fail("E0211", f"`{statement.name}` is an operator", statement.name_span, help=help)
+                            kind = "an operator" if statement.name in OPS else "a word of the language"
+                            self.fail("E0211", f"`{statement.name}` is {kind}", statement.name_span, help=help)
                         scope.blocks[statement.name] = (scope, statement)
                     case tree.Use():
                         self.use(statement, file, scope, seen)
@@ -164,7 +166,7 @@ class _Elaboration(Sections):
                     )
             except Fault:
                 if isinstance(statement, (tree.Param, tree.Let)):
-                    scope.constants.setdefault(statement.name, 1)
+                    scope.constants.setdefault(statement.name, declared.get(statement.name, 1))
         for statement in file.statements:
             if isinstance(statement, tree.Default):
                 try:
@@ -180,7 +182,9 @@ class _Elaboration(Sections):
         try:
             return convert(given, type_of(kind), name, 0)
         except ExprFault as fault:
-            self.report.add(Diagnostic(fault.code, str(fault), span, help=f"give it a value like {show(stated)}"))
+            note = f"it is given from outside of this file: `{name}` = {show(given)}"
+            help = f"give it a value like {show(stated)}"
+            self.report.add(Diagnostic(fault.code, str(fault), span, f"{show(stated)} here", (), (note,), help))
             raise Fault from None
 
     def use(self, statement: tree.Use, file: tree.File, scope: FileScope, seen: dict[tuple[str, str], Span]) -> None:
@@ -276,8 +280,10 @@ class _Elaboration(Sections):
                 taken[arg.name], spans[arg.name] = self.value(arg.value, own), arg.span
             except (Fault, UnknownShape):
                 taken[arg.name] = None
-        if any(isinstance(s, tree.Classes) for s in file.statements):
-            taken["classes"] = own.constants.get("classes")
+        for stated in file.statements:  # a parameter that both files have is set by this one
+            if isinstance(stated, (tree.Param, tree.Classes)):
+                name = stated.name if isinstance(stated, tree.Param) else "classes"
+                taken.setdefault(name, own.constants.get(name))
         taken = {name: value for name, value in taken.items() if value is not None}
         base_file = self.find(statement.target, file, statement.target_span)
         base = self.gather(base_file, {**taken, **given}, statement.target_span)
@@ -307,10 +313,10 @@ class _Elaboration(Sections):
             try:
                 match statement:
                     case tree.Network():
-                        self.once(seen, "network", "name", statement.span)
+                        self.once(seen, "network", "", statement.span)
                         network.name = statement.name
                     case tree.Input():
-                        self.once(seen, "input", "image", statement.span)
+                        self.once(seen, "input", "", statement.span)
                         if 0 in (statement.channels, statement.height, statement.width):
                             self.fail(
                                 "E0215",
@@ -318,6 +324,7 @@ class _Elaboration(Sections):
                                 statement.span,
                                 help="write channels x height x width: `3x32x32`",
                             )
+                            raise Fault
                         network.input = statement
                     case tree.Let() if statement.name not in scope.constants:
                         body.append((scope, statement))
@@ -366,12 +373,11 @@ class _Elaboration(Sections):
                         pass
         body: list[ir.Statement] = []
         variables: dict[int, Names] = {}
-        constants: dict[str, Any] = {}
+        constants = dict(network.scope.constants)
         for scope, statement in network.body:
             names = variables.get(id(scope)) or Names(scope, scope.variables())
-            constants = (
-                {**scope.constants, **constants} if scope is not network.scope else {**constants, **scope.constants}
-            )
+            if isinstance(statement, tree.Flow):
+                constants |= scope.constants
             body.extend(binder.statements((statement,), names))
             if isinstance(statement, tree.Let):
                 names = names.with_variable(statement.name)
@@ -383,6 +389,8 @@ class _Elaboration(Sections):
         if not file.statements:
             help = "start with `network NAME`, `input 3x32x32`, and a pipeline: `stem conv 3x3 c=16 | bn | relu`"
             self.report.add(Diagnostic("E0108", "the file is empty", file=file.source.name, help=help))
+            return None
+        if network.input is None and any(isinstance(statement, tree.Input) for statement in file.statements):
             return None
         if network.input is None:
             help = "state the image that goes in, channels x height x width: `input 3x32x32`"
@@ -401,7 +409,7 @@ class _Elaboration(Sections):
         return ir.Model(
             name=network.name or name,
             input=(network.input.channels, network.input.height, network.input.width),
-            constants={n: literal(v) for n, v in {**constants, **network.scope.constants}.items()},
+            constants={name: literal(value) for name, value in constants.items()},
             blocks=binder.blocks,
             body=tuple(body),
             aux=tuple(aux),

@@ -169,12 +169,15 @@ class Expansion(Evaluator):
         """The path of a name in its namespace; a second use of it is a fault."""
         if name in names.used:
             where = f"`{names.path}`" if names.path else "the network"
+            again = names.used[name] == origin
             self.fail(
                 "E0209",
                 f"two elements of {where} are called `{name}`",
                 origin,
-                labels=self.label(names.used[name], "the first one"),
-                help="rename one of the two",
+                labels=[] if again else self.label(names.used[name], "the first one"),
+                help='count the rounds in the name: `repeat 3 as i { conv 3x3 8 name="conv{i}" }`'
+                if again
+                else "rename one of the two",
             )
         names.used[name] = origin
         return names.join(name)
@@ -302,7 +305,7 @@ class Expansion(Evaluator):
             shape = op.infer(*(tensor.shape for tensor in known))
         except ShapeFault as fault:
             differ = shapes.differing_axes([tensor.shape for tensor in known])
-            caption = f"the branches differ in {shapes.join_words(differ)}"
+            caption = f"the branches differ in {shapes.join_words(differ)}" if differ else "maps and flat features"
             labels = [label for flow, tensor in branches if tensor for label in self.branch_label(flow, tensor)]
             self.fail(fault.code, fault.message, element.origin, caption=caption, labels=labels, help=fault.help)
             return None

@@ -11,7 +11,7 @@ from cnnspec.diagnostics import CnnspecError
 from cnnspec.expressions import show as show_value
 from cnnspec.ir import IMAGE, Graph
 from cnnspec.library import shipped_specs, standard_block, standard_blocks
-from cnnspec.ops import OPS
+from cnnspec.ops import OPS, Op
 
 STAGES = ("tree", "model", "graph")
 
@@ -46,7 +46,7 @@ def graph_text(graph: Graph) -> str:
     lines = [f"{graph.name}: {shapes.text(graph.input_shape)} -> {shapes.text(graph.output_shape)}"]
     width = max(len(node.path) for node in graph.nodes)
     for index, node in enumerate(graph.nodes):
-        settings = " ".join(f"{name}={show_value(value)}" for name, value in node.op.changed().items())
+        settings = " ".join(f"{name}={_setting(node.op, name)}" for name in node.op.changed())
         inputs = ", ".join("image" if i == IMAGE else f"%{i}" for i in node.inputs)
         mark = " (output)" if index == graph.output else f" ({node.aux})" if node.aux else ""
         lines.append(
@@ -54,6 +54,11 @@ def graph_text(graph: Graph) -> str:
             + f"  <- {inputs}  {shapes.text(node.shape)}{mark}"
         )
     return "\n".join(lines)
+
+
+def _setting(op: Op, name: str) -> str:
+    value = getattr(op, name)
+    return show_value(list(value) if op.parameters[name].type.kind == "list" else value)
 
 
 def _tree_json(node: Any) -> Any:

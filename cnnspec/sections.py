@@ -103,7 +103,7 @@ class Sections:
             labels = (Label(seen[what, name], "the first one"),)
             self.fail(
                 "E0211",
-                f"the {what} `{name}` is defined twice",
+                f"the {what} `{name}` is defined twice" if name else f"`{what}` is stated twice",
                 span,
                 labels=labels,
                 help="rename or remove one of the two",

@@ -49,9 +49,9 @@ def same_padding(kernel: int, dilation: int) -> int:
 
 
 def differing_axes(shapes: list[Shape]) -> list[str]:
-    """The axes in which shapes of one rank differ, in words."""
+    """The axes in which shapes differ, in words; none where a map meets flat features."""
     if len({len(shape) for shape in shapes}) > 1:
-        return ["rank"]
+        return []
     names = AXES if len(shapes[0]) == 3 else ("features",)
     return [name for name, sizes in zip(names, zip(*shapes, strict=True), strict=True) if len(set(sizes)) > 1]
 

@@ -554,7 +554,8 @@ class _Author(_Chance):
         """A table of convolutions."""
         columns = self.pick([["kernel", "c"], ["c", "repeat"], ["kernel", "c", "stride"]])
         rest = {} if "kernel" in columns else {"kernel": (3, 3)}
-        args = [tree.Argument(_AT, name, self.expr(value, frame)) for name, value in rest.items()]
+        inner = frame.inner(x)
+        args = [tree.Argument(_AT, name, self.expr(value, inner)) for name, value in rest.items()]
         rows: list[tree.Row] = []
         for _ in range(self.number(1, 3)):
             cells = {
@@ -565,7 +566,7 @@ class _Author(_Chance):
             }
             label = self.fresh("row") if frame.labelling and "repeat" not in columns and self.rarely() else None
             x = (cells["c"], *x[1:])
-            row = [_operand(self.expr(cells[name], frame)) for name in columns]
+            row = [_operand(self.expr(cells[name], inner)) for name in columns]
             if isinstance(row[0], tree.Name):  # `classes` at the head of a line would be a statement
                 row[0] = tree.Group(_AT, row[0])
             rows.append(tree.Row(_AT, label, tuple(row)))
@@ -634,7 +635,7 @@ class _Author(_Chance):
             return []
         label = self.pick(list(frame.labels))
         x = frame.labels[label]
-        inner = frame.inner(x)
+        inner = _Frame(x, dict(self.constants), dict(frame.labels))
         body, y = self.body(x, inner, 0)
         flat = [_call("flatten")] if is_map(y) else []
         body.append(_flow(*flat, self.call("linear", {"c": classes}, inner, ["c"])))

@@ -16,8 +16,10 @@ class Join(Op):
 
 def _projection(first: Shape, other: Shape) -> str | None:
     """The remedy for a shortcut whose shape differs from the first branch."""
-    if not (shapes.is_map(first) and shapes.is_map(other)):
-        return "flatten both branches, or none"
+    if len(first) != len(other):
+        return "use `flatten` in every branch, or in none"
+    if not shapes.is_map(first):
+        return f"give the other branch as many features with `linear {first[0]}`"
     if other[1:] == first[1:]:
         return f"project the other branch with `conv 1x1 {first[0]}`"
     for small, large, which in ((first, other, "other"), (other, first, "first")):
@@ -75,6 +77,12 @@ class Concat(Join):
 
     def infer(self, *inputs: Shape) -> Shape:
         for other in inputs[1:]:
+            if len(other) != len(inputs[0]):
+                raise ShapeFault(
+                    "E0302",
+                    "cannot concatenate a map and flat features",
+                    help="use `flatten` in every branch, or in none",
+                )
             if other[1:] != inputs[0][1:]:
                 raise ShapeFault(
                     "E0302",

@@ -14,9 +14,9 @@ from cnnspec.syntax.build import Builder
 from cnnspec.syntax.faults import blank_statement, explain
 from cnnspec.syntax.guard import balanced, within_limits
 from cnnspec.syntax.tables import parser
-from cnnspec.syntax.words import FUNCTIONS, TOP_WORDS
+from cnnspec.syntax.words import FUNCTIONS, RESERVED, TOP_WORDS
 
-__all__ = ["FUNCTIONS", "TOP_WORDS", "parse"]
+__all__ = ["FUNCTIONS", "RESERVED", "TOP_WORDS", "parse"]
 
 _MAX_REPORTED = 10
 

@@ -83,7 +83,10 @@ class Builder:
         if value > MAX_INTEGER:
             self.report.add(
                 Diagnostic(
-                    "E0405", f"the number is larger than the limit of {MAX_INTEGER}", span, help="write a smaller number"
+                    "E0405",
+                    f"the number is larger than the limit of {MAX_INTEGER}",
+                    span,
+                    help="write a smaller number",
                 )
             )
             return 1.0

@@ -60,12 +60,26 @@ def explain(source: Source, text: str, error: UnexpectedInput, at: int) -> Diagn
         code, what = "E0106", f"the repeat `{word}` does not stand right after the name"
         call = re.search(r"([A-Za-z_][A-Za-z0-9_]*)[^|{};]*$", before)
         help = f"write `{call.group(1)} {word} ...`" if call else "put it right after the name it repeats"
+    elif (size := re.match(r"[0-9]+(x[0-9]+)+(?![A-Za-z0-9_])", rest)) and not line_end:
+        span = Span(source, at, at + size.end())
+        what = f"the size `{size.group()}` cannot stand here"
+        first = re.match(r"\s*([A-Za-z_]+)", before)
+        near = did_you_mean(first.group(1), TOP_WORDS) if first and first.group(1) not in TOP_WORDS else None
+        if re.search(r"\binput\s*$", before):
+            what, help = f"the input is `{size.group()}`", "state channels, height and width: `input 3x32x32`"
+        elif size.group().count("x") == 2:
+            help = near or "three sizes only stand behind `input`; a kernel is `3x3`"
+        else:
+            help = near or "a statement starts with a name: `conv 3x3 c=16`"
     elif re.match(r"[0-9]+(\.[0-9]+)?[A-Za-z_]", rest) and not line_end:
         token = re.match(r"[0-9][0-9A-Za-z_.]*", rest)
         assert token is not None
         span = Span(source, at, at + token.end())
         code, what = "E0103", f"`{token.group()}` is neither a number nor a size"
         help = "a number is `3`, `0.1` or `1e-4`, a size is `3x5` (height x width); a name starts with a letter"
+    elif re.match(r"[A-Za-z_][A-Za-z0-9_]*\(", rest):
+        what = f"`{word}(` cannot stand here"
+        help = "a call is a name and its arguments, separated by spaces: `conv 3x3 c=16`"
     elif word == "," and re.search(r"\(\s*[^()]*$", before):
         help = "arguments are separated by spaces: `conv 3x3 c=16`"
     elif word == "," and "COMMA" not in expected:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from cnnspec.diagnostics import failure
@@ -25,6 +27,10 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if "torch" not in sys.modules:
+        # OpenMP reads this once. Threads that wait for each other otherwise hold on to the processor for so long
+        # that a step beside other work takes up to ten times as long; alone it makes no difference.
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     except ModuleNotFoundError as error:
