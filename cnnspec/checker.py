@@ -55,6 +55,7 @@ def check(model: ir.Model, places: Places, report: Report, text: str = "") -> ir
         input_shape=model.input,
         output=output.node,
         scopes=expansion.scopes,
+        ends=expansion.ends,
         aux=tuple(expansion.aux_heads),
         recipe=model.recipe,
         model=model,

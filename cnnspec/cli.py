@@ -308,6 +308,34 @@ def show(
     print(inspection.show(done, stage, as_json=as_json))
 
 
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="A spec file, or the name of a shipped spec.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+    sets: Settings = None,
+    as_json: AsJson = False,
+) -> int:
+    """Tell what changes from one network to another, by module; exit 1 when they differ."""
+    from cnnspec.difference import compare
+
+    done = compare(_compile(a, sets).require_graph(), _compile(b, sets).require_graph())
+    if as_json:
+        _print_json(done.to_json())
+        return int(not done.same)
+    if done.same:
+        print(f"{done.names[0]} and {done.names[1]} are the same network")
+        return 0
+    signs = {"added": "+", "removed": "-"}
+    for change in done.changes:
+        if change.kind == "changed":
+            print(f"~ {change.path}: {change.before}\n  {' ' * len(change.path)}  {change.after}")
+        else:
+            print(f"{signs[change.kind]} {change.path}: {change.before or change.after}")
+    for name, (before, after) in done.totals.items():
+        print(f"{name.replace('_', ' ')}: {before:,} -> {after:,} ({after - before:+,})")
+    return 1
+
+
 @app.command("list")
 def list_(as_json: AsJson = False) -> None:
     """List the shipped specs, the standard blocks, and the operators."""

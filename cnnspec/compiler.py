@@ -7,7 +7,7 @@ This is the file to read first. Each stage is one function; `compile_source` is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from cnnspec.library import SUFFIX, Library, read_text, shipped_specs
 from cnnspec.names import Fault, Names
 from cnnspec.scopes import FileScope
 from cnnspec.syntax import parse
+from cnnspec.taps import tap
 
 if TYPE_CHECKING:
     from torch import nn
@@ -177,15 +178,17 @@ def format(text: str, name: str = "network") -> str:
     return format_file(file)
 
 
-def build(spec: ir.Graph | str | Path, **params: Any) -> nn.Module:
+def build(spec: ir.Graph | str | Path, *, outputs: Sequence[str] = (), **params: Any) -> nn.Module:
     """The torch module of a network.
 
     Args:
         spec: A Graph, a file, or the name of a shipped spec.
+        outputs: Paths of modules whose features are wanted in place of the logits; nothing behind the last
+            of them is built or run, and the module gives a `dict` from these paths to `[N, C, H, W]`.
         **params: Values for the spec's `param`s.
 
     Raises:
-        CnnspecError: The spec is at fault, or torch is not installed.
+        CnnspecError: The spec is at fault, an output is unknown, or torch is not installed.
     """
     try:
         from cnnspec.backends.torch import to_module
@@ -202,8 +205,10 @@ def build(spec: ir.Graph | str | Path, **params: Any) -> nn.Module:
                 "the parameters of a checked network cannot change",
                 help="hand them to `load`, or give `build` the file",
             )
-        return to_module(spec)
-    return to_module(load(spec, **params))
+        graph = spec
+    else:
+        graph = load(spec, **params)
+    return to_module(tap(graph, outputs) if outputs else graph)
 
 
 def _source(text: str, name: str) -> Source:

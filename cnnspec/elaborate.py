@@ -18,8 +18,8 @@ from cnnspec.ops import OPS
 from cnnspec.recipe import Recipe
 from cnnspec.scopes import FileScope, FoundBlock
 from cnnspec.sections import Sections
-from cnnspec.syntax import RESERVED
 from cnnspec.signatures import Size, Type, type_of
+from cnnspec.syntax import RESERVED
 
 
 @dataclass

@@ -36,6 +36,7 @@ class Expansion(Evaluator):
     Attributes:
         nodes: The operators so far, in the order in which they run.
         scopes: The paths that are no operator, with the block that they are a call of.
+        ends: The same paths with the node that gives their output.
     """
 
     def __init__(self, model: ir.Model, places: Places, report: Report) -> None:
@@ -43,6 +44,7 @@ class Expansion(Evaluator):
         self.model = model
         self.nodes: list[ir.Node] = []
         self.scopes: dict[str, str] = {}
+        self.ends: dict[str, int] = {}
         self.aux_heads: list[ir.AuxHead] = []
         self.output: Flowing = None
         self._inits: dict[str, InitScheme] = {i.target: INITS[i.scheme.name](**i.scheme.args) for i in model.inits}
@@ -140,6 +142,7 @@ class Expansion(Evaluator):
             path = self.claim(names, label, flow.origin)
             self.scopes.setdefault(path, "")
             result = self.pipeline(flow.elements, frame, Namespace(path), x)
+            self.end(path, result)
         if label is not None and not isinstance(result, Absent):
             if label in frame.labels and isinstance(single, (ir.In, ir.Reference)):
                 self.fail(
@@ -476,10 +479,15 @@ class Expansion(Evaluator):
         if broken:
             return None
         self.calls.append(call.origin)
-        try:
-            return self.body(block.body, inner, Namespace(path), x)
-        finally:
-            self.calls.pop()
+        result = self.body(block.body, inner, Namespace(path), x)
+        self.calls.pop()
+        self.end(path, result)
+        return result
+
+    def end(self, path: str, result: Flowing | Absent) -> None:
+        """Notes which node gives the output of a scope."""
+        if isinstance(result, Tensor) and result.node != ir.IMAGE:
+            self.ends[path] = result.node
 
 
 def _labels(model: ir.Model) -> set[str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -261,6 +262,25 @@ class AuxHead:
     weight: float
 
 
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """What a module of a network gives, as detection and segmentation heads need to know it.
+
+    Attributes:
+        path: The module.
+        shape: Without the batch axis.
+        reduction: Pixels of the image for one place of the map, in height and width; 1 and 1 for the image.
+    """
+
+    path: str
+    shape: Shape
+    reduction: tuple[Fraction, Fraction]
+
+    @property
+    def channels(self) -> int:
+        return self.shape[0]
+
+
 @dataclass(frozen=True)
 class Graph:
     """A network whose shapes are proven.
@@ -270,6 +290,8 @@ class Graph:
         input_shape: `(C, H, W)` of one image.
         output: Index of the node that gives the logits.
         scopes: For every path that is not an operator: the block it is a call of, or an empty text.
+        ends: For every path that is not an operator: the node that gives its output.
+        taps: Names of features with the nodes that give them; a module then returns these and no logits.
         recipe: How it is to be trained.
         model: What it was made from.
         text: The spec as it was read.
@@ -280,10 +302,12 @@ class Graph:
     input_shape: tuple[int, int, int]
     output: int
     scopes: dict[str, str]
+    ends: dict[str, int]
     aux: tuple[AuxHead, ...]
     recipe: Recipe
     model: Model = field(repr=False)
     text: str = field(default="", repr=False, compare=False)
+    taps: dict[str, int] = field(default_factory=dict[str, int])
 
     @property
     def output_shape(self) -> Shape:
@@ -312,6 +336,42 @@ class Graph:
             before = max((depths[i] for i in node.inputs if i != IMAGE), default=0)
             depths.append(before + (1 if node.op.counts_as_layer else 0))
         return depths[self.output]
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {**{node.path: i for i, node in enumerate(self.nodes) if node.op.owns_module}, **self.ends}
+
+    def find(self, path: str) -> int | None:
+        """The index of the node that gives the output of a module, an operator's or a scope's."""
+        return self._places.get(path)
+
+    @property
+    def paths(self) -> list[str]:
+        """Every path that `find` knows."""
+        return list(self._places)
+
+    @cached_property
+    def _reductions(self) -> list[tuple[Fraction, Fraction]]:
+        found: list[tuple[Fraction, Fraction]] = []
+        for node in self.nodes:
+            before = [(Fraction(1), Fraction(1)) if i == IMAGE else found[i] for i in node.inputs]
+            own = node.op.reduction(self.input_shapes(node)[0], node.shape)
+            found.append((max(b[0] for b in before) * own[0], max(b[1] for b in before) * own[1]))
+        return found
+
+    def feature(self, path: str) -> Feature:
+        """Channels and reduction of what a module gives.
+
+        Raises:
+            KeyError: There is no such module.
+        """
+        index = self._places[path]
+        return Feature(path, self.nodes[index].shape, self._reductions[index])
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """What a network that was tapped gives, in the order that was asked for."""
+        return tuple(Feature(path, self.nodes[i].shape, self._reductions[i]) for path, i in self.taps.items())
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes)

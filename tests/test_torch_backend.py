@@ -131,7 +131,7 @@ class Draft:
     def graph(self, output: int | None = None, aux: tuple[AuxHead, ...] = ()) -> Graph:
         output = len(self.nodes) - 1 if output is None else output
         model = Model(name="draft", input=(1, 1, 1), constants={}, blocks={}, body=())
-        return Graph("draft", tuple(self.nodes), self.input_shape, output, {}, aux, Recipe(), model)  # type: ignore[arg-type]
+        return Graph("draft", tuple(self.nodes), self.input_shape, output, {}, {}, aux, Recipe(), model)  # type: ignore[arg-type]
 
 
 def single(name: str, shape: Shape, settings: dict[str, Any], scheme: InitScheme | None = None) -> Graph:

@@ -60,12 +60,12 @@ class Network(Scope):
         super().__init__()
         self.graph = graph
         readers = Counter(i for node in graph for i in node.inputs)
-        readers.update((graph.output, *(head.output for head in graph.aux)))
+        readers.update((graph.output, *graph.taps.values(), *(head.output for head in graph.aux)))
         for node in graph:
             if node.op.owns_module:
                 _place(self, node.path, _layer(graph, node, readers))
 
-    def forward(self, x: Tensor) -> Tensor | Outputs:
+    def forward(self, x: Tensor) -> Any:
         """The logits, `[N, C, H, W] -> [N, classes]`; in training with those of the auxiliary heads."""
         raise NotImplementedError
 
@@ -79,7 +79,7 @@ def to_module(graph: Graph) -> Network:
 
     Its parameters have the keys `node.path + "." + key` for every key in `node.weights`, in the order of the
     nodes. It takes `[N, C, H, W]` for every N and gives the logits. In training a network with auxiliary
-    heads gives `Outputs`.
+    heads gives `Outputs`. A graph with taps gives a `dict` of its features.
 
     Raises:
         KeyError: An operator or an initialisation has no row.
@@ -155,8 +155,8 @@ def write_forward(graph: Graph) -> str:
     order = _schedule(graph)
     last = {i: position for position, index in enumerate(order) for i in graph.nodes[index].inputs}
     heads = {head.output: f"aux{number}" for number, head in enumerate(graph.aux, 1)}
-    last.update(dict.fromkeys((graph.output, *heads), len(order)))
-    result = "Tensor | Outputs" if heads else "Tensor"
+    last.update(dict.fromkeys((graph.output, *graph.taps.values(), *heads), len(order)))
+    result = "Tensor | Outputs" if heads else "dict[str, Tensor]" if graph.taps else "Tensor"
     lines = [f"def forward(self, x: Tensor) -> {result}:  # {shapes.text(graph.input_shape)}"]
     names = {IMAGE: "x"}
     part, indent, kept = None, "    ", list[int]()
@@ -191,7 +191,11 @@ def write_forward(graph: Graph) -> str:
     if heads:
         aux = "".join(f"{names[head.output]}, " for head in graph.aux).rstrip()
         lines += ["", "    if self.training:", f"        return Outputs({names[graph.output]}, ({aux}))"]
-    lines.append(f"    return {names[graph.output]}")
+    if graph.taps:
+        features = ", ".join(f'"{path}": {names[index]}' for path, index in graph.taps.items())
+        lines += ["", f"    return {{{features}}}"]
+    else:
+        lines.append(f"    return {names[graph.output]}")
     return "\n".join(lines) + "\n"
 
 

@@ -1,10 +1,11 @@
 """What every operator has: settings, a shape rule, weights, and counts."""
 
+from fractions import Fraction
 from typing import ClassVar
 
 from cnnspec import shapes
 from cnnspec.shapes import Shape
-from cnnspec.signatures import Declared
+from cnnspec.signatures import Declared, Size
 
 
 class ShapeFault(Exception):
@@ -54,12 +55,26 @@ class Op(Declared):
         """Multiply-adds for one image, for an input of shape `x` and an output of shape `y`."""
         return 0
 
+    def reduction(self, x: Shape, y: Shape) -> tuple[Fraction, Fraction]:
+        """By how much it thins out a map in height and width; below 1 where it makes it larger."""
+        return Fraction(1), Fraction(1)
+
 
 class SameShape(Op):
     """An operator that works on each number, or each map, alone: `[N, C, H, W] -> [N, C, H, W]`."""
 
     def infer(self, *inputs: Shape) -> Shape:
         return inputs[0]
+
+
+def by_stride(stride: Size) -> tuple[Fraction, Fraction]:
+    """The reduction of a window that moves by `stride`."""
+    return Fraction(stride[0]), Fraction(stride[1])
+
+
+def by_size(x: Shape, y: Shape) -> tuple[Fraction, Fraction]:
+    """The reduction from one size of a map to another."""
+    return Fraction(x[1], y[1]), Fraction(x[2], y[2])
 
 
 def need_map(name: str, x: Shape) -> tuple[int, int, int]:

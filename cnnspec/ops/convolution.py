@@ -1,10 +1,11 @@
 """Convolutions and linear layers."""
 
+from fractions import Fraction
 from typing import ClassVar, Literal
 
 from cnnspec import shapes
 from cnnspec.inits import FlatInitName, InitName
-from cnnspec.ops.base import Op, ShapeFault, need_divisible, need_map
+from cnnspec.ops.base import Op, ShapeFault, by_stride, need_divisible, need_map
 from cnnspec.shapes import Shape
 from cnnspec.signatures import Count, CountSize, Padding, Size
 
@@ -87,6 +88,9 @@ class Conv(Op):
             raise too_large(self.name, self.kernel, pad, self.dilation, inputs[0])
         return out, height, width
 
+    def reduction(self, x: Shape, y: Shape) -> tuple[Fraction, Fraction]:
+        return by_stride(self.stride)
+
     def weights(self, x: Shape) -> dict[str, Shape]:
         out = self.channels(x)
         weight = {"weight": (out, x[0] // self.group_count(x), *self.kernel)}
@@ -138,6 +142,9 @@ class ConvTranspose(Op):
                 argument="pad",
             )
         return self.c, out[0], out[1]
+
+    def reduction(self, x: Shape, y: Shape) -> tuple[Fraction, Fraction]:
+        return Fraction(1, self.stride[0]), Fraction(1, self.stride[1])
 
     def weights(self, x: Shape) -> dict[str, Shape]:
         weight = {"weight": (x[0], self.c // self.groups, *self.kernel)}

@@ -1,9 +1,10 @@
 """Operators that move numbers: flatten, resize, shuffle, pad, slice."""
 
+from fractions import Fraction
 from typing import ClassVar, Literal
 
 from cnnspec import shapes
-from cnnspec.ops.base import Op, ShapeFault, need_divisible, need_map
+from cnnspec.ops.base import Op, ShapeFault, by_size, need_divisible, need_map
 from cnnspec.shapes import Shape
 from cnnspec.signatures import Count, CountSize, Interval
 
@@ -48,6 +49,9 @@ class Upsample(Op):
         assert self.factor is not None
         return c, h * self.factor[0], w * self.factor[1]
 
+    def reduction(self, x: Shape, y: Shape) -> tuple[Fraction, Fraction]:
+        return by_size(x, y)
+
 
 class PixelShuffle(Op):
     """`[N, C*r*r, H, W] -> [N, C, H*r, W*r]` with `r = factor`. Source: torch.nn.PixelShuffle."""
@@ -67,6 +71,9 @@ class PixelShuffle(Op):
                 argument="factor",
             )
         return c // (r * r), h * r, w * r
+
+    def reduction(self, x: Shape, y: Shape) -> tuple[Fraction, Fraction]:
+        return by_size(x, y)
 
 
 class ChannelShuffle(Op):

@@ -1,9 +1,10 @@
 """Pooling."""
 
+from fractions import Fraction
 from typing import ClassVar
 
 from cnnspec import shapes
-from cnnspec.ops.base import Op, ShapeFault, need_map
+from cnnspec.ops.base import Op, ShapeFault, by_size, by_stride, need_map
 from cnnspec.ops.convolution import too_large
 from cnnspec.shapes import Shape
 from cnnspec.signatures import CountSize, Padding, Size
@@ -42,6 +43,9 @@ class MaxPool(Op):
             self.name, inputs[0], self.kernel, self.stride or self.kernel, self.pad, self.dilation, self.ceil
         )
 
+    def reduction(self, x: Shape, y: Shape) -> tuple[Fraction, Fraction]:
+        return by_stride(self.stride or self.kernel)
+
 
 class AvgPool(Op):
     """Mean over a window, `[N, C, H, W] -> [N, C, H', W']`; `count_pad` counts padding as zeros.
@@ -60,12 +64,18 @@ class AvgPool(Op):
     def infer(self, *inputs: Shape) -> Shape:
         return _pooled(self.name, inputs[0], self.kernel, self.stride or self.kernel, self.pad, (1, 1), self.ceil)
 
+    def reduction(self, x: Shape, y: Shape) -> tuple[Fraction, Fraction]:
+        return by_stride(self.stride or self.kernel)
+
 
 class _Global(Op):
     """To one place, `[N, C, H, W] -> [N, C, 1, 1]`."""
 
     def infer(self, *inputs: Shape) -> Shape:
         return need_map(self.name, inputs[0])[0], 1, 1
+
+    def reduction(self, x: Shape, y: Shape) -> tuple[Fraction, Fraction]:
+        return by_size(x, y)
 
 
 class GlobalAvgPool(_Global):
@@ -89,6 +99,9 @@ class _Adaptive(Op):
 
     def infer(self, *inputs: Shape) -> Shape:
         return need_map(self.name, inputs[0])[0], *self.size
+
+    def reduction(self, x: Shape, y: Shape) -> tuple[Fraction, Fraction]:
+        return by_size(x, y)
 
 
 class AdaptiveAvgPool(_Adaptive):

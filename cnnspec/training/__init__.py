@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 from cnnspec.diagnostics import failure
 
 if TYPE_CHECKING:
-    from cnnspec.training.run import Result, TrainOptions, train
+    from cnnspec.training.options import Result, TrainOptions
+    from cnnspec.training.run import train
     from cnnspec.training.scoring import evaluate
     from cnnspec.training.weights import load_weights, read_weights
 
 _HOMES = {
     "evaluate": "scoring",
-    "Result": "run",
-    "TrainOptions": "run",
+    "Result": "options",
+    "TrainOptions": "options",
     "train": "run",
     "load_weights": "weights",
     "read_weights": "weights",

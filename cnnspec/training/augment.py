@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,10 +20,8 @@ from cnnspec.recipe import Setting
 Size = tuple[int, int]
 
 
-class Change(Protocol):
-    """A random change of a batch: `[N, C, h, w]` to `[N, C, h', w']`."""
-
-    def __call__(self, images: Tensor, size: Size, generator: torch.Generator, **args: Any) -> Tensor: ...
+Change = Callable[..., Tensor]
+"""A random change: images, the input's size, a generator, and the arguments of its declaration; gives images."""
 
 
 class Prepare:
@@ -48,7 +45,7 @@ class Prepare:
         for step in self.augment if generator is not None else ():
             if step.name not in ANY_SIZE and not sized:
                 images, sized = fit(images, self.size), True
-            images = CHANGES[step.name](images, self.size, generator, **step.args)  # type: ignore[arg-type]
+            images = CHANGES[step.name](images, self.size, generator, **step.args)
         images = fit(images, self.size)
         images = images.to(torch.float32, memory_format=torch.channels_last)
         return images.div_(255).sub_(self.mean).div_(self.std)
@@ -119,7 +116,7 @@ def crop_boxes(
     Ten attempts per image, then the largest centred box of an allowed ratio. Source: `v2.RandomResizedCrop`.
     """
     height, width = size
-    area = height * width * _uniform(n * 10, *scale, generator).view(n, 10)
+    area = height * width * _uniform(n * 10, scale[0], scale[1], generator).view(n, 10)
     aspect = torch.exp(_uniform(n * 10, math.log(ratio[0]), math.log(ratio[1]), generator)).view(n, 10)
     widths, heights = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
     fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
@@ -213,7 +210,7 @@ def random_erasing(
     """Blank a rectangle of random area and aspect, if one fits in ten attempts. Source: `v2.RandomErasing`."""
     n, _, height, width = images.shape
     chosen = torch.rand(n, generator=generator) < p
-    area = height * width * _uniform(n * 10, *scale, generator).view(n, 10)
+    area = height * width * _uniform(n * 10, scale[0], scale[1], generator).view(n, 10)
     aspect = torch.exp(_uniform(n * 10, math.log(ratio[0]), math.log(ratio[1]), generator)).view(n, 10)
     heights, widths = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
     fits = (heights < height) & (widths < width)

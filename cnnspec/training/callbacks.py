@@ -124,7 +124,9 @@ class StopOnSignal(Callback):
         asked = self.signal is not None
         return trainer.strategy.reduce_boolean_decision(asked, all=False) if trainer.world_size > 1 else asked
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if not trainer.is_last_batch and self._asked(trainer):
             trainer.save_checkpoint(self._last)
             raise Stopped

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -30,38 +30,23 @@ SAMPLE = 2000
 """Of a folder at most so many training images are read for the statistics."""
 
 
-class Images(Protocol):
-    """One part of a data set."""
-
-    labels: Tensor
-    in_memory: bool
-
-    def __len__(self) -> int: ...
-
-    def read(self, indices: Tensor) -> Iterator[Tensor]:
-        """The images, as groups `[n, C, h, w]` of one size each, in the order of the indices."""
-        ...
-
-    def part(self, indices: Tensor) -> Images:
-        """Some of the images."""
-        ...
-
-
 @dataclass(frozen=True)
 class Pixels:
     """Images of one size in memory: `pixels` are bytes `[N, C, h, w]`, labels `[N]`."""
 
     pixels: Tensor
     labels: Tensor
-    in_memory = True
+    in_memory: ClassVar[bool] = True
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def read(self, indices: Tensor) -> Iterator[Tensor]:
+        """Images as groups `[n, C, h, w]` of one size each, in the order of the indices."""
         yield self.pixels[indices]
 
     def part(self, indices: Tensor) -> Pixels:
+        """Some of the images."""
         return Pixels(self.pixels[indices], self.labels[indices])
 
 
@@ -72,16 +57,22 @@ class Files:
     paths: tuple[Path, ...]
     labels: Tensor
     channels: int
-    in_memory = False
+    in_memory: ClassVar[bool] = False
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def read(self, indices: Tensor) -> Iterator[Tensor]:
+        """Images as groups `[1, C, h, w]`, in the order of the indices."""
         return (_decode(self.paths[i], self.channels) for i in indices.tolist())
 
     def part(self, indices: Tensor) -> Files:
+        """Some of the images."""
         return Files(tuple(self.paths[i] for i in indices.tolist()), self.labels[indices], self.channels)
+
+
+Images = Pixels | Files
+"""One part of a data set."""
 
 
 def _decode(path: Path, channels: int) -> Tensor:

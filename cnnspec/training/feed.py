@@ -6,16 +6,21 @@ augmentation, whatever the number of threads.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
+import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from cnnspec.ir import Graph
+from cnnspec.recipe import Recipe
 from cnnspec.training.augment import Prepare
-from cnnspec.training.data import Images
+from cnnspec.training.data import ImageData, Images
 
 Batch = tuple[Tensor, Tensor]
 """Images `[N, C, H, W]` and labels `[N]`."""
@@ -93,3 +98,43 @@ class Feed:
 def _generator(*numbers: int) -> torch.Generator:
     """Random numbers that differ for every tuple of numbers."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+
+
+def plain(graph: Graph, data: ImageData) -> Prepare:
+    """What brings images to a network's input, without augmentation."""
+    return Prepare(graph.input_shape[1:], data.mean, data.std)
+
+
+class Feeds(pl.LightningDataModule):
+    """Gives each epoch its batches; where it stands follows from the number of steps done."""
+
+    def __init__(self, graph: Graph, recipe: Recipe, data: ImageData) -> None:
+        super().__init__()
+        self.recipe, self.data = recipe, data
+        self.plain = plain(graph, data)
+        self.changing = Prepare(graph.input_shape[1:], data.mean, data.std, recipe.augment)
+
+    def _threads(self, in_memory: bool) -> int:
+        assert self.trainer is not None
+        on_cpu = self.trainer.strategy.root_device.type == "cpu"
+        # Small batches in memory are ready sooner than a second thread would be.
+        return 0 if in_memory and on_cpu else min(4, os.cpu_count() or 1)
+
+    def train_dataloader(self) -> Feed:
+        assert self.trainer is not None
+        feed = Feed(
+            self.data.train,
+            self.changing,
+            self.recipe.batch,
+            seed=self.recipe.seed,
+            rank=self.trainer.global_rank,
+            world=self.trainer.world_size,
+            threads=self._threads(self.data.train.in_memory),
+        )
+        feed.epoch, feed.skip = divmod(self.trainer.global_step, len(feed))
+        return feed
+
+    def val_dataloader(self) -> Any:
+        # Every device sees every image, so that the accuracy is exact.
+        val = self.data.val
+        return [] if val is None else Feed(val, self.plain, self.recipe.batch, threads=self._threads(val.in_memory))

@@ -2,99 +2,32 @@
 
 from __future__ import annotations
 
-import csv
-import logging
 import os
 import signal
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, EMAWeightAveraging, LearningRateMonitor
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from cnnspec.backends.torch import to_module
-from cnnspec.diagnostics import CnnspecError, failure
+from cnnspec.diagnostics import failure
 from cnnspec.ir import Graph
-from cnnspec.recipe import Recipe, Setting
-from cnnspec.training.augment import Prepare
+from cnnspec.recipe import Recipe
 from cnnspec.training.callbacks import Keep, Show, StopOnSignal, Stopped, WholeFiles
 from cnnspec.training.data import ImageData, load_data
-from cnnspec.training.feed import Feed
+from cnnspec.training.feed import Feed, Feeds, plain
 from cnnspec.training.folders import SHARED, RunFolder
-from cnnspec.training.machine import best_device, keep_memory, versions
+from cnnspec.training.logs import draw_graph, make_loggers, quiet, read_rows
+from cnnspec.training.machine import keep_memory, versions
+from cnnspec.training.options import PRECISIONS, Result, TrainOptions, folder_to_resume, recipe_lines, recipe_of
 from cnnspec.training.scoring import score
 from cnnspec.training.task import Task, make_optimizer
 from cnnspec.training.weights import load_weights, read_weights
-
-PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-"""Lightning's names for the recipe's."""
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """What a user says beside the spec; what is `None` is as the recipe says.
-
-    Attributes:
-        data: Another data set.
-        data_dir: Where downloaded sets are kept.
-        offline: Never download.
-        epochs: Passes over the training images.
-        batch: Images per step, over all devices together.
-        seed: Of weights, order and augmentation.
-        out: Where run folders are made.
-        resume: Go on with the newest unfinished run, by its own recipe.
-        accelerator: For Lightning, as `devices` and `strategy`.
-        precision: `fp32`, `bf16`, `fp16`, or one of Lightning's.
-        resume_command: What is printed as the way to go on after a stop.
-        console: Where progress is shown; by default the standard output.
-    """
-
-    data: Setting | None = None
-    data_dir: Path = Path("data")
-    offline: bool = False
-    epochs: int | None = None
-    batch: int | None = None
-    seed: int | None = None
-    out: Path = Path("runs")
-    resume: bool = False
-    accelerator: str = "auto"
-    devices: str | int = "auto"
-    precision: str | None = None
-    strategy: str = "auto"
-    resume_command: str | None = None
-    console: Console | None = None
-
-    def changes(self) -> dict[str, Any]:
-        """The fields of the recipe that these options state."""
-        stated = {"data": self.data, "epochs": self.epochs, "batch": self.batch, "seed": self.seed}
-        if self.precision in PRECISIONS:
-            stated["precision"] = self.precision
-        return {name: value for name, value in stated.items() if value is not None}
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a run ended.
-
-    Attributes:
-        folder: Where its files are.
-        state: `finished` or `interrupted`.
-        exit_code: 0, or 128 and the number of the signal that stopped it.
-        values: What `result.json` holds.
-    """
-
-    folder: Path
-    state: str
-    exit_code: int
-    values: dict[str, Any]
 
 
 def train(graph: Graph, options: TrainOptions | None = None) -> Result:
@@ -110,14 +43,14 @@ def train(graph: Graph, options: TrainOptions | None = None) -> Result:
     console = options.console or Console()
     keep_memory()
     first = int(os.environ.get("LOCAL_RANK", 0)) == 0
-    folder, recipe = _folder_to_resume(graph, options) if options.resume else (None, _recipe(graph, options))
+    folder, recipe = folder_to_resume(graph, options) if options.resume else (None, recipe_of(graph, options))
     try:
         data = load_data(graph, recipe.data, options.data_dir, offline=options.offline)
         _check_recipe(recipe, data)
-        with _quiet():
+        with quiet():
             pl.seed_everything(recipe.seed, workers=True)
             network = to_module(graph).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            steps = len(Feed(data.train, _plain(graph, data), recipe.batch, seed=recipe.seed))
+            steps = len(Feed(data.train, plain(graph, data), recipe.batch, seed=recipe.seed))
             task = Task(graph, network, recipe, steps)
             make_optimizer(network.parameters(), recipe, steps)
     except BaseException:
@@ -149,55 +82,70 @@ class _Run:
         self.task, self.folder, self.console = task, folder, console
         self.keep = Keep(folder.checkpoints)
         self.stop = StopOnSignal(folder.last, console)
-        with _quiet():
+        with quiet():
             self.trainer = self._make_trainer()
 
     def go(self, first: bool) -> Result:
         """Train, test, and write the result."""
-        say = self.console.print if first else lambda *_, **__: None
-        say(f"run folder {self.folder.path}", highlight=False, soft_wrap=True)
         if first:
-            self.folder.write_result(self._values("running"))
+            self._write("running")
+            self._announce()
         try:
-            with _quiet(), self.stop:
+            with quiet(), self.stop:
                 self._fit()
         except (Stopped, KeyboardInterrupt, SystemExit) as end:
             if isinstance(end, SystemExit) and self.stop.signal is None:
                 raise
-            return self._interrupted(say)
+            return self._interrupted(first)
         except BaseException:
-            self.folder.write_result(self._values("failed"))
+            if first:
+                self._write("failed")
             raise
-        if not first:  # only the first process goes on
+        if not first:  # the first process alone goes on
             raise SystemExit(0)
         if self.stop.signal is not None:
-            return self._interrupted(say)
+            return self._interrupted(first)
         try:
-            values = self._values("finished", self._test())
+            found = self._test()
         except KeyboardInterrupt:
-            return self._interrupted(say)
-        self.folder.write_result(values)
-        return Result(self.folder.path, "finished", 0, values)
+            return self._interrupted(first)
+        return Result(self.folder.path, "finished", 0, self._write("finished", found))
+
+    def _announce(self) -> None:
+        """What is about to be done; defaults of the recipe are marked, as the spec does not show them."""
+        data, recipe = self.data, self.recipe
+        sizes = ((name, len(part)) for name, part in (("val", data.val), ("test", data.test)) if part is not None)
+        counts = ", ".join([f"{len(data.train):,} train", *(f"{count:,} {name}" for name, count in sizes)])
+        lines = [f"training {self.graph.name} ({self.graph.parameter_count:,} parameters) on {data.name} ({counts})"]
+        stated = {*recipe.stated, *self.options.changes()}
+        lines += [
+            f"  {name:<15} {text}" + ("" if name in stated else "  (default)") for name, text in recipe_lines(recipe)
+        ]
+        lines.append(f"run folder {self.folder.path}")
+        for line in lines:
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _fit(self) -> None:
-        rows = _read_rows(self.folder.path / "metrics.csv") if self.options.resume else []
+        rows = read_rows(self.folder.path / "metrics.csv", self.folder.last) if self.options.resume else []
         for logger in self.trainer.loggers:
             logger.log_hyperparams(self.recipe.model_dump(mode="json"))
             if isinstance(logger, CSVLogger) and rows:
                 logger.experiment.metrics = rows
-        _draw(self.trainer, self.graph, self.task)
-        feed = _Feeds(self.graph, self.recipe, self.data)
+        draw_graph(self.trainer, self.graph, self.task)
+        feed = Feeds(self.graph, self.recipe, self.data)
         checkpoint = str(self.folder.last) if self.options.resume else None
         self.trainer.fit(self.task, datamodule=feed, ckpt_path=checkpoint, weights_only=True)
 
-    def _interrupted(self, say: Any) -> Result:
-        values = self._values("interrupted")
-        self.folder.write_result(values)
+    def _interrupted(self, first: bool) -> Result:
+        if not first:
+            raise SystemExit(0)
+        values = self._write("interrupted")
         if self.folder.last.is_file():
             command = self.options.resume_command or f"cnnspec build {self.graph.name} --train --resume"
-            say(f"stopped; go on with `{command}`", style="yellow", highlight=False, soft_wrap=True)
+            line = f"stopped; go on with `{command}`"
         else:
-            say("stopped before the first step was done", style="yellow")
+            line = "stopped before the first step was done"
+        self.console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
         return Result(self.folder.path, "interrupted", 128 + (self.stop.signal or signal.SIGINT), values)
 
     def _test(self) -> dict[str, float]:
@@ -205,16 +153,17 @@ class _Run:
         network = to_module(self.graph)
         load_weights(network, read_weights(self.folder.best_weights))
         found: dict[str, float] = {}
-        device = best_device() if self.trainer.strategy.root_device.type == "cuda" else torch.device("cpu")
+        device = self.trainer.strategy.root_device
         for name, part in (("val", self.data.val), ("test", self.data.test)):
             if part is not None:
                 result = score(network, part, self.data, self.graph.input_shape[1:], device)
                 found |= {f"{name}_acc": result.accuracy, f"{name}_loss": result.loss}
         return found
 
-    def _values(self, state: str, found: dict[str, float] | None = None) -> dict[str, Any]:
+    def _write(self, state: str, found: dict[str, float] | None = None) -> dict[str, Any]:
+        """Write `result.json` and return what it holds."""
         scores = {"val_acc": None, "test_acc": None, "val_loss": None, "test_loss": None, **(found or {})}
-        return {
+        values = {
             "network": self.graph.name,
             "state": state,
             **scores,
@@ -231,6 +180,8 @@ class _Run:
             "recipe": self.recipe.model_dump(mode="json"),
             "versions": versions(),
         }
+        self.folder.write_result(values)
+        return values
 
     def _make_trainer(self) -> pl.Trainer:
         recipe, options, path = self.recipe, self.options, self.folder.path
@@ -251,10 +202,7 @@ class _Run:
                 max_epochs=recipe.epochs,
                 callbacks=callbacks,
                 plugins=[WholeFiles()],
-                logger=[
-                    CSVLogger(path, name="", version=""),
-                    TensorBoardLogger(path, "", "tensorboard", default_hp_metric=False),
-                ],
+                logger=make_loggers(path),
                 log_every_n_steps=min(50, self.task.steps),
                 reload_dataloaders_every_n_epochs=1,
                 use_distributed_sampler=False,
@@ -275,67 +223,6 @@ class _Run:
             ) from None
 
 
-class _Feeds(pl.LightningDataModule):
-    """Gives each epoch its batches; where it stands follows from the number of steps done."""
-
-    def __init__(self, graph: Graph, recipe: Recipe, data: ImageData) -> None:
-        super().__init__()
-        self.recipe, self.data = recipe, data
-        self.plain = _plain(graph, data)
-        self.changing = Prepare(graph.input_shape[1:], data.mean, data.std, recipe.augment)
-
-    def _threads(self, in_memory: bool) -> int:
-        assert self.trainer is not None
-        on_cpu = self.trainer.strategy.root_device.type == "cpu"
-        # Small batches in memory are ready sooner than a second thread would be.
-        return 0 if in_memory and on_cpu else min(4, os.cpu_count() or 1)
-
-    def train_dataloader(self) -> Feed:
-        assert self.trainer is not None
-        feed = Feed(
-            self.data.train,
-            self.changing,
-            self.recipe.batch,
-            seed=self.recipe.seed,
-            rank=self.trainer.global_rank,
-            world=self.trainer.world_size,
-            threads=self._threads(self.data.train.in_memory),
-        )
-        feed.epoch, feed.skip = divmod(self.trainer.global_step, len(feed))
-        return feed
-
-    def val_dataloader(self) -> Any:
-        # Every device sees every image, so that the accuracy is exact.
-        val = self.data.val
-        return [] if val is None else Feed(val, self.plain, self.recipe.batch, threads=self._threads(val.in_memory))
-
-
-def _plain(graph: Graph, data: ImageData) -> Prepare:
-    return Prepare(graph.input_shape[1:], data.mean, data.std)
-
-
-def _recipe(graph: Graph, options: TrainOptions) -> Recipe:
-    return graph.recipe.model_copy(update=options.changes())
-
-
-def _folder_to_resume(graph: Graph, options: TrainOptions) -> tuple[RunFolder, Recipe]:
-    """The run to go on with and its recipe, which the options must not contradict."""
-    if int(os.environ.get("LOCAL_RANK", 0)) != 0:
-        folder = RunFolder(Path(os.environ[SHARED]))
-        return folder, Recipe.model_validate(folder.read_result()["recipe"])
-    folder, recipe = RunFolder.find(options.out, graph)
-    for name, value in options.changes().items():
-        if getattr(recipe, name) != value:
-            folder.release()
-            raise failure(
-                "E0506",
-                f"a run is resumed by its own recipe, and that has another `{name}`",
-                file=str(folder.path),
-                help=f"leave `--{name}` out, or train anew without `--resume`",
-            )
-    return folder, recipe
-
-
 def _check_recipe(recipe: Recipe, data: ImageData) -> None:
     if recipe.early_stop is not None and data.val is None:
         raise failure(
@@ -343,48 +230,3 @@ def _check_recipe(recipe: Recipe, data: ImageData) -> None:
             "`early_stop` needs validation images, and none are held back",
             help="hold some back with `val=`, or leave `early_stop` out",
         )
-
-
-def _draw(trainer: pl.Trainer, graph: Graph, task: Task) -> None:
-    """Show TensorBoard the graph of the module. It traces the module, and no run fails because that does."""
-    task.network.eval()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_graph(task.network, torch.zeros(1, *graph.input_shape))
-        except Exception as error:  # noqa: BLE001 - whatever tracing raises
-            logging.getLogger(__name__).debug("no graph for TensorBoard: %s", error)
-    task.network.train()
-
-
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """The metrics that were logged before; the logger begins its file anew."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
-    except OSError:
-        return []
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Lightning's tips and its guesses at what might be meant."""
-    loggers = [
-        logging.getLogger(name)
-        for name in ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero")
-    ]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|torch|torchmetrics)\b")
-        try:
-            for logger in loggers:
-                logger.setLevel(logging.ERROR)
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
-
-
-__all__ = ["CnnspecError", "Result", "TrainOptions", "train"]

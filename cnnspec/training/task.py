@@ -54,7 +54,8 @@ def _cosine(optimizer: Optimizer, epochs: int, steps: int, *, end: float) -> LRS
 def _onecycle(optimizer: Optimizer, epochs: int, steps: int, *, warmup: float, anneal: str) -> LRScheduler:
     total = epochs * steps
     # torch divides by zero where one of the two phases has a single step.
-    share = 0.0 if warmup * total <= 1 else min(warmup, (total - 1) / total)
+    share = min(warmup, (total - 1) / total)
+    share = share if share * total > 1 else 0.0
     style: Any = "linear" if anneal == "linear" else "cos"
     # The momentum stays what the recipe says.
     return lr_scheduler.OneCycleLR(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -182,7 +182,7 @@ def _mismatch(
     message: str,
     own: Weights,
     given: Weights,
-    pairs: list[tuple[str | None, str | None]],
+    pairs: Sequence[tuple[str | None, str | None]],
     file: str | None,
     help: str | None,
 ) -> CnnspecError:

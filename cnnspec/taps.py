@@ -1,0 +1,56 @@
+"""Features of a network by name: the part of a Graph that gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from cnnspec.diagnostics import did_you_mean, failure
+from cnnspec.ir import IMAGE, Graph
+
+
+def tap(graph: Graph, outputs: Sequence[str]) -> Graph:
+    """The part of a network that gives the features of some modules, and nothing behind the last of them.
+
+    Args:
+        graph: A network.
+        outputs: Paths of modules, `"layer2"` or `"layer4.1.conv2"`, in the order in which they are wanted.
+
+    Returns:
+        A Graph whose module returns a `dict` from these paths to `[N, C, H, W]`.
+
+    Raises:
+        CnnspecError: There is no such module, or it belongs to an auxiliary head.
+    """
+    if not outputs:
+        raise failure(
+            "E0219", "no outputs are asked for", help="name at least one module, as `cnnspec summary` shows them"
+        )
+    wanted: dict[str, int] = {}
+    for path in outputs:
+        index = graph.find(path)
+        if index is None:
+            help = did_you_mean(path, graph.paths) or "`cnnspec summary` shows the modules"
+            raise failure("E0219", f"`{graph.name}` has no module `{path}`", help=help)
+        if graph.nodes[index].aux is not None:
+            raise failure(
+                "E0219",
+                f"`{path}` belongs to an auxiliary head, which exists in training only",
+                help="name a module of the network itself",
+            )
+        wanted[path] = index
+    needed: set[int] = set()
+    pending = list(wanted.values())
+    while pending:
+        index = pending.pop()
+        if index != IMAGE and index not in needed:
+            needed.add(index)
+            pending += graph.nodes[index].inputs
+    order = {old: new for new, old in enumerate(sorted(needed))} | {IMAGE: IMAGE}
+    nodes = tuple(
+        replace(graph.nodes[i], inputs=tuple(order[j] for j in graph.nodes[i].inputs)) for i in sorted(needed)
+    )
+    ends = {path: order[i] for path, i in graph.ends.items() if i in needed}
+    scopes = {path: block for path, block in graph.scopes.items() if path in ends}
+    taps = {path: order[i] for path, i in wanted.items()}
+    return replace(graph, nodes=nodes, output=max(taps.values()), scopes=scopes, ends=ends, aux=(), taps=taps)

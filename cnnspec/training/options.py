@@ -1,0 +1,128 @@
+"""What a user says beside the spec, what a run gives back, and which run is resumed."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cnnspec.diagnostics import CnnspecError, failure
+from cnnspec.ir import Graph
+from cnnspec.recipe import Recipe, Setting
+from cnnspec.training.folders import SHARED, RunFolder
+from cnnspec.training.weights import read_weights
+
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+"""Lightning's names for the recipe's."""
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What a user says beside the spec; what is `None` is as the recipe says.
+
+    Attributes:
+        data: Another data set.
+        data_dir: Where downloaded sets are kept.
+        offline: Never download.
+        epochs: Passes over the training images.
+        batch: Images per step, over all devices together.
+        seed: Of weights, order and augmentation.
+        out: Where run folders are made.
+        resume: Go on with the newest unfinished run, by its own recipe.
+        accelerator: For Lightning, as `devices` and `strategy`.
+        precision: `fp32`, `bf16`, `fp16`, or one of Lightning's.
+        resume_command: What is printed as the way to go on after a stop.
+        console: Where progress is shown; by default the standard output.
+    """
+
+    data: Setting | None = None
+    data_dir: Path = Path("data")
+    offline: bool = False
+    epochs: int | None = None
+    batch: int | None = None
+    seed: int | None = None
+    out: Path = Path("runs")
+    resume: bool = False
+    accelerator: str = "auto"
+    devices: str | int = "auto"
+    precision: str | None = None
+    strategy: str = "auto"
+    resume_command: str | None = None
+    console: Console | None = None
+
+    def changes(self) -> dict[str, Any]:
+        """The fields of the recipe that these options state."""
+        stated = {"data": self.data, "epochs": self.epochs, "batch": self.batch, "seed": self.seed}
+        if self.precision in PRECISIONS:
+            stated["precision"] = self.precision
+        return {name: value for name, value in stated.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended.
+
+    Attributes:
+        folder: Where its files are.
+        state: `finished` or `interrupted`.
+        exit_code: 0, or 128 and the number of the signal that stopped it.
+        values: What `result.json` holds.
+    """
+
+    folder: Path
+    state: str
+    exit_code: int
+    values: dict[str, Any]
+
+
+def recipe_of(graph: Graph, options: TrainOptions) -> Recipe:
+    """The spec's recipe, changed as the options say."""
+    return graph.recipe.model_copy(update=options.changes())
+
+
+def folder_to_resume(graph: Graph, options: TrainOptions) -> tuple[RunFolder, Recipe]:
+    """The run to go on with and its recipe, which the options must not contradict."""
+    if int(os.environ.get("LOCAL_RANK", 0)) != 0:
+        folder = RunFolder(Path(os.environ[SHARED]))
+        return folder, Recipe.model_validate(folder.read_result()["recipe"])
+    folder, recipe = RunFolder.find(options.out, graph)
+    try:
+        read_weights(folder.last)
+    except CnnspecError as error:
+        folder.release()
+        raise failure(
+            "E0506",
+            "the run cannot be resumed: its last checkpoint is damaged",
+            file=str(folder.last),
+            notes=error.diagnostics[0].notes,
+            help="train anew without `--resume`",
+        ) from None
+    for name, value in options.changes().items():
+        if getattr(recipe, name) != value:
+            folder.release()
+            raise failure(
+                "E0506",
+                f"a run is resumed by its own recipe, and that has another `{name}`",
+                file=str(folder.path),
+                help=f"leave `--{name}` out, or train anew without `--resume`",
+            )
+    return folder, recipe
+
+
+def recipe_lines(recipe: Recipe) -> list[tuple[str, str]]:
+    """The recipe as it is written in a spec, entry by entry; what it leaves empty is left out."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, Setting):
+            return " ".join([value.name, *(f"{k}={text(v)}" for k, v in value.args.items() if v is not None)])
+        if isinstance(value, tuple):
+            return " | ".join(map(text, value)) if isinstance(value[0], Setting) else str(list(value))
+        return (
+            f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+        )
+
+    entries = ((name, getattr(recipe, name)) for name in Recipe.model_fields if name != "stated")
+    return [(name, text(value)) for name, value in entries if value is not None and value != ()]

@@ -1,0 +1,308 @@
+"""The shipped networks against the reference implementations: keys, shapes, bits, gradients, and how weights start."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from cnnspec import build, load
+from cnnspec.library import shipped_folder, shipped_specs, standard_blocks
+
+QUICK = {
+    *("alexnet", "resnet18", "resnet50", "resnext50_32x4d", "densenet121", "googlenet", "inception_v3"),
+    *("resnet50d", "seresnet50", "dpn68", "inception_v4"),
+}
+"""The networks that are run every time: the smallest of each family. The others are marked slow."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A published implementation.
+
+    Attributes:
+        parameters: Learned weights, auxiliary heads included.
+        macs: Multiply-adds of convolutions and linear layers for one image of the native size, without heads.
+        size: The native size.
+        other: A smaller size that it takes, too.
+        trained: The size in training; an auxiliary head may need more than `other`.
+    """
+
+    name: str
+    parameters: int
+    macs: int
+    library: str = "torchvision"
+    size: int = 224
+    other: int = 64
+    trained: int = 64
+
+    def build(self) -> nn.Module:
+        """The module as its library builds and starts it."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if self.library == "torchvision":
+                return getattr(torchvision.models, self.name)()
+            if importlib.util.find_spec("timm") is None:
+                pytest.skip("timm is not installed")
+            import timm  # pyright: ignore[reportMissingImports]
+
+            return timm.create_model(self.name)
+
+
+REFERENCES = [
+    Reference("alexnet", 61_100_840, 714_188_480),
+    Reference("vgg11", 132_863_336, 7_609_090_048),
+    Reference("vgg13", 133_047_848, 11_308_466_176),
+    Reference("vgg16", 138_357_544, 15_470_264_320),
+    Reference("vgg19", 143_667_240, 19_632_062_464),
+    Reference("vgg11_bn", 132_868_840, 7_609_090_048),
+    Reference("vgg13_bn", 133_053_736, 11_308_466_176),
+    Reference("vgg16_bn", 138_365_992, 15_470_264_320),
+    Reference("vgg19_bn", 143_678_248, 19_632_062_464),
+    Reference("googlenet", 13_004_888, 1_498_376_192),
+    Reference("inception_v3", 27_161_264, 5_713_216_096, size=299, other=75, trained=299),
+    Reference("resnet18", 11_689_512, 1_814_073_344),
+    Reference("resnet34", 21_797_672, 3_663_761_408),
+    Reference("resnet50", 25_557_032, 4_089_184_256),
+    Reference("resnet101", 44_549_160, 7_801_405_440),
+    Reference("resnet152", 60_192_808, 11_513_626_624),
+    Reference("resnext50_32x4d", 25_028_904, 4_230_479_872),
+    Reference("resnext101_32x8d", 88_791_336, 16_414_015_488),
+    Reference("resnext101_64x4d", 83_455_272, 15_460_270_080),
+    Reference("wide_resnet50_2", 68_883_240, 11_398_021_120),
+    Reference("wide_resnet101_2", 126_886_696, 22_753_050_624),
+    Reference("densenet121", 7_978_856, 2_834_161_664),
+    Reference("densenet161", 28_681_000, 7_727_907_072),
+    Reference("densenet169", 14_149_480, 3_359_843_328),
+    Reference("densenet201", 20_013_928, 4_291_365_888),
+    Reference("inception_v4", 42_679_816, 12_253_974_624, "timm", size=299, other=75, trained=75),
+    Reference("inception_resnet_v2", 55_843_464, 13_155_794_016, "timm", size=299, other=75, trained=75),
+    Reference("dpn68", 12_611_602, 2_326_163_456, "timm"),
+    Reference("dpn92", 37_668_392, 6_501_684_224, "timm"),
+    Reference("resnet50d", 25_576_264, 4_328_824_832, "timm"),
+    Reference("seresnet50", 28_088_024, 4_091_699_200, "timm"),
+]
+
+ALL = [pytest.param(reference, id=reference.name) for reference in REFERENCES]
+SOME = [
+    pytest.param(reference, id=reference.name, marks=() if reference.name in QUICK else pytest.mark.slow)
+    for reference in REFERENCES
+]
+
+PUBLISHED = {
+    "resnet1202": (19_423_930, "19.4M"),
+    "preact_resnet164": (1_703_258, "1.7M"),
+    "preact_resnet1001": (10_327_706, "10.3M"),
+    "densenet40_12": (1_019_722, "1.0M"),
+    "densenet_bc100_12": (769_162, "0.8M"),
+    "densenet_bc190_40": (25_624_430, "25.6M"),
+    "resnet18_cifar": (11_173_962, "11.2M"),
+    "wide_resnet28_10": (36_479_194, "36.5M"),
+    "resnext29_8x64d": (34_426_698, "34.4M"),
+    "resnet18_d2l": (11_178_378, "11.2M"),
+    "resnet18_nndl": (11_180_170, "11.2M"),
+    "lenet5": (61_706, "0.1M"),
+    "nin": (966_986, "1.0M"),
+}
+"""The networks for small images: their weights, and the count as papers round it."""
+
+
+# --- figures -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reference", ALL)
+def test_figures(reference: Reference) -> None:
+    graph = load(reference.name)
+    assert (graph.parameter_count, graph.macs) == (reference.parameters, reference.macs)
+    assert graph.input_shape == (3, reference.size, reference.size)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_counts(name: str) -> None:
+    graph = load(name)
+    count, rounded = PUBLISHED[name]
+    assert (graph.parameter_count, f"{graph.parameter_count / 1e6:.1f}M") == (count, rounded)
+    assert "params" in {expect.metric for expect in graph.model.expects}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_networks_for_small_images_run(name: str) -> None:
+    graph = load(name)
+    with torch.device("meta"):
+        module = build(graph)
+        assert module(torch.empty(2, *graph.input_shape)).shape == (2, 10)
+    assert sum(p.numel() for p in module.parameters()) == graph.parameter_count
+
+
+def test_heads_weigh_what_the_papers_say() -> None:
+    weights = {name: {head.name: head.weight for head in load(name).aux} for name in ("googlenet", "inception_v3")}
+    assert weights == {"googlenet": {"aux1": 0.3, "aux2": 0.3}, "inception_v3": {"AuxLogits": 0.4}}
+
+
+def test_nndl_without_shortcuts_is_a_chain() -> None:
+    graph = load("resnet18_nndl", residual=False)
+    assert {node.op.name for node in graph} & {"add", "concat"} == set()
+    assert all(len(node.inputs) == 1 for node in graph)
+
+
+# --- keys ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reference", ALL)
+def test_keys_and_shapes(reference: Reference) -> None:
+    with torch.device("meta"):
+        theirs, ours = reference.build(), build(reference.name)
+    assert _shapes(ours) == _shapes(theirs)
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(value.shape) for key, value in module.state_dict().items()}
+
+
+# --- bits ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reference", SOME)
+def test_logits_are_equal_in_evaluation(reference: Reference) -> None:
+    theirs, ours = _pair(reference)
+    theirs.eval()
+    ours.eval()
+    for size in (reference.size, reference.other):
+        x = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(size))
+        with torch.inference_mode():
+            expected, got = theirs(x), ours(x)
+        assert expected.isfinite().all() and expected.std() > 0
+        assert torch.equal(got, expected), size
+
+
+@pytest.mark.parametrize("reference", SOME)
+def test_training_is_equal(reference: Reference) -> None:
+    theirs, ours = _pair(reference)
+    x = torch.randn(2, 3, reference.trained, reference.trained, generator=torch.Generator().manual_seed(3))
+    results: list[tuple[Tensor, ...]] = []
+    for module in (theirs, ours):
+        module.train()
+        torch.manual_seed(5)
+        results.append(_outputs(module(x)))
+        sum((output.square().mean() for output in results[-1]), torch.zeros(())).backward()
+    assert [o.shape for o in results[1]] == [o.shape for o in results[0]]
+    assert all(torch.equal(got, expected) for got, expected in zip(results[1], results[0], strict=True))
+    gradients = dict(ours.named_parameters())
+    for key, parameter in theirs.named_parameters():
+        expected, got = parameter.grad, gradients[key].grad
+        assert expected is not None and got is not None
+        assert torch.equal(got, expected) or (got - expected).norm() <= 1e-6 * expected.norm(), key
+    statistics = dict(ours.named_buffers())
+    assert all(torch.equal(statistics[key], value) for key, value in theirs.named_buffers())
+
+
+def test_cifar_resnet18_is_the_large_one_with_another_stem() -> None:
+    theirs = torchvision.models.resnet18(num_classes=10)
+    theirs.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    theirs.maxpool = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
+    _randomise(theirs)
+    ours = build("resnet18_cifar")
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(ours.eval()(x), theirs.eval()(x))
+
+
+def _pair(reference: Reference) -> tuple[nn.Module, nn.Module]:
+    """The reference with random weights and statistics, and ours with the same, taken over strictly by key."""
+    with torch.device("meta"):  # both are filled below, so nothing is started
+        theirs, ours = reference.build(), build(reference.name)
+    theirs, ours = theirs.to_empty(device="cpu"), ours.to_empty(device="cpu")
+    _randomise(theirs)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    return theirs, ours
+
+
+def _randomise(module: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for key, value in module.state_dict().items():
+        if not value.is_floating_point():
+            value.zero_()
+        elif value.ndim > 1:
+            value.normal_(0, (2 / value[0].numel()) ** 0.5, generator=generator)
+        elif key.endswith(("running_var", "weight")):
+            value.uniform_(0.3, 1, generator=generator)
+        else:
+            value.normal_(0, 0.2, generator=generator)
+
+
+def _outputs(result: Any) -> tuple[Tensor, ...]:
+    """The logits, then those of the auxiliary heads from the image on."""
+    if isinstance(result, Tensor):
+        return (result,)
+    if hasattr(result, "aux"):
+        return (result.logits, *result.aux)
+    return (result.logits, *reversed(result[1:]))
+
+
+# --- how weights start ---------------------------------------------------------------------------
+
+NOT_SAID: dict[str, set[str]] = {"inception_v3": {"AuxLogits.fc.weight"}}
+"""Weights that start in a way which the language cannot say: a truncated normal of its own for one layer."""
+
+
+@pytest.mark.parametrize("reference", SOME)
+def test_weights_start_alike(reference: Reference) -> None:
+    torch.manual_seed(7)
+    theirs, ours = reference.build(), build(reference.name)
+    started = dict(ours.named_parameters())
+    for key, parameter in theirs.named_parameters():
+        expected, got = parameter.detach(), started[key].detach()
+        if key in NOT_SAID.get(reference.name, ()):
+            continue
+        if expected.min() == expected.max():
+            assert torch.equal(got, expected), key
+        else:
+            ratio = float(got.std() / expected.std())
+            assert abs(ratio - 1) < max(0.05, 5 / got.numel() ** 0.5), (key, ratio)
+
+
+# --- the files -----------------------------------------------------------------------------------
+
+LIMITS = {"resnet50": 45, "densenet121": 45, "googlenet": 75, "inception_v3": 130}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_specs_are_short(name: str) -> None:
+    assert len(_lines(shipped_specs()[name])) <= LIMITS[name]
+
+
+@pytest.mark.parametrize("name", shipped_specs())
+def test_headers_name_the_source(name: str) -> None:
+    title, source, *_ = shipped_specs()[name].read_text("utf-8").splitlines()
+    assert re.match(r"# \S", title)
+    assert source.startswith("# source: ")
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a spec without comments, blank lines and the recipe, and with the blocks that it takes."""
+    text = path.read_text("utf-8")
+    text = re.sub(r"^train \{.*?^\}\n?", "", text, flags=re.M | re.S)
+    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    for names, file in re.findall(r'^use (.*) from "(.*)"$', text, re.M):
+        blocks = (shipped_folder() / file).read_text("utf-8")
+        for name in names.split(", "):
+            lines += _block(blocks, name)
+    assert not [name for name in standard_blocks() if re.search(rf"^[^#]*(?<!block )\b{name} (?!from)", text, re.M)
+                and f"block {name}(" not in text and not re.search(rf"^use .*\b{name}\b", text, re.M)]
+    return lines
+
+
+@cache
+def _block(text: str, name: str) -> list[str]:
+    found = re.search(rf"^block {name}\(.*?^}}$", text, re.M | re.S)
+    assert found
+    return found.group().splitlines()
