@@ -1,0 +1,138 @@
+"""The application object, the options that commands share, and how they print."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cnnspec.compiler import Compilation, compile_file
+from cnnspec.diagnostics import render
+from cnnspec.ir import Graph
+
+app = typer.Typer(
+    help="Describe a convolutional network in a few lines of text; check it, build it, train it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+SpecFile = Annotated[str, typer.Argument(metavar="FILE", help="A spec file, or the name of a shipped spec.")]
+SpecFiles = Annotated[list[str], typer.Argument(metavar="FILE...", help="Spec files, or names of shipped specs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="K=V", help="Give a `param` of the spec another value.")
+]
+DataName = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="NAME",
+        help="cifar10, cifar100, fashion_mnist, mnist, fashion_mini, or folder:PATH (also folder with --data-dir).",
+    ),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option("--data-dir", metavar="DIR", help="Where data sets lie or are downloaded to (default: data)."),
+]
+Offline = Annotated[bool, typer.Option("--offline", help="Never download.")]
+
+
+def print_diagnostics(diagnostics: Any) -> None:
+    color = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    print("\n\n".join(render(diagnostic, color=color) for diagnostic in diagnostics), file=sys.stderr)
+
+
+def print_json(data: Any) -> None:
+    print(json.dumps(data, indent=2))
+
+
+def settings(pairs: list[str] | None) -> dict[str, str]:
+    settings: dict[str, str] = {}
+    for pair in pairs or []:
+        key, sign, value = pair.partition("=")
+        if not sign or not key.isidentifier() or not value.strip():
+            raise typer.BadParameter(f"`{pair}` is not of the form name=value", param_hint="--set")
+        settings[key] = value
+    return settings
+
+
+def compile_spec(file: str, pairs: list[str] | None = None) -> Compilation:
+    done = compile_file(file, settings(pairs))
+    warnings = [d for d in done.diagnostics if d.severity == "warning"]
+    if warnings and not done.report.failed:
+        print_diagnostics(warnings)
+    return done
+
+
+def _version(show: bool) -> None:
+    if show:
+        import cnnspec
+
+        print(f"cnnspec {cnnspec.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def print_summary(graph: Graph, depth: int) -> None:
+    from rich import box
+    from rich.table import Table
+
+    from cnnspec.shapes import text
+    from cnnspec.summary import summarise
+
+    done = summarise(graph)
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=f"{done.name}: {text(done.input_shape)} -> {text(done.output_shape)}",
+        title_justify="left",
+    )
+    for title in ("module", "is", "output", "parameters", "MACs", "activations"):
+        table.add_column(
+            title, justify="left" if title in ("module", "is", "output") else "right", no_wrap=True, overflow="ellipsis"
+        )
+    for row in done.upto(depth):
+        indent = "  " * (row.depth - 1)
+        table.add_row(
+            indent + row.path.rpartition(".")[2],
+            row.kind,
+            text(row.shape),
+            f"{row.parameters:,}",
+            f"{row.macs:,}",
+            _bytes(row.activations),
+        )
+    table.add_section()
+    table.add_row(
+        "total",
+        f"depth {done.depth}",
+        text(done.output_shape),
+        f"{done.parameters:,}",
+        f"{done.macs:,}",
+        _bytes(done.activations),
+    )
+    make_console().print(table)
+    print("activations: outputs of all operators, one image, float32")
+
+
+def make_console(*, stderr: bool = False) -> Any:
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(width=None if stream.isatty() else 120, highlight=False, stderr=stderr)
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 2**20:,.2f} MiB" if count >= 2**20 else f"{count / 2**10:,.1f} KiB"

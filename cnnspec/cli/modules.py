@@ -1,0 +1,199 @@
+"""The commands on modules: build, train, test. They import torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cnnspec.cli.app import (
+    AsJson,
+    DataDir,
+    DataName,
+    Offline,
+    Settings,
+    SpecFile,
+    app,
+    compile_spec,
+    make_console,
+    print_json,
+    print_summary,
+)
+from cnnspec.diagnostics import did_you_mean, failure
+from cnnspec.ir import Graph
+
+
+@app.command()
+def build(
+    file: SpecFile,
+    train: Annotated[bool, typer.Option("--train", help="Train the network by its recipe.")] = False,
+    data: DataName = None,
+    data_dir: DataDir = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images per step.")] = None,
+    sets: Settings = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of weights, order and augmentation.")] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where run folders go.")] = Path("runs"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the newest unfinished run of this network.")
+    ] = False,
+    offline: Offline = False,
+    accelerator: Annotated[str, typer.Option(help="Handed to Lightning.")] = "auto",
+    devices: Annotated[str, typer.Option(help="Handed to Lightning.")] = "auto",
+    precision: Annotated[
+        str | None, typer.Option(help="Handed to Lightning, e.g. bf16-mixed (default: 32-true).")
+    ] = None,
+    strategy: Annotated[str, typer.Option(help="Handed to Lightning.")] = "auto",
+    as_json: AsJson = False,
+) -> int:
+    """Compile a network to a torch module; with --train, train and test it."""
+    graph = compile_spec(file, sets).require_graph()
+    if not train:
+        defaults = {
+            "--out": (out, Path("runs")),
+            "--accelerator": (accelerator, "auto"),
+            "--strategy": (strategy, "auto"),
+        }
+        defaults |= {"--devices": (devices, "auto"), "--data": (data, None), "--data-dir": (data_dir, None)}
+        defaults |= {"--precision": (precision, None), "--epochs": (epochs, None), "--batch": (batch, None)}
+        defaults |= {"--resume": (resume, False), "--offline": (offline, False)}
+        stray = {option: value != default for option, (value, default) in defaults.items()}
+        for option, value in stray.items():
+            if value:
+                raise typer.BadParameter("has no effect without --train", param_hint=option)
+        return _try_out(graph, seed, as_json)
+    from cnnspec import training
+
+    sets_again = "".join(f" --set {pair}" for pair in sets or [])
+    place = "" if out == Path("runs") else f" --out {out}"
+    options = training.TrainOptions(
+        data=_data(graph, data, data_dir),
+        data_dir=data_dir or Path("data"),
+        offline=offline,
+        epochs=epochs,
+        batch=batch,
+        seed=seed,
+        out=out,
+        resume=resume,
+        accelerator=accelerator,
+        devices=devices,
+        precision=precision,
+        strategy=strategy,
+        resume_command=f"cnnspec build {file}{sets_again} --train --resume{place}"
+        + (f" --data-dir {data_dir}" if data_dir else ""),
+        console=make_console(stderr=as_json),
+    )
+    result = training.train(graph, options)
+    if as_json:
+        print_json(result.values)
+    elif result.state == "finished":
+        _print_result(result)
+    return result.exit_code
+
+
+def _try_out(graph: Graph, seed: int | None, as_json: bool) -> int:
+    """Builds a module and runs it forward and backward on two random images."""
+    from cnnspec.compiler import build as build_module
+
+    module = build_module(graph)
+    import torch
+
+    if seed is not None:
+        torch.manual_seed(seed)
+    images = torch.randn(2, *graph.input_shape)
+    given = module(images)
+    parts = [given] if isinstance(given, torch.Tensor) else [given[0], *given[1]]
+    torch.stack([part.square().mean() for part in parts]).sum().backward()
+    shape = tuple(parts[0].shape[1:])
+    counted = sum(weight.numel() for weight in module.parameters())
+    if shape != graph.output_shape or counted != graph.parameter_count:
+        raise AssertionError(
+            f"the module gives {shape} with {counted} parameters, the check says {graph.output_shape} with {graph.parameter_count}"
+        )
+    if as_json:
+        from cnnspec.summary import summarise
+
+        print_json(summarise(graph).to_json())
+    else:
+        print_summary(graph, 2)
+        print(f"forward and backward pass on {tuple(images.shape)}: ok, {counted:,} parameters")
+    return 0
+
+
+def _data(graph: Graph, text: str | None, data_dir: Path | None) -> Any:
+    """The data set of `--data`, with the recipe's own arguments where it is the recipe's set."""
+    from cnnspec.recipe import DATA_SETS, Folder, Setting
+
+    if text is None:
+        return None
+    name, _, path = text.replace(" ", ":", 1).partition(":")
+    if name == "folder" and not path and data_dir:
+        path = str(data_dir)
+    if name == "folder" and path:
+        return Setting.of(Folder(path=path))
+    if name not in DATA_SETS or path or name == "folder":
+        known = ", ".join("folder:PATH" if n == "folder" else n for n in DATA_SETS)
+        raise failure(
+            "E0502", f"there is no data set `{text}`", help=f"{did_you_mean(name, DATA_SETS) or 'choose one'} ({known})"
+        )
+    return graph.recipe.data if graph.recipe.data.name == name else Setting.of(DATA_SETS[name]())
+
+
+def _print_result(result: Any) -> None:
+    from rich import box
+    from rich.table import Table
+
+    values = result.values
+    table = Table(
+        box=box.SIMPLE_HEAD, title=f"{values['network']} on {values['data']}", title_justify="left", show_header=False
+    )
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, justify="right")
+    for key in ("val_acc", "test_acc"):
+        if values[key] is not None:
+            table.add_row({"val_acc": "validation accuracy", "test_acc": "test accuracy"}[key], f"{values[key]:.2%}")
+    table.add_row("parameters", f"{values['parameters']:,}")
+    table.add_row("MACs", f"{values['macs']:,}")
+    table.add_row("epochs", str(values["epochs"]))
+    table.add_row("seconds", f"{values['seconds']:,.1f}")
+    make_console().print(table)
+    print(f"{result.folder}/result.json")
+
+
+@app.command()
+def test(
+    file: SpecFile,
+    weights: Annotated[Path, typer.Option(metavar="FILE", help="A .safetensors, .pt or Lightning .ckpt file.")],
+    match: Annotated[str, typer.Option(help="How tensors are matched: name or order.")] = "name",
+    data: DataName = None,
+    data_dir: DataDir = None,
+    split: Annotated[str, typer.Option(help="val or test.")] = "test",
+    sets: Settings = None,
+    offline: Offline = False,
+    as_json: AsJson = False,
+) -> None:
+    """Test a network with trained weights."""
+    if match not in ("name", "order"):
+        raise typer.BadParameter(f"`{match}` is neither name nor order", param_hint="--match")
+    if split not in ("val", "test"):
+        raise typer.BadParameter(f"`{split}` is neither val nor test", param_hint="--split")
+    graph = compile_spec(file, sets).require_graph()
+    from cnnspec import training
+
+    found = training.evaluate(
+        graph,
+        weights,
+        match=match,
+        data=_data(graph, data, data_dir),
+        data_dir=data_dir or Path("data"),
+        offline=offline,
+        split=split,
+    )
+    if as_json:
+        print_json(found)
+        return
+    print(f"{found['matched']} tensors matched by {match}")
+    print(
+        f"{graph.name} on {found['data']['name']}, {split}: accuracy {found[f'{split}_acc']:.4f} ({found['correct']} of {found['images']}), loss {found[f'{split}_loss']:.4f}"
+    )
