@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cnnspec import ir, tree
+from cnnspec.blocks import BLOCK_TYPES, signature
 from cnnspec.diagnostics import Label, Report, Span, did_you_mean
 from cnnspec.expressions import literal
 from cnnspec.names import Fault, Names, Resolver
@@ -18,14 +19,6 @@ from cnnspec.scopes import FileScope
 from cnnspec.signatures import Bounds, Parameter, Type
 from cnnspec.syntax import TOP_WORDS
 
-BLOCK_TYPES = {
-    "int": Type("int"),
-    "float": Type("float"),
-    "bool": Type("bool"),
-    "size": Type("size"),
-    "op": Type("op"),
-    "str": Type("str"),
-}
 _REPEAT = Type("int", bounds=Bounds(1))
 _MAX_CHAIN = 48
 _REPEAT_WORD = re.compile(r"x[0-9]+")
@@ -42,7 +35,6 @@ class Binder(Resolver):
         super().__init__(report)
         self.blocks: dict[str, ir.Block] = {}
         self._keys: dict[int, str] = {}
-        self._signatures: dict[int, dict[str, Parameter]] = {}
         self._open: list[tuple[tree.Block, Span]] = []
 
     # --- calls -----------------------------------------------------------------------------------
@@ -188,7 +180,7 @@ class Binder(Resolver):
             found = names.file.find_block(callee)
             if found is not None:
                 key = self.block(found[0], found[1], span)
-                parameters = self.signature(found[0], found[1])
+                parameters = signature(found[1])
             elif callee in OPS:
                 parameters = OPS[callee].parameters
             else:
@@ -220,47 +212,6 @@ class Binder(Resolver):
         return self.fail("E0201", f"unknown operator or block `{callee}`", span, help=help)
 
     # --- blocks ----------------------------------------------------------------------------------
-
-    def signature(self, scope: FileScope, block: tree.Block) -> dict[str, Parameter]:
-        """What a block takes, by its definition; an unreadable type counts as an integer."""
-        known = self._signatures.get(id(block))
-        if known is None:
-            known = {}
-            for parameter in block.parameters:
-                type_ = BLOCK_TYPES.get(parameter.type or "") or self._type_of_default(parameter)
-                default = Parameter("", type_).default if parameter.default is None else parameter.default
-                known[parameter.name] = Parameter(parameter.name, type_, default, parameter.once)
-            self._signatures[id(block)] = known
-        return known
-
-    @staticmethod
-    def _type_of_default(parameter: tree.BlockParameter) -> Type:
-        value = parameter.default
-        while isinstance(value, (tree.Group, tree.Choice)):
-            value = value.inner if isinstance(value, tree.Group) else value.then
-        match value:
-            case tree.Bool():
-                return BLOCK_TYPES["bool"]
-            case tree.Text():
-                return BLOCK_TYPES["str"]
-            case tree.SizeLiteral():
-                return BLOCK_TYPES["size"]
-            case tree.Number() if isinstance(value.value, float):
-                return BLOCK_TYPES["float"]
-            case tree.Unary() if (
-                value.operator == "-"
-                and isinstance(value.operand, tree.Number)
-                and isinstance(value.operand.value, float)
-            ):
-                return BLOCK_TYPES["float"]
-            case tree.Unary() if value.operator == "not":
-                return BLOCK_TYPES["bool"]
-            case tree.Binary() if value.operator in ("and", "or", "==", "!=", "<", "<=", ">", ">="):
-                return BLOCK_TYPES["bool"]
-            case tree.Name() if value.name in OPS:
-                return BLOCK_TYPES["op"]
-            case _:
-                return BLOCK_TYPES["int"]
 
     def block(self, scope: FileScope, block: tree.Block, called_at: Span | None) -> str:
         """The key of a block in the Model; elaborates it when it is first called.
@@ -302,11 +253,11 @@ class Binder(Resolver):
 
     def _block(self, scope: FileScope, block: tree.Block) -> ir.Block:
         self._check_header(block)
-        signature = self.signature(scope, block)
+        taken = signature(block)
         names = Names(scope, scope.variables())
         parameters: list[ir.BlockParameter] = []
         for parameter in block.parameters:
-            type_ = signature[parameter.name].type
+            type_ = taken[parameter.name].type
             default = None
             if parameter.default is not None:
                 try:
@@ -325,7 +276,7 @@ class Binder(Resolver):
             )
             names = names.with_variable(parameter.name, type_)
         body = self.statements(block.body, names)
-        constants = {name: literal(value) for name, value in scope.constants.items() if name not in signature}
+        constants = {name: literal(value) for name, value in scope.constants.items() if name not in taken}
         return ir.Block(
             name=block.name,
             parameters=tuple(parameters),

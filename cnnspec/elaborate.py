@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Any, cast
 
 from cnnspec import ir, tree
+from cnnspec.blocks import signature
 from cnnspec.diagnostics import Diagnostic, Label, Report, Span, did_you_mean
 from cnnspec.expressions import ExprFault, UnknownShape, convert, literal, show
 from cnnspec.library import Library, standard_block
@@ -218,7 +219,7 @@ class _Elaboration(Sections):
             help = did_you_mean(call.callee, [*OPS, *scope.block_names()])
             self.fail("E0201", f"unknown operator or block `{call.callee}`", call.callee_span, help=help)
             raise Fault
-        parameters = self.binder.signature(*found) if found else OPS[call.callee].parameters
+        parameters = signature(found[1]) if found else OPS[call.callee].parameters
         names = Names(scope, scope.variables())
         bound = self.binder.bind(call.callee, call.args, parameters, names, call.callee_span, complete=False)
         if not bound:

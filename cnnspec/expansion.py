@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cnnspec import ir, shapes
-from cnnspec.binding import BLOCK_TYPES
+from cnnspec.blocks import BLOCK_TYPES
 from cnnspec.diagnostics import Label, Report, Span, did_you_mean
 from cnnspec.expressions import ExprFault, UnknownShape, convert, evaluate, show
 from cnnspec.frames import ABSENT, Absent, Evaluator, Flowing, Frame, Namespace, Tensor, Unknown

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -114,6 +115,15 @@ PUBLISHED = {
     "nin": (966_986, "1.0M"),
 }
 """The networks for small images: their weights, and the count as papers round it."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """With small inputs threads wait for each other, above all beside other work; and one adds in one order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 # --- figures -------------------------------------------------------------------------------------
@@ -296,8 +306,13 @@ def _lines(path: Path) -> list[str]:
         blocks = (shipped_folder() / file).read_text("utf-8")
         for name in names.split(", "):
             lines += _block(blocks, name)
-    assert not [name for name in standard_blocks() if re.search(rf"^[^#]*(?<!block )\b{name} (?!from)", text, re.M)
-                and f"block {name}(" not in text and not re.search(rf"^use .*\b{name}\b", text, re.M)]
+    assert not [
+        name
+        for name in standard_blocks()
+        if re.search(rf"^[^#]*(?<!block )\b{name} (?!from)", text, re.M)
+        and f"block {name}(" not in text
+        and not re.search(rf"^use .*\b{name}\b", text, re.M)
+    ]
     return lines
 
 
