@@ -20,7 +20,7 @@ from cnnspec import build, load
 from cnnspec.library import shipped_folder, shipped_specs, standard_blocks
 
 QUICK = {
-    *("alexnet", "resnet18", "resnet50", "resnext50_32x4d", "densenet121", "googlenet", "inception_v3"),
+    *("alexnet", "vgg11_bn", "resnet18", "resnet50", "resnext50_32x4d", "densenet121", "googlenet", "inception_v3"),
     *("resnet50d", "seresnet50", "dpn68", "inception_v4"),
 }
 """The networks that are run every time: the smallest of each family. The others are marked slow."""
@@ -116,6 +116,9 @@ PUBLISHED = {
 }
 """The networks for small images: their weights, and the count as papers round it."""
 
+DEEP = {"resnet1202", "preact_resnet164", "preact_resnet1001", "densenet_bc100_12", "densenet_bc190_40"}
+"""Those of many equal units, of which a few are enough to see that they run."""
+
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
@@ -146,7 +149,7 @@ def test_published_counts(name: str) -> None:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_networks_for_small_images_run(name: str) -> None:
-    graph = load(name)
+    graph = load(name, **({"n": 2} if name in DEEP else {}))
     with torch.device("meta"):
         module = build(graph)
         assert module(torch.empty(2, *graph.input_shape)).shape == (2, 10)
@@ -190,7 +193,7 @@ def test_logits_are_equal_in_evaluation(reference: Reference) -> None:
         x = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(size))
         with torch.inference_mode():
             expected, got = theirs(x), ours(x)
-        assert expected.isfinite().all() and expected.std() > 0
+        assert 0 < expected.std() < 1e30
         assert torch.equal(got, expected), size
 
 
@@ -209,7 +212,8 @@ def test_training_is_equal(reference: Reference) -> None:
     gradients = dict(ours.named_parameters())
     for key, parameter in theirs.named_parameters():
         expected, got = parameter.grad, gradients[key].grad
-        assert expected is not None and got is not None
+        assert expected is not None
+        assert got is not None
         assert torch.equal(got, expected) or (got - expected).norm() <= 1e-6 * expected.norm(), key
     statistics = dict(ours.named_buffers())
     assert all(torch.equal(statistics[key], value) for key, value in theirs.named_buffers())

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from cnnspec.diagnostics import CnnspecError, failure
 from cnnspec.ir import Graph
-from cnnspec.recipe import Recipe, Setting
+from cnnspec.recipe import AUGMENTATIONS, DATA_SETS, OPTIMIZERS, SCHEDULES, Recipe, Setting
 from cnnspec.training.folders import SHARED, RunFolder
 from cnnspec.training.weights import read_weights
 
@@ -112,17 +112,29 @@ def folder_to_resume(graph: Graph, options: TrainOptions) -> tuple[RunFolder, Re
     return folder, recipe
 
 
+_DECLARED = {**DATA_SETS, **AUGMENTATIONS, **OPTIMIZERS, **SCHEDULES}
+_JOINTS = {"interval": "..", "size": "x"}
+
+
 def recipe_lines(recipe: Recipe) -> list[tuple[str, str]]:
-    """The recipe as it is written in a spec, entry by entry; what it leaves empty is left out."""
-
-    def text(value: Any) -> str:
-        if isinstance(value, Setting):
-            return " ".join([value.name, *(f"{k}={text(v)}" for k, v in value.args.items() if v is not None)])
-        if isinstance(value, tuple):
-            return " | ".join(map(text, value)) if isinstance(value[0], Setting) else str(list(value))
-        return (
-            f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
-        )
-
+    """The recipe as it is written in a spec, entry by entry; what is empty is left out."""
     entries = ((name, getattr(recipe, name)) for name in Recipe.model_fields if name != "stated")
-    return [(name, text(value)) for name, value in entries if value is not None and value != ()]
+    return [(name, _text(value)) for name, value in entries if value is not None and value != ()]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " | ".join(map(_text, value))
+    if not isinstance(value, Setting):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    words = [value.name]
+    for name, given in value.args.items():
+        if isinstance(given, tuple):
+            joint = _JOINTS.get(_DECLARED[value.name].parameters[name].type.kind)
+            parts = [str(part) for part in given]
+            words.append(f"{name}={joint.join(parts) if joint else '[' + ', '.join(parts) + ']'}")
+        elif given is True:
+            words.append(name)
+        elif given is not None and given is not False:
+            words.append(f"{name}={_text(given)}")
+    return " ".join(words)

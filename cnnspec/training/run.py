@@ -15,7 +15,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from cnnspec.backends.torch import to_module
-from cnnspec.diagnostics import failure
+from cnnspec.diagnostics import CnnspecError, failure
 from cnnspec.ir import Graph
 from cnnspec.recipe import Recipe
 from cnnspec.training.callbacks import Keep, Show, StopOnSignal, Stopped, WholeFiles
@@ -40,9 +40,9 @@ def train(graph: Graph, options: TrainOptions | None = None) -> Result:
             cannot be followed on this machine or diverges.
     """
     options = options or TrainOptions()
-    console = options.console or Console()
     keep_memory()
     first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    console = options.console or Console() if first else Console(quiet=True)
     folder, recipe = folder_to_resume(graph, options) if options.resume else (None, recipe_of(graph, options))
     try:
         data = load_data(graph, recipe.data, options.data_dir, offline=options.offline)
@@ -97,10 +97,13 @@ class _Run:
             if isinstance(end, SystemExit) and self.stop.signal is None:
                 raise
             return self._interrupted(first)
-        except BaseException:
+        except BaseException as error:
             if first:
                 self._write("failed")
-            raise
+            explained = _explained(error)
+            if explained is error:
+                raise
+            raise explained from error
         if not first:  # the first process alone goes on
             raise SystemExit(0)
         if self.stop.signal is not None:
@@ -215,12 +218,7 @@ class _Run:
         except (MisconfigurationException, ValueError, RuntimeError, TypeError, ImportError) as error:
             if not options.resume:
                 self.folder.remove()
-            raise failure(
-                "E0510",
-                "Lightning cannot train with these settings",
-                notes=[" ".join(str(error).split())[:300]],
-                help="see `--accelerator`, `--devices`, `--precision` and `--strategy`",
-            ) from None
+            raise _refused(error) from None
 
 
 def _check_recipe(recipe: Recipe, data: ImageData) -> None:
@@ -230,3 +228,23 @@ def _check_recipe(recipe: Recipe, data: ImageData) -> None:
             "`early_stop` needs validation images, and none are held back",
             help="hold some back with `val=`, or leave `early_stop` out",
         )
+
+
+def _refused(error: Exception) -> CnnspecError:
+    return failure(
+        "E0510",
+        "Lightning cannot train with these settings",
+        notes=[" ".join(str(error).split())[:300]],
+        help="see `--accelerator`, `--devices`, `--precision` and `--strategy`",
+    )
+
+
+def _explained(error: BaseException) -> BaseException:
+    """A diagnostic for what a user can mend; anything else as it is."""
+    if isinstance(error, MisconfigurationException):
+        return _refused(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return failure("E0513", "the accelerator's memory is full", help="take fewer images per step with `--batch`")
+    if isinstance(error, OSError) and error.errno is not None:
+        return failure("E0506", f"cannot write to the run folder: {error.strerror}", help="free space, then `--resume`")
+    return error

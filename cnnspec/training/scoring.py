@@ -52,7 +52,7 @@ def score(network: nn.Module, images: Images, data: ImageData, size: tuple[int, 
     threads = 0 if images.in_memory and device.type == "cpu" else 2
     with torch.inference_mode():
         for batch, labels in Feed(images, Prepare(size, data.mean, data.std), BATCH, threads=threads):
-            logits, labels = network(batch.to(device)), labels.to(device)
+            logits = network(batch.to(device)).cpu()
             correct += int((logits.argmax(1) == labels).sum())
             loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
     return Score(correct, len(images), loss / len(images))
