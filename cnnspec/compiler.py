@@ -178,17 +178,22 @@ def format(text: str, name: str = "network") -> str:
     return format_file(file)
 
 
-def build(spec: ir.Graph | str | Path, *, outputs: Sequence[str] = (), **params: Any) -> nn.Module:
+def build(
+    spec: ir.Graph | str | Path, *, weights: str | Path | None = None, outputs: Sequence[str] = (), **params: Any
+) -> nn.Module:
     """The torch module of a network.
 
     Args:
         spec: A Graph, a file, or the name of a shipped spec.
+        weights: What the weights start from, matched strictly by name: a `.safetensors`, `.pt` or `.ckpt` file,
+            or `torchvision:DEFAULT`, `torchvision:IMAGENET1K_V2` and their like for a network of torchvision's.
         outputs: Paths of modules whose features are wanted in place of the logits; nothing behind the last
             of them is built or run, and the module gives a `dict` from these paths to `[N, C, H, W]`.
         **params: Values for the spec's `param`s.
 
     Raises:
-        CnnspecError: The spec is at fault, an output is unknown, or torch is not installed.
+        CnnspecError: The spec is at fault, an output is unknown, the weights do not match, or torch is not
+            installed.
     """
     try:
         from cnnspec.backends.torch import to_module
@@ -208,7 +213,16 @@ def build(spec: ir.Graph | str | Path, *, outputs: Sequence[str] = (), **params:
         graph = spec
     else:
         graph = load(spec, **params)
-    return to_module(tap(graph, outputs) if outputs else graph)
+    module = to_module(tap(graph, outputs) if outputs else graph)
+    if weights is not None:
+        from cnnspec.backends.torch_weights import load_weights, read_weights
+
+        whole = to_module(graph) if outputs else module
+        load_weights(whole, read_weights(weights, "name", graph), file=str(weights))
+        if outputs:
+            kept = whole.state_dict()
+            module.load_state_dict({key: kept[key] for key in module.state_dict()})
+    return module
 
 
 def _source(text: str, name: str) -> Source:

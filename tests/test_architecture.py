@@ -91,7 +91,9 @@ def test_the_parse_tables_fit_the_grammar() -> None:
     stored = json.loads(resource("grammar", "cnn.tables.json").read_text("utf-8"))
     fresh = json.loads(compile_tables())
     if stored["key"].split()[1] != fresh["key"].split()[1]:
-        pytest.skip("another version of Lark is installed than the tables were made with; they are made anew at each start")
+        pytest.skip(
+            "another version of Lark is installed than the tables were made with; they are made anew at each start"
+        )
     assert stored["key"] == fresh["key"], "run `make tables`"
 
 

@@ -162,7 +162,9 @@ def test_a_wrong_data_set_is_refused_before_training(good: Path, tmp_path: Path)
         assert done.returncode == 1
         assert f"error[{code}]" in done.stderr
         assert not (tmp_path / "runs").exists()
-    done = cnnspec("build", good, "--train", "--data", "cifar10", "--offline", "--data-dir", tmp_path / "none", cwd=tmp_path)
+    done = cnnspec(
+        "build", good, "--train", "--data", "cifar10", "--offline", "--data-dir", tmp_path / "none", cwd=tmp_path
+    )
     assert done.returncode == 1
     for remedy in ("--data fashion_mini", "--data-dir", "--data folder"):
         assert remedy in done.stderr

@@ -17,7 +17,8 @@ from cnnspec.diagnostics import CnnspecError, Report, Source, render
 from cnnspec.formatting import format_file
 from cnnspec.ops import JOINS, OPS
 from cnnspec.syntax import parse
-from cnnspec.testing import SETTINGS, specs, trees
+from cnnspec.testing import faulty_specs, specs, trees
+from cnnspec.testing.chance import SETTINGS
 
 QUICK = settings(max_examples=60, deadline=None)
 LONG = settings(max_examples=3_000, deadline=None)
@@ -95,6 +96,22 @@ def test_every_operator_is_drawn() -> None:
 
     count()
     assert set(seen) == {*OPS, *JOINS}
+
+
+@given(faulty_specs())
+@settings(QUICK, max_examples=150)
+def test_one_fault_gives_one_diagnostic(faulty: tuple[str, str]) -> None:
+    text, code = faulty
+    diagnostics = check(text)
+    assert [diagnostic.code for diagnostic in diagnostics] == [code], "\n\n".join([text, *map(render, diagnostics)])
+
+
+@pytest.mark.slow
+@given(faulty_specs())
+@LONG
+def test_one_fault_gives_one_diagnostic_in_very_many(faulty: tuple[str, str]) -> None:
+    text, code = faulty
+    assert [diagnostic.code for diagnostic in check(text)] == [code]
 
 
 # --- texts that mean nothing ---------------------------------------------------------------------

@@ -206,7 +206,7 @@ def test_training_is_equal(reference: Reference) -> None:
         module.train()
         torch.manual_seed(5)
         results.append(_outputs(module(x)))
-        sum((output.square().mean() for output in results[-1]), torch.zeros(())).backward()
+        torch.stack([output.square().mean() for output in results[-1]]).sum().backward()
     assert [o.shape for o in results[1]] == [o.shape for o in results[0]]
     assert all(torch.equal(got, expected) for got, expected in zip(results[1], results[0], strict=True))
     gradients = dict(ours.named_parameters())
@@ -219,15 +219,32 @@ def test_training_is_equal(reference: Reference) -> None:
     assert all(torch.equal(statistics[key], value) for key, value in theirs.named_buffers())
 
 
-def test_cifar_resnet18_is_the_large_one_with_another_stem() -> None:
-    theirs = torchvision.models.resnet18(num_classes=10)
-    theirs.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-    theirs.maxpool = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
+@pytest.mark.parametrize("name", ["resnet18_cifar", "resnext29_8x64d", "resnet18_nndl"])
+def test_small_resnets_are_the_large_ones_with_another_stem(name: str) -> None:
+    theirs, ours = _small_resnet(name), build(name)
     _randomise(theirs)
-    ours = build("resnet18_cifar")
     ours.load_state_dict(theirs.state_dict(), strict=True)
-    x = torch.randn(2, 3, 32, 32)
+    x = torch.randn(2, *load(name).input_shape)
     assert torch.equal(ours.eval()(x), theirs.eval()(x))
+
+
+def _small_resnet(name: str) -> Any:
+    """A ResNet of torchvision, changed to what the header of a spec says."""
+    if name == "resnext29_8x64d":
+        resnet: Any = torchvision.models.ResNet(
+            torchvision.models.resnet.Bottleneck, [3, 3, 3, 1], num_classes=10, groups=8, width_per_group=64
+        )
+        resnet.layer4, resnet.fc = nn.Identity(), nn.Linear(1024, 10)
+    else:
+        resnet = torchvision.models.resnet18(num_classes=10)
+    if name == "resnet18_nndl":
+        for module in resnet.modules():
+            if isinstance(module, nn.Conv2d):
+                module.bias = nn.Parameter(torch.zeros(module.out_channels))
+        resnet.conv1 = nn.Conv2d(1, 64, 7, 2, 3)
+    else:
+        resnet.conv1, resnet.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    return resnet
 
 
 def _pair(reference: Reference) -> tuple[nn.Module, nn.Module]:

@@ -20,9 +20,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from cnnspec import CnnspecError, Graph, build, loads
+from cnnspec.backends.torch_weights import read_weights
 from cnnspec.ir import Model
 from cnnspec.recipe import OPTIMIZERS, SCHEDULES, Cifar100, FashionMini, Folder, Recipe, Setting
-from cnnspec.training import Result, TrainOptions, evaluate, read_weights, task, train
+from cnnspec.training import Result, TrainOptions, evaluate, task, train
 from cnnspec.training.feed import Feed
 
 NETWORK = """network tiny

@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from cnnspec import CnnspecError, build, load, loads
+from cnnspec.backends.torch_weights import load_weights, read_weights, write_weights
 from cnnspec.recipe import Cifar10, FashionMini, Setting
-from cnnspec.training import evaluate, load_weights, read_weights
+from cnnspec.training import evaluate
 from cnnspec.training.augment import Prepare
 from cnnspec.training.data import ImageData, Pixels, load_data
 from cnnspec.training.scoring import score
-from cnnspec.training.weights import write_weights
 
 REAL = os.environ.get("CNNSPEC_DATA")
 needs_real_data = pytest.mark.skipif(REAL is None, reason="needs the real data sets in CNNSPEC_DATA")

@@ -34,6 +34,9 @@ def build(
     batch: Annotated[int | None, typer.Option(min=1, help="Images per step.")] = None,
     sets: Settings = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of weights, order and augmentation.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="FILE", help="What the weights start from; also torchvision:DEFAULT.")
+    ] = None,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where run folders go.")] = Path("runs"),
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the newest unfinished run of this network.")
@@ -62,7 +65,7 @@ def build(
         for option, value in stray.items():
             if value:
                 raise typer.BadParameter("has no effect without --train", param_hint=option)
-        return _try_out(graph, seed, as_json)
+        return _try_out(graph, weights, seed, as_json)
     from cnnspec import training
 
     sets_again = "".join(f" --set {pair}" for pair in sets or [])
@@ -74,6 +77,7 @@ def build(
         epochs=epochs,
         batch=batch,
         seed=seed,
+        weights=weights,
         out=out,
         resume=resume,
         accelerator=accelerator,
@@ -92,11 +96,11 @@ def build(
     return result.exit_code
 
 
-def _try_out(graph: Graph, seed: int | None, as_json: bool) -> int:
+def _try_out(graph: Graph, weights: str | None, seed: int | None, as_json: bool) -> int:
     """Builds a module and runs it forward and backward on two random images."""
     from cnnspec.compiler import build as build_module
 
-    module = build_module(graph)
+    module = build_module(graph, weights=weights)
     import torch
 
     if seed is not None:
@@ -164,7 +168,9 @@ def _print_result(result: Any) -> None:
 @app.command()
 def test(
     file: SpecFile,
-    weights: Annotated[Path, typer.Option(metavar="FILE", help="A .safetensors, .pt or Lightning .ckpt file.")],
+    weights: Annotated[
+        str, typer.Option(metavar="FILE", help="A .safetensors, .pt or Lightning .ckpt file; or torchvision:DEFAULT.")
+    ],
     match: Annotated[str, typer.Option(help="How tensors are matched: name or order.")] = "name",
     data: DataName = None,
     data_dir: DataDir = None,

@@ -13,15 +13,12 @@ if TYPE_CHECKING:
     from cnnspec.training.options import Result, TrainOptions
     from cnnspec.training.run import train
     from cnnspec.training.scoring import evaluate
-    from cnnspec.training.weights import load_weights, read_weights
 
 _HOMES = {
     "evaluate": "scoring",
     "Result": "options",
     "TrainOptions": "options",
     "train": "run",
-    "load_weights": "weights",
-    "read_weights": "weights",
 }
 
 
@@ -44,4 +41,4 @@ def __getattr__(name: str) -> Any:
         ) from None
 
 
-__all__ = ["Result", "TrainOptions", "evaluate", "load_weights", "read_weights", "train"]
+__all__ = ["Result", "TrainOptions", "evaluate", "train"]

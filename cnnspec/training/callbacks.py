@@ -17,7 +17,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from cnnspec.training.weights import write_weights
+from cnnspec.backends.torch_weights import write_weights
 
 
 class WholeFiles(TorchCheckpointIO):

@@ -9,11 +9,11 @@ from typing import Any
 
 from rich.console import Console
 
+from cnnspec.backends.torch_weights import read_weights
 from cnnspec.diagnostics import CnnspecError, failure
 from cnnspec.ir import Graph
 from cnnspec.recipe import AUGMENTATIONS, DATA_SETS, OPTIMIZERS, SCHEDULES, Recipe, Setting
 from cnnspec.training.folders import SHARED, RunFolder
-from cnnspec.training.weights import read_weights
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 """Lightning's names for the recipe's."""
@@ -30,6 +30,7 @@ class TrainOptions:
         epochs: Passes over the training images.
         batch: Images per step, over all devices together.
         seed: Of weights, order and augmentation.
+        weights: What the weights start from: a file, or `torchvision:DEFAULT`.
         out: Where run folders are made.
         resume: Go on with the newest unfinished run, by its own recipe.
         accelerator: For Lightning, as `devices` and `strategy`.
@@ -44,6 +45,7 @@ class TrainOptions:
     epochs: int | None = None
     batch: int | None = None
     seed: int | None = None
+    weights: str | None = None
     out: Path = Path("runs")
     resume: bool = False
     accelerator: str = "auto"

@@ -15,6 +15,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from cnnspec.backends.torch import to_module
+from cnnspec.backends.torch_weights import load_weights, read_weights
 from cnnspec.diagnostics import CnnspecError, failure
 from cnnspec.ir import Graph
 from cnnspec.recipe import Recipe
@@ -27,7 +28,6 @@ from cnnspec.training.machine import keep_memory, versions
 from cnnspec.training.options import PRECISIONS, Result, TrainOptions, folder_to_resume, recipe_lines, recipe_of
 from cnnspec.training.scoring import score
 from cnnspec.training.task import Task, make_optimizer
-from cnnspec.training.weights import load_weights, read_weights
 
 
 def train(graph: Graph, options: TrainOptions | None = None) -> Result:
@@ -50,6 +50,8 @@ def train(graph: Graph, options: TrainOptions | None = None) -> Result:
         with quiet():
             pl.seed_everything(recipe.seed, workers=True)
             network = to_module(graph).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            if options.weights is not None and not options.resume:
+                load_weights(network, read_weights(options.weights, "name", graph), file=options.weights)
             steps = len(Feed(data.train, plain(graph, data), recipe.batch, seed=recipe.seed))
             task = Task(graph, network, recipe, steps)
             make_optimizer(network.parameters(), recipe, steps)

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cnnspec.backends.torch import to_module
+from cnnspec.backends.torch_weights import Match, load_weights, read_weights
 from cnnspec.diagnostics import failure
 from cnnspec.ir import Graph
 from cnnspec.recipe import Setting
@@ -18,7 +19,6 @@ from cnnspec.training.augment import Prepare
 from cnnspec.training.data import ImageData, Images, load_data
 from cnnspec.training.feed import Feed
 from cnnspec.training.machine import best_device, keep_memory
-from cnnspec.training.weights import Match, load_weights, read_weights
 
 BATCH = 250
 """Images at once."""
@@ -88,7 +88,7 @@ def evaluate(
     """
     keep_memory()
     network = to_module(graph)
-    matched = load_weights(network, read_weights(weights, match), match, str(weights))
+    matched = load_weights(network, read_weights(weights, match, graph), match, str(weights))
     setting = data or graph.recipe.data
     images = load_data(graph, setting, Path(data_dir), offline=offline)
     part = images.test if split == "test" else images.val

@@ -1,4 +1,4 @@
-"""Weights from files, by name or by order, and never anything but weights.
+"""Weights from files and from torchvision, by name or by order, and never anything but weights.
 
 Checkpoints are read with `weights_only=True`: a file cannot run code. A network is rebuilt from its spec.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,12 +18,15 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from cnnspec.diagnostics import CnnspecError, failure
+from cnnspec.ir import Graph
 
 Match = Literal["name", "order"]
 Weights = dict[str, Tensor]
 
 PREFIXES = ("model.", "network.", "module.", "_orig_mod.")
 """What wrappers put before every key: Lightning modules, DistributedDataParallel, torch.compile."""
+PUBLISHED = "torchvision:"
+"""What names weights that torchvision publishes."""
 _COUNTER = "num_batches_tracked"
 _SHOWN = 5
 
@@ -40,18 +44,22 @@ _READERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def read_weights(path: str | os.PathLike[str], match: Match = "name") -> Weights:
+def read_weights(source: str | os.PathLike[str], match: Match = "name", graph: Graph | None = None) -> Weights:
     """The tensors of a file by their keys, in the order of the file.
 
     Args:
-        path: A Lightning checkpoint (`.ckpt`), a saved `state_dict` (`.pt`, `.pth`), or `.safetensors`.
+        source: A Lightning checkpoint (`.ckpt`), a saved `state_dict` (`.pt`, `.pth`), or `.safetensors`; or
+            `torchvision:DEFAULT`, `torchvision:IMAGENET1K_V2`, the published weights of the network `graph`.
         match: How they will be matched.
+        graph: The network that they are for.
 
     Raises:
-        CnnspecError: E0505 if the file is missing, is broken, or holds anything but tensors; E0504 if they are
-            to be matched by an order that the file does not keep.
+        CnnspecError: E0505 if the file is missing, is broken, or holds anything but tensors, or if torchvision
+            cannot give the weights; E0504 if they are to be matched by an order that the file does not keep.
     """
-    path = Path(path)
+    if graph is not None and str(source).startswith(PUBLISHED):
+        return _published(graph, str(source).removeprefix(PUBLISHED))
+    path = Path(source)
     reader = _READERS.get(path.suffix.lower())
     endings = ", ".join(f"`{ending}`" for ending in _READERS)
     if reader is None:
@@ -95,6 +103,36 @@ def read_weights(path: str | os.PathLike[str], match: Match = "name") -> Weights
             help="save a module's `state_dict()`, which is a table of tensors",
         )
     return dict(loaded)
+
+
+def _published(graph: Graph, tag: str) -> Weights:
+    """The weights that torchvision publishes for the network of this name, checked by their hash."""
+    from torchvision import models
+
+    try:
+        known = models.get_model_weights(graph.name)
+    except ValueError:
+        raise failure(
+            "E0505",
+            f"torchvision publishes no weights for `{graph.name}`",
+            help="they are found by the network's name, such as `resnet50`",
+        ) from None
+    if tag not in known.__members__:
+        help = f"there are {', '.join(f'`{PUBLISHED}{name}`' for name in known.__members__)}"
+        raise failure("E0505", f"torchvision publishes no weights `{tag}` for `{graph.name}`", help=help)
+    heads = {"aux_logits": True} if graph.aux else {}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the time that other weights take to start
+            reference = models.get_model(graph.name, weights=known[tag], progress=sys.stderr.isatty(), **heads)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise failure(
+            "E0505",
+            f"torchvision cannot give the weights `{tag}` of `{graph.name}`",
+            notes=[f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"],
+            help="they are downloaded once; look at the network, or give a file with `--weights FILE`",
+        ) from None
+    return dict(reference.state_dict())
 
 
 def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:

@@ -1,0 +1,388 @@
+"""The author of specs: every choice is made with the shape at hand, so what is drawn is valid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from hypothesis import strategies as st
+
+from cnnspec import tree
+from cnnspec.ops import JOINS, OPS, ShapeFault
+from cnnspec.shapes import Shape, is_map
+from cnnspec.signatures import Interval, OpName, Word
+from cnnspec.testing.chance import ACTIVATIONS, MAX_SIDE, SAFE_BLOCKS, SETTINGS, Settings
+from cnnspec.testing.faults import FAULTS
+from cnnspec.testing.writing import (
+    NO_SOURCE,
+    NOWHERE,
+    ExpressionWriter,
+    Frame,
+    make_call,
+    make_flow,
+    make_integer,
+    operand,
+)
+
+KINDS: tuple[Literal["add", "mul", "concat"], ...] = ("add", "mul", "concat")
+
+
+@dataclass
+class Template:
+    """A block that was written already: its parameters with their values, and the shapes it was written for."""
+
+    block: tree.Block
+    arguments: Settings
+    entering: Shape
+    leaving: Shape
+
+
+class Author(ExpressionWriter):
+    """Writes one spec.
+
+    Args:
+        draw: Hypothesis' source of choices.
+        fault: The code of a fault to plant into it.
+    """
+
+    def __init__(self, draw: st.DrawFn, fault: str | None = None) -> None:
+        super().__init__(draw)
+        self.fault = fault
+        self.names = 0
+        self.blocks: list[Template] = []
+        self.constants: Settings = {}
+
+    def fresh(self, prefix: str) -> str:
+        self.names += 1
+        return f"{prefix}{self.names}"
+
+    # calls
+
+    def call(
+        self, callee: str, settings: Settings, frame: Frame, order: Sequence[str], repeat: int | None = None
+    ) -> tree.Call:
+        """A call; arguments stand by position as far as they can and chance has it, the others by name."""
+        rest = dict(settings)
+        args: list[tree.Argument] = []
+        for name in order:
+            if name not in rest or self.rarely(5) or (name == "c" and callee == "conv" and not args):
+                break
+            args.append(tree.Argument(NOWHERE, None, operand(self.expr(rest.pop(name), frame))))
+        for name, value in rest.items():
+            flag = value is True and self.rarely(2)
+            args.append(
+                tree.Argument(
+                    NOWHERE, None if flag else name, tree.Name(NOWHERE, name) if flag else self.expr(value, frame)
+                )
+            )
+        return make_call(callee, args, repeat)
+
+    def op(self, x: Shape, frame: Frame, names: Sequence[str] = tuple(OPS)) -> tuple[tree.Element, Shape]:
+        """A call of an operator that takes the shape, and what it gives."""
+        name = self.pick(names)
+        settings = SETTINGS[name](self, x) if name in SETTINGS else {}
+        try:
+            y = OPS[name](**settings).infer(x)
+        except (ShapeFault, TypeError):
+            y = None
+        if y is None or (is_map(x) and not is_map(y)) or max(y[1:], default=1) > 2 * MAX_SIDE or y[0] > 64:
+            return make_call(self.pick(ACTIVATIONS)), x
+        return self.call(name, settings, frame, list(OPS[name].parameters)), y
+
+    def reshape(self, x: Shape, target: Shape, frame: Frame) -> list[tree.Element]:
+        """Elements that bring a shape to another one, as few as it takes."""
+        elements: list[tree.Element] = []
+        if is_map(x) and not is_map(target):
+            elements.append(make_call("flatten"))
+            x = (math.prod(x),)
+        if x[1:] != target[1:]:
+            name = self.pick(["adaptive_avgpool", "adaptive_maxpool", "upsample"])
+            elements.append(self.call(name, {"size": target[1:]}, frame, ["size"] if name != "upsample" else []))
+        if x[0] > target[0] and self.rarely():
+            elements.append(self.call("slice", {"range": Interval((0, target[0]))}, frame, ["range"]))
+        elif x[0] != target[0] and is_map(target):
+            elements.append(self.call("conv", {"kernel": (1, 1), "c": target[0]}, frame, ["kernel", "c"]))
+        elif x[0] != target[0]:
+            elements.append(self.call("linear", {"c": target[0]}, frame, ["c"]))
+        return elements
+
+    def block_call(self, x: Shape, frame: Frame) -> tuple[tree.Element, Shape]:
+        """A call of a block: one written before for such a shape, a new one, or a standard one."""
+        fitting = [block for block in self.blocks if block.entering == x]
+        if is_map(x) and self.rarely(2):
+            name = self.pick(list(SAFE_BLOCKS))
+            settings = SAFE_BLOCKS[name](self, x)
+            subsample = 2 if settings.get("subsample") else 1
+            c = {
+                "dense_layer": x[0] + settings.get("growth", 0),
+                "squeeze_excite": x[0],
+                "inception_block": sum(value for key, value in settings.items() if key[0] == "c"),
+            }.get(name, settings.get("c", 0))
+            repeat = (
+                self.number(1, 2) if name in ("conv_bn", "resnet_block", "preact_block") and self.rarely() else None
+            )
+            order = [key for key in settings if key != "subsample"]
+            return self.call(name, settings, frame, order, repeat), (c, *(-(-size // subsample) for size in x[1:]))
+        if fitting and self.rarely(2):
+            template = self.pick(fitting)
+        else:
+            template = self.block(x)
+        repeat = self.number(1, 3) if template.leaving == template.entering and self.rarely() else None
+        order = [parameter.name for parameter in template.block.parameters]
+        return self.call(template.block.name, template.arguments, frame, order, repeat), template.leaving
+
+    def block(self, x: Shape) -> Template:
+        """A new block for inputs of a shape; its parameters have the values that its body was written for."""
+        arguments: Settings = {}
+        parameters: list[tree.BlockParameter] = []
+        for value in (
+            self.pick([4, 8, 0.5, True, (3, 3), OpName("relu"), OpName("silu")]) for _ in range(self.number(0, 3))
+        ):
+            kind = {int: "int", float: "float", bool: "bool", tuple: "size", OpName: "op"}[type(value)]
+            name = self.fresh("p")
+            default = None
+            if self.rarely(2) and not any(parameter.default is None for parameter in parameters):
+                default = self.expr(value, Frame(x, dict(self.constants)))
+            typed = kind != "int" or self.rarely()
+            parameters.append(
+                tree.BlockParameter(
+                    NOWHERE, name, kind if typed else None, default, default is not None and self.rarely()
+                )
+            )
+            arguments[name] = value
+        frame = Frame(x, {**self.constants, **arguments})
+        body, y = self.body(x, frame, 1)
+        # with `once` the later calls of a repeat have the default, which is the same value
+        given = {p.name: arguments[p.name] for p in parameters if p.default is None or self.rarely(2)}
+        block = tree.Block(NOWHERE, self.fresh("block"), tuple(parameters), tuple(body), NOWHERE)
+        self.blocks.append(Template(block, given, x, y))
+        return self.blocks[-1]
+
+    # elements and statements
+
+    def element(self, x: Shape, frame: Frame, depth: int) -> tuple[tree.Element, Shape]:
+        """An element that takes the shape, and what it gives."""
+        ways: list[Callable[[], tuple[tree.Element, Shape]]] = [lambda: self.op(x, frame)] * 4
+        if is_map(x):
+            ways += [lambda: self.op(x, frame, ("conv", "bn", "maxpool"))] * 2
+        operators = [name for name, value in frame.values.items() if isinstance(value, OpName)]
+        if operators:
+            ways.append(lambda: (make_call(self.pick(operators)), x))
+        if depth > 0:
+            ways += [
+                lambda: self.block_call(x, frame),
+                lambda: self.join(x, frame, depth),
+                lambda: self.braces(x, frame, depth),
+                lambda: self.repeat(x, frame, depth),
+                lambda: self.conditional(x, frame, depth),
+            ]
+            ways += [lambda: self.table(x, frame)] if is_map(x) else []
+        return self.pick(ways)()
+
+    def elements(self, x: Shape, frame: Frame, depth: int) -> tuple[list[tree.Element], Shape]:
+        found: list[tree.Element] = []
+        for _ in range(self.number(1, 3)):
+            element, x = self.element(x, frame, depth)
+            found.append(element)
+        return found, x
+
+    def body(self, x: Shape, frame: Frame, depth: int) -> tuple[list[tree.Statement], Shape]:
+        """Statements below one another, at least one of them a pipeline."""
+        found: list[tree.Statement] = []
+        for _ in range(self.number(1, 3)):
+            if self.rarely(4):
+                found.append(self.aside(frame))
+            flow, x = self.flow(x, frame, depth)
+            found.append(flow)
+        return found, x
+
+    def aside(self, frame: Frame) -> tree.Statement:
+        """A `let` or a `require`."""
+        if self.rarely():
+            return tree.Require(NOWHERE, self.boolean(True, frame), self.pick([None, "it holds for {in.c} channels"]))
+        name = self.fresh("v")
+        value = self.pick([1, 2, 4, 8, True, 0.25, (1, 3)])
+        statement = tree.Let(NOWHERE, name, self.expr(value, frame), NOWHERE)
+        frame.values[name] = value
+        return statement
+
+    def flow(self, x: Shape, frame: Frame, depth: int, label: str | None = None) -> tuple[tree.Flow, Shape]:
+        """A statement that a tensor flows through."""
+        elements, y = self.elements(x, frame, depth)
+        if label is None and frame.labelling and self.rarely():
+            label = self.fresh("l")
+        if self.rarely(5):
+            happens = self.draw(st.booleans())
+            flow = make_flow(*elements, label=label, condition=self.boolean(happens, frame))
+            if not happens:
+                return flow, x
+        else:
+            flow = make_flow(*elements, label=label)
+        if label is not None and label != "stage":
+            frame.labels[label] = y
+        return flow, y
+
+    def braces(self, x: Shape, frame: Frame, depth: int) -> tuple[tree.Element, Shape]:
+        body, y = self.body(x, frame.inner(x), depth - 1)
+        return tree.Braces(NOWHERE, tuple(body)), y
+
+    def repeat(self, x: Shape, frame: Frame, depth: int) -> tuple[tree.Element, Shape]:
+        """A repeated group; it gives back the shape that it takes, so that every round is like the first."""
+        inner = frame.inner(x, labelling=False)
+        count = self.number(1, 3)
+        head = self.expr(count, frame)
+        variable = self.fresh("i") if self.rarely(2) else None
+        body, y = self.body(x, inner, depth - 1)
+        back = self.reshape(y, x, inner)
+        if variable is not None:
+            later = tree.Binary(NOWHERE, ">", tree.Name(NOWHERE, variable), make_integer(0))
+            body.append(make_flow(make_call(self.pick(ACTIVATIONS)), condition=later))
+        body += [make_flow(*back)] if back else []
+        return tree.Repeat(NOWHERE, head, variable, tuple(body)), x
+
+    def conditional(self, x: Shape, frame: Frame, depth: int) -> tuple[tree.Element, Shape]:
+        decision = self.draw(st.booleans())
+        condition = self.boolean(decision, frame)
+        body, y = self.body(x, frame.inner(x), depth - 1)
+        if decision and self.rarely(2):
+            return tree.If(NOWHERE, condition, tuple(body), None), y
+        other, z = self.body(x, frame.inner(x), depth - 1)
+        return tree.If(NOWHERE, condition, tuple(body), tuple(other)), y if decision else z
+
+    def join(self, x: Shape, frame: Frame, depth: int) -> tuple[tree.Element, Shape]:
+        """A join: a first branch as it comes, and others that are brought to a shape that fits it."""
+        kind = self.pick(KINDS)
+        inner = frame.inner(x)
+        first, shape = self.flow(x, inner, depth - 1)
+        branches: list[tree.Statement] = [first]
+        shapes = [shape]
+        for _ in range(self.number(1, 2)):
+            start, label = x, None
+            usable = [name for name, known in inner.labels.items() if is_map(known) or not is_map(shape)]
+            if usable and self.rarely(2):
+                label = self.pick(usable)
+                start = inner.labels[label]
+            target = self.partner(kind, shape, start)
+            if is_map(target) and not is_map(start):
+                continue
+            elements = self.reshape(start, target, inner)
+            head: list[tree.Element] = [tree.Reference(NOWHERE, label) if label else tree.In(NOWHERE)]
+            branch = make_flow(*(elements if elements and not label and self.rarely(2) else head + elements))
+            there = True
+            if self.rarely(4):
+                there, first_side = self.draw(st.booleans()), self.draw(st.booleans())
+                absent = (make_flow(tree.Nothing(NOWHERE)),)
+                sides = ((branch,), absent) if first_side else (absent, (branch,))
+                branch = make_flow(tree.If(NOWHERE, self.boolean(there == first_side, inner), *sides))
+            branches.append(branch)
+            shapes += [target] if there else []
+        y = shapes[0] if len(shapes) == 1 else JOINS[kind]().infer(*shapes)
+        return tree.Join(NOWHERE, kind, tuple(branches)), y
+
+    def partner(self, kind: str, shape: Shape, start: Shape) -> Shape:
+        """A shape that a join takes beside another one."""
+        if kind == "concat" and start[0] <= 32:
+            return (start[0], *shape[1:])
+        if kind == "mul" and is_map(shape):
+            return (self.pick([shape[0], 1]), *(self.pick([shape[1:], (1, 1)])))
+        return shape
+
+    def table(self, x: Shape, frame: Frame) -> tuple[tree.Element, Shape]:
+        """A table of convolutions."""
+        columns = self.pick([["kernel", "c"], ["c", "repeat"], ["kernel", "c", "stride"]])
+        rest = {} if "kernel" in columns else {"kernel": (3, 3)}
+        inner = frame.inner(x)
+        args = [tree.Argument(NOWHERE, name, self.expr(value, inner)) for name, value in rest.items()]
+        rows: list[tree.Row] = []
+        for _ in range(self.number(1, 3)):
+            cells = {
+                "kernel": self.pick([(1, 1), (3, 3)]),
+                "c": self.number(1, 12),
+                "stride": (1, 1),
+                "repeat": self.number(1, 2),
+            }
+            label = self.fresh("row") if frame.labelling and "repeat" not in columns and self.rarely() else None
+            x = (cells["c"], *x[1:])
+            row = [operand(self.expr(cells[name], inner)) for name in columns]
+            if isinstance(row[0], tree.Name):  # `classes` at the head of a line would be a statement
+                row[0] = tree.Group(NOWHERE, row[0])
+            rows.append(tree.Row(NOWHERE, label, tuple(row)))
+        names = tuple(tree.Name(NOWHERE, name) for name in columns)
+        return tree.Each(NOWHERE, "conv", names, tuple(args), tuple(rows), NOWHERE), x
+
+    # the file
+
+    def file(self) -> tree.File:
+        image = (self.number(1, 4), self.number(1, MAX_SIDE), self.number(1, MAX_SIDE))
+        classes = self.number(1, 10)
+        params = {
+            self.fresh("param"): self.pick([2, 8, 16, False, 0.5, OpName("gelu"), (3, 3)])
+            for _ in range(self.number(0, 2))
+        }
+        self.constants = {"classes": classes, **params}
+        frame = Frame(image, dict(self.constants))
+        top: list[tree.Top] = [tree.Network(NOWHERE, "generated")] if self.rarely(2) else []
+        top += [tree.Input(NOWHERE, *image), tree.Classes(NOWHERE, make_integer(classes))]
+        for name, value in params.items():
+            top.append(tree.Param(NOWHERE, name, self.expr(value, Frame((), {"classes": classes})), NOWHERE))
+        top += self.rules()
+        body, y = self.network(image, frame)
+        aux = self.aux(frame, classes) if y == (classes,) else []
+        blocks = [template.block for template in self.blocks]
+        promise = tree.ListLiteral(NOWHERE, tuple(make_integer(size) for size in y))
+        end: list[tree.Top] = [tree.Expect(NOWHERE, "output", "==", promise, None)] if self.rarely(2) else []
+        return tree.File(NOWHERE, NO_SOURCE, (*top, *blocks, *body, *aux, *end))
+
+    def network(self, x: Shape, frame: Frame) -> tuple[list[tree.Statement], Shape]:
+        """The statements of the network, with `stem`, `stage` and `head` or without, and a classifier or not."""
+        found: list[tree.Statement] = []
+        words = self.draw(st.booleans())
+        count = self.number(1, 4)
+        planted = self.number(0, count - 1) if self.fault else None
+        for i in range(count):
+            if self.rarely(5):
+                found.append(self.aside(frame))
+            if i == planted and self.fault:
+                found += FAULTS[self.fault](x)
+            flow, x = self.flow(x, frame, 2, ("stem" if i == 0 else "stage") if words else None)
+            found.append(flow)
+        if self.rarely(4):
+            found.append(make_flow(make_call(self.pick(ACTIVATIONS))))
+            return found, x
+        pool = [make_call("global_avgpool")] if self.rarely(2) else []
+        target = (self.constants["classes"],)
+        last = [*pool, make_call("flatten"), self.call("linear", {"c": target[0]}, frame, ["c"])]
+        found.append(make_flow(*last, label="head" if words else None))
+        return found, target
+
+    def rules(self) -> list[tree.Top]:
+        """Defaults and initialisations that hold for the file."""
+        found: list[tree.Top] = []
+        if self.rarely(4):
+            found.append(tree.Default(NOWHERE, self.call("bn", {"eps": 1e-3}, Frame(()), [])))
+        if self.rarely(4):
+            found.append(tree.Default(NOWHERE, self.call("conv", {"bias": True}, Frame(()), [])))
+        if self.rarely(4):
+            found.append(
+                tree.Init(
+                    NOWHERE, "conv", self.call("kaiming_normal", {"mode": Word("fan_out")}, Frame(()), []), NOWHERE
+                )
+            )
+        if self.rarely(4):
+            found.append(tree.Init(NOWHERE, "linear", self.call("normal", {"std": 0.01}, Frame(()), ["std"]), NOWHERE))
+        return found
+
+    def aux(self, frame: Frame, classes: int) -> list[tree.Top]:
+        """An auxiliary head at one of the labels, now and then."""
+        if not frame.labels or not self.rarely(3):
+            return []
+        label = self.pick(list(frame.labels))
+        x = frame.labels[label]
+        inner = Frame(x, dict(self.constants), dict(frame.labels))
+        body, y = self.body(x, inner, 0)
+        flat = [make_call("flatten")] if is_map(y) else []
+        body.append(make_flow(*flat, self.call("linear", {"c": classes}, inner, ["c"])))
+        weight = tree.Argument(NOWHERE, "weight", tree.Number(NOWHERE, 0.3, "0.3"))
+        return [tree.Aux(NOWHERE, self.fresh("aux"), tree.Reference(NOWHERE, label), (weight,), tuple(body))]

@@ -1,0 +1,148 @@
+"""Small decisions, and the settings of operators that fit a shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from hypothesis import strategies as st
+
+from cnnspec.ops import OPS
+from cnnspec.shapes import Shape
+from cnnspec.signatures import Interval, Word
+
+T = TypeVar("T")
+Settings = dict[str, Any]
+
+MAX_SIDE = 24
+"""The greatest height and width: small, so that a network of any shape is built in no time."""
+
+
+class Chance:
+    """Small decisions; the first option is the one that shrinking leads to."""
+
+    def __init__(self, draw: st.DrawFn) -> None:
+        self.draw = draw
+
+    def pick(self, options: Sequence[T]) -> T:
+        return self.draw(st.sampled_from(options))
+
+    def number(self, low: int, high: int) -> int:
+        return self.draw(st.integers(low, high))
+
+    def rarely(self, one_in: int = 3) -> bool:
+        return self.draw(st.integers(0, one_in - 1)) == one_in - 1
+
+    def some(self, settings: Settings) -> Settings:
+        """A part of optional settings."""
+        return {name: value for name, value in settings.items() if self.rarely()}
+
+    def size(self, low: int, high: int) -> tuple[int, int]:
+        first = self.number(low, high)
+        return (first, self.number(low, high) if self.rarely() else first)
+
+
+def _divisors(*numbers: int) -> list[int]:
+    common = math.gcd(*numbers)
+    return [n for n in range(1, common + 1) if common % n == 0]
+
+
+def _conv(chance: Chance, x: Shape) -> Settings:
+    same = chance.pick([True, True, False])
+    kernel = chance.pick([(3, 3), (1, 1), (5, 5), (1, 3), (5, 3)] if same else [(2, 2), (3, 3), (4, 2), (3, 1)])
+    settings: Settings = {"kernel": kernel, "c": chance.number(1, 12)}
+    settings |= chance.some({"stride": chance.size(1, 2), "dilation": chance.size(1, 2), "bias": True})
+    settings |= {} if same else {"pad": chance.size(0, 3)}
+    if chance.rarely(5):
+        settings |= {"depthwise": True, "c": x[0] * chance.number(1, 2)}
+    elif chance.rarely():
+        settings["groups"] = chance.pick(_divisors(x[0], settings["c"]))
+    if chance.rarely(5):
+        settings["init"] = Word(chance.pick(["kaiming_normal", "zero", "orthogonal"]))
+    return settings
+
+
+def _conv_transpose(chance: Chance, x: Shape) -> Settings:
+    settings: Settings = {"kernel": chance.size(1, 3), "c": chance.number(1, 8)}
+    if chance.rarely(2):
+        settings |= {"stride": (2, 2), "out_pad": chance.size(0, 1)}
+    settings |= chance.some({"dilation": chance.size(1, 2), "bias": False, "pad": chance.size(0, 1)})
+    return settings | chance.some({"groups": chance.pick(_divisors(x[0], settings["c"]))})
+
+
+def _pool(chance: Chance, x: Shape) -> Settings:
+    settings: Settings = {"kernel": chance.size(1, 3)}
+    return settings | chance.some({"stride": chance.size(1, 2), "pad": chance.size(0, 1), "ceil": True})
+
+
+def _upsample(chance: Chance, x: Shape) -> Settings:
+    settings: Settings = {"factor": chance.size(1, 2)} if chance.rarely(2) else {"size": chance.size(1, MAX_SIDE)}
+    return settings | chance.some({"mode": Word("bilinear")})
+
+
+def _pad(chance: Chance, x: Shape) -> Settings:
+    amounts = [chance.number(-1, 2) for _ in range(chance.pick([1, 2, 4]))]
+    return {"amounts": tuple(amounts) if len(amounts) == 2 else amounts, **chance.some({"value": 0.5})}
+
+
+def _slice(chance: Chance, x: Shape) -> Settings:
+    low = chance.number(0, x[0] - 1)
+    return {"range": Interval((low, chance.number(low + 1, x[0])))}
+
+
+def _norm(chance: Chance, x: Shape) -> Settings:
+    return chance.some({"eps": 1e-3, "affine": False})
+
+
+def _dropout(chance: Chance, x: Shape) -> Settings:
+    return {"p": chance.pick([0.5, 0.0, 0.25])}
+
+
+SETTINGS: dict[str, Callable[[Chance, Shape], Settings]] = {
+    "conv": _conv,
+    "conv_transpose": _conv_transpose,
+    "linear": lambda chance, x: {"c": chance.number(1, 16), **chance.some({"bias": False})},
+    "bn": lambda chance, x: _norm(chance, x) | chance.some({"momentum": 0.2}),
+    "gn": lambda chance, x: {"groups": chance.pick(_divisors(x[0])), **_norm(chance, x)},
+    "ln": _norm,
+    "in_norm": lambda chance, x: chance.some({"eps": 1e-3, "affine": True}),
+    "lrn": lambda chance, x: {"size": chance.number(1, 5), **chance.some({"alpha": 1e-3, "k": 2.0})},
+    "leaky_relu": lambda chance, x: chance.some({"negative_slope": 0.2}),
+    "prelu": lambda chance, x: chance.some({"num_parameters": x[0]}),
+    "elu": lambda chance, x: chance.some({"alpha": 0.5}),
+    "celu": lambda chance, x: chance.some({"alpha": 0.5}),
+    "gelu": lambda chance, x: chance.some({"approximate": Word("tanh")}),
+    "softplus": lambda chance, x: chance.some({"beta": 2.0, "threshold": 10.0}),
+    "dropout": _dropout,
+    "dropout2d": _dropout,
+    "drop_path": _dropout,
+    "scale": lambda chance, x: chance.some({"init": 0.1}),
+    "times": lambda chance, x: {"factor": chance.pick([0.5, 2.0])},
+    "maxpool": lambda chance, x: _pool(chance, x) | chance.some({"dilation": (2, 1)}),
+    "avgpool": lambda chance, x: _pool(chance, x) | chance.some({"count_pad": False}),
+    "adaptive_avgpool": lambda chance, x: {"size": chance.size(1, 6)},
+    "adaptive_maxpool": lambda chance, x: {"size": chance.size(1, 6)},
+    "upsample": _upsample,
+    "pixel_shuffle": lambda chance, x: {"factor": chance.number(1, 2)},
+    "channel_shuffle": lambda chance, x: {"groups": chance.pick(_divisors(x[0]))},
+    "pad": _pad,
+    "slice": _slice,
+}
+"""How the settings of an operator are drawn for an input shape; an operator without a row is called bare.
+
+Settings that do not fit the shape are not used: another operator is called instead.
+"""
+
+ACTIVATIONS = tuple(
+    name for name in OPS if not OPS[name].parameters and name not in ("flatten", "softmax") and "pool" not in name
+)
+SAFE_BLOCKS: dict[str, Callable[[Chance, Shape], Settings]] = {
+    "conv_bn": lambda chance, x: {"kernel": (3, 3), "c": chance.number(1, 12)},
+    "resnet_block": lambda chance, x: {"c": chance.number(1, 12), **chance.some({"subsample": True})},
+    "preact_block": lambda chance, x: {"c": chance.number(1, 12), **chance.some({"subsample": True})},
+    "dense_layer": lambda chance, x: {"growth": chance.number(1, 3), "bottleneck": chance.number(1, 2)},
+    "squeeze_excite": lambda chance, x: {"ratio": chance.number(1, x[0])},
+    "inception_block": lambda chance, x: {name: chance.number(1, 4) for name in ("c1", "r3", "c3", "r5", "c5", "cp")},
+}
+"""Standard blocks that take every map, with their arguments."""
