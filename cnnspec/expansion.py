@@ -68,6 +68,7 @@ class Expansion(Evaluator):
             path = self.claim(names, head.name, head.origin)
             self.scopes[path] = ""
             result = self.body(head.body, frame.inner(source), Namespace(path), source)
+            self.end(path, result)
             weight = self.value(head.weight, frame, Type("float"), "weight")
             if result is not None and weight is not None:
                 self.aux_heads.append(ir.AuxHead(head.name, result.node, weight))

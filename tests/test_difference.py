@@ -44,7 +44,7 @@ def test_the_command(tmp_path: Path) -> None:
     done = diff("a.cnn", "b.cnn")
     assert done.returncode == 1
     assert "~ head.2: linear c=10 -> [N, 10]\n" in done.stdout
-    assert "parameters: 2,986 -> 2,976 (-10)" in done.stdout
+    assert "parameters: 2,938 -> 2,928 (-10)" in done.stdout
     data = json.loads(diff("a.cnn", "b.cnn", "--json").stdout)
-    assert data["totals"]["parameters"] == {"a": 2986, "b": 2976, "difference": -10}
+    assert data["totals"]["parameters"] == {"a": 2938, "b": 2928, "difference": -10}
     assert diff("a.cnn", "missing.cnn").returncode == 1

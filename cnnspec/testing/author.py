@@ -84,10 +84,11 @@ class Author(ExpressionWriter):
         name = self.pick(names)
         settings = SETTINGS[name](self, x) if name in SETTINGS else {}
         try:
-            y = OPS[name](**settings).infer(x)
+            y = OPS[name](**settings).infer(x) if settings is not None else None
         except (ShapeFault, TypeError):
             y = None
-        if y is None or (is_map(x) and not is_map(y)) or max(y[1:], default=1) > 2 * MAX_SIDE or y[0] > 64:
+        large = y is None or max(y[1:], default=1) > 2 * MAX_SIDE or y[0] > 64
+        if y is None or settings is None or large or (is_map(x) and not is_map(y)):
             return make_call(self.pick(ACTIVATIONS)), x
         return self.call(name, settings, frame, list(OPS[name].parameters)), y
 

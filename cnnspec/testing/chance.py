@@ -99,14 +99,20 @@ def _dropout(chance: Chance, x: Shape) -> Settings:
     return {"p": chance.pick([0.5, 0.0, 0.25])}
 
 
-SETTINGS: dict[str, Callable[[Chance, Shape], Settings]] = {
+def _group_norm(chance: Chance, x: Shape) -> Settings | None:
+    """Groups of more than one number, for torch normalises no single one."""
+    groups = [n for n in _divisors(x[0]) if math.prod(x) > n]
+    return {"groups": chance.pick(groups), **_norm(chance, x)} if groups else None
+
+
+SETTINGS: dict[str, Callable[[Chance, Shape], Settings | None]] = {
     "conv": _conv,
     "conv_transpose": _conv_transpose,
     "linear": lambda chance, x: {"c": chance.number(1, 16), **chance.some({"bias": False})},
     "bn": lambda chance, x: _norm(chance, x) | chance.some({"momentum": 0.2}),
-    "gn": lambda chance, x: {"groups": chance.pick(_divisors(x[0])), **_norm(chance, x)},
+    "gn": _group_norm,
     "ln": _norm,
-    "in_norm": lambda chance, x: chance.some({"eps": 1e-3, "affine": True}),
+    "in_norm": lambda chance, x: chance.some({"eps": 1e-3, "affine": True}) if x[1:] != (1, 1) else None,
     "lrn": lambda chance, x: {"size": chance.number(1, 5), **chance.some({"alpha": 1e-3, "k": 2.0})},
     "leaky_relu": lambda chance, x: chance.some({"negative_slope": 0.2}),
     "prelu": lambda chance, x: chance.some({"num_parameters": x[0]}),
@@ -131,7 +137,7 @@ SETTINGS: dict[str, Callable[[Chance, Shape], Settings]] = {
 }
 """How the settings of an operator are drawn for an input shape; an operator without a row is called bare.
 
-Settings that do not fit the shape are not used: another operator is called instead.
+None, and settings that the operator refuses for the shape, call for another operator.
 """
 
 ACTIVATIONS = tuple(
