@@ -276,7 +276,7 @@ class Binder(Resolver):
             )
             names = names.with_variable(parameter.name, type_)
         body = self.statements(block.body, names)
-        constants = {name: literal(value) for name, value in scope.constants.items() if name not in taken}
+        constants = {name: literal(value) for name, value in scope.constants.items()}
         return ir.Block(
             name=block.name,
             parameters=tuple(parameters),
@@ -471,7 +471,7 @@ class Binder(Resolver):
             raise self.fail("E0203", "the table has no rows", node.callee_span, help="write one row for each call")
         if failed:
             raise Fault
-        return ir.Braces(body=tuple(flows), origin=at)
+        return ir.Braces(table=True, body=tuple(flows), origin=at)
 
 
 def _count(number: int, noun: str) -> str:

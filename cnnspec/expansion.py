@@ -15,7 +15,7 @@ from cnnspec.blocks import BLOCK_TYPES
 from cnnspec.diagnostics import Label, Report, Span, did_you_mean
 from cnnspec.expressions import ExprFault, UnknownShape, convert, evaluate, show
 from cnnspec.frames import ABSENT, Absent, Evaluator, Flowing, Frame, Namespace, Tensor, Unknown
-from cnnspec.inits import INITS, InitScheme
+from cnnspec.inits import INITS, InitScheme, allowed_inits
 from cnnspec.limits import MAX_NODES, MAX_REPEAT
 from cnnspec.names import Places
 from cnnspec.ops import JOINS, OPS, Op, ShapeFault
@@ -195,7 +195,10 @@ class Expansion(Evaluator):
             case ir.Call():
                 return self.call(element, frame, names, x)
             case ir.Braces():
-                return self.branch_body(element.body, frame.inner(x), names, x)
+                inner = frame.inner(x)
+                if element.table:
+                    inner.labels = frame.labels
+                return self.branch_body(element.body, inner, names, x)
             case ir.Repeat():
                 return self.repeat(element, frame, names, x)
             case ir.Join():
@@ -401,6 +404,12 @@ class Expansion(Evaluator):
             value = self.value(expr, frame, kind.parameters[key].type, key)
             broken |= value is None
             settings[key] = value
+        scheme = settings.get("init")
+        if isinstance(scheme, InitScheme) and scheme.name not in (allowed := allowed_inits(callee)):
+            help = f"there are {', '.join(f'`{name}`' for name in allowed)}"
+            message = f"`{scheme.name}` cannot start the weights of `{callee}`"
+            self.fail("E0215", message, call.args["init"].origin, help=help)
+            return None
         missing = [n for n, p in kind.parameters.items() if p.required and n not in settings]
         if missing:
             listed = ", ".join(f"`{n}`" for n in missing)
@@ -453,7 +462,9 @@ class Expansion(Evaluator):
         origin: int,
     ) -> Tensor:
         own = getattr(op, "init", None)
-        init = INITS[own]() if isinstance(own, str) else self._inits.get(op.name)
+        init = (
+            INITS[own]() if isinstance(own, str) else own if isinstance(own, InitScheme) else self._inits.get(op.name)
+        )
         span: Span | None = self.places[origin]
         self.nodes.append(ir.Node(path, op, inputs, shape, weights, macs, init if weights else None, self._aux, span))
         return Tensor(len(self.nodes) - 1, shape)

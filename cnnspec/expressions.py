@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, cast
 
+from cnnspec.inits import INITS, InitScheme
 from cnnspec.ir import Expr
 from cnnspec.limits import MAX_INTEGER
 from cnnspec.shapes import Shape
@@ -45,6 +46,8 @@ def show(value: object) -> str:
     if isinstance(value, (list, tuple)):
         items = [show(item) for item in cast(Sequence[object], value)]
         return f"[{', '.join(items)}]" if isinstance(value, list) else "x".join(items)
+    if isinstance(value, InitScheme):
+        return f"{value.name}({', '.join(show(setting) for setting in value.changed().values())})"
     if isinstance(value, (OpName, Word)):
         return str(value)
     return f'"{value}"' if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else str(value)
@@ -150,6 +153,8 @@ def evaluate(expr: Expr, names: Mapping[str, Any], entering: Shape | None = None
     values = [evaluate(part, names, entering) for part in expr.parts]
     if kind == "size":
         return tuple(values)
+    if kind == "init":
+        return _scheme(expr, values)
     if kind == "list":
         return values
     if kind in ("==", "!="):
@@ -177,6 +182,20 @@ def evaluate(expr: Expr, names: Mapping[str, Any], entering: Shape | None = None
     if kind in _ORDER:
         return _ORDER[kind](values[0], values[1])
     return _number(expr, values)
+
+
+def _scheme(expr: Expr, values: list[Any]) -> InitScheme:
+    """An initialisation with its arguments, in the order in which `init` statements name them."""
+    scheme = INITS[str(expr.value)]
+    parameters = list(scheme.parameters.values())
+    if len(values) > len(parameters):
+        raise ExprFault("E0205", f"`{scheme.name}` takes {len(parameters)} values, got {len(values)}", expr.origin)
+    given = zip(parameters, values, expr.parts, strict=False)
+    settings = {p.name: convert(value, p.type, p.name, part.origin) for p, value, part in given}
+    missing = [p.name for p in parameters if p.required and p.name not in settings]
+    if missing:
+        raise ExprFault("E0203", f"`{scheme.name}` needs `{missing[0]}`", expr.origin, f"write `{scheme.name}(0.01)`")
+    return scheme(**settings)
 
 
 def _number(expr: Expr, values: list[Any]) -> Any:
@@ -281,6 +300,8 @@ def convert(value: Any, type_: Type, name: str, origin: int) -> Any:
         result = _list(value)
     elif kind == "op":
         result = value if isinstance(value, OpName) else None
+    elif kind == "init":
+        result = value if isinstance(value, InitScheme) else None
     elif kind == "str":
         result = value if type(value) is str else None
     if result is None:
@@ -329,6 +350,9 @@ def literal(value: Any) -> Expr:
         return Expr(kind="number", value=value)
     if isinstance(value, Fraction):
         return Expr(kind="/", parts=(literal(value.numerator), literal(value.denominator)))
+    if isinstance(value, InitScheme):
+        values = [setting for setting in value.settings().values() if setting is not None]
+        return Expr(kind="init", value=value.name, parts=tuple(literal(setting) for setting in values))
     if isinstance(value, str):
         kind = "op" if isinstance(value, OpName) else "word" if isinstance(value, Word) else "text"
         return Expr(kind=kind, value=str(value))

@@ -137,5 +137,9 @@ InitName = Literal[
 FlatInitName = Literal["kaiming_normal", "kaiming_uniform", "xavier_normal", "xavier_uniform", "zero", "orthogonal"]
 """Those of them that a matrix can start with."""
 
-NORM_INITS = ("constant", "zero", "normal", "trunc_normal", "uniform")
-"""The initialisations of a weight of one axis."""
+
+def allowed_inits(target: str) -> tuple[str, ...]:
+    """The initialisations that the weights of an operator can start with."""
+    if target in ("bn", "gn", "ln"):  # weights of one axis
+        return ("constant", "zero", "normal", "trunc_normal", "uniform")
+    return tuple(name for name in INITS if name != "dirac" or target != "linear")

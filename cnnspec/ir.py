@@ -59,9 +59,10 @@ class Call(Piece):
 
 
 class Braces(Piece):
-    """Statements in braces; the rows of an `each` are one, too."""
+    """Statements in braces; the rows of an `each` are one, too, whose labels are those of the scope around."""
 
     kind: Literal["braces"] = "braces"
+    table: bool = False
     body: tuple[Statement, ...]
 
 
@@ -391,7 +392,10 @@ class Graph:
                 {
                     "path": node.path,
                     "op": node.op.name,
-                    "settings": node.op.changed(),
+                    "settings": {
+                        name: Setting.of(value).model_dump() if isinstance(value, InitScheme) else value
+                        for name, value in node.op.changed().items()
+                    },
                     "inputs": list(node.inputs),
                     "shape": list(node.shape),
                     "weights": {key: list(shape) for key, shape in node.weights.items()},

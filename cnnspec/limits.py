@@ -6,6 +6,9 @@ MAX_NESTING = 32
 MAX_TERMS = 64
 """Operands of one chain such as `a + b + c`, and depth of nested expressions."""
 MAX_INTEGER = 1_000_000_000
+"""Of an argument."""
+MAX_LITERAL = 10**15
+"""Of a number in the text, so that `expect` can name any figure."""
 MAX_REPEAT = 4_096
 MAX_NODES = 20_000
 """Operators of one network after repeats and blocks are written out."""

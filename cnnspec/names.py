@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 from cnnspec import ir, tree
 from cnnspec.diagnostics import Diagnostic, Label, Report, Span, did_you_mean
+from cnnspec.inits import INITS
 from cnnspec.ops import OPS
 from cnnspec.scopes import FileScope
 from cnnspec.signatures import Type
@@ -98,6 +100,13 @@ class Resolver:
                 return make("neg" if node.operator == "-" else "not", node.operand)
             case tree.Binary():
                 return make(node.operator, node.left, node.right)
+            case tree.FunctionCall() if node.function in INITS:
+                if type_ is None or type_.kind != "init":
+                    help = "only the `init` of a call takes one: `conv 3x3 16 init=normal(0.01)`"
+                    raise self.fail("E0207", f"`{node.function}` is an initialisation", node.span, help=help)
+                types = [parameter.type for parameter in INITS[node.function].parameters.values()]
+                parts = [self.expr(arg, names, kind) for arg, kind in zip_longest(node.args, types) if arg is not None]
+                return ir.Expr(kind="init", value=node.function, parts=tuple(parts), origin=at)
             case tree.FunctionCall():
                 return make("call", *node.args, value=node.function)
             case tree.Choice():

@@ -9,7 +9,7 @@ from cnnspec import ir, tree
 from cnnspec.binding import Binder
 from cnnspec.diagnostics import Diagnostic, Label, Report, Span, did_you_mean
 from cnnspec.expressions import ExprFault, UnknownShape, convert, evaluate, literal, show
-from cnnspec.inits import INITS, NORM_INITS
+from cnnspec.inits import INITS, allowed_inits
 from cnnspec.names import Fault, Names
 from cnnspec.ops import OPS
 from cnnspec.recipe import AUGMENTATIONS, DATA_SETS, OPTIMIZERS, SCHEDULES, Recipe, Scalars, Setting
@@ -127,11 +127,7 @@ class Sections:
             self.fail("E0201", message, statement.target_span, help=did_you_mean(statement.target, targets) or known)
             raise Fault
         scheme = self.choose(statement.scheme, INITS, "initialisation", scope)
-        allowed = (
-            NORM_INITS
-            if statement.target in ("bn", "gn", "ln")
-            else tuple(n for n in INITS if n != "dirac" or statement.target != "linear")
-        )
+        allowed = allowed_inits(statement.target)
         if scheme.name not in allowed:
             self.fail(
                 "E0215",

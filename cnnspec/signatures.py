@@ -51,7 +51,7 @@ Padding = Annotated[Size, Bounds(0)]
 NotNegative = Annotated[float, Bounds(0)]
 Probability = Annotated[float, Bounds(0, 1)]
 
-Kind = Literal["int", "float", "bool", "size", "op", "str", "interval", "list", "word"]
+Kind = Literal["int", "float", "bool", "size", "op", "str", "interval", "list", "word", "init"]
 
 _KINDS: dict[Any, Kind] = {
     int: "int",
@@ -71,6 +71,7 @@ _PHRASES: dict[str, str] = {
     "str": "a string in quotes",
     "interval": "a range like `0.8..1.0`",
     "list": "a list like `[100, 150]`",
+    "init": "an initialisation like `normal(0.01)`",
 }
 
 
@@ -103,6 +104,8 @@ def type_of(annotation: Any) -> Type:
             words = get_args(member)
         elif member in _KINDS:
             kind = _KINDS[member]
+        elif isinstance(member, type) and issubclass(member, Declared):
+            kind = "init"
         else:
             kind = "list"
     return Type(kind or "word", words, bounds, optional)

@@ -72,7 +72,7 @@ class Number(Node):
 class Figure(Node):
     """`40.8M`, `300k` in an `expect`."""
 
-    value: float
+    value: int | float
     text: str
 
 

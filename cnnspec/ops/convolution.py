@@ -4,7 +4,7 @@ from fractions import Fraction
 from typing import ClassVar, Literal
 
 from cnnspec import shapes
-from cnnspec.inits import FlatInitName, InitName
+from cnnspec.inits import FlatInitName, InitName, InitScheme
 from cnnspec.ops.base import Op, ShapeFault, by_stride, need_divisible, need_map
 from cnnspec.shapes import Shape
 from cnnspec.signatures import Count, CountSize, Padding, Size
@@ -44,7 +44,7 @@ class Conv(Op):
     groups: Count = 1
     bias: bool = False
     depthwise: bool = False
-    init: InitName | None = None
+    init: InitName | InitScheme | None = None
 
     def channels(self, x: Shape) -> int:
         """Output channels."""
@@ -117,7 +117,7 @@ class ConvTranspose(Op):
     dilation: CountSize = (1, 1)
     groups: Count = 1
     bias: bool = True
-    init: InitName | None = None
+    init: InitName | InitScheme | None = None
 
     def infer(self, *inputs: Shape) -> Shape:
         c, *sizes = need_map(self.name, inputs[0])
@@ -162,7 +162,7 @@ class Linear(Op):
     counts_as_layer: ClassVar[bool] = True
     c: Count
     bias: bool = True
-    init: FlatInitName | None = None
+    init: FlatInitName | InitScheme | None = None
 
     def infer(self, *inputs: Shape) -> Shape:
         if len(inputs[0]) != 1:

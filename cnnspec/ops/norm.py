@@ -2,6 +2,7 @@
 
 from typing import ClassVar, Literal
 
+from cnnspec.inits import InitScheme
 from cnnspec.ops.base import SameShape, ShapeFault, need_divisible, need_map
 from cnnspec.shapes import Shape
 from cnnspec.signatures import Count, NotNegative, Probability
@@ -19,7 +20,7 @@ class BatchNorm(SameShape):
     eps: NotNegative = 1e-5
     momentum: Probability = 0.1
     affine: bool = True
-    init: Literal["zero"] | None = None
+    init: Literal["zero"] | InitScheme | None = None
 
     def weights(self, x: Shape) -> dict[str, Shape]:
         return _affine(x) if self.affine else {}
@@ -33,7 +34,7 @@ class GroupNorm(SameShape):
     groups: Count
     eps: NotNegative = 1e-5
     affine: bool = True
-    init: Literal["zero"] | None = None
+    init: Literal["zero"] | InitScheme | None = None
 
     def infer(self, *inputs: Shape) -> Shape:
         need_divisible(self.name, "channels", inputs[0][0], self.groups, "groups")
@@ -53,7 +54,7 @@ class LayerNorm(SameShape):
     torch: ClassVar[str] = "torch.nn.LayerNorm"
     eps: NotNegative = 1e-5
     affine: bool = True
-    init: Literal["zero"] | None = None
+    init: Literal["zero"] | InitScheme | None = None
 
     def weights(self, x: Shape) -> dict[str, Shape]:
         return _affine(x) if self.affine else {}

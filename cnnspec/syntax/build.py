@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 from lark import Token, Tree
 
 from cnnspec import tree
 from cnnspec.diagnostics import Diagnostic, Report, Source, Span, did_you_mean
-from cnnspec.limits import MAX_INTEGER, MAX_TERMS
+from cnnspec.limits import MAX_LITERAL, MAX_TERMS
 from cnnspec.syntax.guard import MARKS
-from cnnspec.syntax.words import FUNCTIONS
+from cnnspec.syntax.words import FUNCTIONS, SCHEMES
 
 
 class Builder:
@@ -66,11 +67,11 @@ class Builder:
         )
 
     def integer(self, token: Token | str, span: Span) -> int:
-        if len(token) > 18 or int(token) > MAX_INTEGER:
+        if len(token) > 18 or int(token) > MAX_LITERAL:
             self.report.add(
                 Diagnostic(
                     "E0405",
-                    f"the integer is larger than the limit of {MAX_INTEGER}",
+                    f"the integer is larger than the limit of {MAX_LITERAL}",
                     span,
                     help="write a smaller number",
                 )
@@ -80,11 +81,11 @@ class Builder:
 
     def real(self, token: Token, span: Span) -> float:
         value = float(token)
-        if value > MAX_INTEGER:
+        if value > MAX_LITERAL:
             self.report.add(
                 Diagnostic(
                     "E0405",
-                    f"the number is larger than the limit of {MAX_INTEGER}",
+                    f"the number is larger than the limit of {MAX_LITERAL}",
                     span,
                     help="write a smaller number",
                 )
@@ -134,8 +135,8 @@ class Builder:
 
     def figure(self, node: Any) -> tree.Figure:
         text = str(node.children[0])
-        scale = {"k": 1e3, "M": 1e6, "G": 1e9}[text[-1]]
-        return tree.Figure(self.span(node), float(text[:-1]) * scale, text)
+        exact = Fraction(text[:-1]) * {"k": 10**3, "M": 10**6, "G": 10**9}[text[-1]]
+        return tree.Figure(self.span(node), exact.numerator if exact.denominator == 1 else float(exact), text)
 
     def train(self, node: Any) -> tree.Train:
         return tree.Train(self.span(node), tuple(self.build(child) for child in node.children))
@@ -334,7 +335,7 @@ class Builder:
 
     def function(self, node: Any) -> tree.FunctionCall:
         name, *args = node.children
-        if name not in FUNCTIONS:
+        if name not in FUNCTIONS and name not in SCHEMES:
             self.report.add(
                 Diagnostic(
                     "E0207",

@@ -3,6 +3,11 @@
 FUNCTIONS = ("min", "max", "ceil", "floor", "sqrt", "round_to")
 """What can be called in an expression."""
 
+SCHEMES = (
+    "kaiming_normal kaiming_uniform xavier_normal xavier_uniform normal trunc_normal uniform constant zero dirac orthogonal"
+).split()
+"""What can be called as the `init` of one call."""
+
 TOP_WORDS = "network input classes param block default init expect train use extends aux let require".split()
 """What can start a statement at the top of a file and is no element."""
 
