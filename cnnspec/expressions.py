@@ -336,7 +336,9 @@ def _bound(result: Any, type_: Type, name: str, origin: int) -> None:
                 f"write `{name}={greatest:g}` or less",
             )
         if isinstance(number, int) and abs(number) > MAX_INTEGER:
-            raise ExprFault("E0405", f"`{name}` is larger than the limit of {MAX_INTEGER}", origin)
+            raise ExprFault(
+                "E0405", f"`{name}` is larger than the limit of {MAX_INTEGER}", origin, "write a smaller number"
+            )
 
 
 _SEQUENCES: dict[type[Any], str] = {list: "list", Interval: "interval", tuple: "size"}
