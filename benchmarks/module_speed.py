@@ -7,8 +7,6 @@ the twin's time over the built network's: above 1 the built network is the faste
 """
 
 import argparse
-import ctypes
-import platform
 import statistics
 import sys
 import time
@@ -19,14 +17,7 @@ from torch import Tensor, nn
 from twins import TWINS
 
 from cnnspec import build
-
-
-def keep_memory() -> None:
-    """Makes glibc keep freed blocks, as training does; giving them back at every step hides what is measured."""
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+from cnnspec.training.machine import keep_memory
 
 
 def hand_over(twin: nn.Module, network: nn.Module) -> None:
