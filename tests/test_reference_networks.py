@@ -281,6 +281,7 @@ def _outputs(result: Any) -> tuple[Tensor, ...]:
 
 # --- how weights start ---------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("reference", SOME)
 def test_weights_start_alike(reference: Reference) -> None:
     torch.manual_seed(7)
