@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from cnnspec import ir, tree
@@ -178,6 +179,23 @@ def format(text: str, name: str = "network") -> str:
     return format_file(file)
 
 
+def torch_backend() -> ModuleType:
+    """The module `cnnspec.backends.torch`.
+
+    Raises:
+        CnnspecError: Torch is not installed.
+    """
+    try:
+        from cnnspec.backends import torch
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "numpy"):
+            raise
+        raise failure(
+            "E0507", "torch is not installed", help="install it with `pip install 'cnnspec[train]'`"
+        ) from None
+    return torch
+
+
 def build(
     spec: ir.Graph | str | Path, *, weights: str | Path | None = None, outputs: Sequence[str] = (), **params: Any
 ) -> nn.Module:
@@ -195,14 +213,7 @@ def build(
         CnnspecError: The spec is at fault, an output is unknown, the weights do not match, or torch is not
             installed.
     """
-    try:
-        from cnnspec.backends.torch import to_module
-    except ModuleNotFoundError as error:
-        if error.name not in ("torch", "numpy"):
-            raise
-        raise failure(
-            "E0507", "torch is not installed", help="install it with `pip install 'cnnspec[train]'`"
-        ) from None
+    to_module = torch_backend().to_module
     if isinstance(spec, ir.Graph):
         if params:
             raise failure(

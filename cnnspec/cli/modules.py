@@ -98,13 +98,14 @@ def build(
 
 def _try_out(graph: Graph, weights: str | None, seed: int | None, as_json: bool) -> int:
     """Builds a module and runs it forward and backward on two random images."""
-    from cnnspec.compiler import build as build_module
+    from cnnspec import compiler
 
-    module = build_module(graph, weights=weights)
+    compiler.torch_backend()
     import torch
 
     if seed is not None:
         torch.manual_seed(seed)
+    module = compiler.build(graph, weights=weights)
     images = torch.randn(2, *graph.input_shape)
     given = module(images)
     parts = [given] if isinstance(given, torch.Tensor) else [given[0], *given[1]]
