@@ -13,6 +13,7 @@ from cnnspec import ir, tree
 from cnnspec.blocks import BLOCK_TYPES, signature
 from cnnspec.diagnostics import Label, Report, Span, did_you_mean
 from cnnspec.expressions import literal
+from cnnspec.limits import MAX_DEPTH
 from cnnspec.names import Fault, Names, Resolver
 from cnnspec.ops import FOREIGN_NAMES, OPS
 from cnnspec.scopes import FileScope
@@ -36,6 +37,7 @@ class Binder(Resolver):
         self.blocks: dict[str, ir.Block] = {}
         self._keys: dict[int, str] = {}
         self._open: list[tuple[tree.Block, Span]] = []
+        self._depth = 0
 
     # --- calls -----------------------------------------------------------------------------------
 
@@ -400,6 +402,16 @@ class Binder(Resolver):
         Raises:
             Fault: It is at fault.
         """
+        if self._depth >= MAX_DEPTH:
+            message = f"elements stand inside of one another deeper than the limit of {MAX_DEPTH}"
+            raise self.fail("E0405", message, node.span, help="call fewer blocks from within blocks")
+        self._depth += 1
+        try:
+            return self._element(node, names)
+        finally:
+            self._depth -= 1
+
+    def _element(self, node: tree.Element, names: Names) -> ir.Element:
         at = self.places.add(node.span)
         match node:
             case tree.Call():

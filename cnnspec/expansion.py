@@ -14,9 +14,9 @@ from cnnspec import ir, shapes
 from cnnspec.blocks import BLOCK_TYPES
 from cnnspec.diagnostics import Label, Report, Span, did_you_mean
 from cnnspec.expressions import ExprFault, UnknownShape, convert, evaluate, show
-from cnnspec.frames import ABSENT, Absent, Evaluator, Flowing, Frame, Namespace, Tensor, Unknown
+from cnnspec.frames import ABSENT, Absent, Evaluator, Flowing, Frame, Namespace, Tensor, Unknown, labels_of
 from cnnspec.inits import INITS, InitScheme, allowed_inits
-from cnnspec.limits import MAX_NODES, MAX_REPEAT
+from cnnspec.limits import MAX_DEPTH, MAX_NODES, MAX_REPEAT
 from cnnspec.names import Places
 from cnnspec.ops import JOINS, OPS, Op, ShapeFault
 from cnnspec.shapes import Shape
@@ -51,6 +51,7 @@ class Expansion(Evaluator):
         self._ops: dict[tuple[Any, ...], Op] = {}
         self._aux: str | None = None
         self._steps = 0
+        self._depth = 0
 
     def run(self) -> None:
         """Writes the whole network out.
@@ -191,6 +192,16 @@ class Expansion(Evaluator):
     def element(self, element: ir.Element, frame: Frame, names: Namespace, x: Flowing) -> Flowing | Absent:
         """Runs one element."""
         self.step(element.origin)
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            message = f"elements stand inside of one another deeper than the limit of {MAX_DEPTH}"
+            self.fail("E0405", message, element.origin, help="call fewer blocks from within blocks")
+            raise LimitReached
+        result = self._element(element, frame, names, x)
+        self._depth -= 1
+        return result
+
+    def _element(self, element: ir.Element, frame: Frame, names: Namespace, x: Flowing) -> Flowing | Absent:
         match element:
             case ir.Call():
                 return self.call(element, frame, names, x)
@@ -268,7 +279,7 @@ class Expansion(Evaluator):
                 return None
             known += here.labels
             here = here.parent
-        later = _labels(self.model)
+        later = labels_of(self.model)
         if label in later:
             self.fail(
                 "E0208",
@@ -500,20 +511,3 @@ class Expansion(Evaluator):
         """Notes which node gives the output of a scope."""
         if isinstance(result, Tensor) and result.node != ir.IMAGE:
             self.ends[path] = result.node
-
-
-def _labels(model: ir.Model) -> set[str]:
-    """Every label of a Model, wherever it stands."""
-    found: set[str] = set()
-
-    def visit(piece: Any) -> None:
-        if isinstance(piece, ir.Flow) and piece.label:
-            found.add(piece.label)
-        for part in ("body", "elements", "then", "otherwise"):
-            for inner in getattr(piece, part, ()):
-                visit(inner)
-
-    visit(model)
-    for block in model.blocks.values():
-        visit(block)
-    return found

@@ -151,3 +151,20 @@ class Evaluator:
             return _plain(frame.values[name]) if name in frame.values else match.group()
 
         return re.sub(r"\{([A-Za-z_][A-Za-z0-9_.]*)\}", replacement, text)
+
+
+def labels_of(model: ir.Model) -> set[str]:
+    """Every label of a Model, wherever it stands."""
+    found: set[str] = set()
+
+    def visit(piece: Any) -> None:
+        if isinstance(piece, ir.Flow) and piece.label:
+            found.add(piece.label)
+        for part in ("body", "elements", "then", "otherwise"):
+            for inner in getattr(piece, part, ()):
+                visit(inner)
+
+    visit(model)
+    for block in model.blocks.values():
+        visit(block)
+    return found

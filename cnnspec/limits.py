@@ -3,6 +3,8 @@
 MAX_FILE_BYTES = 256 * 1024
 MAX_LINE_LENGTH = 2_000
 MAX_NESTING = 32
+MAX_DEPTH = 96
+"""Elements inside of one another, through blocks and braces."""
 MAX_TERMS = 64
 """Operands of one chain such as `a + b + c`, and depth of nested expressions."""
 MAX_INTEGER = 1_000_000_000

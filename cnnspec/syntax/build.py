@@ -47,7 +47,7 @@ class Builder:
 
     def build(self, node: Any) -> Any:
         self.depth += 1
-        if self.depth > 4 * MAX_TERMS:
+        if self.depth > 2 * MAX_TERMS:
             if not self.report.failed:
                 self.too_deep(self.span(node))
             result: Any = tree.Number(self.span(node), 0, "0")
@@ -276,7 +276,9 @@ class Builder:
         if len(children) > step * MAX_TERMS:
             self.too_deep(self.span(node))
             return tree.Number(self.span(node), 0, "0")
+        self.depth += len(children) // step  # the first operand ends as many levels deeper
         left: tree.Expr = self.build(children[0])
+        self.depth -= len(children) // step
         for i in range(1, len(children), step):
             right = self.build(children[i + step - 1])
             left = tree.Binary(left.span.to(right.span), operator or str(children[i]), left, right)
