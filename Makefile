@@ -13,7 +13,7 @@ $(READY): pyproject.toml
 	@touch $(READY)
 
 demo: $(READY)
-	$(BIN)/cnnspec build resnet20 --train --data fashion_mini --epochs 8
+	$(BIN)/cnnspec build resnet20 --train --data fashion_mini --epochs 6
 
 test: $(READY) lint types
 	$(BIN)/python -m pytest

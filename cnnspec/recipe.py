@@ -266,6 +266,8 @@ class Recipe(BaseModel):
 
     Attributes:
         epochs: Passes over the training images.
+        planned: The epochs that the schedule was written for, where a run has others: its epochs then move in
+            proportion, so that a shorter run has the same shape.
         batch: Images per step, over all devices together.
         ema: Decay of an exponential moving average of the weights, tested in place of the weights.
         early_stop: Epochs without a better validation accuracy after which training ends.
@@ -279,6 +281,7 @@ class Recipe(BaseModel):
     optimizer: Setting = Setting.of(AdamW())
     schedule: Setting = Setting.of(Cosine())
     epochs: int = 20
+    planned: int | None = None
     batch: int = 128
     seed: int = 42
     label_smoothing: float = 0.0

@@ -19,12 +19,14 @@ from rich.console import Console
 from torch import nn
 from torch.nn import functional as F
 
-from cnnspec import CnnspecError, Graph, build, loads
+from cnnspec import CnnspecError, Graph, build, load, loads
 from cnnspec.backends.torch_weights import read_weights
 from cnnspec.ir import Model
 from cnnspec.recipe import OPTIMIZERS, SCHEDULES, Cifar100, FashionMini, Folder, Recipe, Setting
 from cnnspec.training import Result, TrainOptions, evaluate, task, train
 from cnnspec.training.feed import Feed
+from cnnspec.training.options import recipe_of
+from cnnspec.training.task import make_optimizer
 
 NETWORK = """network tiny
 input 1x28x28
@@ -433,3 +435,22 @@ def test_without_the_extra_the_error_says_what_to_install():
     said = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
     assert "E0507" in said
     assert "cnnspec[train]" in said
+
+
+def test_a_shorter_run_has_the_shape_of_the_planned_one() -> None:
+    graph = load("resnet20")
+    options = TrainOptions(epochs=1)
+    recipe = recipe_of(graph, options)
+    assert (recipe.epochs, recipe.planned) == (1, 180)
+    assert recipe_of(graph, TrainOptions()).planned is None
+    assert recipe_of(graph, TrainOptions(epochs=180)).planned is None
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer, schedule = make_optimizer([weight], recipe, 360)
+    rates = []
+    for _ in range(360):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[:200] == [0.1] * 200
+    assert rates[200:300] == pytest.approx([0.01] * 100)
+    assert rates[300:] == pytest.approx([0.001] * 60)

@@ -122,7 +122,7 @@ class _Run:
         sizes = ((name, len(part)) for name, part in (("val", data.val), ("test", data.test)) if part is not None)
         counts = ", ".join([f"{len(data.train):,} train", *(f"{count:,} {name}" for name, count in sizes)])
         lines = [f"training {self.graph.name} ({self.graph.parameter_count:,} parameters) on {data.name} ({counts})"]
-        stated = {*recipe.stated, *self.options.changes()}
+        stated = {*recipe.stated, *self.options.changes(), "planned"}
         lines += [
             f"  {name:<15} {text}" + ("" if name in stated else "  (default)") for name, text in recipe_lines(recipe)
         ]

@@ -35,24 +35,24 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 """Optimizers of the recipe; each takes the weights and the arguments of its declaration."""
 
 
-def _constant(optimizer: Optimizer, epochs: int, steps: int) -> LRScheduler:
+def _constant(optimizer: Optimizer, epochs: int, steps: float) -> LRScheduler:
     return lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=0)
 
 
-def _multistep(optimizer: Optimizer, epochs: int, steps: int, *, at: tuple[int, ...], gamma: float) -> LRScheduler:
-    return lr_scheduler.MultiStepLR(optimizer, [epoch * steps for epoch in at], gamma)
+def _multistep(optimizer: Optimizer, epochs: int, steps: float, *, at: tuple[int, ...], gamma: float) -> LRScheduler:
+    return lr_scheduler.MultiStepLR(optimizer, [round(epoch * steps) for epoch in at], gamma)
 
 
-def _step(optimizer: Optimizer, epochs: int, steps: int, *, every: int, gamma: float) -> LRScheduler:
-    return lr_scheduler.StepLR(optimizer, every * steps, gamma)
+def _step(optimizer: Optimizer, epochs: int, steps: float, *, every: int, gamma: float) -> LRScheduler:
+    return lr_scheduler.StepLR(optimizer, max(1, round(every * steps)), gamma)
 
 
-def _cosine(optimizer: Optimizer, epochs: int, steps: int, *, end: float) -> LRScheduler:
-    return lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps, end)
+def _cosine(optimizer: Optimizer, epochs: int, steps: float, *, end: float) -> LRScheduler:
+    return lr_scheduler.CosineAnnealingLR(optimizer, round(epochs * steps), end)
 
 
-def _onecycle(optimizer: Optimizer, epochs: int, steps: int, *, warmup: float, anneal: str) -> LRScheduler:
-    total = epochs * steps
+def _onecycle(optimizer: Optimizer, epochs: int, steps: float, *, warmup: float, anneal: str) -> LRScheduler:
+    total = round(epochs * steps)
     # torch divides by zero where one of the two phases has a single step.
     share = min(warmup, (total - 1) / total)
     share = share if share * total > 1 else 0.0
@@ -75,7 +75,9 @@ SCHEDULES: dict[str, Callable[..., LRScheduler]] = {
     "cosine": _cosine,
     "onecycle": _onecycle,
 }
-"""Schedules of the recipe; each takes the optimizer, the epochs, the steps of an epoch, and its arguments.
+"""Schedules of the recipe; each takes the optimizer, the epochs that it was written for, the steps of
+one of them, and its arguments. A run of other epochs has the same shape: an epoch of the schedule is then so many
+steps more or less.
 
 All of them are asked at every step, so that a checkpoint at the end of an epoch holds the next epoch's rate.
 """
@@ -103,7 +105,9 @@ def make_optimizer(weights: Any, recipe: Recipe, steps: int) -> tuple[Optimizer,
     except ValueError as error:
         raise refused(recipe.optimizer, error) from None
     try:
-        return optimizer, SCHEDULES[recipe.schedule.name](optimizer, recipe.epochs, steps, **recipe.schedule.args)
+        planned = recipe.planned or recipe.epochs
+        stretched = steps * recipe.epochs / planned
+        return optimizer, SCHEDULES[recipe.schedule.name](optimizer, planned, stretched, **recipe.schedule.args)
     except (ValueError, ZeroDivisionError) as error:
         raise refused(recipe.schedule, error) from None
 
