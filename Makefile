@@ -13,7 +13,7 @@ $(READY): pyproject.toml
 	@touch $(READY)
 
 demo: $(READY)
-	$(BIN)/cnnspec build resnet20 --train --data fashion_mini --epochs 6
+	$(BIN)/cnnspec build resnet20 --train --data fashion_mini --epochs 8 --batch 64
 
 test: $(READY) lint types
 	$(BIN)/python -m pytest
