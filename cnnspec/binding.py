@@ -96,6 +96,8 @@ class Binder(Resolver):
                         )
                     if not queue:
                         raise self._too_many(callee, parameters, names, arg)
+                    if near := self._misspelt_flag(value, parameters, names):
+                        raise self.fail("E0202", f"`{callee}` has no flag `{near[0]}`", arg.span, help=near[1])
                     name = queue.pop(0)
                 else:
                     keyword_seen = keyword_seen or name != "repeat"
@@ -143,6 +145,15 @@ class Binder(Resolver):
         if failed:
             raise Fault
         return bound
+
+    @staticmethod
+    def _misspelt_flag(value: tree.Expr, parameters: Mapping[str, Parameter], names: Names) -> tuple[str, str] | None:
+        """A bare word without a meaning that is nearly a flag, with the help."""
+        if not isinstance(value, tree.Name) or value.name in names.variables or value.name in OPS:
+            return None
+        near = did_you_mean(value.name, [n for n, p in parameters.items() if p.type.kind == "bool"])
+        words = any(value.name in p.type.words for p in parameters.values())
+        return (value.name, near) if near and not words else None
 
     @staticmethod
     def _say_by_name(queue: list[str], bound: Mapping[str, Any], arg: tree.Argument) -> str:

@@ -135,12 +135,13 @@ def _contract(graph: ir.Graph, expect: ir.Expect, places: Places, report: Report
         close = ""
         if not is_shape and wanted:
             close = f", {(figure - wanted) / wanted:+.2%} off"
+        relation = expect.relation if expect.relation in ("<=", ">=") and not is_shape else "="
         report.add(
             Diagnostic(
                 "E0401",
                 f"`{expect.metric}` is {said}{close}",
                 span,
                 "this does not hold",
-                help=f"write `expect {expect.metric} = {show(figure)}` if the network is as you want it",
+                help=f"write `expect {expect.metric} {relation} {show(figure)}` if the network is as you want it",
             )
         )

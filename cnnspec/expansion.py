@@ -13,12 +13,13 @@ from typing import Any
 from cnnspec import ir, shapes
 from cnnspec.blocks import BLOCK_TYPES
 from cnnspec.diagnostics import Label, Report, Span, did_you_mean
-from cnnspec.expressions import ExprFault, UnknownShape, convert, evaluate, show
-from cnnspec.frames import ABSENT, Absent, Evaluator, Flowing, Frame, Namespace, Tensor, Unknown, labels_of
+from cnnspec.expressions import ExprFault, Unknown, UnknownShape, convert, evaluate, show
+from cnnspec.frames import ABSENT, Absent, Evaluator, Flowing, Frame, Namespace, Tensor, labels_of
 from cnnspec.inits import INITS, InitScheme, allowed_inits
 from cnnspec.limits import MAX_DEPTH, MAX_NODES, MAX_REPEAT
 from cnnspec.names import Places
 from cnnspec.ops import JOINS, OPS, Op, ShapeFault
+from cnnspec.ops.join import disagreement
 from cnnspec.shapes import Shape
 from cnnspec.signatures import Bounds, OpName, Type
 
@@ -240,6 +241,7 @@ class Expansion(Evaluator):
 
     def repeat(self, element: ir.Repeat, frame: Frame, names: Namespace, x: Flowing) -> Flowing:
         for i in range(self.rounds(element.count, frame)):
+            self.step(element.origin)
             inner = frame.inner(x)
             if element.variable is not None:
                 inner.values[element.variable] = i
@@ -279,13 +281,18 @@ class Expansion(Evaluator):
                 return None
             known += here.labels
             here = here.parent
-        later = labels_of(self.model)
-        if label in later:
+        elsewhere = labels_of(self.model)
+        if label in elsewhere:
+            here_at, there_at = self.places[origin], self.places[elsewhere[label]]
+            early = here_at and there_at and there_at.source is here_at.source and there_at.start > here_at.start
             self.fail(
                 "E0208",
-                f"`@{label}` stands before its label, or outside of the braces that hold it",
+                f"`@{label}` stands {'before its label' if early else 'outside of the braces that hold its label'}",
                 origin,
-                help="move the statement behind the one with the label",
+                labels=[Label(there_at, "labelled here")] if there_at else [],
+                help="move the statement behind the one with the label"
+                if early
+                else "a label is known in its own braces alone: give the statement around it a label",
             )
         else:
             help = did_you_mean(label, known) or (
@@ -322,7 +329,7 @@ class Expansion(Evaluator):
         try:
             shape = op.infer(*(tensor.shape for tensor in known))
         except ShapeFault as fault:
-            differ = shapes.differing_axes([tensor.shape for tensor in known])
+            differ = disagreement(element.join, [tensor.shape for tensor in known])
             caption = f"the branches differ in {shapes.join_words(differ)}" if differ else "maps and flat features"
             labels = [label for flow, tensor in branches if tensor for label in self.branch_label(flow, tensor)]
             self.fail(fault.code, fault.message, element.origin, caption=caption, labels=labels, help=fault.help)
@@ -395,9 +402,9 @@ class Expansion(Evaluator):
         """One call of an operator or a block, at its path."""
         callee = call.callee
         if call.variable:
-            value = frame.values[callee]
+            value = frame.values.get(callee)
             if not isinstance(value, OpName):
-                if not isinstance(value, Unknown):
+                if value is not None and not isinstance(value, Unknown):
                     self.fail(
                         "E0204",
                         f"`{callee}` is {show(value)}, not an operator",

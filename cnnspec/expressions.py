@@ -31,8 +31,12 @@ class ExprFault(Exception):
         self.code, self.message, self.origin, self.help = code, message, origin, help
 
 
+class Unknown:
+    """The value of a `let` that was at fault."""
+
+
 class UnknownShape(Exception):
-    """The expression asks for the size of a tensor that an earlier fault left unknown."""
+    """The expression asks for what an earlier fault left unknown: the size of a tensor, or a value."""
 
 
 def show(value: object) -> str:
@@ -80,6 +84,12 @@ def _divide(a: Any, b: Any) -> Any:
     return a / b if isinstance(a, float) or isinstance(b, float) else Fraction(a) / Fraction(b)
 
 
+def _sqrt(value: float) -> int | float:
+    """The root; that of a square is exact."""
+    root = math.isqrt(value) if isinstance(value, int) and value >= 0 else -1
+    return root if root * root == value else math.sqrt(value)
+
+
 def round_to(value: float, multiple: int) -> int:
     """The nearest multiple, at least one, never more than 10 % below the value.
 
@@ -108,7 +118,7 @@ _FUNCTIONS: dict[str, tuple[int | None, Callable[..., Any]]] = {
     "max": (None, max),
     "ceil": (1, math.ceil),
     "floor": (1, math.floor),
-    "sqrt": (1, math.sqrt),
+    "sqrt": (1, _sqrt),
     "round_to": (2, round_to),
 }
 
@@ -133,7 +143,10 @@ def evaluate(expr: Expr, names: Mapping[str, Any], entering: Shape | None = None
     if kind in ("number", "bool"):
         return expr.value
     if kind == "name":
-        return names[str(expr.value)]
+        value = names.get(str(expr.value))
+        if value is None or isinstance(value, Unknown):
+            raise UnknownShape
+        return value
     if kind == "text":
         return expr.value
     if kind == "op":
@@ -168,7 +181,8 @@ def evaluate(expr: Expr, names: Mapping[str, Any], entering: Shape | None = None
                 if kind == "interval"
                 else f"`{'-' if kind == 'neg' else kind}`"
             )
-            raise ExprFault("E0204", f"{what} needs numbers, got {kind_of(value)}", part.origin)
+            help = "a negative argument stands in parentheses: `conv 3x3 (-1)`" if kind == "-" else None
+            raise ExprFault("E0204", f"{what} needs numbers, got {kind_of(value)}", part.origin, help)
     if kind == "interval":
         low, high = values
         if low > high:
@@ -205,10 +219,9 @@ def _number(expr: Expr, values: list[Any]) -> Any:
             return -values[0]
         if kind == "call":
             count, function = _FUNCTIONS[str(expr.value)]
-            if count is not None and len(values) != count:
-                raise ExprFault(
-                    "E0205", f"`{expr.value}` takes {count} value{'s' * (count > 1)}, got {len(values)}", expr.origin
-                )
+            if len(values) != count if count is not None else len(values) < 2:
+                takes = f"{count} value{'s' * (count > 1)}" if count is not None else "two values or more"
+                raise ExprFault("E0205", f"`{expr.value}` takes {takes}, got {len(values)}", expr.origin)
             result = function(*values)
         else:
             result = _ARITHMETIC[kind](*values)

@@ -73,10 +73,6 @@ class Frame:
         return self.entering.shape if self.entering else None
 
 
-class Unknown:
-    """The value of a `let` that was at fault."""
-
-
 def _plain(value: object) -> str:
     return value if type(value) is str else show(value)
 
@@ -153,13 +149,13 @@ class Evaluator:
         return re.sub(r"\{([A-Za-z_][A-Za-z0-9_.]*)\}", replacement, text)
 
 
-def labels_of(model: ir.Model) -> set[str]:
-    """Every label of a Model, wherever it stands."""
-    found: set[str] = set()
+def labels_of(model: ir.Model) -> dict[str, int]:
+    """Every label of a Model, wherever it stands, with where it was written."""
+    found: dict[str, int] = {}
 
     def visit(piece: Any) -> None:
         if isinstance(piece, ir.Flow) and piece.label:
-            found.add(piece.label)
+            found.setdefault(piece.label, piece.origin)
         for part in ("body", "elements", "then", "otherwise"):
             for inner in getattr(piece, part, ()):
                 visit(inner)

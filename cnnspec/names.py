@@ -138,6 +138,16 @@ class Resolver:
             help = "state how many there are: `classes 10`"
         elif help is None and type_ is not None and type_.words:
             help = f"the words here are {', '.join(f'`{w}`' for w in type_.words)}"
+        elif word in OPS:
+            message = f"`{word}` is an operator, and {type_} is wanted here"
+            raise self.fail(
+                "E0204",
+                message,
+                node.span,
+                help="a parameter that takes an operator has the type `op`: `act: op = relu`",
+            )
+        elif help is None and type_ is not None and type_.kind == "op":
+            help = "name an operator, such as `relu` or `gelu`"
         elif help is None and type_ is not None and type_.kind == "str":
             help = f'a text stands in quotes: `"{word}"`'
         elif help is None:

@@ -107,3 +107,17 @@ def test_models_survive_json() -> None:
     for path in resource("specs").glob("*.cnn"):
         model = cnnspec.load(path).model
         assert cnnspec.Model.model_validate_json(model.model_dump_json()) == model
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("{\n    let a = foo\n    conv 3x3 a + 1\n}\n", "E0207"),
+        ("let a = min(3)\nconv 3x3 a\n", "E0205"),
+        ("repeat 4096 { repeat 4096 { repeat 64 { let z = 1 } } }\nconv 3x3 4\n", "E0404"),
+        ("global_avgpool | gn 3\n", "E0309"),
+    ],
+    ids=["broken-let", "min-of-one", "empty-rounds", "single-numbers"],
+)
+def test_a_fault_is_one_diagnostic_and_no_exception(text: str, code: str) -> None:
+    assert [d.code for d in cnnspec.check(HEAD + text)] == [code]

@@ -1,5 +1,6 @@
 """What every operator has: settings, a shape rule, weights, and counts."""
 
+import math
 from fractions import Fraction
 from typing import ClassVar
 
@@ -92,14 +93,16 @@ def need_map(name: str, x: Shape) -> tuple[int, int, int]:
     return x[0], x[1], x[2]
 
 
-def need_divisible(name: str, what: str, size: int, by: int, argument: str) -> None:
-    """Raises a `ShapeFault` unless `size` is a multiple of `by`."""
+def need_divisible(name: str, what: str, size: int, by: int, argument: str, other: int = 0) -> None:
+    """Raises a `ShapeFault` unless `size` is a multiple of `by`; the remedy divides the `other` size, too."""
     if size % by:
-        divisors = [n for n in range(1, size + 1) if size % n == 0] if size <= 65_536 else [1]
+        common = math.gcd(size, other)
+        divisors = [n for n in range(1, common + 1) if common % n == 0] if common <= 65_536 else [1]
         near = min(divisors, key=lambda n: (abs(n - by), n))
+        both = f"{size} and {other}" if other else f"{size}"
         raise ShapeFault(
             "E0306",
             f"`{name}` cannot divide {size} {what} by {by}",
-            help=f"the nearest divisor of {size} is {near}: write `{argument}={near}`",
+            help=f"the nearest divisor of {both} is {near}: write `{argument}={near}`",
             argument=argument,
         )

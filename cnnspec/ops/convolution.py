@@ -79,8 +79,15 @@ class Conv(Op):
                 "E0215", "`depthwise` and `groups` exclude each other", help="keep one of the two", argument="groups"
             )
         out, groups = self.channels(inputs[0]), self.group_count(inputs[0])
-        need_divisible(self.name, "input channels", c, groups, "groups")
-        need_divisible(self.name, "output channels", out, groups, "c" if self.depthwise else "groups")
+        if self.depthwise and out % c:
+            raise ShapeFault(
+                "E0306",
+                f"a depthwise `conv` gives a multiple of its {c} input channels, got {out}",
+                help=f"write `c={max(1, round(out / c)) * c}`, or leave `c` out",
+                argument="c",
+            )
+        need_divisible(self.name, "input channels", c, groups, "groups", out)
+        need_divisible(self.name, "output channels", out, groups, "groups", c)
         pad = self.padding()
         height = shapes.window(h, self.kernel[0], self.stride[0], pad[0], self.dilation[0])
         width = shapes.window(w, self.kernel[1], self.stride[1], pad[1], self.dilation[1])
@@ -121,8 +128,8 @@ class ConvTranspose(Op):
 
     def infer(self, *inputs: Shape) -> Shape:
         c, *sizes = need_map(self.name, inputs[0])
-        need_divisible(self.name, "input channels", c, self.groups, "groups")
-        need_divisible(self.name, "output channels", self.c, self.groups, "groups")
+        need_divisible(self.name, "input channels", c, self.groups, "groups", self.c)
+        need_divisible(self.name, "output channels", self.c, self.groups, "groups", c)
         out: list[int] = []
         for axis, size in enumerate(sizes):
             if self.out_pad[axis] >= max(self.stride[axis], self.dilation[axis]):

@@ -29,6 +29,19 @@ def _projection(first: Shape, other: Shape) -> str | None:
     return "give both branches the same kernels, paddings and strides in total"
 
 
+def disagreement(kind: str, inputs: list[Shape]) -> list[str]:
+    """The axes in which the branches of a join differ and must not."""
+    axes = shapes.differing_axes(inputs)
+    if len({len(shape) for shape in inputs}) > 1 or kind == "add":
+        return axes
+    if kind == "concat":
+        return [axis for axis in axes if axis != "channels"]
+    maps = [shape for shape in inputs if shape[1:] != (1, 1)]
+    channels = {shape[0] for shape in inputs} - {1}
+    sides = [axis for axis in (shapes.differing_axes(maps) if maps else []) if axis in ("height", "width")]
+    return (axes[:1] if len(channels) > 1 else []) + sides
+
+
 class Add(Join):
     """Sum of tensors of one shape; never broadcasts. Source: torch.add."""
 

@@ -2,6 +2,7 @@
 
 from typing import ClassVar, Literal
 
+from cnnspec import shapes
 from cnnspec.inits import InitScheme
 from cnnspec.ops.base import SameShape, ShapeFault, need_divisible, need_map
 from cnnspec.shapes import Shape
@@ -38,6 +39,13 @@ class GroupNorm(SameShape):
 
     def infer(self, *inputs: Shape) -> Shape:
         need_divisible(self.name, "channels", inputs[0][0], self.groups, "groups")
+        if shapes.numel(inputs[0]) == self.groups:
+            raise ShapeFault(
+                "E0309",
+                f"`gn` with {self.groups} groups of {shapes.text(inputs[0])} would normalise single numbers, which gives 0",
+                help="use fewer groups, or put it in front of the pooling",
+                argument="groups",
+            )
         return inputs[0]
 
     def weights(self, x: Shape) -> dict[str, Shape]:

@@ -52,8 +52,9 @@ def explain(source: Source, text: str, error: UnexpectedInput, at: int) -> Diagn
     rest = text[at : (text + "\n").index("\n", at)]
     what = "the line ends too early" if line_end else f"`{word}` cannot stand here"
     code, help = "E0101", None
-    if not line_end and ord(word[0]) > 126:
-        code, what = "E0103", f"the character `{word[0]}` is not part of the language"
+    if not line_end and not " " <= word[0] <= "~":
+        shown = word[0] if word[0].isprintable() else f"U+{ord(word[0]):04X}"
+        code, what = "E0103", f"the character `{shown}` is not part of the language"
         span = Span(source, start, start + 1)
         help = "outside comments and strings a spec is plain ASCII"
     elif re.match(r"x[0-9]+$", word):
@@ -72,7 +73,7 @@ def explain(source: Source, text: str, error: UnexpectedInput, at: int) -> Diagn
         else:
             help = near or "a statement starts with a name: `conv 3x3 c=16`"
     elif re.match(r"[0-9]+(\.[0-9]+)?[A-Za-z_]", rest) and not line_end:
-        token = re.match(r"[0-9][0-9A-Za-z_.]*", rest)
+        token = re.match(r"[0-9][0-9A-Za-z_.]*(?:(?<=[0-9][eE])[-+][0-9A-Za-z_.]+)?", rest)
         assert token is not None
         span = Span(source, at, at + token.end())
         code, what = "E0103", f"`{token.group()}` is neither a number nor a size"
@@ -90,10 +91,16 @@ def explain(source: Source, text: str, error: UnexpectedInput, at: int) -> Diagn
         help = "a label stands at the head of a statement; an argument is written `name=value`"
     elif word == "=" and re.match(r"\s*[A-Za-z_][A-Za-z0-9_]*\s*$", before):
         help = f"a value is named with `let {before.strip()} = ...`"
-    elif word == "-" or (word == "." and text[at - 1 : at].isdigit()):
+    elif word == "=":
+        help = "an argument is written `name=value`: `conv 3x3 c=16`"
+    elif word == "-" or (word == "." and (text[at - 1 : at].isdigit() or re.match(r"\.[0-9]", rest))):
         help = "a number needs digits on both sides of its point, a range is `0.8..1.0`"
     elif word == "|" and not before.strip():
         help = "a pipeline needs an element in front of its first `|`"
+    elif word == "|" and before.rstrip().endswith("|"):
+        help = "write an element between the two `|`, or remove one"
+    elif line_end and before.rstrip().endswith("|"):
+        help = "write an element behind the last `|`, or remove it"
     elif expected and len(expected) <= 4:
         help = "expected " + " or ".join(
             sorted({_WORDS.get(name, f"`{name.strip('_').lower()}`") for name in expected})
