@@ -1,9 +1,11 @@
-"""Shapes without their batch axis, and the arithmetic of windows that slide over a map.
+"""Shapes without their batch axis, and the rules by which the sizes of a map change.
 
 A shape is `(C, H, W)` for a map and `(F,)` for flat features; people read it as `[N, C, H, W]`.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 Shape = tuple[int, ...]
 
@@ -28,19 +30,109 @@ def numel(shape: Shape) -> int:
     return total
 
 
-def window(size: int, kernel: int, stride: int = 1, pad: int = 0, dilation: int = 1, *, ceil: bool = False) -> int:
-    """Positions of a sliding window along one axis; less than 1 where it does not fit.
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A window that slides along an axis: `floor((size + 2 pad - dilation (kernel - 1) - 1) / stride) + 1` positions.
 
-    `floor((size + 2 pad - dilation (kernel - 1) - 1) / stride) + 1`; with `ceil` the division rounds up,
-    but no window starts in the padding behind the map.
+    With `ceil` the division rounds up, but no window starts in the padding behind the map. Less than 1
+    where the window does not fit.
 
     Source: torch.nn.Conv2d and torch.nn.MaxPool2d, section "Shape".
     """
-    room = size + 2 * pad - dilation * (kernel - 1) - 1
-    if not ceil:
-        return room // stride + 1
-    positions = -(-room // stride) + 1
-    return positions - 1 if (positions - 1) * stride >= size + pad else positions
+
+    kernel: int
+    stride: int = 1
+    pad: int = 0
+    dilation: int = 1
+    ceil: bool = False
+
+    def __call__(self, size: int) -> int:
+        room = size + 2 * self.pad - self.dilation * (self.kernel - 1) - 1
+        if not self.ceil:
+            return room // self.stride + 1
+        positions = -(-room // self.stride) + 1
+        return positions - 1 if (positions - 1) * self.stride >= size + self.pad else positions
+
+    @property
+    def rate(self) -> tuple[int, int]:
+        return self.stride, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A transposed window: `(size - 1) stride - 2 pad + dilation (kernel - 1) + out_pad + 1`.
+
+    Source: torch.nn.ConvTranspose2d, section "Shape".
+    """
+
+    kernel: int
+    stride: int = 1
+    pad: int = 0
+    dilation: int = 1
+    out_pad: int = 0
+
+    def __call__(self, size: int) -> int:
+        return (size - 1) * self.stride - 2 * self.pad + self.dilation * (self.kernel - 1) + self.out_pad + 1
+
+    @property
+    def rate(self) -> tuple[int, int]:
+        return 1, self.stride
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """So many times the size."""
+
+    factor: int
+
+    def __call__(self, size: int) -> int:
+        return size * self.factor
+
+    @property
+    def rate(self) -> tuple[int, int]:
+        return 1, self.factor
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """The same size, whatever enters."""
+
+    size: int
+
+    def __call__(self, size: int) -> int:
+        return self.size
+
+    @property
+    def rate(self) -> tuple[int, int]:
+        return 1, 0
+
+
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """Padding on both sides; negative amounts crop."""
+
+    before: int
+    after: int
+
+    def __call__(self, size: int) -> int:
+        return size + self.before + self.after
+
+    @property
+    def rate(self) -> tuple[int, int]:
+        return 1, 1
+
+    @property
+    def least(self) -> int:
+        """The least size that can be cropped so."""
+        return max(1 - self.before - self.after, -min(self.before, 0) - min(self.after, 0))
+
+
+AxisRule = Window | Spread | Times | Fixed | Shift
+"""What becomes of a size along one axis, for every integer.
+
+A rule never decreases, and `rate` is `(period, step)`: `rule(size + period) == rule(size) + step`.
+"""
+KEEP = Times(1)
 
 
 def same_padding(kernel: int, dilation: int) -> int:

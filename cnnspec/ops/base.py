@@ -2,11 +2,11 @@
 
 import math
 from fractions import Fraction
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from cnnspec import shapes
-from cnnspec.shapes import Shape
-from cnnspec.signatures import Declared, Size
+from cnnspec.shapes import KEEP, AxisRule, Shape, is_map
+from cnnspec.signatures import Declared
 
 
 class ShapeFault(Exception):
@@ -56,9 +56,24 @@ class Op(Declared):
         """Multiply-adds for one image, for an input of shape `x` and an output of shape `y`."""
         return 0
 
+    def axis_rule(self, axis: Literal[0, 1]) -> AxisRule:
+        """What becomes of the height (0) or width (1) of a map."""
+        return KEEP
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of what it gives; less than 1 where the map is too small for it."""
+        return self.axis_rule(0)(height), self.axis_rule(1)(width)
+
     def reduction(self, x: Shape, y: Shape) -> tuple[Fraction, Fraction]:
         """By how much it thins out a map in height and width; below 1 where it makes it larger."""
-        return Fraction(1), Fraction(1)
+        if not (is_map(x) and is_map(y)):
+            return Fraction(1), Fraction(1)
+        rates = (self.axis_rule(0).rate, self.axis_rule(1).rate)
+        height, width = (
+            Fraction(period, step) if step else Fraction(x[axis], y[axis])
+            for axis, (period, step) in enumerate(rates, start=1)
+        )
+        return height, width
 
 
 class SameShape(Op):
@@ -66,16 +81,6 @@ class SameShape(Op):
 
     def infer(self, *inputs: Shape) -> Shape:
         return inputs[0]
-
-
-def by_stride(stride: Size) -> tuple[Fraction, Fraction]:
-    """The reduction of a window that moves by `stride`."""
-    return Fraction(stride[0]), Fraction(stride[1])
-
-
-def by_size(x: Shape, y: Shape) -> tuple[Fraction, Fraction]:
-    """The reduction from one size of a map to another."""
-    return Fraction(x[1], y[1]), Fraction(x[2], y[2])
 
 
 def need_map(name: str, x: Shape) -> tuple[int, int, int]:

@@ -1,12 +1,11 @@
 """Convolutions and linear layers."""
 
-from fractions import Fraction
 from typing import ClassVar, Literal
 
 from cnnspec import shapes
 from cnnspec.inits import FlatInitName, InitName, InitScheme
-from cnnspec.ops.base import Op, ShapeFault, by_stride, need_divisible, need_map
-from cnnspec.shapes import Shape
+from cnnspec.ops.base import Op, ShapeFault, need_divisible, need_map
+from cnnspec.shapes import AxisRule, Shape, Spread, Window
 from cnnspec.signatures import Count, CountSize, Padding, Size
 
 
@@ -88,15 +87,13 @@ class Conv(Op):
             )
         need_divisible(self.name, "input channels", c, groups, "groups", out)
         need_divisible(self.name, "output channels", out, groups, "groups", c)
-        pad = self.padding()
-        height = shapes.window(h, self.kernel[0], self.stride[0], pad[0], self.dilation[0])
-        width = shapes.window(w, self.kernel[1], self.stride[1], pad[1], self.dilation[1])
+        height, width = self.resized(h, w)
         if height < 1 or width < 1:
-            raise too_large(self.name, self.kernel, pad, self.dilation, inputs[0])
+            raise too_large(self.name, self.kernel, self.padding(), self.dilation, inputs[0])
         return out, height, width
 
-    def reduction(self, x: Shape, y: Shape) -> tuple[Fraction, Fraction]:
-        return by_stride(self.stride)
+    def axis_rule(self, axis: Literal[0, 1]) -> AxisRule:
+        return Window(self.kernel[axis], self.stride[axis], self.padding()[axis], self.dilation[axis])
 
     def weights(self, x: Shape) -> dict[str, Shape]:
         out = self.channels(x)
@@ -127,11 +124,10 @@ class ConvTranspose(Op):
     init: InitName | InitScheme | None = None
 
     def infer(self, *inputs: Shape) -> Shape:
-        c, *sizes = need_map(self.name, inputs[0])
+        c, h, w = need_map(self.name, inputs[0])
         need_divisible(self.name, "input channels", c, self.groups, "groups", self.c)
         need_divisible(self.name, "output channels", self.c, self.groups, "groups", c)
-        out: list[int] = []
-        for axis, size in enumerate(sizes):
+        for axis in (0, 1):
             if self.out_pad[axis] >= max(self.stride[axis], self.dilation[axis]):
                 raise ShapeFault(
                     "E0309",
@@ -139,19 +135,18 @@ class ConvTranspose(Op):
                     help=f"write `out_pad={max(self.stride[axis], self.dilation[axis]) - 1}` or less",
                     argument="out_pad",
                 )
-            reach = self.dilation[axis] * (self.kernel[axis] - 1)
-            out.append((size - 1) * self.stride[axis] - 2 * self.pad[axis] + reach + self.out_pad[axis] + 1)
-        if min(out) < 1:
+        height, width = self.resized(h, w)
+        if height < 1 or width < 1:
             raise ShapeFault(
                 "E0304",
-                f"`conv_transpose` would give a {out[0]}x{out[1]} map from {sizes[0]}x{sizes[1]}",
+                f"`conv_transpose` would give a {height}x{width} map from {h}x{w}",
                 help="use less `pad`",
                 argument="pad",
             )
-        return self.c, out[0], out[1]
+        return self.c, height, width
 
-    def reduction(self, x: Shape, y: Shape) -> tuple[Fraction, Fraction]:
-        return Fraction(1, self.stride[0]), Fraction(1, self.stride[1])
+    def axis_rule(self, axis: Literal[0, 1]) -> AxisRule:
+        return Spread(self.kernel[axis], self.stride[axis], self.pad[axis], self.dilation[axis], self.out_pad[axis])
 
     def weights(self, x: Shape) -> dict[str, Shape]:
         weight = {"weight": (x[0], self.c // self.groups, *self.kernel)}

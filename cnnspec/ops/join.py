@@ -24,7 +24,7 @@ def _projection(first: Shape, other: Shape) -> str | None:
         return f"project the other branch with `conv 1x1 {first[0]}`"
     for small, large, which in ((first, other, "other"), (other, first, "first")):
         stride = (-(-large[1] // small[1]), -(-large[2] // small[2]))
-        if stride[0] == stride[1] > 1 and all(shapes.window(large[i], 1, stride[0]) == small[i] for i in (1, 2)):
+        if stride[0] == stride[1] > 1 and all(shapes.Window(1, stride[0])(large[i]) == small[i] for i in (1, 2)):
             return f"project the {which} branch with `conv 1x1 {small[0]} stride={stride[0]}`"
     return "give both branches the same kernels, paddings and strides in total"
 

@@ -1,11 +1,10 @@
 """Operators that move numbers: flatten, resize, shuffle, pad, slice."""
 
-from fractions import Fraction
 from typing import ClassVar, Literal
 
 from cnnspec import shapes
-from cnnspec.ops.base import Op, ShapeFault, by_size, need_divisible, need_map
-from cnnspec.shapes import Shape
+from cnnspec.ops.base import Op, ShapeFault, need_divisible, need_map
+from cnnspec.shapes import KEEP, AxisRule, Fixed, Shape, Shift, Times
 from cnnspec.signatures import Count, CountSize, Interval
 
 
@@ -44,13 +43,12 @@ class Upsample(Op):
                 help="add `mode=bilinear`",
                 argument="align_corners",
             )
-        if self.size is not None:
-            return c, *self.size
-        assert self.factor is not None
-        return c, h * self.factor[0], w * self.factor[1]
+        return c, *self.resized(h, w)
 
-    def reduction(self, x: Shape, y: Shape) -> tuple[Fraction, Fraction]:
-        return by_size(x, y)
+    def axis_rule(self, axis: Literal[0, 1]) -> AxisRule:
+        if self.size is not None:
+            return Fixed(self.size[axis])
+        return Times(self.factor[axis]) if self.factor is not None else KEEP
 
 
 class PixelShuffle(Op):
@@ -70,10 +68,10 @@ class PixelShuffle(Op):
                 help=f"put `conv 1x1 {-(-c // (r * r)) * r * r}` in front of it",
                 argument="factor",
             )
-        return c // (r * r), h * r, w * r
+        return c // (r * r), *self.resized(h, w)
 
-    def reduction(self, x: Shape, y: Shape) -> tuple[Fraction, Fraction]:
-        return by_size(x, y)
+    def axis_rule(self, axis: Literal[0, 1]) -> AxisRule:
+        return Times(self.factor)
 
 
 class ChannelShuffle(Op):
@@ -120,17 +118,21 @@ class Pad(Op):
 
     def infer(self, *inputs: Shape) -> Shape:
         c, h, w = need_map(self.name, inputs[0])
-        left, right, top, bottom = self.sides()
-        height, width = h + top + bottom, w + left + right
-        kept = (h + min(top, 0) + min(bottom, 0), w + min(left, 0) + min(right, 0))
-        if height < 1 or width < 1 or min(kept) < 0:
+        least = (self.axis_rule(0).least, self.axis_rule(1).least)
+        if h < least[0] or w < least[1]:
+            left, right, top, bottom = self.sides()
+            kept = (h + min(top, 0) + min(bottom, 0), w + min(left, 0) + min(right, 0))
             raise ShapeFault(
                 "E0309",
                 f"`pad` cannot crop {h}x{w} by so much: {max(kept[0], 0)}x{max(kept[1], 0)} would be left",
                 help="crop less: negative amounts take away",
                 argument="amounts",
             )
-        return c, height, width
+        return c, *self.resized(h, w)
+
+    def axis_rule(self, axis: Literal[0, 1]) -> Shift:
+        left, right, top, bottom = self.sides()
+        return Shift(left, right) if axis else Shift(top, bottom)
 
 
 class Slice(Op):

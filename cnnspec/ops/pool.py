@@ -1,53 +1,55 @@
 """Pooling."""
 
-from fractions import Fraction
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from cnnspec import shapes
-from cnnspec.ops.base import Op, ShapeFault, by_size, by_stride, need_map
+from cnnspec.ops.base import Op, ShapeFault, need_map
 from cnnspec.ops.convolution import too_large
-from cnnspec.shapes import Shape
+from cnnspec.shapes import AxisRule, Fixed, Shape, Window
 from cnnspec.signatures import CountSize, Padding, Size
 
 
-def _pooled(name: str, x: Shape, kernel: Size, stride: Size, pad: Size, dilation: Size, ceil: bool) -> Shape:
-    c, h, w = need_map(name, x)
-    for axis in (0, 1):
-        if 2 * pad[axis] > kernel[axis]:
-            raise ShapeFault(
-                "E0309",
-                f"`{name}` can pad by at most half of its kernel, got {pad[axis]} for {kernel[axis]}",
-                help=f"write `pad={kernel[axis] // 2}` or less",
-                argument="pad",
-            )
-    height = shapes.window(h, kernel[0], stride[0], pad[0], dilation[0], ceil=ceil)
-    width = shapes.window(w, kernel[1], stride[1], pad[1], dilation[1], ceil=ceil)
-    if height < 1 or width < 1:
-        raise too_large(name, kernel, pad, dilation, x)
-    return c, height, width
+class _Pool(Op):
+    """A window without weights, `[N, C, H, W] -> [N, C, H', W']`."""
+
+    kernel: CountSize
+    stride: CountSize | None = None
+    pad: Padding = (0, 0)
+
+    def infer(self, *inputs: Shape) -> Shape:
+        c, h, w = need_map(self.name, inputs[0])
+        for axis in (0, 1):
+            if 2 * self.pad[axis] > self.kernel[axis]:
+                raise ShapeFault(
+                    "E0309",
+                    f"`{self.name}` can pad by at most half of its kernel, got {self.pad[axis]} for {self.kernel[axis]}",
+                    help=f"write `pad={self.kernel[axis] // 2}` or less",
+                    argument="pad",
+                )
+        height, width = self.resized(h, w)
+        if height < 1 or width < 1:
+            raise too_large(self.name, self.kernel, self.pad, self.dilations, inputs[0])
+        return c, height, width
+
+    @property
+    def dilations(self) -> Size:
+        return getattr(self, "dilation", (1, 1))
+
+    def axis_rule(self, axis: Literal[0, 1]) -> AxisRule:
+        stride = self.stride or self.kernel
+        ceil: bool = getattr(self, "ceil", False)
+        return Window(self.kernel[axis], stride[axis], self.pad[axis], self.dilations[axis], ceil)
 
 
-class MaxPool(Op):
+class MaxPool(_Pool):
     """Maximum over a window, `[N, C, H, W] -> [N, C, H', W']`. Source: torch.nn.MaxPool2d."""
 
     name: ClassVar[str] = "maxpool"
     torch: ClassVar[str] = "torch.nn.MaxPool2d"
-    kernel: CountSize
-    stride: CountSize | None = None
-    pad: Padding = (0, 0)
     dilation: CountSize = (1, 1)
     ceil: bool = False
 
-    def infer(self, *inputs: Shape) -> Shape:
-        return _pooled(
-            self.name, inputs[0], self.kernel, self.stride or self.kernel, self.pad, self.dilation, self.ceil
-        )
 
-    def reduction(self, x: Shape, y: Shape) -> tuple[Fraction, Fraction]:
-        return by_stride(self.stride or self.kernel)
-
-
-class AvgPool(Op):
+class AvgPool(_Pool):
     """Mean over a window, `[N, C, H, W] -> [N, C, H', W']`; `count_pad` counts padding as zeros.
 
     Source: torch.nn.AvgPool2d.
@@ -55,17 +57,8 @@ class AvgPool(Op):
 
     name: ClassVar[str] = "avgpool"
     torch: ClassVar[str] = "torch.nn.AvgPool2d"
-    kernel: CountSize
-    stride: CountSize | None = None
-    pad: Padding = (0, 0)
     ceil: bool = False
     count_pad: bool = True
-
-    def infer(self, *inputs: Shape) -> Shape:
-        return _pooled(self.name, inputs[0], self.kernel, self.stride or self.kernel, self.pad, (1, 1), self.ceil)
-
-    def reduction(self, x: Shape, y: Shape) -> tuple[Fraction, Fraction]:
-        return by_stride(self.stride or self.kernel)
 
 
 class _Global(Op):
@@ -74,8 +67,8 @@ class _Global(Op):
     def infer(self, *inputs: Shape) -> Shape:
         return need_map(self.name, inputs[0])[0], 1, 1
 
-    def reduction(self, x: Shape, y: Shape) -> tuple[Fraction, Fraction]:
-        return by_size(x, y)
+    def axis_rule(self, axis: Literal[0, 1]) -> AxisRule:
+        return Fixed(1)
 
 
 class GlobalAvgPool(_Global):
@@ -100,8 +93,8 @@ class _Adaptive(Op):
     def infer(self, *inputs: Shape) -> Shape:
         return need_map(self.name, inputs[0])[0], *self.size
 
-    def reduction(self, x: Shape, y: Shape) -> tuple[Fraction, Fraction]:
-        return by_size(x, y)
+    def axis_rule(self, axis: Literal[0, 1]) -> AxisRule:
+        return Fixed(self.size[axis])
 
 
 class AdaptiveAvgPool(_Adaptive):
