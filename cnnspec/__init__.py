@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cnnspec.compiler import build, check, format, load, loads
-    from cnnspec.diagnostics import CnnspecError, Diagnostic
+    from cnnspec.diagnostics import CnnspecError, Diagnostic, Edit, Fix
     from cnnspec.ir import Graph, Model
 
 __version__ = "0.1.0"
-__all__ = ["CnnspecError", "Diagnostic", "Graph", "Model", "build", "check", "format", "load", "loads"]
+__all__ = ["CnnspecError", "Diagnostic", "Edit", "Fix", "Graph", "Model", "build", "check", "format", "load", "loads"]
 
 _HOMES = {
     **dict.fromkeys(("build", "check", "format", "load", "loads"), "cnnspec.compiler"),
-    **dict.fromkeys(("CnnspecError", "Diagnostic"), "cnnspec.diagnostics"),
+    **dict.fromkeys(("CnnspecError", "Diagnostic", "Edit", "Fix"), "cnnspec.diagnostics"),
     **dict.fromkeys(("Graph", "Model"), "cnnspec.ir"),
 }
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from cnnspec import ir, tree
 from cnnspec.blocks import BLOCK_TYPES, signature
-from cnnspec.diagnostics import Label, Report, Span, did_you_mean
+from cnnspec.diagnostics import Edit, Fix, Label, Report, Span, did_you_mean, nearest, respell
 from cnnspec.expressions import literal
 from cnnspec.limits import MAX_DEPTH
 from cnnspec.names import Fault, Names, Resolver
@@ -96,20 +96,26 @@ class Binder(Resolver):
                         )
                     if not queue:
                         raise self._too_many(callee, parameters, names, arg)
-                    if near := self._misspelt_flag(value, parameters, names):
-                        raise self.fail("E0202", f"`{callee}` has no flag `{near[0]}`", arg.span, help=near[1])
+                    if isinstance(value, tree.Name) and (near := self._misspelt_flag(value, parameters, names)):
+                        message = f"`{callee}` has no flag `{value.name}`"
+                        fixes = respell(arg.span, value.name, near)
+                        raise self.fail("E0202", message, arg.span, help=fixes[0].help, fixes=fixes)
                     name = queue.pop(0)
                 else:
                     keyword_seen = keyword_seen or name != "repeat"
                 if name not in known:
-                    near = did_you_mean(name, known)
                     takes = (
                         f"`{callee}` takes {', '.join(f'`{n}`' for n in known)}"
                         if known
                         else f"`{callee}` takes no arguments"
                     )
+                    at = arg.name_span
                     raise self.fail(
-                        "E0202", f"`{callee}` has no argument `{name}`", _name_span(arg), help=near or takes
+                        "E0202",
+                        f"`{callee}` has no argument `{name}`",
+                        at,
+                        help=did_you_mean(name, known) or takes,
+                        fixes=respell(at, name, known),
                     )
                 if name in bound:
                     raise self.fail(
@@ -147,13 +153,12 @@ class Binder(Resolver):
         return bound
 
     @staticmethod
-    def _misspelt_flag(value: tree.Expr, parameters: Mapping[str, Parameter], names: Names) -> tuple[str, str] | None:
-        """A bare word without a meaning that is nearly a flag, with the help."""
-        if not isinstance(value, tree.Name) or value.name in names.variables or value.name in OPS:
-            return None
-        near = did_you_mean(value.name, [n for n, p in parameters.items() if p.type.kind == "bool"])
+    def _misspelt_flag(value: tree.Name, parameters: Mapping[str, Parameter], names: Names) -> list[str]:
+        """The flags that a bare word without a meaning nearly is."""
+        if value.name in names.variables or value.name in OPS:
+            return []
         words = any(value.name in p.type.words for p in parameters.values())
-        return (value.name, near) if near and not words else None
+        return [] if words else nearest(value.name, [n for n, p in parameters.items() if p.type.kind == "bool"])
 
     @staticmethod
     def _say_by_name(queue: list[str], bound: Mapping[str, Any], arg: tree.Argument) -> str:
@@ -170,7 +175,8 @@ class Binder(Resolver):
         )
         if isinstance(value, tree.Name) and value.name not in names.variables:
             help = did_you_mean(value.name, parameters) or takes
-            return self.fail("E0202", f"`{callee}` has no flag `{value.name}`", arg.span, help=help)
+            fixes = respell(arg.span, value.name, parameters)
+            return self.fail("E0202", f"`{callee}` has no flag `{value.name}`", arg.span, help=help, fixes=fixes)
         return self.fail(
             "E0205", f"`{callee}` has too many arguments", arg.span, help=f"{takes}; elements are joined by `|`"
         )
@@ -208,21 +214,24 @@ class Binder(Resolver):
             at = self.places.add(Span(span.source, start, start + 1 + len(str(repeat))))
             count = ir.Expr(kind="number", value=repeat, origin=at)
         name = bound.pop("name", None)
-        return ir.Call(callee=key, variable=variable, args=bound, repeat=count, name=name, origin=self.places.add(span))
+        return ir.Call(
+            callee=key, variable=variable, args=bound, repeat=count, name=name, origin=self.places.add(span, node.span)
+        )
 
     def _unknown_callee(self, callee: str, span: Span, names: Names) -> Fault:
+        fixes: Sequence[Fix] = ()
         if callee in TOP_WORDS:
             help = f"`{callee}` is a statement of the top of a file; is a `}}` missing in front of it?"
         elif callee in names.variables:
             help = f"`{callee}` is a value; an operator handed to a block has the type `op`: `{callee}: op = relu`"
         elif callee in FOREIGN_NAMES:
             help = f"write `{FOREIGN_NAMES[callee]}`"
+            fixes = (Fix(help, (Edit(span, FOREIGN_NAMES[callee]),), certain=True),)
         else:
-            help = (
-                did_you_mean(callee, [*OPS, *names.file.block_names(), *names.variables])
-                or "`cnnspec list` shows operators and blocks"
-            )
-        return self.fail("E0201", f"unknown operator or block `{callee}`", span, help=help)
+            known = [*OPS, *names.file.block_names(), *names.variables]
+            help = did_you_mean(callee, known) or "`cnnspec list` shows operators and blocks"
+            fixes = respell(span, callee, known)
+        return self.fail("E0201", f"unknown operator or block `{callee}`", span, help=help, fixes=fixes)
 
     # --- blocks ----------------------------------------------------------------------------------
 
@@ -319,7 +328,11 @@ class Binder(Resolver):
                 )
             if parameter.type is not None and parameter.type not in BLOCK_TYPES:
                 help = did_you_mean(parameter.type, BLOCK_TYPES) or f"the types are {', '.join(BLOCK_TYPES)}"
-                self.fail("E0204", f"there is no type `{parameter.type}`", parameter.span, help=help)
+                text, at = parameter.span.source.text, parameter.span.start
+                start = text.index(parameter.type, text.index(":", at))
+                word = Span(parameter.span.source, start, start + len(parameter.type))
+                fixes = respell(word, parameter.type, BLOCK_TYPES)
+                self.fail("E0204", f"there is no type `{parameter.type}`", word, help=help, fixes=fixes)
             if parameter.once and parameter.default is None:
                 self.fail(
                     "E0203",
@@ -404,7 +417,7 @@ class Binder(Resolver):
             counted=label is not None and label.word and label.name == "stage",
             elements=tuple(elements),
             condition=condition,
-            origin=self.places.add(span),
+            origin=self.places.add(span, node.pipeline_span),
         )
 
     def element(self, node: tree.Element, names: Names) -> ir.Element:
@@ -499,7 +512,3 @@ class Binder(Resolver):
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
-def _name_span(arg: tree.Argument) -> Span:
-    return Span(arg.span.source, arg.span.start, arg.span.start + len(arg.name or ""))

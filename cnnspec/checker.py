@@ -22,7 +22,7 @@ _RELATIONS: dict[str, Callable[[Any, Any], bool]] = {
 }
 
 
-def check(model: ir.Model, places: Places, report: Report, text: str = "") -> ir.Graph | None:
+def check(model: ir.Model, places: Places, report: Report, text: str = "", steps: int | None = None) -> ir.Graph | None:
     """The Graph of a Model whose every shape and contract holds, or nothing.
 
     Args:
@@ -30,8 +30,9 @@ def check(model: ir.Model, places: Places, report: Report, text: str = "") -> ir
         places: Where its pieces were written.
         report: Takes the diagnostics; a Graph is only given when it holds no error.
         text: The spec as it was read, kept with the Graph.
+        steps: At most so many elements are written out, where less than the limit is wanted.
     """
-    expansion = Expansion(model, places, report)
+    expansion = Expansion(model, places, report, steps)
     try:
         expansion.run()
     except LimitReached:

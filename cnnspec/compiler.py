@@ -7,8 +7,9 @@ This is the file to read first. Each stage is one function; `compile_source` is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from cnnspec.expressions import ExprFault, UnknownShape, evaluate
 from cnnspec.formatting import format_file
 from cnnspec.library import SUFFIX, Library, read_text, shipped_specs
 from cnnspec.names import Fault, Names
+from cnnspec.remedies import prove
 from cnnspec.scopes import FileScope
 from cnnspec.syntax import parse
 from cnnspec.taps import tap
@@ -39,10 +41,13 @@ class Compilation:
     tree: tree.File | None = None
     model: ir.Model | None = None
     graph: ir.Graph | None = None
+    again: Callable[[str, int], Report] | None = None
 
-    @property
+    @cached_property
     def diagnostics(self) -> list[Diagnostic]:
-        return self.report.sorted()
+        """Errors and lints in the order of their places; every fix in them was tried."""
+        found = self.report.sorted()
+        return prove(found, self.source, self.again) if self.again is not None else found
 
     def require_graph(self) -> ir.Graph:
         """The Graph.
@@ -62,15 +67,23 @@ class Compilation:
         return self.graph
 
 
-def compile_source(source: Source, path: Path | None = None, params: Mapping[str, Any] | None = None) -> Compilation:
+def compile_source(
+    source: Source, path: Path | None = None, params: Mapping[str, Any] | None = None, *, steps: int | None = None
+) -> Compilation:
     """Runs the stages on a text, as far as they go.
 
     Args:
         source: The text.
         path: The file that it was read from; other files are looked up beside it.
         params: Values for the spec's parameters.
+        steps: At most so many elements are written out, where less than the limit is wanted.
     """
     done = Compilation(source, Report())
+
+    def again(text: str, steps: int) -> Report:
+        return compile_source(Source(source.name, text), path, params, steps=steps).report
+
+    done.again = again
     done.tree = parse(source, done.report)
     if done.tree is None:
         return done
@@ -81,7 +94,7 @@ def compile_source(source: Source, path: Path | None = None, params: Mapping[str
     name = Path(source.name).stem or "network"
     done.model, places = elaborate(done.tree, library, given, name, done.report)
     if done.model is not None:
-        done.graph = check_model(done.model, places, done.report, source.text)
+        done.graph = check_model(done.model, places, done.report, source.text, steps)
     return done
 
 

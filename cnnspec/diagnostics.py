@@ -83,6 +83,45 @@ class Label:
 
 
 @dataclass(frozen=True, slots=True)
+class Edit:
+    """A piece of a text and what to write in its place; an empty span inserts."""
+
+    span: Span
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fix:
+    """A remedy that is a change of the text.
+
+    Attributes:
+        help: What it does, in words.
+        edits: The changes, all in one source; none overlaps another.
+        certain: Whether nothing else can have been meant, so that a program may apply it unasked.
+    """
+
+    help: str
+    edits: tuple[Edit, ...]
+    certain: bool = False
+
+    def apply(self, text: str) -> str:
+        """The text with this remedy in it; `text` is that of the source which the spans point into."""
+        return apply_edits(text, self.edits)
+
+
+def apply_edits(text: str, edits: Iterable[Edit]) -> str:
+    """A text with edits in it, none of which may overlap another."""
+    out: list[str] = []
+    done = 0
+    for edit in sorted(edits, key=lambda edit: (edit.span.start, edit.span.end)):
+        if edit.span.start < done:
+            raise ValueError(f"two edits overlap at {edit.span.start}")
+        out += [text[done : edit.span.start], edit.text]
+        done = edit.span.end
+    return "".join([*out, text[done:]])
+
+
+@dataclass(frozen=True, slots=True)
 class Diagnostic:
     """One fault: what, where, which other places take part, why, and the remedy.
 
@@ -95,6 +134,9 @@ class Diagnostic:
         labels: Further places, with shapes.
         notes: Why.
         help: What to do.
+        file: The name of the file where there is no span.
+        fixes: Changes of the text that mend it, the best one first. Those that the compiler hands out were
+            tried: the changed text does not have this fault.
     """
 
     code: str
@@ -105,6 +147,7 @@ class Diagnostic:
     notes: tuple[str, ...] = ()
     help: str | None = None
     file: str | None = None
+    fixes: tuple[Fix, ...] = ()
 
     @property
     def severity(self) -> Severity:
@@ -125,6 +168,7 @@ class Diagnostic:
 
     def to_json(self) -> dict[str, Any]:
         """The diagnostic as plain data for programs."""
+        end = self.span.source.position(self.span.end) if self.span else (None, None)
         return {
             "code": self.code,
             "severity": self.severity,
@@ -133,21 +177,34 @@ class Diagnostic:
             "line": self.line,
             "column": self.column,
             "caption": self.caption,
-            "labels": [
-                {
-                    "file": label.span.source.name,
-                    "line": label.span.line,
-                    "column": label.span.column,
-                    "text": label.text,
-                }
-                for label in self.labels
-            ],
+            "end_line": end[0],
+            "end_column": end[1],
+            "labels": [{**_place(label.span), "text": label.text} for label in self.labels],
             "notes": list(self.notes),
             "help": self.help,
+            "fixes": [
+                {
+                    "help": fix.help,
+                    "certain": fix.certain,
+                    "edits": [{**_place(edit.span), "text": edit.text} for edit in fix.edits],
+                }
+                for fix in self.fixes
+            ],
         }
 
     def __str__(self) -> str:
         return render(self)
+
+
+def _place(span: Span) -> dict[str, Any]:
+    end_line, end_column = span.source.position(span.end)
+    return {
+        "file": span.source.name,
+        "line": span.line,
+        "column": span.column,
+        "end_line": end_line,
+        "end_column": end_column,
+    }
 
 
 class CnnspecError(Exception):
@@ -199,10 +256,44 @@ class Report:
         return sorted(self.diagnostics, key=lambda d: (files[d.name], d.span.start if d.span else -1))
 
 
+def _distance(a: str, b: str) -> int:
+    """Letters to add, drop, replace, or exchange with their neighbour until one word is the other."""
+    before: list[int] = []
+    row = list(range(len(b) + 1))
+    for i, left in enumerate(a):
+        earlier, before, row = before, row, [i + 1]
+        for j, right in enumerate(b):
+            cost = min(row[j] + 1, before[j + 1] + 1, before[j] + (left != right))
+            if i and j and left == b[j - 1] and a[i - 1] == right:
+                cost = min(cost, earlier[j - 1] + 1)
+            row.append(cost)
+    return row[-1]
+
+
+def nearest(word: str, known: Iterable[str]) -> list[str]:
+    """The known words that are nearest to a misspelt one, all equally near; none when none is near."""
+    words = list(dict.fromkeys(known))
+    folded = [other for other in words if other.lower() == word.lower()]
+    if folded:
+        return folded[:1]
+    near = difflib.get_close_matches(word, words, n=8, cutoff=0.5 if len(word) <= 3 else 0.6)
+    distances = {other: _distance(word, other) for other in near}
+    least = min(distances.values(), default=0)
+    return [other for other in near if distances[other] == least][:3]
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
-    """A help that names the nearest known word, or nothing when none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5 if len(word) <= 3 else 0.6)
-    return f"did you mean `{near[0]}`?" if near else None
+    """A help that names the nearest known words, or nothing when none is near."""
+    near = nearest(word, known)
+    return f"did you mean {' or '.join(f'`{other}`' for other in near)}?" if near else None
+
+
+def respell(span: Span, word: str, known: Iterable[str]) -> tuple[Fix, ...]:
+    """The fixes that write one of the nearest known words; certain where one alone is a single slip away."""
+    near = nearest(word, known)
+    help = f"did you mean {' or '.join(f'`{other}`' for other in near)}?"
+    certain = len(near) == 1 and len(word) > 2 and (_distance(word, near[0]) == 1 or near[0].lower() == word.lower())
+    return tuple(Fix(help, (Edit(span, other),), certain) for other in near)
 
 
 _COLORS = {"error": "1;31", "warning": "1;33", "head": "1", "bar": "1;34", "second": "1;34", "help": "1;36"}

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from cnnspec import ir, tree
 from cnnspec.blocks import signature
-from cnnspec.diagnostics import Diagnostic, Label, Report, Span, did_you_mean
+from cnnspec.diagnostics import Diagnostic, Label, Report, Span, did_you_mean, respell
 from cnnspec.expressions import ExprFault, UnknownShape, convert, literal, show
 from cnnspec.library import Library, standard_block
 from cnnspec.limits import MAX_FILE_DEPTH
@@ -203,7 +203,8 @@ class _Elaboration(Sections):
                     did_you_mean(name.name, other.blocks)
                     or f"it has {', '.join(f'`{n}`' for n in other.blocks) or 'none'}"
                 )
-                self.fail("E0201", f"`{statement.path}` has no block `{name.name}`", name.span, help=help)
+                message = f"`{statement.path}` has no block `{name.name}`"
+                self.fail("E0201", message, name.span, help=help, fixes=respell(name.span, name.name, other.blocks))
             else:
                 scope.blocks[name.name] = found
 
@@ -216,8 +217,10 @@ class _Elaboration(Sections):
         call = statement.call
         found = scope.find_block(call.callee)
         if found is None and call.callee not in OPS:
-            help = did_you_mean(call.callee, [*OPS, *scope.block_names()])
-            self.fail("E0201", f"unknown operator or block `{call.callee}`", call.callee_span, help=help)
+            known = [*OPS, *scope.block_names()]
+            help = did_you_mean(call.callee, known) or "`cnnspec list` shows operators and blocks"
+            fixes = respell(call.callee_span, call.callee, known)
+            self.fail("E0201", f"unknown operator or block `{call.callee}`", call.callee_span, help=help, fixes=fixes)
             raise Fault
         parameters = signature(found[1]) if found else OPS[call.callee].parameters
         names = Names(scope, scope.variables())
@@ -293,7 +296,9 @@ class _Elaboration(Sections):
                 help = did_you_mean(name, base.declared) or (
                     f"it has {', '.join(f'`{n}`' for n in base.declared)}" if base.declared else "it has none"
                 )
-                self.fail("E0202", f"`{statement.target}` has no parameter `{name}`", span, help=help)
+                at = Span(span.source, span.start, span.start + len(name))
+                fixes = respell(at, name, base.declared)
+                self.fail("E0202", f"`{statement.target}` has no parameter `{name}`", at, help=help, fixes=fixes)
         declared, changed = self.define(file, scope, given, dict(base.scope.constants))
         changed |= any(n in given and given[n] != taken.get(n, v) for n, v in base.declared.items())
         for name, found in base.scope.blocks.items():

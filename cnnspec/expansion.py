@@ -12,7 +12,7 @@ from typing import Any
 
 from cnnspec import ir, shapes
 from cnnspec.blocks import BLOCK_TYPES
-from cnnspec.diagnostics import Label, Report, Span, did_you_mean
+from cnnspec.diagnostics import Label, Report, Span
 from cnnspec.expressions import ExprFault, Unknown, UnknownShape, convert, evaluate, show
 from cnnspec.frames import ABSENT, Absent, Evaluator, Flowing, Frame, Namespace, Tensor, labels_of
 from cnnspec.inits import INITS, InitScheme, allowed_inits
@@ -20,6 +20,7 @@ from cnnspec.limits import MAX_DEPTH, MAX_NODES, MAX_REPEAT
 from cnnspec.names import Places
 from cnnspec.ops import JOINS, OPS, Op, ShapeFault
 from cnnspec.ops.join import disagreement
+from cnnspec.remedies import fixes_of_join
 from cnnspec.shapes import Shape
 from cnnspec.signatures import Bounds, OpName, Type
 
@@ -40,8 +41,9 @@ class Expansion(Evaluator):
         ends: The same paths with the node that gives their output.
     """
 
-    def __init__(self, model: ir.Model, places: Places, report: Report) -> None:
+    def __init__(self, model: ir.Model, places: Places, report: Report, steps: int | None = None) -> None:
         super().__init__(places, report)
+        self._max_steps = min(steps or _MAX_STEPS, _MAX_STEPS)
         self.model = model
         self.nodes: list[ir.Node] = []
         self.scopes: dict[str, str] = {}
@@ -78,7 +80,7 @@ class Expansion(Evaluator):
 
     def step(self, origin: int) -> None:
         self._steps += 1
-        if len(self.nodes) > MAX_NODES or self._steps > _MAX_STEPS:
+        if len(self.nodes) > MAX_NODES or self._steps > self._max_steps:
             self.fail(
                 "E0404",
                 f"the network has more than the limit of {MAX_NODES} operators",
@@ -281,26 +283,7 @@ class Expansion(Evaluator):
                 return None
             known += here.labels
             here = here.parent
-        elsewhere = labels_of(self.model)
-        if label in elsewhere:
-            here_at, there_at = self.places[origin], self.places[elsewhere[label]]
-            early = here_at and there_at and there_at.source is here_at.source and there_at.start > here_at.start
-            self.fail(
-                "E0208",
-                f"`@{label}` stands {'before its label' if early else 'outside of the braces that hold its label'}",
-                origin,
-                labels=[Label(there_at, "labelled here")] if there_at else [],
-                help="move the statement behind the one with the label"
-                if early
-                else "a label is known in its own braces alone: give the statement around it a label",
-            )
-        else:
-            help = did_you_mean(label, known) or (
-                f"labels that can be named here: {', '.join(f'`{n}`' for n in known)}"
-                if known
-                else "give an earlier statement the label"
-            )
-            self.fail("E0208", f"there is no label `{label}`", origin, help=help)
+        self.fail_label(label, origin, labels_of(self.model).get(label), known)
         return None
 
     def join(self, element: ir.Join, frame: Frame, names: Namespace, x: Flowing) -> Flowing | Absent:
@@ -332,7 +315,21 @@ class Expansion(Evaluator):
             differ = disagreement(element.join, [tensor.shape for tensor in known])
             caption = f"the branches differ in {shapes.join_words(differ)}" if differ else "maps and flat features"
             labels = [label for flow, tensor in branches if tensor for label in self.branch_label(flow, tensor)]
-            self.fail(fault.code, fault.message, element.origin, caption=caption, labels=labels, help=fault.help)
+            wanted = known[1 if fault.help and "the first branch" in fault.help else 0].shape
+            differing = [flow for flow, tensor in branches if tensor and tensor.shape != wanted]
+            places = [
+                (self.places.wholes.get(flow.origin), len(flow.elements) == 1 and isinstance(flow.elements[0], ir.In))
+                for flow in differing
+            ]
+            self.fail(
+                fault.code,
+                fault.message,
+                element.origin,
+                caption=caption,
+                labels=labels,
+                help=fault.help,
+                fixes=fixes_of_join(fault.help, places),
+            )
             return None
         return self.add(names.path, op, tuple(tensor.node for tensor in known), shape, {}, 0, element.origin)
 
@@ -465,6 +462,7 @@ class Expansion(Evaluator):
                 caption=f"gets {shapes.text(x.shape)}" if fault.code.startswith("E03") else "",
                 labels=labels,
                 help=fault.help,
+                fixes=self.fixes_of(call, op, fault.help),
             )
             return None
         return self.add(path, op, (x.node,), shape, op.weights(x.shape), op.macs(x.shape, shape), call.origin)

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cnnspec import ir
-from cnnspec.diagnostics import Diagnostic, Label, Report
+from cnnspec.diagnostics import Diagnostic, Fix, Label, Report, Span, did_you_mean, respell
 from cnnspec.expressions import ExprFault, UnknownShape, convert, evaluate, show, truth
 from cnnspec.names import Places
+from cnnspec.ops import Op
+from cnnspec.remedies import fixes_of_call, fixes_of_value
 from cnnspec.shapes import Shape
 from cnnspec.signatures import Type
 
@@ -99,6 +101,7 @@ class Evaluator:
         labels: Sequence[Label] = (),
         help: str | None = None,
         notes: Sequence[str] = (),
+        fixes: Sequence[Fix] = (),
     ) -> None:
         """Reports a fault at a piece of the Model; in a shipped block it is shown at the user's call."""
         span, extra = self.places[origin], list(labels)
@@ -110,7 +113,36 @@ class Evaluator:
         elif span is not None and calls and not calls[-1].source.shipped:
             name = self.places[self.calls[-1]]
             extra.append(Label(calls[-1], "called from here")) if name is not None and name is not span else None
-        self.report.add(Diagnostic(code, message, span, caption, tuple(extra), tuple(notes), help))
+        self.report.add(Diagnostic(code, message, span, caption, tuple(extra), tuple(notes), help, fixes=tuple(fixes)))
+
+    def fail_label(self, label: str, origin: int, elsewhere: int | None, known: Sequence[str]) -> None:
+        """Reports a reference to a label that cannot be seen from here; `elsewhere` is where there is one."""
+        at = self.places[origin]
+        if elsewhere is not None:
+            there = self.places[elsewhere]
+            early = at and there and there.source is at.source and there.start > at.start
+            self.fail(
+                "E0208",
+                f"`@{label}` stands {'before its label' if early else 'outside of the braces that hold its label'}",
+                origin,
+                labels=[Label(there, "labelled here")] if there else [],
+                help="move the statement behind the one with the label"
+                if early
+                else "a label is known in its own braces alone: give the statement around it a label",
+            )
+            return
+        help = did_you_mean(label, known) or (
+            f"labels that can be named here: {', '.join(f'`{n}`' for n in known)}"
+            if known
+            else "give an earlier statement the label"
+        )
+        fixes = respell(Span(at.source, at.start + 1, at.start + 1 + len(label)), label, known) if at else ()
+        self.fail("E0208", f"there is no label `{label}`", origin, help=help, fixes=fixes)
+
+    def fixes_of(self, call: ir.Call, op: Op, help: str | None) -> list[Fix]:
+        """What the help of a shape rule amounts to as changes of the call."""
+        values = {name: self.places[expr.origin] for name, expr in call.args.items()}
+        return fixes_of_call(help, op.parameters, self.places.wholes.get(call.origin), values)
 
     def label(self, origin: int, text: str) -> list[Label]:
         span = self.places[origin]
@@ -121,7 +153,9 @@ class Evaluator:
         try:
             return convert(evaluate(expr, frame.values, frame.shape), type_, name, expr.origin)
         except ExprFault as fault:
-            self.fail(fault.code, str(fault), fault.origin or expr.origin, help=fault.help)
+            at = fault.origin or expr.origin
+            fixes = fixes_of_value(fault.help, self.places[at])
+            self.fail(fault.code, str(fault), at, help=fault.help, fixes=fixes)
         except UnknownShape:
             pass
         return None

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from cnnspec import tree
-from cnnspec.diagnostics import Diagnostic, Report, Source, Span, did_you_mean
+from cnnspec.diagnostics import Diagnostic, Report, Source, Span, did_you_mean, respell
 from cnnspec.limits import MAX_FILE_BYTES, MAX_FILES
 from cnnspec.resources import resource
 from cnnspec.syntax import parse
@@ -140,14 +140,10 @@ class Library:
         known = [*shipped_specs(), *(f"blocks/{name}{SUFFIX}" for name in standard_blocks())]
         if folder is not None and folder.is_dir():
             known += [p.stem for p in folder.glob(f"*{SUFFIX}")]
-        report.add(
-            Diagnostic(
-                "E0212",
-                f"there is no file `{wanted}`",
-                at,
-                help=did_you_mean(wanted, known) or "files are looked up beside the spec, then among the shipped ones",
-            )
-        )
+        help = did_you_mean(wanted, known) or "files are looked up beside the spec, then among the shipped ones"
+        quoted = 1 if at.source.text[at.start] == '"' else 0
+        fixes = respell(Span(at.source, at.start + quoted, at.end - quoted), wanted, known)
+        report.add(Diagnostic("E0212", f"there is no file `{wanted}`", at, help=help, fixes=fixes))
         return None
 
     def _read(self, path: Path, at: Span, report: Report) -> tree.File | None:

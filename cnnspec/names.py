@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 
 from cnnspec import ir, tree
-from cnnspec.diagnostics import Diagnostic, Label, Report, Span, did_you_mean
+from cnnspec.diagnostics import Diagnostic, Fix, Label, Report, Span, did_you_mean, respell
 from cnnspec.inits import INITS
 from cnnspec.ops import OPS
 from cnnspec.scopes import FileScope
@@ -23,9 +23,13 @@ class Places:
     """The side table from the numbers in a Model to the places in the text."""
 
     spans: list[Span | None] = field(default_factory=lambda: [None])
+    wholes: dict[int, Span] = field(default_factory=dict[int, Span])
+    """The whole of a call or a pipeline whose place is a part of it, such as its name."""
 
-    def add(self, span: Span) -> int:
+    def add(self, span: Span, whole: Span | None = None) -> int:
         self.spans.append(span)
+        if whole is not None:
+            self.wholes[len(self.spans) - 1] = whole
         return len(self.spans) - 1
 
     def __getitem__(self, origin: int) -> Span | None:
@@ -64,9 +68,11 @@ class Resolver:
         help: str | None = None,
         labels: Sequence[Label] = (),
         notes: Sequence[str] = (),
+        fixes: Sequence[Fix] = (),
     ) -> Fault:
         """Reports an error and gives the exception to raise where nothing can follow."""
-        self.report.add(Diagnostic(code, message, span, caption, tuple(labels), tuple(notes), help))
+        found = Diagnostic(code, message, span, caption, tuple(labels), tuple(notes), help, fixes=tuple(fixes))
+        self.report.add(found)
         return Fault()
 
     def expr(self, node: tree.Expr, names: Names, type_: Type | None = None) -> ir.Expr:
@@ -133,7 +139,7 @@ class Resolver:
             *(type_.words if type_ else ()),
             *(OPS if type_ is None or type_.kind == "op" else ()),
         ]
-        help = did_you_mean(word, known)
+        help, fixes = did_you_mean(word, known), respell(node.span, word, known)
         if word == "classes":
             help = "state how many there are: `classes 10`"
         elif help is None and type_ is not None and type_.words:
@@ -152,4 +158,4 @@ class Resolver:
             help = f'a text stands in quotes: `"{word}"`'
         elif help is None:
             help = f"define it with `let {word} = ...`, or at the top of the file with `param {word} = ...`"
-        raise self.fail("E0207", f"unknown name `{word}`", node.span, help=help)
+        raise self.fail("E0207", f"unknown name `{word}`", node.span, help=help, fixes=fixes)

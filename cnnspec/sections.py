@@ -7,12 +7,13 @@ from typing import Any
 
 from cnnspec import ir, tree
 from cnnspec.binding import Binder
-from cnnspec.diagnostics import Diagnostic, Label, Report, Span, did_you_mean
+from cnnspec.diagnostics import Diagnostic, Edit, Fix, Label, Report, Span, did_you_mean, respell
 from cnnspec.expressions import ExprFault, UnknownShape, convert, evaluate, literal, show
 from cnnspec.inits import INITS, allowed_inits
 from cnnspec.names import Fault, Names
-from cnnspec.ops import OPS
+from cnnspec.ops import FOREIGN_NAMES, OPS
 from cnnspec.recipe import AUGMENTATIONS, DATA_SETS, OPTIMIZERS, SCHEDULES, Recipe, Scalars, Setting
+from cnnspec.remedies import fixes_of_value
 from cnnspec.scopes import FileScope
 from cnnspec.signatures import Declared, Parameter, Type, Word
 
@@ -31,9 +32,16 @@ class Sections:
         self.binder = Binder(report)
 
     def fail(
-        self, code: str, message: str, span: Span, *, help: str | None = None, labels: tuple[Label, ...] = ()
+        self,
+        code: str,
+        message: str,
+        span: Span,
+        *,
+        help: str | None = None,
+        labels: tuple[Label, ...] = (),
+        fixes: tuple[Fix, ...] = (),
     ) -> None:
-        self.report.add(Diagnostic(code, message, span, labels=labels, help=help))
+        self.report.add(Diagnostic(code, message, span, labels=labels, help=help, fixes=fixes))
 
     def value(self, node: tree.Expr, scope: FileScope, type_: Type | None = None, name: str = "value") -> Any:
         """The value of an expression of the top of a file.
@@ -51,7 +59,8 @@ class Sections:
             return result if type_ is None else convert(result, type_, name, expr.origin)
         except ExprFault as fault:
             span = self.binder.places[fault.origin] or self.binder.places[expr.origin]
-            self.report.add(Diagnostic(fault.code, str(fault), span, help=fault.help))
+            fixes = tuple(fixes_of_value(fault.help, span))
+            self.report.add(Diagnostic(fault.code, str(fault), span, help=fault.help, fixes=fixes))
             raise Fault from None
 
     def settings(self, call: tree.Call, kind: type[Declared], scope: FileScope) -> Setting:
@@ -83,6 +92,7 @@ class Sections:
                 f"unknown {what} `{call.callee}`" if call.callee else f"{what} needs a name",
                 call.callee_span,
                 help=help,
+                fixes=respell(call.callee_span, call.callee, table),
             )
             raise Fault
         return self.settings(call, table[call.callee], scope)
@@ -124,7 +134,12 @@ class Sections:
                 if statement.target in OPS
                 else f"unknown operator `{statement.target}`"
             )
-            self.fail("E0201", message, statement.target_span, help=did_you_mean(statement.target, targets) or known)
+            help = did_you_mean(statement.target, targets) or known
+            fixes = respell(statement.target_span, statement.target, targets)
+            if statement.target in FOREIGN_NAMES and statement.target not in OPS:
+                help = f"write `{FOREIGN_NAMES[statement.target]}`"
+                fixes = (Fix(help, (Edit(statement.target_span, FOREIGN_NAMES[statement.target]),), certain=True),)
+            self.fail("E0201", message, statement.target_span, help=help, fixes=fixes)
             raise Fault
         scheme = self.choose(statement.scheme, INITS, "initialisation", scope)
         allowed = allowed_inits(statement.target)
@@ -172,7 +187,8 @@ class Sections:
                 else:
                     known = [*tables, *Scalars.parameters]
                     help = did_you_mean(entry.word, known) or f"there are {', '.join(f'`{n}`' for n in known)}"
-                    self.fail("E0201", f"unknown entry `{entry.word}` of the train section", word_span, help=help)
+                    message = f"unknown entry `{entry.word}` of the train section"
+                    self.fail("E0201", message, word_span, help=help, fixes=respell(word_span, entry.word, known))
             except Fault:
                 pass
         return Recipe(**fields, stated=tuple(fields))
@@ -222,7 +238,11 @@ class Sections:
     def expect(self, scope: FileScope, statement: tree.Expect) -> ir.Expect | None:
         if statement.metric not in METRICS:
             help = did_you_mean(statement.metric, METRICS) or f"there are {', '.join(METRICS)}"
-            self.fail("E0201", f"nothing is known of `{statement.metric}`", statement.span, help=help)
+            text, source = statement.metric, statement.span.source
+            start = source.text.index(text, statement.span.start + len("expect"))
+            at = Span(source, start, start + len(text))
+            fixes = respell(at, statement.metric, METRICS)
+            self.fail("E0201", f"nothing is known of `{statement.metric}`", at, help=help, fixes=fixes)
             return None
         try:
             value = self.binder.expr(statement.value, Names(scope, scope.variables()))

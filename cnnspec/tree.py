@@ -179,6 +179,10 @@ class Argument(Node):
     name: str | None
     value: Expr
 
+    @property
+    def name_span(self) -> Span:
+        return Span(self.span.source, self.span.start, self.span.start + len(self.name or ""))
+
 
 class Call(Node):
     """`conv 3x3 c=16`, `resnet_block x3 c=16`; `callee_span` is the name alone."""
@@ -266,6 +270,14 @@ class Flow(Node):
     label: LabelName | None
     elements: tuple[Element, ...]
     condition: Expr | None
+
+    @property
+    def pipeline_span(self) -> Span:
+        """Where its elements stand, without its label and its condition."""
+        start, end, text = self.elements[0].span.start, self.span.end, self.span.source.text
+        if self.condition is not None:
+            end = start + len(text[start : text.rindex("when", start, self.condition.span.start)].rstrip())
+        return Span(self.span.source, start, end)
 
 
 class Let(Node):

@@ -8,7 +8,7 @@ from typing import Any
 from lark import Token, Tree
 
 from cnnspec import tree
-from cnnspec.diagnostics import Diagnostic, Report, Source, Span, did_you_mean
+from cnnspec.diagnostics import Diagnostic, Report, Source, Span, did_you_mean, respell
 from cnnspec.limits import MAX_LITERAL, MAX_TERMS
 from cnnspec.syntax.guard import MARKS
 from cnnspec.syntax.words import FUNCTIONS, SCHEMES
@@ -345,6 +345,7 @@ class Builder:
                     self.token(name),
                     help=did_you_mean(name, FUNCTIONS)
                     or f"the functions are {', '.join(FUNCTIONS)}; a call of an operator takes no parentheses",
+                    fixes=respell(self.token(name), str(name), FUNCTIONS),
                 )
             )
         return tree.FunctionCall(self.span(node), str(name), tuple(self.build(arg) for arg in args))

@@ -1,0 +1,158 @@
+"""Remedies that are changes of the text: tried before they are shown, and applied on demand."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from cnnspec.diagnostics import Diagnostic, Edit, Fix, Report, Source, Span
+
+_MAX_TRIALS = 16
+_MAX_CHARACTERS = 64 * 1024
+"""Of all texts that are tried together."""
+_MAX_STEPS = 8_000
+"""Elements that are written out in all trials together."""
+
+_OTHERWISE = {"E0301": "give both branches the same kernels, paddings and strides in total"}
+"""What to do where the remedy that seemed right does not work."""
+
+_WORDS = re.compile(r"`([^`]+)`")
+_SETTING = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(\S+)")
+
+
+def fixes_of_call(
+    help: str | None, known: Iterable[str], whole: Span | None, values: Mapping[str, Span | None]
+) -> list[Fix]:
+    """The changes of a call that the help of a shape rule speaks of, one for each remedy in it.
+
+    The rule knows no place, so its words are the remedy: `name=value` sets an argument, an element `in front of it`
+    is put there.
+
+    Args:
+        help: What the rule says.
+        known: The parameters of the callee.
+        whole: Where the call stands, with its arguments.
+        values: Where the values of its arguments stand.
+    """
+    if help is None or whole is None:
+        return []
+    own = {n: at for n, at in values.items() if at and at.source is whole.source and whole.start < at.start < whole.end}
+    fixes: list[Fix] = []
+
+    def set_argument(name: str, value: str, said: str) -> None:
+        end = Span(whole.source, whole.end, whole.end)
+        edit = Edit(own[name], value) if name in own else Edit(end, f" {name}={value}")
+        if name in own or name not in values:
+            fixes.append(Fix(said, (edit,)))
+
+    quoted = _WORDS.findall(help)
+    if "in front of it" in help:
+        start = Span(whole.source, whole.start, whole.start)
+        fixes += [Fix(f"put `{words}` in front of it", (Edit(start, f"{words} | "),)) for words in quoted]
+    for words in quoted:
+        setting = _SETTING.fullmatch(words)
+        if setting and setting.group(1) in known:
+            set_argument(setting.group(1), setting.group(2), f"write `{words}`")
+    if found := re.search(r"use (?:a kernel of at most |`)([0-9]+x[0-9]+)", help):
+        set_argument("kernel", found.group(1), f"use a {found.group(1)} kernel")
+    if found := re.search(r"`slice ([0-9]+\.\.[0-9]+)`", help):
+        set_argument("range", found.group(1), f"write `slice {found.group(1)}`")
+    return fixes
+
+
+def fixes_of_value(help: str | None, at: Span | None) -> list[Fix]:
+    """The changes of a value that the help of a type or of its bounds speaks of."""
+    if help is None or at is None:
+        return []
+    text = at.source.text[at.start : at.end]
+    found = re.match(r"write `[A-Za-z_][A-Za-z0-9_]*=(\S+)`", help)
+    if found:
+        return [Fix(help, (Edit(at, found.group(1)),))]
+    if help.startswith("divide with `//`"):
+        divided = re.sub(r"(?<!/)/(?!/)", "//", text)
+        return [Fix("divide with `//`", (Edit(at, divided),))]
+    if help.startswith("use `floor`"):
+        return [Fix(f"write `floor({text})`", (Edit(at, f"floor({text})"),))]
+    return []
+
+
+def fixes_of_join(help: str | None, branches: Sequence[tuple[Span | None, bool]]) -> list[Fix]:
+    """The changes of a join that its help speaks of: an element behind each branch that differs.
+
+    Args:
+        help: What the rule of the join says.
+        branches: Where each branch that differs from the wanted one stands, and whether it is `in` alone.
+    """
+    found = re.search(r"with `((?:conv|linear) [^`]+)`", help or "")
+    if found is None or help is None:
+        return []
+    edits: list[Edit] = []
+    for at, alone in branches:
+        if at is None:
+            return []
+        element = found.group(1)
+        edits.append(Edit(at, element) if alone else Edit(Span(at.source, at.end, at.end), f" | {element}"))
+    return [Fix(help, tuple(edits))] if edits else []
+
+
+def prove(diagnostics: Sequence[Diagnostic], source: Source, again: Callable[[str, int], Report]) -> list[Diagnostic]:
+    """The diagnostics with those fixes alone that work, and a help that speaks of no other.
+
+    A fix works where the changed text does not have the diagnostic any more, and no new error stands in what was
+    changed. What lies behind may show faults that could not be seen before. Only so much is tried that a check
+    stays fast; a fix that was not tried is not shown.
+
+    Args:
+        diagnostics: What was found in a text.
+        source: The text.
+        again: The report on another text in its place, for which at most so many elements are written out.
+    """
+    wanted = [(d, fix) for d in diagnostics for fix in d.fixes if all(e.span.source is source for e in fix.edits)]
+    trials = min(len(wanted), _MAX_TRIALS, _MAX_CHARACTERS // max(len(source.text), 1))
+    works: dict[int, list[Fix]] = {}
+    for diagnostic, fix in wanted[:trials]:
+        if _works(diagnostic, fix, diagnostics, again(fix.apply(source.text), _MAX_STEPS // trials)):
+            works.setdefault(id(diagnostic), []).append(fix)
+    tried = {id(diagnostic) for diagnostic, _ in wanted[:trials]}
+    out: list[Diagnostic] = []
+    for d in diagnostics:
+        fixes, help = tuple(works.get(id(d), ())), d.help
+        if id(d) in tried and len(fixes) < len(d.fixes):
+            help = ", or ".join(dict.fromkeys(fix.help for fix in fixes)) or _OTHERWISE.get(d.code, help)
+        out.append(replace(d, fixes=fixes, help=help) if d.fixes else d)
+    return out
+
+
+def _works(diagnostic: Diagnostic, fix: Fix, before: Iterable[Diagnostic], after: Report) -> bool:
+    edits = sorted(fix.edits, key=lambda edit: (edit.span.start, edit.span.end))
+    known = {(d.code, _moved(d.span.start, edits)) for d in before if d.span and d is not diagnostic}
+    known |= {(d.code, -1) for d in before if d.span is None and d is not diagnostic}
+    own = diagnostic.span.start if diagnostic.span else -1
+    places = {(diagnostic.code, own), (diagnostic.code, _moved(own, edits))}
+    written: list[tuple[int, int]] = []
+    shift = 0
+    for edit in edits:
+        start = edit.span.start + shift
+        written.append((start, start + len(edit.text)))
+        shift += len(edit.text) - (edit.span.end - edit.span.start)
+    for found in after.diagnostics:
+        at = found.span.start if found.span else -1
+        if (found.code, at) in places:
+            return False
+        if found.severity == "warning" or (found.code, at) in known:
+            continue
+        if found.span is None or found.code.startswith("E01") or found.code == "E0404":
+            return False
+        if any(at <= end and found.span.end >= start for start, end in written):
+            return False
+    return True
+
+
+def _moved(offset: int, edits: Sequence[Edit]) -> int:
+    """Where an offset of the old text lies in the new one."""
+    shift = 0
+    for edit in edits:
+        if edit.span.end <= offset:
+            shift += len(edit.text) - (edit.span.end - edit.span.start)
+    return offset + shift

@@ -1,0 +1,108 @@
+"""Helps that are changes of the text: each was tried, and does what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from cases_harness import ERROR_CASES, read_marks
+
+from cnnspec.compiler import check, compile_source
+from cnnspec.diagnostics import Edit, Source, Span, apply_edits, did_you_mean, nearest, respell
+
+HEAD = "network t\ninput 3x32x32\nclasses 10\n"
+
+
+def mended(text: str) -> list[str]:
+    """The texts that the fixes of the first diagnostic lead to."""
+    return [fix.apply(text) for fix in check(text)[0].fixes]
+
+
+@pytest.mark.parametrize("path", ERROR_CASES, ids=lambda path: path.stem)
+def test_every_fix_makes_its_fault_go_away(path: Path) -> None:
+    text = read_marks(path.read_text("utf-8")).text
+    done = compile_source(Source(path.name, text), path)
+    for diagnostic in done.diagnostics:
+        for fix in diagnostic.fixes:
+            again = compile_source(Source(path.name, fix.apply(text)), path).diagnostics
+            same = [
+                d
+                for d in again
+                if (d.code, d.message, d.line) == (diagnostic.code, diagnostic.message, diagnostic.line)
+            ]
+            assert not same, fix
+            assert len(again) <= len(done.diagnostics), fix
+
+
+def test_many_kinds_of_faults_have_fixes() -> None:
+    codes = set[str]()
+    for path in ERROR_CASES:
+        text = read_marks(path.read_text("utf-8")).text
+        codes |= {d.code for d in compile_source(Source(path.name, text), path).diagnostics if d.fixes}
+    assert len(codes) >= 12, sorted(codes)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("stem convv 3x3 16 | bn", "stem conv 3x3 16 | bn"),
+        ("stem Conv2d 3x3 16 | bn", "stem conv 3x3 16 | bn"),
+        ("stem conv 3x3 16 strid=2", "stem conv 3x3 16 stride=2"),
+        ("stem conv 3x3 16 bais", "stem conv 3x3 16 bias"),
+        ("stem conv 3x3 16 | dropout 1.5", "stem conv 3x3 16 | dropout 1"),
+        ("stem conv 3x3 c=8/3", "stem conv 3x3 c=8//3"),
+        ("stem conv 3x3 16 | gn 5", "stem conv 3x3 16 | gn 4"),
+        ("stem conv 3x3 16 | conv 3x3 16 groups=3", "stem conv 3x3 16 | conv 3x3 16 groups=2"),
+        ("stem conv 4x4 16", "stem conv 4x4 16 pad=2"),
+        ("stem linear 10", "stem flatten | linear 10"),
+        ("add { conv 3x3 16; in }", "add { conv 3x3 16; conv 1x1 16 }"),
+        ("add { conv 3x3 16; bn | relu }", "add { conv 3x3 16; bn | relu | conv 1x1 16 }"),
+        (
+            "add { conv 3x3 3 stride=2; in  when in.c == 3 }",
+            "add { conv 3x3 3 stride=2; conv 1x1 3 stride=2  when in.c == 3 }",
+        ),
+        ("first: conv 3x3 16\nconcat { in; @fist }", "first: conv 3x3 16\nconcat { in; @first }"),
+    ],
+)
+def test_fix(line: str, expected: str) -> None:
+    assert HEAD + expected + "\n" in mended(HEAD + line + "\n")
+
+
+def test_a_remedy_that_does_not_work_is_not_shown() -> None:
+    block = "block residual(c, stride = 1) {\n    add { conv 3x3 c stride=stride; in }\n}\n"
+    diagnostic, *_ = check(HEAD + block + "residual 16\nresidual 16 stride=2\n")
+    assert diagnostic.code == "E0301"
+    assert diagnostic.fixes == ()
+    assert "conv 1x1" not in (diagnostic.help or "")
+
+
+def test_one_slip_is_certain_and_a_choice_is_not() -> None:
+    assert [fix.certain for fix in check(HEAD + "convv 3x3 16\n")[0].fixes] == [True]
+    assert [fix.certain for fix in check(HEAD + "linear 10\n")[0].fixes] == [False, False]
+    span = Span(Source("x", "flip"), 0, 4)
+    assert [(fix.edits[0].text, fix.certain) for fix in respell(span, "flip", ["vflip", "hflip"])] == [
+        ("vflip", False),
+        ("hflip", False),
+    ]
+
+
+def test_the_nearest_word() -> None:
+    assert nearest("resnet21", ["resnet32", "resnet20", "resnet110"]) == ["resnet20"]
+    assert nearest("SGD", ["adam", "sgd"]) == ["sgd"]
+    assert nearest("sriide", ["stride", "size"]) == ["stride"]
+    assert nearest("frobnicate", ["conv", "bn"]) == []
+    assert did_you_mean("flip", ["vflip", "hflip"]) == "did you mean `vflip` or `hflip`?"
+
+
+def test_edits_are_applied_together() -> None:
+    source = Source("x", "abcdef")
+    edits = [Edit(Span(source, 4, 6), "Z"), Edit(Span(source, 0, 1), "XY"), Edit(Span(source, 2, 2), "-")]
+    assert apply_edits("abcdef", edits) == "XYb-cdZ"
+    with pytest.raises(ValueError, match="overlap"):
+        apply_edits("abcdef", [Edit(Span(source, 0, 3), ""), Edit(Span(source, 2, 4), "")])
+
+
+def test_a_large_spec_is_not_tried_again() -> None:
+    text = HEAD + "repeat 4000 { relu }\nconvv 3x3 16\n" + "# " + "x" * 100 + "\n"
+    (diagnostic,) = check(text)
+    assert (diagnostic.code, diagnostic.fixes, diagnostic.help) == ("E0201", (), "did you mean `conv`?")
