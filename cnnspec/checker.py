@@ -10,7 +10,9 @@ from cnnspec import ir, shapes
 from cnnspec.diagnostics import Diagnostic, Report
 from cnnspec.expansion import Expansion, LimitReached
 from cnnspec.expressions import ExprFault, evaluate, kind_of, show
+from cnnspec.limits import MAX_PERIOD
 from cnnspec.names import Places
+from cnnspec.symbolic import PeriodLimit
 
 _RELATIONS: dict[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq,
@@ -64,6 +66,11 @@ def check(model: ir.Model, places: Places, report: Report, text: str = "", steps
     )
     _unused(graph, report)
     _heads(graph, report)
+    try:
+        _ = graph.sizes
+    except PeriodLimit as limit:
+        message = f"the strides on the way here multiply to more than the limit of {MAX_PERIOD:,}"
+        report.add(Diagnostic("E0405", message, graph.nodes[limit.node].origin, help="use smaller strides"))
     for expect in model.expects:
         _contract(graph, expect, places, report)
     return None if report.failed else graph

@@ -192,6 +192,29 @@ def format(text: str, name: str = "network") -> str:
     return format_file(file)
 
 
+def resize(graph: ir.Graph, size: str | Sequence[int]) -> ir.Graph:
+    """The same network for images of another size.
+
+    Args:
+        graph: A network.
+        size: `"3x96x96"` or `(3, 96, 96)`, in which the channels may be left out.
+
+    Raises:
+        CnnspecError: This is not a size, or the network does not take it.
+    """
+    parts = size.split("x") if isinstance(size, str) else [str(part) for part in size]
+    if len(parts) not in (2, 3) or not all(part.isascii() and part.isdigit() and len(part) < 8 for part in parts):
+        raise failure("E0204", f"`{size}` is not a size of images", help="write channels, height and width: `3x96x96`")
+    *channels, height, width = map(int, parts)
+    if channels and channels[0] != graph.input_shape[0]:
+        raise failure(
+            "E0313",
+            f"`{graph.name}` takes images of {graph.input_shape[0]} channels, got {channels[0]}",
+            help="leave the channels out, or change `input` in the spec",
+        )
+    return graph.at(height, width)
+
+
 def torch_backend() -> ModuleType:
     """The module `cnnspec.backends.torch`.
 
@@ -210,12 +233,19 @@ def torch_backend() -> ModuleType:
 
 
 def build(
-    spec: ir.Graph | str | Path, *, weights: str | Path | None = None, outputs: Sequence[str] = (), **params: Any
+    spec: ir.Graph | str | Path,
+    *,
+    input: str | Sequence[int] | None = None,
+    weights: str | Path | None = None,
+    outputs: Sequence[str] = (),
+    **params: Any,
 ) -> nn.Module:
     """The torch module of a network.
 
     Args:
         spec: A Graph, a file, or the name of a shipped spec.
+        input: Another size of images than the spec declares, `(3, 96, 96)` or `"3x96x96"`; the weights stay as
+            they are, so it has to be one of `Graph.sizes`.
         weights: What the weights start from, matched strictly by name: a `.safetensors`, `.pt` or `.ckpt` file,
             or `torchvision:DEFAULT`, `torchvision:IMAGENET1K_V2` and their like for a network of torchvision's.
         outputs: Paths of modules whose features are wanted in place of the logits; nothing behind the last
@@ -237,6 +267,8 @@ def build(
         graph = spec
     else:
         graph = load(spec, **params)
+    if input is not None:
+        graph = resize(graph, input)
     module = to_module(tap(graph, outputs) if outputs else graph)
     if weights is not None:
         from cnnspec.backends.torch_weights import load_weights, read_weights

@@ -11,18 +11,20 @@ path in the module tree, and its shape. Only `check` makes one, so a backend nev
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cnnspec.diagnostics import Span
+from cnnspec import symbolic
+from cnnspec.diagnostics import CnnspecError, Diagnostic, Span
 from cnnspec.inits import InitScheme
-from cnnspec.ops import Op
+from cnnspec.ops import Op, ShapeFault
 from cnnspec.recipe import Recipe, Setting
 from cnnspec.shapes import Shape
+from cnnspec.sizes import Sizes, derive
 
 Scalar = bool | int | float | str
 
@@ -377,6 +379,59 @@ class Graph:
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes)
 
+    @cached_property
+    def sizes(self) -> Sizes:
+        """The sizes of images that the network takes, beside the one that the spec declares."""
+        return derive(self.nodes, self.input_shape)
+
+    def symbolic_shape(self, path: str) -> str:
+        """What a module gives for an image of any size, `[N, 512, H//32, W//32]`.
+
+        Raises:
+            KeyError: There is no such module.
+        """
+        index = self._places[path]
+        return symbolic.text(self.sizes.shape(index, self.nodes[index].shape[0]))
+
+    def accepts(self, height: int, width: int) -> bool:
+        """Whether the network, as it is built, takes images of this height and width in pixels."""
+        return self.sizes.accepts(height, width)
+
+    def at(self, height: int, width: int) -> Graph:
+        """The same network, with the same weights, for images of another size.
+
+        Raises:
+            CnnspecError: It does not take them; the diagnostic names the operator that does not work, and why.
+        """
+        if (height, width) == self.input_shape[1:]:
+            return self
+        nodes: list[Node] = []
+        image = (self.input_shape[0], height, width)
+        for node in self.nodes:
+            entering = [image if i == IMAGE else nodes[i].shape for i in node.inputs]
+            why: str | None = None
+            shape: Shape = ()
+            try:
+                shape = node.op.infer(*entering)
+                if node.op.weights(entering[0]) != node.weights or (
+                    node.op.fixes_features and entering[0][0] != self.input_shapes(node)[0][0]
+                ):
+                    made = self.input_shapes(node)[0][0]
+                    why = f"`{node.path}` is made for {made:,} features and would get {entering[0][0]:,}"
+            except ShapeFault as fault:
+                why = fault.message
+            if min(height, width) < 1:
+                why = "a size is at least 1"
+            if why is not None:
+                near = "{}x{}x{}".format(self.input_shape[0], *self.sizes.nearest(height, width))
+                message = f"`{self.name}` does not take images of {self.input_shape[0]}x{height}x{width}: {why}"
+                notes = (f"it takes {self.sizes.words()}",)
+                raise CnnspecError(
+                    [Diagnostic("E0313", message, node.origin, "here", (), notes, f"the nearest size is {near}")]
+                )
+            nodes.append(replace(node, shape=shape, macs=node.op.macs(entering[0], shape)))
+        return replace(self, input_shape=image, nodes=tuple(nodes))
+
     def to_json(self) -> dict[str, Any]:
         """The graph as plain data."""
         return {
@@ -398,11 +453,12 @@ class Graph:
                     },
                     "inputs": list(node.inputs),
                     "shape": list(node.shape),
+                    "symbolic_shape": symbolic.text(self.sizes.shape(index, node.shape[0])),
                     "weights": {key: list(shape) for key, shape in node.weights.items()},
                     "macs": node.macs,
                     "init": Setting.of(node.init).model_dump() if node.init else None,
                     "aux": node.aux,
                 }
-                for node in self.nodes
+                for index, node in enumerate(self.nodes)
             ],
         }

@@ -17,3 +17,5 @@ MAX_NODES = 20_000
 MAX_FILES = 64
 MAX_FILE_DEPTH = 8
 """Files that take from files that take from files."""
+MAX_PERIOD = 4_096
+"""To which the strides of one axis may multiply."""

@@ -30,6 +30,15 @@ def numel(shape: Shape) -> int:
     return total
 
 
+def quotient(factor: int, size: str, offset: int, divisor: int) -> str:
+    """`(factor*size + offset)//divisor`, without what has no effect."""
+    product = size if factor == 1 else f"{factor}*({size})" if any(c in size for c in " +-/") else f"{factor}*{size}"
+    total = product if offset == 0 else f"{product} {'+' if offset > 0 else '-'} {abs(offset)}"
+    if divisor == 1:
+        return total
+    return f"({total})//{divisor}" if offset or factor != 1 or "//" in size else f"{total}//{divisor}"
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """A window that slides along an axis: `floor((size + 2 pad - dilation (kernel - 1) - 1) / stride) + 1` positions.
@@ -57,6 +66,18 @@ class Window:
     def rate(self) -> tuple[int, int]:
         return self.stride, 1
 
+    @property
+    def least(self) -> int:
+        rounding = self.stride - 1 if self.ceil else 0
+        return max(1, self.dilation * (self.kernel - 1) + 1 - 2 * self.pad - rounding)
+
+    def text(self, size: str) -> str:
+        offset = 2 * self.pad - self.dilation * (self.kernel - 1) - 1
+        if not self.ceil:
+            return quotient(1, size, offset + self.stride, self.stride)
+        inside = quotient(1, size, self.pad + self.stride - 1, self.stride)
+        return f"min({quotient(1, size, offset + 2 * self.stride - 1, self.stride)}, {inside})"
+
 
 @dataclass(frozen=True, slots=True)
 class Spread:
@@ -78,6 +99,13 @@ class Spread:
     def rate(self) -> tuple[int, int]:
         return 1, self.stride
 
+    @property
+    def least(self) -> int:
+        return max(1, 2 + -self(1) // self.stride)
+
+    def text(self, size: str) -> str:
+        return quotient(self.stride, size, self(0), 1)
+
 
 @dataclass(frozen=True, slots=True)
 class Times:
@@ -92,6 +120,13 @@ class Times:
     def rate(self) -> tuple[int, int]:
         return 1, self.factor
 
+    @property
+    def least(self) -> int:
+        return 1
+
+    def text(self, size: str) -> str:
+        return quotient(self.factor, size, 0, 1)
+
 
 @dataclass(frozen=True, slots=True)
 class Fixed:
@@ -105,6 +140,13 @@ class Fixed:
     @property
     def rate(self) -> tuple[int, int]:
         return 1, 0
+
+    @property
+    def least(self) -> int:
+        return 1
+
+    def text(self, size: str) -> str:
+        return str(self.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,14 +165,17 @@ class Shift:
 
     @property
     def least(self) -> int:
-        """The least size that can be cropped so."""
-        return max(1 - self.before - self.after, -min(self.before, 0) - min(self.after, 0))
+        return max(1, 1 - self.before - self.after, -min(self.before, 0) - min(self.after, 0))
+
+    def text(self, size: str) -> str:
+        return quotient(1, size, self.before + self.after, 1)
 
 
 AxisRule = Window | Spread | Times | Fixed | Shift
 """What becomes of a size along one axis, for every integer.
 
-A rule never decreases, and `rate` is `(period, step)`: `rule(size + period) == rule(size) + step`.
+A rule never decreases; `rate` is `(period, step)`: `rule(size + period) == rule(size) + step`. `least` is the
+least size that it takes: there, at least 1 place is left. `text` writes it down.
 """
 KEEP = Times(1)
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cnnspec.compiler import Compilation, compile_file
+from cnnspec.compiler import Compilation, compile_file, resize
 from cnnspec.diagnostics import render
 from cnnspec.ir import Graph
 
@@ -27,6 +27,9 @@ SpecFiles = Annotated[list[str], typer.Argument(metavar="FILE...", help="Spec fi
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="K=V", help="Give a `param` of the spec another value.")
+]
+AtSize = Annotated[
+    str | None, typer.Option("--at", metavar="CxHxW", help="Another size of images than the spec declares.")
 ]
 DataName = Annotated[
     str | None,
@@ -68,6 +71,12 @@ def compile_spec(file: str, pairs: list[str] | None = None) -> Compilation:
     if warnings and not done.report.failed:
         print_diagnostics(warnings)
     return done
+
+
+def compile_at(file: str, pairs: list[str] | None, at: str | None) -> Graph:
+    """The network of a spec, for the images that it declares or those of another size."""
+    graph = compile_spec(file, pairs).require_graph()
+    return graph if at is None else resize(graph, at)
 
 
 def _version(show: bool) -> None:

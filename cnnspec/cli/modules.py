@@ -9,12 +9,14 @@ import typer
 
 from cnnspec.cli.app import (
     AsJson,
+    AtSize,
     DataDir,
     DataName,
     Offline,
     Settings,
     SpecFile,
     app,
+    compile_at,
     compile_spec,
     make_console,
     print_json,
@@ -32,6 +34,7 @@ def build(
     data_dir: DataDir = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Images per step.")] = None,
+    at: AtSize = None,
     sets: Settings = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of weights, order and augmentation.")] = None,
     weights: Annotated[
@@ -51,7 +54,11 @@ def build(
     as_json: AsJson = False,
 ) -> int:
     """Compile a network to a torch module; with --train, train and test it."""
-    graph = compile_spec(file, sets).require_graph()
+    if train and at is not None:
+        raise typer.BadParameter(
+            "has no effect with --train: images are brought to the size of `input`", param_hint="--at"
+        )
+    graph = compile_at(file, sets, at)
     if not train:
         defaults = {
             "--out": (out, Path("runs")),

@@ -10,10 +10,12 @@ import typer
 
 from cnnspec.cli.app import (
     AsJson,
+    AtSize,
     Settings,
     SpecFile,
     SpecFiles,
     app,
+    compile_at,
     compile_spec,
     print_diagnostics,
     print_json,
@@ -46,6 +48,7 @@ def check(files: SpecFiles, sets: Settings = None, as_json: AsJson = False) -> i
                     "output": list(graph.output_shape),
                     "parameters": graph.parameter_count,
                     "macs": graph.macs,
+                    "sizes": graph.sizes.to_json(),
                 }
                 entry |= {"name": graph.name, **figures}
             results.append(entry)
@@ -60,7 +63,7 @@ def check(files: SpecFiles, sets: Settings = None, as_json: AsJson = False) -> i
             from cnnspec.shapes import text
 
             print(
-                f"{file}: ok, {text(graph.input_shape)} -> {text(graph.output_shape)}, {graph.parameter_count:,} parameters, {graph.macs / 1e6:,.2f} MMACs"
+                f"{file}: ok, {text(graph.input_shape)} -> {text(graph.output_shape)}, {graph.parameter_count:,} parameters, {graph.macs / 1e6:,.2f} MMACs, {graph.sizes.words()}"
             )
         else:
             print(f"{file}: ok, blocks only")
@@ -131,13 +134,14 @@ def _write(path: Path, text: str) -> None:
 def summary(
     file: SpecFile,
     depth: Annotated[int, typer.Option(help="How many levels of modules to show.", min=1)] = 2,
+    at: AtSize = None,
     sets: Settings = None,
     as_json: AsJson = False,
 ) -> None:
     """Show shapes, parameters, multiply-adds and activation memory by module."""
     from cnnspec.summary import summarise
 
-    graph = compile_spec(file, sets).require_graph()
+    graph = compile_at(file, sets, at)
     if as_json:
         print_json(summarise(graph).to_json())
     else:

@@ -32,6 +32,7 @@ class Op(Declared):
         counts_as_layer: Whether papers count it into a network's depth.
         owns_module: Whether it has a module of its own in the built tree.
         callable: Whether it can be called by name in a spec.
+        fixes_features: Whether it is made for one number of flat features, with weights or without.
     """
 
     name: ClassVar[str] = ""
@@ -39,6 +40,7 @@ class Op(Declared):
     counts_as_layer: ClassVar[bool] = False
     owns_module: ClassVar[bool] = True
     callable: ClassVar[bool] = True
+    fixes_features: ClassVar[bool] = False
 
     def infer(self, *inputs: Shape) -> Shape:
         """The output shape.
@@ -59,6 +61,10 @@ class Op(Declared):
     def axis_rule(self, axis: Literal[0, 1]) -> AxisRule:
         """What becomes of the height (0) or width (1) of a map."""
         return KEEP
+
+    def needs_places(self, x: Shape) -> bool:
+        """Whether it cannot work where the map `x` has a single place."""
+        return False
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of what it gives; less than 1 where the map is too small for it."""

@@ -18,6 +18,7 @@ class BatchNorm(SameShape):
 
     name: ClassVar[str] = "bn"
     torch: ClassVar[str] = "torch.nn.BatchNorm2d"
+    fixes_features: ClassVar[bool] = True
     eps: NotNegative = 1e-5
     momentum: Probability = 0.1
     affine: bool = True
@@ -48,6 +49,9 @@ class GroupNorm(SameShape):
             )
         return inputs[0]
 
+    def needs_places(self, x: Shape) -> bool:
+        return self.groups == x[0]
+
     def weights(self, x: Shape) -> dict[str, Shape]:
         return _affine(x) if self.affine else {}
 
@@ -60,6 +64,7 @@ class LayerNorm(SameShape):
 
     name: ClassVar[str] = "ln"
     torch: ClassVar[str] = "torch.nn.LayerNorm"
+    fixes_features: ClassVar[bool] = True
     eps: NotNegative = 1e-5
     affine: bool = True
     init: Literal["zero"] | InitScheme | None = None
@@ -84,6 +89,9 @@ class InstanceNorm(SameShape):
                 "E0309", "`in_norm` of a 1x1 map is always zero", help="use `gn` or `bn`, or norm before the pool"
             )
         return shape
+
+    def needs_places(self, x: Shape) -> bool:
+        return True
 
     def weights(self, x: Shape) -> dict[str, Shape]:
         return _affine(x) if self.affine else {}
