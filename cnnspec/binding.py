@@ -11,7 +11,7 @@ from typing import Any
 
 from cnnspec import ir, tree
 from cnnspec.blocks import BLOCK_TYPES, signature
-from cnnspec.diagnostics import Edit, Fix, Label, Report, Span, did_you_mean, nearest, respell
+from cnnspec.diagnostics import Edit, Fix, Label, Report, Span, counted, did_you_mean, nearest, respell
 from cnnspec.expressions import literal
 from cnnspec.limits import MAX_DEPTH
 from cnnspec.names import Fault, Names, Resolver
@@ -78,11 +78,17 @@ class Binder(Resolver):
                     assert isinstance(value, tree.Name)
                     name = value.name
                 elif name is None and isinstance(value, tree.Name) and _REPEAT_WORD.fullmatch(value.name):
+                    help = f"write `{callee} {value.name} ...`"
+                    here, behind = (
+                        Span(span.source, arg.span.start - 1, arg.span.end),
+                        Span(span.source, span.end, span.end),
+                    )
                     raise self.fail(
                         "E0106",
                         f"the repeat `{value.name}` does not stand right after the name",
                         arg.span,
-                        help=f"write `{callee} {value.name} ...`",
+                        help=help,
+                        fixes=[Fix(help, (Edit(behind, f" {value.name}"), Edit(here, "")), certain=True)],
                     )
                 elif name is None:
                     while queue and queue[0] in bound:
@@ -474,6 +480,8 @@ class Binder(Resolver):
                 return ir.In(origin=at)
             case tree.Nothing():
                 return ir.Nothing(origin=at)
+            case tree.Broken():
+                raise Fault
 
     def _each(self, node: tree.Each, names: Names, at: int) -> ir.Braces:
         """A table as the calls that it stands for."""
@@ -483,7 +491,7 @@ class Binder(Resolver):
             if len(row.cells) != len(node.columns):
                 self.fail(
                     "E0205",
-                    f"the row has {_count(len(row.cells), 'value')} for {_count(len(node.columns), 'column')}",
+                    f"the row has {counted(len(row.cells), 'value')} for {counted(len(node.columns), 'column')}",
                     row.span,
                     labels=[Label(node.columns[0].span.to(node.columns[-1].span), "the columns")],
                     help="give one value for each column; put a negative value or an expression in parentheses",
@@ -508,7 +516,3 @@ class Binder(Resolver):
         if failed:
             raise Fault
         return ir.Braces(table=True, body=tuple(flows), origin=at)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")

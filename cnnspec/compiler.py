@@ -103,7 +103,7 @@ def _value(key: str, value: Any) -> Any:
     if isinstance(value, str):
         source, report = Source(f"--set {key}", f"let value = {value}\n"), Report()
         file = parse(source, report)
-        let = file.statements[0] if file and len(file.statements) == 1 else None
+        let = file.statements[0] if file and not report.failed and len(file.statements) == 1 else None
         if isinstance(let, tree.Let):
             assert file is not None
             scope = FileScope(file, lambda _: None)
@@ -187,7 +187,7 @@ def format(text: str, name: str = "network") -> str:
     """
     report = Report()
     file = parse(_source(text, name), report)
-    if file is None:
+    if file is None or report.failed:
         raise CnnspecError(report.sorted())
     return format_file(file)
 

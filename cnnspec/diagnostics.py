@@ -229,17 +229,35 @@ def failure(
     return CnnspecError([Diagnostic(code, message, notes=tuple(notes), help=help, file=file)])
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 value`, `2 values`."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+_OF_NAMES = ("E0201", "E0202", "E0207", "E0208")
+"""What can be said of a name that is not known."""
+
+
 @dataclass(slots=True)
 class Report:
-    """Collects diagnostics; a fault that is found again at the same place is kept once."""
+    """Collects diagnostics; a fault that is found again at the same place is kept once.
+
+    Attributes:
+        unsure: Names that a statement may define which cannot be read; nothing is said about their use.
+    """
 
     diagnostics: list[Diagnostic] = field(default_factory=list[Diagnostic])
+    unsure: set[str] = field(default_factory=set[str])
     _seen: set[tuple[object, ...]] = field(default_factory=set[tuple[object, ...]])
 
     def add(self, diagnostic: Diagnostic) -> None:
         span = diagnostic.span
         place = (id(span.source), span.start) if span else (diagnostic.file, diagnostic.message)
         key = (diagnostic.code, *place)
+        if span and self.unsure and diagnostic.code in _OF_NAMES:
+            word = span.source.text[span.start : span.end].lstrip("@")
+            if word in self.unsure:
+                return
         if key not in self._seen:
             self._seen.add(key)
             self.diagnostics.append(diagnostic)

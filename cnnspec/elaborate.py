@@ -259,8 +259,21 @@ class _Elaboration(Sections):
                 declared, changed = self.define(file, scope, given, {})
                 network = Network(scope, declared=declared, changed=changed)
             else:
-                network = self.extend(file, extends[0], scope, given)
+                try:
+                    network = self.extend(file, extends[0], scope, given)
+                except Fault:  # without its network little can be said of the file; but `use` stands for itself
+                    self.use_all(file, scope)
+                    raise
             return self.state(file, network, scope)
+
+    def use_all(self, file: tree.File, scope: FileScope) -> None:
+        """Takes what a file uses, and nothing else, for the faults in it."""
+        for statement in file.statements:
+            if isinstance(statement, tree.Use):
+                try:
+                    self.use(statement, file, scope, {})
+                except Fault:
+                    pass
 
     def extend(self, file: tree.File, statement: tree.Extends, scope: FileScope, given: Mapping[str, Any]) -> Network:
         """The network that a file extends, under the scope of that file."""
@@ -392,6 +405,8 @@ class _Elaboration(Sections):
         expects = [
             built for scope, statement in network.expects if (built := self.expect(scope, statement)) is not None
         ]
+        if file.broken and (network.input is None or not any(isinstance(s, ir.Flow) for s in body)):
+            return None  # what is missing may be among what cannot be read
         if not file.statements:
             help = "start with `network NAME`, `input 3x32x32`, and a pipeline: `stem conv 3x3 c=16 | bn | relu`"
             self.report.add(Diagnostic("E0108", "the file is empty", file=file.source.name, help=help))
@@ -451,7 +466,7 @@ def elaborate(
     try:
         network = run.gather(file, given, None)
         for key in given:
-            if key not in network.declared:
+            if key not in network.declared and not file.broken:
                 known = list(network.declared)
                 help = did_you_mean(key, known) or (
                     f"it has {', '.join(f'`{n}`' for n in known)}" if known else "it has none"

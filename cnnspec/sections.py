@@ -43,7 +43,9 @@ class Sections:
     ) -> None:
         self.report.add(Diagnostic(code, message, span, labels=labels, help=help, fixes=fixes))
 
-    def value(self, node: tree.Expr, scope: FileScope, type_: Type | None = None, name: str = "value") -> Any:
+    def value(
+        self, node: tree.Expr, scope: FileScope, type_: Type | None = None, name: str = "value", sign: str = "="
+    ) -> Any:
         """The value of an expression of the top of a file.
 
         Raises:
@@ -51,16 +53,19 @@ class Sections:
             UnknownShape: It depends on the image.
         """
         expr = self.binder.expr(node, Names(scope, scope.variables()), type_)
-        return self.resolve(expr, scope, type_, name)
+        return self.resolve(expr, scope, type_, name, sign)
 
-    def resolve(self, expr: ir.Expr, scope: FileScope, type_: Type | None = None, name: str = "value") -> Any:
+    def resolve(
+        self, expr: ir.Expr, scope: FileScope, type_: Type | None = None, name: str = "value", sign: str = "="
+    ) -> Any:
         try:
             result = evaluate(expr, scope.constants)
             return result if type_ is None else convert(result, type_, name, expr.origin)
         except ExprFault as fault:
             span = self.binder.places[fault.origin] or self.binder.places[expr.origin]
             fixes = tuple(fixes_of_value(fault.help, span))
-            self.report.add(Diagnostic(fault.code, str(fault), span, help=fault.help, fixes=fixes))
+            help = fault.help and fault.help.replace(f"`{name}=", f"`{name}{sign}")
+            self.report.add(Diagnostic(fault.code, str(fault), span, help=help, fixes=fixes))
             raise Fault from None
 
     def settings(self, call: tree.Call, kind: type[Declared], scope: FileScope) -> Setting:
@@ -212,7 +217,7 @@ class Sections:
             )
             raise Fault
         try:
-            value = self.value(values[0], scope, parameter.type, entry.word)
+            value = self.value(values[0], scope, parameter.type, entry.word, " ")
         except UnknownShape:
             self.fail("E0207", "`in` has no meaning here", entry.span, help="write a number, or a `param` of the file")
             raise Fault from None

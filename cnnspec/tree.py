@@ -146,6 +146,10 @@ class ListLiteral(Node):
     items: tuple[Expr, ...]
 
 
+class Broken(Node):
+    """An expression or element that cannot be read; its fault is reported already."""
+
+
 class Group(Node):
     """An expression in parentheses; kept, so that the text can be written back."""
 
@@ -167,6 +171,7 @@ Expr = (
     | Interval
     | ListLiteral
     | Group
+    | Broken
 )
 
 
@@ -251,7 +256,7 @@ class Nothing(Node):
     """`nothing`: the branch that is not there."""
 
 
-Element = Call | Braces | Repeat | Join | If | Each | Reference | In | Nothing
+Element = Call | Braces | Repeat | Join | If | Each | Reference | In | Nothing | Broken
 
 
 # --- statements ----------------------------------------------------------------------------------
@@ -404,8 +409,9 @@ class Comment(Node):
 
 
 class File(Node):
-    """A whole spec."""
+    """A whole spec; `broken` where statements that cannot be read are missing."""
 
     source: Source
     statements: tuple[Top, ...]
     comments: tuple[Comment, ...] = ()
+    broken: bool = False

@@ -27,7 +27,7 @@ def read(text: str) -> tree.File:
     """
     report = Report()
     file = parse(Source("text", text), report)
-    if file is None:
+    if file is None or file.broken:
         raise CnnspecError(report.diagnostics)
     return file
 
@@ -58,7 +58,8 @@ def samples() -> list[tuple[str, str]]:
             re.findall(r"^```(?:cnn)?\n(.*?)^```", path.read_text("utf-8"), re.MULTILINE | re.DOTALL)
         ):
             found.append((f"{path.name}-{i}", block))
-    return [(name, text) for name, text in found if parse(Source(name, text), Report()) is not None]
+    trees = ((name, text, parse(Source(name, text), Report())) for name, text in found)
+    return [(name, text) for name, text, file in trees if file is not None and not file.broken]
 
 
 @pytest.mark.parametrize("text", [pytest.param(text, id=name) for name, text in samples()])

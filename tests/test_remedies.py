@@ -62,10 +62,30 @@ def test_many_kinds_of_faults_have_fixes() -> None:
             "add { conv 3x3 3 stride=2; conv 1x1 3 stride=2  when in.c == 3 }",
         ),
         ("first: conv 3x3 16\nconcat { in; @fist }", "first: conv 3x3 16\nconcat { in; @first }"),
+        ("conv 3x3, 16 | bn", "conv 3x3 16 | bn"),
+        ("conv(3, 16) | bn", "conv 3 16 | bn"),
+        ("conv(3, c=16, stride = 2) | bn", "conv 3 c=16 stride=2 | bn"),
+        ("resnet_block 16 x3", "resnet_block x3 16"),
+        ("conv 3×3 16", "conv 3x3 16"),
+        ("conv 3x3 16 | dropout .5", "conv 3x3 16 | dropout 0.5"),
+        ("conv 3x3 16 | dropout 0.", "conv 3x3 16 | dropout 0.0"),
+        ("conv 3x3 16 | | relu", "conv 3x3 16 | relu"),
+        ("conv 3x3 16 |", "conv 3x3 16"),
+        ("width = 16\nconv 3x3 width", "let width = 16\nconv 3x3 width"),
+        ("conv 3x3 c: 16", "conv 3x3 c=16"),
+        ("conv 3x3x3 16", "conv 3x3 16"),
+        ("relu\ntrain { epochs = 3 }", "relu\ntrain { epochs 3 }"),
+        ("relu\ntrain { schedule multistep at=[16 32] }", "relu\ntrain { schedule multistep at=[16, 32] }"),
+        ("conv 3x3 16 | norm: bn", "conv 3x3 16\nnorm: bn"),
+        ("add {\n    conv 3x3 3\n    in\nrelu", "add {\n    conv 3x3 3\n    in\n}\nrelu"),
+        ("relu\n}", "relu\n"),
+        ('relu\nrequire in.c > 2, "colour', 'relu\nrequire in.c > 2, "colour"'),
+        ("inptu 3x8x8\nrelu", "input 3x8x8\nrelu"),
     ],
 )
 def test_fix(line: str, expected: str) -> None:
-    assert HEAD + expected + "\n" in mended(HEAD + line + "\n")
+    head = HEAD.replace("input 3x32x32\n", "") if "inptu" in line else HEAD
+    assert head + expected + "\n" in mended(head + line + "\n")
 
 
 def test_a_remedy_that_does_not_work_is_not_shown() -> None:

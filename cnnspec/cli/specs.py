@@ -23,7 +23,7 @@ from cnnspec.cli.app import (
     settings,
 )
 from cnnspec.compiler import compile_file
-from cnnspec.diagnostics import CnnspecError, Diagnostic, failure
+from cnnspec.diagnostics import CnnspecError, Diagnostic, counted, failure
 
 
 @app.command()
@@ -58,7 +58,7 @@ def check(files: SpecFiles, sets: Settings = None, as_json: AsJson = False) -> i
             print_diagnostics(diagnostics)
         if wrong:
             count = sum(d.severity == "error" for d in diagnostics)
-            print(f"{file}: {count} error{'s' * (count > 1)}", file=sys.stderr)
+            print(f"{file}: {counted(count, 'error')}", file=sys.stderr)
         elif graph is not None:
             from cnnspec.shapes import text
 

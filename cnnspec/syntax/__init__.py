@@ -1,45 +1,82 @@
 """Text to tree; the only package that has heard of Lark.
 
-`parse` never raises for what is in the text: it gives the tree, or the faults. Every statement that
-cannot be read is reported once, and reading goes on behind it.
+`parse` never raises for what is in the text. Every statement that cannot be read is reported once, and
+reading goes on behind it.
 """
 
 from __future__ import annotations
 
-from lark import Token, UnexpectedInput
+import re
+
+from lark import Token, Tree, UnexpectedInput
 
 from cnnspec import tree
 from cnnspec.diagnostics import Report, Source
 from cnnspec.syntax.build import Builder
-from cnnspec.syntax.faults import blank_statement, explain
+from cnnspec.syntax.faults import explain
 from cnnspec.syntax.guard import balanced, within_limits
+from cnnspec.syntax.recovery import piece_at, without
 from cnnspec.syntax.tables import parser
 from cnnspec.syntax.words import FUNCTIONS, RESERVED, TOP_WORDS
 
 __all__ = ["FUNCTIONS", "RESERVED", "TOP_WORDS", "parse"]
 
 _MAX_REPORTED = 10
+_MAX_CHARACTERS = 200_000
+"""Of all attempts at one text together."""
 
 
 def parse(source: Source, report: Report) -> tree.File | None:
-    """The tree of a source, or nothing when its text is at fault; the faults go to `report`."""
-    if not within_limits(source, report) or not balanced(source, report):
+    """The tree of a source; the faults go to `report`.
+
+    Statements that cannot be read are missing in the tree, which then says that it is `broken`. There is no tree
+    where braces do not match or a limit is passed.
+    """
+    if not within_limits(source, report):
         return None
-    text, parsed = source.text, None
-    for _ in range(_MAX_REPORTED):
-        try:
-            parsed = parser().parse(text)
+    text = balanced(source, report)
+    if text is None:
+        return None
+    marks: set[int] = set()
+    broken, parsed = text != source.text, None
+    for _ in range(max(2, min(_MAX_REPORTED, _MAX_CHARACTERS // max(len(text), 1)))):
+        parsed, fault = _attempt(text)
+        if fault is None:
             break
-        except UnexpectedInput as error:
-            at = error.pos_in_stream if error.pos_in_stream is not None and error.pos_in_stream >= 0 else len(text)
-            if isinstance(getattr(error, "token", None), Token) and error.token.type == "$END":  # type: ignore[attr-defined]
-                at = len(text.rstrip())
-            report.add(explain(source, text, error, at))
-            blanked = blank_statement(text, at)
-            if blanked == text:
-                return None
-            text = blanked
-    if report.failed or parsed is None:
+        broken = True
+        at = _place(text, fault)
+        here, earlier = piece_at(text, at)
+        if earlier is not None:  # a line end is no end where more is needed: the statement before may be unfinished
+            alone = re.sub(r"[^\n]", " ", text[: earlier.start]) + text[earlier.start : earlier.end]
+            _, unfinished = _attempt(alone)
+            if unfinished is not None and _place(alone, unfinished) >= earlier.end:
+                here, fault, at = earlier, unfinished, earlier.end
+        report.add(explain(source, text, fault, at))
+        if here is None:
+            return None
+        changed, mark, names = without(text, here)
+        if changed == text:
+            return None
+        text = changed
+        marks |= {mark} if mark is not None else set()
+        report.unsure |= names
+    if parsed is None:
         return None
-    file = Builder(source, report).file(parsed)
-    return None if report.failed else file
+    file = Builder(source, report, marks).file(parsed, broken=broken)
+    return None if any(d.code == "E0405" for d in report.diagnostics) else file
+
+
+def _attempt(text: str) -> tuple[Tree[Token] | None, UnexpectedInput | None]:
+    try:
+        return parser().parse(text), None
+    except UnexpectedInput as error:
+        return None, error
+
+
+def _place(text: str, error: UnexpectedInput) -> int:
+    """Where an error stands; the end of a text is behind its last visible character."""
+    token = getattr(error, "token", None)
+    if isinstance(token, Token) and token.type == "$END":
+        return len(text.rstrip())
+    at = error.pos_in_stream
+    return at if at is not None and at >= 0 else len(text)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from fractions import Fraction
 from typing import Any
 
 from lark import Token, Tree
 
 from cnnspec import tree
-from cnnspec.diagnostics import Diagnostic, Report, Source, Span, did_you_mean, respell
+from cnnspec.diagnostics import Diagnostic, Edit, Fix, Report, Source, Span, did_you_mean, respell
 from cnnspec.limits import MAX_LITERAL, MAX_TERMS
 from cnnspec.syntax.guard import MARKS
 from cnnspec.syntax.words import FUNCTIONS, SCHEMES
@@ -17,14 +18,26 @@ from cnnspec.syntax.words import FUNCTIONS, SCHEMES
 class Builder:
     """Walks Lark's tree once; the methods are named as the rules of the grammar."""
 
-    def __init__(self, source: Source, report: Report) -> None:
+    def __init__(self, source: Source, report: Report, marks: Collection[int] = ()) -> None:
         self.source = source
         self.report = report
+        self.marks = marks
         self.depth = 0
+        self.broken = False
 
-    def file(self, parsed: Tree[Token]) -> tree.File:
+    def file(self, parsed: Tree[Token], *, broken: bool) -> tree.File:
         statements = tuple(self.build(child) for child in parsed.children)
-        return tree.File(Span(self.source, 0, len(self.source.text)), self.source, statements, self.comments())
+        span = Span(self.source, 0, len(self.source.text))
+        return tree.File(span, self.source, statements, self.comments(), broken or self.broken)
+
+    def missing(self, token: Token) -> bool:
+        """Whether a word stands in the place of a statement that cannot be read."""
+        return token.start_pos in self.marks
+
+    def fault(self, diagnostic: Diagnostic, span: Span) -> tree.Broken:
+        self.report.add(diagnostic)
+        self.broken = True
+        return tree.Broken(span)
 
     def comments(self) -> tuple[tree.Comment, ...]:
         found: list[tree.Comment] = []
@@ -139,7 +152,8 @@ class Builder:
         return tree.Figure(self.span(node), exact.numerator if exact.denominator == 1 else float(exact), text)
 
     def train(self, node: Any) -> tree.Train:
-        return tree.Train(self.span(node), tuple(self.build(child) for child in node.children))
+        entries = [child for child in node.children if not self.missing(child.children[0].children[0])]
+        return tree.Train(self.span(node), tuple(self.build(child) for child in entries))
 
     def entry(self, node: Any) -> tree.Entry:
         calls = [self.build(child) for child in node.children]
@@ -194,11 +208,22 @@ class Builder:
                             f"the label `{wrong.rstrip(': ')}` stands behind a `|`",
                             span,
                             help="put the element on a line of its own: a label names a whole statement",
+                            fixes=self.own_line(span),
                         )
                     )
+                    self.report.unsure.add(wrong.rstrip(": \t"))
             elements.append(self.build(child))
         when = self.build(condition.children[0]) if condition is not None else None
         return tree.Flow(self.span(node), self.label(label), tuple(elements), when)
+
+    def own_line(self, label: Span) -> tuple[Fix, ...]:
+        """A line end, and the same indentation, in place of the `|` in front of a label."""
+        text = self.source.text
+        bar = text.rindex("|", 0, label.start)
+        line = text.rfind("\n", 0, bar) + 1
+        indent = text[line : line + len(text[line:bar]) - len(text[line:bar].lstrip())]
+        end = len(text[:bar].rstrip())
+        return (Fix("put it on a line of its own", (Edit(self.at(end, label.start), f"\n{indent}"),)),)
 
     def let(self, node: Any) -> tree.Let:
         name, value = node.children
@@ -208,8 +233,10 @@ class Builder:
         condition, message = node.children
         return tree.Require(self.span(node), self.build(condition), str(message)[1:-1] if message else None)
 
-    def call(self, node: Any) -> tree.Call:
+    def call(self, node: Any) -> tree.Call | tree.Broken:
         name, repeat, *args = node.children
+        if self.missing(name):
+            return tree.Broken(self.span(node))
         count = self.integer(repeat[1:], self.token(repeat)) if repeat is not None else None
         built = tuple(self.build(arg) for arg in args)
         return tree.Call(self.span(node), str(name), count, built, self.token(name))
@@ -239,11 +266,13 @@ class Builder:
         other = self.statements(otherwise) if otherwise is not None else None
         return tree.If(self.span(node), self.build(condition), self.statements(then), other)
 
-    def each(self, node: Any) -> tree.Each:
+    def each(self, node: Any) -> tree.Each | tree.Broken:
         name, *rest = node.children
         columns = tuple(tree.Name(self.token(item), str(item)) for item in rest if isinstance(item, Token))
         args = tuple(self.build(item) for item in rest if isinstance(item, Tree) and item.data != "row")
         rows = tuple(self.build(item) for item in rest if isinstance(item, Tree) and item.data == "row")
+        if any(isinstance(cell, tree.Broken) for row in rows for cell in row.cells):
+            return tree.Broken(self.span(node))
         return tree.Each(self.span(node), str(name), columns, args, rows, self.token(name))
 
     def row(self, node: Any) -> tree.Row:
@@ -318,36 +347,28 @@ class Builder:
     def false(self, node: Any) -> tree.Bool:
         return tree.Bool(self.span(node), False)
 
-    def name(self, node: Any) -> tree.Name:
-        return tree.Name(self.span(node), str(node.children[0]))
+    def name(self, node: Any) -> tree.Name | tree.Broken:
+        token = node.children[0]
+        return tree.Broken(self.span(node)) if self.missing(token) else tree.Name(self.span(node), str(token))
 
-    def dim(self, node: Any) -> tree.Dim:
+    def dim(self, node: Any) -> tree.Dim | tree.Broken:
         span = self.span(node)
         axis = str(node.children[0])[3:]
         if axis not in ("c", "h", "w"):
-            self.report.add(
-                Diagnostic(
-                    "E0207",
-                    f"a tensor has no `{axis}`",
-                    span,
-                    help="write `in.c` (channels), `in.h` (height) or `in.w` (width)",
-                )
-            )
+            help = "write `in.c` (channels), `in.h` (height) or `in.w` (width)"
+            return self.fault(Diagnostic("E0207", f"a tensor has no `{axis}`", span, help=help), span)
         return tree.Dim(span, axis)
 
-    def function(self, node: Any) -> tree.FunctionCall:
+    def function(self, node: Any) -> tree.FunctionCall | tree.Broken:
         name, *args = node.children
         if name not in FUNCTIONS and name not in SCHEMES:
-            self.report.add(
-                Diagnostic(
-                    "E0207",
-                    f"there is no function `{name}`",
-                    self.token(name),
-                    help=did_you_mean(name, FUNCTIONS)
-                    or f"the functions are {', '.join(FUNCTIONS)}; a call of an operator takes no parentheses",
-                    fixes=respell(self.token(name), str(name), FUNCTIONS),
-                )
+            help = (
+                did_you_mean(name, FUNCTIONS)
+                or f"the functions are {', '.join(FUNCTIONS)}; a call of an operator takes no parentheses"
             )
+            fixes = respell(self.token(name), str(name), FUNCTIONS)
+            message = f"there is no function `{name}`"
+            return self.fault(Diagnostic("E0207", message, self.token(name), help=help, fixes=fixes), self.span(node))
         return tree.FunctionCall(self.span(node), str(name), tuple(self.build(arg) for arg in args))
 
     def list(self, node: Any) -> tree.ListLiteral:

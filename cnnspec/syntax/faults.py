@@ -6,8 +6,13 @@ import re
 
 from lark import UnexpectedInput
 
-from cnnspec.diagnostics import Diagnostic, Source, Span, did_you_mean
-from cnnspec.syntax.words import TOP_WORDS
+from cnnspec.diagnostics import Diagnostic, Edit, Fix, Source, Span, did_you_mean, respell
+from cnnspec.recipe import Scalars
+from cnnspec.syntax.words import FUNCTIONS, SCHEMES, TOP_WORDS
+
+_ENTRIES = ("data", "augment", "optimizer", "schedule", *Scalars.parameters)
+_MEANT = {"×": "x", "–": "-", "—": "-", "−": "-", "“": '"', "”": '"', "\u00a0": " ", "，": ",", "；": ";", "：": ":"}
+"""What a character that is not part of the language stands for."""
 
 _WORDS = {
     "_NEWLINE": "the end of the line",
@@ -52,24 +57,61 @@ def explain(source: Source, text: str, error: UnexpectedInput, at: int) -> Diagn
     rest = text[at : (text + "\n").index("\n", at)]
     what = "the line ends too early" if line_end else f"`{word}` cannot stand here"
     code, help = "E0101", None
+    fixes: list[Fix] = []
+
+    def change(said: str, *edits: tuple[int, int, str], certain: bool = False) -> None:
+        changes = tuple(Edit(Span(source, low, high), written) for low, high, written in edits)
+        fixes.append(Fix(said, changes, certain))
+
+    def top_word() -> str | None:
+        first = re.match(r"\s*([A-Za-z_]+)", before)
+        if first is None or first.group(1) in TOP_WORDS:
+            return None
+        head = at - len(before) + first.start(1)
+        fixes.extend(respell(Span(source, head, head + len(first.group(1))), first.group(1), TOP_WORDS))
+        return did_you_mean(first.group(1), TOP_WORDS)
+
+    def open_call() -> None:
+        line = text.rfind("\n", 0, at) + 1
+        for call in re.finditer(
+            r"([A-Za-z_][A-Za-z0-9_]*) *\(([^()\n]*)\)", text[line : (text + "\n").index("\n", line)]
+        ):
+            if line + call.start() <= at <= line + call.end() and call.group(1) not in (*FUNCTIONS, *SCHEMES):
+                args = re.sub(r"\s*=\s*", "=", re.sub(r"\s*,\s*", " ", call.group(2).strip()))
+                change(
+                    f"write `{call.group(1)} {args}`",
+                    (line + call.start(), line + call.end(), f"{call.group(1)} {args}"),
+                )
+
     if not line_end and not " " <= word[0] <= "~":
         shown = word[0] if word[0].isprintable() else f"U+{ord(word[0]):04X}"
         code, what = "E0103", f"the character `{shown}` is not part of the language"
         span = Span(source, start, start + 1)
         help = "outside comments and strings a spec is plain ASCII"
+        if word[0] in _MEANT:
+            help += f"; write `{_MEANT[word[0]]}`"
+            change(help, (start, start + 1, _MEANT[word[0]]), certain=True)
     elif re.match(r"x[0-9]+$", word):
         code, what = "E0106", f"the repeat `{word}` does not stand right after the name"
         call = re.search(r"([A-Za-z_][A-Za-z0-9_]*)[^|{};]*$", before)
-        help = f"write `{call.group(1)} {word} ...`" if call else "put it right after the name it repeats"
+        if call and call.group(1) in ("add", "mul", "concat"):
+            help = f"repeat a group around it: `repeat {word[1:]} {{ {call.group(1)} {{ ... }} }}`"
+        elif call:
+            help = f"write `{call.group(1)} {word} ...`"
+            behind = at - len(before) + call.end(1)
+            change(help, (behind, behind, f" {word}"), (start - 1, found.end(), ""), certain=True)
+        else:
+            help = "put it right after the name it repeats"
     elif (size := re.match(r"[0-9]+(x[0-9]+)+(?![A-Za-z0-9_])", rest)) and not line_end:
         span = Span(source, at, at + size.end())
         what = f"the size `{size.group()}` cannot stand here"
-        first = re.match(r"\s*([A-Za-z_]+)", before)
-        near = did_you_mean(first.group(1), TOP_WORDS) if first and first.group(1) not in TOP_WORDS else None
+        near = top_word()
         if re.search(r"\binput\s*$", before):
             what, help = f"the input is `{size.group()}`", "state channels, height and width: `input 3x32x32`"
         elif size.group().count("x") == 2:
-            help = near or "three sizes only stand behind `input`; a kernel is `3x3`"
+            kernel = "x".join(size.group().split("x")[:2])
+            help = near or f"three sizes only stand behind `input`; a kernel is `{kernel}`"
+            change(f"write `{kernel}`", (at, at + size.end(), kernel))
         else:
             help = near or "a statement starts with a name: `conv 3x3 c=16`"
     elif re.match(r"[0-9]+(\.[0-9]+)?[A-Za-z_]", rest) and not line_end:
@@ -81,42 +123,59 @@ def explain(source: Source, text: str, error: UnexpectedInput, at: int) -> Diagn
     elif re.match(r"[A-Za-z_][A-Za-z0-9_]*\(", rest):
         what = f"`{word}(` cannot stand here"
         help = "a call is a name and its arguments, separated by spaces: `conv 3x3 c=16`"
+        open_call()
+    elif word == "," and re.match(r"\s*block\b", before):
+        help = "parameters are separated by one comma: `block name(c, stride = 1)`"
     elif word == "," and re.search(r"\(\s*[^()]*$", before):
         help = "arguments are separated by spaces: `conv 3x3 c=16`"
+        open_call()
     elif word == "," and "COMMA" not in expected:
         help = "arguments are separated by spaces, list items in `[...]` by commas"
+        change("remove the comma", (start, start + 1, "" if rest[1:2].isspace() else " "), certain=True)
     elif word == "(" and re.search(r"[A-Za-z0-9_]\s*$", before):
         help = "a call is a name and its arguments, separated by spaces: `conv 3x3 c=16`"
-    elif word == ":" and re.search(r"[A-Za-z0-9_]\s*$", before):
+        open_call()
+    elif word == ":" and (name := re.search(r"[A-Za-z0-9_](\s*)$", before)):
         help = "a label stands at the head of a statement; an argument is written `name=value`"
+        spaces = re.match(r":\s*", rest)
+        change("write `=`", (start - len(name.group(1)), start + (spaces.end() if spaces else 1), "="))
+    elif word == "=" and (entry := re.search(r"(?:^|[{;])\s*([a-z_]+)\s*$", before)) and entry.group(1) in _ENTRIES:
+        spaces = re.match(r"=\s*", rest)
+        help = f"an entry of the train section takes no `=`: `{entry.group(1)} ...`"
+        change("remove the `=`", (start, start + (spaces.end() if spaces else 1), ""), certain=True)
     elif word == "=" and re.match(r"\s*[A-Za-z_][A-Za-z0-9_]*\s*$", before):
         help = f"a value is named with `let {before.strip()} = ...`"
+        head = at - len(before.lstrip())
+        change(f"write `let {before.strip()} = ...`", (head, head, "let "))
     elif word == "=":
         help = "an argument is written `name=value`: `conv 3x3 c=16`"
     elif word == "-" or (word == "." and (text[at - 1 : at].isdigit() or re.match(r"\.[0-9]", rest))):
         help = "a number needs digits on both sides of its point, a range is `0.8..1.0`"
+        if word == ".":
+            digit = start + 1 if text[at - 1 : at].isdigit() else start
+            change("write the `0`", (digit, digit, "0"), certain=True)
     elif word == "|" and not before.strip():
         help = "a pipeline needs an element in front of its first `|`"
+        change("remove the `|`", (start, found.end() + rest[1:2].isspace(), ""))
     elif word == "|" and before.rstrip().endswith("|"):
         help = "write an element between the two `|`, or remove one"
-    elif line_end and before.rstrip().endswith("|"):
+        change("remove one `|`", (start, found.end() + rest[1:2].isspace(), ""))
+    elif (line_end or word == "}") and before.rstrip().endswith("|"):
         help = "write an element behind the last `|`, or remove it"
+        bar = at - len(before) + len(before.rstrip()) - 1
+        change("remove the last `|`", (bar - text[bar - 1 : bar].isspace(), bar + 1, ""))
+    elif "COMMA" in expected and (items := re.search(r"\[([^\[\]]*)$", before)):
+        end = text.find("]", at)
+        help = "list items are separated by commas: `[16, 32]`"
+        if end > 0:
+            begin = at - len(items.group(1))
+            change(
+                "write the commas", (begin, end, ", ".join(re.split(r"[\s,]+", text[begin:end].strip()))), certain=True
+            )
     elif expected and len(expected) <= 4:
         help = "expected " + " or ".join(
             sorted({_WORDS.get(name, f"`{name.strip('_').lower()}`") for name in expected})
         )
     else:
-        first = re.match(r"\s*([A-Za-z_]+)", before)
-        near = did_you_mean(first.group(1), TOP_WORDS) if first and first.group(1) not in TOP_WORDS else None
-        help = near or "a statement ends with its line; elements are joined by `|`"
-    return Diagnostic(code, what, span, help=help)
-
-
-def blank_statement(text: str, at: int) -> str:
-    """The text with the line of an error blanked, braces kept, so that what follows can be read."""
-    start = text.rfind("\n", 0, min(at, len(text))) + 1
-    end = (text + "\n").index("\n", start)
-    blank = re.sub(r"[^{}]", " ", text[start:end])
-    if blank == text[start:end] and start > 0:
-        return blank_statement(text, start - 1)
-    return text[:start] + blank + text[end:]
+        help = top_word() or "a statement ends with its line; elements are joined by `|`"
+    return Diagnostic(code, what, span, help=help, fixes=tuple(fixes))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from cnnspec.diagnostics import Diagnostic, Label, Report, Source, Span
+from cnnspec.diagnostics import Diagnostic, Edit, Fix, Label, Report, Source, Span
 from cnnspec.limits import MAX_FILE_BYTES, MAX_LINE_LENGTH, MAX_NESTING
 
 
@@ -38,10 +38,41 @@ def within_limits(source: Source, report: Report) -> bool:
 
 MARKS = re.compile(r'#[^\n]*|"[^"\n]*"|"[^\n]*|[{}()\[\]]')
 _CLOSING = {"}": "{", ")": "(", "]": "["}
+_OPENING = {opened: closing for closing, opened in _CLOSING.items()}
 
 
-def balanced(source: Source, report: Report) -> bool:
-    """Whether every brace, parenthesis and bracket is closed, every string ends, and nesting is sane."""
+def _write(source: Source, help: str, at: int, text: str) -> Fix:
+    return Fix(help, (Edit(Span(source, at, at), text),))
+
+
+def _ends(text: str, closing: str, opened: int) -> list[tuple[int, str]]:
+    """Where what was opened may have been meant to end, and what to write there: for a brace in front of the next
+    line that is indented no further than its own, or at the end of the text; for others at the end of the line.
+    """
+    line = text.rfind("\n", 0, opened) + 1
+    if closing != "}":
+        end = (text + "\n").index("\n", opened)
+        return [(line + len(text[line:end].split("#")[0].rstrip()), closing)]
+    indent = re.compile(r"[ \t]*").match(text, line)
+    own = indent.group() if indent else ""
+    places: list[tuple[int, str]] = []
+    at = (text + "\n").index("\n", opened) + 1
+    while at < len(text):
+        end = (text + "\n").index("\n", at)
+        here = text[at:end]
+        if here.strip() and not here.startswith(own + " ") and not here.startswith(own + "\t"):
+            places.append((at, f"{own}}}\n"))
+            break
+        at = end + 1
+    return [*places, (len(text.rstrip()), f"\n{own}}}")]
+
+
+def balanced(source: Source, report: Report) -> str | None:
+    """The text, if every brace, parenthesis and bracket is closed and nesting is sane; or nothing.
+
+    A string without an end is taken out of it, so that what follows can be read.
+    """
+    text = source.text
     open_marks: list[tuple[str, int]] = []
     for match in MARKS.finditer(source.text):
         mark, at = match.group(), match.start()
@@ -50,9 +81,16 @@ def balanced(source: Source, report: Report) -> bool:
             continue
         if mark[0] == '"':
             report.add(
-                Diagnostic("E0103", "the string has no closing quote", span, help='end it with `"` on the same line')
+                Diagnostic(
+                    "E0103",
+                    "the string has no closing quote",
+                    span,
+                    help='end it with `"` on the same line',
+                    fixes=(_write(source, 'add `"`', match.end(), '"'),),
+                )
             )
-            return False
+            text = text[:at] + ('"' + " " * (len(mark) - 2) + '"' if len(mark) > 1 else " ") + text[match.end() :]
+            continue
         if mark in "{([":
             open_marks.append((mark, at))
             if len(open_marks) > MAX_NESTING:
@@ -64,7 +102,7 @@ def balanced(source: Source, report: Report) -> bool:
                         help="name the inner part as a `block`",
                     )
                 )
-                return False
+                return None
         elif open_marks and open_marks[-1][0] == _CLOSING[mark]:
             open_marks.pop()
         elif open_marks:
@@ -75,20 +113,28 @@ def balanced(source: Source, report: Report) -> bool:
                     f"`{opened}` is closed by `{mark}`",
                     span,
                     labels=(Label(Span(source, where, where + 1), "opened here"),),
-                    help=f"close it with `{next(c for c, o in _CLOSING.items() if o == opened)}` first",
+                    help=f"close it with `{_OPENING[opened]}` first",
+                    fixes=(
+                        Fix(f"write `{_OPENING[opened]}`", (Edit(span, _OPENING[opened]),)),
+                        _write(source, f"add `{_OPENING[opened]}`", at, _OPENING[opened]),
+                    ),
                 )
             )
-            return False
+            return None
         else:
             report.add(
                 Diagnostic(
-                    "E0102", f"`{mark}` closes nothing", span, help=f"remove it, or open it with `{_CLOSING[mark]}`"
+                    "E0102",
+                    f"`{mark}` closes nothing",
+                    span,
+                    help=f"remove it, or open it with `{_CLOSING[mark]}`",
+                    fixes=(Fix("remove it", (Edit(span, ""),)),),
                 )
             )
-            return False
+            return None
     if open_marks:
         opened, where = open_marks[-1]
-        closing = next(c for c, o in _CLOSING.items() if o == opened)
+        closing = _OPENING[opened]
         report.add(
             Diagnostic(
                 "E0102",
@@ -97,7 +143,8 @@ def balanced(source: Source, report: Report) -> bool:
                 "opened here",
                 labels=(Label(source.end, "the text ends here"),),
                 help=f"add `{closing}`",
+                fixes=tuple(_write(source, f"add `{closing}`", *place) for place in _ends(source.text, closing, where)),
             )
         )
-        return False
-    return True
+        return None
+    return text
