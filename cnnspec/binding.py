@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cnnspec import ir, tree
-from cnnspec.blocks import BLOCK_TYPES, signature
+from cnnspec.blocks import BLOCK_TYPES, check_header, signature
 from cnnspec.diagnostics import Edit, Fix, Label, Report, Span, counted, did_you_mean, nearest, respell
 from cnnspec.expressions import literal
 from cnnspec.limits import MAX_DEPTH
-from cnnspec.names import Fault, Names, Resolver
+from cnnspec.names import FILLED, Fault, Names, Resolver
 from cnnspec.ops import FOREIGN_NAMES, OPS
 from cnnspec.scopes import FileScope
 from cnnspec.signatures import Bounds, Parameter, Type
@@ -36,6 +36,7 @@ class Binder(Resolver):
         super().__init__(report)
         self.blocks: dict[str, ir.Block] = {}
         self._keys: dict[int, str] = {}
+        self._signatures: dict[int, dict[str, Parameter]] = {}
         self._open: list[tuple[tree.Block, Span]] = []
         self._depth = 0
 
@@ -200,12 +201,13 @@ class Binder(Resolver):
         kind = names.variables.get(callee)
         if callee in names.variables and (kind is None or kind.kind == "op"):
             variable = True
+            self.named.add(callee)
             parameters: Mapping[str, Parameter] = {}
         else:
             found = names.file.find_block(callee)
             if found is not None:
                 key = self.block(found[0], found[1], span)
-                parameters = signature(found[1])
+                parameters = self.signature_of(found[1])
             elif callee in OPS:
                 parameters = OPS[callee].parameters
             else:
@@ -241,6 +243,13 @@ class Binder(Resolver):
 
     # --- blocks ----------------------------------------------------------------------------------
 
+    def signature_of(self, block: tree.Block) -> dict[str, Parameter]:
+        """The parameters of a block, read off its definition once."""
+        known = self._signatures.get(id(block))
+        if known is None:
+            known = self._signatures[id(block)] = signature(block)
+        return known
+
     def block(self, scope: FileScope, block: tree.Block, called_at: Span | None) -> str:
         """The key of a block in the Model; elaborates it when it is first called.
 
@@ -273,14 +282,16 @@ class Binder(Resolver):
             key += "_"
         self._keys[id(block)] = key
         self._open.append((block, called_at or block.name_span))
+        around, self.named = self.named, set()
         try:
             self.blocks[key] = self._block(scope, block)
         finally:
+            self.named = around
             self._open.pop()
         return key
 
     def _block(self, scope: FileScope, block: tree.Block) -> ir.Block:
-        self._check_header(block)
+        check_header(block, self.report)
         taken = signature(block)
         names = Names(scope, scope.variables())
         parameters: list[ir.BlockParameter] = []
@@ -293,6 +304,10 @@ class Binder(Resolver):
                 except Fault:
                     default = ir.Expr(kind="number", value=0)
             origin = self.places.add(parameter.span)
+            try:
+                self.need_room(names, parameter.span)
+            except Fault:
+                break
             parameters.append(
                 ir.BlockParameter(
                     name=parameter.name,
@@ -304,7 +319,7 @@ class Binder(Resolver):
             )
             names = names.with_variable(parameter.name, type_)
         body = self.statements(block.body, names)
-        constants = {name: literal(value) for name, value in scope.constants.items()}
+        constants = {name: literal(value) for name, value in scope.constants.items() if name in self.named}
         return ir.Block(
             name=block.name,
             parameters=tuple(parameters),
@@ -312,41 +327,6 @@ class Binder(Resolver):
             constants=constants,
             origin=self.places.add(block.name_span),
         )
-
-    def _check_header(self, block: tree.Block) -> None:
-        seen: dict[str, Span] = {}
-        for parameter in block.parameters:
-            if parameter.name in seen:
-                labels = [Label(seen[parameter.name], "the first one")]
-                self.fail(
-                    "E0211",
-                    f"the parameter `{parameter.name}` is defined twice",
-                    parameter.span,
-                    labels=labels,
-                    help="rename one of the two",
-                )
-            if parameter.name in ("repeat", "name"):
-                self.fail(
-                    "E0211",
-                    f"a parameter cannot be called `{parameter.name}`",
-                    parameter.span,
-                    help="every call takes `repeat` and `name`; choose another word",
-                )
-            if parameter.type is not None and parameter.type not in BLOCK_TYPES:
-                help = did_you_mean(parameter.type, BLOCK_TYPES) or f"the types are {', '.join(BLOCK_TYPES)}"
-                text, at = parameter.span.source.text, parameter.span.start
-                start = text.index(parameter.type, text.index(":", at))
-                word = Span(parameter.span.source, start, start + len(parameter.type))
-                fixes = respell(word, parameter.type, BLOCK_TYPES)
-                self.fail("E0204", f"there is no type `{parameter.type}`", word, help=help, fixes=fixes)
-            if parameter.once and parameter.default is None:
-                self.fail(
-                    "E0203",
-                    f"the `once` parameter `{parameter.name}` needs a default",
-                    parameter.span,
-                    help=f"the later calls of a repeat get it: `once {parameter.name} = ...`",
-                )
-            seen[parameter.name] = parameter.span
 
     # --- statements and elements -----------------------------------------------------------------
 
@@ -358,9 +338,11 @@ class Binder(Resolver):
             try:
                 match statement:
                     case tree.Let():
+                        self.need_room(names, statement.name_span)
                         out.append(ir.Let(name=statement.name, value=self.expr(statement.value, names), origin=at))
                         names = names.with_variable(statement.name)
                     case tree.Require():
+                        self.named.update(FILLED.findall(statement.message or ""))
                         out.append(
                             ir.Require(
                                 condition=self.expr(statement.condition, names), message=statement.message, origin=at

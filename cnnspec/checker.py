@@ -10,7 +10,7 @@ from cnnspec import ir, shapes
 from cnnspec.diagnostics import Diagnostic, Report
 from cnnspec.expansion import Expansion, LimitReached
 from cnnspec.expressions import ExprFault, evaluate, kind_of, show
-from cnnspec.limits import MAX_PERIOD
+from cnnspec.limits import MAX_HUGE, MAX_PARAMETERS, MAX_PERIOD
 from cnnspec.names import Places
 from cnnspec.symbolic import PeriodLimit
 
@@ -24,7 +24,15 @@ _RELATIONS: dict[str, Callable[[Any, Any], bool]] = {
 }
 
 
-def check(model: ir.Model, places: Places, report: Report, text: str = "", steps: int | None = None) -> ir.Graph | None:
+def check(
+    model: ir.Model,
+    places: Places,
+    report: Report,
+    text: str = "",
+    steps: int | None = None,
+    *,
+    allow_huge: bool = False,
+) -> ir.Graph | None:
     """The Graph of a Model whose every shape and contract holds, or nothing.
 
     Args:
@@ -33,6 +41,7 @@ def check(model: ir.Model, places: Places, report: Report, text: str = "", steps
         report: Takes the diagnostics; a Graph is only given when it holds no error.
         text: The spec as it was read, kept with the Graph.
         steps: At most so many elements are written out, where less than the limit is wanted.
+        allow_huge: Whether it may have more than the usual number of parameters.
     """
     expansion = Expansion(model, places, report, steps)
     try:
@@ -64,6 +73,7 @@ def check(model: ir.Model, places: Places, report: Report, text: str = "", steps
         model=model,
         text=text,
     )
+    _weight(graph, report, MAX_HUGE if allow_huge else MAX_PARAMETERS)
     _unused(graph, report)
     _heads(graph, report)
     try:
@@ -74,6 +84,23 @@ def check(model: ir.Model, places: Places, report: Report, text: str = "", steps
     for expect in model.expects:
         _contract(graph, expect, places, report)
     return None if report.failed else graph
+
+
+def _weight(graph: ir.Graph, report: Report, limit: int) -> None:
+    """Reports a network with more parameters than the limit, at its heaviest operator."""
+    if graph.parameter_count > limit:
+        heaviest = max(graph.nodes, key=lambda node: node.parameter_count)
+        report.add(
+            Diagnostic(
+                "E0405",
+                f"the network has {graph.parameter_count:,} parameters, more than the limit of {limit:,}",
+                heaviest.origin,
+                f"has {heaviest.parameter_count:,} of them",
+                help="if it is meant to be as large, say `--allow-huge` or `allow_huge=True`"
+                if limit < MAX_HUGE
+                else "use fewer channels or smaller kernels",
+            )
+        )
 
 
 def _unused(graph: ir.Graph, report: Report) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from cnnspec import ir, tree
 from cnnspec.binding import Binder
 from cnnspec.checker import check as check_model
-from cnnspec.diagnostics import CnnspecError, Diagnostic, Report, Source, failure
+from cnnspec.diagnostics import CnnspecError, Diagnostic, Report, Source, TooManyFaults, failure
 from cnnspec.elaborate import elaborate
 from cnnspec.expressions import ExprFault, UnknownShape, evaluate
 from cnnspec.formatting import format_file
@@ -68,7 +68,12 @@ class Compilation:
 
 
 def compile_source(
-    source: Source, path: Path | None = None, params: Mapping[str, Any] | None = None, *, steps: int | None = None
+    source: Source,
+    path: Path | None = None,
+    params: Mapping[str, Any] | None = None,
+    *,
+    steps: int | None = None,
+    allow_huge: bool = False,
 ) -> Compilation:
     """Runs the stages on a text, as far as they go.
 
@@ -77,11 +82,12 @@ def compile_source(
         path: The file that it was read from; other files are looked up beside it.
         params: Values for the spec's parameters.
         steps: At most so many elements are written out, where less than the limit is wanted.
+        allow_huge: Whether it may have more than `limits.MAX_PARAMETERS` parameters.
     """
     done = Compilation(source, Report())
 
     def again(text: str, steps: int) -> Report:
-        return compile_source(Source(source.name, text), path, params, steps=steps).report
+        return compile_source(Source(source.name, text), path, params, steps=steps, allow_huge=allow_huge).report
 
     done.again = again
     done.tree = parse(source, done.report)
@@ -92,9 +98,12 @@ def compile_source(
         library.add(path, done.tree)
     given = {key: _value(key, value) for key, value in (params or {}).items()}
     name = Path(source.name).stem or "network"
-    done.model, places = elaborate(done.tree, library, given, name, done.report)
-    if done.model is not None:
-        done.graph = check_model(done.model, places, done.report, source.text, steps)
+    try:
+        done.model, places = elaborate(done.tree, library, given, name, done.report)
+        if done.model is not None:
+            done.graph = check_model(done.model, places, done.report, source.text, steps, allow_huge=allow_huge)
+    except TooManyFaults:
+        pass
     return done
 
 
@@ -137,46 +146,50 @@ def locate(path_or_name: str | Path) -> tuple[Path, str]:
     return path, str(path_or_name)
 
 
-def compile_file(path_or_name: str | Path, params: Mapping[str, Any] | None = None) -> Compilation:
+def compile_file(
+    path_or_name: str | Path, params: Mapping[str, Any] | None = None, *, allow_huge: bool = False
+) -> Compilation:
     """Runs the stages on a file, or on a shipped spec by its name."""
     path, name = locate(path_or_name)
     report = Report()
     text = read_text(path, name, report)
     if text is None:
         return Compilation(Source(name, ""), report)
-    return compile_source(Source(name, text), path, params)
+    return compile_source(Source(name, text), path, params, allow_huge=allow_huge)
 
 
-def load(path_or_name: str | Path, **params: Any) -> ir.Graph:
+def load(path_or_name: str | Path, *, allow_huge: bool = False, **params: Any) -> ir.Graph:
     """The checked network of a file, or of a shipped spec by its name.
 
     Args:
         path_or_name: `"my/net.cnn"` or `"resnet20"`.
+        allow_huge: Whether it may have more than 10,000,000,000 parameters.
         **params: Values for the spec's `param`s.
 
     Raises:
         CnnspecError: The spec is at fault; `.diagnostics` says where and why.
     """
-    return compile_file(path_or_name, params).require_graph()
+    return compile_file(path_or_name, params, allow_huge=allow_huge).require_graph()
 
 
-def loads(text: str, name: str = "network", **params: Any) -> ir.Graph:
+def loads(text: str, name: str = "network", *, allow_huge: bool = False, **params: Any) -> ir.Graph:
     """The checked network of a text.
 
     Args:
         text: A spec.
         name: What to call it in messages, and the network's name where the text states none.
+        allow_huge: Whether it may have more than 10,000,000,000 parameters.
         **params: Values for the spec's `param`s.
 
     Raises:
         CnnspecError: The spec is at fault; `.diagnostics` says where and why.
     """
-    return compile_source(_source(text, name), None, params).require_graph()
+    return compile_source(_source(text, name), None, params, allow_huge=allow_huge).require_graph()
 
 
-def check(text: str, name: str = "network") -> list[Diagnostic]:
+def check(text: str, name: str = "network", *, allow_huge: bool = False) -> list[Diagnostic]:
     """Every fault and lint of a text, in the order of their places; none when all is well."""
-    return compile_source(_source(text, name)).diagnostics
+    return compile_source(_source(text, name), allow_huge=allow_huge).diagnostics
 
 
 def format(text: str, name: str = "network") -> str:
@@ -238,6 +251,7 @@ def build(
     input: str | Sequence[int] | None = None,
     weights: str | Path | None = None,
     outputs: Sequence[str] = (),
+    allow_huge: bool = False,
     **params: Any,
 ) -> nn.Module:
     """The torch module of a network.
@@ -250,6 +264,7 @@ def build(
             or `torchvision:DEFAULT`, `torchvision:IMAGENET1K_V2` and their like for a network of torchvision's.
         outputs: Paths of modules whose features are wanted in place of the logits; nothing behind the last
             of them is built or run, and the module gives a `dict` from these paths to `[N, C, H, W]`.
+        allow_huge: Whether it may have more than 10,000,000,000 parameters.
         **params: Values for the spec's `param`s.
 
     Raises:
@@ -266,7 +281,7 @@ def build(
             )
         graph = spec
     else:
-        graph = load(spec, **params)
+        graph = load(spec, allow_huge=allow_huge, **params)
     if input is not None:
         graph = resize(graph, input)
     module = to_module(tap(graph, outputs) if outputs else graph)

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from cnnspec.limits import MAX_FAULTS
+
 Severity = Literal["error", "warning"]
 
 
@@ -238,6 +240,10 @@ _OF_NAMES = ("E0201", "E0202", "E0207", "E0208")
 """What can be said of a name that is not known."""
 
 
+class TooManyFaults(Exception):
+    """A report is full; whoever runs the stages stops here and shows what it holds."""
+
+
 @dataclass(slots=True)
 class Report:
     """Collects diagnostics; a fault that is found again at the same place is kept once.
@@ -248,9 +254,15 @@ class Report:
 
     diagnostics: list[Diagnostic] = field(default_factory=list[Diagnostic])
     unsure: set[str] = field(default_factory=set[str])
+    full: bool = False
     _seen: set[tuple[object, ...]] = field(default_factory=set[tuple[object, ...]])
 
     def add(self, diagnostic: Diagnostic) -> None:
+        """Keeps a diagnostic.
+
+        Raises:
+            TooManyFaults: The report is full.
+        """
         span = diagnostic.span
         place = (id(span.source), span.start) if span else (diagnostic.file, diagnostic.message)
         key = (diagnostic.code, *place)
@@ -259,6 +271,9 @@ class Report:
             if word in self.unsure:
                 return
         if key not in self._seen:
+            if len(self.diagnostics) >= MAX_FAULTS:
+                self.full = True
+                raise TooManyFaults
             self._seen.add(key)
             self.diagnostics.append(diagnostic)
 
@@ -271,7 +286,14 @@ class Report:
         files: dict[str | None, int] = {}
         for diagnostic in self.diagnostics:
             files.setdefault(diagnostic.name, len(files))
-        return sorted(self.diagnostics, key=lambda d: (files[d.name], d.span.start if d.span else -1))
+        found = sorted(self.diagnostics, key=lambda d: (files[d.name], d.span.start if d.span else -1))
+        if self.full:
+            message = f"more faults than the limit of {MAX_FAULTS} that one run shows"
+            found.append(Diagnostic("E0405", message, help="mend these first, then check again"))
+        return found
+
+
+_MANY = 256
 
 
 def _distance(a: str, b: str) -> int:
@@ -294,6 +316,8 @@ def nearest(word: str, known: Iterable[str]) -> list[str]:
     folded = [other for other in words if other.lower() == word.lower()]
     if folded:
         return folded[:1]
+    if len(words) > _MANY:  # comparing takes a while: of very many only those that start alike
+        words = [other for other in words if other[:2] == word[:2]][:_MANY]
     near = difflib.get_close_matches(word, words, n=8, cutoff=0.5 if len(word) <= 3 else 0.6)
     distances = {other: _distance(word, other) for other in near}
     least = min(distances.values(), default=0)

@@ -136,6 +136,7 @@ class _Elaboration(Sections):
             try:
                 match statement:
                     case tree.Param() | tree.Classes():
+                        self.binder.need_room(Names(scope, scope.constants), statement.span)
                         name = statement.name if isinstance(statement, tree.Param) else "classes"
                         span = statement.name_span if isinstance(statement, tree.Param) else statement.span
                         self.once(seen, "parameter", name, span)
@@ -147,6 +148,7 @@ class _Elaboration(Sections):
                         scope.constants[name] = value
                     case tree.Let():
                         self.once(seen, "value", statement.name, statement.name_span)
+                        self.binder.need_room(Names(scope, scope.constants), statement.span)
                         scope.constants.pop(statement.name, None)
                         scope.constants[statement.name] = self.value(statement.value, scope)
                     case tree.Block():
@@ -392,11 +394,12 @@ class _Elaboration(Sections):
                         pass
         body: list[ir.Statement] = []
         variables: dict[int, Names] = {}
+        scopes = {id(scope): scope for scope, statement in network.body if isinstance(statement, tree.Flow)}
         constants = dict(network.scope.constants)
+        for scope in scopes.values():
+            constants |= scope.constants
         for scope, statement in network.body:
             names = variables.get(id(scope)) or Names(scope, scope.variables())
-            if isinstance(statement, tree.Flow):
-                constants |= scope.constants
             body.extend(binder.statements((statement,), names))
             if isinstance(statement, tree.Let):
                 names = names.with_variable(statement.name)

@@ -13,23 +13,18 @@ from typing import Any
 from cnnspec import ir, shapes
 from cnnspec.blocks import BLOCK_TYPES
 from cnnspec.diagnostics import Label, Report, Span
-from cnnspec.expressions import ExprFault, Unknown, UnknownShape, convert, evaluate, show
-from cnnspec.frames import ABSENT, Absent, Evaluator, Flowing, Frame, Namespace, Tensor, labels_of
+from cnnspec.expressions import ExprFault, Unknown, UnknownShape, evaluate, show
+from cnnspec.frames import ABSENT, Absent, Evaluator, Flowing, Frame, LimitReached, Namespace, Tensor, labels_of
 from cnnspec.inits import INITS, InitScheme, allowed_inits
-from cnnspec.limits import MAX_DEPTH, MAX_NODES, MAX_REPEAT
+from cnnspec.limits import MAX_DEPTH, MAX_HUGE, MAX_NAME, MAX_NODES, MAX_PATH, MAX_STEPS
 from cnnspec.names import Places
 from cnnspec.ops import JOINS, OPS, Op, ShapeFault
 from cnnspec.ops.join import disagreement
 from cnnspec.remedies import fixes_of_join
 from cnnspec.shapes import Shape
-from cnnspec.signatures import Bounds, OpName, Type
+from cnnspec.signatures import OpName, Type
 
-_COUNT = Type("int", bounds=Bounds(1, MAX_REPEAT))
-_MAX_STEPS = 4 * MAX_NODES
-
-
-class LimitReached(Exception):
-    """The network is larger than the limit; the diagnostic is reported already."""
+_MAX_MESSAGE = 500
 
 
 class Expansion(Evaluator):
@@ -43,7 +38,7 @@ class Expansion(Evaluator):
 
     def __init__(self, model: ir.Model, places: Places, report: Report, steps: int | None = None) -> None:
         super().__init__(places, report)
-        self._max_steps = min(steps or _MAX_STEPS, _MAX_STEPS)
+        self._max_steps = min(steps or MAX_STEPS, MAX_STEPS)
         self.model = model
         self.nodes: list[ir.Node] = []
         self.scopes: dict[str, str] = {}
@@ -52,6 +47,7 @@ class Expansion(Evaluator):
         self.output: Flowing = None
         self._inits: dict[str, InitScheme] = {i.target: INITS[i.scheme.name](**i.scheme.args) for i in model.inits}
         self._ops: dict[tuple[Any, ...], Op] = {}
+        self._labels: dict[str, int] | None = None
         self._aux: str | None = None
         self._steps = 0
         self._depth = 0
@@ -112,16 +108,19 @@ class Expansion(Evaluator):
     def aside(self, statement: ir.Let | ir.Require, frame: Frame) -> bool:
         """A statement that no tensor flows through; false where it forbids what follows."""
         if isinstance(statement, ir.Let):
+            if statement.value.parts:
+                self.charge(statement.value)
             try:
-                frame.values[statement.name] = evaluate(statement.value, frame.values, frame.shape)
+                value = evaluate(statement.value, frame.values, frame.shape)
             except ExprFault as fault:
                 self.fail(fault.code, str(fault), fault.origin, help=fault.help)
-                frame.values[statement.name] = Unknown()
+                value = Unknown()
             except UnknownShape:
-                frame.values[statement.name] = Unknown()
+                value = Unknown()
+            frame.define(statement.name, value)
         elif self.decide(statement.condition, frame) is False:
             message = self.fill(statement.message, frame) if statement.message else "a requirement does not hold"
-            self.fail("E0402", message, statement.origin)
+            self.fail("E0402", message[:_MAX_MESSAGE], statement.origin)
             return False
         return True
 
@@ -188,7 +187,12 @@ class Expansion(Evaluator):
                 else "rename one of the two",
             )
         names.used[name] = origin
-        return names.join(name)
+        path = names.join(name)
+        if len(path) > MAX_PATH:
+            message = f"the name of a module is longer than the limit of {MAX_PATH} characters"
+            self.fail("E0405", message, origin, help="choose shorter labels")
+            raise LimitReached
+        return path
 
     # --- elements --------------------------------------------------------------------------------
 
@@ -246,25 +250,9 @@ class Expansion(Evaluator):
             self.step(element.origin)
             inner = frame.inner(x)
             if element.variable is not None:
-                inner.values[element.variable] = i
+                inner.define(element.variable, i)
             x = self.body(element.body, inner, names, x)
         return x
-
-    def rounds(self, count: ir.Expr | None, frame: Frame) -> int:
-        """How often to repeat; 0 behind a fault."""
-        if count is None:
-            return 1
-        try:
-            return int(convert(evaluate(count, frame.values, frame.shape), _COUNT, "repeat", count.origin))  # type: ignore[arg-type]
-        except ExprFault as fault:
-            code = "E0403" if fault.code in ("E0215", "E0405") else fault.code
-            limit = (
-                f"a repeat is from 1 to {MAX_REPEAT}; leave a part out with `when`" if code == "E0403" else fault.help
-            )
-            self.fail(code, str(fault), fault.origin or count.origin, help=limit)
-        except UnknownShape:
-            pass
-        return 0
 
     def reference(self, label: str, origin: int, frame: Frame) -> Flowing:
         """The output of the element with a label, looked up from the innermost braces outwards."""
@@ -283,7 +271,9 @@ class Expansion(Evaluator):
                 return None
             known += here.labels
             here = here.parent
-        self.fail_label(label, origin, labels_of(self.model).get(label), known)
+        if self._labels is None:
+            self._labels = labels_of(self.model)
+        self.fail_label(label, origin, self._labels.get(label), known)
         return None
 
     def join(self, element: ir.Join, frame: Frame, names: Namespace, x: Flowing) -> Flowing | Absent:
@@ -382,9 +372,12 @@ class Expansion(Evaluator):
             return label
         if pattern is None:
             return names.next_position()
-        counters: dict[str, Any] = {} if index is None else {"i": index, "n": index + 1}
-        inner = Frame({**frame.values, **counters}, frame.entering)
-        text = self.fill(pattern, inner)
+        counters: dict[str, int] = {} if index is None else {"i": index, "n": index + 1}
+        text = self.fill(pattern, frame, counters) if len(pattern) <= MAX_NAME else pattern
+        if len(text) > MAX_NAME:
+            message = f"the name of a call is longer than the limit of {MAX_NAME} characters"
+            self.fail("E0405", message, call.name.origin, help="choose a shorter one")
+            raise LimitReached
         if not re.fullmatch(r"[A-Za-z_0-9]+", text):
             self.fail(
                 "E0215",
@@ -477,6 +470,10 @@ class Expansion(Evaluator):
         macs: int,
         origin: int,
     ) -> Tensor:
+        if shapes.numel(shape) > MAX_HUGE:
+            message = f"the tensor {shapes.text(shape)} has more than the limit of {MAX_HUGE} numbers"
+            self.fail("E0405", message, origin, help="use smaller sizes")
+            raise LimitReached
         own = getattr(op, "init", None)
         init = (
             INITS[own]() if isinstance(own, str) else own if isinstance(own, InitScheme) else self._inits.get(op.name)
@@ -488,6 +485,7 @@ class Expansion(Evaluator):
     def enter(self, block: ir.Block, call: ir.Call, frame: Frame, path: str, x: Flowing, index: int) -> Flowing:
         """A call of a block: its parameters get their values, then its body runs."""
         self.scopes[path] = block.name
+        self.charge_terms(len(block.constants) + len(block.parameters), call.origin)
         values: dict[str, Any] = {name: evaluate(expr, {}) for name, expr in block.constants.items()}
         inner = Frame(values, x)
         broken = False

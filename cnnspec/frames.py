@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final
 
 from cnnspec import ir
 from cnnspec.diagnostics import Diagnostic, Fix, Label, Report, Span, did_you_mean, respell
 from cnnspec.expressions import ExprFault, UnknownShape, convert, evaluate, show, truth
-from cnnspec.names import Places
+from cnnspec.limits import MAX_EVALUATIONS, MAX_REPEAT
+from cnnspec.names import FILLED, Places
 from cnnspec.ops import Op
 from cnnspec.remedies import fixes_of_call, fixes_of_value
 from cnnspec.shapes import Shape
-from cnnspec.signatures import Type
+from cnnspec.signatures import Bounds, Type
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,14 @@ class Tensor:
 
 Flowing = Tensor | None
 """What flows through a pipeline; `None` behind a fault."""
+
+
+_COUNT = Type("int", bounds=Bounds(1, MAX_REPEAT))
+_MANY = 12
+
+
+class LimitReached(Exception):
+    """The network is larger than a limit; the diagnostic is reported already."""
 
 
 class Absent:
@@ -66,9 +76,17 @@ class Frame:
     parent: Frame | None = None
     labels: dict[str, Flowing] = field(default_factory=dict[str, Flowing])
     absent: set[str] = field(default_factory=set[str])
+    borrowed: bool = False
 
     def inner(self, entering: Flowing) -> Frame:
-        return Frame(dict(self.values), entering, self)
+        """The frame of braces in this one; it has the values of this one until it defines its own."""
+        return Frame(self.values, entering, self, borrowed=True)
+
+    def define(self, name: str, value: Any) -> None:
+        """Names a value in these braces."""
+        if self.borrowed:
+            self.values, self.borrowed = dict(self.values), False
+        self.values[name] = value
 
     @property
     def shape(self) -> Shape | None:
@@ -90,6 +108,8 @@ class Evaluator:
         self.places = places
         self.report = report
         self.calls: list[int] = []
+        self._evaluations = 0
+        self._terms: dict[int, int] = {}
 
     def fail(
         self,
@@ -132,7 +152,7 @@ class Evaluator:
             )
             return
         help = did_you_mean(label, known) or (
-            f"labels that can be named here: {', '.join(f'`{n}`' for n in known)}"
+            f"labels that can be named here: {', '.join(f'`{n}`' for n in known[:_MANY])}"
             if known
             else "give an earlier statement the label"
         )
@@ -150,6 +170,8 @@ class Evaluator:
 
     def value(self, expr: ir.Expr, frame: Frame, type_: Type, name: str) -> Any:
         """The value of an argument, or `None` behind a fault."""
+        if expr.parts:
+            self.charge(expr)
         try:
             return convert(evaluate(expr, frame.values, frame.shape), type_, name, expr.origin)
         except ExprFault as fault:
@@ -162,6 +184,8 @@ class Evaluator:
 
     def decide(self, expr: ir.Expr, frame: Frame) -> bool | None:
         """The value of a condition, or `None` behind a fault."""
+        if expr.parts:
+            self.charge(expr)
         try:
             return truth(expr, frame.values, frame.shape)
         except ExprFault as fault:
@@ -170,7 +194,48 @@ class Evaluator:
             pass
         return None
 
-    def fill(self, text: str, frame: Frame) -> str:
+    def rounds(self, count: ir.Expr | None, frame: Frame) -> int:
+        """How often to repeat; 0 behind a fault."""
+        if count is None:
+            return 1
+        if count.parts:
+            self.charge(count)
+        try:
+            return int(convert(evaluate(count, frame.values, frame.shape), _COUNT, "repeat", count.origin))  # type: ignore[arg-type]
+        except ExprFault as fault:
+            code = "E0403" if fault.code in ("E0215", "E0405") else fault.code
+            limit = (
+                f"a repeat is from 1 to {MAX_REPEAT}; leave a part out with `when`" if code == "E0403" else fault.help
+            )
+            self.fail(code, str(fault), fault.origin or count.origin, help=limit)
+        except UnknownShape:
+            pass
+        return 0
+
+    def charge(self, expr: ir.Expr) -> None:
+        """Counts the terms of an expression that is evaluated.
+
+        Raises:
+            LimitReached: The network takes too many of them.
+        """
+        terms = self._terms.get(id(expr))
+        if terms is None:
+            terms = self._terms[id(expr)] = _count_terms(expr)
+        self.charge_terms(terms, expr.origin)
+
+    def charge_terms(self, count: int, origin: int) -> None:
+        """Counts terms that are evaluated.
+
+        Raises:
+            LimitReached: The network takes too many of them.
+        """
+        self._evaluations += count
+        if self._evaluations > MAX_EVALUATIONS:
+            message = f"the network evaluates more than the limit of {MAX_EVALUATIONS} terms of expressions"
+            self.fail("E0404", message, origin, help="name a value with `let` outside of the repeat")
+            raise LimitReached
+
+    def fill(self, text: str, frame: Frame, counters: Mapping[str, int] = MappingProxyType({})) -> str:
         """A text with each `{name}` replaced by its value."""
 
         def replacement(match: re.Match[str]) -> str:
@@ -178,9 +243,14 @@ class Evaluator:
             if name.startswith("in.") and frame.shape:
                 index = "chw".find(name[3:])
                 return str(frame.shape[index]) if 0 <= index < len(frame.shape) else match.group()
-            return _plain(frame.values[name]) if name in frame.values else match.group()
+            values = counters if name in counters else frame.values
+            return _plain(values[name]) if name in values else match.group()
 
-        return re.sub(r"\{([A-Za-z_][A-Za-z0-9_.]*)\}", replacement, text)
+        return FILLED.sub(replacement, text)
+
+
+def _count_terms(expr: ir.Expr) -> int:
+    return 1 + sum(_count_terms(part) for part in expr.parts)
 
 
 def labels_of(model: ir.Model) -> dict[str, int]:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from cnnspec import tree
 from cnnspec.diagnostics import Diagnostic, Report, Source, Span, did_you_mean, respell
-from cnnspec.limits import MAX_FILE_BYTES, MAX_FILES
+from cnnspec.limits import MAX_FILE_BYTES, MAX_FILES, MAX_WORDS
 from cnnspec.resources import resource
-from cnnspec.syntax import parse
+from cnnspec.syntax import count_words, parse
 
 SUFFIX = ".cnn"
 
@@ -98,10 +98,12 @@ class Library:
         self._root = folder.resolve() if folder else None
         self._trees: dict[Path, tree.File | None] = {}
         self._folders: dict[str, Path] = {}
+        self._words = 0
 
     def add(self, path: Path, file: tree.File) -> None:
         """Makes a file known that was read elsewhere, so that one that names it gets the same tree."""
         self._trees[path.resolve()] = file
+        self._words += count_words(file.source.text)
 
     def folder_of(self, file: tree.File) -> Path | None:
         """The folder in which a file that was found here lies."""
@@ -160,6 +162,11 @@ class Library:
             assert self._root is not None
             name = path.relative_to(self._root).as_posix() if path.is_relative_to(self._root) else path.name
             text = read_text(path, name, report)
+            self._words += count_words(text or "")
+            if self._words > MAX_WORDS:
+                message = f"the files have more than the limit of {MAX_WORDS} words and signs together"
+                report.add(Diagnostic("E0405", message, at, help="use `repeat`, `each`, and blocks"))
+                return None
             self._folders[name] = path.parent
             self._trees[path] = parse(Source(name, text), report) if text is not None else None
         return self._trees[path]

@@ -2,6 +2,14 @@
 
 MAX_FILE_BYTES = 256 * 1024
 MAX_LINE_LENGTH = 2_000
+MAX_WORDS = 32_768
+"""Names, numbers, signs and comments of a spec and of the files it takes from, together."""
+MAX_NAME = 128
+"""Characters of a name."""
+MAX_PATH = 2_048
+"""Characters of a module's place in the tree, `stage1.0.net.3`."""
+MAX_NAMES = 1_024
+"""Values with a name, `param` and `let`, that can be named at one place."""
 MAX_NESTING = 32
 MAX_DEPTH = 96
 """Elements inside of one another, through blocks and braces."""
@@ -19,3 +27,13 @@ MAX_FILE_DEPTH = 8
 """Files that take from files that take from files."""
 MAX_PERIOD = 4_096
 """To which the strides of one axis may multiply."""
+MAX_STEPS = 4 * MAX_NODES
+"""Elements that are entered while a network is written out, those without an operator included."""
+MAX_EVALUATIONS = 500_000
+"""Terms of expressions that are evaluated while a network is written out."""
+MAX_PARAMETERS = 10_000_000_000
+"""Learned weights of one network, unless its user allows more."""
+MAX_HUGE = 10**15
+"""Learned weights of one network in any case, and numbers in one tensor of one image."""
+MAX_FAULTS = 100
+"""Faults that one run reports."""

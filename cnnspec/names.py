@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -9,9 +10,13 @@ from itertools import zip_longest
 from cnnspec import ir, tree
 from cnnspec.diagnostics import Diagnostic, Fix, Label, Report, Span, did_you_mean, respell
 from cnnspec.inits import INITS
+from cnnspec.limits import MAX_NAMES
 from cnnspec.ops import OPS
 from cnnspec.scopes import FileScope
 from cnnspec.signatures import Type
+
+FILLED = re.compile(r"\{([A-Za-z_][A-Za-z0-9_.]*)\}")
+"""What stands in a text for a value: `{name}`."""
 
 
 class Fault(Exception):
@@ -44,6 +49,7 @@ class Names:
     variables: dict[str, Type | None]
 
     def with_variable(self, name: str, type_: Type | None = None) -> Names:
+        """These names and one more."""
         return Names(self.file, {**self.variables, name: type_})
 
 
@@ -52,11 +58,13 @@ class Resolver:
 
     Attributes:
         places: Where each piece was written.
+        named: What has been named since the block around was begun, in expressions and in texts.
     """
 
     def __init__(self, report: Report) -> None:
         self.report = report
         self.places = Places()
+        self.named: set[str] = set()
 
     def fail(
         self,
@@ -74,6 +82,16 @@ class Resolver:
         found = Diagnostic(code, message, span, caption, tuple(labels), tuple(notes), help, fixes=tuple(fixes))
         self.report.add(found)
         return Fault()
+
+    def need_room(self, names: Names, span: Span) -> None:
+        """Reports one named value too many.
+
+        Raises:
+            Fault: There are as many as the limit.
+        """
+        if len(names.variables) >= MAX_NAMES:
+            message = f"more values have a name here than the limit of {MAX_NAMES}"
+            raise self.fail("E0405", message, span, help="write values where they are used, or as rows of `each`")
 
     def expr(self, node: tree.Expr, names: Names, type_: Type | None = None) -> ir.Expr:
         """An expression with every name resolved; `type_` tells which bare words have a meaning.
@@ -94,6 +112,7 @@ class Resolver:
             case tree.Bool():
                 return make("bool", value=node.value)
             case tree.Text():
+                self.named.update(FILLED.findall(node.value))
                 return make("text", value=node.value)
             case tree.SizeLiteral():
                 sizes = tuple(ir.Expr(kind="number", value=size, origin=at) for size in (node.height, node.width))
@@ -131,6 +150,7 @@ class Resolver:
     def _name(self, node: tree.Name, names: Names, type_: Type | None, at: int) -> ir.Expr:
         word = node.name
         if word in names.variables:
+            self.named.add(word)
             return ir.Expr(kind="name", value=word, origin=at)
         if type_ is not None and word in type_.words:
             return ir.Expr(kind="word", value=word, origin=at)

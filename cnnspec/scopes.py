@@ -10,6 +10,8 @@ from cnnspec import ir, tree
 from cnnspec.library import standard_blocks
 from cnnspec.signatures import OpName, Type
 
+_OPERATOR, _OTHER = Type("op"), Type("int")
+
 FoundBlock = tuple["FileScope", tree.Block]
 
 
@@ -40,6 +42,4 @@ class FileScope:
 
     def variables(self) -> dict[str, Type | None]:
         """The constants as variables, with the type of operators marked."""
-        return {
-            name: Type("op") if isinstance(value, OpName) else Type("int") for name, value in self.constants.items()
-        }
+        return {name: _OPERATOR if isinstance(value, OpName) else _OTHER for name, value in self.constants.items()}

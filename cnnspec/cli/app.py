@@ -31,6 +31,9 @@ Settings = Annotated[
 AtSize = Annotated[
     str | None, typer.Option("--at", metavar="CxHxW", help="Another size of images than the spec declares.")
 ]
+AllowHuge = Annotated[
+    bool, typer.Option("--allow-huge", help="Allow more than 10,000,000,000 parameters in a network.")
+]
 DataName = Annotated[
     str | None,
     typer.Option(
@@ -65,17 +68,17 @@ def settings(pairs: list[str] | None) -> dict[str, str]:
     return settings
 
 
-def compile_spec(file: str, pairs: list[str] | None = None) -> Compilation:
-    done = compile_file(file, settings(pairs))
+def compile_spec(file: str, pairs: list[str] | None = None, allow_huge: bool = False) -> Compilation:
+    done = compile_file(file, settings(pairs), allow_huge=allow_huge)
     warnings = [d for d in done.diagnostics if d.severity == "warning"]
     if warnings and not done.report.failed:
         print_diagnostics(warnings)
     return done
 
 
-def compile_at(file: str, pairs: list[str] | None, at: str | None) -> Graph:
+def compile_at(file: str, pairs: list[str] | None, at: str | None, allow_huge: bool = False) -> Graph:
     """The network of a spec, for the images that it declares or those of another size."""
-    graph = compile_spec(file, pairs).require_graph()
+    graph = compile_spec(file, pairs, allow_huge).require_graph()
     return graph if at is None else resize(graph, at)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cnnspec.cli.app import (
+    AllowHuge,
     AsJson,
     AtSize,
     DataDir,
@@ -36,6 +37,7 @@ def build(
     batch: Annotated[int | None, typer.Option(min=1, help="Images per step.")] = None,
     at: AtSize = None,
     sets: Settings = None,
+    huge: AllowHuge = False,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of weights, order and augmentation.")] = None,
     weights: Annotated[
         str | None, typer.Option(metavar="FILE", help="What the weights start from; also torchvision:DEFAULT.")
@@ -58,7 +60,7 @@ def build(
         raise typer.BadParameter(
             "has no effect with --train: images are brought to the size of `input`", param_hint="--at"
         )
-    graph = compile_at(file, sets, at)
+    graph = compile_at(file, sets, at, huge)
     if not train:
         defaults = {
             "--out": (out, Path("runs")),
@@ -184,6 +186,7 @@ def test(
     data_dir: DataDir = None,
     split: Annotated[str, typer.Option(help="val or test.")] = "test",
     sets: Settings = None,
+    huge: AllowHuge = False,
     offline: Offline = False,
     as_json: AsJson = False,
 ) -> None:
@@ -192,7 +195,7 @@ def test(
         raise typer.BadParameter(f"`{match}` is neither name nor order", param_hint="--match")
     if split not in ("val", "test"):
         raise typer.BadParameter(f"`{split}` is neither val nor test", param_hint="--split")
-    graph = compile_spec(file, sets).require_graph()
+    graph = compile_spec(file, sets, huge).require_graph()
     from cnnspec import training
 
     found = training.evaluate(

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cnnspec.cli.app import (
+    AllowHuge,
     AsJson,
     AtSize,
     Settings,
@@ -27,13 +28,13 @@ from cnnspec.diagnostics import CnnspecError, Diagnostic, counted, failure
 
 
 @app.command()
-def check(files: SpecFiles, sets: Settings = None, as_json: AsJson = False) -> int:
+def check(files: SpecFiles, sets: Settings = None, huge: AllowHuge = False, as_json: AsJson = False) -> int:
     """Check shapes, names and contracts, and explain every fault at its place."""
     results: list[dict[str, Any]] = []
     failed = False
     for file in files:
         try:
-            done = compile_file(file, settings(sets))
+            done = compile_file(file, settings(sets), allow_huge=huge)
             diagnostics: list[Diagnostic] = done.diagnostics
             graph = done.graph
         except CnnspecError as error:
@@ -136,12 +137,13 @@ def summary(
     depth: Annotated[int, typer.Option(help="How many levels of modules to show.", min=1)] = 2,
     at: AtSize = None,
     sets: Settings = None,
+    huge: AllowHuge = False,
     as_json: AsJson = False,
 ) -> None:
     """Show shapes, parameters, multiply-adds and activation memory by module."""
     from cnnspec.summary import summarise
 
-    graph = compile_at(file, sets, at)
+    graph = compile_at(file, sets, at, huge)
     if as_json:
         print_json(summarise(graph).to_json())
     else:
@@ -153,6 +155,7 @@ def show(
     file: SpecFile,
     stage: Annotated[str, typer.Option(help="tree, model, or graph.")] = "graph",
     sets: Settings = None,
+    huge: AllowHuge = False,
     as_json: AsJson = False,
 ) -> None:
     """Print a stage of the compilation: what was read, what it means, what was proven."""
@@ -160,7 +163,7 @@ def show(
 
     if stage not in inspection.STAGES:
         raise typer.BadParameter(f"`{stage}` is not one of {', '.join(inspection.STAGES)}", param_hint="--stage")
-    done = compile_spec(file, sets)
+    done = compile_spec(file, sets, huge)
     print(inspection.show(done, stage, as_json=as_json))
 
 
@@ -169,12 +172,13 @@ def diff(
     a: Annotated[str, typer.Argument(metavar="A", help="A spec file, or the name of a shipped spec.")],
     b: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
     sets: Settings = None,
+    huge: AllowHuge = False,
     as_json: AsJson = False,
 ) -> int:
     """Tell what changes from one network to another, by module; exit 1 when they differ."""
     from cnnspec.difference import compare
 
-    done = compare(compile_spec(a, sets).require_graph(), compile_spec(b, sets).require_graph())
+    done = compare(compile_spec(a, sets, huge).require_graph(), compile_spec(b, sets, huge).require_graph())
     if as_json:
         print_json(done.to_json())
         return int(not done.same)

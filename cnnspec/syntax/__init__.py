@@ -11,15 +11,15 @@ import re
 from lark import Token, Tree, UnexpectedInput
 
 from cnnspec import tree
-from cnnspec.diagnostics import Report, Source
+from cnnspec.diagnostics import Report, Source, TooManyFaults
 from cnnspec.syntax.build import Builder
 from cnnspec.syntax.faults import explain
-from cnnspec.syntax.guard import balanced, within_limits
+from cnnspec.syntax.guard import balanced, count_words, within_limits
 from cnnspec.syntax.recovery import piece_at, without
 from cnnspec.syntax.tables import parser
 from cnnspec.syntax.words import FUNCTIONS, RESERVED, TOP_WORDS
 
-__all__ = ["FUNCTIONS", "RESERVED", "TOP_WORDS", "parse"]
+__all__ = ["FUNCTIONS", "RESERVED", "TOP_WORDS", "count_words", "parse"]
 
 _MAX_REPORTED = 10
 _MAX_CHARACTERS = 200_000
@@ -62,7 +62,10 @@ def parse(source: Source, report: Report) -> tree.File | None:
         report.unsure |= names
     if parsed is None:
         return None
-    file = Builder(source, report, marks).file(parsed, broken=broken)
+    try:
+        file = Builder(source, report, marks).file(parsed, broken=broken)
+    except TooManyFaults:
+        return None
     return None if any(d.code == "E0405" for d in report.diagnostics) else file
 
 

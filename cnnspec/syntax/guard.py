@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from cnnspec.diagnostics import Diagnostic, Edit, Fix, Label, Report, Source, Span
-from cnnspec.limits import MAX_FILE_BYTES, MAX_LINE_LENGTH, MAX_NESTING
+from cnnspec.limits import MAX_FILE_BYTES, MAX_LINE_LENGTH, MAX_NAME, MAX_NESTING, MAX_WORDS
 
 
 def within_limits(source: Source, report: Report) -> bool:
@@ -33,9 +33,36 @@ def within_limits(source: Source, report: Report) -> bool:
             )
             return False
         offset += len(line) + 1
+    for count, match in enumerate(_WORDS.finditer(source.text), 1):
+        if count > MAX_WORDS:
+            report.add(
+                Diagnostic(
+                    "E0405",
+                    f"the file has more than the limit of {MAX_WORDS} words and signs",
+                    Span(source, match.start(), match.end()),
+                    help="use `repeat`, `each`, and blocks instead of writing every layer out",
+                )
+            )
+            return False
+        if match.end() - match.start() > MAX_NAME and match.group()[0] not in '#"':
+            report.add(
+                Diagnostic(
+                    "E0405",
+                    f"the word is longer than the limit of {MAX_NAME} characters",
+                    Span(source, match.start(), match.end()),
+                    help="choose a shorter one",
+                )
+            )
+            return False
     return True
 
 
+def count_words(text: str) -> int:
+    """Names, numbers, signs and comments of a text."""
+    return sum(1 for _ in _WORDS.finditer(text))
+
+
+_WORDS = re.compile(r'#[^\n]*|"[^"\n]*"|[A-Za-z0-9_.]+|[^\s]')
 MARKS = re.compile(r'#[^\n]*|"[^"\n]*"|"[^\n]*|[{}()\[\]]')
 _CLOSING = {"}": "{", ")": "(", "]": "["}
 _OPENING = {opened: closing for closing, opened in _CLOSING.items()}
