@@ -94,12 +94,25 @@ class VFlip(Augmentation):
     p: Probability = 0.5
 
 
+class AlternatingFlip(Augmentation):
+    """Mirror one half of the images in the first epoch, the other half in the next, and so on."""
+
+    name: ClassVar[str] = "alternating_flip"
+
+
 class RandomCrop(Augmentation):
     """Pad by `pad` pixels, then cut out a place of the input's size."""
 
     name: ClassVar[str] = "random_crop"
     pad: Padding = (4, 4)
     mode: Literal["zeros", "reflect", "edge"] = "zeros"
+
+
+class Translate(Augmentation):
+    """Shift by up to the share `by` of the size, black outside."""
+
+    name: ClassVar[str] = "translate"
+    by: Probability
 
 
 class RandomResizedCrop(Augmentation):
@@ -134,6 +147,34 @@ class RandomErasing(Augmentation):
     p: Probability = 0.5
     scale: Interval = Interval((0.02, 0.33))
     ratio: Interval = Interval((0.3, 3.3))
+
+
+class Cutout(Augmentation):
+    """Blank a square of `side` pixels around a random pixel."""
+
+    name: ClassVar[str] = "cutout"
+    side: Count
+
+
+class AutoAugment(Augmentation):
+    """AutoAugment by a policy that was found on a data set. Source: Cubuk et al. 2018, arXiv 1805.09501."""
+
+    name: ClassVar[str] = "autoaugment"
+    policy: Literal["cifar10", "imagenet", "svhn"] = "cifar10"
+
+
+class RandAugment(Augmentation):
+    """`ops` random changes of one strength. Source: Cubuk et al. 2019, arXiv 1909.13719."""
+
+    name: ClassVar[str] = "randaugment"
+    ops: Count = 2
+    magnitude: Annotated[int, Bounds(0, 30)] = 9
+
+
+class TrivialAugment(Augmentation):
+    """One random change of random strength. Source: Mueller and Hutter 2021, arXiv 2103.10158."""
+
+    name: ClassVar[str] = "trivialaugment"
 
 
 # --- optimizers and schedules --------------------------------------------------------------------
@@ -176,6 +217,64 @@ class AdamW(Optimizer):
     beta2: Probability = 0.999
 
 
+class NAdam(Optimizer):
+    """torch.optim.NAdam."""
+
+    name: ClassVar[str] = "nadam"
+    lr: PositiveFloat = 2e-3
+    weight_decay: NotNegative = 0.0
+    beta1: Probability = 0.9
+    beta2: Probability = 0.999
+
+
+class RAdam(Optimizer):
+    """torch.optim.RAdam."""
+
+    name: ClassVar[str] = "radam"
+    lr: PositiveFloat = 1e-3
+    weight_decay: NotNegative = 0.0
+    beta1: Probability = 0.9
+    beta2: Probability = 0.999
+
+
+class Adamax(Optimizer):
+    """torch.optim.Adamax."""
+
+    name: ClassVar[str] = "adamax"
+    lr: PositiveFloat = 2e-3
+    weight_decay: NotNegative = 0.0
+    beta1: Probability = 0.9
+    beta2: Probability = 0.999
+
+
+class Adagrad(Optimizer):
+    """torch.optim.Adagrad."""
+
+    name: ClassVar[str] = "adagrad"
+    lr: PositiveFloat = 1e-2
+    weight_decay: NotNegative = 0.0
+
+
+class Adadelta(Optimizer):
+    """torch.optim.Adadelta."""
+
+    name: ClassVar[str] = "adadelta"
+    lr: PositiveFloat = 1.0
+    weight_decay: NotNegative = 0.0
+    rho: Probability = 0.9
+
+
+class Muon(Optimizer):
+    """torch.optim.Muon for filters and linear layers, at the rate of an AdamW; AdamW at `adam_lr` for the rest."""
+
+    name: ClassVar[str] = "muon"
+    lr: PositiveFloat = 1e-3
+    momentum: NotNegative = 0.95
+    weight_decay: NotNegative = 0.1
+    nesterov: bool = True
+    adam_lr: PositiveFloat = 1e-3
+
+
 class RmsProp(Optimizer):
     """torch.optim.RMSprop."""
 
@@ -196,6 +295,7 @@ class ConstantRate(Schedule):
     """The learning rate stays."""
 
     name: ClassVar[str] = "constant"
+    warmup: NotNegative = 0.0
 
 
 class MultiStep(Schedule):
@@ -204,6 +304,7 @@ class MultiStep(Schedule):
     name: ClassVar[str] = "multistep"
     at: tuple[int, ...]
     gamma: NotNegative = 0.1
+    warmup: NotNegative = 0.0
 
 
 class Step(Schedule):
@@ -212,13 +313,23 @@ class Step(Schedule):
     name: ClassVar[str] = "step"
     every: Count
     gamma: NotNegative = 0.1
+    warmup: NotNegative = 0.0
 
 
 class Cosine(Schedule):
-    """Half a cosine from the optimizer's rate down to `end`, over the whole run, step by step."""
+    """Half a cosine from the optimizer's rate down to `end`, step by step, behind `warmup` epochs."""
 
     name: ClassVar[str] = "cosine"
     end: NotNegative = 0.0
+    warmup: NotNegative = 0.0
+
+
+class Linear(Schedule):
+    """A line from the optimizer's rate down to `end`, step by step, behind `warmup` epochs."""
+
+    name: ClassVar[str] = "linear"
+    end: NotNegative = 0.0
+    warmup: NotNegative = 0.0
 
 
 class OneCycle(Schedule):
@@ -271,6 +382,13 @@ class Recipe(BaseModel):
         batch: Images per step, over all devices together.
         ema: Decay of an exponential moving average of the weights, tested in place of the weights.
         early_stop: Epochs without a better validation accuracy after which training ends.
+        mixup: Two images are blended by a share from Beta(mixup, mixup). Source: arXiv 1710.09412.
+        cutmix: A box of one image is laid over another, its area from Beta(cutmix, cutmix). Source: arXiv 1905.04899.
+        clip: The norm of all gradients together is at most this.
+        accumulate: In how many parts a batch is computed, one after the other, their gradients added.
+        decay: What weight decay applies to: `all`, or `weights`, which spares norms and biases.
+        minutes: Training ends when it has taken so long.
+        compile: Whether the network runs through `torch.compile`.
         stated: The fields that the spec itself states.
     """
 
@@ -288,6 +406,13 @@ class Recipe(BaseModel):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     ema: float | None = None
     early_stop: int | None = None
+    mixup: float | None = None
+    cutmix: float | None = None
+    clip: float | None = None
+    accumulate: int = 1
+    decay: Literal["all", "weights"] = "all"
+    minutes: float | None = None
+    compile: bool = False
     stated: tuple[str, ...] = ()
 
 
@@ -302,3 +427,10 @@ class Scalars(Declared):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     ema: Annotated[float, Bounds(0, 1)] | None = None
     early_stop: Count | None = None
+    mixup: PositiveFloat | None = None
+    cutmix: PositiveFloat | None = None
+    clip: PositiveFloat | None = None
+    accumulate: Count = 1
+    decay: Literal["all", "weights"] = "all"
+    minutes: PositiveFloat | None = None
+    compile: bool = False

@@ -79,7 +79,7 @@ def test_every_choice_of_a_recipe_has_its_row() -> None:
     pytest.importorskip("torch")
     from cnnspec.backends.torch_inits import FILLS
     from cnnspec.training.augment import CHANGES
-    from cnnspec.training.task import OPTIMIZERS, SCHEDULES
+    from cnnspec.training.optimizers import OPTIMIZERS, SCHEDULES
 
     assert set(FILLS) == set(inits.INITS)
     assert set(CHANGES) == set(recipe.AUGMENTATIONS)

@@ -29,6 +29,7 @@ from cnnspec.recipe import (
 )
 from cnnspec.training import download
 from cnnspec.training.augment import CHANGES, Prepare, crop_boxes, fit, resize_boxes
+from cnnspec.training.chance import Chance
 from cnnspec.training.data import SOURCES, Files, ImageData, Pixels, load_data, split, statistics
 from cnnspec.training.feed import Feed
 
@@ -44,8 +45,8 @@ def fashion_mini(input: str = "1x28x28") -> ImageData:
     return load_data(graph(input), Setting.of(FashionMini()), Path("nowhere"))
 
 
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def chance(count: int, seed: int = 0) -> Chance:
+    return Chance.of(seed, count)
 
 
 def code(error: pytest.ExceptionInfo[CnnspecError]) -> str:
@@ -216,7 +217,7 @@ def test_a_folder_with_a_share_for_validation(tmp_path: Path):
     write_images(tmp_path / "train")
     data = load_data(graph("3x8x8", 2), Setting.of(Folder(path=str(tmp_path), val=0.2)), Path())
     assert (len(data.train), data.val and len(data.val), data.test) == (16, 4, None)
-    (images, labels), *_ = Feed(data.train, Prepare((8, 8), data.mean, data.std), 4, seed=1, threads=2)
+    (images, labels), *_ = Feed(data.train, Prepare((8, 8), data.mean, data.std), 4, seed=1, workers=2)
     assert images.shape == (4, 3, 8, 8)
     assert set(labels.tolist()) <= {0, 1}
 
@@ -274,7 +275,7 @@ def test_images_are_resized_as_torchvision_does_and_keep_their_aspect():
 @pytest.mark.parametrize("size", [(32, 32), (14, 20), (50, 41)])
 def test_a_resized_crop_is_that_of_torchvision(size: tuple[int, int]):
     images = torch.randint(0, 256, (30, 3, 32, 28), dtype=torch.uint8)
-    boxes = crop_boxes(30, (32, 28), (0.08, 1.0), (3 / 4, 4 / 3), generator())
+    boxes = crop_boxes((32, 28), (0.08, 1.0), (3 / 4, 4 / 3), chance(30))
     ours = resize_boxes(images, boxes, size).int()
     for image, box, got in zip(images, boxes.tolist(), ours, strict=True):
         wanted = v2.functional.resized_crop(image, *box, list(size), antialias=True).int()
@@ -287,14 +288,14 @@ def test_crops_are_distributed_as_those_of_torchvision():
     transform = v2.RandomResizedCrop(32, scale, ratio)
     params = [transform.make_params([image]) for _ in range(3000)]
     theirs = torch.tensor([[p["top"], p["left"], p["height"], p["width"]] for p in params]).double()
-    ours = crop_boxes(3000, (32, 32), scale, ratio, generator()).double()
+    ours = crop_boxes((32, 32), scale, ratio, chance(3000)).double()
     assert (ours.mean(0) - theirs.mean(0)).abs().max() < 0.1
     assert (ours.std(0) - theirs.std(0)).abs().max() < 0.1
     assert (ours.amax(0) - theirs.amax(0)).abs().max() <= 1
 
 
 def test_a_crop_that_cannot_fit_is_the_centre():
-    boxes = crop_boxes(5, (10, 40), (1.0, 1.0), (1.0, 1.0), generator())
+    boxes = crop_boxes((10, 40), (1.0, 1.0), (1.0, 1.0), chance(5))
     assert boxes.tolist() == [[0, 15, 10, 10]] * 5
 
 
@@ -302,7 +303,7 @@ def test_a_crop_that_cannot_fit_is_the_centre():
 def test_a_random_crop_is_a_place_of_the_padded_image(mode: str):
     padding = {"zeros": "constant", "reflect": "reflect", "edge": "edge"}[mode]
     images = torch.randint(1, 256, (40, 2, 6, 5), dtype=torch.uint8)
-    crops = CHANGES["random_crop"](images, (6, 5), generator(), pad=(2, 3), mode=mode)
+    crops = CHANGES["random_crop"](images, (6, 5), chance(40), pad=(2, 3), mode=mode)
     places: set[tuple[int, int]] = set()
     for image, crop in zip(images, crops, strict=True):
         padded = v2.functional.pad(image, [3, 2], padding_mode=padding)
@@ -316,7 +317,7 @@ def test_a_random_crop_is_a_place_of_the_padded_image(mode: str):
 def test_flips_happen_to_the_share_that_was_asked_for():
     images = torch.arange(12, dtype=torch.uint8).view(1, 1, 3, 4).repeat(2000, 1, 1, 1)
     for name, axis in (("hflip", -1), ("vflip", -2)):
-        flipped = CHANGES[name](images, (3, 4), generator(), p=0.3)
+        flipped = CHANGES[name](images, (3, 4), chance(2000), p=0.3)
         turned = (flipped == images.flip(axis)).flatten(1).all(1)
         same = (flipped == images).flatten(1).all(1)
         assert bool((turned ^ same).all())
@@ -327,8 +328,8 @@ def test_rotation_turns_as_torchvision_does():
     image = torch.zeros(1, 1, 24, 16, dtype=torch.uint8)
     image[..., 8:16, 4:12] = 200
     torch.manual_seed(0)
-    turned = CHANGES["rotate"](image.repeat(20, 1, 1, 1), (24, 16), generator(3), degrees=30.0)
-    angles = (torch.rand(20, generator=generator(3)) * 60 - 30).tolist()
+    turned = CHANGES["rotate"](image.repeat(20, 1, 1, 1), (24, 16), chance(20, 3), degrees=30.0)
+    angles = (chance(20, 3).rand() * 60 - 30).tolist()
     for angle, got in zip(angles, turned, strict=True):
         wanted = v2.functional.rotate(image[0], angle, v2.InterpolationMode.BILINEAR)
         other = v2.functional.rotate(image[0], -angle, v2.InterpolationMode.BILINEAR)
@@ -338,7 +339,7 @@ def test_rotation_turns_as_torchvision_does():
 
 def test_erasing_blanks_a_rectangle():
     images = torch.full((300, 3, 20, 20), 9, dtype=torch.uint8)
-    erased = CHANGES["random_erasing"](images, (20, 20), generator(), p=0.5, scale=(0.02, 0.33), ratio=(0.3, 3.3))
+    erased = CHANGES["random_erasing"](images, (20, 20), chance(300), p=0.5, scale=(0.02, 0.33), ratio=(0.3, 3.3))
     blank = (erased == 0).all(1)
     area = blank.flatten(1).sum(1)
     assert 0.4 < (area > 0).float().mean() < 0.6
@@ -349,6 +350,8 @@ def test_erasing_blanks_a_rectangle():
 
 SETTINGS = {
     "random_crop": Setting.of(RandomCrop(pad=(3, 3))),
+    "translate": Setting.of(AUGMENTATIONS["translate"](by=0.2)),
+    "cutout": Setting.of(AUGMENTATIONS["cutout"](side=5)),
     "rotate": Setting.of(Rotate(degrees=20.0)),
     "color_jitter": Setting.of(ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.1)),
 }
@@ -362,7 +365,7 @@ def test_every_augmentation_depends_on_its_generator_alone(name: str, channels: 
     kept = images.clone()
     prepare = Prepare((16, 16), [0.5] * channels, [0.25] * channels, [setting])
     before = torch.get_rng_state()
-    first, again, other = (prepare(images, generator(seed)) for seed in (1, 1, 2))
+    first, again, other = (prepare(images, chance(16, seed)) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(images, kept)
     assert first.shape == (16, channels, 16, 16)
@@ -388,7 +391,7 @@ def test_batches_depend_on_seed_epoch_and_place():
     assert len(whole) == 6  # the last two images do not fill a batch
     assert len({int(label) for _, labels in whole for label in labels}) == 48
     for other in (
-        Feed(images, CHANGING, 8, seed=1, epoch=2, threads=3),
+        Feed(images, CHANGING, 8, seed=1, epoch=2, workers=3),
         Feed(images, CHANGING, 8, seed=1, epoch=2, skip=2),
     ):
         for (ours, labels), (theirs, expected) in zip(other, whole[other.skip :], strict=True):
@@ -419,7 +422,7 @@ def test_threads_end_with_the_iteration():
     import threading
 
     before = threading.active_count()
-    batches = iter(Feed(pixels(), CHANGING, 4, seed=1, threads=2))
+    batches = iter(Feed(pixels(), CHANGING, 4, seed=1, workers=2))
     next(batches)
     batches.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before

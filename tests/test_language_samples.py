@@ -142,7 +142,7 @@ def test_resnet20() -> None:
     recipe = graph.recipe
     assert (recipe.epochs, recipe.batch, recipe.optimizer.name) == (180, 128, "sgd")
     assert recipe.data.args == {"val": 5000}
-    assert recipe.schedule.args == {"at": (100, 150), "gamma": 0.1}
+    assert recipe.schedule.args == {"at": (100, 150), "gamma": 0.1, "warmup": 0.0}
     assert [step.name for step in recipe.augment] == ["hflip", "random_resized_crop"]
     assert recipe.augment[1].args == {"scale": (0.8, 1.0), "ratio": (0.9, 1.1)}
 

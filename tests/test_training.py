@@ -23,10 +23,11 @@ from cnnspec import CnnspecError, Graph, build, load, loads
 from cnnspec.backends.torch_weights import read_weights
 from cnnspec.ir import Model
 from cnnspec.recipe import OPTIMIZERS, SCHEDULES, Cifar100, FashionMini, Folder, Recipe, Setting
-from cnnspec.training import Result, TrainOptions, evaluate, task, train
+from cnnspec.training import Result, TrainOptions, evaluate, optimizers, train
 from cnnspec.training.feed import Feed
+from cnnspec.training.journal import read_journal
+from cnnspec.training.optimizers import make_optimizer
 from cnnspec.training.options import recipe_of
-from cnnspec.training.task import make_optimizer
 
 NETWORK = """network tiny
 input 1x28x28
@@ -153,15 +154,15 @@ def test_a_terminal_gets_a_bar(run: Callable[..., Result]):
 
 
 def test_every_declared_optimizer_and_schedule_has_a_row():
-    assert set(task.OPTIMIZERS) == set(OPTIMIZERS)
-    assert set(task.SCHEDULES) == set(SCHEDULES)
+    assert set(optimizers.OPTIMIZERS) == set(OPTIMIZERS)
+    assert set(optimizers.SCHEDULES) == set(SCHEDULES)
 
 
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
 def test_every_optimizer_is_that_of_torch(name: str):
     setting = Setting.of(OPTIMIZERS[name](lr=0.03, weight_decay=0.01))
     weights = [nn.Parameter(torch.zeros(3))]
-    optimizer, _ = task.make_optimizer(weights, Recipe(optimizer=setting), 10)
+    optimizer, _ = make_optimizer(weights, Recipe(optimizer=setting), 10)
     assert type(optimizer).__name__.lower() == name
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.03)
     assert optimizer.param_groups[0]["weight_decay"] == 0.01
@@ -170,7 +171,7 @@ def test_every_optimizer_is_that_of_torch(name: str):
 def rates(schedule: Setting, epochs: int, steps: int) -> list[float]:
     """The rate of each step."""
     recipe = Recipe(optimizer=Setting.of(OPTIMIZERS["sgd"](lr=1.0)), schedule=schedule, epochs=epochs)
-    optimizer, scheduler = task.make_optimizer([nn.Parameter(torch.zeros(1))], recipe, steps)
+    optimizer, scheduler = make_optimizer([nn.Parameter(torch.zeros(1))], recipe, steps)
     seen: list[float] = []
     for _ in range(epochs * steps):
         seen.append(optimizer.param_groups[0]["lr"])
@@ -214,21 +215,22 @@ def test_what_torch_refuses_is_a_diagnostic(run: Callable[..., Result], tmp_path
 
 def test_a_step_of_training_is_that_of_plain_torch(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch):
     """One epoch by hand: the same batches, the same loss with label smoothing, the same optimizer."""
-    monkeypatch.setattr(Feed, "__len__", lambda self: 3 if self.seed is not None else 1)
+    batches = Feed.batches.fget
+    monkeypatch.setattr(Feed, "batches", property(lambda self: batches(self) if self.seed is None else 3))
     text = NETWORK.replace("dropout 0.1 | ", "").replace(
         "RECIPE", "optimizer sgd lr=0.1 momentum=0.9 weight_decay=1e-3; schedule constant; label_smoothing 0.1"
     )
     graph = loads(text, name="tiny.cnn")
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    make = Feed._make
+    make = Feed.__getitem__
 
-    def record(self: Feed, order: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        batch = make(self, order, number)
+    def record(self: Feed, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        batch = make(self, number)
         if self.seed is not None:
             seen.append(batch)
         return batch
 
-    monkeypatch.setattr(Feed, "_make", record)
+    monkeypatch.setattr(Feed, "__getitem__", record)
     trained = checkpoint(run(graph, epochs=1))["state_dict"]
     torch.manual_seed(42)
     module = build(graph).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -255,8 +257,8 @@ def test_auxiliary_heads_are_trained_and_not_tested(run: Callable[..., Result]):
 def test_averaged_weights_are_tested(run: Callable[..., Result]):
     result = run(tiny("optimizer sgd lr=0.1; ema 0.9"), epochs=2)
     saved = checkpoint(result)
-    averaged, current = saved["state_dict"], saved["current_model_state"]
-    assert not torch.equal(averaged["network.stem.0.weight"], current["network.stem.0.weight"])
+    averaged, trained = saved["state_dict"], saved["trained"]
+    assert not torch.equal(averaged["network.stem.0.weight"], trained["stem.0.weight"])
     best = torch.load(result.folder / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     weights = read_weights(result.folder / "checkpoints" / "best.safetensors")
     assert all(torch.equal(best[f"network.{key}"], tensor) for key, tensor in weights.items())
@@ -315,14 +317,14 @@ def test_an_output_folder_that_cannot_be_written(tmp_path: Path):
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, epoch: int, step: int, number: int = signal.SIGINT) -> None:
     """Send a signal while a batch is made."""
-    make = Feed._make
+    make = Feed.__getitem__
 
-    def signalling(self: Feed, order: torch.Tensor, place: int) -> Any:
+    def signalling(self: Feed, place: int) -> Any:
         if self.seed is not None and (self.epoch, place) == (epoch, step):
             os.kill(os.getpid(), number)
-        return make(self, order, place)
+        return make(self, place)
 
-    monkeypatch.setattr(Feed, "_make", signalling)
+    monkeypatch.setattr(Feed, "__getitem__", signalling)
 
 
 RECIPES = [
@@ -353,8 +355,8 @@ def test_a_run_that_is_interrupted_and_resumed_is_as_if_it_was_not(
     assert all(torch.equal(first["state_dict"][key], second["state_dict"][key]) for key in first["state_dict"])
     for name in ("val_acc", "test_acc", "test_loss", "best_epoch", "recipe"):
         assert whole.values[name] == resumed.values[name]
-    lengths = [len((r.folder / "metrics.csv").read_text().splitlines()) for r in (whole, resumed)]
-    assert lengths[0] == lengths[1]
+    for name in ("metrics.csv", "metrics.jsonl"):
+        assert (whole.folder / name).read_bytes() == (resumed.folder / name).read_bytes()
     with pytest.raises(CnnspecError) as error:
         run(tiny(recipe), resume=True)
     assert code(error) == "E0506"
@@ -376,7 +378,8 @@ def test_what_cannot_be_resumed(run: Callable[..., Result], monkeypatch: pytest.
         with pytest.raises(CnnspecError) as error:
             run(graph, resume=True, **options)
         assert code(error) == "E0506"
-    (stopped.folder / "checkpoints" / "last.ckpt").write_bytes(b"half")
+    for name in ("last.ckpt", "former.ckpt"):
+        (stopped.folder / "checkpoints" / name).write_bytes(b"half")
     with pytest.raises(CnnspecError) as error:
         run(tiny(), resume=True)
     assert code(error) == "E0506"
@@ -392,13 +395,13 @@ def test_a_killed_run_goes_on_from_its_last_epoch_and_not_while_it_runs(run: Cal
         from cnnspec import load
         from cnnspec.training import TrainOptions, train
         from cnnspec.training.feed import Feed
-        make = Feed._make
-        def stall(self, order, number):
+        make = Feed.__getitem__
+        def stall(self, number):
             if self.seed is not None and (self.epoch, number) == (1, 5):
                 print("here", flush=True)
                 time.sleep(600)
-            return make(self, order, number)
-        Feed._make = stall
+            return make(self, number)
+        Feed.__getitem__ = stall
         train(load(sys.argv[1]), TrainOptions(out=Path(sys.argv[2])))
     """
     arguments = [sys.executable, "-c", script, str(tmp_path / "tiny.cnn"), str(tmp_path / "runs")]
@@ -454,3 +457,93 @@ def test_a_shorter_run_has_the_shape_of_the_planned_one() -> None:
     assert rates[:200] == [0.1] * 200
     assert rates[200:300] == pytest.approx([0.01] * 100)
     assert rates[300:] == pytest.approx([0.001] * 60)
+
+
+# --- recipes ---------------------------------------------------------------------------------------
+
+CHOICES = [
+    "optimizer muon; schedule linear warmup=0.5",
+    "optimizer nadam; schedule constant warmup=1; decay weights",
+    "optimizer radam weight_decay=0.1; decay weights; clip 1",
+    "optimizer adamax; schedule step every=1 warmup=0.5",
+    "optimizer adagrad; mixup 0.2",
+    "optimizer adadelta; cutmix 1",
+    "optimizer rmsprop; mixup 0.2; cutmix 1; accumulate 2",
+]
+
+
+@pytest.mark.parametrize("recipe", CHOICES)
+def test_every_recipe_trains_and_resumes(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, recipe: str
+) -> None:
+    graph = tiny(recipe)
+    whole = run(graph, epochs=1)
+    with monkeypatch.context() as patch:
+        interrupt(patch, 0, 6)
+        run(graph, epochs=1)
+    resumed = run(graph, resume=True)
+    first, second = checkpoint(whole), checkpoint(resumed)
+    assert all(torch.equal(first["state_dict"][key], second["state_dict"][key]) for key in first["state_dict"])
+    assert (whole.folder / "metrics.csv").read_bytes() == (resumed.folder / "metrics.csv").read_bytes()
+    losses = [row["train_loss"] for row in read_journal(whole.folder) if "train_loss" in row]
+    assert 1 < losses[0] < 2.6
+
+
+def test_a_warm_up_rises_in_a_line_to_the_rate():
+    for name in ("constant", "cosine", "linear", "multistep", "step"):
+        needed = {"multistep": {"at": (3,)}, "step": {"every": 3}}.get(name, {})
+        seen = rates(Setting.of(SCHEDULES[name](warmup=2, **needed)), 6, 10)
+        assert seen[:20] == pytest.approx([(i + 1) / 21 for i in range(20)])
+        assert seen[20] == pytest.approx(1)
+    linear = rates(Setting.of(SCHEDULES["linear"](warmup=2, end=0.2)), 6, 10)
+    assert linear[40] == pytest.approx(0.6)
+    assert linear[59] == pytest.approx(0.22)
+
+
+def test_norms_and_biases_are_spared_on_request():
+    network = build(loads(NETWORK.replace("RECIPE", ""), name="tiny.cnn"))
+    setting = Setting.of(OPTIMIZERS["sgd"](weight_decay=0.1))
+    (group,) = optimizers.decay_groups(network, setting, "all")
+    assert len(group["params"]) == 5
+    spared = optimizers.decay_groups(network, setting, "weights")
+    assert [[weight.ndim for weight in group["params"]] for group in spared] == [[4, 2], [1, 1, 1]]
+    optimizer, _ = make_optimizer(spared, Recipe(optimizer=setting), 10)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_muon_moves_filters_as_torch_moves_their_matrix(layout: torch.memory_format):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 5, 3, bias=True).to(memory_format=layout)  # type: ignore[call-overload]
+    matrix = nn.Parameter(conv.weight.detach().permute(0, 2, 3, 1).flatten(1).clone())
+    ours = optimizers.Muon(conv.parameters(), 0.01, 0.9, 0.1, True, 0.02)
+    theirs = torch.optim.Muon([matrix], 0.01, 0.1, momentum=0.9, nesterov=True, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        conv.weight.grad, conv.bias.grad = torch.randn_like(conv.weight), torch.ones(5)  # type: ignore[union-attr]
+        matrix.grad = conv.weight.grad.permute(0, 2, 3, 1).flatten(1).clone()
+        before = conv.bias.detach().clone()  # type: ignore[union-attr]
+        ours.step()
+        theirs.step()
+        assert torch.allclose(conv.bias, before - 0.02, atol=1e-3)  # type: ignore[arg-type]
+    assert torch.allclose(conv.weight.permute(0, 2, 3, 1).flatten(1), matrix, atol=1e-2)
+
+
+def test_a_limit_of_time_ends_the_run_with_a_result(run: Callable[..., Result]):
+    result = run(tiny("minutes 1e-6"))
+    assert (result.state, result.values["steps"], result.values["best_epoch"]) == ("finished", 1, 1)
+    assert result.values["test_acc"] is not None
+
+
+def test_clipping_bounds_the_gradients(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch):
+    norms: list[float] = []
+    clip = nn.utils.clip_grad_norm_
+
+    def measured(weights: Any, most: float) -> Any:
+        weights = list(weights)
+        found = clip(weights, most)
+        norms.append(float(torch.cat([weight.grad.flatten() for weight in weights]).norm()))
+        return found
+
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", measured)
+    run(tiny("optimizer sgd lr=0.1; clip 0.01"), epochs=1)
+    assert norms == pytest.approx([0.01] * STEPS, rel=1e-3)

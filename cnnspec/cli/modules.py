@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,6 +49,10 @@ def build(
         bool, typer.Option("--resume", help="Go on with the newest unfinished run of this network.")
     ] = False,
     offline: Offline = False,
+    save_every: Annotated[
+        float, typer.Option(metavar="S", min=0, help="Seconds between two checkpoints inside of an epoch.")
+    ] = 300.0,
+    log: Annotated[list[str] | None, typer.Option(metavar="NAME", help="A further logger: wandb or mlflow.")] = None,
     accelerator: Annotated[str, typer.Option(help="Handed to Lightning.")] = "auto",
     devices: Annotated[str, typer.Option(help="Handed to Lightning.")] = "auto",
     precision: Annotated[
@@ -70,11 +76,13 @@ def build(
         defaults |= {"--devices": (devices, "auto"), "--data": (data, None), "--data-dir": (data_dir, None)}
         defaults |= {"--precision": (precision, None), "--epochs": (epochs, None), "--batch": (batch, None)}
         defaults |= {"--resume": (resume, False), "--offline": (offline, False)}
+        defaults |= {"--save-every": (save_every, 300.0), "--log": (log or None, None)}
         stray = {option: value != default for option, (value, default) in defaults.items()}
         for option, value in stray.items():
             if value:
                 raise typer.BadParameter("has no effect without --train", param_hint=option)
         return _try_out(graph, weights, seed, as_json)
+    _stop_on_sigterm()
     from cnnspec import training
 
     sets_again = "".join(f" --set {pair}" for pair in sets or [])
@@ -89,6 +97,8 @@ def build(
         weights=weights,
         out=out,
         resume=resume,
+        save_every=save_every,
+        log=tuple(log or ()),
         accelerator=accelerator,
         devices=devices,
         precision=precision,
@@ -103,6 +113,15 @@ def build(
     elif result.state == "finished":
         _print_result(result)
     return result.exit_code
+
+
+def _stop_on_sigterm() -> None:
+    """Until the run listens itself: a stop while torch is imported has the exit code of a stop."""
+
+    def stop(number: int, frame: Any) -> None:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, stop)
 
 
 def _try_out(graph: Graph, weights: str | None, seed: int | None, as_json: bool) -> int:

@@ -1,7 +1,7 @@
 """Batches of images: brought to the input's size, changed at random, normalised.
 
-Images are unsigned bytes `[N, C, h, w]` until the last step. Every random number comes from the generator
-that is handed in, one row per image, so a batch depends on its seed alone: not on threads, not on devices,
+Images are unsigned bytes `[N, C, h, w]` until the last step. Every random number comes from the `Chance` that is
+handed in, one row per image, so an image depends on the seed and its place alone: not on workers, not on devices,
 not on what was drawn before. The distributions are those of `torchvision.transforms.v2`.
 """
 
@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as V
 
 from cnnspec.recipe import Setting
+from cnnspec.training.chance import Chance
 
 Size = tuple[int, int]
 
 
 Change = Callable[..., Tensor]
-"""A random change: images, the input's size, a generator, and the arguments of its declaration; gives images."""
+"""A random change: images, the input's size, chance, and the arguments of its declaration; gives images."""
 
 
 class Prepare:
@@ -39,13 +42,13 @@ class Prepare:
         self.mean = torch.tensor(mean, dtype=torch.float32)[:, None, None]
         self.std = torch.tensor(std, dtype=torch.float32)[:, None, None]
 
-    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Float images `[N, C, H, W]` from bytes `[N, C, h, w]`; unchanged by chance without a generator."""
+    def __call__(self, images: Tensor, chance: Chance | None = None) -> Tensor:
+        """Float images `[N, C, H, W]` from bytes `[N, C, h, w]`; unchanged without chance."""
         sized = False
-        for step in self.augment if generator is not None else ():
+        for step in self.augment if chance is not None else ():
             if step.name not in ANY_SIZE and not sized:
                 images, sized = fit(images, self.size), True
-            images = CHANGES[step.name](images, self.size, generator, **step.args)
+            images = CHANGES[step.name](images, self.size, chance, **step.args)
         images = fit(images, self.size)
         images = images.to(torch.float32, memory_format=torch.channels_last)
         return images.div_(255).sub_(self.mean).div_(self.std)
@@ -64,19 +67,9 @@ def fit(images: Tensor, size: Size) -> Tensor:
     return V.center_crop(V.resize(images, covered, antialias=True), list(size))
 
 
-def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
-    return torch.rand(count, generator=generator) * (high - low) + low
-
-
-def _below(limit: Tensor, generator: torch.Generator) -> Tensor:
-    """A random integer from 0 to `limit - 1` for each entry of `limit`."""
-    drawn = torch.rand(limit.shape, generator=generator, dtype=torch.float64)
-    return (drawn * limit).long()
-
-
 def _flip(axis: int) -> Change:
-    def flip(images: Tensor, size: Size, generator: torch.Generator, *, p: float) -> Tensor:
-        chosen = torch.rand(len(images), generator=generator) < p
+    def flip(images: Tensor, size: Size, chance: Chance, *, p: float) -> Tensor:
+        chosen = chance.rand() < p
         return torch.where(chosen[:, None, None, None], images.flip(axis), images)
 
     return flip
@@ -91,11 +84,11 @@ def _reflected(places: Tensor, length: int) -> Tensor:
     return torch.where(places < length, places, period - places)
 
 
-def random_crop(images: Tensor, size: Size, generator: torch.Generator, *, pad: Size, mode: str) -> Tensor:
-    """Shift each image by up to `pad` pixels and fill what is uncovered. Source: `v2.RandomCrop`."""
+def _shift(images: Tensor, down: Tensor, right: Tensor, mode: str = "zeros") -> Tensor:
+    """Each image with its own part `[N]` of the plane around it: its row `down`, its column `right` come first."""
     n, _, height, width = images.shape
-    rows = _below(torch.full((n,), 2 * pad[0] + 1), generator)[:, None] + torch.arange(height) - pad[0]
-    cols = _below(torch.full((n,), 2 * pad[1] + 1), generator)[:, None] + torch.arange(width) - pad[1]
+    rows = down[:, None] + torch.arange(height)
+    cols = right[:, None] + torch.arange(width)
     if mode == "reflect":
         source_rows, source_cols = _reflected(rows, height), _reflected(cols, width)
     else:
@@ -108,21 +101,31 @@ def random_crop(images: Tensor, size: Size, generator: torch.Generator, *, pad: 
     return cut.permute(0, 3, 1, 2)
 
 
-def crop_boxes(
-    n: int, size: Size, scale: Sequence[float], ratio: Sequence[float], generator: torch.Generator
-) -> Tensor:
+def random_crop(images: Tensor, size: Size, chance: Chance, *, pad: Size, mode: str) -> Tensor:
+    """Shift each image by up to `pad` pixels and fill what is uncovered. Source: `v2.RandomCrop`."""
+    down, right = (chance.below(2 * amount + 1) - amount for amount in pad)
+    return _shift(images, down, right, mode)
+
+
+def translate(images: Tensor, size: Size, chance: Chance, *, by: float) -> Tensor:
+    """Shift by up to a share of the size, black outside. Source: `v2.RandomAffine(0, translate=(by, by))`."""
+    down, right = (chance.uniform(-by * length, by * length).round().long() for length in images.shape[-2:])
+    return _shift(images, -down, -right)
+
+
+def crop_boxes(size: Size, scale: Sequence[float], ratio: Sequence[float], chance: Chance) -> Tensor:
     """Boxes `[N, 4]` of top, left, height, width for `random_resized_crop`.
 
     Ten attempts per image, then the largest centred box of an allowed ratio. Source: `v2.RandomResizedCrop`.
     """
     height, width = size
-    area = height * width * _uniform(n * 10, scale[0], scale[1], generator).view(n, 10)
-    aspect = torch.exp(_uniform(n * 10, math.log(ratio[0]), math.log(ratio[1]), generator)).view(n, 10)
+    area = height * width * chance.uniform(scale[0], scale[1], 10)
+    aspect = torch.exp(chance.uniform(math.log(ratio[0]), math.log(ratio[1]), 10))
     widths, heights = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
     fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
     first = fits.int().argmax(1, keepdim=True)
     w, h = widths.gather(1, first)[:, 0], heights.gather(1, first)[:, 0]
-    top, left = _below(height - h + 1, generator), _below(width - w + 1, generator)
+    top, left = chance.below(height - h + 1), chance.below(width - w + 1)
     whole = min(max(width / height, ratio[0]), ratio[1])
     w0, h0 = min(width, round(height * whole)), min(height, round(width / whole))
     centre = torch.tensor([(height - h0) // 2, (width - w0) // 2, h0, w0])
@@ -153,17 +156,17 @@ def resize_boxes(images: Tensor, boxes: Tensor, size: Size) -> Tensor:
 
 
 def random_resized_crop(
-    images: Tensor, size: Size, generator: torch.Generator, *, scale: Sequence[float], ratio: Sequence[float]
+    images: Tensor, size: Size, chance: Chance, *, scale: Sequence[float], ratio: Sequence[float]
 ) -> Tensor:
     """Cut out a part of random area and aspect and resize it to the input's size."""
     height, width = images.shape[-2:]
-    return resize_boxes(images, crop_boxes(len(images), (height, width), scale, ratio, generator), size)
+    return resize_boxes(images, crop_boxes((height, width), scale, ratio, chance), size)
 
 
-def rotate(images: Tensor, size: Size, generator: torch.Generator, *, degrees: float) -> Tensor:
+def rotate(images: Tensor, size: Size, chance: Chance, *, degrees: float) -> Tensor:
     """Rotate about the centre, bilinear, black outside. Source: `v2.RandomRotation`."""
     n, _, height, width = images.shape
-    angle = _uniform(n, -degrees, degrees, generator) * math.pi / 180
+    angle = chance.uniform(-degrees, degrees) * math.pi / 180
     cos, sin, none = angle.cos(), angle.sin(), torch.zeros(n)
     # In coordinates that run from -1 to 1 on both axes, whatever the aspect.
     theta = torch.stack([cos, -sin * height / width, none, sin * width / height, cos, none], 1).view(n, 2, 3)
@@ -175,7 +178,7 @@ def rotate(images: Tensor, size: Size, generator: torch.Generator, *, degrees: f
 def color_jitter(
     images: Tensor,
     size: Size,
-    generator: torch.Generator,
+    chance: Chance,
     *,
     brightness: float,
     contrast: float,
@@ -183,9 +186,8 @@ def color_jitter(
     hue: float,
 ) -> Tensor:
     """Change colours by random factors, in random order. Source: `v2.ColorJitter`."""
-    n = len(images)
     kinds: list[tuple[Callable[[Tensor, float], Tensor], Tensor]] = [
-        (change, _uniform(n, max(0.0, 1 - amount), 1 + amount, generator))
+        (change, chance.uniform(max(0.0, 1 - amount), 1 + amount))
         for change, amount in (
             (V.adjust_brightness, brightness),
             (V.adjust_contrast, contrast),
@@ -194,10 +196,11 @@ def color_jitter(
         if amount
     ]
     if hue:
-        kinds.append((V.adjust_hue, _uniform(n, -hue, hue, generator)))
+        kinds.append((V.adjust_hue, chance.uniform(-hue, hue)))
     changed: list[Tensor] = []
+    orders = chance.rand(len(kinds)).argsort(1) if kinds else torch.zeros(len(images), 0)
     for i, image in enumerate(images):
-        for k in torch.randperm(len(kinds), generator=generator).tolist():
+        for k in orders[i].int().tolist():
             change, factors = kinds[k]
             image = change(image, float(factors[i]))
         changed.append(image)
@@ -205,34 +208,81 @@ def color_jitter(
 
 
 def random_erasing(
-    images: Tensor, size: Size, generator: torch.Generator, *, p: float, scale: Sequence[float], ratio: Sequence[float]
+    images: Tensor, size: Size, chance: Chance, *, p: float, scale: Sequence[float], ratio: Sequence[float]
 ) -> Tensor:
     """Blank a rectangle of random area and aspect, if one fits in ten attempts. Source: `v2.RandomErasing`."""
-    n, _, height, width = images.shape
-    chosen = torch.rand(n, generator=generator) < p
-    area = height * width * _uniform(n * 10, scale[0], scale[1], generator).view(n, 10)
-    aspect = torch.exp(_uniform(n * 10, math.log(ratio[0]), math.log(ratio[1]), generator)).view(n, 10)
+    height, width = images.shape[-2:]
+    chosen = chance.rand() < p
+    area = height * width * chance.uniform(scale[0], scale[1], 10)
+    aspect = torch.exp(chance.uniform(math.log(ratio[0]), math.log(ratio[1]), 10))
     heights, widths = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
     fits = (heights < height) & (widths < width)
     first = fits.int().argmax(1, keepdim=True)
     h, w = heights.gather(1, first), widths.gather(1, first)
-    top, left = _below((height - h + 1).clamp(min=1), generator), _below((width - w + 1).clamp(min=1), generator)
+    top, left = chance.below((height - h + 1).clamp(min=1)), chance.below((width - w + 1).clamp(min=1))
     rows, cols = torch.arange(height), torch.arange(width)
     in_rows, in_cols = (rows >= top) & (rows < top + h), (cols >= left) & (cols < left + w)
     blank = (chosen & fits.any(1))[:, None, None] & in_rows[:, :, None] & in_cols[:, None, :]
     return images.masked_fill(blank[:, None], 0)
 
 
+def alternating_flip(images: Tensor, size: Size, chance: Chance) -> Tensor:
+    """Mirror half of the images in the first epoch, the other half in the next, and so on.
+
+    Source: Jordan 2024, arXiv 2404.00498, section 3.6.
+    """
+    # A bit of each image's own, by a mix of its number and the seed. Source: splitmix64.
+    mixed = chance.indices + (chance.seed * 2 + 1) * 0x1E3779B97F4A7C15 % 2**62
+    mixed = (mixed ^ (mixed >> 30)) * 0x3F58476D1CE4E5B9
+    mixed = (mixed ^ (mixed >> 27)) * 0x14D049BB133111EB
+    turned = ((mixed ^ (mixed >> 31)) & 1) ^ (chance.epoch % 2)
+    return torch.where(turned.bool()[:, None, None, None], images.flip(-1), images)
+
+
+def cutout(images: Tensor, size: Size, chance: Chance, *, side: int) -> Tensor:
+    """Blank a square around a random pixel, cut at the border. Source: DeVries and Taylor 2017, arXiv 1708.04552."""
+    height, width = images.shape[-2:]
+    top, left = (chance.below(length)[:, None] - side // 2 for length in (height, width))
+    rows, cols = torch.arange(height), torch.arange(width)
+    in_rows, in_cols = (rows >= top) & (rows < top + side), (cols >= left) & (cols < left + side)
+    return images.masked_fill((in_rows[:, :, None] & in_cols[:, None, :])[:, None], 0)
+
+
+def _one_by_one(make: Callable[..., nn.Module]) -> Change:
+    """A transform of torchvision's that draws its own numbers, for each image from a seed of its own."""
+
+    def change(images: Tensor, size: Size, chance: Chance, **args: Any) -> Tensor:
+        transform = make(**args)
+        changed: list[Tensor] = []
+        with torch.random.fork_rng(devices=[]):
+            for image, seed in zip(images, chance.seeds(), strict=True):
+                torch.random.default_generator.manual_seed(seed)
+                changed.append(transform(image))
+        return torch.stack(changed)
+
+    return change
+
+
+def _auto(policy: str) -> nn.Module:
+    return v2.AutoAugment(v2.AutoAugmentPolicy(policy))
+
+
 CHANGES: dict[str, Change] = {
     "hflip": _flip(-1),
     "vflip": _flip(-2),
+    "alternating_flip": alternating_flip,
     "random_crop": random_crop,
+    "translate": translate,
     "random_resized_crop": random_resized_crop,
     "rotate": rotate,
     "color_jitter": color_jitter,
+    "autoaugment": _one_by_one(_auto),
+    "randaugment": _one_by_one(lambda ops, magnitude: v2.RandAugment(ops, magnitude)),
+    "trivialaugment": _one_by_one(v2.TrivialAugmentWide),
     "random_erasing": random_erasing,
+    "cutout": cutout,
 }
 """What the augmentations of the recipe do; they take its arguments."""
 
-ANY_SIZE = {"hflip", "vflip", "random_resized_crop"}
+ANY_SIZE = {"hflip", "vflip", "alternating_flip", "random_resized_crop"}
 """Changes that may come before the image has the input's size."""

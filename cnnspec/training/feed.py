@@ -1,33 +1,35 @@
 """Batches in an order that depends on the seed, the epoch and the place in the epoch, and on nothing else.
 
 So a run that is resumed, in an epoch or between two, sees the batches that it would have seen, with the same
-augmentation, whatever the number of threads.
+augmentation, whatever the number of workers and devices.
 """
 
 from __future__ import annotations
 
-import os
-from collections import deque
+import sys
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
+from cnnspec.diagnostics import failure
 from cnnspec.ir import Graph
 from cnnspec.recipe import Recipe
 from cnnspec.training.augment import Prepare
+from cnnspec.training.chance import Chance, generator_of
 from cnnspec.training.data import ImageData, Images
 
 Batch = tuple[Tensor, Tensor]
 """Images `[N, C, H, W]` and labels `[N]`."""
+PATIENCE = 3
+"""How often workers that died are replaced."""
 
 
-class Feed:
-    """The batches of one epoch; each iteration gives the same ones.
+class Feed(Dataset[Batch]):
+    """The batches of one epoch, by their numbers; each iteration gives the same ones.
 
     Args:
         images: Where they come from.
@@ -39,7 +41,7 @@ class Feed:
         skip: How many batches have been seen before.
         rank: Number of this device.
         world: How many devices share each batch.
-        threads: How many batches are made ahead, each by a thread; 0 for none.
+        workers: Processes that make batches ahead; 0 for none.
     """
 
     def __init__(
@@ -53,51 +55,71 @@ class Feed:
         skip: int = 0,
         rank: int = 0,
         world: int = 1,
-        threads: int = 0,
+        workers: int = 0,
     ) -> None:
         self.images, self.prepare, self.batch = images, prepare, min(batch, len(images))
         self.seed, self.epoch, self.skip = seed, epoch, skip
-        self.rank, self.world, self.threads = rank, world, threads
+        self.rank, self.world, self.workers = rank, world, workers
+        self._order = (
+            torch.arange(len(images))
+            if seed is None
+            else torch.randperm(len(images), generator=generator_of(seed, epoch))
+        )
 
-    def __len__(self) -> int:
-        """Batches in the whole epoch, those that are skipped included."""
+    @property
+    def batches(self) -> int:
+        """Batches in the whole epoch."""
         full, rest = divmod(len(self.images), self.batch)
         return full + (1 if rest and self.seed is None else 0)
 
+    def __len__(self) -> int:
+        """Batches that are still to come."""
+        return self.batches - self.skip
+
     def __iter__(self) -> Iterator[Batch]:
-        numbers = range(self.skip, len(self))
-        order = self._order()
-        if not self.threads:
-            yield from (self._make(order, number) for number in numbers)
-            return
-        ahead: deque[Future[Batch]] = deque()
-        pool = ThreadPoolExecutor(self.threads)
-        try:
-            for number in numbers:
-                ahead.append(pool.submit(self._make, order, number))
-                if len(ahead) > self.threads:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        number = self.skip
+        for attempt in range(PATIENCE + 1):
+            try:
+                for batch in (
+                    self._ahead(number) if self.workers else map(self.__getitem__, range(number, self.batches))
+                ):
+                    yield batch
+                    number += 1
+                return
+            except RuntimeError as error:
+                if not self.workers or "DataLoader worker" not in str(error):
+                    raise
+                if attempt == PATIENCE:
+                    raise failure(
+                        "E0514",
+                        "the processes that read the images die again and again",
+                        notes=[" ".join(str(error).split())[:200]],
+                        help="look for a broken image or for too little memory, then go on with `--resume`",
+                    ) from None
+                print("a process that reads images died; its batches are made again", file=sys.stderr)
 
-    def _order(self) -> Tensor:
-        if self.seed is None:
-            return torch.arange(len(self.images))
-        return torch.randperm(len(self.images), generator=_generator(self.seed, self.epoch))
+    def _ahead(self, number: int) -> DataLoader[Batch]:
+        return DataLoader(
+            self, batch_size=None, sampler=range(number, self.batches), num_workers=self.workers, prefetch_factor=4
+        )
 
-    def _make(self, order: Tensor, number: int) -> Batch:
-        indices = order[number * self.batch : (number + 1) * self.batch][self.rank :: self.world]
-        generator = None if self.seed is None else _generator(self.seed, self.epoch, number + 1, self.rank)
-        images = [self.prepare(group, generator) for group in self.images.read(indices)]
-        together = images[0] if len(images) == 1 else torch.cat(images)
-        return together, self.images.labels[indices]
-
-
-def _generator(*numbers: int) -> torch.Generator:
-    """Random numbers that differ for every tuple of numbers."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+    def __getitem__(self, number: int) -> Batch:
+        """The batch of a number, as far as it is this device's."""
+        start = number * self.batch
+        whole = self._order[start : start + self.batch]
+        rows = torch.arange(self.rank, len(whole), self.world)
+        indices = whole[rows]
+        chance = None
+        if self.seed is not None:
+            generator = generator_of(self.seed, self.epoch, number + 1)
+            chance = Chance(generator, len(whole), rows, indices, self.seed, self.epoch)
+        images: list[Tensor] = []
+        place = 0
+        for group in self.images.read(indices):
+            part = chance and (chance if len(group) == len(rows) else chance.part(slice(place, place + len(group))))
+            images.append(self.prepare(group, part))
+            place += len(group)
+        return images[0] if len(images) == 1 else torch.cat(images), self.images.labels[indices]
 
 
 def plain(graph: Graph, data: ImageData) -> Prepare:
@@ -106,35 +128,34 @@ def plain(graph: Graph, data: ImageData) -> Prepare:
 
 
 class Feeds(pl.LightningDataModule):
-    """Gives each epoch its batches; where it stands follows from the number of steps done."""
+    """Gives each epoch its batches.
 
-    def __init__(self, graph: Graph, recipe: Recipe, data: ImageData) -> None:
+    Args:
+        graph: The network.
+        recipe: How it is trained.
+        data: The images.
+        workers: Processes that read images from files.
+    """
+
+    def __init__(self, graph: Graph, recipe: Recipe, data: ImageData, workers: int = 0) -> None:
         super().__init__()
-        self.recipe, self.data = recipe, data
-        self.plain = plain(graph, data)
+        self.recipe, self.data, self.workers = recipe, data, workers
         self.changing = Prepare(graph.input_shape[1:], data.mean, data.std, recipe.augment)
+        self.skip = 0
+        """Batches of the next epoch that have been seen before an interruption."""
 
-    def _threads(self, in_memory: bool) -> int:
-        assert self.trainer is not None
-        on_cpu = self.trainer.strategy.root_device.type == "cpu"
-        # Small batches in memory are ready sooner than a second thread would be.
-        return 0 if in_memory and on_cpu else min(4, os.cpu_count() or 1)
-
-    def train_dataloader(self) -> Feed:
+    def train_dataloader(self) -> Any:
         assert self.trainer is not None
         feed = Feed(
             self.data.train,
             self.changing,
             self.recipe.batch,
             seed=self.recipe.seed,
+            epoch=self.trainer.current_epoch,
+            skip=self.skip,
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
-            threads=self._threads(self.data.train.in_memory),
+            workers=0 if self.data.train.in_memory else self.workers,
         )
-        feed.epoch, feed.skip = divmod(self.trainer.global_step, len(feed))
+        self.skip = 0
         return feed
-
-    def val_dataloader(self) -> Any:
-        # Every device sees every image, so that the accuracy is exact.
-        val = self.data.val
-        return [] if val is None else Feed(val, self.plain, self.recipe.batch, threads=self._threads(val.in_memory))

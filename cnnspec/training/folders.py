@@ -1,7 +1,7 @@
 """The folder of a run, `runs/NAME/N/`: made in one step, found again to resume, held by one process at a time.
 
 It holds the spec as used (`spec.cnn`, `model.json`), `result.json`, `metrics.csv`, TensorBoard's events, and
-`checkpoints/` with the last and the best epoch.
+`checkpoints/` with the last two and the best epoch.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pydantic import ValidationError
 from cnnspec.diagnostics import failure
 from cnnspec.ir import Graph, Model
 from cnnspec.recipe import Recipe
+from cnnspec.training.checkpoints import Checkpoints, write_whole
 
 try:
     import fcntl
@@ -28,15 +30,54 @@ SHARED = "CNNSPEC_RUN_FOLDER"
 """Tells the processes of the other devices which folder the first one made."""
 
 
+WAIT = 120.0
+"""Seconds for which the other processes wait for the first to make the folder."""
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes, of all that train together."""
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        if name in os.environ:
+            return int(os.environ[name]) == 0
+    return True
+
+
+def _meeting(out: Path) -> Path | None:
+    """Where processes that were started by `torchrun` or SLURM leave word of the folder."""
+    keys = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID", "SLURM_STEP_ID", "MASTER_PORT")
+    words = [os.environ[key] for key in keys if key in os.environ]
+    known = "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1
+    return out / f".run-{'-'.join(words)}" if known else None
+
+
+def shared_folder(out: Path) -> RunFolder:
+    """The folder that the first process made.
+
+    Raises:
+        CnnspecError: E0506 if it has made none.
+    """
+    if SHARED in os.environ:
+        return RunFolder(Path(os.environ[SHARED]))
+    meeting, end = _meeting(out), time.monotonic() + WAIT
+    while meeting is not None and time.monotonic() < end:
+        try:
+            folder = RunFolder(Path(meeting.read_text(encoding="utf-8")))
+            if folder.read_result():
+                return folder
+        except OSError:
+            pass
+        time.sleep(0.1)
+    raise failure("E0506", "the first process has made no run folder", file=str(out), help="look at what it says")
+
+
 class RunFolder:
     """One run's files."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.checkpoints = path / "checkpoints"
-        self.last = self.checkpoints / "last.ckpt"
-        self.best_weights = self.checkpoints / "best.safetensors"
+        self.checkpoints = Checkpoints(path / "checkpoints")
         self._lock: Any = None
+        self._word: Path | None = None
 
     @classmethod
     def create(cls, out: Path, graph: Graph) -> RunFolder:
@@ -56,10 +97,10 @@ class RunFolder:
                     break
                 except FileExistsError:  # another run was quicker
                     number += 1
-            folder.checkpoints.mkdir()
+            folder.hold()
+            folder.checkpoints.folder.mkdir()
             (folder.path / "spec.cnn").write_text(graph.text, encoding="utf-8")
             (folder.path / "model.json").write_text(graph.model.model_dump_json(indent=2), encoding="utf-8")
-            folder.hold()
         except OSError as error:
             raise failure(
                 "E0506",
@@ -67,7 +108,7 @@ class RunFolder:
                 file=str(out),
                 help="choose another with `--out`",
             ) from None
-        os.environ[SHARED] = str(folder.path)
+        folder.share(out)
         return folder
 
     @classmethod
@@ -79,12 +120,10 @@ class RunFolder:
         """
         runs = out / graph.name
         found = [cls(path) for _, path in sorted(_numbered(runs), reverse=True)]
-        unfinished = [folder for folder in found if folder.state != "finished" and folder.last.is_file()]
+        unfinished = [folder for folder in found if folder.state not in ("finished", "unknown")]
         if not unfinished:
             what = (
-                "every run is finished"
-                if found and all(f.state == "finished" for f in found)
-                else "no run has a checkpoint"
+                "every run is finished" if found and all(f.state == "finished" for f in found) else "no run has begun"
             )
             raise failure("E0506", f"nothing to resume: {what}" if found else "nothing to resume: there is no run yet",
                 file=str(runs), help="train anew without `--resume`, or name the folder of the runs with `--out`")  # fmt: skip
@@ -103,8 +142,15 @@ class RunFolder:
                 help="train anew without `--resume`; `spec.cnn` in the run's folder is the spec that it started with",
             )  # fmt: skip
         folder.hold()
-        os.environ[SHARED] = str(folder.path)
+        folder.share(out)
         return folder, recipe
+
+    def share(self, out: Path) -> None:
+        """Tell the processes of the other devices."""
+        os.environ[SHARED] = str(self.path)
+        self._word = _meeting(out)
+        if self._word is not None:
+            write_whole(self._word, str(self.path).encode())
 
     def hold(self) -> None:
         """Keep other processes from resuming this run for as long as this one lives.
@@ -114,17 +160,31 @@ class RunFolder:
         """
         if fcntl is None:
             return
-        self._lock = (self.path / ".lock").open("w")
+        try:
+            self._lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise failure(
+                "E0506", f"cannot write to the run folder: {error.strerror}", file=str(self.path),
+                help="make the folder writable, or train anew with another `--out`",
+            ) from None  # fmt: skip
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise failure("E0506", "the run is still running in another process", file=str(self.path)) from None
+            self._lock.close()
+            self._lock = None
+            raise failure(
+                "E0506", "the run is still running in another process", file=str(self.path),
+                help="wait for it, stop it, or train anew without `--resume`",
+            ) from None  # fmt: skip
 
     def release(self) -> None:
         """Let others have the run."""
+        os.environ.pop(SHARED, None)
+        if self._word is not None:
+            self._word.unlink(missing_ok=True)
+            self._word = None
         if self._lock is not None:
             self._lock.close()
-            (self.path / ".lock").unlink(missing_ok=True)
             self._lock = None
 
     def remove(self) -> None:
@@ -151,9 +211,7 @@ class RunFolder:
 
     def write_result(self, values: dict[str, Any]) -> None:
         """Write `result.json`; it is whole at every moment."""
-        temporary = self.path / "result.json.part"
-        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, self.path / "result.json")
+        write_whole(self.path / "result.json", (json.dumps(values, indent=2) + "\n").encode())
 
 
 def _numbered(runs: Path) -> Iterator[tuple[int, Path]]:

@@ -2,28 +2,54 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
+from cnnspec.diagnostics import failure
 from cnnspec.ir import Graph
 from cnnspec.training.task import Task
 
+LOGGERS = ("tensorboard", "wandb", "mlflow")
+"""What `--log` knows; the first is always there."""
 
-def make_loggers(folder: Path) -> list[CSVLogger | TensorBoardLogger]:
-    """`metrics.csv` and TensorBoard's events in a run's folder."""
-    return [
-        CSVLogger(folder, name="", version=""),
-        TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False),
+
+def make_loggers(folder: Path, names: Sequence[str] = (), step: int = 0) -> list[Logger]:
+    """TensorBoard's events in a run's folder, and what else was asked for.
+
+    Args:
+        folder: The run's.
+        names: Of `LOGGERS`.
+        step: What TensorBoard has seen behind it is forgotten.
+
+    Raises:
+        CnnspecError: E0507 if a logger is not installed, E0510 if there is none of that name.
+    """
+    made: list[Logger] = [
+        TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False, purge_step=step + 1)
     ]
+    for name in names:
+        if name not in LOGGERS:
+            raise failure("E0510", f"there is no logger `{name}`", help=f"there are {', '.join(LOGGERS)}")
+        try:
+            if name == "wandb":
+                made.append(WandbLogger(name="-".join(folder.parts[-2:]), save_dir=folder, project="cnnspec"))
+            elif name == "mlflow":
+                made.append(
+                    MLFlowLogger("cnnspec", run_name="-".join(folder.parts[-2:]), save_dir=str(folder / "mlruns"))
+                )
+        except ModuleNotFoundError as error:
+            raise failure(
+                "E0507", f"`--log {name}` needs `{error.name or name}`, which is not installed",
+                help=f"install it with `pip install {name}`",
+            ) from None  # fmt: skip
+    return made
 
 
 def draw_graph(trainer: pl.Trainer, graph: Graph, task: Task) -> None:
@@ -38,16 +64,6 @@ def draw_graph(trainer: pl.Trainer, graph: Graph, task: Task) -> None:
         except Exception as error:  # noqa: BLE001 - whatever tracing raises
             logging.getLogger(__name__).debug("no graph for TensorBoard: %s", error)
     task.network.train()
-
-
-def read_rows(path: Path, checkpoint: Path) -> list[dict[str, Any]]:
-    """What was logged up to a checkpoint; the logger begins its file anew, and the rest happens again."""
-    done = torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return [{k: v for k, v in row.items() if v} for row in csv.DictReader(file) if int(row["step"]) < done]
-    except (OSError, KeyError, ValueError):
-        return []
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
+import os
 import platform
 import sys
 
@@ -28,6 +29,11 @@ def keep_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def default_workers() -> int:
+    """Processes that read images from files: one for each core, at most eight."""
+    return min(8, os.cpu_count() or 1)
+
+
 def best_device() -> torch.device:
     """The GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -35,6 +41,6 @@ def best_device() -> torch.device:
 
 def versions() -> dict[str, str]:
     """Versions of what took part in a run."""
-    packages = ("torch", "torchvision", "pytorch-lightning", "torchmetrics")
+    packages = ("torch", "torchvision", "pytorch-lightning")
     own = {"cnnspec": cnnspec.__version__, "python": platform.python_version()}
     return own | {name: importlib.metadata.version(name) for name in packages}

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from cnnspec.backends.torch_weights import read_weights
-from cnnspec.diagnostics import CnnspecError, failure
+from cnnspec.diagnostics import failure
 from cnnspec.ir import Graph
 from cnnspec.recipe import AUGMENTATIONS, DATA_SETS, OPTIMIZERS, SCHEDULES, Recipe, Setting
-from cnnspec.training.folders import SHARED, RunFolder
+from cnnspec.training.folders import RunFolder, is_first, shared_folder
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 """Lightning's names for the recipe's."""
@@ -35,6 +33,8 @@ class TrainOptions:
         resume: Go on with the newest unfinished run, by its own recipe.
         accelerator: For Lightning, as `devices` and `strategy`.
         precision: `fp32`, `bf16`, `fp16`, or one of Lightning's.
+        save_every: Seconds between two checkpoints inside of an epoch.
+        log: Further loggers, of `tensorboard`, `wandb`, `mlflow`.
         resume_command: What is printed as the way to go on after a stop.
         console: Where progress is shown; by default the standard output.
     """
@@ -52,6 +52,8 @@ class TrainOptions:
     devices: str | int = "auto"
     precision: str | None = None
     strategy: str = "auto"
+    save_every: float = 300.0
+    log: tuple[str, ...] = ()
     resume_command: str | None = None
     console: Console | None = None
 
@@ -90,21 +92,10 @@ def recipe_of(graph: Graph, options: TrainOptions) -> Recipe:
 
 def folder_to_resume(graph: Graph, options: TrainOptions) -> tuple[RunFolder, Recipe]:
     """The run to go on with and its recipe, which the options must not contradict."""
-    if int(os.environ.get("LOCAL_RANK", 0)) != 0:
-        folder = RunFolder(Path(os.environ[SHARED]))
+    if not is_first():
+        folder = shared_folder(options.out)
         return folder, Recipe.model_validate(folder.read_result()["recipe"])
     folder, recipe = RunFolder.find(options.out, graph)
-    try:
-        read_weights(folder.last)
-    except CnnspecError as error:
-        folder.release()
-        raise failure(
-            "E0506",
-            "the run cannot be resumed: its last checkpoint is damaged",
-            file=str(folder.last),
-            notes=error.diagnostics[0].notes,
-            help="train anew without `--resume`",
-        ) from None
     for name, value in options.changes().items():
         if getattr(recipe, name) != value:
             folder.release()

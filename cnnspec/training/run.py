@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import errno
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, EarlyStopping, EMAWeightAveraging, LearningRateMonitor
-from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
+from torch import nn
 
 from cnnspec.backends.torch import to_module
 from cnnspec.backends.torch_weights import load_weights, read_weights
 from cnnspec.diagnostics import CnnspecError, failure
 from cnnspec.ir import Graph
 from cnnspec.recipe import Recipe
-from cnnspec.training.callbacks import Keep, Show, StopOnSignal, Stopped, WholeFiles
+from cnnspec.training.callbacks import Show
 from cnnspec.training.data import ImageData, load_data
 from cnnspec.training.feed import Feed, Feeds, plain
-from cnnspec.training.folders import SHARED, RunFolder
-from cnnspec.training.logs import draw_graph, make_loggers, quiet, read_rows
-from cnnspec.training.machine import keep_memory, versions
+from cnnspec.training.folders import RunFolder, is_first, shared_folder
+from cnnspec.training.journal import Journal
+from cnnspec.training.logs import draw_graph, make_loggers, quiet
+from cnnspec.training.machine import default_workers, keep_memory, versions
+from cnnspec.training.optimizers import decay_groups, make_optimizer
 from cnnspec.training.options import PRECISIONS, Result, TrainOptions, folder_to_resume, recipe_lines, recipe_of
 from cnnspec.training.scoring import score
-from cnnspec.training.task import Task, make_optimizer
+from cnnspec.training.stopping import Stop, Stopped
+from cnnspec.training.task import Surroundings, Task
 
 
 def train(graph: Graph, options: TrainOptions | None = None) -> Result:
@@ -36,35 +37,51 @@ def train(graph: Graph, options: TrainOptions | None = None) -> Result:
     Nothing is written before the data set is loaded and everything that can be checked has been checked.
 
     Raises:
-        CnnspecError: E0501 to E0503 for the data, E0506 for the run folder, E0508 to E0512 for a recipe that
+        CnnspecError: E0501 to E0503 for the data, E0506 for the run folder, E0508 to E0514 for a recipe that
             cannot be followed on this machine or diverges.
     """
     options = options or TrainOptions()
     keep_memory()
-    first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    first = is_first()
     console = options.console or Console() if first else Console(quiet=True)
-    folder, recipe = folder_to_resume(graph, options) if options.resume else (None, recipe_of(graph, options))
-    try:
-        data = load_data(graph, recipe.data, options.data_dir, offline=options.offline)
-        _check_recipe(recipe, data)
-        with quiet():
-            pl.seed_everything(recipe.seed, workers=True)
-            network = to_module(graph).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            if options.weights is not None and not options.resume:
-                load_weights(network, read_weights(options.weights, "name", graph), file=options.weights)
-            steps = len(Feed(data.train, plain(graph, data), recipe.batch, seed=recipe.seed))
-            task = Task(graph, network, recipe, steps)
-            make_optimizer(network.parameters(), recipe, steps)
-    except BaseException:
-        if folder:
+    folder: RunFolder | None = None
+    with Stop(lambda text: console.print(text, style="yellow", markup=False, soft_wrap=True)) as stop, quiet():
+        try:
+            if options.resume:
+                folder, recipe = folder_to_resume(graph, options)
+            else:
+                recipe = recipe_of(graph, options)
+            data = load_data(graph, recipe.data, options.data_dir, offline=options.offline)
+            _check_recipe(recipe, data)
+            network = _make_network(graph, recipe, options)
+            stop.poll()
+            if folder is None:
+                folder = RunFolder.create(options.out, graph) if first else shared_folder(options.out)
+            run = _Run(graph, options, recipe, data, network, folder, console, stop)
+        except Stopped:
+            console.print("stopped before the run had begun", style="yellow")
+            if folder:
+                folder.release()
+            return Result(options.out, "interrupted", stop.exit_code, {})
+        except BaseException:
+            if folder:
+                folder.release()
+            raise
+        try:
+            return run.go()
+        finally:
+            run.close()
             folder.release()
-        raise
-    if folder is None:
-        folder = RunFolder.create(options.out, graph) if first else RunFolder(Path(os.environ[SHARED]))
-    try:
-        return _Run(graph, options, recipe, data, task, folder, console).go(first)
-    finally:
-        folder.release()
+
+
+def _make_network(graph: Graph, recipe: Recipe, options: TrainOptions) -> nn.Module:
+    """The network with its first weights; a recipe that torch cannot follow is refused here."""
+    pl.seed_everything(recipe.seed, workers=True, verbose=False)
+    network = to_module(graph).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if options.weights is not None and not options.resume:
+        load_weights(network, read_weights(options.weights, "name", graph), file=options.weights)
+    make_optimizer(decay_groups(network, recipe.optimizer, recipe.decay), recipe, 1)
+    return network
 
 
 class _Run:
@@ -76,107 +93,133 @@ class _Run:
         options: TrainOptions,
         recipe: Recipe,
         data: ImageData,
-        task: Task,
+        network: nn.Module,
         folder: RunFolder,
         console: Console,
+        stop: Stop,
     ) -> None:
         self.graph, self.options, self.recipe, self.data = graph, options, recipe, data
-        self.task, self.folder, self.console = task, folder, console
-        self.keep = Keep(folder.checkpoints)
-        self.stop = StopOnSignal(folder.last, console)
-        with quiet():
-            self.trainer = self._make_trainer()
+        self.folder, self.console, self.stop = folder, console, stop
+        self.first = is_first()
+        state = None
+        if options.resume and folder.checkpoints.exist():
+            state, said = folder.checkpoints.load()
+            for line in said:
+                self._say(f"{line}; going on from the one before", style="yellow")
+        steps = Feed(data.train, plain(graph, data), recipe.batch, seed=recipe.seed).batches
+        self.around = Surroundings(
+            data, folder.checkpoints, None, stop, self._say, first=self.first, save_every=options.save_every
+        )
+        self.task = Task(graph, network, recipe, steps, self.around, state)
+        self.trainer = self._make_trainer()
+        self.task.trainer = self.trainer
 
-    def go(self, first: bool) -> Result:
+    def go(self) -> Result:
         """Train, test, and write the result."""
-        if first:
-            self._write("running")
-            self._announce()
         try:
-            with quiet(), self.stop:
-                self._fit()
-        except (Stopped, KeyboardInterrupt, SystemExit) as end:
-            if isinstance(end, SystemExit) and self.stop.signal is None:
-                raise
-            return self._interrupted(first)
+            if self.first:
+                self._write("running")
+                self.around.journal = Journal(self.folder.path, self.task.progress.files)
+                self._announce()
+            self.stop.poll()
+            self._fit()
+            if not self.first:  # the first process alone goes on
+                raise SystemExit(0)
+            found = self._test()
+        except (Stopped, KeyboardInterrupt):
+            return self._interrupted()
+        except SystemExit:
+            raise
         except BaseException as error:
-            if first:
-                self._write("failed")
-            explained = _explained(error)
+            if self.first:
+                self._fail()
+            explained = _explained(error, self.folder.path)
             if explained is error:
                 raise
             raise explained from error
-        if not first:  # the first process alone goes on
-            raise SystemExit(0)
-        if self.stop.signal is not None:
-            return self._interrupted(first)
-        try:
-            found = self._test()
-        except KeyboardInterrupt:
-            return self._interrupted(first)
         return Result(self.folder.path, "finished", 0, self._write("finished", found))
+
+    def close(self) -> None:
+        """Let go of the files."""
+        if self.around.journal is not None:
+            self.around.journal.close()
 
     def _announce(self) -> None:
         """What is about to be done; defaults of the recipe are marked, as the spec does not show them."""
         data, recipe = self.data, self.recipe
         sizes = ((name, len(part)) for name, part in (("val", data.val), ("test", data.test)) if part is not None)
         counts = ", ".join([f"{len(data.train):,} train", *(f"{count:,} {name}" for name, count in sizes)])
-        lines = [f"training {self.graph.name} ({self.graph.parameter_count:,} parameters) on {data.name} ({counts})"]
+        self._say(f"training {self.graph.name} ({self.graph.parameter_count:,} parameters) on {data.name} ({counts})")
         stated = {*recipe.stated, *self.options.changes(), "planned"}
-        lines += [
-            f"  {name:<15} {text}" + ("" if name in stated else "  (default)") for name, text in recipe_lines(recipe)
-        ]
-        lines.append(f"run folder {self.folder.path}")
-        for line in lines:
-            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        for name, text in recipe_lines(recipe):
+            self._say(f"  {name:<15} {text}" + ("" if name in stated else "  (default)"))
+        self._say(f"run folder {self.folder.path}")
+        if done := self.task.progress.step:
+            self._say(f"going on behind step {done} of {self.task.steps * recipe.epochs}")
+
+    def _say(self, text: str, style: str | None = None) -> None:
+        self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
     def _fit(self) -> None:
-        rows = read_rows(self.folder.path / "metrics.csv", self.folder.last) if self.options.resume else []
-        for logger in self.trainer.loggers:
-            logger.log_hyperparams(self.recipe.model_dump(mode="json"))
-            if isinstance(logger, CSVLogger) and rows:
-                logger.experiment.metrics = rows
-        draw_graph(self.trainer, self.graph, self.task)
-        feed = Feeds(self.graph, self.recipe, self.data)
-        checkpoint = str(self.folder.last) if self.options.resume else None
-        self.trainer.fit(self.task, datamodule=feed, ckpt_path=checkpoint, weights_only=True)
+        """The steps that are left, and the end of an epoch that was reached and not worked through."""
+        task, trainer = self.task, self.trainer
+        if not task.progress.step:
+            for logger in trainer.loggers:
+                logger.log_hyperparams(self.recipe.model_dump(mode="json"))
+            draw_graph(trainer, self.graph, task)
+        if task.unclosed:
+            task.to(trainer.strategy.root_device)
+            task.close_epoch()
+        if task.trained:
+            return
+        epoch, skip = divmod(task.progress.step, task.steps)
+        progress: Any = trainer.fit_loop.epoch_progress.current
+        progress.processed = progress.completed = epoch
+        feed = Feeds(self.graph, self.recipe, self.data, default_workers())
+        feed.skip = skip
+        trainer.fit(task, datamodule=feed)
 
-    def _interrupted(self, first: bool) -> Result:
-        if not first:
-            raise SystemExit(0)
+    def _interrupted(self) -> Result:
+        if not self.first:
+            raise SystemExit(self.stop.exit_code)
         values = self._write("interrupted")
-        if self.folder.last.is_file():
-            command = self.options.resume_command or f"cnnspec build {self.graph.name} --train --resume"
-            line = f"stopped; go on with `{command}`"
-        else:
-            line = "stopped before the first step was done"
-        self.console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
-        return Result(self.folder.path, "interrupted", 128 + (self.stop.signal or signal.SIGINT), values)
+        command = self.options.resume_command or f"cnnspec build {self.graph.name} --train --resume"
+        self._say(f"stopped behind step {self.task.progress.step}; go on with `{command}`", style="yellow")
+        return Result(self.folder.path, "interrupted", self.stop.exit_code, values)
+
+    def _fail(self) -> None:
+        """Say so in the result, if it can still be written."""
+        try:
+            self._write("failed")
+        except OSError:
+            pass
 
     def _test(self) -> dict[str, float]:
         """Accuracy and loss of the best weights, as `cnnspec test` finds them."""
-        network = to_module(self.graph)
-        load_weights(network, read_weights(self.folder.best_weights))
+        network = to_module(self.graph).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        load_weights(network, read_weights(self.folder.checkpoints.weights))
         found: dict[str, float] = {}
         device = self.trainer.strategy.root_device
         for name, part in (("val", self.data.val), ("test", self.data.test)):
             if part is not None:
-                result = score(network, part, self.data, self.graph.input_shape[1:], device)
+                result = score(network, part, self.data, self.graph.input_shape[1:], device, self.stop.poll)
                 found |= {f"{name}_acc": result.accuracy, f"{name}_loss": result.loss}
         return found
 
     def _write(self, state: str, found: dict[str, float] | None = None) -> dict[str, Any]:
         """Write `result.json` and return what it holds."""
         scores = {"val_acc": None, "test_acc": None, "val_loss": None, "test_loss": None, **(found or {})}
+        task = self.task
         values = {
             "network": self.graph.name,
             "state": state,
             **scores,
             "parameters": self.graph.parameter_count,
             "macs": self.graph.macs,
-            "epochs": self.trainer.current_epoch,
-            "best_epoch": self.keep.best_epoch or None,
-            "seconds": round(self.keep.seconds, 1),
+            "epochs": task.progress.closed // task.steps,
+            "steps": task.progress.step,
+            "best_epoch": task.progress.best_epoch or None,
+            "seconds": round(task.seconds, 1),
             "seed": self.recipe.seed,
             "data": self.data.name,
             "accelerator": self.trainer.strategy.root_device.type,
@@ -190,13 +233,6 @@ class _Run:
 
     def _make_trainer(self) -> pl.Trainer:
         recipe, options, path = self.recipe, self.options, self.folder.path
-        callbacks: list[Callback] = [LearningRateMonitor("step"), Show(self.console, recipe.epochs, self.keep)]
-        if recipe.ema is not None:
-            callbacks.append(EMAWeightAveraging(decay=recipe.ema))
-        if recipe.early_stop is not None:
-            callbacks.append(EarlyStopping("val_acc", mode="max", patience=recipe.early_stop))
-        # Last, so that what they write holds what the others did at this step.
-        callbacks += [self.stop, self.keep]
         precision: Any = PRECISIONS.get(options.precision or recipe.precision, options.precision)
         try:
             return pl.Trainer(
@@ -205,22 +241,21 @@ class _Run:
                 strategy=options.strategy,
                 precision=precision,
                 max_epochs=recipe.epochs,
-                callbacks=callbacks,
-                plugins=[WholeFiles()],
-                logger=make_loggers(path),
-                log_every_n_steps=min(50, self.task.steps),
+                callbacks=[Show(self.console, self.task)],
+                logger=make_loggers(path, options.log, self.task.progress.step),
+                limit_val_batches=0,
                 reload_dataloaders_every_n_epochs=1,
                 use_distributed_sampler=False,
                 num_sanity_val_steps=0,
-                enable_checkpointing=True,
+                enable_checkpointing=False,
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 default_root_dir=path,
             )
-        except (MisconfigurationException, ValueError, RuntimeError, TypeError, ImportError) as error:
+        except (MisconfigurationException, ValueError, RuntimeError, TypeError, ImportError, CnnspecError) as error:
             if not options.resume:
                 self.folder.remove()
-            raise _refused(error) from None
+            raise error if isinstance(error, CnnspecError) else _refused(error) from None
 
 
 def _check_recipe(recipe: Recipe, data: ImageData) -> None:
@@ -241,12 +276,19 @@ def _refused(error: Exception) -> CnnspecError:
     )
 
 
-def _explained(error: BaseException) -> BaseException:
+def _explained(error: BaseException, folder: Path) -> BaseException:
     """A diagnostic for what a user can mend; anything else as it is."""
     if isinstance(error, MisconfigurationException):
         return _refused(error)
     if isinstance(error, torch.OutOfMemoryError):
-        return failure("E0513", "the accelerator's memory is full", help="take fewer images per step with `--batch`")
+        return failure("E0513", "memory is full, even for one image at a time", help="use a smaller network or image")
     if isinstance(error, OSError) and error.errno is not None:
-        return failure("E0506", f"cannot write to the run folder: {error.strerror}", help="free space, then `--resume`")
+        room = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return failure(
+            "E0506",
+            f"cannot write to the run folder: {error.strerror.lower() if error.strerror else error}",
+            notes=["the checkpoints that are there are whole"],
+            file=str(error.filename or folder),
+            help=f"{'free space' if room else 'make the folder writable'}, then go on with `--resume`",
+        )
     return error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from cnnspec.recipe import Setting
 from cnnspec.training.augment import Prepare
 from cnnspec.training.data import ImageData, Images, load_data
 from cnnspec.training.feed import Feed
-from cnnspec.training.machine import best_device, keep_memory
+from cnnspec.training.machine import best_device, default_workers, keep_memory
 
 BATCH = 250
 """Images at once."""
@@ -37,7 +38,14 @@ class Score:
         return self.correct / self.images
 
 
-def score(network: nn.Module, images: Images, data: ImageData, size: tuple[int, int], device: torch.device) -> Score:
+def score(
+    network: nn.Module,
+    images: Images,
+    data: ImageData,
+    size: tuple[int, int],
+    device: torch.device,
+    poll: Callable[[], None] = lambda: None,
+) -> Score:
     """Score a network on one part of a data set, in float32, without augmentation.
 
     Args:
@@ -46,12 +54,14 @@ def score(network: nn.Module, images: Images, data: ImageData, size: tuple[int, 
         data: The set that it belongs to, for the statistics.
         size: Height and width that the network takes.
         device: Where to compute.
+        poll: Called before each batch; what it raises ends the scoring.
     """
-    network = network.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    network = network.to(device).eval()
     correct, loss = 0, 0.0
-    threads = 0 if images.in_memory and device.type == "cpu" else 2
+    workers = 0 if images.in_memory else default_workers()
     with torch.inference_mode():
-        for batch, labels in Feed(images, Prepare(size, data.mean, data.std), BATCH, threads=threads):
+        for batch, labels in Feed(images, Prepare(size, data.mean, data.std), BATCH, workers=workers):
+            poll()
             logits = network(batch.to(device)).cpu()
             correct += int((logits.argmax(1) == labels).sum())
             loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
@@ -87,7 +97,7 @@ def evaluate(
         CnnspecError: E0501 to E0505, E0508, E0511.
     """
     keep_memory()
-    network = to_module(graph)
+    network = to_module(graph).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     matched = load_weights(network, read_weights(weights, match, graph), match, str(weights))
     setting = data or graph.recipe.data
     images = load_data(graph, setting, Path(data_dir), offline=offline)

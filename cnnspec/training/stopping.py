@@ -1,0 +1,56 @@
+"""A clean stop: Ctrl-C and SIGTERM are heard at once and obeyed between two steps."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+
+class Stopped(Exception):
+    """A run was asked to stop, and its checkpoint is written."""
+
+
+class Stop:
+    """Hears Ctrl-C and SIGTERM; a second signal does not wait.
+
+    Attributes:
+        signal: The number of the signal, if there was one.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.signal: int | None = None
+        self._say = say
+        self._former: dict[int, Any] = {}
+
+    @property
+    def asked(self) -> bool:
+        return self.signal is not None
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell expects of a process that was stopped."""
+        return 128 + (self.signal or signal.SIGINT)
+
+    def poll(self) -> None:
+        """Raise `Stopped` if a stop was asked for."""
+        if self.asked:
+            raise Stopped
+
+    def __enter__(self) -> Stop:
+        # Only the main thread may set handlers.
+        if threading.current_thread() is threading.main_thread():
+            self._former = {n: signal.signal(n, self._receive) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+        self._say("stopping as soon as there is a checkpoint; once more to stop at once")

@@ -1,0 +1,521 @@
+"""Nothing is lost: checkpoints that cannot be written or are damaged, signals and kills, numbers that are not finite,
+memory and disks that are full, and files that would like to run code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import json
+import os
+import pickle
+import random
+import shutil
+import struct
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from kill_harness import hunt
+from rich.console import Console
+
+from cnnspec import CnnspecError, Graph, loads
+from cnnspec.backends.torch import to_module
+from cnnspec.backends.torch_weights import load_weights, read_weights
+from cnnspec.training import Result, TrainOptions, checkpoints, train
+from cnnspec.training.checkpoints import Checkpoints, Damaged, seal, unseal
+from cnnspec.training.feed import Feed
+from cnnspec.training.folders import RunFolder
+from cnnspec.training.journal import Journal, read_journal
+from cnnspec.training.task import Task
+
+NETWORK = """network tiny
+input 1x28x28
+classes 10
+stem conv 7x7 4 stride=7 pad=0 | bn | relu
+head dropout 0.1 | global_avgpool | flatten | linear classes
+train {
+    data      fashion_mini val=2000
+    batch     250
+    epochs    2
+    optimizer sgd lr=0.1 momentum=0.9
+    RECIPE
+}
+"""
+STEPS = 16
+
+
+def tiny(recipe: str = "") -> Graph:
+    return loads(NETWORK.replace("RECIPE", recipe), name="tiny.cnn")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def said() -> io.StringIO:
+    return io.StringIO()
+
+
+@pytest.fixture
+def run(tmp_path: Path, said: io.StringIO) -> Callable[..., Result]:
+    def run(graph: Graph, **options: Any) -> Result:
+        console = Console(file=said, width=200)
+        return train(graph, TrainOptions(out=tmp_path / "runs", offline=True, console=console, **options))
+
+    return run
+
+
+def code(error: pytest.ExceptionInfo[CnnspecError]) -> str:
+    return error.value.diagnostics[0].code
+
+
+def state_of(step: int) -> dict[str, Any]:
+    weights = torch.randn(9000, generator=torch.Generator().manual_seed(step))
+    return {"state_dict": {"network.a": weights}, "progress": {"step": step}}
+
+
+# --- checkpoints ---------------------------------------------------------------------------------
+
+
+def test_the_last_two_checkpoints_and_the_best_are_kept(tmp_path: Path):
+    store = Checkpoints(tmp_path)
+    assert not store.exist()
+    for step in range(1, 5):
+        store.save(state_of(step), best=step == 2)
+    steps = [unseal(path.read_bytes())["progress"]["step"] for path in (store.former, store.last, store.best)]
+    assert steps == [3, 4, 2]
+    assert torch.equal(read_weights(store.weights)["a"], state_of(2)["state_dict"]["network.a"])
+    assert torch.load(store.last, weights_only=True)["progress"] == {"step": 4}
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["best.ckpt", "best.safetensors", "former.ckpt", "last.ckpt"]
+    )
+
+
+def test_every_truncation_and_every_flipped_byte_is_found():
+    content = seal(state_of(1))
+    assert len(content) > 36_000
+    lengths = [*range(0, len(content), 4096), len(content) - 1, len(content) - 39, len(content) - 41]
+    damaged = [content[:length] for length in lengths]
+    draw = random.Random(0)
+    for _ in range(1000):
+        place = draw.randrange(len(content))
+        flipped = bytearray(content)
+        flipped[place] ^= draw.randint(1, 255)
+        damaged.append(bytes(flipped))
+    for bytes_ in damaged:
+        with pytest.raises(Damaged):
+            unseal(bytes_)
+    assert unseal(content)["progress"]["step"] == 1
+
+
+CALLS = ("open", "write", "fsync", "replace", "link")
+
+
+class Failing:
+    """Counts the calls of the system that a checkpoint makes, and lets one of them fail."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, number: int | None, fault: int) -> None:
+        self.calls: list[str] = []
+        self._number, self._fault = number, fault
+        path_open = Path.open
+
+        def opened(path: Path, *args: Any, **options: Any) -> Any:
+            file = path_open(path, *args, **options)
+            if path.suffix != ".part":
+                return file
+            self._call("open")
+            return Writer(self, file)
+
+        patch.setattr(Path, "open", opened)
+        for name in ("fsync", "replace", "link"):
+            patch.setattr(checkpoints.os, name, self._counted(name, getattr(os, name)))
+
+    def _counted(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            self._call(name)
+            return original(*args)
+
+        return call
+
+    def _call(self, name: str) -> None:
+        self.calls.append(name)
+        if len(self.calls) == self._number:
+            raise OSError(self._fault, os.strerror(self._fault))
+
+
+class Writer:
+    """A file of which each `write` is counted; one that fails has written a half before."""
+
+    def __init__(self, failing: Failing, file: Any) -> None:
+        self._failing, self._file = failing, file
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *args: Any) -> None:
+        self._file.close()
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def write(self, content: Any) -> int:
+        try:
+            self._failing._call("write")
+        except OSError:
+            self._file.write(content[: len(content) // 2])
+            raise
+        return self._file.write(content)
+
+
+@pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EIO, errno.EROFS])
+def test_whichever_call_of_a_checkpoint_fails_there_is_a_whole_one(tmp_path: Path, fault: int):
+    def attempt(number: int | None) -> tuple[Failing, Checkpoints]:
+        store = Checkpoints(tmp_path / f"{number}")
+        store.folder.mkdir()
+        for step in (1, 2):
+            store.save(state_of(step), best=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(checkpoints, "CHUNK", 8192)
+            failing = Failing(patch, number, fault)
+            with contextlib.suppress(OSError):
+                store.save(state_of(3), best=True)
+        return failing, store
+
+    whole, store = attempt(None)
+    assert set(whole.calls) >= {"open", "write", "fsync", "replace", "link"}
+    assert len(whole.calls) > 20
+    assert store.load()[0]["progress"]["step"] == 3
+    for number in range(1, len(whole.calls) + 1):
+        failing, store = attempt(number)
+        # Only a link may fail without harm: then there is a copy.
+        assert failing.calls[number - 1] == whole.calls[number - 1]
+        found, complaints = store.load()
+        assert found["progress"]["step"] in (2, 3), failing.calls
+        assert complaints == []
+        assert torch.equal(
+            found["state_dict"]["network.a"], state_of(found["progress"]["step"])["state_dict"]["network.a"]
+        )
+        assert unseal(store.best.read_bytes())["progress"]["step"] in (2, 3)
+        store.save(state_of(4))
+        assert store.load()[0]["progress"]["step"] == 4
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(run: Callable[..., Result], said: io.StringIO):
+    whole = run(tiny(), seed=1)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 0, 9)
+        stopped = run(tiny(), seed=1, save_every=0)
+    store = RunFolder(stopped.folder).checkpoints
+    content = store.last.read_bytes()
+    store.last.write_bytes(content[:-100] + b"x" + content[-99:])
+    resumed = run(tiny(), resume=True)
+    assert "the checkpoint `last.ckpt` is damaged: its checksum does not fit" in said.getvalue()
+    assert resumed.folder == stopped.folder
+    assert same(whole, resumed)
+
+
+def same(first: Result, second: Result) -> bool:
+    states = [RunFolder(result.folder).checkpoints.load()[0] for result in (first, second)]
+    one, two = (state["state_dict"] for state in states)
+    journals = [(result.folder / "metrics.jsonl").read_bytes() for result in (first, second)]
+    return all(torch.equal(one[key], two[key]) for key in one) and journals[0] == journals[1]
+
+
+def stop_at(patch: pytest.MonkeyPatch, epoch: int, batch: int, number: int = 15) -> None:
+    make = Feed.__getitem__
+
+    def signalling(self: Feed, place: int) -> Any:
+        if self.seed is not None and (self.epoch, place) == (epoch, batch):
+            os.kill(os.getpid(), number)
+        return make(self, place)
+
+    patch.setattr(Feed, "__getitem__", signalling)
+
+
+def test_the_journal_is_cut_where_a_checkpoint_was(tmp_path: Path):
+    journal = Journal(tmp_path)
+    journal.write(step=1, loss=2.5)
+    lengths = journal.lengths()
+    journal.write(step=2, loss=1.5)
+    journal.close()
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("3,")  # half a row
+    again = Journal(tmp_path, lengths)
+    again.write(step=2, loss=0.5)
+    again.close()
+    assert list(read_journal(tmp_path)) == [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 0.5}]
+    assert (tmp_path / "metrics.csv").read_text().splitlines()[1:] == ["1,,,2.5,,,,", "2,,,0.5,,,,"]
+
+
+# --- kills and signals ---------------------------------------------------------------------------
+
+
+def test_runs_that_are_killed_and_stopped_end_as_the_undisturbed_one(tmp_path: Path):
+    done = hunt(kills=3, signals=5, seed=3, folder=tmp_path)
+    assert done.faults == []
+    assert done.trials == 8
+    assert {"loading", "saving", "step", "validation", "testing"} <= set(done.hits)
+
+
+@pytest.mark.slow
+def test_many_runs_that_are_killed_and_stopped(tmp_path: Path):
+    done = hunt(kills=40, signals=40, seed=4, folder=tmp_path)
+    assert done.faults == []
+    assert sum(done.hits.values()) > 70
+
+
+# --- numbers that are not finite, memory, disks --------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_tells_step_rate_and_layer(run: Callable[..., Result], tmp_path: Path):
+    step = Task.training_step
+
+    def poisoned(self: Task, *args: Any) -> None:
+        if self.progress.step == STEPS + 4:
+            with torch.no_grad():
+                self.network.get_submodule("stem.0").weight[0] = float("inf")  # type: ignore[index]
+        step(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Task, "training_step", poisoned)
+        with pytest.raises(CnnspecError) as error:
+            run(tiny("schedule constant"))
+    assert code(error) == "E0509"
+    text = str(error.value)
+    assert f"at step {STEPS + 5} (epoch 2) with learning rate 0.1" in text
+    assert "`stem.0.weight`" in text
+    assert "first layer whose output is not finite is `stem.0`" in text
+    folder = tmp_path / "runs" / "tiny" / "1"
+    assert json.loads((folder / "result.json").read_text())["state"] == "failed"
+    state, _ = RunFolder(folder).checkpoints.load()
+    assert state["progress"]["step"] == STEPS
+    assert all(torch.isfinite(tensor).all() for tensor in state["state_dict"].values())
+    assert run(tiny("schedule constant"), resume=True).state == "finished"
+
+
+def test_a_layer_that_is_not_finite_is_the_first_one(run: Callable[..., Result]):
+    text = NETWORK.replace(" | bn", "").replace("RECIPE", "schedule constant").replace("lr=0.1", "lr=1e14")
+    with pytest.raises(CnnspecError) as error:
+        run(loads(text, name="tiny.cnn"))
+    assert "with learning rate 1e+14" in str(error.value)
+    assert "is not finite is `" in str(error.value)
+
+
+def test_full_memory_means_smaller_parts_of_the_same_batch(run: Callable[..., Result], said: io.StringIO):
+    forward = torch.nn.Conv2d.forward
+
+    def limited(self: Any, x: torch.Tensor) -> torch.Tensor:
+        if self.training and len(x) > 70:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, x)
+
+    def full(self: Any, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, x)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.Conv2d, "forward", limited)
+        result = run(tiny())
+    assert "from step 1 on a batch is computed in 2 parts" in said.getvalue()
+    assert "from step 1 on a batch is computed in 4 parts" in said.getvalue()
+    state, _ = RunFolder(result.folder).checkpoints.load()
+    assert (state["progress"]["step"], state["progress"]["parts"]) == (2 * STEPS, 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.Conv2d, "forward", full)
+        with pytest.raises(CnnspecError) as error:
+            run(tiny())
+    assert code(error) == "E0513"
+
+
+def test_parts_of_a_batch_have_the_gradients_of_the_whole(run: Callable[..., Result]):
+    text = NETWORK.replace(" | bn", "").replace("dropout 0.1 | ", "").replace("epochs    2", "epochs    1")
+    weights = []
+    for recipe in ("schedule constant", "schedule constant; accumulate 5"):
+        result = run(loads(text.replace("RECIPE", recipe), name="tiny.cnn"))
+        weights.append(RunFolder(result.folder).checkpoints.load()[0]["state_dict"])
+    assert all(torch.allclose(weights[0][key], weights[1][key], atol=1e-5) for key in weights[0])
+
+
+@pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_is_full_ends_the_run_with_an_error(run: Callable[..., Result], tmp_path: Path, fault: int):
+    save = checkpoints.write_whole
+
+    def full(path: Path, content: bytes) -> None:
+        if b"metrics" in content and len(calls) > 1:
+            raise OSError(fault, os.strerror(fault), str(path))
+        calls.append(path)
+        save(path, content)
+
+    calls: list[Path] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "write_whole", full)
+        with pytest.raises(CnnspecError) as error:
+            run(tiny(), save_every=0)
+    assert code(error) == "E0506"
+    assert os.strerror(fault).lower() in str(error.value)
+    assert run(tiny(), resume=True).state == "finished"
+    assert json.loads((tmp_path / "runs" / "tiny" / "1" / "result.json").read_text())["steps"] == 2 * STEPS
+
+
+def test_a_run_has_one_process_at_a_time(tmp_path: Path):
+    graph = tiny()
+    folder = RunFolder.create(tmp_path, graph)
+    folder.write_result({"state": "interrupted", "recipe": graph.recipe.model_dump(mode="json")})
+    with pytest.raises(CnnspecError, match="still running") as error:
+        RunFolder.find(tmp_path, graph)
+    assert code(error) == "E0506"
+    folder.release()
+    again, _ = RunFolder.find(tmp_path, graph)
+    again.release()
+
+
+# --- files that would like to run code -----------------------------------------------------------
+
+
+class Evil:
+    """Touches a file when it is unpickled."""
+
+    target = ""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def __reduce__(self) -> Any:
+        calls: dict[str, Any] = {
+            "system": (os.system, (f"touch {self.target}",)),
+            "exec": (exec, (f"open({self.target!r}, 'w')",)),
+            "eval": (eval, (f"open({self.target!r}, 'w')",)),
+            "open": (open, (self.target, "w")),
+            "shutil": (shutil.copy, (__file__, self.target)),
+            "import": (__import__, ("antigravity",)),
+            "mkdir": (os.mkdir, (self.target,)),
+            "path": (Path, (self.target,)),
+            "partial": (__import__("functools").partial, (os.system, f"touch {self.target}")),
+            "loader": (torch.hub.load_state_dict_from_url, ("http://127.0.0.1:9/evil.pth",)),
+            "module": (torch.nn.Linear, (2, 2)),
+        }
+        return calls[self.kind]
+
+
+def with_zip(path: Path, **members: bytes) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name.replace("__", "/"), content)
+
+
+def safetensors(header: Any, body: bytes = b"", size: int | None = None) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if size is None else size) + text + body
+
+
+def evil_files(folder: Path) -> dict[str, Path]:
+    """Files that are no weights, each in its way."""
+    made: dict[str, Path] = {}
+
+    def put(name: str, content: bytes | Callable[[Path], None]) -> None:
+        made[name] = path = folder / name
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            content(path)
+
+    kinds = ("system", "exec", "eval", "open", "shutil", "import", "mkdir", "path", "partial", "loader", "module")
+    for kind in kinds:
+        put(f"{kind}.pt", lambda path, kind=kind: torch.save({"a": Evil(kind)}, path))
+    put("legacy.pth", lambda path: torch.save({"a": Evil("system")}, path, _use_new_zipfile_serialization=False))
+    put("plain_pickle.pt", pickle.dumps(Evil("system")))
+    put("plain_pickle.ckpt", pickle.dumps({"state_dict": Evil("system")}))
+    put(
+        "in_checkpoint.ckpt", lambda path: torch.save({"state_dict": {"a": torch.ones(1)}, "hyper": Evil("exec")}, path)
+    )
+    put("as_key.pt", lambda path: torch.save({Evil("open"): torch.ones(1)}, path))
+    put("hand_made.pt", b"cos\nsystem\n(S'touch " + Evil.target.encode() + b"'\ntR.")
+    put(
+        "zip_pickle.pt",
+        lambda path: with_zip(path, archive__data_pkl=pickle.dumps(Evil("system")), archive__version=b"3"),
+    )
+    put("zip_escape.pt", lambda path: with_zip(path, **{"..__..__escaped": b"x", "archive__version": b"3"}))
+    put("script.pt", lambda path: torch.jit.script(torch.nn.Linear(2, 2)).save(str(path)))
+    put("not_tensors.pt", lambda path: torch.save({"a": [1, 2], "b": "c"}, path))
+    put("a_list.pt", lambda path: torch.save([torch.ones(1)], path))
+    put("numbers_as_keys.pt", lambda path: torch.save({1: torch.ones(1)}, path))
+    put("half.pt", lambda path: (torch.save({"a": torch.ones(9999)}, path), path.write_bytes(path.read_bytes()[:9000])))
+    put("empty.pt", b"")
+    put("empty.safetensors", b"")
+    put("header_of_an_exabyte.safetensors", safetensors({}, size=1 << 60))
+    put("header_too_long.safetensors", safetensors({}, b"x" * 50, size=40))
+    put("no_json.safetensors", safetensors(b"{'a': eval}"))
+    put(
+        "offsets_outside.safetensors",
+        safetensors({"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}, b"x" * 8),
+    )
+    put(
+        "offsets_backwards.safetensors",
+        safetensors({"a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}}, b"x" * 8),
+    )
+    put("negative.safetensors", safetensors({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}, b"x" * 8))
+    put("huge_shape.safetensors", safetensors({"a": {"dtype": "F32", "shape": [1 << 62, 4], "data_offsets": [0, 0]}}))
+    put("strange_type.safetensors", safetensors({"a": {"dtype": "PY", "shape": [2], "data_offsets": [0, 8]}}, b"x" * 8))
+    overlap = {name: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for name in "ab"}
+    put("overlapping.safetensors", safetensors(overlap, b"x" * 8))
+    put("pickle.safetensors", pickle.dumps(Evil("system")))
+    return made
+
+
+def test_no_file_runs_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    target = tmp_path / "was_run"
+    monkeypatch.setattr(Evil, "target", str(target))
+    (tmp_path / "files").mkdir()
+    network = to_module(tiny())
+    before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+    files = evil_files(tmp_path / "files")
+    assert len(files) >= 35
+    for name, path in files.items():
+        with pytest.raises(CnnspecError) as error:
+            load_weights(network, read_weights(path))
+        assert code(error) in ("E0504", "E0505"), name
+        assert not target.exists(), name
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["files"]
+    assert all(torch.equal(before[key], tensor) for key, tensor in network.state_dict().items())
+    # The proof that the files would do it.
+    with open(files["system.pt"], "rb") as file:
+        torch.load(file, weights_only=False)
+    assert target.exists()
+
+
+@pytest.mark.parametrize("kind", ["system", "exec", "eval", "open", "mkdir", "partial", "module"])
+def test_no_checkpoint_of_a_run_runs_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str):
+    target = tmp_path / "was_run"
+    monkeypatch.setattr(Evil, "target", str(target))
+    content = seal({"state_dict": {}, "progress": Evil(kind)})
+    with pytest.raises(Damaged):
+        unseal(content)
+    assert not target.exists()
+
+
+def test_weights_of_another_shape_are_refused(tmp_path: Path):
+    network = to_module(tiny())
+    state = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+    wrong = [
+        {**state, "stem.0.weight": torch.ones(4, 1, 7, 8)},
+        {**state, "more": torch.ones(1)},
+        {key: tensor for key, tensor in state.items() if key != "stem.0.weight"},
+        {**state, "stem.0.weight": torch.ones(0)},
+    ]
+    for number, weights in enumerate(wrong):
+        path = tmp_path / f"{number}.pt"
+        torch.save(weights, path)
+        with pytest.raises(CnnspecError) as error:
+            load_weights(network, read_weights(path))
+        assert code(error) == "E0504"
