@@ -42,7 +42,8 @@ train {
     ema       0.9
 }
 """
-PHASES = ("loading", "saving", "step", "validation", "testing")
+PHASES = {"loading": 1, "saving": 12, "step": 48, "validation": 18, "testing": 9}
+"""Where a signal comes, and how many occasions there are at least."""
 SAME = ("val_acc", "test_acc", "val_loss", "test_loss", "best_epoch", "steps", "epochs")
 
 
@@ -87,16 +88,16 @@ def _count(shared: Shared) -> None:
     Task.training_step, Checkpoints.save = counted_step, counted_save
 
 
-def _signal_in(phase: str, number: int, chance: float) -> None:
-    """Let this process signal itself once in a phase, at each occasion with a probability."""
+def _signal_in(phase: str, number: int, occasion: int) -> None:
+    """Let this process signal itself once in a phase, at an occasion counted from 0."""
     from cnnspec.training import checkpoints, run, task
 
-    draw, sent = random.Random(os.getpid()), [False]
+    left = [occasion]
 
     def maybe() -> None:
-        if not sent[0] and draw.random() < chance:
-            sent[0] = True
+        if left[0] == 0:
             os.kill(os.getpid(), number)
+        left[0] -= 1
 
     def before(home: Any, name: str) -> None:
         original = getattr(home, name)
@@ -220,17 +221,20 @@ def hunt(kills: int, signals: int, seed: int, folder: Path, tell: Callable[[str]
     for trial in range(kills + signals):
         out, shared = folder / str(trial), Shared()
         killing = trial < kills
-        name, code = ("kill", -signal.SIGKILL) if killing else (PHASES[trial % len(PHASES)], 0)
+        name, code = ("kill", -signal.SIGKILL) if killing else (list(PHASES)[trial % len(PHASES)], 0)
+        occasion = draw.randrange(PHASES.get(name, 1))
         number = signal.SIGTERM if trial % 2 else signal.SIGINT
         kept = os.environ.pop("TMPDIR", None)
         if elsewhere and trial % 2:
             os.environ["TMPDIR"] = elsewhere
         tempfile.tempdir = None
 
-        def job(out: Path = out, shared: Shared = shared, name: str = name, number: int = number) -> int:
+        def job(
+            out: Path = out, shared: Shared = shared, name: str = name, at: tuple[int, int] = (number, occasion)
+        ) -> int:
             _count(shared)
             if name != "kill":
-                _signal_in(name, number, 1.0 if name == "loading" else 0.2)
+                _signal_in(name, *at)
             return go_on(out)
 
         for _ in range(draw.randint(1, 3) if killing else 1):
