@@ -186,6 +186,11 @@ class Optimizer(Declared):
     name: ClassVar[str] = ""
     lr: PositiveFloat
 
+    @property
+    def remembers(self) -> int:
+        """How many numbers it remembers for each weight from step to step."""
+        return 2
+
 
 class Sgd(Optimizer):
     """torch.optim.SGD."""
@@ -195,6 +200,10 @@ class Sgd(Optimizer):
     momentum: NotNegative = 0.0
     weight_decay: NotNegative = 0.0
     nesterov: bool = False
+
+    @property
+    def remembers(self) -> int:
+        return 1 if self.momentum else 0
 
 
 class Adam(Optimizer):
@@ -283,6 +292,10 @@ class RmsProp(Optimizer):
     momentum: NotNegative = 0.0
     weight_decay: NotNegative = 0.0
     alpha: Probability = 0.99
+
+    @property
+    def remembers(self) -> int:
+        return 2 if self.momentum else 1
 
 
 class Schedule(Declared):

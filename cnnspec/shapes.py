@@ -5,7 +5,12 @@ A shape is `(C, H, W)` for a map and `(F,)` for flat features; people read it as
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import gcd
+from typing import NamedTuple
+
+from cnnspec.limits import MAX_PERIOD
 
 Shape = tuple[int, ...]
 
@@ -37,6 +42,22 @@ def quotient(factor: int, size: str, offset: int, divisor: int) -> str:
     if divisor == 1:
         return total
     return f"({total})//{divisor}" if offset or factor != 1 or "//" in size else f"{total}//{divisor}"
+
+
+class Span(NamedTuple):
+    """Along an axis without end: place `period*k + r` reads from `step*k + low[r]` to `step*k + high[r]`.
+
+    Where it reads nothing, `low[r]` is the first that a later place reads, and `high[r]` the last of an earlier one.
+    """
+
+    period: int
+    step: int
+    low: tuple[int, ...]
+    high: tuple[int, ...]
+
+
+ITSELF = Span(1, 1, (0,), (0,))
+"""Each place reads itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +99,14 @@ class Window:
         inside = quotient(1, size, self.pad + self.stride - 1, self.stride)
         return f"min({quotient(1, size, offset + 2 * self.stride - 1, self.stride)}, {inside})"
 
+    def span(self, size: int) -> Span:
+        return Span(1, self.stride, (-self.pad,), (self.dilation * (self.kernel - 1) - self.pad,))
+
+    def reads(self, size: int) -> Sequence[Sequence[int]]:
+        reach = self.dilation * (self.kernel - 1) + 1
+        starts = range(-self.pad, self(size) * self.stride - self.pad, self.stride)
+        return [range(start, start + reach, self.dilation) for start in starts]
+
 
 @dataclass(frozen=True, slots=True)
 class Spread:
@@ -106,6 +135,24 @@ class Spread:
     def text(self, size: str) -> str:
         return quotient(self.stride, size, self(0), 1)
 
+    def span(self, size: int) -> Span | None:
+        if self.stride > MAX_PERIOD:
+            return None
+        last = self.dilation * (self.kernel - 1) - self.pad
+        low = tuple(-((last - place) // self.stride) for place in range(self.stride))
+        high = tuple((place + self.pad) // self.stride for place in range(self.stride))
+        return Span(self.stride, 1, low, high)
+
+    def reads(self, size: int) -> Sequence[Sequence[int]]:
+        # Place q of the input adds to the places q * stride - pad + dilation * k of the output.
+        found: list[list[int]] = [[] for _ in range(self(size))]
+        for q in range(size):
+            for k in range(self.kernel):
+                place = q * self.stride - self.pad + self.dilation * k
+                if 0 <= place < len(found):
+                    found[place].append(q)
+        return found
+
 
 @dataclass(frozen=True, slots=True)
 class Times:
@@ -126,6 +173,14 @@ class Times:
 
     def text(self, size: str) -> str:
         return quotient(self.factor, size, 0, 1)
+
+    def span(self, size: int) -> Span | None:
+        if self.factor > MAX_PERIOD:
+            return None
+        return Span(self.factor, 1, (0,) * self.factor, (0,) * self.factor)
+
+    def reads(self, size: int) -> Sequence[Sequence[int]]:
+        return [(place // self.factor,) for place in range(size * self.factor)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +203,21 @@ class Fixed:
     def text(self, size: str) -> str:
         return str(self.size)
 
+    def span(self, size: int) -> Span | None:
+        common = gcd(size, self.size)
+        period = self.size // common
+        if self.size == 1 or period > MAX_PERIOD:
+            return None
+        first = [self._read(place, size) for place in range(period)]
+        return Span(period, size // common, tuple(read[0] for read in first), tuple(read[-1] for read in first))
+
+    def reads(self, size: int) -> Sequence[Sequence[int]]:
+        return [self._read(place, size) for place in range(self.size)]
+
+    def _read(self, place: int, size: int) -> range:
+        """The window of a place. Source: torch.nn.AdaptiveAvgPool2d."""
+        return range(place * size // self.size, -(-(place + 1) * size // self.size))
+
 
 @dataclass(frozen=True, slots=True)
 class Shift:
@@ -163,6 +233,12 @@ class Shift:
     def rate(self) -> tuple[int, int]:
         return 1, 1
 
+    def span(self, size: int) -> Span:
+        return Span(1, 1, (-self.before,), (-self.before,))
+
+    def reads(self, size: int) -> Sequence[Sequence[int]]:
+        return [(place - self.before,) for place in range(self(size))]
+
     @property
     def least(self) -> int:
         return max(1, 1 - self.before - self.after, -min(self.before, 0) - min(self.after, 0))
@@ -176,6 +252,11 @@ AxisRule = Window | Spread | Times | Fixed | Shift
 
 A rule never decreases; `rate` is `(period, step)`: `rule(size + period) == rule(size) + step`. `least` is the
 least size that it takes: there, at least 1 place is left. `text` writes it down.
+
+A rule never decreases, and `rate` is `(period, step)`: `rule(size + period) == rule(size) + step`.
+For a map of a size `span` is what one place reads, were the map without end, none for the whole
+map and where it repeats too late; `reads` are
+the places that each place reads, of which those outside of the map are padding.
 """
 KEEP = Times(1)
 

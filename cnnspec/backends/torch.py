@@ -10,7 +10,6 @@ import keyword
 import linecache
 import re
 import zlib
-from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from cnnspec import shapes
 from cnnspec.backends.torch_inits import covers, start
 from cnnspec.backends.torch_layers import EXPRESSIONS, ROWS, UNSTARTED
 from cnnspec.ir import IMAGE, Graph, Node
+from cnnspec.liveness import overwriting, schedule
 
 
 class Outputs(NamedTuple):
@@ -59,11 +59,13 @@ class Network(Scope):
     def __init__(self, graph: Graph) -> None:
         super().__init__()
         self.graph = graph
-        readers = Counter(i for node in graph for i in node.inputs)
-        readers.update((graph.output, *graph.taps.values(), *(head.output for head in graph.aux)))
-        for node in graph:
+        inplace = overwriting(graph)
+        for index, node in enumerate(graph):
             if node.op.owns_module:
-                _place(self, node.path, _layer(graph, node, readers))
+                layer = _layer(node, graph.input_shapes(node)[0])
+                if index in inplace:
+                    layer.inplace = True  # pyright: ignore[reportArgumentType]
+                _place(self, node.path, layer)
 
     def forward(self, x: Tensor) -> Any:
         """The logits, `[N, C, H, W] -> [N, classes]`; in training with those of the auxiliary heads."""
@@ -89,14 +91,10 @@ def to_module(graph: Graph) -> Network:
 
 # --- modules -------------------------------------------------------------------------------------
 
-_FRESH = {"conv", "conv_transpose", "linear", "bn", "gn", "in_norm", "add", "concat"}
-"""Operators whose result is a new tensor that their own gradient does not need."""
 
-
-def _layer(graph: Graph, node: Node, readers: Counter[int]) -> nn.Module:
-    """The module of one node, its weights started."""
-    (source,) = node.inputs
-    name, x = node.op.name, graph.input_shapes(node)[0]
+def _layer(node: Node, x: shapes.Shape) -> nn.Module:
+    """The module of one node for an input of shape `x`, its weights started."""
+    name = node.op.name
     if node.init is not None and name in UNSTARTED and covers(node.init, node.weights):
         row, kind = UNSTARTED[name]
         layer = row(node.op, x)
@@ -105,9 +103,6 @@ def _layer(graph: Graph, node: Node, readers: Counter[int]) -> nn.Module:
         layer = ROWS[name](node.op, x)
     if node.init is not None:
         start(layer, node.init)
-    # An activation writes over its input where nothing else reads it, which saves a tensor of its size.
-    if name in ("relu", "relu6") and readers[source] == 1 and source != IMAGE:
-        layer.inplace = graph.nodes[source].op.name in _FRESH  # pyright: ignore[reportArgumentType]
     return layer
 
 
@@ -152,7 +147,7 @@ def write_forward(graph: Graph) -> str:
     Raises:
         ValueError: A path has a part that is neither a label nor a number.
     """
-    order = _schedule(graph)
+    order = schedule(graph)
     last = {i: position for position, index in enumerate(order) for i in graph.nodes[index].inputs}
     heads = {head.output: f"aux{number}" for number, head in enumerate(graph.aux, 1)}
     last.update(dict.fromkeys((graph.output, *graph.taps.values(), *heads), len(order)))
@@ -197,22 +192,6 @@ def write_forward(graph: Graph) -> str:
     else:
         lines.append(f"    return {names[graph.output]}")
     return "\n".join(lines) + "\n"
-
-
-def _schedule(graph: Graph) -> list[int]:
-    """The nodes as they run: an auxiliary head as soon as what it reads is there, so that it can be let go."""
-    starts = {head.name: IMAGE for head in graph.aux}
-    for node in graph:
-        if node.aux is not None:
-            reads = (i for i in node.inputs if i != IMAGE and graph.nodes[i].aux != node.aux)
-            starts[node.aux] = max(starts[node.aux], *reads, IMAGE)
-    heads = list(starts)
-
-    def place(index: int) -> tuple[int, int, int]:
-        aux = graph.nodes[index].aux
-        return (index, 0, 0) if aux is None else (starts[aux], 1 + heads.index(aux), index)
-
-    return sorted(range(len(graph.nodes)), key=place)
 
 
 def _forget(indent: str, names: list[str]) -> list[str]:

@@ -1,8 +1,10 @@
 """Activations and the regularisations that keep the shape."""
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from cnnspec.ops.base import SameShape, ShapeFault, need_map
+from cnnspec import shapes
+from cnnspec.ops.base import FLOAT, INPUT, OUTPUT, Kept, SameShape, ShapeFault, need_map
 from cnnspec.shapes import Shape
 from cnnspec.signatures import Count, Probability
 
@@ -12,6 +14,8 @@ class Relu(SameShape):
 
     name: ClassVar[str] = "relu"
     torch: ClassVar[str] = "torch.nn.ReLU"
+    keeps: ClassVar[Kept] = OUTPUT
+    overwrites: ClassVar[bool] = True
 
 
 class Relu6(SameShape):
@@ -19,6 +23,7 @@ class Relu6(SameShape):
 
     name: ClassVar[str] = "relu6"
     torch: ClassVar[str] = "torch.nn.ReLU6"
+    keeps: ClassVar[Kept] = INPUT
 
 
 class LeakyRelu(SameShape):
@@ -26,6 +31,7 @@ class LeakyRelu(SameShape):
 
     name: ClassVar[str] = "leaky_relu"
     torch: ClassVar[str] = "torch.nn.LeakyReLU"
+    keeps: ClassVar[Kept] = INPUT
     negative_slope: float = 0.01
 
 
@@ -34,6 +40,7 @@ class PRelu(SameShape):
 
     name: ClassVar[str] = "prelu"
     torch: ClassVar[str] = "torch.nn.PReLU"
+    keeps: ClassVar[Kept] = INPUT
     num_parameters: Count = 1
     init: float = 0.25
 
@@ -50,12 +57,16 @@ class PRelu(SameShape):
     def weights(self, x: Shape) -> dict[str, Shape]:
         return {"weight": (self.num_parameters,)}
 
+    def backward_scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
+        return 2 * FLOAT * shapes.numel(y)  # of the input, wanted or not, and of the slopes before they are summed up
+
 
 class Elu(SameShape):
     """x, or `alpha * (exp(x) - 1)` below 0. Source: torch.nn.ELU."""
 
     name: ClassVar[str] = "elu"
     torch: ClassVar[str] = "torch.nn.ELU"
+    keeps: ClassVar[Kept] = INPUT
     alpha: float = 1.0
 
 
@@ -64,6 +75,7 @@ class Celu(SameShape):
 
     name: ClassVar[str] = "celu"
     torch: ClassVar[str] = "torch.nn.CELU"
+    keeps: ClassVar[Kept] = INPUT
     alpha: float = 1.0
 
 
@@ -72,6 +84,7 @@ class Selu(SameShape):
 
     name: ClassVar[str] = "selu"
     torch: ClassVar[str] = "torch.nn.SELU"
+    keeps: ClassVar[Kept] = INPUT
 
 
 class Gelu(SameShape):
@@ -79,6 +92,7 @@ class Gelu(SameShape):
 
     name: ClassVar[str] = "gelu"
     torch: ClassVar[str] = "torch.nn.GELU"
+    keeps: ClassVar[Kept] = INPUT
     approximate: Literal["none", "tanh"] = "none"
 
 
@@ -87,6 +101,7 @@ class Silu(SameShape):
 
     name: ClassVar[str] = "silu"
     torch: ClassVar[str] = "torch.nn.SiLU"
+    keeps: ClassVar[Kept] = INPUT
 
 
 class Mish(SameShape):
@@ -94,6 +109,7 @@ class Mish(SameShape):
 
     name: ClassVar[str] = "mish"
     torch: ClassVar[str] = "torch.nn.Mish"
+    keeps: ClassVar[Kept] = INPUT
 
 
 class Softplus(SameShape):
@@ -101,6 +117,7 @@ class Softplus(SameShape):
 
     name: ClassVar[str] = "softplus"
     torch: ClassVar[str] = "torch.nn.Softplus"
+    keeps: ClassVar[Kept] = INPUT
     beta: float = 1.0
     threshold: float = 20.0
 
@@ -110,6 +127,7 @@ class Tanh(SameShape):
 
     name: ClassVar[str] = "tanh"
     torch: ClassVar[str] = "torch.nn.Tanh"
+    keeps: ClassVar[Kept] = OUTPUT
 
 
 class Sigmoid(SameShape):
@@ -117,6 +135,7 @@ class Sigmoid(SameShape):
 
     name: ClassVar[str] = "sigmoid"
     torch: ClassVar[str] = "torch.nn.Sigmoid"
+    keeps: ClassVar[Kept] = OUTPUT
 
 
 class Hardswish(SameShape):
@@ -124,6 +143,7 @@ class Hardswish(SameShape):
 
     name: ClassVar[str] = "hardswish"
     torch: ClassVar[str] = "torch.nn.Hardswish"
+    keeps: ClassVar[Kept] = INPUT
 
 
 class Hardsigmoid(SameShape):
@@ -131,6 +151,7 @@ class Hardsigmoid(SameShape):
 
     name: ClassVar[str] = "hardsigmoid"
     torch: ClassVar[str] = "torch.nn.Hardsigmoid"
+    keeps: ClassVar[Kept] = INPUT
 
 
 class Identity(SameShape):
@@ -139,12 +160,16 @@ class Identity(SameShape):
     name: ClassVar[str] = "identity"
     torch: ClassVar[str] = "torch.nn.Identity"
 
+    def shares(self, training: bool) -> bool:
+        return True
+
 
 class Softmax(SameShape):
     """Softmax over the channels or features. Source: torch.nn.Softmax with `dim=1`."""
 
     name: ClassVar[str] = "softmax"
     torch: ClassVar[str] = "torch.nn.Softmax"
+    keeps: ClassVar[Kept] = OUTPUT
 
 
 class Dropout(SameShape):
@@ -153,6 +178,12 @@ class Dropout(SameShape):
     name: ClassVar[str] = "dropout"
     torch: ClassVar[str] = "torch.nn.Dropout"
     p: Probability = 0.5
+
+    def shares(self, training: bool) -> bool:
+        return not training or self.p == 0
+
+    def kept(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Kept:
+        return Kept(extra=FLOAT * shapes.numel(y) if 0 < self.p < 1 else 0)
 
 
 class Dropout2d(SameShape):
@@ -165,6 +196,12 @@ class Dropout2d(SameShape):
     def infer(self, *inputs: Shape) -> Shape:
         return need_map(self.name, inputs[0])
 
+    def shares(self, training: bool) -> bool:
+        return not training or self.p == 0
+
+    def kept(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Kept:
+        return Kept(extra=FLOAT * y[0] if 0 < self.p < 1 else 0)
+
 
 class DropPath(SameShape):
     """Zero whole images with probability `p` in training (stochastic depth by row).
@@ -176,6 +213,12 @@ class DropPath(SameShape):
     torch: ClassVar[str] = "torchvision.ops.StochasticDepth"
     p: Probability
 
+    def shares(self, training: bool) -> bool:
+        return not training or self.p == 0
+
+    def kept(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Kept:
+        return Kept(extra=FLOAT if self.p else 0)
+
 
 class Scale(SameShape):
     """Times a learned factor for each channel, which starts at `init`.
@@ -185,10 +228,14 @@ class Scale(SameShape):
 
     name: ClassVar[str] = "scale"
     torch: ClassVar[str] = "torch.mul"
+    keeps: ClassVar[Kept] = INPUT
     init: float = 1.0
 
     def weights(self, x: Shape) -> dict[str, Shape]:
         return {"weight": (x[0],)}
+
+    def backward_scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
+        return FLOAT * shapes.numel(y)  # of the factors, before they are summed up
 
 
 class Times(SameShape):

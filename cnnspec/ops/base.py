@@ -1,12 +1,39 @@
 """What every operator has: settings, a shape rule, weights, and counts."""
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 from cnnspec import shapes
-from cnnspec.shapes import KEEP, AxisRule, Shape, is_map
+from cnnspec.shapes import ITSELF, KEEP, AxisRule, Shape, Span, is_map
 from cnnspec.signatures import Declared
+
+FLOAT = 4
+"""Bytes of a number in float32."""
+
+INDEX = 8
+"""Bytes of an index in int64."""
+
+
+class Kept(NamedTuple):
+    """What an operator keeps for its backward pass.
+
+    Attributes:
+        inputs: The positions of the inputs that it keeps.
+        output: Whether it keeps its output.
+        extra: Bytes for each image of tensors of its own: masks, indices, statistics.
+        fixed: Bytes of tensors of its own that are the same for every batch.
+    """
+
+    inputs: tuple[int, ...] = ()
+    output: bool = False
+    extra: int = 0
+    fixed: int = 0
+
+
+INPUT = Kept(inputs=(0,))
+OUTPUT = Kept(output=True)
 
 
 class ShapeFault(Exception):
@@ -33,6 +60,11 @@ class Op(Declared):
         owns_module: Whether it has a module of its own in the built tree.
         callable: Whether it can be called by name in a spec.
         fixes_features: Whether it is made for one number of flat features, with weights or without.
+
+        keeps: The tensors that its gradient needs.
+        fresh: Whether its result is a new tensor that its own gradient does not need, over which an activation
+            may write.
+        overwrites: Whether it writes over its input where nothing else needs it.
     """
 
     name: ClassVar[str] = ""
@@ -41,6 +73,10 @@ class Op(Declared):
     owns_module: ClassVar[bool] = True
     callable: ClassVar[bool] = True
     fixes_features: ClassVar[bool] = False
+
+    keeps: ClassVar[Kept] = Kept()
+    fresh: ClassVar[bool] = False
+    overwrites: ClassVar[bool] = False
 
     def infer(self, *inputs: Shape) -> Shape:
         """The output shape.
@@ -58,6 +94,44 @@ class Op(Declared):
         """Multiply-adds for one image, for an input of shape `x` and an output of shape `y`."""
         return 0
 
+    def flops(self, x: Shape, y: Shape) -> int:
+        """Floating-point operations of convolutions and linear layers for one image: two for a multiply-add."""
+        return 2 * self.macs(x, y)
+
+    def backward_flops(self, x: Shape, y: Shape, tracked: bool) -> int:
+        """Floating-point operations of the backward pass for one image.
+
+        The gradient of the weights takes as many as the forward pass, and so does the gradient of the input,
+        which is worked out where the input depends on weights (`tracked`).
+        """
+        return self.flops(x, y) * (2 if tracked else 1)
+
+    def shares(self, training: bool) -> bool:
+        """Whether its output lies in the memory of its input."""
+        return False
+
+    def kept(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Kept:
+        """What it keeps in training, as torch does it on a CPU in float32.
+
+        Args:
+            inputs: Shapes of its inputs.
+            y: Shape of its output.
+            tracked: For each input, whether it has a gradient.
+        """
+        return self.keeps
+
+    def scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
+        """Bytes of the tensors that it makes beside its output at evaluation, the most at a time, for one image."""
+        return 0
+
+    def backward_scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
+        """Bytes of the tensors that its backward pass makes beside the gradients of its input, for one image."""
+        return 0
+
+    def buffers(self, x: Shape) -> int:
+        """Bytes of the state beside its weights that it keeps from batch to batch."""
+        return 0
+
     def axis_rule(self, axis: Literal[0, 1]) -> AxisRule:
         """What becomes of the height (0) or width (1) of a map."""
         return KEEP
@@ -69,6 +143,25 @@ class Op(Declared):
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of what it gives; less than 1 where the map is too small for it."""
         return self.axis_rule(0)(height), self.axis_rule(1)(width)
+
+    def span(self, axis: Literal[0, 1], x: int, y: int) -> Span | None:
+        """What a place of the output reads along an axis, were the map without end; none for the whole map.
+
+        Args:
+            axis: 0 for the height, 1 for the width.
+            x: The size of the input along the axis, 1 for flat features.
+            y: The size of the output.
+        """
+        rule = self.axis_rule(axis)
+        return rule.span(x) if rule is not KEEP else ITSELF if x == y else None
+
+    def reads(self, axis: Literal[0, 1], x: int, y: int) -> Sequence[Sequence[int]] | None:
+        """For each place of the output along an axis the places that it reads; none for the place itself.
+
+        A place outside of the map is padding. The arguments are those of `span`.
+        """
+        rule = self.axis_rule(axis)
+        return rule.reads(x) if rule is not KEEP else None if x == y else [range(x)] * y
 
     def reduction(self, x: Shape, y: Shape) -> tuple[Fraction, Fraction]:
         """By how much it thins out a map in height and width; below 1 where it makes it larger."""

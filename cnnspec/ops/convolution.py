@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from cnnspec import shapes
 from cnnspec.inits import FlatInitName, InitName, InitScheme
-from cnnspec.ops.base import Op, ShapeFault, need_divisible, need_map
+from cnnspec.ops.base import INPUT, Kept, Op, ShapeFault, need_divisible, need_map
 from cnnspec.shapes import AxisRule, Shape, Spread, Window
 from cnnspec.signatures import Count, CountSize, Padding, Size
 
@@ -35,6 +35,8 @@ class Conv(Op):
     name: ClassVar[str] = "conv"
     torch: ClassVar[str] = "torch.nn.Conv2d"
     counts_as_layer: ClassVar[bool] = True
+    keeps: ClassVar[Kept] = INPUT
+    fresh: ClassVar[bool] = True
     kernel: CountSize
     c: Count | None = None
     stride: CountSize = (1, 1)
@@ -113,6 +115,8 @@ class ConvTranspose(Op):
     name: ClassVar[str] = "conv_transpose"
     torch: ClassVar[str] = "torch.nn.ConvTranspose2d"
     counts_as_layer: ClassVar[bool] = True
+    keeps: ClassVar[Kept] = INPUT
+    fresh: ClassVar[bool] = True
     kernel: CountSize
     c: Count
     stride: CountSize = (1, 1)
@@ -162,6 +166,8 @@ class Linear(Op):
     name: ClassVar[str] = "linear"
     torch: ClassVar[str] = "torch.nn.Linear"
     counts_as_layer: ClassVar[bool] = True
+    keeps: ClassVar[Kept] = INPUT
+    fresh: ClassVar[bool] = True
     c: Count
     bias: bool = True
     init: FlatInitName | InitScheme | None = None

@@ -1,9 +1,10 @@
 """The joins of branches: `add`, `mul`, `concat`."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from cnnspec import shapes
-from cnnspec.ops.base import Op, ShapeFault
+from cnnspec.ops.base import FLOAT, Kept, Op, ShapeFault
 from cnnspec.shapes import Shape
 
 
@@ -12,6 +13,10 @@ class Join(Op):
 
     owns_module: ClassVar[bool] = False
     callable: ClassVar[bool] = False
+
+    def scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
+        # The branches are joined one after the other.
+        return FLOAT * shapes.numel(self.infer(*inputs[:-1])) if len(inputs) > 2 else 0
 
 
 def _projection(first: Shape, other: Shape) -> str | None:
@@ -47,6 +52,7 @@ class Add(Join):
 
     name: ClassVar[str] = "add"
     torch: ClassVar[str] = "torch.add"
+    fresh: ClassVar[bool] = True
 
     def infer(self, *inputs: Shape) -> Shape:
         for other in inputs[1:]:
@@ -81,12 +87,32 @@ class Mul(Join):
             result = (max(result[0], other[0]), *(max(a, b) for a, b in zip(result[1:], other[1:], strict=True)))
         return result
 
+    def kept(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Kept:
+        # A product keeps a factor where the other one has a gradient, and keeps what it is of three and more.
+        kept: set[int] = set()
+        extra, before = 0, tracked[0]
+        for i in range(1, len(inputs)):
+            kept |= ({i} if before else set()) | ({0} if i == 1 and tracked[1] else set())
+            if i > 1 and tracked[i]:
+                extra += FLOAT * shapes.numel(self.infer(*inputs[:i]))
+            before = before or tracked[i]
+        return Kept(tuple(sorted(kept)), extra=extra)
+
+    def backward_scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
+        return (
+            len(inputs) * FLOAT * shapes.numel(y)
+        )  # of each factor, before it is summed up over what it was spread to
+
 
 class Concat(Join):
     """The channels of all branches one after the other, `[N, C1 + C2, H, W]`. Source: torch.cat, `dim=1`."""
 
     name: ClassVar[str] = "concat"
     torch: ClassVar[str] = "torch.cat"
+    fresh: ClassVar[bool] = True
+
+    def scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
+        return 0
 
     def infer(self, *inputs: Shape) -> Shape:
         for other in inputs[1:]:

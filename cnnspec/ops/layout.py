@@ -1,10 +1,14 @@
 """Operators that move numbers: flatten, resize, shuffle, pad, slice."""
 
+from collections.abc import Sequence
+from fractions import Fraction
+from math import floor
 from typing import ClassVar, Literal
 
 from cnnspec import shapes
+from cnnspec.limits import MAX_PERIOD
 from cnnspec.ops.base import Op, ShapeFault, need_divisible, need_map
-from cnnspec.shapes import KEEP, AxisRule, Fixed, Shape, Shift, Times
+from cnnspec.shapes import KEEP, AxisRule, Fixed, Shape, Shift, Span, Times
 from cnnspec.signatures import Count, CountSize, Interval
 
 
@@ -16,6 +20,13 @@ class Flatten(Op):
 
     def infer(self, *inputs: Shape) -> Shape:
         return (shapes.numel(inputs[0]),)
+
+    def shares(self, training: bool) -> bool:
+        return True
+
+
+TAPS: dict[str, tuple[int, ...]] = {"nearest": (0,), "bilinear": (0, 1), "bicubic": (-1, 0, 1, 2)}
+"""What a place between two reads, counted from the one before it."""
 
 
 class Upsample(Op):
@@ -49,6 +60,34 @@ class Upsample(Op):
         if self.size is not None:
             return Fixed(self.size[axis])
         return Times(self.factor[axis]) if self.factor is not None else KEEP
+
+    def span(self, axis: Literal[0, 1], x: int, y: int) -> Span | None:
+        rate, middle = self._position(x, y)
+        if rate.denominator > MAX_PERIOD:
+            return None
+        at = [rate * place + middle for place in range(rate.denominator)]
+        low, high = TAPS[self.mode][0], TAPS[self.mode][-1]
+        first = tuple(floor(place) + (low if place % 1 else 0) for place in at)
+        last = tuple(floor(place) + (high if place % 1 else 0) for place in at)
+        return Span(rate.denominator, rate.numerator, first, last)
+
+    def reads(self, axis: Literal[0, 1], x: int, y: int) -> Sequence[Sequence[int]]:
+        rate, middle = self._position(x, y)
+        found: list[Sequence[int]] = []
+        for place in range(y):
+            at = rate * place + middle
+            first = floor(max(at, Fraction(0)) if self.mode == "bilinear" else at)
+            taps = TAPS[self.mode] if at % 1 else (0,)
+            found.append(sorted({min(max(first + tap, 0), x - 1) for tap in taps}))
+        return found
+
+    def _position(self, x: int, y: int) -> tuple[Fraction, Fraction]:
+        """Where the places of the output lie between those of the input: `rate * place + middle`."""
+        if self.mode == "nearest":
+            return Fraction(x, y), Fraction(0)
+        if self.align_corners:
+            return Fraction(x - 1, y - 1) if y > 1 else Fraction(0), Fraction(0)
+        return Fraction(x, y), (Fraction(x, y) - 1) / 2
 
 
 class PixelShuffle(Op):
@@ -153,3 +192,6 @@ class Slice(Op):
                 argument="range",
             )
         return high - low, *inputs[0][1:]
+
+    def shares(self, training: bool) -> bool:
+        return True

@@ -1,16 +1,27 @@
 """Normalisations; all keep the shape."""
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from cnnspec import shapes
 from cnnspec.inits import InitScheme
-from cnnspec.ops.base import SameShape, ShapeFault, need_divisible, need_map
-from cnnspec.shapes import Shape
+from cnnspec.ops.base import FLOAT, INDEX, Kept, SameShape, ShapeFault, need_divisible, need_map
+from cnnspec.shapes import ITSELF, Shape, Span
 from cnnspec.signatures import Count, NotNegative, Probability
 
 
 def _affine(x: Shape) -> dict[str, Shape]:
     return {"weight": (x[0],), "bias": (x[0],)}
+
+
+class _OverMap(SameShape):
+    """A normalisation whose statistics are those of the whole map, at evaluation, too."""
+
+    def span(self, axis: Literal[0, 1], x: int, y: int) -> Span | None:
+        return None if x > 1 else ITSELF
+
+    def reads(self, axis: Literal[0, 1], x: int, y: int) -> Sequence[Sequence[int]] | None:
+        return [range(x)] * y
 
 
 class BatchNorm(SameShape):
@@ -19,6 +30,8 @@ class BatchNorm(SameShape):
     name: ClassVar[str] = "bn"
     torch: ClassVar[str] = "torch.nn.BatchNorm2d"
     fixes_features: ClassVar[bool] = True
+
+    fresh: ClassVar[bool] = True
     eps: NotNegative = 1e-5
     momentum: Probability = 0.1
     affine: bool = True
@@ -27,12 +40,19 @@ class BatchNorm(SameShape):
     def weights(self, x: Shape) -> dict[str, Shape]:
         return _affine(x) if self.affine else {}
 
+    def kept(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Kept:
+        return Kept(inputs=(0,), fixed=2 * FLOAT * y[0])  # mean and deviation
 
-class GroupNorm(SameShape):
+    def buffers(self, x: Shape) -> int:
+        return 2 * FLOAT * x[0] + INDEX  # mean, variance, and how many batches they come from
+
+
+class GroupNorm(_OverMap):
     """Normalisation over groups of channels; `groups` must divide C. Source: torch.nn.GroupNorm."""
 
     name: ClassVar[str] = "gn"
     torch: ClassVar[str] = "torch.nn.GroupNorm"
+    fresh: ClassVar[bool] = True
     groups: Count
     eps: NotNegative = 1e-5
     affine: bool = True
@@ -55,6 +75,12 @@ class GroupNorm(SameShape):
     def weights(self, x: Shape) -> dict[str, Shape]:
         return _affine(x) if self.affine else {}
 
+    def kept(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Kept:
+        return Kept(inputs=(0,), extra=2 * FLOAT * self.groups)  # mean and deviation
+
+    def scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
+        return 2 * FLOAT * self.groups
+
 
 class LayerNorm(SameShape):
     """Normalisation of the channels at each place of a map, or of flat features.
@@ -72,12 +98,19 @@ class LayerNorm(SameShape):
     def weights(self, x: Shape) -> dict[str, Shape]:
         return _affine(x) if self.affine else {}
 
+    def kept(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Kept:
+        return Kept(inputs=(0,), extra=2 * FLOAT * shapes.numel(y[1:]))  # mean and deviation
 
-class InstanceNorm(SameShape):
+    def scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
+        return 2 * FLOAT * shapes.numel(y[1:])
+
+
+class InstanceNorm(_OverMap):
     """Normalisation of each map of each image. Source: torch.nn.InstanceNorm2d."""
 
     name: ClassVar[str] = "in_norm"
     torch: ClassVar[str] = "torch.nn.InstanceNorm2d"
+    fresh: ClassVar[bool] = True
     eps: NotNegative = 1e-5
     momentum: Probability = 0.1
     affine: bool = False
@@ -96,6 +129,13 @@ class InstanceNorm(SameShape):
     def weights(self, x: Shape) -> dict[str, Shape]:
         return _affine(x) if self.affine else {}
 
+    def kept(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Kept:
+        # Mean and deviation; the weights, repeated for every image.
+        return Kept(inputs=(0,), extra=(2 + self.affine) * FLOAT * y[0])
+
+    def scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
+        return (2 + 2 * self.affine) * FLOAT * y[0]
+
 
 class LocalResponseNorm(SameShape):
     """Normalisation over `size` neighbouring channels.
@@ -112,3 +152,14 @@ class LocalResponseNorm(SameShape):
 
     def infer(self, *inputs: Shape) -> Shape:
         return need_map(self.name, inputs[0])
+
+    def kept(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Kept:
+        # The squares with channels of padding, their mean, and its power.
+        squares = (y[0] + self.size - 1) * shapes.numel(y[1:])
+        return Kept(inputs=(0,), extra=FLOAT * (squares + 2 * shapes.numel(y)))
+
+    def scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
+        return FLOAT * max(y[0] + self.size - 1, 2 * y[0]) * shapes.numel(y[1:])
+
+    def backward_scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
+        return 3 * FLOAT * shapes.numel(y)

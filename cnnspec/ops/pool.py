@@ -1,8 +1,10 @@
 """Pooling."""
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from cnnspec.ops.base import Op, ShapeFault, need_map
+from cnnspec import shapes
+from cnnspec.ops.base import INDEX, INPUT, Kept, Op, ShapeFault, need_map
 from cnnspec.ops.convolution import too_large
 from cnnspec.shapes import AxisRule, Fixed, Shape, Window
 from cnnspec.signatures import CountSize, Padding, Size
@@ -48,6 +50,12 @@ class MaxPool(_Pool):
     dilation: CountSize = (1, 1)
     ceil: bool = False
 
+    def kept(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Kept:
+        return Kept(inputs=(0,), extra=INDEX * shapes.numel(y))  # where each maximum was
+
+    def scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
+        return INDEX * shapes.numel(y)  # torch makes the indices in evaluation, too
+
 
 class AvgPool(_Pool):
     """Mean over a window, `[N, C, H, W] -> [N, C, H', W']`; `count_pad` counts padding as zeros.
@@ -57,6 +65,7 @@ class AvgPool(_Pool):
 
     name: ClassVar[str] = "avgpool"
     torch: ClassVar[str] = "torch.nn.AvgPool2d"
+    keeps: ClassVar[Kept] = INPUT
     ceil: bool = False
     count_pad: bool = True
 
@@ -84,6 +93,12 @@ class GlobalMaxPool(_Global):
     name: ClassVar[str] = "global_maxpool"
     torch: ClassVar[str] = "torch.nn.AdaptiveMaxPool2d"
 
+    def kept(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Kept:
+        return Kept(inputs=(0,), extra=INDEX * shapes.numel(y))  # where each maximum was
+
+    def scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
+        return INDEX * shapes.numel(y)  # torch makes the indices in evaluation, too
+
 
 class _Adaptive(Op):
     """To a given size."""
@@ -103,9 +118,18 @@ class AdaptiveAvgPool(_Adaptive):
     name: ClassVar[str] = "adaptive_avgpool"
     torch: ClassVar[str] = "torch.nn.AdaptiveAvgPool2d"
 
+    def kept(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Kept:
+        return Kept() if self.size == (1, 1) else INPUT
+
 
 class AdaptiveMaxPool(_Adaptive):
     """Maximum over as many windows as `size` has places. Source: torch.nn.AdaptiveMaxPool2d."""
 
     name: ClassVar[str] = "adaptive_maxpool"
     torch: ClassVar[str] = "torch.nn.AdaptiveMaxPool2d"
+
+    def kept(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Kept:
+        return Kept(inputs=(0,), extra=INDEX * shapes.numel(y))  # where each maximum was
+
+    def scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
+        return INDEX * shapes.numel(y)  # torch makes the indices in evaluation, too

@@ -1,0 +1,138 @@
+"""Receptive fields: the part of the image on which a place of a map depends.
+
+Two figures. The *field* is the one of papers: how far a place of the map can see, were the image without
+end, the most over all places; nothing where it sees all of it, whatever its size. What a place *sees* is exact
+for an image of the network's input size, borders and gaps of dilated windows included. Both are taken
+along height and width, for the union over all paths, at evaluation: `bn` looks at no other place then,
+`gn` and `in_norm` look at the whole map. The places of flat features are taken together.
+
+Source: Araujo, Norris and Sim 2019, "Computing receptive fields of convolutional neural networks", Distill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import gcd, lcm
+from typing import Literal
+
+from cnnspec.ir import IMAGE, Graph
+from cnnspec.limits import MAX_PERIOD
+from cnnspec.shapes import ITSELF, Shape, Span
+
+AXES: tuple[Literal[0, 1], Literal[0, 1]] = (0, 1)
+Sight = Sequence[int]
+"""For each place along an axis the rows or columns of the image that it sees, as bits of an integer."""
+
+
+def fields(graph: Graph) -> list[tuple[int | None, int | None]]:
+    """For each node the height and width of its receptive field; none for the whole image."""
+    height, width = ([_extent(span) for span in _spans(graph, axis)] for axis in AXES)
+    return list(zip(height, width, strict=True))
+
+
+def _extent(span: Span | None) -> int | None:
+    return None if span is None else max(high - low for low, high in zip(span.low, span.high, strict=True)) + 1
+
+
+def _spans(graph: Graph, axis: Literal[0, 1]) -> list[Span | None]:
+    """What a place of each node's output sees of the image along an axis."""
+    found: list[Span | None] = []
+    for node in graph.nodes:
+        size, paths = _size(node.shape, axis), list[Span | None]()
+        for source, shape in zip(node.inputs, graph.input_shapes(node), strict=True):
+            before = ITSELF if source == IMAGE else found[source]
+            own = node.op.span(axis, _size(shape, axis), size)
+            paths.append(None if before is None or own is None else _behind(before, own))
+        found.append(paths[0] if len(paths) == 1 else _union(paths))
+    return found
+
+
+def _behind(before: Span, own: Span) -> Span | None:
+    """The span of a window `own` on a map whose places have the span `before`."""
+    if own is ITSELF:
+        return before
+    period, step = before.period, before.step
+    times = period // gcd(period, own.step)
+    if times * own.period > MAX_PERIOD:
+        return None
+    low: list[int] = []
+    high: list[int] = []
+    for shift in range(0, times * own.step, own.step):
+        for first, last in zip(own.low, own.high, strict=True):
+            rounds, place = divmod(first + shift, period)
+            low.append(before.low[place] + rounds * step)
+            rounds, place = divmod(last + shift, period)
+            high.append(before.high[place] + rounds * step)
+    return Span(times * own.period, times * own.step // period * step, tuple(low), tuple(high))
+
+
+def _union(paths: list[Span | None]) -> Span | None:
+    """What some paths see together; branches that thin out differently part without end."""
+    total = paths[0]
+    for path in paths[1:]:
+        if total is None or path is None or total.step * path.period != path.step * total.period:
+            return None
+        period = lcm(total.period, path.period)
+        if period > MAX_PERIOD:
+            return None
+        (low, high), (first, last) = _over(total, period), _over(path, period)
+        total = Span(
+            period, total.step * (period // total.period), tuple(map(min, low, first)), tuple(map(max, high, last))
+        )
+    return total
+
+
+def _over(span: Span, period: int) -> tuple[Sequence[int], Sequence[int]]:
+    """The bounds of a span over a longer period."""
+    if span.period == period:
+        return span.low, span.high
+    shifts = range(0, period // span.period * span.step, span.step)
+    low, high = ([bound + shift for shift in shifts for bound in bounds] for bounds in (span.low, span.high))
+    return low, high
+
+
+def sights(graph: Graph) -> list[tuple[Sight, Sight]]:
+    """For each node what every place along its height and along its width sees of the image."""
+    found: list[tuple[Sight, Sight]] = []
+    image = tuple([1 << place for place in range(graph.input_shape[1 + axis])] for axis in AXES)
+    for node in graph.nodes:
+        both: list[Sight] = []
+        for axis in AXES:
+            size, paths = _size(node.shape, axis), list[Sight]()
+            for source, shape in zip(node.inputs, graph.input_shapes(node), strict=True):
+                before = image[axis] if source == IMAGE else found[source][axis]
+                reads = node.op.reads(axis, _size(shape, axis), size)
+                paths.append(before if reads is None else [_seen(before, read) for read in reads])
+            both.append(paths[0] if len(paths) == 1 else [_together(places) for places in zip(*paths, strict=True)])
+        found.append((both[0], both[1]))
+    return found
+
+
+def _seen(before: Sight, read: Sequence[int]) -> int:
+    last = len(before) - 1
+    seen = 0
+    for place in read:
+        if 0 <= place <= last:
+            seen |= before[place]
+    return seen
+
+
+def _together(seen: Sequence[int]) -> int:
+    total = 0
+    for one in seen:
+        total |= one
+    return total
+
+
+def centre(sight: tuple[Sight, Sight]) -> tuple[int, int]:
+    """The height and width of what the centre of a map sees, from its first row and column to its last."""
+    height, width = (_reach(places[len(places) // 2]) for places in sight)
+    return (height, width) if height and width else (0, 0)
+
+
+def _reach(seen: int) -> int:
+    return seen.bit_length() - (seen & -seen).bit_length() + 1 if seen else 0
+
+
+def _size(shape: Shape, axis: int) -> int:
+    return shape[1 + axis] if len(shape) == 3 else 1

@@ -1,0 +1,90 @@
+"""When the values of a network are made, which share memory, and when they are let go.
+
+The torch backend writes `forward` in this order, and the counts of memory follow it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from cnnspec.ir import IMAGE, Graph
+
+
+def schedule(graph: Graph) -> list[int]:
+    """The nodes as they run: an auxiliary head as soon as what it reads is there, so that it can be let go."""
+    starts = {head.name: IMAGE for head in graph.aux}
+    if not starts:
+        return list(range(len(graph.nodes)))
+    for node in graph.nodes:
+        if node.aux is not None:
+            reads = (i for i in node.inputs if i != IMAGE and graph.nodes[i].aux != node.aux)
+            starts[node.aux] = max(starts[node.aux], *reads, IMAGE)
+    heads = list(starts)
+
+    def place(index: int) -> tuple[int, int, int]:
+        aux = graph.nodes[index].aux
+        return (index, 0, 0) if aux is None else (starts[aux], 1 + heads.index(aux), index)
+
+    return sorted(range(len(graph.nodes)), key=place)
+
+
+def results(graph: Graph) -> tuple[int, ...]:
+    """The nodes whose values are given back, in training those of the auxiliary heads, too."""
+    given = tuple(graph.taps.values()) or (graph.output,)
+    return (*given, *(head.output for head in graph.aux))
+
+
+def overwriting(graph: Graph) -> set[int]:
+    """The activations that write over their input, which nothing else reads; that saves a tensor of its size."""
+    readers = Counter(i for node in graph.nodes for i in node.inputs)
+    readers.update(results(graph))
+    return {
+        index
+        for index, node in enumerate(graph.nodes)
+        if node.op.overwrites
+        and (source := node.inputs[0]) != IMAGE
+        and readers[source] == 1
+        and graph.nodes[source].op.fresh
+    }
+
+
+def owners(graph: Graph, training: bool) -> list[int]:
+    """For each node the one in whose memory its output lies; `IMAGE` for a part of the image."""
+    over = overwriting(graph)
+    found: list[int] = []
+    for index, node in enumerate(graph.nodes):
+        if index in over or node.op.shares(training):
+            source = node.inputs[0]
+            found.append(IMAGE if source == IMAGE else found[source])
+        else:
+            found.append(index)
+    return found
+
+
+def tracked(graph: Graph) -> list[bool]:
+    """For each node whether its output depends on learned weights, and so has a gradient."""
+    found: list[bool] = []
+    for node in graph.nodes:
+        found.append(bool(node.weights) or any(i != IMAGE and found[i] for i in node.inputs))
+    return found
+
+
+def last_uses(graph: Graph, training: bool) -> dict[int, int]:
+    """For each owner of memory the position in `schedule` at which it is used for the last time.
+
+    What an auxiliary head reads last is let go behind that head, in evaluation, too. Results stay to the end.
+    """
+    order, owner = schedule(graph), owners(graph, training)
+    found: dict[int, int] = {}
+    behind, follows = 0, False
+    for position in range(len(order) - 1, -1, -1):
+        node = graph.nodes[order[position]]
+        if node.aux is None or not follows:
+            behind = position
+        follows = node.aux is not None
+        for source in node.inputs:
+            if source != IMAGE:
+                found.setdefault(owner[source], behind if graph.nodes[source].aux is None else position)
+        found.setdefault(owner[order[position]], position)
+    found.update((owner[index], len(order)) for index in results(graph) if training or graph.nodes[index].aux is None)
+    return found

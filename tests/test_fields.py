@@ -1,0 +1,215 @@
+"""Receptive fields against published ones, against gradients of the built module, and against what spreads through it."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from torch import Tensor, nn
+
+from cnnspec.backends.torch_layers import EXPRESSIONS
+from cnnspec.compiler import build, load, loads
+from cnnspec.fields import centre, fields, sights
+from cnnspec.ir import Graph
+from cnnspec.testing import specs
+
+QUICK = settings(max_examples=40, deadline=None)
+LONG = settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+# --- published figures ---------------------------------------------------------------------------
+
+SLIM = """
+network slim_resnet
+input 3x224x224
+classes 1000
+
+block unit(c, stride = 1) {
+    add {
+        conv 1x1 c | bn | relu | conv 3x3 c stride=stride | bn | relu | conv 1x1 4*c | bn
+        conv 1x1 4*c stride=stride | bn  when stride != 1 or in.c != 4*c
+    }
+    relu
+}
+
+param a = 3
+param b = 4
+param c = 6
+conv 7x7 64 stride=2 | bn | relu | maxpool 3x3 stride=2 pad=1
+repeat a - 1 { unit 64 }
+unit 64 stride=2
+repeat b - 1 { unit 128 }
+unit 128 stride=2
+repeat c - 1 { unit 256 }
+unit 256 stride=2
+unit x3 512
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "size"),
+    [
+        ("alexnet", "features.12", 195),
+        ("vgg16", "features.30", 212),
+        ("inception_v4", "features.21", 2071),
+        ("inception_resnet_v2", "conv2d_7b", 3039),
+    ],
+)
+def test_fields_are_those_of_araujo(name: str, path: str, size: int) -> None:
+    """Araujo et al. 2019, the table of networks."""
+    graph = load(name)
+    index = graph.find(path)
+    assert index is not None, graph.paths
+    assert fields(graph)[index] == (size, size)
+
+
+@pytest.mark.parametrize(("units", "size"), [((3, 4, 6), 483), ((3, 4, 23), 1027), ((3, 8, 36), 1507)])
+def test_fields_of_resnets_that_stride_late(units: tuple[int, int, int], size: int) -> None:
+    """The ResNets of the same table thin out in the last unit of a stage, those of torchvision in the first."""
+    graph = loads(SLIM, **dict(zip("abc", units, strict=True)))
+    assert fields(graph)[graph.output] == (size, size)
+
+
+def test_what_sees_the_whole_image() -> None:
+    head = "input 3x65x33\nclasses 2\n"
+    whole = "global_avgpool,global_maxpool,in_norm,gn 1,flatten,mul { in; global_avgpool }".split(",")
+    for op in whole:
+        graph = loads(f"{head}conv 3x3 4\n{op}\n")
+        assert fields(graph)[graph.output] == (None, None), op
+        assert centre(sights(graph)[graph.output]) == (65, 33), op
+    for op in ("bn", "ln", "lrn 3", "softmax", "dropout", "add { in; relu }"):
+        graph = loads(f"{head}conv 3x3 4\n{op}\n")
+        assert fields(graph)[graph.output] == (3, 3), op
+        assert centre(sights(graph)[graph.output]) == (3, 3), op
+
+
+@pytest.mark.parametrize(
+    ("layers", "field"),
+    [
+        ("conv 3x3 4 dilation=2", 5),
+        ("conv_transpose 4x4 4 stride=2 pad=1", 2),
+        ("conv_transpose 2x2 4 stride=2 | conv 3x3 4", 2),
+        ("upsample 2 | conv 5x5 4", 3),
+        ("upsample 2 mode=bilinear", 2),
+        ("upsample 3 mode=bicubic", 4),
+        ("maxpool 2 | upsample 2", 2),
+        ("conv 3x3 4 stride=2 | conv 3x3 16 stride=2 | pixel_shuffle 2 | conv 3x3 4", 11),
+        ("adaptive_avgpool 8", 4),
+        ("adaptive_avgpool 12", 4),
+        ("pad [0, 3, 3, 0] | conv 3x3 4", 3),
+    ],
+)
+def test_fields_by_hand(layers: str, field: int) -> None:
+    graph = loads(f"input 3x32x32\nclasses 2\n{layers}\n")
+    assert fields(graph)[graph.output] == (field, field)
+
+
+# --- gradients -----------------------------------------------------------------------------------
+
+
+def spread(size: int, kernel: int, stride: int, pad: int, dilation: int, ceil: bool) -> Tensor:
+    """A matrix `[size, places]` that sums over the windows along an axis; torch slides them over the numbers of places."""
+    numbers = torch.arange(1.0, size + 1, dtype=torch.float64).view(1, 1, size, 1)
+    places: list[Tensor] = []
+    for row in range(size):
+        one = torch.full_like(numbers, -1.0)
+        one[0, 0, row] = numbers[0, 0, row]
+        y = nn.functional.max_pool2d(one, (kernel, 1), (stride, 1), (pad, 0), (dilation, 1), ceil_mode=ceil)
+        places.append((y.flatten() > 0).double())
+    return torch.stack(places)
+
+
+def linear_pool(layer: nn.MaxPool2d) -> Any:
+    def hook(_: nn.Module, inputs: tuple[Tensor], __: Tensor) -> Tensor:
+        def pair(value: Any) -> tuple[int, int]:
+            return value if isinstance(value, tuple) else (value, value)
+
+        (x,) = inputs
+        sides = zip(
+            x.shape[2:],
+            *(pair(v) for v in (layer.kernel_size, layer.stride, layer.padding, layer.dilation)),
+            strict=True,
+        )
+        rows, columns = (spread(*side, layer.ceil_mode) for side in sides)
+        return torch.einsum("nchw,hp,wq->ncpq", x, rows, columns)
+
+    return hook
+
+
+def linearise(module: nn.Module) -> None:
+    """Makes a module a sum of what it reads with positive factors, so that no gradient cancels."""
+    for name, weight in module.named_parameters():
+        with torch.no_grad():
+            weight.zero_() if name.endswith("bias") else weight.fill_(1 / max(1, weight[0].numel()))
+    for layer in module.modules():
+        kind = type(layer).__name__
+        if isinstance(layer, nn.MaxPool2d):
+            layer.register_forward_hook(linear_pool(layer))
+        elif isinstance(layer, nn.AdaptiveMaxPool2d):
+            layer.register_forward_hook(lambda m, x, y: nn.functional.adaptive_avg_pool2d(x[0], m.output_size))
+        elif isinstance(layer, nn.GroupNorm | nn.InstanceNorm2d):
+            layer.register_forward_hook(
+                lambda m, x, y: x[0] + x[0].mean((2, 3), keepdim=True) if x[0].ndim == 4 else x[0]
+            )
+        elif isinstance(layer, nn.LayerNorm | nn.LocalResponseNorm | nn.Softmax | nn.ReLU | nn.ReLU6 | nn.Hardtanh) or (
+            type(layer).__module__ == "torch.nn.modules.activation"
+        ):
+            if hasattr(layer, "inplace"):
+                layer.inplace = False
+            layer.register_forward_hook(lambda m, x, y: x[0])
+        assert kind
+
+
+def values(graph: Graph, module: nn.Module, image: Tensor) -> dict[int, Tensor]:
+    """What every node gives that has a module of its own, and the logits."""
+    found: dict[int, Tensor] = {}
+    for index, node in enumerate(graph.nodes):
+        if node.op.owns_module and node.aux is None:
+            module.get_submodule(node.path).register_forward_hook(
+                lambda _, __, y, index=index: found.__setitem__(index, y)
+            )
+    found[graph.output] = module(image)
+    return found
+
+
+def extent(marks: Tensor) -> int:
+    """From the first mark to the last."""
+    places = marks.nonzero()
+    return int(places.max() - places.min()) + 1 if len(places) else 0
+
+
+def hold_against_gradients(text: str) -> None:
+    graph = loads(text)
+    with patch.dict(EXPRESSIONS, mul=EXPRESSIONS["add"]):  # a factor that is 0, all of it padding, would hide the other
+        module = build(graph).double().eval()
+    linearise(module)
+    image = torch.ones(1, *graph.input_shape, dtype=torch.float64, requires_grad=True)
+    found, sight, field = values(graph, module, image), sights(graph), fields(graph)
+    for index, y in found.items():
+        one = y[0, :, y.shape[2] // 2, y.shape[3] // 2] if y.ndim == 4 else y
+        if one.requires_grad:
+            (gradient,) = torch.autograd.grad(one.sum(), image, retain_graph=True, allow_unused=True)
+        else:
+            gradient = None
+        marks = torch.zeros(graph.input_shape[1:]) if gradient is None else gradient[0].abs().sum(0)
+        marks = marks > 1e-9 * marks.max()
+        seen = (extent(marks.any(1)), extent(marks.any(0)))
+        assert centre(sight[index]) == seen, f"{graph.nodes[index].path}: {graph.nodes[index].op!r}\n{text}"
+        for small, large in zip(seen, field[index], strict=True):
+            assert large is None or small <= large, f"{graph.nodes[index].path}\n{text}"
+
+
+@given(specs())
+@QUICK
+def test_gradients_agree(text: str) -> None:
+    hold_against_gradients(text)
+
+
+@pytest.mark.slow
+@given(specs())
+@LONG
+def test_gradients_agree_on_very_many(text: str) -> None:
+    hold_against_gradients(text)
