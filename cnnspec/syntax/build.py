@@ -14,6 +14,20 @@ from cnnspec.limits import MAX_LITERAL, MAX_TERMS
 from cnnspec.syntax.guard import MARKS
 from cnnspec.syntax.words import FUNCTIONS, SCHEMES
 
+OPERATORS = {"OR": 1, "AND": 2, "RELATION": 4, "PLUS": 5, "MINUS": 5, "FACTOR": 6}
+"""How strongly an operator binds its operands."""
+PREFIXES = {"NOT": 3, "MINUS": 7}
+_OPERANDS = {
+    "INT": "number",
+    "FLOAT": "number",
+    "SIZE": "size",
+    "STRING": "text",
+    "TRUE": "truth",
+    "FALSE": "truth",
+    "NAME": "name",
+    "DIM": "dim",
+}
+
 
 class Builder:
     """Walks Lark's tree once; the methods are named as the rules of the grammar."""
@@ -24,6 +38,7 @@ class Builder:
         self.marks = marks
         self.depth = 0
         self.broken = False
+        self.misplaced: Diagnostic | None = None
 
     def file(self, parsed: Tree[Token], *, broken: bool) -> tree.File:
         statements = tuple(self.build(child) for child in parsed.children)
@@ -298,62 +313,72 @@ class Builder:
     def interval(self, node: Any) -> tree.Interval:
         return tree.Interval(self.span(node), self.build(node.children[0]), self.build(node.children[1]))
 
-    def chain(self, node: Any, operator: str | None = None) -> tree.Expr:
-        """`a + b - c` as (a + b) - c; with `operator`, the children are operands alone."""
-        children = node.children
-        step = 2 if operator is None else 1
-        if len(children) > step * MAX_TERMS:
+    def terms(self, node: Any) -> tree.Expr:
+        """Operands and operators in a row."""
+        parts = node.children
+        if len(parts) == 1:
+            return self.operand(parts[0])
+        deep = sum(isinstance(part, Token) and part.type in OPERATORS for part in parts)
+        if deep >= MAX_TERMS:
             self.too_deep(self.span(node))
             return tree.Number(self.span(node), 0, "0")
-        self.depth += len(children) // step  # the first operand ends as many levels deeper
-        left: tree.Expr = self.build(children[0])
-        self.depth -= len(children) // step
-        for i in range(1, len(children), step):
-            right = self.build(children[i + step - 1])
-            left = tree.Binary(left.span.to(right.span), operator or str(children[i]), left, right)
+        self.depth += deep
+        misplaced, self.misplaced = self.misplaced, None
+        result = self.bound(parts[::-1], 0)
+        wrong, self.misplaced = self.misplaced, misplaced
+        self.depth -= deep
+        return self.fault(wrong, result.span) if wrong is not None else result
+
+    def bound(self, rest: list[Any], least: int) -> tree.Expr:
+        """An expression of the operators that bind at least so strongly, taken from the end of `rest`."""
+        part = rest.pop()
+        if isinstance(part, Token) and part.type in PREFIXES:
+            strength = PREFIXES[part.type]
+            if strength < least:
+                self.refuse(part, f"put it in parentheses: `({part} ...)`")
+            inner = self.bound(rest, strength)
+            operator = "-" if part.type == "MINUS" else "not"
+            left: tree.Expr = tree.Unary(self.token(part).to(inner.span), operator, inner)
+        else:
+            left = self.operand(part)
+        while rest and OPERATORS[rest[-1].type] >= least:
+            operator = rest.pop()
+            strength = OPERATORS[operator.type]
+            right = self.bound(rest, strength + 1)
+            left = tree.Binary(left.span.to(right.span), str(operator), left, right)
+            if operator.type == "RELATION" and rest and rest[-1].type == "RELATION":
+                self.refuse(rest[-1], "join two comparisons with `and`: `a < b and b < c`")
         return left
 
-    def or_(self, node: Any) -> tree.Expr:
-        return self.chain(node, "or")
+    def refuse(self, token: Token, help: str) -> None:
+        message = f"`{token}` cannot stand here"
+        self.misplaced = self.misplaced or Diagnostic("E0101", message, self.token(token), help=help)
 
-    def and_(self, node: Any) -> tree.Expr:
-        return self.chain(node, "and")
+    def operand(self, part: Any) -> tree.Expr:
+        """A word, a number, or what stands in brackets."""
+        if isinstance(part, Tree):
+            return self.build(part)
+        return getattr(self, _OPERANDS[part.type])(part, self.token(part))
 
-    comparison = sum = product = chain
-
-    def not_(self, node: Any) -> tree.Unary:
-        return tree.Unary(self.span(node), "not", self.build(node.children[0]))
-
-    def negative(self, node: Any) -> tree.Unary:
-        return tree.Unary(self.span(node), "-", self.build(node.children[1]))
-
-    def number(self, node: Any) -> tree.Number:
-        token = node.children[0]
-        span = self.span(node)
+    def number(self, token: Token, span: Span) -> tree.Number:
         value = self.integer(token, span) if token.type == "INT" else self.real(token, span)
         return tree.Number(span, value, str(token))
 
-    def size(self, node: Any) -> tree.SizeLiteral:
-        span = self.span(node)
-        height, width = (self.integer(part, span) for part in node.children[0].split("x"))
+    def size(self, token: Token, span: Span) -> tree.SizeLiteral:
+        height, width = (self.integer(part, span) for part in token.split("x"))
         return tree.SizeLiteral(span, height, width)
 
-    def text(self, node: Any) -> tree.Text:
-        return tree.Text(self.span(node), str(node.children[0])[1:-1])
+    def text(self, token: Token, span: Span) -> tree.Text:
+        return tree.Text(span, str(token)[1:-1])
 
-    def true(self, node: Any) -> tree.Bool:
-        return tree.Bool(self.span(node), True)
+    def truth(self, token: Token, span: Span) -> tree.Bool:
+        return tree.Bool(span, token.type == "TRUE")
 
-    def false(self, node: Any) -> tree.Bool:
-        return tree.Bool(self.span(node), False)
+    def name(self, token: Token, span: Span) -> tree.Name | tree.Broken:
+        return tree.Broken(span) if self.missing(token) else tree.Name(span, str(token))
 
-    def name(self, node: Any) -> tree.Name | tree.Broken:
-        token = node.children[0]
-        return tree.Broken(self.span(node)) if self.missing(token) else tree.Name(self.span(node), str(token))
-
-    def dim(self, node: Any) -> tree.Dim | tree.Broken:
-        span = self.span(node)
-        axis = str(node.children[0])[3:]
+    def dim(self, token: Token, span: Span) -> tree.Dim | tree.Broken:
+        axis = str(token)[3:]
         if axis not in ("c", "h", "w"):
             help = "write `in.c` (channels), `in.h` (height) or `in.w` (width)"
             return self.fault(Diagnostic("E0207", f"a tensor has no `{axis}`", span, help=help), span)
@@ -379,5 +404,5 @@ class Builder:
 
 
 # rules that are spelt like Python's keywords
-for _rule in ("if", "in", "or", "and", "not"):
+for _rule in ("if", "in"):
     setattr(Builder, _rule, getattr(Builder, f"{_rule}_"))
