@@ -166,7 +166,9 @@ def training_memory(graph: Graph) -> TrainingMemory:
     buffers = sum(node.op.buffers(graph.input_shapes(node)[0]) for node in graph.nodes)
     recipe = graph.recipe
     settings: dict[str, Any] = dict(recipe.optimizer.args)
-    optimizer = OPTIMIZERS[recipe.optimizer.name](**settings).remembers * weights
+    rule = OPTIMIZERS[recipe.optimizer.name](**settings)
+    learned = (weight for node in graph.nodes for weight in node.weights.values())
+    optimizer = sum(rule.remembers(len(weight)) * _size(weight) for weight in learned)
     average = 0 if recipe.ema is None else weights + buffers
     working = 0
     for index, node in enumerate(graph.nodes):

@@ -23,6 +23,11 @@ AXES: tuple[Literal[0, 1], Literal[0, 1]] = (0, 1)
 Sight = Sequence[int]
 """For each place along an axis the rows or columns of the image that it sees, as bits of an integer."""
 
+Sights = list[tuple[Sight, ...]]
+"""Pairs of a sight along the height and one along the width."""
+
+MAX_PATHS = 16
+
 
 def fields(graph: Graph) -> list[tuple[int | None, int | None]]:
     """For each node the height and width of its receptive field; none for the whole image."""
@@ -91,21 +96,37 @@ def _over(span: Span, period: int) -> tuple[Sequence[int], Sequence[int]]:
     return low, high
 
 
-def sights(graph: Graph) -> list[tuple[Sight, Sight]]:
-    """For each node what every place along its height and along its width sees of the image."""
-    found: list[tuple[Sight, Sight]] = []
-    image = tuple([1 << place for place in range(graph.input_shape[1 + axis])] for axis in AXES)
+def sights(graph: Graph) -> list[Sights]:
+    """For each node what every place along its height and along its width sees of the image.
+
+    A place sees what is in a row and in a column that it sees. There are several such products only where
+    places see nothing through one path, as between the places of a `conv_transpose`.
+    """
+    found: list[Sights] = []
+    image: Sights = [tuple([1 << place for place in range(graph.input_shape[1 + axis])] for axis in AXES)]
     for node in graph.nodes:
-        both: list[Sight] = []
-        for axis in AXES:
-            size, paths = _size(node.shape, axis), list[Sight]()
-            for source, shape in zip(node.inputs, graph.input_shapes(node), strict=True):
-                before = image[axis] if source == IMAGE else found[source][axis]
-                reads = node.op.reads(axis, _size(shape, axis), size)
-                paths.append(before if reads is None else [_seen(before, read) for read in reads])
-            both.append(paths[0] if len(paths) == 1 else [_together(places) for places in zip(*paths, strict=True)])
-        found.append((both[0], both[1]))
+        paths: Sights = []
+        for source, shape in zip(node.inputs, graph.input_shapes(node), strict=True):
+            reads = [node.op.reads(axis, _size(shape, axis), _size(node.shape, axis)) for axis in AXES]
+            for sight in image if source == IMAGE else found[source]:
+                paths.append(
+                    tuple(
+                        before if read is None else [_seen(before, places) for places in read]
+                        for before, read in zip(sight, reads, strict=True)
+                    )
+                )
+        found.append(paths if len(paths) == 1 else _merged(paths))
     return found
+
+
+def _merged(paths: Sights) -> Sights:
+    """Paths through which every place sees something as one, the others as they are while they are few."""
+    holed = [sight for sight in paths if not all(map(all, sight))]
+    joined = paths if len(holed) > MAX_PATHS else [sight for sight in paths if all(map(all, sight))]
+    if not joined:
+        return holed
+    union = tuple([_together(places) for places in zip(*sides, strict=True)] for sides in zip(*joined, strict=True))
+    return [union] if joined is paths else [union, *holed]
 
 
 def _seen(before: Sight, read: Sequence[int]) -> int:
@@ -124,10 +145,14 @@ def _together(seen: Sequence[int]) -> int:
     return total
 
 
-def centre(sight: tuple[Sight, Sight]) -> tuple[int, int]:
+def centre(sights: Sights) -> tuple[int, int]:
     """The height and width of what the centre of a map sees, from its first row and column to its last."""
-    height, width = (_reach(places[len(places) // 2]) for places in sight)
-    return (height, width) if height and width else (0, 0)
+    rows = columns = 0
+    for height, width in sights:
+        row, column = height[len(height) // 2], width[len(width) // 2]
+        if row and column:
+            rows, columns = rows | row, columns | column
+    return _reach(rows), _reach(columns)
 
 
 def _reach(seen: int) -> int:

@@ -186,9 +186,8 @@ class Optimizer(Declared):
     name: ClassVar[str] = ""
     lr: PositiveFloat
 
-    @property
-    def remembers(self) -> int:
-        """How many numbers it remembers for each weight from step to step."""
+    def remembers(self, axes: int) -> int:
+        """How many numbers it remembers from step to step for each number of a weight of so many axes."""
         return 2
 
 
@@ -201,8 +200,7 @@ class Sgd(Optimizer):
     weight_decay: NotNegative = 0.0
     nesterov: bool = False
 
-    @property
-    def remembers(self) -> int:
+    def remembers(self, axes: int) -> int:
         return 1 if self.momentum else 0
 
 
@@ -263,6 +261,9 @@ class Adagrad(Optimizer):
     lr: PositiveFloat = 1e-2
     weight_decay: NotNegative = 0.0
 
+    def remembers(self, axes: int) -> int:
+        return 1
+
 
 class Adadelta(Optimizer):
     """torch.optim.Adadelta."""
@@ -283,6 +284,9 @@ class Muon(Optimizer):
     nesterov: bool = True
     adam_lr: PositiveFloat = 1e-3
 
+    def remembers(self, axes: int) -> int:
+        return 1 if axes > 1 else 2
+
 
 class RmsProp(Optimizer):
     """torch.optim.RMSprop."""
@@ -293,8 +297,7 @@ class RmsProp(Optimizer):
     weight_decay: NotNegative = 0.0
     alpha: Probability = 0.99
 
-    @property
-    def remembers(self) -> int:
+    def remembers(self, axes: int) -> int:
         return 2 if self.momentum else 1
 
 

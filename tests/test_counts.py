@@ -21,7 +21,7 @@ from cnnspec.ir import Graph
 from cnnspec.library import shipped_specs
 from cnnspec.recipe import OPTIMIZERS
 from cnnspec.testing import specs
-from cnnspec.training.task import OPTIMIZERS as TORCH_OPTIMIZERS
+from cnnspec.training.optimizers import OPTIMIZERS as TORCH_OPTIMIZERS
 
 QUICK = settings(max_examples=40, deadline=None)
 LONG = settings(max_examples=1_000, deadline=None, suppress_health_check=list(HealthCheck))
@@ -319,12 +319,15 @@ def test_training_memory_by_part() -> None:
 def test_what_optimizers_remember(name: str, momentum: float) -> None:
     kind = OPTIMIZERS[name]
     own = kind(**({"momentum": momentum} if "momentum" in kind.parameters else {}))
-    weight = nn.Parameter(torch.ones(7, 3))
-    optimizer = TORCH_OPTIMIZERS[name]([weight], **own.settings())
-    weight.grad = torch.ones_like(weight)
+    wide, narrow = nn.Parameter(torch.rand(7, 3)), nn.Parameter(torch.rand(5))
+    optimizer = TORCH_OPTIMIZERS[name]([wide, narrow], **own.settings())
+    for weight in (wide, narrow):
+        weight.grad = torch.ones_like(weight)
     optimizer.step()
-    state = [value for value in optimizer.state[weight].values() if isinstance(value, Tensor) and value.ndim]
-    assert sum(value.numel() for value in state) == own.remembers * weight.numel()
+    inner = optimizer.state_dict().get("inner") or [optimizer.state_dict()]
+    state = [value for part in inner for entry in part["state"].values() for value in entry.values()]
+    remembered = sum(value.numel() for value in state if isinstance(value, Tensor) and value.ndim)
+    assert remembered == own.remembers(2) * wide.numel() + own.remembers(1) * narrow.numel()
 
 
 def hold_batches(graph: Graph, budget: int) -> None:
