@@ -22,6 +22,7 @@ from cnnspec.elaborate import elaborate
 from cnnspec.expressions import ExprFault, UnknownShape, evaluate
 from cnnspec.formatting import format_file
 from cnnspec.library import SUFFIX, Library, read_text, shipped_specs
+from cnnspec.lints import lint
 from cnnspec.names import Fault, Names
 from cnnspec.remedies import prove
 from cnnspec.scopes import FileScope
@@ -41,13 +42,23 @@ class Compilation:
     tree: tree.File | None = None
     model: ir.Model | None = None
     graph: ir.Graph | None = None
-    again: Callable[[str, int], Report] | None = None
+    again: Callable[[str, int], Compilation] | None = None
+
+    @cached_property
+    def found(self) -> list[Diagnostic]:
+        """Errors and lints in the order of their places; lints where there is no error."""
+        if self.tree is not None and not self.report.failed:
+            for diagnostic in lint(self.tree, self.graph):
+                self.report.add(diagnostic)
+        return self.report.sorted()
 
     @cached_property
     def diagnostics(self) -> list[Diagnostic]:
-        """Errors and lints in the order of their places; every fix in them was tried."""
-        found = self.report.sorted()
-        return prove(found, self.source, self.again) if self.again is not None else found
+        """What was found, with those fixes alone that were tried and work."""
+        again = self.again
+        if again is None:
+            return self.found
+        return prove(self.found, self.source, lambda text, steps: again(text, steps).found)
 
     def require_graph(self) -> ir.Graph:
         """The Graph.
@@ -86,8 +97,8 @@ def compile_source(
     """
     done = Compilation(source, Report())
 
-    def again(text: str, steps: int) -> Report:
-        return compile_source(Source(source.name, text), path, params, steps=steps, allow_huge=allow_huge).report
+    def again(text: str, steps: int) -> Compilation:
+        return compile_source(Source(source.name, text), path, params, steps=steps, allow_huge=allow_huge)
 
     done.again = again
     done.tree = parse(source, done.report)

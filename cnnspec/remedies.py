@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from cnnspec.diagnostics import Diagnostic, Edit, Fix, Report, Source, Span
+from cnnspec.diagnostics import Diagnostic, Edit, Fix, Source, Span
 
 _MAX_TRIALS = 16
 _MAX_CHARACTERS = 64 * 1024
@@ -96,7 +96,9 @@ def fixes_of_join(help: str | None, branches: Sequence[tuple[Span | None, bool]]
     return [Fix(help, tuple(edits))] if edits else []
 
 
-def prove(diagnostics: Sequence[Diagnostic], source: Source, again: Callable[[str, int], Report]) -> list[Diagnostic]:
+def prove(
+    diagnostics: Sequence[Diagnostic], source: Source, again: Callable[[str, int], Sequence[Diagnostic]]
+) -> list[Diagnostic]:
     """The diagnostics with those fixes alone that work, and a help that speaks of no other.
 
     A fix works where the changed text does not have the diagnostic any more, and no new error stands in what was
@@ -106,7 +108,7 @@ def prove(diagnostics: Sequence[Diagnostic], source: Source, again: Callable[[st
     Args:
         diagnostics: What was found in a text.
         source: The text.
-        again: The report on another text in its place, for which at most so many elements are written out.
+        again: What is found in another text in its place, for which at most so many elements are written out.
     """
     wanted = [(d, fix) for d in diagnostics for fix in d.fixes if all(e.span.source is source for e in fix.edits)]
     trials = min(len(wanted), _MAX_TRIALS, _MAX_CHARACTERS // max(len(source.text), 1))
@@ -124,7 +126,7 @@ def prove(diagnostics: Sequence[Diagnostic], source: Source, again: Callable[[st
     return out
 
 
-def _works(diagnostic: Diagnostic, fix: Fix, before: Iterable[Diagnostic], after: Report) -> bool:
+def _works(diagnostic: Diagnostic, fix: Fix, before: Iterable[Diagnostic], after: Iterable[Diagnostic]) -> bool:
     edits = sorted(fix.edits, key=lambda edit: (edit.span.start, edit.span.end))
     known = {(d.code, _moved(d.span.start, edits)) for d in before if d.span and d is not diagnostic}
     known |= {(d.code, -1) for d in before if d.span is None and d is not diagnostic}
@@ -136,13 +138,18 @@ def _works(diagnostic: Diagnostic, fix: Fix, before: Iterable[Diagnostic], after
         start = edit.span.start + shift
         written.append((start, start + len(edit.text)))
         shift += len(edit.text) - (edit.span.end - edit.span.start)
-    for found in after.diagnostics:
+    for found in after:
         at = found.span.start if found.span else -1
         if (found.code, at) in places:
             return False
         if found.severity == "warning" or (found.code, at) in known:
             continue
-        if found.span is None or found.code.startswith("E01") or found.code == "E0404":
+        if (
+            diagnostic.severity == "warning"
+            or found.span is None
+            or found.code.startswith("E01")
+            or found.code == "E0404"
+        ):
             return False
         if any(at <= end and found.span.end >= start for start, end in written):
             return False

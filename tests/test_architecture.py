@@ -87,6 +87,15 @@ def test_every_choice_of_a_recipe_has_its_row() -> None:
     assert set(SCHEDULES) == set(recipe.SCHEDULES)
 
 
+def test_the_words_of_torch_are_those_of_torch() -> None:
+    torch = pytest.importorskip("torch")
+    from cnnspec.lints import MODULE_WORDS
+
+    here = {name for name in dir(torch.nn.Module()) if not name.startswith("_")}
+    assert sorted(here - MODULE_WORDS) == []
+    assert {"forward", "train", "type"} <= MODULE_WORDS
+
+
 def test_the_parse_tables_fit_the_grammar() -> None:
     stored = json.loads(resource("grammar", "cnn.tables.json").read_text("utf-8"))
     fresh = json.loads(compile_tables())

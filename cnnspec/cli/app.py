@@ -69,11 +69,7 @@ def settings(pairs: list[str] | None) -> dict[str, str]:
 
 
 def compile_spec(file: str, pairs: list[str] | None = None, allow_huge: bool = False) -> Compilation:
-    done = compile_file(file, settings(pairs), allow_huge=allow_huge)
-    warnings = [d for d in done.diagnostics if d.severity == "warning"]
-    if warnings and not done.report.failed:
-        print_diagnostics(warnings)
-    return done
+    return compile_file(file, settings(pairs), allow_huge=allow_huge)
 
 
 def compile_at(file: str, pairs: list[str] | None, at: str | None, allow_huge: bool = False) -> Graph:

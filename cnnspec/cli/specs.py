@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,54 +24,115 @@ from cnnspec.cli.app import (
     print_summary,
     settings,
 )
-from cnnspec.compiler import compile_file
-from cnnspec.diagnostics import CnnspecError, Diagnostic, counted, failure
+from cnnspec.compiler import compile_file, locate
+from cnnspec.diagnostics import CnnspecError, Diagnostic, Report, counted, failure, nearest
+from cnnspec.library import read_text, shipped_folder
+
+if TYPE_CHECKING:
+    from cnnspec.ir import Graph
+    from cnnspec.rendering import Checked
 
 
 @app.command()
-def check(files: SpecFiles, sets: Settings = None, huge: AllowHuge = False, as_json: AsJson = False) -> int:
+def check(
+    files: SpecFiles,
+    sets: Settings = None,
+    huge: AllowHuge = False,
+    form: Annotated[str, typer.Option("--format", help="full, concise, json, sarif, or github.")] = "full",
+    as_json: AsJson = False,
+    fix: Annotated[bool, typer.Option("--fix", help="Apply the remedies that are certain, then check again.")] = False,
+) -> int:
     """Check shapes, names and contracts, and explain every fault at its place."""
-    results: list[dict[str, Any]] = []
-    failed = False
-    for file in files:
-        try:
-            done = compile_file(file, settings(sets), allow_huge=huge)
-            diagnostics: list[Diagnostic] = done.diagnostics
-            graph = done.graph
-        except CnnspecError as error:
-            diagnostics, graph = list(error.diagnostics), None
-        wrong = any(d.severity == "error" for d in diagnostics)
-        failed |= wrong
-        if as_json:
-            entry: dict[str, Any] = {"file": file, "ok": not wrong, "diagnostics": [d.to_json() for d in diagnostics]}
-            if graph is not None:
-                figures = {
-                    "input": list(graph.input_shape),
-                    "output": list(graph.output_shape),
-                    "parameters": graph.parameter_count,
-                    "macs": graph.macs,
-                    "sizes": graph.sizes.to_json(),
-                }
-                entry |= {"name": graph.name, **figures}
-            results.append(entry)
-            continue
-        if diagnostics:
-            sys.stdout.flush()
-            print_diagnostics(diagnostics)
-        if wrong:
-            count = sum(d.severity == "error" for d in diagnostics)
-            print(f"{file}: {counted(count, 'error')}", file=sys.stderr)
-        elif graph is not None:
-            from cnnspec.shapes import text
+    from cnnspec import rendering
 
-            print(
-                f"{file}: ok, {text(graph.input_shape)} -> {text(graph.output_shape)}, {graph.parameter_count:,} parameters, {graph.macs / 1e6:,.2f} MMACs, {graph.sizes.words()}"
-            )
-        else:
-            print(f"{file}: ok, blocks only")
-    if as_json:
-        print_json({"version": 1, "files": results})
-    return int(failed)
+    if form not in rendering.FORMATS:
+        known = ", ".join(rendering.FORMATS)
+        raise typer.BadParameter(f"`{form}` is not one of {known}", param_hint="--format")
+    if as_json and form not in ("full", "json"):
+        raise typer.BadParameter(f"`--json` and `--format {form}` exclude each other", param_hint="--format")
+    form = "json" if as_json else form
+    results: list[Checked] = []
+    for file in files:
+        fixed: list[Diagnostic] | None = None
+        try:
+            if fix:
+                fixed = _fix(file, sets, huge)
+            done = compile_file(file, settings(sets), allow_huge=huge)
+            results.append(rendering.Checked(file, done.diagnostics, done.graph, fixed))
+        except CnnspecError as error:
+            results.append(rendering.Checked(file, error.diagnostics, None, fixed))
+        if form in ("full", "concise", "github"):
+            _print_result(results[-1], form)
+    if form == "json":
+        print_json(rendering.to_json(results))
+    elif form == "sarif":
+        import cnnspec
+        from cnnspec.explanations import titles
+
+        print_json(rendering.to_sarif(results, cnnspec.__version__, titles()))
+    return int(not all(result.ok for result in results))
+
+
+def _print_result(result: Checked, form: str) -> None:
+    from cnnspec import rendering
+
+    for diagnostic in result.fixed or ():
+        print(f"{result.file}:{diagnostic.line}: fixed {diagnostic.code}: {diagnostic.message}", file=sys.stderr)
+    if form != "full":
+        line = rendering.concise if form == "concise" else rendering.github
+        for diagnostic in result.diagnostics:
+            print(line(diagnostic, result.file))
+        return
+    if result.diagnostics:
+        sys.stdout.flush()
+        print_diagnostics(result.diagnostics)
+    if not result.ok:
+        count = sum(d.severity == "error" for d in result.diagnostics)
+        print(f"{result.file}: {counted(count, 'error')}", file=sys.stderr)
+    elif result.graph is not None:
+        _print_figures(result.file, result.graph)
+    else:
+        print(f"{result.file}: ok, blocks only")
+
+
+def _print_figures(file: str, graph: Graph) -> None:
+    from cnnspec.shapes import text
+
+    print(
+        f"{file}: ok, {text(graph.input_shape)} -> {text(graph.output_shape)}, {graph.parameter_count:,} parameters, {graph.macs / 1e6:,.2f} MMACs, {graph.sizes.words()}"
+    )
+
+
+def _fix(file: str, sets: list[str] | None, huge: bool) -> list[Diagnostic]:
+    """Mends a file as far as that is certain, and gives what was mended."""
+    from cnnspec.mending import mend
+
+    path, name = locate(file)
+    if path.resolve().is_relative_to(shipped_folder()):
+        return []
+    report = Report()
+    if read_text(path, name, report) is None:
+        raise CnnspecError(report.sorted())
+    data = path.read_bytes()
+    mark = codecs.BOM_UTF8 if data.startswith(codecs.BOM_UTF8) else b""
+    text = data[len(mark) :].decode()
+    changed, mended = mend(text, name, path, settings(sets), allow_huge=huge)
+    if changed != text:
+        _write(path, mark + changed.encode())
+    return mended
+
+
+@app.command()
+def explain(code: Annotated[str, typer.Argument(metavar="CODE", help="A code such as E0301 or W0101.")]) -> None:
+    """Tell what a code means, with a sample that fails and the mended one."""
+    from cnnspec.explanations import explanation, titles
+
+    try:
+        print(explanation(code.upper()), end="")
+    except KeyError:
+        near = nearest(code.upper(), titles())
+        hint = f"did you mean {' or '.join(f'`{other}`' for other in near)}?" if near else "a code is like `E0301`"
+        raise typer.BadParameter(f"there is no code `{code}`; {hint}", param_hint="CODE") from None
 
 
 @app.command()
@@ -112,16 +174,16 @@ def fmt(
         elif check_only:
             print(f"{file}: not formatted")
         else:
-            _write(Path(file), new)
+            _write(Path(file), new.encode())
             print(f"{file}: formatted")
     return int(bool(failed or (pending and (check_only or diff))))
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, data: bytes) -> None:
     """Replaces a file as a whole, so that a fault on the way leaves the old one."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_bytes(text.encode())
+        temporary.write_bytes(data)
         temporary.chmod(path.stat().st_mode & 0o777)
         temporary.replace(path.resolve())
     except OSError as error:

@@ -1,0 +1,404 @@
+"""Lints: what is no fault, but most likely not what was meant. They never make a spec invalid.
+
+Those of the text look at the tree of the user's file, those of the network at its Graph, as far as it was written in
+that file: what lies in a shipped block is not the user's to mend. `# cnnspec: ignore W0106` silences one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from cnnspec import ir, tree
+from cnnspec.blocks import signature
+from cnnspec.diagnostics import Diagnostic, Edit, Fix, Label, Report, Span
+from cnnspec.expressions import ExprFault, UnknownShape, evaluate
+from cnnspec.library import standard_block, standard_blocks
+from cnnspec.names import Fault, Names, Resolver
+from cnnspec.ops import OPS
+from cnnspec.scopes import FileScope
+from cnnspec.signatures import Parameter
+
+DROPOUTS = ("dropout", "dropout2d", "drop_path")
+MODULE_WORDS = frozenset(
+    """T_destination add_module apply bfloat16 buffers call_super_init children code compile cpu cuda double
+    dump_patches eval extra_repr float forward get_buffer get_extra_state get_parameter get_submodule graph half ipu
+    load_state_dict modules mtia named_buffers named_children named_modules named_parameters parameters
+    register_backward_hook register_buffer register_forward_hook register_forward_pre_hook
+    register_full_backward_hook register_full_backward_pre_hook register_load_state_dict_post_hook
+    register_load_state_dict_pre_hook register_module register_parameter register_state_dict_post_hook
+    register_state_dict_pre_hook requires_grad_ set_extra_state set_submodule share_memory state_dict to to_empty
+    train training type xpu zero_grad""".split()
+)
+"""What a torch module calls its own; a child of that name is no attribute."""
+
+_PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)")
+
+
+def lint(file: tree.File, graph: ir.Graph | None) -> list[Diagnostic]:
+    """What there is to say about a file without errors.
+
+    Args:
+        file: Its tree.
+        graph: Its network; none where it only defines blocks.
+    """
+    run = _Lints(file, graph)
+    run.text()
+    if graph is not None:
+        run.network(graph)
+    return _silenced(file, run.report.diagnostics)
+
+
+# --- walking the tree ----------------------------------------------------------------------------
+
+
+def _children(node: tree.Node) -> Iterator[tree.Node]:
+    for name in node.fields:
+        value: Any = getattr(node, name)
+        if isinstance(value, tree.Node):
+            yield value
+        elif type(value) is tuple:
+            yield from (item for item in value if isinstance(item, tree.Node))  # pyright: ignore[reportUnknownVariableType]
+
+
+def _walk(node: tree.Node) -> Iterator[tree.Node]:
+    yield node
+    for child in _children(node):
+        yield from _walk(child)
+
+
+def _names(node: tree.Node) -> set[str]:
+    """The words in a piece of a spec that can mean a value, an operator or a block."""
+    found: set[str] = set()
+    for part in _walk(node):
+        match part:
+            case tree.Name():
+                found.add(part.name)
+            case tree.Call() | tree.Each():
+                found.add(part.callee)
+            case tree.Text():
+                found.update(_PLACEHOLDER.findall(part.value))
+            case tree.Require():
+                found.update(_PLACEHOLDER.findall(part.message or ""))
+            case _:
+                pass
+    return found
+
+
+def _without_line(span: Span) -> Edit:
+    """Takes a statement out, with its line if nothing else stands there."""
+    text = span.source.text
+    start, end = text.rfind("\n", 0, span.start) + 1, (text + "\n").index("\n", span.end)
+    if not text[start : span.start].strip() and re.fullmatch(r"[ \t]*(#[^\n]*)?", text[span.end : end]):
+        return Edit(Span(span.source, start, min(end + 1, len(text))), "")
+    behind = re.compile(r"[ \t]*;[ \t]*").match(text, span.end)
+    return Edit(Span(span.source, span.start, behind.end() if behind else span.end), "")
+
+
+def _without(span: Span) -> Edit:
+    """Takes an argument out, with the spaces in front of it."""
+    start = len(span.source.text[: span.start].rstrip(" \t"))
+    return Edit(Span(span.source, start, span.end), "")
+
+
+class _Lints:
+    def __init__(self, file: tree.File, graph: ir.Graph | None) -> None:
+        self.file = file
+        self.graph = graph
+        self.report = Report()
+        self.extends = any(isinstance(statement, tree.Extends) for statement in file.statements)
+        self.blocks = {s.name: s for s in file.statements if isinstance(s, tree.Block)}
+        self.defaults = {s.call.callee for s in file.statements if isinstance(s, tree.Default)}
+
+    def say(self, code: str, message: str, span: Span, help: str, edit: Edit | None = None, **more: Any) -> None:
+        certain = more.pop("certain", True)
+        fixes = (Fix(help, (edit,), certain),) if edit is not None else ()
+        self.report.add(Diagnostic(code, message, span, help=help, fixes=fixes, **more))
+
+    # --- the text --------------------------------------------------------------------------------
+
+    def text(self) -> None:
+        self.unused_values(self.file.statements, top=True)
+        if self.graph is not None:
+            self.unused_blocks(self.graph)
+        for block in self.blocks.values():
+            self.block(block)
+        referred = {part.label for part in _walk(self.file) if isinstance(part, tree.Reference)}
+        called = {part.callee for part in _walk(self.file) if isinstance(part, (tree.Call, tree.Each))}
+        for part in _walk(self.file):
+            if isinstance(part, tree.Flow) and part.label is not None:
+                self.label(part, part.label, referred)
+            elif isinstance(part, (tree.Call, tree.Each)):
+                self.arguments(part)
+        counts = _occurrences(self.file)
+        for statement in self.file.statements:
+            if isinstance(statement, tree.Default) and not self.extends and counts[statement.call.callee] < 1:
+                callee = statement.call.callee
+                said = "called" if callee in called else "called in this file"
+                self.say(
+                    "W0105",
+                    f"`default {callee}` has no effect: it is not {said}",
+                    statement.span,
+                    "remove it",
+                    _without_line(statement.span),
+                )
+
+    def unused_values(self, body: Iterable[tree.Node], *, top: bool = False) -> None:
+        """Reports every `let`, and at the top every `param`, that nothing names."""
+        statements = list(body)
+        used = [_names(statement) for statement in statements]
+        for index, statement in enumerate(statements):
+            for child in _bodies(statement):
+                self.unused_values(child)
+            if isinstance(statement, tree.Let):
+                others = used if top else used[index + 1 :]
+                if not any(statement.name in names for names in others):
+                    message = f"`{statement.name}` is never used"
+                    self.say("W0104", message, statement.name_span, "remove the `let`", _without_line(statement.span))
+            elif isinstance(statement, tree.Param) and not self.extends:
+                others = [*used[:index], *used[index + 1 :]]
+                if not any(statement.name in names for names in others):
+                    message = f"the parameter `{statement.name}` is never used"
+                    edit = _without_line(statement.span)
+                    self.say("W0102", message, statement.name_span, "remove the `param`", edit)
+
+    def unused_blocks(self, graph: ir.Graph) -> None:
+        """Reports blocks of the file, and blocks that it uses, that no statement of the network leads to."""
+        reached = set(graph.scopes.values())
+        queue: list[tree.Node] = [
+            s for s in self.file.statements if not isinstance(s, (tree.Block, tree.Default, tree.Use))
+        ]
+        while queue:
+            for name in _names(queue.pop()) - reached:
+                reached.add(name)
+                if name in self.blocks:
+                    queue.append(self.blocks[name])
+        for name in [name for name in reached if name in self.blocks]:
+            reached |= _names(self.blocks[name])
+        for block in self.blocks.values():
+            if block.name not in reached:
+                message = f"the block `{block.name}` is never used"
+                self.say("W0101", message, block.name_span, "remove it", _without_line(block.span))
+        for statement in self.file.statements:
+            if isinstance(statement, tree.Use):
+                for name in statement.names:
+                    if name.name not in reached:
+                        edit = _without_line(statement.span) if len(statement.names) == 1 else None
+                        self.say("W0101", f"the block `{name.name}` is never used", name.span, "remove it", edit)
+
+    def block(self, block: tree.Block) -> None:
+        standard = standard_block(block.name) if block.name in standard_blocks() else None
+        if standard is not None and self.graph is not None and standard[1] != block:
+            self.say(
+                "W0108",
+                f"the block `{block.name}` hides a standard block that is another one",
+                block.name_span,
+                "give it another name, or remove it if the standard one will do",
+            )
+        body: set[str] = set()
+        for statement in block.body:
+            body |= _names(statement)
+        for parameter in block.parameters:
+            others = [p.default for p in block.parameters if p is not parameter and p.default is not None]
+            if parameter.name not in body and not any(parameter.name in _names(other) for other in others):
+                message = f"the parameter `{parameter.name}` of the block `{block.name}` is never used"
+                self.say("W0102", message, parameter.span, "remove it, and the argument in its calls")
+        self.unused_values(block.body)
+
+    def label(self, flow: tree.Flow, label: tree.LabelName, referred: set[str]) -> None:
+        single = flow.elements[0] if len(flow.elements) == 1 else None
+        names_module = not isinstance(single, (tree.In, tree.Reference))
+        if isinstance(single, tree.Call) and single.callee in OPS:
+            names_module = OPS[single.callee].owns_module
+        if not names_module and label.name not in referred and not label.word:
+            text = label.span.source.text
+            colon = text.index(":", label.span.end) + 1
+            end = colon + len(text[colon:]) - len(text[colon:].lstrip(" \t"))
+            edit = Edit(Span(label.span.source, label.span.start, end), "")
+            self.say(
+                "W0103",
+                f"the label `{label.name}` names no module, and nothing refers to it",
+                label.span,
+                "remove the label",
+                edit,
+            )
+        elif names_module and label.name in MODULE_WORDS:
+            self.say(
+                "W0109",
+                f"`{label.name}` is an attribute of every torch module",
+                label.span,
+                f'choose another label: this part could only be reached as `["{label.name}"]`',
+            )
+
+    def arguments(self, call: tree.Call | tree.Each) -> None:
+        """Reports named arguments of a call that give a parameter the value that it has without them."""
+        if call.callee in self.defaults or call.callee_span.start == call.span.end:
+            return
+        found = self.blocks.get(call.callee)
+        standard = standard_block(call.callee) if found is None and call.callee not in OPS else None
+        block = found or (standard[1] if standard else None)
+        if block is not None:
+            parameters = signature(block)
+        elif call.callee in OPS and call.callee not in self.blocks:
+            parameters = OPS[call.callee].parameters
+        else:
+            return
+        for arg in call.args:
+            name = arg.name
+            if name is None and isinstance(arg.value, tree.Name):  # a flag
+                flag = parameters.get(arg.value.name)
+                name = arg.value.name if flag and flag.type.kind == "bool" and flag.default is True else None
+            parameter = parameters.get(name or "")
+            if (
+                parameter is not None
+                and not parameter.required
+                and (arg.name is None or self.restates(arg.value, parameter))
+            ):
+                message = f"`{name}` has this value anyway"
+                self.say("W0105", message, arg.span, "remove it", _without(arg.span))
+
+    def restates(self, value: tree.Expr, parameter: Parameter) -> bool:
+        """Whether a value written out is the default of a parameter."""
+        default = parameter.default
+        if isinstance(default, tree.Node):
+            operator = isinstance(value, tree.Name) and value.name in OPS and parameter.type.kind == "op"
+            return (operator or isinstance(value, _LITERALS)) and value == default
+        if isinstance(value, tree.Name):
+            return bool(parameter.type.words) and value.name == default
+        if not isinstance(value, _LITERALS):
+            return False
+        try:
+            scope = FileScope(self.file, lambda _: None)
+            given = evaluate(Resolver(Report()).expr(value, Names(scope, {}), parameter.type), {})
+        except (Fault, ExprFault, UnknownShape):
+            return False
+        if parameter.type.kind == "size" and isinstance(given, int) and not isinstance(given, bool):
+            given = (given, given)
+        return type(given) is type(default) and given == default
+
+    # --- the network -----------------------------------------------------------------------------
+
+    def network(self, graph: ir.Graph) -> None:
+        readers: dict[int, list[ir.Node]] = defaultdict(list)
+        for node in graph.nodes:
+            for index in node.inputs:
+                readers[index].append(node)
+        for index, node in enumerate(graph.nodes):
+            if getattr(node.op, "bias", False) and "bias" in node.weights and self.own(node):
+                self.bias(node, readers[index])
+        for output in (graph.output, *(head.output for head in graph.aux)):
+            self.last(graph, output)
+        started = {node.op.name for node in graph.nodes if node.weights}
+        for statement in self.file.statements:
+            if isinstance(statement, tree.Init) and statement.target not in started:
+                message = f"`init {statement.target}` has no effect: the network has no `{statement.target}`"
+                self.say("W0105", message, statement.target_span, "remove it", _without_line(statement.span))
+
+    def own(self, node: ir.Node) -> bool:
+        return node.origin is not None and node.origin.source is self.file.source
+
+    def bias(self, node: ir.Node, readers: list[ir.Node]) -> None:
+        """Reports a bias that is subtracted again at once with the mean of its channel."""
+        norms = [reader for reader in readers if _centres_channels(reader)]
+        if not norms or len(norms) < len(readers) or node.origin is None:
+            return
+        norm = norms[0]
+        labels = (Label(norm.origin, "subtracts the mean of each channel"),) if norm.origin and self.own(norm) else ()
+        flag = re.compile(r"[^|\n{};]*?(\s+bias(?:=true)?)(?![A-Za-z0-9_=])").match(
+            self.file.source.text, node.origin.end
+        )
+        edit = Edit(Span(self.file.source, *flag.span(1)), "") if flag else None
+        help = "leave the bias out" if flag else "leave the bias out: `bias=false`"
+        message = f"the bias of this `{node.op.name}` has no effect before `{norm.op.name}`"
+        self.say("W0106", message, node.origin, help, edit, labels=labels, certain=False)
+
+    def last(self, graph: ir.Graph, output: int) -> None:
+        """Reports a dropout that no layer follows."""
+        index = output
+        while index != ir.IMAGE:
+            node = graph.nodes[index]
+            if node.op.name in DROPOUTS:
+                if self.own(node) and node.origin is not None:
+                    message = f"no layer follows this `{node.op.name}`: it zeroes what the network gives"
+                    self.say("W0107", message, node.origin, "put it in front of the last layer, or remove it")
+                return
+            if node.weights or len(node.inputs) != 1:
+                return
+            index = node.inputs[0]
+
+
+_LITERALS = (tree.Number, tree.Bool, tree.Text, tree.SizeLiteral)
+
+
+def _centres_channels(node: ir.Node) -> bool:
+    """Whether an operator subtracts the mean of each channel alone; a wider mean leaves a bias standing."""
+    return node.op.name in ("bn", "in_norm") or (
+        node.op.name == "gn" and getattr(node.op, "groups", 0) == node.shape[0]
+    )
+
+
+def _bodies(node: tree.Node) -> Iterator[tuple[tree.Node, ...]]:
+    """The braces inside of a statement of a network, each with its own names."""
+    if isinstance(node, tree.Block):
+        return
+    for part in _walk(node):
+        if isinstance(part, (tree.Braces, tree.Repeat, tree.Join, tree.Aux)):
+            yield part.body
+        elif isinstance(part, tree.If):
+            yield part.then
+            yield part.otherwise or ()
+
+
+def _occurrences(file: tree.File) -> dict[str, int]:
+    """How often each word is called or handed on, `default` itself not counted."""
+    counts: dict[str, int] = defaultdict(int)
+    for statement in file.statements:
+        if isinstance(statement, tree.Default):
+            continue
+        for name in _names(statement):
+            counts[name] += 1
+    return counts
+
+
+# --- silencing -----------------------------------------------------------------------------------
+
+_IGNORE = re.compile(r"#\s*cnnspec:\s*(?P<what>ignore-file|ignore)\b(?P<codes>[ \t,]*(?:[A-Z][0-9]{4}\b[ \t,]*)*)")
+
+
+def _silenced(file: tree.File, found: list[Diagnostic]) -> list[Diagnostic]:
+    """The lints that no comment silences, with those about comments that silence nothing."""
+    kept = list(found)
+    text = file.source.text
+    out: list[Diagnostic] = []
+    for comment in file.comments:
+        match = _IGNORE.match(comment.text)
+        if match is None:
+            continue
+        line = comment.span.line
+        if comment.own_line:  # it speaks of the next line that holds more than a comment
+            behind = re.compile(r"(?:[ \t]*(?:#[^\n]*)?\n)*").match(text, comment.span.end)
+            line = file.source.position(min(behind.end() if behind else comment.span.end, len(text)))[0]
+        codes = re.findall(r"[A-Z][0-9]{4}", match["codes"])
+        whole = match["what"] == "ignore-file"
+        edit = _without_line(comment.span) if comment.own_line else _without(comment.span)
+        if not codes:
+            message = "the comment names no lint to ignore"
+            out.append(Diagnostic("W0110", message, comment.span, help="name one: `# cnnspec: ignore W0106`"))
+        for code in codes:
+            hit = [d for d in found if d.code == code and (whole or d.line == line)]
+            kept = [d for d in kept if d not in hit]
+            if not hit:
+                fixes = (Fix("remove the comment", (edit,), certain=True),) if len(codes) == 1 else ()
+                why = (
+                    "errors cannot be ignored"
+                    if code[0] == "E"
+                    else f"there is no {code} {'in this file' if whole else 'here'}"
+                )
+                out.append(
+                    Diagnostic(
+                        "W0110", f"the comment silences nothing: {why}", comment.span, help="remove it", fixes=fixes
+                    )
+                )
+    return kept + out

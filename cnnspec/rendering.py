@@ -1,0 +1,174 @@
+"""The forms of a check's result: one line for each fault, JSON, SARIF, and annotations for GitHub.
+
+`diagnostics.render` is the full form, for people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from cnnspec.diagnostics import Diagnostic, Edit, Span
+from cnnspec.ir import Graph
+
+FORMATS = ("full", "concise", "json", "sarif", "github")
+SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the check says of one file.
+
+    Attributes:
+        file: What the user called it.
+        diagnostics: Its faults and lints.
+        graph: The network, if there is one.
+        fixed: What was mended before, where that was asked for.
+    """
+
+    file: str
+    diagnostics: Sequence[Diagnostic]
+    graph: Graph | None = None
+    fixed: Sequence[Diagnostic] | None = None
+
+    @property
+    def ok(self) -> bool:
+        return not any(diagnostic.severity == "error" for diagnostic in self.diagnostics)
+
+
+def concise(diagnostic: Diagnostic, file: str) -> str:
+    """`net.cnn:3:6: error[E0201]: message (help)`."""
+    place = f":{diagnostic.line}:{diagnostic.column}" if diagnostic.span else ""
+    help = f" ({diagnostic.help})" if diagnostic.help else ""
+    return f"{diagnostic.name or file}{place}: {diagnostic.severity}[{diagnostic.code}]: {diagnostic.message}{help}"
+
+
+def github(diagnostic: Diagnostic, file: str) -> str:
+    """A command of GitHub's workflows that shows the fault at its line. Source: "Workflow commands"."""
+    fields = {"file": diagnostic.name or file}
+    if diagnostic.span is not None:
+        end_line, end_column = diagnostic.span.source.position(diagnostic.span.end)
+        fields |= {"line": str(diagnostic.line), "endLine": str(end_line)}
+        if end_line == diagnostic.line:
+            fields |= {"col": str(diagnostic.column), "endColumn": str(end_column)}
+    fields["title"] = diagnostic.code
+    said = ",".join(
+        f"{name}={_escape(value).replace(':', '%3A').replace(',', '%2C')}" for name, value in fields.items()
+    )
+    return f"::{diagnostic.severity} {said}::{_escape(_whole_message(diagnostic))}"
+
+
+def _escape(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _whole_message(diagnostic: Diagnostic) -> str:
+    caption = f"{diagnostic.message} ({diagnostic.caption})" if diagnostic.caption else diagnostic.message
+    notes = [f"note: {note}" for note in diagnostic.notes]
+    return "\n".join([caption, *notes, *([f"help: {diagnostic.help}"] if diagnostic.help else [])])
+
+
+def to_json(results: Iterable[Checked]) -> dict[str, Any]:
+    """The results as plain data, with a version that changes when the form does."""
+    files: list[dict[str, Any]] = []
+    for result in results:
+        entry: dict[str, Any] = {
+            "file": result.file,
+            "ok": result.ok,
+            "diagnostics": [diagnostic.to_json() for diagnostic in result.diagnostics],
+        }
+        if result.fixed is not None:
+            entry["fixed"] = [diagnostic.to_json() for diagnostic in result.fixed]
+        if result.graph is not None:
+            entry |= {
+                "name": result.graph.name,
+                "input": list(result.graph.input_shape),
+                "output": list(result.graph.output_shape),
+                "parameters": result.graph.parameter_count,
+                "macs": result.graph.macs,
+                "sizes": result.graph.sizes.to_json(),
+            }
+        files.append(entry)
+    return {"version": 1, "files": files}
+
+
+# --- SARIF 2.1.0 ---------------------------------------------------------------------------------
+
+
+def to_sarif(results: Iterable[Checked], version: str, titles: dict[str, str]) -> dict[str, Any]:
+    """The results as a log of the Static Analysis Results Interchange Format, version 2.1.0.
+
+    Args:
+        results: What was found.
+        version: That of this package.
+        titles: What each code is about.
+    """
+    pairs = [(diagnostic, result.file) for result in results for diagnostic in result.diagnostics]
+    codes = sorted({diagnostic.code for diagnostic, _ in pairs})
+    driver: dict[str, Any] = {
+        "name": "cnnspec",
+        "version": version,
+        "rules": [
+            {
+                "id": code,
+                "shortDescription": {"text": titles.get(code, code)},
+                "help": {"text": f"`cnnspec explain {code}` tells why, with a sample that fails and the mended one."},
+            }
+            for code in codes
+        ],
+    }
+    run: dict[str, Any] = {
+        "tool": {"driver": driver},
+        "columnKind": "unicodeCodePoints",
+        "results": [_result(diagnostic, file, codes.index(diagnostic.code)) for diagnostic, file in pairs],
+    }
+    return {"$schema": SARIF_SCHEMA, "version": "2.1.0", "runs": [run]}
+
+
+def _result(diagnostic: Diagnostic, file: str, index: int) -> dict[str, Any]:
+    location: dict[str, Any] = {"artifactLocation": {"uri": _uri(diagnostic.name or file)}}
+    if diagnostic.span is not None:
+        location["region"] = _region(diagnostic.span)
+    result: dict[str, Any] = {
+        "ruleId": diagnostic.code,
+        "ruleIndex": index,
+        "level": diagnostic.severity,
+        "message": {"text": _whole_message(diagnostic)},
+        "locations": [{"physicalLocation": location}],
+    }
+    related = [
+        {
+            "id": number,
+            "physicalLocation": {
+                "artifactLocation": {"uri": _uri(label.span.source.name)},
+                "region": _region(label.span),
+            },
+            "message": {"text": label.text or "see here"},
+        }
+        for number, label in enumerate(diagnostic.labels, 1)
+    ]
+    if related:
+        result["relatedLocations"] = related
+    if diagnostic.fixes:
+        result["fixes"] = [
+            {"description": {"text": fix.help}, "artifactChanges": [_change(fix.edits)]} for fix in diagnostic.fixes
+        ]
+    return result
+
+
+def _change(edits: Sequence[Edit]) -> dict[str, Any]:
+    replacements = [{"deletedRegion": _region(edit.span), "insertedContent": {"text": edit.text}} for edit in edits]
+    return {"artifactLocation": {"uri": _uri(edits[0].span.source.name)}, "replacements": replacements}
+
+
+def _region(span: Span) -> dict[str, int]:
+    end_line, end_column = span.source.position(span.end)
+    return {"startLine": span.line, "startColumn": span.column, "endLine": end_line, "endColumn": end_column}
+
+
+def _uri(file: str) -> str:
+    """A path as a reference; an absolute one gets the scheme that it needs."""
+    path = quote(file.replace("\\", "/"), safe="/")
+    return f"file://{path}" if path.startswith("/") else path
