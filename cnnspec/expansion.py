@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from cnnspec import ir, shapes
-from cnnspec.blocks import BLOCK_TYPES
 from cnnspec.diagnostics import Label, Report, Span
 from cnnspec.expressions import ExprFault, Unknown, UnknownShape, evaluate, show
 from cnnspec.frames import ABSENT, Absent, Evaluator, Flowing, Frame, LimitReached, Namespace, Tensor, labels_of
@@ -20,6 +19,7 @@ from cnnspec.limits import MAX_DEPTH, MAX_HUGE, MAX_NAME, MAX_NODES, MAX_PATH, M
 from cnnspec.names import Places
 from cnnspec.ops import JOINS, OPS, Op, ShapeFault
 from cnnspec.ops.join import disagreement
+from cnnspec.recording import Recorder
 from cnnspec.remedies import fixes_of_join
 from cnnspec.shapes import Shape
 from cnnspec.signatures import OpName, Type
@@ -45,6 +45,7 @@ class Expansion(Evaluator):
         self.ends: dict[str, int] = {}
         self.aux_heads: list[ir.AuxHead] = []
         self.output: Flowing = None
+        self._recorder = Recorder(self.nodes, self.scopes, self.ends)
         self._inits: dict[str, InitScheme] = {i.target: INITS[i.scheme.name](**i.scheme.args) for i in model.inits}
         self._ops: dict[tuple[Any, ...], Op] = {}
         self._labels: dict[str, int] | None = None
@@ -485,28 +486,22 @@ class Expansion(Evaluator):
     def enter(self, block: ir.Block, call: ir.Call, frame: Frame, path: str, x: Flowing, index: int) -> Flowing:
         """A call of a block: its parameters get their values, then its body runs."""
         self.scopes[path] = block.name
-        self.charge_terms(len(block.constants) + len(block.parameters), call.origin)
-        values: dict[str, Any] = {name: evaluate(expr, {}) for name, expr in block.constants.items()}
-        inner = Frame(values, x)
-        broken = False
-        for parameter in block.parameters:
-            type_ = BLOCK_TYPES[parameter.type]
-            given = call.args.get(parameter.name)
-            if given is not None and not (parameter.once and index):
-                value = self.value(given, frame, type_, parameter.name)
-            elif parameter.default is not None:
-                self.calls.append(call.origin)
-                value = self.value(parameter.default, inner, type_, parameter.name)
-                self.calls.pop()
-            else:
-                value = None
-            broken |= value is None
-            values[parameter.name] = value
-        if broken:
+        inner = self.arguments(block, call, frame, x, index)
+        if inner is None:
             return None
+        values = [inner.values[parameter.name] for parameter in block.parameters]
+        key = x and self._recorder.key(block, values, x.shape, self._aux)
+        if x and key and (known := self._recorder.again(key, path, x)) is not None:
+            self._steps += known[1]
+            self.step(call.origin)
+            self.end(path, known[0])
+            return known[0]
+        mark, steps, faults = self._recorder.mark(), self._steps, len(self.report.diagnostics)
         self.calls.append(call.origin)
         result = self.body(block.body, inner, Namespace(path), x)
         self.calls.pop()
+        if x and key and result is not None and len(self.report.diagnostics) == faults:
+            self._recorder.keep(key, mark, path, x, result, self._steps - steps)
         self.end(path, result)
         return result
 

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from cnnspec import ir
+from cnnspec.blocks import BLOCK_TYPES
 from cnnspec.diagnostics import Diagnostic, Fix, Label, Report, Span, did_you_mean, respell
 from cnnspec.expressions import ExprFault, UnknownShape, convert, evaluate, show, truth
 from cnnspec.limits import MAX_EVALUATIONS, MAX_REPEAT
@@ -181,6 +182,35 @@ class Evaluator:
         except UnknownShape:
             pass
         return None
+
+    def arguments(self, block: ir.Block, call: ir.Call, frame: Frame, x: Flowing, index: int) -> Frame | None:
+        """The frame of a block's body, in which its parameters have their values; nothing behind a fault.
+
+        Args:
+            block: What is called.
+            call: Where, with what.
+            frame: The frame of the call.
+            x: The tensor that enters.
+            index: The round of a repeated call, from 0; `once` parameters are given to the first alone.
+        """
+        self.charge_terms(len(block.constants) + len(block.parameters), call.origin)
+        values: dict[str, Any] = {name: evaluate(expr, {}) for name, expr in block.constants.items()}
+        inner = Frame(values, x)
+        broken = False
+        for parameter in block.parameters:
+            type_ = BLOCK_TYPES[parameter.type]
+            given = call.args.get(parameter.name)
+            if given is not None and not (parameter.once and index):
+                value = self.value(given, frame, type_, parameter.name)
+            elif parameter.default is not None:
+                self.calls.append(call.origin)
+                value = self.value(parameter.default, inner, type_, parameter.name)
+                self.calls.pop()
+            else:
+                value = None
+            broken |= value is None
+            values[parameter.name] = value
+        return None if broken else inner
 
     def decide(self, expr: ir.Expr, frame: Frame) -> bool | None:
         """The value of a condition, or `None` behind a fault."""

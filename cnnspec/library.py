@@ -149,7 +149,7 @@ class Library:
         return None
 
     def _read(self, path: Path, at: Span, report: Report) -> tree.File | None:
-        if path.is_relative_to(shipped_folder()) and not (self._root and path.is_relative_to(self._root)):
+        if path not in self._trees and path.is_relative_to(shipped_folder()):
             return _shipped_tree(path)
         if path not in self._trees:
             if len(self._trees) >= MAX_FILES:

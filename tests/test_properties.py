@@ -16,6 +16,7 @@ from cnnspec.diagnostics import CnnspecError, Report, Source, render
 from cnnspec.expressions import evaluate
 from cnnspec.formatting import format_file
 from cnnspec.ops import JOINS, OPS
+from cnnspec.recording import Recorder
 from cnnspec.syntax import parse
 from cnnspec.testing import faulty_specs, specs, trees
 from cnnspec.testing.chance import SETTINGS
@@ -83,6 +84,18 @@ def test_what_is_drawn_checks_and_is_printed_faithfully(drawn: tree.File) -> Non
     assert format(text) == text
     assert done.model is not None
     assert ir.Model.model_validate_json(done.model.model_dump_json()) == done.model
+
+
+@given(specs())
+@QUICK
+def test_calls_that_are_alike_are_written_out_alike(text: str) -> None:
+    graph = loads(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Recorder, "again", lambda *_: None)
+        each = loads(text)
+    assert graph == each
+    assert list(graph.scopes.items()) == list(each.scopes.items())
+    assert list(graph.ends.items()) == list(each.ends.items())
 
 
 def test_every_operator_is_drawn() -> None:
