@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -25,6 +25,7 @@ from cnnspec.ops import Op, ShapeFault
 from cnnspec.recipe import Recipe, Setting
 from cnnspec.shapes import Shape
 from cnnspec.sizes import Sizes, derive
+from cnnspec.symbolic import IMAGE_LENGTH, Amount
 
 Scalar = bool | int | float | str
 
@@ -392,6 +393,24 @@ class Graph:
         """
         index = self._places[path]
         return symbolic.text(self.sizes.shape(index, self.nodes[index].shape[0]))
+
+    @cached_property
+    def symbolic(self) -> Graph:
+        """The same network with every shape and count as a function of the image's height and width.
+
+        Sizes are integers where they are constant, and otherwise an `Amount`: `graph.symbolic.macs` is
+        `9437184*(H//2)*(W//2) + 640`, and `graph.symbolic.macs(96, 64)` a number.
+        """
+        height, width = Amount.height(IMAGE_LENGTH), Amount.width(IMAGE_LENGTH)
+        image = cast("tuple[int, int, int]", (self.input_shape[0], height, width))
+        found = [cast(Shape, self.sizes.shape(i, node.shape[0])) for i, node in enumerate(self.nodes)]
+        nodes = [
+            replace(
+                node, shape=shape, macs=node.op.macs(image if node.inputs[0] == IMAGE else found[node.inputs[0]], shape)
+            )
+            for node, shape in zip(self.nodes, found, strict=True)
+        ]
+        return replace(self, input_shape=image, nodes=tuple(nodes))
 
     def accepts(self, height: int, width: int) -> bool:
         """Whether the network, as it is built, takes images of this height and width in pixels."""

@@ -270,6 +270,9 @@ class Amount:
     def __str__(self) -> str:
         return " + ".join(_term(h, w, count) for (h, w), count in self.terms.items()) or "0"
 
+    def __format__(self, spec: str) -> str:
+        return str(self)
+
     def __repr__(self) -> str:
         return f"Amount({self})"
 
@@ -279,7 +282,7 @@ def _term(height: Length, width: Length, count: int) -> str:
     if len(factors) == count == 1:
         return factors[0]
     closed = [f"({factor})" if " " in factor or "/" in factor else factor for factor in factors]
-    return "*".join([*([str(count)] if count != 1 or not closed else []), *closed])
+    return "*".join([*([f"{count:,}"] if count != 1 or not closed else []), *closed])
 
 
 def total(amounts: Iterable[Amount | int]) -> Amount | int:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import cnnspec
 from cnnspec import ir
 from cnnspec.compiler import loads
+from cnnspec.counts import count
 from cnnspec.diagnostics import CnnspecError
 from cnnspec.shapes import AxisRule, Fixed, Shift, Spread, Times, Window
 from cnnspec.symbolic import IMAGE_LENGTH, ONE, Amount, Length, PeriodLimit
@@ -241,6 +242,35 @@ def test_the_weights_stay_at_another_size() -> None:
     fixed = loads("input 3x32x32\nflatten | fc\n".replace("fc", "linear 10"))
     with pytest.raises(CnnspecError, match="made for 3,072 features and would get 1,536"):
         fixed.at(16, 32)
+
+
+def at(value: object, height: int, width: int) -> object:
+    return value(height, width) if isinstance(value, Amount) else value
+
+
+@given(specs())
+@settings(max_examples=40, deadline=None)
+def test_counts_are_functions_of_the_size(text: str) -> None:
+    graph = loads(text)
+    symbolic = graph.symbolic
+    formulas = count(symbolic)
+    for height, width in [graph.input_shape[1:], (17, 23), (40, 32), (8, 5)]:
+        if not graph.accepts(height, width):
+            continue
+        there = graph.at(height, width)
+        numbers = count(there)
+        assert at(symbolic.macs, height, width) == there.macs
+        assert [at(flops, height, width) for flops in formulas.flops] == numbers.flops
+        assert [at(flops, height, width) for flops in formulas.backward_flops] == numbers.backward_flops
+        assert [at(kept.image, height, width) for kept in formulas.kept] == [kept.image for kept in numbers.kept]
+        assert at(formulas.training_flops, height, width) == numbers.training_flops
+        assert at(formulas.kept_total.image, height, width) == numbers.kept_total.image
+
+
+def test_a_formula() -> None:
+    graph = loads("input 3x32x32\nconv 3x3 16 stride=2 | global_avgpool | flatten | linear 10\n").symbolic
+    assert str(graph.macs) == "432*((H + 1)//2)*((W + 1)//2) + 160"
+    assert str(cnnspec.load("resnet20").symbolic.macs).endswith(" + 640")
 
 
 def test_strides_without_end_are_refused() -> None:
