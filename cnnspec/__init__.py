@@ -12,14 +12,30 @@ if TYPE_CHECKING:
     from cnnspec.compiler import build, check, format, load, loads
     from cnnspec.diagnostics import CnnspecError, Diagnostic, Edit, Fix
     from cnnspec.ir import Graph, Model
+    from cnnspec.summary import largest_batch, summarise
 
 __version__ = "0.1.0"
-__all__ = ["CnnspecError", "Diagnostic", "Edit", "Fix", "Graph", "Model", "build", "check", "format", "load", "loads"]
+__all__ = [
+    "CnnspecError",
+    "Diagnostic",
+    "Edit",
+    "Fix",
+    "Graph",
+    "Model",
+    "build",
+    "check",
+    "format",
+    "largest_batch",
+    "load",
+    "loads",
+    "summarise",
+]
 
 _HOMES = {
     **dict.fromkeys(("build", "check", "format", "load", "loads"), "cnnspec.compiler"),
     **dict.fromkeys(("CnnspecError", "Diagnostic", "Edit", "Fix"), "cnnspec.diagnostics"),
     **dict.fromkeys(("Graph", "Model"), "cnnspec.ir"),
+    **dict.fromkeys(("largest_batch", "summarise"), "cnnspec.summary"),
 }
 
 

@@ -72,9 +72,9 @@ def compare(a: Graph, b: Graph) -> Difference:
             changes.append(Change(path, kind, old or "", new or ""))
     first, second = summarise(a), summarise(b)
     totals = {
-        "parameters": (first.parameters, second.parameters),
-        "macs": (first.macs, second.macs),
-        "activation_bytes": (first.activations, second.activations),
+        "parameters": (first.total.parameters, second.total.parameters),
+        "macs": (first.total.macs, second.total.macs),
+        "activation_bytes": (first.total.activations, second.total.activations),
     }
     return Difference((a.name, b.name), tuple(changes), totals)
 

@@ -333,13 +333,18 @@ class Graph:
         return [self.input_shape if i == IMAGE else self.nodes[i].shape for i in node.inputs]
 
     @cached_property
-    def depth(self) -> int:
-        """Convolutions and linear layers on the longest path from the image to the logits."""
+    def depths(self) -> list[int]:
+        """For each node the convolutions and linear layers on the longest path from the image to its output."""
         depths: list[int] = []
         for node in self.nodes:
             before = max((depths[i] for i in node.inputs if i != IMAGE), default=0)
             depths.append(before + (1 if node.op.counts_as_layer else 0))
-        return depths[self.output]
+        return depths
+
+    @property
+    def depth(self) -> int:
+        """Convolutions and linear layers on the longest path from the image to the logits."""
+        return self.depths[self.output]
 
     @cached_property
     def _places(self) -> dict[str, int]:
@@ -355,7 +360,8 @@ class Graph:
         return list(self._places)
 
     @cached_property
-    def _reductions(self) -> list[tuple[Fraction, Fraction]]:
+    def reductions(self) -> list[tuple[Fraction, Fraction]]:
+        """For each node the pixels of the image for one place of its map, in height and width."""
         found: list[tuple[Fraction, Fraction]] = []
         for node in self.nodes:
             before = [(Fraction(1), Fraction(1)) if i == IMAGE else found[i] for i in node.inputs]
@@ -370,12 +376,12 @@ class Graph:
             KeyError: There is no such module.
         """
         index = self._places[path]
-        return Feature(path, self.nodes[index].shape, self._reductions[index])
+        return Feature(path, self.nodes[index].shape, self.reductions[index])
 
     @property
     def features(self) -> tuple[Feature, ...]:
         """What a network that was tapped gives, in the order that was asked for."""
-        return tuple(Feature(path, self.nodes[i].shape, self._reductions[i]) for path, i in self.taps.items())
+        return tuple(Feature(path, self.nodes[i].shape, self.reductions[i]) for path, i in self.taps.items())
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes)

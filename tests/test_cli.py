@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import subprocess
 import sys
@@ -110,6 +112,68 @@ def test_summary(good: Path) -> None:
     text = cnnspec("summary", "resnet20", "--set", "n=5").stdout
     assert "466,810" in text
     assert "\x1b" not in text
+
+
+def test_summary_shows_what_is_asked_for() -> None:
+    text = cnnspec("summary", "resnet20", "--columns", "macs,kept,peak,field,sees,stride,depth", "--depth", 1).stdout
+    head, *rest = [line.split() for line in text.splitlines() if line.strip()][1:]
+    assert head == ["module", "MACs", "kept", "peak", "field", "sees", "stride", "depth"]
+    stage3 = next(line for line in rest if line[0] == "stage3")
+    assert stage3[-4:] == ["81x81", "32x32", "4x4", "19"]
+    done = cnnspec("summary", "resnet20", "--format", "csv", "--batch", 8, "--columns", "flops,backward_flops,kept")
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    total = rows[-1]
+    assert (total["module"], total["flops"]) == ("total", str(8 * 2 * 40813184))
+    assert int(total["flops"]) < int(total["backward_flops"]) < 2 * int(total["flops"])
+    markdown = cnnspec("summary", "resnet20", "--format", "markdown", "--columns", "is,parameters").stdout.splitlines()
+    assert markdown[:2] == ["| module | is | parameters |", "| --- | --- | --: |"]
+    assert markdown[-1] == "| total |  | 272,378 |"
+
+
+def test_summary_as_data() -> None:
+    data = json.loads(cnnspec("summary", "googlenet_cifar", "--format", "json", "--max-batch", "2GiB").stdout)
+    assert data["flops"] == 2 * data["macs"]
+    assert data["training_flops"] == data["flops"] + data["backward_flops"]
+    assert data["kept_bytes"] > data["peak_bytes"]
+    largest = data["max_batch"]
+    assert largest["total"] <= largest["memory"] == 2 * 2**30
+    assert largest["batch"] > 1
+    assert (
+        cnnspec("summary", "googlenet_cifar", "--json").stdout
+        == cnnspec("summary", "googlenet_cifar", "--format", "json").stdout
+    )
+
+
+def test_the_largest_batch_in_words() -> None:
+    assert "largest batch that trains in 1.86 GiB: 1" in cnnspec("summary", "resnet20", "--max-batch", "2 GB").stdout
+    assert (
+        "not even one image trains in 1.0 KiB: it takes "
+        in cnnspec("summary", "resnet20", "--max-batch", "1kib").stdout
+    )
+    done = cnnspec("summary", "resnet20", "--max-batch", "2GB", "--format", "csv")
+    assert "largest batch" in done.stderr
+    assert "largest batch" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--columns", "macs,speed"),
+        ("--columns", ""),
+        ("--format", "html"),
+        ("--batch", "0"),
+        ("--max-batch", "16"),
+        ("--max-batch", "16 elephants"),
+        ("--max-batch", "-1GB"),
+        ("--max-batch", "1e400GB"),
+    ],
+    ids=" ".join,
+)
+def test_summary_refuses(options: tuple[str, str]) -> None:
+    done = cnnspec("summary", "resnet20", *options)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert options[0] in done.stderr
 
 
 def test_show(good: Path) -> None:

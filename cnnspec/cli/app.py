@@ -95,52 +95,9 @@ def options(
     pass
 
 
-def print_summary(graph: Graph, depth: int) -> None:
-    from rich import box
-    from rich.table import Table
-
-    from cnnspec.shapes import text
-    from cnnspec.summary import summarise
-
-    done = summarise(graph)
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        title=f"{done.name}: {text(done.input_shape)} -> {text(done.output_shape)}",
-        title_justify="left",
-    )
-    for title in ("module", "is", "output", "parameters", "MACs", "activations"):
-        table.add_column(
-            title, justify="left" if title in ("module", "is", "output") else "right", no_wrap=True, overflow="ellipsis"
-        )
-    for row in done.upto(depth):
-        indent = "  " * (row.depth - 1)
-        table.add_row(
-            indent + row.path.rpartition(".")[2],
-            row.kind,
-            text(row.shape),
-            f"{row.parameters:,}",
-            f"{row.macs:,}",
-            _bytes(row.activations),
-        )
-    table.add_section()
-    table.add_row(
-        "total",
-        f"depth {done.depth}",
-        text(done.output_shape),
-        f"{done.parameters:,}",
-        f"{done.macs:,}",
-        _bytes(done.activations),
-    )
-    make_console().print(table)
-    print("activations: outputs of all operators, one image, float32")
-
-
-def make_console(*, stderr: bool = False) -> Any:
+def make_console(*, stderr: bool = False, wide: bool = False) -> Any:
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    return Console(width=None if stream.isatty() else 120, highlight=False, stderr=stderr)
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 2**20:,.2f} MiB" if count >= 2**20 else f"{count / 2**10:,.1f} KiB"
+    width = None if stream.isatty() else 400 if wide else 120
+    return Console(width=width, highlight=False, stderr=stderr)

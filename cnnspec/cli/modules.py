@@ -23,7 +23,6 @@ from cnnspec.cli.app import (
     compile_spec,
     make_console,
     print_json,
-    print_summary,
 )
 from cnnspec.diagnostics import did_you_mean, failure
 from cnnspec.ir import Graph
@@ -144,12 +143,14 @@ def _try_out(graph: Graph, weights: str | None, seed: int | None, as_json: bool)
         raise AssertionError(
             f"the module gives {shape} with {counted} parameters, the check says {graph.output_shape} with {graph.parameter_count}"
         )
-    if as_json:
-        from cnnspec.summary import summarise
+    from cnnspec.summary import summarise
 
+    if as_json:
         print_json(summarise(graph).to_json())
     else:
-        print_summary(graph, 2)
+        from cnnspec.cli.tables import print_summary
+
+        print_summary(summarise(graph), 2)
         print(f"forward and backward pass on {tuple(images.shape)}: ok, {counted:,} parameters")
     return 0
 

@@ -21,12 +21,12 @@ from cnnspec.cli.app import (
     compile_spec,
     print_diagnostics,
     print_json,
-    print_summary,
     settings,
 )
 from cnnspec.compiler import compile_file, locate
 from cnnspec.diagnostics import CnnspecError, Diagnostic, Report, counted, failure, nearest
 from cnnspec.library import read_text, shipped_folder
+from cnnspec.limits import MAX_INTEGER
 
 if TYPE_CHECKING:
     from cnnspec.ir import Graph
@@ -193,23 +193,54 @@ def _write(path: Path, data: bytes) -> None:
         ) from None
 
 
+FORMATS = ("table", "json", "csv", "markdown")
+
+
 @app.command()
 def summary(
     file: SpecFile,
     depth: Annotated[int, typer.Option(help="How many levels of modules to show.", min=1)] = 2,
+    columns: Annotated[
+        str | None, typer.Option("--columns", metavar="A,B,...", help="What to show of each module.")
+    ] = None,
+    format: Annotated[str, typer.Option("--format", help="table, json, csv, or markdown.")] = "table",
+    batch: Annotated[int, typer.Option(help="For how many images.", min=1, max=MAX_INTEGER)] = 1,
+    max_batch: Annotated[
+        str | None,
+        typer.Option("--max-batch", metavar="MEMORY", help="Tell the largest batch that trains in 16GiB, 500MB, ..."),
+    ] = None,
     at: AtSize = None,
     sets: Settings = None,
     huge: AllowHuge = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show shapes, parameters, multiply-adds and activation memory by module."""
-    from cnnspec.summary import summarise
+    """Show shapes, parameters, operations, memory and receptive fields by module."""
+    from cnnspec.summary import COLUMNS, DEFAULT_COLUMNS, largest_batch, parse_bytes, summarise
 
+    if format not in FORMATS:
+        raise typer.BadParameter(f"`{format}` is not one of {', '.join(FORMATS)}", param_hint="--format")
+    chosen = DEFAULT_COLUMNS if columns is None else tuple(name.strip() for name in columns.split(","))
+    for name in chosen:
+        if name not in COLUMNS:
+            raise typer.BadParameter(f"`{name}` is not one of {', '.join(COLUMNS)}", param_hint="--columns")
+    try:
+        memory = None if max_batch is None else parse_bytes(max_batch)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--max-batch") from None
     graph = compile_at(file, sets, at, huge)
-    if as_json:
-        print_json(summarise(graph).to_json())
+    done = summarise(graph, batch)
+    largest = None if memory is None else largest_batch(graph, memory)
+    if as_json or format == "json":
+        print_json({**done.to_json(), **({"max_batch": largest.to_json()} if largest else {})})
+        return
+    if format == "table":
+        from cnnspec.cli.tables import print_summary
+
+        print_summary(done, depth, chosen)
     else:
-        print_summary(graph, depth)
+        print(done.to_csv(chosen, depth) if format == "csv" else done.to_markdown(chosen, depth), end="")
+    if largest:
+        print(largest.text(), file=sys.stderr if format == "csv" else sys.stdout)
 
 
 @app.command()
