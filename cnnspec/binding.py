@@ -16,6 +16,7 @@ from cnnspec.expressions import literal
 from cnnspec.limits import MAX_DEPTH
 from cnnspec.names import FILLED, Fault, Names, Resolver
 from cnnspec.ops import FOREIGN_NAMES, OPS
+from cnnspec.remedies import pipe_before
 from cnnspec.scopes import FileScope
 from cnnspec.signatures import Bounds, Parameter, Type
 from cnnspec.syntax import TOP_WORDS
@@ -95,12 +96,9 @@ class Binder(Resolver):
                     while queue and queue[0] in bound:
                         queue.pop(0)
                     if keyword_seen:
-                        raise self.fail(
-                            "E0205",
-                            "positional arguments come first",
-                            arg.span,
-                            help=self._say_by_name(queue, bound, arg),
-                        )
+                        fixes = self._by_name(queue, bound, arg)
+                        help = fixes[0].help if fixes else "remove it"
+                        raise self.fail("E0205", "positional arguments come first", arg.span, help=help, fixes=fixes)
                     if not queue:
                         raise self._too_many(callee, parameters, names, arg)
                     if isinstance(value, tree.Name) and (near := self._misspelt_flag(value, parameters, names)):
@@ -131,6 +129,7 @@ class Binder(Resolver):
                         arg.span,
                         labels=[Label(first[name], "given here first")],
                         help="keep one of the two",
+                        fixes=self._without(arg, first[name]),
                     )
                 first[name] = arg.span
                 if flag:
@@ -168,10 +167,21 @@ class Binder(Resolver):
         return [] if words else nearest(value.name, [n for n, p in parameters.items() if p.type.kind == "bool"])
 
     @staticmethod
-    def _say_by_name(queue: list[str], bound: Mapping[str, Any], arg: tree.Argument) -> str:
+    def _by_name(queue: list[str], bound: Mapping[str, Any], arg: tree.Argument) -> list[Fix]:
+        """A positional argument behind a named one, by the name that it has in its turn."""
         free = [name for name in queue if name not in bound]
         text = arg.span.source.text[arg.span.start : arg.span.end]
-        return f"write `{free[0]}={text}`" if free else "remove it"
+        at = Span(arg.span.source, arg.span.start, arg.span.start)
+        return [Fix(f"write `{free[0]}={text}`", (Edit(at, f"{free[0]}="),))] if free else []
+
+    @staticmethod
+    def _without(arg: tree.Argument, first: Span) -> list[Fix]:
+        """The second of two arguments taken out; certain where both say the same."""
+        text, at = arg.span.source.text, arg.span
+        gone = Span(at.source, len(text[: at.start].rstrip(" \t")), at.end)
+        first_value, value = (text[span.start : span.end].split("=", 1)[-1].strip() for span in (first, at))
+        same = first_value == value
+        return [Fix("keep the first one", (Edit(gone, ""),), certain=same)]
 
     def _too_many(self, callee: str, parameters: Mapping[str, Parameter], names: Names, arg: tree.Argument) -> Fault:
         value = arg.value
@@ -183,6 +193,9 @@ class Binder(Resolver):
         if isinstance(value, tree.Name) and value.name not in names.variables:
             help = did_you_mean(value.name, parameters) or takes
             fixes = respell(arg.span, value.name, parameters)
+            if value.name in OPS or names.file.find_block(value.name):
+                fixes = pipe_before(arg.span, value.name)
+                help = fixes[0].help
             return self.fail("E0202", f"`{callee}` has no flag `{value.name}`", arg.span, help=help, fixes=fixes)
         return self.fail(
             "E0205", f"`{callee}` has too many arguments", arg.span, help=f"{takes}; elements are joined by `|`"

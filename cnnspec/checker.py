@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from cnnspec import ir, shapes
-from cnnspec.diagnostics import Diagnostic, Report
+from cnnspec.diagnostics import Diagnostic, Edit, Fix, Report
 from cnnspec.expansion import Expansion, LimitReached
 from cnnspec.expressions import ExprFault, evaluate, kind_of, show
 from cnnspec.limits import MAX_HUGE, MAX_PARAMETERS, MAX_PERIOD
@@ -171,12 +171,9 @@ def _contract(graph: ir.Graph, expect: ir.Expect, places: Places, report: Report
         if not is_shape and wanted:
             close = f", {(figure - wanted) / wanted:+.2%} off"
         relation = expect.relation if expect.relation in ("<=", ">=") and not is_shape else "="
-        report.add(
-            Diagnostic(
-                "E0401",
-                f"`{expect.metric}` is {said}{close}",
-                span,
-                "this does not hold",
-                help=f"write `expect {expect.metric} {relation} {show(figure)}` if the network is as you want it",
-            )
-        )
+        help = f"write `expect {expect.metric} {relation} {show(figure)}` if the network is as you want it"
+        at = places[expect.value.origin]
+        alike = at is not None and expect.relation in ("==", "<=", ">=")  # never certain: the network may be wrong
+        fixes = (Fix(help, (Edit(at, show(figure)),)),) if at is not None and alike else ()
+        message = f"`{expect.metric}` is {said}{close}"
+        report.add(Diagnostic("E0401", message, span, "this does not hold", help=help, fixes=fixes))

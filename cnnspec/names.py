@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 
 from cnnspec import ir, tree
-from cnnspec.diagnostics import Diagnostic, Fix, Label, Report, Span, did_you_mean, respell
+from cnnspec.diagnostics import Diagnostic, Edit, Fix, Label, Report, Span, did_you_mean, respell
 from cnnspec.inits import INITS
 from cnnspec.limits import MAX_NAMES
 from cnnspec.ops import OPS
+from cnnspec.remedies import pipe_before
 from cnnspec.scopes import FileScope
 from cnnspec.signatures import Type
 
@@ -168,16 +169,13 @@ class Resolver:
             help = f"the words here are {', '.join(f'`{w}`' for w in type_.words)}"
         elif word in OPS:
             message = f"`{word}` is an operator, and {type_} is wanted here"
-            raise self.fail(
-                "E0204",
-                message,
-                node.span,
-                help="a parameter that takes an operator has the type `op`: `act: op = relu`",
-            )
+            help = f"elements are joined by `|`: `| {word}`; a parameter that takes an operator has the type `op`"
+            raise self.fail("E0204", message, node.span, help=help, fixes=pipe_before(node.span, word))
         elif help is None and type_ is not None and type_.kind == "op":
             help = "name an operator, such as `relu` or `gelu`"
         elif help is None and type_ is not None and type_.kind == "str":
             help = f'a text stands in quotes: `"{word}"`'
+            fixes = (Fix(help, (Edit(node.span, f'"{word}"'),)),)
         elif help is None:
             help = f"define it with `let {word} = ...`, or at the top of the file with `param {word} = ...`"
         raise self.fail("E0207", f"unknown name `{word}`", node.span, help=help, fixes=fixes)

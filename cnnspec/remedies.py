@@ -96,6 +96,11 @@ def fixes_of_join(help: str | None, branches: Sequence[tuple[Span | None, bool]]
     return [Fix(help, tuple(edits))] if edits else []
 
 
+def pipe_before(at: Span, element: str) -> tuple[Fix, ...]:
+    """The change that makes a word into an element of its own."""
+    return (Fix(f"elements are joined by `|`: `| {element}`", (Edit(Span(at.source, at.start, at.start), "| "),)),)
+
+
 def prove(
     diagnostics: Sequence[Diagnostic], source: Source, again: Callable[[str, int], Sequence[Diagnostic]]
 ) -> list[Diagnostic]:

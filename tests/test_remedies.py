@@ -62,6 +62,13 @@ def test_many_kinds_of_faults_have_fixes() -> None:
             "add { conv 3x3 3 stride=2; conv 1x1 3 stride=2  when in.c == 3 }",
         ),
         ("first: conv 3x3 16\nconcat { in; @fist }", "first: conv 3x3 16\nconcat { in; @first }"),
+        ("conv 3x3 16 bn", "conv 3x3 16 | bn"),
+        ("flatten linear 10", "flatten | linear 10"),
+        ("conv c=16 3x3", "conv c=16 kernel=3x3"),
+        ("conv 3x3 16 c=16", "conv 3x3 16"),
+        ("conv 3x3 16 name=first", 'conv 3x3 16 name="first"'),
+        ("conv 3x3 16\nexpect params = 3", "conv 3x3 16\nexpect params = 432"),
+        ("conv 3x3 16\nexpect params <= 0.3k within 1%", "conv 3x3 16\nexpect params <= 432 within 1%"),
         ("conv 3x3, 16 | bn", "conv 3x3 16 | bn"),
         ("conv(3, 16) | bn", "conv 3 16 | bn"),
         ("conv(3, c=16, stride = 2) | bn", "conv 3 c=16 stride=2 | bn"),
@@ -99,6 +106,9 @@ def test_a_remedy_that_does_not_work_is_not_shown() -> None:
 def test_one_slip_is_certain_and_a_choice_is_not() -> None:
     assert [fix.certain for fix in check(HEAD + "convv 3x3 16\n")[0].fixes] == [True]
     assert [fix.certain for fix in check(HEAD + "linear 10\n")[0].fixes] == [False, False]
+    assert [fix.certain for fix in check(HEAD + "relu\nexpect params = 3\n")[0].fixes] == [False]
+    assert [fix.certain for fix in check(HEAD + "conv 3x3 16 c=16\n")[0].fixes] == [True]
+    assert [fix.certain for fix in check(HEAD + "conv 3x3 16 c=32\n")[0].fixes] == [False]
     span = Span(Source("x", "flip"), 0, 4)
     assert [(fix.edits[0].text, fix.certain) for fix in respell(span, "flip", ["vflip", "hflip"])] == [
         ("vflip", False),

@@ -13,9 +13,7 @@ from lark import Token, Tree, UnexpectedInput
 from cnnspec import tree
 from cnnspec.diagnostics import Report, Source, TooManyFaults
 from cnnspec.syntax.build import Builder
-from cnnspec.syntax.faults import explain
 from cnnspec.syntax.guard import balanced, count_words, within_limits
-from cnnspec.syntax.recovery import piece_at, without
 from cnnspec.syntax.tables import parser
 from cnnspec.syntax.words import FUNCTIONS, RESERVED, TOP_WORDS
 
@@ -43,6 +41,9 @@ def parse(source: Source, report: Report) -> tree.File | None:
         parsed, fault = _attempt(text)
         if fault is None:
             break
+        from cnnspec.syntax.faults import explain  # not before: most texts have no fault
+        from cnnspec.syntax.recovery import piece_at, without
+
         broken = True
         at = _place(text, fault)
         here, earlier = piece_at(text, at)
