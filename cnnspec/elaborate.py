@@ -163,7 +163,9 @@ class _Elaboration(Sections):
                     case _:
                         pass
             except UnknownShape:
-                if not isinstance(statement, tree.Let):
+                if isinstance(statement, tree.Let):
+                    scope.pending.add(statement.name)
+                else:
                     self.fail(
                         "E0207", "`in` has no meaning here", statement.span, help="only a `let` can depend on the image"
                     )

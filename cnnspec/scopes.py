@@ -23,6 +23,7 @@ class FileScope:
         constants: `param`, `classes`, and every `let` of the top that does not depend on the image.
         blocks: Blocks defined here or taken with `use`, each with the scope it was defined in.
         defaults: Arguments that `default` sets, by callee.
+        pending: Each `let` of the top that depends on the image.
         find_standard: Looks a standard block up.
     """
 
@@ -31,6 +32,7 @@ class FileScope:
     constants: dict[str, Any] = field(default_factory=dict[str, Any])
     blocks: dict[str, FoundBlock] = field(default_factory=dict[str, FoundBlock])
     defaults: dict[str, dict[str, ir.Expr]] = field(default_factory=dict[str, dict[str, ir.Expr]])
+    pending: set[str] = field(default_factory=set[str])
 
     def find_block(self, name: str) -> FoundBlock | None:
         """The block that a name means in this file."""

@@ -52,7 +52,8 @@ class Sections:
             Fault: It has none; the reason has been reported.
             UnknownShape: It depends on the image.
         """
-        expr = self.binder.expr(node, Names(scope, scope.variables()), type_)
+        names = Names(scope, {**scope.variables(), **dict.fromkeys(scope.pending)})
+        expr = self.binder.expr(node, names, type_)
         return self.resolve(expr, scope, type_, name, sign)
 
     def resolve(

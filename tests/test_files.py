@@ -1,0 +1,102 @@
+"""Networks in several files: what they take from one another, and what happens where that goes wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cnnspec import ir
+from cnnspec.compiler import Compilation, compile_file
+from cnnspec.library import Library
+
+NETWORK = "input 3x8x8\nclasses 10\n"
+
+
+def write(folder: Path, **files: str) -> Compilation:
+    """Writes files, and checks the one that is called `net`."""
+    for name, text in files.items():
+        (folder / f"{name}.cnn").write_text(text)
+    return compile_file(folder / "net.cnn")
+
+
+def graph_of(done: Compilation) -> ir.Graph:
+    assert [str(diagnostic) for diagnostic in done.diagnostics if diagnostic.severity == "error"] == []
+    return done.require_graph()
+
+
+def faults(done: Compilation) -> list[tuple[str, int | None]]:
+    return [(diagnostic.code, diagnostic.line) for diagnostic in done.diagnostics if diagnostic.severity == "error"]
+
+
+def test_files_that_use_one_another(tmp_path: Path) -> None:
+    done = write(
+        tmp_path,
+        net=f'use one from "a"\n{NETWORK}one 8',
+        a='use two from "b"\nblock one(c) { conv 3x3 c | two }',
+        b='use one from "a"\nblock two() { relu }',
+    )
+    assert faults(done) == [("E0213", 1)]
+    assert "takes from itself: a.cnn -> b.cnn -> a.cnn" in done.diagnostics[0].message
+
+
+def test_a_file_that_uses_itself(tmp_path: Path) -> None:
+    done = write(tmp_path, net=f'use one from "net"\n{NETWORK}block one(c) {{ conv 3x3 c }}\none 8\n')
+    assert [code for code, _ in faults(done)] == ["E0213"]
+
+
+def test_a_chain_of_files(tmp_path: Path) -> None:
+    chain = {f"f{n}": f"extends f{n + 1}\n" for n in range(12)}
+    done = write(tmp_path, net="extends f0\n", **chain, f12=f"{NETWORK}conv 3x3 8\n")
+    assert [code for code, _ in faults(done)] == ["E0405"]
+    assert "deeper than the limit of 8" in done.diagnostics[0].message
+
+
+def test_blocks_of_one_name_from_two_files(tmp_path: Path) -> None:
+    done = write(
+        tmp_path,
+        net=f'use one from "a"\nuse two from "b"\n{NETWORK}one | two\n',
+        a="block same() { conv 3x3 4 }\nblock one() { same }\n",
+        b="block same() { conv 3x3 6 }\nblock two() { same }\n",
+    )
+    assert [node.shape for node in graph_of(done)] == [(4, 8, 8), (6, 8, 8)]
+    assert done.model is not None
+    assert sorted(done.model.blocks) == ["one", "same", "same_", "two"]
+
+
+def test_defaults_reach_what_is_extended(tmp_path: Path) -> None:
+    done = write(
+        tmp_path,
+        net="extends base\ndefault conv bias\n",
+        base=f"{NETWORK}default conv stride=2\nlet half = in.w // 2\nconv 3x3 half\n",
+    )
+    (node,) = graph_of(done)
+    assert node.shape == (4, 4, 4)
+    assert sorted(node.weights) == ["bias", "weight"]
+
+
+def test_a_value_that_depends_on_the_image(tmp_path: Path) -> None:
+    done = write(
+        tmp_path, net=f"{NETWORK}let half = in.w // 2\nconv 3x3 half\nlet again = half + in.c\nconv 3x3 again\n"
+    )
+    assert [node.shape[0] for node in graph_of(done)] == [4, 7]
+
+
+def test_faults_in_a_file_of_blocks(tmp_path: Path) -> None:
+    text = "block one() { two }\nblock two() { one }\nblock three() { relou }\n"
+    assert {code for code, _ in faults(write(tmp_path, net=text))} == {"E0210", "E0201"}
+    assert {code for code, _ in faults(write(tmp_path, net=f"{NETWORK}relu\n{text}"))} == {"E0210", "E0201"}
+
+
+def test_the_parameters_of_a_file_that_extends(tmp_path: Path) -> None:
+    base = f"{NETWORK}param c = 8\nparam act = relu\nconv 3x3 c | act\n"
+    done = write(tmp_path, net="param c = 4\nextends base act=in.c\n", base=base)
+    assert faults(done) == [("E0207", 2)] or [code for code, _ in faults(done)] == []
+    done = write(tmp_path, net="param width = 4\nextends base c=2*width act=gelu\n", base=base)
+    assert [node.op.name for node in graph_of(done)] == ["conv", "gelu"]
+    assert graph_of(done).nodes[0].shape == (8, 8, 8)
+
+
+def test_a_file_that_cannot_be_had_is_always_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Library, "find", lambda *_: None)
+    assert faults(write(tmp_path, net="extends base\n")) == [("E0212", 1)]
