@@ -4,7 +4,8 @@ Two figures. The *field* is the one of papers: how far a place of the map can se
 end, the most over all places; nothing where it sees all of it, whatever its size. What a place *sees* is exact
 for an image of the network's input size, borders and gaps of dilated windows included. Both are taken
 along height and width, for the union over all paths, at evaluation: `bn` looks at no other place then,
-`gn` and `in_norm` look at the whole map. The places of flat features are taken together.
+`gn` and `in_norm` look at the whole map. The channels of a map are taken together, those that a `slice` leaves
+away included, and so are flat features.
 
 Source: Araujo, Norris and Sim 2019, "Computing receptive fields of convolutional neural networks", Distill.
 """

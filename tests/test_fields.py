@@ -17,6 +17,7 @@ from cnnspec.ir import Graph
 from cnnspec.testing import specs
 
 QUICK = settings(max_examples=40, deadline=None)
+NARROW = EXPRESSIONS["slice"]
 LONG = settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
 
 
@@ -163,6 +164,11 @@ def linearise(module: nn.Module) -> None:
         assert kind
 
 
+def slice_of_all(op: Any, inputs: list[str]) -> str:
+    """The channels of a map are taken together: those that a slice leaves away count, too."""
+    return f"({NARROW(op, inputs)} + {inputs[0]}.mean(1, True))"
+
+
 def values(graph: Graph, module: nn.Module, image: Tensor) -> dict[int, Tensor]:
     """What every node gives that has a module of its own, and the logits."""
     found: dict[int, Tensor] = {}
@@ -183,7 +189,8 @@ def extent(marks: Tensor) -> int:
 
 def hold_against_gradients(text: str) -> None:
     graph = loads(text)
-    with patch.dict(EXPRESSIONS, mul=EXPRESSIONS["add"]):  # a factor that is 0, all of it padding, would hide the other
+    with patch.dict(EXPRESSIONS, mul=EXPRESSIONS["add"], slice=slice_of_all):
+        # A factor of a product that is 0, all of it padding, would hide the others.
         module = build(graph).double().eval()
     linearise(module)
     image = torch.ones(1, *graph.input_shape, dtype=torch.float64, requires_grad=True)
