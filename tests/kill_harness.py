@@ -162,13 +162,18 @@ def train_once(out: Path, resume: bool, save_every: float) -> int:
 
     torch.set_num_threads(1)
     console = Console(file=io.StringIO())
-    options = TrainOptions(out=out, resume=resume, save_every=save_every, offline=True, console=console)
+    options = TrainOptions(out=out, resume=resume, save_every=save_every, offline=True, console=console, pictures=False)
     return train(loads(SPEC, name="tiny.cnn"), options).exit_code
+
+
+def newest(out: Path) -> Path:
+    """The folder of the run; one that was killed before it had a result is left behind."""
+    return max((out / "tiny").glob("*"), key=lambda path: int(path.name), default=out / "tiny" / "1")
 
 
 def go_on(out: Path) -> int:
     """Begin the run, or resume it, if it is not finished."""
-    path = out / "tiny" / "1" / "result.json"
+    path = newest(out) / "result.json"
     if path.exists() and json.loads(path.read_text())["state"] == "finished":
         return 0
     return train_once(out, path.exists(), 0.05)
@@ -178,7 +183,7 @@ def contents(out: Path) -> dict[str, Any]:
     """All of a finished run that must not depend on what happened to it."""
     import torch
 
-    folder = out / "tiny" / "1"
+    folder = newest(out)
     result = json.loads((folder / "result.json").read_text())
     found: dict[str, Any] = {name: result[name] for name in SAME} | {"state": result["state"]}
     for name in ("last", "best"):
@@ -270,7 +275,7 @@ def _lost(out: Path, step: int, saved: int, code: int, trial: int, faults: list[
     """How many steps are not in the checkpoint that is found again."""
     from cnnspec.training.checkpoints import Checkpoints
 
-    store = Checkpoints(out / "tiny" / "1" / "checkpoints")
+    store = Checkpoints(newest(out) / "checkpoints")
     if not store.exist():
         if step:
             faults.append(f"trial {trial}: {step} steps and no checkpoint")

@@ -294,6 +294,83 @@ def test_crops_are_distributed_as_those_of_torchvision():
     assert (ours.amax(0) - theirs.amax(0)).abs().max() <= 1
 
 
+def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Kolmogorov and Smirnov's distance of two samples, as a share of what one in a thousand equal pairs exceeds."""
+    places = torch.cat([ours, theirs]).double().sort().values
+    shares = [
+        torch.searchsorted(sample.double().sort().values, places, right=True) / len(sample) for sample in (ours, theirs)
+    ]
+    limit = 1.95 * ((len(ours) + len(theirs)) / (len(ours) * len(theirs))) ** 0.5
+    return float((shares[0] - shares[1]).abs().max()) / limit
+
+
+@pytest.mark.parametrize(("scale", "ratio"), [((0.8, 1.0), (0.9, 1.1)), ((0.08, 1.0), (3 / 4, 4 / 3))])
+def test_crops_pass_the_test_of_kolmogorov_and_smirnov(scale: tuple[float, float], ratio: tuple[float, float]):
+    torch.manual_seed(1)
+    transform = v2.RandomResizedCrop(32, scale, ratio)
+    params = [transform.make_params([torch.zeros(3, 32, 32)]) for _ in range(4000)]
+    theirs = torch.tensor([[p["top"], p["left"], p["height"], p["width"]] for p in params])
+    ours = crop_boxes((32, 32), scale, ratio, chance(4000, 5))
+    for column in range(4):
+        assert distance(ours[:, column], theirs[:, column]) < 1
+    assert distance(ours[:, 2] * ours[:, 3], theirs[:, 2] * theirs[:, 3]) < 1
+    # The proof that it can fail: half a pixel more of height.
+    assert distance(ours[:, 2] + 1, theirs[:, 2]) > 1
+
+
+def test_shifts_and_flips_pass_the_test_of_kolmogorov_and_smirnov():
+    torch.manual_seed(0)
+    ramp = (torch.arange(12)[:, None] * 16 + torch.arange(16) + 1).byte()[None]  # every pixel tells its place
+    crop, flip, move = (
+        v2.RandomCrop((12, 16), padding=4),
+        v2.RandomHorizontalFlip(0.5),
+        v2.RandomAffine(0, (0.25, 0.25)),
+    )
+    images = ramp.repeat(4000, 1, 1, 1)
+    for name, theirs_of, args in (
+        ("random_crop", crop, {"pad": (4, 4), "mode": "zeros"}),
+        ("hflip", flip, {"p": 0.5}),
+        ("translate", move, {"by": 0.25}),
+    ):
+        ours = CHANGES[name](images, (12, 16), chance(4000, 100), **args)
+        theirs = torch.stack([theirs_of(ramp) for _ in range(4000)])
+        for row, col in ((0, 0), (6, 8), (11, 15), (2, 13)):
+            assert distance(ours[:, 0, row, col], theirs[:, 0, row, col]) < 1, (name, row, col)
+
+
+def test_flips_alternate_and_halve_the_images():
+    images = torch.arange(12, dtype=torch.uint8).view(1, 1, 3, 4).repeat(2000, 1, 1, 1)
+    turned = []
+    for epoch in range(3):
+        flipped = CHANGES["alternating_flip"](images, (3, 4), Chance.of(1, 2000, epoch))
+        turned.append((flipped == images.flip(-1)).flatten(1).all(1))
+    assert torch.equal(turned[0], ~turned[1])
+    assert torch.equal(turned[0], turned[2])
+    assert 0.45 < turned[0].float().mean() < 0.55
+    other = CHANGES["alternating_flip"](images, (3, 4), Chance.of(2, 2000))
+    assert 0.4 < ((other == images.flip(-1)).flatten(1).all(1) == turned[0]).float().mean() < 0.6
+
+
+def test_cutout_blanks_a_square_around_each_pixel_alike():
+    images = torch.full((4000, 1, 9, 7), 9, dtype=torch.uint8)
+    blank = CHANGES["cutout"](images, (9, 7), chance(4000), side=3) == 0
+    rows, cols = blank.any(-1).sum(-1).flatten(), blank.any(-2).sum(-1).flatten()
+    assert torch.equal(blank.flatten(1).sum(1), rows * cols)
+    assert set(rows.tolist()) == set(cols.tolist()) == {2, 3}
+    assert abs(float((rows == 2).float().mean()) - 2 / 9) < 0.03
+    assert abs(float((cols == 2).float().mean()) - 2 / 7) < 0.03
+
+
+@pytest.mark.parametrize("name", [name for name in AUGMENTATIONS if name != "alternating_flip"])
+def test_parts_of_a_batch_are_changed_as_the_whole(name: str):
+    setting = SETTINGS.get(name) or Setting.of(AUGMENTATIONS[name]())
+    images = torch.randint(0, 256, (9, 3, 20, 24), dtype=torch.uint8)
+    prepare = Prepare((16, 16), [0.5] * 3, [0.25] * 3, [setting])
+    whole = prepare(images, chance(9))
+    one_by_one = torch.cat([prepare(images[i : i + 1], chance(9).part(slice(i, i + 1))) for i in range(9)])
+    assert torch.allclose(whole, one_by_one, atol=1e-5)
+
+
 def test_a_crop_that_cannot_fit_is_the_centre():
     boxes = crop_boxes((10, 40), (1.0, 1.0), (1.0, 1.0), chance(5))
     assert boxes.tolist() == [[0, 15, 10, 10]] * 5

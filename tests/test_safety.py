@@ -70,6 +70,7 @@ def said() -> io.StringIO:
 def run(tmp_path: Path, said: io.StringIO) -> Callable[..., Result]:
     def run(graph: Graph, **options: Any) -> Result:
         console = Console(file=said, width=200)
+        options.setdefault("pictures", False)
         return train(graph, TrainOptions(out=tmp_path / "runs", offline=True, console=console, **options))
 
     return run

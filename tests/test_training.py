@@ -25,6 +25,7 @@ from cnnspec.ir import Model
 from cnnspec.recipe import OPTIMIZERS, SCHEDULES, Cifar100, FashionMini, Folder, Recipe, Setting
 from cnnspec.training import Result, TrainOptions, evaluate, optimizers, train
 from cnnspec.training.feed import Feed
+from cnnspec.training.folders import RunFolder
 from cnnspec.training.journal import read_journal
 from cnnspec.training.optimizers import make_optimizer
 from cnnspec.training.options import recipe_of
@@ -61,6 +62,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., Result]:
     def run(graph: Graph, **options: Any) -> Result:
+        options.setdefault("pictures", False)
         options.setdefault("console", Console(file=io.StringIO(), width=200))
         return train(graph, TrainOptions(out=tmp_path / "runs", data_dir=tmp_path / "data", offline=True, **options))
 
@@ -231,7 +233,7 @@ def test_a_step_of_training_is_that_of_plain_torch(run: Callable[..., Result], m
         return batch
 
     monkeypatch.setattr(Feed, "__getitem__", record)
-    trained = checkpoint(run(graph, epochs=1))["state_dict"]
+    trained = checkpoint(run(graph, epochs=1, memory_format="channels_last", threads=1))["state_dict"]
     torch.manual_seed(42)
     module = build(graph).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(module.parameters(), 0.1, 0.9, weight_decay=1e-3)
@@ -547,3 +549,101 @@ def test_clipping_bounds_the_gradients(run: Callable[..., Result], monkeypatch: 
     monkeypatch.setattr(nn.utils, "clip_grad_norm_", measured)
     run(tiny("optimizer sgd lr=0.1; clip 0.01"), epochs=1)
     assert norms == pytest.approx([0.01] * STEPS, rel=1e-3)
+
+
+# --- looking -------------------------------------------------------------------------------------
+
+
+def test_pictures_of_a_run(run: Callable[..., Result]):
+    from PIL import Image
+
+    text = NETWORK.replace("hflip | random_crop pad=2", "trivialaugment | cutout 4").replace("RECIPE", "")
+    result = run(loads(text, name="tiny.cnn"), epochs=2, pictures=True)
+    for name in ("augmentation.png", "curves.png", "confusion.png", "wrong.png"):
+        with Image.open(result.folder / name) as image:
+            assert min(image.size) > 200
+            assert len(image.convert("RGB").getcolors(1 << 20) or []) > 20
+    assert (result.folder / "curves.svg").read_text().startswith("<?xml")
+    with (result.folder / "confusion.csv").open(newline="") as file:
+        counts = [[int(count) for count in row[1:]] for row in csv.reader(file)][1:]
+    assert [sum(row) for row in counts] == [100] * 10
+    assert sum(counts[k][k] for k in range(10)) / 1000 == result.values["test_acc"]
+
+
+def test_runs_are_listed_with_their_state(run: Callable[..., Result], tmp_path: Path):
+    from cnnspec.training.runs import list_runs
+
+    assert list_runs(tmp_path / "runs") == []
+    finished = run(tiny(), epochs=1)
+    for state in ("running", "failed"):
+        folder = RunFolder.create(tmp_path / "runs", tiny())
+        folder.write_result({**finished.values, "state": state})
+        if state == "running":
+            assert list_runs(tmp_path / "runs")[1]["state"] == "running"
+        folder.release()
+    found = list_runs(tmp_path / "runs")
+    assert [entry["state"] for entry in found] == ["finished", "killed", "failed"]
+    assert found[0]["test_acc"] == finished.values["test_acc"]
+
+
+def test_a_plan_is_what_a_run_uses_and_writes_nothing(run: Callable[..., Result], tmp_path: Path):
+    from cnnspec.training.planning import plan, plan_lines
+
+    graph = tiny("optimizer sgd lr=0.1 momentum=0.9")
+    options = TrainOptions(out=tmp_path / "runs", epochs=2, offline=True, threads=1)
+    planned = plan(graph, options)
+    assert list(tmp_path.iterdir()) == []
+    result = run(graph, epochs=2, pictures=True)
+    origins = {row["entry"]: row["origin"] for row in planned["recipe"]}
+    assert (origins["epochs"], origins["optimizer"], origins["seed"]) == ("option", "spec", "default")
+    assert planned["files"]["folder"] == str(result.folder)
+    assert planned["steps"] == {"epoch": STEPS, "run": result.values["steps"]}
+    for name in planned["files"]["names"]:
+        assert (result.folder / name).exists(), name
+    assert planned["data"]["images"] == {"train": 4000, "val": 2000, "test": 1000}
+    again = plan(graph, TrainOptions(out=tmp_path / "runs"))
+    assert again["device"]["memory_format"] == result.values["machine"]["memory_format"]
+    assert again["files"]["folder"].endswith("2")
+    text = "\n".join(plan_lines(planned))
+    assert "32 in the run" in text
+    missing = plan(load("resnet20"), TrainOptions(data_dir=tmp_path / "none"))
+    assert "would be downloaded" in missing["data"]["state"]
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_measurement_is_kept_and_an_option_wins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    from cnnspec.training import tuning
+
+    monkeypatch.setenv("CNNSPEC_CACHE", str(tmp_path))
+    graph, device = tiny(), torch.device("cpu")
+    network = build(graph)
+    before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+    seconds = {"channels_last": 1.0, "contiguous": 0.5}
+    monkeypatch.setattr(tuning, "_time_step", lambda g, n, i, d, tried: seconds[tried.memory_format])
+    first = tuning.choose(graph, network, 8, device)
+    assert (first.memory_format, first.origin) == ("contiguous", "measured")
+    seconds["contiguous"] = 2.0
+    assert tuning.choose(graph, network, 8, device).origin == "kept"
+    assert tuning.choose(graph, network, 16, device).memory_format == "channels_last"
+    assert tuning.choose(graph, network, 8, device, "channels_last").memory_format == "channels_last"
+    stated = tuning.choose(graph, network, 8, device, "channels_last", 1)
+    assert (stated.memory_format, stated.threads, stated.origin) == ("channels_last", 1, "stated")
+    (tmp_path / "tuning.json").write_text("half")
+    seconds["contiguous"] = 0.95  # not clearly faster
+    assert tuning.choose(graph, network, 8, device).memory_format == "channels_last"
+    assert all(torch.equal(before[key], tensor) for key, tensor in network.state_dict().items())
+
+
+def test_both_memory_formats_compute_the_same(run: Callable[..., Result]):
+    first, second = (
+        checkpoint(run(tiny(), epochs=1, memory_format=name, threads=1))["state_dict"]
+        for name in ("contiguous", "channels_last")
+    )
+    assert all(torch.allclose(first[key].float(), second[key].float(), atol=1e-4) for key in first)
+
+
+def test_a_logger_that_is_not_there_is_an_error(run: Callable[..., Result], tmp_path: Path):
+    with pytest.raises(CnnspecError) as error:
+        run(tiny(), log=("abacus",))
+    assert code(error) == "E0510"
+    assert not (tmp_path / "runs").exists()

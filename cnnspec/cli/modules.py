@@ -27,6 +27,13 @@ from cnnspec.cli.app import (
 from cnnspec.diagnostics import did_you_mean, failure
 from cnnspec.ir import Graph
 
+MemoryFormat = Annotated[
+    str | None, typer.Option(metavar="NAME", help="channels_last or contiguous (default: measured).")
+]
+Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads of torch (default: measured).")]
+Allocator = Annotated[str, typer.Option(metavar="NAME", help="keep or default: whether large blocks are kept.")]
+Pictures = Annotated[bool, typer.Option("--pictures/--no-pictures", help="Draw curves and the like.")]
+
 
 @app.command()
 def build(
@@ -52,6 +59,10 @@ def build(
         float, typer.Option(metavar="S", min=0, help="Seconds between two checkpoints inside of an epoch.")
     ] = 300.0,
     log: Annotated[list[str] | None, typer.Option(metavar="NAME", help="A further logger: wandb or mlflow.")] = None,
+    memory_format: MemoryFormat = None,
+    threads: Threads = None,
+    allocator: Allocator = "keep",
+    pictures: Pictures = True,
     accelerator: Annotated[str, typer.Option(help="Handed to Lightning.")] = "auto",
     devices: Annotated[str, typer.Option(help="Handed to Lightning.")] = "auto",
     precision: Annotated[
@@ -76,6 +87,8 @@ def build(
         defaults |= {"--precision": (precision, None), "--epochs": (epochs, None), "--batch": (batch, None)}
         defaults |= {"--resume": (resume, False), "--offline": (offline, False)}
         defaults |= {"--save-every": (save_every, 300.0), "--log": (log or None, None)}
+        defaults |= {"--memory-format": (memory_format, None), "--threads": (threads, None)}
+        defaults |= {"--allocator": (allocator, "keep"), "--no-pictures": (pictures, True)}
         stray = {option: value != default for option, (value, default) in defaults.items()}
         for option, value in stray.items():
             if value:
@@ -98,6 +111,10 @@ def build(
         resume=resume,
         save_every=save_every,
         log=tuple(log or ()),
+        memory_format=memory_format and _one_of("--memory-format", memory_format, ("channels_last", "contiguous")),
+        threads=threads,
+        allocator=_one_of("--allocator", allocator, ("keep", "default")),
+        pictures=pictures,
         accelerator=accelerator,
         devices=devices,
         precision=precision,
@@ -112,6 +129,91 @@ def build(
     elif result.state == "finished":
         _print_result(result)
     return result.exit_code
+
+
+def _one_of(option: str, word: str, known: tuple[str, ...]) -> str:
+    if word not in known:
+        raise typer.BadParameter(f"`{word}` is not one of {', '.join(known)}", param_hint=option)
+    return word
+
+
+@app.command()
+def plan(
+    file: SpecFile,
+    data: DataName = None,
+    data_dir: DataDir = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images per step.")] = None,
+    sets: Settings = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of weights, order and augmentation.")] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where run folders go.")] = Path("runs"),
+    offline: Offline = False,
+    memory_format: MemoryFormat = None,
+    threads: Threads = None,
+    allocator: Allocator = "keep",
+    pictures: Pictures = True,
+    accelerator: Annotated[str, typer.Option(help="Handed to Lightning.")] = "auto",
+    devices: Annotated[str, typer.Option(help="Handed to Lightning.")] = "auto",
+    precision: Annotated[str | None, typer.Option(help="Handed to Lightning.")] = None,
+    strategy: Annotated[str, typer.Option(help="Handed to Lightning.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Print everything that a training run would use, and start nothing."""
+    graph = compile_spec(file, sets).require_graph()
+    from cnnspec import training
+
+    options = training.TrainOptions(
+        data=_data(graph, data, data_dir),
+        data_dir=data_dir or Path("data"),
+        offline=offline,
+        epochs=epochs,
+        batch=batch,
+        seed=seed,
+        out=out,
+        memory_format=memory_format and _one_of("--memory-format", memory_format, ("channels_last", "contiguous")),
+        threads=threads,
+        allocator=_one_of("--allocator", allocator, ("keep", "default")),
+        pictures=pictures,
+        accelerator=accelerator,
+        devices=devices,
+        precision=precision,
+        strategy=strategy,
+    )
+    planned = training.plan(graph, options)
+    if as_json:
+        print_json(planned)
+        return
+    from cnnspec.training.planning import plan_lines
+
+    print("\n".join(plan_lines(planned)))
+
+
+@app.command()
+def runs(
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="Where run folders are.")] = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """List what has been trained, with its state and result."""
+    from cnnspec.training.runs import list_runs
+
+    found = list_runs(out)
+    if as_json:
+        print_json(found)
+        return
+    if not found:
+        print(f"no runs in {out}")
+        return
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for title in ("run", "state", "data", "epochs", "val acc", "test acc", "seconds"):
+        table.add_column(title, justify="left" if title in ("run", "state", "data") else "right", no_wrap=True)
+    for run in found:
+        accuracies = ("" if run[key] is None else f"{run[key]:.2%}" for key in ("val_acc", "test_acc"))
+        figures = (str(run["epochs"]), *accuracies, f"{run['seconds'] or 0:,.1f}")
+        table.add_row(run["folder"], run["state"], str(run["data"]), *figures)
+    make_console().print(table)
 
 
 def _stop_on_sigterm() -> None:

@@ -11,11 +11,13 @@ from cnnspec.diagnostics import failure
 
 if TYPE_CHECKING:
     from cnnspec.training.options import Result, TrainOptions
+    from cnnspec.training.planning import plan
     from cnnspec.training.run import train
     from cnnspec.training.scoring import evaluate
 
 _HOMES = {
     "evaluate": "scoring",
+    "plan": "planning",
     "Result": "options",
     "TrainOptions": "options",
     "train": "run",
@@ -41,4 +43,4 @@ def __getattr__(name: str) -> Any:
         ) from None
 
 
-__all__ = ["Result", "TrainOptions", "evaluate", "train"]
+__all__ = ["Result", "TrainOptions", "evaluate", "plan", "train"]

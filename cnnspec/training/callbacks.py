@@ -40,14 +40,10 @@ class Show(Callback):
             self._bar.start()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._epoch_start = self._last = time.monotonic()
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        # The end of an epoch is known to the module behind the callbacks.
+        # The module closes an epoch behind the callbacks.
         if self._task.progress.closed != self._printed:
             self._end_epoch()
+        self._epoch_start = self._last = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -84,7 +80,6 @@ class Show(Callback):
             best = " best" if seen["best"] else ""
             parts.append(f"val loss {seen['val_loss']:.4f} acc {seen['val_acc']:.4f}{best}")
         parts.append(f"{time.monotonic() - self._epoch_start:.1f} s")
-        self._epoch_start = time.monotonic()
         self._print("  ".join(parts))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -70,6 +70,11 @@ def shared_folder(out: Path) -> RunFolder:
     raise failure("E0506", "the first process has made no run folder", file=str(out), help="look at what it says")
 
 
+def next_folder(out: Path, graph: Graph) -> Path:
+    """Where the next run of a network would be."""
+    return out / graph.name / str(max((n for n, _ in _numbered(out / graph.name)), default=0) + 1)
+
+
 class RunFolder:
     """One run's files."""
 
@@ -89,7 +94,7 @@ class RunFolder:
         runs = out / graph.name
         try:
             runs.mkdir(parents=True, exist_ok=True)
-            number = max((n for n, _ in _numbered(runs)), default=0) + 1
+            number = int(next_folder(out, graph).name)
             while True:
                 folder = cls(runs / str(number))
                 try:

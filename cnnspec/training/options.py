@@ -33,6 +33,10 @@ class TrainOptions:
         resume: Go on with the newest unfinished run, by its own recipe.
         accelerator: For Lightning, as `devices` and `strategy`.
         precision: `fp32`, `bf16`, `fp16`, or one of Lightning's.
+        memory_format: `channels_last` or `contiguous`; measured if it is `None`.
+        threads: Of torch; measured if it is `None`.
+        allocator: `keep` lets glibc keep large blocks, `default` leaves it alone.
+        pictures: Whether curves and the like are drawn.
         save_every: Seconds between two checkpoints inside of an epoch.
         log: Further loggers, of `tensorboard`, `wandb`, `mlflow`.
         resume_command: What is printed as the way to go on after a stop.
@@ -52,6 +56,10 @@ class TrainOptions:
     devices: str | int = "auto"
     precision: str | None = None
     strategy: str = "auto"
+    memory_format: str | None = None
+    threads: int | None = None
+    allocator: str = "keep"
+    pictures: bool = True
     save_every: float = 300.0
     log: tuple[str, ...] = ()
     resume_command: str | None = None

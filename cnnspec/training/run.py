@@ -17,8 +17,10 @@ from cnnspec.backends.torch_weights import load_weights, read_weights
 from cnnspec.diagnostics import CnnspecError, failure
 from cnnspec.ir import Graph
 from cnnspec.recipe import Recipe
+from cnnspec.training.augment import Prepare
 from cnnspec.training.callbacks import Show
 from cnnspec.training.data import ImageData, load_data
+from cnnspec.training.devices import synchronise
 from cnnspec.training.feed import Feed, Feeds, plain
 from cnnspec.training.folders import RunFolder, is_first, shared_folder
 from cnnspec.training.journal import Journal
@@ -26,9 +28,11 @@ from cnnspec.training.logs import draw_graph, make_loggers, quiet
 from cnnspec.training.machine import default_workers, keep_memory, versions
 from cnnspec.training.optimizers import decay_groups, make_optimizer
 from cnnspec.training.options import PRECISIONS, Result, TrainOptions, folder_to_resume, recipe_lines, recipe_of
+from cnnspec.training.pictures import draw_augmentation, draw_confusion, draw_curves, draw_wrong
 from cnnspec.training.scoring import score
 from cnnspec.training.stopping import Stop, Stopped
 from cnnspec.training.task import Surroundings, Task
+from cnnspec.training.tuning import FORMATS, Tuning, choose
 
 
 def train(graph: Graph, options: TrainOptions | None = None) -> Result:
@@ -41,7 +45,8 @@ def train(graph: Graph, options: TrainOptions | None = None) -> Result:
             cannot be followed on this machine or diverges.
     """
     options = options or TrainOptions()
-    keep_memory()
+    if options.allocator == "keep":
+        keep_memory()
     first = is_first()
     console = options.console or Console() if first else Console(quiet=True)
     folder: RunFolder | None = None
@@ -77,7 +82,7 @@ def train(graph: Graph, options: TrainOptions | None = None) -> Result:
 def _make_network(graph: Graph, recipe: Recipe, options: TrainOptions) -> nn.Module:
     """The network with its first weights; a recipe that torch cannot follow is refused here."""
     pl.seed_everything(recipe.seed, workers=True, verbose=False)
-    network = to_module(graph).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = to_module(graph)
     if options.weights is not None and not options.resume:
         load_weights(network, read_weights(options.weights, "name", graph), file=options.weights)
     make_optimizer(decay_groups(network, recipe.optimizer, recipe.decay), recipe, 1)
@@ -113,12 +118,20 @@ class _Run:
         self.task = Task(graph, network, recipe, steps, self.around, state)
         self.trainer = self._make_trainer()
         self.task.trainer = self.trainer
+        if self.trainer.world_size > 1:
+            synchronise(network, self.trainer.strategy.root_device)
+        self.tuning = self._tune(network)
+        self.tuning.apply(network)
+        self.around.layout = FORMATS[self.tuning.memory_format]
 
     def go(self) -> Result:
         """Train, test, and write the result."""
         try:
             if self.first:
                 self._write("running")
+                if self.options.pictures:
+                    prepare = Prepare(self.graph.input_shape[1:], self.data.mean, self.data.std, self.recipe.augment)
+                    draw_augmentation(self.folder.path, self.data, prepare, self.recipe.seed)
                 self.around.journal = Journal(self.folder.path, self.task.progress.files)
                 self._announce()
             self.stop.poll()
@@ -140,9 +153,21 @@ class _Run:
         return Result(self.folder.path, "finished", 0, self._write("finished", found))
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Let go of the files, and draw what was written."""
         if self.around.journal is not None:
             self.around.journal.close()
+            if self.options.pictures:
+                draw_curves(self.folder.path)
+
+    def _tune(self, network: nn.Module) -> Tuning:
+        """The settings of the machine: a run that goes on and the other processes take those that were chosen."""
+        options = self.options
+        if options.resume or not self.first:
+            kept = self.folder.read_result().get("machine", {})
+            if {"memory_format", "threads"} <= kept.keys():
+                return Tuning(kept["memory_format"], kept["threads"], "resumed" if options.resume else kept["origin"])
+        device = self.trainer.strategy.root_device
+        return choose(self.graph, network, self.recipe.batch, device, options.memory_format, options.threads)
 
     def _announce(self) -> None:
         """What is about to be done; defaults of the recipe are marked, as the spec does not show them."""
@@ -153,6 +178,8 @@ class _Run:
         stated = {*recipe.stated, *self.options.changes(), "planned"}
         for name, text in recipe_lines(recipe):
             self._say(f"  {name:<15} {text}" + ("" if name in stated else "  (default)"))
+        machine = self.tuning
+        self._say(f"machine: {machine.memory_format}, {machine.threads} threads ({machine.origin})")
         self._say(f"run folder {self.folder.path}")
         if done := self.task.progress.step:
             self._say(f"going on behind step {done} of {self.task.steps * recipe.epochs}")
@@ -181,7 +208,7 @@ class _Run:
 
     def _interrupted(self) -> Result:
         if not self.first:
-            raise SystemExit(self.stop.exit_code)
+            raise SystemExit(0)  # Lightning takes anything else for a crash and kills the first process
         values = self._write("interrupted")
         command = self.options.resume_command or f"cnnspec build {self.graph.name} --train --resume"
         self._say(f"stopped behind step {self.task.progress.step}; go on with `{command}`", style="yellow")
@@ -204,6 +231,10 @@ class _Run:
             if part is not None:
                 result = score(network, part, self.data, self.graph.input_shape[1:], device, self.stop.poll)
                 found |= {f"{name}_acc": result.accuracy, f"{name}_loss": result.loss}
+                if name == "test" and self.options.pictures:
+                    classes, path = self.graph.output_shape[0], self.folder.path
+                    draw_confusion(path, part.labels, result.predicted, classes)
+                    draw_wrong(path, part, result.predicted, self.graph.input_shape[1:])
         return found
 
     def _write(self, state: str, found: dict[str, float] | None = None) -> dict[str, Any]:
@@ -225,6 +256,7 @@ class _Run:
             "accelerator": self.trainer.strategy.root_device.type,
             "devices": self.trainer.world_size,
             "precision": str(self.trainer.precision),
+            "machine": {**self.tuning.to_json(), "allocator": self.options.allocator},
             "recipe": self.recipe.model_dump(mode="json"),
             "versions": versions(),
         }
@@ -267,6 +299,10 @@ def _check_recipe(recipe: Recipe, data: ImageData) -> None:
         )
 
 
+_PARTED = ("gloo", "connection closed by peer", "connection reset by peer", "nccl")
+"""What torch says when a process does not answer."""
+
+
 def _refused(error: Exception) -> CnnspecError:
     return failure(
         "E0510",
@@ -281,7 +317,15 @@ def _explained(error: BaseException, folder: Path) -> BaseException:
     if isinstance(error, MisconfigurationException):
         return _refused(error)
     if isinstance(error, torch.OutOfMemoryError):
-        return failure("E0513", "memory is full, even for one image at a time", help="use a smaller network or image")
+        help = "state `accumulate 2` or more in the recipe, or use a smaller network or image"
+        return failure("E0513", "memory is full", notes=[" ".join(str(error).split())[:200]], help=help)
+    if isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _PARTED):
+        return failure(
+            "E0515",
+            "another process of this run has ended",
+            notes=[" ".join(str(error).split())[:200]],
+            help="look at what it said, then go on with `--resume`",
+        )
     if isinstance(error, OSError) and error.errno is not None:
         room = error.errno in (errno.ENOSPC, errno.EDQUOT)
         return failure(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cnnspec.backends.torch import to_module
@@ -27,11 +27,12 @@ BATCH = 250
 
 @dataclass(frozen=True)
 class Score:
-    """How many images were told right, of how many, and the mean cross entropy."""
+    """How many images were told right, of how many, the mean cross entropy, and what each was told to be `[N]`."""
 
     correct: int
     images: int
     loss: float
+    predicted: Tensor
 
     @property
     def accuracy(self) -> float:
@@ -58,14 +59,16 @@ def score(
     """
     network = network.to(device).eval()
     correct, loss = 0, 0.0
+    predicted: list[Tensor] = []
     workers = 0 if images.in_memory else default_workers()
     with torch.inference_mode():
         for batch, labels in Feed(images, Prepare(size, data.mean, data.std), BATCH, workers=workers):
             poll()
             logits = network(batch.to(device)).cpu()
-            correct += int((logits.argmax(1) == labels).sum())
+            predicted.append(logits.argmax(1))
+            correct += int((predicted[-1] == labels).sum())
             loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
-    return Score(correct, len(images), loss / len(images))
+    return Score(correct, len(images), loss / len(images), torch.cat(predicted))
 
 
 def evaluate(

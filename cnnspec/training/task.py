@@ -78,6 +78,7 @@ class Surroundings:
     say: Callable[[str], None]
     first: bool = True
     save_every: float = 300.0
+    layout: torch.memory_format = torch.channels_last
 
 
 class Task(pl.LightningModule):
@@ -188,6 +189,9 @@ class Task(pl.LightningModule):
         if recipe.compile:
             self._hidden["run"] = torch.compile(self.network)
         self._sums = self._sums.to(self.device)
+        if not self.around.first:
+            # The checkpoint has the sums of all devices; the first one brings them back.
+            self._sums.zero_()
         # From here on the state is made anew.
         self._state = None
         self._start = self._saved = time.monotonic()
@@ -196,6 +200,7 @@ class Task(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = batch
+        images = images.contiguous(memory_format=self.around.layout)
         optimizer: Any = self.optimizers()
         while True:
             self._seed_step()
@@ -221,7 +226,7 @@ class Task(pl.LightningModule):
         self.loss = loss
         self._sums += torch.stack([loss.double() * len(labels), right, right.new_tensor(len(labels))])
         self.progress.step += 1
-        self._log_step()
+        self._log_step(len(labels))
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         recipe, now = self.recipe, time.monotonic()
@@ -296,7 +301,8 @@ class Task(pl.LightningModule):
         moved; they are of the same images.
         """
         full = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-        if not full or self.progress.parts >= images:
+        # Several devices would have to agree on the parts in the middle of a step.
+        if not full or self.progress.parts >= images or not self._alone:
             raise error
         self.progress.parts *= 2
         if self.device.type == "cuda":
@@ -311,12 +317,16 @@ class Task(pl.LightningModule):
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             raise first_not_finite(self.network, images, float(loss), self.progress.step + 1, self.steps, rate)
 
-    def _log_step(self) -> None:
-        """A row of the journal now and then."""
-        step = self.progress.step
-        if self.around.first and step % min(LOG_EVERY, self.steps) == 0:
-            values = {"lr": self._rate, "loss": float(self.loss)}
-            self._log(epoch=self.epoch, **values)
+    def _log_step(self, images: int) -> None:
+        """A row of the journal now and then, with the loss over all devices."""
+        if self.progress.step % min(LOG_EVERY, self.steps):
+            return
+        loss = self.loss * self._share(images)
+        if not self._alone:
+            torch.distributed.all_reduce(loss)
+            loss /= self.trainer.world_size
+        if self.around.first:
+            self._log(epoch=self.epoch, lr=self._rate, loss=float(loss))
 
     def _log(self, **values: Any) -> None:
         if self.around.journal is not None:

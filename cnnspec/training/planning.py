@@ -1,0 +1,129 @@
+"""What a run would use, without starting it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from cnnspec.backends.torch import to_module
+from cnnspec.diagnostics import CnnspecError
+from cnnspec.ir import Graph
+from cnnspec.recipe import Recipe
+from cnnspec.summary import summarise
+from cnnspec.training.data import Pixels, load_data
+from cnnspec.training.feed import Feed, plain
+from cnnspec.training.folders import next_folder
+from cnnspec.training.machine import best_device, default_workers
+from cnnspec.training.optimizers import decay_groups, make_optimizer
+from cnnspec.training.options import TrainOptions, recipe_lines, recipe_of
+from cnnspec.training.tuning import look_up
+
+FILES = (
+    "spec.cnn", "model.json", "result.json", "metrics.csv", "metrics.jsonl", "tensorboard/",
+    "checkpoints/last.ckpt", "checkpoints/former.ckpt", "checkpoints/best.ckpt", "checkpoints/best.safetensors",
+)  # fmt: skip
+PICTURES = (
+    "augmentation.png", "curves.svg", "curves.png", "confusion.csv", "confusion.png", "wrong.png",
+)  # fmt: skip
+
+
+def plan(graph: Graph, options: TrainOptions | None = None) -> dict[str, Any]:
+    """Everything that a run would use, as plain data; nothing is written and nothing downloaded.
+
+    Raises:
+        CnnspecError: The recipe cannot be followed.
+    """
+    options = options or TrainOptions()
+    recipe = recipe_of(graph, options)
+    network = to_module(graph)
+    make_optimizer(decay_groups(network, recipe.optimizer, recipe.decay), recipe, 1)
+    device = best_device() if options.accelerator == "auto" else torch.device(_device_type(options.accelerator))
+    tuned = look_up(graph, recipe.batch, device)
+    folder = next_folder(options.out, graph)
+    data, steps = _data(graph, recipe, options)
+    return {
+        "network": {"name": graph.name, "parameters": graph.parameter_count, "macs": graph.macs},
+        "recipe": _recipe(recipe, options),
+        "data": data,
+        "steps": {"epoch": steps, "run": steps and steps * recipe.epochs},
+        "device": {
+            "accelerator": device.type,
+            "devices": options.devices,
+            "strategy": options.strategy,
+            "precision": options.precision or recipe.precision,
+            "memory_format": options.memory_format or (tuned.memory_format if tuned else "measured at the start"),
+            "threads": options.threads or (tuned.threads if tuned else "measured at the start"),
+            "allocator": options.allocator,
+        },
+        "memory": _memory(graph, network, recipe, data),
+        "files": {"folder": str(folder), "names": [*FILES, *(PICTURES if options.pictures else ())]},
+    }
+
+
+def _device_type(accelerator: str) -> str:
+    return "cuda" if accelerator in ("gpu", "cuda") else "cpu"
+
+
+def _recipe(recipe: Recipe, options: TrainOptions) -> list[dict[str, str]]:
+    """Each entry with its value and where it comes from."""
+    changed = options.changes()
+
+    def origin(name: str) -> str:
+        if name in changed or name == "planned":
+            return "option" if name in changed else "spec"
+        return "spec" if name in recipe.stated else "default"
+
+    return [{"entry": name, "value": text, "origin": origin(name)} for name, text in recipe_lines(recipe)]
+
+
+def _data(graph: Graph, recipe: Recipe, options: TrainOptions) -> tuple[dict[str, Any], int | None]:
+    """The data set as it lies there, and the steps of an epoch."""
+    found: dict[str, Any] = {"name": recipe.data.name, "directory": str(options.data_dir)}
+    try:
+        data = load_data(graph, recipe.data, options.data_dir, offline=True)
+    except CnnspecError as error:
+        if error.diagnostics[0].code != "E0502":
+            raise
+        return {**found, "state": "not there: it would be downloaded" if not options.offline else "not there"}, None
+    parts = {"train": data.train, "val": data.val, "test": data.test}
+    found |= {"state": "there", "images": {name: len(part) for name, part in parts.items() if part is not None}}
+    held = [part.pixels.nbytes for part in parts.values() if isinstance(part, Pixels)]
+    found |= {"mean": list(data.mean), "std": list(data.std)}
+    found |= {"bytes": sum(held), "workers": 0 if data.train.in_memory else default_workers()}
+    return found, Feed(data.train, plain(graph, data), recipe.batch, seed=recipe.seed).batches
+
+
+def _memory(graph: Graph, network: nn.Module, recipe: Recipe, data: dict[str, Any]) -> dict[str, int]:
+    """Bytes, as far as they can be told: what autograd keeps is about the outputs of all operators."""
+    weights = sum(tensor.nbytes for tensor in network.state_dict().values())
+    slots = {"sgd": 1 if recipe.optimizer.args.get("momentum") else 0, "adagrad": 1, "rmsprop": 1, "muon": 1}
+    state = weights * slots.get(recipe.optimizer.name, 2)
+    images = -(-recipe.batch // recipe.accumulate)
+    found = {
+        "weights": weights * (2 if recipe.ema is not None else 1),
+        "gradients": weights,
+        "optimizer": state,
+        "activations": summarise(graph).activations * images,
+        "data": int(data.get("bytes", 0)),
+    }
+    return {**found, "total": sum(found.values()), "checkpoint": weights + state}
+
+
+def plan_lines(planned: dict[str, Any]) -> list[str]:
+    """A plan as a person reads it."""
+    network, data, device, files = (planned[key] for key in ("network", "data", "device", "files"))
+    lines = [f"network  {network['name']}: {network['parameters']:,} parameters, {network['macs'] / 1e6:,.2f} MMACs"]
+    width = max(len(row["entry"]) for row in planned["recipe"])
+    lines += ["recipe", *(f"  {r['entry']:<{width}}  {r['value']}  ({r['origin']})" for r in planned["recipe"])]
+    counts = ", ".join(f"{count:,} {name}" for name, count in data.get("images", {}).items())
+    lines.append(f"data     {data['name']}: {counts or data['state']}")
+    steps = planned["steps"]
+    told = f"{steps['epoch']:,} in an epoch, {steps['run']:,} in the run" if steps["epoch"] else "known with the data"
+    lines.append(f"steps    {told}")
+    lines += ["device", *(f"  {name:<13}  {value}" for name, value in device.items())]
+    memory = planned["memory"]
+    lines += ["memory, about", *(f"  {name:<13}  {size / 2**20:,.1f} MiB" for name, size in memory.items())]
+    lines += [f"files in {files['folder']}", *(f"  {name}" for name in files["names"])]
+    return lines

@@ -1,0 +1,54 @@
+"""The runs in a folder, with their state and result; needs no torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
+
+
+def held(folder: Path) -> bool:
+    """Whether a process has a run in its hands."""
+    try:
+        file = (folder / ".lock").open("r")
+    except OSError:
+        return False
+    with file:
+        if fcntl is None:
+            return False
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        return False
+
+
+def list_runs(out: Path) -> list[dict[str, Any]]:
+    """Every run under a folder, by network and number, as plain data.
+
+    A run that says it is running and is in no process's hands was killed.
+    """
+    found: list[dict[str, Any]] = []
+    for path in sorted(out.glob("*/*/result.json"), key=lambda p: (p.parts[-3], p.parts[-2].zfill(9))):
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if not isinstance(result, dict):
+            continue
+        state = str(result.get("state", "unknown"))
+        names = ("data", "epochs", "steps", "best_epoch", "val_acc", "test_acc", "seconds", "seed")
+        found.append(
+            {
+                "folder": str(path.parent),
+                "network": result.get("network"),
+                "state": "killed" if state == "running" and not held(path.parent) else state,
+                **{name: result.get(name) for name in names},
+            }
+        )
+    return found
