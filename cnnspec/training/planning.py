@@ -96,7 +96,7 @@ def _data(graph: Graph, recipe: Recipe, options: TrainOptions) -> tuple[dict[str
 
 
 def _memory(graph: Graph, network: nn.Module, recipe: Recipe, data: dict[str, Any]) -> dict[str, int]:
-    """Bytes, as far as they can be told: what autograd keeps is about the outputs of all operators."""
+    """Bytes, as far as they can be told; activations are what stays for the backward pass."""
     weights = sum(tensor.nbytes for tensor in network.state_dict().values())
     slots = {"sgd": 1 if recipe.optimizer.args.get("momentum") else 0, "adagrad": 1, "rmsprop": 1, "muon": 1}
     state = weights * slots.get(recipe.optimizer.name, 2)
@@ -105,7 +105,7 @@ def _memory(graph: Graph, network: nn.Module, recipe: Recipe, data: dict[str, An
         "weights": weights * (2 if recipe.ema is not None else 1),
         "gradients": weights,
         "optimizer": state,
-        "activations": summarise(graph).activations * images,
+        "activations": summarise(graph).total.kept * images,
         "data": int(data.get("bytes", 0)),
     }
     return {**found, "total": sum(found.values()), "checkpoint": weights + state}
