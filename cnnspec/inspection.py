@@ -27,7 +27,7 @@ def show(done: Compilation, stage: str, *, as_json: bool = False) -> str:
     Raises:
         CnnspecError: The compilation did not get as far.
     """
-    if stage == "tree" and done.tree is not None:
+    if stage == "tree" and done.tree is not None and not done.tree.broken:
         data = _tree_json(done.tree)
         return json.dumps(data, indent=2) if as_json else "\n".join(_tree_lines(data, 0))
     if stage == "model" and done.model is not None:

@@ -11,7 +11,7 @@ from cnnspec.diagnostics import Diagnostic, Edit, Fix, Source, Span
 _MAX_TRIALS = 16
 _MAX_CHARACTERS = 64 * 1024
 """Of all texts that are tried together."""
-_MAX_STEPS = 8_000
+_MAX_STEPS = 4_000
 """Elements that are written out in all trials together."""
 
 _OTHERWISE = {"E0301": "give both branches the same kernels, paddings and strides in total"}

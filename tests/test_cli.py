@@ -233,3 +233,26 @@ def test_a_wrong_data_set_is_refused_before_training(good: Path, tmp_path: Path)
     for remedy in ("--data fashion_mini", "--data-dir", "--data folder"):
         assert remedy in done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["good.cnn", "wide.cnn"]
+
+
+def test_show_of_a_text_that_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "bad.cnn"
+    path.write_text(HEAD + "stem conv 3x3, 16 | bn\nstage conv 3x3 in.d\n")
+    for stage in ("tree", "model", "graph"):
+        done = cnnspec("show", path, "--stage", stage)
+        assert done.returncode == 1
+        assert done.stdout == ""
+        assert [line.split(":")[0] for line in done.stderr.splitlines() if line.startswith("error")] == [
+            "error[E0101]",
+            "error[E0207]",
+        ]
+
+
+def test_lints_are_told_by_check_alone(tmp_path: Path) -> None:
+    path = tmp_path / "net.cnn"
+    path.write_text(GOOD.replace("16 |", "16 bias |"))
+    done = cnnspec("check", path)
+    assert done.returncode == 0
+    assert "warning[W0106]" in done.stderr
+    assert "net.cnn: ok" in done.stdout
+    assert cnnspec("summary", path).stderr == ""
