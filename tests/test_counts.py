@@ -222,6 +222,27 @@ def test_kept_activations_of_very_many(text: str) -> None:
     hold_against_saved_tensors(text)
 
 
+@pytest.mark.parametrize(
+    "layers",
+    [
+        "mul { conv 3x3 8; conv 1x1 8; conv 1x1 1 }",
+        "mul { in; conv 1x1 8; conv 1x1 1 | global_avgpool; in }",
+        "mul { in; in; conv 1x1 8 }",
+        "conv 3x3 8 | mul { in; slice 0..1 | relu; in }",
+        "add { conv 1x1 8; in | conv 1x1 8; conv 3x3 8 } | relu",
+        "conv 1x1 8 | dropout 1.0 | drop_path 1.0 | dropout2d 1.0 | conv 1x1 2",
+        "in_norm affine | lrn 9 | prelu | scale | conv 1x1 2",
+        "channel_shuffle 1 | pixel_shuffle 1 | pad 0 | upsample 1 | bn | relu6 | conv 1x1 2",
+        "conv 1x1 8 | identity | relu | relu | adaptive_avgpool 1 | adaptive_maxpool 1 | flatten | linear 2",
+        "slice 0..3 | conv 3x3 8 | slice 2..5 | relu | slice 0..1 | conv 1x1 4",
+    ],
+)
+def test_memory_of_some_operators(layers: str) -> None:
+    graph = loads(f"input 8x6x6\n{layers}\n")
+    assert count(graph).kept_total.at(2) == kept_by_torch(graph, 2)
+    assert max(live_memory(graph)).at(2) == peak_in_inference(graph, 2)
+
+
 # --- live memory ---------------------------------------------------------------------------------
 
 

@@ -108,6 +108,45 @@ def test_fields_by_hand(layers: str, field: int) -> None:
     assert fields(graph)[graph.output] == (field, field)
 
 
+@pytest.mark.parametrize(
+    "layers",
+    [
+        "upsample 5000",
+        "upsample size=4999x4999 mode=bilinear",
+        "adaptive_avgpool 4999",
+        "conv_transpose 1x1 1 stride=5000",
+        "upsample 67 | pad 1 | adaptive_avgpool 71",
+        "add { conv 1x1 4 stride=2 | upsample size=7x7; adaptive_maxpool 7 | conv 1x1 4 }",
+    ],
+)
+def test_what_repeats_too_late_or_parts_counts_as_the_whole_image(layers: str) -> None:
+    graph = loads(f"input 3x13x13\n{layers}\n")
+    assert fields(graph)[graph.output] == (None, None)
+
+
+def test_branches_of_other_periods_see_what_both_see() -> None:
+    graph = loads("input 3x32x32\nadd { conv 3x3 4 stride=2 | upsample 2; conv 5x5 4 }\n")
+    assert fields(graph)[graph.output] == (5, 5)
+    parts = loads("input 3x32x32\nadd { conv 3x3 4 stride=2 | upsample 2; conv 3x3 4 stride=4 | upsample 4 }\n")
+    assert fields(parts)[parts.output] == (5, 5)
+
+
+def test_a_place_between_those_of_a_transposed_convolution_sees_nothing() -> None:
+    holes = "conv_transpose 1x1 1 stride=2"
+    graph = loads(f"input 1x4x4\n{holes}\n")
+    assert [len(sights(graph)[0]), centre(sights(graph)[0])] == [1, (0, 0)]
+    many = "".join(f"    {holes} | conv {k}x{k} 1\n" for k in (1, 1, 3, 3))
+    graph = loads(f"input 1x4x4\nadd {{\n    {holes}\n{many}    {holes}\n}}\n")
+    assert centre(sights(graph)[graph.output]) == (2, 2)
+    assert fields(graph)[graph.output] == (2, 2)
+
+
+def test_very_many_paths_with_holes() -> None:
+    branch = "    conv_transpose 1x1 1 stride=2\n"
+    graph = loads(f"input 1x4x4\nadd {{\n{branch * 40}}}\n")
+    assert len(sights(graph)[graph.output]) == 1
+
+
 # --- gradients -----------------------------------------------------------------------------------
 
 
