@@ -79,7 +79,8 @@ def test_torch_agrees_on_very_many(text: str, batch: int) -> None:
 def test_what_is_drawn_checks_and_is_printed_faithfully(drawn: tree.File) -> None:
     text = format_file(drawn)
     done = compile_source(Source("drawn", text))
-    assert done.diagnostics == [], "\n\n".join([text, *map(render, done.diagnostics)])
+    faults = [diagnostic for diagnostic in done.diagnostics if diagnostic.severity == "error"]  # lints may be
+    assert faults == [], "\n\n".join([text, *map(render, faults)])
     assert done.tree == drawn
     assert format(text) == text
     assert done.model is not None
