@@ -106,8 +106,8 @@ def prove(
 ) -> list[Diagnostic]:
     """The diagnostics with those fixes alone that work, and a help that speaks of no other.
 
-    A fix works where the changed text does not have the diagnostic any more, and no new error stands in what was
-    changed. What lies behind may show faults that could not be seen before. Only so much is tried that a check
+    A fix works where the changed text does not have the diagnostic any more, no new error stands in what was changed,
+    and a change of shapes makes no other shape wrong. What lies behind may show faults that could not be seen before. Only so much is tried that a check
     stays fast; a fix that was not tried is not shown.
 
     Args:
@@ -118,20 +118,25 @@ def prove(
     wanted = [(d, fix) for d in diagnostics for fix in d.fixes if all(e.span.source is source for e in fix.edits)]
     trials = min(len(wanted), _MAX_TRIALS, _MAX_CHARACTERS // max(len(source.text), 1))
     works: dict[int, list[Fix]] = {}
+    open_: set[int] = set()
     for diagnostic, fix in wanted[:trials]:
-        if _works(diagnostic, fix, diagnostics, again(fix.apply(source.text), _MAX_STEPS // trials)):
+        answer = _works(diagnostic, fix, diagnostics, again(fix.apply(source.text), _MAX_STEPS // trials))
+        if answer:
             works.setdefault(id(diagnostic), []).append(fix)
+        elif answer is None:
+            open_.add(id(diagnostic))
     tried = {id(diagnostic) for diagnostic, _ in wanted[:trials]}
     out: list[Diagnostic] = []
     for d in diagnostics:
         fixes, help = tuple(works.get(id(d), ())), d.help
-        if id(d) in tried and len(fixes) < len(d.fixes):
+        if id(d) in tried - open_ and len(fixes) < len(d.fixes):
             help = ", or ".join(dict.fromkeys(fix.help for fix in fixes)) or _OTHERWISE.get(d.code, help)
         out.append(replace(d, fixes=fixes, help=help) if d.fixes else d)
     return out
 
 
-def _works(diagnostic: Diagnostic, fix: Fix, before: Iterable[Diagnostic], after: Iterable[Diagnostic]) -> bool:
+def _works(diagnostic: Diagnostic, fix: Fix, before: Iterable[Diagnostic], after: Iterable[Diagnostic]) -> bool | None:
+    """Whether a fix works; none where that cannot be told."""
     edits = sorted(fix.edits, key=lambda edit: (edit.span.start, edit.span.end))
     known = {(d.code, _moved(d.span.start, edits)) for d in before if d.span and d is not diagnostic}
     known |= {(d.code, -1) for d in before if d.span is None and d is not diagnostic}
@@ -156,6 +161,8 @@ def _works(diagnostic: Diagnostic, fix: Fix, before: Iterable[Diagnostic], after
             or found.code == "E0404"
         ):
             return False
+        if diagnostic.code.startswith("E03") and found.code.startswith("E03"):
+            return None  # another shape is wrong now: by this change, or it could not be seen before
         if any(at <= end and found.span.end >= start for start, end in written):
             return False
     return True
