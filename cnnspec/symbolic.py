@@ -285,6 +285,29 @@ def _term(height: Length, width: Length, count: int) -> str:
     return "*".join([*([f"{count:,}"] if count != 1 or not closed else []), *closed])
 
 
+def greatest(one: Amount | int, other: Amount | int) -> Amount | int:
+    """The larger of two heights, widths or numbers of features, where both are at least 1."""
+    if one == other or other == 1:
+        return one
+    if one == 1:
+        return other
+    if isinstance(one, int) and isinstance(other, int):
+        return max(one, other)
+    for axis, amount in ((0, Amount.height), (1, Amount.width)):
+        lengths = [_length(size, axis) for size in (one, other)]
+        if lengths[0] is not None and lengths[1] is not None:
+            return amount(lengths[0].greatest(lengths[1]))
+    return one if isinstance(one, Amount) else other  # flat features, which have to agree
+
+
+def _length(size: Amount | int, axis: int) -> Length | None:
+    """The height (0) or width (1) that an amount is alone."""
+    if isinstance(size, int):
+        return Length.of(1, 0, (size,))
+    ((lengths, count), *more) = size.terms.items()
+    return lengths[axis] if not more and count == 1 and lengths[1 - axis] == ONE and lengths[axis] != ONE else None
+
+
 def total(amounts: Iterable[Amount | int]) -> Amount | int:
     """Their sum."""
     return reduce(lambda a, b: a + b, amounts, 0)

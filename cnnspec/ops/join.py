@@ -1,11 +1,12 @@
 """The joins of branches: `add`, `mul`, `concat`."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from cnnspec import shapes
 from cnnspec.ops.base import FLOAT, Kept, Op, ShapeFault
 from cnnspec.shapes import Shape
+from cnnspec.symbolic import greatest
 
 
 class Join(Op):
@@ -14,9 +15,14 @@ class Join(Op):
     owns_module: ClassVar[bool] = False
     callable: ClassVar[bool] = False
 
+    @staticmethod
+    def joined(inputs: Sequence[Shape]) -> Shape:
+        """The shape of the result for inputs that fit; sizes may be functions of the image's."""
+        return inputs[0]
+
     def scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
         # The branches are joined one after the other.
-        return FLOAT * shapes.numel(self.infer(*inputs[:-1])) if len(inputs) > 2 else 0
+        return FLOAT * shapes.numel(self.joined(inputs[:-1])) if len(inputs) > 2 else 0
 
 
 def _projection(first: Shape, other: Shape) -> str | None:
@@ -84,7 +90,14 @@ class Mul(Join):
                     "cannot multiply tensors of these shapes",
                     help="the factors must agree in channels and map, or have 1 channel, or a 1x1 map",
                 )
-            result = (max(result[0], other[0]), *(max(a, b) for a, b in zip(result[1:], other[1:], strict=True)))
+            result = self.joined((result, other))
+        return result
+
+    @staticmethod
+    def joined(inputs: Sequence[Shape]) -> Shape:
+        result = inputs[0]
+        for other in inputs[1:]:
+            result = tuple(cast(int, greatest(a, b)) for a, b in zip(result, other, strict=True))
         return result
 
     def kept(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Kept:
@@ -94,7 +107,7 @@ class Mul(Join):
         for i in range(1, len(inputs)):
             kept |= ({i} if before else set()) | ({0} if i == 1 and tracked[1] else set())
             if i > 1 and tracked[i]:
-                extra += FLOAT * shapes.numel(self.infer(*inputs[:i]))
+                extra += FLOAT * shapes.numel(self.joined(inputs[:i]))
             before = before or tracked[i]
         return Kept(tuple(sorted(kept)), extra=extra)
 
