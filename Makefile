@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint types format tables benchmark clean
+.PHONY: demo soundness soundness-long test test-slow lint types format tables benchmark clean
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "cnnspec needs Python 3.11 or newer; set PYTHON=..." && false)
@@ -20,6 +20,12 @@ test: $(READY) lint types
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+soundness: $(READY)
+	$(BIN)/python -m cnnspec.testing all --processes 2
+
+soundness-long: $(READY)
+	$(BIN)/python -m cnnspec.testing all --long --processes 2
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -7,8 +7,10 @@ This is the file to read first. Each stage is one function; `compile_source` is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import gc
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -48,8 +50,11 @@ class Compilation:
     def found(self) -> list[Diagnostic]:
         """Errors and lints in the order of their places; lints where there is no error."""
         if self.tree is not None and not self.report.failed:
-            for diagnostic in lint(self.tree, self.graph):
-                self.report.add(diagnostic)
+            try:
+                for diagnostic in lint(self.tree, self.graph):
+                    self.report.add(diagnostic)
+            except TooManyFaults:
+                pass
         return self.report.sorted()
 
     @cached_property
@@ -58,6 +63,8 @@ class Compilation:
         again = self.again
         if again is None:
             return self.found
+        if self.report.full:  # there is more to mend than to try
+            return [replace(diagnostic, fixes=()) for diagnostic in self.found]
         return prove(self.found, self.source, lambda text, steps: again(text, steps).found)
 
     def require_graph(self) -> ir.Graph:
@@ -101,9 +108,30 @@ def compile_source(
         return compile_source(Source(source.name, text), path, params, steps=steps, allow_huge=allow_huge)
 
     done.again = again
+    with _without_collection():
+        _run_stages(done, path, params, steps, allow_huge)
+    return done
+
+
+@contextmanager
+def _without_collection() -> Generator[None]:
+    """Stops Python's search for unreachable cycles: it takes as long as all stages, and finds next to nothing."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
+
+
+def _run_stages(
+    done: Compilation, path: Path | None, params: Mapping[str, Any] | None, steps: int | None, allow_huge: bool
+) -> None:
+    source = done.source
     done.tree = parse(source, done.report)
     if done.tree is None:
-        return done
+        return
     library = Library(path.parent if path else None)
     if path:
         library.add(path, done.tree)
@@ -115,7 +143,6 @@ def compile_source(
             done.graph = check_model(done.model, places, done.report, source.text, steps, allow_huge=allow_huge)
     except TooManyFaults:
         pass
-    return done
 
 
 def _value(key: str, value: Any) -> Any:

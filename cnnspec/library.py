@@ -125,7 +125,11 @@ class Library:
         for place in (folder, shipped_folder()):
             if place is None:
                 continue
-            path = (place / relative).resolve()
+            try:
+                path = (place / relative).resolve()
+                there = path.is_file()
+            except (OSError, ValueError, RuntimeError):  # a name that no file can have, or links in a circle
+                continue
             roots = [root for root in (self._root, shipped_folder()) if root is not None]
             if not any(path.is_relative_to(root) for root in roots):
                 report.add(
@@ -137,7 +141,7 @@ class Library:
                     )
                 )
                 return None
-            if path.is_file():
+            if there:
                 return self._read(path, at, report)
         known = [*shipped_specs(), *(f"blocks/{name}{SUFFIX}" for name in standard_blocks())]
         if folder is not None and folder.is_dir():

@@ -2,7 +2,7 @@
 
 MAX_FILE_BYTES = 256 * 1024
 MAX_LINE_LENGTH = 2_000
-MAX_WORDS = 32_768
+MAX_WORDS = 12_288
 """Names, numbers, signs and comments of a spec and of the files it takes from, together."""
 MAX_NAME = 128
 """Characters of a name."""
@@ -20,7 +20,7 @@ MAX_INTEGER = 1_000_000_000
 MAX_LITERAL = 10**15
 """Of a number in the text, so that `expect` can name any figure."""
 MAX_REPEAT = 4_096
-MAX_NODES = 20_000
+MAX_NODES = 10_000
 """Operators of one network after repeats and blocks are written out."""
 MAX_FILES = 64
 MAX_FILE_DEPTH = 8
@@ -29,7 +29,7 @@ MAX_PERIOD = 4_096
 """To which the strides of one axis may multiply; places after which a receptive field repeats."""
 MAX_STEPS = 4 * MAX_NODES
 """Elements that are entered while a network is written out, those without an operator included."""
-MAX_EVALUATIONS = 500_000
+MAX_EVALUATIONS = 200_000
 """Terms of expressions that are evaluated while a network is written out."""
 MAX_PARAMETERS = 10_000_000_000
 """Learned weights of one network, unless its user allows more."""

@@ -318,7 +318,7 @@ class Builder:
         parts = node.children
         if len(parts) == 1:
             return self.operand(parts[0])
-        deep = sum(isinstance(part, Token) and part.type in OPERATORS for part in parts)
+        deep = sum(isinstance(part, Token) and (part.type in OPERATORS or part.type in PREFIXES) for part in parts)
         if deep >= MAX_TERMS:
             self.too_deep(self.span(node))
             return tree.Number(self.span(node), 0, "0")

@@ -1,45 +1,43 @@
-"""Hypothesis strategies for whole specs, to test what works on specs.
+"""Tests of specs, and of what works on specs.
 
-A spec is drawn as a tree and printed by the formatter. Every choice is made with the shape at hand, so
-what is drawn is valid by construction: nothing is filtered. Values are written in every way the language
-has: as literals, variables, sizes of `in`, arithmetic, conditions.
+`assert_sound` holds a spec of yours against torch. The strategies are for Hypothesis: a spec is drawn as a tree and
+printed by the formatter; every choice is made with the shape at hand, so what is drawn is valid by construction and
+nothing is filtered. Values are written in every way the language has.
 
     import cnnspec
-    from cnnspec.testing import specs
+    from cnnspec.testing import assert_sound, specs
     from hypothesis import given
 
-    @given(specs())
-    def test_builds(text):
-        cnnspec.build(cnnspec.loads(text))
+    def test_mine():
+        assert_sound("my_network.cnn")
 
-The package `hypothesis` has to be installed.
+    @given(specs())
+    def test_my_pass(text):
+        assert my_pass(cnnspec.loads(text)).output_shape == ...
+
+The strategies need the package `hypothesis`, `assert_sound` needs torch; both are imported when they are used.
 """
 
 from __future__ import annotations
 
-from hypothesis import strategies as st
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from cnnspec import tree
-from cnnspec.formatting import format_file
-from cnnspec.testing.author import Author
-from cnnspec.testing.faults import FAULTS
+from cnnspec.testing.faults import FaultySpec
 
-__all__ = ["faulty_specs", "specs", "trees"]
+if TYPE_CHECKING:
+    from cnnspec.testing.oracle import assert_sound
+    from cnnspec.testing.strategies import faulty_specs, sizes, sizes_outside, specs, trees
 
+__all__ = ["FaultySpec", "assert_sound", "faulty_specs", "sizes", "sizes_outside", "specs", "trees"]
 
-@st.composite
-def trees(draw: st.DrawFn) -> tree.File:
-    """Trees of specs that check; they were read from no text, so their spans lead nowhere."""
-    return Author(draw).file()
-
-
-def specs() -> st.SearchStrategy[str]:
-    """Texts of specs that check: at most some hundred operators, small maps, at least one layer."""
-    return trees().map(format_file)
+_HOMES = {
+    "assert_sound": "cnnspec.testing.oracle",
+    **dict.fromkeys(("faulty_specs", "sizes", "sizes_outside", "specs", "trees"), "cnnspec.testing.strategies"),
+}
 
 
-@st.composite
-def faulty_specs(draw: st.DrawFn) -> tuple[str, str]:
-    """Texts with one fault planted into a spec that checks, each with the code of its one diagnostic."""
-    code = draw(st.sampled_from(sorted(FAULTS)))
-    return format_file(Author(draw, code).file()), code
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'cnnspec.testing' has no attribute {name!r}")

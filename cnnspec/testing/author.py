@@ -7,14 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from hypothesis import strategies as st
-
 from cnnspec import tree
 from cnnspec.ops import JOINS, OPS, ShapeFault
 from cnnspec.shapes import Shape, is_map
 from cnnspec.signatures import Interval, OpName, Word
-from cnnspec.testing.chance import ACTIVATIONS, MAX_SIDE, SAFE_BLOCKS, SETTINGS, Settings
-from cnnspec.testing.faults import FAULTS
+from cnnspec.testing.chance import ACTIVATIONS, MAX_SIDE, SETTINGS, STANDARD_BLOCKS, Chance, Numbers, Settings, T
 from cnnspec.testing.writing import (
     NO_SOURCE,
     NOWHERE,
@@ -27,6 +24,12 @@ from cnnspec.testing.writing import (
 )
 
 KINDS: tuple[Literal["add", "mul", "concat"], ...] = ("add", "mul", "concat")
+FEATURES = (
+    *(name for name in OPS if name not in ("flatten", "linear")),
+    *(*KINDS, "repeat", "each", "when", "if", "reference", "nothing"),
+    *STANDARD_BLOCKS,
+)
+"""What has to occur often: some of it is made to occur in each spec. `flatten` and `linear` stand in the head of most."""
 
 
 @dataclass
@@ -43,13 +46,29 @@ class Author(ExpressionWriter):
     """Writes one spec.
 
     Args:
-        draw: Hypothesis' source of choices.
-        fault: The code of a fault to plant into it.
+        number: Where chance comes from.
+        plant: Statements with a fault, for the map that they stand behind, which are planted among the others.
+        nested: Whether they can be planted in braces, too.
+
+    Attributes:
+        faulty: What was planted.
+        outermost: The statement of the file that it is, or that holds it.
+        inside: How many statements stand in front of it in its braces; 0 where it stands in none.
     """
 
-    def __init__(self, draw: st.DrawFn, fault: str | None = None) -> None:
-        super().__init__(draw)
-        self.fault = fault
+    def __init__(
+        self,
+        number: Numbers,
+        plant: Callable[[Chance, Shape], list[tree.Statement]] | None = None,
+        *,
+        nested: bool = True,
+    ) -> None:
+        super().__init__(number)
+        self.plant = plant
+        self.nested = nested
+        self.faulty: list[tree.Statement] = []
+        self.outermost: tree.Statement | None = None
+        self.inside = 0
         self.names = 0
         self.blocks: list[Template] = []
         self.constants: Settings = {}
@@ -79,17 +98,23 @@ class Author(ExpressionWriter):
             )
         return make_call(callee, args, repeat)
 
-    def op(self, x: Shape, frame: Frame, names: Sequence[str] = tuple(OPS)) -> tuple[tree.Element, Shape]:
-        """A call of an operator that takes the shape, and what it gives."""
-        name = self.pick(names)
+    def settle(self, name: str, x: Shape) -> tuple[Settings, Shape] | None:
+        """Settings of an operator for a shape and what it then gives, if it takes it and gives no large map."""
         settings = SETTINGS[name](self, x) if name in SETTINGS else {}
         try:
             y = OPS[name](**settings).infer(x) if settings is not None else None
         except (ShapeFault, TypeError):
-            y = None
+            return None
         large = y is None or max(y[1:], default=1) > 2 * MAX_SIDE or y[0] > 64
-        if y is None or settings is None or large or (is_map(x) and not is_map(y)):
+        return None if y is None or settings is None or large or is_map(x) != is_map(y) else (settings, y)
+
+    def op(self, x: Shape, frame: Frame, names: Sequence[str] = tuple(OPS)) -> tuple[tree.Element, Shape]:
+        """A call of an operator that takes the shape, and what it gives."""
+        name = self.pick(names)
+        settled = self.settle(name, x)
+        if settled is None:
             return make_call(self.pick(ACTIVATIONS)), x
+        settings, y = settled
         return self.call(name, settings, frame, list(OPS[name].parameters)), y
 
     def reshape(self, x: Shape, target: Shape, frame: Frame) -> list[tree.Element]:
@@ -112,20 +137,9 @@ class Author(ExpressionWriter):
     def block_call(self, x: Shape, frame: Frame) -> tuple[tree.Element, Shape]:
         """A call of a block: one written before for such a shape, a new one, or a standard one."""
         fitting = [block for block in self.blocks if block.entering == x]
-        if is_map(x) and self.rarely(2):
-            name = self.pick(list(SAFE_BLOCKS))
-            settings = SAFE_BLOCKS[name](self, x)
-            subsample = 2 if settings.get("subsample") else 1
-            c = {
-                "dense_layer": x[0] + settings.get("growth", 0),
-                "squeeze_excite": x[0],
-                "inception_block": sum(value for key, value in settings.items() if key[0] == "c"),
-            }.get(name, settings.get("c", 0))
-            repeat = (
-                self.number(1, 2) if name in ("conv_bn", "resnet_block", "preact_block") and self.rarely() else None
-            )
-            order = [key for key in settings if key != "subsample"]
-            return self.call(name, settings, frame, order, repeat), (c, *(-(-size // subsample) for size in x[1:]))
+        standard = [name for name, block in STANDARD_BLOCKS.items() if is_map(x) and block.takes(x)]
+        if standard and self.rarely(2):
+            return self.standard_call(self.pick(standard), x, frame)
         if fitting and self.rarely(2):
             template = self.pick(fitting)
         else:
@@ -133,6 +147,15 @@ class Author(ExpressionWriter):
         repeat = self.number(1, 3) if template.leaving == template.entering and self.rarely() else None
         order = [parameter.name for parameter in template.block.parameters]
         return self.call(template.block.name, template.arguments, frame, order, repeat), template.leaving
+
+    def standard_call(self, name: str, x: Shape, frame: Frame) -> tuple[tree.Element, Shape]:
+        """A call of a standard block, for a map that it takes."""
+        block = STANDARD_BLOCKS[name]
+        settings = block.settings(self, x)
+        y = block.gives(x, settings)
+        repeat = self.number(1, 2) if y == x and self.rarely() else None
+        order = [key for key in settings if key not in ("subsample", "stride")]
+        return self.call(name, settings, frame, order, repeat), y
 
     def block(self, x: Shape) -> Template:
         """A new block for inputs of a shape; its parameters have the values that its body was written for."""
@@ -215,7 +238,7 @@ class Author(ExpressionWriter):
         if label is None and frame.labelling and self.rarely():
             label = self.fresh("l")
         if self.rarely(5):
-            happens = self.draw(st.booleans())
+            happens = self.happens()
             flow = make_flow(*elements, label=label, condition=self.boolean(happens, frame))
             if not happens:
                 return flow, x
@@ -244,7 +267,7 @@ class Author(ExpressionWriter):
         return tree.Repeat(NOWHERE, head, variable, tuple(body)), x
 
     def conditional(self, x: Shape, frame: Frame, depth: int) -> tuple[tree.Element, Shape]:
-        decision = self.draw(st.booleans())
+        decision = self.happens()
         condition = self.boolean(decision, frame)
         body, y = self.body(x, frame.inner(x), depth - 1)
         if decision and self.rarely(2):
@@ -252,9 +275,9 @@ class Author(ExpressionWriter):
         other, z = self.body(x, frame.inner(x), depth - 1)
         return tree.If(NOWHERE, condition, tuple(body), tuple(other)), y if decision else z
 
-    def join(self, x: Shape, frame: Frame, depth: int) -> tuple[tree.Element, Shape]:
+    def join(self, x: Shape, frame: Frame, depth: int, wanted: str | None = None) -> tuple[tree.Element, Shape]:
         """A join: a first branch as it comes, and others that are brought to a shape that fits it."""
-        kind = self.pick(KINDS)
+        kind = self.pick([known for known in KINDS if wanted in (None, known)])
         inner = frame.inner(x)
         first, shape = self.flow(x, inner, depth - 1)
         branches: list[tree.Statement] = [first]
@@ -273,14 +296,14 @@ class Author(ExpressionWriter):
             branch = make_flow(*(elements if elements and not label and self.rarely(2) else head + elements))
             there = True
             if self.rarely(4):
-                there, first_side = self.draw(st.booleans()), self.draw(st.booleans())
+                there, first_side = self.happens(), self.happens()
                 absent = (make_flow(tree.Nothing(NOWHERE)),)
                 sides = ((branch,), absent) if first_side else (absent, (branch,))
                 branch = make_flow(tree.If(NOWHERE, self.boolean(there == first_side, inner), *sides))
             branches.append(branch)
             shapes += [target] if there else []
         y = shapes[0] if len(shapes) == 1 else JOINS[kind]().infer(*shapes)
-        return tree.Join(NOWHERE, kind, tuple(branches)), y
+        return tree.Join(NOWHERE, kind, tuple(branches)), y  # type: ignore[arg-type]
 
     def partner(self, kind: str, shape: Shape, start: Shape) -> Shape:
         """A shape that a join takes beside another one."""
@@ -313,6 +336,55 @@ class Author(ExpressionWriter):
         names = tuple(tree.Name(NOWHERE, name) for name in columns)
         return tree.Each(NOWHERE, "conv", names, tuple(args), tuple(rows), NOWHERE), x
 
+    # what has to occur
+
+    def featured(self, name: str, x: Shape, frame: Frame) -> tuple[list[tree.Statement], Shape]:
+        """Statements in which one of `FEATURES` occurs, for a map; with what it takes to make it fit in front."""
+        if name in OPS:
+            elements, y = self._fitted(x, frame, lambda z: self.settle(name, z))
+            if y is None:
+                return [], x
+            settings, shape = y
+            call = self.call(name, settings, frame, list(OPS[name].parameters))
+            return [make_flow(*elements, call)], shape
+        if name in STANDARD_BLOCKS:
+            elements, z = self._fitted(x, frame, lambda z: z if STANDARD_BLOCKS[name].takes(z) else None)
+            assert z is not None
+            call, shape = self.standard_call(name, z, frame)
+            return [make_flow(*elements, call)], shape
+        label = self.fresh("l")
+        plain = make_call(self.pick(ACTIVATIONS))
+        here = make_flow(tree.In(NOWHERE))
+        match name:
+            case "when":
+                happens = self.happens()
+                return [make_flow(plain, condition=self.boolean(happens, frame))], x
+            case "reference":
+                frame.labels[label] = x
+                joined = tree.Join(NOWHERE, "add", (here, make_flow(tree.Reference(NOWHERE, label))))
+                return [make_flow(plain, label=label), make_flow(joined)], x
+            case "nothing":
+                absent = (make_flow(tree.Nothing(NOWHERE)),)
+                branch = tree.If(NOWHERE, self.boolean(self.happens(), frame), (make_flow(plain),), absent)
+                return [make_flow(tree.Join(NOWHERE, "add", (here, make_flow(branch))))], x
+            case "repeat":
+                element, y = self.repeat(x, frame, 1)
+            case "each":
+                element, y = self.table(x, frame)
+            case "if":
+                element, y = self.conditional(x, frame, 1)
+            case _:
+                element, y = self.join(x, frame, 1, name)
+        return [make_flow(element)], y
+
+    def _fitted(self, x: Shape, frame: Frame, fits: Callable[[Shape], T | None]) -> tuple[list[tree.Element], T | None]:
+        """Elements that bring a map to a shape that fits, none if it does, and what it is then."""
+        for target in (x, x, x, (x[0], 4, 4), (4 * self.number(1, 3), 4, 4)):
+            found = fits(target)
+            if found is not None:
+                return self.reshape(x, target, frame), found
+        return [], None
+
     # the file
 
     def file(self) -> tree.File:
@@ -339,16 +411,20 @@ class Author(ExpressionWriter):
     def network(self, x: Shape, frame: Frame) -> tuple[list[tree.Statement], Shape]:
         """The statements of the network, with `stem`, `stage` and `head` or without, and a classifier or not."""
         found: list[tree.Statement] = []
-        words = self.draw(st.booleans())
-        count = self.number(1, 4)
-        planted = self.number(0, count - 1) if self.fault else None
+        words = self.happens()
+        count = self.number(1, 3)
+        features = self.few(FEATURES, 4)
+        planted = self.number(0, count - 1) if self.plant else None
         for i in range(count):
             if self.rarely(5):
                 found.append(self.aside(frame))
-            if i == planted and self.fault:
-                found += FAULTS[self.fault](x)
-            flow, x = self.flow(x, frame, 2, ("stem" if i == 0 else "stage") if words else None)
+            if i == planted and self.plant:
+                found += self.planted(self.plant, x)
+            flow, x = self.flow(x, frame, 1, ("stem" if i == 0 else "stage") if words else None)
             found.append(flow)
+            for name in features if i == count - 1 else [features.pop()]:
+                statements, x = self.featured(name, x, frame)
+                found += statements
         if self.rarely(4):
             found.append(make_flow(make_call(self.pick(ACTIVATIONS))))
             return found, x
@@ -357,6 +433,17 @@ class Author(ExpressionWriter):
         last = [*pool, make_call("flatten"), self.call("linear", {"c": target[0]}, frame, ["c"])]
         found.append(make_flow(*last, label="head" if words else None))
         return found, target
+
+    def planted(self, plant: Callable[[Chance, Shape], list[tree.Statement]], x: Shape) -> list[tree.Statement]:
+        """The statements with the fault, now and then in braces behind others."""
+        self.faulty = plant(self, x)
+        found: list[tree.Statement] = list(self.faulty)
+        if found and self.nested and self.rarely():
+            before = [make_flow(make_call(self.pick(ACTIVATIONS))) for _ in range(self.number(1, 2))]
+            self.inside = len(before)
+            found = [make_flow(tree.Braces(NOWHERE, (*before, *self.faulty)))]
+        self.outermost = found[0] if found else None
+        return found
 
     def rules(self) -> list[tree.Top]:
         """Defaults and initialisations that hold for the file."""

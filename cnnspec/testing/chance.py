@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
-
-from hypothesis import strategies as st
 
 from cnnspec.ops import OPS
 from cnnspec.shapes import Shape
@@ -19,20 +18,30 @@ MAX_SIDE = 24
 """The greatest height and width: small, so that a network of any shape is built in no time."""
 
 
+Numbers = Callable[[int, int], int]
+"""Where chance comes from: an integer between two others, both included. Hypothesis gives them, so that examples shrink,
+or a `random.Random(seed).randint`, which is fast and even."""
+
+
 class Chance:
     """Small decisions; the first option is the one that shrinking leads to."""
 
-    def __init__(self, draw: st.DrawFn) -> None:
-        self.draw = draw
+    def __init__(self, number: Numbers) -> None:
+        self.number = number
 
     def pick(self, options: Sequence[T]) -> T:
-        return self.draw(st.sampled_from(options))
+        return options[self.number(0, len(options) - 1)]
 
-    def number(self, low: int, high: int) -> int:
-        return self.draw(st.integers(low, high))
+    def happens(self) -> bool:
+        return bool(self.number(0, 1))
 
     def rarely(self, one_in: int = 3) -> bool:
-        return self.draw(st.integers(0, one_in - 1)) == one_in - 1
+        return self.number(0, one_in - 1) == one_in - 1
+
+    def few(self, options: Sequence[T], count: int) -> list[T]:
+        """Some different ones of the options."""
+        left = list(options)
+        return [left.pop(self.number(0, len(left) - 1)) for _ in range(min(count, len(left)))]
 
     def some(self, settings: Settings) -> Settings:
         """A part of optional settings."""
@@ -143,12 +152,56 @@ None, and settings that the operator refuses for the shape, call for another ope
 ACTIVATIONS = tuple(
     name for name in OPS if not OPS[name].parameters and name not in ("flatten", "softmax") and "pool" not in name
 )
-SAFE_BLOCKS: dict[str, Callable[[Chance, Shape], Settings]] = {
-    "conv_bn": lambda chance, x: {"kernel": (3, 3), "c": chance.number(1, 12)},
-    "resnet_block": lambda chance, x: {"c": chance.number(1, 12), **chance.some({"subsample": True})},
-    "preact_block": lambda chance, x: {"c": chance.number(1, 12), **chance.some({"subsample": True})},
-    "dense_layer": lambda chance, x: {"growth": chance.number(1, 3), "bottleneck": chance.number(1, 2)},
-    "squeeze_excite": lambda chance, x: {"ratio": chance.number(1, x[0])},
-    "inception_block": lambda chance, x: {name: chance.number(1, 4) for name in ("c1", "r3", "c3", "r5", "c5", "cp")},
+
+
+@dataclass(frozen=True)
+class StandardBlock:
+    """A standard block: how it is called for a map, what it gives, and which maps it takes."""
+
+    settings: Callable[[Chance, Shape], Settings]
+    gives: Callable[[Shape, Settings], Shape]
+    takes: Callable[[Shape], bool] = lambda x: True
+
+
+def _strided(times: int) -> Callable[[Shape, Settings], Shape]:
+    """What a block gives that takes `c`, and halves the map with `subsample`."""
+
+    def gives(x: Shape, settings: Settings) -> Shape:
+        step = 2 if settings.get("subsample") else settings.get("stride", 1)
+        return (times * settings["c"], *(-(-size // step) for size in x[1:]))
+
+    return gives
+
+
+def _narrow(chance: Chance, x: Shape) -> Settings:
+    return {"c": chance.number(1, 12), **chance.some({"subsample": True})}
+
+
+_COLUMNS = ("c1", "r3", "c3", "r5", "c5", "cp")
+
+STANDARD_BLOCKS: dict[str, StandardBlock] = {
+    "conv_bn": StandardBlock(lambda chance, x: {"kernel": (3, 3), "c": chance.number(1, 12)}, _strided(1)),
+    "resnet_block": StandardBlock(_narrow, _strided(1)),
+    "preact_block": StandardBlock(_narrow, _strided(1)),
+    "bottleneck": StandardBlock(lambda chance, x: _narrow(chance, x) | {"c": chance.number(1, 4)}, _strided(4)),
+    "preact_bottleneck": StandardBlock(lambda chance, x: _narrow(chance, x) | {"c": chance.number(1, 4)}, _strided(4)),
+    "inverted_residual": StandardBlock(
+        lambda chance, x: {"expand": chance.number(1, 2), "c": chance.number(1, 12), **chance.some({"stride": 2})},
+        _strided(1),
+    ),
+    "transition": StandardBlock(
+        lambda chance, x: chance.some({"c": chance.number(1, 12)}),
+        lambda x, settings: (settings.get("c", x[0] // 2), x[1] // 2, x[2] // 2),
+        lambda x: min(x) >= 2,
+    ),
+    "dense_layer": StandardBlock(
+        lambda chance, x: {"growth": chance.number(1, 3), "bottleneck": chance.number(1, 2)},
+        lambda x, settings: (x[0] + settings["growth"], *x[1:]),
+    ),
+    "squeeze_excite": StandardBlock(lambda chance, x: {"ratio": chance.number(1, x[0])}, lambda x, settings: x),
+    "inception_block": StandardBlock(
+        lambda chance, x: {name: chance.number(1, 4) for name in _COLUMNS},
+        lambda x, settings: (sum(settings[name] for name in _COLUMNS if name[0] == "c"), *x[1:]),
+    ),
 }
-"""Standard blocks that take every map, with their arguments."""
+"""How the shipped blocks are drawn."""

@@ -1,82 +1,302 @@
-"""Faults to plant: for each code statements that have it, wherever they stand."""
+"""Specs with one planted fault: what can be wrong, written for the map at hand, and where it then stands."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from cnnspec import tree
-from cnnspec.shapes import Shape, is_map
-from cnnspec.testing.writing import NOWHERE, make_call, make_flow, make_integer
+from cnnspec.diagnostics import Report, Source, Span
+from cnnspec.formatting import format_file
+from cnnspec.shapes import Shape
+from cnnspec.syntax import parse
+from cnnspec.testing.author import Author
+from cnnspec.testing.chance import Chance, Numbers
+from cnnspec.testing.writing import NOWHERE
 
-Fault = Callable[[Shape], list[tree.Statement]]
+
+@dataclass(frozen=True)
+class FaultySpec:
+    """A spec with one fault.
+
+    Attributes:
+        text: The spec.
+        code: The code of the fault.
+        lines: The first and the last line of the statement at fault, counted from 1.
+    """
+
+    text: str
+    code: str
+    lines: tuple[int, int]
+
+    def holds(self, line: int | None) -> bool:
+        """Whether a line is one of the statement at fault."""
+        return line is not None and self.lines[0] <= line <= self.lines[1]
 
 
-def _args(*positional: tree.Expr, **named: tree.Expr) -> list[tree.Argument]:
-    return [
-        *(tree.Argument(NOWHERE, None, value) for value in positional),
-        *(tree.Argument(NOWHERE, name, value) for name, value in named.items()),
+Writer = Callable[[Chance, int, int, int], str]
+
+
+def _deep(chance: Chance, c: int, h: int, w: int) -> str:
+    return f"times {'(' * 40}1{')' * 40}"
+
+
+IN_BODY: dict[str, tuple[Writer, ...]] = {
+    "E0201": (
+        lambda chance, c, h, w: "no_such_block",
+        lambda chance, c, h, w: chance.pick(["rellu", "sigmiod", "resnet_blok c=4", "conv2 1x1 4"]),
+        lambda chance, c, h, w: f"Conv2d 1x1 {c}",
+    ),
+    "E0202": (
+        lambda chance, c, h, w: "relu no_such_argument=1",
+        lambda chance, c, h, w: f"conv 1x1 {c} strid=1",
+        lambda chance, c, h, w: "bn epsilon=1e-3",
+        lambda chance, c, h, w: f"resnet_block c={c} subsampel",
+    ),
+    "E0203": (
+        lambda chance, c, h, w: "gn",
+        lambda chance, c, h, w: "conv 1x1",
+        lambda chance, c, h, w: "inception_block 1 2 3 4",
+        lambda chance, c, h, w: "upsample",
+    ),
+    "E0204": (
+        lambda chance, c, h, w: f"conv 1x1 ({2 * c + 1} / 2)",
+        lambda chance, c, h, w: f"conv 1x1 {c} bias=3",
+        lambda chance, c, h, w: 'dropout "a half"',
+        lambda chance, c, h, w: f"conv_bn 1x1 {c} act=3",
+        lambda chance, c, h, w: "relu when in.c + 1",
+    ),
+    "E0205": (
+        lambda chance, c, h, w: "relu 3",
+        lambda chance, c, h, w: f"conv c={c} 1x1",
+        lambda chance, c, h, w: f"each conv(kernel c) {{ 1x1 {c} 3 }}",
+    ),
+    "E0206": (
+        lambda chance, c, h, w: "dropout 0.5 p=0.5",
+        lambda chance, c, h, w: f"conv 1x1 {c} bias bias=true",
+    ),
+    "E0207": (
+        lambda chance, c, h, w: "dropout no_such_name",
+        lambda chance, c, h, w: f"conv 1x1 clases * {c}",
+        lambda chance, c, h, w: f"conv 1x1 cube({c})",
+        lambda chance, c, h, w: f"conv 1x1 in.channels * {c}",
+    ),
+    "E0208": (
+        lambda chance, c, h, w: "concat { in; @no_such_label }",
+        lambda chance, c, h, w: "add { in; @later_on }\nlater_on: relu",
+        lambda chance, c, h, w: "{\n hidden: relu\n }\nadd { in; @hidden }",
+    ),
+    "E0209": (
+        lambda chance, c, h, w: "twice: relu\ntwice: tanh",
+        lambda chance, c, h, w: 'repeat 2 {\n conv 1x1 4 name="same"\n }',
+    ),
+    "E0214": (
+        lambda chance, c, h, w: "times (1 // 0)",
+        lambda chance, c, h, w: f"conv 1x1 sqrt(0 - {c})",
+        lambda chance, c, h, w: "times (1 % (in.c - in.c))",
+    ),
+    "E0215": (
+        lambda chance, c, h, w: "dropout 1.5",
+        lambda chance, c, h, w: "conv 1x1 0",
+        lambda chance, c, h, w: "avgpool 2x2 stride=0",
+        lambda chance, c, h, w: "pad [1, 2, 3]",
+        lambda chance, c, h, w: "upsample 2 align_corners",
+    ),
+    "E0216": (
+        lambda chance, c, h, w: "nothing",
+        lambda chance, c, h, w: "relu | in",
+        lambda chance, c, h, w: "add { }",
+        lambda chance, c, h, w: "add { nothing }",
+    ),
+    "E0301": (
+        lambda chance, c, h, w: f"add {{ in; conv 1x1 {c + chance.number(1, 3)} }}",
+        lambda chance, c, h, w: f"add {{ in; adaptive_avgpool {h + 1}x{w} }}",
+        lambda chance, c, h, w: f"add {{ relu; conv 1x1 {c} | pad 1 }}",
+    ),
+    "E0302": (
+        lambda chance, c, h, w: f"concat {{ in; adaptive_avgpool {h + 1}x{w} }}",
+        lambda chance, c, h, w: "concat { in; pad 1 }",
+    ),
+    "E0303": (
+        lambda chance, c, h, w: f"mul {{ upsample size={h + 1}x{w}; upsample size={h + 2}x{w} }}",
+        lambda chance, c, h, w: f"mul {{ conv 1x1 {c + 1}; conv 1x1 {c + 2} }}",
+    ),
+    "E0304": (
+        lambda chance, c, h, w: f"conv {h + 1}x1 4 pad=0",
+        lambda chance, c, h, w: f"maxpool {h + 1}x{w}",
+    ),
+    "E0305": (lambda chance, c, h, w: chance.pick(["conv 2x2 4", "conv 4x3 4", "conv 3x2 4"]),),
+    "E0306": (
+        lambda chance, c, h, w: f"gn {c + 1}",
+        lambda chance, c, h, w: f"conv 1x1 {c + 1} groups={c + 1}",
+        lambda chance, c, h, w: f"channel_shuffle {c + 1}",
+        lambda chance, c, h, w: f"conv 1x1 {4 * c + 1} | pixel_shuffle 2",
+    ),
+    "E0307": (lambda chance, c, h, w: "linear 3",),
+    "E0309": (
+        lambda chance, c, h, w: "avgpool 1x1 pad=1",
+        lambda chance, c, h, w: f"pad (-{max(h, w)})",
+    ),
+    "E0310": (
+        lambda chance, c, h, w: f"slice 0..{c + 1}",
+        lambda chance, c, h, w: f"slice {c}..{c + 2}",
+    ),
+    "E0402": (
+        lambda chance, c, h, w: 'require in.c == 0, "no channels, but {in.c}"',
+        lambda chance, c, h, w: f"squeeze_excite ratio={c + 1}",
+    ),
+    "E0403": (
+        lambda chance, c, h, w: "repeat 0 { relu }",
+        lambda chance, c, h, w: "relu repeat=5000",
+    ),
+    "E0404": (lambda chance, c, h, w: "repeat 4096 { repeat 6 { relu } }",),
+    "E0405": (
+        _deep,
+        lambda chance, c, h, w: "times 9999999999999999999",
+        lambda chance, c, h, w: f"times ({'1 + ' * 70}1)",
+        lambda chance, c, h, w: f"conv 1x1 {'9' * 9} | conv 1x1 {'9' * 9} | conv 1x1 {c}",
+        lambda chance, c, h, w: "upsample 999999999 | upsample 999999999",
+    ),
+}
+"""Statements with exactly one fault of a code, for a map of `c` channels, height `h` and width `w`."""
+
+AT_TOP: dict[str, tuple[Writer, ...]] = {
+    "E0208": (lambda chance, c, h, w: "aux extra from @no_such_label { flatten | linear classes }",),
+    "E0210": (lambda chance, c, h, w: "block endless() { relu | endless }\nendless",),
+    "E0211": (
+        lambda chance, c, h, w: "let twice_named = 1\nlet twice_named = 2",
+        lambda chance, c, h, w: "block twice_taken(a = 1, a = 2) { relu }\ntwice_taken",
+        lambda chance, c, h, w: "param twice_stated = 1\nparam twice_stated = 2",
+    ),
+    "E0212": (lambda chance, c, h, w: 'use conv_bn from "no_such_file.cnn"',),
+    "E0218": (lambda chance, c, h, w: 'use conv_bn from "../../outside.cnn"',),
+    "E0311": (lambda chance, c, h, w: "kept: relu\ndead: conv 1x1 4\n@kept | tanh",),
+    "E0312": (lambda chance, c, h, w: "seen: relu\naux extra from @seen { flatten | linear classes + 1 }",),
+    "E0401": (
+        lambda chance, c, h, w: "expect depth > 1000",
+        lambda chance, c, h, w: "expect output = [classes, 7, 7, 7]",
+        lambda chance, c, h, w: "expect params = 123.4G",
+    ),
+    "E0204": (lambda chance, c, h, w: "block odd(c: number) { relu }\nodd 3",),
+    "E0201": (lambda chance, c, h, w: "init conv kaiming", lambda chance, c, h, w: "default relou inplace"),
+}
+"""The same for statements of the top of a file."""
+
+IN_TEXT: dict[str, tuple[Callable[[Chance, str], str], ...]] = {
+    "E0101": (
+        lambda chance, line: f"{line} | | relu",
+        lambda chance, line: f"{line}, relu",
+        lambda chance, line: f"{line} | conv(3, 8)",
+        lambda chance, line: f"{line} | relu = 3",
+        lambda chance, line: f"| {line}",
+    ),
+    "E0102": (
+        lambda chance, line: f"{line} {chance.pick('})]')}",
+        lambda chance, line: f"{line} {chance.pick('([')}",
+        lambda chance, line: f"{line} | {{ relu",
+    ),
+    "E0103": (
+        lambda chance, line: f"{line} | dropout {chance.pick('$€§?')}",
+        lambda chance, line: f"{line} | dropout 5abc",
+        lambda chance, line: f'{line} | relu name="open',
+    ),
+    "E0104": (lambda chance, line: f"{line} | inner: relu",),
+    "E0106": (lambda chance, line: f"{line} | dropout 0.5 x2",),
+}
+"""Faults of syntax, for the line of a statement that has one line."""
+
+CODES = tuple(sorted({*IN_BODY, *AT_TOP, *IN_TEXT}))
+"""The codes of the faults that can be planted."""
+
+
+def _statements(text: str) -> list[tree.Statement]:
+    report = Report()
+    file = parse(Source("fault", text + "\n"), report)
+    if file is None or report.failed:  # what the parser refuses cannot be planted into a tree
+        return []
+    return list(_without_places(file.statements))
+
+
+def _without_places(piece: Any) -> Any:
+    """A piece of a tree as one that was read from no text."""
+    if isinstance(piece, tuple):
+        return tuple(_without_places(part) for part in piece)
+    if isinstance(piece, Span):
+        return NOWHERE
+    if isinstance(piece, tree.Record):
+        return type(piece)(**{name: _without_places(getattr(piece, name)) for name in piece.fields})
+    return piece
+
+
+def draw_faulty(number: Numbers, code: str | None = None) -> FaultySpec:
+    """A spec that checks but for one fault, of a code or of any."""
+    chance = Chance(number)
+    code = code or chance.pick(CODES)
+    tables: list[str] = [
+        name for name, table in (("body", IN_BODY), ("top", AT_TOP), ("text", IN_TEXT)) if code in table
     ]
+    where = chance.pick(tables)
+    if where == "text":
+        return _in_text(number, code, chance)
+    writer = chance.pick((IN_BODY if where == "body" else AT_TOP)[code])
+
+    def plant(chance: Chance, x: Shape) -> list[tree.Statement]:
+        return _statements(writer(chance, x[0], x[1], x[2]))
+
+    author = Author(number, plant, nested=where == "body")
+    drawn = author.file()
+    if not author.faulty:
+        return _in_lines(number, code, writer)
+    text = format_file(drawn)
+    read = parse(Source("faulty", text), Report())
+    if read is None:
+        return _in_lines(number, code, writer)
+    first = next(i for i, statement in enumerate(drawn.statements) if statement is author.outermost)
+    found: list[tree.Top] = list(read.statements[first : first + (1 if author.inside else len(author.faulty))])
+    if author.inside and isinstance(found[0], tree.Flow) and isinstance(found[0].elements[0], tree.Braces):
+        found = list(found[0].elements[0].body[author.inside :])
+    ends = [statement.span.source.position(statement.span.end)[0] for statement in found]
+    return FaultySpec(text, code, (found[0].span.line, max(ends)))
 
 
-def _size(height: int, width: int) -> tree.Expr:
-    return tree.SizeLiteral(NOWHERE, height, width)
+def _plain_lines(text: str) -> list[int]:
+    """Lines of a text that are a whole pipeline of the network, from 0."""
+    lines = text.split("\n")
+    depth, found = 0, list[int]()
+    for i, line in enumerate(lines):
+        following = lines[i + 1].lstrip() if i + 1 < len(lines) else ""
+        plain = re.match(r"(\w+:|stem|stage|head)? *(conv|bn|relu|gelu|maxpool|global_avgpool|flatten)\b", line)
+        whole = all(line.count(a) == line.count(b) for a, b in ("()", "[]"))
+        if (
+            depth == 0
+            and plain
+            and whole
+            and not re.search(r"[{}\"#]|\bwhen\b", line)
+            and not following.startswith("|")
+        ):
+            found.append(i)
+        depth += line.count("{") - line.count("}")
+    return found
 
 
-def _number(value: float) -> tree.Expr:
-    return tree.Number(NOWHERE, value, repr(value))
+def _in_text(number: Numbers, code: str, chance: Chance) -> FaultySpec:
+    """A fault of syntax on one line of a spec that checks."""
+    lines = format_file(Author(number).file()).split("\n")
+    plain = _plain_lines("\n".join(lines))
+    at = chance.pick(plain) if plain else len(lines) - 1
+    lines[at] = chance.pick(IN_TEXT[code])(chance, lines[at] or "relu")
+    return FaultySpec("\n".join(lines), code, (at + 1, at + 1))
 
 
-def _quotient(operator: str, left: int, right: int) -> tree.Expr:
-    return tree.Group(NOWHERE, tree.Binary(NOWHERE, operator, make_integer(left), make_integer(right)))
-
-
-def _wider(x: Shape, by: int) -> tree.Call:
-    """An element that gives more channels or features."""
-    if is_map(x):
-        return make_call("conv", _args(_size(1, 1), make_integer(x[0] + by)))
-    return make_call("linear", _args(make_integer(x[0] + by)))
-
-
-def _join(kind: str, *others: tree.Element) -> list[tree.Statement]:
-    branches = (make_flow(tree.In(NOWHERE)), *(make_flow(other) for other in others))
-    return [make_flow(tree.Join(NOWHERE, kind, branches))]  # type: ignore[arg-type]
-
-
-def _range(low: int, high: int) -> tree.Expr:
-    return tree.Interval(NOWHERE, make_integer(low), make_integer(high))
-
-
-def _pool(x: Shape) -> list[tree.Statement]:
-    return [make_flow(*([make_call("flatten")] if is_map(x) else []), make_call("maxpool", _args(_size(1, 1))))]
-
-
-_EVERYWHERE: dict[str, Fault] = {
-    "E0201": lambda x: [make_flow(make_call("no_such_block"))],
-    "E0202": lambda x: [make_flow(make_call("relu", _args(no_such_argument=make_integer(1))))],
-    "E0203": lambda x: [make_flow(make_call("gn"))],
-    "E0204": lambda x: [make_flow(make_call("linear", _args(_quotient("/", 1, 2))))],
-    "E0205": lambda x: [make_flow(make_call("relu", _args(make_integer(3))))],
-    "E0206": lambda x: [make_flow(make_call("dropout", _args(_number(0.5), p=_number(0.5))))],
-    "E0207": lambda x: [make_flow(make_call("dropout", _args(tree.Name(NOWHERE, "no_such_name"))))],
-    "E0208": lambda x: _join("concat", tree.Reference(NOWHERE, "no_such_label")),
-    "E0209": lambda x: [make_flow(make_call("relu"), label="twice"), make_flow(make_call("tanh"), label="twice")],
-    "E0214": lambda x: [make_flow(make_call("times", _args(_quotient("//", 1, 0))))],
-    "E0215": lambda x: [make_flow(make_call("dropout", _args(_number(1.5))))],
-    "E0216": lambda x: [make_flow(tree.Nothing(NOWHERE))],
-    "E0301": lambda x: _join("add", _wider(x, 1)),
-    "E0306": lambda x: [make_flow(make_call("gn", _args(make_integer(x[0] + 1))))],
-    "E0308": _pool,
-    "E0310": lambda x: [make_flow(make_call("slice", _args(_range(0, x[0] + 1))))],
-    "E0402": lambda x: [tree.Require(NOWHERE, tree.Bool(NOWHERE, False), None)],
-    "E0403": lambda x: [make_flow(tree.Repeat(NOWHERE, make_integer(0), None, (make_flow(make_call("relu")),)))],
-}
-_ON_MAPS: dict[str, Fault] = {
-    "E0302": lambda x: _join("concat", make_call("adaptive_avgpool", _args(_size(x[1] + 1, x[2])))),
-    "E0303": lambda x: _join("mul", *(make_call("upsample", _args(size=_size(x[1] + n, x[2]))) for n in (1, 2))),
-    "E0304": lambda x: [make_flow(make_call("conv", _args(_size(x[1] + 1, 1), make_integer(4), pad=make_integer(0))))],
-    "E0305": lambda x: [make_flow(make_call("conv", _args(_size(2, 2), make_integer(4))))],
-    "E0307": lambda x: [make_flow(make_call("linear", _args(make_integer(3))))],
-    "E0309": lambda x: [make_flow(make_call("avgpool", _args(_size(1, 1), pad=make_integer(1))))],
-}
-FAULTS: dict[str, Fault] = {**_EVERYWHERE, **_ON_MAPS}
-"""Statements with exactly one fault of a code, for a map `(C, H, W)`; those of `_EVERYWHERE` for flat features, too."""
+def _in_lines(number: Numbers, code: str, writer: Writer) -> FaultySpec:
+    """A fault that no tree can hold, on lines of their own at the end of a spec that checks."""
+    author = Author(number)
+    lines = format_file(author.file()).rstrip("\n").split("\n")
+    at = next(i for i, line in enumerate(lines) if line.startswith("classes"))
+    image = next(line for line in lines if line.startswith("input")).split()[1]
+    c, h, w = (int(size) for size in image.split("x"))
+    added = writer(author, c, h, w).split("\n")
+    lines[at + 1 : at + 1] = added
+    return FaultySpec("\n".join([*lines, ""]), code, (at + 2, at + 1 + len(added)))

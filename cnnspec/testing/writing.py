@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hypothesis import strategies as st
-
 from cnnspec import tree
 from cnnspec.diagnostics import Source
 from cnnspec.expressions import round_to
@@ -115,7 +113,7 @@ class ExpressionWriter(Chance):
         return tree.FunctionCall(NOWHERE, "floor", (self.function("sqrt", square, frame=frame),))
 
     def choice(self, value: Any, other: Any, frame: Frame) -> tree.Expr:
-        decision = self.draw(st.booleans())
+        decision = self.happens()
         then, otherwise = (value, other) if decision else (other, value)
         return tree.Choice(NOWHERE, self.boolean(decision, frame), self.expr(then, frame), self.expr(otherwise, frame))
 

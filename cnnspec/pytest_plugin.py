@@ -1,0 +1,76 @@
+"""A pytest plugin: `pytest --cnnspec` collects `.cnn` files, each of them one test.
+
+A file is checked, with what it expects, and, where torch is installed, held against torch at drawn sizes of images.
+Nothing of cnnspec is imported before the first file is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from cnnspec.compiler import Compilation
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("cnnspec")
+    group.addoption(
+        "--cnnspec", action="store_true", help="collect .cnn files: check them, and hold them against torch"
+    )
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    if file_path.suffix == ".cnn" and parent.config.getoption("--cnnspec"):
+        return SpecFile.from_parent(parent, path=file_path)
+    return None
+
+
+class SpecFile(pytest.File):
+    """A file of the language."""
+
+    def collect(self) -> Iterator[pytest.Item]:
+        yield SpecItem.from_parent(self, name="check")
+
+
+class SpecFault(Exception):
+    """What is wrong with a spec, as the command line shows it."""
+
+
+class SpecItem(pytest.Item):
+    """The test of one spec; one that only defines blocks is checked alone."""
+
+    def runtest(self) -> None:
+        from cnnspec.compiler import compile_file
+
+        done = compile_file(self.path)
+        if done.report.failed:
+            raise SpecFault(_described(done))
+        if done.graph is None:
+            return
+        try:
+            from cnnspec.testing import assert_sound
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            return
+        assert_sound(done.graph)
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+        from cnnspec.diagnostics import CnnspecError
+
+        if isinstance(excinfo.value, (SpecFault, CnnspecError, AssertionError)):
+            return str(excinfo.value)
+        return super().repr_failure(excinfo, style)
+
+    def reportinfo(self) -> tuple[Path, int | None, str]:
+        return self.path, None, self.path.name
+
+
+def _described(done: Compilation) -> str:
+    from cnnspec.diagnostics import render
+
+    return "\n\n".join(render(diagnostic) for diagnostic in done.diagnostics)

@@ -1,0 +1,45 @@
+"""Measures a figure of soundness: `python -m cnnspec.testing valid --count 10000`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from cnnspec.testing.soundness import FIGURES, judge, report, run
+
+_SHOWN = 20
+
+
+def main() -> int:
+    """Runs what the command line asks for; 1 where something is not as it has to be."""
+    parser = argparse.ArgumentParser(prog="python -m cnnspec.testing", description=__doc__)
+    parser.add_argument("figure", choices=[*FIGURES, "all"])
+    parser.add_argument("--count", type=int, help="how many specs, texts or bombs")
+    parser.add_argument("--seed", type=int, default=0, help="the first seed")
+    parser.add_argument("--long", action="store_true", help="as many as a long run takes")
+    parser.add_argument("--processes", type=int, default=1)
+    options = parser.parse_args()
+    failed = False
+    for name in FIGURES if options.figure == "all" else [options.figure]:
+        figure = FIGURES[name]
+        count = options.count or (figure.long if options.long else figure.count)
+        start = time.perf_counter()
+
+        def progress(done: int, name: str = name, count: int = count) -> None:
+            if sys.stderr.isatty() or done == count or done % 5_000 == 0:
+                print(f"{name}: {done:,} of {count:,}", end="\r" if sys.stderr.isatty() else "\n", file=sys.stderr)
+
+        tally = run(name, count, options.seed, options.processes, progress)
+        wrong = judge(name, tally)
+        print(report(name, tally))
+        print(f"  {'wrong':<40} {len(wrong):>12,}")
+        print(f"  {'seconds':<40} {time.perf_counter() - start:>12.1f}", flush=True)
+        for line in wrong[:_SHOWN]:
+            print(f"  wrong: {line}")
+        failed |= bool(wrong)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

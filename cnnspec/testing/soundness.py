@@ -1,0 +1,352 @@
+"""The figures of soundness, each drawn from seeds, counted, and printed by one command.
+
+A figure is a function of one seed, so that a run can be shared among processes, and a seed that shows a fault can be
+looked at alone: `python -m cnnspec.testing valid --seed 4711 --count 1`.
+"""
+
+from __future__ import annotations
+
+import random
+import resource
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+
+from cnnspec import ir, tree
+from cnnspec.compiler import check, compile_file, loads
+from cnnspec.diagnostics import CnnspecError, Diagnostic, Report, Source, render
+from cnnspec.formatting import format_file
+from cnnspec.syntax import parse
+from cnnspec.testing.author import FEATURES, Author
+from cnnspec.testing.bombs import BOMBS
+from cnnspec.testing.faults import draw_faulty
+from cnnspec.testing.hostile import REPETITIONS, draw_text
+
+MOST_SECONDS = 1.0
+"""Of processor time that the check of any text may take."""
+MOST_SECONDS_OF_A_BOMB = 0.5
+MOST_BYTES = 300 * 2**20
+"""Of memory that a process may have used after the checks of very many texts."""
+_SIDE = 80
+_SHARE = 25
+
+
+@dataclass
+class Tally:
+    """What a run has counted.
+
+    Attributes:
+        counts: How often what was seen.
+        greatest: The greatest figure of each kind, with the seed or the name that it belongs to.
+        wrong: What must not be, each with its seed or name.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter[str])
+    greatest: dict[str, tuple[float, str]] = field(default_factory=dict[str, tuple[float, str]])
+    wrong: list[str] = field(default_factory=list[str])
+
+    def add(self, other: Tally) -> None:
+        self.counts += other.counts
+        for name, (figure, where) in other.greatest.items():
+            self.note(name, figure, where)
+        self.wrong += other.wrong
+
+    def note(self, name: str, figure: float, where: str) -> None:
+        """Keeps a figure if it is the greatest of its kind."""
+        if name not in self.greatest or figure > self.greatest[name][0]:
+            self.greatest[name] = (figure, where)
+
+
+def _errors(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
+    return [diagnostic for diagnostic in diagnostics if diagnostic.severity == "error"]
+
+
+def _drawn(seed: int, tally: Tally) -> tuple[str, ir.Graph, random.Random] | None:
+    """A spec that has to check, and its Graph."""
+    chance = random.Random(seed)
+    text = format_file(Author(chance.randint).file())
+    try:
+        return text, loads(text), chance
+    except CnnspecError as error:
+        tally.wrong.append(f"seed {seed} does not check: {error.diagnostics[0].message}")
+    return None
+
+
+# --- the figures ---------------------------------------------------------------------------------
+
+
+def valid(seed: int, tally: Tally) -> None:
+    """Shapes, parameters and multiply-adds of a drawn spec equal torch's, at five sizes."""
+    from cnnspec.testing.oracle import Unsound, draw_sizes, hold_against_torch
+
+    drawn = _drawn(seed, tally)
+    tally.counts["specs"] += 1
+    if drawn is None:
+        return
+    text, graph, chance = drawn
+    sizes = draw_sizes(graph, chance, 5)
+    try:
+        tally.counts["shapes compared"] += hold_against_torch(graph, sizes)
+    except (Unsound, RuntimeError, ValueError) as error:
+        tally.wrong.append(f"seed {seed}: {error}")
+    tally.counts["sizes"] += len(sizes)
+    tally.counts["operators"] += len(graph.nodes)
+    tally.counts.update(f"with `{name}`" for name in _features(text, graph))
+
+
+def _features(text: str, graph: ir.Graph) -> set[str]:
+    """What occurs in a spec: operators that run, blocks that are called, combinators that are written."""
+    file = parse(Source("drawn", text), Report())
+    found = {node.op.name for node in graph} | set(graph.scopes.values())
+    stack: list[object] = [file]
+    while stack:
+        piece = stack.pop()
+        match piece:
+            case tree.Join():
+                found.add(piece.kind)
+            case tree.Repeat():
+                found.add("repeat")
+            case tree.Each():
+                found.add("each")
+            case tree.If():
+                found.add("if")
+            case tree.Reference():
+                found.add("reference")
+            case tree.Nothing():
+                found.add("nothing")
+            case tree.Flow() if piece.condition is not None:
+                found.add("when")
+            case _:
+                pass
+        if isinstance(piece, tree.Record):
+            stack += [getattr(piece, name) for name in piece.fields if name not in ("span", "source")]
+        elif isinstance(piece, tuple):
+            stack += piece
+    return found & {*FEATURES, "flatten", "linear"}
+
+
+def sets(seed: int, tally: Tally) -> None:
+    """Torch takes exactly the sizes that the check says: every height, every width, and some pairs."""
+    from cnnspec.testing.oracle import Unsound, hold_the_set_against_torch
+
+    drawn = _drawn(seed, tally)
+    tally.counts["specs"] += 1
+    if drawn is None:
+        return
+    _, graph, chance = drawn
+    _, high, wide = graph.input_shape
+    side = range(1, _SIDE + 1)
+    pairs = [(chance.randint(1, _SIDE), chance.randint(1, _SIDE)) for _ in range(_SIDE // 2)]
+    try:
+        taken, refused = hold_the_set_against_torch(
+            graph, [*((h, wide) for h in side), *((high, w) for w in side), *pairs]
+        )
+    except Unsound as error:
+        tally.wrong.append(f"seed {seed}: {error}")
+        return
+    tally.counts["sizes that torch takes"] += taken
+    tally.counts["sizes that torch refuses"] += refused
+    tally.counts["specs that refuse some"] += refused > 0
+
+
+def faults(seed: int, tally: Tally) -> None:
+    """A spec with one planted fault is refused at the place, with a help that helps."""
+    faulty = draw_faulty(random.Random(seed).randint)
+    counts = tally.counts
+    counts["specs"] += 1
+    counts[f"planted {faulty.code}"] += 1
+    errors = _errors(check(faulty.text))
+    if not errors:
+        tally.wrong.append(f"seed {seed}: {faulty.code} in line {faulty.lines[0]} is accepted")
+        return
+    counts["first error on the statement"] += faulty.holds(errors[0].line)
+    counts["first error of the code"] += errors[0].code == faulty.code
+    counts["errors"] += len(errors)
+    counts["errors with a help"] += sum(error.help is not None for error in errors)
+    for error in errors:
+        for fix in error.fixes:
+            if not faulty.holds(error.line):
+                continue
+            counts["edits"] += 1
+            left = _errors(check(fix.apply(faulty.text)))
+            gone = not any((e.code, e.message) == (error.code, error.message) for e in left)
+            counts["edits after which all is well"] += not left
+            if not gone:
+                tally.wrong.append(f"seed {seed}: {error.code} stays after its edit")
+
+
+def texts(seed: int, tally: Tally) -> None:
+    """No text makes the check raise, or takes long."""
+    kind, text = draw_text(random.Random(seed).randint)
+    _hold_text(f"seed {seed}, {kind}", text, tally)
+    tally.counts[f"kind {kind if kind not in REPETITIONS else 'repetitive'}"] += 1
+
+
+def repetitions(seed: int, tally: Tally) -> None:
+    """The same for texts as long as the limits allow, of one kind of line each; `seed` numbers the kinds."""
+    name = list(REPETITIONS)[seed % len(REPETITIONS)]
+    _hold_text(name, REPETITIONS[name].text(), tally)
+
+
+def _hold_text(where: str, text: str, tally: Tally) -> None:
+    tally.counts["texts"] += 1
+    start = time.process_time()
+    try:
+        found = check(text)
+        shown = [render(diagnostic) for diagnostic in found]
+    except Exception as error:  # noqa: BLE001
+        tally.wrong.append(f"{where}: raises {type(error).__name__}: {error}")
+        return
+    seconds = time.process_time() - start
+    tally.counts["texts that check"] += not _errors(found)
+    tally.counts["diagnostics"] += len(shown)
+    tally.note("seconds of one text", seconds, where)
+    if seconds > MOST_SECONDS:
+        tally.wrong.append(f"{where}: takes {seconds:.2f} s")
+    if _memory() > MOST_BYTES:
+        tally.wrong.append(f"{where}: {_memory() / 2**20:.0f} MiB in use")
+
+
+def bombs(seed: int, tally: Tally) -> None:
+    """Every bomb is refused at once; `seed` numbers them."""
+    name = list(BOMBS)[seed % len(BOMBS)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = BOMBS[name](Path(folder))
+        tally.counts["bombs"] += 1
+        start = time.process_time()
+        try:
+            errors = _errors(compile_file(path).diagnostics)
+        except CnnspecError as error:
+            errors = _errors(error.diagnostics)
+        except Exception as error:  # noqa: BLE001
+            tally.wrong.append(f"{name}: raises {type(error).__name__}: {error}")
+            return
+        seconds = time.process_time() - start
+    if not errors:
+        tally.wrong.append(f"{name}: is accepted")
+        return
+    tally.counts["refused"] += 1
+    tally.counts["naming a limit"] += "limit" in errors[0].message or "at most" in errors[0].message
+    tally.note("seconds of one bomb", seconds, name)
+    if seconds > MOST_SECONDS_OF_A_BOMB:
+        tally.wrong.append(f"{name}: takes {seconds:.2f} s")
+    if _memory() > MOST_BYTES:
+        tally.wrong.append(f"{name}: {_memory() / 2**20:.0f} MiB in use")
+
+
+def _memory() -> float:
+    """The most memory that this process has used, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # `ru_maxrss` would count what the process that started this one has used
+        found = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(found.split()[1]) * 1024
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+# --- runs ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Something that is measured.
+
+    Attributes:
+        measure: Adds what one seed shows.
+        count: How many seeds a run takes.
+        long: How many a long one takes.
+        shares: Figures of a share that has to be reached, `part`, `whole` and the least percentage.
+        torch: Whether torch is the oracle.
+    """
+
+    measure: Callable[[int, Tally], None]
+    count: int
+    long: int
+    shares: tuple[tuple[str, str, float], ...] = ()
+    torch: bool = False
+
+
+FIGURES: dict[str, Figure] = {
+    "valid": Figure(valid, 10_000, 200_000, torch=True),
+    "sets": Figure(sets, 2_000, 20_000, torch=True),
+    "faults": Figure(
+        faults, 5_000, 50_000, (("first error on the statement", "specs", 99), ("errors with a help", "errors", 90))
+    ),
+    "texts": Figure(texts, 100_000, 2_000_000),
+    "repetitions": Figure(repetitions, len(REPETITIONS), len(REPETITIONS)),
+    "bombs": Figure(bombs, len(BOMBS), len(BOMBS)),
+}
+
+
+def _share(name: str, first: int, last: int) -> Tally:
+    """What some seeds of a figure show; run in a process of its own."""
+    figure, tally = FIGURES[name], Tally()
+    if figure.torch:
+        import torch
+
+        torch.set_num_threads(1)
+    check("input 3x8x8\nconv_bn 3x3 8\n")  # the grammar and the classes are loaded once, and not on a text's account
+    for seed in range(first, last):
+        figure.measure(seed, tally)
+    tally.note("MiB of memory of a process", _memory() / 2**20, f"seeds {first} to {last - 1}")
+    return tally
+
+
+def run(
+    name: str, count: int, seed: int = 0, processes: int = 1, progress: Callable[[int], None] = lambda _: None
+) -> Tally:
+    """Measures a figure.
+
+    Args:
+        name: One of `FIGURES`.
+        count: How many seeds it takes.
+        seed: The first of them.
+        processes: How many share them.
+        progress: Is told how many are done.
+    """
+    tally, done = Tally(), 0
+    shares = [(first, min(first + _SHARE, seed + count)) for first in range(seed, seed + count, _SHARE)]
+    if processes <= 1:
+        for first, last in shares:
+            tally.add(_share(name, first, last))
+            done += last - first
+            progress(done)
+        return tally
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        for (first, last), found in zip(
+            shares, pool.map(_share, [name] * len(shares), *zip(*shares, strict=True)), strict=True
+        ):
+            tally.add(found)
+            done += last - first
+            progress(done)
+    return tally
+
+
+def judge(name: str, tally: Tally) -> list[str]:
+    """What a run has shown that must not be."""
+    found = list(tally.wrong)
+    for part, whole, least in FIGURES[name].shares:
+        share = 100 * tally.counts[part] / max(tally.counts[whole], 1)
+        if share < least:
+            found.append(f"{part}: {share:.2f} % of {whole}, less than {least:g} %")
+    if name == "valid" and tally.counts["specs"] >= 10_000:
+        for feature in (*FEATURES, "flatten", "linear"):
+            if tally.counts[f"with `{feature}`"] * 20 < tally.counts["specs"]:
+                found.append(f"`{feature}` occurs in less than a twentieth of the specs")
+    return found
+
+
+def report(name: str, tally: Tally) -> str:
+    """The counts of a run, one a line."""
+    lines = [f"{key:<40} {count:>12,}" for key, count in sorted(tally.counts.items(), key=lambda item: item[0])]
+    for part, whole, _ in FIGURES[name].shares:
+        share = 100 * tally.counts[part] / max(tally.counts[whole], 1)
+        lines.append(f"{part + ', % of ' + whole:<40} {share:>12.2f}")
+    lines += [f"{'most ' + key:<40} {figure:>12.3f}  {where}" for key, (figure, where) in tally.greatest.items()]
+    return "\n".join([f"{name}:", *(f"  {line}" for line in lines)])

@@ -1,0 +1,106 @@
+"""The short profile of what `make soundness` measures, and the proof that each measure can fail."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from cnnspec import ir
+from cnnspec.compiler import compile_file, load, loads
+from cnnspec.testing import assert_sound
+from cnnspec.testing.faults import CODES, draw_faulty
+from cnnspec.testing.oracle import Acceptance, Unsound, hold_against_torch, hold_the_set_against_torch
+from cnnspec.testing.soundness import FIGURES, Tally, judge, report, run
+
+SHORT = {"valid": 80, "sets": 6, "faults": 200, "texts": 400}
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_a_short_run_shows_nothing_wrong(name: str) -> None:
+    tally = run(name, SHORT[name], processes=2 if name == "texts" else 1)  # this process holds torch, and its memory
+    wrong = [line for line in judge(name, tally) if ": takes" not in line]  # a busy machine is no fault
+    assert wrong == [], report(name, tally)
+
+
+def test_every_bomb_is_refused_at_once() -> None:
+    count = FIGURES["bombs"].count
+    assert count >= 60
+    tally = run("bombs", count, processes=2)
+    wrong = [line for line in judge("bombs", tally) if "takes" not in line]  # a busy machine is no fault
+    assert wrong == []
+    assert tally.counts["refused"] == count
+
+
+def test_the_same_seed_draws_the_same() -> None:
+    first, again = (draw_faulty(random.Random(7).randint) for _ in range(2))
+    assert first == again
+    assert first.code in CODES
+
+
+def test_the_oracle_sees_a_wrong_shape_and_a_wrong_count() -> None:
+    graph = loads("input 3x8x8\nconv 3x3 4 stride=2")
+    hold_against_torch(graph, [(8, 8)])
+    node = graph.nodes[0]
+    for wrong in (ir.Node(node.path, node.op, node.inputs, (4, 5, 4), node.weights, node.macs),):
+        broken = ir.Graph(**{**vars_of(graph), "nodes": (wrong,)})
+        with pytest.raises(Unsound):
+            hold_against_torch(broken, [(8, 8)])
+
+
+def vars_of(graph: ir.Graph) -> dict[str, object]:
+    names = ir.Graph.__dataclass_fields__
+    return {name: getattr(graph, name) for name in names if names[name].init}
+
+
+def test_the_oracle_sees_a_wrong_set() -> None:
+    graph = loads("input 3x8x8\nadd { maxpool 2; conv 3x3 3 stride=2 }")
+    taken, refused = hold_the_set_against_torch(graph, [(size, size) for size in range(1, 20)])
+    assert taken > 3 < refused
+    vars(graph)["sizes"] = loads("input 3x8x8\nrelu").sizes  # as if every size were taken
+    with pytest.raises(Unsound):
+        hold_the_set_against_torch(graph, [(7, 7)])
+
+
+def test_joins_do_not_broadcast_for_the_oracle() -> None:
+    graph = loads("input 4x8x8\nadd { in; conv 3x3 4 pad=0 | upsample size=8x8 }")
+    oracle = Acceptance(graph)
+    assert oracle.accepts(8, 8)
+    assert not oracle.accepts(1, 8)
+
+
+def test_a_spec_of_ones_own() -> None:
+    assert_sound("resnet20")
+    assert_sound(load("googlenet_cifar"), sizes=2)
+    assert_sound("input 3x8x8\nconv_bn 3x3 8\n")
+
+
+def test_tallies_add_up() -> None:
+    one, other = Tally(), Tally()
+    one.note("seconds", 1.0, "a")
+    other.note("seconds", 2.0, "b")
+    other.counts["specs"] += 1
+    one.add(other)
+    assert one.greatest == {"seconds": (2.0, "b")}
+    assert "specs" in report("faults", one)
+    assert judge("faults", one)
+
+
+def test_no_file_outside_of_the_folder_is_read(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "secret.cnn").write_text("block secret() { relu }\n")
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    (inner / "link.cnn").symlink_to(tmp_path / "secret.cnn")
+    (inner / "folder").symlink_to(tmp_path)
+    for wanted in ("link", "folder/secret", "../secret", str(tmp_path / "secret")):
+        (inner / "main.cnn").write_text(f'input 3x8x8\nuse secret from "{wanted}"\nsecret\n')
+        assert "E0218" in [diagnostic.code for diagnostic in compile_file(inner / "main.cnn").diagnostics]
+
+
+def test_parameters_have_a_limit_that_can_be_lifted() -> None:
+    text = "input 3x8x8\nconv 1x1 200000 | conv 1x1 200000\n"
+    from cnnspec import CnnspecError
+
+    with pytest.raises(CnnspecError, match="more than the limit of 10,000,000,000"):
+        loads(text)
+    assert loads(text, allow_huge=True).parameter_count > 10**10
