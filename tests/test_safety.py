@@ -261,6 +261,23 @@ def test_the_journal_is_cut_where_a_checkpoint_was(tmp_path: Path):
 # --- kills and signals ---------------------------------------------------------------------------
 
 
+def test_sigterm_while_a_checkpoint_is_written_is_obeyed_behind_the_next_step(run: Callable[..., Result]):
+    whole = run(tiny(), seed=5)
+    save, sent = Checkpoints.save, [False]
+
+    def signalled(self: Checkpoints, state: dict[str, Any], **options: Any) -> None:
+        if state["progress"]["step"] == 3 and not sent[0]:
+            sent[0] = True
+            os.kill(os.getpid(), 15)
+        save(self, state, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "save", signalled)
+        stopped = run(tiny(), seed=5, save_every=0)
+    assert (stopped.state, stopped.exit_code, stopped.values["steps"]) == ("interrupted", 143, 4)
+    assert same(whole, run(tiny(), resume=True))
+
+
 def test_runs_that_are_killed_and_stopped_end_as_the_undisturbed_one(tmp_path: Path):
     done = hunt(kills=3, signals=5, seed=3, folder=tmp_path)
     assert done.faults == []

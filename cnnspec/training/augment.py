@@ -149,10 +149,25 @@ def _resampling(start: Tensor, length: Tensor, out: int, full: int) -> Tensor:
 def resize_boxes(images: Tensor, boxes: Tensor, size: Size) -> Tensor:
     """Cut a box out of every image and resize it: two matrix products per image, `[N, C, h, w]` to `[N, C, H, W]`."""
     top, left, height, width = boxes.unbind(1)
+    if images.shape[-2] <= size[0] and images.shape[-1] <= size[1]:
+        return _enlarge_boxes(images, boxes, size)
     rows = _resampling(top, height, size[0], images.shape[-2])[:, None]  # [N, 1, H, h]
     cols = _resampling(left, width, size[1], images.shape[-1])[:, None]  # [N, 1, W, w]
     resized = rows @ images.to(torch.float32) @ cols.transpose(-1, -2)
     return resized.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _enlarge_boxes(images: Tensor, boxes: Tensor, size: Size) -> Tensor:
+    """As `resize_boxes` where the image is no larger than the result: two pixels of each axis take part in one of it."""
+    places: list[Tensor] = []
+    for axis, (start, length) in enumerate(((boxes[:, 0], boxes[:, 2]), (boxes[:, 1], boxes[:, 3]))):
+        place = (torch.arange(size[axis]) + 0.5) * (length / size[axis])[:, None] - 0.5
+        place = place.clamp(min=0).minimum(length[:, None] - 1) + start[:, None]  # in pixels of the image
+        places.append((place + 0.5) * (2 / images.shape[2 + axis]) - 1)
+    rows, cols = places
+    grid = torch.stack([cols[:, None, :].expand(-1, *size), rows[:, :, None].expand(-1, *size)], -1)  # [N, H, W, 2]
+    resized = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return resized.round_().to(torch.uint8)
 
 
 def random_resized_crop(

@@ -40,10 +40,18 @@ class Stop:
             raise Stopped
 
     def __enter__(self) -> Stop:
-        # Only the main thread may set handlers.
-        if threading.current_thread() is threading.main_thread():
-            self._former = {n: signal.signal(n, self._receive) for n in (signal.SIGINT, signal.SIGTERM)}
+        self._former = self.listen()
         return self
+
+    def listen(self) -> dict[int, Any]:
+        """Hear the signals from here on, alone; gives the handlers that did so far.
+
+        Lightning adds a handler of its own for the time of a fit, which ends the process with 0 between two steps.
+        """
+        # Only the main thread may set handlers.
+        if threading.current_thread() is not threading.main_thread():
+            return {}
+        return {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._former.items():

@@ -1,0 +1,263 @@
+"""Training against the tutorial's way, side by side in one process: input, step, and epoch.
+
+    python benchmarks/training_speed.py input
+    python benchmarks/training_speed.py step resnet20
+    python benchmarks/training_speed.py epoch resnet20 preact_resnet20 googlenet_cifar densenet_cifar
+
+The tutorial's way is Lightning with automatic optimisation and `self.log`, PIL transforms one image at a time, a
+DataLoader with workers, and contiguous memory. `input` prints images per second of the tutorial's augmentation;
+`step` the trainer with logging, checkpoints and progress over a bare loop of the same steps; `epoch` seconds for the
+same number of steps with everything. CIFAR-10 is read from `--data-dir`, or random images of its size are used.
+"""
+
+import argparse
+import gc
+import io
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from rich.console import Console
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+import cnnspec.training.run as runs
+from cnnspec import Graph, build, load
+from cnnspec.diagnostics import CnnspecError
+from cnnspec.recipe import Cifar10, HFlip, RandomResizedCrop, Setting
+from cnnspec.signatures import Interval
+from cnnspec.training import TrainOptions, train
+from cnnspec.training.augment import Prepare
+from cnnspec.training.data import ImageData, Pixels, load_data
+from cnnspec.training.feed import Feed
+from cnnspec.training.logs import quiet
+from cnnspec.training.machine import keep_memory
+
+BATCH = 128
+AUGMENT = (Setting.of(HFlip()), Setting.of(RandomResizedCrop(scale=Interval((0.8, 1.0)), ratio=Interval((0.9, 1.1)))))
+
+
+def cifar10(graph: Graph, folder: Path) -> ImageData:
+    try:
+        return load_data(graph, Setting.of(Cifar10()), folder, offline=True)
+    except CnnspecError:
+        print("CIFAR-10 is not there: random images of its size")
+        pixels = torch.randint(0, 256, (45000, 3, 32, 32), dtype=torch.uint8)
+        parts = [Pixels(pixels[:n], torch.randint(0, 10, (n,))) for n in (45000, 5000, 10000)]
+        return ImageData("random", 10, *parts, mean=(0.5,) * 3, std=(0.25,) * 3)
+
+
+class OneByOne(Dataset):
+    """Images as the tutorial reads them: an array, a PIL image, transforms."""
+
+    def __init__(self, data: ImageData) -> None:
+        assert isinstance(data.train, Pixels)
+        self.arrays = data.train.pixels.permute(0, 2, 3, 1).contiguous().numpy()
+        self.labels = data.train.labels.tolist()
+        self.change = transforms.Compose(
+            [
+                transforms.ToPILImage(),
+                transforms.RandomHorizontalFlip(),
+                transforms.RandomResizedCrop((32, 32), scale=(0.8, 1.0), ratio=(0.9, 1.1)),
+                transforms.ToTensor(),
+                transforms.Normalize(data.mean, data.std),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.change(self.arrays[index]), self.labels[index]
+
+
+def loader(data: ImageData, workers: int) -> DataLoader:
+    return DataLoader(OneByOne(data), BATCH, shuffle=True, drop_last=True, num_workers=workers)
+
+
+def feed(data: ImageData, epoch: int = 0) -> Feed:
+    return Feed(data.train, Prepare((32, 32), data.mean, data.std, AUGMENT), BATCH, seed=1, epoch=epoch)
+
+
+def speed(batches: Iterator[Any], count: int) -> float:
+    """Images per second of so many batches, behind five that start the workers."""
+    for _ in islice(batches, 5):
+        pass
+    start = time.perf_counter()
+    done = sum(len(labels) for _, labels in islice(batches, count))
+    return done / (time.perf_counter() - start)
+
+
+def measure_input(args: argparse.Namespace) -> None:
+    data = cifar10(load("resnet20"), args.data_dir)
+    rates: dict[int, list[float]] = {workers: [] for workers in (0, 1, 2, 4)}
+    ours: list[float] = []
+    for _ in range(args.repeats):
+        for workers, seen in rates.items():
+            seen.append(speed(iter(loader(data, workers)), args.batches))
+        ours.append(speed(iter(feed(data)), 4 * args.batches))
+    for workers, seen in rates.items():
+        print(f"PIL and DataLoader, {workers} workers: {statistics.median(seen):>10,.0f} images/s")
+    best = max(statistics.median(seen) for seen in rates.values())
+    print(f"cnnspec:                       {statistics.median(ours):>10,.0f} images/s")
+    print(f"ratio to the best of them: {statistics.median(ours) / best:.1f}")
+
+
+class Tutorial(pl.LightningModule):
+    """A module as tutorials write it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.1, 0.9, weight_decay=1e-4)
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        images, labels = batch
+        logits = self.network(images)
+        loss = F.cross_entropy(logits, labels)
+        self.log("train_acc", (logits.argmax(dim=-1) == labels).float().mean(), on_step=False, on_epoch=True)
+        self.log("train_loss", loss)
+        return loss
+
+
+class Watched(pl.Callback):
+    """Seconds between the ends of steps, behind some that warm up."""
+
+    def __init__(self, warm: int) -> None:
+        self.warm, self.ends = warm, list[float]()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.ends.append(time.perf_counter())
+
+    @property
+    def seconds(self) -> list[float]:
+        return [b - a for a, b in pairwise(self.ends[self.warm :])]
+
+
+def tutorial_steps(graph: Graph, data: ImageData, steps: int, workers: int) -> list[float]:
+    """Seconds of each step of the tutorial's way, the input with them."""
+    watch = Watched(3)
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        trainer = pl.Trainer(
+            max_steps=steps, accelerator="cpu", devices=1, default_root_dir=folder, callbacks=[watch],
+            enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(Tutorial(build(graph)), loader(data, workers))
+    return watch.seconds
+
+
+def our_steps(graph: Graph, data: ImageData, steps: int) -> list[float]:
+    """Seconds of each step of a run as `cnnspec build --train` makes it, logs, checkpoints and all."""
+    ends: list[float] = []
+    step_end = runs.Task.on_train_batch_end
+
+    def watched(self: Any, *args: Any) -> None:
+        step_end(self, *args)
+        ends.append(time.perf_counter())
+        if len(ends) >= steps:
+            raise KeyboardInterrupt
+
+    recipe = graph.recipe.model_copy(update={"augment": AUGMENT, "batch": BATCH})
+    load_before = runs.load_data
+    runs.load_data, runs.Task.on_train_batch_end = (lambda *a, **o: data), watched
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            options = TrainOptions(
+                out=Path(folder), pictures=False, accelerator="cpu", devices=1, console=Console(file=io.StringIO()),
+                batch=BATCH, save_every=60.0,
+            )  # fmt: skip
+            train(replace(graph, recipe=recipe), options)
+    finally:
+        runs.load_data, runs.Task.on_train_batch_end = load_before, step_end
+    return [b - a for a, b in pairwise(ends[3:])]
+
+
+def bare_steps(graph: Graph, data: ImageData, steps: int) -> list[float]:
+    """Seconds of each step of a plain loop over the same batches in the same memory format."""
+    network = build(graph).to(memory_format=torch.channels_last).train()
+    args = graph.recipe.optimizer.args
+    optimizer = torch.optim.SGD(
+        network.parameters(), args["lr"], args.get("momentum", 0.0), weight_decay=args.get("weight_decay", 0.0)
+    )
+    batches = feed(data)
+    ends: list[float] = []
+    for images, labels in islice(batches, steps):
+        optimizer.zero_grad()
+        outputs = network(images)
+        F.cross_entropy(getattr(outputs, "logits", outputs), labels).backward()
+        optimizer.step()
+        ends.append(time.perf_counter())
+    return [b - a for a, b in pairwise(ends[3:])]
+
+
+def alternate(ways: list[Callable[[], list[float]]], repeats: int) -> list[float]:
+    """The median seconds of a step of each way, in turns."""
+    seconds: list[list[float]] = [[] for _ in ways]
+    for _ in range(repeats):
+        for seen, way in zip(seconds, ways, strict=True):
+            seen += way()
+            gc.collect()
+    return [statistics.median(seen) for seen in seconds]
+
+
+def measure_step(args: argparse.Namespace) -> None:
+    keep_memory()
+    for name in args.names or ["resnet20"]:
+        graph = load(name)
+        data = cifar10(graph, args.data_dir)
+        bare, ours = alternate(
+            [
+                lambda g=graph, d=data: bare_steps(g, d, args.batches),
+                lambda g=graph, d=data: our_steps(g, d, args.batches),
+            ],
+            args.repeats,
+        )
+        print(f"{name:<18} bare {bare * 1e3:8.1f} ms  trainer {ours * 1e3:8.1f} ms  overhead {ours / bare - 1:+.2%}")
+
+
+def measure_epoch(args: argparse.Namespace) -> None:
+    """The tutorial's way first: the allocator cannot be put back behind ours."""
+    names = args.names or ["resnet20"]
+    taken: dict[str, float] = {}
+    for name in names:
+        graph = load(name)
+        data = cifar10(graph, args.data_dir)
+        taken[name] = statistics.mean(tutorial_steps(graph, data, args.batches, args.workers))
+    for name in names:
+        graph = load(name)
+        data = cifar10(graph, args.data_dir)
+        ours = statistics.mean(our_steps(graph, data, args.batches))
+        epoch = len(data.train) // BATCH
+        print(
+            f"{name:<18} tutorial {taken[name] * epoch:8.1f} s  cnnspec {ours * epoch:8.1f} s"
+            f"  ratio {taken[name] / ours:.2f}",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("what", choices=("input", "step", "epoch"))
+    parser.add_argument("names", nargs="*", help="networks")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"))
+    parser.add_argument("--batches", type=int, default=40, help="steps of each measurement")
+    parser.add_argument("--repeats", type=int, default=3, help="turns")
+    parser.add_argument("--workers", type=int, default=2, help="of the tutorial's DataLoader in `epoch`")
+    args = parser.parse_args()
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {BATCH}")
+    {"input": measure_input, "step": measure_step, "epoch": measure_epoch}[args.what](args)
+
+
+if __name__ == "__main__":
+    main()
