@@ -41,6 +41,7 @@ from cnnspec.training.data import ImageData, Pixels, load_data
 from cnnspec.training.feed import Feed
 from cnnspec.training.logs import quiet
 from cnnspec.training.machine import keep_memory
+from cnnspec.training.stopping import Stopped
 
 BATCH = 128
 AUGMENT = (Setting.of(HFlip()), Setting.of(RandomResizedCrop(scale=Interval((0.8, 1.0)), ratio=Interval((0.9, 1.1)))))
@@ -166,7 +167,7 @@ def our_steps(graph: Graph, data: ImageData, steps: int) -> list[float]:
         step_end(self, *args)
         ends.append(time.perf_counter())
         if len(ends) >= steps:
-            raise KeyboardInterrupt
+            raise Stopped
 
     recipe = graph.recipe.model_copy(update={"augment": AUGMENT, "batch": BATCH})
     load_before = runs.load_data

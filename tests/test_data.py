@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import time
 import urllib.error
 from pathlib import Path
 
@@ -495,11 +497,28 @@ def test_a_set_smaller_than_a_batch_is_one_batch():
     assert len(list(Feed(pixels(5), CHANGING, 8, seed=1))) == 1
 
 
-def test_threads_end_with_the_iteration():
-    import threading
-
-    before = threading.active_count()
+def test_workers_end_with_the_iteration():
     batches = iter(Feed(pixels(), CHANGING, 4, seed=1, workers=2))
     next(batches)
+    assert len(multiprocessing.active_children()) >= 2
     batches.close()  # type: ignore[attr-defined]
-    assert threading.active_count() == before
+    end = time.monotonic() + 20
+    while multiprocessing.active_children() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert multiprocessing.active_children() == []
+
+
+def test_a_worker_that_dies_is_replaced(capsys: pytest.CaptureFixture[str]):
+    images = pixels(400)
+    whole = list(Feed(images, CHANGING, 8, seed=1))
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    batches = iter(Feed(images, CHANGING, 8, seed=1, workers=1))
+    for number in range(len(whole)):
+        seen.append(next(batches))
+        if number == 3:
+            for child in multiprocessing.active_children():
+                child.kill()
+    assert "died; its batches are made again" in capsys.readouterr().err
+    for (ours, labels), (theirs, expected) in zip(seen, whole, strict=True):
+        assert torch.equal(ours, theirs)
+        assert torch.equal(labels, expected)

@@ -48,10 +48,12 @@ class Prepare:
         for step in self.augment if chance is not None else ():
             if step.name not in ANY_SIZE and not sized:
                 images, sized = fit(images, self.size), True
+            if images.is_floating_point() and step.name not in ANY_TYPE:
+                images = images.to(torch.uint8)
             images = CHANGES[step.name](images, self.size, chance, **step.args)
-        images = fit(images, self.size)
-        images = images.to(torch.float32, memory_format=torch.channels_last)
-        return images.div_(255).sub_(self.mean).div_(self.std)
+        images = fit(images, self.size).to(torch.float32, copy=True)
+        # Channel by channel is several times faster before the channels are brought together.
+        return images.div_(255).sub_(self.mean).div_(self.std).contiguous(memory_format=torch.channels_last)
 
 
 def fit(images: Tensor, size: Size) -> Tensor:
@@ -69,10 +71,15 @@ def fit(images: Tensor, size: Size) -> Tensor:
 
 def _flip(axis: int) -> Change:
     def flip(images: Tensor, size: Size, chance: Chance, *, p: float) -> Tensor:
-        chosen = chance.rand() < p
-        return torch.where(chosen[:, None, None, None], images.flip(axis), images)
+        return _mirror(images, chance.rand() < p, axis)
 
     return flip
+
+
+def _mirror(images: Tensor, chosen: Tensor, axis: int) -> Tensor:
+    """The images with those that are chosen `[N]` mirrored."""
+    places = chosen.nonzero()[:, 0]
+    return images.index_copy(0, places, images.index_select(0, places).flip(axis))
 
 
 def _reflected(places: Tensor, length: int) -> Tensor:
@@ -147,14 +154,17 @@ def _resampling(start: Tensor, length: Tensor, out: int, full: int) -> Tensor:
 
 
 def resize_boxes(images: Tensor, boxes: Tensor, size: Size) -> Tensor:
-    """Cut a box out of every image and resize it: two matrix products per image, `[N, C, h, w]` to `[N, C, H, W]`."""
+    """Cut a box out of every image and resize it: two matrix products per image, `[N, C, h, w]` to `[N, C, H, W]`.
+
+    The result holds whole numbers as floats.
+    """
     top, left, height, width = boxes.unbind(1)
     if images.shape[-2] <= size[0] and images.shape[-1] <= size[1]:
         return _enlarge_boxes(images, boxes, size)
     rows = _resampling(top, height, size[0], images.shape[-2])[:, None]  # [N, 1, H, h]
     cols = _resampling(left, width, size[1], images.shape[-1])[:, None]  # [N, 1, W, w]
     resized = rows @ images.to(torch.float32) @ cols.transpose(-1, -2)
-    return resized.round_().clamp_(0, 255).to(torch.uint8)
+    return resized.round_().clamp_(0, 255)
 
 
 def _enlarge_boxes(images: Tensor, boxes: Tensor, size: Size) -> Tensor:
@@ -167,7 +177,7 @@ def _enlarge_boxes(images: Tensor, boxes: Tensor, size: Size) -> Tensor:
     rows, cols = places
     grid = torch.stack([cols[:, None, :].expand(-1, *size), rows[:, :, None].expand(-1, *size)], -1)  # [N, H, W, 2]
     resized = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return resized.round_().to(torch.uint8)
+    return resized.round_()
 
 
 def random_resized_crop(
@@ -251,7 +261,7 @@ def alternating_flip(images: Tensor, size: Size, chance: Chance) -> Tensor:
     mixed = (mixed ^ (mixed >> 30)) * 0x3F58476D1CE4E5B9
     mixed = (mixed ^ (mixed >> 27)) * 0x14D049BB133111EB
     turned = ((mixed ^ (mixed >> 31)) & 1) ^ (chance.epoch % 2)
-    return torch.where(turned.bool()[:, None, None, None], images.flip(-1), images)
+    return _mirror(images, turned.bool(), -1)
 
 
 def cutout(images: Tensor, size: Size, chance: Chance, *, side: int) -> Tensor:
@@ -301,3 +311,6 @@ CHANGES: dict[str, Change] = {
 
 ANY_SIZE = {"hflip", "vflip", "alternating_flip", "random_resized_crop"}
 """Changes that may come before the image has the input's size."""
+
+ANY_TYPE = {"hflip", "vflip", "alternating_flip", "random_resized_crop", "random_crop", "translate", "cutout"}
+"""Changes that take whole numbers as floats, too, and so need no way back to bytes."""

@@ -43,7 +43,7 @@ class Pixels:
 
     def read(self, indices: Tensor) -> Iterator[Tensor]:
         """Images as groups `[n, C, h, w]` of one size each, in the order of the indices."""
-        yield self.pixels[indices]
+        yield self.pixels.index_select(0, indices)
 
     def part(self, indices: Tensor) -> Pixels:
         """Some of the images."""

@@ -142,6 +142,8 @@ class _Run:
         except (Stopped, KeyboardInterrupt):
             return self._interrupted()
         except SystemExit:
+            if self.first and self.stop.asked:  # what Lightning makes of a second signal
+                return self._interrupted()
             raise
         except BaseException as error:
             if self.first:
