@@ -148,18 +148,20 @@ class _Lints:
     def unused_values(self, body: Iterable[tree.Node], *, top: bool = False) -> None:
         """Reports every `let`, and at the top every `param`, that nothing names."""
         statements = list(body)
-        used = [_names(statement) for statement in statements]
+        naming: dict[str, list[int]] = defaultdict(list)
+        for index, statement in enumerate(statements):
+            for name in _names(statement):
+                naming[name].append(index)
         for index, statement in enumerate(statements):
             for child in _bodies(statement):
                 self.unused_values(child)
             if isinstance(statement, tree.Let):
-                others = used if top else used[index + 1 :]
-                if not any(statement.name in names for names in others):
+                last = max(naming[statement.name], default=-1)
+                if last < 0 or (not top and last <= index):
                     message = f"`{statement.name}` is never used"
                     self.say("W0104", message, statement.name_span, "remove the `let`", _without_line(statement.span))
             elif isinstance(statement, tree.Param) and not self.extends:
-                others = [*used[:index], *used[index + 1 :]]
-                if not any(statement.name in names for names in others):
+                if all(other == index for other in naming[statement.name]):
                     message = f"the parameter `{statement.name}` is never used"
                     edit = _without_line(statement.span)
                     self.say("W0102", message, statement.name_span, "remove the `param`", edit)
@@ -200,9 +202,12 @@ class _Lints:
         body: set[str] = set()
         for statement in block.body:
             body |= _names(statement)
+        defaults: dict[str, set[str]] = defaultdict(set)
         for parameter in block.parameters:
-            others = [p.default for p in block.parameters if p is not parameter and p.default is not None]
-            if parameter.name not in body and not any(parameter.name in _names(other) for other in others):
+            for name in _names(parameter.default) if parameter.default is not None else ():
+                defaults[name].add(parameter.name)
+        for parameter in block.parameters:
+            if parameter.name not in body and not defaults[parameter.name] - {parameter.name}:
                 message = f"the parameter `{parameter.name}` of the block `{block.name}` is never used"
                 self.say("W0102", message, parameter.span, "remove it, and the argument in its calls")
         self.unused_values(block.body)
@@ -340,15 +345,15 @@ def _centres_channels(node: ir.Node) -> bool:
 
 
 def _bodies(node: tree.Node) -> Iterator[tuple[tree.Node, ...]]:
-    """The braces inside of a statement of a network, each with its own names."""
-    if isinstance(node, tree.Block):
-        return
-    for part in _walk(node):
-        if isinstance(part, (tree.Braces, tree.Repeat, tree.Join, tree.Aux)):
-            yield part.body
-        elif isinstance(part, tree.If):
-            yield part.then
-            yield part.otherwise or ()
+    """The outermost braces inside of a statement of a network, each with its own names."""
+    if isinstance(node, (tree.Braces, tree.Repeat, tree.Join, tree.Aux)):
+        yield node.body
+    elif isinstance(node, tree.If):
+        yield node.then
+        yield node.otherwise or ()
+    elif not isinstance(node, tree.Block):
+        for child in _children(node):
+            yield from _bodies(child)
 
 
 def _occurrences(file: tree.File) -> dict[str, int]:
