@@ -6,7 +6,9 @@ augmentation, whatever the number of workers and devices.
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +26,7 @@ from cnnspec.training.data import ImageData, Images
 
 Batch = tuple[Tensor, Tensor]
 """Images `[N, C, H, W]` and labels `[N]`."""
+_LISTENS = hasattr(signal, "SIGCHLD")  # not on Windows
 PATIENCE = 3
 """How often workers that died are replaced."""
 
@@ -98,10 +101,15 @@ class Feed(Dataset[Batch]):
                     ) from None
                 print("a process that reads images died; its batches are made again", file=sys.stderr)
 
-    def _ahead(self, number: int) -> DataLoader[Batch]:
-        return DataLoader(
-            self, batch_size=None, sampler=range(number, self.batches), num_workers=self.workers, prefetch_factor=4
-        )
+    def _ahead(self, number: int) -> Iterator[Batch]:
+        former = signal.getsignal(signal.SIGCHLD) if _LISTENS else None
+        numbers = range(number, self.batches)
+        made = iter(DataLoader(self, batch_size=None, sampler=numbers, num_workers=self.workers, prefetch_factor=4))
+        if _LISTENS and threading.current_thread() is threading.main_thread():
+            # torch's own handler raises wherever the process is, in the middle of a step; here a worker is missed
+            # when its batch is.
+            signal.signal(signal.SIGCHLD, former or signal.SIG_DFL)
+        return made
 
     def __getitem__(self, number: int) -> Batch:
         """The batch of a number, as far as it is this device's."""
