@@ -37,3 +37,5 @@ MAX_HUGE = 10**15
 """Learned weights of one network in any case, and numbers in one tensor of one image."""
 MAX_FAULTS = 100
 """Faults that one run reports."""
+MAX_EFFORT = 200_000
+"""Sizes of images that are looked at to write down which a network takes."""

@@ -3,16 +3,43 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from cnnspec.limits import MAX_PERIOD
+from cnnspec.limits import MAX_EFFORT
 from cnnspec.symbolic import Length
 
 
 class TooMany(Exception):
     """The set is too intricate to be written out."""
+
+
+_left: ContextVar[int] = ContextVar("_left", default=MAX_EFFORT)
+
+
+@contextmanager
+def limited_effort() -> Generator[None]:
+    """Within, so many sizes are looked at and no more."""
+    token = _left.set(MAX_EFFORT)
+    try:
+        yield
+    finally:
+        _left.reset(token)
+
+
+def spend(sizes: int) -> None:
+    """Looks at so many sizes.
+
+    Raises:
+        TooMany: They are more than the limit allows.
+    """
+    left = _left.get() - sizes
+    if left < 0:
+        raise TooMany
+    _left.set(left)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +63,7 @@ class AxisSet:
         Raises:
             TooMany: Period or start are above the limit.
         """
-        if period > 16 * MAX_PERIOD or start > 64 * MAX_PERIOD:
-            raise TooMany
+        spend(period + start)
         members = [holds(n) for n in range(1, start)]
         wheel = [False] * period
         for n in range(start, start + period):
@@ -51,7 +77,7 @@ class AxisSet:
         few = tuple(n for n, member in enumerate(members, start=1) if member)
         residues = tuple(i for i, member in enumerate(wheel) if member)
         if not residues:
-            return AxisSet(few, few[-1] + 1 if few else 1, 1, ())
+            return finite_set(few)
         return AxisSet(few, len(members) + 1, period, residues)
 
     def __contains__(self, size: object) -> bool:
@@ -75,6 +101,9 @@ class AxisSet:
             return other
         if other in (EVERY, self):
             return self
+        if self.finite or other.finite:
+            finite, any_ = (self, other) if self.finite else (other, self)
+            return finite_set([n for n in finite.few if n in any_])
         return self.combined(other, lambda a, b: a and b)
 
     def without(self, other: AxisSet) -> AxisSet:
@@ -122,6 +151,11 @@ def _listed(sizes: Sequence[int]) -> str:
     return " or ".join(said)
 
 
+def finite_set(sizes: Sequence[int]) -> AxisSet:
+    """The set of these sizes, in their order."""
+    return AxisSet(tuple(sizes), sizes[-1] + 1, 1, ()) if sizes else NEVER
+
+
 def where_equal(one: Length, other: Length) -> AxisSet:
     """Where two lengths are the same.
 
@@ -131,8 +165,7 @@ def where_equal(one: Length, other: Length) -> AxisSet:
     period = math.lcm(one.period, other.period)
     start = max(one.start, other.start)
     rises = [length.step * period // length.period for length in (one, other)]
-    if period > 16 * MAX_PERIOD:
-        raise TooMany
+    spend(period)
     if rises[0] != rises[1]:  # they part for good where the gap exceeds what a period can close
         gap = max(abs(one(n) - other(n)) for n in range(start, start + period))
         start += period * (gap // abs(rises[0] - rises[1]) + 2)
@@ -142,9 +175,9 @@ def where_equal(one: Length, other: Length) -> AxisSet:
 def where_is(length: Length, value: int) -> AxisSet:
     """Where a length has a value."""
     low, high = length.least(value), length.least(value + 1)
-    if low is None:
+    if low is None or length(low) != value:
         return NEVER
-    return AxisSet.of(lambda n: length(n) == value, high or low, 1)
+    return AxisSet((), low) if high is None else finite_set(range(low, high))
 
 
 def where_above(length: Length, least: int) -> AxisSet:
@@ -163,15 +196,25 @@ def meet(some: Sequence[Rectangle], others: Sequence[Rectangle]) -> list[Rectang
     Raises:
         TooMany: They are too many.
     """
-    if len(some) * len(others) > 4096:
-        raise TooMany
+    spend(16 * len(some) * len(others))
     met = {(a[0] & b[0], a[1] & b[1]): None for a in some for b in others}
     return [both for both in met if both[0] and both[1]]
 
 
+def divisors(number: int) -> list[int]:
+    """Every divisor of a number.
+
+    Raises:
+        TooMany: The number is too large.
+    """
+    spend(math.isqrt(number))
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})
+
+
 def from_to(low: int, end: int | None) -> AxisSet:
     """From a size up to another one, which is not included."""
-    return AxisSet((), low) if end is None else AxisSet(tuple(range(low, end)), end, 1, ())
+    return AxisSet((), low) if end is None else finite_set(range(low, end))
 
 
 def interval(amount: Callable[[int], int], count: int, low: int, grows: bool) -> AxisSet:
@@ -189,9 +232,8 @@ def interval(amount: Callable[[int], int], count: int, low: int, grows: bool) ->
         return above
 
     start, end = first(count), first(count + 1)
-    if end - start > 64 * MAX_PERIOD:
-        raise TooMany
-    return AxisSet(tuple(range(start, end)), end, 1, ()) if end > start else NEVER
+    spend(end - start)
+    return finite_set(range(start, end))
 
 
 def includes(other: Rectangle, both: Rectangle) -> bool:

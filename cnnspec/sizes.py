@@ -20,11 +20,14 @@ from cnnspec.size_sets import (
     EVERY,
     Rectangle,
     TooMany,
+    divisors,
     from_to,
     includes,
     interval,
+    limited_effort,
     meet,
     rectangle_words,
+    spend,
     where_above,
     where_equal,
     where_is,
@@ -132,26 +135,28 @@ class Features(Demand):
         return self.amount(height, width) == self.count
 
     def rectangles(self) -> list[Rectangle]:
-        """By runs of heights in which every size stays; the widths of each are an interval."""
+        """By the divisors of the count; for a sum of maps, by runs of heights in which every size stays."""
+        (lengths, share), *more = self.amount.terms.items()
+        if not more and ONE not in lengths:
+            places, rest = divmod(self.count, share)
+            if rest:
+                return []
+            pairs = ((where_is(lengths[0], d), where_is(lengths[1], places // d)) for d in divisors(places))
+            return [(high, wide) for high, wide in pairs if high and wide]
         found: list[Rectangle] = []
         heights = list(dict.fromkeys(h for h, _ in self.amount.terms if h != ONE))
         widths = list(dict.fromkeys(w for _, w in self.amount.terms if w != ONE))
         least = max((length.least(1) or 1 for length in widths), default=1)
         height = max((length.least(1) or 1 for length in heights), default=1)
         while True:
-            if not heights:
-                after = None
-            else:
-                after = min((n for length in heights if (n := length.least(length(height) + 1))), default=None)
+            spend(64)
+            after = min((n for length in heights if (n := length.least(length(height) + 1))), default=None)
             wide = interval(lambda n, h=height: self.amount(h, n), self.count, least, bool(widths))
             if wide:
-                high = EVERY if after is None and height == 1 else from_to(height, after)
-                found.append((high, wide))
+                found.append((EVERY if not heights else from_to(height, after), wide))
             if after is None or self.amount(after, least) > self.count:
                 return found
             height = after
-            if len(found) > 1024:
-                raise TooMany
 
 
 @dataclass(frozen=True)
@@ -224,12 +229,13 @@ class Sizes:
         """The set as heights times widths, the declared size in the first; none where it is too intricate."""
         found: list[Rectangle] = [(EVERY, EVERY)]
         try:
-            for demand in self.demands:
-                found = meet(found, demand.rectangles())
+            with limited_effort():
+                for demand in self.demands:
+                    found = meet(found, demand.rectangles())
+                found.sort(key=lambda both: not (self.declared[0] in both[0] and self.declared[1] in both[1]))
+                return tuple(one for i, one in enumerate(found) if not any(includes(o, one) for o in found[:i]))
         except TooMany:
             return None
-        found.sort(key=lambda both: not (self.declared[0] in both[0] and self.declared[1] in both[1]))
-        return tuple(both for i, both in enumerate(found) if not any(includes(other, both) for other in found[:i]))
 
     def words(self) -> str:
         """`any HxW from 33x33 up`, `H and W multiples of 32`, `only 224x224: fc follows a flattened map`."""

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cnnspec
-from cnnspec import ir
+from cnnspec import ir, symbolic
 from cnnspec.compiler import loads
 from cnnspec.counts import count
 from cnnspec.diagnostics import CnnspecError
 from cnnspec.shapes import AxisRule, Fixed, Shift, Spread, Times, Window
-from cnnspec.symbolic import IMAGE_LENGTH, ONE, Amount, Length, PeriodLimit
+from cnnspec.size_sets import (
+    EVERY,
+    NEVER,
+    AxisSet,
+    TooMany,
+    from_to,
+    interval,
+    limited_effort,
+    meet,
+    where_above,
+    where_equal,
+    where_is,
+)
+from cnnspec.sizes import Features
+from cnnspec.symbolic import IMAGE_LENGTH, ONE, Amount, Length, PeriodLimit, greatest
 from cnnspec.testing import specs
 
 SIZES = range(1, 61)
@@ -276,3 +291,125 @@ def test_a_formula() -> None:
 def test_strides_without_end_are_refused() -> None:
     with pytest.raises(CnnspecError, match="strides on the way here multiply to more than the limit of 4,096"):
         loads("input 3x32x32\nconv 1x1 8 stride=100 | conv 1x1 8 stride=100\n")
+
+
+# --- what chance seldom draws --------------------------------------------------------------------
+
+
+def test_a_set_in_words() -> None:
+    assert AxisSet((2, 3, 9), 10, 1, ()).words() == "from 2 to 3 or 9"
+    assert AxisSet(tuple(range(1, 20, 2)), 20, 1, ()).words() == "1 or 3 or 5 or 7 or 9 or 5 more"
+    assert AxisSet((3,), 8, 4, (0,)).words() == "3, or multiples of 4 from 8 up"
+    assert AxisSet((3,), 8, 4, (0,)).to_json() == {"few": [3], "from": 8, "period": 4, "residues": [0]}
+    assert AxisSet((3,), 4, 1, ()).to_json() == {"few": [3]}
+
+
+AREA = Amount({(IMAGE_LENGTH, IMAGE_LENGTH): 1})
+
+
+def test_sets_that_are_too_intricate() -> None:
+    for make in (
+        lambda: AxisSet.of(bool, 1, 1 << 20),
+        lambda: AxisSet.of(bool, 1 << 20, 1),
+        lambda: where_equal(compose([Window(1, 4093)]), compose([Window(1, 4091)])),
+        lambda: meet([(EVERY, EVERY)] * 200, [(EVERY, EVERY)] * 200),
+        lambda: interval(lambda n: n // 10_000_000, 3, 1, True),
+        lambda: Features(0, AREA, 10**12).rectangles(),
+        lambda: Features(0, AREA + Amount.height(IMAGE_LENGTH), 10**9).rectangles(),
+    ):
+        with limited_effort(), pytest.raises(TooMany):
+            make()
+    graph = loads("input 3x1x1\nconcat { maxpool 1x1 stride=4093; maxpool 1x1 stride=4091 }\n")
+    assert graph.sizes.words() == "1x1, and others as `accepts` tells: the branches of `concat` must agree"
+    assert graph.sizes.to_json()["ranges"] is None
+    assert graph.accepts(4091, 1)
+    assert not graph.accepts(4092, 1)
+
+
+def test_where_a_length_has_a_value() -> None:
+    assert where_is(IMAGE_LENGTH.through(Times(2)), 5) == NEVER
+    assert where_is(compose([Window(1, 3)]), 2) == AxisSet((4, 5, 6), 7, 1, ())
+    assert where_is(compose([Fixed(2)]), 3) == NEVER
+    assert where_is(compose([Fixed(2)]), 2) == EVERY
+    assert where_above(compose([Fixed(2)]), 3) == NEVER
+    assert from_to(3, None) == AxisSet((), 3)
+    assert interval(lambda _: 7, 7, 1, False) == EVERY
+    assert interval(lambda _: 7, 8, 1, False) == NEVER
+    assert not NEVER
+    assert EVERY
+
+
+def test_a_large_image_is_answered_at_once() -> None:
+    sizes = loads("input 3x1024x1024\nflatten | linear 4\n").sizes
+    assert sizes.words() == "only 1024x1024 (or 20 more ranges with as many features): `1` follows a flattened map"
+    assert Features(0, 2 * AREA, 7).rectangles() == []
+    both = loads("input 3x64x64\nconcat { flatten; maxpool 2x2 | flatten } | linear 4\n").sizes
+    assert both.rectangles is not None
+    for height, width in itertools.product((1, 2, 3, 16, 31, 32, 33, 64, 65, 128, 256), repeat=2):
+        member = any(height in high and width in wide for high, wide in both.rectangles)
+        assert both.accepts(height, width) == member
+
+
+def test_flat_features_that_depend_on_one_side() -> None:
+    tall = loads("input 3x8x8\nadaptive_avgpool 2x2 | upsample 1x1 | flatten | linear 4\n")
+    assert tall.sizes.words() == "any HxW"
+    high = loads("input 3x8x8\nmaxpool 8x1 stride=8x1 | flatten | linear 4\n").sizes
+    assert high.words() == "H from 8 to 15, W 8 (or 3 more ranges with as many features): `2` follows a flattened map"
+
+
+@pytest.mark.parametrize(
+    ("body", "taken", "refused"),
+    [
+        ("add { flatten; maxpool 2x2 | upsample 2 | flatten }", (6, 4), (5, 4)),
+        ("mul { flatten; global_avgpool | conv 1x1 1 | flatten }", (5, 7), (0, 4)),
+        ("mul { flatten; maxpool 2x2 | upsample 2 | flatten }", (6, 4), (5, 4)),
+        ("flatten | slice 0..100 | linear 4", (6, 6), (5, 6)),
+        ("concat { flatten; global_avgpool | flatten } | linear 4", (8, 8), (7, 8)),
+        ("flatten | ln affine=false", (4, 16), (4, 15)),
+        ("flatten | relu", (3, 3), (0, 3)),
+        ("flatten | prelu num_parameters=192", (4, 16), (4, 15)),
+    ],
+)
+def test_flat_features(body: str, taken: tuple[int, int], refused: tuple[int, int]) -> None:
+    graph = loads(f"input 3x8x8\n{body}\n")
+    assert graph.accepts(*taken)
+    assert takes(graph, *taken)
+    assert not graph.accepts(*refused)
+    assert not takes(graph, *refused)
+
+
+def test_maps_that_are_multiplied() -> None:
+    graph = loads("input 3x8x8\nmul { maxpool 4x4 | conv 1x1 3; maxpool 4x4 | conv 3x3 3 stride=2 pad=1; in | maxpool 4x4 }\n"
+                  .replace("3x8x8", "3x4x4"))  # fmt: skip
+    for height, width in itertools.product(range(1, 20), repeat=2):
+        assert graph.accepts(height, width) == takes(graph, height, width)
+        if graph.accepts(height, width):
+            shape = [at(size, height, width) for size in graph.symbolic.output_shape]
+            assert tuple(shape) == graph.at(height, width).output_shape
+
+
+def test_no_size_is_near() -> None:
+    sizes = loads("input 3x8x8\nflatten | linear 4\n").sizes
+    assert sizes.nearest(500, 500) == (8, 8)
+
+
+def test_lengths_and_amounts_as_values() -> None:
+    length = compose([Window(3, 2), Times(2)])
+    assert pickle.loads(pickle.dumps(length)) == length
+    assert repr(length) == "Length(2*((n - 1)//2))"
+    assert repr(Amount.height(length)) == "Amount(2*((H - 1)//2))"
+    assert compose([Times(2), Window(1, 3), Times(3)]).text("H") == "3*((2*H + 2)//3)"
+    assert length != 3
+    height = Amount.height(IMAGE_LENGTH)
+    assert greatest(3, 2) == 3
+    assert greatest(height, 1) == greatest(1, height) == height
+    assert str(greatest(height, 4)) == "max(4, H)"
+    flat = height * Amount.width(IMAGE_LENGTH)
+    assert greatest(flat, 9) == greatest(9, flat) == flat
+    assert greatest(2 * height, height) == 2 * height
+
+
+def test_functions_are_forgotten_when_there_are_very_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(symbolic, "_MAX_KNOWN", 3)
+    lengths = [compose([Times(n), Window(3, 2)]) for n in range(1, 12)]
+    assert lengths == [compose([Times(n), Window(3, 2)]) for n in range(1, 12)]
