@@ -2,7 +2,7 @@
 
 MAX_FILE_BYTES = 256 * 1024
 MAX_LINE_LENGTH = 2_000
-MAX_WORDS = 12_288
+MAX_WORDS = 8_192
 """Names, numbers, signs and comments of a spec and of the files it takes from, together."""
 MAX_NAME = 128
 """Characters of a name."""

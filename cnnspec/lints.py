@@ -160,11 +160,10 @@ class _Lints:
                 if last < 0 or (not top and last <= index):
                     message = f"`{statement.name}` is never used"
                     self.say("W0104", message, statement.name_span, "remove the `let`", _without_line(statement.span))
-            elif isinstance(statement, tree.Param) and not self.extends:
-                if all(other == index for other in naming[statement.name]):
-                    message = f"the parameter `{statement.name}` is never used"
-                    edit = _without_line(statement.span)
-                    self.say("W0102", message, statement.name_span, "remove the `param`", edit)
+            elif isinstance(statement, tree.Param) and not self.extends and not set(naming[statement.name]) - {index}:
+                message = f"the parameter `{statement.name}` is never used"
+                edit = _without_line(statement.span)
+                self.say("W0102", message, statement.name_span, "remove the `param`", edit)
 
     def unused_blocks(self, graph: ir.Graph) -> None:
         """Reports blocks of the file, and blocks that it uses, that no statement of the network leads to."""

@@ -7,9 +7,10 @@ import random
 import pytest
 
 from cnnspec import ir
-from cnnspec.compiler import compile_file, load, loads
+from cnnspec.compiler import check, compile_file, load, loads
 from cnnspec.testing import assert_sound
 from cnnspec.testing.faults import CODES, draw_faulty
+from cnnspec.testing.hostile import REPETITIONS
 from cnnspec.testing.oracle import Acceptance, Unsound, hold_against_torch, hold_the_set_against_torch
 from cnnspec.testing.soundness import FIGURES, Tally, judge, report, run
 
@@ -104,3 +105,11 @@ def test_parameters_have_a_limit_that_can_be_lifted() -> None:
     with pytest.raises(CnnspecError, match="more than the limit of 10,000,000,000"):
         loads(text)
     assert loads(text, allow_huge=True).parameter_count > 10**10
+
+
+def test_texts_as_long_as_the_limits_allow_do_not_raise() -> None:
+    for name in ("open strings", "braces", "thousand faults"):
+        text = REPETITIONS[name].text() if name in REPETITIONS else "input 3x8x8\n" + "dropout 2\n" * 1_000
+        errors = [diagnostic for diagnostic in check(text) if diagnostic.severity == "error"]
+        assert name == "braces" or errors[-1].code == "E0405"
+        assert len(errors) <= 101

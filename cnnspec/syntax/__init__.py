@@ -30,6 +30,13 @@ def parse(source: Source, report: Report) -> tree.File | None:
     Statements that cannot be read are missing in the tree, which then says that it is `broken`. There is no tree
     where braces do not match or a limit is passed.
     """
+    try:
+        return _parse(source, report)
+    except TooManyFaults:
+        return None
+
+
+def _parse(source: Source, report: Report) -> tree.File | None:
     if not within_limits(source, report):
         return None
     text = balanced(source, report)
@@ -63,10 +70,7 @@ def parse(source: Source, report: Report) -> tree.File | None:
         report.unsure |= names
     if parsed is None:
         return None
-    try:
-        file = Builder(source, report, marks).file(parsed, broken=broken)
-    except TooManyFaults:
-        return None
+    file = Builder(source, report, marks).file(parsed, broken=broken)
     return None if any(d.code == "E0405" for d in report.diagnostics) else file
 
 
