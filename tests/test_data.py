@@ -508,6 +508,15 @@ def test_workers_end_with_the_iteration():
     assert multiprocessing.active_children() == []
 
 
+def test_an_image_that_a_worker_cannot_read_is_a_diagnostic(tmp_path: Path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    images = Files((tmp_path / "broken.png",) * 8, torch.zeros(8).long(), 1)
+    with pytest.raises(CnnspecError) as error:
+        next(iter(Feed(images, CHANGING, 4, seed=1, workers=1)))
+    assert code(error) == "E0503"
+    assert "`broken.png`" in str(error.value)
+
+
 def test_a_worker_that_dies_is_replaced(capsys: pytest.CaptureFixture[str]):
     images = pixels(400)
     whole = list(Feed(images, CHANGING, 8, seed=1))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cnnspec.diagnostics import failure
+from cnnspec.diagnostics import CnnspecError, failure
 from cnnspec.ir import Graph
 from cnnspec.recipe import Recipe
 from cnnspec.training.augment import Prepare
@@ -86,11 +86,14 @@ class Feed(Dataset[Batch]):
                 for batch in (
                     self._ahead(number) if self.workers else map(self.__getitem__, range(number, self.batches))
                 ):
+                    if isinstance(batch, CnnspecError):
+                        raise batch
                     yield batch
                     number += 1
                 return
-            except RuntimeError as error:
-                if not self.workers or "DataLoader worker" not in str(error):
+            except (RuntimeError, ConnectionError, EOFError) as error:
+                # A death shows in what torch says, or in a pipe that ends.
+                if not self.workers or (isinstance(error, RuntimeError) and "DataLoader worker" not in str(error)):
                     raise
                 if attempt == PATIENCE:
                     raise failure(
@@ -101,10 +104,12 @@ class Feed(Dataset[Batch]):
                     ) from None
                 print("a process that reads images died; its batches are made again", file=sys.stderr)
 
-    def _ahead(self, number: int) -> Iterator[Batch]:
+    def _ahead(self, number: int) -> Iterator[Batch | CnnspecError]:
         former = signal.getsignal(signal.SIGCHLD) if _LISTENS else None
         numbers = range(number, self.batches)
-        made = iter(DataLoader(self, batch_size=None, sampler=numbers, num_workers=self.workers, prefetch_factor=4))
+        made = iter(
+            DataLoader(_Told(self), batch_size=None, sampler=numbers, num_workers=self.workers, prefetch_factor=4)
+        )
         if _LISTENS and threading.current_thread() is threading.main_thread():
             # torch's own handler raises wherever the process is, in the middle of a step; here a worker is missed
             # when its batch is.
@@ -128,6 +133,19 @@ class Feed(Dataset[Batch]):
             images.append(self.prepare(group, part))
             place += len(group)
         return images[0] if len(images) == 1 else torch.cat(images), self.images.labels[indices]
+
+
+class _Told(Dataset[Any]):
+    """The batches of a Feed in another process: a diagnostic comes back as a value, or torch would make text of it."""
+
+    def __init__(self, feed: Feed) -> None:
+        self.feed = feed
+
+    def __getitem__(self, number: int) -> Batch | CnnspecError:
+        try:
+            return self.feed[number]
+        except CnnspecError as error:
+            return error
 
 
 def plain(graph: Graph, data: ImageData) -> Prepare:
