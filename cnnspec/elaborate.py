@@ -66,16 +66,7 @@ class _Elaboration(Sections):
         Raises:
             Fault: This file is open already.
         """
-        if any(other is file for other in self._open):
-            assert at is not None
-            names = [other.source.name for other in self._open[self._open.index(file) :]] + [file.source.name]
-            self.fail(
-                "E0213",
-                f"`{file.source.name}` takes from itself: {' -> '.join(names)}",
-                at,
-                help="move what both need into a third file",
-            )
-            raise Fault
+        self.refuse_cycle(file, at)
         if len(self._open) >= MAX_FILE_DEPTH and at is not None:
             self.fail(
                 "E0405",
@@ -89,6 +80,22 @@ class _Elaboration(Sections):
             yield
         finally:
             self._open.pop()
+
+    def refuse_cycle(self, file: tree.File, at: Span | None) -> None:
+        """Reports a file that takes from itself.
+
+        Raises:
+            Fault: This file is open already.
+        """
+        if at is not None and any(other is file for other in self._open):
+            names = [other.source.name for other in self._open[self._open.index(file) :]] + [file.source.name]
+            self.fail(
+                "E0213",
+                f"`{file.source.name}` takes from itself: {' -> '.join(names)}",
+                at,
+                help="move what both need into a third file",
+            )
+            raise Fault
 
     def find(self, wanted: str, asking: tree.File, at: Span) -> tree.File:
         file = self.library.find(wanted, asking, at, self.report)
@@ -115,9 +122,8 @@ class _Elaboration(Sections):
                 scope = self.new_scope(file)
                 self._scopes[id(file)] = scope
                 self.define(file, scope, {}, {})
-        elif any(other is file for other in self._open) and at is not None:
-            with self.opened(file, at):
-                pass
+        else:
+            self.refuse_cycle(file, at)
         return scope
 
     def define(
@@ -390,10 +396,7 @@ class _Elaboration(Sections):
         for scope in (network.scope,):
             for owner, block in list(scope.blocks.values()):
                 if owner is scope:
-                    try:
-                        binder.block(owner, block, None)
-                    except Fault:
-                        pass
+                    binder.block(owner, block, None)
         body: list[ir.Statement] = []
         variables: dict[int, Names] = {}
         scopes = {id(scope): scope for scope, statement in network.body if isinstance(statement, tree.Flow)}
@@ -482,10 +485,7 @@ def elaborate(
         if network.is_library and not given:
             for owner, block in network.scope.blocks.values():
                 if owner is network.scope:
-                    try:
-                        run.binder.block(owner, block, None)
-                    except Fault:
-                        pass
+                    run.binder.block(owner, block, None)
             return None, run.binder.places
         return run.model(network, file, name), run.binder.places
     except Fault:

@@ -233,7 +233,7 @@ class Expansion(Evaluator):
                 return frame.entering
             case ir.Nothing():
                 return ABSENT
-            case ir.Broken():
+            case _:
                 return None
 
     def branch_body(self, body: Sequence[ir.Statement], frame: Frame, names: Namespace, x: Flowing) -> Flowing | Absent:

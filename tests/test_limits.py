@@ -1,0 +1,43 @@
+"""Limits that hold while a network is written out, each reached by a spec made for it."""
+
+from __future__ import annotations
+
+import pytest
+
+from cnnspec.compiler import check, loads
+from cnnspec.limits import MAX_DEPTH, MAX_EVALUATIONS, MAX_NODES
+
+
+def tower(height: int, call: str = "{}", *, top_first: bool = False) -> str:
+    """Blocks that call one another."""
+    blocks = ["block b0() { relu }"]
+    blocks += [f"block b{n + 1}() {{ {call.format(f'b{n}')} }}" for n in range(height)]
+    return "\n".join(["input 3x8x8", *(reversed(blocks) if top_first else blocks), f"b{height}", ""])
+
+
+SPECS = {
+    "blocks call one another deeper": tower(60, top_first=True),
+    "elements stand inside of one another deeper": tower(40, "{{ {{ {} }} }}"),
+    "the name of a module is longer": "input 3x8x8\n" + "".join(f"{'long' * 30}{n}: {{\n" for n in range(20)) + "a: relu\nb: relu\n" + "}\n" * 20,
+    "numbers": "input 3x8x8\n" + "upsample 1000000\n" * 3,
+    "terms of expressions": "input 3x8x8\nrepeat 4000 as i { let a = " + " + ".join(["i"] * 60) + "\nrelu  when a < 0 }\n",
+    "operators": "input 3x8x8\nrepeat 4000 { relu; relu; relu }\n",
+    "parameters": "input 3x8x8\nflatten | linear 1000000000 | linear 100\n",
+    "the name of a call is longer": 'input 3x8x8\nrelu name="' + "long" * 40 + '"\n',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", SPECS)
+def test_a_limit_is_named(what: str) -> None:
+    errors = [diagnostic for diagnostic in check(SPECS[what]) if diagnostic.severity == "error"]
+    assert [error.code[:3] for error in errors] == ["E04"], [str(error)[:300] for error in errors]
+    assert what in errors[0].message
+    assert "limit of" in errors[0].message
+    assert errors[0].help
+
+
+def test_networks_below_the_limits() -> None:
+    assert len(loads(f"input 3x8x8\nrepeat {MAX_NODES // 4} {{ relu; relu; relu }}\n").nodes) == MAX_NODES // 4 * 3
+    assert loads(tower(40)).nodes[0].path == ".".join(["0"] * 42)
+    assert MAX_DEPTH > 48
+    assert MAX_EVALUATIONS > 3 * MAX_NODES
