@@ -15,6 +15,7 @@ from cnnspec.limits import MAX_PERIOD
 from cnnspec.shapes import AxisRule, quotient
 
 _MAX_KNOWN = 20_000
+_MAX_TERMS = 6
 
 
 class PeriodLimit(Exception):
@@ -182,11 +183,22 @@ class Length:
                 inner = Length.of(self.period, self.step // factor, tuple((v - rest) // factor for v in self.cycle))
                 if inner._offset() is not None:
                     return quotient(factor, inner.text(letter), rest, 1)
+            if self.step <= _MAX_TERMS:
+                return self._sum(letter)
         assert self.source is not None
         before, after = self.source
         if isinstance(after, Length):
-            return f"max({before.text(letter)}, {after.text(letter)})"
+            return f"max({', '.join(sorted([before.text(letter), after.text(letter)]))})"
         return after.text(before.text(letter))
+
+    def _sum(self, letter: str) -> str:
+        """The function as a sum of quotients, one for each place of a period where it grows by 1."""
+        values = [*self.cycle, self.cycle[0] + self.step]
+        grows = [i for i in range(1, self.period + 1) for _ in range(values[i] - values[i - 1])]
+        terms = [quotient(1, letter, self.period - i, self.period) for i in grows]
+        if self.cycle[0]:
+            terms.append(str(self.cycle[0]))
+        return " + ".join(terms).replace("+ -", "- ")
 
     def _offset(self) -> int | None:
         """`b` where the function is `(step*n + b) // period`."""

@@ -399,6 +399,8 @@ def test_lengths_and_amounts_as_values() -> None:
     assert repr(length) == "Length(2*((n - 1)//2))"
     assert repr(Amount.height(length)) == "Amount(2*((H - 1)//2))"
     assert compose([Times(2), Window(1, 3), Times(3)]).text("H") == "3*((2*H + 2)//3)"
+    assert compose([Window(2, 2), Times(2), Window(3, 3)]).text("H") == "(H + 2)//6 + H//6"
+    assert compose([Window(3, 4), Times(9), Window(2, 5), Times(7), Shift(1, 0)]).text("W").count("W") == 1
     assert length != 3
     height = Amount.height(IMAGE_LENGTH)
     assert greatest(3, 2) == 3
