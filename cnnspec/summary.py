@@ -16,6 +16,7 @@ from cnnspec.fields import centre, fields, sights
 from cnnspec.ir import Graph
 from cnnspec.ops.base import FLOAT
 from cnnspec.shapes import Shape
+from cnnspec.symbolic import Amount
 
 MAX_SIDE = 1024
 """Of an image for which it is worked out exactly what a place sees."""
@@ -88,8 +89,10 @@ class Column:
     figure: bool = True
 
 
-def in_bytes(count: int) -> str:
+def in_bytes(count: int | Amount) -> str:
     """`2.90 MiB`."""
+    if isinstance(count, Amount):
+        return f"{count:,} B"
     size, unit = float(count), "B"
     for larger in ("KiB", "MiB", "GiB", "TiB", "PiB"):
         if size >= 1024:
@@ -140,6 +143,11 @@ class Summary:
     total: Row
     training_flops: int
 
+    @property
+    def symbolic(self) -> bool:
+        """Whether its figures are functions of the image's size."""
+        return any(isinstance(size, Amount) for size in self.input_shape)
+
     def upto(self, level: int) -> list[Row]:
         """The rows down to a level of the module tree."""
         return [row for row in self.rows if row.level <= level]
@@ -186,20 +194,23 @@ class Summary:
         return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def summarise(graph: Graph, batch: int = 1) -> Summary:
+def summarise(graph: Graph, batch: int = 1, *, symbolic: bool = False) -> Summary:
     """The table of a graph; a module's figures are sums over all operators in it, its peak the greatest.
 
     Args:
         graph: A network.
         batch: How many images; parameters do not grow with it, receptive fields neither.
+        symbolic: Whether shapes, operations, activations and what is kept are functions of the image's height and
+            width (`symbolic.Amount`) where they depend on it; all other figures are those of the declared size.
     """
-    counts, live, reach = count(graph), live_memory(graph), fields(graph)
+    shown = graph.symbolic if symbolic else graph
+    counts, live, reach = count(shown), live_memory(graph), fields(graph)
     near = max(graph.input_shape) <= MAX_SIDE
     sight = [centre(seen) for seen in sights(graph)] if near else [None] * len(graph.nodes)
     kinds: dict[str, str] = dict(graph.scopes)
     sums: dict[str, list[int]] = {"": [0] * 7}
     last: dict[str, int] = {}
-    for index, node in enumerate(graph.nodes):
+    for index, node in enumerate(shown.nodes):
         runs = node.aux is None
         figures = (
             node.parameter_count,
@@ -225,14 +236,14 @@ def summarise(graph: Graph, batch: int = 1) -> Summary:
         index, level = last[path], path.count(".") + 1 if path else 0
         rows.append(
             Row(
-                *(path, kinds.get(path, ""), level, graph.nodes[index].shape),
+                *(path, kinds.get(path, ""), level, shown.nodes[index].shape),
                 *(parameters, macs, flops, backward, activations, kept, peak),
                 *(reach[index], sight[index], graph.reductions[index], graph.depths[index]),
             )
         )
     whole = replace(rows[0], kept=counts.kept_total.at(batch))
     return Summary(
-        graph.name, batch, graph.input_shape, graph.output_shape, tuple(rows[1:]), whole, batch * counts.training_flops
+        graph.name, batch, shown.input_shape, shown.output_shape, tuple(rows[1:]), whole, batch * counts.training_flops
     )
 
 

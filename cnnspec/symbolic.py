@@ -280,21 +280,21 @@ class Amount:
         return hash(frozenset(self.terms.items()))
 
     def __str__(self) -> str:
-        return " + ".join(_term(h, w, count) for (h, w), count in self.terms.items()) or "0"
+        return format(self, "d")
 
     def __format__(self, spec: str) -> str:
-        return str(self)
+        return " + ".join(_term(h, w, format(count, spec)) for (h, w), count in self.terms.items()) or "0"
 
     def __repr__(self) -> str:
         return f"Amount({self})"
 
 
-def _term(height: Length, width: Length, count: int) -> str:
+def _term(height: Length, width: Length, count: str) -> str:
     factors = [length.text(letter) for length, letter in ((height, "H"), (width, "W")) if length != ONE]
-    if len(factors) == count == 1:
+    if len(factors) == 1 and count == "1":
         return factors[0]
     closed = [f"({factor})" if " " in factor or "/" in factor else factor for factor in factors]
-    return "*".join([*([f"{count:,}"] if count != 1 or not closed else []), *closed])
+    return "*".join([*([count] if count != "1" or not closed else []), *closed])
 
 
 def greatest(one: Amount | int, other: Amount | int) -> Amount | int:

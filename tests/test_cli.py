@@ -256,3 +256,17 @@ def test_lints_are_told_by_check_alone(tmp_path: Path) -> None:
     assert "warning[W0106]" in done.stderr
     assert "net.cnn: ok" in done.stdout
     assert cnnspec("summary", path).stderr == ""
+
+
+def test_a_summary_in_formulas() -> None:
+    done = cnnspec(
+        "summary", "resnet20", "--symbolic", "--depth", "1", "--columns", "output,macs,kept", "--format", "csv"
+    )
+    lines = done.stdout.splitlines()
+    assert lines[2].startswith('stage1,"[N, 16, H, W]",13824*H*W,')
+    assert lines[4].startswith('stage3,"[N, 64, (H + 3)//4, (W + 3)//4]",')
+    assert lines[-1].split(",")[-2].endswith(" + 640")
+    data = json.loads(cnnspec("summary", "resnet20", "--symbolic", "--json").stdout)
+    assert data["input_shape"] == [3, "H", "W"]
+    assert data["parameters"] == 272_378
+    assert "(H + 3)//4" in cnnspec("summary", "resnet20", "--symbolic").stdout

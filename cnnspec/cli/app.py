@@ -55,7 +55,7 @@ def print_diagnostics(diagnostics: Any) -> None:
 
 
 def print_json(data: Any) -> None:
-    print(json.dumps(data, indent=2))
+    print(json.dumps(data, indent=2, default=str))
 
 
 def settings(pairs: list[str] | None) -> dict[str, str]:

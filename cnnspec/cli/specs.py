@@ -209,6 +209,9 @@ def summary(
         str | None,
         typer.Option("--max-batch", metavar="MEMORY", help="Tell the largest batch that trains in 16GiB, 500MB, ..."),
     ] = None,
+    symbolic: Annotated[
+        bool, typer.Option("--symbolic", help="Shapes, operations and memory as functions of the image's size.")
+    ] = False,
     at: AtSize = None,
     sets: Settings = None,
     huge: AllowHuge = False,
@@ -228,7 +231,7 @@ def summary(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--max-batch") from None
     graph = compile_at(file, sets, at, huge)
-    done = summarise(graph, batch)
+    done = summarise(graph, batch, symbolic=symbolic)
     largest = None if memory is None else largest_batch(graph, memory)
     if as_json or format == "json":
         print_json({**done.to_json(), **({"max_batch": largest.to_json()} if largest else {})})

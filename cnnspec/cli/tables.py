@@ -26,7 +26,7 @@ def print_summary(done: Summary, level: int, columns: Sequence[str] = DEFAULT_CO
     table.add_section()
     table.add_row("total", *(column.cell(done.total) for column in chosen))
     # A table that was asked for by its columns is shown whole, however wide it is.
-    make_console(wide=tuple(columns) != DEFAULT_COLUMNS).print(table)
+    make_console(wide=done.symbolic or tuple(columns) != DEFAULT_COLUMNS).print(table)
     images = "one image" if done.batch == 1 else f"a batch of {done.batch:,} images"
     notes = f"depth {done.total.depth}; figures for {images} in float32"
     if "activations" in columns:
