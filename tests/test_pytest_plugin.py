@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ GOOD = "network t\ninput 3x8x8\nconv 3x3 8 | bn | relu\nexpect params = 232\n"
 
 
 def run(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
-    return pytester.runpytest_subprocess("-p", "cnnspec.pytest_plugin", "-p", "no:cacheprovider", *args)
+    installed = any(point.name == "cnnspec" for point in entry_points(group="pytest11"))
+    plugin = () if installed else ("-p", "cnnspec.pytest_plugin")  # a checkout that is not installed
+    return pytester.runpytest_subprocess(*plugin, "-p", "no:cacheprovider", *args)
 
 
 def test_specs_are_collected_when_asked_for(pytester: pytest.Pytester) -> None:

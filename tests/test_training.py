@@ -342,13 +342,14 @@ def test_a_run_that_is_interrupted_and_resumed_is_as_if_it_was_not(
 ):
     whole = run(tiny(recipe), seed=3)
     out = io.StringIO()
+    before = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
         interrupt(patch, epoch, step)
         stopped = run(tiny(recipe), seed=3, console=Console(file=out, width=200), resume_command="the command")
     assert (stopped.state, stopped.exit_code) == ("interrupted", 130)
     assert json.loads((stopped.folder / "result.json").read_text())["state"] == "interrupted"
     assert "go on with `the command`" in out.getvalue()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     resumed = run(tiny(recipe), resume=True)
     assert resumed.folder == stopped.folder
     assert resumed.state == "finished"
