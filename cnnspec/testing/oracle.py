@@ -106,7 +106,8 @@ class Acceptance:
     """Which sizes of images torch takes: every operator is run at every shape that reaches it, once.
 
     Joins follow the rule of the language, which is narrower than torch's: `add` and `concat` do not broadcast, `mul`
-    does over maps of one place and over single channels alone.
+    does over maps of one place and over single channels alone. A tensor without numbers, which some operators of torch
+    take and give, is none in the language, and counts as refused.
     """
 
     def __init__(self, graph: ir.Graph) -> None:
@@ -149,7 +150,7 @@ class Acceptance:
                 output = part(*tensors) if part is not None else _join(node, tensors)
         except (RuntimeError, ValueError, IndexError):
             return None
-        return tuple(output.shape)
+        return tuple(output.shape) if output.numel() else None
 
 
 def _join(node: ir.Node, tensors: Sequence[Tensor]) -> Tensor:
