@@ -190,7 +190,6 @@ IN_TEXT: dict[str, tuple[Callable[[Chance, str], str], ...]] = {
         lambda chance, line: f"{line}, relu",
         lambda chance, line: f"{line} | conv(3, 8)",
         lambda chance, line: f"{line} | relu = 3",
-        lambda chance, line: f"| {line}",
     ),
     "E0102": (
         lambda chance, line: f"{line} {chance.pick('})]')}",
