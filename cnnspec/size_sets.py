@@ -91,6 +91,11 @@ class AxisSet:
     def finite(self) -> bool:
         return not self.residues
 
+    @property
+    def ray(self) -> bool:
+        """Whether it is every size from some size up."""
+        return not self.few and self.period == 1 and bool(self.residues)
+
     def combined(self, other: AxisSet, rule: Callable[[bool, bool], bool]) -> AxisSet:
         """The set of a rule over the membership in two sets."""
         period = math.lcm(self.period, other.period)
@@ -104,6 +109,8 @@ class AxisSet:
         if self.finite or other.finite:
             finite, any_ = (self, other) if self.finite else (other, self)
             return finite_set([n for n in finite.few if n in any_])
+        if self.ray and other.ray:
+            return self if self.start > other.start else other
         return self.combined(other, lambda a, b: a and b)
 
     def without(self, other: AxisSet) -> AxisSet:
@@ -248,7 +255,7 @@ def rectangle_words(both: Rectangle) -> str:
         return f"H {high.words()}, W {wide.words()}"
     if high == EVERY:
         return "any HxW"
-    if not high.few and len(high.residues) == high.period:
+    if high.ray:
         return f"any HxW from {high.start}x{high.start} up"
     if high.finite and len(high.few) == 1:
         return f"only {high.few[0]}x{high.few[0]}"

@@ -102,7 +102,9 @@ class Length:
         return self._hash
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Length.of, (self.period, self.step, self.cycle, self.head, self.source)
+        # Without what it was made from, where that is not needed: a long chain would exhaust the stack.
+        source = self.source if self._closed("n") is None else None
+        return Length.of, (self.period, self.step, self.cycle, self.head, source)
 
     @property
     def start(self) -> int:
@@ -171,25 +173,31 @@ class Length:
 
     def text(self, letter: str) -> str:
         """The function of `H` or `W`, as short as it can be said."""
-        if self.constant is not None:
-            return str(self.constant)
-        if not self.head:
-            offset = self._offset()
-            if offset is not None:
-                return quotient(self.step, letter, offset, self.period)
-            factor = math.gcd(self.step, *(value - self.cycle[0] for value in self.cycle))
-            if factor > 1:
-                rest = self.cycle[0] % factor
-                inner = Length.of(self.period, self.step // factor, tuple((v - rest) // factor for v in self.cycle))
-                if inner._offset() is not None:
-                    return quotient(factor, inner.text(letter), rest, 1)
-            if self.step <= _MAX_TERMS:
-                return self._sum(letter)
+        closed = self._closed(letter)
+        if closed is not None:
+            return closed
         assert self.source is not None
         before, after = self.source
         if isinstance(after, Length):
             return f"max({', '.join(sorted([before.text(letter), after.text(letter)]))})"
         return after.text(before.text(letter))
+
+    def _closed(self, letter: str) -> str | None:
+        """The function without what it was made from, where a few quotients say it."""
+        if self.constant is not None:
+            return str(self.constant)
+        if self.head:
+            return None
+        offset = self._offset()
+        if offset is not None:
+            return quotient(self.step, letter, offset, self.period)
+        factor = math.gcd(self.step, *(value - self.cycle[0] for value in self.cycle))
+        if factor > 1:
+            rest = self.cycle[0] % factor
+            inner = Length.of(self.period, self.step // factor, tuple((v - rest) // factor for v in self.cycle))
+            if inner._offset() is not None:
+                return quotient(factor, inner.text(letter), rest, 1)
+        return self._sum(letter) if self.step <= _MAX_TERMS else None
 
     def _sum(self, letter: str) -> str:
         """The function as a sum of quotients, one for each place of a period where it grows by 1."""

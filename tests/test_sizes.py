@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import pickle
 
@@ -415,3 +416,10 @@ def test_functions_are_forgotten_when_there_are_very_many(monkeypatch: pytest.Mo
     monkeypatch.setattr(symbolic, "_MAX_KNOWN", 3)
     lengths = [compose([Times(n), Window(3, 2)]) for n in range(1, 12)]
     assert lengths == [compose([Times(n), Window(3, 2)]) for n in range(1, 12)]
+
+
+def test_a_long_chain_survives_pickling() -> None:
+    graph = loads("input 3x2000x2000\nrepeat 900 { conv 3x3 3 pad=0 }\n")
+    sizes = pickle.loads(pickle.dumps(graph.sizes))
+    assert sizes.words() == graph.sizes.words() == "any HxW from 1801x1801 up"
+    assert str(copy.deepcopy(graph.sizes).shape(899, 3)[1]) == "H - 1800"
