@@ -16,6 +16,7 @@ from collections.abc import Callable
 import torch
 import torchvision
 from torch.utils.flop_counter import FlopCounterMode
+from turns import in_turns
 
 from cnnspec.compiler import compile_source, locate
 from cnnspec.counts import count
@@ -76,16 +77,7 @@ def main() -> None:
             sys.exit(f"{name}: {ways[0]():,} operations here, {ways[1]():,} by FlopCounterMode")
         if (third := with_torchinfo(name)) is not None:
             ways.append(third)
-        seconds: list[list[float]] = [[] for _ in ways]
-        for turn in range(args.repeats + 1):
-            for which in range(len(ways)):
-                if which == 2 and turn > max(3, args.repeats // 3):  # seconds each: a few are enough
-                    continue
-                start = clock()
-                ways[which]()
-                if turn:  # the first turn warms up
-                    seconds[which].append(clock() - start)
-        ours, *others = (statistics.median(times) for times in seconds)
+        ours, *others = map(statistics.median, in_turns(ways, args.repeats, clock))
         shown = [f"{ours * 1e3:>7.1f} ms", f"{others[0] * 1e3:>21.1f} ms {others[0] / ours:>7.1f}"]
         if len(others) > 1:
             shown.append(f"{others[1] * 1e3:>8.1f} ms {others[1] / ours:>7.0f}")

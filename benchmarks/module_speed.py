@@ -11,9 +11,11 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from turns import in_turns
 from twins import TWINS
 
 from cnnspec import build
@@ -48,13 +50,7 @@ def measure(
     clock: Callable[[], float],
 ) -> tuple[float, float, float]:
     """Median seconds of the twin and of the built network, and the median of their ratios in each turn."""
-    seconds: list[list[float]] = [[], []]
-    for turn in range(repeats + 1):
-        for which in (0, 1) if turn % 2 else (1, 0):
-            start = clock()
-            run(networks[which], x)
-            if turn:  # the first turn warms up
-                seconds[which].append(clock() - start)
+    seconds = in_turns([partial(run, network, x) for network in networks], repeats, clock)
     ratios = [theirs / ours for theirs, ours in zip(*seconds, strict=True)]
     return statistics.median(seconds[0]), statistics.median(seconds[1]), statistics.median(ratios)
 

@@ -10,12 +10,12 @@ import argparse
 import statistics
 import time
 import warnings
-from collections.abc import Callable
 from functools import partial
 
 import torch
 from module_speed import measure
 from torchvision import models
+from turns import in_turns
 
 from cnnspec import build, load
 from cnnspec.training.machine import keep_memory
@@ -28,30 +28,20 @@ BUILT = (
 RUN = ("resnet50", "densenet121", "googlenet")
 
 
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
 def time_loading(repeats: int) -> None:
     print(f"{'load':<20}{'ms':>8}")
     for name in LOADED:
-        load(name)
-        print(
-            f"{name:<20}{1e3 * statistics.median(seconds(partial(load, name)) for _ in range(repeats)):>8.1f}",
-            flush=True,
-        )
+        (taken,) = in_turns([partial(load, name)], repeats)
+        print(f"{name:<20}{1e3 * statistics.median(taken):>8.1f}", flush=True)
 
 
 def time_building(repeats: int) -> None:
     print(f"\n{'build':<20}{'theirs s':>10}{'ours s':>10}{'ratio':>8}")
     ratios: list[float] = []
     for name in BUILT:
-        build(name)
-        turns = [(seconds(partial(models.get_model, name)), seconds(partial(build, name))) for _ in range(repeats)]
-        theirs, ours = (statistics.median(times) for times in zip(*turns, strict=True))
-        ratios.append(statistics.median(a / b for a, b in turns))
+        turns = in_turns([partial(models.get_model, name), partial(build, name)], repeats)
+        theirs, ours = map(statistics.median, turns)
+        ratios.append(statistics.median(a / b for a, b in zip(*turns, strict=True)))
         print(f"{name:<20}{theirs:>10.3f}{ours:>10.3f}{ratios[-1]:>8.2f}", flush=True)
     print(f"{'median':<40}{statistics.median(ratios):>8.2f}")
 

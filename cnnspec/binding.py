@@ -11,7 +11,7 @@ from typing import Any
 
 from cnnspec import ir, tree
 from cnnspec.blocks import BLOCK_TYPES, check_header, signature
-from cnnspec.diagnostics import Edit, Fix, Label, Report, Span, counted, did_you_mean, nearest, respell
+from cnnspec.diagnostics import Edit, Fix, Label, Report, Span, counted, nearest, respell
 from cnnspec.expressions import literal
 from cnnspec.limits import MAX_DEPTH
 from cnnspec.names import FILLED, Fault, Names, Resolver
@@ -103,25 +103,16 @@ class Binder(Resolver):
                         raise self._too_many(callee, parameters, names, arg)
                     if isinstance(value, tree.Name) and (near := self._misspelt_flag(value, parameters, names)):
                         message = f"`{callee}` has no flag `{value.name}`"
-                        fixes = respell(arg.span, value.name, near)
-                        raise self.fail("E0202", message, arg.span, help=fixes[0].help, fixes=fixes)
+                        help, fixes = respell(arg.span, value.name, near)
+                        raise self.fail("E0202", message, arg.span, help=help, fixes=fixes)
                     name = queue.pop(0)
                 else:
                     keyword_seen = keyword_seen or name != "repeat"
                 if name not in known:
-                    takes = (
-                        f"`{callee}` takes {', '.join(f'`{n}`' for n in known)}"
-                        if known
-                        else f"`{callee}` takes no arguments"
-                    )
                     at = arg.name_span
-                    raise self.fail(
-                        "E0202",
-                        f"`{callee}` has no argument `{name}`",
-                        at,
-                        help=did_you_mean(name, known) or takes,
-                        fixes=respell(at, name, known),
-                    )
+                    help, fixes = respell(at, name, known)
+                    message = f"`{callee}` has no argument `{name}`"
+                    raise self.fail("E0202", message, at, help=help or _takes(callee, known), fixes=fixes)
                 if name in bound:
                     raise self.fail(
                         "E0206",
@@ -185,14 +176,10 @@ class Binder(Resolver):
 
     def _too_many(self, callee: str, parameters: Mapping[str, Parameter], names: Names, arg: tree.Argument) -> Fault:
         value = arg.value
-        takes = (
-            f"`{callee}` takes {', '.join(f'`{n}`' for n in parameters)}"
-            if parameters
-            else f"`{callee}` takes no arguments"
-        )
+        takes = _takes(callee, parameters)
         if isinstance(value, tree.Name) and value.name not in names.variables:
-            help = did_you_mean(value.name, parameters) or takes
-            fixes = respell(arg.span, value.name, parameters)
+            help, fixes = respell(arg.span, value.name, parameters)
+            help = help or takes
             if value.name in OPS or names.file.find_block(value.name):
                 fixes = pipe_before(arg.span, value.name)
                 help = fixes[0].help
@@ -250,8 +237,8 @@ class Binder(Resolver):
             fixes = (Fix(help, (Edit(span, FOREIGN_NAMES[callee]),), certain=True),)
         else:
             known = [*OPS, *names.file.block_names(), *names.variables]
-            help = did_you_mean(callee, known) or "`cnnspec list` shows operators and blocks"
-            fixes = respell(span, callee, known)
+            help, fixes = respell(span, callee, known)
+            help = help or "`cnnspec list` shows operators and blocks"
         return self.fail("E0201", f"unknown operator or block `{callee}`", span, help=help, fixes=fixes)
 
     # --- blocks ----------------------------------------------------------------------------------
@@ -511,3 +498,9 @@ class Binder(Resolver):
         if failed:
             raise Fault
         return ir.Braces(table=True, body=tuple(flows), origin=at)
+
+
+def _takes(callee: str, parameters: Iterable[str]) -> str:
+    """What a callee takes, in words."""
+    listed = ", ".join(f"`{name}`" for name in parameters)
+    return f"`{callee}` takes {listed or 'no arguments'}"

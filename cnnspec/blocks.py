@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cnnspec import tree
-from cnnspec.diagnostics import Diagnostic, Label, Report, Span, did_you_mean, respell
+from cnnspec.diagnostics import Diagnostic, Label, Report, Span, respell
 from cnnspec.ops import OPS
 from cnnspec.signatures import REQUIRED, Parameter, Type
 
@@ -74,11 +74,11 @@ def check_header(block: tree.Block, report: Report) -> None:
             help = "every call takes `repeat` and `name`; choose another word"
             report.add(Diagnostic("E0211", f"a parameter cannot be called `{name}`", span, help=help))
         if parameter.type is not None and parameter.type not in BLOCK_TYPES:
-            help = did_you_mean(parameter.type, BLOCK_TYPES) or f"the types are {', '.join(BLOCK_TYPES)}"
             text = span.source.text
             start = text.index(parameter.type, text.index(":", span.start))
             word = Span(span.source, start, start + len(parameter.type))
-            fixes = respell(word, parameter.type, BLOCK_TYPES)
+            help, fixes = respell(word, parameter.type, BLOCK_TYPES)
+            help = help or f"the types are {', '.join(BLOCK_TYPES)}"
             report.add(Diagnostic("E0204", f"there is no type `{parameter.type}`", word, help=help, fixes=fixes))
         if parameter.once and parameter.default is None:
             message = f"the `once` parameter `{name}` needs a default"

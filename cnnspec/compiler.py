@@ -335,4 +335,4 @@ def build(
 
 
 def _source(text: str, name: str) -> Source:
-    return Source(name, text.replace("\r\n", "\n").replace("\r", "\n"))
+    return Source(name, Source.plain(text))

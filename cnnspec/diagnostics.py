@@ -33,6 +33,11 @@ class Source:
     text: str
     shipped: bool = False
 
+    @staticmethod
+    def plain(text: str) -> str:
+        r"""A text with `\n` at the end of every line."""
+        return text.replace("\r\n", "\n").replace("\r", "\n")
+
     @cached_property
     def _starts(self) -> list[int]:
         return [0, *(i + 1 for i, char in enumerate(self.text) if char == "\n")]
@@ -70,6 +75,11 @@ class Span:
     @property
     def column(self) -> int:
         return self.source.position(self.start)[1]
+
+    @property
+    def end_place(self) -> tuple[int, int]:
+        """Line and column of the first character behind it."""
+        return self.source.position(self.end)
 
     def to(self, other: Span) -> Span:
         """The span from the start of this one to the end of another."""
@@ -170,17 +180,13 @@ class Diagnostic:
 
     def to_json(self) -> dict[str, Any]:
         """The diagnostic as plain data for programs."""
-        end = self.span.source.position(self.span.end) if self.span else (None, None)
+        nowhere = {"file": self.file, "line": None, "column": None, "end_line": None, "end_column": None}
         return {
             "code": self.code,
             "severity": self.severity,
             "message": self.message,
-            "file": self.name,
-            "line": self.line,
-            "column": self.column,
+            **(_place(self.span) if self.span else nowhere),
             "caption": self.caption,
-            "end_line": end[0],
-            "end_column": end[1],
             "labels": [{**_place(label.span), "text": label.text} for label in self.labels],
             "notes": list(self.notes),
             "help": self.help,
@@ -199,7 +205,7 @@ class Diagnostic:
 
 
 def _place(span: Span) -> dict[str, Any]:
-    end_line, end_column = span.source.position(span.end)
+    end_line, end_column = span.end_place
     return {
         "file": span.source.name,
         "line": span.line,
@@ -326,16 +332,23 @@ def nearest(word: str, known: Iterable[str]) -> list[str]:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     """A help that names the nearest known words, or nothing when none is near."""
-    near = nearest(word, known)
-    return f"did you mean {' or '.join(f'`{other}`' for other in near)}?" if near else None
+    return respell(None, word, known)[0]
 
 
-def respell(span: Span, word: str, known: Iterable[str]) -> tuple[Fix, ...]:
-    """The fixes that write one of the nearest known words; certain where one alone is a single slip away."""
+def respell(span: Span | None, word: str, known: Iterable[str]) -> tuple[str | None, tuple[Fix, ...]]:
+    """A help that names the nearest known words, and the fixes that write one of them.
+
+    A fix is certain where one word alone is near, and a single slip away. There are none where nothing is near, and
+    no fixes without a place.
+    """
     near = nearest(word, known)
+    if not near:
+        return None, ()
     help = f"did you mean {' or '.join(f'`{other}`' for other in near)}?"
+    if span is None:
+        return help, ()
     certain = len(near) == 1 and len(word) > 2 and (_distance(word, near[0]) == 1 or near[0].lower() == word.lower())
-    return tuple(Fix(help, (Edit(span, other),), certain) for other in near)
+    return help, tuple(Fix(help, (Edit(span, other),), certain) for other in near)
 
 
 _COLORS = {"error": "1;31", "warning": "1;33", "head": "1", "bar": "1;34", "second": "1;34", "help": "1;36"}

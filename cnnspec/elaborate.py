@@ -209,12 +209,10 @@ class _Elaboration(Sections):
             self.once(seen, "block", name.name, name.span)
             found = other.blocks.get(name.name)
             if found is None:
-                help = (
-                    did_you_mean(name.name, other.blocks)
-                    or f"it has {', '.join(f'`{n}`' for n in other.blocks) or 'none'}"
-                )
+                help, fixes = respell(name.span, name.name, other.blocks)
+                help = help or f"it has {', '.join(f'`{n}`' for n in other.blocks) or 'none'}"
                 message = f"`{statement.path}` has no block `{name.name}`"
-                self.fail("E0201", message, name.span, help=help, fixes=respell(name.span, name.name, other.blocks))
+                self.fail("E0201", message, name.span, help=help, fixes=fixes)
             else:
                 scope.blocks[name.name] = found
 
@@ -228,8 +226,8 @@ class _Elaboration(Sections):
         found = scope.find_block(call.callee)
         if found is None and call.callee not in OPS:
             known = [*OPS, *scope.block_names()]
-            help = did_you_mean(call.callee, known) or "`cnnspec list` shows operators and blocks"
-            fixes = respell(call.callee_span, call.callee, known)
+            help, fixes = respell(call.callee_span, call.callee, known)
+            help = help or "`cnnspec list` shows operators and blocks"
             self.fail("E0201", f"unknown operator or block `{call.callee}`", call.callee_span, help=help, fixes=fixes)
             raise Fault
         parameters = signature(found[1]) if found else OPS[call.callee].parameters
@@ -316,11 +314,11 @@ class _Elaboration(Sections):
         base = self.gather(base_file, {**taken, **given}, statement.target_span)
         for name, span in spans.items():
             if name not in base.declared:
-                help = did_you_mean(name, base.declared) or (
+                at = Span(span.source, span.start, span.start + len(name))
+                help, fixes = respell(at, name, base.declared)
+                help = help or (
                     f"it has {', '.join(f'`{n}`' for n in base.declared)}" if base.declared else "it has none"
                 )
-                at = Span(span.source, span.start, span.start + len(name))
-                fixes = respell(at, name, base.declared)
                 self.fail("E0202", f"`{statement.target}` has no parameter `{name}`", at, help=help, fixes=fixes)
         declared, changed = self.define(file, scope, given, dict(base.scope.constants))
         changed |= any(n in given and given[n] != taken.get(n, v) for n, v in base.declared.items())

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from cnnspec import ir
 from cnnspec.blocks import BLOCK_TYPES
-from cnnspec.diagnostics import Diagnostic, Fix, Label, Report, Span, did_you_mean, respell
+from cnnspec.diagnostics import Diagnostic, Fix, Label, Report, Span, respell
 from cnnspec.expressions import ExprFault, UnknownShape, convert, evaluate, show, truth
 from cnnspec.limits import MAX_EVALUATIONS, MAX_REPEAT
 from cnnspec.names import FILLED, Places
@@ -152,12 +152,13 @@ class Evaluator:
                 else "a label is known in its own braces alone: give the statement around it a label",
             )
             return
-        help = did_you_mean(label, known) or (
+        word = Span(at.source, at.start + 1, at.start + 1 + len(label)) if at else None
+        help, fixes = respell(word, label, known)
+        help = help or (
             f"labels that can be named here: {', '.join(f'`{n}`' for n in known[:_MANY])}"
             if known
             else "give an earlier statement the label"
         )
-        fixes = respell(Span(at.source, at.start + 1, at.start + 1 + len(label)), label, known) if at else ()
         self.fail("E0208", f"there is no label `{label}`", origin, help=help, fixes=fixes)
 
     def fixes_of(self, call: ir.Call, op: Op, help: str | None) -> list[Fix]:

@@ -50,7 +50,7 @@ def read_text(path: Path, name: str, report: Report) -> str | None:
                 data = file.read(MAX_FILE_BYTES + 1)
             if b"\0" in data:
                 raise ValueError
-            return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+            return Source.plain(data.decode("utf-8-sig"))
     except FileNotFoundError:
         code, problem = "E0212", f"there is no file `{name}`"
         near = (
@@ -146,9 +146,9 @@ class Library:
         known = [*shipped_specs(), *(f"blocks/{name}{SUFFIX}" for name in standard_blocks())]
         if folder is not None and folder.is_dir():
             known += [p.stem for p in folder.glob(f"*{SUFFIX}")]
-        help = did_you_mean(wanted, known) or "files are looked up beside the spec, then among the shipped ones"
         quoted = 1 if at.source.text[at.start] == '"' else 0
-        fixes = respell(Span(at.source, at.start + quoted, at.end - quoted), wanted, known)
+        help, fixes = respell(Span(at.source, at.start + quoted, at.end - quoted), wanted, known)
+        help = help or "files are looked up beside the spec, then among the shipped ones"
         report.add(Diagnostic("E0212", f"there is no file `{wanted}`", at, help=help, fixes=fixes))
         return None
 

@@ -16,7 +16,7 @@ from cnnspec.blocks import signature
 from cnnspec.diagnostics import Diagnostic, Edit, Fix, Label, Report, Span
 from cnnspec.expressions import ExprFault, UnknownShape, evaluate
 from cnnspec.library import standard_block, standard_blocks
-from cnnspec.names import Fault, Names, Resolver
+from cnnspec.names import FILLED, Fault, Names, Resolver
 from cnnspec.ops import OPS
 from cnnspec.scopes import FileScope
 from cnnspec.signatures import Parameter
@@ -33,8 +33,6 @@ MODULE_WORDS = frozenset(
     train training type xpu zero_grad""".split()
 )
 """What a torch module calls its own; a child of that name is no attribute."""
-
-_PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)")
 
 
 def lint(file: tree.File, graph: ir.Graph | None) -> list[Diagnostic]:
@@ -54,34 +52,19 @@ def lint(file: tree.File, graph: ir.Graph | None) -> list[Diagnostic]:
 # --- walking the tree ----------------------------------------------------------------------------
 
 
-def _children(node: tree.Node) -> Iterator[tree.Node]:
-    for name in node.fields:
-        value: Any = getattr(node, name)
-        if isinstance(value, tree.Node):
-            yield value
-        elif type(value) is tuple:
-            yield from (item for item in value if isinstance(item, tree.Node))  # pyright: ignore[reportUnknownVariableType]
-
-
-def _walk(node: tree.Node) -> Iterator[tree.Node]:
-    yield node
-    for child in _children(node):
-        yield from _walk(child)
-
-
 def _names(node: tree.Node) -> set[str]:
     """The words in a piece of a spec that can mean a value, an operator or a block."""
     found: set[str] = set()
-    for part in _walk(node):
+    for part in node.walk():
         match part:
             case tree.Name():
                 found.add(part.name)
             case tree.Call() | tree.Each():
                 found.add(part.callee)
             case tree.Text():
-                found.update(_PLACEHOLDER.findall(part.value))
+                found.update(FILLED.findall(part.value))
             case tree.Require():
-                found.update(_PLACEHOLDER.findall(part.message or ""))
+                found.update(FILLED.findall(part.message or ""))
             case _:
                 pass
     return found
@@ -125,17 +108,19 @@ class _Lints:
             self.unused_blocks(self.graph)
         for block in self.blocks.values():
             self.block(block)
-        referred = {part.label for part in _walk(self.file) if isinstance(part, tree.Reference)}
-        called = {part.callee for part in _walk(self.file) if isinstance(part, (tree.Call, tree.Each))}
-        for part in _walk(self.file):
+        parts = list(self.file.walk())
+        referred = {part.label for part in parts if isinstance(part, tree.Reference)}
+        called = {part.callee for part in parts if isinstance(part, (tree.Call, tree.Each))}
+        for part in parts:
             if isinstance(part, tree.Flow) and part.label is not None:
                 self.label(part, part.label, referred)
             elif isinstance(part, (tree.Call, tree.Each)):
                 self.arguments(part)
-        counts = _occurrences(self.file)
-        for statement in self.file.statements:
-            if isinstance(statement, tree.Default) and not self.extends and counts[statement.call.callee] < 1:
-                callee = statement.call.callee
+        defaults = [s for s in self.file.statements if isinstance(s, tree.Default)]
+        named = {name for s in self.file.statements if not isinstance(s, tree.Default) for name in _names(s)}
+        for statement in defaults if not self.extends else ():
+            callee = statement.call.callee
+            if callee not in named:
                 said = "called" if callee in called else "called in this file"
                 self.say(
                     "W0105",
@@ -351,19 +336,8 @@ def _bodies(node: tree.Node) -> Iterator[tuple[tree.Node, ...]]:
         yield node.then
         yield node.otherwise or ()
     elif not isinstance(node, tree.Block):
-        for child in _children(node):
+        for child in node.children():
             yield from _bodies(child)
-
-
-def _occurrences(file: tree.File) -> dict[str, int]:
-    """How often each word is called or handed on, `default` itself not counted."""
-    counts: dict[str, int] = defaultdict(int)
-    for statement in file.statements:
-        if isinstance(statement, tree.Default):
-            continue
-        for name in _names(statement):
-            counts[name] += 1
-    return counts
 
 
 # --- silencing -----------------------------------------------------------------------------------

@@ -30,14 +30,14 @@ def mend(
         allow_huge: Whether more parameters in total than the limit are no fault.
     """
     mended: list[Diagnostic] = []
-    done = compile_source(Source(name, _unix(text)), path, params, allow_huge=allow_huge)
+    done = compile_source(Source(name, Source.plain(text)), path, params, allow_huge=allow_huge)
     for _ in range(_MAX_ROUNDS):
         chosen = _choose(done.diagnostics)
         if not chosen:
             break
         edits = [edit for _, taken in chosen for edit in taken]
         changed = apply_edits(text, _on_disk(text, edits))
-        again = compile_source(Source(name, _unix(changed)), path, params, allow_huge=allow_huge)
+        again = compile_source(Source(name, Source.plain(changed)), path, params, allow_huge=allow_huge)
         if _errors(again.diagnostics) > _errors(done.diagnostics):
             break
         text, done = changed, again
@@ -62,10 +62,6 @@ def _choose(diagnostics: Sequence[Diagnostic]) -> list[tuple[Diagnostic, tuple[E
             chosen.append((diagnostic, fix.edits))
             taken += spans
     return chosen
-
-
-def _unix(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _on_disk(text: str, edits: Sequence[Edit]) -> list[Edit]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 
 from cnnspec import ir, tree
-from cnnspec.diagnostics import Diagnostic, Edit, Fix, Label, Report, Span, did_you_mean, respell
+from cnnspec.diagnostics import Diagnostic, Edit, Fix, Label, Report, Span, respell
 from cnnspec.inits import INITS
 from cnnspec.limits import MAX_NAMES
 from cnnspec.ops import OPS
@@ -162,7 +162,7 @@ class Resolver:
             *(type_.words if type_ else ()),
             *(OPS if type_ is None or type_.kind == "op" else ()),
         ]
-        help, fixes = did_you_mean(word, known), respell(node.span, word, known)
+        help, fixes = respell(node.span, word, known)
         if word == "classes":
             help = "state how many there are: `classes 10`"
         elif help is None and type_ is not None and type_.words:

@@ -107,8 +107,8 @@ def prove(
     """The diagnostics with those fixes alone that work, and a help that speaks of no other.
 
     A fix works where the changed text does not have the diagnostic any more, no new error stands in what was changed,
-    and a change of shapes makes no other shape wrong. What lies behind may show faults that could not be seen before. Only so much is tried that a check
-    stays fast; a fix that was not tried is not shown.
+    and a change of shapes makes no other shape wrong. What lies behind may show faults that could not be seen before.
+    Only so much is tried that a check stays fast; a fix that was not tried is not shown.
 
     Args:
         diagnostics: What was found in a text.

@@ -49,7 +49,7 @@ def github(diagnostic: Diagnostic, file: str) -> str:
     """A command of GitHub's workflows that shows the fault at its line. Source: "Workflow commands"."""
     fields = {"file": diagnostic.name or file}
     if diagnostic.span is not None:
-        end_line, end_column = diagnostic.span.source.position(diagnostic.span.end)
+        end_line, end_column = diagnostic.span.end_place
         fields |= {"line": str(diagnostic.line), "endLine": str(end_line)}
         if end_line == diagnostic.line:
             fields |= {"col": str(diagnostic.column), "endColumn": str(end_column)}
@@ -164,7 +164,7 @@ def _change(edits: Sequence[Edit]) -> dict[str, Any]:
 
 
 def _region(span: Span) -> dict[str, int]:
-    end_line, end_column = span.source.position(span.end)
+    end_line, end_column = span.end_place
     return {"startLine": span.line, "startColumn": span.column, "endLine": end_line, "endColumn": end_column}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from cnnspec import ir, tree
 from cnnspec.binding import Binder
-from cnnspec.diagnostics import Diagnostic, Edit, Fix, Label, Report, Span, did_you_mean, respell
+from cnnspec.diagnostics import Diagnostic, Edit, Fix, Label, Report, Span, respell
 from cnnspec.expressions import ExprFault, UnknownShape, convert, evaluate, literal, show
 from cnnspec.inits import INITS, allowed_inits
 from cnnspec.names import Fault, Names
@@ -92,13 +92,13 @@ class Sections:
             Fault: There is no such choice, or an argument is at fault.
         """
         if call.callee not in table:
-            help = did_you_mean(call.callee, table) or f"there are {', '.join(f'`{n}`' for n in table)}"
+            help, fixes = respell(call.callee_span, call.callee, table)
             self.fail(
                 "E0201",
                 f"unknown {what} `{call.callee}`" if call.callee else f"{what} needs a name",
                 call.callee_span,
-                help=help,
-                fixes=respell(call.callee_span, call.callee, table),
+                help=help or f"there are {', '.join(f'`{n}`' for n in table)}",
+                fixes=fixes,
             )
             raise Fault
         return self.settings(call, table[call.callee], scope)
@@ -140,8 +140,8 @@ class Sections:
                 if statement.target in OPS
                 else f"unknown operator `{statement.target}`"
             )
-            help = did_you_mean(statement.target, targets) or known
-            fixes = respell(statement.target_span, statement.target, targets)
+            help, fixes = respell(statement.target_span, statement.target, targets)
+            help = help or known
             if statement.target in FOREIGN_NAMES and statement.target not in OPS:
                 help = f"write `{FOREIGN_NAMES[statement.target]}`"
                 fixes = (Fix(help, (Edit(statement.target_span, FOREIGN_NAMES[statement.target]),), certain=True),)
@@ -192,9 +192,10 @@ class Sections:
                     fields[entry.word] = self.scalar(entry, scope)
                 else:
                     known = [*tables, *Scalars.parameters]
-                    help = did_you_mean(entry.word, known) or f"there are {', '.join(f'`{n}`' for n in known)}"
+                    help, fixes = respell(word_span, entry.word, known)
+                    help = help or f"there are {', '.join(f'`{n}`' for n in known)}"
                     message = f"unknown entry `{entry.word}` of the train section"
-                    self.fail("E0201", message, word_span, help=help, fixes=respell(word_span, entry.word, known))
+                    self.fail("E0201", message, word_span, help=help, fixes=fixes)
             except Fault:
                 pass
         return Recipe(**fields, stated=tuple(fields))
@@ -243,11 +244,11 @@ class Sections:
 
     def expect(self, scope: FileScope, statement: tree.Expect) -> ir.Expect | None:
         if statement.metric not in METRICS:
-            help = did_you_mean(statement.metric, METRICS) or f"there are {', '.join(METRICS)}"
             text, source = statement.metric, statement.span.source
             start = source.text.index(text, statement.span.start + len("expect"))
             at = Span(source, start, start + len(text))
-            fixes = respell(at, statement.metric, METRICS)
+            help, fixes = respell(at, statement.metric, METRICS)
+            help = help or f"there are {', '.join(METRICS)}"
             self.fail("E0201", f"nothing is known of `{statement.metric}`", at, help=help, fixes=fixes)
             return None
         try:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
-from cnnspec import symbolic
 from cnnspec.ops import OPS, Op, ShapeFault
 from cnnspec.ops.base import SameShape
 from cnnspec.shapes import Shape, is_map
@@ -205,7 +204,7 @@ class Sizes:
             return (self.features[index],)
         return channels, Amount.height(height), Amount.width(width)
 
-    @property
+    @cached_property
     def in_evaluation(self) -> Sizes:
         """The sizes that the network takes when it has no auxiliary heads, as in evaluation."""
         return replace(self, demands=tuple(demand for demand in self.demands if demand.node < self.main))
@@ -382,7 +381,7 @@ class _Walk:
             return y[0]
         if len(entering) > 1:
             if op.name == "concat":
-                return symbolic.total(entering)
+                return sum(entering)
             if any(amount != entering[0] for amount in entering):
                 self.demand(Taken(index, op, tuple(entering)))
             return next(amount for amount in entering if amount != 1)

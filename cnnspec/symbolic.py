@@ -7,8 +7,6 @@ rules. A `Length` is that function in its one normal form: equal functions are o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from functools import reduce
 from typing import ClassVar
 
 from cnnspec.limits import MAX_PERIOD
@@ -326,11 +324,6 @@ def _length(size: Amount | int, axis: int) -> Length | None:
         return Length.of(1, 0, (size,))
     ((lengths, count), *more) = size.terms.items()
     return lengths[axis] if not more and count == 1 and lengths[1 - axis] == ONE and lengths[axis] != ONE else None
-
-
-def total(amounts: Iterable[Amount | int]) -> Amount | int:
-    """Their sum."""
-    return reduce(lambda a, b: a + b, amounts, 0)
 
 
 SymbolicShape = tuple[Amount | int, ...]

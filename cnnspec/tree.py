@@ -5,6 +5,7 @@ Two trees are equal when they say the same; spans and comments do not take part.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from inspect import get_annotations
 from typing import Any, ClassVar, Literal, Self, dataclass_transform
 
@@ -57,6 +58,21 @@ class Node(Record):
     """A piece of a spec; `span` is where it stands."""
 
     span: Span
+
+    def children(self) -> Iterator[Node]:
+        """The pieces that it is made of."""
+        for name in self.fields:
+            value: Any = getattr(self, name)
+            if isinstance(value, Node):
+                yield value
+            elif type(value) is tuple:
+                yield from (item for item in value if isinstance(item, Node))  # pyright: ignore[reportUnknownVariableType]
+
+    def walk(self) -> Iterator[Node]:
+        """The piece itself and all that lies in it."""
+        yield self
+        for child in self.children():
+            yield from child.walk()
 
 
 # --- expressions ---------------------------------------------------------------------------------

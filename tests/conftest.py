@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -27,3 +30,37 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CNNSPEC_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+# --- runs of small networks ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks this small wait longer for a second thread than it helps."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def said() -> io.StringIO:
+    """What a run prints."""
+    return io.StringIO()
+
+
+@pytest.fixture
+def run(tmp_path: Path, said: io.StringIO) -> Callable[..., Any]:
+    """Trains a network into a folder of the test's own, without pictures."""
+    from rich.console import Console
+
+    from cnnspec.training import TrainOptions, train
+
+    def run(graph: Any, **options: Any) -> Any:
+        given = {"pictures": False, "console": Console(file=said, width=200), **options}
+        return train(graph, TrainOptions(out=tmp_path / "runs", data_dir=tmp_path / "data", offline=True, **given))
+
+    return run

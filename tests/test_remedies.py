@@ -110,7 +110,7 @@ def test_one_slip_is_certain_and_a_choice_is_not() -> None:
     assert [fix.certain for fix in check(HEAD + "conv 3x3 16 c=16\n")[0].fixes] == [True]
     assert [fix.certain for fix in check(HEAD + "conv 3x3 16 c=32\n")[0].fixes] == [False]
     span = Span(Source("x", "flip"), 0, 4)
-    assert [(fix.edits[0].text, fix.certain) for fix in respell(span, "flip", ["vflip", "hflip"])] == [
+    assert [(fix.edits[0].text, fix.certain) for fix in respell(span, "flip", ["vflip", "hflip"])[1]] == [
         ("vflip", False),
         ("hflip", False),
     ]

@@ -14,19 +14,18 @@ import random
 import shutil
 import struct
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from kill_harness import hunt
-from rich.console import Console
 
 from cnnspec import CnnspecError, Graph, loads
 from cnnspec.backends.torch import to_module
 from cnnspec.backends.torch_weights import load_weights, read_weights
-from cnnspec.training import Result, TrainOptions, checkpoints, train
+from cnnspec.training import Result, checkpoints
 from cnnspec.training.checkpoints import Checkpoints, Damaged, seal, unseal
 from cnnspec.training.feed import Feed
 from cnnspec.training.folders import RunFolder
@@ -53,27 +52,7 @@ def tiny(recipe: str = "") -> Graph:
     return loads(NETWORK.replace("RECIPE", recipe), name="tiny.cnn")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def said() -> io.StringIO:
-    return io.StringIO()
-
-
-@pytest.fixture
-def run(tmp_path: Path, said: io.StringIO) -> Callable[..., Result]:
-    def run(graph: Graph, **options: Any) -> Result:
-        console = Console(file=said, width=200)
-        options.setdefault("pictures", False)
-        return train(graph, TrainOptions(out=tmp_path / "runs", offline=True, console=console, **options))
-
-    return run
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def code(error: pytest.ExceptionInfo[CnnspecError]) -> str:

@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,23 +50,7 @@ def tiny(recipe: str = "optimizer sgd lr=0.1 momentum=0.9; schedule onecycle") -
     return loads(NETWORK.replace("RECIPE", recipe), name="tiny.cnn")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks this small wait longer for a second thread than it helps."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Callable[..., Result]:
-    def run(graph: Graph, **options: Any) -> Result:
-        options.setdefault("pictures", False)
-        options.setdefault("console", Console(file=io.StringIO(), width=200))
-        return train(graph, TrainOptions(out=tmp_path / "runs", data_dir=tmp_path / "data", offline=True, **options))
-
-    return run
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def code(error: pytest.ExceptionInfo[CnnspecError]) -> str:

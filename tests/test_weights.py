@@ -15,10 +15,11 @@ import torch
 from torch import nn
 
 from cnnspec import CnnspecError, build, load, loads
-from cnnspec.backends.torch_weights import load_weights, read_weights, write_weights
+from cnnspec.backends.torch_weights import load_weights, read_weights
 from cnnspec.recipe import Cifar10, FashionMini, Setting
 from cnnspec.training import evaluate
 from cnnspec.training.augment import Prepare
+from cnnspec.training.checkpoints import weight_bytes
 from cnnspec.training.data import ImageData, Pixels, load_data
 from cnnspec.training.scoring import score
 
@@ -39,7 +40,7 @@ def code(error: pytest.ExceptionInfo[CnnspecError]) -> str:
 def save(state: Any, folder: Path, ending: str) -> Path:
     path = folder / f"weights{ending}"
     if ending == ".safetensors":
-        write_weights(state, path)
+        path.write_bytes(weight_bytes(state))
     else:
         torch.save({"state_dict": state, "epoch": 3} if ending == ".ckpt" else state, path)
     return path

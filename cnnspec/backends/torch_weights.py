@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cnnspec.diagnostics import CnnspecError, failure
@@ -133,15 +133,6 @@ def _published(graph: Graph, tag: str) -> Weights:
             help="they are downloaded once; look at the network, or give a file with `--weights FILE`",
         ) from None
     return dict(reference.state_dict())
-
-
-def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors as safetensors; the file is complete or not there."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(
-        save({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}, {"format": "pt"})
-    )
-    os.replace(temporary, path)
 
 
 def load_weights(module: nn.Module, weights: Weights, match: Match = "name", file: str | None = None) -> int:

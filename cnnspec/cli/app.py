@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,6 +67,13 @@ def settings(pairs: list[str] | None) -> dict[str, str]:
             raise typer.BadParameter(f"`{pair}` is not of the form name=value", param_hint="--set")
         settings[key] = value
     return settings
+
+
+def one_of(option: str, word: str, known: Iterable[str]) -> str:
+    """A word of an option that takes one of a few."""
+    if word not in known:
+        raise typer.BadParameter(f"`{word}` is not one of {', '.join(known)}", param_hint=option)
+    return word
 
 
 def compile_spec(file: str, pairs: list[str] | None = None, allow_huge: bool = False) -> Compilation:

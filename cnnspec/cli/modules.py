@@ -22,11 +22,18 @@ from cnnspec.cli.app import (
     compile_at,
     compile_spec,
     make_console,
+    one_of,
     print_json,
 )
 from cnnspec.diagnostics import did_you_mean, failure
 from cnnspec.ir import Graph
 
+Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Images per step.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Seed of weights, order and augmentation.")]
+OutDir = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where run folders go.")]
+Handed = Annotated[str, typer.Option(help="Handed to Lightning.")]
+Precision = Annotated[str | None, typer.Option(help="Handed to Lightning, e.g. bf16-mixed (default: 32-true).")]
 MemoryFormat = Annotated[
     str | None, typer.Option(metavar="NAME", help="channels_last or contiguous (default: measured).")
 ]
@@ -41,16 +48,16 @@ def build(
     train: Annotated[bool, typer.Option("--train", help="Train the network by its recipe.")] = False,
     data: DataName = None,
     data_dir: DataDir = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Images per step.")] = None,
+    epochs: Epochs = None,
+    batch: BatchSize = None,
     at: AtSize = None,
     sets: Settings = None,
     huge: AllowHuge = False,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of weights, order and augmentation.")] = None,
+    seed: Seed = None,
     weights: Annotated[
         str | None, typer.Option(metavar="FILE", help="What the weights start from; also torchvision:DEFAULT.")
     ] = None,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where run folders go.")] = Path("runs"),
+    out: OutDir = Path("runs"),
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the newest unfinished run of this network.")
     ] = False,
@@ -63,12 +70,10 @@ def build(
     threads: Threads = None,
     allocator: Allocator = "keep",
     pictures: Pictures = True,
-    accelerator: Annotated[str, typer.Option(help="Handed to Lightning.")] = "auto",
-    devices: Annotated[str, typer.Option(help="Handed to Lightning.")] = "auto",
-    precision: Annotated[
-        str | None, typer.Option(help="Handed to Lightning, e.g. bf16-mixed (default: 32-true).")
-    ] = None,
-    strategy: Annotated[str, typer.Option(help="Handed to Lightning.")] = "auto",
+    accelerator: Handed = "auto",
+    devices: Handed = "auto",
+    precision: Precision = None,
+    strategy: Handed = "auto",
     as_json: AsJson = False,
 ) -> int:
     """Compile a network to a torch module; with --train, train and test it."""
@@ -99,9 +104,10 @@ def build(
 
     sets_again = "".join(f" --set {pair}" for pair in sets or [])
     place = "" if out == Path("runs") else f" --out {out}"
-    options = training.TrainOptions(
-        data=_data(graph, data, data_dir),
-        data_dir=data_dir or Path("data"),
+    options = _options(
+        graph,
+        data,
+        data_dir,
         offline=offline,
         epochs=epochs,
         batch=batch,
@@ -111,9 +117,9 @@ def build(
         resume=resume,
         save_every=save_every,
         log=tuple(log or ()),
-        memory_format=memory_format and _one_of("--memory-format", memory_format, ("channels_last", "contiguous")),
+        memory_format=memory_format,
         threads=threads,
-        allocator=_one_of("--allocator", allocator, ("keep", "default")),
+        allocator=allocator,
         pictures=pictures,
         accelerator=accelerator,
         devices=devices,
@@ -131,10 +137,14 @@ def build(
     return result.exit_code
 
 
-def _one_of(option: str, word: str, known: tuple[str, ...]) -> str:
-    if word not in known:
-        raise typer.BadParameter(f"`{word}` is not one of {', '.join(known)}", param_hint=option)
-    return word
+def _options(graph: Graph, data: str | None, data_dir: Path | None, **given: Any) -> Any:
+    """What is said beside the spec; the words among it are checked."""
+    from cnnspec import training
+
+    if given["memory_format"] is not None:
+        one_of("--memory-format", given["memory_format"], ("channels_last", "contiguous"))
+    one_of("--allocator", given["allocator"], ("keep", "default"))
+    return training.TrainOptions(data=_data(graph, data, data_dir), data_dir=data_dir or Path("data"), **given)
 
 
 @app.command()
@@ -142,37 +152,38 @@ def plan(
     file: SpecFile,
     data: DataName = None,
     data_dir: DataDir = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Images per step.")] = None,
+    epochs: Epochs = None,
+    batch: BatchSize = None,
     sets: Settings = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of weights, order and augmentation.")] = None,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where run folders go.")] = Path("runs"),
+    seed: Seed = None,
+    out: OutDir = Path("runs"),
     offline: Offline = False,
     memory_format: MemoryFormat = None,
     threads: Threads = None,
     allocator: Allocator = "keep",
     pictures: Pictures = True,
-    accelerator: Annotated[str, typer.Option(help="Handed to Lightning.")] = "auto",
-    devices: Annotated[str, typer.Option(help="Handed to Lightning.")] = "auto",
-    precision: Annotated[str | None, typer.Option(help="Handed to Lightning.")] = None,
-    strategy: Annotated[str, typer.Option(help="Handed to Lightning.")] = "auto",
+    accelerator: Handed = "auto",
+    devices: Handed = "auto",
+    precision: Precision = None,
+    strategy: Handed = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Print everything that a training run would use, and start nothing."""
     graph = compile_spec(file, sets).require_graph()
     from cnnspec import training
 
-    options = training.TrainOptions(
-        data=_data(graph, data, data_dir),
-        data_dir=data_dir or Path("data"),
+    options = _options(
+        graph,
+        data,
+        data_dir,
         offline=offline,
         epochs=epochs,
         batch=batch,
         seed=seed,
         out=out,
-        memory_format=memory_format and _one_of("--memory-format", memory_format, ("channels_last", "contiguous")),
+        memory_format=memory_format,
         threads=threads,
-        allocator=_one_of("--allocator", allocator, ("keep", "default")),
+        allocator=allocator,
         pictures=pictures,
         accelerator=accelerator,
         devices=devices,

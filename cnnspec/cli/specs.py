@@ -19,12 +19,14 @@ from cnnspec.cli.app import (
     app,
     compile_at,
     compile_spec,
+    one_of,
     print_diagnostics,
     print_json,
     settings,
 )
-from cnnspec.compiler import compile_file, locate
-from cnnspec.diagnostics import CnnspecError, Diagnostic, Report, counted, failure, nearest
+from cnnspec.compiler import format as format_text
+from cnnspec.compiler import locate
+from cnnspec.diagnostics import CnnspecError, Diagnostic, Report, counted, did_you_mean, failure
 from cnnspec.library import read_text, shipped_folder
 from cnnspec.limits import MAX_INTEGER
 
@@ -45,9 +47,7 @@ def check(
     """Check shapes, names and contracts, and explain every fault at its place."""
     from cnnspec import rendering
 
-    if form not in rendering.FORMATS:
-        known = ", ".join(rendering.FORMATS)
-        raise typer.BadParameter(f"`{form}` is not one of {known}", param_hint="--format")
+    one_of("--format", form, rendering.FORMATS)
     if as_json and form not in ("full", "json"):
         raise typer.BadParameter(f"`--json` and `--format {form}` exclude each other", param_hint="--format")
     form = "json" if as_json else form
@@ -57,7 +57,7 @@ def check(
         try:
             if fix:
                 fixed = _fix(file, sets, huge)
-            done = compile_file(file, settings(sets), allow_huge=huge)
+            done = compile_spec(file, sets, huge)
             results.append(rendering.Checked(file, done.diagnostics, done.graph, fixed))
         except CnnspecError as error:
             results.append(rendering.Checked(file, error.diagnostics, None, fixed))
@@ -130,8 +130,7 @@ def explain(code: Annotated[str, typer.Argument(metavar="CODE", help="A code suc
     try:
         print(explanation(code.upper()), end="")
     except KeyError:
-        near = nearest(code.upper(), titles())
-        hint = f"did you mean {' or '.join(f'`{other}`' for other in near)}?" if near else "a code is like `E0301`"
+        hint = did_you_mean(code.upper(), titles()) or "a code is like `E0301`"
         raise typer.BadParameter(f"there is no code `{code}`; {hint}", param_hint="CODE") from None
 
 
@@ -144,10 +143,6 @@ def fmt(
     diff: Annotated[bool, typer.Option("--diff", help="Change nothing; print what would change.")] = False,
 ) -> int:
     """Write specs in the one obvious way; `-` reads from the standard input."""
-    from cnnspec import compiler
-    from cnnspec.diagnostics import Report
-    from cnnspec.library import read_text
-
     pending = failed = 0
     for file in files:
         report = Report()
@@ -155,7 +150,7 @@ def fmt(
         try:
             if text is None:
                 raise CnnspecError(report.sorted())
-            new = compiler.format(text, file)
+            new = format_text(text, file)
         except CnnspecError as error:
             print_diagnostics(error.diagnostics)
             failed += 1
@@ -220,12 +215,10 @@ def summary(
     """Show shapes, parameters, operations, memory and receptive fields by module."""
     from cnnspec.summary import COLUMNS, DEFAULT_COLUMNS, largest_batch, parse_bytes, summarise
 
-    if format not in FORMATS:
-        raise typer.BadParameter(f"`{format}` is not one of {', '.join(FORMATS)}", param_hint="--format")
+    one_of("--format", format, FORMATS)
     chosen = DEFAULT_COLUMNS if columns is None else tuple(name.strip() for name in columns.split(","))
     for name in chosen:
-        if name not in COLUMNS:
-            raise typer.BadParameter(f"`{name}` is not one of {', '.join(COLUMNS)}", param_hint="--columns")
+        one_of("--columns", name, COLUMNS)
     try:
         memory = None if max_batch is None else parse_bytes(max_batch)
     except ValueError as error:
@@ -257,8 +250,7 @@ def show(
     """Print a stage of the compilation: what was read, what it means, what was proven."""
     from cnnspec import inspection
 
-    if stage not in inspection.STAGES:
-        raise typer.BadParameter(f"`{stage}` is not one of {', '.join(inspection.STAGES)}", param_hint="--stage")
+    one_of("--stage", stage, inspection.STAGES)
     done = compile_spec(file, sets, huge)
     print(inspection.show(done, stage, as_json=as_json))
 

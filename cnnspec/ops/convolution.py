@@ -9,15 +9,22 @@ from cnnspec.shapes import AxisRule, Shape, Spread, Window
 from cnnspec.signatures import Count, CountSize, Padding, Size
 
 
-def too_large(name: str, kernel: Size, pad: Size, dilation: Size, x: Shape) -> ShapeFault:
-    """The fault of a window that does not fit into its map."""
-    reach = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))
-    room = (x[1] + 2 * pad[0], x[2] + 2 * pad[1])
-    padded = f", {room[0]}x{room[1]} with its padding" if any(pad) else ""
-    least = max(1, min(x[1], x[2]))
-    return ShapeFault(
+def slide(name: str, windows: tuple[Window, Window], h: int, w: int) -> tuple[int, int]:
+    """Height and width of what the windows of an operator give on a map.
+
+    Raises:
+        ShapeFault: They do not fit into it.
+    """
+    height, width = (window(size) for window, size in zip(windows, (h, w), strict=True))
+    if height >= 1 and width >= 1:
+        return height, width
+    reach = [window.dilation * (window.kernel - 1) + 1 for window in windows]
+    room = [size + 2 * window.pad for window, size in zip(windows, (h, w), strict=True)]
+    padded = f", {room[0]}x{room[1]} with its padding" if room != [h, w] else ""
+    least = max(1, min(h, w))
+    raise ShapeFault(
         "E0304",
-        f"the {reach[0]}x{reach[1]} window of `{name}` is larger than the {x[1]}x{x[2]} map{padded}",
+        f"the {reach[0]}x{reach[1]} window of `{name}` is larger than the {h}x{w} map{padded}",
         help=f"use a kernel of at most {least}x{least}, pad more, or take out an earlier stride",
         argument="kernel",
     )
@@ -89,12 +96,9 @@ class Conv(Op):
             )
         need_divisible(self.name, "input channels", c, groups, "groups", out)
         need_divisible(self.name, "output channels", out, groups, "groups", c)
-        height, width = self.resized(h, w)
-        if height < 1 or width < 1:
-            raise too_large(self.name, self.kernel, self.padding(), self.dilation, inputs[0])
-        return out, height, width
+        return out, *slide(self.name, (self.axis_rule(0), self.axis_rule(1)), h, w)
 
-    def axis_rule(self, axis: Literal[0, 1]) -> AxisRule:
+    def axis_rule(self, axis: Literal[0, 1]) -> Window:
         return Window(self.kernel[axis], self.stride[axis], self.padding()[axis], self.dilation[axis])
 
     def weights(self, x: Shape) -> dict[str, Shape]:

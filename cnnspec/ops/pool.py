@@ -5,9 +5,9 @@ from typing import ClassVar, Literal
 
 from cnnspec import shapes
 from cnnspec.ops.base import INDEX, INPUT, Kept, Op, ShapeFault, need_map
-from cnnspec.ops.convolution import too_large
+from cnnspec.ops.convolution import slide
 from cnnspec.shapes import AxisRule, Fixed, Shape, Window
-from cnnspec.signatures import CountSize, Padding, Size
+from cnnspec.signatures import CountSize, Padding
 
 
 class _Pool(Op):
@@ -27,19 +27,10 @@ class _Pool(Op):
                     help=f"write `pad={self.kernel[axis] // 2}` or less",
                     argument="pad",
                 )
-        height, width = self.resized(h, w)
-        if height < 1 or width < 1:
-            raise too_large(self.name, self.kernel, self.pad, self.dilations, inputs[0])
-        return c, height, width
+        return c, *slide(self.name, (self.axis_rule(0), self.axis_rule(1)), h, w)
 
-    @property
-    def dilations(self) -> Size:
-        return getattr(self, "dilation", (1, 1))
-
-    def axis_rule(self, axis: Literal[0, 1]) -> AxisRule:
-        stride = self.stride or self.kernel
-        ceil: bool = getattr(self, "ceil", False)
-        return Window(self.kernel[axis], stride[axis], self.pad[axis], self.dilations[axis], ceil)
+    def axis_rule(self, axis: Literal[0, 1]) -> Window:
+        raise NotImplementedError
 
 
 class MaxPool(_Pool):
@@ -49,6 +40,10 @@ class MaxPool(_Pool):
     torch: ClassVar[str] = "torch.nn.MaxPool2d"
     dilation: CountSize = (1, 1)
     ceil: bool = False
+
+    def axis_rule(self, axis: Literal[0, 1]) -> Window:
+        stride = self.stride or self.kernel
+        return Window(self.kernel[axis], stride[axis], self.pad[axis], self.dilation[axis], self.ceil)
 
     def kept(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Kept:
         return Kept(inputs=(0,), extra=INDEX * shapes.numel(y))  # where each maximum was
@@ -68,6 +63,10 @@ class AvgPool(_Pool):
     keeps: ClassVar[Kept] = INPUT
     ceil: bool = False
     count_pad: bool = True
+
+    def axis_rule(self, axis: Literal[0, 1]) -> Window:
+        stride = self.stride or self.kernel
+        return Window(self.kernel[axis], stride[axis], self.pad[axis], ceil=self.ceil)
 
 
 class _Global(Op):

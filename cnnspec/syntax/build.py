@@ -9,7 +9,7 @@ from typing import Any
 from lark import Token, Tree
 
 from cnnspec import tree
-from cnnspec.diagnostics import Diagnostic, Edit, Fix, Report, Source, Span, did_you_mean, respell
+from cnnspec.diagnostics import Diagnostic, Edit, Fix, Report, Source, Span, respell
 from cnnspec.limits import MAX_LITERAL, MAX_TERMS
 from cnnspec.syntax.guard import MARKS
 from cnnspec.syntax.words import FUNCTIONS, SCHEMES
@@ -387,11 +387,8 @@ class Builder:
     def function(self, node: Any) -> tree.FunctionCall | tree.Broken:
         name, *args = node.children
         if name not in FUNCTIONS and name not in SCHEMES:
-            help = (
-                did_you_mean(name, FUNCTIONS)
-                or f"the functions are {', '.join(FUNCTIONS)}; a call of an operator takes no parentheses"
-            )
-            fixes = respell(self.token(name), str(name), FUNCTIONS)
+            help, fixes = respell(self.token(name), str(name), FUNCTIONS)
+            help = help or f"the functions are {', '.join(FUNCTIONS)}; a call of an operator takes no parentheses"
             message = f"there is no function `{name}`"
             return self.fault(Diagnostic("E0207", message, self.token(name), help=help, fixes=fixes), self.span(node))
         return tree.FunctionCall(self.span(node), str(name), tuple(self.build(arg) for arg in args))

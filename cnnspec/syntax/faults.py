@@ -6,7 +6,7 @@ import re
 
 from lark import UnexpectedInput
 
-from cnnspec.diagnostics import Diagnostic, Edit, Fix, Source, Span, did_you_mean, respell
+from cnnspec.diagnostics import Diagnostic, Edit, Fix, Source, Span, respell
 from cnnspec.recipe import Scalars
 from cnnspec.syntax.words import FUNCTIONS, SCHEMES, TOP_WORDS
 
@@ -68,8 +68,9 @@ def explain(source: Source, text: str, error: UnexpectedInput, at: int) -> Diagn
         if first is None or first.group(1) in TOP_WORDS:
             return None
         head = at - len(before) + first.start(1)
-        fixes.extend(respell(Span(source, head, head + len(first.group(1))), first.group(1), TOP_WORDS))
-        return did_you_mean(first.group(1), TOP_WORDS)
+        near, found = respell(Span(source, head, head + len(first.group(1))), first.group(1), TOP_WORDS)
+        fixes.extend(found)
+        return near
 
     def open_call() -> None:
         line = text.rfind("\n", 0, at) + 1

@@ -69,6 +69,7 @@ def _errors(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
 
 def _drawn(seed: int, tally: Tally) -> tuple[str, ir.Graph, random.Random] | None:
     """A spec that has to check, and its Graph."""
+    tally.counts["specs"] += 1
     chance = random.Random(seed)
     text = format_file(Author(chance.randint).file())
     try:
@@ -86,7 +87,6 @@ def valid(seed: int, tally: Tally) -> None:
     from cnnspec.testing.oracle import Unsound, draw_sizes, hold_against_torch
 
     drawn = _drawn(seed, tally)
-    tally.counts["specs"] += 1
     if drawn is None:
         return
     text, graph, chance = drawn
@@ -103,10 +103,9 @@ def valid(seed: int, tally: Tally) -> None:
 def _features(text: str, graph: ir.Graph) -> set[str]:
     """What occurs in a spec: operators that run, blocks that are called, combinators that are written."""
     file = parse(Source("drawn", text), Report())
+    assert file is not None
     found = {node.op.name for node in graph} | set(graph.scopes.values())
-    stack: list[object] = [file]
-    while stack:
-        piece = stack.pop()
+    for piece in file.walk():
         match piece:
             case tree.Join():
                 found.add(piece.kind)
@@ -124,10 +123,6 @@ def _features(text: str, graph: ir.Graph) -> set[str]:
                 found.add("when")
             case _:
                 pass
-        if isinstance(piece, tree.Record):
-            stack += [getattr(piece, name) for name in piece.fields if name not in ("span", "source")]
-        elif isinstance(piece, tuple):
-            stack += piece
     return found & {*FEATURES, "flatten", "linear"}
 
 
@@ -136,7 +131,6 @@ def sets(seed: int, tally: Tally) -> None:
     from cnnspec.testing.oracle import Unsound, hold_the_set_against_torch
 
     drawn = _drawn(seed, tally)
-    tally.counts["specs"] += 1
     if drawn is None:
         return
     _, graph, chance = drawn

@@ -134,8 +134,7 @@ class Checkpoints:
         new = self.folder / "new.ckpt"
         write_whole(new, seal(state))
         if best:
-            weights = {key.removeprefix("network."): value for key, value in state["state_dict"].items()}
-            write_whole(self.weights, weight_bytes(weights))
+            write_whole(self.weights, weight_bytes(weights_in(state["state_dict"])))
             _link(new, self.best)
         if self.last.exists():
             _link(self.last, self.former)
@@ -169,6 +168,11 @@ class Checkpoints:
             notes=said,
             help="train anew without `--resume`",
         )
+
+
+def weights_in(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by the names that they have in the network."""
+    return {key.removeprefix("network."): value for key, value in state_dict.items()}
 
 
 def weight_bytes(weights: Mapping[str, Tensor]) -> bytes:

@@ -20,11 +20,7 @@ from cnnspec.diagnostics import failure
 from cnnspec.ir import Graph, Model
 from cnnspec.recipe import Recipe
 from cnnspec.training.checkpoints import Checkpoints, write_whole
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None
+from cnnspec.training.runs import fcntl, read_result
 
 SHARED = "CNNSPEC_RUN_FOLDER"
 """Tells the processes of the other devices which folder the first one made."""
@@ -208,11 +204,7 @@ class RunFolder:
 
     def read_result(self) -> dict[str, Any]:
         """What `result.json` says; nothing if it cannot be read."""
-        try:
-            result = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return result if isinstance(result, dict) else {}
+        return read_result(self.path)
 
     def write_result(self, values: dict[str, Any]) -> None:
         """Write `result.json`; it is whole at every moment."""

@@ -199,6 +199,11 @@ All of them are asked at every step.
 """
 
 
+def optimizer_of(network: nn.Module, recipe: Recipe, steps: int) -> tuple[Optimizer, LRScheduler]:
+    """The optimizer of a network's weights and its schedule; see `make_optimizer`."""
+    return make_optimizer(decay_groups(network, recipe.optimizer, recipe.decay), recipe, steps)
+
+
 def make_optimizer(weights: Iterable[Any], recipe: Recipe, steps: int) -> tuple[Optimizer, LRScheduler]:
     """The optimizer and the schedule of a recipe.
 

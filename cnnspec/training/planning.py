@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from cnnspec.backends.torch import to_module
+from cnnspec.counts import count, training_memory
 from cnnspec.diagnostics import CnnspecError
 from cnnspec.ir import Graph
 from cnnspec.recipe import Recipe
-from cnnspec.summary import summarise
 from cnnspec.training.data import Pixels, load_data
 from cnnspec.training.feed import Feed, plain
 from cnnspec.training.folders import next_folder
 from cnnspec.training.machine import best_device, default_workers
-from cnnspec.training.optimizers import decay_groups, make_optimizer
+from cnnspec.training.optimizers import optimizer_of
 from cnnspec.training.options import TrainOptions, recipe_lines, recipe_of
 from cnnspec.training.tuning import look_up
 
@@ -37,8 +37,7 @@ def plan(graph: Graph, options: TrainOptions | None = None) -> dict[str, Any]:
     """
     options = options or TrainOptions()
     recipe = recipe_of(graph, options)
-    network = to_module(graph)
-    make_optimizer(decay_groups(network, recipe.optimizer, recipe.decay), recipe, 1)
+    optimizer_of(to_module(graph), recipe, 1)  # a recipe that torch cannot follow is refused here
     device = best_device() if options.accelerator == "auto" else torch.device(_device_type(options.accelerator))
     tuned = look_up(graph, recipe.batch, device)
     folder = next_folder(options.out, graph)
@@ -57,7 +56,7 @@ def plan(graph: Graph, options: TrainOptions | None = None) -> dict[str, Any]:
             "threads": options.threads or (tuned.threads if tuned else "measured at the start"),
             "allocator": options.allocator,
         },
-        "memory": _memory(graph, network, recipe, data),
+        "memory": _memory(graph, recipe, data),
         "files": {"folder": str(folder), "names": [*FILES, *(PICTURES if options.pictures else ())]},
     }
 
@@ -95,20 +94,17 @@ def _data(graph: Graph, recipe: Recipe, options: TrainOptions) -> tuple[dict[str
     return found, Feed(data.train, plain(graph, data), recipe.batch, seed=recipe.seed).batches
 
 
-def _memory(graph: Graph, network: nn.Module, recipe: Recipe, data: dict[str, Any]) -> dict[str, int]:
+def _memory(graph: Graph, recipe: Recipe, data: dict[str, Any]) -> dict[str, int]:
     """Bytes, as far as they can be told; activations are what stays for the backward pass."""
-    weights = sum(tensor.nbytes for tensor in network.state_dict().values())
-    slots = {"sgd": 1 if recipe.optimizer.args.get("momentum") else 0, "adagrad": 1, "rmsprop": 1, "muon": 1}
-    state = weights * slots.get(recipe.optimizer.name, 2)
-    images = -(-recipe.batch // recipe.accumulate)
+    step = training_memory(replace(graph, recipe=recipe))
     found = {
-        "weights": weights * (2 if recipe.ema is not None else 1),
-        "gradients": weights,
-        "optimizer": state,
-        "activations": summarise(graph).total.kept * images,
+        "weights": step.weights,
+        "gradients": step.gradients,
+        "optimizer": step.optimizer,
+        "activations": count(graph).kept_total.at(-(-recipe.batch // recipe.accumulate)),
         "data": int(data.get("bytes", 0)),
     }
-    return {**found, "total": sum(found.values()), "checkpoint": weights + state}
+    return {**found, "total": sum(found.values()), "checkpoint": step.weights + step.optimizer}
 
 
 def plan_lines(planned: dict[str, Any]) -> list[str]:

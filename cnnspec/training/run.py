@@ -26,7 +26,7 @@ from cnnspec.training.folders import RunFolder, is_first, shared_folder
 from cnnspec.training.journal import Journal
 from cnnspec.training.logs import draw_graph, make_loggers, quiet
 from cnnspec.training.machine import default_workers, keep_memory, versions
-from cnnspec.training.optimizers import decay_groups, make_optimizer
+from cnnspec.training.optimizers import optimizer_of
 from cnnspec.training.options import PRECISIONS, Result, TrainOptions, folder_to_resume, recipe_lines, recipe_of
 from cnnspec.training.pictures import draw_augmentation, draw_confusion, draw_curves, draw_wrong
 from cnnspec.training.scoring import score
@@ -85,7 +85,7 @@ def _make_network(graph: Graph, recipe: Recipe, options: TrainOptions) -> nn.Mod
     network = to_module(graph)
     if options.weights is not None and not options.resume:
         load_weights(network, read_weights(options.weights, "name", graph), file=options.weights)
-    make_optimizer(decay_groups(network, recipe.optimizer, recipe.decay), recipe, 1)
+    optimizer_of(network, recipe, 1)
     return network
 
 

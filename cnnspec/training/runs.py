@@ -28,6 +28,15 @@ def held(folder: Path) -> bool:
         return False
 
 
+def read_result(folder: Path) -> dict[str, Any]:
+    """What the `result.json` of a run says; nothing if it cannot be read."""
+    try:
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return result if isinstance(result, dict) else {}
+
+
 def list_runs(out: Path) -> list[dict[str, Any]]:
     """Every run under a folder, by network and number, as plain data.
 
@@ -35,11 +44,8 @@ def list_runs(out: Path) -> list[dict[str, Any]]:
     """
     found: list[dict[str, Any]] = []
     for path in sorted(out.glob("*/*/result.json"), key=lambda p: (p.parts[-3], p.parts[-2].zfill(9))):
-        try:
-            result = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if not isinstance(result, dict):
+        result = read_result(path.parent)
+        if not result:
             continue
         state = str(result.get("state", "unknown"))
         names = ("data", "epochs", "steps", "best_epoch", "val_acc", "test_acc", "seconds", "seed")

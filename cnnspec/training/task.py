@@ -23,12 +23,12 @@ from torchvision.transforms import v2
 
 from cnnspec.ir import Graph
 from cnnspec.recipe import Recipe
-from cnnspec.training.checkpoints import Checkpoints, State
+from cnnspec.training.checkpoints import Checkpoints, State, weights_in
 from cnnspec.training.data import ImageData
 from cnnspec.training.feed import Batch
 from cnnspec.training.finite import first_not_finite
 from cnnspec.training.journal import Journal
-from cnnspec.training.optimizers import decay_groups, make_optimizer
+from cnnspec.training.optimizers import optimizer_of
 from cnnspec.training.scoring import score
 from cnnspec.training.stopping import Stop, Stopped
 
@@ -118,7 +118,7 @@ class Task(pl.LightningModule):
         if state is not None:
             self.progress = Progress(**state["progress"])
             trained = state["trained"] if recipe.ema is not None else state["state_dict"]
-            network.load_state_dict({key.removeprefix("network."): value for key, value in trained.items()})
+            network.load_state_dict(weights_in(trained))
         self._sums = torch.tensor(self.progress.sums, dtype=torch.float64)
         self._start = self._saved = time.monotonic()
         self.loss = torch.zeros(())
@@ -167,8 +167,7 @@ class Task(pl.LightningModule):
         return self.network(images)
 
     def configure_optimizers(self) -> Any:
-        groups = decay_groups(self.network, self.recipe.optimizer, self.recipe.decay)
-        optimizer, schedule = make_optimizer(groups, self.recipe, self.steps)
+        optimizer, schedule = optimizer_of(self.network, self.recipe, self.steps)
         if self._state is not None:
             optimizer.load_state_dict(self._state["optimizer_states"][0])
             schedule.load_state_dict(self._state["lr_schedulers"][0])
@@ -180,8 +179,7 @@ class Task(pl.LightningModule):
         if recipe.ema is not None:
             average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
             if state is not None:
-                plain = {key.removeprefix("network."): value for key, value in state["state_dict"].items()}
-                average.module.load_state_dict(plain)
+                average.module.load_state_dict(weights_in(state["state_dict"]))
                 average.n_averaged.fill_(state["averaged"])
             self._hidden["average"] = average
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
@@ -386,7 +384,7 @@ class Task(pl.LightningModule):
     def _averaged_copy(self, state: State) -> nn.Module:
         """The averaged network of a state, before training has begun."""
         copy = deepcopy(self.network)
-        copy.load_state_dict({key.removeprefix("network."): value for key, value in state["state_dict"].items()})
+        copy.load_state_dict(weights_in(state["state_dict"]))
         return copy
 
     def _poll(self) -> None:
