@@ -303,7 +303,10 @@ class _Elaboration(Sections):
                 self.fail("E0206", f"`{arg.name}` is given twice", arg.span, help="keep one of the two")
             try:
                 taken[arg.name], spans[arg.name] = self.value(arg.value, own), arg.span
-            except (Fault, UnknownShape):
+            except UnknownShape:
+                self.no_image(arg.span)
+                taken[arg.name] = None
+            except Fault:
                 taken[arg.name] = None
         for stated in file.statements:  # a parameter that both files have is set by this one
             if isinstance(stated, (tree.Param, tree.Classes)):

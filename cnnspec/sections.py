@@ -43,6 +43,10 @@ class Sections:
     ) -> None:
         self.report.add(Diagnostic(code, message, span, labels=labels, help=help, fixes=fixes))
 
+    def names(self, scope: FileScope) -> Names:
+        """What an expression of the top may name; a value that waits for the image has a name, too."""
+        return Names(scope, {**scope.variables(), **dict.fromkeys(scope.pending)})
+
     def value(
         self, node: tree.Expr, scope: FileScope, type_: Type | None = None, name: str = "value", sign: str = "="
     ) -> Any:
@@ -52,8 +56,7 @@ class Sections:
             Fault: It has none; the reason has been reported.
             UnknownShape: It depends on the image.
         """
-        names = Names(scope, {**scope.variables(), **dict.fromkeys(scope.pending)})
-        expr = self.binder.expr(node, names, type_)
+        expr = self.binder.expr(node, self.names(scope), type_)
         return self.resolve(expr, scope, type_, name, sign)
 
     def resolve(
@@ -75,13 +78,11 @@ class Sections:
         Raises:
             Fault: An argument is at fault.
         """
-        bound = self.binder.bind(
-            call.callee, call.args, kind.parameters, Names(scope, scope.variables()), call.callee_span
-        )
+        bound = self.binder.bind(call.callee, call.args, kind.parameters, self.names(scope), call.callee_span)
         try:
             values = {n: self.resolve(expr, scope, kind.parameters[n].type, n) for n, expr in bound.items()}
         except UnknownShape:
-            self.fail("E0207", "`in` has no meaning here", call.span, help="write a number, or a `param` of the file")
+            self.no_image(call.span)
             raise Fault from None
         return Setting.of(kind(**values))
 
@@ -102,6 +103,10 @@ class Sections:
             )
             raise Fault
         return self.settings(call, table[call.callee], scope)
+
+    def no_image(self, span: Span) -> None:
+        """Reports a value of the file that would depend on the image."""
+        self.fail("E0207", "`in` has no meaning here", span, help="write a number, or a `param` of the file")
 
     def constant(self, expr: ir.Expr, scope: FileScope, parameter: Parameter, name: str) -> ir.Expr:
         try:
@@ -221,7 +226,7 @@ class Sections:
         try:
             value = self.value(values[0], scope, parameter.type, entry.word, " ")
         except UnknownShape:
-            self.fail("E0207", "`in` has no meaning here", entry.span, help="write a number, or a `param` of the file")
+            self.no_image(entry.span)
             raise Fault from None
         return str(value) if isinstance(value, Word) else value
 
@@ -252,9 +257,12 @@ class Sections:
             self.fail("E0201", f"nothing is known of `{statement.metric}`", at, help=help, fixes=fixes)
             return None
         try:
-            value = self.binder.expr(statement.value, Names(scope, scope.variables()))
+            value = self.binder.expr(statement.value, self.names(scope))
             value = literal(self.resolve(value, scope)).model_copy(update={"origin": value.origin})
-        except (Fault, UnknownShape):
+        except UnknownShape:
+            self.no_image(statement.span)
+            return None
+        except Fault:
             return None
         origin = self.binder.places.add(statement.span)
         return ir.Expect(
