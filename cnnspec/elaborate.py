@@ -10,12 +10,13 @@ from typing import Any, cast
 
 from cnnspec import ir, tree
 from cnnspec.blocks import signature
-from cnnspec.diagnostics import Diagnostic, Label, Report, Span, did_you_mean, respell
+from cnnspec.diagnostics import Diagnostic, Label, Report, Span, respell
 from cnnspec.expressions import ExprFault, UnknownShape, convert, literal, show
 from cnnspec.library import Library, standard_block
 from cnnspec.limits import MAX_FILE_DEPTH
 from cnnspec.names import Fault, Names, Places
 from cnnspec.ops import OPS
+from cnnspec.overrides import override_all
 from cnnspec.recipe import Recipe
 from cnnspec.scopes import FileScope, FoundBlock
 from cnnspec.sections import Sections
@@ -474,15 +475,9 @@ def elaborate(
     run = _Elaboration(library, report)
     try:
         network = run.gather(file, given, None)
-        for key in given:
-            if key not in network.declared and not file.broken:
-                known = list(network.declared)
-                help = did_you_mean(key, known) or (
-                    f"it has {', '.join(f'`{n}`' for n in known)}" if known else "it has none"
-                )
-                report.add(
-                    Diagnostic("E0217", f"the network has no parameter `{key}`", file=file.source.name, help=help)
-                )
+        other = {key: value for key, value in given.items() if key not in network.declared}
+        if other and not file.broken:
+            network.recipe = override_all(network.recipe or Recipe(), other, network.declared, file.source.name, report)
         if network.is_library and not given:
             for owner, block in network.scope.blocks.values():
                 if owner is network.scope:

@@ -370,7 +370,7 @@ SCHEDULES: dict[str, type[Schedule]] = _table(Schedule)
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A value as JSON gives it back."""
     return (*value,) if isinstance(value, tuple) else str(value) if isinstance(value, str) else value
 
@@ -385,7 +385,7 @@ class Setting(BaseModel):
 
     @classmethod
     def of(cls, declared: Declared) -> "Setting":
-        return cls(name=declared.name, args={name: _plain(value) for name, value in declared.settings().items()})
+        return cls(name=declared.name, args={name: plain(value) for name, value in declared.settings().items()})
 
 
 class Recipe(BaseModel):

@@ -56,7 +56,7 @@ def test_every_code_has_a_case() -> None:
     ("params", "code", "help"),
     [
         ({"widht": 32}, "E0217", "did you mean `width`?"),
-        ({"n": 32}, "E0217", "it has `width`, `wide`, `classes`"),
+        ({"k": 32}, "E0217", "it has `width`, `wide`, `classes`"),
         ({"width": 1.5}, "E0204", "give it a value like 16"),
         ({"wide": 3}, "E0204", "give it a value like true"),
     ],

@@ -63,7 +63,7 @@ def settings(pairs: list[str] | None) -> dict[str, str]:
     settings: dict[str, str] = {}
     for pair in pairs or []:
         key, sign, value = pair.partition("=")
-        if not sign or not key.isidentifier() or not value.strip():
+        if not sign or not key.replace(".", "").isidentifier() or not value.strip():
             raise typer.BadParameter(f"`{pair}` is not of the form name=value", param_hint="--set")
         settings[key] = value
     return settings
