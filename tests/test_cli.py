@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
+from cnnspec.cli.app import grid
 from cnnspec.resources import resource
 
 HEAD = "network t\ninput 3x32x32\nclasses 10\n"
@@ -198,6 +200,29 @@ def test_settings() -> None:
         assert "error[E0" in done.stderr
         assert "Traceback" not in done.stderr
     assert cnnspec("check", "resnet20", "--set", "n").returncode == 2
+
+
+def test_a_grid_of_settings() -> None:
+    given = [
+        "residual=true, false",
+        "optimizer.lr=0.1,1e-2",
+        "c=16",
+        "at=[1, 2],[3,4]",
+        'name="a,b","c"',
+        "scale=max(1, 2),(3)",
+    ]
+    assert grid(given) == {
+        "residual": ["true", "false"],
+        "optimizer.lr": ["0.1", "1e-2"],
+        "c": ["16"],
+        "at": ["[1, 2]", "[3,4]"],
+        "name": ['"a,b"', '"c"'],
+        "scale": ["max(1, 2)", "(3)"],
+    }
+    assert grid(None) == {}
+    for wrong in (["c=1,,2"], ["c=1,"], ["c=1, 1"], ["c=1", "c=2"], ["c"], ["c="], ["1c=2"]):
+        with pytest.raises(typer.BadParameter):
+            grid(wrong)
 
 
 def test_usage_errors_exit_with_2() -> None:

@@ -60,13 +60,45 @@ def print_json(data: Any) -> None:
 
 
 def settings(pairs: list[str] | None) -> dict[str, str]:
-    settings: dict[str, str] = {}
+    return dict(_named(pair) for pair in pairs or [])
+
+
+def _named(pair: str) -> tuple[str, str]:
+    """The two sides of `name=value`."""
+    key, sign, value = pair.partition("=")
+    if not sign or not key.replace(".", "").isidentifier() or not value.strip():
+        raise typer.BadParameter(f"`{pair}` is not of the form name=value", param_hint="--set")
+    return key, value
+
+
+def grid(pairs: list[str] | None) -> dict[str, list[str]]:
+    """The values of each name in `name=value,value`; a comma in brackets or in quotes belongs to its value."""
+    found: dict[str, list[str]] = {}
     for pair in pairs or []:
-        key, sign, value = pair.partition("=")
-        if not sign or not key.replace(".", "").isidentifier() or not value.strip():
-            raise typer.BadParameter(f"`{pair}` is not of the form name=value", param_hint="--set")
-        settings[key] = value
-    return settings
+        key, text = _named(pair)
+        values = split_values(text)
+        if key in found:
+            raise typer.BadParameter(f"`{key}` is given twice; write `{key}=A,B`", param_hint="--set")
+        if not all(values) or len(set(values)) < len(values):
+            what = "the same value twice" if all(values) else "an empty value"
+            raise typer.BadParameter(f"`{pair}` has {what}", param_hint="--set")
+        found[key] = values
+    return found
+
+
+def split_values(text: str) -> list[str]:
+    """The parts of a text between its commas; those in brackets or in quotes do not count."""
+    parts, depth, quoted = [""], 0, False
+    for letter in text:
+        if letter == '"':
+            quoted = not quoted
+        elif not quoted:
+            depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and not quoted and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts]
 
 
 def one_of(option: str, word: str, known: Iterable[str]) -> str:
