@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import time
 import urllib.error
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -531,3 +532,38 @@ def test_a_worker_that_dies_is_replaced(capsys: pytest.CaptureFixture[str]):
     for (ours, labels), (theirs, expected) in zip(seen, whole, strict=True):
         assert torch.equal(ours, theirs)
         assert torch.equal(labels, expected)
+
+
+# --- images in the memory of a device ----------------------------------------------------------------
+
+
+BY_IMAGE = ("color_jitter", "autoaugment", "randaugment", "trivialaugment")
+"""These change image by image, by numbers that have to be there."""
+
+
+@pytest.mark.parametrize("name", [name for name in AUGMENTATIONS if name not in BY_IMAGE])
+def test_batches_are_made_where_the_images_are(name: str):
+    """On tensors without content that say they are on a GPU: torch refuses to mix devices as it would there."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    setting = SETTINGS.get(name) or Setting.of(AUGMENTATIONS[name]())
+    prepare = Prepare((16, 16), [0.5] * 3, [0.25] * 3, [setting])
+    shapes = ShapeEnv(allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True)
+    with FakeTensorMode(allow_non_fake_inputs=True, shape_env=shapes):
+        images = Pixels(torch.zeros(20, 3, 20, 24, dtype=torch.uint8), torch.zeros(20).long())
+        there = images.to(torch.device("cuda", 0))
+        made, labels = Feed(there, prepare, 8, seed=1)[1]
+        with pytest.raises(RuntimeError, match="device"):  # the proof that it is looked at
+            made + torch.zeros(16)
+    assert made.device == labels.device == there.device == torch.device("cuda", 0)
+    assert made.shape == (8, 3, 16, 16)
+
+
+def test_random_numbers_are_drawn_on_the_cpu_and_brought_to_the_images():
+    here = Chance.of(3, 5)
+    there = replace(Chance.of(3, 5), device=torch.device("meta"))
+    for _ in range(3):
+        here.rand(4)
+        assert there.rand(4).device.type == "meta"
+    assert torch.equal(here.generator.get_state(), there.generator.get_state())

@@ -24,6 +24,7 @@ from cnnspec.backends.torch_weights import read_weights
 from cnnspec.ir import Model
 from cnnspec.recipe import OPTIMIZERS, SCHEDULES, Cifar100, FashionMini, Folder, Recipe, Setting
 from cnnspec.training import Result, TrainOptions, evaluate, optimizers, train
+from cnnspec.training.data import load_data
 from cnnspec.training.feed import Feed
 from cnnspec.training.folders import RunFolder
 from cnnspec.training.journal import read_journal
@@ -632,3 +633,26 @@ def test_a_logger_that_is_not_there_is_an_error(run: Callable[..., Result], tmp_
         run(tiny(), log=("abacus",))
     assert code(error) == "E0510"
     assert not (tmp_path / "runs").exists()
+
+
+def test_images_live_on_the_device_if_they_have_room(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, said: io.StringIO
+):
+    from cnnspec.training import planning
+
+    graph, device = tiny(), torch.device("meta")
+    data = load_data(graph, graph.recipe.data, Path())
+    needed = planning.memory(graph, graph.recipe, data.nbytes)["total"]
+    assert data.nbytes == 7000 * 28 * 28 < needed
+    for free, there in ((int(needed / 0.8) + 1, "meta"), (needed, "cpu"), (0, "cpu")):
+        monkeypatch.setattr(planning, "free_memory", lambda device, free=free: free)
+        found = planning.nearest(data, graph, graph.recipe, device)
+        assert {part.device.type for part in (found.train, found.val, found.test) if part is not None} == {there}
+    assert data.train.device.type == "cpu"
+    first = run(graph)
+    assert "images in the memory of" not in said.getvalue()
+    monkeypatch.setattr(planning, "free_memory", lambda device: 1 << 40)
+    second = run(graph)
+    assert "images in the memory of cpu" in said.getvalue()
+    one, two = (checkpoint(result)["state_dict"] for result in (first, second))
+    assert all(torch.equal(one[key], two[key]) for key in one)

@@ -52,8 +52,9 @@ class Prepare:
                 images = images.to(torch.uint8)
             images = CHANGES[step.name](images, self.size, chance, **step.args)
         images = fit(images, self.size).to(torch.float32, copy=True)
+        mean, std = self.mean.to(images.device), self.std.to(images.device)
         # Channel by channel is several times faster before the channels are brought together.
-        return images.div_(255).sub_(self.mean).div_(self.std).contiguous(memory_format=torch.channels_last)
+        return images.div_(255).sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
 
 
 def fit(images: Tensor, size: Size) -> Tensor:
@@ -82,6 +83,12 @@ def _mirror(images: Tensor, chosen: Tensor, axis: int) -> Tensor:
     return images.index_copy(0, places, images.index_select(0, places).flip(axis))
 
 
+def _places(images: Tensor) -> tuple[Tensor, Tensor]:
+    """The numbers of the rows `[H]` and of the columns `[W]`."""
+    rows, cols = (torch.arange(length, device=images.device) for length in images.shape[-2:])
+    return rows, cols
+
+
 def _reflected(places: Tensor, length: int) -> Tensor:
     """Places mirrored at the first and the last pixel, as often as needed."""
     if length == 1:
@@ -94,13 +101,12 @@ def _reflected(places: Tensor, length: int) -> Tensor:
 def _shift(images: Tensor, down: Tensor, right: Tensor, mode: str = "zeros") -> Tensor:
     """Each image with its own part `[N]` of the plane around it: its row `down`, its column `right` come first."""
     n, _, height, width = images.shape
-    rows = down[:, None] + torch.arange(height)
-    cols = right[:, None] + torch.arange(width)
+    rows, cols = (first[:, None] + places for first, places in zip((down, right), _places(images), strict=True))
     if mode == "reflect":
         source_rows, source_cols = _reflected(rows, height), _reflected(cols, width)
     else:
         source_rows, source_cols = rows.clamp(0, height - 1), cols.clamp(0, width - 1)
-    each = torch.arange(n)[:, None, None]
+    each = torch.arange(n, device=images.device)[:, None, None]
     cut = images.permute(0, 2, 3, 1)[each, source_rows[:, :, None], source_cols[:, None, :]]  # [N, H, W, C]
     if mode == "zeros":
         inside = (rows == source_rows)[:, :, None] & (cols == source_cols)[:, None, :]
@@ -135,7 +141,7 @@ def crop_boxes(size: Size, scale: Sequence[float], ratio: Sequence[float], chanc
     top, left = chance.below(height - h + 1), chance.below(width - w + 1)
     whole = min(max(width / height, ratio[0]), ratio[1])
     w0, h0 = min(width, round(height * whole)), min(height, round(width / whole))
-    centre = torch.tensor([(height - h0) // 2, (width - w0) // 2, h0, w0])
+    centre = torch.tensor([(height - h0) // 2, (width - w0) // 2, h0, w0], device=fits.device)
     return torch.where(fits.any(1)[:, None], torch.stack([top, left, h, w], 1), centre)
 
 
@@ -146,8 +152,8 @@ def _resampling(start: Tensor, length: Tensor, out: int, full: int) -> Tensor:
     """
     step = length / out  # source pixels per result pixel
     reach = step.clamp(min=1)[:, None, None]
-    centre = (torch.arange(out) + 0.5) * step[:, None]
-    place = torch.arange(full) - start[:, None] + 0.5
+    centre = (torch.arange(out, device=start.device) + 0.5) * step[:, None]
+    place = torch.arange(full, device=start.device) - start[:, None] + 0.5
     weights = (1 - (place[:, None, :] - centre[:, :, None]).abs() / reach).clamp(min=0)
     weights = weights * ((place > 0) & (place < length[:, None]))[:, None, :]
     return weights / weights.sum(-1, keepdim=True)
@@ -171,7 +177,7 @@ def _enlarge_boxes(images: Tensor, boxes: Tensor, size: Size) -> Tensor:
     """As `resize_boxes` where the image is no larger than the result: two pixels of each axis take part in one of it."""
     places: list[Tensor] = []
     for axis, (start, length) in enumerate(((boxes[:, 0], boxes[:, 2]), (boxes[:, 1], boxes[:, 3]))):
-        place = (torch.arange(size[axis]) + 0.5) * (length / size[axis])[:, None] - 0.5
+        place = (torch.arange(size[axis], device=boxes.device) + 0.5) * (length / size[axis])[:, None] - 0.5
         place = place.clamp(min=0).minimum(length[:, None] - 1) + start[:, None]  # in pixels of the image
         places.append((place + 0.5) * (2 / images.shape[2 + axis]) - 1)
     rows, cols = places
@@ -192,7 +198,7 @@ def rotate(images: Tensor, size: Size, chance: Chance, *, degrees: float) -> Ten
     """Rotate about the centre, bilinear, black outside. Source: `v2.RandomRotation`."""
     n, _, height, width = images.shape
     angle = chance.uniform(-degrees, degrees) * math.pi / 180
-    cos, sin, none = angle.cos(), angle.sin(), torch.zeros(n)
+    cos, sin, none = angle.cos(), angle.sin(), torch.zeros_like(angle)
     # In coordinates that run from -1 to 1 on both axes, whatever the aspect.
     theta = torch.stack([cos, -sin * height / width, none, sin * width / height, cos, none], 1).view(n, 2, 3)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
@@ -222,12 +228,14 @@ def color_jitter(
     ]
     if hue:
         kinds.append((V.adjust_hue, chance.uniform(-hue, hue)))
+    if not kinds:
+        return images
+    orders = chance.rand(len(kinds)).argsort(1).tolist()
+    factors = [factor.tolist() for _, factor in kinds]
     changed: list[Tensor] = []
-    orders = chance.rand(len(kinds)).argsort(1) if kinds else torch.zeros(len(images), 0)
     for i, image in enumerate(images):
-        for k in orders[i].int().tolist():
-            change, factors = kinds[k]
-            image = change(image, float(factors[i]))
+        for k in orders[i]:
+            image = kinds[k][0](image, factors[k][i])
         changed.append(image)
     return torch.stack(changed)
 
@@ -245,7 +253,7 @@ def random_erasing(
     first = fits.int().argmax(1, keepdim=True)
     h, w = heights.gather(1, first), widths.gather(1, first)
     top, left = chance.below((height - h + 1).clamp(min=1)), chance.below((width - w + 1).clamp(min=1))
-    rows, cols = torch.arange(height), torch.arange(width)
+    rows, cols = _places(images)
     in_rows, in_cols = (rows >= top) & (rows < top + h), (cols >= left) & (cols < left + w)
     blank = (chosen & fits.any(1))[:, None, None] & in_rows[:, :, None] & in_cols[:, None, :]
     return images.masked_fill(blank[:, None], 0)
@@ -261,14 +269,14 @@ def alternating_flip(images: Tensor, size: Size, chance: Chance) -> Tensor:
     mixed = (mixed ^ (mixed >> 30)) * 0x3F58476D1CE4E5B9
     mixed = (mixed ^ (mixed >> 27)) * 0x14D049BB133111EB
     turned = ((mixed ^ (mixed >> 31)) & 1) ^ (chance.epoch % 2)
-    return _mirror(images, turned.bool(), -1)
+    return _mirror(images, turned.bool().to(images.device), -1)
 
 
 def cutout(images: Tensor, size: Size, chance: Chance, *, side: int) -> Tensor:
     """Blank a square around a random pixel, cut at the border. Source: DeVries and Taylor 2017, arXiv 1708.04552."""
     height, width = images.shape[-2:]
     top, left = (chance.below(length)[:, None] - side // 2 for length in (height, width))
-    rows, cols = torch.arange(height), torch.arange(width)
+    rows, cols = _places(images)
     in_rows, in_cols = (rows >= top) & (rows < top + side), (cols >= left) & (cols < left + side)
     return images.masked_fill((in_rows[:, :, None] & in_cols[:, None, :])[:, None], 0)
 

@@ -18,9 +18,12 @@ def generator_of(*numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
 
 
+CPU = torch.device("cpu")
+
+
 @dataclass(frozen=True)
 class Chance:
-    """The random numbers of some rows of a batch.
+    """The random numbers of some rows of a batch. They are drawn on the CPU, so that they are the same everywhere.
 
     Attributes:
         generator: Drawn from for the whole batch.
@@ -29,6 +32,7 @@ class Chance:
         indices: The images at these places, by their number in the training set.
         seed: The run's.
         epoch: From 0.
+        device: Where the images are; the numbers are brought there.
     """
 
     generator: torch.Generator
@@ -37,6 +41,7 @@ class Chance:
     indices: Tensor
     seed: int = 0
     epoch: int = 0
+    device: torch.device = CPU
 
     @classmethod
     def of(cls, seed: int, total: int, epoch: int = 0, number: int = 0) -> Chance:
@@ -55,7 +60,7 @@ class Chance:
 
     def rand(self, *tail: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Numbers from 0 to 1, `[rows, *tail]`."""
-        return torch.rand(self.total, *tail, generator=self.generator, dtype=dtype)[self.rows]
+        return torch.rand(self.total, *tail, generator=self.generator, dtype=dtype)[self.rows].to(self.device)
 
     def uniform(self, low: float, high: float, *tail: int) -> Tensor:
         """Numbers from `low` to `high`, `[rows, *tail]`."""

@@ -7,7 +7,7 @@ brings them to the spec's size. Sets of small images are one tensor in memory; a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -43,11 +43,19 @@ class Pixels:
 
     def read(self, indices: Tensor) -> Iterator[Tensor]:
         """Images as groups `[n, C, h, w]` of one size each, in the order of the indices."""
-        yield self.pixels.index_select(0, indices)
+        yield self.pixels.index_select(0, indices.to(self.device))
 
     def part(self, indices: Tensor) -> Pixels:
         """Some of the images."""
         return Pixels(self.pixels[indices], self.labels[indices])
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixels.device
+
+    def to(self, device: torch.device) -> Pixels:
+        """The images in the memory of a device."""
+        return Pixels(self.pixels.to(device), self.labels.to(device))
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,7 @@ class Files:
     labels: Tensor
     channels: int
     in_memory: ClassVar[bool] = False
+    device: ClassVar[torch.device] = torch.device("cpu")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -69,6 +78,10 @@ class Files:
     def part(self, indices: Tensor) -> Files:
         """Some of the images."""
         return Files(tuple(self.paths[i] for i in indices.tolist()), self.labels[indices], self.channels)
+
+    def to(self, device: torch.device) -> Files:
+        """Themselves: they stay where they are."""
+        return self
 
 
 Images = Pixels | Files
@@ -102,6 +115,17 @@ class ImageData:
     test: Images | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the images that are in memory."""
+        parts = (self.train, self.val, self.test)
+        return sum(part.pixels.numel() for part in parts if isinstance(part, Pixels))
+
+    def to(self, device: torch.device) -> ImageData:
+        """The set with what is in memory in the memory of a device."""
+        val, test = (part and part.to(device) for part in (self.val, self.test))
+        return replace(self, train=self.train.to(device), val=val, test=test)
 
 
 def class_count(graph: Graph) -> int:

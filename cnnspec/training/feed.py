@@ -125,7 +125,7 @@ class Feed(Dataset[Batch]):
         chance = None
         if self.seed is not None:
             generator = generator_of(self.seed, self.epoch, number + 1)
-            chance = Chance(generator, len(whole), rows, indices, self.seed, self.epoch)
+            chance = Chance(generator, len(whole), rows, indices, self.seed, self.epoch, self.images.device)
         images: list[Tensor] = []
         place = 0
         for group in self.images.read(indices):

@@ -39,6 +39,11 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free in the memory of a GPU; 0 where a device has no memory of its own."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+
+
 def versions() -> dict[str, str]:
     """Versions of what took part in a run."""
     packages = ("torch", "torchvision", "pytorch-lightning")

@@ -12,14 +12,16 @@ from cnnspec.counts import count, training_memory
 from cnnspec.diagnostics import CnnspecError
 from cnnspec.ir import Graph
 from cnnspec.recipe import Recipe
-from cnnspec.training.data import Pixels, load_data
+from cnnspec.training.data import ImageData, load_data
 from cnnspec.training.feed import Feed, plain
 from cnnspec.training.folders import next_folder
-from cnnspec.training.machine import best_device, default_workers
+from cnnspec.training.machine import best_device, default_workers, free_memory
 from cnnspec.training.optimizers import optimizer_of
 from cnnspec.training.options import TrainOptions, recipe_lines, recipe_of
 from cnnspec.training.tuning import look_up
 
+SHARE = 0.8
+"""Of the memory that is free on a device: what can be told of a run must fit into it, if the images are to be there."""
 FILES = (
     "spec.cnn", "model.json", "result.json", "metrics.csv", "metrics.jsonl", "tensorboard/",
     "checkpoints/last.ckpt", "checkpoints/former.ckpt", "checkpoints/best.ckpt", "checkpoints/best.safetensors",
@@ -56,7 +58,7 @@ def plan(graph: Graph, options: TrainOptions | None = None) -> dict[str, Any]:
             "threads": options.threads or (tuned.threads if tuned else "measured at the start"),
             "allocator": options.allocator,
         },
-        "memory": _memory(graph, recipe, data),
+        "memory": memory(graph, recipe, int(data.get("bytes", 0))),
         "files": {"folder": str(folder), "names": [*FILES, *(PICTURES if options.pictures else ())]},
     }
 
@@ -88,23 +90,28 @@ def _data(graph: Graph, recipe: Recipe, options: TrainOptions) -> tuple[dict[str
         return {**found, "state": "not there: it would be downloaded" if not options.offline else "not there"}, None
     parts = {"train": data.train, "val": data.val, "test": data.test}
     found |= {"state": "there", "images": {name: len(part) for name, part in parts.items() if part is not None}}
-    held = [part.pixels.nbytes for part in parts.values() if isinstance(part, Pixels)]
     found |= {"mean": list(data.mean), "std": list(data.std)}
-    found |= {"bytes": sum(held), "workers": 0 if data.train.in_memory else default_workers()}
+    found |= {"bytes": data.nbytes, "workers": 0 if data.train.in_memory else default_workers()}
     return found, Feed(data.train, plain(graph, data), recipe.batch, seed=recipe.seed).batches
 
 
-def _memory(graph: Graph, recipe: Recipe, data: dict[str, Any]) -> dict[str, int]:
-    """Bytes, as far as they can be told; activations are what stays for the backward pass."""
+def memory(graph: Graph, recipe: Recipe, data: int) -> dict[str, int]:
+    """Bytes, as far as they can be told; activations are what stays for the backward pass, `data` the images."""
     step = training_memory(replace(graph, recipe=recipe))
     found = {
         "weights": step.weights,
         "gradients": step.gradients,
         "optimizer": step.optimizer,
         "activations": count(graph).kept_total.at(-(-recipe.batch // recipe.accumulate)),
-        "data": int(data.get("bytes", 0)),
+        "data": data,
     }
     return {**found, "total": sum(found.values()), "checkpoint": step.weights + step.optimizer}
+
+
+def nearest(data: ImageData, graph: Graph, recipe: Recipe, device: torch.device) -> ImageData:
+    """The images in the memory of the device if they have room there beside the training, else as they are."""
+    needed = memory(graph, recipe, data.nbytes)["total"]
+    return data.to(device) if needed <= SHARE * free_memory(device) else data
 
 
 def plan_lines(planned: dict[str, Any]) -> list[str]:

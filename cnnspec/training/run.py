@@ -29,6 +29,7 @@ from cnnspec.training.machine import default_workers, keep_memory, versions
 from cnnspec.training.optimizers import optimizer_of
 from cnnspec.training.options import PRECISIONS, Result, TrainOptions, folder_to_resume, recipe_lines, recipe_of
 from cnnspec.training.pictures import draw_augmentation, draw_confusion, draw_curves, draw_wrong
+from cnnspec.training.planning import nearest
 from cnnspec.training.scoring import score
 from cnnspec.training.stopping import Stop, Stopped
 from cnnspec.training.task import Surroundings, Task
@@ -118,6 +119,7 @@ class _Run:
         self.task = Task(graph, network, recipe, steps, self.around, state)
         self.trainer = self._make_trainer()
         self.task.trainer = self.trainer
+        self.around.data = nearest(data, graph, recipe, self.trainer.strategy.root_device)
         if self.trainer.world_size > 1:
             synchronise(network, self.trainer.strategy.root_device)
         self.tuning = self._tune(network)
@@ -182,6 +184,8 @@ class _Run:
             self._say(f"  {name:<15} {text}" + ("" if name in stated else "  (default)"))
         machine = self.tuning
         self._say(f"machine: {machine.memory_format}, {machine.threads} threads ({machine.origin})")
+        if self.around.data is not data:
+            self._say(f"images in the memory of {self.trainer.strategy.root_device}")
         self._say(f"run folder {self.folder.path}")
         if done := self.task.progress.step:
             self._say(f"going on behind step {done} of {self.task.steps * recipe.epochs}")
@@ -204,7 +208,7 @@ class _Run:
         epoch, skip = divmod(task.progress.step, task.steps)
         progress: Any = trainer.fit_loop.epoch_progress.current
         progress.processed = progress.completed = epoch
-        feed = Feeds(self.graph, self.recipe, self.data, default_workers())
+        feed = Feeds(self.graph, self.recipe, self.around.data, default_workers())
         feed.skip = skip
         trainer.fit(task, datamodule=feed)
 

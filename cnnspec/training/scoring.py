@@ -64,7 +64,7 @@ def score(
     with torch.inference_mode():
         for batch, labels in Feed(images, Prepare(size, data.mean, data.std), BATCH, workers=workers):
             poll()
-            logits = network(batch.to(device)).cpu()
+            logits, labels = network(batch.to(device)).cpu(), labels.cpu()
             predicted.append(logits.argmax(1))
             correct += int((predicted[-1] == labels).sum())
             loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
