@@ -1,4 +1,4 @@
-"""Text to tree; the only package that has heard of Lark.
+"""Text to tree.
 
 `parse` never raises for what is in the text. Every statement that cannot be read is reported once, and
 reading goes on behind it.
@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import re
 
-from lark import Token, Tree, UnexpectedInput
-
 from cnnspec import tree
 from cnnspec.diagnostics import Report, Source, TooManyFaults
+from cnnspec.syntax.automaton import Parsed, Unreadable, parser
 from cnnspec.syntax.build import Builder
 from cnnspec.syntax.guard import balanced, count_words, within_limits
-from cnnspec.syntax.tables import parser
 from cnnspec.syntax.words import FUNCTIONS, RESERVED, TOP_WORDS
 
 __all__ = ["FUNCTIONS", "RESERVED", "TOP_WORDS", "count_words", "parse"]
@@ -52,14 +50,14 @@ def _parse(source: Source, report: Report) -> tree.File | None:
         from cnnspec.syntax.recovery import piece_at, without
 
         broken = True
-        at = _place(text, fault)
+        at = fault.at
         here, earlier = piece_at(text, at)
         if earlier is not None:  # a line end is no end where more is needed: the statement before may be unfinished
             alone = re.sub(r"[^\n]", " ", text[: earlier.start]) + text[earlier.start : earlier.end]
             _, unfinished = _attempt(alone)
-            if unfinished is not None and _place(alone, unfinished) >= earlier.end:
+            if unfinished is not None and unfinished.at >= earlier.end:
                 here, fault, at = earlier, unfinished, earlier.end
-        report.add(explain(source, text, fault, at))
+        report.add(explain(source, text, fault.expected, at))
         if here is None:
             return None
         changed, mark, names = without(text, here)
@@ -74,17 +72,8 @@ def _parse(source: Source, report: Report) -> tree.File | None:
     return None if any(d.code == "E0405" for d in report.diagnostics) else file
 
 
-def _attempt(text: str) -> tuple[Tree[Token] | None, UnexpectedInput | None]:
+def _attempt(text: str) -> tuple[Parsed | None, Unreadable | None]:
     try:
         return parser().parse(text), None
-    except UnexpectedInput as error:
-        return None, error
-
-
-def _place(text: str, error: UnexpectedInput) -> int:
-    """Where an error stands; the end of a text is behind its last visible character."""
-    token = getattr(error, "token", None)
-    if isinstance(token, Token) and token.type == "$END":
-        return len(text.rstrip())
-    at = error.pos_in_stream
-    return at if at is not None and at >= 0 else len(text)
+    except Unreadable as fault:
+        return None, fault

@@ -1,4 +1,4 @@
-"""From Lark's tree to ours."""
+"""From what the parser found to the tree."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections.abc import Collection
 from fractions import Fraction
 from typing import Any
 
-from lark import Token, Tree
-
 from cnnspec import tree
 from cnnspec.diagnostics import Diagnostic, Edit, Fix, Report, Source, Span, respell
 from cnnspec.limits import MAX_LITERAL, MAX_TERMS
+from cnnspec.syntax.automaton import Parsed, Token
 from cnnspec.syntax.guard import MARKS
 from cnnspec.syntax.words import FUNCTIONS, SCHEMES
 
@@ -30,7 +29,7 @@ _OPERANDS = {
 
 
 class Builder:
-    """Walks Lark's tree once; the methods are named as the rules of the grammar."""
+    """Walks once over what the parser found; the methods are named as the rules of the grammar."""
 
     def __init__(self, source: Source, report: Report, marks: Collection[int] = ()) -> None:
         self.source = source
@@ -40,14 +39,14 @@ class Builder:
         self.broken = False
         self.misplaced: Diagnostic | None = None
 
-    def file(self, parsed: Tree[Token], *, broken: bool) -> tree.File:
+    def file(self, parsed: Parsed, *, broken: bool) -> tree.File:
         statements = tuple(self.build(child) for child in parsed.children)
         span = Span(self.source, 0, len(self.source.text))
         return tree.File(span, self.source, statements, self.comments(), broken or self.broken)
 
     def missing(self, token: Token) -> bool:
         """Whether a word stands in the place of a statement that cannot be read."""
-        return token.start_pos in self.marks
+        return token.start in self.marks
 
     def fault(self, diagnostic: Diagnostic, span: Span) -> tree.Broken:
         self.report.add(diagnostic)
@@ -67,11 +66,11 @@ class Builder:
         return Span(self.source, start, end)
 
     def token(self, token: Token) -> Span:
-        start = token.start_pos or 0
+        start = token.start
         return Span(self.source, start, start + len(token))
 
-    def span(self, node: Tree[Token]) -> Span:
-        return Span(self.source, node.meta.start_pos, node.meta.end_pos)
+    def span(self, node: Parsed) -> Span:
+        return Span(self.source, node.start, node.end)
 
     def build(self, node: Any) -> Any:
         self.depth += 1
@@ -206,7 +205,7 @@ class Builder:
         if token is None:
             return None
         name = token.rstrip(": \t")
-        start = token.start_pos or 0
+        start = token.start
         return tree.LabelName(self.at(start, start + len(name)), name, word=token.type == "WORD")
 
     def flow(self, node: Any) -> tree.Flow:
@@ -284,8 +283,8 @@ class Builder:
     def each(self, node: Any) -> tree.Each | tree.Broken:
         name, *rest = node.children
         columns = tuple(tree.Name(self.token(item), str(item)) for item in rest if isinstance(item, Token))
-        args = tuple(self.build(item) for item in rest if isinstance(item, Tree) and item.data != "row")
-        rows = tuple(self.build(item) for item in rest if isinstance(item, Tree) and item.data == "row")
+        args = tuple(self.build(item) for item in rest if isinstance(item, Parsed) and item.data != "row")
+        rows = tuple(self.build(item) for item in rest if isinstance(item, Parsed) and item.data == "row")
         if any(isinstance(cell, tree.Broken) for row in rows for cell in row.cells):
             return tree.Broken(self.span(node))
         return tree.Each(self.span(node), str(name), columns, args, rows, self.token(name))
@@ -356,7 +355,7 @@ class Builder:
 
     def operand(self, part: Any) -> tree.Expr:
         """A word, a number, or what stands in brackets."""
-        if isinstance(part, Tree):
+        if isinstance(part, Parsed):
             return self.build(part)
         return getattr(self, _OPERANDS[part.type])(part, self.token(part))
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-from lark import UnexpectedInput
-
 from cnnspec.diagnostics import Diagnostic, Edit, Fix, Source, Span, respell
 from cnnspec.recipe import Scalars
 from cnnspec.syntax.words import FUNCTIONS, SCHEMES, TOP_WORDS
@@ -44,7 +42,7 @@ _WORDS = {
 }
 
 
-def explain(source: Source, text: str, error: UnexpectedInput, at: int) -> Diagnostic:
+def explain(source: Source, text: str, expected: set[str], at: int) -> Diagnostic:
     """A syntax error in the words of the language."""
     found = re.compile(r"\n|[A-Za-z0-9_]+|[^\sA-Za-z0-9_]|$").search(text, at)
     assert found is not None
@@ -52,7 +50,6 @@ def explain(source: Source, text: str, error: UnexpectedInput, at: int) -> Diagn
     start = found.start()
     line_end = start >= len(text.rstrip()) or word in ("", "\n")
     span = Span(source, start, start if line_end else found.end())
-    expected: set[str] = set(getattr(error, "expected", None) or getattr(error, "allowed", None) or ())
     before = text[text.rfind("\n", 0, at) + 1 : at]
     rest = text[at : (text + "\n").index("\n", at)]
     what = "the line ends too early" if line_end else f"`{word}` cannot stand here"
