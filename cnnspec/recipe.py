@@ -23,39 +23,47 @@ class DataSet(Declared):
     classes: ClassVar[int | None] = None
 
 
-class Cifar10(DataSet):
-    """CIFAR-10: 50,000 training images of 3x32x32, 10,000 test images. `val` images are split off."""
+class SmallSet(DataSet):
+    """A set that lies in memory.
+
+    `val` of the training images are held back for validation; `train` of the others are trained on and `test` of the test
+    images are tested, all without it. Which ones does not depend on the seed of a run.
+    """
+
+    val: Annotated[int, Bounds(0)] = 5000
+    train: Count | None = None
+    test: Count | None = None
+
+
+class Cifar10(SmallSet):
+    """CIFAR-10: 50,000 training images of 3x32x32, 10,000 test images."""
 
     name: ClassVar[str] = "cifar10"
     classes: ClassVar[int | None] = 10
-    val: Annotated[int, Bounds(0)] = 5000
 
 
-class Cifar100(DataSet):
+class Cifar100(SmallSet):
     """CIFAR-100: as CIFAR-10 with 100 classes."""
 
     name: ClassVar[str] = "cifar100"
     classes: ClassVar[int | None] = 100
-    val: Annotated[int, Bounds(0)] = 5000
 
 
-class FashionMnist(DataSet):
+class FashionMnist(SmallSet):
     """Fashion-MNIST: 60,000 training images of 1x28x28, 10,000 test images."""
 
     name: ClassVar[str] = "fashion_mnist"
     classes: ClassVar[int | None] = 10
-    val: Annotated[int, Bounds(0)] = 5000
 
 
-class Mnist(DataSet):
+class Mnist(SmallSet):
     """MNIST: 60,000 training images of 1x28x28, 10,000 test images."""
 
     name: ClassVar[str] = "mnist"
     classes: ClassVar[int | None] = 10
-    val: Annotated[int, Bounds(0)] = 5000
 
 
-class FashionMini(DataSet):
+class FashionMini(SmallSet):
     """The part of Fashion-MNIST that comes with the package."""
 
     name: ClassVar[str] = "fashion_mini"
@@ -363,7 +371,7 @@ def _table(base: type[Declared]) -> dict[str, Any]:
     return {kind.name: kind for kind in base.__subclasses__()}
 
 
-DATA_SETS: dict[str, type[DataSet]] = _table(DataSet)
+DATA_SETS: dict[str, type[DataSet]] = {**_table(SmallSet), Folder.name: Folder}
 AUGMENTATIONS: dict[str, type[Augmentation]] = _table(Augmentation)
 OPTIMIZERS: dict[str, type[Optimizer]] = _table(Optimizer)
 SCHEDULES: dict[str, type[Schedule]] = _table(Schedule)
@@ -405,6 +413,7 @@ class Recipe(BaseModel):
         decay: What weight decay applies to: `all`, or `weights`, which spares norms and biases.
         minutes: Training ends when it has taken so long.
         compile: Whether the network runs through `torch.compile`.
+        tta: What the test averages over: `hflip`, the logits of an image and of its mirror image.
         stated: The fields that the spec itself states.
     """
 
@@ -429,6 +438,7 @@ class Recipe(BaseModel):
     decay: Literal["all", "weights"] = "all"
     minutes: float | None = None
     compile: bool = False
+    tta: Literal["hflip"] | None = None
     stated: tuple[str, ...] = ()
 
 
@@ -450,3 +460,4 @@ class Scalars(Declared):
     decay: Literal["all", "weights"] = "all"
     minutes: PositiveFloat | None = None
     compile: bool = False
+    tta: Literal["hflip"] | None = None

@@ -567,3 +567,21 @@ def test_random_numbers_are_drawn_on_the_cpu_and_brought_to_the_images():
         here.rand(4)
         assert there.rand(4).device.type == "meta"
     assert torch.equal(here.generator.get_state(), there.generator.get_state())
+
+
+def test_parts_of_a_set_are_always_the_same_images(tmp_path: Path) -> None:
+    graph = loads("input 1x28x28\nclasses 10\nflatten | linear classes\n")
+    whole, part = (
+        load_data(graph, Setting.of(kind), tmp_path)
+        for kind in (FashionMini(val=100), FashionMini(val=100, train=200, test=50))
+    )
+    assert (len(part.train), len(part.val or ()), len(part.test or ())) == (200, 100, 50)
+    assert isinstance(whole.train, Pixels)
+    assert isinstance(part.train, Pixels)
+    known = {bytes(image.numpy().tobytes()) for image in whole.train.pixels}
+    assert {bytes(image.numpy().tobytes()) for image in part.train.pixels} <= known
+    again = load_data(graph, Setting.of(FashionMini(val=100, train=200)), tmp_path)
+    assert torch.equal(again.train.labels, part.train.labels)
+    assert part.mean == whole.mean
+    with pytest.raises(CnnspecError, match="`train=6000` is more than"):
+        load_data(graph, Setting.of(FashionMini(val=100, train=6000)), tmp_path)

@@ -224,3 +224,20 @@ def test_published_checkpoints_have_their_published_accuracy(name: str):
         found = evaluate(load(name), published(name), match="order", data_dir=REAL, offline=True, split=split)  # type: ignore[arg-type]
         assert found[f"{split}_acc"] == wanted
         assert found["matched"] == matched
+
+
+def test_flips_are_averaged_where_the_recipe_says_so(tmp_path: Path) -> None:
+    """As the mean of two networks' logits, one of which sees mirror images."""
+    graph = loads("input 1x28x28\nclasses 10\nconv 7x7 4 stride=7 pad=0 | flatten | linear classes\n")
+    torch.manual_seed(3)
+    module = build(graph).eval()
+    data = load_data(graph, Setting.of(FashionMini(test=200)), tmp_path)
+    assert isinstance(data.test, Pixels)
+    found = score(module, data.test, data, (28, 28), torch.device("cpu"), tta="hflip")
+    plain = score(module, data.test, data, (28, 28), torch.device("cpu"))
+    images = Prepare((28, 28), data.mean, data.std)(data.test.pixels)
+    with torch.no_grad():
+        logits = (module(images) + module(images.flip(3))) / 2
+    assert torch.equal(found.predicted, logits.argmax(1))
+    assert not torch.equal(found.predicted, plain.predicted)
+    assert found.loss == pytest.approx(float(nn.functional.cross_entropy(logits, data.test.labels)), rel=1e-5)

@@ -299,7 +299,8 @@ def _print_result(result: Any) -> None:
     table.add_column(no_wrap=True, justify="right")
     for key in ("val_acc", "test_acc"):
         if values[key] is not None:
-            table.add_row({"val_acc": "validation accuracy", "test_acc": "test accuracy"}[key], f"{values[key]:.2%}")
+            name = {"val_acc": "validation accuracy", "test_acc": "test accuracy"}[key]
+            table.add_row(name + (" (flips averaged)" if values["recipe"]["tta"] else ""), f"{values[key]:.2%}")
     table.add_row("parameters", f"{values['parameters']:,}")
     table.add_row("MACs", f"{values['macs']:,}")
     table.add_row("epochs", str(values["epochs"]))
@@ -343,7 +344,7 @@ def test(
     if as_json:
         print_json(found)
         return
-    print(f"{found['matched']} tensors matched by {match}")
+    print(f"{found['matched']} tensors matched by {match}" + (", flips averaged" if found["tta"] else ""))
     print(
         f"{graph.name} on {found['data']['name']}, {split}: accuracy {found[f'{split}_acc']:.4f} ({found['correct']} of {found['images']}), loss {found[f'{split}_loss']:.4f}"
     )

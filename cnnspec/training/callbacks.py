@@ -26,12 +26,12 @@ class Show(Callback):
         self._console, self._task = console, task
         self._epochs = task.recipe.epochs
         self._bar: Progress | None = None
-        self._epoch_start = self._last = self._begin = time.monotonic()
+        self._epoch_start = self._last = time.monotonic()
         self._from = 0
         self._printed = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._begin, self._from = time.monotonic(), self._task.progress.step
+        self._from = self._task.progress.step
         self._printed = self._task.progress.closed
         if self._console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn())
@@ -44,6 +44,7 @@ class Show(Callback):
         if self._task.progress.closed != self._printed:
             self._end_epoch()
         self._epoch_start = self._last = time.monotonic()
+        self._from = self._task.progress.step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -62,7 +63,7 @@ class Show(Callback):
         task = self._task
         loss, right, count = task.running
         done = task.progress.step - self._from
-        speed = done / max(now - self._begin, 1e-9)
+        speed = done / max(now - self._epoch_start, 1e-9)  # of this epoch; the machine may have had other work before
         left = (self._epochs * task.steps - task.progress.step) / speed
         batch = min(task.recipe.batch, len(task.around.data.train))
         return (

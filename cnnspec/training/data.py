@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -174,7 +174,27 @@ def load_data(graph: Graph, setting: Setting, data_dir: Path, *, offline: bool =
     mean, std = statistics([train.pixels])
     kept, held = split(len(train), int(setting.args["val"]), setting.name)  # type: ignore[arg-type]
     val = train.part(held) if len(held) else None
-    return ImageData(setting.name, wanted, train.part(kept), val, test, mean, std)
+    train = _some(train.part(kept), setting, "train")
+    return ImageData(setting.name, wanted, train, val, _some(test, setting, "test"), mean, std)
+
+
+def _some(images: Pixels, setting: Setting, part: str) -> Pixels:
+    """So many images of a part as are wanted, always the same ones.
+
+    Raises:
+        CnnspecError: E0511 if there are not so many.
+    """
+    wanted: Any = setting.args.get(part)
+    if wanted is None:
+        return images
+    if wanted > len(images):
+        raise failure(
+            "E0511",
+            f"`{part}={wanted}` is more than `{setting.name}` has: {len(images)} {part} images",
+            help=f"write `{part}={len(images)}` or less, or leave it out for all",
+        )
+    generator = torch.Generator().manual_seed(SPLIT_SEED)
+    return images.part(torch.randperm(len(images), generator=generator)[:wanted])
 
 
 def _compare_classes(graph: Graph, name: str, classes: int, wanted: int) -> None:

@@ -235,7 +235,8 @@ class _Run:
         device = self.trainer.strategy.root_device
         for name, part in (("val", self.data.val), ("test", self.data.test)):
             if part is not None:
-                result = score(network, part, self.data, self.graph.input_shape[1:], device, self.stop.poll)
+                size = self.graph.input_shape[1:]
+                result = score(network, part, self.data, size, device, self.stop.poll, self.recipe.tta)
                 found |= {f"{name}_acc": result.accuracy, f"{name}_loss": result.loss}
                 if name == "test" and self.options.pictures:
                     classes, path = self.graph.output_shape[0], self.folder.path

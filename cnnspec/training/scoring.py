@@ -46,6 +46,7 @@ def score(
     size: tuple[int, int],
     device: torch.device,
     poll: Callable[[], None] = lambda: None,
+    tta: Literal["hflip"] | None = None,
 ) -> Score:
     """Score a network on one part of a data set, in float32, without augmentation.
 
@@ -56,6 +57,7 @@ def score(
         size: Height and width that the network takes.
         device: Where to compute.
         poll: Called before each batch; what it raises ends the scoring.
+        tta: `hflip` averages the logits of each image and of its mirror image.
     """
     network = network.to(device).eval()
     correct, loss = 0, 0.0
@@ -64,7 +66,11 @@ def score(
     with torch.inference_mode():
         for batch, labels in Feed(images, Prepare(size, data.mean, data.std), BATCH, workers=workers):
             poll()
-            logits, labels = network(batch.to(device)).cpu(), labels.cpu()
+            batch = batch.to(device)
+            logits = network(batch)
+            if tta == "hflip":
+                logits = (logits + network(batch.flip(3))) / 2
+            logits, labels = logits.cpu(), labels.cpu()
             predicted.append(logits.argmax(1))
             correct += int((predicted[-1] == labels).sum())
             loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
@@ -107,7 +113,7 @@ def evaluate(
     part = images.test if split == "test" else images.val
     if part is None:
         raise failure("E0503", f"`{images.name}` has no {split} images", help="choose the other part with `--split`")
-    result = score(network, part, images, graph.input_shape[1:], best_device())
+    result = score(network, part, images, graph.input_shape[1:], best_device(), tta=graph.recipe.tta)
     return {
         "network": graph.name,
         "weights": str(weights),
@@ -115,6 +121,7 @@ def evaluate(
         "matched": matched,
         "data": setting.model_dump(mode="json"),
         "split": split,
+        "tta": graph.recipe.tta,
         f"{split}_acc": result.accuracy,
         f"{split}_loss": result.loss,
         "images": result.images,
