@@ -288,6 +288,7 @@ def build(
     *,
     input: str | Sequence[int] | None = None,
     weights: str | Path | None = None,
+    fresh: Sequence[str] = (),
     outputs: Sequence[str] = (),
     allow_huge: bool = False,
     **params: Any,
@@ -300,6 +301,7 @@ def build(
             they are, so it has to be one of `Graph.sizes`.
         weights: What the weights start from, matched strictly by name: a `.safetensors`, `.pt` or `.ckpt` file,
             or `torchvision:DEFAULT`, `torchvision:IMAGENET1K_V2` and their like for a network of torchvision's.
+        fresh: Paths of modules that start anew in spite of `weights`: the head, for other classes.
         outputs: Paths of modules whose features are wanted in place of the logits; nothing behind the last
             of them is built or run, and the module gives a `dict` from these paths to `[N, C, H, W]`.
         allow_huge: Whether it may have more than 10,000,000,000 parameters.
@@ -327,7 +329,7 @@ def build(
         from cnnspec.backends.torch_weights import load_weights, read_weights
 
         whole = to_module(graph) if outputs else module
-        load_weights(whole, read_weights(weights, "name", graph), file=str(weights))
+        load_weights(whole, read_weights(weights, "name", graph), file=str(weights), fresh=fresh)
         if outputs:
             kept = whole.state_dict()
             module.load_state_dict({key: kept[key] for key in module.state_dict()})

@@ -44,6 +44,6 @@ def test_the_plugin_costs_nothing_when_it_is_not_asked() -> None:
 
 
 def test_the_example_of_a_test_module_runs(pytester: pytest.Pytester) -> None:
-    example = Path(__file__).parents[1] / "examples" / "testing" / "test_my_network.py"
+    example = Path(__file__).parents[1] / "examples" / "02_test_my_network.py"
     pytester.makepyfile(test_my_network=example.read_text("utf-8"))
     run(pytester).assert_outcomes(passed=2)

@@ -78,6 +78,23 @@ def test_safetensors_have_no_order(tmp_path: Path):
     assert code(error) == "E0504"
 
 
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_a_fresh_head_keeps_its_own_weights(prefix: str) -> None:
+    source = tiny().state_dict()
+    given = {prefix + key: tensor for key, tensor in source.items()} | {prefix + "head.2.weight": torch.zeros(3, 8)}
+    target = tiny()
+    own = target.head[2].weight.clone()  # type: ignore[index, union-attr]
+    with pytest.raises(CnnspecError, match="`head.2` is to start anew"):
+        load_weights(target, given)
+    assert load_weights(target, given, fresh=["head.2"]) == 6
+    assert torch.equal(target.head[2].weight, own)  # type: ignore[index, union-attr]
+    assert torch.equal(target.stem[0].weight, source["stem.0.weight"])  # type: ignore[index, union-attr]
+    without = {key: tensor for key, tensor in given.items() if "head" not in key}
+    assert load_weights(tiny(), without, fresh=["head"]) == 6
+    with pytest.raises(CnnspecError, match="no module `haed`"):
+        load_weights(tiny(), given, fresh=["haed"])
+
+
 def test_other_shapes_are_refused_and_nothing_is_loaded(tmp_path: Path):
     target = tiny()
     before = {key: tensor.clone() for key, tensor in target.state_dict().items()}

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cnnspec.diagnostics import CnnspecError, failure
+from cnnspec.diagnostics import CnnspecError, did_you_mean, failure
 from cnnspec.ir import Graph
 
 Match = Literal["name", "order"]
@@ -135,7 +135,13 @@ def _published(graph: Graph, tag: str) -> Weights:
     return dict(reference.state_dict())
 
 
-def load_weights(module: nn.Module, weights: Weights, match: Match = "name", file: str | None = None) -> int:
+def load_weights(
+    module: nn.Module,
+    weights: Weights,
+    match: Match = "name",
+    file: str | None = None,
+    fresh: Sequence[str] = (),
+) -> int:
     """Load weights into a module.
 
     Args:
@@ -144,26 +150,38 @@ def load_weights(module: nn.Module, weights: Weights, match: Match = "name", fil
         match: `name` wants the same keys, apart from one of `PREFIXES` before all of them. `order` wants the
             same shapes in the same order, under any keys.
         file: What errors call the weights.
+        fresh: Paths of modules that keep the weights they have, whatever the file has for them; only by `name`.
 
     Returns:
         How many tensors were matched.
 
     Raises:
-        CnnspecError: E0504 if they do not match.
+        CnnspecError: E0504 if they do not match, or there is no such module.
     """
     own: Weights = dict(module.state_dict())
-    matched = _by_name(own, weights, file) if match == "name" else _by_order(own, weights, file)
+    for path in fresh:
+        if len(_without(own, [path])) == len(own):
+            known = dict.fromkeys(key.split(".")[0] for key in own)
+            help = did_you_mean(path, known) or f"there are {', '.join(f'`{name}`' for name in known)}"
+            raise failure("E0504", f"the network has no module `{path}` with weights", help=help)
+    matched = _by_name(_without(own, fresh), weights, file, fresh) if match == "name" else _by_order(own, weights, file)
     module.load_state_dict({**own, **matched})
     return len(matched)
 
 
-def _by_name(own: Weights, given: Weights, file: str | None) -> Weights:
+def _without(weights: Weights, paths: Sequence[str]) -> Weights:
+    """What does not belong to the modules at these paths."""
+    return {key: value for key, value in weights.items() if not any(key.startswith(f"{path}.") for path in paths)}
+
+
+def _by_name(own: Weights, given: Weights, file: str | None, fresh: Sequence[str] = ()) -> Weights:
     stripped = given
-    while stripped.keys() != own.keys():
+    while _without(stripped, fresh).keys() != own.keys():
         prefix = next((p for p in PREFIXES if stripped and all(key.startswith(p) for key in stripped)), None)
         if prefix is None:
             break
         stripped = {key[len(prefix) :]: tensor for key, tensor in stripped.items()}
+    stripped = _without(stripped, fresh)
     if stripped.keys() != own.keys():
         missing = [key for key in own if key not in stripped]
         unknown = [key for key in stripped if key not in own]
@@ -178,7 +196,10 @@ def _by_name(own: Weights, given: Weights, file: str | None) -> Weights:
         )
     wrong = [(key, key) for key in own if own[key].shape != stripped[key].shape]
     if wrong:
-        raise _mismatch(f"{len(wrong)} tensors have another shape", own, stripped, wrong, file, None)
+        help = (
+            f"if `{wrong[0][0].rpartition('.')[0]}` is to start anew, say so with `fresh`" if len(wrong) < 3 else None
+        )
+        raise _mismatch(f"{len(wrong)} tensors have another shape", own, stripped, wrong, file, help)
     return {key: stripped[key] for key in own}
 
 

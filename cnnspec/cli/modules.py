@@ -57,6 +57,9 @@ def build(
     weights: Annotated[
         str | None, typer.Option(metavar="FILE", help="What the weights start from; also torchvision:DEFAULT.")
     ] = None,
+    fresh: Annotated[
+        list[str] | None, typer.Option(metavar="MODULE", help="A module that starts anew in spite of --weights.")
+    ] = None,
     out: OutDir = Path("runs"),
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the newest unfinished run of this network.")
@@ -81,6 +84,8 @@ def build(
         raise typer.BadParameter(
             "has no effect with --train: images are brought to the size of `input`", param_hint="--at"
         )
+    if fresh and weights is None:
+        raise typer.BadParameter("has no effect without --weights: every module starts anew", param_hint="--fresh")
     graph = compile_at(file, sets, at, huge)
     if not train:
         defaults = {
@@ -98,7 +103,7 @@ def build(
         for option, value in stray.items():
             if value:
                 raise typer.BadParameter("has no effect without --train", param_hint=option)
-        return _try_out(graph, weights, seed, as_json)
+        return _try_out(graph, weights, fresh or [], seed, as_json)
     _stop_on_sigterm()
     from cnnspec import training
 
@@ -113,6 +118,7 @@ def build(
         batch=batch,
         seed=seed,
         weights=weights,
+        fresh=tuple(fresh or ()),
         out=out,
         resume=resume,
         save_every=save_every,
@@ -236,7 +242,7 @@ def _stop_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, stop)
 
 
-def _try_out(graph: Graph, weights: str | None, seed: int | None, as_json: bool) -> int:
+def _try_out(graph: Graph, weights: str | None, fresh: list[str], seed: int | None, as_json: bool) -> int:
     """Builds a module and runs it forward and backward on two random images."""
     from cnnspec import compiler
 
@@ -245,7 +251,7 @@ def _try_out(graph: Graph, weights: str | None, seed: int | None, as_json: bool)
 
     if seed is not None:
         torch.manual_seed(seed)
-    module = compiler.build(graph, weights=weights)
+    module = compiler.build(graph, weights=weights, fresh=fresh)
     images = torch.randn(2, *graph.input_shape)
     given = module(images)
     parts = [given] if isinstance(given, torch.Tensor) else [given[0], *given[1]]

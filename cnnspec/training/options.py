@@ -29,6 +29,7 @@ class TrainOptions:
         batch: Images per step, over all devices together.
         seed: Of weights, order and augmentation.
         weights: What the weights start from: a file, or `torchvision:DEFAULT`.
+        fresh: Paths of modules that start anew in spite of `weights`.
         out: Where run folders are made.
         resume: Go on with the newest unfinished run, by its own recipe.
         accelerator: For Lightning, as `devices` and `strategy`.
@@ -50,6 +51,7 @@ class TrainOptions:
     batch: int | None = None
     seed: int | None = None
     weights: str | None = None
+    fresh: tuple[str, ...] = ()
     out: Path = Path("runs")
     resume: bool = False
     accelerator: str = "auto"

@@ -85,7 +85,8 @@ def _make_network(graph: Graph, recipe: Recipe, options: TrainOptions) -> nn.Mod
     pl.seed_everything(recipe.seed, workers=True, verbose=False)
     network = to_module(graph)
     if options.weights is not None and not options.resume:
-        load_weights(network, read_weights(options.weights, "name", graph), file=options.weights)
+        given = read_weights(options.weights, "name", graph)
+        load_weights(network, given, file=options.weights, fresh=options.fresh)
     optimizer_of(network, recipe, 1)
     return network
 

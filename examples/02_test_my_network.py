@@ -1,4 +1,4 @@
-"""A test module for specs of one's own; run it with `pytest examples/testing/test_my_network.py`."""
+"""A test module for specs of one's own, at drawn sizes and drawn specs; run it with `pytest examples/02_test_my_network.py`."""
 
 from hypothesis import given, settings
 
