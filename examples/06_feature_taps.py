@@ -24,7 +24,9 @@ class Pyramid(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:  # [N, 3, H, W] -> [N, 64, H / 8, W / 8]
         features = self.backbone(images)
-        parts = [zoom(lateral(features[path])) for path, lateral, zoom in zip(SCALES, self.lateral, self.zoom)]
+        parts = [
+            zoom(lateral(features[path])) for path, lateral, zoom in zip(SCALES, self.lateral, self.zoom, strict=True)
+        ]
         return torch.stack(parts).sum(0)
 
 

@@ -197,7 +197,7 @@ def test_example_runs(path: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
-    assert all(f'"{left.name}"' in path.read_text("utf-8") for left in work.iterdir())
+    assert all(f'"{left.name}"' in path.read_text("utf-8") for left in work.glob("[!.]*"))
 
 
 # --- nothing is left out -------------------------------------------------------------------------

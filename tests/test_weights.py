@@ -84,7 +84,7 @@ def test_a_fresh_head_keeps_its_own_weights(prefix: str) -> None:
     given = {prefix + key: tensor for key, tensor in source.items()} | {prefix + "head.2.weight": torch.zeros(3, 8)}
     target = tiny()
     own = target.head[2].weight.clone()  # type: ignore[index, union-attr]
-    with pytest.raises(CnnspecError, match="`head.2` is to start anew"):
+    with pytest.raises(CnnspecError, match=r"`head\.2` is to start anew"):
         load_weights(target, given)
     assert load_weights(target, given, fresh=["head.2"]) == 6
     assert torch.equal(target.head[2].weight, own)  # type: ignore[index, union-attr]
