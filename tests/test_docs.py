@@ -17,6 +17,7 @@ import io
 import itertools
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -170,6 +171,27 @@ def test_script_runs(fence: Fence, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     following = [b for a, b in itertools.pairwise(ALL) if a is fence and b.kind == "text" and b.page == a.page]
     if following:
         assert printed.getvalue() == following[0].text
+
+
+COMMANDS = [
+    pytest.param(shlex.split(line, comments=True)[1:], id=f"{fence}: {line[:40]}")
+    for fence in ALL
+    if fence.kind == "sh"
+    for line in fence.text.replace("\\\n", "").splitlines()
+    if line.startswith("cnnspec ") and "..." not in line and not re.search(r"\b[A-Z]{2,}\b", line)
+]
+
+
+@pytest.mark.parametrize("arguments", COMMANDS)
+def test_shown_command_exists_with_its_options(arguments: list[str]) -> None:
+    commands: Any = typer.main.get_command(cli.app)
+    if arguments[0] in commands.commands:
+        command = commands.commands[arguments[0]]
+        given = command.make_context(arguments[0], [a for a in arguments[1:] if a not in "|>"]).params
+        for file in given.get("files") or [given.get("file", "none.cnn")]:
+            assert "." in file or "/" in file or file in shipped_specs(), file
+    else:
+        assert arguments[0] in ("--version", "--help"), arguments[0]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
