@@ -382,7 +382,7 @@ class _Elaboration(Sections):
                 pass
         stated = {statement.metric for _, statement in expects}
         network.expects = [e for e in network.expects if e[1].metric not in stated] + [
-            e for e in expects if not (network.changed and _is_plain(e[1].value))
+            e for e in expects if not (network.changed and is_plain(e[1].value))
         ]
         if any(isinstance(statement, tree.Flow) for _, statement in body):
             network.body, network.aux = body, aux
@@ -451,7 +451,7 @@ class _Elaboration(Sections):
         )
 
 
-def _is_plain(node: tree.Expr) -> bool:
+def is_plain(node: tree.Expr) -> bool:
     """Whether an expected figure is a plain number, which only holds for the file's own parameters."""
     return isinstance(node, (tree.Number, tree.Figure))
 

@@ -104,12 +104,12 @@ def build(
             if value:
                 raise typer.BadParameter("has no effect without --train", param_hint=option)
         return _try_out(graph, weights, fresh or [], seed, as_json)
-    _stop_on_sigterm()
+    stop_on_sigterm()
     from cnnspec import training
 
     sets_again = "".join(f" --set {pair}" for pair in sets or [])
     place = "" if out == Path("runs") else f" --out {out}"
-    options = _options(
+    options = train_options(
         graph,
         data,
         data_dir,
@@ -143,7 +143,7 @@ def build(
     return result.exit_code
 
 
-def _options(graph: Graph, data: str | None, data_dir: Path | None, **given: Any) -> Any:
+def train_options(graph: Graph, data: str | None, data_dir: Path | None, **given: Any) -> Any:
     """What is said beside the spec; the words among it are checked."""
     from cnnspec import training
 
@@ -178,7 +178,7 @@ def plan(
     graph = compile_spec(file, sets).require_graph()
     from cnnspec import training
 
-    options = _options(
+    options = train_options(
         graph,
         data,
         data_dir,
@@ -233,7 +233,7 @@ def runs(
     make_console().print(table)
 
 
-def _stop_on_sigterm() -> None:
+def stop_on_sigterm() -> None:
     """Until the run listens itself: a stop while torch is imported has the exit code of a stop."""
 
     def stop(number: int, frame: Any) -> None:

@@ -14,11 +14,15 @@ if TYPE_CHECKING:
     from cnnspec.training.planning import plan
     from cnnspec.training.run import train
     from cnnspec.training.scoring import evaluate
+    from cnnspec.training.search import SweepOptions, SweepResult, sweep
 
 _HOMES = {
     "evaluate": "scoring",
     "plan": "planning",
     "Result": "options",
+    "sweep": "search",
+    "SweepOptions": "search",
+    "SweepResult": "search",
     "TrainOptions": "options",
     "train": "run",
 }
@@ -36,11 +40,12 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("cnnspec"):
             raise
+        what, extra = ("a sweep", "sweep") if error.name == "optuna" else ("training", "train")
         raise failure(
             "E0507",
-            f"training needs `{error.name}`, which is not installed",
-            help="install what training needs with `pip install 'cnnspec[train]'`",
+            f"{what} needs `{error.name}`, which is not installed",
+            help=f"install what {what} needs with `pip install 'cnnspec[{extra}]'`",
         ) from None
 
 
-__all__ = ["Result", "TrainOptions", "evaluate", "plan", "train"]
+__all__ = ["Result", "SweepOptions", "SweepResult", "TrainOptions", "evaluate", "plan", "sweep", "train"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from rich.console import Console
 
 from cnnspec.diagnostics import failure
 from cnnspec.ir import Graph
-from cnnspec.recipe import AUGMENTATIONS, DATA_SETS, OPTIMIZERS, SCHEDULES, Recipe, Setting
+from cnnspec.recipe import Recipe, Setting
+from cnnspec.restating import setting_text
 from cnnspec.training.folders import RunFolder, is_first, shared_folder
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -40,6 +42,8 @@ class TrainOptions:
         pictures: Whether curves and the like are drawn.
         save_every: Seconds between two checkpoints inside of an epoch.
         log: Further loggers, of `tensorboard`, `wandb`, `mlflow`.
+        watch: Is told the number and the scores of each epoch that has ended; where it gives true, the run ends
+            there, as `pruned` and without a test.
         resume_command: What is printed as the way to go on after a stop.
         console: Where progress is shown; by default the standard output.
     """
@@ -64,6 +68,7 @@ class TrainOptions:
     pictures: bool = True
     save_every: float = 300.0
     log: tuple[str, ...] = ()
+    watch: Callable[[int, Mapping[str, float]], bool] | None = None
     resume_command: str | None = None
     console: Console | None = None
 
@@ -81,7 +86,7 @@ class Result:
 
     Attributes:
         folder: Where its files are.
-        state: `finished` or `interrupted`.
+        state: `finished`, `interrupted` or `pruned`.
         exit_code: 0, or 128 and the number of the signal that stopped it.
         values: What `result.json` holds.
     """
@@ -118,29 +123,7 @@ def folder_to_resume(graph: Graph, options: TrainOptions) -> tuple[RunFolder, Re
     return folder, recipe
 
 
-_DECLARED = {**DATA_SETS, **AUGMENTATIONS, **OPTIMIZERS, **SCHEDULES}
-_JOINTS = {"interval": "..", "size": "x"}
-
-
 def recipe_lines(recipe: Recipe) -> list[tuple[str, str]]:
     """The recipe as it is written in a spec, entry by entry; what is empty is left out."""
     entries = ((name, getattr(recipe, name)) for name in Recipe.model_fields if name != "stated")
-    return [(name, _text(value)) for name, value in entries if value is not None and value != ()]
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, tuple):
-        return " | ".join(map(_text, value))
-    if not isinstance(value, Setting):
-        return f"{value:g}" if isinstance(value, float) else str(value)
-    words = [value.name]
-    for name, given in value.args.items():
-        if isinstance(given, tuple):
-            joint = _JOINTS.get(_DECLARED[value.name].parameters[name].type.kind)
-            parts = [str(part) for part in given]
-            words.append(f"{name}={joint.join(parts) if joint else '[' + ', '.join(parts) + ']'}")
-        elif given is True:
-            words.append(name)
-        elif given is not None and given is not False:
-            words.append(f"{name}={_text(given)}")
-    return " ".join(words)
+    return [(name, setting_text(value, full=True)) for name, value in entries if value is not None and value != ()]

@@ -31,7 +31,7 @@ from cnnspec.training.options import PRECISIONS, Result, TrainOptions, folder_to
 from cnnspec.training.pictures import draw_augmentation, draw_confusion, draw_curves, draw_wrong
 from cnnspec.training.planning import nearest
 from cnnspec.training.scoring import score
-from cnnspec.training.stopping import Stop, Stopped
+from cnnspec.training.stopping import Pruned, Stop, Stopped
 from cnnspec.training.task import Surroundings, Task
 from cnnspec.training.tuning import FORMATS, Tuning, choose
 
@@ -115,7 +115,14 @@ class _Run:
                 self._say(f"{line}; going on from the one before", style="yellow")
         steps = Feed(data.train, plain(graph, data), recipe.batch, seed=recipe.seed).batches
         self.around = Surroundings(
-            data, folder.checkpoints, None, stop, self._say, first=self.first, save_every=options.save_every
+            data,
+            folder.checkpoints,
+            None,
+            stop,
+            self._say,
+            first=self.first,
+            save_every=options.save_every,
+            watch=options.watch,
         )
         self.task = Task(graph, network, recipe, steps, self.around, state)
         self.trainer = self._make_trainer()
@@ -144,6 +151,10 @@ class _Run:
             found = self._test()
         except (Stopped, KeyboardInterrupt):
             return self._interrupted()
+        except Pruned:
+            if not self.first:
+                raise SystemExit(0) from None
+            return Result(self.folder.path, "pruned", 0, self._write("pruned"))
         except SystemExit:
             if self.first and self.stop.asked:  # what Lightning makes of a second signal
                 return self._interrupted()

@@ -13,6 +13,10 @@ class Stopped(Exception):
     """A run was asked to stop, and its checkpoint is written."""
 
 
+class Pruned(Exception):
+    """A run was ended behind an epoch, because who watches it saw enough."""
+
+
 class Stop:
     """Hears Ctrl-C and SIGTERM; a second signal does not wait.
 

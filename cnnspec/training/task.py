@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -30,7 +30,7 @@ from cnnspec.training.finite import first_not_finite
 from cnnspec.training.journal import Journal
 from cnnspec.training.optimizers import optimizer_of
 from cnnspec.training.scoring import score
-from cnnspec.training.stopping import Stop, Stopped
+from cnnspec.training.stopping import Pruned, Stop, Stopped
 
 LOG_EVERY = 50
 """Steps between two rows of the journal."""
@@ -78,6 +78,7 @@ class Surroundings:
     say: Callable[[str], None]
     first: bool = True
     save_every: float = 300.0
+    watch: Callable[[int, Mapping[str, float]], bool] | None = None
     layout: torch.memory_format = torch.channels_last
 
 
@@ -340,6 +341,7 @@ class Task(pl.LightningModule):
 
         Raises:
             Stopped: It was asked for; the state is saved, and the epoch is closed when the run goes on.
+            Pruned: Who watches the run has seen enough.
         """
         self._refuse_nan_sums()
         try:
@@ -363,6 +365,11 @@ class Task(pl.LightningModule):
         progress.closed = progress.step
         self.last_scores = {**values, "best": float(better)}
         self.save(best=better)
+        watch = self.around.watch
+        if watch is not None:
+            enough = self.around.first and watch(self.epoch, values)
+            if self._agree(enough)[0] and not self.trained:
+                raise Pruned
 
     def _refuse_nan_sums(self) -> None:
         if not torch.isfinite(self._sums).all():

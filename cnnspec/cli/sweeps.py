@@ -1,0 +1,154 @@
+"""The command that searches: sweep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cnnspec.cli.app import (
+    AllowHuge,
+    AsJson,
+    DataDir,
+    DataName,
+    Offline,
+    Settings,
+    SpecFile,
+    app,
+    compile_spec,
+    grid,
+    make_console,
+    one_of,
+    print_json,
+)
+from cnnspec.cli.modules import (
+    Allocator,
+    BatchSize,
+    Epochs,
+    Handed,
+    MemoryFormat,
+    Pictures,
+    Precision,
+    Seed,
+    Threads,
+    stop_on_sigterm,
+    train_options,
+)
+
+SHOWN = 10
+"""So many trials are in the table at the end."""
+
+
+@app.command()
+def sweep(
+    file: SpecFile,
+    sets: Settings = None,
+    trials: Annotated[int, typer.Option(min=1, metavar="N", help="How many candidates are trained.")] = 20,
+    max_params: Annotated[
+        str | None, typer.Option(metavar="FIGURE", help="Refuse candidates with more parameters, e.g. 300k.")
+    ] = None,
+    max_macs: Annotated[
+        str | None, typer.Option(metavar="FIGURE", help="Refuse candidates with more multiply-adds, e.g. 50M.")
+    ] = None,
+    pruner: Annotated[
+        str, typer.Option(metavar="NAME", help="What ends a bad trial early: median, halving or none.")
+    ] = "median",
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="The folder of the sweep (default: sweeps/NAME).")
+    ] = None,
+    storage: Annotated[
+        str | None, typer.Option(metavar="URL", help="A database for several machines, e.g. postgresql://HOST/NAME.")
+    ] = None,
+    data: DataName = None,
+    data_dir: DataDir = None,
+    epochs: Epochs = None,
+    batch: BatchSize = None,
+    seed: Seed = None,
+    huge: AllowHuge = False,
+    offline: Offline = False,
+    memory_format: MemoryFormat = None,
+    threads: Threads = None,
+    allocator: Allocator = "keep",
+    pictures: Pictures = False,
+    accelerator: Handed = "auto",
+    precision: Precision = None,
+    as_json: AsJson = False,
+) -> int:
+    """Search for the best values of parameters and of the recipe; write the best spec."""
+    from cnnspec.training.space import Space, parse_amount
+
+    one_of("--pruner", pruner, ("median", "halving", "none"))
+    space = Space.of({name: values[0] if len(values) == 1 else values for name, values in grid(sets).items()})
+    limits = {
+        "max_params": None if max_params is None else parse_amount(max_params),
+        "max_macs": None if max_macs is None else parse_amount(max_macs),
+    }
+    graph = compile_spec(file, [f"{name}={value}" for name, value in space.fixed.items()], huge).require_graph()
+    stop_on_sigterm()
+    from cnnspec import training
+
+    console = make_console(stderr=as_json)
+    options = train_options(
+        graph,
+        data,
+        data_dir,
+        offline=offline,
+        epochs=epochs,
+        batch=batch,
+        seed=seed,
+        memory_format=memory_format,
+        threads=threads,
+        allocator=allocator,
+        pictures=pictures,
+        accelerator=accelerator,
+        precision=precision,
+    )
+    result = training.sweep(
+        file,
+        space,
+        training.SweepOptions(
+            trials=trials,
+            out=out,
+            storage=storage,
+            pruner=pruner,
+            allow_huge=huge,
+            train=options,
+            console=console,
+            **limits,
+        ),
+    )
+    if as_json:
+        print_json(result.values)
+    else:
+        _print(result, console)
+    if result.fault is not None:
+        raise result.fault
+    return result.exit_code
+
+
+def _print(result: Any, console: Any) -> None:
+    from rich import box
+    from rich.table import Table
+
+    rows = result.values["trials"]
+    if rows:
+        names = list(rows[0]["values"])
+        table = Table(box=box.SIMPLE_HEAD)
+        for title in ("trial", *names, "val acc", "parameters", "MACs", "epochs", "state"):
+            table.add_column(title, justify="left" if title == "state" else "right", no_wrap=True)
+        for row in rows[:SHOWN]:
+            accuracy = "" if row["val_acc"] is None else f"{row['val_acc']:.2%}"
+            figures = (accuracy, f"{row['parameters']:,}", f"{row['macs']:,}", str(row["epochs"]), row["state"])
+            table.add_row(str(row["trial"]), *(row["values"][name] for name in names), *figures)
+        console.print(table)
+    done, refused = len(rows), result.values["refused"]
+    more = f", {refused} candidates refused" if refused else ""
+    told = {
+        "finished": f"{done} trials done{more}",
+        "exhausted": f"{done} trials done{more}: there are no further candidates in this space",
+        "interrupted": f"stopped; {done} trials done{more}; the same command goes on",
+    }
+    print(told[result.state])
+    if result.best is not None:
+        print(f"the best: {result.best}")
