@@ -65,12 +65,13 @@ def count(graph: Graph) -> Counts:
     for index, node in enumerate(nodes):
         inputs = graph.input_shapes(node)
         if node.macs:
-            flops[index] = node.op.flops(inputs[0], node.shape)
+            flops[index] = 2 * node.macs
         if not gradient[index]:
             continue
         depends = [i != IMAGE and gradient[i] for i in node.inputs]
         if node.macs:
-            backward[index] = node.op.backward_flops(inputs[0], node.shape, depends[0])
+            # The gradient of the weights takes as many as the forward pass, and that of the input, where it has one.
+            backward[index] = flops[index] * (1 + depends[0])
         kept = node.op.kept(inputs, node.shape, depends)
         for position in kept.inputs:
             source = node.inputs[position]

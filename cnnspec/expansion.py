@@ -15,7 +15,7 @@ from cnnspec.diagnostics import Label, Report, Span
 from cnnspec.expressions import ExprFault, Unknown, UnknownShape, evaluate, show
 from cnnspec.frames import ABSENT, Absent, Evaluator, Flowing, Frame, LimitReached, Namespace, Tensor, labels_of
 from cnnspec.inits import INITS, InitScheme, allowed_inits
-from cnnspec.limits import MAX_DEPTH, MAX_HUGE, MAX_NAME, MAX_NODES, MAX_PATH, MAX_STEPS
+from cnnspec.limits import MAX_DEPTH, MAX_NAME, MAX_NODES, MAX_PATH, MAX_STEPS
 from cnnspec.names import Places
 from cnnspec.ops import JOINS, OPS, Op, ShapeFault
 from cnnspec.ops.join import disagreement
@@ -48,6 +48,7 @@ class Expansion(Evaluator):
         self._recorder = Recorder(self.nodes, self.scopes, self.ends)
         self._inits: dict[str, InitScheme] = {i.target: INITS[i.scheme.name](**i.scheme.args) for i in model.inits}
         self._ops: dict[tuple[Any, ...], Op] = {}
+        self._applied: dict[tuple[int, Shape], tuple[Shape, dict[str, Shape], int, InitScheme | None]] = {}
         self._labels: dict[str, int] | None = None
         self._aux: str | None = None
         self._steps = 0
@@ -322,7 +323,8 @@ class Expansion(Evaluator):
                 fixes=fixes_of_join(fault.help, places),
             )
             return None
-        return self.add(names.path, op, tuple(tensor.node for tensor in known), shape, {}, 0, element.origin)
+        self.need_small(shape, element.origin)
+        return self.add(names.path, op, tuple(tensor.node for tensor in known), shape, {}, 0, None, element.origin)
 
     def branch_label(self, flow: ir.Flow, tensor: Tensor) -> list[Label]:
         """The shape of a branch at its place, and where it comes from if it only hands something on."""
@@ -419,9 +421,9 @@ class Expansion(Evaluator):
             message = f"`{scheme.name}` cannot start the weights of `{callee}`"
             self.fail("E0215", message, call.args["init"].origin, help=help)
             return None
-        missing = [n for n, p in kind.parameters.items() if p.required and n not in settings]
+        missing = [name for name in kind.required if name not in settings]
         if missing:
-            listed = ", ".join(f"`{n}`" for n in missing)
+            listed = ", ".join(f"`{name}`" for name in missing)
             self.fail(
                 "E0203",
                 f"the operator `{callee}` cannot be used here: it needs {listed}",
@@ -442,24 +444,26 @@ class Expansion(Evaluator):
 
     def apply(self, op: Op, call: ir.Call, path: str, x: Tensor) -> Flowing:
         """Adds a node for an operator of one input."""
-        try:
-            shape = op.infer(x.shape)
-        except ShapeFault as fault:
-            at = call.args[fault.argument].origin if fault.argument in call.args else call.origin
-            labels = []
-            if x.node != ir.IMAGE and (span := self.nodes[x.node].origin) is not None and span != self.places[at]:
-                labels = [Label(span, f"{shapes.text(x.shape)} from here")]
-            self.fail(
-                fault.code,
-                fault.message,
-                at,
-                caption=f"gets {shapes.text(x.shape)}" if fault.code.startswith("E03") else "",
-                labels=labels,
-                help=fault.help,
-                fixes=self.fixes_of(call, op, fault.help),
-            )
-            return None
-        return self.add(path, op, (x.node,), shape, op.weights(x.shape), op.macs(x.shape, shape), call.origin)
+        known = self._applied.get((id(op), x.shape))
+        if known is None:
+            try:
+                shape = op.infer(x.shape)
+            except ShapeFault as fault:
+                made = self.nodes[x.node].origin if x.node != ir.IMAGE else None
+                self.refuse(fault, op, call, x.shape, made)
+                return None
+            weights = op.weights(x.shape)
+            known = shape, weights, op.macs(x.shape, shape), self.init_of(op) if weights else None
+            self.need_small(shape, call.origin)
+            self._applied[id(op), x.shape] = known
+        return self.add(path, op, (x.node,), *known, call.origin)
+
+    def init_of(self, op: Op) -> InitScheme | None:
+        """How the weights of an operator start: by its own word, or by the `init` of its kind."""
+        own = getattr(op, "init", None)
+        if isinstance(own, str):
+            return INITS[own]()
+        return own if isinstance(own, InitScheme) else self._inits.get(op.name)
 
     def add(
         self,
@@ -469,18 +473,11 @@ class Expansion(Evaluator):
         shape: Shape,
         weights: dict[str, Shape],
         macs: int,
+        init: InitScheme | None,
         origin: int,
     ) -> Tensor:
-        if shapes.numel(shape) > MAX_HUGE:
-            message = f"the tensor {shapes.text(shape)} has more than the limit of {MAX_HUGE} numbers"
-            self.fail("E0405", message, origin, help="use smaller sizes")
-            raise LimitReached
-        own = getattr(op, "init", None)
-        init = (
-            INITS[own]() if isinstance(own, str) else own if isinstance(own, InitScheme) else self._inits.get(op.name)
-        )
         span: Span | None = self.places[origin]
-        self.nodes.append(ir.Node(path, op, inputs, shape, weights, macs, init if weights else None, self._aux, span))
+        self.nodes.append(ir.Node(path, op, inputs, shape, weights, macs, init, self._aux, span))
         return Tensor(len(self.nodes) - 1, shape)
 
     def enter(self, block: ir.Block, call: ir.Call, frame: Frame, path: str, x: Flowing, index: int) -> Flowing:

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
 
-from cnnspec import ir
+from cnnspec import ir, shapes
 from cnnspec.blocks import BLOCK_TYPES
 from cnnspec.diagnostics import Diagnostic, Fix, Label, Report, Span, respell
 from cnnspec.expressions import ExprFault, UnknownShape, convert, evaluate, show, truth
-from cnnspec.limits import MAX_EVALUATIONS, MAX_REPEAT
+from cnnspec.limits import MAX_EVALUATIONS, MAX_HUGE, MAX_REPEAT
 from cnnspec.names import FILLED, Places
-from cnnspec.ops import Op
+from cnnspec.ops import Op, ShapeFault
 from cnnspec.remedies import fixes_of_call, fixes_of_value
 from cnnspec.shapes import Shape
 from cnnspec.signatures import Bounds, Type
@@ -165,6 +165,35 @@ class Evaluator:
         """What the help of a shape rule amounts to as changes of the call."""
         values = {name: self.places[expr.origin] for name, expr in call.args.items()}
         return fixes_of_call(help, op.parameters, self.places.wholes.get(call.origin), values)
+
+    def refuse(self, fault: ShapeFault, op: Op, call: ir.Call, shape: Shape, made: Span | None) -> None:
+        """Reports a shape rule that does not hold, at the argument that it is about.
+
+        Args:
+            fault: What the rule says.
+            op: The operator.
+            call: Where it is called.
+            shape: What enters.
+            made: Where that was made; none for the image.
+        """
+        at = call.args[fault.argument].origin if fault.argument in call.args else call.origin
+        labels = (
+            [Label(made, f"{shapes.text(shape)} from here")] if made is not None and made != self.places[at] else []
+        )
+        caption = f"gets {shapes.text(shape)}" if fault.code.startswith("E03") else ""
+        fixes = self.fixes_of(call, op, fault.help)
+        self.fail(fault.code, fault.message, at, caption=caption, labels=labels, help=fault.help, fixes=fixes)
+
+    def need_small(self, shape: Shape, origin: int) -> None:
+        """Reports a tensor that is too large.
+
+        Raises:
+            LimitReached: It has more numbers than the limit.
+        """
+        if shapes.numel(shape) > MAX_HUGE:
+            message = f"the tensor {shapes.text(shape)} has more than the limit of {MAX_HUGE} numbers"
+            self.fail("E0405", message, origin, help="use smaller sizes")
+            raise LimitReached
 
     def label(self, origin: int, text: str) -> list[Label]:
         span = self.places[origin]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from cnnspec import ir
@@ -59,8 +60,8 @@ class Recorder:
             x.node,
             start,
             tuple(self.nodes[start:]),
-            tuple((name[cut:], block) for name, block in list(self.scopes.items())[scopes:]),
-            tuple((name[cut:], node) for name, node in list(self.ends.items())[ends:]),
+            tuple((name[cut:], block) for name, block in islice(self.scopes.items(), scopes, None)),
+            tuple((name[cut:], node) for name, node in islice(self.ends.items(), ends, None)),
             result,
             steps,
         )

@@ -135,6 +135,8 @@ class Declared:
     name: ClassVar[str]
     """What the language calls it."""
     parameters: ClassVar[Mapping[str, Parameter]] = {}
+    required: ClassVar[tuple[str, ...]] = ()
+    """The parameters without a default."""
 
     def __init_subclass__(cls) -> None:
         own = (
@@ -147,6 +149,7 @@ class Declared:
             else {}
         )
         cls.parameters = {**cls.parameters, **own}
+        cls.required = tuple(name for name, parameter in cls.parameters.items() if parameter.required)
 
     def __init__(self, **settings: Any) -> None:
         for name, parameter in self.parameters.items():

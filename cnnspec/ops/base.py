@@ -94,18 +94,6 @@ class Op(Declared):
         """Multiply-adds for one image, for an input of shape `x` and an output of shape `y`."""
         return 0
 
-    def flops(self, x: Shape, y: Shape) -> int:
-        """Floating-point operations of convolutions and linear layers for one image: two for a multiply-add."""
-        return 2 * self.macs(x, y)
-
-    def backward_flops(self, x: Shape, y: Shape, tracked: bool) -> int:
-        """Floating-point operations of the backward pass for one image.
-
-        The gradient of the weights takes as many as the forward pass, and so does the gradient of the input,
-        which is worked out where the input depends on weights (`tracked`).
-        """
-        return self.flops(x, y) * (2 if tracked else 1)
-
     def shares(self, training: bool) -> bool:
         """Whether its output lies in the memory of its input."""
         return False
