@@ -10,7 +10,7 @@ import os  # noqa: E402
 import sys  # noqa: E402
 from typing import NoReturn  # noqa: E402
 
-from cnnspec.cli import modules, specs, sweeps  # noqa: E402, F401
+from cnnspec.cli import comparisons, modules, specs, sweeps  # noqa: E402, F401
 from cnnspec.cli.app import app, print_diagnostics  # noqa: E402
 from cnnspec.diagnostics import CnnspecError  # noqa: E402
 

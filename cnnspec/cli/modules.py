@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,6 +28,9 @@ from cnnspec.cli.app import (
 )
 from cnnspec.diagnostics import did_you_mean, failure
 from cnnspec.ir import Graph
+
+if TYPE_CHECKING:
+    from cnnspec.recipe import Recipe
 
 Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Images per step.")]
@@ -110,7 +114,7 @@ def build(
     sets_again = "".join(f" --set {pair}" for pair in sets or [])
     place = "" if out == Path("runs") else f" --out {out}"
     options = train_options(
-        graph,
+        [graph.recipe],
         data,
         data_dir,
         offline=offline,
@@ -143,14 +147,14 @@ def build(
     return result.exit_code
 
 
-def train_options(graph: Graph, data: str | None, data_dir: Path | None, **given: Any) -> Any:
+def train_options(recipes: Sequence[Recipe], data: str | None, data_dir: Path | None, **given: Any) -> Any:
     """What is said beside the spec; the words among it are checked."""
     from cnnspec import training
 
     if given["memory_format"] is not None:
         one_of("--memory-format", given["memory_format"], ("channels_last", "contiguous"))
     one_of("--allocator", given["allocator"], ("keep", "default"))
-    return training.TrainOptions(data=_data(graph, data, data_dir), data_dir=data_dir or Path("data"), **given)
+    return training.TrainOptions(data=data_of(recipes, data, data_dir), data_dir=data_dir or Path("data"), **given)
 
 
 @app.command()
@@ -179,7 +183,7 @@ def plan(
     from cnnspec import training
 
     options = train_options(
-        graph,
+        [graph.recipe],
         data,
         data_dir,
         offline=offline,
@@ -274,8 +278,8 @@ def _try_out(graph: Graph, weights: str | None, fresh: list[str], seed: int | No
     return 0
 
 
-def _data(graph: Graph, text: str | None, data_dir: Path | None) -> Any:
-    """The data set of `--data`, with the recipe's own arguments where it is the recipe's set."""
+def data_of(recipes: Sequence[Recipe], text: str | None, data_dir: Path | None) -> Any:
+    """The data set of `--data`, with the arguments of the first recipe that has this set."""
     from cnnspec.recipe import DATA_SETS, Folder, Setting
 
     if text is None:
@@ -290,7 +294,8 @@ def _data(graph: Graph, text: str | None, data_dir: Path | None) -> Any:
         raise failure(
             "E0502", f"there is no data set `{text}`", help=f"{did_you_mean(name, DATA_SETS) or 'choose one'} ({known})"
         )
-    return graph.recipe.data if graph.recipe.data.name == name else Setting.of(DATA_SETS[name]())
+    own = (recipe.data for recipe in recipes if recipe.data.name == name)
+    return next(own, None) or Setting.of(DATA_SETS[name]())
 
 
 def _print_result(result: Any) -> None:
@@ -342,7 +347,7 @@ def test(
         graph,
         weights,
         match=match,
-        data=_data(graph, data, data_dir),
+        data=data_of([graph.recipe], data, data_dir),
         data_dir=data_dir or Path("data"),
         offline=offline,
         split=split,

@@ -90,7 +90,7 @@ def sweep(
 
     console = make_console(stderr=as_json)
     options = train_options(
-        graph,
+        [graph.recipe],
         data,
         data_dir,
         offline=offline,

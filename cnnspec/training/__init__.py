@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cnnspec.diagnostics import failure
 
 if TYPE_CHECKING:
+    from cnnspec.training.comparing import Comparison, compare
     from cnnspec.training.options import Result, TrainOptions
     from cnnspec.training.planning import plan
     from cnnspec.training.run import train
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from cnnspec.training.search import SweepOptions, SweepResult, sweep
 
 _HOMES = {
+    "compare": "comparing",
+    "Comparison": "comparing",
     "evaluate": "scoring",
     "plan": "planning",
     "Result": "options",
@@ -48,4 +51,15 @@ def __getattr__(name: str) -> Any:
         ) from None
 
 
-__all__ = ["Result", "SweepOptions", "SweepResult", "TrainOptions", "evaluate", "plan", "sweep", "train"]
+__all__ = [
+    "Comparison",
+    "Result",
+    "SweepOptions",
+    "SweepResult",
+    "TrainOptions",
+    "compare",
+    "evaluate",
+    "plan",
+    "sweep",
+    "train",
+]

@@ -20,7 +20,7 @@ from cnnspec.diagnostics import failure
 from cnnspec.ir import Graph, Model
 from cnnspec.recipe import Recipe
 from cnnspec.training.checkpoints import Checkpoints, write_whole
-from cnnspec.training.runs import fcntl, read_result
+from cnnspec.training.runs import hold, read_result
 
 SHARED = "CNNSPEC_RUN_FOLDER"
 """Tells the processes of the other devices which folder the first one made."""
@@ -113,14 +113,14 @@ class RunFolder:
         return folder
 
     @classmethod
-    def find(cls, out: Path, graph: Graph) -> tuple[RunFolder, Recipe]:
-        """The newest unfinished run of a network, and the recipe that it follows.
+    def find(cls, out: Path, graph: Graph, path: Path | None = None) -> tuple[RunFolder, Recipe]:
+        """The newest unfinished run of a network, or the one at `path`, and the recipe that it follows.
 
         Raises:
             CnnspecError: E0506 if there is none, if it is still running, or if the network has changed since.
         """
         runs = out / graph.name
-        found = [cls(path) for _, path in sorted(_numbered(runs), reverse=True)]
+        found = [cls(path)] if path else [cls(path) for _, path in sorted(_numbered(runs), reverse=True)]
         unfinished = [folder for folder in found if folder.state not in ("finished", "unknown")]
         if not unfinished:
             what = (
@@ -159,23 +159,17 @@ class RunFolder:
         Raises:
             CnnspecError: E0506 if another one holds it.
         """
-        if fcntl is None:
-            return
         try:
-            self._lock = (self.path / ".lock").open("w")
+            self._lock = hold(self.path)
+        except BlockingIOError:
+            raise failure(
+                "E0506", "the run is still running in another process", file=str(self.path),
+                help="wait for it, stop it, or train anew without `--resume`",
+            ) from None  # fmt: skip
         except OSError as error:
             raise failure(
                 "E0506", f"cannot write to the run folder: {error.strerror}", file=str(self.path),
                 help="make the folder writable, or train anew with another `--out`",
-            ) from None  # fmt: skip
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            self._lock = None
-            raise failure(
-                "E0506", "the run is still running in another process", file=str(self.path),
-                help="wait for it, stop it, or train anew without `--resume`",
             ) from None  # fmt: skip
 
     def release(self) -> None:

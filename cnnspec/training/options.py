@@ -33,13 +33,14 @@ class TrainOptions:
         weights: What the weights start from: a file, or `torchvision:DEFAULT`.
         fresh: Paths of modules that start anew in spite of `weights`.
         out: Where run folders are made.
-        resume: Go on with the newest unfinished run, by its own recipe.
+        resume: Go on with the newest unfinished run, or the one in this folder, by its own recipe.
         accelerator: For Lightning, as `devices` and `strategy`.
         precision: `fp32`, `bf16`, `fp16`, or one of Lightning's.
         memory_format: `channels_last` or `contiguous`; measured if it is `None`.
         threads: Of torch; measured if it is `None`.
         allocator: `keep` lets glibc keep large blocks, `default` leaves it alone.
         pictures: Whether curves and the like are drawn.
+        brief: Whether the recipe is left out of what is said at the start.
         save_every: Seconds between two checkpoints inside of an epoch.
         log: Further loggers, of `tensorboard`, `wandb`, `mlflow`.
         watch: Is told the number and the scores of each epoch that has ended; where it gives true, the run ends
@@ -57,7 +58,7 @@ class TrainOptions:
     weights: str | None = None
     fresh: tuple[str, ...] = ()
     out: Path = Path("runs")
-    resume: bool = False
+    resume: bool | Path = False
     accelerator: str = "auto"
     devices: str | int = "auto"
     precision: str | None = None
@@ -66,11 +67,18 @@ class TrainOptions:
     threads: int | None = None
     allocator: str = "keep"
     pictures: bool = True
+    brief: bool = False
     save_every: float = 300.0
     log: tuple[str, ...] = ()
     watch: Callable[[int, Mapping[str, float]], bool] | None = None
     resume_command: str | None = None
     console: Console | None = None
+
+    @property
+    def start(self) -> str | None:
+        """What the weights start from, in words; none if they are drawn."""
+        fresh = f" without {', '.join(self.fresh)}" if self.fresh else ""
+        return None if self.weights is None else f"{self.weights}{fresh}"
 
     def changes(self) -> dict[str, Any]:
         """The fields of the recipe that these options state."""
@@ -110,7 +118,7 @@ def folder_to_resume(graph: Graph, options: TrainOptions) -> tuple[RunFolder, Re
     if not is_first():
         folder = shared_folder(options.out)
         return folder, Recipe.model_validate(folder.read_result()["recipe"])
-    folder, recipe = RunFolder.find(options.out, graph)
+    folder, recipe = RunFolder.find(options.out, graph, options.resume if isinstance(options.resume, Path) else None)
     for name, value in options.changes().items():
         if getattr(recipe, name) != value:
             folder.release()

@@ -19,6 +19,7 @@ from cnnspec.training.augment import Prepare, fit
 from cnnspec.training.chance import Chance
 from cnnspec.training.data import ImageData, Images
 from cnnspec.training.journal import read_journal
+from cnnspec.training.predictions import confusion
 
 SHOWN = 8
 """Images in a row."""
@@ -94,7 +95,7 @@ def draw_augmentation(folder: Path, data: ImageData, prepare: Prepare, seed: int
 @_tried
 def draw_confusion(folder: Path, labels: Tensor, predicted: Tensor, classes: int) -> None:
     """`confusion.csv` and `confusion.png`: how often a class (row) was told to be another (column)."""
-    counts = torch.bincount(labels * classes + predicted, minlength=classes * classes).view(classes, classes)
+    counts = confusion((labels, predicted), classes)
     with (folder / "confusion.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["class", *range(classes)])

@@ -23,7 +23,7 @@ from cnnspec.training.tuning import look_up
 SHARE = 0.8
 """Of the memory that is free on a device: what can be told of a run must fit into it, if the images are to be there."""
 FILES = (
-    "spec.cnn", "model.json", "result.json", "metrics.csv", "metrics.jsonl", "tensorboard/",
+    "spec.cnn", "model.json", "result.json", "metrics.csv", "metrics.jsonl", "predictions.csv", "tensorboard/",
     "checkpoints/last.ckpt", "checkpoints/former.ckpt", "checkpoints/best.ckpt", "checkpoints/best.safetensors",
 )  # fmt: skip
 PICTURES = (

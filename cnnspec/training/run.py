@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from cnnspec.backends.torch import to_module
 from cnnspec.backends.torch_weights import load_weights, read_weights
@@ -30,6 +30,7 @@ from cnnspec.training.optimizers import optimizer_of
 from cnnspec.training.options import PRECISIONS, Result, TrainOptions, folder_to_resume, recipe_lines, recipe_of
 from cnnspec.training.pictures import draw_augmentation, draw_confusion, draw_curves, draw_wrong
 from cnnspec.training.planning import nearest
+from cnnspec.training.predictions import write_predictions
 from cnnspec.training.scoring import score
 from cnnspec.training.stopping import Pruned, Stop, Stopped
 from cnnspec.training.task import Surroundings, Task
@@ -48,6 +49,7 @@ def train(graph: Graph, options: TrainOptions | None = None) -> Result:
     options = options or TrainOptions()
     if options.allocator == "keep":
         keep_memory()
+    threads = torch.get_num_threads()
     first = is_first()
     console = options.console or Console() if first else Console(quiet=True)
     folder: RunFolder | None = None
@@ -58,7 +60,7 @@ def train(graph: Graph, options: TrainOptions | None = None) -> Result:
             else:
                 recipe = recipe_of(graph, options)
             data = load_data(graph, recipe.data, options.data_dir, offline=options.offline)
-            _check_recipe(recipe, data)
+            check_recipe(recipe, data)
             network = _make_network(graph, recipe, options)
             stop.poll()
             if folder is None:
@@ -78,6 +80,7 @@ def train(graph: Graph, options: TrainOptions | None = None) -> Result:
         finally:
             run.close()
             folder.release()
+            torch.set_num_threads(threads)  # what a run chose for itself is no matter of the next one
 
 
 def _make_network(graph: Graph, recipe: Recipe, options: TrainOptions) -> nn.Module:
@@ -130,6 +133,8 @@ class _Run:
         self.around.data = nearest(data, graph, recipe, self.trainer.strategy.root_device)
         if self.trainer.world_size > 1:
             synchronise(network, self.trainer.strategy.root_device)
+        former = self.folder.read_result() if options.resume else {}
+        self.weights = former.get("weights") if options.resume else options.start
         self.tuning = self._tune(network)
         self.tuning.apply(network)
         self.around.layout = FORMATS[self.tuning.memory_format]
@@ -160,9 +165,9 @@ class _Run:
                 return self._interrupted()
             raise
         except BaseException as error:
-            if self.first:
-                self._fail()
             explained = _explained(error, self.folder.path)
+            if self.first:
+                self._fail(explained)
             if explained is error:
                 raise
             raise explained from error
@@ -192,7 +197,7 @@ class _Run:
         counts = ", ".join([f"{len(data.train):,} train", *(f"{count:,} {name}" for name, count in sizes)])
         self._say(f"training {self.graph.name} ({self.graph.parameter_count:,} parameters) on {data.name} ({counts})")
         stated = {*recipe.stated, *self.options.changes(), "planned"}
-        for name, text in recipe_lines(recipe):
+        for name, text in () if self.options.brief else recipe_lines(recipe):
             self._say(f"  {name:<15} {text}" + ("" if name in stated else "  (default)"))
         machine = self.tuning
         self._say(f"machine: {machine.memory_format}, {machine.threads} threads ({machine.origin})")
@@ -212,17 +217,22 @@ class _Run:
             for logger in trainer.loggers:
                 logger.log_hyperparams(self.recipe.model_dump(mode="json"))
             draw_graph(trainer, self.graph, task)
-        if task.unclosed:
-            task.to(trainer.strategy.root_device)
-            task.close_epoch()
-        if task.trained:
-            return
-        epoch, skip = divmod(task.progress.step, task.steps)
-        progress: Any = trainer.fit_loop.epoch_progress.current
-        progress.processed = progress.completed = epoch
-        feed = Feeds(self.graph, self.recipe, self.around.data, default_workers())
-        feed.skip = skip
-        trainer.fit(task, datamodule=feed)
+        try:
+            if task.unclosed:
+                task.to(trainer.strategy.root_device)
+                task.start_clock()
+                task.close_epoch()
+                task.stop_clock()
+            if task.trained:
+                return
+            epoch, skip = divmod(task.progress.step, task.steps)
+            progress: Any = trainer.fit_loop.epoch_progress.current
+            progress.processed = progress.completed = epoch
+            feed = Feeds(self.graph, self.recipe, self.around.data, default_workers())
+            feed.skip = skip
+            trainer.fit(task, datamodule=feed)
+        finally:
+            task.stop_clock()
 
     def _interrupted(self) -> Result:
         if not self.first:
@@ -232,10 +242,12 @@ class _Run:
         self._say(f"stopped behind step {self.task.progress.step}; go on with `{command}`", style="yellow")
         return Result(self.folder.path, "interrupted", self.stop.exit_code, values)
 
-    def _fail(self) -> None:
+    def _fail(self, error: BaseException) -> None:
         """Say so in the result, if it can still be written."""
+        found = error.diagnostics[0] if isinstance(error, CnnspecError) else None
+        told = {"code": found.code, "message": found.message} if found else {"code": None, "message": str(error)}
         try:
-            self._write("failed")
+            self._write("failed", fault=told)
         except OSError:
             pass
 
@@ -244,25 +256,31 @@ class _Run:
         network = to_module(self.graph).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         load_weights(network, read_weights(self.folder.checkpoints.weights))
         found: dict[str, float] = {}
+        predicted: dict[str, tuple[Tensor, Tensor]] = {}
         device = self.trainer.strategy.root_device
         for name, part in (("val", self.data.val), ("test", self.data.test)):
             if part is not None:
                 size = self.graph.input_shape[1:]
                 result = score(network, part, self.data, size, device, self.stop.poll, self.recipe.tta)
                 found |= {f"{name}_acc": result.accuracy, f"{name}_loss": result.loss}
+                predicted[name] = part.labels, result.predicted
                 if name == "test" and self.options.pictures:
                     classes, path = self.graph.output_shape[0], self.folder.path
                     draw_confusion(path, part.labels, result.predicted, classes)
                     draw_wrong(path, part, result.predicted, self.graph.input_shape[1:])
+        write_predictions(self.folder.path, predicted)
         return found
 
-    def _write(self, state: str, found: dict[str, float] | None = None) -> dict[str, Any]:
+    def _write(
+        self, state: str, found: dict[str, float] | None = None, fault: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Write `result.json` and return what it holds."""
         scores = {"val_acc": None, "test_acc": None, "val_loss": None, "test_loss": None, **(found or {})}
         task = self.task
         values = {
             "network": self.graph.name,
             "state": state,
+            "fault": fault,
             **scores,
             "parameters": self.graph.parameter_count,
             "macs": self.graph.macs,
@@ -270,7 +288,9 @@ class _Run:
             "steps": task.progress.step,
             "best_epoch": task.progress.best_epoch or None,
             "seconds": round(task.seconds, 1),
+            "epoch_seconds": task.progress.epoch_seconds,
             "seed": self.recipe.seed,
+            "weights": self.weights,
             "data": self.data.name,
             "accelerator": self.trainer.strategy.root_device.type,
             "devices": self.trainer.world_size,
@@ -309,7 +329,12 @@ class _Run:
             raise error if isinstance(error, CnnspecError) else _refused(error) from None
 
 
-def _check_recipe(recipe: Recipe, data: ImageData) -> None:
+def check_recipe(recipe: Recipe, data: ImageData) -> None:
+    """Refuse a recipe that wants of the data what is not there.
+
+    Raises:
+        CnnspecError: E0511 for stopping early without validation images.
+    """
     if recipe.early_stop is not None and data.val is None:
         raise failure(
             "E0511",

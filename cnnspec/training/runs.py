@@ -12,6 +12,23 @@ except ImportError:  # not on Windows
     fcntl = None
 
 
+def hold(folder: Path) -> Any:
+    """Keep other processes out of a folder until the file that is given back is closed.
+
+    Raises:
+        BlockingIOError: Another process has it.
+        OSError: It cannot be written.
+    """
+    file = (folder / ".lock").open("w")
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            raise BlockingIOError(*error.args) from None
+    return file
+
+
 def held(folder: Path) -> bool:
     """Whether a process has a run in its hands."""
     try:
@@ -28,10 +45,10 @@ def held(folder: Path) -> bool:
         return False
 
 
-def read_result(folder: Path) -> dict[str, Any]:
-    """What the `result.json` of a run says; nothing if it cannot be read."""
+def read_result(folder: Path, name: str = "result.json") -> dict[str, Any]:
+    """What the `result.json` of a run says, or another such file; nothing if it cannot be read."""
     try:
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        result = json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return result if isinstance(result, dict) else {}

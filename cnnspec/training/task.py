@@ -49,7 +49,9 @@ class Progress:
         best_epoch: Counted from 1; 0 before the first.
         best_score: Its validation accuracy.
         waited: Epochs since then.
-        seconds: Time spent in training, over all parts of a run that was interrupted.
+        seconds: Time spent in training, over all parts of a run that was interrupted. What was lost with a process
+            that died is not in it; that it is done again is.
+        epoch_seconds: The same at the end of each epoch.
         parts: In how many parts a batch is computed.
         sums: Of this epoch: the loss of all images, how many were told right, how many there were.
         files: How long the journal is.
@@ -62,6 +64,7 @@ class Progress:
     best_score: float = -1.0
     waited: int = 0
     seconds: float = 0.0
+    epoch_seconds: list[float] = field(default_factory=list[float])
     parts: int = 1
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     files: dict[str, int] = field(default_factory=dict[str, int])
@@ -121,7 +124,8 @@ class Task(pl.LightningModule):
             trained = state["trained"] if recipe.ema is not None else state["state_dict"]
             network.load_state_dict(weights_in(trained))
         self._sums = torch.tensor(self.progress.sums, dtype=torch.float64)
-        self._start = self._saved = time.monotonic()
+        self._saved = time.monotonic()
+        self._since: float | None = None
         self.loss = torch.zeros(())
         self.last_scores: dict[str, float] = {}
         """Loss and accuracy of the epoch that was closed last."""
@@ -138,7 +142,16 @@ class Task(pl.LightningModule):
 
     @property
     def seconds(self) -> float:
-        return self.progress.seconds + time.monotonic() - self._start
+        return self.progress.seconds + (time.monotonic() - self._since if self._since is not None else 0.0)
+
+    def start_clock(self) -> None:
+        """Count the time from here on as time of training."""
+        self.stop_clock()
+        self._since = time.monotonic()
+
+    def stop_clock(self) -> None:
+        """What comes now is no training."""
+        self.progress.seconds, self._since = self.seconds, None
 
     @property
     def running(self) -> tuple[float, float, float]:
@@ -194,7 +207,8 @@ class Task(pl.LightningModule):
             self._sums.zero_()
         # From here on the state is made anew.
         self._state = None
-        self._start = self._saved = time.monotonic()
+        self._saved = time.monotonic()
+        self.start_clock()
         if not self.progress.step:
             self.save()
 
@@ -363,6 +377,7 @@ class Task(pl.LightningModule):
             self._log(epoch=self.epoch, **values)
         self._sums.zero_()
         progress.closed = progress.step
+        progress.epoch_seconds.append(round(self.seconds, 3))
         self.last_scores = {**values, "best": float(better)}
         self.save(best=better)
         watch = self.around.watch

@@ -1,0 +1,132 @@
+"""The command that trains several networks and compares them."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cnnspec.cli.app import (
+    AsJson,
+    DataDir,
+    DataName,
+    Offline,
+    app,
+    compile_spec,
+    grid,
+    make_console,
+    one_of,
+    print_json,
+)
+from cnnspec.cli.modules import (
+    Allocator,
+    BatchSize,
+    Epochs,
+    Handed,
+    MemoryFormat,
+    Precision,
+    Threads,
+    stop_on_sigterm,
+    train_options,
+)
+
+Networks = Annotated[list[str] | None, typer.Argument(metavar="FILE...", help="Spec files, or names of shipped specs.")]
+GridOf = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="K=V,V", help="Values of a `param` or of the recipe, all of which are compared."),
+]
+
+
+@app.command()
+def compare(
+    files: Networks = None,
+    sets: GridOf = None,
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Runs of each network.")] = 3,
+    seed: Annotated[int | None, typer.Option(min=0, help="The first seed (default: that of the recipe).")] = None,
+    runs: Annotated[
+        list[Path] | None, typer.Option(metavar="DIR", help="Finished runs in this folder are taken, of any seed.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="ACC", help="Compare the time to this accuracy: 0.9 or 90%.")
+    ] = None,
+    data: DataName = None,
+    data_dir: DataDir = None,
+    offline: Offline = False,
+    epochs: Epochs = None,
+    batch: BatchSize = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The folder (default: comparisons/ and the names).")
+    ] = None,
+    save_every: Annotated[
+        float, typer.Option(metavar="S", min=0, help="Seconds between two checkpoints inside of an epoch.")
+    ] = 300.0,
+    memory_format: MemoryFormat = None,
+    threads: Threads = None,
+    allocator: Allocator = "keep",
+    accelerator: Handed = "auto",
+    precision: Precision = None,
+    pictures: Annotated[
+        bool, typer.Option("--pictures/--no-pictures", help="Draw curves and the like for each run, too.")
+    ] = False,
+    form: Annotated[str, typer.Option("--format", help="text, markdown, csv, or json.")] = "text",
+    as_json: AsJson = False,
+) -> int:
+    """Train networks over several seeds, and compare what they come to; a comparison that was stopped goes on."""
+    one_of("--format", form, ("text", "markdown", "csv", "json"))
+    if as_json and form not in ("text", "json"):
+        raise typer.BadParameter(f"`--json` and `--format {form}` exclude each other", param_hint="--format")
+    form = "json" if as_json else form
+    if not files and not runs:
+        raise typer.BadParameter("name networks, or a folder of runs with `--runs`")
+    if not files and sets:
+        raise typer.BadParameter("has no effect without networks", param_hint="--set")
+    goal = None if target is None else _accuracy(target)
+    values = grid(sets)
+    stop_on_sigterm()
+    from cnnspec import training
+
+    recipes = [compile_spec(file).require_graph().recipe for file in files or []]
+    options = train_options(
+        recipes,
+        data,
+        data_dir,
+        offline=offline,
+        epochs=epochs,
+        batch=batch,
+        seed=seed,
+        save_every=save_every,
+        memory_format=memory_format,
+        threads=threads,
+        allocator=allocator,
+        accelerator=accelerator,
+        precision=precision,
+        pictures=pictures,
+        resume_command=shlex.join(["cnnspec", *sys.argv[1:]]),
+        console=make_console(stderr=form != "text"),
+    )
+    done = training.compare(
+        files or [], seeds=seeds, grid=values, options=options, runs=runs or [], target=goal, out=out
+    )
+    if form == "json":
+        print_json(done.to_json())
+    elif form == "text":
+        print()
+        print(done.to_text(), end="")
+        print(f"\n{done.folder}")
+    else:
+        print(done.to_markdown() if form == "markdown" else done.to_csv(), end="")
+    return done.exit_code
+
+
+def _accuracy(text: str) -> float:
+    """A share of `0.9` or `90%`."""
+    try:
+        found = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        found = 0.0
+    if not 0 < found <= 1:
+        raise typer.BadParameter(f"`{text}` is no accuracy such as 0.9 or 90%", param_hint="--target")
+    return found

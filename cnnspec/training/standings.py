@@ -1,0 +1,302 @@
+"""The figures of a comparison: what the runs of each network came to, and the table of them in four forms."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+FORMATS = ("text", "markdown", "csv", "json")
+PLAIN = ("label", "seeds", "parameters", "macs")
+"""Columns whose values are no means."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """The mean of a figure over seeds.
+
+    Attributes:
+        deviation: The standard deviation of the sample (by n - 1); none of a single value.
+        count: Of how many values.
+    """
+
+    mean: float
+    deviation: float | None
+    count: int
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Figure | None:
+        """The figure of the values that there are; none of none."""
+        known = [value for value in values if value is not None]
+        if not known:
+            return None
+        return cls(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, len(known))
+
+    def text(self, digits: int, scale: float = 1.0) -> str:
+        """`91.06 ± 0.12`."""
+        mean = f"{self.mean * scale:,.{digits}f}"
+        return mean if self.deviation is None else f"{mean} ± {self.deviation * scale:,.{digits}f}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"mean": self.mean, "deviation": self.deviation, "n": self.count}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as its folder tells of it.
+
+    Attributes:
+        seed: Of its recipe.
+        folder: Where it lies, as it is shown; none if it has not begun.
+        result: What its `result.json` holds.
+        epochs: The rows of its journal at the ends of its epochs.
+    """
+
+    seed: int
+    folder: str | None
+    result: dict[str, Any] = field(repr=False)
+    epochs: tuple[dict[str, Any], ...] = field(default=(), repr=False)
+
+    @property
+    def state(self) -> str:
+        """`finished`, `failed`, or `unfinished`."""
+        state = self.result.get("state")
+        return state if state in ("finished", "failed") else "unfinished"
+
+    @property
+    def finished(self) -> bool:
+        return self.state == "finished"
+
+    @property
+    def seconds_per_epoch(self) -> float | None:
+        """The median over its epochs, with their validation."""
+        ends = [0.0, *self.result.get("epoch_seconds", ())]
+        if len(ends) > 1:
+            return statistics.median(after - before for before, after in pairwise(ends))
+        seconds, epochs = self.result.get("seconds"), self.result.get("epochs")
+        return seconds / epochs if seconds and epochs else None  # a run of an older version
+
+    def seconds_to(self, target: float) -> float | None:
+        """Seconds of training until the end of the first epoch whose validation accuracy is at least the target.
+
+        Without validation images the test accuracy counts, and that is known at the end alone.
+        """
+        ends = self.result.get("epoch_seconds") or []
+        validated = False
+        for row, seconds in zip(self.epochs, ends, strict=False):
+            validated |= "val_acc" in row
+            if row.get("val_acc", -1.0) >= target:
+                return seconds
+        reached = not validated and (self.result.get("test_acc") or 0.0) >= target
+        return ends[-1] if ends and reached else None
+
+    def to_json(self) -> dict[str, Any]:
+        names = ("val_acc", "test_acc", "val_loss", "test_loss", "best_epoch", "seconds", "fault")
+        return {
+            "seed": self.seed,
+            "folder": self.folder,
+            "state": self.state,
+            **{name: self.result.get(name) for name in names},
+            "epochs": self.result.get("epochs"),
+            "seconds_per_epoch": self.seconds_per_epoch,
+        }
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network of a comparison with its runs.
+
+    Attributes:
+        label: What it is called here: its name, and what tells it from others of that name.
+        network: Its name.
+        settings: The values of the grid that it was given.
+        key: What stands for its structure and recipe.
+        runs: By seed.
+    """
+
+    label: str
+    network: str
+    settings: dict[str, str]
+    key: str
+    parameters: int
+    macs: int
+    runs: tuple[Run, ...]
+    target: float | None = None
+
+    @property
+    def finished(self) -> list[Run]:
+        return [run for run in self.runs if run.finished]
+
+    @property
+    def failed(self) -> list[Run]:
+        return [run for run in self.runs if run.state == "failed"]
+
+    def figure(self, name: str) -> Figure | None:
+        """`val_acc`, `test_acc`, `val_loss` or `test_loss` over the runs that are finished."""
+        return Figure.of(run.result.get(name) for run in self.finished)
+
+    @property
+    def seconds_per_epoch(self) -> Figure | None:
+        return Figure.of(run.seconds_per_epoch for run in self.finished)
+
+    @property
+    def seconds_to_target(self) -> Figure | None:
+        """Over the runs that reach it; none if no run does."""
+        if self.target is None:
+            return None
+        return Figure.of(run.seconds_to(self.target) for run in self.finished)
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as plain data; accuracies are fractions, times seconds."""
+        figures = {
+            "val_acc": self.figure("val_acc"),
+            "test_acc": self.figure("test_acc"),
+            "seconds_per_epoch": self.seconds_per_epoch,
+        }
+        if self.target is not None:
+            figures["seconds_to_target"] = self.seconds_to_target
+        return {
+            "label": self.label,
+            "network": self.network,
+            "settings": self.settings,
+            "key": self.key,
+            "parameters": self.parameters,
+            "macs": self.macs,
+            **{name: figure and figure.to_json() for name, figure in figures.items()},
+            "runs": [run.to_json() for run in self.runs],
+        }
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table.
+
+    Attributes:
+        name: Its name for programs.
+        title: Its head.
+        cell: What stands in it.
+        value: A plain value, or a `Figure`.
+        number: Whether it is a number.
+    """
+
+    name: str
+    title: str
+    cell: Callable[[Row], str]
+    value: Callable[[Row], Any]
+    number: bool = True
+
+
+def _accuracy(name: str) -> Callable[[Row], str]:
+    def cell(row: Row) -> str:
+        figure = row.figure(name)
+        return f"{figure.text(2, 100)} %" if figure else "-"
+
+    return cell
+
+
+def _seeds(row: Row) -> str:
+    done, all_ = len(row.finished), len(row.runs)
+    return str(done) if done == all_ else f"{done} of {all_}" + (f", {len(row.failed)} failed" if row.failed else "")
+
+
+def _to_target(row: Row) -> str:
+    figure = row.seconds_to_target
+    if figure is None:
+        return "not reached" if row.finished else "-"
+    return figure.text(1) + (f" ({figure.count} of {len(row.finished)})" if figure.count < len(row.finished) else "")
+
+
+def _per_epoch(row: Row) -> str:
+    return figure.text(1 if figure.mean >= 10 else 2) if (figure := row.seconds_per_epoch) else "-"
+
+
+def columns(target: float | None) -> list[Column]:
+    """The columns of the table."""
+    found = [
+        Column("label", "network", lambda row: row.label, lambda row: row.label, number=False),
+        Column("seeds", "seeds", _seeds, lambda row: len(row.finished)),
+        Column("val_acc", "val acc", _accuracy("val_acc"), lambda row: row.figure("val_acc")),
+        Column("test_acc", "test acc", _accuracy("test_acc"), lambda row: row.figure("test_acc")),
+        Column("parameters", "parameters", lambda row: f"{row.parameters:,}", lambda row: row.parameters),
+        Column("macs", "MMACs", lambda row: f"{row.macs / 1e6:,.2f}", lambda row: row.macs),
+        Column("seconds_per_epoch", "s/epoch", _per_epoch, lambda row: row.seconds_per_epoch),
+    ]
+    if target is not None:
+        title = f"s to {target * 100:g} %"
+        found.append(Column("seconds_to_target", title, _to_target, lambda row: row.seconds_to_target))
+    return found
+
+
+def in_text(rows: Sequence[Row], target: float | None, width: int = 120) -> str:
+    """The table as a person reads it in a terminal."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD)
+    chosen = columns(target)
+    for column in chosen:
+        table.add_column(column.title, justify="right" if column.number else "left", no_wrap=column.number)
+    for row in rows:
+        table.add_row(*(Text(column.cell(row)) for column in chosen))
+    text = io.StringIO()
+    Console(file=text, width=width, highlight=False).print(table)
+    lines = [line.rstrip() for line in text.getvalue().splitlines()]
+    return "\n".join([*(line for line in lines if line), *notes(rows)]) + "\n"
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """What is to be said beside the figures: the deviation's meaning, and which runs have failed."""
+    found: list[str] = []
+    if any(len(row.finished) > 1 for row in rows):
+        found.append("mean ± standard deviation over seeds (n - 1)")
+    for row in rows:
+        for run in row.failed:
+            fault = run.result.get("fault") or {}
+            said = ": ".join(str(fault[name]) for name in ("code", "message") if fault.get(name))
+            found.append(f"{row.label}, seed {run.seed} failed" + (f": {said}" if said else ""))
+        waiting = [str(run.seed) for run in row.runs if run.state == "unfinished"]
+        if waiting:
+            found.append(f"{row.label} is not finished for seed {', '.join(waiting)}")
+    return found
+
+
+def in_markdown(rows: Sequence[Row], target: float | None) -> str:
+    """The table in Markdown."""
+    chosen = columns(target)
+    lines = [[column.title for column in chosen], ["--:" if column.number else "---" for column in chosen]]
+    lines += [[_marked(column.cell(row)) for column in chosen] for row in rows]
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return table + "".join(f"\n{_marked(note)}\n" for note in notes(rows))
+
+
+def _marked(text: str) -> str:
+    """A text as Markdown shows it, letter by letter."""
+    return "".join(f"\\{letter}" if letter in "\\`*_[]<>|#" else letter for letter in " ".join(text.split()))
+
+
+def in_csv(rows: Sequence[Row], target: float | None) -> str:
+    """The table as CSV: plain numbers, accuracies as fractions, what is not known empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    head: list[str] = []
+    lines: list[list[Any]] = [[] for _ in rows]
+    for column in columns(target):
+        if column.name in PLAIN:
+            head.append(column.name)
+        else:
+            head += [f"{column.name}_{part}" for part in ("mean", "deviation", "n")]
+        for line, row in zip(lines, rows, strict=True):
+            value = column.value(row)
+            if column.name in PLAIN:
+                line.append(value)
+            else:
+                line += [value.mean, value.deviation, value.count] if value else [None, None, 0]
+    writer.writerow(head)
+    writer.writerows(lines)
+    return text.getvalue()

@@ -1,0 +1,87 @@
+"""Runs found again by what they are: the network, the whole recipe with its data, and the seed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from cnnspec.checker import check
+from cnnspec.diagnostics import CnnspecError, Report
+from cnnspec.ir import Graph, Model
+from cnnspec.names import Places
+from cnnspec.recipe import Recipe
+from cnnspec.training.runs import read_result
+
+DIVERGED = "E0509"
+"""The one fault that a run would meet again, as it is the same to the bit."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A run that lies in a folder.
+
+    Attributes:
+        graph: Its network.
+        recipe: As it was really used.
+        result: What its `result.json` holds.
+    """
+
+    folder: Path
+    graph: Graph
+    recipe: Recipe
+    result: dict[str, Any]
+
+    @cached_property
+    def key(self) -> str:
+        """What stands for all but the seed."""
+        return key_of(self.graph, self.recipe, self.result.get("weights"))
+
+    @property
+    def seed(self) -> int:
+        return self.recipe.seed
+
+    @property
+    def finished(self) -> bool:
+        return self.result.get("state") == "finished"
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to train."""
+        return self.finished or (self.result.get("fault") or {}).get("code") == DIVERGED
+
+
+def key_of(graph: Graph, recipe: Recipe, weights: str | None = None) -> str:
+    """What two runs have in common that differ in nothing but their seed; how it is written does not matter.
+
+    Args:
+        graph: The network.
+        recipe: How it is trained.
+        weights: What its weights start from; none if they are drawn.
+    """
+    same = recipe.model_dump(mode="json", exclude={"seed", "stated"})
+    text = json.dumps([graph.to_json(), same, weights], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def stored_runs(folder: Path) -> list[Stored]:
+    """The runs in a folder and in the folders below it, by name and number; what is no whole run is left out."""
+    paths = sorted(folder.rglob("result.json"), key=lambda path: [part.zfill(9) for part in path.parts])
+    return [found for path in paths if (found := _read(path.parent)) is not None]
+
+
+def _read(folder: Path) -> Stored | None:
+    result = read_result(folder)
+    try:
+        recipe = Recipe.model_validate(result.get("recipe"))
+        model = Model.model_validate_json((folder / "model.json").read_text(encoding="utf-8"))
+        text = (folder / "spec.cnn").read_text(encoding="utf-8")
+        graph = check(model, Places(), Report(), text, allow_huge=True)
+    except (OSError, ValueError, ValidationError, CnnspecError):
+        return None
+    return None if graph is None else Stored(folder, graph, recipe, result)
