@@ -13,6 +13,7 @@ from cnnspec.diagnostics import Report, Source, TooManyFaults
 from cnnspec.syntax.automaton import Parsed, Unreadable, parser
 from cnnspec.syntax.build import Builder
 from cnnspec.syntax.guard import balanced, count_words, within_limits
+from cnnspec.syntax.recovery import Piece, piece_at, without
 from cnnspec.syntax.words import FUNCTIONS, RESERVED, TOP_WORDS
 
 __all__ = ["FUNCTIONS", "RESERVED", "TOP_WORDS", "count_words", "parse"]
@@ -37,17 +38,32 @@ def parse(source: Source, report: Report) -> tree.File | None:
 def _parse(source: Source, report: Report) -> tree.File | None:
     if not within_limits(source, report):
         return None
-    text = balanced(source, report)
-    if text is None:
+    found = balanced(source, report)
+    if found is None:
         return None
+    text, wrong = found
+    broken, parsed = text != source.text or bool(wrong), None
     marks: set[int] = set()
-    broken, parsed = text != source.text, None
+
+    def take_out(piece: Piece) -> bool:
+        nonlocal text
+        changed, mark, names = without(text, piece)
+        if changed == text:
+            return False
+        text = changed
+        marks.update({mark} if mark is not None else ())
+        report.unsure |= names
+        return True
+
+    for at in wrong:
+        here, _ = piece_at(text, at)
+        if here is not None and here.start <= at < here.end:
+            take_out(here)
     for _ in range(max(2, min(_MAX_REPORTED, _MAX_CHARACTERS // max(len(text), 1)))):
         parsed, fault = _attempt(text)
         if fault is None:
             break
         from cnnspec.syntax.faults import explain  # not before: most texts have no fault
-        from cnnspec.syntax.recovery import piece_at, without
 
         broken = True
         at = fault.at
@@ -58,14 +74,8 @@ def _parse(source: Source, report: Report) -> tree.File | None:
             if unfinished is not None and unfinished.at >= earlier.end:
                 here, fault, at = earlier, unfinished, earlier.end
         report.add(explain(source, text, fault.expected, at))
-        if here is None:
+        if here is None or not take_out(here):
             return None
-        changed, mark, names = without(text, here)
-        if changed == text:
-            return None
-        text = changed
-        marks |= {mark} if mark is not None else set()
-        report.unsure |= names
     if parsed is None:
         return None
     file = Builder(source, report, marks).file(parsed, broken=broken)

@@ -94,84 +94,114 @@ def _ends(text: str, closing: str, opened: int) -> list[tuple[int, str]]:
     return [*places, (len(text.rstrip()), f"\n{own}}}")]
 
 
-def balanced(source: Source, report: Report) -> str | None:
-    """The text, if every brace, parenthesis and bracket is closed and nesting is sane; or nothing.
+def balanced(source: Source, report: Report) -> tuple[str, list[int]] | None:
+    """The text, if its braces match and nesting is sane, with the places of parentheses and brackets at fault; or nothing.
 
-    A string without an end is taken out of it, so that what follows can be read.
+    A statement with such a place cannot be read, but what stands around it can: in the text every parenthesis and
+    bracket that is closed by the wrong sign is closed by the right one. A string without an end is taken out of it.
     """
     text = source.text
-    open_marks: list[tuple[str, int]] = []
-    for match in MARKS.finditer(source.text):
+    found = [match for match in MARKS.finditer(text) if match.group()[0] != "#" and not _is_string(match.group())]
+    signs = [(match.group(), match.start()) for match in found if match.group()[0] != '"']
+    for match in found:
         mark, at = match.group(), match.start()
-        span = Span(source, at, at + 1)
-        if mark[0] == "#" or (mark[0] == '"' and len(mark) > 1 and mark[-1] == '"'):
-            continue
         if mark[0] == '"':
+            help, fixes = 'end it with `"` on the same line', (_write(source, 'add `"`', match.end(), '"'),)
             report.add(
-                Diagnostic(
-                    "E0103",
-                    "the string has no closing quote",
-                    span,
-                    help='end it with `"` on the same line',
-                    fixes=(_write(source, 'add `"`', match.end(), '"'),),
-                )
+                Diagnostic("E0103", "the string has no closing quote", _sign(source, at), help=help, fixes=fixes)
             )
             text = text[:at] + ('"' + " " * (len(mark) - 2) + '"' if len(mark) > 1 else " ") + text[match.end() :]
-            continue
-        if mark in "{([":
-            open_marks.append((mark, at))
-            if len(open_marks) > MAX_NESTING:
-                report.add(
-                    Diagnostic(
-                        "E0405",
-                        f"nested deeper than the limit of {MAX_NESTING}",
-                        span,
-                        help="name the inner part as a `block`",
-                    )
-                )
+    open_: list[tuple[str, int]] = []
+    wrong: list[int] = []
+    for index, (mark, at) in enumerate(signs):
+        if mark in _OPENING:
+            open_.append((mark, at))
+            if len(open_) > MAX_NESTING:
+                message, help = f"nested deeper than the limit of {MAX_NESTING}", "name the inner part as a `block`"
+                report.add(Diagnostic("E0405", message, _sign(source, at), help=help))
                 return None
-        elif open_marks and open_marks[-1][0] == _CLOSING[mark]:
-            open_marks.pop()
-        elif open_marks:
-            opened, where = open_marks[-1]
-            report.add(
-                Diagnostic(
-                    "E0102",
-                    f"`{opened}` is closed by `{mark}`",
-                    span,
-                    labels=(Label(Span(source, where, where + 1), "opened here"),),
-                    help=f"close it with `{_OPENING[opened]}` first",
-                    fixes=(
-                        Fix(f"write `{_OPENING[opened]}`", (Edit(span, _OPENING[opened]),)),
-                        _write(source, f"add `{_OPENING[opened]}`", at, _OPENING[opened]),
-                    ),
-                )
-            )
-            return None
+            continue
+        if open_ and open_[-1][0] == _CLOSING[mark]:
+            open_.pop()
+            continue
+        report.add(_unmatched(source, mark, at, open_[-1] if open_ else None))
+        if mark == "}":
+            if not open_ or open_[-1][0] == "{":
+                return None
+            wrong.append(open_[-1][1])
+            inside = _without_parentheses(open_)
+            if inside and _match(signs[index + 1 :], inside[:-1]):
+                text, open_ = _close_with_line(text, wrong[-1]), inside[:-1]
+                continue
+        elif not open_ or open_[-1][0] == "{":
+            wrong.append(at)  # closes nothing in its statement
+            continue
         else:
-            report.add(
-                Diagnostic(
-                    "E0102",
-                    f"`{mark}` closes nothing",
-                    span,
-                    help=f"remove it, or open it with `{_CLOSING[mark]}`",
-                    fixes=(Fix("remove it", (Edit(span, ""),)),),
-                )
-            )
-            return None
-    if open_marks:
-        opened, where = open_marks[-1]
+            wrong.append(open_[-1][1])
+        text = text[:at] + _OPENING[open_.pop()[0]] + text[at + 1 :]
+    braces = bool(_without_parentheses(open_))
+    for opened, where in open_[-1:] if braces else open_:
         closing = _OPENING[opened]
         report.add(
             Diagnostic(
                 "E0102",
                 f"`{opened}` is never closed",
-                Span(source, where, where + 1),
+                _sign(source, where),
                 "opened here",
                 labels=(Label(source.end, "the text ends here"),),
                 help=f"add `{closing}`",
                 fixes=tuple(_write(source, f"add `{closing}`", *place) for place in _ends(source.text, closing, where)),
             )
         )
-        return None
-    return text
+        text, wrong = _close_with_line(text, where), [*wrong, where]
+    return None if braces else (text, wrong)
+
+
+def _close_with_line(text: str, at: int) -> str:
+    """A text in which an open sign does not reach beyond its line, unless that line goes on."""
+    line = text[at : (text + "\n").index("\n", at)].split("#")[0].rstrip()
+    return text if line[-1] in "([," else f"{text[:at]}!{text[at + 1 :]}"
+
+
+def _sign(source: Source, at: int) -> Span:
+    return Span(source, at, at + 1)
+
+
+def _is_string(mark: str) -> bool:
+    return len(mark) > 1 and mark[0] == mark[-1] == '"'
+
+
+def _without_parentheses(open_: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """What is open around the innermost parentheses and brackets."""
+    end = len(open_)
+    while end and open_[end - 1][0] != "{":
+        end -= 1
+    return open_[:end]
+
+
+def _match(signs: list[tuple[str, int]], open_: list[tuple[str, int]]) -> bool:
+    """Whether all that is open, or will be, is closed by braces as it should."""
+    depth = sum(mark == "{" for mark, _ in open_)
+    for mark, _ in signs:
+        depth += {"{": 1, "}": -1}.get(mark, 0)
+        if depth < 0:
+            return False
+    return depth == 0
+
+
+def _unmatched(source: Source, mark: str, at: int, opened: tuple[str, int] | None) -> Diagnostic:
+    """What is said of a sign that closes something else, or nothing."""
+    span = _sign(source, at)
+    if opened is None:
+        help, fixes = f"remove it, or open it with `{_CLOSING[mark]}`", (Fix("remove it", (Edit(span, ""),)),)
+        return Diagnostic("E0102", f"`{mark}` closes nothing", span, help=help, fixes=fixes)
+    sign, where = opened
+    meant = _OPENING[sign]
+    return Diagnostic(
+        "E0102",
+        f"`{sign}` is closed by `{mark}`",
+        span,
+        labels=(Label(_sign(source, where), "opened here"),),
+        help=f"close it with `{meant}` first",
+        fixes=(Fix(f"write `{meant}`", (Edit(span, meant),)), _write(source, f"add `{meant}`", at, meant)),
+    )
