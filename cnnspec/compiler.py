@@ -37,7 +37,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Compilation:
-    """What became of a text: each stage as far as it was reached, and what there is to say about it."""
+    """What became of a text: each stage as far as it was reached, and what there is to say about it.
+
+    Attributes:
+        files: The file that it was read from, and those beside it that it takes from.
+    """
 
     source: Source
     report: Report
@@ -45,6 +49,7 @@ class Compilation:
     model: ir.Model | None = None
     graph: ir.Graph | None = None
     again: Callable[[str, int], Compilation] | None = None
+    files: tuple[Path, ...] = ()
 
     @cached_property
     def found(self) -> list[Diagnostic]:
@@ -143,6 +148,7 @@ def _run_stages(
             done.graph = check_model(done.model, places, done.report, source.text, steps, allow_huge=allow_huge)
     except TooManyFaults:
         pass
+    done.files = library.files
 
 
 def _value(key: str, value: Any) -> Any:

@@ -105,6 +105,11 @@ class Library:
         self._trees[path.resolve()] = file
         self._words += count_words(file.source.text)
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The file of the spec, and those beside it that it takes from."""
+        return tuple(self._trees)
+
     def folder_of(self, file: tree.File) -> Path | None:
         """The folder in which a file that was found here lies."""
         if file.source.shipped:

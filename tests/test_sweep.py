@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import signal
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -183,7 +186,7 @@ def test_a_space_that_ends_ends_the_sweep(search: Callable[..., SweepResult]):
 def test_a_sweep_without_a_candidate_says_why(
     search: Callable[..., SweepResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("cnnspec.training.search.PATIENCE", 10)
+    monkeypatch.setattr("cnnspec.training.search.PATIENCE", 5)
     with pytest.raises(CnnspecError) as error:
         search({"c": "4..400"}, max_params=100)
     assert code(error) == "E0517"
@@ -253,6 +256,32 @@ def test_bad_trials_are_pruned(search: Callable[..., SweepResult], monkeypatch: 
     assert done.values["best"]["values"]["lr"] in ("0.1", "0.2")
 
 
+def test_the_best_spec_takes_its_files_along(search: Callable[..., SweepResult], spec: Path, tmp_path: Path):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "base.cnn").write_text(SPEC)
+    spec.write_text('extends "parts/base.cnn"\nnetwork tiny\n')
+    done = search({"c": [8, 16]}, trials=1, train={"epochs": 1})
+    assert done.fault is None
+    assert load(tmp_path / "sweep" / "best.cnn").parameter_count == done.values["trials"][0]["parameters"]
+    # Another file of that name is left alone, and then there is no best spec.
+    (tmp_path / "sweep" / "parts" / "base.cnn").write_text(SPEC.replace("relu", "gelu"))
+    again = search({"c": [8, 16]}, trials=1, train={"epochs": 1})
+    assert (again.best, again.fault and again.fault.diagnostics[0].code) == (None, "E0518")
+    assert not (tmp_path / "sweep" / "best.cnn").exists()
+
+
+def test_without_optuna_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch):
+    from cnnspec import training
+
+    for name in ("study", "search"):
+        monkeypatch.delitem(sys.modules, f"cnnspec.training.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(CnnspecError) as error:
+        training.sweep  # noqa: B018
+    assert code(error) == "E0507"
+    assert "pip install 'cnnspec[sweep]'" in str(error.value)
+
+
 # --- several processes ---------------------------------------------------------------------------
 
 
@@ -311,3 +340,79 @@ def test_a_sweep_that_is_stopped_goes_on(search: Callable[..., SweepResult], tmp
         assert [run["steps"] for run in results(out).values()] == [6]
         [whole] = results(tmp_path / "None").values()
         assert done.values["trials"][0]["val_acc"] == whole["val_acc"]
+
+
+def test_machines_without_a_common_folder_share_a_storage(
+    search: Callable[..., SweepResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(study, "HEARTBEAT", 1)
+    monkeypatch.setattr(study, "GRACE", 3)
+    here, there = tmp_path / "here" / "first", tmp_path / "there" / "first"
+
+    def work(out: Path) -> SweepResult:
+        return search({"lr": "0.01..0.3"}, trials=2, storage=f"sqlite:///{tmp_path / 'shared.db'}", out=out)
+
+    def dying() -> int:
+        study.SharedStudy.report = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        return work(there).exit_code
+
+    assert wait(fork(dying)) == -signal.SIGKILL
+    assert [run["state"] for run in results(there).values()] == ["running"]
+    rows = work(here).values["trials"]
+    assert {row["state"] for row in rows} == {"finished"}
+    assert sorted(results(here)) == sorted(row["trial"] for row in rows) == [0, 1]
+
+
+@pytest.mark.slow
+def test_many_processes_that_are_killed_at_random_lose_and_double_nothing(tmp_path: Path):
+    trials, draw = 40, random.Random(3)
+    space = Space.of({"a": "0..7", "b": [1, 2, 3], "x": "1..5"})
+
+    def work() -> int:
+        shared = study.SharedStudy(tmp_path / "sweep", None, "fake", space, 1, "median", {"space": 1})
+
+        def objective(trial: Any) -> float:
+            if "attempt_of" in trial.user_attrs:
+                candidate = shared.take(trial)
+                number, values = candidate.number, candidate.values
+            else:
+                number, values = trial.number, shared.propose(trial)
+                shared.note(trial, values, {"parameters": 1, "macs": 1}, "too large" if values["a"] == "7" else None)
+                shared.decide(trial, trials, lambda: None)
+            with (tmp_path / "log").open("a") as log:
+                log.write(f"{number} {os.getpid()}\n")
+            time.sleep(0.05)
+            return float(values["x"])
+
+        while True:
+            seen = shared.look()
+            if len(seen.ended) >= trials:
+                shared.close()
+                return 0
+            orphan = next((candidate for candidate in seen.trained if candidate.state == "open"), None)
+            if orphan is not None:
+                shared.reopen(orphan)
+            elif any(c.state == "waiting" for c in seen.trained) or len(seen.trained) < trials:
+                shared.work(objective)
+            else:
+                time.sleep(0.05)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "DEATHS", 1000)
+        patch.setattr(study, "NAMELESS", 2)
+        children = [fork(work) for _ in range(4)]
+        for _ in range(15):
+            time.sleep(draw.uniform(0.2, 1.5))
+            place = draw.randrange(4)
+            os.kill(children[place], signal.SIGKILL)  # one that has ended is not yet waited for
+            wait(children[place])
+            children[place] = fork(work)
+        assert [wait(child) for child in children] == [0, 0, 0, 0]
+    shared = study.SharedStudy(tmp_path / "sweep", None, "fake", space, 1, "median", {"space": 1})
+    ended = shared.look().ended
+    shared.close()
+    assert len(ended) == trials
+    assert len({tuple(sorted(candidate.values.items())) for candidate in ended}) == trials
+    assert not [candidate for candidate in ended if candidate.values["a"] == "7"]
+    begun = {int(line.split()[0]) for line in (tmp_path / "log").read_text().splitlines()}
+    assert begun == {candidate.number for candidate in ended}

@@ -143,11 +143,12 @@ def _print(result: Any, console: Any) -> None:
             table.add_row(str(row["trial"]), *(row["values"][name] for name in names), *figures)
         console.print(table)
     done, refused = len(rows), result.values["refused"]
-    more = f", {refused} candidates refused" if refused else ""
+    more = f", {refused} candidate{'s' * (refused > 1)} refused" if refused else ""
+    trials = f"{done} trial{'s' * (done != 1)} done{more}"
     told = {
-        "finished": f"{done} trials done{more}",
-        "exhausted": f"{done} trials done{more}: there are no further candidates in this space",
-        "interrupted": f"stopped; {done} trials done{more}; the same command goes on",
+        "finished": trials,
+        "exhausted": f"{trials}: there are no further candidates in this space",
+        "interrupted": f"stopped; {trials}; the same command goes on",
     }
     print(told[result.state])
     if result.best is not None:

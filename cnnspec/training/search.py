@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from cnnspec.backends.torch import to_module
-from cnnspec.compiler import compile_source, locate
+from cnnspec.compiler import compile_file, compile_source, locate
 from cnnspec.diagnostics import CnnspecError, Report, Source, failure
 from cnnspec.ir import Graph
 from cnnspec.library import read_text
-from cnnspec.restating import restate
+from cnnspec.restating import restate, same
 from cnnspec.training.checkpoints import write_whole
 from cnnspec.training.data import load_data
 from cnnspec.training.folders import is_first
@@ -195,7 +195,7 @@ class _Sweep:
         seed = recipe_of(self.base, self.options.train).seed
         options = self.options
         study = SharedStudy(
-            self.folder, options.storage, self.folder.name, self.space, seed, options.pruner, self._terms()
+            self.folder, options.storage, self.folder.resolve().name, self.space, seed, options.pruner, self._terms()
         )
         self.study = study
         try:
@@ -411,14 +411,34 @@ class _Sweep:
         }
 
     def _write_best(self, values: Candidate) -> tuple[Path | None, CnnspecError | None]:
-        """Write the spec of a candidate, if it can be written."""
-        path = self.folder / "best.cnn"
+        """Write the spec of a candidate beside copies of the files that it takes from, if it means the same there."""
+        target, root = self.folder / "best.cnn", self.path.parent.resolve()
         try:
             text = restate(self.text, self.name, values, self.path, allow_huge=self.options.allow_huge)
+            written = compile_source(Source(self.name, text), self.path, allow_huge=self.options.allow_huge)
+            others = [path for path in written.files if path != self.path.resolve() and path.is_relative_to(root)]
+            if target.resolve() in (self.path.resolve(), *others):
+                raise failure(
+                    "E0518", "the best spec would take the place of one that was searched", file=str(target),
+                    help="choose another folder with `--out`",
+                )  # fmt: skip
+            for path in others:
+                copy = self.folder / path.relative_to(root)
+                if not copy.exists():
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    write_whole(copy, path.read_bytes())
+            write_whole(target, text.encode())
+            found = compile_file(target, allow_huge=self.options.allow_huge)
+            if found.graph is None or not same(found.graph, written.require_graph()):
+                target.unlink()
+                raise failure(
+                    "E0518", "the best spec means something else in the folder of the sweep", file=str(target),
+                    notes=["it takes from files beside it, and there are others of their names"],
+                    help="choose another folder with `--out`",
+                )  # fmt: skip
         except CnnspecError as error:
             return None, error
-        write_whole(path, text.encode())
-        return path, None
+        return target, None
 
 
 def _newest(runs: Path) -> Path | None:

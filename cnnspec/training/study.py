@@ -269,7 +269,8 @@ class SharedStudy:
         self._workers = folder / "workers"
         self._first_seen: dict[int, float] = {}
         self.worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-        url = url or f"sqlite:///{folder.resolve() / 'study.db'}"
+        file = str(folder.resolve() / "study.db").replace("{", "{{").replace("}", "}}")  # Optuna fills in braces
+        url = url or f"sqlite:///{file}"
         try:
             self._workers.mkdir(parents=True, exist_ok=True)
             self._lock = _hold(self._workers / f"{self.worker}.lock")
@@ -341,7 +342,7 @@ class SharedStudy:
         worker = trial.user_attrs.get("worker")
         if worker is None:  # its process lives for a moment without a name, or died in it
             return time.monotonic() - self._first_seen.setdefault(trial.number, time.monotonic()) > NAMELESS
-        if not worker.startswith(f"{socket.gethostname()}-"):
+        if worker.rsplit("-", 2)[0] != socket.gethostname():
             return False
         lock = self._workers / f"{worker}.lock"
         return fcntl is not None and worker != self.worker and lock.exists() and not _is_held(lock)
