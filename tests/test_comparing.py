@@ -196,7 +196,7 @@ def test_runs_from_elsewhere_are_taken(
     done = run_compare("a.cnn", seeds=3, runs=["runs"])
     assert trained == [("a", 43)]
     assert [r.seed for r in done.rows[0].runs] == [7, 42, 43]
-    assert [r.folder for r in done.rows[0].runs] == ["runs/a/1", "runs/a/2", "runs/a/1"]
+    assert [r.folder for r in done.rows[0].runs] == ["../../runs/a/1", "../../runs/a/2", "runs/a/1"]
     assert run_compare("a.cnn", seeds=1, runs=["runs"], out="d").rows[0].figure("val_acc").count == 2
     alone = run_compare(runs=["runs"], out="e")
     assert trained == [("a", 43)]

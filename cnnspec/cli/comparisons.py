@@ -107,6 +107,8 @@ def compare(
         resume_command=shlex.join(["cnnspec", *sys.argv[1:]]),
         console=make_console(stderr=form != "text"),
     )
+    from cnnspec.training.comparing import REPORT
+
     done = training.compare(
         files or [], seeds=seeds, grid=values, options=options, runs=runs or [], target=goal, out=out
     )
@@ -115,7 +117,7 @@ def compare(
     elif form == "text":
         print()
         print(done.to_text(), end="")
-        print(f"\n{done.folder}")
+        print(f"\n{done.folder}" if done.state == "interrupted" else f"\n{done.folder / REPORT}")
     else:
         print(done.to_markdown() if form == "markdown" else done.to_csv(), end="")
     return done.exit_code

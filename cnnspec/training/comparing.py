@@ -7,6 +7,7 @@ twice, what was interrupted goes on, and what has changed since is trained anew.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from cnnspec.training.data import ImageData, load_data
 from cnnspec.training.journal import read_journal
 from cnnspec.training.optimizers import optimizer_of
 from cnnspec.training.options import TrainOptions
+from cnnspec.training.report import render
 from cnnspec.training.run import check_recipe, train
 from cnnspec.training.runs import held, hold, read_result
 from cnnspec.training.standings import Row, Run, in_csv, in_markdown, in_text
@@ -34,7 +36,7 @@ from cnnspec.training.stored import DIVERGED, Stored, stored_runs
 
 OWN = (DIVERGED, "E0513")
 """Faults of a single network, behind which the others go on; any other fault they would meet, too."""
-RESULT = "comparison.json"
+RESULT, REPORT = "comparison.json", "report.html"
 
 Say = Callable[[str], None]
 
@@ -131,6 +133,8 @@ def compare(
         state = "interrupted" if code else "failed" if failed else "finished"
         done = Comparison(folder, state, code or int(failed), rows, target)
         done.write()
+        if state != "interrupted":
+            write_whole(folder / REPORT, render(candidates, rows, folder, target, own.data_dir).encode())
     return done
 
 
@@ -250,8 +254,7 @@ class _Work:
             if found is None:
                 runs.append(Run(seed, None, {}))
                 continue
-            inside = found.folder.is_relative_to(self.folder)
-            shown = found.folder.relative_to(self.folder) if inside else found.folder
+            shown = Path(os.path.relpath(found.folder, self.folder))
             epochs = tuple(row for row in read_journal(found.folder) if "train_loss" in row)
             runs.append(Run(seed, shown.as_posix(), found.result, epochs))
         graph = candidate.graph

@@ -106,7 +106,10 @@ def _decode(path: Path, channels: int) -> Tensor:
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set in three parts, with the mean and standard deviation of each channel, scaled to 0..1."""
+    """A data set in three parts, with the mean and standard deviation of each channel, scaled to 0..1.
+
+    `names` are those of its classes, where they have any.
+    """
 
     name: str
     classes: int
@@ -115,6 +118,7 @@ class ImageData:
     test: Images | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    names: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -175,7 +179,8 @@ def load_data(graph: Graph, setting: Setting, data_dir: Path, *, offline: bool =
     kept, held = split(len(train), int(setting.args["val"]), setting.name)  # type: ignore[arg-type]
     val = train.part(held) if len(held) else None
     train = _some(train.part(kept), setting, "train")
-    return ImageData(setting.name, wanted, train, val, _some(test, setting, "test"), mean, std)
+    names = NAMES.get(setting.name, ())
+    return ImageData(setting.name, wanted, train, val, _some(test, setting, "test"), mean, std, names)
 
 
 def _some(images: Pixels, setting: Setting, part: str) -> Pixels:
@@ -212,6 +217,14 @@ def _packaged(data_dir: Path, offline: bool, train: bool) -> Original:
     with np.load(Path(__file__).with_name("fashion_mini") / "fashion_mini.npz", allow_pickle=False) as arrays:
         return Original(arrays[f"{part}_images"], arrays[f"{part}_labels"])
 
+
+_CLOTHES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+NAMES: dict[str, tuple[str, ...]] = {
+    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    "fashion_mnist": _CLOTHES,
+    "fashion_mini": _CLOTHES,
+}
+"""What the classes of a set are called, in the order of their labels."""
 
 SOURCES: dict[str, Callable[[Path, bool, bool], Original]] = {
     "cifar10": partial(torchvision_set, "cifar10"),
@@ -300,7 +313,7 @@ def _load_folder(graph: Graph, path: Path, share: float, channels: int, wanted: 
     if val is None and share > 0:
         kept, held = split(len(train), round(len(train) * share), str(path))
         train, val = train.part(kept), train.part(held) if len(held) else None
-    return ImageData(str(path), wanted, train, val, test, mean, std)
+    return ImageData(str(path), wanted, train, val, test, mean, std, tuple(names))
 
 
 def _class_names(folder: Path) -> list[str]:

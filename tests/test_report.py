@@ -1,0 +1,202 @@
+"""The report of a comparison, as a browser shows it: in light and dark, narrow and wide, with texts that mean harm."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cnnspec import loads
+from cnnspec.training.candidates import Candidate
+from cnnspec.training.data import load_data
+from cnnspec.training.predictions import write_predictions
+from cnnspec.training.report import TABLE, render
+from cnnspec.training.standings import Row, Run
+
+EVIL = "</title></pre><script>document.title='owned'</script><img src=http://192.0.2.1/x onerror=alert(1)> $\\frac{"
+SPEC = f"""# {EVIL}
+input 1x28x28
+classes 10
+stem conv 7x7 4 stride=7 pad=0 | bn | ACT
+head global_avgpool | flatten | linear classes
+train {{
+    data fashion_mini
+    LINES
+}}
+"""
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+OPEN_ALL = "document.querySelectorAll('details').forEach(one => one.open = true)"
+FAINT = """() => {
+  const parts = text => {
+    const found = text.match(/[\\d.]+/g).map(Number);
+    const scale = text.startsWith('color(') ? 255 : 1;
+    return [found[0] * scale, found[1] * scale, found[2] * scale, found.length > 3 ? found[3] : 1];
+  };
+  const over = (front, back) => front.slice(0, 3).map((v, i) => v * front[3] + back[i] * (1 - front[3]));
+  const light = color => {
+    const [r, g, b] = color.map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = one => {
+    const own = [];
+    for (let at = one; at; at = at.parentElement) own.unshift(parts(getComputedStyle(at).backgroundColor));
+    return own.reduce((back, front) => over(front, back), [255, 255, 255]);
+  };
+  const faint = [];
+  let seen = 0;
+  for (const one of document.querySelectorAll('body *')) {
+    const own = [...one.childNodes].some(node => node.nodeType === 3 && node.textContent.trim());
+    if (!own || !one.getClientRects().length || one.closest('style, defs')) continue;
+    seen += 1;
+    const style = getComputedStyle(one), back = behind(one);
+    const color = over(parts(one instanceof SVGElement ? style.fill : style.color), back);
+    const [a, b] = [light(color), light(back)].sort((x, y) => y - x);
+    if ((a + 0.05) / (b + 0.05) < 4.5) faint.push(one.tagName + ': ' + one.textContent.trim().slice(0, 40));
+  }
+  return {faint, seen};
+}"""
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of three networks: runs that are made up, told of images that are real."""
+    folder = tmp_path_factory.mktemp("comparison")
+    candidates, rows = [], []
+    for place, (act, lines) in enumerate([("relu", ""), ("gelu", "batch 64"), ("silu", "epochs 3")]):
+        text = SPEC.replace("LINES", lines).replace("ACT", act)
+        graph = loads(text, name=f"{EVIL} {act}.cnn" if place == 0 else f"net{place}")
+        label = graph.name if place else EVIL
+        candidate = Candidate(label, graph, graph.recipe, {"note": EVIL} if place == 0 else {})
+        data = load_data(graph, graph.recipe.data, folder, offline=True)
+        runs = [make_run(folder, place, seed, data.test) for seed in (42, 43)]
+        if place == 2:
+            runs.append(Run(44, "runs/x", {"state": "failed", "fault": {"code": "E0509", "message": EVIL}}))
+        candidates.append(candidate)
+        rows.append(
+            Row(
+                label,
+                graph.name,
+                candidate.settings,
+                candidate.key,
+                graph.parameter_count,
+                graph.macs,
+                tuple(runs),
+                0.3,
+            )
+        )
+    path = folder / "report.html"
+    path.write_text(render(candidates, rows, folder, 0.3, folder), "utf-8")
+    return path
+
+
+def make_run(folder: Path, place: int, seed: int, images: Any) -> Run:
+    """A run that tells about half of the images right."""
+    name = f"runs/{place}/{seed}"
+    (folder / name).mkdir(parents=True)
+    chance = torch.Generator().manual_seed(seed + 100 * place)
+    guess = torch.randint(10, images.labels.shape, generator=chance)
+    told = torch.where(torch.rand(guess.shape, generator=chance) < 0.5, images.labels, guess)
+    write_predictions(folder / name, {"test": (images.labels, told)})
+    accuracy = float((told == images.labels).double().mean())
+    epochs = tuple(
+        {"epoch": n, "train_loss": 2.0 / n, "train_acc": 0.2, "val_acc": accuracy * n / 3} for n in (1, 2, 3)
+    )
+    result = {
+        "state": "finished",
+        "test_acc": accuracy,
+        "val_acc": accuracy,
+        "epoch_seconds": [1.0, 2.0, 3.0],
+        "seconds": 3.0,
+    }
+    return Run(seed, name, result, epochs)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A browser without a window."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip(f"there is none of {', '.join(BROWSERS)}, so that nobody looks at the report")
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.mark.parametrize("width", [360, 1600])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_browser_shows_it(browser: Any, page_file: Path, scheme: str, width: int) -> None:
+    context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900})
+    page = context.new_page()
+    said: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(page_file.as_uri())
+    page.evaluate(OPEN_ALL)
+    assert said == []
+    assert [url for url in asked if not url.startswith("data:")] == [page_file.as_uri()]
+    assert page.title() != "owned"
+    assert page.evaluate("document.scripts.length") == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    sizes = page.evaluate("[...document.images].map(one => [one.naturalWidth, one.clientWidth])")
+    assert len(sizes) > 3 * 10
+    assert all(natural > 0 and shown > 0 for natural, shown in sizes)
+    charts = page.evaluate(
+        "[...document.querySelectorAll('.charts svg')].map(one => one.getBoundingClientRect().toJSON())"
+    )
+    assert len(charts) == 4
+    assert all(200 < chart["width"] <= width and chart["height"] > 150 for chart in charts)
+    found = page.evaluate(FAINT)
+    assert found["seen"] > 300
+    assert found["faint"] == []
+    named = page.evaluate("[...document.querySelectorAll('[id]')].map(one => one.id)")
+    assert len(named) == len(set(named))
+    assert page.evaluate("[...document.querySelectorAll('img')].every(one => one.alt)")
+    assert page.evaluate("[...document.querySelectorAll('th')].every(one => one.scope)")
+    shade = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert shade == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 26)"}[scheme]
+    assert EVIL in page.inner_text("main")
+    context.close()
+
+
+def test_it_is_one_file_and_always_the_same(page_file: Path) -> None:
+    text = page_file.read_text("utf-8")
+    assert "<script" not in text
+    assert "<img src=http" not in text
+    assert "default-src &#39;none&#39;" in text or "default-src 'none'" in text
+    for attribute in ('src="', 'href="'):
+        starts = {part[:5] for part in text.split(attribute)[1:]}
+        assert all(start.startswith(("data:", "#")) for start in starts), starts
+
+
+def test_many_classes_are_a_picture(tmp_path: Path) -> None:
+    classes = TABLE + 5
+    graph = loads(
+        SPEC.replace("LINES", "").replace("ACT", "relu").replace("classes 10", f"classes {classes}"), name="many"
+    )
+    labels = torch.arange(classes).repeat(4)
+    (tmp_path / "r").mkdir()
+    write_predictions(tmp_path / "r", {"val": (labels, labels.roll(1))})
+    run = Run(1, "r", {"state": "finished", "val_acc": 0.0})
+    candidate = Candidate("many", graph, graph.recipe)
+    row = Row("many", "many", {}, "k", graph.parameter_count, graph.macs, (run,))
+    text = render([candidate], [row], tmp_path, None, tmp_path)
+    assert f"over {classes} classes" in text
+    assert "images are not at hand" in text
+
+
+def test_the_page_has_the_figures(page_file: Path) -> None:
+    text = page_file.read_text("utf-8")
+    assert json.dumps("E0509")[1:-1] in text
+    assert text.count("±") > 6
+    assert "net1: 1 operators, 1 entries of the recipe differ" in text
