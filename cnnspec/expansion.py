@@ -307,8 +307,9 @@ class Expansion(Evaluator):
             differ = disagreement(element.join, [tensor.shape for tensor in known])
             caption = f"the branches differ in {shapes.join_words(differ)}" if differ else "maps and flat features"
             labels = [label for flow, tensor in branches if tensor for label in self.branch_label(flow, tensor)]
+            free = 1 if element.join == "concat" else 0  # axes in which branches may differ
             wanted = known[1 if fault.help and "the first branch" in fault.help else 0].shape
-            differing = [flow for flow, tensor in branches if tensor and tensor.shape != wanted]
+            differing = [flow for flow, tensor in branches if tensor and tensor.shape[free:] != wanted[free:]]
             places = [
                 (self.places.wholes.get(flow.origin), len(flow.elements) == 1 and isinstance(flow.elements[0], ir.In))
                 for flow in differing

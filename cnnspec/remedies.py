@@ -14,10 +14,15 @@ _MAX_CHARACTERS = 64 * 1024
 _MAX_STEPS = 4_000
 """Elements that are written out in all trials together."""
 
-_OTHERWISE = {"E0301": "give both branches the same kernels, paddings and strides in total"}
+_OTHERWISE = {
+    "E0301": "give both branches the same kernels, paddings and strides in total",
+    "E0302": "give all branches maps of one size, or use `flatten` in all of them",
+    "E0303": "the factors must agree in channels and map, or have 1 channel, or a 1x1 map",
+}
 """What to do where the remedy that seemed right does not work."""
 
 _WORDS = re.compile(r"`([^`]+)`")
+_FLATTEN = re.compile(r"(?<![A-Za-z0-9_@.])(?P<element>flatten[ \t]*\|[ \t]*)(?:[^\n{};]*\|[ \t]*)?$")
 _SETTING = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(\S+)")
 
 
@@ -47,6 +52,9 @@ def fixes_of_call(
             fixes.append(Fix(said, (edit,)))
 
     quoted = _WORDS.findall(help)
+    if help.endswith("in front of `flatten`") and (before := _FLATTEN.search(whole.source.text, 0, whole.start)):
+        gone, end = Span(whole.source, *before.span("element")), Span(whole.source, whole.end, whole.end)
+        fixes.append(Fix(help, (Edit(gone, ""), Edit(end, " | flatten"))))
     if "in front of it" in help:
         start = Span(whole.source, whole.start, whole.start)
         fixes += [Fix(f"put `{words}` in front of it", (Edit(start, f"{words} | "),)) for words in quoted]
@@ -84,7 +92,7 @@ def fixes_of_join(help: str | None, branches: Sequence[tuple[Span | None, bool]]
         help: What the rule of the join says.
         branches: Where each branch that differs from the wanted one stands, and whether it is `in` alone.
     """
-    found = re.search(r"with `((?:conv|linear) [^`]+)`", help or "")
+    found = re.search(r"with `((?:conv|linear|maxpool) [^`]+|flatten)`", help or "")
     if found is None or help is None:
         return []
     edits: list[Edit] = []

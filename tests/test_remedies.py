@@ -56,6 +56,15 @@ def test_many_kinds_of_faults_have_fixes() -> None:
         ("stem conv 4x4 16", "stem conv 4x4 16 pad=2"),
         ("stem linear 10", "stem flatten | linear 10"),
         ("add { conv 3x3 16; in }", "add { conv 3x3 16; conv 1x1 16 }"),
+        ("concat { conv 3x3 9 stride=2; in }", "concat { conv 3x3 9 stride=2; maxpool 2x2 }"),
+        ("concat { in; conv 3x3 9 stride=2 | relu }", "concat { maxpool 2x2; conv 3x3 9 stride=2 | relu }"),
+        (
+            "concat { conv 1x1 9; conv 3x3 9 stride=2; relu }",
+            "concat { conv 1x1 9 | maxpool 2x2; conv 3x3 9 stride=2; relu | maxpool 2x2 }",
+        ),
+        ("concat { flatten; conv 1x1 2 } | gn 1", "concat { flatten; conv 1x1 2 | flatten } | gn 1"),
+        ("mul { conv 1x1 8; global_avgpool | gelu }", "mul { conv 1x1 8; global_avgpool | gelu | conv 1x1 8 }"),
+        ("stem flatten | dropout 0.5 | conv 3x3 8 | linear 9", "stem dropout 0.5 | conv 3x3 8 | flatten | linear 9"),
         ("add { conv 3x3 16; bn | relu }", "add { conv 3x3 16; bn | relu | conv 1x1 16 }"),
         (
             "add { conv 3x3 3 stride=2; in  when in.c == 3 }",

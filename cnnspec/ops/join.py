@@ -1,11 +1,11 @@
 """The joins of branches: `add`, `mul`, `concat`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, cast
 
 from cnnspec import shapes
 from cnnspec.ops.base import FLOAT, Kept, Op, ShapeFault
-from cnnspec.shapes import Shape
+from cnnspec.shapes import AxisRule, Shape, Window
 from cnnspec.symbolic import greatest
 
 
@@ -25,19 +25,25 @@ class Join(Op):
         return FLOAT * shapes.numel(self.joined(inputs[:-1])) if len(inputs) > 2 else 0
 
 
+def _larger(first: Shape, other: Shape, window: Callable[[int], AxisRule]) -> tuple[str, Shape, int] | None:
+    """Which of two maps is the larger one, the smaller one, and the stride at which the window makes them alike."""
+    for small, large, which in ((first, other, "other"), (other, first, "first")):
+        for stride in (-(-large[1] // small[1]), large[1] // small[1]):
+            if stride > 1 and all(window(stride)(large[i]) == small[i] for i in (1, 2)):
+                return which, small, stride
+    return None
+
+
 def _projection(first: Shape, other: Shape) -> str | None:
-    """The remedy for a shortcut whose shape differs from the first branch."""
-    if len(first) != len(other):
-        return "use `flatten` in every branch, or in none"
+    """The remedy for a shortcut whose shape differs from the first branch, where an element is one."""
     if not shapes.is_map(first):
         return f"give the other branch as many features with `linear {first[0]}`"
     if other[1:] == first[1:]:
         return f"project the other branch with `conv 1x1 {first[0]}`"
-    for small, large, which in ((first, other, "other"), (other, first, "first")):
-        stride = (-(-large[1] // small[1]), -(-large[2] // small[2]))
-        if stride[0] == stride[1] > 1 and all(shapes.Window(1, stride[0])(large[i]) == small[i] for i in (1, 2)):
-            return f"project the {which} branch with `conv 1x1 {small[0]} stride={stride[0]}`"
-    return "give both branches the same kernels, paddings and strides in total"
+    if found := _larger(first, other, lambda stride: Window(1, stride)):
+        which, small, stride = found
+        return f"project the {which} branch with `conv 1x1 {small[0]} stride={stride}`"
+    return None
 
 
 def disagreement(kind: str, inputs: list[Shape]) -> list[str]:
@@ -63,7 +69,13 @@ class Add(Join):
     def infer(self, *inputs: Shape) -> Shape:
         for other in inputs[1:]:
             if other != inputs[0]:
-                raise ShapeFault("E0301", "cannot add tensors of different shapes", help=_projection(inputs[0], other))
+                help = (
+                    "use `flatten` in every branch, or in none"  # the sums of what they are flattened to hardly agree
+                )
+                if len(other) == len(inputs[0]):
+                    help = _projection(inputs[0], other)
+                    help = help or "give both branches the same kernels, paddings and strides in total"
+                raise ShapeFault("E0301", "cannot add tensors of different shapes", help=help)
         return inputs[0]
 
 
@@ -85,11 +97,10 @@ class Mul(Join):
             channels = {result[0], other[0]} - {1}
             maps = {result[1:], other[1:]} - {(1, 1)}
             if len(channels) > 1 or len(maps) > 1:
-                raise ShapeFault(
-                    "E0303",
-                    "cannot multiply tensors of these shapes",
-                    help="the factors must agree in channels and map, or have 1 channel, or a 1x1 map",
-                )
+                single = (1, 1) in (result[1:], other[1:])
+                help = _projection(result, (other[0], *result[1:]) if single else other)
+                help = help or "the factors must agree in channels and map, or have 1 channel, or a 1x1 map"
+                raise ShapeFault("E0303", "cannot multiply tensors of these shapes", help=help)
             result = self.joined((result, other))
         return result
 
@@ -130,15 +141,13 @@ class Concat(Join):
     def infer(self, *inputs: Shape) -> Shape:
         for other in inputs[1:]:
             if len(other) != len(inputs[0]):
-                raise ShapeFault(
-                    "E0302",
-                    "cannot concatenate a map and flat features",
-                    help="use `flatten` in every branch, or in none",
-                )
+                which = "first" if shapes.is_map(inputs[0]) else "other"
+                help = f"flatten the {which} branch, too, with `flatten`"
+                raise ShapeFault("E0302", "cannot concatenate a map and flat features", help=help)
             if other[1:] != inputs[0][1:]:
-                raise ShapeFault(
-                    "E0302",
-                    "cannot concatenate maps of different sizes",
-                    help="give all branches the same stride in total, and padding that keeps the size",
-                )
+                help = "give all branches the same stride in total, and padding that keeps the size"
+                if found := _larger(inputs[0], other, lambda stride: Window(stride, stride)):
+                    which, _, stride = found
+                    help = f"bring the {which} branch to the same size with `maxpool {stride}x{stride}`"
+                raise ShapeFault("E0302", "cannot concatenate maps of different sizes", help=help)
         return sum(shape[0] for shape in inputs), *inputs[0][1:]
