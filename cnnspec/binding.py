@@ -348,7 +348,7 @@ class Binder(Resolver):
                                 condition=self.expr(statement.condition, names), message=statement.message, origin=at
                             )
                         )
-                    case tree.Flow():
+                    case _:
                         out.append(self.flow(statement, names))
             except Fault:
                 out.append(self._broken(statement, at))
@@ -462,7 +462,7 @@ class Binder(Resolver):
                 return ir.In(origin=at)
             case tree.Nothing():
                 return ir.Nothing(origin=at)
-            case tree.Broken():
+            case _:
                 raise Fault
 
     def _each(self, node: tree.Each, names: Names, at: int) -> ir.Braces:

@@ -254,10 +254,8 @@ class Evaluator:
             pass
         return None
 
-    def rounds(self, count: ir.Expr | None, frame: Frame) -> int:
+    def rounds(self, count: ir.Expr, frame: Frame) -> int:
         """How often to repeat; 0 behind a fault."""
-        if count is None:
-            return 1
         if count.parts:
             self.charge(count)
         try:

@@ -145,7 +145,7 @@ class Resolver:
                 return make("list", *node.items)
             case tree.Group():
                 return self.expr(node.inner, names, type_)
-            case tree.Broken():
+            case _:
                 raise Fault
 
     def _name(self, node: tree.Name, names: Names, type_: Type | None, at: int) -> ir.Expr:

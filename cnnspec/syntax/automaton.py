@@ -117,12 +117,7 @@ class Parser:
                 parts: list[Any] = []
                 if size:
                     parts = values[-size:]
-                    low, high = starts[-size], ends[-1]
-                    if low < 0 or high < 0:  # a part that may be empty, and is
-                        low, high = (
-                            min((place for place in starts[-size:] if place >= 0), default=-1),
-                            max(ends[-size:]),
-                        )
+                    low, high = starts[-size], ends[-1]  # no rule begins or ends with a part that may be empty
                     del values[-size:], starts[-size:], ends[-size:], path[-size:]
                 if kept is not None:
                     parts = _children(parts, kept, absent)
