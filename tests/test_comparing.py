@@ -206,6 +206,29 @@ def test_runs_from_elsewhere_are_taken(
     assert code(error) == "E0506"
 
 
+def test_a_run_from_elsewhere_that_is_damaged_is_none(
+    run_compare: Compare, folder: Path, run: Callable[..., Any]
+) -> None:
+    whole = run(loads((folder / "a.cnn").read_text(), "a.cnn"), epochs=1).folder
+    result = json.loads((whole / "result.json").read_text())
+    for changes in (
+        {"test_acc": "high"},
+        {"epoch_seconds": 3},
+        {"fault": ["x"]},
+        {"recipe": {"epochs": "many"}},
+        {"seconds": []},
+    ):
+        (whole / "result.json").write_text(json.dumps({**result, **changes}))
+        with pytest.raises(CnnspecError) as error:
+            run_compare(runs=["runs"], out="c")
+        assert code(error) == "E0506"
+    (whole / "result.json").write_text(json.dumps(result))
+    (whole / "metrics.jsonl").write_text('{"train_loss": "low", "epoch": 1}\n')
+    assert run_compare(runs=["runs"], out="c").rows[0].runs[0].epochs == ()
+    (whole / "metrics.jsonl").write_text("[1]\nnothing\n")
+    assert run_compare(runs=["runs"], out="c").rows[0].runs[0].epochs == ()
+
+
 def test_a_grid_is_over_what_a_spec_has(
     run_compare: Compare, folder: Path, trained: list[Any], said: io.StringIO
 ) -> None:

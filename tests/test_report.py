@@ -195,6 +195,22 @@ def test_many_classes_are_a_picture(tmp_path: Path) -> None:
     assert "images are not at hand" in text
 
 
+def test_what_was_told_is_not_trusted(tmp_path: Path) -> None:
+    graph = loads(SPEC.replace("LINES", "").replace("ACT", "relu"), name="net")
+    runs, right = [], torch.arange(10)
+    for seed, told in enumerate([(right, right), (right, right + 1), (right[:5], right[:5]), (right, right - 1)]):
+        (tmp_path / str(seed)).mkdir()
+        write_predictions(tmp_path / str(seed), {"test": told})
+        runs.append(Run(seed, str(seed), {"state": "finished", "test_acc": 1.0}))
+    for seed, text in enumerate(["", "split,index,label,predicted\ntest,0,x,y\n", "split\ntest\n"], 10):
+        (tmp_path / str(seed)).mkdir()
+        (tmp_path / str(seed) / "predictions.csv").write_text(text)
+        runs.append(Run(seed, str(seed), {"state": "finished", "test_acc": 1.0}))
+    row = Row("net", "net", {}, "k", graph.parameter_count, graph.macs, tuple(runs))
+    text = render([Candidate("net", graph, graph.recipe)], [row], tmp_path, None, tmp_path)
+    assert text.count(">100.0</td>") == 10
+
+
 def test_the_page_has_the_figures(page_file: Path) -> None:
     text = page_file.read_text("utf-8")
     assert json.dumps("E0509")[1:-1] in text

@@ -24,7 +24,6 @@ from cnnspec.ir import Graph
 from cnnspec.training.candidates import Candidate, Grid, candidates_of, folder_name, networks_of
 from cnnspec.training.checkpoints import write_whole
 from cnnspec.training.data import ImageData, load_data
-from cnnspec.training.journal import read_journal
 from cnnspec.training.optimizers import optimizer_of
 from cnnspec.training.options import TrainOptions
 from cnnspec.training.report import render
@@ -32,7 +31,7 @@ from cnnspec.training.run import check_recipe, train
 from cnnspec.training.runs import held, hold, read_result
 from cnnspec.training.standings import Row, Run, in_csv, in_markdown, in_text
 from cnnspec.training.stopping import Stop, Stopped
-from cnnspec.training.stored import DIVERGED, Stored, stored_runs
+from cnnspec.training.stored import DIVERGED, Stored, epochs_of, stored_runs
 
 OWN = (DIVERGED, "E0513")
 """Faults of a single network, behind which the others go on; any other fault they would meet, too."""
@@ -255,8 +254,7 @@ class _Work:
                 runs.append(Run(seed, None, {}))
                 continue
             shown = Path(os.path.relpath(found.folder, self.folder))
-            epochs = tuple(row for row in read_journal(found.folder) if "train_loss" in row)
-            runs.append(Run(seed, shown.as_posix(), found.result, epochs))
+            runs.append(Run(seed, shown.as_posix(), found.result, epochs_of(found.folder)))
         graph = candidate.graph
         figures = (graph.parameter_count, graph.macs)
         return Row(candidate.label, graph.name, candidate.settings, candidate.key, *figures, tuple(runs), target)

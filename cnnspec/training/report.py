@@ -118,8 +118,8 @@ class _Sets:
 def _details(candidate: Candidate, row: Row, folder: Path, sets: _Sets) -> dict[str, Any]:
     """What the page tells of one network beside its figures."""
     told = [read_predictions(folder / run.folder) for run in row.finished if run.folder is not None]
-    split = "test" if all("test" in found for found in told) else "val"
-    parts = [found[split] for found in told if split in found]
+    split = "test" if any("test" in found for found in told) else "val"
+    parts = _fitting([found[split] for found in told if split in found], candidate.graph.output_shape[0])
     data = sets.find(candidate)
     names = data.names if data is not None and data.names else [str(n) for n in range(candidate.graph.output_shape[0])]
     return {
@@ -130,6 +130,16 @@ def _details(candidate: Candidate, row: Row, folder: Path, sets: _Sets) -> dict[
         "recipe": recipe_lines(candidate.recipe),
         "machines": sorted({_machine(run.result) for run in row.finished}),
     }
+
+
+def _fitting(parts: Sequence[Told], classes: int) -> list[Told]:
+    """What was told of the images that the first run was told of, in classes that there are."""
+    return [
+        (labels, predicted)
+        for labels, predicted in parts
+        if torch.equal(labels, parts[0][0])
+        and all(int(t.min()) >= 0 and int(t.max()) < classes for t in (labels, predicted))
+    ]
 
 
 def _machine(result: dict[str, Any]) -> str:

@@ -16,8 +16,10 @@ from cnnspec.diagnostics import CnnspecError, Report
 from cnnspec.ir import Graph, Model
 from cnnspec.names import Places
 from cnnspec.recipe import Recipe
+from cnnspec.training.journal import read_journal
 from cnnspec.training.runs import read_result
 
+FIGURES = ("val_acc", "test_acc", "val_loss", "test_loss", "seconds", "epochs", "best_epoch")
 DIVERGED = "E0509"
 """The one fault that a run would meet again, as it is the same to the bit."""
 
@@ -84,4 +86,22 @@ def _read(folder: Path) -> Stored | None:
         graph = check(model, Places(), Report(), text, allow_huge=True)
     except (OSError, ValueError, ValidationError, CnnspecError):
         return None
-    return None if graph is None else Stored(folder, graph, recipe, result)
+    return Stored(folder, graph, recipe, result) if graph is not None and _plausible(result) else None
+
+
+def _plausible(result: dict[str, Any]) -> bool:
+    """Whether figures are numbers: a result may be from elsewhere."""
+    figures = [result.get(name) for name in FIGURES]
+    ends, fault = result.get("epoch_seconds", []), result.get("fault") or {}
+    numbers = [figure for figure in figures if figure is not None] + (ends if isinstance(ends, list) else [None])
+    return all(type(number) in (int, float) for number in numbers) and isinstance(fault, dict)
+
+
+def epochs_of(folder: Path) -> tuple[dict[str, Any], ...]:
+    """The rows of a run's journal at the ends of its epochs; none if it is damaged."""
+    try:
+        rows = [row for row in read_journal(folder) if "train_loss" in row]
+        known = all(type(value) in (int, float) for row in rows for value in row.values())
+    except (OSError, ValueError, TypeError, AttributeError):
+        return ()
+    return tuple(rows) if known and all("epoch" in row for row in rows) else ()
