@@ -6,15 +6,18 @@ import contextlib
 import shutil
 import socket
 import sys
+import tarfile
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
 from torchvision import datasets
+from torchvision.datasets.utils import download_url
 
 from cnnspec.diagnostics import CnnspecError, failure
+from cnnspec.recipe import DATA_SETS
 
 _CLASSES: dict[str, Any] = {
     "cifar10": datasets.CIFAR10,
@@ -24,6 +27,8 @@ _CLASSES: dict[str, Any] = {
 }
 PATIENCE = 30.0
 """Seconds without a byte after which a server is given up."""
+LARGEST = 1 << 30
+"""Bytes that an archive may unpack to; the largest set has 190 MB."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +46,27 @@ def torchvision_set(name: str, data_dir: Path, offline: bool, train: bool) -> Or
         CnnspecError: E0502 if it cannot be had.
     """
     try:
-        data = _CLASSES[name](data_dir, train=train, download=False)
-    except (RuntimeError, OSError, ValueError) as error:
+        return _read(name, data_dir, train)
+    except Exception as error:  # noqa: BLE001 - files that are not what they say fail in many ways
         if offline:
             raise _missing(name, f"it is not in `{data_dir}`, and `--offline` forbids the download", error) from None
         _download(name, data_dir)
         try:
-            data = _CLASSES[name](data_dir, train=train, download=False)
-        except (RuntimeError, OSError, ValueError) as again:
+            return _read(name, data_dir, train)
+        except Exception as again:  # noqa: BLE001
             raise _missing(name, f"what is in `{data_dir}` cannot be read", again) from None
-    return Original(np.asarray(data.data), np.asarray(data.targets, dtype=np.int64))
+
+
+def _read(name: str, data_dir: Path, train: bool) -> Original:
+    """A set that is there. torchvision opens the pickles of CIFAR only if they have the checksums of the originals."""
+    data = _CLASSES[name](data_dir, train=train, download=False)
+    images, labels = np.asarray(data.data), np.asarray(data.targets, dtype=np.int64)
+    classes = DATA_SETS[name].classes or 0
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or not 0 < len(images) == len(labels):
+        raise ValueError("the images and the labels do not fit together")
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(f"there are labels outside of 0 to {classes - 1}")
+    return Original(images, labels)
 
 
 def _download(name: str, data_dir: Path) -> None:
@@ -63,19 +79,51 @@ def _download(name: str, data_dir: Path) -> None:
         print(f"downloading {name} to {data_dir}", file=sys.stderr)
         with tempfile.TemporaryDirectory(dir=data_dir, prefix=".download-") as folder:
             with contextlib.redirect_stdout(sys.stderr):
+                _fetch_archive(name, folder)
                 for train in (True, False):
                     _CLASSES[name](folder, train=train, download=True)
             for entry in sorted(Path(folder).iterdir()):
                 if entry.is_dir():
                     shutil.rmtree(data_dir / entry.name, ignore_errors=True)
                     entry.rename(data_dir / entry.name)
-    except (OSError, RuntimeError, EOFError, ValueError) as error:  # URLError is an OSError
+    except (OSError, RuntimeError, EOFError, ValueError, tarfile.TarError) as error:  # URLError is an OSError
         raise _missing(name, f"it cannot be downloaded to `{data_dir}`", error) from None
     finally:
         socket.setdefaulttimeout(waited)
         if not there:
             with contextlib.suppress(OSError):  # not empty, or never made
                 data_dir.rmdir()
+
+
+def _fetch_archive(name: str, folder: str) -> None:
+    """Download the archive of a set that comes as one, and look through it before torchvision unpacks it.
+
+    Below Python 3.14 it would be unpacked wherever its members' names say.
+    """
+    kind = _CLASSES[name]
+    if hasattr(kind, "tgz_md5"):
+        download_url(kind.url, folder, kind.filename, kind.tgz_md5)
+        check_archive(Path(folder, kind.filename))
+
+
+def check_archive(path: Path) -> None:
+    """Refuse an archive that holds anything but files and folders inside of its own.
+
+    Raises:
+        ValueError: It does, or it is too large.
+        TarError: It cannot be read.
+    """
+    total = 0
+    with tarfile.open(path) as archive:
+        for member in archive:
+            total += member.size
+            place = PurePosixPath(member.name.replace("\\", "/"))
+            if place.is_absolute() or ".." in place.parts or PureWindowsPath(member.name).drive:
+                raise ValueError(f"the archive would write to `{member.name}`, outside of its folder")
+            if not (member.isreg() or member.isdir()):
+                raise ValueError(f"`{member.name}` in the archive is neither a file nor a folder")
+            if total > LARGEST:
+                raise ValueError(f"the archive unpacks to more than {LARGEST:,} bytes")
 
 
 def _missing(name: str, why: str, error: Exception) -> CnnspecError:
