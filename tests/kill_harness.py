@@ -6,6 +6,9 @@ Each trial trains in a process of its own, forked from this one. Half of them ha
 another file system, if there is one. A trial fails if the run does not resume, loses more steps than were done since
 its last checkpoint (none, if it was asked to stop), or ends with another bit in its weights, its journal or its
 result than the undisturbed run.
+
+The moment of a kill is drawn from what the process tells: a number of steps, and of the calls that write a
+checkpoint, and behind that a random time. So it lands. One that does not is repeated and not counted.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import struct
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,48 +48,113 @@ train {
 """
 PHASES = {"loading": 1, "saving": 12, "step": 48, "validation": 18, "testing": 9}
 """Where a signal comes, and how many occasions there are at least."""
+PAUSE = 2e-4
+"""Seconds between two looks at what a process tells."""
+TRIES = 60
+"""How often a kill that does not land is repeated."""
 SAME = ("val_acc", "test_acc", "val_loss", "test_loss", "best_epoch", "steps", "epochs")
 
 
-@dataclass
-class Shared:
-    """Two numbers that survive a child: steps done, and steps in the newest checkpoint."""
+def _number(place: int) -> Any:
+    """One of the numbers of `Shared`."""
 
-    memory: mmap.mmap = field(default_factory=lambda: mmap.mmap(-1, 8))
+    def read(self: Shared) -> int:
+        return struct.unpack_from("i", self.memory, 4 * place)[0]
 
-    def write(self, place: int, value: int) -> None:
+    def write(self: Shared, value: int) -> None:
         struct.pack_into("i", self.memory, 4 * place, value)
 
-    def read(self) -> tuple[int, int]:
-        return struct.unpack_from("ii", self.memory)
+    return property(read, write)
+
+
+class Shared:
+    """Numbers that survive a process: what it had done when it died.
+
+    Attributes:
+        step: Steps done; -1 before training has begun.
+        saved: Steps in the newest checkpoint.
+        calls: Calls made so far by the checkpoint that is being written; 0 if none is.
+        most: The most calls of one checkpoint.
+    """
+
+    step, saved, calls, most = (_number(place) for place in range(4))
+
+    def __init__(self) -> None:
+        self.memory = mmap.mmap(-1, 16)
+        self.step = -1
 
 
 @dataclass
 class Outcome:
-    """What became of the trials."""
+    """What became of the trials.
+
+    Attributes:
+        trials: Runs that were disturbed.
+        hits: How many kills and signals came in which phase.
+        missed: Kills and signals that came too late, and were repeated.
+        lost: Steps that had to be done again, of each hit.
+        faults: What should not be.
+    """
 
     trials: int = 0
-    hits: dict[str, int] = field(default_factory=dict)
+    hits: Counter[str] = field(default_factory=Counter)
+    missed: int = 0
     lost: list[int] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
 
-def _count(shared: Shared) -> None:
-    """Let this process tell its steps and its checkpoints."""
-    from cnnspec.training.checkpoints import Checkpoints
+def _report(shared: Shared) -> None:
+    """Let this process tell its steps, its checkpoints, and every call that writes one."""
+    from cnnspec.training import checkpoints
     from cnnspec.training.task import Task
 
-    step, save = Task.training_step, Checkpoints.save
+    # Many calls to be killed in.
+    checkpoints.CHUNK = 512
 
-    def counted_step(self: Task, *args: Any) -> None:
+    class Told(io.FileIO):
+        def write(self, content: Any) -> int:
+            called()
+            return super().write(content)
+
+    def called() -> None:
+        if shared.calls:
+            shared.calls += 1
+
+    def opened(path: Path, *args: Any, **options: Any) -> Any:
+        if path.suffix != ".part":
+            return path_open(path, *args, **options)
+        called()
+        return Told(path, "wb")
+
+    def telling(home: Any, name: str) -> None:
+        original = getattr(home, name)
+
+        def call(*args: Any) -> Any:
+            called()
+            return original(*args)
+
+        setattr(home, name, call)
+
+    path_open, Path.open = Path.open, opened
+    for name in ("fsync", "replace", "link"):
+        telling(checkpoints.os, name)
+    begin, step, save = Task.on_train_start, Task.training_step, checkpoints.Checkpoints.save
+
+    def told_begin(self: Task) -> None:
+        shared.step = self.progress.step
+        begin(self)
+
+    def told_step(self: Task, *args: Any) -> None:
         step(self, *args)
-        shared.write(0, self.progress.step)
+        shared.step = self.progress.step
 
-    def counted_save(self: Checkpoints, state: dict[str, Any], **options: Any) -> None:
+    def told_save(self: checkpoints.Checkpoints, state: dict[str, Any], **options: Any) -> None:
+        shared.calls = 1
         save(self, state, **options)
-        shared.write(1, state["progress"]["step"])
+        shared.saved, shared.most = state["progress"]["step"], max(shared.most, shared.calls)
+        shared.calls = 0
 
-    Task.training_step, Checkpoints.save = counted_step, counted_save
+    Task.on_train_start, Task.training_step, checkpoints.Checkpoints.save = told_begin, told_step, told_save
 
 
 def _signal_in(phase: str, number: int, occasion: int) -> None:
@@ -153,6 +222,12 @@ def wait(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def poll(child: int) -> int | None:
+    """The same if the process has ended."""
+    ended, status = os.waitpid(child, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if ended else None
+
+
 def train_once(out: Path, resume: bool, save_every: float) -> int:
     import torch
     from rich.console import Console
@@ -171,8 +246,10 @@ def newest(out: Path) -> Path:
     return max((out / "tiny").glob("*"), key=lambda path: int(path.name), default=out / "tiny" / "1")
 
 
-def go_on(out: Path) -> int:
+def go_on(out: Path, temporary: str | None = None) -> int:
     """Begin the run, or resume it, if it is not finished."""
+    if temporary is not None:
+        os.environ["TMPDIR"], tempfile.tempdir = temporary, None
     path = newest(out) / "result.json"
     if path.exists() and json.loads(path.read_text())["state"] == "finished":
         return 0
@@ -203,11 +280,77 @@ def other_file_system(folder: Path) -> str | None:
     return None
 
 
+@dataclass(frozen=True)
+class Undisturbed:
+    """The run that was left alone.
+
+    Attributes:
+        contents: What it ended with.
+        steps: All of it.
+        step: Seconds of one, with its share of everything.
+        tail: Seconds behind the last one.
+        calls: The most of one checkpoint.
+    """
+
+    contents: dict[str, Any]
+    steps: int
+    step: float
+    tail: float
+    calls: int
+
+
+def undisturbed(out: Path) -> Undisturbed:
+    shared = Shared()
+
+    def job() -> int:
+        _report(shared)
+        return train_once(out, False, 0.05)
+
+    child = fork(job)
+    last, begun, since = -1, 0.0, 0.0
+    while (code := poll(child)) is None:
+        if shared.step != last:
+            last, since = shared.step, time.monotonic()
+            begun = begun or since
+        time.sleep(PAUSE)
+    assert code == 0, f"the undisturbed run ended with {code}"
+    found = contents(out)
+    assert found["state"] == "finished"
+    return Undisturbed(found, last, (since - begun) / last, time.monotonic() - since, shared.most)
+
+
+def kill_one(job: Callable[[Shared], int], kind: str, after: int, whole: Undisturbed, draw: random.Random) -> Killed:
+    """Start a process and kill it in training or in saving, some steps or more behind `after`."""
+    shared = Shared()
+    step = draw.randint(after, whole.steps)
+    calls = draw.randint(1, whole.calls) if kind == "saving" else 0
+    delay = whole.step if step < whole.steps else whole.tail
+    delay = draw.uniform(0, whole.step / whole.calls if calls else delay)
+    child = fork(lambda: job(shared))
+    while (code := poll(child)) is None and (shared.step < step or shared.calls < calls):
+        time.sleep(PAUSE)
+    if code is None:
+        time.sleep(delay)
+        os.kill(child, signal.SIGKILL)  # a process that has ended by itself is not yet waited for
+        code = wait(child)
+    return Killed(code, "saving" if shared.calls else "training", shared)
+
+
+@dataclass(frozen=True)
+class Killed:
+    """The exit code of a process, the phase in which it was, and what it had done."""
+
+    code: int
+    phase: str
+    shared: Shared
+
+
 def hunt(kills: int, signals: int, seed: int, folder: Path, tell: Callable[[str], None] = lambda line: None) -> Outcome:
     """Disturb so many runs, resume each, and compare.
 
     Args:
-        kills: Runs that are killed at a random moment, each up to three times.
+        kills: Runs that are killed at a random moment, each up to three times; of half of them the first kill
+            comes while a checkpoint is written.
         signals: Runs that get SIGTERM or SIGINT, in every phase in turn.
         seed: Of the moments.
         folder: For the runs.
@@ -216,66 +359,85 @@ def hunt(kills: int, signals: int, seed: int, folder: Path, tell: Callable[[str]
     import cnnspec.training.run  # noqa: F401 - once, before the first fork
 
     draw, done = random.Random(seed), Outcome()
-    whole = folder / "whole"
-    begin = time.monotonic()
-    assert wait(fork(lambda: train_once(whole, False, 0.05))) == 0
-    length = time.monotonic() - begin
-    expected = contents(whole)
-    assert expected["state"] == "finished"
+    whole = undisturbed(folder / "whole")
     elsewhere = other_file_system(folder)
     for trial in range(kills + signals):
-        out, shared = folder / str(trial), Shared()
-        killing = trial < kills
-        name, code = ("kill", -signal.SIGKILL) if killing else (list(PHASES)[trial % len(PHASES)], 0)
-        occasion = draw.randrange(PHASES.get(name, 1))
-        number = signal.SIGTERM if trial % 2 else signal.SIGINT
-        kept = os.environ.pop("TMPDIR", None)
-        if elsewhere and trial % 2:
-            os.environ["TMPDIR"] = elsewhere
-        tempfile.tempdir = None
-
-        def job(
-            out: Path = out, shared: Shared = shared, name: str = name, at: tuple[int, int] = (number, occasion)
-        ) -> int:
-            _count(shared)
-            if name != "kill":
-                _signal_in(name, *at)
-            return go_on(out)
-
-        for _ in range(draw.randint(1, 3) if killing else 1):
-            child = fork(job)
-            if killing:
-                time.sleep(draw.uniform(0, length))
-                os.kill(child, signal.SIGKILL)
-            code = wait(child)
-            step, saved = shared.read()
-            if code in (-signal.SIGKILL, 128 + number):
-                done.hits[name] = done.hits.get(name, 0) + 1
-                done.lost.append(_lost(out, step, saved, code, trial, done.faults))
-            elif code == 0:
-                break
-            else:
-                done.faults.append(f"trial {trial} ({name}): exit code {code}")
-        tries = 0
-        while code != 0 and tries < 3:
-            code = wait(fork(lambda: go_on(out)))  # noqa: B023
-            tries += 1
-        if code != 0 or contents(out) != expected:
-            done.faults.append(f"trial {trial} ({name}): " + (f"exit code {code}" if code else "another result"))
+        out, temporary = folder / str(trial), elsewhere if trial % 2 else None
+        before = len(done.faults)
+        if trial < kills:
+            name = "kill"
+            _kill(out, temporary, trial, whole, draw, done)
         else:
+            name = list(PHASES)[trial % len(PHASES)]
+            _signal(out, temporary, trial, name, draw, done)
+        code = 1
+        for _ in range(3):
+            code = code and wait(fork(lambda: go_on(out, temporary)))  # noqa: B023
+        if code != 0 or contents(out) != whole.contents:
+            done.faults.append(f"trial {trial} ({name}): " + (f"exit code {code}" if code else "another result"))
+        if len(done.faults) == before:
             shutil.rmtree(out)
-        if kept is not None:
-            os.environ["TMPDIR"] = kept
         done.trials += 1
-        tell(f"trial {trial + 1}: {name}, {done.hits.get(name, 0)} hits, {len(done.faults)} faults")
+        tell(f"trial {trial + 1}: {name}; {dict(done.hits)}, {done.missed} repeated, {len(done.faults)} faults")
     return done
+
+
+def _kill(out: Path, temporary: str | None, trial: int, whole: Undisturbed, draw: random.Random, done: Outcome) -> None:
+    """Kill a run one to three times; each kill lands."""
+
+    def job(shared: Shared) -> int:
+        _report(shared)
+        return go_on(out, temporary)
+
+    after, left, tries, landed = 0, draw.randint(1, 3), 0, False
+    kinds = ["saving" if trial // 2 % 2 else "training", *draw.choices(("saving", "training"), k=left - 1)]
+    while left and tries < TRIES:
+        killed = kill_one(job, kinds[-left], after, whole, draw)
+        tries += 1
+        if killed.code == -signal.SIGKILL:
+            after = max(after, killed.shared.saved)
+            done.lost.append(_lost(out, killed.shared.step, after, killed.code, trial, done.faults))
+        elif killed.code == 0 and landed:
+            done.missed += 1
+            return
+        elif killed.code == 0:
+            shutil.rmtree(out)  # finished, and no kill has landed: another run for this trial
+            after = 0
+        else:
+            done.faults.append(f"trial {trial} (kill): exit code {killed.code}")
+            return
+        if killed.code == -signal.SIGKILL and kinds[-left] in (killed.phase, "training"):
+            done.hits[f"kill in {killed.phase}"] += 1
+            landed, left = True, left - 1
+        else:
+            done.missed += 1
+    if left:
+        done.faults.append(f"trial {trial} (kill): it did not land")
+
+
+def _signal(out: Path, temporary: str | None, trial: int, phase: str, draw: random.Random, done: Outcome) -> None:
+    """Let a run signal itself in a phase."""
+    shared, occasion = Shared(), draw.randrange(PHASES[phase])
+    number = draw.choice((signal.SIGTERM, signal.SIGINT))
+
+    def job() -> int:
+        _report(shared)
+        _signal_in(phase, number, occasion)
+        return go_on(out, temporary)
+
+    code = wait(fork(job))
+    if code != 128 + number:
+        done.faults.append(f"trial {trial} ({phase}): exit code {code}")
+        return
+    done.hits[f"{number.name} in {phase}"] += 1
+    done.lost.append(_lost(out, shared.step, shared.saved, code, trial, done.faults))
 
 
 def _lost(out: Path, step: int, saved: int, code: int, trial: int, faults: list[str]) -> int:
     """How many steps are not in the checkpoint that is found again."""
     from cnnspec.training.checkpoints import Checkpoints
 
-    store = Checkpoints(newest(out) / "checkpoints")
+    store, step = Checkpoints(newest(out) / "checkpoints"), max(0, step)
     if not store.exist():
         if step:
             faults.append(f"trial {trial}: {step} steps and no checkpoint")
@@ -297,7 +459,9 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         done = hunt(args.kills, args.signals, args.seed, Path(folder), lambda line: print(line, flush=True))
-    print(f"{done.trials} runs disturbed, by: {done.hits}; most steps done again: {max(done.lost, default=0)}")
+    print(f"{done.trials} runs disturbed, {sum(done.hits.values())} times, {done.missed} more repeated")
+    print("\n".join(f"  {name:<26} {count:>4}" for name, count in sorted(done.hits.items())))
+    print(f"most steps done again: {max(done.lost, default=0)}")
     print("\n".join(done.faults) or "every run ended as the undisturbed one, bit for bit")
     sys.exit(bool(done.faults))
 

@@ -9,24 +9,21 @@ import errno
 import io
 import json
 import os
-import pickle
 import random
-import shutil
-import struct
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from kill_harness import hunt
+from kill_harness import fork, hunt, wait
+from PIL import Image
+from rich.console import Console
 
-from cnnspec import CnnspecError, Graph, loads
-from cnnspec.backends.torch import to_module
-from cnnspec.backends.torch_weights import load_weights, read_weights
-from cnnspec.training import Result, checkpoints
-from cnnspec.training.checkpoints import Checkpoints, Damaged, seal, unseal
+from cnnspec import CnnspecError, Graph, build, load, loads
+from cnnspec.backends.torch_weights import read_weights
+from cnnspec.training import Result, TrainOptions, checkpoints, train
+from cnnspec.training.checkpoints import Checkpoints, Damaged, unseal
 from cnnspec.training.feed import Feed
 from cnnspec.training.folders import RunFolder
 from cnnspec.training.journal import Journal, read_journal
@@ -81,24 +78,51 @@ def test_the_last_two_checkpoints_and_the_best_are_kept(tmp_path: Path):
     )
 
 
-def test_every_truncation_and_every_flipped_byte_is_found():
-    content = seal(state_of(1))
-    assert len(content) > 36_000
-    lengths = [*range(0, len(content), 4096), len(content) - 1, len(content) - 39, len(content) - 41]
-    damaged = [content[:length] for length in lengths]
+def trained_state(step: int) -> dict[str, Any]:
+    """What a run of ResNet-20 keeps: weights, statistics and momenta."""
+    torch.manual_seed(step)
+    network = build(load("resnet20"))
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, 0.9)
+    network(torch.randn(2, 3, 32, 32)).square().sum().backward()
+    optimizer.step()
+    weights = {f"network.{key}": tensor for key, tensor in network.state_dict().items()}
+    return {"state_dict": weights, "optimizer_states": [optimizer.state_dict()], "progress": {"step": step}}
+
+
+def test_every_truncation_and_every_flipped_byte_is_found(tmp_path: Path):
+    store = Checkpoints(tmp_path)
+    for step in (1, 2):
+        store.save(trained_state(step))
+    content = store.last.read_bytes()
+    lengths = [*range(0, len(content), 4096), *(len(content) - less for less in (1, 8, 31, 32, 33, 39, 40, 41))]
+    assert len(lengths) > 500
     draw = random.Random(0)
-    for _ in range(1000):
-        place = draw.randrange(len(content))
+    flips = [(draw.randrange(len(content)), draw.randint(1, 255)) for _ in range(992)]
+    flips += [(len(content) - 40 + place, 1) for place in (0, 7, 8, 39)]  # the mark and the checksum
+    flips += [(place, 128) for place in range(4)]
+
+    def damaged() -> Iterator[bytes | bytearray]:
+        for length in lengths:
+            yield content[:length]
         flipped = bytearray(content)
-        flipped[place] ^= draw.randint(1, 255)
-        damaged.append(bytes(flipped))
-    for bytes_ in damaged:
+        for place, bits in flips:
+            flipped[place] ^= bits
+            yield flipped
+            flipped[place] ^= bits
+
+    count = 0
+    for bytes_ in damaged():
         with pytest.raises(Damaged):
             unseal(bytes_)
-    assert unseal(content)["progress"]["step"] == 1
-
-
-CALLS = ("open", "write", "fsync", "replace", "link")
+        if count % 50 == 0:  # and the run goes on from the one before
+            store.last.write_bytes(bytes_)
+            state, said = store.load()
+            assert state["progress"]["step"] == 1
+            assert len(said) == 1
+            assert said[0].startswith("the checkpoint `last.ckpt` is damaged")
+        count += 1
+    assert count == len(lengths) + 1000
+    assert unseal(content)["progress"]["step"] == 2
 
 
 class Failing:
@@ -261,14 +285,17 @@ def test_runs_that_are_killed_and_stopped_end_as_the_undisturbed_one(tmp_path: P
     done = hunt(kills=3, signals=5, seed=3, folder=tmp_path)
     assert done.faults == []
     assert done.trials == 8
-    assert {"loading", "saving", "step", "validation", "testing"} <= set(done.hits)
+    phases = {name.split()[-1] for name in done.hits if name.startswith("SIG")}
+    assert phases == {"loading", "saving", "step", "validation", "testing"}
+    assert sum(count for name, count in done.hits.items() if name.startswith("kill")) >= 3
 
 
 @pytest.mark.slow
 def test_many_runs_that_are_killed_and_stopped(tmp_path: Path):
     done = hunt(kills=40, signals=40, seed=4, folder=tmp_path)
     assert done.faults == []
-    assert sum(done.hits.values()) > 70
+    assert sum(done.hits.values()) >= 80
+    assert min(done.hits["kill in training"], done.hits["kill in saving"]) > 15
 
 
 # --- numbers that are not finite, memory, disks --------------------------------------------------
@@ -365,6 +392,97 @@ def test_a_disk_that_is_full_ends_the_run_with_an_error(run: Callable[..., Resul
     assert json.loads((tmp_path / "runs" / "tiny" / "1" / "result.json").read_text())["steps"] == 2 * STEPS
 
 
+def limited(kind: str, what: Callable[[], int], job: Callable[[], int]) -> int:
+    """The exit code of a job in a process of its own, for which the system has a limit."""
+
+    def limited_job() -> int:
+        import resource
+
+        place = getattr(resource, kind)
+        resource.setrlimit(place, (what(), resource.getrlimit(place)[1]))
+        return job()
+
+    return wait(fork(limited_job))
+
+
+def test_a_file_that_the_system_cuts_short_leaves_the_checkpoints(run: Callable[..., Result]):
+    """As on a full disk, a part of the checkpoint is written before the system refuses the rest."""
+    pytest.importorskip("resource")
+    whole = run(tiny(), seed=6)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 0, 9)
+        stopped = run(tiny(), seed=6)
+    store = RunFolder(stopped.folder).checkpoints
+    size, before = store.last.stat().st_size, store.last.read_bytes()
+
+    def job() -> int:
+        with pytest.raises(CnnspecError) as error:
+            run(tiny(), resume=True)
+        return 40 if code(error) == "E0506" and "file too large" in str(error.value) else 41
+
+    assert limited("RLIMIT_FSIZE", lambda: size // 2, job) == 40
+    assert store.last.read_bytes() == before
+    assert list(stopped.folder.rglob("*.part")) == []
+    assert same(whole, run(tiny(), resume=True))
+
+
+def test_memory_that_the_system_refuses_means_smaller_parts(tmp_path: Path):
+    """The allocation fails in truth: the batch needs more than the process may have."""
+    pytest.importorskip("resource")
+    text = NETWORK.replace("stem conv 7x7 4 stride=7 pad=0", "stem conv 3x3 128").replace("val=2000", "val=5500")
+    graph = loads(text.replace("RECIPE", "").replace("epochs    2", "epochs    1"), name="tiny.cnn")
+    said = io.StringIO()
+
+    def now() -> int:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        return pages * os.sysconf("SC_PAGESIZE") + (300 << 20)  # the activations of a whole batch are 300 MB and more
+
+    def job() -> int:
+        options = {"offline": True, "pictures": False, "console": Console(file=said, width=200)}
+        given = {"memory_format": "contiguous", "threads": 1, "allocator": "default"}
+        result = train(graph, TrainOptions(out=tmp_path, **options, **given))
+        parts = Checkpoints(result.folder / "checkpoints").load()[0]["progress"]["parts"]
+        whole = result.state == "finished" and result.values["steps"] == 2
+        return 40 if whole and parts > 1 and f"in {parts} parts" in said.getvalue() else 41
+
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("needs /proc")
+    assert limited("RLIMIT_AS", now, job) == 40
+
+
+def test_workers_that_die_again_and_again_end_the_run_with_a_saved_state(
+    run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for part, count in (("train", 20), ("val", 4)):
+        for kind in "ab":
+            (tmp_path / "images" / part / kind).mkdir(parents=True)
+            for number in range(count):
+                shade = (number * 5 + (kind == "b") * 120) % 256
+                image = Image.new("L", (28, 28), shade)
+                image.save(tmp_path / "images" / part / kind / f"{number}.png")
+    text = NETWORK.replace("RECIPE", "").replace("fashion_mini val=2000", f'folder path="{tmp_path / "images"}"')
+    graph = loads(text.replace("classes 10", "classes 2").replace("batch     250", "batch     10"), name="tiny.cnn")
+    monkeypatch.setattr("cnnspec.training.run.default_workers", lambda: 1)
+    monkeypatch.setattr("cnnspec.training.scoring.default_workers", lambda: 0)
+    whole = run(graph, seed=8)
+    make, here = Feed.__getitem__, os.getpid()
+
+    def dying(self: Feed, place: int) -> Any:
+        if os.getpid() != here and self.epoch == 1 and place == 2:
+            os._exit(9)
+        return make(self, place)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Feed, "__getitem__", dying)
+        with pytest.raises(CnnspecError) as error:
+            run(graph, seed=8)
+    assert code(error) == "E0514"
+    folder = tmp_path / "runs" / "tiny" / "2"
+    assert json.loads((folder / "result.json").read_text())["state"] == "failed"
+    assert Checkpoints(folder / "checkpoints").load()[0]["progress"]["step"] == 4
+    assert same(whole, run(graph, resume=True))
+
+
 def test_a_run_has_one_process_at_a_time(tmp_path: Path):
     graph = tiny()
     folder = RunFolder.create(tmp_path, graph)
@@ -375,144 +493,3 @@ def test_a_run_has_one_process_at_a_time(tmp_path: Path):
     folder.release()
     again, _ = RunFolder.find(tmp_path, graph)
     again.release()
-
-
-# --- files that would like to run code -----------------------------------------------------------
-
-
-class Evil:
-    """Touches a file when it is unpickled."""
-
-    target = ""
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-
-    def __reduce__(self) -> Any:
-        calls: dict[str, Any] = {
-            "system": (os.system, (f"touch {self.target}",)),
-            "exec": (exec, (f"open({self.target!r}, 'w')",)),
-            "eval": (eval, (f"open({self.target!r}, 'w')",)),
-            "open": (open, (self.target, "w")),
-            "shutil": (shutil.copy, (__file__, self.target)),
-            "import": (__import__, ("antigravity",)),
-            "mkdir": (os.mkdir, (self.target,)),
-            "path": (Path, (self.target,)),
-            "partial": (__import__("functools").partial, (os.system, f"touch {self.target}")),
-            "loader": (torch.hub.load_state_dict_from_url, ("http://127.0.0.1:9/evil.pth",)),
-            "module": (torch.nn.Linear, (2, 2)),
-        }
-        return calls[self.kind]
-
-
-def with_zip(path: Path, **members: bytes) -> None:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in members.items():
-            archive.writestr(name.replace("__", "/"), content)
-
-
-def safetensors(header: Any, body: bytes = b"", size: int | None = None) -> bytes:
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(text) if size is None else size) + text + body
-
-
-def evil_files(folder: Path) -> dict[str, Path]:
-    """Files that are no weights, each in its way."""
-    made: dict[str, Path] = {}
-
-    def put(name: str, content: bytes | Callable[[Path], None]) -> None:
-        made[name] = path = folder / name
-        if isinstance(content, bytes):
-            path.write_bytes(content)
-        else:
-            content(path)
-
-    kinds = ("system", "exec", "eval", "open", "shutil", "import", "mkdir", "path", "partial", "loader", "module")
-    for kind in kinds:
-        put(f"{kind}.pt", lambda path, kind=kind: torch.save({"a": Evil(kind)}, path))
-    put("legacy.pth", lambda path: torch.save({"a": Evil("system")}, path, _use_new_zipfile_serialization=False))
-    put("plain_pickle.pt", pickle.dumps(Evil("system")))
-    put("plain_pickle.ckpt", pickle.dumps({"state_dict": Evil("system")}))
-    put(
-        "in_checkpoint.ckpt", lambda path: torch.save({"state_dict": {"a": torch.ones(1)}, "hyper": Evil("exec")}, path)
-    )
-    put("as_key.pt", lambda path: torch.save({Evil("open"): torch.ones(1)}, path))
-    put("hand_made.pt", b"cos\nsystem\n(S'touch " + Evil.target.encode() + b"'\ntR.")
-    put(
-        "zip_pickle.pt",
-        lambda path: with_zip(path, archive__data_pkl=pickle.dumps(Evil("system")), archive__version=b"3"),
-    )
-    put("zip_escape.pt", lambda path: with_zip(path, **{"..__..__escaped": b"x", "archive__version": b"3"}))
-    put("script.pt", lambda path: torch.jit.script(torch.nn.Linear(2, 2)).save(str(path)))
-    put("not_tensors.pt", lambda path: torch.save({"a": [1, 2], "b": "c"}, path))
-    put("a_list.pt", lambda path: torch.save([torch.ones(1)], path))
-    put("numbers_as_keys.pt", lambda path: torch.save({1: torch.ones(1)}, path))
-    put("half.pt", lambda path: (torch.save({"a": torch.ones(9999)}, path), path.write_bytes(path.read_bytes()[:9000])))
-    put("empty.pt", b"")
-    put("empty.safetensors", b"")
-    put("header_of_an_exabyte.safetensors", safetensors({}, size=1 << 60))
-    put("header_too_long.safetensors", safetensors({}, b"x" * 50, size=40))
-    put("no_json.safetensors", safetensors(b"{'a': eval}"))
-    put(
-        "offsets_outside.safetensors",
-        safetensors({"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}, b"x" * 8),
-    )
-    put(
-        "offsets_backwards.safetensors",
-        safetensors({"a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}}, b"x" * 8),
-    )
-    put("negative.safetensors", safetensors({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}, b"x" * 8))
-    put("huge_shape.safetensors", safetensors({"a": {"dtype": "F32", "shape": [1 << 62, 4], "data_offsets": [0, 0]}}))
-    put("strange_type.safetensors", safetensors({"a": {"dtype": "PY", "shape": [2], "data_offsets": [0, 8]}}, b"x" * 8))
-    overlap = {name: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for name in "ab"}
-    put("overlapping.safetensors", safetensors(overlap, b"x" * 8))
-    put("pickle.safetensors", pickle.dumps(Evil("system")))
-    return made
-
-
-def test_no_file_runs_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    target = tmp_path / "was_run"
-    monkeypatch.setattr(Evil, "target", str(target))
-    (tmp_path / "files").mkdir()
-    network = to_module(tiny())
-    before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
-    files = evil_files(tmp_path / "files")
-    assert len(files) >= 35
-    for name, path in files.items():
-        with pytest.raises(CnnspecError) as error:
-            load_weights(network, read_weights(path))
-        assert code(error) in ("E0504", "E0505"), name
-        assert not target.exists(), name
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["files"]
-    assert all(torch.equal(before[key], tensor) for key, tensor in network.state_dict().items())
-    # The proof that the files would do it.
-    with open(files["system.pt"], "rb") as file:
-        torch.load(file, weights_only=False)
-    assert target.exists()
-
-
-@pytest.mark.parametrize("kind", ["system", "exec", "eval", "open", "mkdir", "partial", "module"])
-def test_no_checkpoint_of_a_run_runs_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str):
-    target = tmp_path / "was_run"
-    monkeypatch.setattr(Evil, "target", str(target))
-    content = seal({"state_dict": {}, "progress": Evil(kind)})
-    with pytest.raises(Damaged):
-        unseal(content)
-    assert not target.exists()
-
-
-def test_weights_of_another_shape_are_refused(tmp_path: Path):
-    network = to_module(tiny())
-    state = {key: tensor.clone() for key, tensor in network.state_dict().items()}
-    wrong = [
-        {**state, "stem.0.weight": torch.ones(4, 1, 7, 8)},
-        {**state, "more": torch.ones(1)},
-        {key: tensor for key, tensor in state.items() if key != "stem.0.weight"},
-        {**state, "stem.0.weight": torch.ones(0)},
-    ]
-    for number, weights in enumerate(wrong):
-        path = tmp_path / f"{number}.pt"
-        torch.save(weights, path)
-        with pytest.raises(CnnspecError) as error:
-            load_weights(network, read_weights(path))
-        assert code(error) == "E0504"

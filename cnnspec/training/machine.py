@@ -44,6 +44,13 @@ def free_memory(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
+def memory_is_full(error: RuntimeError) -> bool:
+    """Whether an allocation has failed, on a GPU or on the CPU; what a GPU keeps in reserve is then given back."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def versions() -> dict[str, str]:
     """Versions of what took part in a run."""
     packages = ("torch", "torchvision", "pytorch-lightning")

@@ -19,7 +19,7 @@ from cnnspec.recipe import Setting
 from cnnspec.training.augment import Prepare
 from cnnspec.training.data import ImageData, Images, load_data
 from cnnspec.training.feed import Feed
-from cnnspec.training.machine import best_device, default_workers, keep_memory
+from cnnspec.training.machine import best_device, default_workers, keep_memory, memory_is_full
 
 BATCH = 250
 """Images at once."""
@@ -48,7 +48,7 @@ def score(
     poll: Callable[[], None] = lambda: None,
     tta: Literal["hflip"] | None = None,
 ) -> Score:
-    """Score a network on one part of a data set, in float32, without augmentation.
+    """Score a network on one part of a data set, in float32, without augmentation; in smaller parts if memory is full.
 
     Args:
         network: Takes `[N, C, H, W]`, gives logits `[N, classes]`; it is left in evaluation mode.
@@ -60,21 +60,31 @@ def score(
         tta: `hflip` averages the logits of each image and of its mirror image.
     """
     network = network.to(device).eval()
-    correct, loss = 0, 0.0
+    correct, loss, parts = 0, 0.0, 1
     predicted: list[Tensor] = []
     workers = 0 if images.in_memory else default_workers()
     with torch.inference_mode():
         for batch, labels in Feed(images, Prepare(size, data.mean, data.std), BATCH, workers=workers):
             poll()
-            batch = batch.to(device)
-            logits = network(batch)
-            if tta == "hflip":
-                logits = (logits + network(batch.flip(3))) / 2
-            logits, labels = logits.cpu(), labels.cpu()
+            while True:
+                try:
+                    outputs = [_logits(network, x.to(device), tta) for x in batch.chunk(parts)]
+                    break
+                except RuntimeError as error:
+                    if parts >= len(batch) or not memory_is_full(error):
+                        raise
+                    parts *= 2
+            logits, labels = torch.cat(outputs), labels.cpu()
             predicted.append(logits.argmax(1))
             correct += int((predicted[-1] == labels).sum())
             loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
     return Score(correct, len(images), loss / len(images), torch.cat(predicted))
+
+
+def _logits(network: nn.Module, images: Tensor, tta: str | None) -> Tensor:
+    """Logits `[N, classes]` on the CPU."""
+    logits = network(images)
+    return ((logits + network(images.flip(3))) / 2 if tta == "hflip" else logits).cpu()
 
 
 def evaluate(

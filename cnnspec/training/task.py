@@ -28,6 +28,7 @@ from cnnspec.training.data import ImageData
 from cnnspec.training.feed import Batch
 from cnnspec.training.finite import first_not_finite
 from cnnspec.training.journal import Journal
+from cnnspec.training.machine import memory_is_full
 from cnnspec.training.optimizers import optimizer_of
 from cnnspec.training.scoring import score
 from cnnspec.training.stopping import Pruned, Stop, Stopped
@@ -314,13 +315,10 @@ class Task(pl.LightningModule):
         The step is done again from its start. Statistics of normalisation that the failed attempt has moved stay
         moved; they are of the same images.
         """
-        full = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
         # Several devices would have to agree on the parts in the middle of a step.
-        if not full or self.progress.parts >= images or not self._alone:
+        if self.progress.parts >= images or not self._alone or not memory_is_full(error):
             raise error
         self.progress.parts *= 2
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
         self.around.say(
             f"memory is full: from step {self.progress.step + 1} on a batch is computed in {self.progress.parts} parts;"
             " batch normalisation sees one part at a time"
