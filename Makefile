@@ -46,6 +46,7 @@ tables: $(READY)
 
 benchmark: $(READY)
 	$(BIN)/python benchmarks/module_speed.py
+	for what in input step epoch; do $(BIN)/python benchmarks/training_speed.py $$what || exit 1; done
 
 clean:
 	rm -rf $(VENV)

@@ -99,6 +99,7 @@ def speed(batches: Iterator[Any], count: int) -> float:
 
 
 def measure_input(args: argparse.Namespace) -> None:
+    keep_memory()  # as a run does; the tutorial's way has it, too
     data = cifar10(load("resnet20"), args.data_dir)
     rates: dict[int, list[float]] = {workers: [] for workers in (0, 1, 2, 4)}
     ours: list[float] = []
