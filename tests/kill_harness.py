@@ -378,6 +378,8 @@ def hunt(kills: int, signals: int, seed: int, folder: Path, tell: Callable[[str]
         if len(done.faults) == before:
             shutil.rmtree(out)
         done.trials += 1
+        for fault in done.faults[before:]:
+            tell(fault)
         tell(f"trial {trial + 1}: {name}; {dict(done.hits)}, {done.missed} repeated, {len(done.faults)} faults")
     return done
 

@@ -24,8 +24,8 @@ from cnnspec.training.devices import synchronise
 from cnnspec.training.feed import Feed, Feeds, plain
 from cnnspec.training.folders import RunFolder, is_first, shared_folder
 from cnnspec.training.journal import Journal
-from cnnspec.training.logs import draw_graph, make_loggers, quiet
-from cnnspec.training.machine import default_workers, keep_memory, versions
+from cnnspec.training.logs import Elsewhere, draw_graph, make_loggers, quiet
+from cnnspec.training.machine import default_workers, keep_memory, memory_is_full, versions
 from cnnspec.training.optimizers import optimizer_of
 from cnnspec.training.options import PRECISIONS, Result, TrainOptions, folder_to_resume, recipe_lines, recipe_of
 from cnnspec.training.pictures import draw_augmentation, draw_confusion, draw_curves, draw_wrong
@@ -110,6 +110,7 @@ class _Run:
     ) -> None:
         self.graph, self.options, self.recipe, self.data = graph, options, recipe, data
         self.folder, self.console, self.stop = folder, console, stop
+        self._elsewhere: dict[str, str] = folder.read_result().get("loggers", {}) if options.resume else {}
         self.first = is_first()
         state = None
         if options.resume and folder.checkpoints.exist():
@@ -129,6 +130,8 @@ class _Run:
         )
         self.task = Task(graph, network, recipe, steps, self.around, state)
         self.trainer = self._make_trainer()
+        others = [logger for logger in self.trainer.loggers if isinstance(logger, Elsewhere)]
+        self._elsewhere |= {logger.name: logger.version for logger in others}
         self.task.trainer = self.trainer
         self.around.data = nearest(data, graph, recipe, self.trainer.strategy.root_device)
         if self.trainer.world_size > 1:
@@ -174,7 +177,10 @@ class _Run:
         return Result(self.folder.path, "finished", 0, self._write("finished", found))
 
     def close(self) -> None:
-        """Let go of the files, and draw what was written."""
+        """Let go of the files and the loggers, and draw what was written."""
+        for logger in self.trainer.loggers:
+            if isinstance(logger, Elsewhere):  # Lightning ends them behind a fit, and there may have been none
+                logger.finalize("success")
         if self.around.journal is not None:
             self.around.journal.close()
             if self.options.pictures:
@@ -296,6 +302,7 @@ class _Run:
             "devices": self.trainer.world_size,
             "precision": str(self.trainer.precision),
             "machine": {**self.tuning.to_json(), "allocator": self.options.allocator},
+            "loggers": self._elsewhere,
             "recipe": self.recipe.model_dump(mode="json"),
             "versions": versions(),
         }
@@ -313,7 +320,7 @@ class _Run:
                 precision=precision,
                 max_epochs=recipe.epochs,
                 callbacks=[Show(self.console, self.task)],
-                logger=make_loggers(path, options.log, self.task.progress.step),
+                logger=make_loggers(path, options.log, self.task.progress.step, self._elsewhere, self._say),
                 limit_val_batches=0,
                 reload_dataloaders_every_n_epochs=1,
                 use_distributed_sampler=False,
@@ -360,7 +367,7 @@ def _explained(error: BaseException, folder: Path) -> BaseException:
     """A diagnostic for what a user can mend; anything else as it is."""
     if isinstance(error, MisconfigurationException):
         return _refused(error)
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, RuntimeError) and memory_is_full(error):
         help = "state `accumulate 2` or more in the recipe, or use a smaller network or image"
         return failure("E0513", "memory is full", notes=[" ".join(str(error).split())[:200]], help=help)
     if isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _PARTED):
