@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +30,21 @@ class Stored:
 
     Attributes:
         graph: Its network.
+        structure: The same as text.
         recipe: As it was really used.
         result: What its `result.json` holds.
     """
 
     folder: Path
     graph: Graph
+    structure: str
     recipe: Recipe
     result: dict[str, Any]
 
     @cached_property
     def key(self) -> str:
         """What stands for all but the seed."""
-        return key_of(self.graph, self.recipe, self.result.get("weights"))
+        return _key(self.structure, self.recipe, self.result.get("weights"))
 
     @property
     def seed(self) -> int:
@@ -66,9 +68,17 @@ def key_of(graph: Graph, recipe: Recipe, weights: str | None = None) -> str:
         recipe: How it is trained.
         weights: What its weights start from; none if they are drawn.
     """
+    return _key(_structure(graph), recipe, weights)
+
+
+def _key(structure: str, recipe: Recipe, weights: str | None) -> str:
     same = recipe.model_dump(mode="json", exclude={"seed", "stated"})
-    text = json.dumps([graph.to_json(), same, weights], sort_keys=True, default=str)
+    text = json.dumps([structure, same, weights], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _structure(graph: Graph) -> str:
+    return json.dumps(graph.to_json(), sort_keys=True, default=str)
 
 
 def stored_runs(folder: Path) -> list[Stored]:
@@ -81,12 +91,18 @@ def _read(folder: Path) -> Stored | None:
     result = read_result(folder)
     try:
         recipe = Recipe.model_validate(result.get("recipe"))
-        model = Model.model_validate_json((folder / "model.json").read_text(encoding="utf-8"))
-        text = (folder / "spec.cnn").read_text(encoding="utf-8")
-        graph = check(model, Places(), Report(), text, allow_huge=True)
+        model, spec = ((folder / name).read_text(encoding="utf-8") for name in ("model.json", "spec.cnn"))
+        found = _network(model, spec)
     except (OSError, ValueError, ValidationError, CnnspecError):
         return None
-    return Stored(folder, graph, recipe, result) if graph is not None and _plausible(result) else None
+    return Stored(folder, *found, recipe, result) if found is not None and _plausible(result) else None
+
+
+@lru_cache(maxsize=128)
+def _network(model: str, spec: str) -> tuple[Graph, str] | None:
+    """The network of a Model, checked once for all runs of it, and its structure."""
+    graph = check(Model.model_validate_json(model), Places(), Report(), spec, allow_huge=True)
+    return None if graph is None else (graph, _structure(graph))
 
 
 def _plausible(result: dict[str, Any]) -> bool:
