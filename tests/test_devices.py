@@ -37,6 +37,7 @@ STEPS = 20
 def start(folder: Path, *options: str, **environment: str) -> subprocess.Popen[str]:
     (folder / "tiny.cnn").write_text(SPEC)
     command = [sys.executable, "-m", "cnnspec", "build", "tiny.cnn", "--train", "--accelerator", "cpu", *options]
+    command += ["--memory-format", "channels_last"]  # so that what is measured cannot differ
     home = str(Path(__file__).parents[1])
     settings = {**os.environ, "PYTHONPATH": home, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.Popen(
@@ -80,9 +81,11 @@ def equal(first: Path, second: Path) -> None:
 
 
 def test_two_processes_end_with_the_weights_of_one(alone: Path, tmp_path: Path):
-    process = start(tmp_path, "--devices", "2", "--strategy", "ddp")
+    # Nothing is measured yet: the first process measures while the other one is not there.
+    process = start(tmp_path, "--devices", "2", "--strategy", "ddp", CNNSPEC_CACHE=str(tmp_path / "cache"))
     said = finish(process)
     assert process.returncode == 0, said
+    assert "(measured)" in said
     equal(alone, tmp_path)
     assert [path.name for path in (tmp_path / "runs" / "tiny").iterdir()] == ["1"]
     assert said.count("run folder") == 1
@@ -114,6 +117,50 @@ def test_torchrun_trains_together_and_a_stop_is_resumed(alone: Path, tmp_path: P
     assert process.returncode == 0, said
     equal(alone, tmp_path)
     assert not list((tmp_path / "runs").glob(".run-*"))
+
+
+@pytest.mark.slow
+def test_slurm_trains_together_and_its_signal_is_a_stop_that_is_resumed(alone: Path, tmp_path: Path):
+    """Two tasks as `srun` starts them: this sets the variables that Lightning reads."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+
+    def srun(*options: str) -> list[subprocess.Popen[str]]:
+        shared = {
+            "SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2",
+            "SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_NODELIST": "127.0.0.1", "MASTER_PORT": port,
+        }  # fmt: skip
+        return [
+            start(
+                tmp_path,
+                "--devices",
+                "2",
+                "--strategy",
+                "ddp",
+                *options,
+                **shared,
+                SLURM_PROCID=rank,
+                SLURM_LOCALID=rank,
+            )
+            for rank in "01"
+        ]
+
+    tasks = srun("--save-every", "0")
+    wait_for(tmp_path, tasks[0])
+    for task in tasks:
+        task.send_signal(signal.SIGUSR1)
+    said = "".join(map(finish, tasks))
+    assert tasks[0].returncode == 128 + signal.SIGUSR1, said
+    assert "Traceback" not in said, said
+    assert json.loads((tmp_path / "runs/tiny/1/result.json").read_text())["state"] == "interrupted", said
+    assert not list((tmp_path / "runs").rglob("hpc_ckpt*"))
+    tasks = srun("--resume")
+    said = "".join(map(finish, tasks))
+    assert [task.returncode for task in tasks] == [0, 0], said
+    assert said.count("run folder") == 1
+    equal(alone, tmp_path)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["tiny"]
 
 
 def wait_for(folder: Path, process: subprocess.Popen[str], step: int = 2) -> None:

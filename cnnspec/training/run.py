@@ -134,11 +134,11 @@ class _Run:
         self._elsewhere |= {logger.name: logger.version for logger in others}
         self.task.trainer = self.trainer
         self.around.data = nearest(data, graph, recipe, self.trainer.strategy.root_device)
-        if self.trainer.world_size > 1:
-            synchronise(network, self.trainer.strategy.root_device)
         former = self.folder.read_result() if options.resume else {}
         self.weights = former.get("weights") if options.resume else options.start
         self.tuning = self._tune(network)
+        if self.trainer.world_size > 1:  # behind the measurement, which one process makes alone
+            synchronise(network, self.trainer.strategy.root_device)
         self.tuning.apply(network)
         self.around.layout = FORMATS[self.tuning.memory_format]
 

@@ -1,4 +1,4 @@
-"""A clean stop: Ctrl-C and SIGTERM are heard at once and obeyed between two steps."""
+"""A clean stop: Ctrl-C, SIGTERM and the signal of SLURM are heard at once and obeyed between two steps."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
+"""What is heard; the last is what `sbatch --signal=USR1@SECONDS` sends before the time is over."""
 
 
 class Stopped(Exception):
@@ -18,7 +21,7 @@ class Pruned(Exception):
 
 
 class Stop:
-    """Hears Ctrl-C and SIGTERM; a second signal does not wait.
+    """Hears Ctrl-C, SIGTERM and SIGUSR1; a second signal does not wait.
 
     Attributes:
         signal: The number of the signal, if there was one.
@@ -50,12 +53,13 @@ class Stop:
     def listen(self) -> dict[int, Any]:
         """Hear the signals from here on, alone; gives the handlers that did so far.
 
-        Lightning adds a handler of its own for the time of a fit, which ends the process with 0 between two steps.
+        Lightning adds handlers of its own for the time of a fit: one ends the process with 0 between two steps, the one
+        for SLURM's SIGUSR1 writes a checkpoint of another kind and queues the job again, from its beginning.
         """
         # Only the main thread may set handlers.
         if threading.current_thread() is not threading.main_thread():
             return {}
-        return {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        return {number: signal.signal(number, self._receive) for number in SIGNALS}
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._former.items():
