@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+COVERING := $(addprefix tests/test_,$(addsuffix .py,cases files limits shape_rules sizes language_samples api remedies counts fields))
 READY  := $(VENV)/.ready
 
-.PHONY: demo soundness soundness-long test test-slow lint types format tables benchmark clean
+.PHONY: demo coverage soundness soundness-long test test-slow lint types format tables benchmark clean
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "cnnspec needs Python 3.11 or newer; set PYTHON=..." && false)
@@ -20,6 +21,10 @@ test: $(READY) lint types
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+coverage: $(READY)
+	$(BIN)/python -m coverage run -m pytest $(COVERING)
+	$(BIN)/python -m coverage report
 
 soundness: $(READY)
 	$(BIN)/python -m cnnspec.testing all --processes 2

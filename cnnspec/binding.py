@@ -31,11 +31,13 @@ class Binder(Resolver):
 
     Attributes:
         blocks: The blocks that are called, by their key.
+        too_deep: Whether elements stand inside of one another deeper than the limit, which is reported.
     """
 
     def __init__(self, report: Report) -> None:
         super().__init__(report)
         self.blocks: dict[str, ir.Block] = {}
+        self.too_deep = False
         self._keys: dict[int, str] = {}
         self._signatures: dict[int, dict[str, Parameter]] = {}
         self._open: list[tuple[tree.Block, Span]] = []
@@ -415,6 +417,7 @@ class Binder(Resolver):
             Fault: It is at fault.
         """
         if self._depth >= MAX_DEPTH:
+            self.too_deep = True
             message = f"elements stand inside of one another deeper than the limit of {MAX_DEPTH}"
             raise self.fail("E0405", message, node.span, help="call fewer blocks from within blocks")
         self._depth += 1

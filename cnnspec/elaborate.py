@@ -483,6 +483,7 @@ def elaborate(
                 if owner is network.scope:
                     run.binder.block(owner, block, None)
             return None, run.binder.places
-        return run.model(network, file, name), run.binder.places
+        model = run.model(network, file, name)
+        return None if run.binder.too_deep else model, run.binder.places  # or it would be told twice
     except Fault:
         return None, run.binder.places

@@ -19,6 +19,7 @@ from cnnspec.compiler import build, load, loads
 from cnnspec.counts import count, live_memory, training_memory
 from cnnspec.ir import Graph
 from cnnspec.library import shipped_specs
+from cnnspec.ops import OPS
 from cnnspec.recipe import OPTIMIZERS
 from cnnspec.shapes import numel
 from cnnspec.testing import specs
@@ -328,6 +329,11 @@ def test_training_takes_what_is_said(name: str) -> None:
     graph = load(name)
     memory = training_memory(graph)
     assert 1 <= (memory.gradients + memory.activations(2)) / peak_in_training(graph, 2) < 1.4
+
+
+def test_the_backward_pass_of_slopes_makes_two_tensors() -> None:
+    inputs, y = [(8, 5, 5)], (8, 5, 5)
+    assert OPS["prelu"]().backward_scratch(inputs, y) == 2 * 4 * numel(y)
 
 
 def test_training_memory_by_part() -> None:

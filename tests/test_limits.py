@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cnnspec.compiler import check, loads
-from cnnspec.limits import MAX_DEPTH, MAX_EVALUATIONS, MAX_NODES
+from cnnspec.limits import MAX_DEPTH, MAX_EVALUATIONS, MAX_NAMES, MAX_NODES
 
 
 def tower(height: int, call: str = "{}", *, top_first: bool = False) -> str:
@@ -18,6 +18,8 @@ def tower(height: int, call: str = "{}", *, top_first: bool = False) -> str:
 SPECS = {
     "blocks call one another deeper": tower(60, top_first=True),
     "elements stand inside of one another deeper": tower(40, "{{ {{ {} }} }}"),
+    "stand inside of one another deeper": tower(40, "{{ {{ {} }} }}", top_first=True),
+    "more values have a name here": "input 3x8x8\nblock b(\n" + "".join(f"p{n} = 1,\n" for n in range(MAX_NAMES + 1)) + ") { relu }\nb\n",
     "the name of a module is longer": "input 3x8x8\n" + "".join(f"{'long' * 30}{n}: {{\n" for n in range(20)) + "a: relu\nb: relu\n" + "}\n" * 20,
     "numbers": "input 3x8x8\n" + "upsample 1000000\n" * 3,
     "terms of expressions": "input 3x8x8\nrepeat 4000 as i { let a = " + " + ".join(["i"] * 60) + "\nrelu  when a < 0 }\n",

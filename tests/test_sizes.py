@@ -15,6 +15,8 @@ from cnnspec import ir, symbolic
 from cnnspec.compiler import loads
 from cnnspec.counts import count
 from cnnspec.diagnostics import CnnspecError
+from cnnspec.limits import MAX_PERIOD
+from cnnspec.ops import OPS
 from cnnspec.shapes import AxisRule, Fixed, Shift, Spread, Times, Window
 from cnnspec.size_sets import (
     EVERY,
@@ -127,6 +129,15 @@ def test_amounts_add_and_multiply() -> None:
     assert Amount.height(ONE) == 1
     with pytest.raises(ValueError, match="product of two heights"):
         _ = height * height
+
+
+def test_what_a_place_reads() -> None:
+    # A kernel of 3 by stride 2: the two inputs add to places -1..1 and 1..3, of which 0..2 are there.
+    assert Spread(3, 2, 1).reads(2) == [[0], [0, 1], [1]]
+    assert Times(MAX_PERIOD + 1).span(8) is None
+    upsample = OPS["upsample"](factor=(2, 2), mode="bilinear", align_corners=True)
+    assert upsample.reads(0, 3, 5) == [[0], [0, 1], [1], [1, 2], [2]]  # at 0, 1/2, 1, 3/2, 2
+    assert upsample.reads(0, 3, 1) == [[0]]
 
 
 def test_strides_beyond_the_limit() -> None:
@@ -379,6 +390,20 @@ def test_flat_features(body: str, taken: tuple[int, int], refused: tuple[int, in
     assert not takes(graph, *refused)
 
 
+def test_branches_that_agree_along_one_axis_alone() -> None:
+    graph = loads("input 3x8x8\nadd { conv 3x3 8 stride=1x2; maxpool 1x2 | conv 1x1 8 }\n")
+    assert [(height, width) for height in (4, 5) for width in (6, 7) if graph.accepts(height, width)] == [
+        (4, 6),
+        (5, 6),
+    ]
+
+
+def test_equal_flat_features_agree_at_every_size() -> None:
+    graph = loads("input 3x8x8\nadd { flatten; flatten | relu }\n")
+    assert graph.accepts(5, 9)
+    assert graph.at(5, 9).output_shape == (135,)
+
+
 def test_maps_that_are_multiplied() -> None:
     graph = loads("input 3x8x8\nmul { maxpool 4x4 | conv 1x1 3; maxpool 4x4 | conv 3x3 3 stride=2 pad=1; in | maxpool 4x4 }\n"
                   .replace("3x8x8", "3x4x4"))  # fmt: skip
@@ -403,6 +428,11 @@ def test_lengths_and_amounts_as_values() -> None:
     assert compose([Window(2, 2), Times(2), Window(3, 3)]).text("H") == "(H + 2)//6 + H//6"
     assert compose([Window(3, 4), Times(9), Window(2, 5), Times(7), Shift(1, 0)]).text("W").count("W") == 1
     assert length != 3
+    for cycle in ((1, 2, 2, 2), (0, 1, 1, 1)):
+        text = Length.of(4, 2, cycle).text("n")
+        assert text.count("//4") == 2
+        assert [eval(text) for n in range(40)] == [n // 4 * 2 + cycle[n % 4] for n in range(40)]
+    assert symbolic.text((64, height := Amount.height(length), 1)) == f"[N, 64, {height}, 1]"
     height = Amount.height(IMAGE_LENGTH)
     assert greatest(3, 2) == 3
     assert greatest(height, 1) == greatest(1, height) == height
