@@ -142,7 +142,7 @@ def test_resnet20() -> None:
     assert (graph.name, graph.parameter_count, graph.macs, graph.depth) == ("resnet20", 272_378, 40_813_184, 20)
     recipe = graph.recipe
     assert (recipe.epochs, recipe.batch, recipe.optimizer.name) == (180, 128, "sgd")
-    assert recipe.data.args == {"val": 5000}
+    assert recipe.data.args == {"val": 5000, "train": None, "test": None}
     assert recipe.schedule.args == {"at": (100, 150), "gamma": 0.1, "warmup": 0.0}
     assert [step.name for step in recipe.augment] == ["hflip", "random_resized_crop"]
     assert recipe.augment[1].args == {"scale": (0.8, 1.0), "ratio": (0.9, 1.1)}
