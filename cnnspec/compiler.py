@@ -141,7 +141,7 @@ def _run_stages(
     if path:
         library.add(path, done.tree)
     given = {key: _value(key, value) for key, value in (params or {}).items()}
-    name = Path(source.name).stem or "network"
+    name = Path(source.name).stem.strip(".") or "network"  # `..` would name another folder
     try:
         done.model, places = elaborate(done.tree, library, given, name, done.report)
         if done.model is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cnnspec import ir
+from cnnspec import ir, load
 from cnnspec.compiler import Compilation, compile_file
 from cnnspec.library import Library
 
@@ -100,3 +100,13 @@ def test_the_parameters_of_a_file_that_extends(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_had_is_always_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Library, "find", lambda *_: None)
     assert faults(write(tmp_path, net="extends base\n")) == [("E0212", 1)]
+
+
+@pytest.mark.parametrize(
+    ("file", "name"), [("...cnn", "network"), ("my net-2.cnn", "my net-2"), (".hidden.cnn", "hidden")]
+)
+def test_a_network_without_a_name_is_called_as_its_file_and_never_as_another_folder(
+    tmp_path: Path, file: str, name: str
+) -> None:
+    (tmp_path / file).write_text("input 1x8x8\nclasses 10\nglobal_avgpool | flatten | linear classes\n", "utf-8")
+    assert load(tmp_path / file).name == name
