@@ -180,12 +180,12 @@ def _signal_in(phase: str, number: int, occasion: int) -> None:
     def polled(home: Any) -> None:
         original = home.score
 
-        def scored(*args: Any) -> Any:
-            def poll() -> None:
+        def scored(*args: Any, poll: Callable[[], None], **options: Any) -> Any:
+            def polled() -> None:
                 maybe()
-                args[-1]()
+                poll()
 
-            return original(*args[:-1], poll)
+            return original(*args, poll=polled, **options)
 
         home.score = scored
 

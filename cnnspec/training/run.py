@@ -267,7 +267,7 @@ class _Run:
         for name, part in (("val", self.data.val), ("test", self.data.test)):
             if part is not None:
                 size = self.graph.input_shape[1:]
-                result = score(network, part, self.data, size, device, self.stop.poll, self.recipe.tta)
+                result = score(network, part, self.data, size, device, poll=self.stop.poll, tta=self.recipe.tta)
                 found |= {f"{name}_acc": result.accuracy, f"{name}_loss": result.loss}
                 predicted[name] = part.labels, result.predicted
                 if name == "test" and self.options.pictures:

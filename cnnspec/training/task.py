@@ -396,7 +396,7 @@ class Task(pl.LightningModule):
         try:
             if self._state is not None and self.recipe.ema is not None:
                 network = self._averaged_copy(self._state)
-            found = score(network, val, self.around.data, self.graph.input_shape[1:], self.device, self._poll)
+            found = score(network, val, self.around.data, self.graph.input_shape[1:], self.device, poll=self._poll)
         finally:
             network.train()
         return {"val_loss": found.loss, "val_acc": found.accuracy}
