@@ -10,6 +10,8 @@ import io
 import json
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,10 @@ import pytest
 import torch
 from kill_harness import fork, hunt, wait
 from PIL import Image
-from rich.console import Console
 
 from cnnspec import CnnspecError, Graph, build, load, loads
 from cnnspec.backends.torch_weights import read_weights
-from cnnspec.training import Result, TrainOptions, checkpoints, train
+from cnnspec.training import Result, checkpoints
 from cnnspec.training.checkpoints import Checkpoints, Damaged, unseal
 from cnnspec.training.feed import Feed
 from cnnspec.training.folders import RunFolder
@@ -392,19 +393,6 @@ def test_a_disk_that_is_full_ends_the_run_with_an_error(run: Callable[..., Resul
     assert json.loads((tmp_path / "runs" / "tiny" / "1" / "result.json").read_text())["steps"] == 2 * STEPS
 
 
-def limited(kind: str, what: Callable[[], int], job: Callable[[], int]) -> int:
-    """The exit code of a job in a process of its own, for which the system has a limit."""
-
-    def limited_job() -> int:
-        import resource
-
-        place = getattr(resource, kind)
-        resource.setrlimit(place, (what(), resource.getrlimit(place)[1]))
-        return job()
-
-    return wait(fork(limited_job))
-
-
 def test_a_file_that_the_system_cuts_short_leaves_the_checkpoints(run: Callable[..., Result]):
     """As on a full disk, a part of the checkpoint is written before the system refuses the rest."""
     pytest.importorskip("resource")
@@ -416,38 +404,58 @@ def test_a_file_that_the_system_cuts_short_leaves_the_checkpoints(run: Callable[
     size, before = store.last.stat().st_size, store.last.read_bytes()
 
     def job() -> int:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
         with pytest.raises(CnnspecError) as error:
             run(tiny(), resume=True)
         return 40 if code(error) == "E0506" and "file too large" in str(error.value) else 41
 
-    assert limited("RLIMIT_FSIZE", lambda: size // 2, job) == 40
+    assert wait(fork(job)) == 40
     assert store.last.read_bytes() == before
     assert list(stopped.folder.rglob("*.part")) == []
     assert same(whole, run(tiny(), resume=True))
 
 
+TIGHT = """
+import os, resource, sys
+from pathlib import Path
+from rich.console import Console
+from cnnspec import loads
+from cnnspec.training import TrainOptions, train
+
+text, out = sys.argv[1:]
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+room = 300 << 20  # the activations of a whole batch are 300 MB and more
+resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGESIZE") + room, -1))
+train(
+    loads(text, name="tiny.cnn"),
+    TrainOptions(
+        out=Path(out), offline=True, pictures=False, console=Console(width=200),
+        memory_format="contiguous", threads=1, allocator="default",
+    ),
+)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
 def test_memory_that_the_system_refuses_means_smaller_parts(tmp_path: Path):
-    """The allocation fails in truth: the batch needs more than the process may have."""
-    pytest.importorskip("resource")
+    """The allocation fails in truth: the batch needs more than the process may have.
+
+    The process is a new one: this one has memory to spare that other tests let go of.
+    """
     text = NETWORK.replace("stem conv 7x7 4 stride=7 pad=0", "stem conv 3x3 128").replace("val=2000", "val=5500")
-    graph = loads(text.replace("RECIPE", "").replace("epochs    2", "epochs    1"), name="tiny.cnn")
-    said = io.StringIO()
-
-    def now() -> int:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        return pages * os.sysconf("SC_PAGESIZE") + (300 << 20)  # the activations of a whole batch are 300 MB and more
-
-    def job() -> int:
-        options = {"offline": True, "pictures": False, "console": Console(file=said, width=200)}
-        given = {"memory_format": "contiguous", "threads": 1, "allocator": "default"}
-        result = train(graph, TrainOptions(out=tmp_path, **options, **given))
-        parts = Checkpoints(result.folder / "checkpoints").load()[0]["progress"]["parts"]
-        whole = result.state == "finished" and result.values["steps"] == 2
-        return 40 if whole and parts > 1 and f"in {parts} parts" in said.getvalue() else 41
-
-    if not Path("/proc/self/statm").exists():
-        pytest.skip("needs /proc")
-    assert limited("RLIMIT_AS", now, job) == 40
+    text = text.replace("RECIPE", "").replace("epochs    2", "epochs    1")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", TIGHT, text, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    folder = RunFolder(tmp_path / "tiny" / "1")
+    parts = folder.checkpoints.load()[0]["progress"]["parts"]
+    assert folder.read_result()["state"] == "finished"
+    assert folder.read_result()["steps"] == 2
+    assert parts > 1
+    assert f"in {parts} parts" in done.stdout
 
 
 def test_workers_that_die_again_and_again_end_the_run_with_a_saved_state(

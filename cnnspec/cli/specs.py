@@ -52,17 +52,21 @@ def check(
         raise typer.BadParameter(f"`--json` and `--format {form}` exclude each other", param_hint="--format")
     form = "json" if as_json else form
     results: list[Checked] = []
+    failed = False
     for file in files:
         fixed: list[Diagnostic] | None = None
         try:
             if fix:
                 fixed = _fix(file, sets, huge)
             done = compile_spec(file, sets, huge)
-            results.append(rendering.Checked(file, done.diagnostics, done.graph, fixed))
+            result = rendering.Checked(file, done.diagnostics, done.graph, fixed)
         except CnnspecError as error:
-            results.append(rendering.Checked(file, error.diagnostics, None, fixed))
+            result = rendering.Checked(file, error.diagnostics, None, fixed)
+        failed |= not result.ok
         if form in ("full", "concise", "github"):
-            _print_result(results[-1], form)
+            _print_result(result, form)
+        else:
+            results.append(result)
     if form == "json":
         print_json(rendering.to_json(results))
     elif form == "sarif":
@@ -70,7 +74,7 @@ def check(
         from cnnspec.explanations import titles
 
         print_json(rendering.to_sarif(results, cnnspec.__version__, titles()))
-    return int(not all(result.ok for result in results))
+    return int(failed)
 
 
 def _print_result(result: Checked, form: str) -> None:
