@@ -6,7 +6,7 @@ from typing import Any
 from cnnspec.diagnostics import Diagnostic, Report, did_you_mean
 from cnnspec.expressions import ExprFault, convert, show
 from cnnspec.recipe import AUGMENTATIONS, DATA_SETS, OPTIMIZERS, SCHEDULES, Recipe, Scalars, Setting, plain
-from cnnspec.signatures import Declared, Parameter, Type, Word
+from cnnspec.signatures import Declared, Parameter
 
 TABLES: Mapping[str, Mapping[str, type[Declared]]] = {
     "optimizer": OPTIMIZERS,
@@ -33,24 +33,22 @@ def override(recipe: Recipe, key: str, value: Any) -> Recipe:
         ExprFault: The value does not fit.
     """
     if key in Scalars.parameters:
-        changes: dict[str, Any] = {key: _fitting(value, Scalars.parameters[key], key)}
-        if key == "epochs" and "epochs" in recipe.stated and changes[key] != recipe.epochs:
-            changes["planned"] = recipe.planned or recipe.epochs
-        return _with(recipe, key, changes)
+        given = _fitting(value, Scalars.parameters[key], key)
+        return _with(recipe.over(given) if key == "epochs" else recipe, key, given)
     if key in TABLES:
         if str(value) == getattr(recipe, key).name:
             return recipe
-        return _with(recipe, key, {key: _choice(TABLES[key], key, value)})
+        return _with(recipe, key, _choice(TABLES[key], key, value))
     entry, _, name = key.rpartition(".")
     for place, table in TABLES.items():
         kind = table[getattr(recipe, place).name]
         if entry in ("", place) and name in kind.parameters:
-            return _with(recipe, place, {place: _argument(getattr(recipe, place), kind, name, value)})
+            return _with(recipe, place, _argument(getattr(recipe, place), kind, name, value))
     steps = tuple(
         _argument(step, AUGMENTATIONS[step.name], name, value) if step.name == entry else step
         for step in recipe.augment
     )
-    return _with(recipe, "augment", {"augment": steps})
+    return _with(recipe, "augment", steps)
 
 
 def override_all(recipe: Recipe, given: Mapping[str, Any], params: Iterable[str], file: str, report: Report) -> Recipe:
@@ -78,9 +76,9 @@ def override_all(recipe: Recipe, given: Mapping[str, Any], params: Iterable[str]
     return recipe
 
 
-def _with(recipe: Recipe, entry: str, changes: Mapping[str, Any]) -> Recipe:
+def _with(recipe: Recipe, entry: str, value: Any) -> Recipe:
     stated = recipe.stated if entry in recipe.stated else (*recipe.stated, entry)
-    return recipe.model_copy(update={**changes, "stated": stated})
+    return recipe.model_copy(update={entry: value, "stated": stated})
 
 
 def _argument(setting: Setting, kind: type[Declared], name: str, value: Any) -> Setting:
@@ -104,7 +102,6 @@ def _code(name: str) -> str:
 
 
 def _fitting(value: Any, parameter: Parameter, name: str) -> Any:
-    type_: Type = parameter.type
-    if isinstance(value, str) and value in type_.words:
-        return str(Word(value))
-    return convert(value, type_, name, 0)
+    if isinstance(value, str) and value in parameter.type.words:
+        return str(value)
+    return convert(value, parameter.type, name, 0)

@@ -441,6 +441,11 @@ class Recipe(BaseModel):
     tta: Literal["hflip"] | None = None
     stated: tuple[str, ...] = ()
 
+    def over(self, epochs: int) -> "Recipe":
+        """The recipe for so many epochs; a schedule that was written for other epochs keeps its shape."""
+        written = self.planned or (self.epochs if "epochs" in self.stated else None)
+        return self.model_copy(update={"epochs": epochs, "planned": written if written != epochs else None})
+
 
 class Scalars(Declared):
     """The entries of one value; their types and bounds."""

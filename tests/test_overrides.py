@@ -71,6 +71,8 @@ def test_every_value_can_be_given_as_it_is() -> None:
 def test_other_epochs_keep_the_shape_of_the_schedule() -> None:
     assert (recipe_of({"epochs": 10}).epochs, recipe_of({"epochs": 10}).planned) == (10, 20)
     assert recipe_of({"epochs": 20}).planned is None
+    assert recipe_of({"epochs": 10}).over(5).planned == 20
+    assert recipe_of({"epochs": 10}).over(20).planned is None
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,14 @@ def one_of(option: str, word: str, known: Iterable[str]) -> str:
     return word
 
 
+def format_of(form: str, as_json: bool, known: Iterable[str], usual: str) -> str:
+    """The form of `--format`, for which `--json` is another word."""
+    one_of("--format", form, known)
+    if as_json and form not in (usual, "json"):
+        raise typer.BadParameter(f"`--json` and `--format {form}` exclude each other", param_hint="--format")
+    return "json" if as_json else form
+
+
 def compile_spec(file: str, pairs: list[str] | None = None, allow_huge: bool = False) -> Compilation:
     return compile_file(file, settings(pairs), allow_huge=allow_huge)
 

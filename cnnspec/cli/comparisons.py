@@ -16,9 +16,9 @@ from cnnspec.cli.app import (
     Offline,
     app,
     compile_spec,
+    format_of,
     grid,
     make_console,
-    one_of,
     print_json,
 )
 from cnnspec.cli.modules import (
@@ -28,6 +28,7 @@ from cnnspec.cli.modules import (
     Handed,
     MemoryFormat,
     Precision,
+    SaveEvery,
     Threads,
     stop_on_sigterm,
     train_options,
@@ -60,9 +61,7 @@ def compare(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The folder (default: comparisons/ and the names).")
     ] = None,
-    save_every: Annotated[
-        float, typer.Option(metavar="S", min=0, help="Seconds between two checkpoints inside of an epoch.")
-    ] = 300.0,
+    save_every: SaveEvery = 300.0,
     memory_format: MemoryFormat = None,
     threads: Threads = None,
     allocator: Allocator = "keep",
@@ -75,10 +74,7 @@ def compare(
     as_json: AsJson = False,
 ) -> int:
     """Train networks over several seeds, and compare what they come to; a comparison that was stopped goes on."""
-    one_of("--format", form, ("text", "markdown", "csv", "json"))
-    if as_json and form not in ("text", "json"):
-        raise typer.BadParameter(f"`--json` and `--format {form}` exclude each other", param_hint="--format")
-    form = "json" if as_json else form
+    form = format_of(form, as_json, ("text", "markdown", "csv", "json"), "text")
     if not files and not runs:
         raise typer.BadParameter("name networks, or a folder of runs with `--runs`")
     if not files and sets:

@@ -43,6 +43,9 @@ MemoryFormat = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads of torch (default: measured).")]
 Allocator = Annotated[str, typer.Option(metavar="NAME", help="keep or default: whether large blocks are kept.")]
+SaveEvery = Annotated[
+    float, typer.Option("--save-every", metavar="S", min=0, help="Seconds between two checkpoints inside of an epoch.")
+]
 Pictures = Annotated[bool, typer.Option("--pictures/--no-pictures", help="Draw curves and the like.")]
 
 
@@ -69,9 +72,7 @@ def build(
         bool, typer.Option("--resume", help="Go on with the newest unfinished run of this network.")
     ] = False,
     offline: Offline = False,
-    save_every: Annotated[
-        float, typer.Option(metavar="S", min=0, help="Seconds between two checkpoints inside of an epoch.")
-    ] = 300.0,
+    save_every: SaveEvery = 300.0,
     log: Annotated[list[str] | None, typer.Option(metavar="NAME", help="A further logger: wandb or mlflow.")] = None,
     memory_format: MemoryFormat = None,
     threads: Threads = None,

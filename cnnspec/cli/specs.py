@@ -19,6 +19,7 @@ from cnnspec.cli.app import (
     app,
     compile_at,
     compile_spec,
+    format_of,
     one_of,
     print_diagnostics,
     print_json,
@@ -47,10 +48,7 @@ def check(
     """Check shapes, names and contracts, and explain every fault at its place."""
     from cnnspec import rendering
 
-    one_of("--format", form, rendering.FORMATS)
-    if as_json and form not in ("full", "json"):
-        raise typer.BadParameter(f"`--json` and `--format {form}` exclude each other", param_hint="--format")
-    form = "json" if as_json else form
+    form = format_of(form, as_json, rendering.FORMATS, "full")
     results: list[Checked] = []
     failed = False
     for file in files:

@@ -108,9 +108,8 @@ class Result:
 def recipe_of(graph: Graph, options: TrainOptions) -> Recipe:
     """The spec's recipe, changed as the options say."""
     changes = options.changes()
-    if "epochs" in graph.recipe.stated and changes.get("epochs", graph.recipe.epochs) != graph.recipe.epochs:
-        changes["planned"] = graph.recipe.epochs
-    return graph.recipe.model_copy(update=changes)
+    recipe = graph.recipe if options.epochs is None else graph.recipe.over(options.epochs)
+    return recipe.model_copy(update=changes)
 
 
 def folder_to_resume(graph: Graph, options: TrainOptions) -> tuple[RunFolder, Recipe]:
