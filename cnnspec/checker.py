@@ -25,6 +25,7 @@ _RELATIONS: dict[str, Callable[[Any, Any], bool]] = {
 
 
 _NUMBERS = ("an integer", "a number")
+_FIGURES = {"params": "parameter_count", "macs": "macs", "depth": "depth"}
 
 
 def check(
@@ -141,9 +142,8 @@ def _heads(graph: ir.Graph, report: Report) -> None:
 
 def _contract(graph: ir.Graph, expect: ir.Expect, places: Places, report: Report) -> None:
     """Holds a figure of the graph against what the spec expects."""
-    figures: dict[str, Any] = {"params": graph.parameter_count, "macs": graph.macs, "depth": graph.depth}
     is_shape = expect.metric == "output"
-    figure: Any = list(graph.output_shape) if is_shape else figures[expect.metric]
+    figure: Any = list(graph.output_shape) if is_shape else getattr(graph, _FIGURES[expect.metric])
     span = places[expect.origin]
     given = evaluate(expect.value, {})
     wanted = cast(Any, [given] if is_shape and kind_of(given) in _NUMBERS else given)

@@ -63,11 +63,11 @@ def count(graph: Graph) -> Counts:
     flops, backward, aside = [0] * len(nodes), [0] * len(nodes), [NONE] * len(nodes)
     stays: set[int] = set()
     for index, node in enumerate(nodes):
-        inputs = graph.input_shapes(node)
         if node.macs:
             flops[index] = 2 * node.macs
         if not gradient[index]:
             continue
+        inputs = graph.input_shapes(node)
         depends = [i != IMAGE and gradient[i] for i in node.inputs]
         if node.macs:
             # The gradient of the weights takes as many as the forward pass, and that of the input, where it has one.

@@ -206,14 +206,15 @@ class Expansion(Evaluator):
             message = f"elements stand inside of one another deeper than the limit of {MAX_DEPTH}"
             self.fail("E0405", message, element.origin, help="call fewer blocks from within blocks")
             raise LimitReached
-        result = self._element(element, frame, names, x)
+        if type(element) is ir.Call:  # nearly all are
+            result = self.call(element, frame, names, x)
+        else:
+            result = self._element(element, frame, names, x)
         self._depth -= 1
         return result
 
     def _element(self, element: ir.Element, frame: Frame, names: Namespace, x: Flowing) -> Flowing | Absent:
         match element:
-            case ir.Call():
-                return self.call(element, frame, names, x)
             case ir.Braces():
                 inner = frame.inner(x)
                 if element.table:
@@ -356,7 +357,8 @@ class Expansion(Evaluator):
     ) -> Flowing:
         """Runs a call, repeated or not; `labelled` is where its label stands."""
         if call.repeat is None:
-            path = self.claim(names, self.name(call, frame, names, label, None), labelled or call.origin)
+            name = label or names.next_position() if call.name is None else self.name(call, frame, names, label, None)
+            path = self.claim(names, name, labelled or call.origin)
             return self.once(call, frame, path, x, 0)
         for i in range(self.rounds(call.repeat, frame)):
             self.step(call.origin)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from cnnspec import ir, shapes
 from cnnspec.blocks import BLOCK_TYPES
@@ -20,8 +20,7 @@ from cnnspec.shapes import Shape
 from cnnspec.signatures import Bounds, Type
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
+class Tensor(NamedTuple):
     """A known tensor: the node that gives it and its shape without the batch axis."""
 
     node: int

@@ -219,9 +219,9 @@ IMAGE = -1
 """The input of a node that reads the image itself."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Node:
-    """An operator at its place.
+    """An operator at its place. It is not changed once it is made; to freeze it would double what making it costs.
 
     Attributes:
         path: Where it stands in the module tree, `stage1.0.net.1`; it owns the weights. A join, a slice or
@@ -337,7 +337,7 @@ class Graph:
         """For each node the convolutions and linear layers on the longest path from the image to its output."""
         depths: list[int] = []
         for node in self.nodes:
-            before = max((depths[i] for i in node.inputs if i != IMAGE), default=0)
+            before = max([depths[i] for i in node.inputs if i != IMAGE] or (0,))
             depths.append(before + (1 if node.op.counts_as_layer else 0))
         return depths
 
