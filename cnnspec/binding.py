@@ -7,26 +7,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from cnnspec import ir, tree
+from cnnspec.arguments import Arguments
 from cnnspec.blocks import BLOCK_TYPES, check_header, signature
-from cnnspec.diagnostics import Edit, Fix, Label, Report, Span, counted, nearest, respell
+from cnnspec.diagnostics import Edit, Fix, Label, Report, Span, counted, respell
 from cnnspec.expressions import literal
 from cnnspec.limits import MAX_DEPTH
-from cnnspec.names import FILLED, Fault, Names, Resolver
+from cnnspec.names import FILLED, Fault, Names
 from cnnspec.ops import FOREIGN_NAMES, OPS
-from cnnspec.remedies import pipe_before
 from cnnspec.scopes import FileScope
-from cnnspec.signatures import Bounds, Parameter, Type
+from cnnspec.signatures import Parameter
 from cnnspec.syntax import TOP_WORDS
 
-_REPEAT = Type("int", bounds=Bounds(1))
 _MAX_CHAIN = 48
-_REPEAT_WORD = re.compile(r"x[0-9]+")
 
 
-class Binder(Resolver):
+class Binder(Arguments):
     """Turns the trees of one compilation into pieces of a Model.
 
     Attributes:
@@ -44,151 +41,6 @@ class Binder(Resolver):
         self._depth = 0
 
     # --- calls -----------------------------------------------------------------------------------
-
-    def bind(
-        self,
-        callee: str,
-        args: Iterable[tree.Argument],
-        parameters: Mapping[str, Parameter],
-        names: Names,
-        span: Span,
-        *,
-        repeatable: bool = False,
-        complete: bool = True,
-    ) -> dict[str, ir.Expr]:
-        """Arguments by the names of their parameters.
-
-        Raises:
-            Fault: At least one argument is at fault; all that are have been reported.
-        """
-        bound: dict[str, ir.Expr] = {}
-        first: dict[str, Span] = {}
-        queue = list(parameters)
-        known = {
-            **parameters,
-            **({"repeat": Parameter("repeat", _REPEAT), "name": Parameter("name", Type("str"))} if repeatable else {}),
-        }
-        failed = keyword_seen = False
-        for arg in args:
-            name, value = arg.name, arg.value
-            flag = (
-                name is None
-                and isinstance(value, tree.Name)
-                and value.name in parameters
-                and parameters[value.name].type.kind == "bool"
-            )
-            try:
-                if flag:
-                    assert isinstance(value, tree.Name)
-                    name = value.name
-                elif name is None and isinstance(value, tree.Name) and _REPEAT_WORD.fullmatch(value.name):
-                    help = f"write `{callee} {value.name} ...`"
-                    here, behind = (
-                        Span(span.source, arg.span.start - 1, arg.span.end),
-                        Span(span.source, span.end, span.end),
-                    )
-                    raise self.fail(
-                        "E0106",
-                        f"the repeat `{value.name}` does not stand right after the name",
-                        arg.span,
-                        help=help,
-                        fixes=[Fix(help, (Edit(behind, f" {value.name}"), Edit(here, "")), certain=True)],
-                    )
-                elif name is None:
-                    while queue and queue[0] in bound:
-                        queue.pop(0)
-                    if keyword_seen:
-                        fixes = self._by_name(queue, bound, arg)
-                        help = fixes[0].help if fixes else "remove it"
-                        raise self.fail("E0205", "positional arguments come first", arg.span, help=help, fixes=fixes)
-                    if not queue:
-                        raise self._too_many(callee, parameters, names, arg)
-                    if isinstance(value, tree.Name) and (near := self._misspelt_flag(value, parameters, names)):
-                        message = f"`{callee}` has no flag `{value.name}`"
-                        help, fixes = respell(arg.span, value.name, near)
-                        raise self.fail("E0202", message, arg.span, help=help, fixes=fixes)
-                    name = queue.pop(0)
-                else:
-                    keyword_seen = keyword_seen or name != "repeat"
-                if name not in known:
-                    at = arg.name_span
-                    help, fixes = respell(at, name, known)
-                    message = f"`{callee}` has no argument `{name}`"
-                    raise self.fail("E0202", message, at, help=help or _takes(callee, known), fixes=fixes)
-                if name in bound:
-                    raise self.fail(
-                        "E0206",
-                        f"`{name}` is given twice",
-                        arg.span,
-                        labels=[Label(first[name], "given here first")],
-                        help="keep one of the two",
-                        fixes=self._without(arg, first[name]),
-                    )
-                first[name] = arg.span
-                if flag:
-                    bound[name] = ir.Expr(kind="bool", value=True, origin=self.places.add(arg.span))
-                else:
-                    bound[name] = self.expr(value, names, known[name].type)
-            except Fault:
-                failed = True
-                if name is not None and name in known:
-                    bound.setdefault(name, ir.Expr(kind="number", value=0))
-        if complete:
-            for name, default in names.file.defaults.get(callee, {}).items():
-                bound.setdefault(name, default)
-            missing = [p for p in parameters.values() if p.required and p.name not in bound]
-            if missing and not failed:
-                listed = ", ".join(f"`{p.name}`" for p in missing)
-                example = " ".join(f"{p.name}=..." for p in missing)
-                self.fail(
-                    "E0203",
-                    f"`{callee}` is missing its argument{'s' if len(missing) > 1 else ''} {listed}",
-                    span,
-                    help=f"add `{example}`: {missing[0].name} is {missing[0].type}",
-                )
-                failed = True
-        if failed:
-            raise Fault
-        return bound
-
-    @staticmethod
-    def _misspelt_flag(value: tree.Name, parameters: Mapping[str, Parameter], names: Names) -> list[str]:
-        """The flags that a bare word without a meaning nearly is."""
-        if value.name in names.variables or value.name in OPS:
-            return []
-        words = any(value.name in p.type.words for p in parameters.values())
-        return [] if words else nearest(value.name, [n for n, p in parameters.items() if p.type.kind == "bool"])
-
-    @staticmethod
-    def _by_name(queue: list[str], bound: Mapping[str, Any], arg: tree.Argument) -> list[Fix]:
-        """A positional argument behind a named one, by the name that it has in its turn."""
-        free = [name for name in queue if name not in bound]
-        text = arg.span.source.text[arg.span.start : arg.span.end]
-        at = Span(arg.span.source, arg.span.start, arg.span.start)
-        return [Fix(f"write `{free[0]}={text}`", (Edit(at, f"{free[0]}="),))] if free else []
-
-    @staticmethod
-    def _without(arg: tree.Argument, first: Span) -> list[Fix]:
-        """The second of two arguments taken out; certain where both say the same."""
-        text, at = arg.span.source.text, arg.span
-        gone = Span(at.source, len(text[: at.start].rstrip(" \t")), at.end)
-        first_value, value = (text[span.start : span.end].split("=", 1)[-1].strip() for span in (first, at))
-        same = first_value == value
-        return [Fix("keep the first one", (Edit(gone, ""),), certain=same)]
-
-    def _too_many(self, callee: str, parameters: Mapping[str, Parameter], names: Names, arg: tree.Argument) -> Fault:
-        value = arg.value
-        takes = _takes(callee, parameters)
-        if isinstance(value, tree.Name) and value.name not in names.variables:
-            help, fixes = respell(arg.span, value.name, parameters)
-            help = help or takes
-            if value.name in OPS or names.file.find_block(value.name):
-                fixes = pipe_before(arg.span, value.name)
-                help = fixes[0].help
-            return self.fail("E0202", f"`{callee}` has no flag `{value.name}`", arg.span, help=help, fixes=fixes)
-        return self.fail(
-            "E0205", f"`{callee}` has too many arguments", arg.span, help=f"{takes}; elements are joined by `|`"
-        )
 
     def call(
         self, node: tree.Call | tree.Each, args: Sequence[tree.Argument], names: Names, repeat: int | None = None
@@ -501,9 +353,3 @@ class Binder(Resolver):
         if failed:
             raise Fault
         return ir.Braces(table=True, body=tuple(flows), origin=at)
-
-
-def _takes(callee: str, parameters: Iterable[str]) -> str:
-    """What a callee takes, in words."""
-    listed = ", ".join(f"`{name}`" for name in parameters)
-    return f"`{callee}` takes {listed or 'no arguments'}"

@@ -6,7 +6,6 @@ stays silent, so that one fault gives one diagnostic.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from cnnspec.diagnostics import Label, Report, Span
 from cnnspec.expressions import ExprFault, Unknown, UnknownShape, evaluate, show
 from cnnspec.frames import ABSENT, Absent, Evaluator, Flowing, Frame, LimitReached, Namespace, Tensor, labels_of
 from cnnspec.inits import INITS, InitScheme, allowed_inits
-from cnnspec.limits import MAX_DEPTH, MAX_NAME, MAX_NODES, MAX_PATH, MAX_STEPS
+from cnnspec.limits import MAX_DEPTH, MAX_NODES, MAX_STEPS
 from cnnspec.names import Places
 from cnnspec.ops import JOINS, OPS, Op, ShapeFault
 from cnnspec.ops.join import disagreement
@@ -173,28 +172,6 @@ class Expansion(Evaluator):
                 return None
             result = self.element(element, frame, names, result)
         return result
-
-    def claim(self, names: Namespace, name: str, origin: int) -> str:
-        """The path of a name in its namespace; a second use of it is a fault."""
-        if name in names.used:
-            where = f"`{names.path}`" if names.path else "the network"
-            again = names.used[name] == origin
-            self.fail(
-                "E0209",
-                f"two elements of {where} are called `{name}`",
-                origin,
-                labels=[] if again else self.label(names.used[name], "the first one"),
-                help='count the rounds in the name: `repeat 3 as i { conv 3x3 8 name="conv{i}" }`'
-                if again
-                else "rename one of the two",
-            )
-        names.used[name] = origin
-        path = names.join(name)
-        if len(path) > MAX_PATH:
-            message = f"the name of a module is longer than the limit of {MAX_PATH} characters"
-            self.fail("E0405", message, origin, help="choose shorter labels")
-            raise LimitReached
-        return path
 
     # --- elements --------------------------------------------------------------------------------
 
@@ -365,34 +342,6 @@ class Expansion(Evaluator):
             path = self.claim(names, self.name(call, frame, names, None, i), call.origin)
             x = self.once(call, frame, path, x, i)
         return x
-
-    def name(self, call: ir.Call, frame: Frame, names: Namespace, label: str | None, index: int | None) -> str:
-        """The name of a call: its label, its own pattern, or its position."""
-        if call.name is None:
-            return label if label is not None else names.next_position()
-        pattern = self.value(call.name, frame, Type("str"), "name")
-        if label is not None:
-            self.fail(
-                "E0206", f"the call has the label `{label}` and a name", call.name.origin, help="keep one of the two"
-            )
-            return label
-        if pattern is None:
-            return names.next_position()
-        counters: dict[str, int] = {} if index is None else {"i": index, "n": index + 1}
-        text = self.fill(pattern, frame, counters) if len(pattern) <= MAX_NAME else pattern
-        if len(text) > MAX_NAME:
-            message = f"the name of a call is longer than the limit of {MAX_NAME} characters"
-            self.fail("E0405", message, call.name.origin, help="choose a shorter one")
-            raise LimitReached
-        if not re.fullmatch(r"[A-Za-z_0-9]+", text):
-            self.fail(
-                "E0215",
-                f"`{text}` cannot be a name",
-                call.name.origin,
-                help="a name has letters, digits and `_`; `{i}` counts a repeat from 0, `{n}` from 1",
-            )
-            return names.next_position()
-        return text
 
     def once(self, call: ir.Call, frame: Frame, path: str, x: Flowing, index: int) -> Flowing:
         """One call of an operator or a block, at its path."""

@@ -12,7 +12,7 @@ from cnnspec import ir, shapes
 from cnnspec.blocks import BLOCK_TYPES
 from cnnspec.diagnostics import Diagnostic, Fix, Label, Report, Span, respell
 from cnnspec.expressions import ExprFault, UnknownShape, convert, evaluate, show, truth
-from cnnspec.limits import MAX_EVALUATIONS, MAX_HUGE, MAX_REPEAT
+from cnnspec.limits import MAX_EVALUATIONS, MAX_HUGE, MAX_NAME, MAX_PATH, MAX_REPEAT
 from cnnspec.names import FILLED, Places
 from cnnspec.ops import Op, ShapeFault
 from cnnspec.remedies import fixes_of_call, fixes_of_value
@@ -291,6 +291,56 @@ class Evaluator:
             message = f"the network evaluates more than the limit of {MAX_EVALUATIONS} terms of expressions"
             self.fail("E0404", message, origin, help="name a value with `let` outside of the repeat")
             raise LimitReached
+
+    def claim(self, names: Namespace, name: str, origin: int) -> str:
+        """The path of a name in its namespace; a second use of it is a fault."""
+        if name in names.used:
+            where = f"`{names.path}`" if names.path else "the network"
+            again = names.used[name] == origin
+            self.fail(
+                "E0209",
+                f"two elements of {where} are called `{name}`",
+                origin,
+                labels=[] if again else self.label(names.used[name], "the first one"),
+                help='count the rounds in the name: `repeat 3 as i { conv 3x3 8 name="conv{i}" }`'
+                if again
+                else "rename one of the two",
+            )
+        names.used[name] = origin
+        path = names.join(name)
+        if len(path) > MAX_PATH:
+            message = f"the name of a module is longer than the limit of {MAX_PATH} characters"
+            self.fail("E0405", message, origin, help="choose shorter labels")
+            raise LimitReached
+        return path
+
+    def name(self, call: ir.Call, frame: Frame, names: Namespace, label: str | None, index: int | None) -> str:
+        """The name of a call: its label, its own pattern, or its position."""
+        if call.name is None:
+            return label if label is not None else names.next_position()
+        pattern = self.value(call.name, frame, Type("str"), "name")
+        if label is not None:
+            self.fail(
+                "E0206", f"the call has the label `{label}` and a name", call.name.origin, help="keep one of the two"
+            )
+            return label
+        if pattern is None:
+            return names.next_position()
+        counters: dict[str, int] = {} if index is None else {"i": index, "n": index + 1}
+        text = self.fill(pattern, frame, counters) if len(pattern) <= MAX_NAME else pattern
+        if len(text) > MAX_NAME:
+            message = f"the name of a call is longer than the limit of {MAX_NAME} characters"
+            self.fail("E0405", message, call.name.origin, help="choose a shorter one")
+            raise LimitReached
+        if not re.fullmatch(r"[A-Za-z_0-9]+", text):
+            self.fail(
+                "E0215",
+                f"`{text}` cannot be a name",
+                call.name.origin,
+                help="a name has letters, digits and `_`; `{i}` counts a repeat from 0, `{n}` from 1",
+            )
+            return names.next_position()
+        return text
 
     def fill(self, text: str, frame: Frame, counters: Mapping[str, int] = MappingProxyType({})) -> str:
         """A text with each `{name}` replaced by its value."""
