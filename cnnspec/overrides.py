@@ -5,7 +5,7 @@ from typing import Any
 
 from cnnspec.diagnostics import Diagnostic, Report, did_you_mean
 from cnnspec.expressions import ExprFault, convert, show
-from cnnspec.recipe import AUGMENTATIONS, DATA_SETS, OPTIMIZERS, SCHEDULES, Recipe, Scalars, Setting, plain
+from cnnspec.recipe import AUGMENTATIONS, DATA_SETS, OPTIMIZERS, ORIGINS, SCHEDULES, Recipe, Scalars, Setting, plain
 from cnnspec.signatures import Declared, Parameter
 
 TABLES: Mapping[str, Mapping[str, type[Declared]]] = {
@@ -77,8 +77,8 @@ def override_all(recipe: Recipe, given: Mapping[str, Any], params: Iterable[str]
 
 
 def _with(recipe: Recipe, entry: str, value: Any) -> Recipe:
-    stated = recipe.stated if entry in recipe.stated else (*recipe.stated, entry)
-    return recipe.model_copy(update={entry: value, "stated": stated})
+    origins = {name: tuple(dict.fromkeys((*getattr(recipe, name), entry))) for name in ORIGINS}
+    return recipe.model_copy(update={entry: value, **origins})
 
 
 def _argument(setting: Setting, kind: type[Declared], name: str, value: Any) -> Setting:

@@ -396,6 +396,10 @@ class Setting(BaseModel):
         return cls(name=declared.name, args={name: plain(value) for name, value in declared.settings().items()})
 
 
+ORIGINS = {"stated", "given"}
+"""The fields of a `Recipe` that tell where others come from; two that differ in nothing else train the same."""
+
+
 class Recipe(BaseModel):
     """How a network is trained; what a spec leaves out has the default given here.
 
@@ -414,7 +418,8 @@ class Recipe(BaseModel):
         minutes: Training ends when it has taken so long.
         compile: Whether the network runs through `torch.compile`.
         tta: What the test averages over: `hflip`, the logits of an image and of its mirror image.
-        stated: The fields that the spec itself states.
+        stated: The fields that are stated, by the spec or from outside.
+        given: Those of them that were given from outside, with `--set`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
@@ -440,6 +445,7 @@ class Recipe(BaseModel):
     compile: bool = False
     tta: Literal["hflip"] | None = None
     stated: tuple[str, ...] = ()
+    given: tuple[str, ...] = ()
 
     def over(self, epochs: int) -> "Recipe":
         """The recipe for so many epochs; a schedule that was written for other epochs keeps its shape."""

@@ -13,7 +13,7 @@ from cnnspec.compiler import compile_source, format
 from cnnspec.diagnostics import CnnspecError, Edit, Source, Span, apply_edits, failure
 from cnnspec.elaborate import is_plain
 from cnnspec.ir import Graph
-from cnnspec.recipe import AUGMENTATIONS, DATA_SETS, OPTIMIZERS, SCHEDULES, Recipe, Setting, plain
+from cnnspec.recipe import AUGMENTATIONS, DATA_SETS, OPTIMIZERS, ORIGINS, SCHEDULES, Recipe, Setting, plain
 
 _DECLARED = {**DATA_SETS, **AUGMENTATIONS, **OPTIMIZERS, **SCHEDULES}
 _JOINTS = {"interval": "..", "size": "x"}
@@ -64,7 +64,7 @@ def restate(
 
 def same(a: Graph, b: Graph) -> bool:
     """Whether two networks and their recipes are the same, wherever they are stated."""
-    recipe = a.recipe.model_copy(update={"stated": b.recipe.stated})
+    recipe = a.recipe.model_copy(update={name: getattr(b.recipe, name) for name in ORIGINS})
     return replace(a, model=b.model, recipe=recipe) == b
 
 
@@ -181,7 +181,7 @@ class _Writer:
 
     def _recipe(self) -> list[Edit]:
         before, after = self.stated.recipe, self.wanted.recipe
-        names = [name for name in Recipe.model_fields if name not in ("stated", "planned")]
+        names = [name for name in Recipe.model_fields if name not in {*ORIGINS, "planned"}]
         changed = [name for name in names if getattr(before, name) != getattr(after, name)]
         if not changed:
             return []

@@ -592,7 +592,9 @@ def test_a_plan_is_what_a_run_uses_and_writes_nothing(run: Callable[..., Result]
     assert again["files"]["folder"].endswith("2")
     text = "\n".join(plan_lines(planned))
     assert "32 in the run" in text
-    missing = plan(load("resnet20"), TrainOptions(data_dir=tmp_path / "none"))
+    missing = plan(load("resnet20", lr=0.05), TrainOptions(data_dir=tmp_path / "none"))
+    origins = {row["entry"]: row["origin"] for row in missing["recipe"]}
+    assert (origins["optimizer"], origins["schedule"], origins["decay"]) == ("--set", "spec", "default")
     assert "would be downloaded" in missing["data"]["state"]
     assert not (tmp_path / "none").exists()
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from cnnspec.diagnostics import failure
 from cnnspec.ir import Graph
-from cnnspec.recipe import Recipe, Setting
+from cnnspec.recipe import ORIGINS, Recipe, Setting
 from cnnspec.restating import setting_text
 from cnnspec.training.folders import RunFolder, is_first, shared_folder
 
@@ -132,5 +132,5 @@ def folder_to_resume(graph: Graph, options: TrainOptions) -> tuple[RunFolder, Re
 
 def recipe_lines(recipe: Recipe) -> list[tuple[str, str]]:
     """The recipe as it is written in a spec, entry by entry; what is empty is left out."""
-    entries = ((name, getattr(recipe, name)) for name in Recipe.model_fields if name != "stated")
+    entries = ((name, getattr(recipe, name)) for name in Recipe.model_fields if name not in ORIGINS)
     return [(name, setting_text(value, full=True)) for name, value in entries if value is not None and value != ()]

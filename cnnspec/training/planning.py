@@ -72,9 +72,11 @@ def _recipe(recipe: Recipe, options: TrainOptions) -> list[dict[str, str]]:
     changed = options.changes()
 
     def origin(name: str) -> str:
-        if name in changed or name == "planned":
-            return "option" if name in changed else "spec"
-        return "spec" if name in recipe.stated else "default"
+        if name in changed:
+            return "option"
+        if name in recipe.given:
+            return "--set"
+        return "spec" if name in recipe.stated or name == "planned" else "default"
 
     return [{"entry": name, "value": text, "origin": origin(name)} for name, text in recipe_lines(recipe)]
 

@@ -15,7 +15,7 @@ from cnnspec.checker import check
 from cnnspec.diagnostics import CnnspecError, Report
 from cnnspec.ir import Graph, Model
 from cnnspec.names import Places
-from cnnspec.recipe import Recipe
+from cnnspec.recipe import ORIGINS, Recipe
 from cnnspec.training.journal import read_journal
 from cnnspec.training.runs import read_result
 
@@ -72,7 +72,7 @@ def key_of(graph: Graph, recipe: Recipe, weights: str | None = None) -> str:
 
 
 def _key(structure: str, recipe: Recipe, weights: str | None) -> str:
-    same = recipe.model_dump(mode="json", exclude={"seed", "stated"})
+    same = recipe.model_dump(mode="json", exclude={"seed", *ORIGINS})
     text = json.dumps([structure, same, weights], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
