@@ -19,7 +19,7 @@ from kill_harness import fork, wait
 from rich.console import Console
 from typer.testing import CliRunner
 
-from cnnspec import CnnspecError, loads
+from cnnspec import CnnspecError, Graph, loads
 from cnnspec.cli.app import app
 from cnnspec.training import Comparison, TrainOptions, compare, comparing, train
 from cnnspec.training.standings import Figure, Row, Run
@@ -55,7 +55,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def run_compare(folder: Path, said: io.StringIO) -> Compare:
-    def run(*specs: str, **given: Any) -> Comparison:
+    def run(*specs: str | Graph, **given: Any) -> Comparison:
         stated = {"memory_format": "channels_last", "threads": 1, **given.pop("options", {})}
         console = Console(file=said, width=200)
         options = TrainOptions(offline=True, pictures=False, console=console, **stated)
@@ -278,6 +278,19 @@ def test_networks_that_are_the_same_share_their_runs(
 
 
 # --- what can go wrong ---------------------------------------------------------------------------
+
+
+def test_networks_from_python_are_told_apart_by_what_they_were_given(run_compare: Compare, trained: list[Any]) -> None:
+    text = Path("a.cnn").read_text()
+    networks = [loads(text), loads(text, c=3), loads(text, c=3, lr=0.05)]
+    done = run_compare(*networks, seeds=1)
+    labels = [row.label for row in done.rows]
+    assert [label.split(" (", 1)[1].split(" optimizer")[0].rstrip(")") for label in labels] == ["c=4", "c=3", "c=3"]
+    assert "lr=0.05" in labels[2]
+    assert len(trained) == 3
+    with pytest.raises(CnnspecError) as error:
+        run_compare(loads(text), loads(text))
+    assert code(error) == "E0206"
 
 
 def test_one_that_diverges_is_a_failed_row(run_compare: Compare, trained: list[Any], said: io.StringIO) -> None:

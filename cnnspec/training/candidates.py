@@ -13,6 +13,7 @@ from typing import Any
 
 from cnnspec.compiler import compile_file
 from cnnspec.diagnostics import CnnspecError, Diagnostic, failure
+from cnnspec.expressions import evaluate, show
 from cnnspec.ir import Graph
 from cnnspec.recipe import Recipe
 from cnnspec.training.options import TrainOptions, recipe_lines, recipe_of
@@ -67,7 +68,7 @@ def candidates_of(
     found: list[tuple[Candidate, str]] = []
     lacking: dict[str, dict[str, Diagnostic | None]] = {name: {} for name in grid}
     for spec in specs:
-        place = spec.name if isinstance(spec, Graph) else str(spec)
+        place = _in_words(spec, specs) if isinstance(spec, Graph) else str(spec)
         made: dict[tuple[Any, ...], Candidate] = {}
         had: set[str] = set()
         for values in product(*grid.values()):
@@ -88,6 +89,14 @@ def candidates_of(
         for place in without:
             say(f"`{place}` has no `{name}` and is compared without it")
     return _told_apart(found)
+
+
+def _in_words(graph: Graph, specs: Iterable[str | Path | Graph]) -> str:
+    """In what parameters and entries of its recipe a network differs from the others of its name."""
+    alike = [other for other in specs if isinstance(other, Graph) and other.name == graph.name]
+    values = [{name: evaluate(expr, {}) for name, expr in other.model.constants.items()} for other in (graph, *alike)]
+    own = (f"{n}={show(v)}" for n, v in values[0].items() if any(other.get(n, v) != v for other in values[1:]))
+    return " ".join([*own, *_own_words(graph.recipe, [other.recipe for other in alike])]) or graph.name
 
 
 def _compiled(
