@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import statistics
 import time
@@ -372,7 +373,8 @@ def test_the_command(folder: Path, request: pytest.FixtureRequest) -> None:
     data = json.loads(done.stdout)
     assert [row["settings"] for row in data["rows"]] == [{"c": "2"}, {"c": "3"}]
     assert (data["state"], data["target"]) == ("finished", 0.01)
-    assert "run 2 of 2: a c=3, seed 42" in done.stderr
+    assert "run 1 of 2: a c=2, seed 42\n" in done.stderr
+    assert re.search(r"run 2 of 2: a c=3, seed 42, about 0:0\d left in all\n", done.stderr)
     again = CliRunner().invoke(app, ["compare", "a.cnn", "--set", "c=2,3", *stated, "--format", "markdown"])
     assert again.stdout.startswith("| network | seeds |")
     assert "2 runs, 2 of them done" in again.stderr

@@ -68,7 +68,7 @@ class Show(Callback):
         batch = min(task.recipe.batch, len(task.around.data.train))
         return (
             f"loss {loss / max(count, 1):.4f} acc {right / max(count, 1):.4f}"
-            f"  {speed * batch:,.0f} images/s  {_clock(left)} left"
+            f"  {speed * batch:,.0f} images/s  {clock(left)} left"
         )
 
     def _end_epoch(self) -> None:
@@ -100,7 +100,8 @@ class Show(Callback):
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """A time as hours, minutes and seconds, `1:02:03`."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

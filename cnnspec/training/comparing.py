@@ -19,8 +19,10 @@ from typing import Any
 from rich.console import Console
 
 from cnnspec.backends.torch import to_module
+from cnnspec.counts import count
 from cnnspec.diagnostics import CnnspecError, failure
 from cnnspec.ir import Graph
+from cnnspec.training.callbacks import clock
 from cnnspec.training.candidates import Candidate, Grid, candidates_of, folder_name, networks_of
 from cnnspec.training.checkpoints import write_whole
 from cnnspec.training.data import ImageData, load_data
@@ -189,7 +191,7 @@ class _Work:
             for number, job in enumerate(jobs, 1):
                 stop.poll()
                 if not self._done(job):
-                    say(f"run {number} of {len(jobs)}: {job[0].label}, seed {job[1]}")
+                    say(f"run {number} of {len(jobs)}: {job[0].label}, seed {job[1]}{self._left(jobs)}")
                     code = self._train(*job, say)
                     if code:
                         return code
@@ -197,6 +199,18 @@ class _Work:
             say(f"stopped; go on with `{self.options.resume_command or 'the same comparison'}`")
             return stop.exit_code
         return 0
+
+    def _left(self, jobs: Sequence[tuple[Candidate, int]]) -> str:
+        """About how long the runs that are left take, where the time of one is known, by operations and epochs."""
+        operations = seconds = left = 0.0
+        for candidate, seed in jobs:
+            found = self.find(candidate, seed)
+            own = float(count(candidate.graph).training_flops) * candidate.recipe.epochs
+            if found is None or not found.done:
+                left += own
+            elif found.finished and found.result.get("seconds"):
+                operations, seconds = operations + own, seconds + found.result["seconds"]
+        return f", about {clock(left * seconds / operations)} left in all" if operations else ""
 
     def _done(self, job: tuple[Candidate, int]) -> bool:
         found = self.find(*job)
