@@ -162,13 +162,16 @@ def _value(key: str, value: Any) -> Any:
             scope = FileScope(file, lambda _: None)
             try:
                 return evaluate(Binder(report).expr(let.value, Names(scope, {})), {})
-            except (Fault, ExprFault, UnknownShape):
+            except ExprFault as fault:
+                report.add(Diagnostic(fault.code, str(fault)))
+            except (Fault, UnknownShape):
                 pass
         if value.isidentifier():
             return value
         raise failure(
             "E0204",
             f"`{key}={value}` is not a value",
+            notes=[f"as an expression: {found.message}" for found in report.diagnostics[:1]],
             help="give a number, a size like 3x3, true or false, or the name of an operator",
         )
     if type(value) not in (bool, int, float, tuple):

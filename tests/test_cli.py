@@ -200,6 +200,12 @@ def test_settings() -> None:
         assert "error[E0" in done.stderr
         assert "Traceback" not in done.stderr
     assert cnnspec("check", "resnet20", "--set", "n").returncode == 2
+    for wrong, why in (
+        ("lr=1e30", "larger than the limit"),
+        ("n=1/0", "division by zero"),
+        ("n=m+1", "unknown name `m`"),
+    ):
+        assert why in cnnspec("check", "resnet20", "--set", wrong).stderr
 
 
 def test_a_grid_of_settings() -> None:

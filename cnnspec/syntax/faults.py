@@ -44,7 +44,7 @@ _WORDS = {
 
 def explain(source: Source, text: str, expected: set[str], at: int) -> Diagnostic:
     """A syntax error in the words of the language."""
-    found = re.compile(r"\n|[A-Za-z0-9_]+|[^\sA-Za-z0-9_]|$").search(text, at)
+    found = re.compile(r"\n|[0-9]+\.[0-9]+(?![A-Za-z0-9_.])|[A-Za-z0-9_]+|[^\sA-Za-z0-9_]|$").search(text, at)
     assert found is not None
     word = found.group()
     start = found.start()
