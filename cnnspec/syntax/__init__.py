@@ -27,7 +27,7 @@ def parse(source: Source, report: Report) -> tree.File | None:
     """The tree of a source; the faults go to `report`.
 
     Statements that cannot be read are missing in the tree, which then says that it is `broken`. There is no tree
-    where braces do not match or a limit is passed.
+    where a limit is passed, or where braces do not match and indentation does not tell what was meant.
     """
     try:
         return _parse(source, report)

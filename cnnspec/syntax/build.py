@@ -216,15 +216,9 @@ class Builder:
                 wrong, child = child.children
                 if wrong is not None:
                     span = self.label(wrong).span  # type: ignore[union-attr]
-                    self.report.add(
-                        Diagnostic(
-                            "E0104",
-                            f"the label `{wrong.rstrip(': ')}` stands behind a `|`",
-                            span,
-                            help="put the element on a line of its own: a label names a whole statement",
-                            fixes=self.own_line(span),
-                        )
-                    )
+                    message = f"the label `{wrong.rstrip(': ')}` stands behind a `|`"
+                    help = "put the element on a line of its own: a label names a whole statement"
+                    self.fault(Diagnostic("E0104", message, span, help=help, fixes=self.own_line(span)), span)
                     self.report.unsure.add(wrong.rstrip(": \t"))
             elements.append(self.build(child))
         when = self.build(condition.children[0]) if condition is not None else None

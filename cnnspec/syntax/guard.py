@@ -80,8 +80,7 @@ def _ends(text: str, closing: str, opened: int) -> list[tuple[int, str]]:
     if closing != "}":
         end = (text + "\n").index("\n", opened)
         return [(line + len(text[line:end].split("#")[0].rstrip()), closing)]
-    indent = re.compile(r"[ \t]*").match(text, line)
-    own = indent.group() if indent else ""
+    own = text[line : line + _indent(text, opened)]
     places: list[tuple[int, str]] = []
     at = (text + "\n").index("\n", opened) + 1
     while at < len(text):
@@ -112,6 +111,7 @@ def balanced(source: Source, report: Report) -> tuple[str, list[int]] | None:
             )
             text = text[:at] + ('"' + " " * (len(mark) - 2) + '"' if len(mark) > 1 else " ") + text[match.end() :]
     open_: list[tuple[str, int]] = []
+    pairs: list[tuple[int, int]] = []
     wrong: list[int] = []
     for index, (mark, at) in enumerate(signs):
         if mark in _OPENING:
@@ -122,7 +122,7 @@ def balanced(source: Source, report: Report) -> tuple[str, list[int]] | None:
                 return None
             continue
         if open_ and open_[-1][0] == _CLOSING[mark]:
-            open_.pop()
+            pairs.append((open_.pop()[1], at))
             continue
         report.add(_unmatched(source, mark, at, open_[-1] if open_ else None))
         if mark == "}":
@@ -140,6 +140,9 @@ def balanced(source: Source, report: Report) -> tuple[str, list[int]] | None:
             wrong.append(open_[-1][1])
         text = text[:at] + _OPENING[open_.pop()[0]] + text[at + 1 :]
     braces = bool(_without_parentheses(open_))
+    end = Label(source.end, "the text ends here")
+    if braces and (stolen := _by_indentation(text, open_[-1][1], pairs)):
+        open_[-1], end = ("{", stolen[0]), Label(_sign(source, stolen[1]), "by its indentation this closes another one")
     for opened, where in open_[-1:] if braces else open_:
         closing = _OPENING[opened]
         report.add(
@@ -148,19 +151,64 @@ def balanced(source: Source, report: Report) -> tuple[str, list[int]] | None:
                 f"`{opened}` is never closed",
                 _sign(source, where),
                 "opened here",
-                labels=(Label(source.end, "the text ends here"),),
+                labels=(end,),
                 help=f"add `{closing}`",
                 fixes=tuple(_write(source, f"add `{closing}`", *place) for place in _ends(source.text, closing, where)),
             )
         )
+        if braces:
+            closed = _close_by_indentation(text, where) if len(open_) == 1 else None
+            return None if closed is None else (closed, [*wrong, len(text[:where].rstrip()) - 1])
         text, wrong = _close_with_line(text, where), [*wrong, where]
-    return None if braces else (text, wrong)
+    return text, wrong
 
 
 def _close_with_line(text: str, at: int) -> str:
     """A text in which an open sign does not reach beyond its line, unless that line goes on."""
     line = text[at : (text + "\n").index("\n", at)].split("#")[0].rstrip()
     return text if line[-1] in "([," else f"{text[:at]}!{text[at + 1 :]}"
+
+
+_INDENT = re.compile(r"[ \t]*")
+
+
+def _indent(text: str, at: int) -> int:
+    """How far the line of a place is indented."""
+    found = _INDENT.match(text, text.rfind("\n", 0, at) + 1)
+    return len(found.group()) if found else 0
+
+
+def _by_indentation(text: str, opened: int, pairs: list[tuple[int, int]]) -> tuple[int, int] | None:
+    """Which brace was left open, where `opened` has no partner, and what stands for the partner of it: the last one inside
+    of `opened` whose partner begins a line that is indented less than its own, for that was meant for a brace further out.
+    """
+    stolen = [
+        (start, end)
+        for start, end in pairs
+        if start > opened
+        and not text[text.rfind("\n", 0, end) + 1 : end].strip()
+        and _indent(text, end) < _indent(text, start)
+    ]
+    return max(stolen, default=None)
+
+
+def _close_by_indentation(text: str, opened: int) -> str | None:
+    """A text in which an open brace ends with the last of the lines behind it that are indented further than its own.
+
+    The brace that closes it stands at the beginning of that line, for the text keeps its length; the statement is at
+    fault as a whole.
+    """
+    own, last = _indent(text, opened), None
+    at = (text + "\n").index("\n", opened) + 1
+    while at < len(text):
+        end = (text + "\n").index("\n", at)
+        here = text[at:end]
+        if here.strip():
+            if not here[: own + 1].isspace():
+                break
+            last = at
+        at = end + 1
+    return None if last is None else f"{text[: last + own]}}}{text[last + own + 1 :]}"
 
 
 def _sign(source: Source, at: int) -> Span:
