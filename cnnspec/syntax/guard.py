@@ -94,10 +94,11 @@ def _ends(text: str, closing: str, opened: int) -> list[tuple[int, str]]:
 
 
 def balanced(source: Source, report: Report) -> tuple[str, list[int]] | None:
-    """The text, if its braces match and nesting is sane, with the places of parentheses and brackets at fault; or nothing.
+    """The text, if its braces match and nesting is sane, with the places at fault; or nothing.
 
     A statement with such a place cannot be read, but what stands around it can: in the text every parenthesis and
-    bracket that is closed by the wrong sign is closed by the right one. A string without an end is taken out of it.
+    bracket that is closed by the wrong sign is closed by the right one, and a brace that is never closed ends where its
+    indentation does. A string without an end is taken out of it.
     """
     text = source.text
     found = [match for match in MARKS.finditer(text) if match.group()[0] != "#" and not _is_string(match.group())]
