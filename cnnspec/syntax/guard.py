@@ -72,25 +72,22 @@ def _write(source: Source, help: str, at: int, text: str) -> Fix:
     return Fix(help, (Edit(Span(source, at, at), text),))
 
 
-def _ends(text: str, closing: str, opened: int) -> list[tuple[int, str]]:
-    """Where what was opened may have been meant to end, and what to write there: for a brace in front of the next
-    line that is indented no further than its own, or at the end of the text; for others at the end of the line.
+def _end(source: Source, closing: str, opened: int) -> Fix:
+    """Where what was opened may have been meant to end: a brace with the lines behind it that are indented further than
+    its own, or with the text if there are none; others with their line.
     """
+    text, add = source.text, f"add `{closing}`"
     line = text.rfind("\n", 0, opened) + 1
+    end = _line_end(text, opened)
     if closing != "}":
-        end = (text + "\n").index("\n", opened)
-        return [(line + len(text[line:end].split("#")[0].rstrip()), closing)]
+        return _write(source, add, line + len(text[line:end].split("#")[0].rstrip()), closing)
     own = text[line : line + _indent(text, opened)]
-    places: list[tuple[int, str]] = []
-    at = (text + "\n").index("\n", opened) + 1
-    while at < len(text):
-        end = (text + "\n").index("\n", at)
-        here = text[at:end]
-        if here.strip() and not here.startswith(own + " ") and not here.startswith(own + "\t"):
-            places.append((at, f"{own}}}\n"))
-            break
-        at = end + 1
-    return [*places, (len(text.rstrip()), f"\n{own}}}")]
+    last = _last_inside(text, opened)
+    behind = _line_end(text, last) + 1 if last is not None else len(text)
+    if text[behind:].strip():
+        number = text.count("\n", 0, behind) + 1
+        return _write(source, f"{add} in front of line {number}", behind, f"{own}}}\n")
+    return _write(source, f"{add} at the end", len(text.rstrip()), f"\n{own}}}")
 
 
 def balanced(source: Source, report: Report) -> tuple[str, list[int]] | None:
@@ -145,7 +142,7 @@ def balanced(source: Source, report: Report) -> tuple[str, list[int]] | None:
     if braces and (stolen := _by_indentation(text, open_[-1][1], pairs)):
         open_[-1], end = ("{", stolen[0]), Label(_sign(source, stolen[1]), "by its indentation this closes another one")
     for opened, where in open_[-1:] if braces else open_:
-        closing = _OPENING[opened]
+        fix = _end(source, _OPENING[opened], where)
         report.add(
             Diagnostic(
                 "E0102",
@@ -153,8 +150,8 @@ def balanced(source: Source, report: Report) -> tuple[str, list[int]] | None:
                 _sign(source, where),
                 "opened here",
                 labels=(end,),
-                help=f"add `{closing}`",
-                fixes=tuple(_write(source, f"add `{closing}`", *place) for place in _ends(source.text, closing, where)),
+                help=fix.help,
+                fixes=(fix,),
             )
         )
         if braces:
@@ -166,8 +163,13 @@ def balanced(source: Source, report: Report) -> tuple[str, list[int]] | None:
 
 def _close_with_line(text: str, at: int) -> str:
     """A text in which an open sign does not reach beyond its line, unless that line goes on."""
-    line = text[at : (text + "\n").index("\n", at)].split("#")[0].rstrip()
+    line = text[at : _line_end(text, at)].split("#")[0].rstrip()
     return text if line[-1] in "([," else f"{text[:at]}!{text[at + 1 :]}"
+
+
+def _line_end(text: str, at: int) -> int:
+    end = text.find("\n", at)
+    return len(text) if end < 0 else end
 
 
 _INDENT = re.compile(r"[ \t]*")
@@ -193,22 +195,27 @@ def _by_indentation(text: str, opened: int, pairs: list[tuple[int, int]]) -> tup
     return max(stolen, default=None)
 
 
+def _last_inside(text: str, opened: int) -> int | None:
+    """Where the last of the lines behind an open brace begins that are indented further than its own."""
+    own, last = _indent(text, opened), None
+    at = _line_end(text, opened) + 1
+    while at < len(text):
+        end = _line_end(text, at)
+        if text[at:end].strip():
+            if not text[at : at + own + 1].isspace():
+                break
+            last = at
+        at = end + 1
+    return last
+
+
 def _close_by_indentation(text: str, opened: int) -> str | None:
-    """A text in which an open brace ends with the last of the lines behind it that are indented further than its own.
+    """A text in which an open brace ends with the last line inside of it.
 
     The brace that closes it stands at the beginning of that line, for the text keeps its length; the statement is at
     fault as a whole.
     """
-    own, last = _indent(text, opened), None
-    at = (text + "\n").index("\n", opened) + 1
-    while at < len(text):
-        end = (text + "\n").index("\n", at)
-        here = text[at:end]
-        if here.strip():
-            if not here[: own + 1].isspace():
-                break
-            last = at
-        at = end + 1
+    last, own = _last_inside(text, opened), _indent(text, opened)
     return None if last is None else f"{text[: last + own]}}}{text[last + own + 1 :]}"
 
 
