@@ -253,10 +253,8 @@ AxisRule = Window | Spread | Times | Fixed | Shift
 A rule never decreases; `rate` is `(period, step)`: `rule(size + period) == rule(size) + step`. `least` is the
 least size that it takes: there, at least 1 place is left. `text` writes it down.
 
-A rule never decreases, and `rate` is `(period, step)`: `rule(size + period) == rule(size) + step`.
-For a map of a size `span` is what one place reads, were the map without end, none for the whole
-map and where it repeats too late; `reads` are
-the places that each place reads, of which those outside of the map are padding.
+For a map of a size `span` is what one place reads, were the map without end; none for the whole map, and where it
+repeats too late. `reads` are the places that each place reads, of which those outside of the map are padding.
 """
 KEEP = Times(1)
 

@@ -270,6 +270,13 @@ def test_words_about_shapes() -> None:
     assert Shift(3, 0).least == 1
 
 
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (-1, 2), (1, -2), (-2, -1)])
+def test_places_that_padding_reads_are_those_of_torch(before: int, after: int) -> None:
+    padded = F.pad(torch.arange(6) + 1, (before, after)).tolist()  # 0 where it is padding
+    places = [place for (place,) in Shift(before, after).reads(6)]
+    assert [place + 1 if 0 <= place < 6 else 0 for place in places] == padded
+
+
 def test_how_much_an_operator_thins_out_a_map() -> None:
     x = (4, 8, 6)
     assert OPS["conv"](kernel=(3, 3), c=4, stride=(2, 1)).reduction(x, (4, 4, 6)) == (2, 1)
