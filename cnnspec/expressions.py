@@ -301,6 +301,8 @@ def convert(value: Any, type_: Type, name: str, origin: int) -> Any:
             help = "divide with `//`, or use `round_to(x, 8)`"
         elif isinstance(value, float):
             help = "use `floor`, `ceil` or `round_to`"
+        elif type(value) is tuple and name == "c":
+            help = f"the kernel comes first: `{show(cast(object, value))} c=...`"
     elif kind == "float":
         result = float(value) if _is_number(value) else None
     elif kind == "bool":

@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 
 from cnnspec.diagnostics import Diagnostic, Edit, Fix, Source, Span, respell
+from cnnspec.ops import FOREIGN_NAMES, JOINS, OPS
 from cnnspec.recipe import Scalars
 from cnnspec.syntax.words import FUNCTIONS, SCHEMES, TOP_WORDS
 
 _ENTRIES = ("data", "augment", "optimizer", "schedule", *Scalars.parameters)
 _MEANT = {"×": "x", "–": "-", "—": "-", "−": "-", "“": '"', "”": '"', "\u00a0": " ", "，": ",", "；": ";", "：": ":"}
 """What a character that is not part of the language stands for."""
+
+_NAMED = r"([A-Za-z_][A-Za-z0-9_]*)(\s*)$"
+"""A name, and what is behind it."""
 
 _WORDS = {
     "_NEWLINE": "the end of the line",
@@ -40,6 +44,12 @@ _WORDS = {
     "_ELSE": "`else`",
     "_FROM": "`from`",
 }
+
+
+def _operator(rest: str) -> str | None:
+    """The operator behind a sign, as it is called here or elsewhere."""
+    name = re.match(r"\W\s*([A-Za-z_][A-Za-z0-9_]*)", rest)
+    return name.group(1) if name and name.group(1) in {*OPS, *JOINS, *FOREIGN_NAMES} else None
 
 
 def explain(source: Source, text: str, expected: set[str], at: int) -> Diagnostic:
@@ -100,6 +110,22 @@ def explain(source: Source, text: str, expected: set[str], at: int) -> Diagnosti
             change(help, (behind, behind, f" {word}"), (start - 1, found.end(), ""), certain=True)
         else:
             help = "put it right after the name it repeats"
+    elif repeat := re.match(r"([0-9]+)(?:x\s|\s*\*)\s*([A-Za-z_][A-Za-z0-9_]*)", rest):
+        count, name = repeat.groups()
+        code, what = (
+            "E0106",
+            f"the repeat `{repeat.group()[: repeat.start(2)].strip()}` does not stand right after the name",
+        )
+        help = f"write `{name} x{count}`"
+        change(help, (at, at + repeat.end(), f"{name} x{count}"), certain=True)
+        span = Span(source, at, at + len(repeat.group()[: repeat.start(2)].rstrip()))
+    elif (times := re.match(r"\*\s*([0-9]+)(?![A-Za-z0-9_.])", rest)) and (call := re.search(_NAMED, before)):
+        help = f"write `{call.group(1)} x{times.group(1)}`"
+        change(help, (at - len(call.group(2)), at + times.end(), f" x{times.group(1)}"), certain=True)
+    elif arrow := re.compile(r"[-=]>|>>").match(text, start - (text[start - 1 : start] == "-")):
+        span = Span(source, arrow.start(), arrow.end())
+        what, help = f"`{arrow.group()}` cannot stand here", "elements are joined by `|`"
+        change("write `|`", (arrow.start(), arrow.end(), "|"), certain=True)
     elif (size := re.match(r"[0-9]+(x[0-9]+)+(?![A-Za-z0-9_])", rest)) and not line_end:
         span = Span(source, at, at + size.end())
         what = f"the size `{size.group()}` cannot stand here"
@@ -127,6 +153,9 @@ def explain(source: Source, text: str, expected: set[str], at: int) -> Diagnosti
     elif word == "," and re.search(r"\(\s*[^()]*$", before):
         help = "arguments are separated by spaces: `conv 3x3 c=16`"
         open_call()
+    elif word == "," and "COMMA" not in expected and (behind := _operator(rest)):
+        help = f"elements are joined by `|`: `| {behind}`"
+        change("write `|`", (start, start + 1, " |" if rest[1:2].isspace() else " | "))
     elif word == "," and "COMMA" not in expected:
         help = "arguments are separated by spaces, list items in `[...]` by commas"
         change("remove the comma", (start, start + 1, "" if rest[1:2].isspace() else " "), certain=True)
@@ -141,12 +170,23 @@ def explain(source: Source, text: str, expected: set[str], at: int) -> Diagnosti
         spaces = re.match(r"=\s*", rest)
         help = f"an entry of the train section takes no `=`: `{entry.group(1)} ...`"
         change("remove the `=`", (start, start + (spaces.end() if spaces else 1), ""), certain=True)
+    elif word == "=" and (name := re.match(rf"\s*{_NAMED}", before)) and (called := _operator(rest)):
+        help = f"what a statement gives is named by a label: `{name.group(1)}: {called} ...`"
+        change(f"write `{name.group(1)}: {called} ...`", (start - len(name.group(2)), start + 1, ":"))
     elif word == "=" and re.match(r"\s*[A-Za-z_][A-Za-z0-9_]*\s*$", before):
         help = f"a value is named with `let {before.strip()} = ...`"
         head = at - len(before.lstrip())
         change(f"write `let {before.strip()} = ...`", (head, head, "let "))
     elif word == "=":
         help = "an argument is written `name=value`: `conv 3x3 c=16`"
+    elif (
+        word == "."
+        and (path := re.search(r"(?:torch\.)?\b(?:nn|F)(?:\.functional)?$", before))
+        and (called := _operator(rest))
+    ):
+        help = f"operators stand alone, with their arguments behind them: `{FOREIGN_NAMES.get(called, called)} ...`"
+        span = Span(source, at - len(path.group()), at + 1 + len(called))
+        what = f"`{path.group()}.{called}` cannot stand here"
     elif word == "-" or (word == "." and (text[at - 1 : at].isdigit() or re.match(r"\.[0-9]", rest))):
         help = "a number needs digits on both sides of its point, a range is `0.8..1.0`"
         if word == ".":
