@@ -9,7 +9,7 @@ from typing import Any
 from cnnspec import ir, tree
 from cnnspec.diagnostics import Edit, Fix, Label, Span, nearest, respell
 from cnnspec.names import Fault, Names, Resolver
-from cnnspec.ops import OPS
+from cnnspec.ops import FOREIGN_ARGUMENTS, INFERRED, OPS
 from cnnspec.remedies import pipe_before
 from cnnspec.signatures import Bounds, Parameter, Type
 
@@ -88,6 +88,11 @@ class Arguments(Resolver):
                 if name not in known:
                     at = arg.name_span
                     help, fixes = respell(at, name, known)
+                    if (here := FOREIGN_ARGUMENTS.get(name)) in parameters:
+                        help = f"it is called `{here}` here"
+                        fixes = (Fix(f"write `{here}`", (Edit(at, str(here)),), certain=True),)
+                    elif name in INFERRED:
+                        help, fixes = "take it out: what comes in is known", (self._taken_out(arg, "take it out"),)
                     message = f"`{callee}` has no argument `{name}`"
                     raise self.fail("E0202", message, at, help=help or _takes(callee, known), fixes=fixes)
                 if name in bound:
@@ -143,13 +148,16 @@ class Arguments(Resolver):
         return [Fix(f"write `{free[0]}={text}`", (Edit(at, f"{free[0]}="),))] if free else []
 
     @staticmethod
-    def _without(arg: tree.Argument, first: Span) -> list[Fix]:
-        """The second of two arguments taken out; certain where both say the same."""
+    def _taken_out(arg: tree.Argument, help: str, *, certain: bool = True) -> Fix:
+        """An argument taken out, with the blanks in front of it."""
         text, at = arg.span.source.text, arg.span
-        gone = Span(at.source, len(text[: at.start].rstrip(" \t")), at.end)
-        first_value, value = (text[span.start : span.end].split("=", 1)[-1].strip() for span in (first, at))
-        same = first_value == value
-        return [Fix("keep the first one", (Edit(gone, ""),), certain=same)]
+        return Fix(help, (Edit(Span(at.source, len(text[: at.start].rstrip(" \t")), at.end), ""),), certain)
+
+    def _without(self, arg: tree.Argument, first: Span) -> list[Fix]:
+        """The second of two arguments taken out; certain where both say the same."""
+        text = arg.span.source.text
+        one, other = (text[span.start : span.end].split("=", 1)[-1].strip() for span in (first, arg.span))
+        return [self._taken_out(arg, "keep the first one", certain=one == other)]
 
     def _too_many(self, callee: str, parameters: Mapping[str, Parameter], names: Names, arg: tree.Argument) -> Fault:
         value = arg.value

@@ -198,6 +198,14 @@ class Sections:
                 else:
                     known = [*tables, *Scalars.parameters]
                     help, fixes = respell(word_span, entry.word, known)
+                    owners = [
+                        name
+                        for name, table in tables.items()
+                        for kind in table.values()
+                        if entry.word in kind.parameters
+                    ]
+                    if owners and not fixes:
+                        help = f"it is an argument of the {owners[0]}: `{owners[0]} ... {entry.word}=...`"
                     help = help or f"there are {', '.join(f'`{n}`' for n in known)}"
                     message = f"unknown entry `{entry.word}` of the train section"
                     self.fail("E0201", message, word_span, help=help, fixes=fixes)

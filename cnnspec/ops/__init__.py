@@ -4,7 +4,7 @@ from cnnspec.ops import activation, convolution, join, layout, norm, pool
 from cnnspec.ops.base import Op, ShapeFault
 from cnnspec.ops.join import Add, Concat, Mul
 
-__all__ = ["FOREIGN_NAMES", "JOINS", "OPS", "Add", "Concat", "Mul", "Op", "ShapeFault"]
+__all__ = ["FOREIGN_ARGUMENTS", "FOREIGN_NAMES", "INFERRED", "JOINS", "OPS", "Add", "Concat", "Mul", "Op", "ShapeFault"]
 
 _MODULES = (convolution, norm, activation, pool, layout, join)
 
@@ -56,3 +56,19 @@ FOREIGN_NAMES = {
     "sum": "add { ... }",
 }
 """What other libraries call an operator, for the help of an error."""
+
+FOREIGN_ARGUMENTS = {
+    "out_channels": "c",
+    "out_features": "c",
+    "filters": "c",
+    "channels": "c",
+    "units": "c",
+    "kernel_size": "kernel",
+    "strides": "stride",
+    "padding": "pad",
+    "num_groups": "groups",
+}
+"""What other libraries call an argument."""
+
+INFERRED = ("in_channels", "in_features", "num_features")
+"""What other libraries want to be told, and is known here."""

@@ -13,6 +13,9 @@ _ENTRIES = ("data", "augment", "optimizer", "schedule", *Scalars.parameters)
 _MEANT = {"×": "x", "–": "-", "—": "-", "−": "-", "“": '"', "”": '"', "\u00a0": " ", "，": ",", "；": ";", "：": ":"}
 """What a character that is not part of the language stands for."""
 
+_THREE = r"[(\[]?\s*([0-9]+)\s*[,*\s]\s*([0-9]+)\s*[,*\s]\s*([0-9]+)\s*[)\]]?"
+"""Three numbers, as other languages write a shape."""
+
 _NAMED = r"([A-Za-z_][A-Za-z0-9_]*)(\s*)$"
 """A name, and what is behind it."""
 
@@ -126,6 +129,11 @@ def explain(source: Source, text: str, expected: set[str], at: int) -> Diagnosti
         span = Span(source, arrow.start(), arrow.end())
         what, help = f"`{arrow.group()}` cannot stand here", "elements are joined by `|`"
         change("write `|`", (arrow.start(), arrow.end(), "|"), certain=True)
+    elif re.search(r"\binput\s*$", before) and (three := re.match(_THREE, rest)):
+        span = Span(source, at, at + three.end())
+        shape = "x".join(three.groups())
+        what, help = f"`{three.group()}` is no size", f"write `input {shape}`: channels, height and width"
+        change(f"write `input {shape}`", (at, at + three.end(), shape), certain=True)
     elif (size := re.match(r"[0-9]+(x[0-9]+)+(?![A-Za-z0-9_])", rest)) and not line_end:
         span = Span(source, at, at + size.end())
         what = f"the size `{size.group()}` cannot stand here"
@@ -153,6 +161,13 @@ def explain(source: Source, text: str, expected: set[str], at: int) -> Diagnosti
     elif word == "," and re.search(r"\(\s*[^()]*$", before):
         help = "arguments are separated by spaces: `conv 3x3 c=16`"
         open_call()
+    elif (
+        word == ","
+        and "COMMA" not in expected
+        and re.match(r",\s*(?:in|nothing|[A-Za-z_][A-Za-z0-9_]*\s*:)(?!\.|\w)", rest)
+    ):
+        help = "statements in braces are separated by `;`, or stand on lines of their own"
+        change("write `;`", (start, start + 1, ";"), certain=True)
     elif word == "," and "COMMA" not in expected and (behind := _operator(rest)):
         help = f"elements are joined by `|`: `| {behind}`"
         change("write `|`", (start, start + 1, " |" if rest[1:2].isspace() else " | "))
@@ -177,6 +192,9 @@ def explain(source: Source, text: str, expected: set[str], at: int) -> Diagnosti
         help = f"a value is named with `let {before.strip()} = ...`"
         head = at - len(before.lstrip())
         change(f"write `let {before.strip()} = ...`", (head, head, "let "))
+    elif word == "=" and re.search(r"[A-Za-z_]\(\s*[^()]*$", before):
+        open_call()
+        help = fixes[0].help if fixes else "a call is a name and its arguments, separated by spaces: `conv 3x3 c=16`"
     elif word == "=":
         help = "an argument is written `name=value`: `conv 3x3 c=16`"
     elif (
@@ -210,6 +228,11 @@ def explain(source: Source, text: str, expected: set[str], at: int) -> Diagnosti
             change(
                 "write the commas", (begin, end, ", ".join(re.split(r"[\s,]+", text[begin:end].strip()))), certain=True
             )
+    elif line_end and "_THEN" in expected and (condition := re.search(r"\S\s+(if)\s", before)):
+        low = at - len(before) + condition.start(1)
+        span = Span(source, low, low + 2)
+        what, help = "`if` cannot stand here", "the condition of a statement stands behind it: `conv 3x3 16 when deep`"
+        change("write `when`", (low, low + 2, "when"), certain=True)
     elif expected and len(expected) <= 4:
         help = "expected " + " or ".join(
             sorted({_WORDS.get(name, f"`{name.strip('_').lower()}`") for name in expected})
