@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cnnspec import ir, tree
@@ -44,7 +44,8 @@ class Arguments(Resolver):
             **({"repeat": Parameter("repeat", _REPEAT), "name": Parameter("name", Type("str"))} if repeatable else {}),
         }
         failed = keyword_seen = False
-        for arg in args:
+        given = list(args)
+        for index, arg in enumerate(given):
             name, value = arg.name, arg.value
             flag = (
                 name is None
@@ -69,6 +70,10 @@ class Arguments(Resolver):
                         help=help,
                         fixes=[Fix(help, (Edit(behind, f" {value.name}"), Edit(here, "")), certain=True)],
                     )
+                elif name is None and (fix := self._parted(arg, given[index + 1 :], parameters, names)):
+                    at = arg.span
+                    message = f"`{at.source.text[at.start : at.end]}` is an argument without a value"
+                    raise self.fail("E0207", message, at, help=fix.help, fixes=[fix])
                 elif name is None:
                     while queue and queue[0] in bound:
                         queue.pop(0)
@@ -91,6 +96,8 @@ class Arguments(Resolver):
                     if (here := FOREIGN_ARGUMENTS.get(name)) in parameters:
                         help = f"it is called `{here}` here"
                         fixes = (Fix(f"write `{here}`", (Edit(at, str(here)),), certain=True),)
+                    elif name in ("activation", "act") and callee in OPS:
+                        help, fixes = "an activation is an element of its own: `| relu`", ()
                     elif name in INFERRED:
                         help, fixes = "take it out: what comes in is known", (self._taken_out(arg, "take it out"),)
                     message = f"`{callee}` has no argument `{name}`"
@@ -130,6 +137,20 @@ class Arguments(Resolver):
         if failed:
             raise Fault
         return bound
+
+    @staticmethod
+    def _parted(
+        arg: tree.Argument, behind: Sequence[tree.Argument], parameters: Mapping[str, Parameter], names: Names
+    ) -> Fix | None:
+        """What joins the name of an argument with its value where a blank stands between them."""
+        word = arg.value.name if isinstance(arg.value, tree.Name) else ""
+        if word not in parameters or word in names.variables or parameters[word].type.kind == "bool":
+            return None
+        if word in parameters[word].type.words or not behind or behind[0].name is not None:
+            return None
+        span = behind[0].span
+        written = f"{word}={span.source.text[span.start : span.end]}"
+        return Fix(f"write `{written}`", (Edit(Span(span.source, arg.span.start, span.end), written),), certain=True)
 
     @staticmethod
     def _misspelt_flag(value: tree.Name, parameters: Mapping[str, Parameter], names: Names) -> list[str]:

@@ -312,6 +312,8 @@ def convert(value: Any, type_: Type, name: str, origin: int) -> Any:
             result = cast(Size, value)
         elif _is_number(value) and value == int(value):
             result = (int(value), int(value))
+        elif type(value) is list and (pair := _list(value)) and len(pair) == 2:
+            help = f"write `{pair[0]}x{pair[1]}`"
     elif kind == "interval":
         result = value if isinstance(value, Interval) else None
     elif kind == "list":

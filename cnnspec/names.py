@@ -16,6 +16,12 @@ from cnnspec.remedies import pipe_before
 from cnnspec.scopes import FileScope
 from cnnspec.signatures import Type
 
+_TRUTHS = {
+    **dict.fromkeys(("yes", "on", "True"), "true"),
+    **dict.fromkeys(("no", "off", "False", "none", "None"), "false"),
+}
+"""What truth values are called elsewhere."""
+
 FILLED = re.compile(r"\{([A-Za-z_][A-Za-z0-9_.]*)\}")
 """What stands in a text for a value: `{name}`."""
 
@@ -165,6 +171,9 @@ class Resolver:
         help, fixes = respell(node.span, word, known)
         if word == "classes":
             help = "state how many there are: `classes 10`"
+        elif type_ is not None and type_.kind == "bool" and word in _TRUTHS:
+            help = f"write `{_TRUTHS[word]}`"
+            fixes = (Fix(help, (Edit(node.span, _TRUTHS[word]),), certain=True),)
         elif help is None and type_ is not None and type_.words:
             help = f"the words here are {', '.join(f'`{w}`' for w in type_.words)}"
         elif word in OPS:

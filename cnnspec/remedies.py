@@ -74,7 +74,7 @@ def fixes_of_value(help: str | None, at: Span | None) -> list[Fix]:
     if help is None or at is None:
         return []
     text = at.source.text[at.start : at.end]
-    found = re.match(r"write `[A-Za-z_][A-Za-z0-9_]*=(\S+)`", help)
+    found = re.match(r"write `(?:[A-Za-z_][A-Za-z0-9_]*=)?(\S+)`", help)
     if found:
         return [Fix(help, (Edit(at, found.group(1)),))]
     if help.startswith("divide with `//`"):

@@ -13,6 +13,14 @@ _ENTRIES = ("data", "augment", "optimizer", "schedule", *Scalars.parameters)
 _MEANT = {"×": "x", "–": "-", "—": "-", "−": "-", "“": '"', "”": '"', "\u00a0": " ", "，": ",", "；": ";", "：": ":"}
 """What a character that is not part of the language stands for."""
 
+_BLOCK = "a block is defined with `block name(c, stride = 1) { ... }`"
+_REPEAT = "a group is repeated with `repeat 3 as i { ... }`"
+_FOREIGN_WORDS = {
+    **dict.fromkeys(("def", "func", "function", "fn", "class", "module"), _BLOCK),
+    **dict.fromkeys(("for", "while", "loop"), _REPEAT),
+}
+"""First words of statements in other languages."""
+
 _THREE = r"[(\[]?\s*([0-9]+)\s*[,*\s]\s*([0-9]+)\s*[,*\s]\s*([0-9]+)\s*[)\]]?"
 """Three numbers, as other languages write a shape."""
 
@@ -113,6 +121,22 @@ def explain(source: Source, text: str, expected: set[str], at: int) -> Diagnosti
             change(help, (behind, behind, f" {word}"), (start - 1, found.end(), ""), certain=True)
         else:
             help = "put it right after the name it repeats"
+    elif rest.startswith(("//", "/*")):
+        span = Span(source, start, start + 2)
+        what, help = f"`{rest[:2]}` cannot stand here", "a comment begins with `#` and ends with its line"
+        if rest[1] == "/":
+            change("write `#`", (start, start + 2, "#"), certain=True)
+    elif (first := re.match(r"\s*([a-z]+)\s", before + rest)) and (meant := _FOREIGN_WORDS.get(first.group(1))):
+        low = at - len(before) + first.start(1)
+        span = Span(source, low, low + len(first.group(1)))
+        what, help = f"`{first.group(1)}` cannot stand here", meant
+        if meant.startswith("a block"):
+            change("write `block`", (low, low + len(first.group(1)), "block"))
+    elif word == ")" and (call := re.search(r"[A-Za-z_][A-Za-z0-9_]*(\(\s*)$", before)):
+        help = "a call without arguments has no parentheses"
+        change("remove them", (start - len(call.group(1)), start + 1, ""), certain=True)
+    elif word == ":" and re.match(r"\s*block\b", before):
+        help = "the body of a block stands in braces: `block name(c) { ... }`"
     elif repeat := re.match(r"([0-9]+)(?:x\s|\s*\*)\s*([A-Za-z_][A-Za-z0-9_]*)", rest):
         count, name = repeat.groups()
         code, what = (
