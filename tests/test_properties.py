@@ -129,6 +129,9 @@ ANY_TEXT = st.one_of(
 
 @given(ANY_TEXT)
 @example("A|stem A")  # a fault that the tree itself does not show
+@example("default\nfalse)")
+@example("init conv\nfalse)")
+@example("train { augment hflip |\nfalse)\n}")
 @settings(max_examples=300, deadline=None)
 def test_no_text_makes_the_check_raise(text: str) -> None:
     hold_still(text)

@@ -147,12 +147,19 @@ class Builder:
         value = self.build(default.children[0]) if default is not None else None
         return tree.BlockParameter(self.span(node), str(name), str(type_) if type_ else None, value, once is not None)
 
-    def default(self, node: Any) -> tree.Default:
-        return tree.Default(self.span(node), self.build(node.children[0]))
+    def default(self, node: Any) -> tree.Default | tree.Flow:
+        call = self.build(node.children[0])
+        return self.unread(node, call) if isinstance(call, tree.Broken) else tree.Default(self.span(node), call)
 
-    def init(self, node: Any) -> tree.Init:
-        target, scheme = node.children
-        return tree.Init(self.span(node), str(target), self.build(scheme), self.token(target))
+    def init(self, node: Any) -> tree.Init | tree.Flow:
+        target, call = node.children[0], self.build(node.children[1])
+        if isinstance(call, tree.Broken):
+            return self.unread(node, call)
+        return tree.Init(self.span(node), str(target), call, self.token(target))
+
+    def unread(self, node: Any, call: tree.Broken) -> tree.Flow:
+        """A statement whose call cannot be read."""
+        return tree.Flow(self.span(node), None, (call,), None)
 
     def expect(self, node: Any) -> tree.Expect:
         metric, relation, value, within = node.children
@@ -171,7 +178,7 @@ class Builder:
 
     def entry(self, node: Any) -> tree.Entry:
         calls = [self.build(child) for child in node.children]
-        head, rest = calls[0], calls[1:]
+        head, rest = calls[0], [call for call in calls[1:] if not isinstance(call, tree.Broken)]
         first = head.args[0] if head.args else None
         if first and first.name is None and isinstance(first.value, tree.Name):
             span = Span(self.source, first.span.start, head.span.end)
