@@ -190,9 +190,10 @@ def our_steps(graph: Graph, data: ImageData, steps: int) -> list[float]:
 def bare_steps(graph: Graph, data: ImageData, steps: int) -> list[float]:
     """Seconds of each step of a plain loop over the same batches in the same memory format."""
     network = build(graph).to(memory_format=torch.channels_last).train()
-    args = graph.recipe.optimizer.args
-    optimizer = torch.optim.SGD(
-        network.parameters(), args["lr"], args.get("momentum", 0.0), weight_decay=args.get("weight_decay", 0.0)
+    args, kinds = graph.recipe.optimizer.args, {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
+    momentum = {"momentum": args["momentum"]} if "momentum" in args else {}
+    optimizer = kinds[graph.recipe.optimizer.name](
+        network.parameters(), args["lr"], weight_decay=args["weight_decay"], **momentum
     )
     batches = feed(data)
     ends: list[float] = []
