@@ -453,3 +453,8 @@ def test_a_long_chain_survives_pickling() -> None:
     sizes = pickle.loads(pickle.dumps(graph.sizes))
     assert sizes.words() == graph.sizes.words() == "any HxW from 1801x1801 up"
     assert str(copy.deepcopy(graph.sizes).shape(899, 3)[1]) == "H - 1800"
+
+
+@pytest.mark.parametrize("period", [2, 9, 15])
+def test_a_function_has_one_form_whatever_its_period(period: int) -> None:
+    assert Length.of(period, period, tuple(range(period))) == IMAGE_LENGTH
