@@ -335,6 +335,7 @@ def test_the_backward_pass_of_slopes_makes_two_tensors() -> None:
     inputs, y = [(8, 5, 5)], (8, 5, 5)
     assert OPS["prelu"]().backward_scratch(inputs, y) == 2 * 4 * numel(y)
     assert OPS["scale"]().backward_scratch(inputs, y) == 4 * numel(y)
+    assert OPS["lrn"](size=5).backward_scratch(inputs, y) == 3 * 4 * numel(y)
 
 
 def test_training_memory_by_part() -> None:
