@@ -43,6 +43,7 @@ from cnnspec.training.data import ImageData, Pixels, load_data
 from cnnspec.training.feed import Feed
 from cnnspec.training.logs import quiet
 from cnnspec.training.machine import keep_memory
+from cnnspec.training.optimizers import optimizer_of
 from cnnspec.training.stopping import Stopped
 
 BATCH = 128
@@ -190,11 +191,7 @@ def our_steps(graph: Graph, data: ImageData, steps: int) -> list[float]:
 def bare_steps(graph: Graph, data: ImageData, steps: int) -> list[float]:
     """Seconds of each step of a plain loop over the same batches in the same memory format."""
     network = build(graph).to(memory_format=torch.channels_last).train()
-    args, kinds = graph.recipe.optimizer.args, {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
-    momentum = {"momentum": args["momentum"]} if "momentum" in args else {}
-    optimizer = kinds[graph.recipe.optimizer.name](
-        network.parameters(), args["lr"], weight_decay=args["weight_decay"], **momentum
-    )
+    optimizer, _ = optimizer_of(network, graph.recipe, 1)
     batches = feed(data)
     ends: list[float] = []
     for images, labels in islice(batches, steps):

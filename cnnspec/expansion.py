@@ -334,8 +334,7 @@ class Expansion(Evaluator):
     ) -> Flowing:
         """Runs a call, repeated or not; `labelled` is where its label stands."""
         if call.repeat is None:
-            name = label or names.next_position() if call.name is None else self.name(call, frame, names, label, None)
-            path = self.claim(names, name, labelled or call.origin)
+            path = self.claim(names, self.name(call, frame, names, label, None), labelled or call.origin)
             return self.once(call, frame, path, x, 0)
         for i in range(self.rounds(call.repeat, frame)):
             self.step(call.origin)

@@ -130,7 +130,7 @@ def explain(source: Source, text: str, expected: set[str], at: int) -> Diagnosti
         low = at - len(before) + first.start(1)
         span = Span(source, low, low + len(first.group(1)))
         what, help = f"`{first.group(1)}` cannot stand here", meant
-        if meant.startswith("a block"):
+        if meant is _BLOCK:
             change("write `block`", (low, low + len(first.group(1)), "block"))
     elif word == ")" and (call := re.search(r"[A-Za-z_][A-Za-z0-9_]*(\(\s*)$", before)):
         help = "a call without arguments has no parentheses"
@@ -139,13 +139,11 @@ def explain(source: Source, text: str, expected: set[str], at: int) -> Diagnosti
         help = "the body of a block stands in braces: `block name(c) { ... }`"
     elif repeat := re.match(r"([0-9]+)(?:x\s|\s*\*)\s*([A-Za-z_][A-Za-z0-9_]*)", rest):
         count, name = repeat.groups()
-        code, what = (
-            "E0106",
-            f"the repeat `{repeat.group()[: repeat.start(2)].strip()}` does not stand right after the name",
-        )
+        sign = rest[: repeat.start(2)].rstrip()
+        code, what = "E0106", f"the repeat `{sign}` does not stand right after the name"
         help = f"write `{name} x{count}`"
         change(help, (at, at + repeat.end(), f"{name} x{count}"), certain=True)
-        span = Span(source, at, at + len(repeat.group()[: repeat.start(2)].rstrip()))
+        span = Span(source, at, at + len(sign))
     elif (times := re.match(r"\*\s*([0-9]+)(?![A-Za-z0-9_.])", rest)) and (call := re.search(_NAMED, before)):
         help = f"write `{call.group(1)} x{times.group(1)}`"
         change(help, (at - len(call.group(2)), at + times.end(), f" x{times.group(1)}"), certain=True)

@@ -162,27 +162,20 @@ def _resampling(start: Tensor, length: Tensor, out: int, full: int) -> Tensor:
 
 
 def resize_boxes(images: Tensor, boxes: Tensor, size: Size) -> Tensor:
-    """Cut a box out of every image and resize it: two matrix products per image, `[N, C, h, w]` to `[N, C, H, W]`.
+    """Cut a box out of every image and resize it, `[N, C, h, w]` to `[N, C, H, W]`: two matrix products per image.
 
-    The result holds whole numbers as floats.
+    Where the image is no larger than the result two pixels of each axis take part in one of it. Then whole rows are
+    gathered, the map is turned, and whole columns are: that is faster than to gather pixels. The result holds whole
+    numbers as floats.
     """
     top, left, height, width = boxes.unbind(1)
     if images.shape[-2] <= size[0] and images.shape[-1] <= size[1]:
-        return _enlarge_boxes(images, boxes, size)
+        turned = _enlarge_rows(images, top, height, size[0]).mT
+        return _enlarge_rows(turned, left, width, size[1]).mT.round_()
     rows = _resampling(top, height, size[0], images.shape[-2])[:, None]  # [N, 1, H, h]
     cols = _resampling(left, width, size[1], images.shape[-1])[:, None]  # [N, 1, W, w]
     resized = rows @ images.to(torch.float32) @ cols.transpose(-1, -2)
     return resized.round_().clamp_(0, 255)
-
-
-def _enlarge_boxes(images: Tensor, boxes: Tensor, size: Size) -> Tensor:
-    """As `resize_boxes` where the image is no larger than the result: two pixels of each axis take part in one of it.
-
-    Whole rows are gathered, then the map is turned and whole columns are: that is faster than to gather pixels.
-    """
-    top, left, height, width = boxes.unbind(1)
-    resized = _enlarge_rows(_enlarge_rows(images, top, height, size[0]).mT.contiguous(), left, width, size[1])
-    return resized.mT.round_()
 
 
 def _enlarge_rows(images: Tensor, start: Tensor, length: Tensor, out: int) -> Tensor:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnspec.compiler import compile_file
+from cnnspec.counts import count
 from cnnspec.diagnostics import CnnspecError, Diagnostic, failure
 from cnnspec.expressions import evaluate, show
 from cnnspec.ir import Graph
@@ -45,6 +46,11 @@ class Candidate:
     def key(self) -> str:
         """What stands for all but the seed."""
         return key_of(self.graph, self.recipe, self.weights)
+
+    @cached_property
+    def work(self) -> int:
+        """Operations of its training for each image of the training set."""
+        return count(self.graph).training_flops * self.recipe.epochs
 
 
 def candidates_of(

@@ -19,7 +19,6 @@ from typing import Any
 from rich.console import Console
 
 from cnnspec.backends.torch import to_module
-from cnnspec.counts import count
 from cnnspec.diagnostics import CnnspecError, failure
 from cnnspec.ir import Graph
 from cnnspec.training.callbacks import clock
@@ -205,11 +204,10 @@ class _Work:
         operations = seconds = left = 0.0
         for candidate, seed in jobs:
             found = self.find(candidate, seed)
-            own = float(count(candidate.graph).training_flops) * candidate.recipe.epochs
             if found is None or not found.done:
-                left += own
+                left += candidate.work
             elif found.finished and found.result.get("seconds"):
-                operations, seconds = operations + own, seconds + found.result["seconds"]
+                operations, seconds = operations + candidate.work, seconds + found.result["seconds"]
         return f", about {clock(left * seconds / operations)} left in all" if operations else ""
 
     def _done(self, job: tuple[Candidate, int]) -> bool:
