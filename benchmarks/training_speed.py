@@ -11,7 +11,6 @@ same number of steps with everything. CIFAR-10 is read from `--data-dir`, or ran
 """
 
 import argparse
-import gc
 import io
 import statistics
 import tempfile
@@ -47,6 +46,8 @@ from cnnspec.training.optimizers import optimizer_of
 from cnnspec.training.stopping import Stopped
 
 BATCH = 128
+WARM = 3
+"""Steps before the first that is timed."""
 AUGMENT = (Setting.of(HFlip()), Setting.of(RandomResizedCrop(scale=Interval((0.8, 1.0)), ratio=Interval((0.9, 1.1)))))
 
 
@@ -152,7 +153,7 @@ class Watched(pl.Callback):
 
 def tutorial_steps(graph: Graph, data: ImageData, steps: int, workers: int) -> list[float]:
     """Seconds of each step of the tutorial's way, the input with them."""
-    watch = Watched(3)
+    watch = Watched(WARM - 1)
     with tempfile.TemporaryDirectory() as folder, quiet():
         trainer = pl.Trainer(
             max_steps=steps, accelerator="cpu", devices=1, default_root_dir=folder, callbacks=[watch],
@@ -162,16 +163,25 @@ def tutorial_steps(graph: Graph, data: ImageData, steps: int, workers: int) -> l
     return watch.seconds
 
 
-def our_steps(graph: Graph, data: ImageData, steps: int) -> list[float]:
-    """Seconds of each step of a run as `cnnspec build --train` makes it, logs, checkpoints and all."""
-    ends: list[float] = []
+def our_steps(
+    graph: Graph, data: ImageData, steps: int, between: Callable[[runs.Task], None] = lambda _: None
+) -> list[float]:
+    """Seconds of each step of a run as `cnnspec build --train` makes it, logs, checkpoints and all.
+
+    What `between` does behind each step is not in them.
+    """
+    seconds: list[float] = []
+    start = time.perf_counter()
     step_end = runs.Task.on_train_batch_end
 
     def watched(self: Any, *args: Any) -> None:
+        nonlocal start
         step_end(self, *args)
-        ends.append(time.perf_counter())
-        if len(ends) >= steps:
+        seconds.append(time.perf_counter() - start)
+        if len(seconds) >= steps:
             raise Stopped
+        between(self)
+        start = time.perf_counter()
 
     recipe = graph.recipe.model_copy(update={"augment": AUGMENT, "batch": BATCH})
     load_before = runs.load_data
@@ -185,47 +195,46 @@ def our_steps(graph: Graph, data: ImageData, steps: int) -> list[float]:
             train(replace(graph, recipe=recipe), options)
     finally:
         runs.load_data, runs.Task.on_train_batch_end = load_before, step_end
-    return [b - a for a, b in pairwise(ends[3:])]
+    return seconds[WARM:]
 
 
-def bare_steps(graph: Graph, data: ImageData, steps: int) -> list[float]:
+def bare_steps(graph: Graph, data: ImageData, layout: torch.memory_format) -> Iterator[float]:
     """Seconds of each step of a plain loop over the same batches in the same memory format."""
-    network = build(graph).to(memory_format=torch.channels_last).train()
+    network = build(graph).to(memory_format=layout).train()
     optimizer, _ = optimizer_of(network, graph.recipe, 1)
-    batches = feed(data)
-    ends: list[float] = []
-    for images, labels in islice(batches, steps):
+    batches = iter(feed(data))
+    while True:
+        start = time.perf_counter()
+        images, labels = next(batches)
         optimizer.zero_grad()
-        outputs = network(images)
+        outputs = network(images.contiguous(memory_format=layout))
         F.cross_entropy(getattr(outputs, "logits", outputs), labels).backward()
         optimizer.step()
-        ends.append(time.perf_counter())
-    return [b - a for a, b in pairwise(ends[3:])]
+        yield time.perf_counter() - start
 
 
-def alternate(ways: list[Callable[[], list[float]]], repeats: int) -> list[float]:
-    """The median seconds of a step of each way, in turns."""
-    seconds: list[list[float]] = [[] for _ in ways]
-    for _ in range(repeats):
-        for seen, way in zip(seconds, ways, strict=True):
-            seen += way()
-            gc.collect()
-    return [statistics.median(seen) for seen in seconds]
+def in_pairs(graph: Graph, data: ImageData, steps: int) -> tuple[list[float], list[float]]:
+    """Seconds of the steps of the bare loop and of the trainer, one of each in turn: what slows one slows both."""
+    loops: list[Iterator[float]] = []
+    bare: list[float] = []
+
+    def between(task: runs.Task) -> None:
+        if not loops:  # in the memory format that the trainer has chosen
+            loops.append(bare_steps(graph, data, task.around.layout))
+        bare.append(next(loops[0]))
+
+    ours = our_steps(graph, data, steps + WARM, between)
+    return bare[WARM - 1 :], ours  # the bare step in front of each
 
 
 def measure_step(args: argparse.Namespace) -> None:
     keep_memory()
     for name in args.names or ["resnet20"]:
         graph = load(name)
-        data = cifar10(graph, args.data_dir)
-        bare, ours = alternate(
-            [
-                lambda g=graph, d=data: bare_steps(g, d, args.batches),
-                lambda g=graph, d=data: our_steps(g, d, args.batches),
-            ],
-            args.repeats,
-        )
-        print(f"{name:<18} bare {bare * 1e3:8.1f} ms  trainer {ours * 1e3:8.1f} ms  overhead {ours / bare - 1:+.2%}")
+        bare, ours = in_pairs(graph, cifar10(graph, args.data_dir), args.batches * args.repeats)
+        overhead = statistics.median(b / a for a, b in zip(bare, ours, strict=True)) - 1
+        bare_ms, our_ms = (statistics.median(seconds) * 1e3 for seconds in (bare, ours))
+        print(f"{name:<18} bare {bare_ms:8.1f} ms  trainer {our_ms:8.1f} ms  overhead {overhead:+.2%}", flush=True)
 
 
 def epoch_of(name: str, folder: Path, steps: int, workers: int | None) -> float:
