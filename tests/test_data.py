@@ -31,6 +31,7 @@ from cnnspec.recipe import (
     Setting,
 )
 from cnnspec.training import download
+from cnnspec.training import feed as feed_module
 from cnnspec.training.augment import CHANGES, Prepare, crop_boxes, fit, resize_boxes
 from cnnspec.training.chance import Chance
 from cnnspec.training.data import SOURCES, Files, ImageData, Pixels, load_data, split, statistics
@@ -465,6 +466,21 @@ def pixels(count: int = 50) -> Pixels:
     return Pixels(torch.randint(0, 256, (count, 1, 28, 28), dtype=torch.uint8), torch.arange(count))
 
 
+@pytest.mark.parametrize("name", list(AUGMENTATIONS))
+def test_batches_that_are_made_together_are_those_that_are_made_one_by_one(name: str, monkeypatch: pytest.MonkeyPatch):
+    setting = SETTINGS.get(name) or Setting.of(AUGMENTATIONS[name]())
+    images = Pixels(torch.randint(0, 256, (30, 3, 12, 10), dtype=torch.uint8), torch.arange(30))
+    prepare = Prepare((12, 10), (0.5,) * 3, (0.25,) * 3, [setting])
+    monkeypatch.setattr(feed_module, "TOGETHER", 3 * 4 * 3 * 12 * 10)  # three batches
+    for rank in range(2):
+        feed = Feed(images, prepare, 4, seed=1, skip=1, rank=rank, world=2)
+        together, alone = list(feed), [feed[number] for number in range(1, 7)]
+        for ours, theirs in zip(together, alone, strict=True):
+            assert torch.equal(ours[0], theirs[0])
+            assert torch.equal(ours[1], theirs[1])
+            assert ours[0].stride() == theirs[0].stride()
+
+
 def test_batches_depend_on_seed_epoch_and_place():
     images = pixels()
     whole = list(Feed(images, CHANGING, 8, seed=1, epoch=2))
@@ -566,7 +582,7 @@ def test_random_numbers_are_drawn_on_the_cpu_and_brought_to_the_images():
     for _ in range(3):
         here.rand(4)
         assert there.rand(4).device.type == "meta"
-    assert torch.equal(here.generator.get_state(), there.generator.get_state())
+    assert torch.equal(here.generators[0].get_state(), there.generators[0].get_state())
 
 
 def test_parts_of_a_set_are_always_the_same_images(tmp_path: Path) -> None:

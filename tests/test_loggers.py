@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import signal
 import struct
 import subprocess
 import sys
@@ -14,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from feed_harness import stop_at
 
 from cnnspec import Graph, loads
 from cnnspec.training import Result
-from cnnspec.training.feed import Feed
 from cnnspec.training.journal import read_journal
 
 SPEC = """network tiny
@@ -40,20 +39,9 @@ def tiny() -> Graph:
     return loads(SPEC, name="tiny.cnn")
 
 
-def stop_once(patch: pytest.MonkeyPatch, batch: int) -> None:
-    make = Feed.__getitem__
-
-    def signalling(self: Feed, place: int) -> Any:
-        if self.seed is not None and (self.epoch, place) == (1, batch):
-            os.kill(os.getpid(), signal.SIGTERM)
-        return make(self, place)
-
-    patch.setattr(Feed, "__getitem__", signalling)
-
-
 def stopped_and_gone_on_with(run: Callable[..., Result], *log: str) -> Result:
     with pytest.MonkeyPatch.context() as patch:
-        stop_once(patch, 4)
+        stop_at(patch, 1, 4)
         assert run(tiny(), log=log).state == "interrupted"
     result = run(tiny(), log=log, resume=True)
     assert result.state == "finished"
@@ -140,7 +128,7 @@ def test_tensorboard_holds_the_journal_once_however_often_it_is_named(run: Calla
 
 def stopped_and_gone_on_with_tensorboard(run: Callable[..., Result]) -> Result:
     with pytest.MonkeyPatch.context() as patch:
-        stop_once(patch, 4)
+        stop_at(patch, 1, 4)
         run(tiny(), log=("tensorboard",))
     return run(tiny(), log=("tensorboard", "tensorboard"), resume=True)
 

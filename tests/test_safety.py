@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from feed_harness import stop_at
 from kill_harness import fork, hunt, wait
 from PIL import Image
 
@@ -234,17 +235,6 @@ def same(first: Result, second: Result) -> bool:
     one, two = (state["state_dict"] for state in states)
     journals = [(result.folder / "metrics.jsonl").read_bytes() for result in (first, second)]
     return all(torch.equal(one[key], two[key]) for key in one) and journals[0] == journals[1]
-
-
-def stop_at(patch: pytest.MonkeyPatch, epoch: int, batch: int, number: int = 15) -> None:
-    make = Feed.__getitem__
-
-    def signalling(self: Feed, place: int) -> Any:
-        if self.seed is not None and (self.epoch, place) == (epoch, batch):
-            os.kill(os.getpid(), number)
-        return make(self, place)
-
-    patch.setattr(Feed, "__getitem__", signalling)
 
 
 def test_the_journal_is_cut_where_a_checkpoint_was(tmp_path: Path):

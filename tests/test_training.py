@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from feed_harness import stop_at, watch
 from rich.console import Console
 from torch import nn
 from torch.nn import functional as F
@@ -209,19 +210,11 @@ def test_a_step_of_training_is_that_of_plain_torch(run: Callable[..., Result], m
     )
     graph = loads(text, name="tiny.cnn")
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    make = Feed.__getitem__
-
-    def record(self: Feed, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        batch = make(self, number)
-        if self.seed is not None:
-            seen.append(batch)
-        return batch
-
-    monkeypatch.setattr(Feed, "__getitem__", record)
+    watch(monkeypatch, lambda feed, _, batch: seen.append(batch) if feed.seed is not None else None)
     trained = checkpoint(run(graph, epochs=1, memory_format="channels_last", threads=1))["state_dict"]
     torch.manual_seed(42)
     module = build(graph).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.SGD(module.parameters(), 0.1, 0.9, weight_decay=1e-3)
+    optimizer = torch.optim.SGD(module.parameters(), 0.1, 0.9, weight_decay=1e-3, fused=True)
     assert len(seen) == 3
     for images, labels in seen:
         optimizer.zero_grad()
@@ -302,18 +295,6 @@ def test_an_output_folder_that_cannot_be_written(tmp_path: Path):
 # --- interruption --------------------------------------------------------------------------------
 
 
-def interrupt(monkeypatch: pytest.MonkeyPatch, epoch: int, step: int, number: int = signal.SIGINT) -> None:
-    """Send a signal while a batch is made."""
-    make = Feed.__getitem__
-
-    def signalling(self: Feed, place: int) -> Any:
-        if self.seed is not None and (self.epoch, place) == (epoch, step):
-            os.kill(os.getpid(), number)
-        return make(self, place)
-
-    monkeypatch.setattr(Feed, "__getitem__", signalling)
-
-
 RECIPES = [
     "optimizer sgd lr=0.1 momentum=0.9; schedule multistep at=[1, 2]",
     "optimizer adamw; schedule cosine; ema 0.9; early_stop 5",
@@ -329,7 +310,7 @@ def test_a_run_that_is_interrupted_and_resumed_is_as_if_it_was_not(
     out = io.StringIO()
     before = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
-        interrupt(patch, epoch, step)
+        stop_at(patch, epoch, step, signal.SIGINT)
         stopped = run(tiny(recipe), seed=3, console=Console(file=out, width=200), resume_command="the command")
     assert (stopped.state, stopped.exit_code) == ("interrupted", 130)
     assert json.loads((stopped.folder / "result.json").read_text())["state"] == "interrupted"
@@ -351,7 +332,7 @@ def test_a_run_that_is_interrupted_and_resumed_is_as_if_it_was_not(
 
 
 def test_sigterm_stops_cleanly_too(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch):
-    interrupt(monkeypatch, 1, 3, signal.SIGTERM)
+    stop_at(monkeypatch, 1, 3)
     stopped = run(tiny())
     assert (stopped.state, stopped.exit_code) == ("interrupted", 143)
     assert checkpoint(stopped)["global_step"] == STEPS + 4
@@ -359,7 +340,7 @@ def test_sigterm_stops_cleanly_too(run: Callable[..., Result], monkeypatch: pyte
 
 def test_what_cannot_be_resumed(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch):
     with monkeypatch.context() as patch:
-        interrupt(patch, 1, 3)
+        stop_at(patch, 1, 3, signal.SIGINT)
         stopped = run(tiny())
     changed = loads(NETWORK.replace("7x7 4", "7x7 6").replace("RECIPE", ""), name="tiny.cnn")
     for graph, options in ((changed, {}), (tiny(), {"batch": 100}), (tiny(), {"data": Setting.of(FashionMini())})):
@@ -383,13 +364,14 @@ def test_a_killed_run_goes_on_from_its_last_epoch_and_not_while_it_runs(run: Cal
         from cnnspec import load
         from cnnspec.training import TrainOptions, train
         from cnnspec.training.feed import Feed
-        make = Feed.__getitem__
-        def stall(self, number):
-            if self.seed is not None and (self.epoch, number) == (1, 5):
-                print("here", flush=True)
-                time.sleep(600)
-            return make(self, number)
-        Feed.__getitem__ = stall
+        batches = Feed.__iter__
+        def stall(self):
+            for number, batch in enumerate(batches(self), self.skip):
+                if self.seed is not None and (self.epoch, number) == (1, 5):
+                    print("here", flush=True)
+                    time.sleep(600)
+                yield batch
+        Feed.__iter__ = stall
         train(load(sys.argv[1]), TrainOptions(out=Path(sys.argv[2])))
     """
     arguments = [sys.executable, "-c", script, str(tmp_path / "tiny.cnn"), str(tmp_path / "runs")]
@@ -467,7 +449,7 @@ def test_every_recipe_trains_and_resumes(
     graph = tiny(recipe)
     whole = run(graph, epochs=1)
     with monkeypatch.context() as patch:
-        interrupt(patch, 0, 6)
+        stop_at(patch, 0, 6, signal.SIGINT)
         run(graph, epochs=1)
     resumed = run(graph, resume=True)
     first, second = checkpoint(whole), checkpoint(resumed)

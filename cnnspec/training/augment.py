@@ -51,10 +51,24 @@ class Prepare:
             if images.is_floating_point() and step.name not in ANY_TYPE:
                 images = images.to(torch.uint8)
             images = CHANGES[step.name](images, self.size, chance, **step.args)
-        images = fit(images, self.size).to(torch.float32)  # a copy: floats are of this function's making
+        images = fit(images, self.size)
         mean, std = self.mean.to(images.device), self.std.to(images.device)
-        # Channel by channel is several times faster before the channels are brought together.
-        return images.div_(255).sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+        made = torch.empty_like(images, dtype=torch.float32, memory_format=torch.channels_last)
+        for some in _parts(made):
+            # Channel by channel is several times faster before the channels are brought together. Floats are of this
+            # module's making, so they may be overwritten.
+            made[some] = images[some].to(torch.float32).div_(255).sub_(mean).div_(std)
+        return made
+
+
+CACHED = 2**19
+"""Numbers that a CPU works on at once: so many stay in its cache from one operation to the next."""
+
+
+def _parts(images: Tensor) -> list[slice]:
+    """Places of the images `[N, C, H, W]` that are made at once: all of them but on a CPU."""
+    size = max(1, CACHED // images.shape[1:].numel()) if images.device.type == "cpu" else max(1, len(images))
+    return [slice(start, start + size) for start in range(0, len(images), size)]
 
 
 def fit(images: Tensor, size: Size) -> Tensor:
@@ -170,8 +184,11 @@ def resize_boxes(images: Tensor, boxes: Tensor, size: Size) -> Tensor:
     """
     top, left, height, width = boxes.unbind(1)
     if images.shape[-2] <= size[0] and images.shape[-1] <= size[1]:
-        turned = _enlarge_rows(images, top, height, size[0]).mT
-        return _enlarge_rows(turned, left, width, size[1]).mT.round_()
+        made = torch.empty(*images.shape[:2], *size, device=images.device)
+        for some in _parts(made):
+            turned = _enlarge_rows(images[some], top[some], height[some], size[0]).mT
+            made[some] = _enlarge_rows(turned, left[some], width[some], size[1]).mT.round_()
+        return made
     rows = _resampling(top, height, size[0], images.shape[-2])[:, None]  # [N, 1, H, h]
     cols = _resampling(left, width, size[1], images.shape[-1])[:, None]  # [N, 1, W, w]
     resized = rows @ images.to(torch.float32) @ cols.transpose(-1, -2)

@@ -1,4 +1,4 @@
-"""Random numbers of a batch: one row for each image, whatever part of the batch is made here.
+"""Random numbers of batches: one row for each image, whatever part of a batch is made here.
 
 A number depends on the seed, the epoch, the batch and the image's place in it. So two devices that share a batch,
 workers that make images one by one, and a run that is resumed draw the same numbers for the same image.
@@ -23,19 +23,19 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Chance:
-    """The random numbers of some rows of a batch. They are drawn on the CPU, so that they are the same everywhere.
+    """The random numbers of some rows of one batch or more, drawn on the CPU, so that they are the same everywhere.
 
     Attributes:
-        generator: Drawn from for the whole batch.
-        total: Images in the whole batch, over all devices.
-        rows: The places in it that are made here.
+        generators: Of each batch; drawn from for the whole batch.
+        total: Images in a whole batch, over all devices.
+        rows: The places that are made here; those of the second batch begin at `total`.
         indices: The images at these places, by their number in the training set.
         seed: The run's.
         epoch: From 0.
         device: Where the images are; the numbers are brought there.
     """
 
-    generator: torch.Generator
+    generators: tuple[torch.Generator, ...]
     total: int
     rows: Tensor
     indices: Tensor
@@ -47,20 +47,22 @@ class Chance:
     def of(cls, seed: int, total: int, epoch: int = 0, number: int = 0) -> Chance:
         """For a whole batch of images that are numbered from 0."""
         rows = torch.arange(total)
-        return cls(generator_of(seed, epoch, number + 1), total, rows, rows, seed, epoch)
+        return cls((generator_of(seed, epoch, number + 1),), total, rows, rows, seed, epoch)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def part(self, places: slice) -> Chance:
-        """For some of these rows; the generator's numbers are drawn again from here on."""
-        again = torch.Generator()
-        again.set_state(self.generator.get_state())
-        return replace(self, generator=again, rows=self.rows[places], indices=self.indices[places])
+        """For some of these rows; the generators' numbers are drawn again from here on."""
+        again = tuple(torch.Generator() for _ in self.generators)
+        for mine, theirs in zip(again, self.generators, strict=True):
+            mine.set_state(theirs.get_state())
+        return replace(self, generators=again, rows=self.rows[places], indices=self.indices[places])
 
     def rand(self, *tail: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Numbers from 0 to 1, `[rows, *tail]`."""
-        return torch.rand(self.total, *tail, generator=self.generator, dtype=dtype)[self.rows].to(self.device)
+        drawn = [torch.rand(self.total, *tail, generator=generator, dtype=dtype) for generator in self.generators]
+        return (drawn[0] if len(drawn) == 1 else torch.cat(drawn))[self.rows].to(self.device)
 
     def uniform(self, low: float, high: float, *tail: int) -> Tensor:
         """Numbers from `low` to `high`, `[rows, *tail]`."""

@@ -6,6 +6,7 @@ augmentation, whatever the number of workers and devices.
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import threading
@@ -29,6 +30,8 @@ Batch = tuple[Tensor, Tensor]
 _LISTENS = hasattr(signal, "SIGCHLD")  # not on Windows
 PATIENCE = 3
 """How often workers that died are replaced."""
+TOGETHER = 2**22
+"""Numbers in the images that are made at once from those in memory: small batches wait for calls, not for arithmetic."""
 
 
 class Feed(Dataset[Batch]):
@@ -83,9 +86,7 @@ class Feed(Dataset[Batch]):
         number = self.skip
         for attempt in range(PATIENCE + 1):
             try:
-                for batch in (
-                    self._ahead(number) if self.workers else map(self.__getitem__, range(number, self.batches))
-                ):
+                for batch in self._ahead(number) if self.workers else self._here(number):
                     if isinstance(batch, CnnspecError):
                         raise batch
                     yield batch
@@ -116,23 +117,36 @@ class Feed(Dataset[Batch]):
             signal.signal(signal.SIGCHLD, former or signal.SIG_DFL)
         return made
 
+    def _here(self, number: int) -> Iterator[Batch]:
+        numbers = self.batch * len(self.prepare.mean) * math.prod(self.prepare.size)
+        together = max(1, TOGETHER // numbers) if self.images.in_memory else 1
+        for first in range(number, self.batches, together):
+            yield from self._made(range(first, min(first + together, self.batches)))
+
     def __getitem__(self, number: int) -> Batch:
         """The batch of a number, as far as it is this device's."""
-        start = number * self.batch
-        whole = self._order[start : start + self.batch]
-        rows = torch.arange(self.rank, len(whole), self.world)
+        return self._made(range(number, number + 1))[0]
+
+    def _made(self, numbers: range) -> list[Batch]:
+        """Batches in a row; what each holds does not depend on the others."""
+        whole = self._order[numbers.start * self.batch : numbers.stop * self.batch]
+        starts = range(0, len(whole), self.batch)
+        own = [range(start + self.rank, min(start + self.batch, len(whole)), self.world) for start in starts]
+        rows = torch.tensor([place for places in own for place in places], dtype=torch.long)
         indices = whole[rows]
         chance = None
         if self.seed is not None:
-            generator = generator_of(self.seed, self.epoch, number + 1)
-            chance = Chance(generator, len(whole), rows, indices, self.seed, self.epoch, self.images.device)
+            generators = tuple(generator_of(self.seed, self.epoch, number + 1) for number in numbers)
+            chance = Chance(generators, self.batch, rows, indices, self.seed, self.epoch, self.images.device)
         images: list[Tensor] = []
         place = 0
         for group in self.images.read(indices):
             part = chance and (chance if len(group) == len(rows) else chance.part(slice(place, place + len(group))))
             images.append(self.prepare(group, part))
             place += len(group)
-        return images[0] if len(images) == 1 else torch.cat(images), self.images.labels[indices]
+        sizes = [len(places) for places in own]
+        made = images[0] if len(images) == 1 else torch.cat(images)
+        return list(zip(made.split(sizes), self.images.labels[indices].split(sizes), strict=True))
 
 
 class _Told(Dataset[Any]):

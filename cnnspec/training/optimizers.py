@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,11 @@ from cnnspec.recipe import Recipe, Setting
 
 def _betas(kind: Callable[..., Optimizer]) -> Callable[..., Optimizer]:
     return lambda weights, *, beta1, beta2, **args: kind(weights, betas=(beta1, beta2), **args)
+
+
+def _fused(kind: Callable[..., Optimizer]) -> Callable[..., Optimizer]:
+    """One kernel for a weight's whole step, where torch has it: a network of many small weights waits for calls."""
+    return partial(kind, fused=True)
 
 
 class Muon(Optimizer):
@@ -82,9 +88,9 @@ def _matrix(weight: torch.Tensor, like: torch.Tensor | None = None) -> torch.Ten
 
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
-    "sgd": torch.optim.SGD,
-    "adam": _betas(torch.optim.Adam),
-    "adamw": _betas(torch.optim.AdamW),
+    "sgd": _fused(torch.optim.SGD),
+    "adam": _betas(_fused(torch.optim.Adam)),
+    "adamw": _betas(_fused(torch.optim.AdamW)),
     "nadam": _betas(torch.optim.NAdam),
     "radam": _betas(torch.optim.RAdam),
     "adamax": _betas(torch.optim.Adamax),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -30,6 +31,7 @@ from cnnspec.training.finite import first_not_finite
 from cnnspec.training.journal import Journal
 from cnnspec.training.machine import memory_is_full
 from cnnspec.training.optimizers import optimizer_of
+from cnnspec.training.pointwise import NarrowGradients, has_narrow
 from cnnspec.training.scoring import score
 from cnnspec.training.stopping import Pruned, Stop, Stopped
 
@@ -118,6 +120,9 @@ class Task(pl.LightningModule):
         self.classes = graph.output_shape[0]
         # What is not in the module tree is not given to the strategy as a weight.
         self._hidden: dict[str, Any] = {"around": around, "run": network, "average": None}
+        # A compiler sees to its gradients itself.
+        narrow = not recipe.compile and has_narrow(network)
+        self._hidden["gradients"] = NarrowGradients() if narrow else nullcontext()
         self._state = state
         self.progress = Progress(parts=recipe.accumulate)
         if state is not None:
@@ -282,7 +287,8 @@ class Task(pl.LightningModule):
         total, right = torch.zeros((), device=self.device), torch.zeros((), device=self.device, dtype=torch.float64)
         share = self._share(len(labels))
         for x, y, plain in zip(images.chunk(parts), targets.chunk(parts), labels.chunk(parts), strict=True):
-            outputs = self._hidden["run"](x)
+            with self._hidden["gradients"]:
+                outputs = self._hidden["run"](x)
             logits = getattr(outputs, "logits", outputs)  # [N, classes]
             smoothing = self.recipe.label_smoothing
             loss = F.cross_entropy(logits, y, label_smoothing=smoothing)
