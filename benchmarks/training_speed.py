@@ -4,10 +4,11 @@
     python benchmarks/training_speed.py step resnet20
     python benchmarks/training_speed.py epoch resnet20 preact_resnet20 googlenet_cifar densenet_cifar
 
-The tutorial's way is Lightning with automatic optimisation and `self.log`, PIL transforms one image at a time, a
-DataLoader with workers, and contiguous memory. `input` prints images per second of the tutorial's augmentation;
-`step` the trainer with logging, checkpoints and progress over a bare loop of the same steps; `epoch` seconds for the
-same number of steps with everything. CIFAR-10 is read from `--data-dir`, or random images of its size are used.
+The tutorial's way is Lightning with automatic optimisation, `self.log` and its progress bar, PIL transforms one image
+at a time, a DataLoader with workers, and contiguous memory. `input` prints images per second of the tutorial's
+augmentation; `step` the trainer with logging, checkpoints and progress over a bare loop of the same steps; `epoch`
+seconds for the same number of steps with everything. CIFAR-10 is read from `--data-dir`, or random images of its size
+are used.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
 from dataclasses import replace
 from itertools import islice, pairwise
 from multiprocessing import get_context
@@ -120,13 +122,15 @@ def measure_input(args: argparse.Namespace) -> None:
 
 
 class Tutorial(pl.LightningModule):
-    """A module as tutorials write it."""
+    """A module as tutorials write it; `optimizer` is that of the network's recipe, one of the tutorial's two."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, optimizer: str) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.optimizer = network, optimizer
 
     def configure_optimizers(self) -> Any:
+        if self.optimizer == "adamw":
+            return torch.optim.AdamW(self.parameters(), 1e-3, weight_decay=1e-4)
         return torch.optim.SGD(self.parameters(), 0.1, 0.9, weight_decay=1e-4)
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
@@ -158,9 +162,10 @@ def tutorial_steps(graph: Graph, data: ImageData, steps: int, workers: int) -> l
     with tempfile.TemporaryDirectory() as folder, quiet():
         trainer = pl.Trainer(
             max_steps=steps, accelerator="cpu", devices=1, default_root_dir=folder, callbacks=[watch],
-            enable_progress_bar=False, enable_model_summary=False,
+            enable_model_summary=False,
         )  # fmt: skip
-        trainer.fit(Tutorial(build(graph)), loader(data, workers))
+        with redirect_stdout(io.StringIO()):
+            trainer.fit(Tutorial(build(graph), graph.recipe.optimizer.name), loader(data, workers))
     return watch.seconds
 
 
