@@ -135,6 +135,12 @@ def test_what_a_place_reads() -> None:
     # A kernel of 3 by stride 2: the two inputs add to places -1..1 and 1..3, of which 0..2 are there.
     assert Spread(3, 2, 1).reads(2) == [[0], [0, 1], [1]]
     assert Times(MAX_PERIOD + 1).span(8) is None
+    for rule in (Times(3), Window(1, 2), Spread(3, 3, 0)):  # the same in short, where no border is
+        span = rule.span(8)
+        assert span is not None
+        for place, places in enumerate(rule.reads(8)):
+            k, r = divmod(place, span.period)
+            assert list(places) == list(range(span.step * k + span.low[r], span.step * k + span.high[r] + 1))
     upsample = OPS["upsample"](factor=(2, 2), mode="bilinear", align_corners=True)
     assert upsample.reads(0, 3, 5) == [[0], [0, 1], [1], [1, 2], [2]]  # at 0, 1/2, 1, 3/2, 2
     assert upsample.reads(0, 3, 1) == [[0]]

@@ -122,10 +122,14 @@ def balanced(source: Source, report: Report) -> tuple[str, list[int]] | None:
         if open_ and open_[-1][0] == _CLOSING[mark]:
             pairs.append((open_.pop()[1], at))
             continue
+        if mark == "}" and not open_:
+            early = _too_early(text, pairs)
+            report.add(_too_much(source, at, early))
+            pairs = [pair for pair in pairs if pair[1] != early]
+            text = _blank(text, at if early is None else early)
+            continue
         report.add(_unmatched(source, mark, at, open_[-1] if open_ else None))
         if mark == "}":
-            if not open_ or open_[-1][0] == "{":
-                return None
             wrong.append(open_[-1][1])
             inside = _without_parentheses(open_)
             if inside and _match(signs[index + 1 :], inside[:-1]):
@@ -167,6 +171,10 @@ def _close_with_line(text: str, at: int) -> str:
     return text if line[-1] in "([," else f"{text[:at]}!{text[at + 1 :]}"
 
 
+def _blank(text: str, at: int) -> str:
+    return f"{text[:at]} {text[at + 1 :]}"
+
+
 def _line_end(text: str, at: int) -> int:
     end = text.find("\n", at)
     return len(text) if end < 0 else end
@@ -179,6 +187,21 @@ def _indent(text: str, at: int) -> int:
     """How far the line of a place is indented."""
     found = _INDENT.match(text, text.rfind("\n", 0, at) + 1)
     return len(found.group()) if found else 0
+
+
+def _too_early(text: str, pairs: list[tuple[int, int]]) -> int | None:
+    """Which brace was written too much, where a later one closes nothing: the last that begins a line, is indented
+    further than the line of its partner, and has a line behind it that is so, too.
+    """
+    early = [
+        end
+        for start, end in pairs
+        if not text[text.rfind("\n", 0, end) + 1 : end].strip()
+        and _indent(text, end) > _indent(text, start)
+        and (inside := _last_inside(text, start)) is not None
+        and inside > end
+    ]
+    return max(early, default=None)
 
 
 def _by_indentation(text: str, opened: int, pairs: list[tuple[int, int]]) -> tuple[int, int] | None:
@@ -243,6 +266,15 @@ def _match(signs: list[tuple[str, int]], open_: list[tuple[str, int]]) -> bool:
         if depth < 0:
             return False
     return depth == 0
+
+
+def _too_much(source: Source, at: int, early: int | None) -> Diagnostic:
+    """What is said of a brace that closes nothing, or of the one before it that closes too early."""
+    if early is None:
+        return _unmatched(source, "}", at, None)
+    span, label = _sign(source, early), Label(_sign(source, at), "so that this one closes nothing")
+    fix = Fix("remove it", (Edit(span, ""),))
+    return Diagnostic("E0102", "`}` closes too early", span, labels=(label,), help=fix.help, fixes=(fix,))
 
 
 def _unmatched(source: Source, mark: str, at: int, opened: tuple[str, int] | None) -> Diagnostic:

@@ -100,6 +100,8 @@ def without(text: str, piece: Piece) -> tuple[str, int | None, set[str]]:
     names = {name for match in _DEFINED.finditer(text[start : piece.end]) for name in match.groups() if name}
     if first and first.group() in ("use", "classes"):
         names |= set(re.findall(r"[A-Za-z_]\w*", lost))
+    if first and first.group() == "block":  # its parameters: without its brace the body stands outside of it
+        names |= set(re.findall(r"[A-Za-z_]\w*", text[start : piece.end]))
     blank = re.sub(r"[^\n]", " ", lost)
     if first and first.group() in TOP_WORDS:
         return text[:start] + blank + text[end:], None, names
