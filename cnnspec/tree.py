@@ -92,6 +92,10 @@ class Figure(Node):
     text: str
 
 
+POWERS = {"k": 10**3, "M": 10**6, "G": 10**9}
+"""What the letter behind a `Figure` stands for."""
+
+
 class Bool(Node):
     value: bool
 

@@ -169,7 +169,7 @@ class Builder:
 
     def figure(self, node: Any) -> tree.Figure:
         text = str(node.children[0])
-        exact = Fraction(text[:-1]) * {"k": 10**3, "M": 10**6, "G": 10**9}[text[-1]]
+        exact = Fraction(text[:-1]) * tree.POWERS[text[-1]]
         return tree.Figure(self.span(node), exact.numerator if exact.denominator == 1 else float(exact), text)
 
     def train(self, node: Any) -> tree.Train:

@@ -22,6 +22,7 @@ from typing import Any
 
 from cnnspec.diagnostics import CnnspecError, failure
 from cnnspec.expressions import show
+from cnnspec.tree import POWERS
 
 DIGITS = 4
 """Significant digits of a number from a range: more would change nothing that can be measured."""
@@ -162,7 +163,7 @@ def parse_amount(text: str) -> int:
         CnnspecError: E0204 if this is no amount.
     """
     match = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,9})?)([kMG]?)\s*", text, re.ASCII)
-    exact = Fraction(match.group(1)) * {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}[match.group(2)] if match else None
+    exact = Fraction(match.group(1)) * POWERS.get(match.group(2), 1) if match else None
     if exact is None or exact.denominator != 1:
         raise failure("E0204", f"`{text}` is not an amount", help="write `300k`, `50M`, `1.5G` or a plain number")
     return exact.numerator
