@@ -110,6 +110,7 @@ def balanced(source: Source, report: Report) -> tuple[str, list[int]] | None:
             text = text[:at] + ('"' + " " * (len(mark) - 2) + '"' if len(mark) > 1 else " ") + text[match.end() :]
     open_: list[tuple[str, int]] = []
     pairs: list[tuple[int, int]] = []
+    early: list[int] = []
     wrong: list[int] = []
     for index, (mark, at) in enumerate(signs):
         if mark in _OPENING:
@@ -121,12 +122,13 @@ def balanced(source: Source, report: Report) -> tuple[str, list[int]] | None:
             continue
         if open_ and open_[-1][0] == _CLOSING[mark]:
             pairs.append((open_.pop()[1], at))
+            if mark == "}" and _goes_on(text, *pairs[-1]):
+                early.append(at)
             continue
         if mark == "}" and not open_:
-            early = _too_early(text, pairs)
-            report.add(_too_much(source, at, early))
-            pairs = [pair for pair in pairs if pair[1] != early]
-            text = _blank(text, at if early is None else early)
+            meant = early.pop() if early else None
+            report.add(_too_much(source, at, meant))
+            text = _blank(text, at if meant is None else meant)
             continue
         report.add(_unmatched(source, mark, at, open_[-1] if open_ else None))
         if mark == "}":
@@ -189,19 +191,18 @@ def _indent(text: str, at: int) -> int:
     return len(found.group()) if found else 0
 
 
-def _too_early(text: str, pairs: list[tuple[int, int]]) -> int | None:
-    """Which brace was written too much, where a later one closes nothing: the last that begins a line, is indented
-    further than the line of its partner, and has a line behind it that is so, too.
+_NEXT_LINE = re.compile(r"[^\n]*\n(?:[ \t]*(?:#[^\n]*)?\n)*([ \t]*)")
+
+
+def _goes_on(text: str, start: int, end: int) -> bool:
+    """Whether a pair of braces seems to end too early: the second begins a line that is indented further than the line of
+    the first, and so is the next line. Where a later brace closes nothing the second is the one that is too much.
     """
-    early = [
-        end
-        for start, end in pairs
-        if not text[text.rfind("\n", 0, end) + 1 : end].strip()
-        and _indent(text, end) > _indent(text, start)
-        and (inside := _last_inside(text, start)) is not None
-        and inside > end
-    ]
-    return max(early, default=None)
+    own = _indent(text, start)
+    if _indent(text, end) <= own or text[text.rfind("\n", 0, end) + 1 : end].strip():
+        return False
+    behind = _NEXT_LINE.match(text, end)
+    return behind is not None and len(behind.group(1)) > own
 
 
 def _by_indentation(text: str, opened: int, pairs: list[tuple[int, int]]) -> tuple[int, int] | None:
