@@ -95,7 +95,7 @@ def balanced(source: Source, report: Report) -> tuple[str, list[int]] | None:
 
     A statement with such a place cannot be read, but what stands around it can: in the text every parenthesis and
     bracket that is closed by the wrong sign is closed by the right one, and a brace that is never closed ends where its
-    indentation does. A string without an end is taken out of it.
+    indentation does. A string without an end and a closing brace too many are taken out of it.
     """
     text = source.text
     found = [match for match in MARKS.finditer(text) if match.group()[0] != "#" and not _is_string(match.group())]
@@ -126,9 +126,9 @@ def balanced(source: Source, report: Report) -> tuple[str, list[int]] | None:
                 early.append(at)
             continue
         if mark == "}" and not open_:
-            meant = early.pop() if early else None
-            report.add(_too_much(source, at, meant))
-            text = _blank(text, at if meant is None else meant)
+            extra = early.pop() if early else at
+            report.add(_too_much(source, extra, at))
+            text = f"{text[:extra]} {text[extra + 1 :]}"
             continue
         report.add(_unmatched(source, mark, at, open_[-1] if open_ else None))
         if mark == "}":
@@ -173,10 +173,6 @@ def _close_with_line(text: str, at: int) -> str:
     return text if line[-1] in "([," else f"{text[:at]}!{text[at + 1 :]}"
 
 
-def _blank(text: str, at: int) -> str:
-    return f"{text[:at]} {text[at + 1 :]}"
-
-
 def _line_end(text: str, at: int) -> int:
     end = text.find("\n", at)
     return len(text) if end < 0 else end
@@ -191,6 +187,10 @@ def _indent(text: str, at: int) -> int:
     return len(found.group()) if found else 0
 
 
+def _begins_line(text: str, at: int) -> bool:
+    return not text[text.rfind("\n", 0, at) + 1 : at].strip()
+
+
 _NEXT_LINE = re.compile(r"[^\n]*\n(?:[ \t]*(?:#[^\n]*)?\n)*([ \t]*)")
 
 
@@ -199,7 +199,7 @@ def _goes_on(text: str, start: int, end: int) -> bool:
     the first, and so is the next line. Where a later brace closes nothing the second is the one that is too much.
     """
     own = _indent(text, start)
-    if _indent(text, end) <= own or text[text.rfind("\n", 0, end) + 1 : end].strip():
+    if _indent(text, end) <= own or not _begins_line(text, end):
         return False
     behind = _NEXT_LINE.match(text, end)
     return behind is not None and len(behind.group(1)) > own
@@ -212,9 +212,7 @@ def _by_indentation(text: str, opened: int, pairs: list[tuple[int, int]]) -> tup
     stolen = [
         (start, end)
         for start, end in pairs
-        if start > opened
-        and not text[text.rfind("\n", 0, end) + 1 : end].strip()
-        and _indent(text, end) < _indent(text, start)
+        if start > opened and _begins_line(text, end) and _indent(text, end) < _indent(text, start)
     ]
     return max(stolen, default=None)
 
@@ -269,11 +267,11 @@ def _match(signs: list[tuple[str, int]], open_: list[tuple[str, int]]) -> bool:
     return depth == 0
 
 
-def _too_much(source: Source, at: int, early: int | None) -> Diagnostic:
-    """What is said of a brace that closes nothing, or of the one before it that closes too early."""
-    if early is None:
+def _too_much(source: Source, at: int, last: int) -> Diagnostic:
+    """What is said of a brace that closes too early, so that the last one closes nothing; it may be the same."""
+    if at == last:
         return _unmatched(source, "}", at, None)
-    span, label = _sign(source, early), Label(_sign(source, at), "so that this one closes nothing")
+    span, label = _sign(source, at), Label(_sign(source, last), "so that this one closes nothing")
     fix = Fix("remove it", (Edit(span, ""),))
     return Diagnostic("E0102", "`}` closes too early", span, labels=(label,), help=fix.help, fixes=(fix,))
 

@@ -62,7 +62,7 @@ class Chance:
     def rand(self, *tail: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Numbers from 0 to 1, `[rows, *tail]`."""
         drawn = [torch.rand(self.total, *tail, generator=generator, dtype=dtype) for generator in self.generators]
-        return (drawn[0] if len(drawn) == 1 else torch.cat(drawn))[self.rows].to(self.device)
+        return torch.cat(drawn)[self.rows].to(self.device)
 
     def uniform(self, low: float, high: float, *tail: int) -> Tensor:
         """Numbers from `low` to `high`, `[rows, *tail]`."""

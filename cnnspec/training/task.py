@@ -121,8 +121,7 @@ class Task(pl.LightningModule):
         # What is not in the module tree is not given to the strategy as a weight.
         self._hidden: dict[str, Any] = {"around": around, "run": network, "average": None}
         # A compiler sees to its gradients itself.
-        narrow = not recipe.compile and has_narrow(network)
-        self._hidden["gradients"] = NarrowGradients() if narrow else nullcontext()
+        self._gradients = NarrowGradients() if has_narrow(network) and not recipe.compile else nullcontext()
         self._state = state
         self.progress = Progress(parts=recipe.accumulate)
         if state is not None:
@@ -287,7 +286,7 @@ class Task(pl.LightningModule):
         total, right = torch.zeros((), device=self.device), torch.zeros((), device=self.device, dtype=torch.float64)
         share = self._share(len(labels))
         for x, y, plain in zip(images.chunk(parts), targets.chunk(parts), labels.chunk(parts), strict=True):
-            with self._hidden["gradients"]:
+            with self._gradients:
                 outputs = self._hidden["run"](x)
             logits = getattr(outputs, "logits", outputs)  # [N, classes]
             smoothing = self.recipe.label_smoothing
