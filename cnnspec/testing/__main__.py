@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 
-from cnnspec.testing.soundness import FIGURES, judge, report, run
+from cnnspec.testing.soundness import FIGURES, Tally, judge, report, run
 
 _SHOWN = 20
 
@@ -30,7 +30,11 @@ def main() -> int:
             if sys.stderr.isatty() or done == count or done % 5_000 == 0:
                 print(f"{name}: {done:,} of {count:,}", end="\r" if sys.stderr.isatty() else "\n", file=sys.stderr)
 
-        tally = run(name, count, options.seed, options.processes, progress)
+        tally, stopped = Tally(), False
+        try:
+            run(name, count, options.seed, options.processes, progress, tally)
+        except KeyboardInterrupt:
+            stopped = True
         wrong = judge(name, tally)
         print(report(name, tally))
         print(f"  {'wrong':<40} {len(wrong):>12,}")
@@ -38,6 +42,9 @@ def main() -> int:
         for line in wrong[:_SHOWN]:
             print(f"  wrong: {line}")
         failed |= bool(wrong)
+        if stopped:
+            print(f"stopped before all {count:,} were done", file=sys.stderr)
+            return 130
     return int(failed)
 
 

@@ -19,10 +19,9 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from cnnspec import ir, tree
-from cnnspec.compiler import check, compile_file, loads
-from cnnspec.diagnostics import CnnspecError, Diagnostic, Report, Source, render
+from cnnspec.compiler import check, compile_file, compile_source
+from cnnspec.diagnostics import CnnspecError, Diagnostic, Source, render
 from cnnspec.formatting import format_file
-from cnnspec.syntax import parse
 from cnnspec.testing.author import FEATURES, Author
 from cnnspec.testing.bombs import BOMBS
 from cnnspec.testing.faults import draw_faulty
@@ -67,13 +66,15 @@ def _errors(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
     return [diagnostic for diagnostic in diagnostics if diagnostic.severity == "error"]
 
 
-def _drawn(seed: int, tally: Tally) -> tuple[str, ir.Graph, random.Random] | None:
+def _drawn(seed: int, tally: Tally) -> tuple[tree.File, ir.Graph, random.Random] | None:
     """A spec that has to check, and its Graph."""
     tally.counts["specs"] += 1
     chance = random.Random(seed)
-    text = format_file(Author(chance.randint).file())
+    drawn = compile_source(Source("drawn", format_file(Author(chance.randint).file())))
     try:
-        return text, loads(text), chance
+        graph = drawn.require_graph()
+        assert drawn.tree is not None
+        return drawn.tree, graph, chance
     except CnnspecError as error:
         tally.wrong.append(f"seed {seed} does not check: {error.diagnostics[0].message}")
     return None
@@ -89,7 +90,7 @@ def valid(seed: int, tally: Tally) -> None:
     drawn = _drawn(seed, tally)
     if drawn is None:
         return
-    text, graph, chance = drawn
+    file, graph, chance = drawn
     sizes = draw_sizes(graph, chance, 5)
     try:
         tally.counts["shapes compared"] += hold_against_torch(graph, sizes)
@@ -97,13 +98,11 @@ def valid(seed: int, tally: Tally) -> None:
         tally.wrong.append(f"seed {seed}: {error}")
     tally.counts["sizes"] += len(sizes)
     tally.counts["operators"] += len(graph.nodes)
-    tally.counts.update(f"with `{name}`" for name in _features(text, graph))
+    tally.counts.update(f"with `{name}`" for name in _features(file, graph))
 
 
-def _features(text: str, graph: ir.Graph) -> set[str]:
+def _features(file: tree.File, graph: ir.Graph) -> set[str]:
     """What occurs in a spec: operators that run, blocks that are called, combinators that are written."""
-    file = parse(Source("drawn", text), Report())
-    assert file is not None
     found = {node.op.name for node in graph} | set(graph.scopes.values())
     for piece in file.walk():
         match piece:
@@ -293,7 +292,12 @@ def _share(name: str, first: int, last: int) -> Tally:
 
 
 def run(
-    name: str, count: int, seed: int = 0, processes: int = 1, progress: Callable[[int], None] = lambda _: None
+    name: str,
+    count: int,
+    seed: int = 0,
+    processes: int = 1,
+    progress: Callable[[int], None] = lambda _: None,
+    tally: Tally | None = None,
 ) -> Tally:
     """Measures a figure.
 
@@ -303,8 +307,9 @@ def run(
         seed: The first of them.
         processes: How many share them.
         progress: Is told how many are done.
+        tally: What is added to, for one who wants to see it before the end.
     """
-    tally, done = Tally(), 0
+    tally, done = tally or Tally(), 0
     shares = [(first, min(first + _SHARE, seed + count)) for first in range(seed, seed + count, _SHARE)]
     if processes <= 1:
         for first, last in shares:
@@ -313,12 +318,15 @@ def run(
             progress(done)
         return tally
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        for (first, last), found in zip(
-            shares, pool.map(_share, [name] * len(shares), *zip(*shares, strict=True)), strict=True
-        ):
-            tally.add(found)
-            done += last - first
-            progress(done)
+        try:
+            for (first, last), found in zip(
+                shares, pool.map(_share, [name] * len(shares), *zip(*shares, strict=True)), strict=True
+            ):
+                tally.add(found)
+                done += last - first
+                progress(done)
+        finally:
+            pool.shutdown(cancel_futures=True)
     return tally
 
 
