@@ -326,17 +326,24 @@ def test_a_layer_that_is_not_finite_is_the_first_one(run: Callable[..., Result])
     assert "is not finite is `" in str(error.value)
 
 
-def test_full_memory_means_smaller_parts_of_the_same_batch(run: Callable[..., Result], said: io.StringIO):
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("could not create a primitive")],
+    ids=["torch", "oneDNN"],
+)
+def test_full_memory_means_smaller_parts_of_the_same_batch(
+    run: Callable[..., Result], said: io.StringIO, error: RuntimeError
+):
     forward = torch.nn.Conv2d.forward
 
     def limited(self: Any, x: torch.Tensor) -> torch.Tensor:
         if self.training and len(x) > 70:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return forward(self, x)
 
     def full(self: Any, x: torch.Tensor) -> torch.Tensor:
         if self.training:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return forward(self, x)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -348,9 +355,9 @@ def test_full_memory_means_smaller_parts_of_the_same_batch(run: Callable[..., Re
     assert (state["progress"]["step"], state["progress"]["parts"]) == (2 * STEPS, 4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.nn.Conv2d, "forward", full)
-        with pytest.raises(CnnspecError) as error:
+        with pytest.raises(CnnspecError) as refused:
             run(tiny())
-    assert code(error) == "E0513"
+    assert code(refused) == "E0513"
 
 
 def test_parts_of_a_batch_have_the_gradients_of_the_whole(run: Callable[..., Result]):

@@ -6,6 +6,7 @@ import ctypes
 import importlib.metadata
 import os
 import platform
+import re
 import sys
 
 import torch
@@ -44,11 +45,15 @@ def free_memory(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
+_FULL = re.compile(r"can't allocate memory|could not create a primitive(?! descriptor)")
+"""What torch says on a CPU, and what oneDNN says of its own allocations (it names none of its reasons)."""
+
+
 def memory_is_full(error: RuntimeError) -> bool:
     """Whether an allocation has failed, on a GPU or on the CPU; what a GPU keeps in reserve is then given back."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or _FULL.search(str(error)) is not None
 
 
 def versions() -> dict[str, str]:
