@@ -6,12 +6,12 @@ stays silent, so that one fault gives one diagnostic.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 from cnnspec import ir, shapes
 from cnnspec.diagnostics import Label, Report, Span
-from cnnspec.expressions import ExprFault, Unknown, UnknownShape, evaluate, show
+from cnnspec.expressions import ExprFault, Unknown, UnknownShape, evaluate, reads_image, show
 from cnnspec.frames import ABSENT, Absent, Evaluator, Flowing, Frame, LimitReached, Namespace, Tensor, labels_of
 from cnnspec.inits import INITS, InitScheme, allowed_inits
 from cnnspec.limits import MAX_DEPTH, MAX_NODES, MAX_STEPS
@@ -48,6 +48,7 @@ class Expansion(Evaluator):
         self._inits: dict[str, InitScheme] = {i.target: INITS[i.scheme.name](**i.scheme.args) for i in model.inits}
         self._ops: dict[tuple[Any, ...], Op] = {}
         self._applied: dict[tuple[int, Shape], tuple[Shape, dict[str, Shape], int, InitScheme | None]] = {}
+        self._known: dict[Hashable, dict[int, Op]] = {}
         self._labels: dict[str, int] | None = None
         self._aux: str | None = None
         self._steps = 0
@@ -344,6 +345,8 @@ class Expansion(Evaluator):
 
     def once(self, call: ir.Call, frame: Frame, path: str, x: Flowing, index: int) -> Flowing:
         """One call of an operator or a block, at its path."""
+        if frame.ops and (op := frame.ops.get(id(call))):
+            return self.apply(op, call, path, x) if x else None
         callee = call.callee
         if call.variable:
             value = frame.values.get(callee)
@@ -383,7 +386,10 @@ class Expansion(Evaluator):
             )
         if x is None or broken or missing:
             return None
-        return self.apply(self.op(callee, settings), call, path, x)
+        op = self.op(callee, settings)
+        if frame.ops is not None and not any(map(reads_image, call.args.values())):
+            frame.ops[id(call)] = op
+        return self.apply(op, call, path, x)
 
     def op(self, name: str, settings: dict[str, Any]) -> Op:
         """An operator with its settings; equal ones are made once."""
@@ -437,8 +443,9 @@ class Expansion(Evaluator):
         inner = self.arguments(block, call, frame, x, index)
         if inner is None:
             return None
-        values = [inner.values[parameter.name] for parameter in block.parameters]
-        key = x and self._recorder.key(block, values, x.shape, self._aux)
+        values = (id(block), *[repr(inner.values[parameter.name]) for parameter in block.parameters])
+        inner.ops = self._known.setdefault(values, {})
+        key = x and (values, self._aux, x.shape)
         if x and key and (known := self._recorder.again(key, path, x)) is not None:
             self._steps += known[1]
             self.step(call.origin)

@@ -123,6 +123,11 @@ _FUNCTIONS: dict[str, tuple[int | None, Callable[..., Any]]] = {
 }
 
 
+def reads_image(expr: Expr) -> bool:
+    """Whether the value depends on the tensor that enters, by `in.c` and its like."""
+    return expr.kind == "dim" or any(map(reads_image, expr.parts))
+
+
 _NUMBERS = (int, float, Fraction)
 
 

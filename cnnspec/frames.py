@@ -69,7 +69,12 @@ class Namespace:
 
 @dataclass(slots=True)
 class Frame:
-    """The innermost braces: the values and labels in scope, and the tensor that enters."""
+    """The innermost braces: the values and labels in scope, and the tensor that enters.
+
+    Attributes:
+        ops: The operators of calls that were worked out before with these values, by the `id` of the call; none
+            where the values may be new ones each time.
+    """
 
     values: dict[str, Any]
     entering: Flowing
@@ -77,16 +82,18 @@ class Frame:
     labels: dict[str, Flowing] = field(default_factory=dict[str, Flowing])
     absent: set[str] = field(default_factory=set[str])
     borrowed: bool = False
+    ops: dict[int, Op] | None = None
 
     def inner(self, entering: Flowing) -> Frame:
         """The frame of braces in this one; it has the values of this one until it defines its own."""
-        return Frame(self.values, entering, self, borrowed=True)
+        return Frame(self.values, entering, self, borrowed=True, ops=self.ops)
 
     def define(self, name: str, value: Any) -> None:
         """Names a value in these braces."""
         if self.borrowed:
             self.values, self.borrowed = dict(self.values), False
         self.values[name] = value
+        self.ops = None
 
     @property
     def shape(self) -> Shape | None:

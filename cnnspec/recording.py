@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 from cnnspec import ir
 from cnnspec.frames import Tensor
-from cnnspec.shapes import Shape
-
-Key = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +25,7 @@ class _Record:
 
 
 class Recorder:
-    """Remembers calls of blocks by their block, the values of its parameters, and the shape that enters.
+    """Remembers calls of blocks by a key: the block, the values of its parameters, and the shape that enters.
 
     Nothing else reaches into a block: it knows neither labels nor names from outside.
 
@@ -40,18 +37,13 @@ class Recorder:
 
     def __init__(self, nodes: list[ir.Node], scopes: dict[str, str], ends: dict[str, int]) -> None:
         self.nodes, self.scopes, self.ends = nodes, scopes, ends
-        self._records: dict[Key, _Record] = {}
-
-    @staticmethod
-    def key(block: ir.Block, values: list[Any], shape: Shape, aux: str | None) -> Key:
-        """What two calls that are alike have in common."""
-        return id(block), aux, shape, *map(repr, values)
+        self._records: dict[Hashable, _Record] = {}
 
     def mark(self) -> tuple[int, int, int]:
         """Where a call begins."""
         return len(self.nodes), len(self.scopes), len(self.ends)
 
-    def keep(self, key: Key, mark: tuple[int, int, int], path: str, x: Tensor, result: Tensor, steps: int) -> None:
+    def keep(self, key: Hashable, mark: tuple[int, int, int], path: str, x: Tensor, result: Tensor, steps: int) -> None:
         """Remembers what was added since a mark."""
         start, scopes, ends = mark
         cut = len(path)
@@ -66,7 +58,7 @@ class Recorder:
             steps,
         )
 
-    def again(self, key: Key, path: str, x: Tensor) -> tuple[Tensor, int] | None:
+    def again(self, key: Hashable, path: str, x: Tensor) -> tuple[Tensor, int] | None:
         """Adds what an equal call added, below another path; its result, and the steps that it took."""
         record = self._records.get(key)
         if record is None:
