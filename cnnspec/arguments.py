@@ -93,9 +93,13 @@ class Arguments(Resolver):
                 if name not in known:
                     at = arg.name_span
                     help, fixes = respell(at, name, known)
-                    if (here := FOREIGN_ARGUMENTS.get(name)) in parameters:
+                    here = next((own for own in FOREIGN_ARGUMENTS.get(name, ()) if own in parameters), None)
+                    if here and parameters[here].type.kind == "bool" and not isinstance(value, tree.Bool):
+                        help = f"write `{here}` to halve the map, and nothing to keep it"
+                        fixes = self._flagged(here, arg)
+                    elif here:
                         help = f"it is called `{here}` here"
-                        fixes = (Fix(f"write `{here}`", (Edit(at, str(here)),), certain=True),)
+                        fixes = (Fix(f"write `{here}`", (Edit(at, here),), certain=True),)
                     elif name in ("activation", "act") and callee in OPS:
                         help, fixes = "an activation is an element of its own: `| relu`", ()
                     elif name in INFERRED:
@@ -127,12 +131,12 @@ class Arguments(Resolver):
             if missing and not failed:
                 listed = ", ".join(f"`{p.name}`" for p in missing)
                 example = " ".join(f"{p.name}=..." for p in missing)
-                self.fail(
-                    "E0203",
-                    f"`{callee}` is missing its argument{'s' if len(missing) > 1 else ''} {listed}",
-                    span,
-                    help=f"add `{example}`: {missing[0].name} is {missing[0].type}",
-                )
+                help, fixes = f"add `{example}`: {missing[0].name} is {missing[0].type}", ()
+                if callee == "linear" and "classes" in names.variables:
+                    help = "for the last layer write `linear classes`"
+                    fixes = (Fix(help, (Edit(Span(span.source, span.end, span.end), " classes"),)),)
+                message = f"`{callee}` is missing its argument{'s' if len(missing) > 1 else ''} {listed}"
+                self.fail("E0203", message, span, help=help, fixes=fixes)
                 failed = True
         if failed:
             raise Fault
@@ -167,6 +171,14 @@ class Arguments(Resolver):
         text = arg.span.source.text[arg.span.start : arg.span.end]
         at = Span(arg.span.source, arg.span.start, arg.span.start)
         return [Fix(f"write `{free[0]}={text}`", (Edit(at, f"{free[0]}="),))] if free else []
+
+    def _flagged(self, flag: str, arg: tree.Argument) -> tuple[Fix, ...]:
+        """A stride as the flag that stands for it."""
+        value = arg.value
+        if isinstance(value, tree.Number) and value.value == 2:
+            return (Fix(f"write `{flag}`", (Edit(arg.span, flag),), certain=True),)
+        alone = isinstance(value, tree.Number) and value.value == 1
+        return (self._taken_out(arg, "take it out"),) if alone else ()
 
     @staticmethod
     def _taken_out(arg: tree.Argument, help: str, *, certain: bool = True) -> Fix:

@@ -17,7 +17,7 @@ from cnnspec.inits import INITS, InitScheme, allowed_inits
 from cnnspec.limits import MAX_DEPTH, MAX_NODES, MAX_STEPS
 from cnnspec.names import Places
 from cnnspec.ops import JOINS, OPS, Op, ShapeFault
-from cnnspec.ops.join import disagreement
+from cnnspec.ops.join import disagreement, projection
 from cnnspec.recording import Recorder
 from cnnspec.remedies import fixes_of_join
 from cnnspec.shapes import Shape
@@ -36,7 +36,7 @@ class Expansion(Evaluator):
     """
 
     def __init__(self, model: ir.Model, places: Places, report: Report, steps: int | None = None) -> None:
-        super().__init__(places, report)
+        super().__init__(places, report, model.input)
         self._max_steps = min(steps or MAX_STEPS, MAX_STEPS)
         self.model = model
         self.nodes: list[ir.Node] = []
@@ -283,28 +283,63 @@ class Expansion(Evaluator):
         try:
             shape = op.infer(*(tensor.shape for tensor in known))
         except ShapeFault as fault:
-            differ = disagreement(element.join, [tensor.shape for tensor in known])
-            caption = f"the branches differ in {shapes.join_words(differ)}" if differ else "maps and flat features"
-            labels = [label for flow, tensor in branches if tensor for label in self.branch_label(flow, tensor)]
-            free = 1 if element.join == "concat" else 0  # axes in which branches may differ
-            wanted = known[1 if fault.help and "the first branch" in fault.help else 0].shape
-            differing = [flow for flow, tensor in branches if tensor and tensor.shape[free:] != wanted[free:]]
-            places = [
-                (self.places.wholes.get(flow.origin), len(flow.elements) == 1 and isinstance(flow.elements[0], ir.In))
-                for flow in differing
-            ]
-            self.fail(
-                fault.code,
-                fault.message,
-                element.origin,
-                caption=caption,
-                labels=labels,
-                help=fault.help,
-                fixes=fixes_of_join(fault.help, places),
-            )
+            self.refuse_join(fault, element, list(zip([flow for flow, _ in branches], known, strict=True)), inner)
             return None
         self.need_small(shape, element.origin)
         return self.add(names.path, op, tuple(tensor.node for tensor in known), shape, {}, 0, None, element.origin)
+
+    def refuse_join(
+        self, fault: ShapeFault, element: ir.Join, branches: Sequence[tuple[ir.Flow, Tensor]], frame: Frame
+    ) -> None:
+        """Reports branches that cannot be joined."""
+        inputs = [tensor.shape for _, tensor in branches]
+        differ = disagreement(element.join, inputs)
+        caption = f"the branches differ in {shapes.join_words(differ)}" if differ else "maps and flat features"
+        labels = [label for flow, tensor in branches for label in self.branch_label(flow, tensor)]
+        free = 1 if element.join == "concat" else 0  # axes in which branches may differ
+        help = fault.help
+        wanted = inputs[1 if help and "the first branch" in help else 0]
+        if element.join == "add" and (projected := self.shortcut(branches, frame)):
+            help, wanted = projected
+        places = [
+            (self.places.wholes.get(flow.origin), _hands_on(flow) and isinstance(flow.elements[0], ir.In))
+            for flow, tensor in branches
+            if tensor.shape[free:] != wanted[free:]
+        ]
+        fixes = fixes_of_join(help, places)
+        self.fail(fault.code, fault.message, element.origin, caption=caption, labels=labels, help=help, fixes=fixes)
+
+    def shortcut(self, branches: Sequence[tuple[ir.Flow, Tensor]], frame: Frame) -> tuple[str, Shape] | None:
+        """The remedy for a sum in which what is only handed on has another shape than what is worked out, and that shape.
+
+        The projection is written in the words of the other branch: those of a block hold for all of its calls.
+        """
+        made = {tensor.shape: flow for flow, tensor in branches if not _hands_on(flow)}
+        handed = {tensor.shape for flow, tensor in branches if _hands_on(flow)} - made.keys()
+        if len(made) != 1 or len(handed) != 1:
+            return None
+        ((wanted, flow),) = made.items()
+        found = projection(wanted, handed.pop()) if shapes.is_map(wanted) else None
+        if found is None:
+            return None
+        c, stride = (self.written(flow, name, value, frame) for name, value in zip(("c", "stride"), found, strict=True))
+        element = f"conv 1x1 {c}{f' stride={stride}' if found[1] > 1 else ''}"
+        return f"project the shortcut with `{element}`", wanted
+
+    def written(self, flow: ir.Flow, name: str, value: int, frame: Frame) -> str:
+        """How a pipeline writes the value of an argument itself, or the number where it does not."""
+        whole = self.places.wholes.get(flow.origin)
+        for element in reversed(flow.elements):
+            expr = element.args.get(name) if isinstance(element, ir.Call) else None
+            at = self.places[expr.origin] if expr else None
+            if expr and at and whole and at.source is whole.source and whole.start <= at.start < whole.end:
+                text = at.source.text[at.start : at.end]
+                try:
+                    if evaluate(expr, frame.values, frame.shape) == value and "\n" not in text:
+                        return text
+                except (ExprFault, UnknownShape):
+                    pass
+        return str(value)
 
     def branch_label(self, flow: ir.Flow, tensor: Tensor) -> list[Label]:
         """The shape of a branch at its place, and where it comes from if it only hands something on."""
@@ -464,3 +499,8 @@ class Expansion(Evaluator):
         """Notes which node gives the output of a scope."""
         if isinstance(result, Tensor) and result.node != ir.IMAGE:
             self.ends[path] = result.node
+
+
+def _hands_on(flow: ir.Flow) -> bool:
+    """Whether a pipeline only hands on what was made elsewhere."""
+    return len(flow.elements) == 1 and isinstance(flow.elements[0], (ir.In, ir.Reference))

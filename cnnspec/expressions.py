@@ -312,6 +312,7 @@ def convert(value: Any, type_: Type, name: str, origin: int) -> Any:
         result = float(value) if _is_number(value) else None
     elif kind == "bool":
         result = value if isinstance(value, bool) else None
+        help = f"write `{name}={show(bool(value))}`" if _is_number(value) else None
     elif kind == "size":
         if type(value) is tuple:
             result = cast(Size, value)

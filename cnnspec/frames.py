@@ -109,10 +109,12 @@ class Evaluator:
 
     Attributes:
         calls: The block calls around, outermost first.
+        image: The declared shape of an image.
     """
 
-    def __init__(self, places: Places, report: Report) -> None:
+    def __init__(self, places: Places, report: Report, image: tuple[int, int, int]) -> None:
         self.places = places
+        self.image = image
         self.report = report
         self.calls: list[int] = []
         self._evaluations = 0
@@ -188,7 +190,12 @@ class Evaluator:
         )
         caption = f"gets {shapes.text(shape)}" if fault.code.startswith("E03") else ""
         fixes = self.fixes_of(call, op, fault.help)
-        self.fail(fault.code, fault.message, at, caption=caption, labels=labels, help=fault.help, fixes=fixes)
+        c, height, width = self.image
+        turned = f"the image has {c} channels, and is {height} high and {width} wide: `input` takes channels first"
+        notes = [turned] if ir.channels_last(self.image) and caption else []
+        self.fail(
+            fault.code, fault.message, at, caption=caption, labels=labels, help=fault.help, fixes=fixes, notes=notes
+        )
 
     def need_small(self, shape: Shape, origin: int) -> None:
         """Reports a tensor that is too large.

@@ -219,6 +219,12 @@ IMAGE = -1
 """The input of a node that reads the image itself."""
 
 
+def channels_last(shape: tuple[int, int, int]) -> bool:
+    """Whether the shape of an image looks as if its channels stood behind its height and width: `32x32x3`."""
+    first, second, last = shape
+    return last in (1, 3) and min(first, second) >= 8 * last and (last == 3 or first == second)
+
+
 @dataclass(slots=True)
 class Node:
     """An operator at its place. It is not changed once it is made; to freeze it would double what making it costs.

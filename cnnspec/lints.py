@@ -22,6 +22,9 @@ from cnnspec.scopes import FileScope
 from cnnspec.signatures import Parameter
 
 DROPOUTS = ("dropout", "dropout2d", "drop_path")
+ACTIVATIONS = (
+    "relu relu6 leaky_relu prelu elu celu selu gelu silu mish softplus tanh sigmoid hardswish hardsigmoid softmax"
+).split()
 MODULE_WORDS = frozenset(
     """T_destination add_module apply bfloat16 buffers call_super_init children code compile cpu cuda double
     dump_patches eval extra_repr float forward get_buffer get_extra_state get_parameter get_submodule graph half ipu
@@ -279,6 +282,8 @@ class _Lints:
                 self.bias(node, readers[index])
         for output in (graph.output, *(head.output for head in graph.aux)):
             self.last(graph, output)
+            self.activated(graph.nodes[output])
+        self.channels_last(graph.input_shape)
         started = {node.op.name for node in graph.nodes if node.weights}
         for statement in self.file.statements:
             if isinstance(statement, tree.Init) and statement.target not in started:
@@ -316,6 +321,31 @@ class _Lints:
             if node.weights or len(node.inputs) != 1:
                 return
             index = node.inputs[0]
+
+    def activated(self, node: ir.Node) -> None:
+        """Reports an activation of the logits."""
+        if node.op.name in ACTIVATIONS and len(node.shape) == 1 and self.own(node) and node.origin is not None:
+            text = self.file.source.text
+            bar = re.search(r"[ \t]*\|[ \t]*$", text[: node.origin.start])
+            behind = re.match(r"[ \t]*(?:[#\n;}]|$)", text[node.origin.end :])
+            cut = Edit(Span(self.file.source, bar.start(), node.origin.end), "") if bar else _without_line(node.origin)
+            why = (
+                "which the loss of training applies, too" if node.op.name == "softmax" else "and the loss takes logits"
+            )
+            message = f"the network ends with `{node.op.name}`, {why}"
+            self.say("W0111", message, node.origin, "remove it", cut if behind else None, certain=False)
+
+    def channels_last(self, shape: tuple[int, int, int]) -> None:
+        """Reports an image that has its channels behind its height and width, by all appearance."""
+        if ir.channels_last(shape):
+            stated = next((s for s in self.file.statements if isinstance(s, tree.Input)), None)
+            if stated is not None:
+                c, h, w = shape
+                help = f"if channels stand last here, write `input {w}x{c}x{h}`"
+                at = re.compile(r"[0-9x]+").search(self.file.source.text, stated.span.start)
+                edit = Edit(Span(self.file.source, *at.span()), f"{w}x{c}x{h}") if at else None
+                message = f"the image has {c} channels, and is {h} high and {w} wide"
+                self.say("W0112", message, stated.span, help, edit, certain=False)
 
 
 _LITERALS = (tree.Number, tree.Bool, tree.Text, tree.SizeLiteral)

@@ -57,18 +57,19 @@ FOREIGN_NAMES = {
 }
 """What other libraries call an operator, for the help of an error."""
 
-FOREIGN_ARGUMENTS = {
-    "out_channels": "c",
-    "out_features": "c",
-    "filters": "c",
-    "channels": "c",
-    "units": "c",
-    "kernel_size": "kernel",
-    "strides": "stride",
-    "padding": "pad",
-    "num_groups": "groups",
+_ARGUMENTS = {
+    "c": "out_channels out_features num_filters out filters channels units width dim",
+    "kernel": "kernel_size kernel_shape filter_size ksize size k",
+    "stride": "strides s",
+    "pad": "padding p",
+    "groups": "num_groups",
+    "subsample": "stride strides s downsample",
 }
-"""What other libraries call an argument."""
+FOREIGN_ARGUMENTS = {
+    other: [name for name, others in _ARGUMENTS.items() if other in others.split()]
+    for other in " ".join(_ARGUMENTS.values()).split()
+}
+"""What other libraries call an argument, with what it may be called here."""
 
 INFERRED = ("in_channels", "in_features", "num_features")
 """What other libraries want to be told, and is known here."""

@@ -34,15 +34,22 @@ def _larger(first: Shape, other: Shape, window: Callable[[int], AxisRule]) -> tu
     return None
 
 
+def projection(wanted: Shape, x: Shape) -> tuple[int, int] | None:
+    """Channels and stride of the 1x1 convolution that brings the map `x` to a shape, where there is one."""
+    if x[1:] == wanted[1:]:
+        return wanted[0], 1
+    found = _larger(wanted, x, lambda stride: Window(1, stride))
+    return (wanted[0], found[2]) if found and found[0] == "other" else None
+
+
 def _projection(first: Shape, other: Shape) -> str | None:
-    """The remedy for a shortcut whose shape differs from the first branch, where an element is one."""
+    """The remedy for a branch whose shape differs from the first one, where an element is one."""
     if not shapes.is_map(first):
         return f"give the other branch as many features with `linear {first[0]}`"
-    if other[1:] == first[1:]:
-        return f"project the other branch with `conv 1x1 {first[0]}`"
-    if found := _larger(first, other, lambda stride: Window(1, stride)):
-        which, small, stride = found
-        return f"project the {which} branch with `conv 1x1 {small[0]} stride={stride}`"
+    for which, wanted, x in (("other", first, other), ("first", other, first)):
+        if found := projection(wanted, x):
+            c, stride = found
+            return f"project the {which} branch with `conv 1x1 {c}{f' stride={stride}' if stride > 1 else ''}`"
     return None
 
 

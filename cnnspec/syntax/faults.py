@@ -7,6 +7,7 @@ import re
 from cnnspec.diagnostics import Diagnostic, Edit, Fix, Source, Span, respell
 from cnnspec.ops import FOREIGN_NAMES, JOINS, OPS
 from cnnspec.recipe import Scalars
+from cnnspec.syntax.build import percentage
 from cnnspec.syntax.words import FUNCTIONS, SCHEMES, TOP_WORDS
 
 _ENTRIES = ("data", "augment", "optimizer", "schedule", *Scalars.parameters)
@@ -20,6 +21,25 @@ _FOREIGN_WORDS = {
     **dict.fromkeys(("for", "while", "loop"), _REPEAT),
 }
 """First words of statements in other languages."""
+
+_TORCH = {
+    "Conv2d": " c kernel stride pad dilation groups bias",
+    "Linear": " c bias",
+    "MaxPool2d": "kernel stride pad",
+    "AvgPool2d": "kernel stride pad",
+    "Dropout": "p",
+    "BatchNorm2d": " eps momentum",
+}
+"""Arguments of torch's modules in their order, as they are called here; the first of some is known here."""
+_OPTIONS = {"out_channels": "c", "out_features": "c", "kernel_size": "kernel", "padding": "pad"}
+
+_LAYERS = "a spec is a list of elements, in the order in which they run: `conv 3x3 16 | bn | relu`"
+_FOREIGN_LINES = {
+    r"(?:import|from)\s+[A-Za-z_][\w.]*": "a spec imports nothing: operators and standard blocks are there, others come by `use`",
+    r"(?:self|super|model)\b(?=\s*[.(=])": _LAYERS,
+    r"(?:[A-Za-z_]\w*\s*=\s*)?(?:torch\.)?(?:nn\.)?(?:Sequential|ModuleList)\s*\(": _LAYERS,
+}
+"""Beginnings of lines of Python, with what is to be said."""
 
 _THREE = r"[(\[]?\s*([0-9]+)\s*[,*\s]\s*([0-9]+)\s*[,*\s]\s*([0-9]+)\s*[)\]]?"
 """Three numbers, as other languages write a shape."""
@@ -63,13 +83,45 @@ def _operator(rest: str) -> str | None:
     return name.group(1) if name and name.group(1) in {*OPS, *JOINS, *FOREIGN_NAMES} else None
 
 
+_CALL = re.compile(
+    r"\s*(?P<all>(?:(?:self\.)?(?P<label>[A-Za-z_]\w*)\s*=\s*)?"
+    r"(?P<call>(?:torch\.)?(?:nn\.)?(?P<name>[A-Z]\w*)\((?P<args>[^()]*)\))\s*,?)\s*(?:#.*)?"
+)
+"""A line that makes a torch module."""
+
+
+def _translated(name: str, args: str) -> str | None:
+    """A call of a torch module in the words of the language, where all of its arguments have some."""
+    order = _TORCH.get(name)
+    if order is None:
+        alone = args.strip() in ("", "inplace=True", "True")
+        return FOREIGN_NAMES.get(name) if alone else None
+    given: dict[str, str] = {}
+    places = order.split(" ")
+    for place, arg in zip(places, args.split(",") if args.strip() else (), strict=False):
+        key, _, value = arg.rpartition("=")
+        key = key.strip() or place
+        if not re.fullmatch(r"\s*[\w.]+\s*", value):
+            return None
+        given[_OPTIONS.get(key, key)] = {"True": "true", "False": "false"}.get(value.strip(), value.strip())
+    known = {"", "in_channels", "in_features", "num_features"}
+    if len(args.split(",")) > len(places) or given.keys() - known - set(places):
+        return None
+    kernel, c = (given.pop(key, "") for key in ("kernel", "c"))
+    if name == "Conv2d":
+        given.setdefault("pad", "0")
+    kernel = f"{kernel}x{kernel}" if kernel.isdigit() else kernel
+    written = [FOREIGN_NAMES[name], kernel, c, *(f"{key}={value}" for key, value in given.items() if key not in known)]
+    return " ".join(filter(None, written))
+
+
 def explain(source: Source, text: str, expected: set[str], at: int) -> Diagnostic:
     """A syntax error in the words of the language."""
     found = re.compile(r"\n|[0-9]+\.[0-9]+(?![A-Za-z0-9_.])|[A-Za-z0-9_]+|[^\sA-Za-z0-9_]|$").search(text, at)
     assert found is not None
     word = found.group()
     start = found.start()
-    line_end = start >= len(text.rstrip()) or word in ("", "\n")
+    line_end = start >= len(text.rstrip()) or word in ("", "\n", "#")
     span = Span(source, start, start if line_end else found.end())
     before = text[text.rfind("\n", 0, at) + 1 : at]
     rest = text[at : (text + "\n").index("\n", at)]
@@ -102,7 +154,30 @@ def explain(source: Source, text: str, expected: set[str], at: int) -> Diagnosti
                     (line + call.start(), line + call.end(), f"{call.group(1)} {args}"),
                 )
 
-    if not line_end and not " " <= word[0] <= "~":
+    line = at - len(before)
+    foreign = _CALL.fullmatch(before + rest)
+    if foreign and (translated := _translated(foreign["name"], foreign["args"])):
+        span = Span(source, line + foreign.start("call"), line + foreign.end("call"))
+        written = f"{foreign['label']}: {translated}" if foreign["label"] else translated
+        what, help = f"`{foreign['name']}(...)` cannot stand here", f"write `{written}`"
+        change(help, (line + foreign.start("all"), line + foreign.end("all"), written))
+    elif said := next((say for first, say in _FOREIGN_LINES.items() if re.match(rf"\s*{first}", before + rest)), None):
+        first = re.match(r"\s*([A-Za-z_]\w*)", before + rest)
+        assert first is not None
+        span = Span(source, line + first.start(1), line + first.end(1))
+        what, help = f"`{first.group(1)}` cannot stand here", said
+    elif (label := re.fullmatch(r"\s*([a-z]+)(\s*:\s*)", before)) and label.group(1) in TOP_WORDS and not line_end:
+        help = f"a statement of the top takes no colon: `{label.group(1)} ...`"
+        change("remove the colon", (line + label.start(2), line + label.end(2), " "), certain=True)
+    elif word == "-" and not before.strip():
+        help = "elements stand on lines of their own, with nothing in front of them"
+        change("remove the `-`", (start, start + 1 + rest[1:2].isspace(), ""), certain=True)
+    elif (line_end or word in ("|", "}")) and (share := re.search(r"[0-9]+(?:\.[0-9]+)?\s*%\s*$", before)):
+        end = line + len(before.rstrip())
+        return percentage(source, Span(source, line + share.start(), end))
+    elif line_end and re.fullmatch(r"\s*[A-Za-z_]\w*\s*:\s*", before):
+        help = "a label stands in front of its element, in the same line: `conv1: conv 3x3 16`"
+    elif not line_end and not " " <= word[0] <= "~":
         shown = word[0] if word[0].isprintable() else f"U+{ord(word[0]):04X}"
         code, what = "E0103", f"the character `{shown}` is not part of the language"
         span = Span(source, start, start + 1)
