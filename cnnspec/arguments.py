@@ -14,7 +14,8 @@ from cnnspec.remedies import pipe_before
 from cnnspec.signatures import Bounds, Parameter, Type
 
 _REPEAT = Type("int", bounds=Bounds(1))
-_REPEAT_WORD = re.compile(r"x[0-9]+")
+REPEAT_WORD = re.compile(r"x[0-9]+")
+"""How often, behind the name of what is repeated."""
 
 
 class Arguments(Resolver):
@@ -45,7 +46,10 @@ class Arguments(Resolver):
         }
         failed = keyword_seen = False
         given = list(args)
+        joined = -1
         for index, arg in enumerate(given):
+            if index == joined:
+                continue
             name, value = arg.name, arg.value
             flag = (
                 name is None
@@ -57,7 +61,7 @@ class Arguments(Resolver):
                 if flag:
                     assert isinstance(value, tree.Name)
                     name = value.name
-                elif name is None and isinstance(value, tree.Name) and _REPEAT_WORD.fullmatch(value.name):
+                elif name is None and isinstance(value, tree.Name) and REPEAT_WORD.fullmatch(value.name):
                     help = f"write `{callee} {value.name} ...`"
                     here, behind = (
                         Span(span.source, arg.span.start - 1, arg.span.end),
@@ -70,6 +74,9 @@ class Arguments(Resolver):
                         help=help,
                         fixes=[Fix(help, (Edit(behind, f" {value.name}"), Edit(here, "")), certain=True)],
                     )
+                elif name is None and (fix := self._spaced(callee, index, given, names)):
+                    joined = index + 1
+                    raise self.fail("E0207", "unknown name `x`", arg.span, help=fix.help, fixes=[fix])
                 elif name is None and (fix := self._parted(arg, given[index + 1 :], parameters, names)):
                     at = arg.span
                     message = f"`{at.source.text[at.start : at.end]}` is an argument without a value"
@@ -141,6 +148,27 @@ class Arguments(Resolver):
         if failed:
             raise Fault
         return bound
+
+    @staticmethod
+    def _spaced(callee: str, index: int, given: Sequence[tree.Argument], names: Names) -> Fix | None:
+        """What joins an `x` with the numbers around it: to a size, or to a repeat behind the name."""
+        word, around = given[index].value, given[max(index - 1, 0) : index + 2]
+        if not (isinstance(word, tree.Name) and word.name == "x") or "x" in names.variables:
+            return None
+        if any(
+            arg.name is not None or (arg is not given[index] and not isinstance(arg.value, tree.Number))
+            for arg in around
+        ):
+            return None
+        if len(around) < 2 or around[-1] is given[index]:
+            return None
+        written = "x".join(
+            arg.span.source.text[arg.span.start : arg.span.end] for arg in around if arg is not given[index]
+        )
+        written = written if index else f"x{written}"
+        at = around[0].span.to(around[-1].span)
+        help = f"write `{written}`" if index else f"write `{callee} {written}`"
+        return Fix(help, (Edit(at, written),), certain=True)
 
     @staticmethod
     def _parted(

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from cnnspec import ir, tree
-from cnnspec.arguments import Arguments
+from cnnspec.arguments import REPEAT_WORD, Arguments
 from cnnspec.blocks import BLOCK_TYPES, check_header, signature
 from cnnspec.diagnostics import Edit, Fix, Label, Report, Span, counted, respell
 from cnnspec.expressions import literal
@@ -65,7 +65,7 @@ class Binder(Arguments):
             elif callee in OPS:
                 parameters = OPS[callee].parameters
             else:
-                raise self._unknown_callee(callee, span, names)
+                raise self._unknown_callee(callee, span, names, args)
         bound = self.bind(callee, args, parameters, names, span, repeatable=True)
         count = bound.pop("repeat", None)
         if repeat is not None and count is not None:
@@ -80,15 +80,21 @@ class Binder(Arguments):
             callee=key, variable=variable, args=bound, repeat=count, name=name, origin=self.places.add(span, node.span)
         )
 
-    def _unknown_callee(self, callee: str, span: Span, names: Names) -> Fault:
+    def _unknown_callee(self, callee: str, span: Span, names: Names, args: Sequence[tree.Argument]) -> Fault:
+        named = args[0].value if args and args[0].name is None else None
         fixes: Sequence[Fix] = ()
         if callee in TOP_WORDS:
             help = f"`{callee}` is a statement of the top of a file; is a `}}` missing in front of it?"
         elif callee in names.variables:
             help = f"`{callee}` is a value; an operator handed to a block has the type `op`: `{callee}: op = relu`"
+        elif REPEAT_WORD.fullmatch(callee) and isinstance(named, tree.Name):
+            help = f"a repeat stands behind the name: `{named.name} {callee}`"
+            edit = Edit(span.to(named.span), f"{named.name} {callee}")
+            fixes = (Fix(f"write `{edit.text}`", (edit,), certain=True),)
         elif callee in FOREIGN_NAMES:
-            help = f"write `{FOREIGN_NAMES[callee]}`"
-            fixes = (Fix(help, (Edit(span, FOREIGN_NAMES[callee]),), certain=True),)
+            meant = FOREIGN_NAMES[callee]
+            help = f"write `{meant}`"
+            fixes = (Fix(help, (Edit(span, meant),), certain=meant in OPS),)
         else:
             known = [*OPS, *names.file.block_names(), *names.variables]
             help, fixes = respell(span, callee, known)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cnnspec import tree
-from cnnspec.diagnostics import Diagnostic, Label, Report, Span, respell
+from cnnspec.diagnostics import Diagnostic, Edit, Fix, Label, Report, Span, respell
 from cnnspec.ops import OPS
 from cnnspec.signatures import REQUIRED, Parameter, Type
 
@@ -16,6 +16,14 @@ BLOCK_TYPES = {
     "str": Type("str"),
 }
 """The types that a block can give its parameters."""
+_FOREIGN_TYPES = {
+    **dict.fromkeys(("integer", "number", "channels"), "int"),
+    **dict.fromkeys(("double", "real"), "float"),
+    "boolean": "bool",
+    "string": "str",
+    **dict.fromkeys(("activation", "operator", "layer", "module"), "op"),
+}
+"""What other languages call a type."""
 
 _LOGIC = ("and", "or", "==", "!=", "<", "<=", ">", ">=")
 
@@ -77,7 +85,11 @@ def check_header(block: tree.Block, report: Report) -> None:
             text = span.source.text
             start = text.index(parameter.type, text.index(":", span.start))
             word = Span(span.source, start, start + len(parameter.type))
-            help, fixes = respell(word, parameter.type, BLOCK_TYPES)
+            meant = _FOREIGN_TYPES.get(parameter.type.lower())
+            help, fixes = respell(word, meant or parameter.type, BLOCK_TYPES)
+            if meant:
+                help = f"write `{meant}`"
+                fixes = (Fix(help, (Edit(word, meant),), certain=True),)
             help = help or f"the types are {', '.join(BLOCK_TYPES)}"
             report.add(Diagnostic("E0204", f"there is no type `{parameter.type}`", word, help=help, fixes=fixes))
         if parameter.once and parameter.default is None:

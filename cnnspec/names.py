@@ -171,10 +171,15 @@ class Resolver:
         help, fixes = respell(node.span, word, known)
         if word == "classes":
             help = "state how many there are: `classes 10`"
+        elif word == "in":
+            help, fixes = (
+                "`in` is no number: `in.c` is; tensors are joined in braces, as in `add { in; conv 3x3 16 }`",
+                (),
+            )
         elif type_ is not None and type_.kind == "bool" and word in _TRUTHS:
             help = f"write `{_TRUTHS[word]}`"
             fixes = (Fix(help, (Edit(node.span, _TRUTHS[word]),), certain=True),)
-        elif help is None and type_ is not None and type_.words:
+        elif help is None and type_ is not None and type_.words and word not in OPS:
             help = f"the words here are {', '.join(f'`{w}`' for w in type_.words)}"
         elif word in OPS:
             message = f"`{word}` is an operator, and {type_} is wanted here"

@@ -52,10 +52,16 @@ FOREIGN_NAMES = {
     "Flatten": "flatten",
     "Dropout": "dropout",
     "deconv": "conv_transpose",
+    **dict.fromkeys(("residual", "residual_block", "res_block", "basic_block", "BasicBlock"), "resnet_block"),
+    **dict.fromkeys(("bottleneck_block", "Bottleneck"), "bottleneck"),
+    **dict.fromkeys(("dense_block", "DenseLayer"), "dense_layer"),
+    **dict.fromkeys(("se", "se_block", "SEBlock"), "squeeze_excite"),
+    **dict.fromkeys(("mbconv", "MBConv"), "inverted_residual"),
+    **dict.fromkeys(("inception", "InceptionBlock"), "inception_block"),
     "cat": "concat { ... }",
     "sum": "add { ... }",
 }
-"""What other libraries call an operator, for the help of an error."""
+"""What other libraries call an operator or a standard block, for the help of an error."""
 
 _ARGUMENTS = {
     "c": "out_channels out_features num_filters out filters channels units width dim",

@@ -8,6 +8,7 @@ from cnnspec.diagnostics import Diagnostic, Edit, Fix, Source, Span, respell
 from cnnspec.ops import FOREIGN_NAMES, JOINS, OPS
 from cnnspec.recipe import Scalars
 from cnnspec.syntax.build import percentage
+from cnnspec.syntax.recovery import in_train
 from cnnspec.syntax.words import FUNCTIONS, SCHEMES, TOP_WORDS
 
 _ENTRIES = ("data", "augment", "optimizer", "schedule", *Scalars.parameters)
@@ -169,6 +170,40 @@ def explain(source: Source, text: str, expected: set[str], at: int) -> Diagnosti
     elif (label := re.fullmatch(r"\s*([a-z]+)(\s*:\s*)", before)) and label.group(1) in TOP_WORDS and not line_end:
         help = f"a statement of the top takes no colon: `{label.group(1)} ...`"
         change("remove the colon", (line + label.start(2), line + label.end(2), " "), certain=True)
+    elif (
+        (entry := re.match(r"\s*([a-z_]+)\s*([:=]\s*)", before + rest))
+        and at <= line + entry.end(2)
+        and in_train(text, at)
+    ):
+        name = entry.group(1)
+        what = f"`{entry.group(2).strip()}` cannot stand here"
+        span = Span(source, line + entry.start(2), line + entry.start(2) + 1)
+        if name in _ENTRIES:
+            help = f"an entry of the train section takes no `{entry.group(2).strip()}`: `{name} ...`"
+            change("remove it", (line + entry.end(1), line + entry.end(2), " "), certain=True)
+        else:
+            help = (
+                f"an entry is a name and its arguments, such as `optimizer sgd lr=0.1`; there is none called `{name}`"
+            )
+    elif word == "," and re.match(r"\s*augment\s", before) and in_train(text, at):
+        help = "augmentations are joined by `|`: `augment pad_crop 4 | hflip`"
+        change("write `|`", (start, start + 1, " |" if rest[1:2].isspace() else " | "), certain=True)
+    elif expected == {"LPAR"} and (block := re.fullmatch(r"\s*block\s+[A-Za-z_]\w*(\s*)", before)):
+        help = "a block lists its parameters in parentheses, also where there are none: `block name() { ... }`"
+        change("write `()`", (at - len(block.group(1)), at - len(block.group(1)), "()"), certain=True)
+    elif word == "=" and re.fullmatch(r"\s*block\s+[^{}]*\)\s*", before):
+        help = "the body stands right behind the parameters: `block name(c) { ... }`"
+        change("remove the `=`", (start, start + 1 + rest[1:2].isspace(), ""), certain=True)
+    elif loop := re.match(r"(\s*)repeat\s+([A-Za-z_]\w*)\s+in\b", before + rest):
+        help = f"write `repeat 3 as {loop.group(2)} {{ ... }}`; `{loop.group(2)}` counts from 0"
+    elif (
+        "LBRACE" in expected
+        and not re.match(r"x[0-9]", word)
+        and (opened := re.search(r"\b(add|mul|concat)\s*$", before))
+    ):
+        help = f"the branches of `{opened.group(1)}` stand in braces: `{opened.group(1)} {{ @a; @b }}`"
+    elif word == ":" and re.fullmatch(r"\s*(?:repeat|if|else)\b.*", before):
+        help = "a group stands in braces: `repeat 3 { ... }`"
     elif word == "-" and not before.strip():
         help = "elements stand on lines of their own, with nothing in front of them"
         change("remove the `-`", (start, start + 1 + rest[1:2].isspace(), ""), certain=True)
@@ -243,6 +278,11 @@ def explain(source: Source, text: str, expected: set[str], at: int) -> Diagnosti
             change(f"write `{kernel}`", (at, at + size.end(), kernel))
         else:
             help = near or "a statement starts with a name: `conv 3x3 c=16`"
+    elif (size := re.match(r"[0-9]+(?:[X*][0-9]+)+(?!\w)", rest)) and "X" in size.group():
+        span = Span(source, at, at + size.end())
+        written = size.group().lower()
+        what, help = f"`{size.group()}` is no size", f"write `{written}`"
+        change(help, (at, at + size.end(), written), certain=True)
     elif re.match(r"[0-9]+(\.[0-9]+)?[A-Za-z_]", rest) and not line_end:
         token = re.match(r"[0-9][0-9A-Za-z_.]*(?:(?<=[0-9][eE])[-+][0-9A-Za-z_.]+)?", rest)
         assert token is not None

@@ -86,6 +86,12 @@ def piece_at(text: str, at: int) -> tuple[Piece | None, Piece | None]:
     return here, earlier
 
 
+def in_train(text: str, at: int) -> bool:
+    """Whether an offset lies in the braces of a `train` section."""
+    head = re.compile(r"(?:^|[\n;])[ \t]*train\s*\{[^{}]*\Z").search(text, 0, at)
+    return head is not None
+
+
 def without(text: str, piece: Piece) -> tuple[str, int | None, set[str]]:
     """A text without a statement.
 
@@ -105,7 +111,7 @@ def without(text: str, piece: Piece) -> tuple[str, int | None, set[str]]:
     blank = re.sub(r"[^\n]", " ", lost)
     if first and first.group() in TOP_WORDS:
         return text[:start] + blank + text[end:], None, names
-    label = _LABEL.match(lost)
+    label = None if in_train(text, start) else _LABEL.match(lost)
     head = f"{label.group()} {MARK}" if label and piece.before != "}" else "| " + MARK if piece.before == "}" else MARK
     if len(head) > len(lost) or "\n" in lost[: len(head)]:
         head = MARK if piece.before != "}" else ""
