@@ -1,0 +1,162 @@
+"""What other languages write, in the words of this one: torch, Python, YAML, and signs from elsewhere."""
+
+from __future__ import annotations
+
+import re
+
+from cnnspec.diagnostics import Span
+from cnnspec.ops import FOREIGN_NAMES, JOINS, OPS
+from cnnspec.recipe import Scalars
+from cnnspec.syntax.place import Meaning, Place
+from cnnspec.syntax.recovery import in_train
+from cnnspec.syntax.words import TOP_WORDS
+
+_BLOCK = "a block is defined with `block name(c, stride = 1) { ... }`"
+_REPEAT = "a group is repeated with `repeat 3 as i { ... }`"
+_FIRST_WORDS = {
+    **dict.fromkeys(("def", "func", "function", "fn", "class", "module"), _BLOCK),
+    **dict.fromkeys(("for", "while", "loop"), _REPEAT),
+}
+"""First words of statements in other languages."""
+
+_LAYERS = "a spec is a list of elements, in the order in which they run: `conv 3x3 16 | bn | relu`"
+_FIRST_LINES = {
+    r"(?:import|from)\s+[A-Za-z_][\w.]*": "a spec imports nothing: operators and standard blocks are there, others come by `use`",
+    r"(?:self|super|model)\b(?=\s*[.(=])": _LAYERS,
+    r"(?:[A-Za-z_]\w*\s*=\s*)?(?:torch\.)?(?:nn\.)?(?:Sequential|ModuleList)\s*\(": _LAYERS,
+}
+"""Beginnings of lines of Python, with what is to be said."""
+
+_CALL = re.compile(
+    r"\s*(?P<all>(?:(?:self\.)?(?P<label>[A-Za-z_]\w*)\s*=\s*)?"
+    r"(?P<call>(?:torch\.)?(?:nn\.)?(?P<name>[A-Z]\w*)\((?P<args>[^()]*)\))\s*,?)\s*(?:#.*)?"
+)
+"""A line that makes a torch module."""
+
+_TORCH = {
+    "Conv2d": " c kernel stride pad dilation groups bias",
+    "Linear": " c bias",
+    "MaxPool2d": "kernel stride pad",
+    "AvgPool2d": "kernel stride pad",
+    "Dropout": "p",
+    "BatchNorm2d": " eps momentum",
+}
+"""Arguments of torch's modules in their order, as they are called here; the first of some is known here."""
+_OPTIONS = {"out_channels": "c", "out_features": "c", "kernel_size": "kernel", "padding": "pad"}
+_KNOWN = {"", "in_channels", "in_features", "num_features"}
+
+_THREE = r"[(\[]?\s*([0-9]+)\s*[,*\s]\s*([0-9]+)\s*[,*\s]\s*([0-9]+)\s*[)\]]?"
+"""Three numbers, as other languages write a shape."""
+
+_ENTRIES = ("data", "augment", "optimizer", "schedule", *Scalars.parameters)
+
+
+def operator_behind(rest: str) -> str | None:
+    """The operator behind a sign, as it is called here or elsewhere."""
+    name = re.match(r"\W\s*([A-Za-z_][A-Za-z0-9_]*)", rest)
+    return name.group(1) if name and name.group(1) in {*OPS, *JOINS, *FOREIGN_NAMES} else None
+
+
+def _translated(name: str, args: str) -> str | None:
+    """A call of a torch module in the words of the language, where all of its arguments have some."""
+    order = _TORCH.get(name)
+    if order is None:
+        alone = args.strip() in ("", "inplace=True", "True")
+        return FOREIGN_NAMES.get(name) if alone else None
+    places, given = order.split(" "), dict[str, str]()
+    for place, arg in zip(places, args.split(",") if args.strip() else (), strict=False):
+        key, _, value = arg.rpartition("=")
+        key = key.strip() or place
+        if not re.fullmatch(r"\s*[\w.]+\s*", value):
+            return None
+        given[_OPTIONS.get(key, key)] = {"True": "true", "False": "false"}.get(value.strip(), value.strip())
+    if len(args.split(",")) > len(places) or given.keys() - _KNOWN - set(places):
+        return None
+    kernel, c = (given.pop(key, "") for key in ("kernel", "c"))
+    if name == "Conv2d":
+        given.setdefault("pad", "0")
+    kernel = f"{kernel}x{kernel}" if kernel.isdigit() else kernel
+    written = [FOREIGN_NAMES[name], kernel, c, *(f"{key}={value}" for key, value in given.items() if key not in _KNOWN)]
+    return " ".join(filter(None, written))
+
+
+def python(at: Place) -> Meaning | None:
+    """A line that makes a module of torch, and other lines of a module in Python."""
+    call = _CALL.fullmatch(at.whole)
+    if call and (translated := _translated(call["name"], call["args"])):
+        written = f"{call['label']}: {translated}" if call["label"] else translated
+        fix = at.fix(f"write `{written}`", (at.line + call.start("all"), at.line + call.end("all"), written))
+        span = at.span(at.line + call.start("call"), at.line + call.end("call"))
+        return Meaning(fix.help, [fix], span, f"`{call['name']}(...)` cannot stand here")
+    for first, said in _FIRST_LINES.items():
+        if re.match(rf"\s*{first}", at.whole):
+            return at.first_word(said)
+    path = re.search(r"(?:torch\.)?\b(?:nn|F)(?:\.functional)?$", at.before)
+    if at.word == "." and path and (called := operator_behind(at.rest)):
+        help = f"operators stand alone, with their arguments behind them: `{FOREIGN_NAMES.get(called, called)} ...`"
+        span = at.span(at.at - len(path.group()), at.at + 1 + len(called))
+        return Meaning(help, [], span, f"`{path.group()}.{called}` cannot stand here")
+    return None
+
+
+def first_words(at: Place) -> Meaning | None:
+    """Statements of other languages, by their first word."""
+    first = re.match(r"\s*([a-z]+)\s", at.whole)
+    meant = _FIRST_WORDS.get(first.group(1)) if first else None
+    if first is None or meant is None:
+        return None
+    meaning = at.first_word(meant)
+    if meant is _BLOCK:
+        meaning.fixes.append(at.fix("write `block`", (at.line + first.start(1), at.line + first.end(1), "block")))
+    return meaning
+
+
+def lists(at: Place) -> Meaning | None:
+    """Colons and dashes, as lists and tables of settings have them."""
+    label = re.fullmatch(r"\s*([a-z]+)(\s*:\s*)", at.before)
+    if label and label.group(1) in TOP_WORDS and not at.line_end:
+        fix = at.fix("remove the colon", (at.line + label.start(2), at.line + label.end(2), " "), certain=True)
+        return Meaning(f"a statement of the top takes no colon: `{label.group(1)} ...`", [fix])
+    if at.word == "-" and not at.before.strip():
+        fix = at.fix("remove the `-`", (at.start, at.start + 1 + at.rest[1:2].isspace(), ""), certain=True)
+        return Meaning("elements stand on lines of their own, with nothing in front of them", [fix])
+    return None
+
+
+def entries(at: Place) -> Meaning | None:
+    """Entries of a `train` section with a `=` or a `:`, and augmentations with commas."""
+    for entry in re.finditer(r"(?:^|[{;])\s*([a-z_]+)\s*([:=]\s*)", at.whole):
+        name, sign = entry.group(1), entry.group(2).strip()
+        here = at.line + entry.start(1) <= at.at <= at.line + entry.end(2)
+        if not here or not (in_train(at.text, at.at) or (sign == "=" and name in _ENTRIES)):
+            continue
+        span = at.span(at.line + entry.start(2), at.line + entry.start(2) + 1)
+        if name not in _ENTRIES:
+            said = "an entry is a name and its arguments, such as `optimizer sgd lr=0.1`; there is none called"
+            return Meaning(f"{said} `{name}`", [], span, f"`{sign}` cannot stand here")
+        fix = at.fix("remove it", (at.line + entry.end(1), at.line + entry.end(2), " "), certain=True)
+        help = f"an entry of the train section takes no `{sign}`: `{name} ...`"
+        return Meaning(help, [fix], span, f"`{sign}` cannot stand here")
+    if at.word == "," and re.match(r"\s*augment\s", at.before) and in_train(at.text, at.at):
+        fix = at.fix("write `|`", (at.start, at.start + 1, at.parted(" |")), certain=True)
+        return Meaning("augmentations are joined by `|`: `augment pad_crop 4 | hflip`", [fix])
+    return None
+
+
+def signs(at: Place) -> Meaning | None:
+    """Comments and arrows, and shapes of images."""
+    if at.rest.startswith(("//", "/*")):
+        fixes = [at.fix("write `#`", (at.start, at.start + 2, "#"), certain=True)] if at.rest[1] == "/" else []
+        help = "a comment begins with `#` and ends with its line"
+        return Meaning(help, fixes, at.span(at.start, at.start + 2), f"`{at.rest[:2]}` cannot stand here")
+    arrow = re.compile(r"[-=]>|>>").match(at.text, at.start - (at.text[at.start - 1 : at.start] == "-"))
+    if arrow:
+        fix = at.fix("write `|`", (arrow.start(), arrow.end(), "|"), certain=True)
+        span: Span = at.span(arrow.start(), arrow.end())
+        return Meaning("elements are joined by `|`", [fix], span, f"`{arrow.group()}` cannot stand here")
+    if re.search(r"\binput\s*$", at.before) and (three := re.match(_THREE, at.rest)):
+        shape = "x".join(three.groups())
+        fix = at.fix(f"write `input {shape}`", (at.at, at.at + three.end(), shape), certain=True)
+        span = at.span(at.at, at.at + three.end())
+        return Meaning(f"{fix.help}: channels, height and width", [fix], span, f"`{three.group()}` is no size")
+    return None
