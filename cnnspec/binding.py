@@ -66,7 +66,7 @@ class Binder(Arguments):
                 parameters = OPS[callee].parameters
             else:
                 raise self._unknown_callee(callee, span, names, args)
-        bound = self.bind(callee, args, parameters, names, span, repeatable=True)
+        bound = self.bind(callee, args, parameters, names, span, repeatable=True, complete=not variable)
         count = bound.pop("repeat", None)
         if repeat is not None and count is not None:
             raise self.fail("E0206", "the repeat is given twice", span, help=f"keep `x{repeat}` or `repeat=`")
