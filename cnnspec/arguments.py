@@ -10,12 +10,14 @@ from cnnspec import ir, tree
 from cnnspec.diagnostics import Edit, Fix, Label, Span, nearest, respell
 from cnnspec.names import Fault, Names, Resolver
 from cnnspec.ops import FOREIGN_ARGUMENTS, INFERRED, OPS
-from cnnspec.remedies import pipe_before
+from cnnspec.remedies import pipe_before, share
 from cnnspec.signatures import Bounds, Parameter, Type
 
 _REPEAT = Type("int", bounds=Bounds(1))
 REPEAT_WORD = re.compile(r"x[0-9]+")
 """How often, behind the name of what is repeated."""
+_TOLD = {"bn": 0, "ln": 0, "in_norm": 0, "gn": 1, "linear": 0}
+"""Where torch's modules are told how many channels come in."""
 
 
 class Arguments(Resolver):
@@ -58,6 +60,12 @@ class Arguments(Resolver):
                 and parameters[value.name].type.kind == "bool"
             )
             try:
+                if percent := _percent(value):
+                    fix = share(percent)
+                    message = f"`{percent.source.text[percent.start : percent.end]}` cannot stand here"
+                    self.fail("E0101", message, percent, help=fix.help, fixes=[fix])
+                    failed = True
+                    break  # what follows is another statement
                 if flag:
                     assert isinstance(value, tree.Name)
                     name = value.name
@@ -77,6 +85,10 @@ class Arguments(Resolver):
                 elif name is None and (fix := self._spaced(callee, index, given, names)):
                     joined = index + 1
                     raise self.fail("E0207", "unknown name `x`", arg.span, help=fix.help, fixes=[fix])
+                elif name is None and (fix := self._incoming(callee, index, given)):
+                    text = arg.span.source.text[arg.span.start : arg.span.end]
+                    message = f"`{callee}` is not told that {text} channels come in"
+                    raise self.fail("E0205", message, arg.span, help="take it out: that is known", fixes=[fix])
                 elif name is None and (fix := self._parted(arg, given[index + 1 :], parameters, names)):
                     at = arg.span
                     message = f"`{at.source.text[at.start : at.end]}` is an argument without a value"
@@ -170,12 +182,29 @@ class Arguments(Resolver):
         help = f"write `{written}`" if index else f"write `{callee} {written}`"
         return Fix(help, (Edit(at, written),), certain=True)
 
+    @classmethod
+    def _incoming(cls, callee: str, index: int, given: Sequence[tree.Argument]) -> Fix | None:
+        """What takes the number of channels that come in out of a call, where torch wants to be told."""
+        value = given[index].value
+        if callee not in _TOLD or index != _TOLD[callee] or not (isinstance(value, tree.Number) and value.value >= 2):
+            return None
+        behind = given[index + 1] if index + 1 < len(given) else None
+        if callee == "linear" and not (
+            behind
+            and behind.name is None
+            and (isinstance(behind.value, tree.Number) or _is_name(behind.value, "classes"))
+        ):
+            return None
+        return cls._taken_out(given[index], "take it out: that is known")
+
     @staticmethod
     def _parted(
         arg: tree.Argument, behind: Sequence[tree.Argument], parameters: Mapping[str, Parameter], names: Names
     ) -> Fix | None:
         """What joins the name of an argument with its value where a blank stands between them."""
         word = arg.value.name if isinstance(arg.value, tree.Name) else ""
+        if word == "repeat" and behind and behind[0].name is None:
+            parameters = {**parameters, word: Parameter(word, _REPEAT)}
         if word not in parameters or word in names.variables or parameters[word].type.kind == "bool":
             return None
         if word in parameters[word].type.words or not behind or behind[0].name is not None:
@@ -233,6 +262,20 @@ class Arguments(Resolver):
         return self.fail(
             "E0205", f"`{callee}` has too many arguments", arg.span, help=f"{takes}; elements are joined by `|`"
         )
+
+
+def _percent(value: tree.Expr) -> Span | None:
+    """A share in percent at the end of a line, where the next line was taken for the divisor."""
+    if not (isinstance(value, tree.Binary) and value.operator == "%" and isinstance(value.left, tree.Number)):
+        return None
+    text, end = value.span.source.text, value.right.span.start
+    sign = text.index("%", value.left.span.end, end)
+    divisor = isinstance(value.right, tree.Name) and value.right.name in (*OPS, "stem", "stage", "head")
+    return Span(value.span.source, value.span.start, sign + 1) if divisor and "\n" in text[sign:end] else None
+
+
+def _is_name(value: tree.Expr, name: str) -> bool:
+    return isinstance(value, tree.Name) and value.name == name
 
 
 def _takes(callee: str, parameters: Iterable[str]) -> str:

@@ -190,6 +190,7 @@ def evaluate(expr: Expr, names: Mapping[str, Any], entering: Shape | None = None
                 else f"`{'-' if kind == 'neg' else kind}`"
             )
             help = "a negative argument stands in parentheses: `conv 3x3 (-1)`" if kind == "-" else None
+            help = f"elements are joined by `|`: `| {value}`" if isinstance(value, OpName) else help
             raise ExprFault("E0204", f"{what} needs numbers, got {kind_of(value)}", part.origin, help)
     if kind == "interval":
         low, high = values
@@ -314,7 +315,9 @@ def convert(value: Any, type_: Type, name: str, origin: int) -> Any:
         result = value if isinstance(value, bool) else None
         help = f"write `{name}={show(bool(value))}`" if _is_number(value) else None
     elif kind == "size":
-        if type(value) is tuple:
+        if type(value) is str and value in type_.words:
+            help = f"write `{value}`"
+        elif type(value) is tuple:
             result = cast(Size, value)
         elif _is_number(value) and value == int(value):
             result = (int(value), int(value))

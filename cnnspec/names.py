@@ -169,7 +169,10 @@ class Resolver:
             *(OPS if type_ is None or type_.kind == "op" else ()),
         ]
         help, fixes = respell(node.span, word, known)
-        if word == "classes":
+        if word == "valid" and type_ is not None and "same" in type_.words:
+            help = "write `0` for no padding"
+            fixes = (Fix(help, (Edit(node.span, "0"),), certain=True),)
+        elif word == "classes":
             help = "state how many there are: `classes 10`"
         elif word == "in":
             help, fixes = (

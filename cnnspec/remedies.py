@@ -104,6 +104,13 @@ def fixes_of_join(help: str | None, branches: Sequence[tuple[Span | None, bool]]
     return [Fix(help, tuple(edits))] if edits else []
 
 
+def share(at: Span) -> Fix:
+    """The change of a share in percent to the number that it is."""
+    text = at.source.text[at.start : at.end]
+    written = f"{float(text.rstrip('%').rstrip()) / 100:.6g}"
+    return Fix(f"a share is written as a number from 0 to 1: `{written}`", (Edit(at, written),), certain=True)
+
+
 def pipe_before(at: Span, element: str) -> tuple[Fix, ...]:
     """The change that makes a word into an element of its own."""
     return (Fix(f"elements are joined by `|`: `| {element}`", (Edit(Span(at.source, at.start, at.start), "| "),)),)

@@ -16,6 +16,7 @@ from cnnspec.recipe import AUGMENTATIONS, DATA_SETS, OPTIMIZERS, SCHEDULES, Reci
 from cnnspec.remedies import fixes_of_value
 from cnnspec.scopes import FileScope
 from cnnspec.signatures import Declared, Parameter, Type, Word
+from cnnspec.syntax import RESERVED
 
 METRICS = ("params", "macs", "output", "depth")
 
@@ -138,6 +139,12 @@ class Sections:
             Fault: It has no such target or scheme.
         """
         targets = {name: op for name, op in OPS.items() if "init" in op.parameters and op.parameters["init"].type.words}
+        callee = statement.scheme.callee
+        if statement.target_span.line != statement.scheme.callee_span.line and callee in (*RESERVED, *OPS):
+            end = statement.target_span.end
+            help = "an `init` names an operator and how its weights start: `init conv kaiming_normal`"
+            self.fail("E0101", "the line ends too early", Span(statement.span.source, end, end), help=help)
+            raise Fault
         if statement.target not in targets:
             known = f"there are {', '.join(f'`{n}`' for n in targets)}"
             message = (

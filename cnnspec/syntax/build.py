@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from fractions import Fraction
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 from cnnspec import tree
 from cnnspec.diagnostics import Diagnostic, Edit, Fix, Report, Source, Span, respell
 from cnnspec.limits import MAX_LITERAL, MAX_TERMS
-from cnnspec.ops import OPS
 from cnnspec.syntax.automaton import Parsed, Token
 from cnnspec.syntax.guard import MARKS
 from cnnspec.syntax.words import FUNCTIONS, SCHEMES
@@ -18,9 +16,6 @@ from cnnspec.syntax.words import FUNCTIONS, SCHEMES
 OPERATORS = {"OR": 1, "AND": 2, "RELATION": 4, "PLUS": 5, "MINUS": 5, "FACTOR": 6}
 """How strongly an operator binds its operands."""
 PREFIXES = {"NOT": 3, "MINUS": 7}
-_FIRST = {*OPS, "stem", "stage", "head"}
-"""What the line behind a percentage may begin with, and no expression goes on with."""
-_LINE_END = re.compile(r"[ \t]*(?:#|\n|$)")
 _OPERANDS = {
     "INT": "number",
     "FLOAT": "number",
@@ -31,15 +26,6 @@ _OPERANDS = {
     "NAME": "name",
     "DIM": "dim",
 }
-
-
-def percentage(source: Source, span: Span) -> Diagnostic:
-    """A share that is written in percent."""
-    text = source.text[span.start : span.end].rstrip()
-    share = f"{float(text.rstrip('%').rstrip()) / 100:.6g}"
-    help = f"a share is written as a number from 0 to 1: `{share}`"
-    fixes = (Fix(help, (Edit(span, share),), certain=True),)
-    return Diagnostic("E0101", f"`{text}` cannot stand here", span, help=help, fixes=fixes)
 
 
 class Builder:
@@ -267,12 +253,8 @@ class Builder:
         if self.missing(name):
             return tree.Broken(self.span(node))
         count = self.integer(repeat[1:], self.token(repeat)) if repeat is not None else None
-        built: list[tree.Argument] = []
-        for arg in args:
-            built.append(self.build(arg))
-            if isinstance(built[-1].value, tree.Broken) and self.broken_line(built[-1].value.span):
-                break  # what follows is another statement
-        return tree.Call(self.span(node), str(name), count, tuple(built), self.token(name))
+        built = tuple(self.build(arg) for arg in args)
+        return tree.Call(self.span(node), str(name), count, built, self.token(name))
 
     def keyword(self, node: Any) -> tree.Argument:
         name, value = node.children
@@ -363,25 +345,10 @@ class Builder:
             operator = rest.pop()
             strength = OPERATORS[operator.type]
             right = self.bound(rest, strength + 1)
-            if (
-                str(operator) == "%"
-                and self.line_ends(operator)
-                and isinstance(right, tree.Name)
-                and right.name in _FIRST
-            ):
-                self.misplaced = self.misplaced or percentage(self.source, left.span.to(self.token(operator)))
             left = tree.Binary(left.span.to(right.span), str(operator), left, right)
             if operator.type == "RELATION" and rest and rest[-1].type == "RELATION":
                 self.refuse(rest[-1], "join two comparisons with `and`: `a < b and b < c`")
         return left
-
-    def broken_line(self, span: Span) -> bool:
-        """Whether a piece goes on in another line."""
-        return "\n" in self.source.text[span.start : span.end]
-
-    def line_ends(self, token: Token) -> bool:
-        """Whether nothing follows a word in its line."""
-        return _LINE_END.match(self.source.text, token.start + len(token)) is not None
 
     def refuse(self, token: Token, help: str) -> None:
         message = f"`{token}` cannot stand here"

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from cnnspec.diagnostics import Diagnostic, Fix, Source, respell
 from cnnspec.ops import JOINS
+from cnnspec.remedies import share
 from cnnspec.syntax import foreign
-from cnnspec.syntax.build import percentage
 from cnnspec.syntax.foreign import operator_behind
 from cnnspec.syntax.place import Meaning, Place
 from cnnspec.syntax.words import FUNCTIONS, SCHEMES, TOP_WORDS
@@ -97,6 +97,11 @@ def _blocks_and_groups(at: Place) -> Meaning | None:
         return Meaning(f"write `repeat 3 as {loop.group(1)} {{ ... }}`; `{loop.group(1)}` counts from 0")
     if at.word == ":" and re.fullmatch(r"\s*(?:repeat|if|else)\b.*", at.before):
         return Meaning("a group stands in braces: `repeat 3 { ... }`")
+    if group := re.match(r"\s*repeat\s+([0-9]+)\s+([A-Za-z_]\w*)", at.whole):
+        count, name = group.groups()
+        return Meaning(
+            f"a group stands in braces: `repeat {count} {{ ... }}`; a single call is repeated as `{name} x{count}`"
+        )
     join = re.search(rf"\b({'|'.join(JOINS)})\s*$", at.before)
     if join and "LBRACE" in at.expected and not re.match(r"x[0-9]", at.word):
         return Meaning(f"the branches of `{join.group(1)}` stand in braces: `{join.group(1)} {{ @a; @b }}`")
@@ -105,13 +110,31 @@ def _blocks_and_groups(at: Place) -> Meaning | None:
 
 def _unfinished(at: Place) -> Meaning | None:
     """Shares in percent, and labels that name nothing."""
-    share = re.search(r"[0-9]+(?:\.[0-9]+)?\s*%\s*$", at.before)
-    if share and (at.line_end or at.word in ("|", "}")):
-        found = percentage(at.source, at.span(at.line + share.start(), at.line + len(at.before.rstrip())))
-        assert found.help is not None
-        return Meaning(found.help, list(found.fixes), found.span, found.message)
+    percent = re.search(r"[0-9]+(?:\.[0-9]+)?\s*%(?=\s*$)", at.before)
+    if percent and (at.line_end or at.word in ("|", "}")):
+        span = at.span(at.line + percent.start(), at.line + percent.end())
+        fix = share(span)
+        return Meaning(fix.help, [fix], span, f"`{percent.group()}` cannot stand here")
     if at.line_end and re.fullmatch(r"\s*[A-Za-z_]\w*\s*:\s*", at.before):
         return Meaning("a label stands in front of its element, in the same line: `conv1: conv 3x3 16`")
+    return None
+
+
+def _references(at: Place) -> Meaning | None:
+    """Labels without their `@`, files without their quotes, and what lacks its `from`."""
+    if at.expected == {"REFERENCE"} and re.match(r"[A-Za-z_]\w*", at.rest):
+        fix = at.fix(f"write `@{at.word}`", (at.start, at.start, "@"), certain=True)
+        return Meaning(f"write `@{at.word}`: the element with this label", [fix])
+    if re.match(r"\s*aux\s*$", at.before):
+        return Meaning("an auxiliary head has a name: `aux early from @stem { ... }`")
+    path = re.compile(r"\s*(?:use\b.*\bfrom|extends)\s+([\w./-]+)").match(at.whole)
+    if path and at.line + path.start(1) <= at.at <= at.line + path.end(1) and not at.line_end:
+        fix = at.fix(
+            f'write `"{path.group(1)}"`', (at.line + path.start(1), at.line + path.end(1), f'"{path.group(1)}"')
+        )
+        return Meaning(f'a file stands in quotes: `"{path.group(1)}"`', [fix])
+    if (used := re.fullmatch(r"\s*use\s+([A-Za-z_]\w*)\s*", at.before)) and at.line_end:
+        return Meaning(f'say from which file: `use {used.group(1)} from "blocks.cnn"`; standard blocks need no `use`')
     return None
 
 
@@ -199,6 +222,14 @@ def _calls(at: Place) -> Meaning | None:
         return Meaning("a call without arguments has no parentheses", [fix])
     if re.match(r"[A-Za-z_][A-Za-z0-9_]*\(", at.rest):
         return Meaning(_CALL, _without_parentheses(at), what=f"`{at.word}(` cannot stand here")
+    pair = re.search(r"(?:=|\s)(\(\s*([0-9]+)\s*)$", at.before)
+    if pair and (second := re.match(r",\s*([0-9]+)\s*\)", at.rest)):
+        written = f"{pair.group(2)}x{second.group(1)}"
+        fix = at.fix(f"write `{written}`", (at.at - len(pair.group(1)), at.at + second.end(), written), certain=True)
+        return Meaning(f"a size is written `{written}`", [fix])
+    if at.word == "," and not at.rest[1:].strip():
+        fix = at.fix("remove the comma", (at.start, at.start + 1, ""), certain=True)
+        return Meaning("a statement ends with its line: remove the comma", [fix])
     if at.word == "," and re.search(r"\(\s*[^()]*$", at.before):
         return Meaning("arguments are separated by spaces: `conv 3x3 c=16`", _without_parentheses(at))
     if at.word == "(" and re.search(r"[A-Za-z0-9_]\s*$", at.before):
@@ -295,6 +326,7 @@ _RULES: tuple[Callable[[Place], Meaning | None], ...] = (
     foreign.entries,
     foreign.first_words,
     _blocks_and_groups,
+    _references,
     _unfinished,
     _characters,
     _repeats,

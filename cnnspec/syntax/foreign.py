@@ -154,6 +154,11 @@ def signs(at: Place) -> Meaning | None:
         fix = at.fix("write `|`", (arrow.start(), arrow.end(), "|"), certain=True)
         span: Span = at.span(arrow.start(), arrow.end())
         return Meaning("elements are joined by `|`", [fix], span, f"`{arrow.group()}` cannot stand here")
+    if at.rest.rstrip() == "\\":
+        fix = at.fix("remove it", (at.start, at.start + 1, ""), certain=True)
+        return Meaning("a statement goes on in the next line where that begins with `|`", [fix])
+    if at.word == "^" or (at.word == "*" and at.before.endswith("*")):
+        return Meaning("there are no powers: write the product, `c * c`")
     if re.search(r"\binput\s*$", at.before) and (three := re.match(_THREE, at.rest)):
         shape = "x".join(three.groups())
         fix = at.fix(f"write `input {shape}`", (at.at, at.at + three.end(), shape), certain=True)
