@@ -82,7 +82,7 @@ class Arguments(Resolver):
                         help=help,
                         fixes=[Fix(help, (Edit(behind, f" {value.name}"), Edit(here, "")), certain=True)],
                     )
-                elif name is None and (fix := self._spaced(callee, index, given, names)):
+                elif name is None and (fix := self._spaced(callee, index, given, parameters, names, span)):
                     joined = index + 1
                     raise self.fail("E0207", "unknown name `x`", arg.span, help=fix.help, fixes=[fix])
                 elif name is None and (fix := self._incoming(callee, index, given)):
@@ -162,25 +162,35 @@ class Arguments(Resolver):
         return bound
 
     @staticmethod
-    def _spaced(callee: str, index: int, given: Sequence[tree.Argument], names: Names) -> Fix | None:
-        """What joins an `x` with the numbers around it: to a size, or to a repeat behind the name."""
-        word, around = given[index].value, given[max(index - 1, 0) : index + 2]
-        if not (isinstance(word, tree.Name) and word.name == "x") or "x" in names.variables:
+    def _spaced(
+        callee: str,
+        index: int,
+        given: Sequence[tree.Argument],
+        parameters: Mapping[str, Parameter],
+        names: Names,
+        span: Span,
+    ) -> Fix | None:
+        """What joins an `x` with the number behind it: to a size, or to a repeat behind the name."""
+        behind = given[index + 1] if index + 1 < len(given) else None
+        if not _is_name(given[index].value, "x") or "x" in names.variables:
             return None
-        if any(
-            arg.name is not None or (arg is not given[index] and not isinstance(arg.value, tree.Number))
-            for arg in around
+        if behind is None or behind.name is not None or not isinstance(behind.value, tree.Number):
+            return None
+        source = span.source
+        count = source.text[behind.span.start : behind.span.end]
+        before = given[index - 1] if index else None
+        types = [parameter.type.kind for parameter in parameters.values()]
+        if (
+            before
+            and before.name is None
+            and isinstance(before.value, tree.Number)
+            and types[index - 1 : index] == ["size"]
         ):
-            return None
-        if len(around) < 2 or around[-1] is given[index]:
-            return None
-        written = "x".join(
-            arg.span.source.text[arg.span.start : arg.span.end] for arg in around if arg is not given[index]
-        )
-        written = written if index else f"x{written}"
-        at = around[0].span.to(around[-1].span)
-        help = f"write `{written}`" if index else f"write `{callee} {written}`"
-        return Fix(help, (Edit(at, written),), certain=True)
+            written = f"{source.text[before.span.start : before.span.end]}x{count}"
+            return Fix(f"write `{written}`", (Edit(before.span.to(behind.span), written),), certain=True)
+        start = before.span.end if before else span.end
+        edits = (Edit(Span(source, span.end, span.end), f" x{count}"), Edit(Span(source, start, behind.span.end), ""))
+        return Fix(f"write `{callee} x{count}`", edits, certain=True)
 
     @classmethod
     def _incoming(cls, callee: str, index: int, given: Sequence[tree.Argument]) -> Fix | None:
@@ -269,9 +279,11 @@ def _percent(value: tree.Expr) -> Span | None:
     if not (isinstance(value, tree.Binary) and value.operator == "%" and isinstance(value.left, tree.Number)):
         return None
     text, end = value.span.source.text, value.right.span.start
-    sign = text.index("%", value.left.span.end, end)
+    sign = re.compile(r"[ \t]*%").match(text, value.left.span.end)
     divisor = isinstance(value.right, tree.Name) and value.right.name in (*OPS, "stem", "stage", "head")
-    return Span(value.span.source, value.span.start, sign + 1) if divisor and "\n" in text[sign:end] else None
+    if sign is None or not divisor or "\n" not in text[sign.end() : end]:
+        return None
+    return Span(value.span.source, value.span.start, sign.end())
 
 
 def _is_name(value: tree.Expr, name: str) -> bool:

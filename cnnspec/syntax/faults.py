@@ -89,16 +89,17 @@ def _blocks_and_groups(at: Place) -> Meaning | None:
     if at.word == "=" and re.fullmatch(r"\s*block\s+[^{}]*\)\s*", at.before):
         fix = at.fix("remove the `=`", (at.start, at.start + 1 + at.rest[1:2].isspace(), ""), certain=True)
         return Meaning("the body stands right behind the parameters: `block name(c) { ... }`", [fix])
-    if at.word == ":" and re.match(r"\s*block\b", at.before):
+    if at.word == ":" and re.fullmatch(r"\s*block\b[^{]*", at.before):
         return Meaning("the body of a block stands in braces: `block name(c) { ... }`")
-    if at.word == "," and re.match(r"\s*block\b", at.before):
+    if at.word == "," and re.fullmatch(r"\s*block\b[^{]*", at.before):
         return Meaning("parameters are separated by one comma: `block name(c, stride = 1)`")
     if loop := re.match(r"\s*repeat\s+([A-Za-z_]\w*)\s+in\b", at.whole):
         return Meaning(f"write `repeat 3 as {loop.group(1)} {{ ... }}`; `{loop.group(1)}` counts from 0")
-    if at.word == ":" and re.fullmatch(r"\s*(?:repeat|if|else)\b.*", at.before):
+    if at.word == ":" and re.fullmatch(r"\s*(?:repeat|if|else)\b[^{]*", at.before):
         return Meaning("a group stands in braces: `repeat 3 { ... }`")
-    if group := re.match(r"\s*repeat\s+([0-9]+)\s+([A-Za-z_]\w*)", at.whole):
-        count, name = group.groups()
+    group = re.fullmatch(r"\s*repeat\s+([0-9]+)\s+", at.before)
+    if group and "LBRACE" in at.expected and re.match(r"[A-Za-z_]", at.word):
+        count, name = group.group(1), at.word
         return Meaning(
             f"a group stands in braces: `repeat {count} {{ ... }}`; a single call is repeated as `{name} x{count}`"
         )
@@ -110,8 +111,8 @@ def _blocks_and_groups(at: Place) -> Meaning | None:
 
 def _unfinished(at: Place) -> Meaning | None:
     """Shares in percent, and labels that name nothing."""
-    percent = re.search(r"[0-9]+(?:\.[0-9]+)?\s*%(?=\s*$)", at.before)
-    if percent and (at.line_end or at.word in ("|", "}")):
+    percent = re.search(r"(?<![0-9.])[0-9]+(?:\.[0-9]+)?[ \t]*%(?=\s*$)", at.before)
+    if percent and "#" not in at.before and (at.line_end or at.word in ("|", "}")):
         span = at.span(at.line + percent.start(), at.line + percent.end())
         fix = share(span)
         return Meaning(fix.help, [fix], span, f"`{percent.group()}` cannot stand here")

@@ -22,7 +22,7 @@ _FIRST_WORDS = {
 _LAYERS = "a spec is a list of elements, in the order in which they run: `conv 3x3 16 | bn | relu`"
 _FIRST_LINES = {
     r"(?:import|from)\s+[A-Za-z_][\w.]*": "a spec imports nothing: operators and standard blocks are there, others come by `use`",
-    r"(?:self|super|model)\b(?=\s*[.(=])": _LAYERS,
+    r"(?:self|super)\b(?=\s*[.(=])": _LAYERS,
     r"(?:[A-Za-z_]\w*\s*=\s*)?(?:torch\.)?(?:nn\.)?(?:Sequential|ModuleList)\s*\(": _LAYERS,
 }
 """Beginnings of lines of Python, with what is to be said."""
