@@ -332,13 +332,9 @@ class Expansion(Evaluator):
         for element in reversed(flow.elements):
             expr = element.args.get(name) if isinstance(element, ir.Call) else None
             at = self.places[expr.origin] if expr else None
-            if expr and at and whole and at.source is whole.source and whole.start <= at.start < whole.end:
-                text = at.source.text[at.start : at.end]
-                try:
-                    if evaluate(expr, frame.values, frame.shape) == value and "\n" not in text:
-                        return text
-                except (ExprFault, UnknownShape):
-                    pass
+            within = at and whole and at.source is whole.source and whole.start <= at.start < whole.end
+            if expr and at and within and evaluate(expr, frame.values, frame.shape) == value:
+                return at.source.text[at.start : at.end]
         return str(value)
 
     def branch_label(self, flow: ir.Flow, tensor: Tensor) -> list[Label]:
