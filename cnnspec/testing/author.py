@@ -365,7 +365,7 @@ class Author(ExpressionWriter):
                 return [make_flow(plain, label=label), make_flow(joined)], x
             case "nothing":
                 absent = (make_flow(tree.Nothing(NOWHERE)),)
-                branch = tree.If(NOWHERE, self.boolean(self.happens(), frame), (make_flow(plain),), absent)
+                branch = tree.If(NOWHERE, self.boolean(self.happens(), frame.inner(x)), (make_flow(plain),), absent)
                 return [make_flow(tree.Join(NOWHERE, "add", (here, make_flow(branch))))], x
             case "repeat":
                 element, y = self.repeat(x, frame, 1)
