@@ -83,7 +83,9 @@ class Binder(Arguments):
     def _unknown_callee(self, callee: str, span: Span, names: Names, args: Sequence[tree.Argument]) -> Fault:
         named = args[0].value if args and args[0].name is None else None
         fixes: Sequence[Fix] = ()
-        if callee in TOP_WORDS:
+        if callee in ("stem", "stage", "head"):
+            help = f"`{callee}` begins a statement: the line in front of it is not finished"
+        elif callee in TOP_WORDS:
             help = f"`{callee}` is a statement of the top of a file; is a `}}` missing in front of it?"
         elif callee in names.variables:
             help = f"`{callee}` is a value; an operator handed to a block has the type `op`: `{callee}: op = relu`"

@@ -111,12 +111,12 @@ def _blocks_and_groups(at: Place) -> Meaning | None:
 
 def _unfinished(at: Place) -> Meaning | None:
     """Shares in percent, and labels that name nothing."""
-    percent = re.search(r"(?<![0-9.])[0-9]+(?:\.[0-9]+)?[ \t]*%(?=\s*$)", at.before)
-    if percent and "#" not in at.before and (at.line_end or at.word in ("|", "}")):
+    percent = re.search(r"(?<![0-9.])[0-9]+(?:\.[0-9]+)?[ \t]*%(?=\s*$)", at.code)
+    if percent and (at.line_end or at.word in ("|", "}")):
         span = at.span(at.line + percent.start(), at.line + percent.end())
         fix = share(span)
         return Meaning(fix.help, [fix], span, f"`{percent.group()}` cannot stand here")
-    if at.line_end and re.fullmatch(r"\s*[A-Za-z_]\w*\s*:\s*", at.before):
+    if at.line_end and re.fullmatch(r"\s*[A-Za-z_]\w*\s*:\s*", at.code):
         return Meaning("a label stands in front of its element, in the same line: `conv1: conv 3x3 16`")
     return None
 
@@ -284,13 +284,13 @@ def _bars(at: Place) -> Meaning | None:
     if at.word == "|" and not at.before.strip():
         fix = at.fix("remove the `|`", (at.start, at.end + at.rest[1:2].isspace(), ""))
         return Meaning("a pipeline needs an element in front of its first `|`", [fix])
-    if not at.before.rstrip().endswith("|"):
+    if not at.code.rstrip().endswith("|"):
         return None
     if at.word == "|":
         fix = at.fix("remove one `|`", (at.start, at.end + at.rest[1:2].isspace(), ""))
         return Meaning("write an element between the two `|`, or remove one", [fix])
     if at.line_end or at.word == "}":
-        bar = at.line + len(at.before.rstrip()) - 1
+        bar = at.line + len(at.code.rstrip()) - 1
         fix = at.fix("remove the last `|`", (bar - at.text[bar - 1 : bar].isspace(), bar + 1, ""))
         return Meaning("write an element behind the last `|`, or remove it", [fix])
     return None

@@ -82,6 +82,11 @@ class Place:
         return self.text[self.line : self.at]
 
     @cached_property
+    def code(self) -> str:
+        """The same without a comment at its end."""
+        return re.sub(r'^([^"#]*)#.*$', r"\1", self.before)
+
+    @cached_property
     def rest(self) -> str:
         """The line from the place on."""
         return self.text[self.at : (self.text + "\n").index("\n", self.at)]
