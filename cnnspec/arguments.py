@@ -12,6 +12,7 @@ from cnnspec.names import Fault, Names, Resolver
 from cnnspec.ops import FOREIGN_ARGUMENTS, INFERRED, OPS
 from cnnspec.remedies import pipe_before, share
 from cnnspec.signatures import Bounds, Parameter, Type
+from cnnspec.syntax import LABEL_WORDS
 
 _REPEAT = Type("int", bounds=Bounds(1))
 REPEAT_WORD = re.compile(r"x[0-9]+")
@@ -53,6 +54,7 @@ class Arguments(Resolver):
             if index == joined:
                 continue
             name, value = arg.name, arg.value
+            after = given[index + 1] if index + 1 < len(given) and given[index + 1].name is None else None
             flag = (
                 name is None
                 and isinstance(value, tree.Name)
@@ -82,14 +84,14 @@ class Arguments(Resolver):
                         help=help,
                         fixes=[Fix(help, (Edit(behind, f" {value.name}"), Edit(here, "")), certain=True)],
                     )
-                elif name is None and (fix := self._spaced(callee, index, given, parameters, names, span)):
+                elif name is None and (fix := self._spaced(callee, index, given, after, parameters, names, span)):
                     joined = index + 1
                     raise self.fail("E0207", "unknown name `x`", arg.span, help=fix.help, fixes=[fix])
-                elif name is None and (fix := self._incoming(callee, index, given)):
+                elif name is None and (fix := self._incoming(callee, index, arg, after)):
                     text = arg.span.source.text[arg.span.start : arg.span.end]
                     message = f"`{callee}` is not told that {text} channels come in"
                     raise self.fail("E0205", message, arg.span, help="take it out: that is known", fixes=[fix])
-                elif name is None and (fix := self._parted(arg, given[index + 1 :], parameters, names)):
+                elif name is None and (fix := self._parted(arg, after, known, names)):
                     at = arg.span
                     message = f"`{at.source.text[at.start : at.end]}` is an argument without a value"
                     raise self.fail("E0207", message, at, help=fix.help, fixes=[fix])
@@ -166,18 +168,18 @@ class Arguments(Resolver):
         callee: str,
         index: int,
         given: Sequence[tree.Argument],
+        after: tree.Argument | None,
         parameters: Mapping[str, Parameter],
         names: Names,
         span: Span,
     ) -> Fix | None:
         """What joins an `x` with the number behind it: to a size, or to a repeat behind the name."""
-        behind = given[index + 1] if index + 1 < len(given) else None
         if not _is_name(given[index].value, "x") or "x" in names.variables:
             return None
-        if behind is None or behind.name is not None or not isinstance(behind.value, tree.Number):
+        if after is None or not isinstance(after.value, tree.Number):
             return None
         source = span.source
-        count = source.text[behind.span.start : behind.span.end]
+        count = source.text[after.span.start : after.span.end]
         before = given[index - 1] if index else None
         types = [parameter.type.kind for parameter in parameters.values()]
         if (
@@ -187,39 +189,34 @@ class Arguments(Resolver):
             and types[index - 1 : index] == ["size"]
         ):
             written = f"{source.text[before.span.start : before.span.end]}x{count}"
-            return Fix(f"write `{written}`", (Edit(before.span.to(behind.span), written),), certain=True)
+            return Fix(f"write `{written}`", (Edit(before.span.to(after.span), written),), certain=True)
         start = before.span.end if before else span.end
-        edits = (Edit(Span(source, span.end, span.end), f" x{count}"), Edit(Span(source, start, behind.span.end), ""))
+        edits = (Edit(Span(source, span.end, span.end), f" x{count}"), Edit(Span(source, start, after.span.end), ""))
         return Fix(f"write `{callee} x{count}`", edits, certain=True)
 
     @classmethod
-    def _incoming(cls, callee: str, index: int, given: Sequence[tree.Argument]) -> Fix | None:
+    def _incoming(cls, callee: str, index: int, arg: tree.Argument, after: tree.Argument | None) -> Fix | None:
         """What takes the number of channels that come in out of a call, where torch wants to be told."""
-        value = given[index].value
-        if callee not in _TOLD or index != _TOLD[callee] or not (isinstance(value, tree.Number) and value.value >= 2):
+        value = arg.value
+        if _TOLD.get(callee) != index or not (isinstance(value, tree.Number) and value.value >= 2):
             return None
-        behind = given[index + 1] if index + 1 < len(given) else None
         if callee == "linear" and not (
-            behind
-            and behind.name is None
-            and (isinstance(behind.value, tree.Number) or _is_name(behind.value, "classes"))
+            after and (isinstance(after.value, tree.Number) or _is_name(after.value, "classes"))
         ):
             return None
-        return cls._taken_out(given[index], "take it out: that is known")
+        return cls._taken_out(arg, "take it out: that is known")
 
     @staticmethod
     def _parted(
-        arg: tree.Argument, behind: Sequence[tree.Argument], parameters: Mapping[str, Parameter], names: Names
+        arg: tree.Argument, after: tree.Argument | None, parameters: Mapping[str, Parameter], names: Names
     ) -> Fix | None:
         """What joins the name of an argument with its value where a blank stands between them."""
         word = arg.value.name if isinstance(arg.value, tree.Name) else ""
-        if word == "repeat" and behind and behind[0].name is None:
-            parameters = {**parameters, word: Parameter(word, _REPEAT)}
         if word not in parameters or word in names.variables or parameters[word].type.kind == "bool":
             return None
-        if word in parameters[word].type.words or not behind or behind[0].name is not None:
+        if word in parameters[word].type.words or after is None:
             return None
-        span = behind[0].span
+        span = after.span
         written = f"{word}={span.source.text[span.start : span.end]}"
         return Fix(f"write `{written}`", (Edit(Span(span.source, arg.span.start, span.end), written),), certain=True)
 
@@ -280,7 +277,7 @@ def _percent(value: tree.Expr) -> Span | None:
         return None
     text, end = value.span.source.text, value.right.span.start
     sign = re.compile(r"[ \t]*%").match(text, value.left.span.end)
-    divisor = isinstance(value.right, tree.Name) and value.right.name in (*OPS, "stem", "stage", "head")
+    divisor = isinstance(value.right, tree.Name) and value.right.name in (*OPS, *LABEL_WORDS)
     if sign is None or not divisor or "\n" not in text[sign.end() : end]:
         return None
     return Span(value.span.source, value.span.start, sign.end())

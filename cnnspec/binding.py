@@ -18,7 +18,7 @@ from cnnspec.names import FILLED, Fault, Names
 from cnnspec.ops import FOREIGN_NAMES, OPS
 from cnnspec.scopes import FileScope
 from cnnspec.signatures import Parameter
-from cnnspec.syntax import TOP_WORDS
+from cnnspec.syntax import LABEL_WORDS, TOP_WORDS
 
 _MAX_CHAIN = 48
 
@@ -83,7 +83,7 @@ class Binder(Arguments):
     def _unknown_callee(self, callee: str, span: Span, names: Names, args: Sequence[tree.Argument]) -> Fault:
         named = args[0].value if args and args[0].name is None else None
         fixes: Sequence[Fix] = ()
-        if callee in ("stem", "stage", "head"):
+        if callee in LABEL_WORDS:
             help = f"`{callee}` begins a statement: the line in front of it is not finished"
         elif callee in TOP_WORDS:
             help = f"`{callee}` is a statement of the top of a file; is a `}}` missing in front of it?"

@@ -283,7 +283,7 @@ class Expansion(Evaluator):
         try:
             shape = op.infer(*(tensor.shape for tensor in known))
         except ShapeFault as fault:
-            self.refuse_join(fault, element, list(zip([flow for flow, _ in branches], known, strict=True)), inner)
+            self.refuse_join(fault, element, [(flow, tensor) for flow, tensor in branches if tensor], inner)
             return None
         self.need_small(shape, element.origin)
         return self.add(names.path, op, tuple(tensor.node for tensor in known), shape, {}, 0, None, element.origin)

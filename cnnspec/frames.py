@@ -190,9 +190,10 @@ class Evaluator:
         )
         caption = f"gets {shapes.text(shape)}" if fault.code.startswith("E03") else ""
         fixes = self.fixes_of(call, op, fault.help)
-        c, height, width = self.image
-        turned = f"the image has {c} channels, and is {height} high and {width} wide: `input` takes channels first"
-        notes = [turned] if ir.channels_last(self.image) and caption else []
+        notes: list[str] = []
+        if caption and ir.channels_last(self.image):
+            c, height, width = self.image
+            notes = [f"the image has {c} channels, and is {height} high and {width} wide: `input` takes channels first"]
         self.fail(
             fault.code, fault.message, at, caption=caption, labels=labels, help=fault.help, fixes=fixes, notes=notes
         )

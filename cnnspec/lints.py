@@ -342,8 +342,7 @@ class _Lints:
             if stated is not None:
                 c, h, w = shape
                 help = f"if channels stand last here, write `input {w}x{c}x{h}`"
-                at = re.compile(r"[0-9x]+").search(self.file.source.text, stated.span.start)
-                edit = Edit(Span(self.file.source, *at.span()), f"{w}x{c}x{h}") if at else None
+                edit = Edit(stated.span, f"{w}x{c}x{h}")
                 message = f"the image has {c} channels, and is {h} high and {w} wide"
                 self.say("W0112", message, stated.span, help, edit, certain=False)
 

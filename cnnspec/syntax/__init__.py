@@ -14,9 +14,9 @@ from cnnspec.syntax.automaton import Parsed, Unreadable, parser
 from cnnspec.syntax.build import Builder
 from cnnspec.syntax.guard import balanced, count_words, within_limits
 from cnnspec.syntax.recovery import Piece, piece_at, without
-from cnnspec.syntax.words import FUNCTIONS, RESERVED, TOP_WORDS
+from cnnspec.syntax.words import FUNCTIONS, LABEL_WORDS, RESERVED, TOP_WORDS
 
-__all__ = ["FUNCTIONS", "RESERVED", "TOP_WORDS", "count_words", "parse"]
+__all__ = ["FUNCTIONS", "LABEL_WORDS", "RESERVED", "TOP_WORDS", "count_words", "parse"]
 
 _MAX_REPORTED = 10
 _MAX_CHARACTERS = 200_000

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 
-from cnnspec.diagnostics import Span
-from cnnspec.ops import FOREIGN_NAMES, JOINS, OPS
+from cnnspec.ops import FOREIGN_NAMES, INFERRED, JOINS, OPS
 from cnnspec.recipe import Scalars
 from cnnspec.syntax.place import Meaning, Place
 from cnnspec.syntax.recovery import in_train
@@ -43,7 +42,7 @@ _TORCH = {
 }
 """Arguments of torch's modules in their order, as they are called here; the first of some is known here."""
 _OPTIONS = {"out_channels": "c", "out_features": "c", "kernel_size": "kernel", "padding": "pad"}
-_KNOWN = {"", "in_channels", "in_features", "num_features"}
+_KNOWN = {"", *INFERRED}
 
 _THREE = r"[(\[]?\s*([0-9]+)\s*[,*\s]\s*([0-9]+)\s*[,*\s]\s*([0-9]+)\s*[)\]]?"
 """Three numbers, as other languages write a shape."""
@@ -152,7 +151,7 @@ def signs(at: Place) -> Meaning | None:
     arrow = re.compile(r"[-=]>|>>").match(at.text, at.start - (at.text[at.start - 1 : at.start] == "-"))
     if arrow:
         fix = at.fix("write `|`", (arrow.start(), arrow.end(), "|"), certain=True)
-        span: Span = at.span(arrow.start(), arrow.end())
+        span = at.span(arrow.start(), arrow.end())
         return Meaning("elements are joined by `|`", [fix], span, f"`{arrow.group()}` cannot stand here")
     if at.rest.rstrip() == "\\":
         fix = at.fix("remove it", (at.start, at.start + 1, ""), certain=True)

@@ -91,7 +91,7 @@ class Place:
         """The line from the place on."""
         return self.text[self.at : (self.text + "\n").index("\n", self.at)]
 
-    @property
+    @cached_property
     def whole(self) -> str:
         """The line."""
         return self.before + self.rest

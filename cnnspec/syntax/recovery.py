@@ -16,6 +16,7 @@ MARK = "_"
 _TOKEN = re.compile(r'#[^\n]*|"[^"\n]*"?|[{}()\[\];|\n]|[^\s#"{}()\[\];|]+')
 _GOES_ON = re.compile(r"(?:\s|#[^\n]*\n)*(?:\||else(?![A-Za-z0-9_])|[\])\,])")
 _LABEL = re.compile(r"(?:stem|stage|head)(?![A-Za-z0-9_])|[A-Za-z_][A-Za-z0-9_]*[ \t]*:")
+_TRAIN = re.compile(r"(?:^|[\n;])[ \t]*train\s*\{[^{}]*\Z")
 _DEFINED = re.compile(
     r"(?:let|param|block|aux|network)\s+([A-Za-z_]\w*)|^\s*([A-Za-z_]\w*)\s*[=:]|(?:\||^)\s*([A-Za-z_]\w*)\s*:",
     re.ASCII,
@@ -88,8 +89,7 @@ def piece_at(text: str, at: int) -> tuple[Piece | None, Piece | None]:
 
 def in_train(text: str, at: int) -> bool:
     """Whether an offset lies in the braces of a `train` section."""
-    head = re.compile(r"(?:^|[\n;])[ \t]*train\s*\{[^{}]*\Z").search(text, 0, at)
-    return head is not None
+    return _TRAIN.search(text, 0, at) is not None
 
 
 def without(text: str, piece: Piece) -> tuple[str, int | None, set[str]]:

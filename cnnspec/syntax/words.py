@@ -11,7 +11,10 @@ SCHEMES = (
 TOP_WORDS = "network input classes param block default init expect train use extends aux let require".split()
 """What can start a statement at the top of a file and is no element."""
 
+LABEL_WORDS = ("stem", "stage", "head")
+"""Labels without a colon."""
+
 RESERVED = frozenset(
-    (*TOP_WORDS, *"add mul concat each repeat if in nothing stem stage head when not and or true false".split())
+    (*TOP_WORDS, *LABEL_WORDS, *"add mul concat each repeat if in nothing when not and or true false".split())
 )
 """Words that cannot name a block, because a statement or an expression can start with them."""

@@ -11,6 +11,7 @@ from cnnspec.diagnostics import Source
 from cnnspec.expressions import round_to
 from cnnspec.shapes import Shape
 from cnnspec.signatures import Interval
+from cnnspec.syntax import LABEL_WORDS
 from cnnspec.testing.chance import Chance
 
 NO_SOURCE = Source("generated", "")
@@ -35,7 +36,7 @@ def make_call(callee: str, args: Sequence[tree.Argument] = (), repeat: int | Non
 
 
 def make_flow(*elements: tree.Element, label: str | None = None, condition: tree.Expr | None = None) -> tree.Flow:
-    name = tree.LabelName(NOWHERE, label, label in ("stem", "stage", "head")) if label else None
+    name = tree.LabelName(NOWHERE, label, label in LABEL_WORDS) if label else None
     return tree.Flow(NOWHERE, name, elements, condition)
 
 
