@@ -171,6 +171,16 @@ def test_nothing_is_trained_twice(run_compare: Compare, folder: Path, trained: l
     assert len(trained) == 4
 
 
+def test_a_run_that_took_no_time_says_how_long_the_rest_takes(
+    run_compare: Compare, folder: Path, said: io.StringIO
+) -> None:
+    run_compare("a.cnn", seeds=1, out="c")
+    path = folder / "c/runs/a/1/result.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "seconds": 0.0}))
+    run_compare("a.cnn", seeds=2, out="c")
+    assert "run 2 of 2: a, seed 43, about 0:00 left in all\n" in said.getvalue()
+
+
 def test_what_has_changed_is_trained_anew(
     run_compare: Compare, folder: Path, trained: list[Any], said: io.StringIO
 ) -> None:
@@ -373,8 +383,8 @@ def test_the_command(folder: Path, request: pytest.FixtureRequest) -> None:
     data = json.loads(done.stdout)
     assert [row["settings"] for row in data["rows"]] == [{"c": "2"}, {"c": "3"}]
     assert (data["state"], data["target"]) == ("finished", 0.01)
-    assert "run 1 of 2: a c=2, seed 42\n" in done.stderr
-    assert re.search(r"run 2 of 2: a c=3, seed 42, about 0:0\d left in all\n", done.stderr)
+    assert "run 1 of 2: a c=2, seed 42\n" in done.stderr, done.stderr
+    assert re.search(r"run 2 of 2: a c=3, seed 42, about \d+:\d\d left in all\n", done.stderr), done.stderr
     again = CliRunner().invoke(app, ["compare", "a.cnn", "--set", "c=2,3", *stated, "--format", "markdown"])
     assert again.stdout.startswith("| network | seeds |")
     assert "2 runs, 2 of them done" in again.stderr

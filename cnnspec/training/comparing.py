@@ -206,7 +206,7 @@ class _Work:
             found = self.find(candidate, seed)
             if found is None or not found.done:
                 left += candidate.work
-            elif found.finished and found.result.get("seconds"):
+            elif found.finished and found.result.get("seconds") is not None:  # 0.0 for a run that took next to no time
                 operations, seconds = operations + candidate.work, seconds + found.result["seconds"]
         return f", about {clock(left * seconds / operations)} left in all" if operations else ""
 
