@@ -10,15 +10,15 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 from cnnspec import ir, shapes
-from cnnspec.diagnostics import Label, Report, Span
-from cnnspec.expressions import ExprFault, Unknown, UnknownShape, evaluate, reads_image, show
+from cnnspec.diagnostics import Label, Report
+from cnnspec.expressions import ExprFault, Unknown, UnknownShape, evaluate, show
 from cnnspec.frames import ABSENT, Absent, Evaluator, Flowing, Frame, LimitReached, Namespace, Tensor, labels_of
 from cnnspec.inits import INITS, InitScheme, allowed_inits
 from cnnspec.limits import MAX_DEPTH, MAX_NODES, MAX_STEPS
 from cnnspec.names import Places
 from cnnspec.ops import JOINS, OPS, Op, ShapeFault
 from cnnspec.ops.join import disagreement, projection
-from cnnspec.recording import Recorder
+from cnnspec.recording import Made, Recorder
 from cnnspec.remedies import fixes_of_join
 from cnnspec.shapes import Shape
 from cnnspec.signatures import OpName, Type
@@ -44,10 +44,10 @@ class Expansion(Evaluator):
         self.ends: dict[str, int] = {}
         self.aux_heads: list[ir.AuxHead] = []
         self.output: Flowing = None
-        self._recorder = Recorder(self.nodes, self.scopes, self.ends)
+        self._recorder = Recorder(self.nodes, self.scopes, self.ends, self.make)
         self._inits: dict[str, InitScheme] = {i.target: INITS[i.scheme.name](**i.scheme.args) for i in model.inits}
         self._ops: dict[tuple[Any, ...], Op] = {}
-        self._applied: dict[tuple[int, Shape], tuple[Shape, dict[str, Shape], int, InitScheme | None]] = {}
+        self._made: dict[tuple[int, tuple[Shape, ...]], Made] = {}
         self._known: dict[Hashable, dict[int, Op]] = {}
         self._labels: dict[str, int] | None = None
         self._aux: str | None = None
@@ -110,10 +110,8 @@ class Expansion(Evaluator):
     def aside(self, statement: ir.Let | ir.Require, frame: Frame) -> bool:
         """A statement that no tensor flows through; false where it forbids what follows."""
         if isinstance(statement, ir.Let):
-            if statement.value.parts:
-                self.charge(statement.value)
             try:
-                value = evaluate(statement.value, frame.values, frame.shape)
+                value = self.evaluate(statement.value, frame)
             except ExprFault as fault:
                 self.fail(fault.code, str(fault), fault.origin, help=fault.help)
                 value = Unknown()
@@ -281,12 +279,11 @@ class Expansion(Evaluator):
             return None
         op = self.op(element.join, {})
         try:
-            shape = op.infer(*(tensor.shape for tensor in known))
+            made = self.make(op, tuple(tensor.shape for tensor in known))
         except ShapeFault as fault:
             self.refuse_join(fault, element, [(flow, tensor) for flow, tensor in branches if tensor], inner)
             return None
-        self.need_small(shape, element.origin)
-        return self.add(names.path, op, tuple(tensor.node for tensor in known), shape, {}, 0, None, element.origin)
+        return self.add(names.path, op, tuple(tensor.node for tensor in known), made, element.origin)
 
     def refuse_join(
         self, fault: ShapeFault, element: ir.Join, branches: Sequence[tuple[ir.Flow, Tensor]], frame: Frame
@@ -396,6 +393,7 @@ class Expansion(Evaluator):
         kind = OPS[callee]
         settings: dict[str, Any] = {}
         broken = False
+        asked = self.asked
         for key, expr in call.args.items():
             value = self.value(expr, frame, kind.parameters[key].type, key)
             broken |= value is None
@@ -418,7 +416,7 @@ class Expansion(Evaluator):
         if x is None or broken or missing:
             return None
         op = self.op(callee, settings)
-        if frame.ops is not None and not any(map(reads_image, call.args.values())):
+        if frame.ops is not None and self.asked == asked:
             frame.ops[id(call)] = op
         return self.apply(op, call, path, x)
 
@@ -432,19 +430,26 @@ class Expansion(Evaluator):
 
     def apply(self, op: Op, call: ir.Call, path: str, x: Tensor) -> Flowing:
         """Adds a node for an operator of one input."""
-        known = self._applied.get((id(op), x.shape))
+        try:
+            made = self.make(op, (x.shape,))
+        except ShapeFault as fault:
+            self.refuse(fault, op, call, x.shape, self.nodes[x.node].origin if x.node != ir.IMAGE else None)
+            return None
+        return self.add(path, op, (x.node,), made, call.origin)
+
+    def make(self, op: Op, inputs: tuple[Shape, ...]) -> Made:
+        """What an operator makes of inputs of these shapes, worked out once.
+
+        Raises:
+            ShapeFault: It does not take them.
+        """
+        known = self._made.get((id(op), inputs))
         if known is None:
-            try:
-                shape = op.infer(x.shape)
-            except ShapeFault as fault:
-                made = self.nodes[x.node].origin if x.node != ir.IMAGE else None
-                self.refuse(fault, op, call, x.shape, made)
-                return None
-            weights = op.weights(x.shape)
-            known = shape, weights, op.macs(x.shape, shape), self.init_of(op) if weights else None
-            self.need_small(shape, call.origin)
-            self._applied[id(op), x.shape] = known
-        return self.add(path, op, (x.node,), *known, call.origin)
+            x, shape = inputs[0], op.infer(*inputs)
+            weights = op.weights(x)
+            known = Made(shape, weights, op.macs(x, shape), self.init_of(op) if weights else None)
+            self._made[id(op), inputs] = known
+        return known
 
     def init_of(self, op: Op) -> InitScheme | None:
         """How the weights of an operator start: by its own word, or by the `init` of its kind."""
@@ -453,20 +458,10 @@ class Expansion(Evaluator):
             return INITS[own]()
         return own if isinstance(own, InitScheme) else self._inits.get(op.name)
 
-    def add(
-        self,
-        path: str,
-        op: Op,
-        inputs: tuple[int, ...],
-        shape: Shape,
-        weights: dict[str, Shape],
-        macs: int,
-        init: InitScheme | None,
-        origin: int,
-    ) -> Tensor:
-        span: Span | None = self.places[origin]
-        self.nodes.append(ir.Node(path, op, inputs, shape, weights, macs, init, self._aux, span))
-        return Tensor(len(self.nodes) - 1, shape)
+    def add(self, path: str, op: Op, inputs: tuple[int, ...], made: Made, origin: int) -> Tensor:
+        self.need_small(made.shape, origin)
+        self.nodes.append(ir.Node(path, op, inputs, *made, self._aux, self.places[origin]))
+        return Tensor(len(self.nodes) - 1, made.shape)
 
     def enter(self, block: ir.Block, call: ir.Call, frame: Frame, path: str, x: Flowing, index: int) -> Flowing:
         """A call of a block: its parameters get their values, then its body runs."""
@@ -476,18 +471,20 @@ class Expansion(Evaluator):
             return None
         values = (id(block), *[repr(inner.values[parameter.name]) for parameter in block.parameters])
         inner.ops = self._known.setdefault(values, {})
-        key = x and (values, self._aux, x.shape)
-        if x and key and (known := self._recorder.again(key, path, x)) is not None:
-            self._steps += known[1]
+        key = values, self._aux
+        if x and (known := self._recorder.again(key, path, x)) is not None:
+            result, record = known
+            self._steps += record.steps
+            self.asked += record.asked
             self.step(call.origin)
-            self.end(path, known[0])
-            return known[0]
-        mark, steps, faults = self._recorder.mark(), self._steps, len(self.report.diagnostics)
-        self.calls.append(call.origin)
+            self.end(path, result)
+            return result
+        mark, steps, asked, faults = self._recorder.mark(), self._steps, self.asked, len(self.report.diagnostics)
+        self.calls.append((call.origin, index))
         result = self.body(block.body, inner, Namespace(path), x)
         self.calls.pop()
-        if x and key and result is not None and len(self.report.diagnostics) == faults:
-            self._recorder.keep(key, mark, path, x, result, self._steps - steps)
+        if x and result is not None and len(self.report.diagnostics) == faults:
+            self._recorder.keep(key, mark, path, x, result, steps=self._steps - steps, asked=self.asked > asked)
         self.end(path, result)
         return result
 

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from cnnspec import ir, shapes
 from cnnspec.blocks import BLOCK_TYPES
 from cnnspec.diagnostics import Diagnostic, Fix, Label, Report, Span, respell
-from cnnspec.expressions import ExprFault, UnknownShape, convert, evaluate, show, truth
+from cnnspec.expressions import ExprFault, UnknownShape, convert, evaluate, reads_image, show, truth
 from cnnspec.limits import MAX_EVALUATIONS, MAX_HUGE, MAX_NAME, MAX_PATH, MAX_REPEAT
 from cnnspec.names import FILLED, Places
 from cnnspec.ops import Op, ShapeFault
@@ -108,17 +108,19 @@ class Evaluator:
     """Evaluates expressions in a frame and reports what is wrong, at the user's place.
 
     Attributes:
-        calls: The block calls around, outermost first.
+        calls: The block calls around, outermost first, with the round of a repeated one, from 0.
         image: The declared shape of an image.
+        asked: How often the value of an expression or a text depended on the shape that enters the braces around it.
     """
 
     def __init__(self, places: Places, report: Report, image: tuple[int, int, int]) -> None:
         self.places = places
         self.image = image
         self.report = report
-        self.calls: list[int] = []
+        self.calls: list[tuple[int, int]] = []
+        self.asked = 0
         self._evaluations = 0
-        self._terms: dict[int, int] = {}
+        self._terms: dict[int, tuple[int, bool]] = {}
 
     def fail(
         self,
@@ -135,13 +137,15 @@ class Evaluator:
         """Reports a fault at a piece of the Model; in a shipped block it is shown at the user's call."""
         span, extra = self.places[origin], list(labels)
         notes = list(notes)
-        calls = [place for call in self.calls if (place := self.places[call]) is not None]
-        if span is not None and span.source.shipped and (own := [place for place in calls if not place.source.shipped]):
+        calls = [(place, turn) for call, turn in self.calls if (place := self.places[call]) is not None]
+        own = [(place, turn) for place, turn in calls if not place.source.shipped]
+        if span is not None and span.source.shipped and own:
             extra.insert(0, Label(span, caption))
-            span, caption = own[-1], "in this call"
-        elif span is not None and calls and not calls[-1].source.shipped:
-            name = self.places[self.calls[-1]]
-            extra.append(Label(calls[-1], "called from here")) if name is not None and name is not span else None
+            span, turn = own[-1]
+            caption = f"in this call{_again(turn)}"
+        elif span is not None and calls and not calls[-1][0].source.shipped:
+            place, turn = calls[-1]
+            extra.append(Label(place, f"called from here{_again(turn)}")) if place is not span else None
         self.report.add(Diagnostic(code, message, span, caption, tuple(extra), tuple(notes), help, fixes=tuple(fixes)))
 
     def fail_label(self, label: str, origin: int, elsewhere: int | None, known: Sequence[str]) -> None:
@@ -215,10 +219,8 @@ class Evaluator:
 
     def value(self, expr: ir.Expr, frame: Frame, type_: Type, name: str) -> Any:
         """The value of an argument, or `None` behind a fault."""
-        if expr.parts:
-            self.charge(expr)
         try:
-            return convert(evaluate(expr, frame.values, frame.shape), type_, name, expr.origin)
+            return convert(self.evaluate(expr, frame), type_, name, expr.origin)
         except ExprFault as fault:
             at = fault.origin or expr.origin
             fixes = fixes_of_value(fault.help, self.places[at])
@@ -247,7 +249,7 @@ class Evaluator:
             if given is not None and not (parameter.once and index):
                 value = self.value(given, frame, type_, parameter.name)
             elif parameter.default is not None:
-                self.calls.append(call.origin)
+                self.calls.append((call.origin, index))
                 value = self.value(parameter.default, inner, type_, parameter.name)
                 self.calls.pop()
             else:
@@ -258,8 +260,7 @@ class Evaluator:
 
     def decide(self, expr: ir.Expr, frame: Frame) -> bool | None:
         """The value of a condition, or `None` behind a fault."""
-        if expr.parts:
-            self.charge(expr)
+        self.charge(expr)
         try:
             return truth(expr, frame.values, frame.shape)
         except ExprFault as fault:
@@ -270,10 +271,8 @@ class Evaluator:
 
     def rounds(self, count: ir.Expr, frame: Frame) -> int:
         """How often to repeat; 0 behind a fault."""
-        if count.parts:
-            self.charge(count)
         try:
-            return int(convert(evaluate(count, frame.values, frame.shape), _COUNT, "repeat", count.origin))  # type: ignore[arg-type]
+            return int(convert(self.evaluate(count, frame), _COUNT, "repeat", count.origin))  # type: ignore[arg-type]
         except ExprFault as fault:
             code = "E0403" if fault.code in ("E0215", "E0405") else fault.code
             limit = (
@@ -284,16 +283,31 @@ class Evaluator:
             pass
         return 0
 
+    def evaluate(self, expr: ir.Expr, frame: Frame) -> Any:
+        """The value of an expression.
+
+        Raises:
+            ExprFault: It has none.
+            UnknownShape: It depends on the shape of a tensor behind a fault.
+            LimitReached: The network takes too many terms.
+        """
+        self.charge(expr)
+        return evaluate(expr, frame.values, frame.shape)
+
     def charge(self, expr: ir.Expr) -> None:
-        """Counts the terms of an expression that is evaluated.
+        """Counts the terms of an expression that is evaluated, and whether it asks for a shape.
 
         Raises:
             LimitReached: The network takes too many of them.
         """
-        terms = self._terms.get(id(expr))
-        if terms is None:
-            terms = self._terms[id(expr)] = _count_terms(expr)
-        self.charge_terms(terms, expr.origin)
+        if not expr.parts:
+            self.asked += expr.kind == "dim"
+            return
+        known = self._terms.get(id(expr))
+        if known is None:
+            known = self._terms[id(expr)] = _count_terms(expr), reads_image(expr)
+        self.asked += known[1]
+        self.charge_terms(known[0], expr.origin)
 
     def charge_terms(self, count: int, origin: int) -> None:
         """Counts terms that are evaluated.
@@ -339,7 +353,7 @@ class Evaluator:
                 "E0206", f"the call has the label `{label}` and a name", call.name.origin, help="keep one of the two"
             )
             return label
-        if pattern is None:
+        if pattern is None or (frame.shape is None and "{in." in pattern):
             return names.next_position()
         counters: dict[str, int] = {} if index is None else {"i": index, "n": index + 1}
         text = self.fill(pattern, frame, counters) if len(pattern) <= MAX_NAME else pattern
@@ -363,12 +377,18 @@ class Evaluator:
         def replacement(match: re.Match[str]) -> str:
             name = match.group(1)
             if name.startswith("in.") and frame.shape:
+                self.asked += 1
                 index = "chw".find(name[3:])
                 return str(frame.shape[index]) if 0 <= index < len(frame.shape) else match.group()
             values = counters if name in counters else frame.values
             return _plain(values[name]) if name in values else match.group()
 
         return FILLED.sub(replacement, text)
+
+
+def _again(turn: int) -> str:
+    """Which round of a repeated call it is that fails, where it is not the first."""
+    return f", round {turn + 1}" if turn else ""
 
 
 def _count_terms(expr: ir.Expr) -> int:
