@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from cnnspec.limits import MAX_LITERAL
 from cnnspec.ops import FOREIGN_NAMES, INFERRED, JOINS, OPS
 from cnnspec.recipe import Scalars
 from cnnspec.syntax.place import Meaning, Place
@@ -157,10 +158,25 @@ def signs(at: Place) -> Meaning | None:
         fix = at.fix("remove it", (at.start, at.start + 1, ""), certain=True)
         return Meaning("a statement goes on in the next line where that begins with `|`", [fix])
     if at.word == "^" or (at.word == "*" and at.before.endswith("*")):
-        return Meaning("there are no powers: write the product, `c * c`")
+        return _power(at)
     if re.search(r"\binput\s*$", at.before) and (three := re.match(_THREE, at.rest)):
         shape = "x".join(three.groups())
         fix = at.fix(f"write `input {shape}`", (at.at, at.at + three.end(), shape), certain=True)
         span = at.span(at.at, at.at + three.end())
         return Meaning(f"{fix.help}: channels, height and width", [fix], span, f"`{three.group()}` is no size")
     return None
+
+
+def _power(at: Place) -> Meaning:
+    """What is written for a power: `2**3`, `c**2`, or channels that double in each round, `16 * 2**i`."""
+    power = re.compile(
+        r"(?<![\w.])([0-9]{1,4}|[A-Za-z_]\w*)[ \t]*(?:\*\*|\^)[ \t]*([0-9]{1,2}(?![\w.]|[ \t]*(?:\*\*|\^)))?"
+    )
+    found = next((power for power in power.finditer(at.text, at.line, at.end + 8) if power.end() > at.start), None)
+    base, exponent = found.groups() if found else ("", None)
+    if found and exponent and base.isdigit() and (value := int(base) ** int(exponent)) <= MAX_LITERAL:
+        fix = at.fix(f"there are no powers: write `{value}`", (*found.span(), str(value)), certain=True)
+        return Meaning(fix.help, [fix])
+    if found and base == "2" and at.text[found.end() : found.end() + 1].isidentifier():
+        return Meaning("there are no powers: twice as many channels as enter are `2 * in.c`")
+    return Meaning("there are no powers: write the product, `c * c`")
