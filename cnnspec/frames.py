@@ -14,8 +14,8 @@ from cnnspec.diagnostics import Diagnostic, Fix, Label, Report, Span, respell
 from cnnspec.expressions import ExprFault, UnknownShape, convert, evaluate, reads_image, show, truth
 from cnnspec.limits import MAX_EVALUATIONS, MAX_HUGE, MAX_NAME, MAX_PATH, MAX_REPEAT
 from cnnspec.names import FILLED, Places
-from cnnspec.ops import Op, ShapeFault
-from cnnspec.remedies import fixes_of_call, fixes_of_value
+from cnnspec.ops import Op
+from cnnspec.remedies import fixes_of_value
 from cnnspec.shapes import Shape
 from cnnspec.signatures import Bounds, Type
 
@@ -172,35 +172,6 @@ class Evaluator:
             else "give an earlier statement the label"
         )
         self.fail("E0208", f"there is no label `{label}`", origin, help=help, fixes=fixes)
-
-    def fixes_of(self, call: ir.Call, op: Op, help: str | None) -> list[Fix]:
-        """What the help of a shape rule amounts to as changes of the call."""
-        values = {name: self.places[expr.origin] for name, expr in call.args.items()}
-        return fixes_of_call(help, op.parameters, self.places.wholes.get(call.origin), values)
-
-    def refuse(self, fault: ShapeFault, op: Op, call: ir.Call, shape: Shape, made: Span | None) -> None:
-        """Reports a shape rule that does not hold, at the argument that it is about.
-
-        Args:
-            fault: What the rule says.
-            op: The operator.
-            call: Where it is called.
-            shape: What enters.
-            made: Where that was made; none for the image.
-        """
-        at = call.args[fault.argument].origin if fault.argument in call.args else call.origin
-        labels = (
-            [Label(made, f"{shapes.text(shape)} from here")] if made is not None and made != self.places[at] else []
-        )
-        caption = f"gets {shapes.text(shape)}" if fault.code.startswith("E03") else ""
-        fixes = self.fixes_of(call, op, fault.help)
-        notes: list[str] = []
-        if caption and ir.channels_last(self.image):
-            c, height, width = self.image
-            notes = [f"the image has {c} channels, and is {height} high and {width} wide: `input` takes channels first"]
-        self.fail(
-            fault.code, fault.message, at, caption=caption, labels=labels, help=fault.help, fixes=fixes, notes=notes
-        )
 
     def need_small(self, shape: Shape, origin: int) -> None:
         """Reports a tensor that is too large.
