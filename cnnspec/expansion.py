@@ -365,7 +365,7 @@ class Expansion(Conflicts):
         try:
             made = self.make(op, (x.shape,))
         except ShapeFault as fault:
-            self.refuse(fault, op, call, x.shape, self.nodes[x.node].origin if x.node != ir.IMAGE else None)
+            self.refuse(fault, op, call, x)
             return None
         return self.add(path, op, (x.node,), made, call.origin)
 

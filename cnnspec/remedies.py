@@ -42,14 +42,11 @@ def fixes_of_call(
     """
     if help is None or whole is None:
         return []
-    own = {n: at for n, at in values.items() if at and at.source is whole.source and whole.start < at.start < whole.end}
     fixes: list[Fix] = []
 
     def set_argument(name: str, value: str, said: str) -> None:
-        end = Span(whole.source, whole.end, whole.end)
-        edit = Edit(own[name], value) if name in own else Edit(end, f" {name}={value}")
-        if name in own or name not in values:
-            fixes.append(Fix(said, (edit,)))
+        if edits := settings_of(whole, values, {name: value}):
+            fixes.append(Fix(said, tuple(edits)))
 
     quoted = _WORDS.findall(help)
     if help.endswith("in front of `flatten`") and (before := _FLATTEN.search(whole.source.text, 0, whole.start)):
@@ -67,6 +64,27 @@ def fixes_of_call(
     if found := re.search(r"`slice ([0-9]+\.\.[0-9]+)`", help):
         set_argument("range", found.group(1), f"write `slice {found.group(1)}`")
     return fixes
+
+
+def settings_of(whole: Span | None, values: Mapping[str, Span | None], settings: Mapping[str, str]) -> list[Edit]:
+    """The changes that give a call some arguments; none where one of them is not written in the call.
+
+    Args:
+        whole: Where the call stands, with its arguments.
+        values: Where the values of its arguments stand, those by `default` included.
+        settings: The arguments.
+    """
+    if whole is None:
+        return []
+    edits: list[Edit] = []
+    end = Span(whole.source, whole.end, whole.end)
+    added = "".join(f" {name}={value}" for name, value in settings.items() if name not in values)
+    for name in settings.keys() & values.keys():
+        at = values[name]
+        if at is None or at.source is not whole.source or not whole.start < at.start < whole.end:
+            return []
+        edits.append(Edit(at, settings[name]))
+    return [*edits, Edit(end, added)] if added else edits
 
 
 def fixes_of_value(help: str | None, at: Span | None) -> list[Fix]:

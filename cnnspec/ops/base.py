@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 from cnnspec import shapes
 from cnnspec.shapes import ITSELF, KEEP, AxisRule, Shape, Span, is_map
-from cnnspec.signatures import Declared
+from cnnspec.signatures import Declared, Size
 
 FLOAT = 4
 """Bytes of a number in float32."""
@@ -93,6 +93,10 @@ class Op(Declared):
     def macs(self, x: Shape, y: Shape) -> int:
         """Multiply-adds for one image, for an input of shape `x` and an output of shape `y`."""
         return 0
+
+    def even(self) -> dict[str, Size | str]:
+        """The arguments with which its map is that of its input but for the stride; none where it is so."""
+        return {}
 
     def shares(self, training: bool) -> bool:
         """Whether its output lies in the memory of its input."""

@@ -101,6 +101,11 @@ class Conv(Op):
     def axis_rule(self, axis: Literal[0, 1]) -> Window:
         return Window(self.kernel[axis], self.stride[axis], self.padding()[axis], self.dilation[axis])
 
+    def even(self) -> dict[str, Size | str]:
+        odd = self.kernel[0] % 2 == self.kernel[1] % 2 == 1
+        same = (shapes.same_padding(k, d) for k, d in zip(self.kernel, self.dilation, strict=True))
+        return {"pad": "same"} if odd and self.pad not in ("same", tuple(same)) else {}
+
     def weights(self, x: Shape) -> dict[str, Shape]:
         out = self.channels(x)
         weight = {"weight": (out, x[0] // self.group_count(x), *self.kernel)}
@@ -155,6 +160,14 @@ class ConvTranspose(Op):
 
     def axis_rule(self, axis: Literal[0, 1]) -> AxisRule:
         return Spread(self.kernel[axis], self.stride[axis], self.pad[axis], self.dilation[axis], self.out_pad[axis])
+
+    def even(self) -> dict[str, Size | str]:
+        windows = [d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilation, strict=True)]
+        over = [window - stride for window, stride in zip(windows, self.stride, strict=True)]
+        pad = max(0, -(-over[0] // 2)), max(0, -(-over[1] // 2))
+        out_pad = 2 * pad[0] - over[0], 2 * pad[1] - over[1]
+        wanted = {"pad": pad, "out_pad": out_pad}
+        return {name: size for name, size in wanted.items() if size != getattr(self, name)}
 
     def weights(self, x: Shape) -> dict[str, Shape]:
         weight = {"weight": (x[0], self.c // self.groups, *self.kernel)}

@@ -7,7 +7,7 @@ from cnnspec import shapes
 from cnnspec.ops.base import INDEX, INPUT, Kept, Op, ShapeFault, need_map
 from cnnspec.ops.convolution import slide
 from cnnspec.shapes import AxisRule, Fixed, Shape, Window
-from cnnspec.signatures import CountSize, Padding
+from cnnspec.signatures import CountSize, Padding, Size
 
 
 class _Pool(Op):
@@ -31,6 +31,14 @@ class _Pool(Op):
 
     def axis_rule(self, axis: Literal[0, 1]) -> Window:
         raise NotImplementedError
+
+    def even(self) -> dict[str, Size | str]:
+        kh, kw = self.kernel
+        if kh % 2 == 0 or kw % 2 == 0:
+            return {}
+        pad = kh // 2, kw // 2
+        keeps: dict[str, Size | str] = {} if self.pad == pad else {"pad": pad}
+        return keeps if self.stride else {"stride": (1, 1), **keeps}
 
 
 class MaxPool(_Pool):
