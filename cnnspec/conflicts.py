@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from heapq import heappop, heappush
 from typing import Any
 
 from cnnspec import ir, shapes
@@ -10,25 +11,34 @@ from cnnspec.diagnostics import Edit, Fix, Label, Report, Span
 from cnnspec.expressions import evaluate
 from cnnspec.frames import Evaluator, Frame, Tensor
 from cnnspec.names import Places
-from cnnspec.ops import Op, ShapeFault
-from cnnspec.ops.join import disagreement, projection
+from cnnspec.ops import Op, ShapeFault, stacked
+from cnnspec.ops.join import SCALES, disagreement, projection
 from cnnspec.remedies import fixes_of_call, fixes_of_join, settings_of
 from cnnspec.shapes import Shape
 
 _MAX_CHAIN = 8
 """Shapes on a way that are shown."""
+_MAX_WAY = 1000
+"""Nodes on a way that are looked at."""
+_MAX_EVENED = 4
+"""Windows that one remedy changes."""
+_SIDES = slice(1, 3)
+"""Height and width of a shape."""
 
 
 class Conflicts(Evaluator):
     """Reports shapes that an operator or a join does not take.
 
     Attributes:
+        model: What is written out.
         nodes: The operators so far, in the order in which they run.
     """
 
-    def __init__(self, places: Places, report: Report, image: tuple[int, int, int]) -> None:
-        super().__init__(places, report, image)
+    def __init__(self, model: ir.Model, places: Places, report: Report) -> None:
+        super().__init__(places, report, model.input)
+        self.model = model
         self.nodes: list[ir.Node] = []
+        self._calls: dict[int, ir.Call] | None = None
 
     def fixes_of(self, call: ir.Call, op: Op, help: str | None) -> list[Fix]:
         """What the help of a shape rule amounts to as changes of the call."""
@@ -53,8 +63,8 @@ class Conflicts(Evaluator):
         if caption and ir.channels_last(self.image):
             c, height, width = self.image
             notes = [f"the image has {c} channels, and is {height} high and {width} wide: `input` takes channels first"]
-        if fault.code == "E0304" and len(way := self.changes(self.trace(x.node), axes=slice(1, 3))) > 1:
-            notes.append(f"the map on its way here: {self.chain(ir.IMAGE, way, axes=slice(1, 3))}")
+        if fault.code == "E0304" and len(way := self.changes(self.trace(x.node), _SIDES)) > 1:
+            notes.append(f"the map on its way here: {self.chain(way, _SIDES)}")
         self.fail(
             fault.code, fault.message, at, caption=caption, labels=labels, help=fault.help, fixes=fixes, notes=notes
         )
@@ -66,73 +76,83 @@ class Conflicts(Evaluator):
         inputs = [tensor.shape for _, tensor in branches]
         differ = disagreement(element.join, inputs)
         caption = f"the branches differ in {shapes.join_words(differ)}" if differ else "maps and flat features"
-        fork, *ways = self.parted([tensor for _, tensor in branches])
+        fork = self.fork(tensor.node for _, tensor in branches)
+        ways = [self.trace(tensor.node, fork) for _, tensor in branches]
         labels: list[Label] = []
         for (flow, tensor), way in zip(branches, ways, strict=True):
-            labels += self.branch_labels(flow, tensor, fork[-1], way)
+            labels += self.branch_labels(flow, tensor, way)
         free = 1 if element.join == "concat" else 0  # axes in which branches may differ
         help = fault.help
         wanted = inputs[1 if help and "the first branch" in help else 0]
-        if element.join == "add" and (projected := self.shortcut(branches, frame)):
+        if element.join == "add" and help != SCALES and (projected := self.shortcut(branches, frame)):
             help, wanted = projected
         places = [
-            (self.places.wholes.get(flow.origin), _hands_on(flow) and isinstance(flow.elements[0], ir.In))
+            (self.places.wholes.get(flow.origin), isinstance(_handed(flow), ir.In))
             for flow, tensor in branches
             if tensor.shape[free:] != wanted[free:]
         ]
         fixes = fixes_of_join(help, places)
-        if {"height", "width"} & {*differ}:
-            evened = [self.evened(flow, way) for (flow, _), way in zip(branches, ways, strict=True)]
+        if help == SCALES and (word := self.places[element.origin]):
+            fixes = [Fix(SCALES, (Edit(word, "mul"),))]
+        elif misread := self.misread(element.join, branches, frame):
+            help, fixes = misread
+        elif {"height", "width"} & {*differ}:
+            evened = dict.fromkeys(self.evened(way) for way in ways)
             fixes = [fix for fix in evened if fix] + fixes
             help = ", or ".join(dict.fromkeys(fix.help for fix in fixes)) or help
         self.fail(fault.code, fault.message, element.origin, caption=caption, labels=labels, help=help, fixes=fixes)
 
     # --- what led there --------------------------------------------------------------------------
 
-    def trace(self, node: int) -> list[int]:
-        """The nodes from the image to one of them, by the first input of each."""
-        found = [node]
-        while node != ir.IMAGE:
-            node = self.nodes[node].inputs[0]
+    def trace(self, node: int, start: int = ir.IMAGE) -> list[int]:
+        """The nodes that led from one to another, by the first input of each; of a long way the last ones."""
+        found: list[int] = []
+        while node > start and len(found) < _MAX_WAY:
             found.append(node)
+            node = self.nodes[node].inputs[0]
         return found[::-1]
 
-    def parted(self, tensors: Sequence[Tensor]) -> list[list[int]]:
-        """The nodes that led to all of some tensors, and those that led to each of them alone behind these."""
-        traces = [self.trace(tensor.node) for tensor in tensors]
-        common = next(
-            (i for i, nodes in enumerate(zip(*traces, strict=False)) if len({*nodes}) > 1), min(map(len, traces))
-        )
-        return [traces[0][:common], *(trace[common:] for trace in traces)]
+    def fork(self, nodes: Iterable[int]) -> int:
+        """The last node that led to all of some others."""
+        heads = {-node for node in nodes}  # the last one first
+        queue = sorted(heads)
+        while len(heads) > 1:
+            last = heappop(queue)
+            heads.discard(last)
+            before = -self.nodes[-last].inputs[0]
+            if before not in heads:
+                heads.add(before)
+                heappush(queue, before)
+        return -heads.pop()
 
     def shape_of(self, node: int) -> Shape:
         return self.image if node == ir.IMAGE else self.nodes[node].shape
 
     def changes(self, way: Sequence[int], axes: slice = slice(None)) -> list[int]:
         """Those nodes of a way that change the shape, or those axes of it."""
-        nodes = ((i, self.nodes[i]) for i in way if i != ir.IMAGE)
+        nodes = ((i, self.nodes[i]) for i in way)
         return [i for i, node in nodes if node.shape[axes] != self.shape_of(node.inputs[0])[axes]]
 
-    def chain(self, start: int, way: Sequence[int], axes: slice = slice(None)) -> str:
+    def chain(self, way: Sequence[int], axes: slice = slice(None)) -> str:
         """Shapes, or those axes of them, and the operators between them; of a long way the middle is left out."""
-        said = [_sizes(self.shape_of(start)[axes])]
+        said = [_sizes(self.shape_of(self.nodes[way[0]].inputs[0])[axes])]
         said += [f"{self.nodes[i].op.name} {_sizes(self.nodes[i].shape[axes])}" for i in way]
         return " -> ".join(said if len(said) <= _MAX_CHAIN else [*said[:2], "...", *said[3 - _MAX_CHAIN :]])
 
-    def branch_labels(self, flow: ir.Flow, tensor: Tensor, start: int, way: Sequence[int]) -> list[Label]:
+    def branch_labels(self, flow: ir.Flow, tensor: Tensor, way: Sequence[int]) -> list[Label]:
         """The shape of a branch at its place, or the shapes on its way, each at the operator that makes it."""
         changes, text = self.changes(way), shapes.text(tensor.shape)
         if isinstance(flow.elements[-1], (ir.In, ir.Reference)):
             text += f", {self.whence(tensor)}"
             if len(changes) > 1:
-                text += f": {self.chain(start, changes)}"
+                text += f": {self.chain(changes)}"
             return self.label(flow.origin, text)
         whole = self.places.wholes.get(flow.origin)
         steps: dict[Span, list[str]] = {}
         for i in changes:
             at = self.nodes[i].origin
             if at is None or not whole or at.source is not whole.source or not whole.start <= at.start < whole.end:
-                return self.label(flow.origin, self.chain(start, changes) if len(changes) > 1 else text)
+                return self.label(flow.origin, self.chain(changes) if len(changes) > 1 else text)
             steps.setdefault(at, []).append(shapes.text(self.nodes[i].shape))
         found = [Label(at, " -> ".join(texts[-_MAX_CHAIN:])) for at, texts in steps.items()]
         return found[-_MAX_CHAIN:] or self.label(flow.origin, text)
@@ -147,13 +167,50 @@ class Conflicts(Evaluator):
 
     # --- what would mend it ----------------------------------------------------------------------
 
+    def misread(
+        self, join: str, branches: Sequence[tuple[ir.Flow, Tensor]], frame: Frame
+    ) -> tuple[str, list[Fix]] | None:
+        """The remedy where a join means something else than what seems to be meant."""
+        if stacked([[_callee(element) for element in flow.elements] for flow, _ in branches]):
+            help = f"each statement of `{join}` is a branch of its own: put those that follow one another in `{{ }}`"
+            return f"{help}, or join them with `|`", []
+        for flow, _ in branches:
+            if flow.condition is not None and isinstance(_handed(flow), ir.In):
+                return self.left_out(flow, flow.condition)
+        handed = [(_handed(flow), x) for flow, x in branches]
+        named = [(found.label, x) for found, x in handed if isinstance(found, ir.Reference)][:_MAX_CHAIN]
+        if any(isinstance(flow.elements[0], ir.In) and not _handed(flow) for flow, _ in branches):
+            for label, x in named:
+                if frame.entering and x.node == frame.entering.node:
+                    help = f"`in` is what enters these braces, which is what `{label}` gives"
+                    name = "begin the block with `x: in`, and write" if self.calls else "write the label of"
+                    return f"{help}: {name} {'`@x`' if self.calls else 'what comes before it'}", []
+        for label, x in named:
+            for other, y in named:
+                way = self.trace(y.node, x.node)
+                direct = x.node < y.node and way and self.nodes[way[0]].inputs[0] == x.node
+                if direct and all(f".{other}." in f".{self.nodes[i].path}." for i in way):
+                    begin = "`in |`" if self.calls else "the label of what it is to read"
+                    return f"`{other}` goes on from `{label}`, which stands in front of it: begin it with {begin}", []
+        return None
+
+    def left_out(self, flow: ir.Flow, condition: ir.Expr) -> tuple[str, list[Fix]]:
+        """The remedy for `in when ...`, which passes on what enters in both cases."""
+        whole, at = self.places.wholes.get(flow.origin), self.places[condition.origin]
+        said = at.source.text[at.start : at.end] if at else "..."
+        help = f"what enters takes this branch without its `when`, too: write `if {said} {{ in }} else {{ nothing }}`"
+        if whole is None or at is None:
+            return help, []
+        written = Edit(whole.to(at), f"if {said} {{ in }} else {{ nothing }}")
+        return help, [Fix(help, (written,))]
+
     def shortcut(self, branches: Sequence[tuple[ir.Flow, Tensor]], frame: Frame) -> tuple[str, Shape] | None:
         """The remedy for a sum in which what is only handed on has another shape than what is worked out, and that shape.
 
         The projection is written in the words of the other branch: those of a block hold for all of its calls.
         """
-        made = {tensor.shape: flow for flow, tensor in branches if not _hands_on(flow)}
-        handed = {tensor.shape for flow, tensor in branches if _hands_on(flow)} - made.keys()
+        made = {tensor.shape: flow for flow, tensor in branches if not _handed(flow)}
+        handed = {tensor.shape for flow, tensor in branches if _handed(flow)} - made.keys()
         if len(made) != 1 or len(handed) != 1:
             return None
         ((wanted, flow),) = made.items()
@@ -175,14 +232,16 @@ class Conflicts(Evaluator):
                 return at.source.text[at.start : at.end]
         return str(value)
 
-    def evened(self, flow: ir.Flow, way: Sequence[int]) -> Fix | None:
-        """The change of those windows of a branch that do not keep its size but for their strides."""
-        calls = {id(self.places[call.origin]): call for call in _calls(flow.elements)}
+    def evened(self, way: Sequence[int]) -> Fix | None:
+        """The change of those windows on a way that do not keep its size but for their strides."""
+        if self._calls is None:
+            bodies = [self.model.body, *(block.body for block in self.model.blocks.values())]
+            self._calls = {id(self.places[call.origin]): call for body in bodies for call in _calls(body)}
         edits: list[Edit] = []
         said: list[str] = []
-        for i in way:
-            node = self.nodes[i]
-            call, settings = calls.get(id(node.origin)), {name: _value(size) for name, size in node.op.even().items()}
+        for node in (self.nodes[i] for i in way):
+            settings = {name: _value(size) for name, size in node.op.even().items()}
+            call = self._calls.get(id(node.origin))
             if call is None or not settings or node.origin is None:
                 continue
             values = {name: self.places[expr.origin] for name, expr in call.args.items()}
@@ -191,7 +250,7 @@ class Conflicts(Evaluator):
                 written = " ".join(f"{name}={value}" for name, value in settings.items())
                 edits += found
                 said.append(f"give the `{node.op.name}` in line {node.origin.line} `{written}`")
-        return Fix(" and ".join(said), tuple(edits)) if edits else None
+        return Fix(" and ".join(said), tuple(edits)) if 0 < len(said) <= _MAX_EVENED else None
 
 
 def _sizes(shape: Shape) -> str:
@@ -209,10 +268,17 @@ def _calls(pieces: Sequence[Any]) -> Iterator[ir.Call]:
             yield piece
         elif isinstance(piece, ir.Flow):
             yield from _calls(piece.elements)
-        elif isinstance(piece, (ir.Braces, ir.Repeat)):
+        elif isinstance(piece, (ir.Braces, ir.Repeat, ir.Join)):
             yield from _calls(piece.body)
+        elif isinstance(piece, ir.If):
+            yield from _calls((*piece.then, *piece.otherwise))
 
 
-def _hands_on(flow: ir.Flow) -> bool:
-    """Whether a pipeline only hands on what was made elsewhere."""
-    return len(flow.elements) == 1 and isinstance(flow.elements[0], (ir.In, ir.Reference))
+def _handed(flow: ir.Flow) -> ir.In | ir.Reference | None:
+    """What a pipeline hands on, where it does nothing else."""
+    element = flow.elements[0]
+    return element if len(flow.elements) == 1 and isinstance(element, (ir.In, ir.Reference)) else None
+
+
+def _callee(element: ir.Element) -> str | None:
+    return element.callee if isinstance(element, ir.Call) else None

@@ -34,9 +34,8 @@ class Expansion(Conflicts):
     """
 
     def __init__(self, model: ir.Model, places: Places, report: Report, steps: int | None = None) -> None:
-        super().__init__(places, report, model.input)
+        super().__init__(model, places, report)
         self._max_steps = min(steps or MAX_STEPS, MAX_STEPS)
-        self.model = model
         self.scopes: dict[str, str] = {}
         self.ends: dict[str, int] = {}
         self.aux_heads: list[ir.AuxHead] = []

@@ -1,10 +1,24 @@
 """The closed set of operators: the settings, shape rule, weights and counts of one in one class."""
 
+from collections.abc import Sequence
+
 from cnnspec.ops import activation, convolution, join, layout, norm, pool
-from cnnspec.ops.base import Op, ShapeFault
+from cnnspec.ops.base import Op, SameShape, ShapeFault
 from cnnspec.ops.join import Add, Concat, Mul
 
-__all__ = ["FOREIGN_ARGUMENTS", "FOREIGN_NAMES", "INFERRED", "JOINS", "OPS", "Add", "Concat", "Mul", "Op", "ShapeFault"]
+__all__ = [
+    "FOREIGN_ARGUMENTS",
+    "FOREIGN_NAMES",
+    "INFERRED",
+    "JOINS",
+    "OPS",
+    "Add",
+    "Concat",
+    "Mul",
+    "Op",
+    "ShapeFault",
+    "stacked",
+]
 
 _MODULES = (convolution, norm, activation, pool, layout, join)
 
@@ -20,6 +34,21 @@ OPS: dict[str, type[Op]] = {kind.name: kind for kind in _ALL if kind.callable}
 
 JOINS: dict[str, type[Op]] = {kind.name: kind for kind in _ALL if not kind.callable}
 """The joins, by the word in front of their braces."""
+
+
+def stacked(branches: Sequence[Sequence[str | None]]) -> bool:
+    """Whether branches seem to be meant one behind the other: a norm or an activation alone behind one ending in a layer.
+
+    Args:
+        branches: What each calls, in its order; none for an element that is no call.
+    """
+    ends = [OPS.get(branch[-1] or "") for branch in branches[:-1]]
+    alone = [OPS.get(branch[0] or "") if len(branch) == 1 else None for branch in branches[1:]]
+    return any(
+        end is not None and end.counts_as_layer and kind is not None and issubclass(kind, SameShape)
+        for end, kind in zip(ends, alone, strict=True)
+    )
+
 
 FOREIGN_NAMES = {
     "conv2d": "conv",

@@ -34,6 +34,14 @@ def _larger(first: Shape, other: Shape, window: Callable[[int], AxisRule]) -> tu
     return None
 
 
+SCALES = "write `mul`: it takes a 1x1 map as a factor of each channel"
+"""The remedy for a sum with the weights of channels."""
+
+
+def _single(shape: Shape) -> bool:
+    return shape[1:] == (1, 1)
+
+
 def projection(wanted: Shape, x: Shape) -> tuple[int, int] | None:
     """Channels and stride of the 1x1 convolution that brings the map `x` to a shape, where there is one."""
     if x[1:] == wanted[1:]:
@@ -80,7 +88,8 @@ class Add(Join):
                     "use `flatten` in every branch, or in none"  # the sums of what they are flattened to hardly agree
                 )
                 if len(other) == len(inputs[0]):
-                    help = _projection(inputs[0], other)
+                    help = SCALES if _single(other) != _single(inputs[0]) and other[0] == inputs[0][0] else None
+                    help = help or _projection(inputs[0], other)
                     help = help or "give both branches the same kernels, paddings and strides in total"
                 raise ShapeFault("E0301", "cannot add tensors of different shapes", help=help)
         return inputs[0]
@@ -99,7 +108,7 @@ class Mul(Join):
                 raise ShapeFault(
                     "E0303",
                     "cannot multiply a map with flat features",
-                    help="leave `flatten` out, or use it in every branch",
+                    help="leave `flatten` out, with `conv 1x1` for `linear`, or use it in every branch",
                 )
             channels = {result[0], other[0]} - {1}
             maps = {result[1:], other[1:]} - {(1, 1)}
