@@ -93,6 +93,9 @@ class Binder(Arguments):
             help = f"a repeat stands behind the name: `{named.name} {callee}`"
             edit = Edit(span.to(named.span), f"{named.name} {callee}")
             fixes = (Fix(f"write `{edit.text}`", (edit,), certain=True),)
+        elif callee in names.file.labels:
+            help = f"`{callee}` is a label: what it gives is `@{callee}`"
+            fixes = (Fix(help, (Edit(span, f"@{callee}"),), certain=not args),)
         elif callee in FOREIGN_NAMES:
             meant = FOREIGN_NAMES[callee]
             help = f"write `{meant}`"

@@ -172,6 +172,8 @@ class Resolver:
         if word == "valid" and type_ is not None and "same" in type_.words:
             help = "write `0` for no padding"
             fixes = (Fix(help, (Edit(node.span, "0"),), certain=True),)
+        elif word in names.file.labels:
+            help, fixes = f"`{word}` is a label, and no value: branches are joined by `concat {{ in; @{word} }}`", ()
         elif word == "classes":
             help = "state how many there are: `classes 10`"
         elif word == "in":

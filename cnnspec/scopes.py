@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from cnnspec import ir, tree
@@ -33,6 +34,12 @@ class FileScope:
     blocks: dict[str, FoundBlock] = field(default_factory=dict[str, FoundBlock])
     defaults: dict[str, dict[str, ir.Expr]] = field(default_factory=dict[str, dict[str, ir.Expr]])
     pending: set[str] = field(default_factory=set[str])
+
+    @cached_property
+    def labels(self) -> frozenset[str]:
+        """Every label of the file, wherever it stands."""
+        flows = (part for part in self.file.walk() if isinstance(part, tree.Flow))
+        return frozenset(flow.label.name for flow in flows if flow.label)
 
     def find_block(self, name: str) -> FoundBlock | None:
         """The block that a name means in this file."""
