@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any, Protocol
 
 from cnnspec.ops import OPS, Op, ShapeFault
@@ -31,7 +31,7 @@ from cnnspec.size_sets import (
     where_equal,
     where_is,
 )
-from cnnspec.symbolic import IMAGE_LENGTH, ONE, Amount, Length, PeriodLimit, SymbolicShape
+from cnnspec.symbolic import IMAGE_LENGTH, ONE, Amount, Greatest, Length, PeriodLimit, SymbolicShape, greatest
 
 Lengths = tuple[Length, Length]
 _SINGLE = (ONE, ONE)
@@ -135,6 +135,8 @@ class Features(Demand):
 
     def rectangles(self) -> list[Rectangle]:
         """By the divisors of the count; for a sum of maps, by runs of heights in which every size stays."""
+        if isinstance(self.amount, Greatest):
+            raise TooMany
         (lengths, share), *more = self.amount.terms.items()
         if not more and ONE not in lengths:
             places, rest = divmod(self.count, share)
@@ -384,7 +386,7 @@ class _Walk:
                 return sum(entering)
             if any(amount != entering[0] for amount in entering):
                 self.demand(Taken(index, op, tuple(entering)))
-            return next(amount for amount in entering if amount != 1)
+            return reduce(greatest, entering)  # those of a sum agree, and those of a product where none is 1
         amount = entering[0]
         assert isinstance(amount, Amount)
         count = amount(*self.image[1:])
@@ -392,7 +394,7 @@ class _Walk:
             self.demand(Features(index, amount, count))
         elif type(op).infer not in (SameShape.infer, OPS["flatten"].infer):
             self.demand(Taken(index, op, (amount,)))
-        return amount if y[0] == count else y[0]
+        return amount if isinstance(op, (SameShape, OPS["flatten"])) else y[0]
 
 
 def _name(node: NodeLike) -> str:

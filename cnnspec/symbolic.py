@@ -257,6 +257,8 @@ class Amount:
         return sum(count * h(height) * w(width) for (h, w), count in self.terms.items())
 
     def __add__(self, other: Amount | int) -> Amount:
+        if isinstance(other, Greatest):
+            return other + self
         added = other.terms if isinstance(other, Amount) else {(ONE, ONE): other}
         terms = dict(self.terms)
         for key, count in added.items():
@@ -295,6 +297,38 @@ class Amount:
         return f"Amount({self})"
 
 
+class Greatest(Amount):
+    """The largest of some numbers of features, each at least 1."""
+
+    __slots__ = ("amounts",)
+
+    def __init__(self, *amounts: Amount) -> None:
+        super().__init__({})
+        self.amounts = frozenset(amounts)
+
+    def __call__(self, height: int, width: int) -> int:
+        return max(amount(height, width) for amount in self.amounts)
+
+    def __add__(self, other: Amount | int) -> Amount:
+        return Greatest(*(amount + other for amount in self.amounts))
+
+    __radd__ = __add__
+
+    def __mul__(self, other: Amount | int) -> Amount:
+        return Greatest(*(amount * other for amount in self.amounts))
+
+    __rmul__ = __mul__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Greatest) and self.amounts == other.amounts
+
+    def __hash__(self) -> int:
+        return hash(self.amounts)
+
+    def __format__(self, spec: str) -> str:
+        return f"max({', '.join(sorted(format(amount, spec) for amount in self.amounts))})"
+
+
 def _term(height: Length, width: Length, count: str) -> str:
     factors = [length.text(letter) for length, letter in ((height, "H"), (width, "W")) if length != ONE]
     if len(factors) == 1 and count == "1":
@@ -315,13 +349,17 @@ def greatest(one: Amount | int, other: Amount | int) -> Amount | int:
         lengths = [_length(size, axis) for size in (one, other)]
         if lengths[0] is not None and lengths[1] is not None:
             return amount(lengths[0].greatest(lengths[1]))
-    return one if isinstance(one, Amount) else other  # flat features, which have to agree
+    if isinstance(one, Amount) and isinstance(other, Amount):
+        return Greatest(one, other)
+    return one if isinstance(one, int) else other  # the amount is so much, or 1
 
 
 def _length(size: Amount | int, axis: int) -> Length | None:
     """The height (0) or width (1) that an amount is alone."""
     if isinstance(size, int):
         return Length.of(1, 0, (size,))
+    if isinstance(size, Greatest):
+        return None
     ((lengths, count), *more) = size.terms.items()
     return lengths[axis] if not more and count == 1 and lengths[1 - axis] == ONE and lengths[axis] != ONE else None
 

@@ -7,7 +7,7 @@ import itertools
 import pickle
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import cnnspec
@@ -464,3 +464,77 @@ def test_a_long_chain_survives_pickling() -> None:
 @pytest.mark.parametrize("period", [2, 9, 15])
 def test_a_function_has_one_form_whatever_its_period(period: int) -> None:
     assert Length.of(period, period, tuple(range(period))) == IMAGE_LENGTH
+
+
+# --- flat features -------------------------------------------------------------------------------
+
+MAPS = (
+    "",
+    "maxpool 8 | ",
+    "avgpool 4 | ",
+    "maxpool 3 stride=2 | ",
+    "global_avgpool | ",
+    "conv 1 2 | ",
+    "conv 1 2 stride=8 | ",
+)
+FEATURES = (
+    "",
+    " | relu",
+    " | dropout 0.1",
+    " | linear 5",
+    " | slice 0..1",
+    " | slice 0..4",
+    " | slice 0..64",
+    " | slice 2..7",
+)
+
+
+@st.composite
+def flat_specs(draw: st.DrawFn) -> str:
+    branch = st.builds("{}flatten{}{}".format, *map(st.sampled_from, (MAPS, FEATURES, FEATURES)))
+    joined = st.builds(
+        "{} {{ {} }}".format,
+        st.sampled_from(("add", "mul", "concat")),
+        st.lists(branch, min_size=2, max_size=3).map("; ".join),
+    )
+    more = draw(
+        st.lists(
+            st.builds(
+                "x: in{}\nmul {{ {} }}\n".format,
+                st.sampled_from(FEATURES),
+                st.sampled_from(("@x; in", "in | slice 0..1; @x", "@x; linear 1", "relu; @x | slice 0..5")),
+            ),
+            max_size=1,
+        )
+    )
+    return f"input 1x8x8\n{draw(st.one_of(branch, joined))}\n{''.join(more)}{draw(st.sampled_from(('', 'linear 3', 'relu')))}\n"
+
+
+@given(flat_specs())
+@settings(max_examples=300, deadline=None)
+@example("input 1x8x8\npad [0,-7,0,0] | flatten\nmul {\nrelu\nin | slice 0..8\n}\n")
+@example("input 1x8x8\nflatten | slice 0..64 | linear 3\n")
+@example("input 1x8x8\nmul {\nmaxpool 8 | flatten\nflatten | slice 0..5\n}\nlinear 3\n")
+@example("input 1x8x8\nmul { maxpool 8 | flatten ; avgpool 4 | flatten }\n")
+@example(
+    "input 1x8x8\nconcat { mul { maxpool 8 | flatten; avgpool 4 | flatten }; flatten; mul { flatten; maxpool 8 | flatten } }\n"
+)
+@example("input 1x8x8\nmul { mul { maxpool 8 | flatten; avgpool 4 | flatten }; flatten }\nlinear 2\n")
+def test_the_set_and_the_shapes_of_flat_features(text: str) -> None:
+    try:
+        graph = loads(text)
+    except CnnspecError:
+        return
+    sizes = [(n, m) for n in (1, 2, 3, 4, 7, 8, 9, 16, 17, 24) for m in (1, 4, 5, 8, 16, 40, 64)]
+    rectangles = graph.sizes.rectangles
+    for height, width in sizes:
+        accepted = graph.accepts(height, width)
+        assert accepted == takes(graph, height, width), (height, width)
+        if rectangles is not None:
+            assert accepted == any(height in high and width in wide for high, wide in rectangles), (height, width)
+        if accepted:
+            known = graph.at(height, width)
+            symbolic = graph.symbolic
+            assert at(symbolic.macs, height, width) == known.macs
+            for node, other in zip(known.nodes, symbolic.nodes, strict=True):
+                assert tuple(at(size, height, width) for size in other.shape) == node.shape, (node, other)
