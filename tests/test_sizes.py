@@ -444,8 +444,14 @@ def test_lengths_and_amounts_as_values() -> None:
     assert greatest(height, 1) == greatest(1, height) == height
     assert str(greatest(height, 4)) == "max(4, H)"
     flat = height * Amount.width(IMAGE_LENGTH)
-    assert greatest(flat, 9) == greatest(9, flat) == flat
-    assert greatest(2 * height, height) == 2 * height
+    assert greatest(flat, 9) == greatest(9, flat) == 9  # where both can be multiplied it is 9, or 1
+    larger = greatest(flat, 2 * height)
+    assert isinstance(larger, Amount)
+    assert str(flat + 3 * larger) == "max(4*H*W, H*W + 6*H)"
+    assert [larger(5, n) for n in (1, 2, 3)] == [10, 10, 15]
+    assert str(greatest(larger, 9 * flat)) == "max(9*H*W, max(2*H, H*W))"
+    assert larger == greatest(2 * height, flat)
+    assert hash(larger) == hash(greatest(2 * height, flat))
 
 
 def test_functions_are_forgotten_when_there_are_very_many(monkeypatch: pytest.MonkeyPatch) -> None:
