@@ -10,7 +10,7 @@ from cnnspec import ir, shapes
 from cnnspec.diagnostics import Diagnostic, Edit, Fix, Report
 from cnnspec.expansion import Expansion, LimitReached
 from cnnspec.expressions import evaluate, kind_of, show
-from cnnspec.limits import MAX_HUGE, MAX_PARAMETERS, MAX_PERIOD
+from cnnspec.limits import MAX_HUGE, MAX_PARAMETERS
 from cnnspec.names import Places
 from cnnspec.symbolic import PeriodLimit
 
@@ -83,8 +83,7 @@ def check(
     try:
         _ = graph.sizes
     except PeriodLimit as limit:
-        message = f"the strides on the way here multiply to more than the limit of {MAX_PERIOD:,}"
-        report.add(Diagnostic("E0405", message, graph.nodes[limit.node].origin, help="use smaller strides"))
+        report.add(Diagnostic("E0405", limit.message, graph.nodes[limit.node].origin, help="use smaller strides"))
     for expect in model.expects:
         _contract(graph, expect, places, report)
     return None if report.failed else graph

@@ -28,6 +28,8 @@ Sights = list[tuple[Sight, ...]]
 """Pairs of a sight along the height and one along the width."""
 
 MAX_PATHS = 16
+MAX_PLACES = 500_000
+"""Places that are looked at, over all maps of a network."""
 
 
 def fields(graph: Graph) -> list[tuple[int | None, int | None]]:
@@ -43,12 +45,14 @@ def _extent(span: Span | None) -> int | None:
 def _spans(graph: Graph, axis: Literal[0, 1]) -> list[Span | None]:
     """What a place of each node's output sees of the image along an axis."""
     found: list[Span | None] = []
+    places = 0
     for node in graph.nodes:
         size, paths = _size(node.shape, axis), list[Span | None]()
         for source, shape in zip(node.inputs, graph.input_shapes(node), strict=True):
             before = ITSELF if source == IMAGE else found[source]
             own = node.op.span(axis, _size(shape, axis), size)
-            paths.append(None if before is None or own is None else _behind(before, own))
+            paths.append(None if before is None or own is None or places > MAX_PLACES else _behind(before, own))
+            places += len(paths[-1].low) if paths[-1] is not before and paths[-1] else 0
         found.append(paths[0] if len(paths) == 1 else _union(paths))
     return found
 
@@ -97,18 +101,22 @@ def _over(span: Span, period: int) -> tuple[Sequence[int], Sequence[int]]:
     return low, high
 
 
-def sights(graph: Graph) -> list[Sights]:
-    """For each node what every place along its height and along its width sees of the image.
+def sights(graph: Graph) -> list[Sights] | None:
+    """For each node what every place along its height and along its width sees of the image; none where that is long.
 
     A place sees what is in a row and in a column that it sees. There are several such products only where
     places see nothing through one path, as between the places of a `conv_transpose`.
     """
     found: list[Sights] = []
+    places = 0
     image: Sights = [tuple([1 << place for place in range(graph.input_shape[1 + axis])] for axis in AXES)]
     for node in graph.nodes:
         paths: Sights = []
         for source, shape in zip(node.inputs, graph.input_shapes(node), strict=True):
+            if places > MAX_PLACES:
+                return None
             reads = [node.op.reads(axis, _size(shape, axis), _size(node.shape, axis)) for axis in AXES]
+            places += sum(1 + len(places_read) for read in reads if read for places_read in read)
             for sight in image if source == IMAGE else found[source]:
                 paths.append(
                     tuple(

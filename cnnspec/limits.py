@@ -27,6 +27,8 @@ MAX_FILE_DEPTH = 8
 """Files that take from files that take from files."""
 MAX_PERIOD = 4_096
 """To which the strides of one axis may multiply; places after which a receptive field repeats."""
+MAX_LENGTHS = 500_000
+"""Values that say all sizes of a network's maps, and its flat features, for an image of any size."""
 MAX_STEPS = 4 * MAX_NODES
 """Elements that are entered while a network is written out, those without an operator included."""
 MAX_EVALUATIONS = 200_000

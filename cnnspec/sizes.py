@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from typing import Any, Protocol
 
+from cnnspec.limits import MAX_LENGTHS
 from cnnspec.ops import OPS, Op, ShapeFault
 from cnnspec.ops.base import SameShape
 from cnnspec.shapes import Shape, is_map
@@ -31,7 +32,17 @@ from cnnspec.size_sets import (
     where_equal,
     where_is,
 )
-from cnnspec.symbolic import IMAGE_LENGTH, ONE, Amount, Greatest, Length, PeriodLimit, SymbolicShape, greatest
+from cnnspec.symbolic import (
+    IMAGE_LENGTH,
+    ONE,
+    Amount,
+    Greatest,
+    Length,
+    LengthsLimit,
+    PeriodLimit,
+    SymbolicShape,
+    greatest,
+)
 
 Lengths = tuple[Length, Length]
 _SINGLE = (ONE, ONE)
@@ -150,7 +161,7 @@ class Features(Demand):
         least = max((length.least(1) or 1 for length in widths), default=1)
         height = max((length.least(1) or 1 for length in heights), default=1)
         while True:
-            spend(64)
+            spend(32 + 32 * len(self.amount.terms))
             after = min((n for length in heights if (n := length.least(length(height) + 1))), default=None)
             wide = interval(lambda n, h=height: self.amount(h, n), self.count, least, bool(widths))
             if wide:
@@ -305,8 +316,8 @@ def derive(nodes: Sequence[NodeLike], image: tuple[int, int, int]) -> Sizes:
     for index, node in enumerate(nodes):
         try:
             walk.enter(index, node)
-        except PeriodLimit:
-            raise PeriodLimit(index) from None
+        except PeriodLimit as limit:
+            raise type(limit)(index) from None
     names = {demand.node: _name(nodes[demand.node]) for demand in walk.demands.values()}
     declared = (image[1], image[2])
     main = sum(node.aux is None for node in nodes)
@@ -323,6 +334,17 @@ class _Walk:
         self.features: list[Amount | int] = []
         self.demands: dict[object, Demand] = {}
         self._ways: dict[tuple[int, Lengths], Lengths] = {}
+        self._values = 0
+
+    def spend(self, values: int) -> None:
+        """Counts values that say a size.
+
+        Raises:
+            LengthsLimit: They are more than the limit.
+        """
+        self._values += values
+        if self._values > MAX_LENGTHS:
+            raise LengthsLimit
 
     def demand(self, demand: Demand) -> None:
         key = (type(demand), *(value for name, value in vars(demand).items() if name != "node"))
@@ -358,7 +380,8 @@ class _Walk:
             rule = op.axis_rule(axis)
             if rule.least > 1:
                 self.demand(Enough(index, axis, before[axis], rule.least))
-            after.append(before[axis].through(rule))
+            after.append(length := before[axis].through(rule))
+            self.spend(length.period + length.start)
         both = self._ways[id(op), before] = (after[0], after[1])
         return both
 
@@ -371,6 +394,7 @@ class _Walk:
                 if _SINGLE not in (first, other):
                     self.demand(Factors(index, first, other))
                 first = (first[0].greatest(other[0]), first[1].greatest(other[1]))
+                self.spend(sum(length.period + length.start for length in first))
             else:
                 for axis in (0, 1):
                     if first[axis] != other[axis]:
@@ -383,6 +407,7 @@ class _Walk:
             return y[0]
         if len(entering) > 1:
             if op.name == "concat":
+                self.spend(sum(4 * len(amount.terms) for amount in entering if isinstance(amount, Amount)))
                 return sum(entering)
             if any(amount != entering[0] for amount in entering):
                 self.demand(Taken(index, op, tuple(entering)))

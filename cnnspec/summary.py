@@ -205,8 +205,8 @@ def summarise(graph: Graph, batch: int = 1, *, symbolic: bool = False) -> Summar
     """
     shown = graph.symbolic if symbolic else graph
     counts, live, reach = count(shown), live_memory(graph), fields(graph)
-    near = max(graph.input_shape) <= MAX_SIDE
-    sight = [centre(seen) for seen in sights(graph)] if near else [None] * len(graph.nodes)
+    seen = sights(graph) if max(graph.input_shape) <= MAX_SIDE else None
+    sight = [centre(each) for each in seen] if seen else [None] * len(graph.nodes)
     kinds: dict[str, str] = dict(graph.scopes)
     sums: dict[str, list[int]] = {"": [0] * 7}
     last: dict[str, int] = {}

@@ -7,13 +7,14 @@ rules. A `Length` is that function in its one normal form: equal functions are o
 from __future__ import annotations
 
 import math
+from itertools import chain
 from typing import ClassVar
 
-from cnnspec.limits import MAX_PERIOD
+from cnnspec.limits import MAX_LENGTHS, MAX_PERIOD
 from cnnspec.shapes import AxisRule, quotient
 
-_MAX_KNOWN = 20_000
 _MAX_TERMS = 6
+_MAX_AMOUNTS = 16
 
 
 class PeriodLimit(Exception):
@@ -23,9 +24,17 @@ class PeriodLimit(Exception):
         node: The operator with the last of them.
     """
 
+    message = f"the strides on the way here multiply to more than the limit of {MAX_PERIOD:,}"
+
     def __init__(self, node: int = 0) -> None:
         super().__init__(node)
         self.node = node
+
+
+class LengthsLimit(PeriodLimit):
+    """The sizes up to an operator take more values to say than the limit."""
+
+    message = f"the sizes up to here, for an image of any size, take more than the limit of {MAX_LENGTHS:,} values"
 
 
 class Length:
@@ -42,6 +51,7 @@ class Length:
     __slots__ = ("_hash", "_through", "cycle", "head", "period", "source", "step")
 
     _known: ClassVar[dict[tuple[int, int, tuple[int, ...], tuple[int, ...]], Length]] = {}
+    _values: ClassVar[int] = 0
 
     period: int
     step: int
@@ -73,10 +83,12 @@ class Length:
         key = (period, step, cycle, head[:end])
         known = cls._known.get(key)
         if known is None:
-            if len(cls._known) > _MAX_KNOWN:
+            Length._values += len(cycle) + end + 1
+            if Length._values > MAX_LENGTHS:
                 for other in cls._known.values():
                     other._through.clear()
                 cls._known.clear()
+                Length._values = 0
             known = cls.__new__(cls)
             known.period, known.step, known.cycle, known.head = key
             known.source, known._through, known._hash = source, {}, hash(key)
@@ -298,13 +310,20 @@ class Amount:
 
 
 class Greatest(Amount):
-    """The largest of some numbers of features, each at least 1."""
+    """The largest of some numbers of features, each at least 1.
+
+    Raises:
+        LengthsLimit: They are more than a few.
+    """
 
     __slots__ = ("amounts",)
 
     def __init__(self, *amounts: Amount) -> None:
         super().__init__({})
-        self.amounts = frozenset(amounts)
+        inner = (amount.amounts if isinstance(amount, Greatest) else (amount,) for amount in amounts)
+        self.amounts = frozenset(chain.from_iterable(inner))
+        if len(self.amounts) > _MAX_AMOUNTS:
+            raise LengthsLimit
 
     def __call__(self, height: int, width: int) -> int:
         return max(amount(height, width) for amount in self.amounts)

@@ -32,7 +32,7 @@ from cnnspec.size_sets import (
     where_is,
 )
 from cnnspec.sizes import Features
-from cnnspec.symbolic import IMAGE_LENGTH, ONE, Amount, Length, PeriodLimit, greatest
+from cnnspec.symbolic import IMAGE_LENGTH, ONE, Amount, Greatest, Length, LengthsLimit, PeriodLimit, greatest
 from cnnspec.testing import specs
 
 SIZES = range(1, 61)
@@ -447,10 +447,12 @@ def test_lengths_and_amounts_as_values() -> None:
     assert greatest(flat, 9) == greatest(9, flat) == 9  # where both can be multiplied it is 9, or 1
     larger = greatest(flat, 2 * height)
     assert isinstance(larger, Amount)
-    assert str(flat + 3 * larger) == "max(4*H*W, H*W + 6*H)"
+    assert str(flat + 3 * larger) == "max(4*H*W, 6*H + H*W)"
     assert [larger(5, n) for n in (1, 2, 3)] == [10, 10, 15]
-    assert str(greatest(larger, 9 * flat)) == "max(9*H*W, max(2*H, H*W))"
+    assert str(greatest(larger, 9 * flat)) == "max(2*H, 9*H*W, H*W)"
     assert larger == greatest(2 * height, flat)
+    with pytest.raises(LengthsLimit):
+        _ = greatest(Greatest(*(n * height for n in range(1, 10))), Greatest(*(n * height for n in range(9, 18))))
     assert hash(larger) == hash(greatest(2 * height, flat))
 
 

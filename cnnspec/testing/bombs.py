@@ -129,6 +129,11 @@ BOMBS: dict[str, Placed] = {
     "huge_padding": _spec("pad 999999999 | pad 999999999"),
     "tower_of_upsamples": _spec("upsample 1000\n" * 100),
     "tower_of_strides": _spec("maxpool 1x1 stride=4\nconv_transpose 3x3 3 stride=3\n" * 30),
+    "many_sizes": _spec("conv 1 1 stride=4096\nrepeat 4000 as i { pad i+1 | pad -(i+1) }"),
+    "many_flattened_maps": _spec(
+        "x: relu\nflatten\nrepeat 700 as i { concat { in; @x | maxpool i+1 | flatten } }\nlinear 2",
+        "network bomb\ninput 1x3000x3000\n",
+    ),
     "doubling_channels": _spec("concat { in; in }\n" * 60),
     "large_groups": _spec("conv 1x1 999999936 | gn 999999937", "network t\ninput 1x1x1\n"),
     # form
