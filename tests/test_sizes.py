@@ -457,7 +457,7 @@ def test_lengths_and_amounts_as_values() -> None:
 
 
 def test_functions_are_forgotten_when_there_are_very_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(symbolic, "_MAX_KNOWN", 3)
+    monkeypatch.setattr(symbolic, "MAX_LENGTHS", 30)
     lengths = [compose([Times(n), Window(3, 2)]) for n in range(1, 12)]
     assert lengths == [compose([Times(n), Window(3, 2)]) for n in range(1, 12)]
 
