@@ -147,6 +147,8 @@ class Conflicts(Evaluator):
             if len(changes) > 1:
                 text += f": {self.chain(changes)}"
             return self.label(flow.origin, text)
+        if changes == way[:1]:  # its first operator alone
+            return self.label(flow.origin, text)
         whole = self.places.wholes.get(flow.origin)
         steps: dict[Span, list[str]] = {}
         for i in changes:
