@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from cnnspec import ir, tree
@@ -17,7 +17,7 @@ from cnnspec.diagnostics import Diagnostic, Edit, Fix, Label, Report, Span
 from cnnspec.expressions import ExprFault, UnknownShape, evaluate
 from cnnspec.library import standard_block, standard_blocks
 from cnnspec.names import FILLED, Fault, Names, Resolver
-from cnnspec.ops import OPS
+from cnnspec.ops import OPS, stacked
 from cnnspec.scopes import FileScope
 from cnnspec.signatures import Parameter
 
@@ -119,6 +119,12 @@ class _Lints:
                 self.label(part, part.label, referred)
             elif isinstance(part, (tree.Call, tree.Each)):
                 self.arguments(part)
+            elif isinstance(part, tree.Join):
+                self.branches(part)
+        for flow in (part for part in parts if isinstance(part, tree.Flow) and part.condition is not None):
+            if len(flow.elements) == 1 and isinstance(flow.elements[0], tree.In):
+                help = "`in` flows on without it, too; a branch that may be absent is `if ... { in } else { nothing }`"
+                self.say("W0105", "`when` has no effect on `in`", flow.span, help)
         defaults = [s for s in self.file.statements if isinstance(s, tree.Default)]
         named = {name for s in self.file.statements if not isinstance(s, tree.Default) for name in _names(s)}
         for statement in defaults if not self.extends else ():
@@ -270,6 +276,17 @@ class _Lints:
             given = (given, given)
         return type(given) is type(default) and given == default
 
+    def branches(self, join: tree.Join) -> None:
+        """Reports statements in lines of their own that seem to be meant behind one another, and are branches."""
+        flows = [statement for statement in join.body if isinstance(statement, tree.Flow)]
+        called = [[e.callee if isinstance(e, tree.Call) else None for e in flow.elements] for flow in flows]
+        if stacked(called) and len({flow.span.line for flow in flows}) == len(flows):
+            message = (
+                f"each statement of `{join.kind}` is a branch of its own, and one is a norm or an activation alone"
+            )
+            help = "put those that follow one another in `{ }`, or join them with `|`"
+            self.say("W0115", message, join.span, help)
+
     # --- the network -----------------------------------------------------------------------------
 
     def network(self, graph: ir.Graph) -> None:
@@ -280,6 +297,10 @@ class _Lints:
         for index, node in enumerate(graph.nodes):
             if getattr(node.op, "bias", False) and "bias" in node.weights and self.own(node):
                 self.bias(node, readers[index])
+        joins = {part.span.start: part for part in self.file.walk() if isinstance(part, tree.Join)}
+        for start, inputs in {n.origin.start: n.inputs for n in graph.nodes if n.origin and self.own(n)}.items():
+            if start in joins:
+                self.twice(joins[start], inputs)
         for output in (graph.output, *(head.output for head in graph.aux)):
             self.last(graph, output)
             self.activated(graph.nodes[output])
@@ -292,6 +313,21 @@ class _Lints:
 
     def own(self, node: ir.Node) -> bool:
         return node.origin is not None and node.origin.source is self.file.source
+
+    def twice(self, join: tree.Join, inputs: Sequence[int]) -> None:
+        """Reports branches of a join that hand on one tensor by two names."""
+        flows = [statement for statement in join.body if isinstance(statement, tree.Flow)]
+        names: dict[int, str] = {}
+        for flow, node in zip(flows, inputs, strict=False) if len(flows) == len(inputs) else ():
+            element = flow.elements[0] if len(flow.elements) == 1 else None
+            name = f"@{element.label}" if isinstance(element, tree.Reference) else "in"
+            if isinstance(element, (tree.In, tree.Reference)) and names.setdefault(node, name) != name:
+                within = any(block.span.start < join.span.start < block.span.end for block in self.blocks.values())
+                before = (
+                    "what enters the block: begin it with `x: in`, and write `@x`" if within else "an earlier label"
+                )
+                help = f"`in` is what enters the braces of `{join.kind}`; what was meant may be {before}"
+                self.say("W0115", f"`{names[node]}` and `{name}` are one tensor here", join.span, help)
 
     def bias(self, node: ir.Node, readers: list[ir.Node]) -> None:
         """Reports a bias that is subtracted again at once with the mean of its channel."""
