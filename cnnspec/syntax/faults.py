@@ -121,6 +121,16 @@ def _unfinished(at: Place) -> Meaning | None:
     return None
 
 
+def _else(at: Place) -> Meaning | None:
+    """An `else` that nothing goes on with, and names that are spelt so."""
+    if at.word != "else":
+        return None
+    if re.match(r"else\s*\{", at.rest) and (parted := re.search(r"\}(\s*;)\s*$", at.before)):
+        fix = at.fix("remove the `;`", (at.line + parted.start(1), at.line + parted.end(1), ""), certain=True)
+        return Meaning(f"`else` goes on behind the `}}` of its `if`: {fix.help}", [fix])
+    return Meaning("`else` stands behind the `}` of an `if`, `if deep { ... } else { ... }`; nothing can be called so")
+
+
 def _references(at: Place) -> Meaning | None:
     """Labels without their `@`, files without their quotes, and what lacks its `from`."""
     if at.expected == {"REFERENCE"} and re.match(r"[A-Za-z_]\w*", at.rest):
@@ -326,6 +336,7 @@ _RULES: tuple[Callable[[Place], Meaning | None], ...] = (
     foreign.lists,
     foreign.entries,
     foreign.first_words,
+    _else,
     _blocks_and_groups,
     _references,
     _unfinished,
