@@ -54,13 +54,9 @@ class Compilation:
     @cached_property
     def found(self) -> list[Diagnostic]:
         """Errors and lints in the order of their places; lints where there is no error."""
-        if self.tree is not None and not self.report.failed:
-            try:
-                for diagnostic in lint(self.tree, self.graph):
-                    self.report.add(diagnostic)
-            except TooManyFaults:
-                pass
-        return self.report.sorted()
+        if self.tree is None or self.report.failed:
+            return self.report.sorted()
+        return lint(self.tree, self.graph)
 
     @cached_property
     def diagnostics(self) -> list[Diagnostic]:
