@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import isfinite
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from cnnspec.elaborate import elaborate
 from cnnspec.expressions import ExprFault, UnknownShape, evaluate
 from cnnspec.formatting import format_file
 from cnnspec.library import SUFFIX, Library, read_text, shipped_specs
+from cnnspec.limits import MAX_LITERAL, MAX_NAME
 from cnnspec.lints import lint
 from cnnspec.names import Fault, Names
 from cnnspec.remedies import prove
@@ -162,21 +164,34 @@ def _value(key: str, value: Any) -> Any:
                 report.add(Diagnostic(fault.code, str(fault)))
             except (Fault, UnknownShape):
                 pass
-        if value.isidentifier():
+        if value.isidentifier() and len(value) <= MAX_NAME:
             return value
         raise failure(
             "E0204",
-            f"`{key}={value}` is not a value",
+            f"`{key}={value if len(value) <= MAX_NAME else value[:MAX_NAME] + '...'}` is not a value",
             notes=[f"as an expression: {found.message}" for found in report.diagnostics[:1]],
             help="give a number, a size like 3x3, true or false, or the name of an operator",
         )
-    if type(value) not in (bool, int, float, tuple):
-        raise failure(
-            "E0204",
-            f"`{key}` cannot be {value!r}",
-            help="give a number, a size, a truth value, or the name of an operator",
-        )
+    _require_value(key, value)
     return value
+
+
+def _require_value(key: str, value: Any) -> None:
+    """Refuses objects of Python that are no value of the language, in which numbers are finite and limited."""
+    kind: type[Any] = type(value)
+    parts: tuple[Any, ...] = value if kind is tuple else (value,)
+    what = None
+    if kind not in (bool, int, float, tuple):
+        what = f"`{key}` cannot be a value of the type `{kind.__name__}`"
+    elif kind is tuple and [type(part) for part in parts] != [int, int]:
+        what = f"`{key}` is a tuple, but not of two integers"
+    elif kind is float and not isfinite(value):
+        what = f"`{key}` cannot be {value}"
+    if what is not None:
+        help = "give a number, a size like `(3, 3)`, a truth value, or the name of an operator"
+        raise failure("E0204", what, help=help)
+    if any(abs(part) > MAX_LITERAL for part in parts):
+        raise failure("E0405", f"`{key}` is larger than the limit of {MAX_LITERAL}", help="give a smaller number")
 
 
 def locate(path_or_name: str | Path) -> tuple[Path, str]:
