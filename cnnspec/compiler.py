@@ -15,7 +15,7 @@ from functools import cached_property
 from math import isfinite
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from cnnspec import ir, tree
 from cnnspec.binding import Binder
@@ -176,16 +176,16 @@ def _value(key: str, value: Any) -> Any:
     return value
 
 
-def _require_value(key: str, value: Any) -> None:
+def _require_value(key: str, value: object) -> None:
     """Refuses objects of Python that are no value of the language, in which numbers are finite and limited."""
-    kind: type[Any] = type(value)
-    parts: tuple[Any, ...] = value if kind is tuple else (value,)
+    kind = type(value)
+    parts = cast("tuple[Any, ...]", value) if kind is tuple else (cast(Any, value),)
     what = None
     if kind not in (bool, int, float, tuple):
         what = f"`{key}` cannot be a value of the type `{kind.__name__}`"
     elif kind is tuple and [type(part) for part in parts] != [int, int]:
         what = f"`{key}` is a tuple, but not of two integers"
-    elif kind is float and not isfinite(value):
+    elif kind is float and not isfinite(parts[0]):
         what = f"`{key}` cannot be {value}"
     if what is not None:
         help = "give a number, a size like `(3, 3)`, a truth value, or the name of an operator"

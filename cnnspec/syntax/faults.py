@@ -13,7 +13,7 @@ from cnnspec.syntax.foreign import operator_behind
 from cnnspec.syntax.place import Meaning, Place
 from cnnspec.syntax.words import FUNCTIONS, SCHEMES, TOP_WORDS
 
-_MEANT = {"×": "x", "–": "-", "—": "-", "−": "-", "“": '"', "”": '"', "\u00a0": " ", "，": ",", "；": ";", "：": ":"}
+_MEANT = {"×": "x", "–": "-", "—": "-", "−": "-", "“": '"', "”": '"', "，": ",", "；": ";", "：": ":"}
 """What a character that is not part of the language stands for."""
 
 _NAMED = r"([A-Za-z_][A-Za-z0-9_]*)(\s*)$"
