@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any, cast
 
 from cnnspec import ir, shapes
-from cnnspec.diagnostics import Diagnostic, Edit, Fix, Report
+from cnnspec.diagnostics import Diagnostic, Edit, Fix, Report, Span
 from cnnspec.expansion import Expansion, LimitReached
 from cnnspec.expressions import evaluate, kind_of, show
 from cnnspec.limits import MAX_HUGE, MAX_PARAMETERS
 from cnnspec.names import Places
 from cnnspec.symbolic import PeriodLimit
 
-_RELATIONS: dict[str, Callable[[Any, Any], bool]] = {
-    "==": operator.eq,
-    "!=": operator.ne,
-    "<=": operator.le,
-    ">=": operator.ge,
-    "<": operator.lt,
-    ">": operator.gt,
+_RELATIONS: dict[str, Callable[[Any, Any, Any], bool]] = {
+    "==": lambda figure, wanted, slack: abs(figure - wanted) <= slack,
+    "!=": lambda figure, wanted, slack: abs(figure - wanted) > slack,
+    "<=": lambda figure, wanted, slack: figure <= wanted + slack,
+    ">=": lambda figure, wanted, slack: figure >= wanted - slack,
+    "<": lambda figure, wanted, slack: figure < wanted + slack,
+    ">": lambda figure, wanted, slack: figure > wanted - slack,
 }
-
+"""How a figure is held against what is wanted, and by how much it may miss it."""
 
 _NUMBERS = ("an integer", "a number")
 _FIGURES = {"params": "parameter_count", "macs": "macs", "depth": "depth"}
@@ -156,13 +156,17 @@ def _contract(graph: ir.Graph, expect: ir.Expect, places: Places, report: Report
             )
         )
         return
+    if is_shape and expect.within is not None:
+        at, help = places[expect.value.origin], "remove the `within`"
+        fixes = (Fix(help, (Edit(Span(at.source, at.end, span.end), ""),), certain=True),) if at and span else ()
+        message = "`within` has no meaning for `output`, whose sizes are held exactly"
+        report.add(Diagnostic("E0204", message, span, help=help, fixes=fixes))
+        return
     if is_shape:
-        holds = expect.relation in ("==", "!=") and _RELATIONS[expect.relation](figure, wanted)
-    elif expect.within is not None and expect.relation == "==":
-        holds = abs(figure - wanted) <= expect.within * abs(wanted)
+        holds = expect.relation in ("==", "!=") and (figure == wanted) == (expect.relation == "==")
     else:
-        slack = 1 + (expect.within or 0) * (1 if expect.relation in ("<=", "<") else -1)
-        holds = _RELATIONS[expect.relation](figure, wanted * slack if expect.within else wanted)
+        slack = Fraction(str(expect.within or 0)) * abs(wanted)
+        holds = _RELATIONS[expect.relation](figure, wanted, slack)
     if not holds:
         said = shapes.text(graph.output_shape) if is_shape else f"{figure:,}"
         close = ""

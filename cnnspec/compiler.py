@@ -12,9 +12,10 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import isfinite
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from cnnspec import ir, tree
 from cnnspec.binding import Binder
@@ -24,6 +25,7 @@ from cnnspec.elaborate import elaborate
 from cnnspec.expressions import ExprFault, UnknownShape, evaluate
 from cnnspec.formatting import format_file
 from cnnspec.library import SUFFIX, Library, read_text, shipped_specs
+from cnnspec.limits import MAX_LITERAL, MAX_NAME
 from cnnspec.lints import lint
 from cnnspec.names import Fault, Names
 from cnnspec.remedies import prove
@@ -54,13 +56,9 @@ class Compilation:
     @cached_property
     def found(self) -> list[Diagnostic]:
         """Errors and lints in the order of their places; lints where there is no error."""
-        if self.tree is not None and not self.report.failed:
-            try:
-                for diagnostic in lint(self.tree, self.graph):
-                    self.report.add(diagnostic)
-            except TooManyFaults:
-                pass
-        return self.report.sorted()
+        if self.tree is None or self.report.failed:
+            return self.report.sorted()
+        return lint(self.tree, self.graph)
 
     @cached_property
     def diagnostics(self) -> list[Diagnostic]:
@@ -166,21 +164,34 @@ def _value(key: str, value: Any) -> Any:
                 report.add(Diagnostic(fault.code, str(fault)))
             except (Fault, UnknownShape):
                 pass
-        if value.isidentifier():
+        if value.isidentifier() and len(value) <= MAX_NAME:
             return value
         raise failure(
             "E0204",
-            f"`{key}={value}` is not a value",
+            f"`{key}={value if len(value) <= MAX_NAME else value[:MAX_NAME] + '...'}` is not a value",
             notes=[f"as an expression: {found.message}" for found in report.diagnostics[:1]],
             help="give a number, a size like 3x3, true or false, or the name of an operator",
         )
-    if type(value) not in (bool, int, float, tuple):
-        raise failure(
-            "E0204",
-            f"`{key}` cannot be {value!r}",
-            help="give a number, a size, a truth value, or the name of an operator",
-        )
+    _require_value(key, value)
     return value
+
+
+def _require_value(key: str, value: object) -> None:
+    """Refuses objects of Python that are no value of the language, in which numbers are finite and limited."""
+    kind = type(value)
+    parts = cast("tuple[Any, ...]", value) if kind is tuple else (cast(Any, value),)
+    what = None
+    if kind not in (bool, int, float, tuple):
+        what = f"`{key}` cannot be a value of the type `{kind.__name__}`"
+    elif kind is tuple and [type(part) for part in parts] != [int, int]:
+        what = f"`{key}` is a tuple, but not of two integers"
+    elif kind is float and not isfinite(parts[0]):
+        what = f"`{key}` cannot be {value}"
+    if what is not None:
+        help = "give a number, a size like `(3, 3)`, a truth value, or the name of an operator"
+        raise failure("E0204", what, help=help)
+    if any(abs(part) > MAX_LITERAL for part in parts):
+        raise failure("E0405", f"`{key}` is larger than the limit of {MAX_LITERAL}", help="give a smaller number")
 
 
 def locate(path_or_name: str | Path) -> tuple[Path, str]:

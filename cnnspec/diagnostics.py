@@ -293,7 +293,7 @@ class Report:
         for diagnostic in self.diagnostics:
             files.setdefault(diagnostic.name, len(files))
         found = sorted(self.diagnostics, key=lambda d: (files[d.name], d.span.start if d.span else -1))
-        if self.full and self.failed:
+        if self.full:
             message = f"more faults than the limit of {MAX_FAULTS} that one run shows"
             found.append(Diagnostic("E0405", message, help="mend these first, then check again"))
         return found

@@ -9,13 +9,15 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from cnnspec import ir, tree
 from cnnspec.blocks import signature
-from cnnspec.diagnostics import Diagnostic, Edit, Fix, Label, Report, Span
+from cnnspec.diagnostics import Diagnostic, Edit, Fix, Label, Report, Span, counted
 from cnnspec.expressions import ExprFault, UnknownShape, evaluate
 from cnnspec.library import standard_block, standard_blocks
+from cnnspec.limits import MAX_FAULTS
 from cnnspec.names import FILLED, Fault, Names, Resolver
 from cnnspec.ops import OPS, stacked
 from cnnspec.scopes import FileScope
@@ -44,12 +46,19 @@ def lint(file: tree.File, graph: ir.Graph | None) -> list[Diagnostic]:
     Args:
         file: Its tree.
         graph: Its network; none where it only defines blocks.
+
+    Returns:
+        The first of them in the order of their places; the last says how many more there are.
     """
     run = _Lints(file, graph)
     run.text()
     if graph is not None:
         run.network(graph)
-    return _silenced(file, run.report.diagnostics)
+    found = sorted(_silenced(file, [*run.found.values()]), key=lambda d: d.span.start if d.span else -1)
+    if len(found) > MAX_FAULTS:
+        note = f"{counted(len(found) - MAX_FAULTS, 'more warning')} not shown: mend these first, then check again"
+        found[MAX_FAULTS - 1 :] = [replace(found[MAX_FAULTS - 1], notes=(*found[MAX_FAULTS - 1].notes, note))]
+    return found
 
 
 # --- walking the tree ----------------------------------------------------------------------------
@@ -93,7 +102,7 @@ class _Lints:
     def __init__(self, file: tree.File, graph: ir.Graph | None) -> None:
         self.file = file
         self.graph = graph
-        self.report = Report()
+        self.found: dict[tuple[str, Span], Diagnostic] = {}
         self.extends = any(isinstance(statement, tree.Extends) for statement in file.statements)
         self.blocks = {s.name: s for s in file.statements if isinstance(s, tree.Block)}
         self.defaults = {s.call.callee for s in file.statements if isinstance(s, tree.Default)}
@@ -101,7 +110,7 @@ class _Lints:
     def say(self, code: str, message: str, span: Span, help: str, edit: Edit | None = None, **more: Any) -> None:
         certain = more.pop("certain", True)
         fixes = (Fix(help, (edit,), certain),) if edit is not None else ()
-        self.report.add(Diagnostic(code, message, span, help=help, fixes=fixes, **more))
+        self.found.setdefault((code, span), Diagnostic(code, message, span, help=help, fixes=fixes, **more))
 
     # --- the text --------------------------------------------------------------------------------
 
@@ -412,9 +421,10 @@ _IGNORE = re.compile(r"#\s*cnnspec:\s*(?P<what>ignore-file|ignore)\b(?P<codes>[ 
 
 def _silenced(file: tree.File, found: list[Diagnostic]) -> list[Diagnostic]:
     """The lints that no comment silences, with those about comments that silence nothing."""
-    kept = list(found)
     text = file.source.text
     out: list[Diagnostic] = []
+    silenced: set[tuple[str, int | None]] = set()
+    places = {(d.code, line) for d in found for line in (d.line, None)}  # none for the whole file
     for comment in file.comments:
         match = _IGNORE.match(comment.text)
         if match is None:
@@ -430,9 +440,9 @@ def _silenced(file: tree.File, found: list[Diagnostic]) -> list[Diagnostic]:
             message = "the comment names no lint to ignore"
             out.append(Diagnostic("W0110", message, comment.span, help="name one: `# cnnspec: ignore W0106`"))
         for code in codes:
-            hit = [d for d in found if d.code == code and (whole or d.line == line)]
-            kept = [d for d in kept if d not in hit]
-            if not hit:
+            place = (code, None if whole else line)
+            silenced.add(place)
+            if place not in places:
                 fixes = (Fix("remove the comment", (edit,), certain=True),) if len(codes) == 1 else ()
                 why = (
                     "errors cannot be ignored"
@@ -444,4 +454,4 @@ def _silenced(file: tree.File, found: list[Diagnostic]) -> list[Diagnostic]:
                         "W0110", f"the comment silences nothing: {why}", comment.span, help="remove it", fixes=fixes
                     )
                 )
-    return kept + out
+    return [d for d in found if not silenced & {(d.code, d.line), (d.code, None)}] + out

@@ -60,6 +60,37 @@ def test_params_change_a_network() -> None:
         cnnspec.load("resnet20", n=[3])
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("a", float("inf"), "E0204 `a` cannot be inf"),
+        ("f", float("nan"), "E0204 `f` cannot be nan"),
+        ("epochs", float("-inf"), "E0204 `epochs` cannot be -inf"),
+        ("k", (1, 2, 3), "E0204 `k` is a tuple, but not of two integers"),
+        ("k", (), "E0204 `k` is a tuple, but not of two integers"),
+        ("k", (3.5, 2), "E0204 `k` is a tuple, but not of two integers"),
+        ("a", [10**400], "E0204 `a` cannot be a value of the type `list`"),
+        ("f", 10**400, f"E0405 `f` is larger than the limit of {10**15}"),
+        ("lr", -(10**400), f"E0405 `lr` is larger than the limit of {10**15}"),
+        ("k", (3, 10**400), f"E0405 `k` is larger than the limit of {10**15}"),
+        ("a", "x" * 100_000, f"E0204 `a={'x' * 128}...` is not a value"),
+        ("a", "1 +", "E0204 `a=1 +` is not a value"),
+    ],
+)  # fmt: skip
+def test_values_from_python_that_the_language_does_not_have(name: str, value: object, said: str) -> None:
+    text = (
+        HEAD
+        + "param a = 4\nparam f = 0.5\nparam k = 3x3\nconv k a | dropout f\nglobal_avgpool | flatten | linear classes\n"
+    )
+    assert cnnspec.loads(text, a=5, f=1, k=(3, 5)).nodes[0].shape == (5, 32, 32)
+    with pytest.raises(cnnspec.CnnspecError) as raised:
+        cnnspec.loads(text, **{name: value})
+    (fault,) = raised.value.diagnostics
+    assert f"{fault.code} {fault.message}" == said
+    assert fault.help
+    assert len(str(fault)) < 500
+
+
 def test_faults_are_raised_and_listed() -> None:
     text = HEAD + "stem conv 3x3 16 strde=2 | bm\n"
     diagnostics = cnnspec.check(text, name="tiny.cnn")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cnnspec.compiler import check, loads
-from cnnspec.limits import MAX_DEPTH, MAX_EVALUATIONS, MAX_NAMES, MAX_NODES
+from cnnspec.limits import MAX_DEPTH, MAX_EVALUATIONS, MAX_FAULTS, MAX_NAMES, MAX_NODES
 
 
 def tower(height: int, call: str = "{}", *, top_first: bool = False) -> str:
@@ -43,3 +43,18 @@ def test_networks_below_the_limits() -> None:
     assert loads(tower(40)).nodes[0].path == ".".join(["0"] * 42)
     assert MAX_DEPTH > 48
     assert MAX_EVALUATIONS > 3 * MAX_NODES
+
+
+def test_of_very_many_faults_the_first_are_shown() -> None:
+    values = "".join(f"let a{n} = b\n" for n in range(MAX_FAULTS + 50))
+    *shown, last = check(f"input 3x8x8\nrelu\n{values}")
+    assert [fault.line for fault in shown] == list(range(3, MAX_FAULTS + 3))
+    assert last.code == "E0405"
+
+    warnings = check(f"param b = 3\ninput 3x8x8\nrelu\n{values}")
+    assert [warning.line for warning in warnings] == list(range(4, MAX_FAULTS + 4))
+    assert all(not warning.notes for warning in warnings[:-1])
+    assert warnings[-1].notes == ("50 more warnings not shown: mend these first, then check again",)
+
+    silenced = check(f"# cnnspec: ignore-file W0104\nparam b = 3\ninput 3x8x8\nrelu\n{values}")
+    assert silenced == []

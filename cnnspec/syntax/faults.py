@@ -13,7 +13,7 @@ from cnnspec.syntax.foreign import operator_behind
 from cnnspec.syntax.place import Meaning, Place
 from cnnspec.syntax.words import FUNCTIONS, SCHEMES, TOP_WORDS
 
-_MEANT = {"×": "x", "–": "-", "—": "-", "−": "-", "“": '"', "”": '"', "\u00a0": " ", "，": ",", "；": ";", "：": ":"}
+_MEANT = {"×": "x", "–": "-", "—": "-", "−": "-", "“": '"', "”": '"', "，": ",", "；": ";", "：": ":"}
 """What a character that is not part of the language stands for."""
 
 _NAMED = r"([A-Za-z_][A-Za-z0-9_]*)(\s*)$"
@@ -119,6 +119,16 @@ def _unfinished(at: Place) -> Meaning | None:
     if at.line_end and re.fullmatch(r"\s*[A-Za-z_]\w*\s*:\s*", at.code):
         return Meaning("a label stands in front of its element, in the same line: `conv1: conv 3x3 16`")
     return None
+
+
+def _else(at: Place) -> Meaning | None:
+    """An `else` that nothing goes on with, and names that are spelt so."""
+    if at.word != "else":
+        return None
+    if re.match(r"else\s*\{", at.rest) and (parted := re.search(r"\}(\s*;)\s*$", at.before)):
+        fix = at.fix("remove the `;`", (at.line + parted.start(1), at.line + parted.end(1), ""), certain=True)
+        return Meaning(f"`else` goes on behind the `}}` of its `if`: {fix.help}", [fix])
+    return Meaning("`else` stands behind the `}` of an `if`, `if deep { ... } else { ... }`; nothing can be called so")
 
 
 def _references(at: Place) -> Meaning | None:
@@ -326,6 +336,7 @@ _RULES: tuple[Callable[[Place], Meaning | None], ...] = (
     foreign.lists,
     foreign.entries,
     foreign.first_words,
+    _else,
     _blocks_and_groups,
     _references,
     _unfinished,

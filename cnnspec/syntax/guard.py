@@ -64,6 +64,9 @@ def count_words(text: str) -> int:
 
 _WORDS = re.compile(r'#[^\n]*|"[^"\n]*"|[A-Za-z0-9_.]+|[^\s]')
 MARKS = re.compile(r'#[^\n]*|"[^"\n]*"|"[^\n]*|[{}()\[\]]')
+_ODD = re.compile(r'#[^\n]*|"[^"\n]*"?|([^\S \t\n])')
+"""Blanks and line ends that are none in the language, behind what may have them."""
+_LINE_ENDS = dict.fromkeys("\x85\u2028\u2029", "\n")
 _CLOSING = {"}": "{", ")": "(", "]": "["}
 _OPENING = {opened: closing for closing, opened in _CLOSING.items()}
 
@@ -90,6 +93,22 @@ def _end(source: Source, closing: str, opened: int) -> Fix:
     return _write(source, f"{add} at the end", len(text.rstrip()), f"\n{own}}}")
 
 
+def _with_plain_blanks(source: Source, report: Report) -> str:
+    """The text with a blank or a line end in place of characters that only look so; each kind of them is reported."""
+    places: dict[str, list[Span]] = {}
+    for match in _ODD.finditer(source.text):
+        if match.group(1):
+            places.setdefault(match.group(1), []).append(Span(source, *match.span()))
+    for sign, spans in places.items():
+        plain = _LINE_ENDS.get(sign, " ")
+        help = f"outside comments and strings a spec is plain ASCII; write a plain {'blank' if plain == ' ' else 'line end'}"
+        fix = Fix(help, tuple(Edit(span, plain) for span in spans), certain=plain == " ")
+        message = f"the character `U+{ord(sign):04X}` is not part of the language"
+        notes = (f"the file has it {len(spans)} times",) if spans[1:] else ()
+        report.add(Diagnostic("E0103", message, spans[0], notes=notes, help=help, fixes=(fix,)))
+    return _ODD.sub(lambda match: _LINE_ENDS.get(match.group(1), " ") if match.group(1) else match.group(), source.text)
+
+
 def balanced(source: Source, report: Report) -> tuple[str, list[int]] | None:
     """The text, if its braces match and nesting is sane, with the places at fault; or nothing.
 
@@ -97,7 +116,7 @@ def balanced(source: Source, report: Report) -> tuple[str, list[int]] | None:
     bracket that is closed by the wrong sign is closed by the right one, and a brace that is never closed ends where its
     indentation does. A string without an end and a closing brace too many are taken out of it.
     """
-    text = source.text
+    text = _with_plain_blanks(source, report)
     found = [match for match in MARKS.finditer(text) if match.group()[0] != "#" and not _is_string(match.group())]
     signs = [(match.group(), match.start()) for match in found if match.group()[0] != '"']
     for match in found:
