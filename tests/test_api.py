@@ -71,7 +71,7 @@ def test_faults_are_raised_and_listed() -> None:
         cnnspec.loads(text)
     assert [d.code for d in caught.value.diagnostics] == ["E0202", "E0201"]
     assert "network:4:18" in str(caught.value)
-    assert cnnspec.check(HEAD + "conv 3x3 16") == []
+    assert cnnspec.check(HEAD + "conv 3x3 16 | global_avgpool | flatten | linear classes") == []
 
 
 def test_blocks_alone_are_well_but_no_network() -> None:
