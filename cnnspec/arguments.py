@@ -64,7 +64,7 @@ class Arguments(Resolver):
             )
             try:
                 if percent(value):
-                    self.refuse_percents(arg.value for arg in given[index:])
+                    self.refuse_percents(other.value for other in given[index:])
                     failed = True
                     break  # what follows is another statement
                 if flag:
@@ -87,7 +87,7 @@ class Arguments(Resolver):
                     joined = index + 1
                     raise self.fail("E0207", "unknown name `x`", arg.span, help=fix.help, fixes=[fix])
                 elif name is None and (fix := self._listed(queue, bound, given[index:], parameters)):
-                    joined = index + len(fix.edits[0].text.split(",")) - 1
+                    joined = index + fix.edits[0].text.count(",")
                     message = f"the numbers of a list stand in brackets, and `{callee}` takes one here"
                     raise self.fail("E0204", message, fix.edits[0].span, help=fix.help, fixes=[fix])
                 elif name is None and (fix := self._incoming(callee, index, arg, after)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from cnnspec import ir, tree
 from cnnspec.binding import Binder
@@ -66,7 +66,7 @@ class Sections:
 
     Attributes:
         binder: Binds their arguments.
-        entries: Those of the `train` section, by their words.
+        entries: Those of the `train` section that are without fault, by their words.
     """
 
     def __init__(self, report: Report) -> None:
@@ -140,7 +140,7 @@ class Sections:
         Raises:
             Fault: There is no such choice, or an argument is at fault.
         """
-        if not call.callee and call.args:
+        if not call.callee and call.args and call.args[0].name is None:
             self.no_name(call.args[0].value.span, table, what)
             raise Fault
         if call.callee not in table:
@@ -250,6 +250,7 @@ class Sections:
         """The `train` section; every entry at fault is reported."""
         fields: dict[str, Any] = {}
         seen: dict[str, tree.Entry] = {}
+        self.entries = {}
         for entry in statement.entries:
             if entry.word in seen:
                 self.twice(seen[entry.word], entry)
@@ -262,8 +263,8 @@ class Sections:
                 else:
                     self.unknown(entry)
             except Fault:
-                pass
-        self.entries = seen
+                continue
+            self.entries[entry.word] = entry
         return Recipe(**fields, stated=tuple(fields))
 
     def twice(self, first: tree.Entry, entry: tree.Entry) -> None:
@@ -302,8 +303,12 @@ class Sections:
             raise Fault
         return tuple(chosen) if entry.word == "augment" else chosen[0]
 
-    def unknown(self, entry: tree.Entry) -> None:
-        """Reports an entry that the section does not have."""
+    def unknown(self, entry: tree.Entry) -> NoReturn:
+        """Reports an entry that the section does not have.
+
+        Raises:
+            Fault: Always.
+        """
         help, fixes = respell(word_of(entry), entry.word, ENTRIES)
         owners = [n for n, table in CHOICES.items() for kind in table.values() if entry.word in kind.parameters]
         if owners and not fixes:
@@ -311,6 +316,7 @@ class Sections:
         help = help or f"there are {', '.join(f'`{n}`' for n in ENTRIES)}"
         message = f"unknown entry `{entry.word}` of the train section"
         self.fail("E0201", message, word_of(entry), help=help, fixes=fixes)
+        raise Fault
 
     def scalar(self, entry: tree.Entry, scope: FileScope) -> Any:
         """An entry of one value, `epochs 180`.

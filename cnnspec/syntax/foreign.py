@@ -162,7 +162,7 @@ def _in_entry(at: Place) -> Meaning | None:
         return Meaning(help, [at.fix(help, (begin, end, f"augment {written}"), certain=True)] if end else [])
     numbers = re.search(r"(?:=[ \t]*|[ \t])([0-9]+)[ \t]*$", at.before)
     more = re.match(r"(?:[ \t]*,[ \t]*[0-9]+(?![\w.]))+", at.rest)
-    if numbers and more:
+    if entry == "schedule" and numbers and more:
         items = re.findall(r"[0-9]+", numbers.group(1) + more.group())
         edit = (at.line + numbers.start(1), at.at + more.end(), f"[{', '.join(items)}]")
         fix = at.fix(f"a list stands in brackets: `{edit[2]}`", edit, certain=True)
