@@ -112,7 +112,8 @@ def _blocks_and_groups(at: Place) -> Meaning | None:
 def _unfinished(at: Place) -> Meaning | None:
     """Shares in percent, and labels that name nothing."""
     begin = max(at.line - 200, 0) if at.word == "}" and not at.before.strip() else at.line
-    percent = re.compile(r"(?<![0-9.])[0-9]+(?:\.[0-9]+)?[ \t]*%(?=\s*$)").search(at.text[begin : at.line] + at.code)
+    share_ends = re.compile(r"(?<![0-9.])[0-9]+(?:\.[0-9]+)?[ \t]*%(?=[ \t]*(?:#[^\n]*)?\s*$)")
+    percent = share_ends.search(at.text[begin : at.line] + at.code)
     if percent and (at.line_end or at.word in ("|", "}")):
         span = at.span(begin + percent.start(), begin + percent.end())
         fix = share(span)
