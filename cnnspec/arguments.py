@@ -10,6 +10,7 @@ from cnnspec import ir, tree
 from cnnspec.diagnostics import Edit, Fix, Label, Span, nearest, respell
 from cnnspec.names import Fault, Names, Resolver
 from cnnspec.ops import FOREIGN_ARGUMENTS, INFERRED, OPS
+from cnnspec.recipe import ENTRIES
 from cnnspec.remedies import pipe_before, share
 from cnnspec.signatures import Bounds, Parameter, Type
 from cnnspec.syntax import LABEL_WORDS
@@ -51,7 +52,7 @@ class Arguments(Resolver):
         given = list(args)
         joined = -1
         for index, arg in enumerate(given):
-            if index == joined:
+            if index <= joined:
                 continue
             name, value = arg.name, arg.value
             after = given[index + 1] if index + 1 < len(given) and given[index + 1].name is None else None
@@ -62,10 +63,8 @@ class Arguments(Resolver):
                 and parameters[value.name].type.kind == "bool"
             )
             try:
-                if percent := _percent(value):
-                    fix = share(percent)
-                    message = f"`{percent.source.text[percent.start : percent.end]}` cannot stand here"
-                    self.fail("E0101", message, percent, help=fix.help, fixes=[fix])
+                if percent(value):
+                    self.refuse_percents(other.value for other in given[index:])
                     failed = True
                     break  # what follows is another statement
                 if flag:
@@ -87,6 +86,10 @@ class Arguments(Resolver):
                 elif name is None and (fix := self._spaced(callee, index, given, after, parameters, names, span)):
                     joined = index + 1
                     raise self.fail("E0207", "unknown name `x`", arg.span, help=fix.help, fixes=[fix])
+                elif name is None and (fix := self._listed(queue, bound, given[index:], parameters)):
+                    joined = index + fix.edits[0].text.count(",")
+                    message = f"the numbers of a list stand in brackets, and `{callee}` takes one here"
+                    raise self.fail("E0204", message, fix.edits[0].span, help=fix.help, fixes=[fix])
                 elif name is None and (fix := self._incoming(callee, index, arg, after)):
                     text = arg.span.source.text[arg.span.start : arg.span.end]
                     message = f"`{callee}` is not told that {text} channels come in"
@@ -163,6 +166,15 @@ class Arguments(Resolver):
             raise Fault
         return bound
 
+    def refuse_percents(self, values: Iterable[tree.Expr]) -> bool:
+        """Reports every share in percent at the end of a line, and tells whether there is one."""
+        found = [at for value in values if (at := percent(value))]
+        for at in found:
+            fix = share(at)
+            message = f"`{at.source.text[at.start : at.end]}` cannot stand here"
+            self.fail("E0101", message, at, help=fix.help, fixes=[fix])
+        return bool(found)
+
     @staticmethod
     def _spaced(
         callee: str,
@@ -193,6 +205,27 @@ class Arguments(Resolver):
         start = before.span.end if before else span.end
         edits = (Edit(Span(source, span.end, span.end), f" x{count}"), Edit(Span(source, start, after.span.end), ""))
         return Fix(f"write `{callee} x{count}`", edits, certain=True)
+
+    @staticmethod
+    def _listed(
+        queue: Sequence[str],
+        bound: Mapping[str, Any],
+        given: Sequence[tree.Argument],
+        parameters: Mapping[str, Parameter],
+    ) -> Fix | None:
+        """What puts whole numbers into brackets that stand side by side where a list is wanted."""
+        name = next((name for name in queue if name not in bound), None)
+        if name is None or parameters[name].type.kind != "list":
+            return None
+        whole = [
+            arg.name is None and isinstance(arg.value, tree.Number) and type(arg.value.value) is int for arg in given
+        ]
+        items = given[: [*whole, False].index(False)]
+        if len(items) < 2:
+            return None
+        text = items[0].span.source.text
+        written = f"{name}=[{', '.join(text[item.span.start : item.span.end] for item in items)}]"
+        return Fix(f"a list: `{written}`", (Edit(items[0].span.to(items[-1].span), written),), certain=True)
 
     @classmethod
     def _incoming(cls, callee: str, index: int, arg: tree.Argument, after: tree.Argument | None) -> Fix | None:
@@ -271,13 +304,13 @@ class Arguments(Resolver):
         )
 
 
-def _percent(value: tree.Expr) -> Span | None:
+def percent(value: tree.Expr) -> Span | None:
     """A share in percent at the end of a line, where the next line was taken for the divisor."""
     if not (isinstance(value, tree.Binary) and value.operator == "%" and isinstance(value.left, tree.Number)):
         return None
     text, end = value.span.source.text, value.right.span.start
     sign = re.compile(r"[ \t]*%").match(text, value.left.span.end)
-    divisor = isinstance(value.right, tree.Name) and value.right.name in (*OPS, *LABEL_WORDS)
+    divisor = isinstance(value.right, tree.Name) and value.right.name in (*OPS, *LABEL_WORDS, *ENTRIES)
     if sign is None or not divisor or "\n" not in text[sign.end() : end]:
         return None
     return Span(value.span.source, value.span.start, sign.end())

@@ -16,11 +16,22 @@ from cnnspec.expressions import literal
 from cnnspec.limits import MAX_DEPTH
 from cnnspec.names import FILLED, Fault, Names
 from cnnspec.ops import FOREIGN_NAMES, OPS
+from cnnspec.recipe import ENTRIES
 from cnnspec.scopes import FileScope
 from cnnspec.signatures import Parameter
 from cnnspec.syntax import LABEL_WORDS, TOP_WORDS
 
 _MAX_CHAIN = 48
+
+
+def _entry(span: Span) -> str | None:
+    """The line of a callee as an entry of the recipe, where it is one: `optimizer sgd`, `optimizer: sgd`."""
+    text = span.source.text
+    start = text.rfind("\n", 0, span.start) + 1
+    line = re.compile(r"[ \t]*([a-z_]+)[ \t]*:?[ \t]*([^\n#{};|]*)").match(text, start)
+    if line is None or line.group(1) not in ENTRIES or span.start > line.start(2):
+        return None
+    return f"{line.group(1)} {line.group(2)}".rstrip()
 
 
 class Binder(Arguments):
@@ -85,6 +96,8 @@ class Binder(Arguments):
         fixes: Sequence[Fix] = ()
         if callee in LABEL_WORDS:
             help = f"`{callee}` begins a statement: the line in front of it is not finished"
+        elif entry := _entry(span):
+            help = f"this is an entry of the recipe, which stands in braces: `train {{ {entry} }}`"
         elif callee in TOP_WORDS:
             help = f"`{callee}` is a statement of the top of a file; is a `}}` missing in front of it?"
         elif callee in names.variables:

@@ -273,7 +273,7 @@ def resize(graph: ir.Graph, size: str | Sequence[int]) -> ir.Graph:
     Raises:
         CnnspecError: This is not a size, or the network does not take it.
     """
-    parts = size.split("x") if isinstance(size, str) else [str(part) for part in size]
+    parts = size.split("x") if isinstance(size, str) else [str(n) for n in size] if hasattr(size, "__iter__") else []
     if len(parts) not in (2, 3) or not all(part.isascii() and part.isdigit() and len(part) < 8 for part in parts):
         raise failure("E0204", f"`{size}` is not a size of images", help="write channels, height and width: `3x96x96`")
     *channels, height, width = map(int, parts)

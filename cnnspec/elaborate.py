@@ -478,6 +478,8 @@ def elaborate(
         other = {key: value for key, value in given.items() if key not in network.declared}
         if other and not file.broken:
             network.recipe = override_all(network.recipe or Recipe(), other, network.declared, file.source.name, report)
+        if network.recipe is not None:
+            run.contradicted(network.recipe, file.source.name)
         if network.is_library and not given:
             for owner, block in network.scope.blocks.values():
                 if owner is network.scope:

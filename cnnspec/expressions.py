@@ -6,6 +6,7 @@ Integers are exact, `/` keeps fractions, nothing is ever rounded unasked.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, cast
@@ -218,7 +219,10 @@ def _scheme(expr: Expr, values: list[Any]) -> InitScheme:
     missing = [p.name for p in parameters if p.required and p.name not in settings]
     if missing:
         raise ExprFault("E0203", f"`{scheme.name}` needs `{missing[0]}`", expr.origin, f"write `{scheme.name}(0.01)`")
-    return scheme(**settings)
+    made = scheme(**settings)
+    if refused := made.refused():
+        raise ExprFault("E0215", refused[0], expr.origin, refused[1])
+    return made
 
 
 def _number(expr: Expr, values: list[Any]) -> Any:
@@ -344,26 +348,28 @@ def _list(value: Any) -> tuple[int, ...] | None:
     return tuple(int(item) for item in items) if all(_is_number(item) and item == int(item) for item in items) else None
 
 
+_LIMITS: tuple[tuple[str, Callable[[Any, Any], bool], str, str], ...] = (
+    ("least", operator.lt, "at least", "write `{0}` or more"),
+    ("greatest", operator.gt, "at most", "write `{0}` or less"),
+    ("above", operator.le, "above", "write a number {1}"),
+    ("below", operator.ge, "below", "write a number {1}"),
+)
+"""The bounds of a type by their names, what breaks them, and what is said then."""
+
+
 def _bound(result: Any, type_: Type, name: str, origin: int) -> None:
     numbers = cast("tuple[Any, ...]", result) if type(result) in (tuple, Interval) else (result,)
     for number in numbers:
         if not _is_number(number):
             continue
-        least, greatest = type_.bounds.least, type_.bounds.greatest
-        if least is not None and number < least:
-            raise ExprFault(
-                "E0215",
-                f"`{name}` must be at least {least:g}, got {show(result)}",
-                origin,
-                f"write `{name}={least:g}` or more",
-            )
-        if greatest is not None and number > greatest:
-            raise ExprFault(
-                "E0215",
-                f"`{name}` must be at most {greatest:g}, got {show(result)}",
-                origin,
-                f"write `{name}={greatest:g}` or less",
-            )
+        for limit, breaks, must, nearest in _LIMITS:
+            bound = getattr(type_.bounds, limit)
+            if bound is not None and breaks(number, bound):
+                listed = type_.kind == "list"
+                got = show(cast(object, list(numbers) if listed else result))
+                help = nearest.format(f"{name}={bound:g}", f"{must} {bound:g}")
+                help = f"each number is {must} {bound:g}" if listed else help
+                raise ExprFault("E0215", f"`{name}` must be {must} {bound:g}, got {got}", origin, help)
         if isinstance(number, int) and abs(number) > MAX_INTEGER:
             raise ExprFault(
                 "E0405", f"`{name}` is larger than the limit of {MAX_INTEGER}", origin, "write a smaller number"

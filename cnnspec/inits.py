@@ -16,6 +16,19 @@ class InitScheme(Declared):
 
     name: ClassVar[str] = ""
 
+    def refused(self) -> tuple[str, str, tuple[str, str]] | None:
+        """Why weights cannot start so although each value is in its bounds, what to do, and which two to exchange."""
+        values = self.settings()
+        low, high, std, mean = (values.get(name, 1.0) for name in ("low", "high", "std", "mean"))
+        if low > high:
+            return f"`low` is above `high`: {low:g} and {high:g}", "exchange the two", ("low", "high")
+        if std == 0:
+            written = f"{mean:g} 0" if mean > 0 else "0.01"
+            message = f"with a standard deviation of 0 `{self.name}` starts all weights alike"
+            help = f"the standard deviation comes first, then the mean: `{self.name} {written}`"
+            return message, help, ("std", "mean")
+        return None
+
 
 class KaimingNormal(InitScheme):
     """Normal with std `gain / sqrt(fan)`. Source: He et al. 2015, arXiv 1502.01852, section 2.2."""

@@ -14,12 +14,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
+from numbers import Integral
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from cnnspec import symbolic
-from cnnspec.diagnostics import CnnspecError, Diagnostic, Span
+from cnnspec.diagnostics import CnnspecError, Diagnostic, Span, failure
 from cnnspec.inits import InitScheme
 from cnnspec.ops import Op, ShapeFault
 from cnnspec.recipe import Recipe, Setting
@@ -425,8 +426,8 @@ class Graph:
         return replace(self, input_shape=image, nodes=tuple(nodes))
 
     def accepts(self, height: int, width: int) -> bool:
-        """Whether the network, as it is built, takes images of this height and width in pixels."""
-        return self.sizes.accepts(height, width)
+        """Whether the network, as it is built, takes images of this height and width: what is no integer is no size."""
+        return all(isinstance(side, Integral) for side in (height, width)) and self.sizes.accepts(height, width)
 
     def at(self, height: int, width: int) -> Graph:
         """The same network, with the same weights, for images of another size.
@@ -434,6 +435,8 @@ class Graph:
         Raises:
             CnnspecError: It does not take them; the diagnostic names the operator that does not work, and why.
         """
+        if not all(isinstance(side, Integral) for side in (height, width)):
+            raise failure("E0204", f"`{height}x{width}` is not a size of images", help="give two integers")
         if (height, width) == self.input_shape[1:]:
             return self
         nodes: list[Node] = []

@@ -12,15 +12,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cnnspec import ir, tree
+from cnnspec import ir, shapes, tree
 from cnnspec.blocks import signature
+from cnnspec.contradictions import no_classifier, other_classes, unlikely
 from cnnspec.diagnostics import Diagnostic, Edit, Fix, Label, Report, Span, counted
 from cnnspec.expressions import ExprFault, UnknownShape, evaluate
 from cnnspec.library import standard_block, standard_blocks
 from cnnspec.limits import MAX_FAULTS
 from cnnspec.names import FILLED, Fault, Names, Resolver
 from cnnspec.ops import OPS, stacked
+from cnnspec.recipe import DATA_SETS
 from cnnspec.scopes import FileScope
+from cnnspec.sections import diagnosed
 from cnnspec.signatures import Parameter
 
 DROPOUTS = ("dropout", "dropout2d", "drop_path")
@@ -102,7 +105,7 @@ class _Lints:
     def __init__(self, file: tree.File, graph: ir.Graph | None) -> None:
         self.file = file
         self.graph = graph
-        self.found: dict[tuple[str, Span], Diagnostic] = {}
+        self.found: dict[tuple[str, Span | None], Diagnostic] = {}
         self.extends = any(isinstance(statement, tree.Extends) for statement in file.statements)
         self.blocks = {s.name: s for s in file.statements if isinstance(s, tree.Block)}
         self.defaults = {s.call.callee for s in file.statements if isinstance(s, tree.Default)}
@@ -314,6 +317,8 @@ class _Lints:
             self.last(graph, output)
             self.activated(graph.nodes[output])
         self.channels_last(graph.input_shape)
+        self.classes(graph)
+        self.recipe(graph)
         started = {node.op.name for node in graph.nodes if node.weights}
         for statement in self.file.statements:
             if isinstance(statement, tree.Init) and statement.target not in started:
@@ -379,6 +384,42 @@ class _Lints:
             )
             message = f"the network ends with `{node.op.name}`, {why}"
             self.say("W0111", message, node.origin, "remove it", cut if behind else None, certain=False)
+
+    def classes(self, graph: ir.Graph) -> None:
+        """Reports `classes` that nothing reads, of a network that gives another number."""
+        stated = next((s for s in self.file.statements if isinstance(s, tree.Classes)), None)
+        read = any("classes" in _names(s) for s in self.file.statements if s is not stated)
+        last, output = graph.nodes[graph.output], graph.output_shape
+        if stated is None or read or self.extends:
+            return
+        wanted = graph.model.constants["classes"].value
+        if output == (wanted,):
+            return
+        help, edit = "end the network with `linear classes`, or remove it", None
+        given = re.compile(r"[ \t]+(?:c[ \t]*=[ \t]*)?([0-9]+)(?=[ \t]*(?:[#\n;}]|$))")
+        own = last.op.name == "linear" and self.own(last) and last.origin
+        if own and (literal := given.match(self.file.source.text, own.end)):
+            help, edit = "write `linear classes`", Edit(Span(self.file.source, *literal.span(1)), "classes")
+        message = f"`classes` is {wanted}, and the network gives {shapes.text(output)}: nothing reads it"
+        self.say("W0102", message, stated.span, help, edit, certain=False)
+
+    def recipe(self, graph: ir.Graph) -> None:
+        """Reports what of the recipe cannot be meant, as far as this file states it."""
+        train = next((s for s in self.file.statements if isinstance(s, tree.Train)), None)
+        if train is None:
+            return
+        recipe, entries = graph.recipe, {entry.word: entry for entry in train.entries}
+        given, wanted = graph.output_shape, DATA_SETS[recipe.data.name].classes
+        found = [*unlikely(recipe, graph.input_shape), *no_classifier(graph.input_shape, given)]
+        if wanted is not None and len(given) == 1:
+            found += other_classes(graph.name, given[0], recipe.data.name, wanted, graph.model.constants.get("classes"))
+        for one in found:
+            if one.entry in entries:
+                told = diagnosed(one, "W0113", recipe, entries, self.file.source.name)
+                self.found.setdefault((told.code, told.span), told)
+            elif not one.entry:
+                word = Span(train.span.source, train.span.start, train.span.start + len("train"))
+                self.say("W0113", one.message, word, one.help)
 
     def channels_last(self, shape: tuple[int, int, int]) -> None:
         """Reports an image that has its channels behind its height and width, by all appearance."""

@@ -8,19 +8,26 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from cnnspec.signatures import Bounds, Count, Declared, Interval, NotNegative, Padding, Probability
+from cnnspec.signatures import Bounds, Count, Declared, Interval, NotNegative, Padding, Positive, Probability
 
-PositiveFloat = Annotated[float, Bounds(0)]
+Share = Annotated[float, Bounds(0, below=1)]
+"""Of what is remembered from one step to the next."""
 
 
 # --- data ----------------------------------------------------------------------------------------
 
 
 class DataSet(Declared):
-    """Images with labels; `classes` is how many labels there are, where that is known beforehand."""
+    """Images with labels.
+
+    Attributes:
+        classes: How many labels there are, where that is known beforehand.
+        images: How many images there are to train with and to test with, where that is known.
+    """
 
     name: ClassVar[str] = ""
     classes: ClassVar[int | None] = None
+    images: ClassVar[tuple[int, int] | None] = None
 
 
 class SmallSet(DataSet):
@@ -40,6 +47,7 @@ class Cifar10(SmallSet):
 
     name: ClassVar[str] = "cifar10"
     classes: ClassVar[int | None] = 10
+    images: ClassVar[tuple[int, int] | None] = (50_000, 10_000)
 
 
 class Cifar100(SmallSet):
@@ -47,6 +55,7 @@ class Cifar100(SmallSet):
 
     name: ClassVar[str] = "cifar100"
     classes: ClassVar[int | None] = 100
+    images: ClassVar[tuple[int, int] | None] = (50_000, 10_000)
 
 
 class FashionMnist(SmallSet):
@@ -54,6 +63,7 @@ class FashionMnist(SmallSet):
 
     name: ClassVar[str] = "fashion_mnist"
     classes: ClassVar[int | None] = 10
+    images: ClassVar[tuple[int, int] | None] = (60_000, 10_000)
 
 
 class Mnist(SmallSet):
@@ -61,6 +71,7 @@ class Mnist(SmallSet):
 
     name: ClassVar[str] = "mnist"
     classes: ClassVar[int | None] = 10
+    images: ClassVar[tuple[int, int] | None] = (60_000, 10_000)
 
 
 class FashionMini(SmallSet):
@@ -68,6 +79,7 @@ class FashionMini(SmallSet):
 
     name: ClassVar[str] = "fashion_mini"
     classes: ClassVar[int | None] = 10
+    images: ClassVar[tuple[int, int] | None] = (6_000, 1_000)
     val: Annotated[int, Bounds(0)] = 500
 
 
@@ -192,7 +204,7 @@ class Optimizer(Declared):
     """How weights are updated. Source: `torch.optim`."""
 
     name: ClassVar[str] = ""
-    lr: PositiveFloat
+    lr: Positive
 
     def remembers(self, axes: int) -> int:
         """How many numbers it remembers from step to step for each number of a weight of so many axes."""
@@ -203,7 +215,7 @@ class Sgd(Optimizer):
     """torch.optim.SGD."""
 
     name: ClassVar[str] = "sgd"
-    lr: PositiveFloat = 0.1
+    lr: Positive = 0.1
     momentum: NotNegative = 0.0
     weight_decay: NotNegative = 0.0
     nesterov: bool = False
@@ -216,57 +228,57 @@ class Adam(Optimizer):
     """torch.optim.Adam."""
 
     name: ClassVar[str] = "adam"
-    lr: PositiveFloat = 1e-3
+    lr: Positive = 1e-3
     weight_decay: NotNegative = 0.0
-    beta1: Probability = 0.9
-    beta2: Probability = 0.999
+    beta1: Share = 0.9
+    beta2: Share = 0.999
 
 
 class AdamW(Optimizer):
     """torch.optim.AdamW."""
 
     name: ClassVar[str] = "adamw"
-    lr: PositiveFloat = 1e-3
+    lr: Positive = 1e-3
     weight_decay: NotNegative = 0.01
-    beta1: Probability = 0.9
-    beta2: Probability = 0.999
+    beta1: Share = 0.9
+    beta2: Share = 0.999
 
 
 class NAdam(Optimizer):
     """torch.optim.NAdam."""
 
     name: ClassVar[str] = "nadam"
-    lr: PositiveFloat = 2e-3
+    lr: Positive = 2e-3
     weight_decay: NotNegative = 0.0
-    beta1: Probability = 0.9
-    beta2: Probability = 0.999
+    beta1: Share = 0.9
+    beta2: Share = 0.999
 
 
 class RAdam(Optimizer):
     """torch.optim.RAdam."""
 
     name: ClassVar[str] = "radam"
-    lr: PositiveFloat = 1e-3
+    lr: Positive = 1e-3
     weight_decay: NotNegative = 0.0
-    beta1: Probability = 0.9
-    beta2: Probability = 0.999
+    beta1: Share = 0.9
+    beta2: Share = 0.999
 
 
 class Adamax(Optimizer):
     """torch.optim.Adamax."""
 
     name: ClassVar[str] = "adamax"
-    lr: PositiveFloat = 2e-3
+    lr: Positive = 2e-3
     weight_decay: NotNegative = 0.0
-    beta1: Probability = 0.9
-    beta2: Probability = 0.999
+    beta1: Share = 0.9
+    beta2: Share = 0.999
 
 
 class Adagrad(Optimizer):
     """torch.optim.Adagrad."""
 
     name: ClassVar[str] = "adagrad"
-    lr: PositiveFloat = 1e-2
+    lr: Positive = 1e-2
     weight_decay: NotNegative = 0.0
 
     def remembers(self, axes: int) -> int:
@@ -277,20 +289,20 @@ class Adadelta(Optimizer):
     """torch.optim.Adadelta."""
 
     name: ClassVar[str] = "adadelta"
-    lr: PositiveFloat = 1.0
+    lr: Positive = 1.0
     weight_decay: NotNegative = 0.0
-    rho: Probability = 0.9
+    rho: Share = 0.9
 
 
 class Muon(Optimizer):
     """torch.optim.Muon for filters and linear layers, at the rate of an AdamW; AdamW at `adam_lr` for the rest."""
 
     name: ClassVar[str] = "muon"
-    lr: PositiveFloat = 1e-3
+    lr: Positive = 1e-3
     momentum: NotNegative = 0.95
     weight_decay: NotNegative = 0.1
     nesterov: bool = True
-    adam_lr: PositiveFloat = 1e-3
+    adam_lr: Positive = 1e-3
 
     def remembers(self, axes: int) -> int:
         return 1 if axes > 1 else 2
@@ -300,10 +312,10 @@ class RmsProp(Optimizer):
     """torch.optim.RMSprop."""
 
     name: ClassVar[str] = "rmsprop"
-    lr: PositiveFloat = 1e-2
+    lr: Positive = 1e-2
     momentum: NotNegative = 0.0
     weight_decay: NotNegative = 0.0
-    alpha: Probability = 0.99
+    alpha: Share = 0.99
 
     def remembers(self, axes: int) -> int:
         return 2 if self.momentum else 1
@@ -326,7 +338,7 @@ class MultiStep(Schedule):
     """Multiply by `gamma` after each epoch in `at`."""
 
     name: ClassVar[str] = "multistep"
-    at: tuple[int, ...]
+    at: Annotated[tuple[int, ...], Bounds(1)]
     gamma: NotNegative = 0.1
     warmup: NotNegative = 0.0
 
@@ -376,6 +388,13 @@ AUGMENTATIONS: dict[str, type[Augmentation]] = _table(Augmentation)
 OPTIMIZERS: dict[str, type[Optimizer]] = _table(Optimizer)
 SCHEDULES: dict[str, type[Schedule]] = _table(Schedule)
 PRECISIONS = ("fp32", "bf16", "fp16")
+CHOICES: dict[str, dict[str, type[Any]]] = {
+    "data": DATA_SETS,
+    "augment": AUGMENTATIONS,
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+}
+"""The entries that choose from a table."""
 
 
 def plain(value: Any) -> Any:
@@ -460,15 +479,19 @@ class Scalars(Declared):
     epochs: Count = 20
     batch: Count = 128
     seed: Annotated[int, Bounds(0)] = 42
-    label_smoothing: Annotated[float, Bounds(0, 0.999)] = 0.0
+    label_smoothing: Share = 0.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    ema: Annotated[float, Bounds(0, 1)] | None = None
+    ema: Share | None = None
     early_stop: Count | None = None
-    mixup: PositiveFloat | None = None
-    cutmix: PositiveFloat | None = None
-    clip: PositiveFloat | None = None
+    mixup: Positive | None = None
+    cutmix: Positive | None = None
+    clip: Positive | None = None
     accumulate: Count = 1
     decay: Literal["all", "weights"] = "all"
-    minutes: PositiveFloat | None = None
+    minutes: NotNegative | None = None
     compile: bool = False
     tta: Literal["hflip"] | None = None
+
+
+ENTRIES = (*CHOICES, *Scalars.parameters)
+"""The words of the `train` section."""

@@ -23,7 +23,7 @@ _OTHERWISE = {
 
 _WORDS = re.compile(r"`([^`]+)`")
 _FLATTEN = re.compile(r"(?<![A-Za-z0-9_@.])(?P<element>flatten[ \t]*\|[ \t]*)(?:[^\n{};]*\|[ \t]*)?$")
-_SETTING = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(\S+)")
+_SETTING = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=([^\s\[]+|\[[^\[\]]*\])")
 
 
 def fixes_of_call(

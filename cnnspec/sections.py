@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from cnnspec import ir, tree
 from cnnspec.binding import Binder
+from cnnspec.contradictions import Contradiction, impossible
 from cnnspec.diagnostics import Diagnostic, Edit, Fix, Label, Report, Span, respell
 from cnnspec.expressions import ExprFault, UnknownShape, convert, evaluate, literal, show
 from cnnspec.inits import INITS, allowed_inits
 from cnnspec.names import Fault, Names
 from cnnspec.ops import FOREIGN_NAMES, OPS
-from cnnspec.recipe import AUGMENTATIONS, DATA_SETS, OPTIMIZERS, SCHEDULES, Recipe, Scalars, Setting
-from cnnspec.remedies import fixes_of_value
+from cnnspec.recipe import CHOICES, DATA_SETS, ENTRIES, Recipe, Scalars, Setting
+from cnnspec.remedies import fixes_of_call, fixes_of_value
 from cnnspec.scopes import FileScope
 from cnnspec.signatures import Declared, Parameter, Type, Word
 from cnnspec.syntax import RESERVED
@@ -21,16 +23,56 @@ from cnnspec.syntax import RESERVED
 METRICS = ("params", "macs", "output", "depth")
 
 
+def text_of(span: Span) -> str:
+    """What stands at a place."""
+    return span.source.text[span.start : span.end]
+
+
+def word_of(entry: tree.Entry) -> Span:
+    """Where the word of an entry stands."""
+    return Span(entry.span.source, entry.span.start, entry.span.start + len(entry.word))
+
+
+def values_of(call: tree.Call, kind: type[Declared]) -> dict[str, Span]:
+    """Where the values of a call without faults stand, by their parameters; a flag has none."""
+    places = iter(kind.parameters)
+    found: dict[str, Span] = {}
+    for arg in call.args:
+        flag = arg.name is None and isinstance(arg.value, tree.Name) and arg.value.name in kind.parameters
+        if not flag:
+            found[arg.name or next(places)] = arg.value.span
+    return found
+
+
+def diagnosed(
+    one: Contradiction, code: str, recipe: Recipe, entries: Mapping[str, tree.Entry], file: str
+) -> Diagnostic:
+    """A contradiction at the entry that it is about; at none where a value from outside takes its place."""
+    entry = entries.get(one.entry)
+    if entry is None or one.entry in recipe.given:
+        return Diagnostic(code, one.message, file=file, help=one.help)
+    call, fixes = entry.calls[one.step], list[Fix]()
+    span = call.span
+    if one.entry in CHOICES:
+        kind = CHOICES[one.entry][call.callee]
+        values = values_of(call, kind)
+        span = values.get(one.argument, span)
+        fixes = fixes_of_call(one.help, kind.parameters, call.span, values)
+    return Diagnostic(code, one.message, span, help=one.help, fixes=tuple(fixes))
+
+
 class Sections:
     """Elaborates statements whose values are known without any shape.
 
     Attributes:
         binder: Binds their arguments.
+        entries: Those of the `train` section that are without fault, by their words.
     """
 
     def __init__(self, report: Report) -> None:
         self.report = report
         self.binder = Binder(report)
+        self.entries: dict[str, tree.Entry] = {}
 
     def fail(
         self,
@@ -80,11 +122,16 @@ class Sections:
             Fault: An argument is at fault.
         """
         bound = self.binder.bind(call.callee, call.args, kind.parameters, self.names(scope), call.callee_span)
-        try:
-            values = {n: self.resolve(expr, scope, kind.parameters[n].type, n) for n, expr in bound.items()}
-        except UnknownShape:
-            self.no_image(call.span)
-            raise Fault from None
+        values: dict[str, Any] = {}
+        for name, expr in bound.items():
+            try:
+                values[name] = self.resolve(expr, scope, kind.parameters[name].type, name)
+            except UnknownShape:
+                self.no_image(call.span)
+            except Fault:
+                pass
+        if len(values) < len(bound):
+            raise Fault
         return Setting.of(kind(**values))
 
     def choose(self, call: tree.Call, table: Mapping[str, type[Declared]], what: str, scope: FileScope) -> Setting:
@@ -93,6 +140,9 @@ class Sections:
         Raises:
             Fault: There is no such choice, or an argument is at fault.
         """
+        if not call.callee and call.args and call.args[0].name is None:
+            self.no_name(call.args[0].value.span, table, what)
+            raise Fault
         if call.callee not in table:
             help, fixes = respell(call.callee_span, call.callee, table)
             self.fail(
@@ -104,6 +154,24 @@ class Sections:
             )
             raise Fault
         return self.settings(call, table[call.callee], scope)
+
+    def no_name(self, at: Span, table: Mapping[str, type[Declared]], what: str) -> None:
+        """Reports what stands where one of a table is named: a name in quotes or with signs in it, or a folder."""
+        given = text_of(at).strip('"')
+        plain = re.sub(r"[\W_]", "", given.lower())
+        meant = next((name for name in table if name.replace("_", "") == plain), None)
+        help, fixes = f"there are {', '.join(f'`{n}`' for n in table)}", ()
+        if meant is None and table is DATA_SETS and re.fullmatch(r"[\w./ -]*[A-Za-z][\w./ -]*", given):
+            meant = f'folder "{given.removeprefix("folder").strip()}"'
+        if meant is not None:
+            help = f"write `{meant}`"
+            fixes = (Fix(help, (Edit(at, meant),), certain=meant in table),)
+        self.fail("E0201", f"`{text_of(at)}` is no {what}", at, help=help, fixes=fixes)
+
+    def contradicted(self, recipe: Recipe, file: str) -> None:
+        """Reports what of a recipe no run can follow; values from outside of the file take part."""
+        for one in impossible(recipe):
+            self.report.add(diagnosed(one, one.code, recipe, self.entries, file))
 
     def no_image(self, span: Span) -> None:
         """Reports a value of the file that would depend on the image."""
@@ -169,56 +237,86 @@ class Sections:
                 help=f"there are {', '.join(f'`{n}`' for n in allowed)}",
             )
             raise Fault
-        low, high = scheme.args.get("low"), scheme.args.get("high")
-        if isinstance(low, float) and isinstance(high, float) and low > high:
-            span = statement.scheme.span
-            self.fail("E0215", f"`low` is above `high`: {show(low)} and {show(high)}", span, help="exchange the two")
+        if refused := INITS[scheme.name](**scheme.args).refused():
+            message, help, names = refused
+            at = values_of(statement.scheme, INITS[scheme.name])
+            edits = tuple(Edit(at[a], text_of(at[b])) for a, b in (names, names[::-1]) if a in at and b in at)
+            fixes = (Fix(help, edits),) if edits else ()
+            self.fail("E0215", message, statement.scheme.span, help=help, fixes=fixes)
             raise Fault
         return ir.Init(target=statement.target, scheme=scheme, origin=self.binder.places.add(statement.span))
 
     def recipe(self, statement: tree.Train, scope: FileScope) -> Recipe:
         """The `train` section; every entry at fault is reported."""
         fields: dict[str, Any] = {}
-        seen: dict[tuple[str, str], Span] = {}
-        tables = {"data": DATA_SETS, "augment": AUGMENTATIONS, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
-        what = {"data": "data set", "augment": "augmentation"}
+        seen: dict[str, tree.Entry] = {}
+        self.entries = {}
         for entry in statement.entries:
-            word_span = Span(entry.span.source, entry.span.start, entry.span.start + len(entry.word))
-            self.once(seen, "entry", entry.word, word_span)
+            if entry.word in seen:
+                self.twice(seen[entry.word], entry)
+            seen.setdefault(entry.word, entry)
             try:
-                if entry.word in tables:
-                    if len(entry.calls) > 1 and entry.word != "augment":
-                        self.fail(
-                            "E0205",
-                            f"`{entry.word}` takes one choice",
-                            entry.calls[1].span,
-                            help="remove what stands behind the `|`",
-                        )
-                        continue
-                    chosen = tuple(
-                        self.choose(call, tables[entry.word], what.get(entry.word, entry.word), scope)
-                        for call in entry.calls
-                    )
-                    fields[entry.word] = chosen if entry.word == "augment" else chosen[0]
+                if entry.word in CHOICES:
+                    fields[entry.word] = self.choice(entry, scope)
                 elif entry.word in Scalars.parameters:
                     fields[entry.word] = self.scalar(entry, scope)
                 else:
-                    known = [*tables, *Scalars.parameters]
-                    help, fixes = respell(word_span, entry.word, known)
-                    owners = [
-                        name
-                        for name, table in tables.items()
-                        for kind in table.values()
-                        if entry.word in kind.parameters
-                    ]
-                    if owners and not fixes:
-                        help = f"it is an argument of the {owners[0]}: `{owners[0]} ... {entry.word}=...`"
-                    help = help or f"there are {', '.join(f'`{n}`' for n in known)}"
-                    message = f"unknown entry `{entry.word}` of the train section"
-                    self.fail("E0201", message, word_span, help=help, fixes=fixes)
+                    self.unknown(entry)
+            except Fault:
+                continue
+            self.entries[entry.word] = entry
+        return Recipe(**fields, stated=tuple(fields))
+
+    def twice(self, first: tree.Entry, entry: tree.Entry) -> None:
+        """Reports an entry that is stated already; augmentations are joined."""
+        labels = (Label(word_of(first), "the first one"),)
+        help, fixes = "rename or remove one of the two", ()
+        if entry.word == "augment":
+            source = entry.span.source
+            steps = Span(source, entry.calls[0].span.start, entry.span.end)
+            help = f"join the two with `|`: `{text_of(first.span)} | {text_of(steps)}`"
+            start = len(source.text[: entry.span.start].rstrip(" \t\n;"))
+            behind = Span(source, first.span.end, first.span.end)
+            edits = (Edit(behind, f" | {text_of(steps)}"), Edit(Span(source, start, entry.span.end), ""))
+            fixes = (Fix(help, edits),)
+        message = f"the entry `{entry.word}` is defined twice"
+        self.fail("E0211", message, word_of(entry), labels=labels, help=help, fixes=fixes)
+
+    def choice(self, entry: tree.Entry, scope: FileScope) -> Setting | tuple[Setting, ...]:
+        """An entry that chooses from a table; every choice at fault is reported.
+
+        Raises:
+            Fault: One is at fault.
+        """
+        if len(entry.calls) > 1 and entry.word != "augment":
+            help = "remove what stands behind the `|`"
+            self.fail("E0205", f"`{entry.word}` takes one choice", entry.calls[1].span, help=help)
+            raise Fault
+        what = {"data": "data set", "augment": "augmentation"}.get(entry.word, entry.word)
+        chosen: list[Setting] = []
+        for call in entry.calls:
+            try:
+                chosen.append(self.choose(call, CHOICES[entry.word], what, scope))
             except Fault:
                 pass
-        return Recipe(**fields, stated=tuple(fields))
+        if len(chosen) < len(entry.calls):
+            raise Fault
+        return tuple(chosen) if entry.word == "augment" else chosen[0]
+
+    def unknown(self, entry: tree.Entry) -> NoReturn:
+        """Reports an entry that the section does not have.
+
+        Raises:
+            Fault: Always.
+        """
+        help, fixes = respell(word_of(entry), entry.word, ENTRIES)
+        owners = [n for n, table in CHOICES.items() for kind in table.values() if entry.word in kind.parameters]
+        if owners and not fixes:
+            help = f"it is an argument of the {owners[0]}: `{owners[0]} ... {entry.word}=...`"
+        help = help or f"there are {', '.join(f'`{n}`' for n in ENTRIES)}"
+        message = f"unknown entry `{entry.word}` of the train section"
+        self.fail("E0201", message, word_of(entry), help=help, fixes=fixes)
+        raise Fault
 
     def scalar(self, entry: tree.Entry, scope: FileScope) -> Any:
         """An entry of one value, `epochs 180`.
@@ -227,16 +325,18 @@ class Sections:
             Fault: It has none, too many, or one of the wrong type.
         """
         call, parameter = entry.calls[0], Scalars.parameters[entry.word]
-        values: list[tree.Expr] = [arg.value for arg in call.args if arg.name is None]
+        values: list[tree.Expr] = [arg.value for arg in call.args]
         if call.callee:
             values.insert(0, tree.Name(call.callee_span, call.callee))
-        if len(values) != 1 or len(values) + len(entry.calls) - 1 != len(call.args) + bool(call.callee):
-            self.fail(
-                "E0203",
-                f"`{entry.word}` takes one value: {parameter.type}",
-                entry.span,
-                help=f"write `{entry.word} {show(parameter.default) if parameter.default is not None else 5}`",
-            )
+        if self.binder.refuse_percents(values):
+            raise Fault
+        if len(values) != 1 or len(entry.calls) > 1 or any(arg.name for arg in call.args):
+            usual = "true" if parameter.type.kind == "bool" else show(parameter.default or 5)
+            written = f"{entry.word} {text_of(values[0].span) if values else usual}"
+            clear = len(values) == 1 or parameter.type.kind == "bool"
+            fixes = (Fix(f"write `{written}`", (Edit(entry.span, written),), certain=clear),)
+            message = f"`{entry.word}` takes one value: {parameter.type}"
+            self.fail("E0203", message, entry.span, help=f"write `{written}`", fixes=fixes)
             raise Fault
         try:
             value = self.value(values[0], scope, parameter.type, entry.word, " ")

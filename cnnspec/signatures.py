@@ -39,16 +39,19 @@ REQUIRED: Final = _Required()
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The least and the greatest value that makes sense."""
+    """The least and the greatest value that makes sense; `above` and `below` are no such values themselves."""
 
     least: float | None = None
     greatest: float | None = None
+    above: float | None = None
+    below: float | None = None
 
 
 Count = Annotated[int, Bounds(1)]
 CountSize = Annotated[Size, Bounds(1)]
 Padding = Annotated[Size, Bounds(0)]
 NotNegative = Annotated[float, Bounds(0)]
+Positive = Annotated[float, Bounds(above=0)]
 Probability = Annotated[float, Bounds(0, 1)]
 
 Kind = Literal["int", "float", "bool", "size", "op", "str", "interval", "list", "word", "init"]

@@ -121,6 +121,18 @@ COLUMNS: dict[str, Column] = {
 }
 """Every column by the name that asks for it."""
 
+KEYS = {
+    "is": "kind",
+    "output": "output_shape",
+    "activations": "activation_bytes",
+    "kept": "kept_bytes",
+    "peak": "peak_bytes",
+}
+"""What columns are called in JSON, where that is not their name."""
+
+DECLARED = ("peak", "field", "sees", "stride")
+"""The columns that are those of the declared size where others are functions of the image's size."""
+
 DEFAULT_COLUMNS = ("is", "output", "parameters", "macs", "activations", "field")
 
 
@@ -133,6 +145,7 @@ class Summary:
         total: The whole network. Multiply-adds and operations are those of inference, without auxiliary heads,
             the backward pass and what is kept are those of training, with them.
         training_flops: Operations of a training step, forward and backward.
+        declared: The image that the spec declares, where shapes are functions of the image's size.
     """
 
     name: str
@@ -142,28 +155,33 @@ class Summary:
     rows: tuple[Row, ...]
     total: Row
     training_flops: int
-
-    @property
-    def symbolic(self) -> bool:
-        """Whether its figures are functions of the image's size."""
-        return any(isinstance(size, Amount) for size in self.input_shape)
+    declared: Shape | None = None
 
     def upto(self, level: int) -> list[Row]:
         """The rows down to a level of the module tree."""
         return [row for row in self.rows if row.level <= level]
 
-    def to_json(self) -> dict[str, Any]:
-        """The summary as plain data."""
+    def to_json(self, columns: Sequence[str] = tuple(COLUMNS), level: int | None = None) -> dict[str, Any]:
+        """Columns of the rows down to a level as plain data; of all rows without one."""
+        keys = {KEYS.get(name, name) for name in columns}
+
+        def figures(row: Row) -> dict[str, Any]:
+            data = {"kind": row.kind, "output_shape": list(row.shape), **row.to_json()}
+            return {key: value for key, value in data.items() if key in keys}
+
+        total = {key: value for key, value in self.total.to_json().items() if key in keys}
+        named = [KEYS.get(name, name) for name in DECLARED if name in columns]
+        declared = {"input_shape": list(self.declared or ()), "figures": named}
         return {
             "name": self.name,
             "batch": self.batch,
             "input_shape": list(self.input_shape),
             "output_shape": list(self.output_shape),
-            **self.total.to_json(),
+            **({"declared": declared} if self.declared else {}),
+            **total,
             "training_flops": self.training_flops,
             "modules": [
-                {"path": row.path, "kind": row.kind, "output_shape": list(row.shape), **row.to_json()}
-                for row in self.rows
+                {"path": row.path, **figures(row)} for row in (self.rows if level is None else self.upto(level))
             ],
         }
 
@@ -243,7 +261,9 @@ def summarise(graph: Graph, batch: int = 1, *, symbolic: bool = False) -> Summar
         )
     whole = replace(rows[0], kept=counts.kept_total.at(batch))
     return Summary(
-        graph.name, batch, shown.input_shape, shown.output_shape, tuple(rows[1:]), whole, batch * counts.training_flops
+        *(graph.name, batch, shown.input_shape, shown.output_shape, tuple(rows[1:]), whole),
+        batch * counts.training_flops,
+        graph.input_shape if symbolic else None,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,7 +103,7 @@ def test_faults_are_raised_and_listed() -> None:
         cnnspec.loads(text)
     assert [d.code for d in caught.value.diagnostics] == ["E0202", "E0201"]
     assert "network:4:18" in str(caught.value)
-    assert cnnspec.check(HEAD + "conv 3x3 16") == []
+    assert cnnspec.check(HEAD + "conv 3x3 16 | global_avgpool | flatten | linear classes") == []
 
 
 def test_blocks_alone_are_well_but_no_network() -> None:
@@ -152,3 +153,17 @@ def test_models_survive_json() -> None:
 )
 def test_a_fault_is_one_diagnostic_and_no_exception(text: str, code: str) -> None:
     assert [d.code for d in cnnspec.check(HEAD + text)] == [code]
+
+
+def test_what_is_no_size_of_images_is_said() -> None:
+    graph = cnnspec.load("resnet20")
+    assert graph.accepts(40, 40)
+    strange: list[Any] = [96, (32.5, 32), "axb", [None, 3], {3: 4}]
+    for size in strange:
+        with pytest.raises(cnnspec.CnnspecError, match="is not a size of images"):
+            cnnspec.build("resnet20", input=size)
+    sides: list[Any] = [32.5, "32", None]
+    for side in sides:
+        assert not graph.accepts(side, 32)
+        with pytest.raises(cnnspec.CnnspecError, match="is not a size of images"):
+            graph.at(32, side)

@@ -59,10 +59,12 @@ def test_every_code_has_a_case() -> None:
         ({"k": 32}, "E0217", "it has `width`, `wide`, `classes`"),
         ({"width": 1.5}, "E0204", "give it a value like 16"),
         ({"wide": 3}, "E0204", "give it a value like true"),
+        ({"data.val": 50000}, "E0511", "it has 50000 training images; hold back fewer, or `val=0` for none"),
     ],
 )
 def test_faults_of_given_parameters(params: dict[str, Any], code: str, help: str) -> None:
     text = "input 3x8x8\nparam width = 16\nparam wide = true\nclasses 10\nconv 3x3 width\nrelu  when wide\n"
+    text += "global_avgpool | flatten | linear classes\n"
     assert compile_source(Source("net", text), params={"width": 8, "wide": False}).diagnostics == []
     diagnostic, *_ = compile_source(Source("net", text), params=params).diagnostics
     assert (diagnostic.code, diagnostic.help) == (code, help)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import typer
 
 from cnnspec.cli.app import grid
 from cnnspec.resources import resource
+from cnnspec.summary import COLUMNS
 
 HEAD = "network t\ninput 3x32x32\nclasses 10\n"
 GOOD = HEAD + "stem conv 3x3 16 | bn | relu\nhead global_avgpool | flatten | linear classes\n"
@@ -130,6 +132,49 @@ def test_summary_shows_what_is_asked_for() -> None:
     markdown = cnnspec("summary", "resnet20", "--format", "markdown", "--columns", "is,parameters").stdout.splitlines()
     assert markdown[:2] == ["| module | is | parameters |", "| --- | --- | --: |"]
     assert markdown[-1] == "| total |  | 272,378 |"
+    *_, total, empty, largest = cnnspec(
+        "summary", "resnet20", "--format", "markdown", "--max-batch", "1GiB"
+    ).stdout.splitlines()
+    assert (total[:7], empty, largest[:13]) == ("| total", "", "largest batch")
+
+
+def test_nothing_of_a_table_is_cut_off() -> None:
+    columns = ",".join(COLUMNS)
+    for options in (("resnet20", "--columns", columns), ("resnet50", "--symbolic"), ("densenet121", "--symbolic")):
+        text = cnnspec("summary", *options).stdout
+        assert "…" not in text
+        assert text.splitlines()[2].split()[0] == "module"
+    title, _, head, *_ = cnnspec("summary", "resnet20", "--columns", "depth").stdout.splitlines()
+    assert title == "resnet20: [N, 3, 32, 32] -> [N, 10]"
+    assert head.split() == ["module", "depth"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a terminal")
+@pytest.mark.parametrize("columns", ["40", "80", "200"])
+def test_a_narrow_terminal_folds_cells_between_words(columns: str) -> None:
+    import pty
+
+    main, other = pty.openpty()
+    command = [sys.executable, "-m", "cnnspec", "summary", "resnet20", "--depth", "1"]
+    env = {
+        **os.environ,
+        "COLUMNS": columns,
+        "NO_COLOR": "1",
+        "TERM": "dumb",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
+    run = subprocess.Popen(command, stdout=other, env=env)
+    os.close(other)
+    parts: list[bytes] = []
+    try:
+        while part := os.read(main, 65536):
+            parts.append(part)
+    except OSError:
+        pass  # the other side is closed
+    os.close(main)
+    assert run.wait() == 0
+    words = b"".join(parts).decode().split()
+    assert {"module", "stage3", "205,632", "13,107,200", "81x81", "272,378", "40,813,184"} <= set(words)
 
 
 def test_summary_as_data() -> None:
@@ -144,6 +189,11 @@ def test_summary_as_data() -> None:
         cnnspec("summary", "googlenet_cifar", "--json").stdout
         == cnnspec("summary", "googlenet_cifar", "--format", "json").stdout
     )
+    data = json.loads(cnnspec("summary", "resnet20", "--json", "--columns", "is,kept", "--depth", "1").stdout)
+    assert data["modules"][0] == {"path": "stem", "kind": "", "kept_bytes": 131200}
+    assert [module["path"] for module in data["modules"]] == ["stem", "stage1", "stage2", "stage3", "head"]
+    assert "macs" not in data
+    assert "declared" not in data
 
 
 def test_the_largest_batch_in_words() -> None:
@@ -161,6 +211,7 @@ def test_the_largest_batch_in_words() -> None:
     "options",
     [
         ("--columns", "macs,speed"),
+        ("--columns", "macs, macs"),
         ("--columns", ""),
         ("--format", "html"),
         ("--batch", "0"),
@@ -299,5 +350,6 @@ def test_a_summary_in_formulas() -> None:
     assert lines[-1].split(",")[-2].endswith(" + 640")
     data = json.loads(cnnspec("summary", "resnet20", "--symbolic", "--json").stdout)
     assert data["input_shape"] == [3, "H", "W"]
+    assert data["declared"] == {"input_shape": [3, 32, 32], "figures": ["peak_bytes", "field", "sees", "stride"]}
     assert data["parameters"] == 272_378
     assert "(H + 3)//4" in cnnspec("summary", "resnet20", "--symbolic").stdout

@@ -103,7 +103,8 @@ def framed(fence: Fence) -> str:
     if fence.kind == "cnn" or re.search(r"^(network|input|extends)\b", fence.text, re.M):
         return fence.text
     image = re.match(r"# input ([0-9x]+)\n", fence.text)
-    return HEADER.format(image.group(1) if image else "3x32x32") + fence.text
+    header = HEADER.format(image.group(1) if image else "3x32x32")
+    return (header if "classes" in fence.text else header.replace("classes 10\n", "")) + fence.text
 
 
 def compiled(fence: Fence, name: str = "sample.cnn") -> Compilation:

@@ -143,9 +143,8 @@ def options(
     pass
 
 
-def make_console(*, stderr: bool = False, wide: bool = False) -> Any:
+def make_console(*, stderr: bool = False) -> Any:
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() else 400 if wide else 120
-    return Console(width=width, highlight=False, stderr=stderr)
+    return Console(width=None if stream.isatty() else 120, highlight=False, stderr=stderr)

@@ -228,6 +228,8 @@ def runs(
     from rich import box
     from rich.table import Table
 
+    from cnnspec.cli.tables import print_table
+
     table = Table(box=box.SIMPLE_HEAD)
     for title in ("run", "state", "data", "epochs", "val acc", "test acc", "seconds"):
         table.add_column(title, justify="left" if title in ("run", "state", "data") else "right", no_wrap=True)
@@ -235,7 +237,7 @@ def runs(
         accuracies = ("" if run[key] is None else f"{run[key]:.2%}" for key in ("val_acc", "test_acc"))
         figures = (str(run["epochs"]), *accuracies, f"{run['seconds'] or 0:,.1f}")
         table.add_row(run["folder"], run["state"], str(run["data"]), *figures)
-    make_console().print(table)
+    print_table(table)
 
 
 def stop_on_sigterm() -> None:
@@ -303,10 +305,10 @@ def _print_result(result: Any) -> None:
     from rich import box
     from rich.table import Table
 
+    from cnnspec.cli.tables import print_table
+
     values = result.values
-    table = Table(
-        box=box.SIMPLE_HEAD, title=f"{values['network']} on {values['data']}", title_justify="left", show_header=False
-    )
+    table = Table(box=box.SIMPLE_HEAD, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True, justify="right")
     for key in ("val_acc", "test_acc"):
@@ -317,7 +319,7 @@ def _print_result(result: Any) -> None:
     table.add_row("MACs", f"{values['macs']:,}")
     table.add_row("epochs", str(values["epochs"]))
     table.add_row("seconds", f"{values['seconds']:,.1f}")
-    make_console().print(table)
+    print_table(table, f"{values['network']} on {values['data']}")
     print(f"{result.folder}/result.json")
 
 

@@ -196,7 +196,9 @@ FORMATS = ("table", "json", "csv", "markdown")
 @app.command()
 def summary(
     file: SpecFile,
-    depth: Annotated[int, typer.Option(help="How many levels of modules to show.", min=1)] = 2,
+    depth: Annotated[
+        int | None, typer.Option(help="How many levels of modules to show: 2, in JSON all without it.", min=1)
+    ] = None,
     columns: Annotated[
         str | None, typer.Option("--columns", metavar="A,B,...", help="What to show of each module.")
     ] = None,
@@ -221,6 +223,8 @@ def summary(
     chosen = DEFAULT_COLUMNS if columns is None else tuple(name.strip() for name in columns.split(","))
     for name in chosen:
         one_of("--columns", name, COLUMNS)
+        if chosen.count(name) > 1:
+            raise typer.BadParameter(f"`{name}` is given twice", param_hint="--columns")
     try:
         memory = None if max_batch is None else parse_bytes(max_batch)
     except ValueError as error:
@@ -229,16 +233,17 @@ def summary(
     done = summarise(graph, batch, symbolic=symbolic)
     largest = None if memory is None else largest_batch(graph, memory)
     if as_json or format == "json":
-        print_json({**done.to_json(), **({"max_batch": largest.to_json()} if largest else {})})
+        data = done.to_json(tuple(COLUMNS) if columns is None else chosen, depth)
+        print_json({**data, **({"max_batch": largest.to_json()} if largest else {})})
         return
     if format == "table":
         from cnnspec.cli.tables import print_summary
 
-        print_summary(done, depth, chosen)
+        print_summary(done, depth or 2, chosen)
     else:
-        print(done.to_csv(chosen, depth) if format == "csv" else done.to_markdown(chosen, depth), end="")
+        print(done.to_csv(chosen, depth or 2) if format == "csv" else done.to_markdown(chosen, depth or 2), end="")
     if largest:
-        print(largest.text(), file=sys.stderr if format == "csv" else sys.stdout)
+        print("\n" * (format == "markdown") + largest.text(), file=sys.stderr if format == "csv" else sys.stdout)
 
 
 @app.command()

@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from cnnspec.cli.app import make_console
 from cnnspec.shapes import text
-from cnnspec.summary import COLUMNS, DEFAULT_COLUMNS, Summary
+from cnnspec.summary import COLUMNS, DECLARED, DEFAULT_COLUMNS, Summary
+
+
+def print_table(table: Any, title: str | None = None) -> None:
+    """A table of which nothing is cut off: where a terminal is too narrow, it is folded between words."""
+    console = make_console()
+    if console.is_terminal:
+        for column in table.columns:
+            words = [word for cell in (column.header, *column.cells) for word in str(cell).split()]
+            column.no_wrap, column.overflow, column.min_width = False, "fold", max(map(len, words), default=0)
+    else:
+        console.width = console.measure(table, options=console.options.update(width=100_000)).maximum
+    if title is not None:
+        console.print(title, style="table.title", soft_wrap=True)
+    console.print(table, crop=False)
 
 
 def print_summary(done: Summary, level: int, columns: Sequence[str] = DEFAULT_COLUMNS) -> None:
@@ -15,18 +30,16 @@ def print_summary(done: Summary, level: int, columns: Sequence[str] = DEFAULT_CO
     from rich.table import Table
 
     chosen = [COLUMNS[name] for name in columns]
-    title = f"{done.name}: {text(done.input_shape)} -> {text(done.output_shape)}"
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
-    table.add_column("module", no_wrap=True, overflow="ellipsis")
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("module", no_wrap=True)
     for column in chosen:
-        table.add_column(column.title, justify="right" if column.figure else "left", no_wrap=True, overflow="ellipsis")
+        table.add_column(column.title, justify="right" if column.figure else "left", no_wrap=True)
     for row in done.upto(level):
         indent = "  " * (row.level - 1)
         table.add_row(indent + row.path.rpartition(".")[2], *(column.cell(row) for column in chosen))
     table.add_section()
     table.add_row("total", *(column.cell(done.total) for column in chosen))
-    # A table that was asked for by its columns is shown whole, however wide it is.
-    make_console(wide=done.symbolic or tuple(columns) != DEFAULT_COLUMNS).print(table)
+    print_table(table, f"{done.name}: {text(done.input_shape)} -> {text(done.output_shape)}")
     images = "one image" if done.batch == 1 else f"a batch of {done.batch:,} images"
     notes = f"depth {done.total.depth}; figures for {images} in float32"
     if "activations" in columns:
@@ -35,4 +48,6 @@ def print_summary(done: Summary, level: int, columns: Sequence[str] = DEFAULT_CO
         notes += "; kept: what training keeps for the backward pass"
     if "peak" in columns:
         notes += "; peak: all that lives at a time in inference"
+    if done.declared and (fixed := [COLUMNS[name].title for name in columns if name in DECLARED]):
+        notes += f"; {', '.join(fixed)}: at {text(done.declared)}, the declared size"
     print(notes)

@@ -111,11 +111,15 @@ def _blocks_and_groups(at: Place) -> Meaning | None:
 
 def _unfinished(at: Place) -> Meaning | None:
     """Shares in percent, and labels that name nothing."""
-    percent = re.search(r"(?<![0-9.])[0-9]+(?:\.[0-9]+)?[ \t]*%(?=\s*$)", at.code)
+    begin = max(at.line - 200, 0) if at.word == "}" and not at.before.strip() else at.line
+    share_ends = re.compile(r"(?<![0-9.])[0-9]+(?:\.[0-9]+)?[ \t]*%(?=[ \t]*(?:#[^\n]*)?\s*$)")
+    percent = share_ends.search(at.text[begin : at.line] + at.code)
     if percent and (at.line_end or at.word in ("|", "}")):
-        span = at.span(at.line + percent.start(), at.line + percent.end())
+        span = at.span(begin + percent.start(), begin + percent.end())
         fix = share(span)
         return Meaning(fix.help, [fix], span, f"`{percent.group()}` cannot stand here")
+    if at.line_end and re.fullmatch(r"\s*train\s*:\s*", at.code):
+        return Meaning("the recipe stands in braces: `train { optimizer sgd lr=0.1; epochs 20 }`")
     if at.line_end and re.fullmatch(r"\s*[A-Za-z_]\w*\s*:\s*", at.code):
         return Meaning("a label stands in front of its element, in the same line: `conv1: conv 3x3 16`")
     return None

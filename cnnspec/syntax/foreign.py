@@ -6,7 +6,7 @@ import re
 
 from cnnspec.limits import MAX_LITERAL
 from cnnspec.ops import FOREIGN_NAMES, INFERRED, JOINS, OPS
-from cnnspec.recipe import Scalars
+from cnnspec.recipe import ENTRIES
 from cnnspec.syntax.place import Meaning, Place
 from cnnspec.syntax.recovery import in_train
 from cnnspec.syntax.words import TOP_WORDS
@@ -47,8 +47,6 @@ _KNOWN = {"", *INFERRED}
 
 _THREE = r"[(\[]?\s*([0-9]+)\s*[,*\s]\s*([0-9]+)\s*[,*\s]\s*([0-9]+)\s*[)\]]?"
 """Three numbers, as other languages write a shape."""
-
-_ENTRIES = ("data", "augment", "optimizer", "schedule", *Scalars.parameters)
 
 
 def operator_behind(rest: str) -> str | None:
@@ -128,18 +126,56 @@ def entries(at: Place) -> Meaning | None:
     for entry in re.finditer(r"(?:^|[{;])\s*([a-z_]+)\s*([:=]\s*)", at.whole):
         name, sign = entry.group(1), entry.group(2).strip()
         here = at.line + entry.start(1) <= at.at <= at.line + entry.end(2)
-        if not here or not (in_train(at.text, at.at) or (sign == "=" and name in _ENTRIES)):
+        if here and sign == ":" and name in ENTRIES and not in_train(at.text, at.at):
+            said = re.match(r"[^\s#{};|]+", at.whole[entry.end(2) :])
+            written = f"{name} {said.group() if said else '...'}"
+            return Meaning(f"this is an entry of the recipe, which stands in braces: `train {{ {written} }}`")
+        if not here or not (in_train(at.text, at.at) or (sign == "=" and name in ENTRIES)):
             continue
         span = at.span(at.line + entry.start(2), at.line + entry.start(2) + 1)
-        if name not in _ENTRIES:
+        if name not in ENTRIES:
             said = "an entry is a name and its arguments, such as `optimizer sgd lr=0.1`; there is none called"
             return Meaning(f"{said} `{name}`", [], span, f"`{sign}` cannot stand here")
         fix = at.fix("remove it", (at.line + entry.end(1), at.line + entry.end(2), " "), certain=True)
         help = f"an entry of the train section takes no `{sign}`: `{name} ...`"
         return Meaning(help, [fix], span, f"`{sign}` cannot stand here")
-    if at.word == "," and re.match(r"\s*augment\s", at.before) and in_train(at.text, at.at):
-        fix = at.fix("write `|`", (at.start, at.start + 1, at.parted(" |")), certain=True)
-        return Meaning("augmentations are joined by `|`: `augment pad_crop 4 | hflip`", [fix])
+    return _in_entry(at) if in_train(at.text, at.at) else None
+
+
+_STEP = r"[^,\[\](){};|#\n]+"
+
+
+def _in_entry(at: Place) -> Meaning | None:
+    """Commas and braces in the entries of a `train` section, and paths without quotes."""
+    word = re.search(r"(?:^|[{;])[ \t]*([a-z_]+)[^{};]*$", at.before)
+    entry = word.group(1) if word else ""
+    behind = re.match(r",[ \t]*([A-Za-z_]+)", at.rest)
+    if behind and behind.group(1) in ENTRIES:
+        fix = at.fix("write `;`", (at.start, at.start + 1, ";"), certain=True)
+        return Meaning("entries are separated by `;`, or stand on lines of their own", [fix])
+    if at.word == "," and entry == "augment":
+        begin = at.line + at.before.rindex("augment")
+        steps = re.compile(rf"augment[ \t]({_STEP}(?:,{_STEP})+)(?=[;}}#\n]|$)").match(at.text, begin)
+        written = " | ".join(step.strip() for step in (steps.group(1) if steps else "hflip, random_crop 4").split(","))
+        help = f"augmentations are joined by `|`: `augment {written}`"
+        end = steps and begin + len(steps.group().rstrip())
+        return Meaning(help, [at.fix(help, (begin, end, f"augment {written}"), certain=True)] if end else [])
+    numbers = re.search(r"(?:=[ \t]*|[ \t])([0-9]+)[ \t]*$", at.before)
+    more = re.match(r"(?:[ \t]*,[ \t]*[0-9]+(?![\w.]))+", at.rest)
+    if entry == "schedule" and numbers and more:
+        items = re.findall(r"[0-9]+", numbers.group(1) + more.group())
+        edit = (at.line + numbers.start(1), at.at + more.end(), f"[{', '.join(items)}]")
+        fix = at.fix(f"a list stands in brackets: `{edit[2]}`", edit, certain=True)
+        return Meaning(fix.help, [fix])
+    if at.word == "{" and entry in ENTRIES:
+        said = "a choice and its arguments stand behind the word, without braces"
+        named = re.match(r"\{\s*(?:name|type)\s*[:=]?\s*\"?([a-z][a-z0-9_]*)", at.text[at.at : at.at + 200])
+        return Meaning(f"{said}: `{entry} {named.group(1) if named else '...'}`")
+    path = re.match(r"[~./\\A-Za-z][\w./\\:~-]*", at.rest)
+    if path and re.search(r"\bfolder[ \t]+$", at.before):
+        edit = (at.at, at.at + path.end(), f'"{path.group()}"')
+        fix = at.fix(f"a text stands in quotes: `{edit[2]}`", edit, certain=True)
+        return Meaning(fix.help, [fix])
     return None
 
 

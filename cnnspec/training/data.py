@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import random_split
 from torchvision.transforms.v2 import functional as V
 
+from cnnspec.contradictions import no_classifier, nothing_left, other_classes, refuse, too_few
 from cnnspec.diagnostics import failure
 from cnnspec.ir import Graph
 from cnnspec.recipe import DATA_SETS, Setting
@@ -138,19 +139,7 @@ def class_count(graph: Graph) -> int:
     Raises:
         CnnspecError: E0508 if its output is no vector, or it does not read grey or RGB images.
     """
-    shape = ", ".join(["N", *map(str, graph.output_shape)])
-    if len(graph.output_shape) != 1:
-        raise failure(
-            "E0508",
-            f"the output is [{shape}], not one number per class",
-            help="end with `global_avgpool | flatten | linear classes` to train it as a classifier",
-        )
-    if graph.input_shape[0] not in (1, 3):
-        raise failure(
-            "E0508",
-            f"the input has {graph.input_shape[0]} channels, and images have 1 or 3",
-            help="start with `input 3x32x32` or `input 1x28x28` to train on images",
-        )
+    refuse(no_classifier(graph.input_shape, graph.output_shape))
     return graph.output_shape[0]
 
 
@@ -192,23 +181,13 @@ def _some(images: Pixels, setting: Setting, part: str) -> Pixels:
     wanted: Any = setting.args.get(part)
     if wanted is None:
         return images
-    if wanted > len(images):
-        raise failure(
-            "E0511",
-            f"`{part}={wanted}` is more than `{setting.name}` has: {len(images)} {part} images",
-            help=f"write `{part}={len(images)}` or less, or leave it out for all",
-        )
+    refuse(too_few(setting, part, len(images)))
     generator = torch.Generator().manual_seed(SPLIT_SEED)
     return images.part(torch.randperm(len(images), generator=generator)[:wanted])
 
 
 def _compare_classes(graph: Graph, name: str, classes: int, wanted: int) -> None:
-    if classes != wanted:
-        raise failure(
-            "E0501",
-            f"`{graph.name}` gives {wanted} classes, and `{name}` has {classes}",
-            help=f"write `classes {classes}` in the spec, or choose data of {wanted} classes with `--data`",
-        )
+    refuse(other_classes(graph.name, wanted, name, classes, graph.model.constants.get("classes")))
 
 
 def _packaged(data_dir: Path, offline: bool, train: bool) -> Original:
@@ -259,12 +238,7 @@ def split(count: int, held: int, name: str) -> tuple[Tensor, Tensor]:
     Raises:
         CnnspecError: E0511 if nothing is left to train on.
     """
-    if held >= count:
-        raise failure(
-            "E0511",
-            f"`val={held}` leaves no image of `{name}` to train on",
-            help=f"it has {count} training images; hold back fewer, or `val=0` for none",
-        )
+    refuse(nothing_left(name, held, count))
     generator = torch.Generator().manual_seed(SPLIT_SEED)
     kept, kept_back = random_split(range(count), [count - held, held], generator)  # type: ignore[arg-type]
     if not held:

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from cnnspec.contradictions import impossible, refuse
 from cnnspec.diagnostics import failure
 from cnnspec.ir import Graph
 from cnnspec.recipe import ORIGINS, Recipe, Setting
@@ -106,10 +107,16 @@ class Result:
 
 
 def recipe_of(graph: Graph, options: TrainOptions) -> Recipe:
-    """The spec's recipe, changed as the options say."""
+    """The spec's recipe, changed as the options say.
+
+    Raises:
+        CnnspecError: E0511 or E0512 if it contradicts itself.
+    """
     changes = options.changes()
     recipe = graph.recipe if options.epochs is None else graph.recipe.over(options.epochs)
-    return recipe.model_copy(update=changes)
+    recipe = recipe.model_copy(update=changes)
+    refuse(impossible(recipe))
+    return recipe
 
 
 def folder_to_resume(graph: Graph, options: TrainOptions) -> tuple[RunFolder, Recipe]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cnnspec.backends.torch import to_module
 from cnnspec.backends.torch_weights import load_weights, read_weights
+from cnnspec.contradictions import nothing_validated, refuse
 from cnnspec.diagnostics import CnnspecError, failure
 from cnnspec.ir import Graph
 from cnnspec.recipe import Recipe
@@ -342,12 +343,7 @@ def check_recipe(recipe: Recipe, data: ImageData) -> None:
     Raises:
         CnnspecError: E0511 for stopping early without validation images.
     """
-    if recipe.early_stop is not None and data.val is None:
-        raise failure(
-            "E0511",
-            "`early_stop` needs validation images, and none are held back",
-            help="hold some back with `val=`, or leave `early_stop` out",
-        )
+    refuse(nothing_validated(recipe, 0 if data.val is None else len(data.val)))
 
 
 _PARTED = ("gloo", "connection closed by peer", "connection reset by peer", "nccl")

@@ -1,0 +1,171 @@
+"""What of a recipe contradicts itself or the network: what can never be trained, and what is hardly meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from cnnspec.diagnostics import failure
+from cnnspec.ir import Expr
+from cnnspec.recipe import DATA_SETS, Recipe, Setting
+from cnnspec.shapes import Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Contradiction:
+    """One of them.
+
+    Attributes:
+        entry: The entry of the `train` section that it is about; empty for the section.
+        argument: Which of its arguments; empty for the whole.
+        step: Which element of its pipeline.
+        code: What it is called where it is an error.
+    """
+
+    entry: str
+    message: str
+    help: str
+    argument: str = ""
+    step: int = 0
+    code: str = ""
+
+
+def refuse(found: Iterable[Contradiction]) -> None:
+    """Raises the first of some contradictions.
+
+    Raises:
+        CnnspecError: There is one.
+    """
+    for one in found:
+        raise failure(one.code, one.message, help=one.help)
+
+
+# --- what can never be trained -------------------------------------------------------------------
+
+
+def impossible(recipe: Recipe) -> Iterator[Contradiction]:
+    """What of a recipe no run can follow, whatever the network; as far as it can be told without the images."""
+    if recipe.optimizer.args.get("nesterov") and not recipe.optimizer.args["momentum"]:
+        message = f"`{recipe.optimizer.name}` has `nesterov`, and no momentum"
+        yield Contradiction("optimizer", message, "write `momentum=0.9`, or leave `nesterov` out", code="E0512")
+    images = DATA_SETS[recipe.data.name].images
+    if images is not None:
+        train, test = images
+        held: Any = recipe.data.args["val"]
+        yield from nothing_left(recipe.data.name, held, train)
+        yield from too_few(recipe.data, "train", max(0, train - held))
+        yield from too_few(recipe.data, "test", test)
+        yield from nothing_validated(recipe, held)
+
+
+def nothing_left(name: str, held: int, count: int) -> Iterator[Contradiction]:
+    """That so many images held back for validation are all that there are."""
+    if held >= count:
+        message = f"`val={held}` leaves no image of `{name}` to train on"
+        help = f"it has {count} training images; hold back fewer, or `val=0` for none"
+        yield Contradiction("data", message, help, "val", code="E0511")
+
+
+def too_few(data: Setting, part: str, count: int) -> Iterator[Contradiction]:
+    """That more images of a part are wanted than it has."""
+    wanted: Any = data.args.get(part)
+    if wanted is not None and wanted > count:
+        message = f"`{part}={wanted}` is more than `{data.name}` has: {count} {part} images"
+        help = f"write `{part}={count}` or less, or leave it out for all"
+        yield Contradiction("data", message, help, part, code="E0511")
+
+
+def nothing_validated(recipe: Recipe, held: int) -> Iterator[Contradiction]:
+    """That a run would stop early by images that are not there."""
+    if recipe.early_stop is not None and not held:
+        usual = DATA_SETS[recipe.data.name].parameters["val"].default
+        message = "`early_stop` needs validation images, and none are held back"
+        help = f"hold some back with `val={usual}`, or leave `early_stop` out"
+        yield Contradiction("data", message, help, "val", code="E0511")
+
+
+def no_classifier(image: Shape, output: Shape) -> Iterator[Contradiction]:
+    """That a network does not tell classes of images apart."""
+    if len(output) != 1:
+        shape = ", ".join(["N", *map(str, output)])
+        message = f"the output is [{shape}], not one number per class"
+        help = "end with `global_avgpool | flatten | linear classes` to train it as a classifier"
+        yield Contradiction("", message, help, code="E0508")
+    elif image[0] not in (1, 3):
+        message = f"the input has {image[0]} channels, and images have 1 or 3"
+        help = "start with `input 3x32x32` or `input 1x28x28` to train on images"
+        yield Contradiction("", message, help, code="E0508")
+
+
+def other_classes(network: str, given: int, data: str, wanted: int, stated: Expr | None) -> Iterator[Contradiction]:
+    """That data has another number of classes than a network gives; `stated` is the `classes` of its spec."""
+    if given != wanted:
+        message = f"`{network}` gives {given} classes, and `{data}` has {wanted}"
+        number, layer = f"write `classes {wanted}` in the spec", "end the network with `linear classes`"
+        said = stated and stated.value
+        what = layer if said == wanted else number if said == given else f"{number} and {layer}"
+        help = f"{what}, or choose data of {given} classes"
+        yield Contradiction("data", message, help, code="E0501")
+
+
+# --- what is hardly meant ------------------------------------------------------------------------
+
+
+def unlikely(recipe: Recipe, image: Shape) -> Iterator[Contradiction]:
+    """What of a recipe has no effect on images of this size, or one that nobody wants."""
+    epochs = recipe.planned or recipe.epochs
+    yield from _schedule(recipe, epochs)
+    for place, step in enumerate(recipe.augment):
+        for argument, message, help in _augmentation(step, image):
+            yield Contradiction("augment", message, help, argument, place)
+    if recipe.early_stop is not None and recipe.early_stop >= epochs:
+        message = f"`early_stop` waits for {recipe.early_stop} epochs, and the run has {_epochs(recipe, epochs)}"
+        yield Contradiction("early_stop", message, "write fewer, or leave it out")
+    if recipe.accumulate > recipe.batch:
+        message = f"`accumulate` wants {recipe.accumulate} parts of a batch of {recipe.batch} images"
+        yield Contradiction("accumulate", message, "write a divisor of `batch`")
+
+
+def _epochs(recipe: Recipe, epochs: int) -> str:
+    return f"{epochs} epochs" if "epochs" in recipe.stated else f"{epochs} epochs, as none are stated"
+
+
+def _schedule(recipe: Recipe, epochs: int) -> Iterator[Contradiction]:
+    def odd(argument: str, message: str, help: str) -> Contradiction:
+        return Contradiction("schedule", message, help, argument)
+
+    args: dict[str, Any] = recipe.schedule.args
+    at: tuple[int, ...] = tuple(args.get("at", (args["every"],) if "every" in args else ()))
+    run = f"the run has {_epochs(recipe, epochs)}"
+    name = "every" if "every" in args else "at"
+    if list(at) != sorted(set(at)):
+        yield odd(name, f"the epochs in `at` do not rise: {list(at)}", f"write `at={sorted(set(at))}`")
+    if at and max(at) >= epochs:
+        never = "never falls" if min(at) >= epochs else f"does not fall at epoch {max(at)}"
+        yield odd(name, f"the learning rate {never}: {run}", "state more `epochs`, or name earlier ones here")
+    if args.get("gamma", 0) >= 1:
+        message = f"the learning rate does not fall with `gamma={args['gamma']:g}`"
+        yield odd("gamma", message, "write a share, such as `gamma=0.1`")
+    if recipe.schedule.name != "onecycle" and args.get("warmup", 0) >= epochs:
+        message = f"the warm-up takes {args['warmup']:g} epochs, and {run}"
+        yield odd("warmup", message, "write fewer, such as `warmup=1`")
+    rate: Any = recipe.optimizer.args["lr"]
+    if args.get("end", 0) > rate:
+        message = f"the schedule ends at {args['end']:g}, above the `lr` of {rate:g}"
+        yield odd("end", message, "write `end=0`, or another `lr`")
+
+
+def _augmentation(step: Setting, image: Shape) -> Iterator[tuple[str, str, str]]:
+    """What is said of an argument of an augmentation, and the help."""
+    args: dict[str, Any] = step.args
+    _, height, width = image
+    if step.name == "random_crop" and (args["pad"][0] >= height or args["pad"][1] >= width):
+        pad = "x".join(map(str, args["pad"]))
+        help = "its number is how far it pads: write `pad=4`; it always cuts out the size of the input"
+        yield "pad", f"`random_crop` pads by {pad} pixels, and the image is {height}x{width}", help
+    if step.name == "cutout" and args["side"] >= min(height, width):
+        message = f"`cutout` blanks a square of {args['side']} pixels, and the image is {height}x{width}"
+        yield "side", message, "write fewer: `side=8`"
+    if step.name == "color_jitter" and not any(args.values()):
+        yield "", "`color_jitter` changes nothing", "say by how much: `brightness=0.2`"
