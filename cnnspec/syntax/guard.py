@@ -63,7 +63,9 @@ def count_words(text: str) -> int:
 
 
 _WORDS = re.compile(r'#[^\n]*|"[^"\n]*"|[A-Za-z0-9_.]+|[^\s]')
-MARKS = re.compile(r'#[^\n]*|"[^"\n]*"|"[^\n]*|[{}()\[\]]')
+_UNTIL_UNMATCHED = r"(?:[^\n\"#{}()\[\]]|\{[^\n{}]*\}|\([^\n()]*\))*"
+"""What a string without an end holds: the rest of its line up to a sign whose partner is not in it."""
+MARKS = re.compile(rf'#[^\n]*|"[^"\n]*"|"{_UNTIL_UNMATCHED}|[{{}}()\[\]]')
 _CLOSING = {"}": "{", ")": "(", "]": "["}
 _OPENING = {opened: closing for closing, opened in _CLOSING.items()}
 
@@ -95,23 +97,24 @@ def balanced(source: Source, report: Report) -> tuple[str, list[int]] | None:
 
     A statement with such a place cannot be read, but what stands around it can: in the text every parenthesis and
     bracket that is closed by the wrong sign is closed by the right one, and a brace that is never closed ends where its
-    indentation does. A string without an end and a closing brace too many are taken out of it.
+    indentation does. A closing brace too many is taken out of it.
     """
     text = source.text
     found = [match for match in MARKS.finditer(text) if match.group()[0] != "#" and not _is_string(match.group())]
     signs = [(match.group(), match.start()) for match in found if match.group()[0] != '"']
+    wrong: list[int] = []
     for match in found:
-        mark, at = match.group(), match.start()
+        mark, at = match.group().rstrip(), match.start()
         if mark[0] == '"':
-            help, fixes = 'end it with `"` on the same line', (_write(source, 'add `"`', match.end(), '"'),)
+            help, fixes = 'end it with `"` on the same line', (_write(source, 'add `"`', at + len(mark), '"'),)
             report.add(
                 Diagnostic("E0103", "the string has no closing quote", _sign(source, at), help=help, fixes=fixes)
             )
-            text = text[:at] + ('"' + " " * (len(mark) - 2) + '"' if len(mark) > 1 else " ") + text[match.end() :]
+            text = text[:at] + "!" * len(mark) + text[at + len(mark) :]
+            wrong.append(at)
     open_: list[tuple[str, int]] = []
     pairs: list[tuple[int, int]] = []
     early: list[int] = []
-    wrong: list[int] = []
     for index, (mark, at) in enumerate(signs):
         if mark in _OPENING:
             open_.append((mark, at))
@@ -168,9 +171,17 @@ def balanced(source: Source, report: Report) -> tuple[str, list[int]] | None:
 
 
 def _close_with_line(text: str, at: int) -> str:
-    """A text in which an open sign does not reach beyond its line, unless that line goes on."""
-    line = text[at : _line_end(text, at)].split("#")[0].rstrip()
-    return text if line[-1] in "([," else f"{text[:at]}!{text[at + 1 :]}"
+    """A text in which an open sign does not reach beyond its line, nor beyond those that this one goes on with: each is
+    indented further, and what stands in front of it ends with an open sign or a comma.
+    """
+    own, start, end = _indent(text, at), at, _line_end(text, at)
+    while text[start:end].split("#")[0].rstrip().endswith(("(", "[", ",")):
+        behind = _NEXT_LINE.match(text, end)
+        if behind is None or len(behind.group(1)) <= own:
+            break
+        start, end = behind.end(), _line_end(text, behind.end())
+    inside = re.sub(r"#[^\n]*|\n", lambda found: " " * len(found.group()), text[at + 1 : end])
+    return f"{text[:at]}!{inside}{text[end:]}"
 
 
 def _line_end(text: str, at: int) -> int:
@@ -284,11 +295,14 @@ def _unmatched(source: Source, mark: str, at: int, opened: tuple[str, int] | Non
         return Diagnostic("E0102", f"`{mark}` closes nothing", span, help=help, fixes=fixes)
     sign, where = opened
     meant = _OPENING[sign]
+    fixes = (Fix(f"write `{meant}`", (Edit(span, meant),)), _write(source, f"add `{meant}`", at, meant))
+    if "\n" in source.text[where:at]:
+        fixes = (_end(source, meant, where),)
     return Diagnostic(
         "E0102",
         f"`{sign}` is closed by `{mark}`",
         span,
         labels=(Label(_sign(source, where), "opened here"),),
         help=f"close it with `{meant}` first",
-        fixes=(Fix(f"write `{meant}`", (Edit(span, meant),)), _write(source, f"add `{meant}`", at, meant)),
+        fixes=fixes,
     )
