@@ -17,8 +17,10 @@ from cnnspec.syntax import LABEL_WORDS
 _REPEAT = Type("int", bounds=Bounds(1))
 REPEAT_WORD = re.compile(r"x[0-9]+")
 """How often, behind the name of what is repeated."""
-_TOLD = {"bn": 0, "ln": 0, "in_norm": 0, "gn": 1, "linear": 0}
+_TOLD = {"conv": 1, "bn": 0, "ln": 0, "in_norm": 0, "gn": 1, "linear": 0}
 """Where torch's modules are told how many channels come in."""
+_MAX_STRIDE = 7
+"""What is more is hardly meant as a stride."""
 
 
 class Arguments(Resolver):
@@ -87,7 +89,7 @@ class Arguments(Resolver):
                 elif name is None and (fix := self._spaced(callee, index, given, after, parameters, names, span)):
                     joined = index + 1
                     raise self.fail("E0207", "unknown name `x`", arg.span, help=fix.help, fixes=[fix])
-                elif name is None and (fix := self._incoming(callee, index, arg, after)):
+                elif name is None and (fix := self._incoming(callee, index, given, after)):
                     text = arg.span.source.text[arg.span.start : arg.span.end]
                     message = f"`{callee}` is not told that {text} channels come in"
                     raise self.fail("E0205", message, arg.span, help="take it out: that is known", fixes=[fix])
@@ -128,14 +130,12 @@ class Arguments(Resolver):
                     message = f"`{callee}` has no argument `{name}`"
                     raise self.fail("E0202", message, at, help=help or _takes(callee, known), fixes=fixes)
                 if name in bound:
-                    raise self.fail(
-                        "E0206",
-                        f"`{name}` is given twice",
-                        arg.span,
-                        labels=[Label(first[name], "given here first")],
-                        help="keep one of the two",
-                        fixes=self._without(arg, first[name]),
-                    )
+                    labels, fixes = [Label(first[name], "given here first")], self._without(arg, first[name])
+                    if name == "kernel" and "c" in parameters and "c" not in bound:
+                        fixes = self._kernel_first(callee, given, arg) or fixes
+                    help = "keep one of the two" if len(fixes[0].edits) == 1 else fixes[0].help
+                    message = f"`{name}` is given twice"
+                    raise self.fail("E0206", message, arg.span, labels=labels, help=help, fixes=fixes)
                 first[name] = arg.span
                 if flag:
                     bound[name] = ir.Expr(kind="bool", value=True, origin=self.places.add(arg.span))
@@ -195,16 +195,20 @@ class Arguments(Resolver):
         return Fix(f"write `{callee} x{count}`", edits, certain=True)
 
     @classmethod
-    def _incoming(cls, callee: str, index: int, arg: tree.Argument, after: tree.Argument | None) -> Fix | None:
+    def _incoming(
+        cls, callee: str, index: int, given: Sequence[tree.Argument], after: tree.Argument | None
+    ) -> Fix | None:
         """What takes the number of channels that come in out of a call, where torch wants to be told."""
-        value = arg.value
+        value, behind = given[index].value, after.value if after else None
         if _TOLD.get(callee) != index or not (isinstance(value, tree.Number) and value.value >= 2):
             return None
-        if callee == "linear" and not (
-            after and (isinstance(after.value, tree.Number) or _is_name(after.value, "classes"))
-        ):
+        if callee == "linear" and not (isinstance(behind, tree.Number) or (behind and _is_name(behind, "classes"))):
             return None
-        return cls._taken_out(arg, "take it out: that is known")
+        if callee == "conv":  # a third number is the stride, unless that is named as well
+            sized, strided = isinstance(given[0].value, tree.SizeLiteral), any(arg.name == "stride" for arg in given)
+            if not (sized and strided and isinstance(behind, tree.Number) and behind.value > _MAX_STRIDE):
+                return None
+        return cls._taken_out(given[index], "take it out: that is known", certain=callee != "conv")
 
     @staticmethod
     def _parted(
@@ -255,6 +259,17 @@ class Arguments(Resolver):
         text = arg.span.source.text
         one, other = (text[span.start : span.end].split("=", 1)[-1].strip() for span in (first, arg.span))
         return [self._taken_out(arg, "keep the first one", certain=one == other)]
+
+    def _kernel_first(self, callee: str, given: Sequence[tree.Argument], arg: tree.Argument) -> list[Fix]:
+        """What puts a kernel that is named in front of the channels that were taken for it."""
+        first = given[0]
+        if first.name is not None or any(other.name == "c" for other in given):
+            return []
+        text = arg.span.source.text
+        channels, kernel = (text[part.span.start : part.span.end] for part in (first, arg.value))
+        written = f"{kernel}x{kernel} {channels}" if kernel.isdigit() else f"{kernel} {channels}"
+        said = f"the kernel comes first: `{callee} {written}`"
+        return [Fix(said, (Edit(first.span, written), *self._taken_out(arg, said).edits))]
 
     def _too_many(self, callee: str, parameters: Mapping[str, Parameter], names: Names, arg: tree.Argument) -> Fault:
         value = arg.value

@@ -15,7 +15,7 @@ from cnnspec.diagnostics import Edit, Fix, Label, Report, Span, counted, respell
 from cnnspec.expressions import literal
 from cnnspec.limits import MAX_DEPTH
 from cnnspec.names import FILLED, Fault, Names
-from cnnspec.ops import FOREIGN_NAMES, OPS
+from cnnspec.ops import FOREIGN_NAMES, KERNEL_FIRST, OPS, translated
 from cnnspec.scopes import FileScope
 from cnnspec.signatures import Parameter
 from cnnspec.syntax import LABEL_WORDS, TOP_WORDS
@@ -94,14 +94,25 @@ class Binder(Arguments):
             edit = Edit(span.to(named.span), f"{named.name} {callee}")
             fixes = (Fix(f"write `{edit.text}`", (edit,), certain=True),)
         elif callee in FOREIGN_NAMES:
-            meant = FOREIGN_NAMES[callee]
-            help = f"write `{meant}`"
-            fixes = (Fix(help, (Edit(span, meant),), certain=meant in OPS),)
+            help, fixes = self._translated(callee, span, args)
         else:
             known = [*OPS, *names.file.block_names(), *names.variables]
             help, fixes = respell(span, callee, known)
             help = help or "`cnnspec list` shows operators and blocks"
         return self.fail("E0201", f"unknown operator or block `{callee}`", span, help=help, fixes=fixes)
+
+    @staticmethod
+    def _translated(callee: str, span: Span, args: Sequence[tree.Argument]) -> tuple[str, Sequence[Fix]]:
+        """What is said of an operator that is called by its name elsewhere, where its arguments may have another order."""
+        meant = FOREIGN_NAMES[callee]
+        ordered = not args or isinstance(args[0].value, tree.SizeLiteral) or meant not in KERNEL_FIRST
+        texts = [span.source.text[arg.span.start : arg.span.end] for arg in args]
+        if not ordered and (written := translated(callee, texts)):
+            edits = Edit(span, meant), Edit(args[0].span.to(args[-1].span), written.removeprefix(f"{meant} "))
+            return f"write `{written}`", [Fix(f"write `{written}`", edits)]
+        help = f"write `{meant}`"
+        fix = Fix(help, (Edit(span, meant),), certain=ordered and meant in OPS)
+        return help if ordered else f"{help}; its kernel comes first: `{meant} 3x3 16`", [fix]
 
     # --- blocks ----------------------------------------------------------------------------------
 

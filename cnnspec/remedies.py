@@ -64,6 +64,8 @@ def fixes_of_call(
             set_argument(setting.group(1), setting.group(2), f"write `{words}`")
     if found := re.search(r"use (?:a kernel of at most |`)([0-9]+x[0-9]+)", help):
         set_argument("kernel", found.group(1), f"use a {found.group(1)} kernel")
+    if (found := re.match(r"the kernel comes first: `conv (\S+) ([0-9]+)`", help)) and own.keys() >= {"kernel", "c"}:
+        fixes.append(Fix(help, tuple(Edit(own[name], found[i]) for i, name in enumerate(("kernel", "c"), 1))))
     if found := re.search(r"`slice ([0-9]+\.\.[0-9]+)`", help):
         set_argument("range", found.group(1), f"write `slice {found.group(1)}`")
     return fixes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from cnnspec.limits import MAX_LITERAL
-from cnnspec.ops import FOREIGN_NAMES, INFERRED, JOINS, OPS
+from cnnspec.ops import FOREIGN_NAMES, JOINS, OPS, translated
 from cnnspec.recipe import Scalars
 from cnnspec.syntax.place import Meaning, Place
 from cnnspec.syntax.recovery import in_train
@@ -33,18 +33,6 @@ _CALL = re.compile(
 )
 """A line that makes a torch module."""
 
-_TORCH = {
-    "Conv2d": " c kernel stride pad dilation groups bias",
-    "Linear": " c bias",
-    "MaxPool2d": "kernel stride pad",
-    "AvgPool2d": "kernel stride pad",
-    "Dropout": "p",
-    "BatchNorm2d": " eps momentum",
-}
-"""Arguments of torch's modules in their order, as they are called here; the first of some is known here."""
-_OPTIONS = {"out_channels": "c", "out_features": "c", "kernel_size": "kernel", "padding": "pad"}
-_KNOWN = {"", *INFERRED}
-
 _THREE = r"[(\[]?\s*([0-9]+)\s*[,*\s]\s*([0-9]+)\s*[,*\s]\s*([0-9]+)\s*[)\]]?"
 """Three numbers, as other languages write a shape."""
 
@@ -57,34 +45,12 @@ def operator_behind(rest: str) -> str | None:
     return name.group(1) if name and name.group(1) in {*OPS, *JOINS, *FOREIGN_NAMES} else None
 
 
-def _translated(name: str, args: str) -> str | None:
-    """A call of a torch module in the words of the language, where all of its arguments have some."""
-    order = _TORCH.get(name)
-    if order is None:
-        alone = args.strip() in ("", "inplace=True", "True")
-        return FOREIGN_NAMES.get(name) if alone else None
-    places, given = order.split(" "), dict[str, str]()
-    for place, arg in zip(places, args.split(",") if args.strip() else (), strict=False):
-        key, _, value = arg.rpartition("=")
-        key = key.strip() or place
-        if not re.fullmatch(r"\s*[\w.]+\s*", value):
-            return None
-        given[_OPTIONS.get(key, key)] = {"True": "true", "False": "false"}.get(value.strip(), value.strip())
-    if len(args.split(",")) > len(places) or given.keys() - _KNOWN - set(places):
-        return None
-    kernel, c = (given.pop(key, "") for key in ("kernel", "c"))
-    if name == "Conv2d":
-        given.setdefault("pad", "0")
-    kernel = f"{kernel}x{kernel}" if kernel.isdigit() else kernel
-    written = [FOREIGN_NAMES[name], kernel, c, *(f"{key}={value}" for key, value in given.items() if key not in _KNOWN)]
-    return " ".join(filter(None, written))
-
-
 def python(at: Place) -> Meaning | None:
     """A line that makes a module of torch, and other lines of a module in Python."""
     call = _CALL.fullmatch(at.whole)
-    if call and (translated := _translated(call["name"], call["args"])):
-        written = f"{call['label']}: {translated}" if call["label"] else translated
+    args = [arg for arg in call["args"].split(",") if arg.strip()] if call else []
+    if call and (meant := translated(call["name"], args)):
+        written = f"{call['label']}: {meant}" if call["label"] else meant
         fix = at.fix(f"write `{written}`", (at.line + call.start("all"), at.line + call.end("all"), written))
         span = at.span(at.line + call.start("call"), at.line + call.end("call"))
         return Meaning(fix.help, [fix], span, f"`{call['name']}(...)` cannot stand here")
