@@ -89,6 +89,10 @@ class Arguments(Resolver):
                 elif name is None and (fix := self._spaced(callee, index, given, after, parameters, names, span)):
                     joined = index + 1
                     raise self.fail("E0207", "unknown name `x`", arg.span, help=fix.help, fixes=[fix])
+                elif name is None and repeatable and (fix := self._repeated(arg, names)):
+                    message = f"unknown name `{arg.span.source.text[arg.span.start : arg.span.end]}`"
+                    help = f"{fix.help}; a number alone can follow the `x`"
+                    raise self.fail("E0207", message, arg.span, help=help, fixes=[fix])
                 elif name is None and (fix := self._incoming(callee, index, given, after)):
                     text = arg.span.source.text[arg.span.start : arg.span.end]
                     message = f"`{callee}` is not told that {text} channels come in"
@@ -193,6 +197,14 @@ class Arguments(Resolver):
         start = before.span.end if before else span.end
         edits = (Edit(Span(source, span.end, span.end), f" x{count}"), Edit(Span(source, start, after.span.end), ""))
         return Fix(f"write `{callee} x{count}`", edits, certain=True)
+
+    @staticmethod
+    def _repeated(arg: tree.Argument, names: Names) -> Fix | None:
+        """What repeats as often as a value says whose name stands behind an `x`."""
+        word = arg.value.name if isinstance(arg.value, tree.Name) else ""
+        if word[:1] != "x" or word in names.variables or word[1:] not in names.variables:
+            return None
+        return Fix(f"write `repeat={word[1:]}`", (Edit(arg.span, f"repeat={word[1:]}"),))
 
     @classmethod
     def _incoming(
