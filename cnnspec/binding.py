@@ -175,7 +175,7 @@ class Binder(Arguments):
                 try:
                     default = self.expr(parameter.default, names, type_)
                 except Fault:
-                    default = ir.Expr(kind="number", value=0)
+                    default = ir.Expr(kind="name", value="")  # of a value that is not known
             origin = self.places.add(parameter.span)
             try:
                 self.need_room(names, parameter.span)

@@ -179,7 +179,7 @@ class Resolver:
                 "`in` is no number: `in.c` is; tensors are joined in braces, as in `add { in; conv 3x3 16 }`",
                 (),
             )
-        elif type_ is not None and type_.kind == "bool" and word in _TRUTHS:
+        elif word in _TRUTHS and (type_.kind == "bool" if type_ is not None else word in ("True", "False")):
             help = f"write `{_TRUTHS[word]}`"
             fixes = (Fix(help, (Edit(node.span, _TRUTHS[word]),), certain=True),)
         elif help is None and type_ is not None and type_.words and word not in OPS:

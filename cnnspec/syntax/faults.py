@@ -19,6 +19,9 @@ _MEANT = {"×": "x", "–": "-", "—": "-", "−": "-", "“": '"', "”": '"',
 _NAMED = r"([A-Za-z_][A-Za-z0-9_]*)(\s*)$"
 """A name, and what is behind it."""
 
+_REACH = 500
+"""How far back a rule looks that may look beyond its line."""
+
 _CALL = "a call is a name and its arguments, separated by spaces: `conv 3x3 c=16`"
 
 _WORDS = {
@@ -297,18 +300,48 @@ def _bars(at: Place) -> Meaning | None:
 
 
 def _items(at: Place) -> Meaning | None:
-    """Items of a list without commas, and conditions in front of what they are about."""
+    """Items of a list without commas."""
     if "COMMA" in at.expected and (items := re.search(r"\[([^\[\]]*)$", at.before)):
         begin, end, fixes = at.at - len(items.group(1)), at.text.find("]", at.at), list[Fix]()
         if end > 0:
             written = ", ".join(re.split(r"[\s,]+", at.text[begin:end].strip()))
             fixes.append(at.fix("write the commas", (begin, end, written), certain=True))
         return Meaning("list items are separated by commas: `[16, 32]`", fixes)
+    return None
+
+
+_CHOICE = re.compile(r"(?<![\w.])([\w.]+)[ \t]+if[ \t]+([^(){}|;,\n]+?)[ \t]+else[ \t]+([\w.]+)")
+"""A choice between two values, as Python has it."""
+_WHEN = re.compile(
+    r"(?:^|[|\n{;])\s*(?:(?:stem|stage|head)\s+)?(?:\w+\s*:\s*)?([^|{};\n:]+?)\s+when\s+([^|{};\n]+?)\s*\Z"
+)
+"""An element and its condition."""
+
+
+def _conditions(at: Place) -> Meaning | None:
+    """Conditions where none can stand, or as they are elsewhere."""
     if at.line_end and "_THEN" in at.expected and (condition := re.search(r"\S\s+(if)\s", at.before)):
         low = at.line + condition.start(1)
         fix = at.fix("write `when`", (low, low + 2, "when"), certain=True)
         help = "the condition of a statement stands behind it: `conv 3x3 16 when deep`"
         return Meaning(help, [fix], at.span(low, low + 2), "`if` cannot stand here")
+    if re.match(r"\s*(?:\}\s*)?(?:elif|elseif)\b", at.whole) or re.match(r"elif\b|elseif\b", at.rest):
+        return Meaning("a further condition is a group of its own: `else { if deep { ... } }`")
+    if at.word == "if" and re.search(r"\belse\s*$", at.before):
+        return Meaning("a further condition is a group of its own: `else { if deep { ... } }`")
+    if at.word == "then" and "LBRACE" in at.expected:
+        fix = at.fix("remove the `then`", (at.start - 1, at.end, ""), certain=True)
+        return Meaning("a group stands in braces right behind its condition: `if deep { ... }`", [fix])
+    for choice in _CHOICE.finditer(at.whole) if at.word in ("if", "else") else ():
+        if choice.start() <= at.at - at.line <= choice.end():
+            yes, condition, no = choice.groups()
+            written = f"if {condition} then {yes} else {no}"
+            fix = at.fix(f"write `{written}`", (at.line + choice.start(), at.line + choice.end(), written))
+            return Meaning(fix.help, [fix])
+    if at.word == "|" and (element := _WHEN.search(at.text, max(0, at.at - _REACH), at.at)):
+        written = f"if {element.group(2)} {{ {element.group(1)} }}"
+        fix = at.fix(f"write `{written}`", (element.start(1), element.end(2), written))
+        return Meaning(f"`when` ends its statement and is about all of it: for one element write `{written}`", [fix])
     return None
 
 
@@ -326,6 +359,7 @@ _RULES: tuple[Callable[[Place], Meaning | None], ...] = (
     foreign.lists,
     foreign.entries,
     foreign.first_words,
+    _conditions,
     _blocks_and_groups,
     _references,
     _unfinished,
