@@ -132,7 +132,7 @@ def _references(at: Place) -> Meaning | None:
     if re.match(r"\s*aux\s*$", at.before):
         return Meaning("an auxiliary head has a name: `aux early from @stem { ... }`")
     path = re.compile(r"\s*(?:use\b.*\bfrom|extends)\s+([\w./-]+)").match(at.whole)
-    if path and at.line + path.start(1) <= at.at <= at.line + path.end(1) and not at.line_end:
+    if path and at.line + path.start(1) <= at.at <= at.line + path.end(1) and not at.line_end and at.word != ",":
         fix = at.fix(
             f'write `"{path.group(1)}"`', (at.line + path.start(1), at.line + path.end(1), f'"{path.group(1)}"')
         )
@@ -356,6 +356,7 @@ def _expected(at: Place) -> Meaning:
 
 _RULES: tuple[Callable[[Place], Meaning | None], ...] = (
     foreign.python,
+    foreign.names,
     foreign.lists,
     foreign.entries,
     foreign.first_words,

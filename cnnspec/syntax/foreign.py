@@ -9,7 +9,7 @@ from cnnspec.ops import FOREIGN_NAMES, JOINS, OPS, translated
 from cnnspec.recipe import Scalars
 from cnnspec.syntax.place import Meaning, Place
 from cnnspec.syntax.recovery import in_train
-from cnnspec.syntax.words import TOP_WORDS
+from cnnspec.syntax.words import LABEL_WORDS, TOP_WORDS
 
 _BLOCK = "a block is defined with `block name(c, stride = 1) { ... }`"
 _REPEAT = "a group is repeated with `repeat 3 as i { ... }`"
@@ -36,6 +36,8 @@ _CALL = re.compile(
 _THREE = r"[(\[]?\s*([0-9]+)\s*[,*\s]\s*([0-9]+)\s*[,*\s]\s*([0-9]+)\s*[)\]]?"
 """Three numbers, as other languages write a shape."""
 
+_STATED = ("network", "input", "classes", "extends")
+"""Statements of the top that are settings elsewhere."""
 _ENTRIES = ("data", "augment", "optimizer", "schedule", *Scalars.parameters)
 
 
@@ -78,14 +80,53 @@ def first_words(at: Place) -> Meaning | None:
 
 
 def lists(at: Place) -> Meaning | None:
-    """Colons and dashes, as lists and tables of settings have them."""
+    """Colons, equal signs and dashes, as lists and tables of settings have them."""
     label = re.fullmatch(r"\s*([a-z]+)(\s*:\s*)", at.before)
     if label and label.group(1) in TOP_WORDS and not at.line_end:
         fix = at.fix("remove the colon", (at.line + label.start(2), at.line + label.end(2), " "), certain=True)
         return Meaning(f"a statement of the top takes no colon: `{label.group(1)} ...`", [fix])
+    setting = re.match(r"\s*(?P<word>[a-z]+)(?P<sign>\s*=\s*)(?P<value>[^\n#;]*[^\s#;])", at.whole)
+    if (
+        at.word == "="
+        and setting
+        and setting["word"] in (*_STATED, *LABEL_WORDS)
+        and not at.before[setting.end("word") :].strip()
+    ):
+        edit = (at.line + setting.start("sign"), at.line + setting.end("sign"), " ")
+        written = f"{setting['word']} {setting['value']}"
+        return Meaning(
+            f"`{setting['word']}` takes no `=`: write `{written}`", [at.fix("remove the `=`", edit, certain=True)]
+        )
     if at.word == "-" and not at.before.strip():
         fix = at.fix("remove the `-`", (at.start, at.start + 1 + at.rest[1:2].isspace(), ""), certain=True)
         return Meaning("elements stand on lines of their own, with nothing in front of them", [fix])
+    return None
+
+
+def names(at: Place) -> Meaning | None:
+    """Names of networks and labels with signs in them."""
+    network = re.match(r"\s*network\b\s*=?\s*(?P<name>[^\s#;=][^\n#;]*)", at.whole)
+    if network and at.at <= at.line + network.end():
+        name = re.sub(r"[^A-Za-z0-9_]+", "_", network["name"]).strip("_")
+        name = f"_{name}" if name[:1].isdigit() else name
+        start = at.whole.index("network") + len("network")
+        edit = (at.line + start, at.line + network.start() + len(network.group().rstrip()), f" {name}")
+        return Meaning(
+            f"a network is named by one word of letters, digits and `_`: write `network {name}`",
+            [at.fix(f"write `network {name}`", edit, certain=True)],
+        )
+    label = re.match(r"\s*(?P<name>[A-Za-z_]\w*(?:[.-]\w+)+)\s*:", at.whole)
+    if label and at.line + label.start("name") < at.at <= at.line + label.end("name"):
+        name = re.sub(r"[.-]", "_", label["name"])
+        fix = at.fix(f"write `{name}:`", (at.line + label.start("name"), at.line + label.end("name"), name))
+        help = f"a label is a single name, of letters, digits and `_`: `{name}: ...`; parts inside of braces have their own"
+        return Meaning(help, [fix])
+    part = re.match(r"\.[\w.]+", at.rest)
+    whole = re.search(r"@(\w+)$", at.before)
+    if part and whole:
+        fix = at.fix(f"write `{whole.group()}`", (at.at, at.at + part.end(), ""))
+        help = f"`{whole.group()}` is what comes out of it; what is inside of `{whole.group(1)}` cannot be named from outside"
+        return Meaning(help, [fix])
     return None
 
 
