@@ -19,6 +19,8 @@ REPEAT_WORD = re.compile(r"x[0-9]+")
 """How often, behind the name of what is repeated."""
 _TOLD = {"conv": 1, "bn": 0, "ln": 0, "in_norm": 0, "gn": 1, "linear": 0}
 """Where torch's modules are told how many channels come in."""
+_EXAMPLES = {"size": "2", "int": "2", "float": "0.1"}
+"""A value of a kind."""
 _MAX_STRIDE = 7
 """What is more is hardly meant as a stride."""
 
@@ -64,6 +66,10 @@ class Arguments(Resolver):
                 and parameters[value.name].type.kind == "bool"
             )
             try:
+                if range_ := _open_range(value, names):
+                    self.fail("E0101", "the line ends too early", range_, help="a range needs its end: `0..8`")
+                    failed = True
+                    break  # what follows is another statement
                 if percent := _percent(value):
                     fix = share(percent)
                     message = f"`{percent.source.text[percent.start : percent.end]}` cannot stand here"
@@ -97,10 +103,11 @@ class Arguments(Resolver):
                     text = arg.span.source.text[arg.span.start : arg.span.end]
                     message = f"`{callee}` is not told that {text} channels come in"
                     raise self.fail("E0205", message, arg.span, help="take it out: that is known", fixes=[fix])
-                elif name is None and (fix := self._parted(arg, after, known, names)):
+                elif name is None and (parted := self._parted(arg, after, known, names)):
                     at = arg.span
+                    joined = index + 1
                     message = f"`{at.source.text[at.start : at.end]}` is an argument without a value"
-                    raise self.fail("E0207", message, at, help=fix.help, fixes=[fix])
+                    raise self.fail("E0207", message, at, help=parted[0], fixes=parted[1])
                 elif name is None:
                     while queue and queue[0] in bound:
                         queue.pop(0)
@@ -225,16 +232,20 @@ class Arguments(Resolver):
     @staticmethod
     def _parted(
         arg: tree.Argument, after: tree.Argument | None, parameters: Mapping[str, Parameter], names: Names
-    ) -> Fix | None:
-        """What joins the name of an argument with its value where a blank stands between them."""
+    ) -> tuple[str, list[Fix]] | None:
+        """What gives a value to the name of an argument that stands alone: the one behind it, or some other."""
         word = arg.value.name if isinstance(arg.value, tree.Name) else ""
         if word not in parameters or word in names.variables or parameters[word].type.kind == "bool":
             return None
-        if word in parameters[word].type.words or after is None:
+        type_ = parameters[word].type
+        if word in type_.words:
             return None
+        if after is None:
+            return f"write `{word}={_EXAMPLES.get(type_.kind, '...')}`: {word} is {type_}", []
         span = after.span
         written = f"{word}={span.source.text[span.start : span.end]}"
-        return Fix(f"write `{written}`", (Edit(Span(span.source, arg.span.start, span.end), written),), certain=True)
+        fix = Fix(f"write `{written}`", (Edit(Span(span.source, arg.span.start, span.end), written),), certain=True)
+        return fix.help, [fix]
 
     @staticmethod
     def _misspelt_flag(value: tree.Name, parameters: Mapping[str, Parameter], names: Names) -> list[str]:
@@ -308,6 +319,18 @@ def _percent(value: tree.Expr) -> Span | None:
     if sign is None or not divisor or "\n" not in text[sign.end() : end]:
         return None
     return Span(value.span.source, value.span.start, sign.end())
+
+
+def _open_range(value: tree.Expr, names: Names) -> Span | None:
+    """The end of a range at the end of a line, where a word of the next line was taken for its end."""
+    if (
+        not (isinstance(value, tree.Interval) and isinstance(value.high, tree.Name))
+        or value.high.name in names.variables
+    ):
+        return None
+    text, low, high = value.span.source.text, value.low.span.end, value.high.span.start
+    end = text.find("\n", low, high)
+    return Span(value.span.source, end, end) if end >= 0 else None
 
 
 def _is_name(value: tree.Expr, name: str) -> bool:

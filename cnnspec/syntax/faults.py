@@ -22,6 +22,9 @@ _NAMED = r"([A-Za-z_][A-Za-z0-9_]*)(\s*)$"
 _REACH = 500
 """How far back a rule looks that may look beyond its line."""
 
+_REPEATED = r"(?:^|[|{;])\s*(?:(?:stem|stage|head)\s+|[A-Za-z_]\w*\s*:\s*)?(x([0-9]+)\s*)$"
+"""A repeat without a name in front of it."""
+
 _CALL = "a call is a name and its arguments, separated by spaces: `conv 3x3 c=16`"
 
 _WORDS = {
@@ -100,12 +103,28 @@ def _blocks_and_groups(at: Place) -> Meaning | None:
         return Meaning(f"write `repeat 3 as {loop.group(1)} {{ ... }}`; `{loop.group(1)}` counts from 0")
     if at.word == ":" and re.fullmatch(r"\s*(?:repeat|if|else)\b[^{]*", at.before):
         return Meaning("a group stands in braces: `repeat 3 { ... }`")
-    group = re.fullmatch(r"\s*repeat\s+([0-9]+)\s+", at.before)
+    group = re.search(r"\brepeat\s+([0-9]+)\s+$", at.before)
     if group and "LBRACE" in at.expected and re.match(r"[A-Za-z_]", at.word):
         count, name = group.group(1), at.word
-        return Meaning(
-            f"a group stands in braces: `repeat {count} {{ ... }}`; a single call is repeated as `{name} x{count}`"
+        help = f"a group stands in braces: `repeat {count} {{ ... }}`; a single call is repeated as `{name} x{count}`"
+        fix = at.fix(f"write `{name} x{count}`", (at.line + group.start(), at.end, f"{name} x{count}"))
+        return Meaning(help, [fix])
+    if at.word == "{" and re.search(r"\brepeat\s*$", at.before):
+        return Meaning("say how often: `repeat 2 { ... }`")
+    if at.word == "{" and (times := re.search(_REPEATED, at.before)):
+        fix = at.fix(
+            f"write `repeat {times.group(2)} {{ ... }}`",
+            (at.line + times.start(1), at.at, f"repeat {times.group(2)} "),
+            certain=True,
         )
+        return Meaning(f"a group is repeated with `repeat`: {fix.help}", [fix])
+    table = re.search(r"\beach\s+([A-Za-z_]\w*)\(([^()]*)\)", at.whole)
+    if at.word == "=" and table and at.line + table.start(2) <= at.at <= at.line + table.end():
+        columns = re.findall(r"[A-Za-z_]\w*(?:=[^\s,()]+)?", re.sub(r"\s*=\s*", "=", table.group(2)))
+        names = " ".join(column for column in columns if "=" not in column)
+        written = " ".join((f"each {table.group(1)}({names})", *(column for column in columns if "=" in column)))
+        fix = at.fix(f"write `{written} {{ ... }}`", (at.line + table.start(), at.line + table.end(), written))
+        return Meaning(f"columns are names alone; what is the same in all rows stands behind them: {fix.help}", [fix])
     join = re.search(rf"\b({'|'.join(JOINS)})\s*$", at.before)
     if join and "LBRACE" in at.expected and not re.match(r"x[0-9]", at.word):
         return Meaning(f"the branches of `{join.group(1)}` stand in braces: `{join.group(1)} {{ @a; @b }}`")
@@ -113,19 +132,60 @@ def _blocks_and_groups(at: Place) -> Meaning | None:
 
 
 def _unfinished(at: Place) -> Meaning | None:
-    """Shares in percent, and labels that name nothing."""
+    """Shares in percent, ranges without an end, and labels that name nothing."""
     percent = re.search(r"(?<![0-9.])[0-9]+(?:\.[0-9]+)?[ \t]*%(?=\s*$)", at.code)
     if percent and (at.line_end or at.word in ("|", "}")):
         span = at.span(at.line + percent.start(), at.line + percent.end())
         fix = share(span)
         return Meaning(fix.help, [fix], span, f"`{percent.group()}` cannot stand here")
+    if at.text[max(0, at.at - _REACH) : at.at].rstrip().endswith("..") and (at.line_end or at.word in ("|", "}")):
+        return Meaning("a range needs its end: `0..8`")
     if at.line_end and re.fullmatch(r"\s*[A-Za-z_]\w*\s*:\s*", at.code):
         return Meaning("a label stands in front of its element, in the same line: `conv1: conv 3x3 16`")
     return None
 
 
+def _tensors(at: Place) -> Meaning | None:
+    """Tensors that are to get a name by `let`."""
+    named = re.fullmatch(r"\s*(let\s+([A-Za-z_]\w*)\s*=\s*)([A-Za-z_]\w*)\s*", at.before)
+    if named is None or not re.match(r"[A-Za-z0-9_|{]", at.rest):
+        return None
+    label, called = named.group(2, 3)
+    fix = at.fix(f"write `{label}: {called} ...`", (at.line + named.start(1), at.line + named.end(1), f"{label}: "))
+    return Meaning(f"`let` names a value; what an element gives is named by a label: `{label}: {called} ...`", [fix])
+
+
+def _contracts(at: Place) -> Meaning | None:
+    """What is expected, in other words."""
+    if not re.match(r"\s*expect\b", at.before):
+        return None
+    if (shape := re.match(r"[0-9]+(?:x[0-9]+){2,}", at.rest)) and re.search(r"=\s*$", at.before):
+        written = f"[{', '.join(shape.group().split('x'))}]"
+        fix = at.fix(f"write `{written}`", (at.at, at.at + shape.end(), written), certain=True)
+        return Meaning(f"a shape is a list here: `{written}`", [fix], at.span(at.at, at.at + shape.end()))
+    metric = re.fullmatch(r"\s*expect\s+([A-Za-z_]\w*)\s*", at.before)
+    if metric and (figure := re.match(r"[0-9][\w.]*", at.rest)):
+        fix = at.fix(f"write `expect {metric.group(1)} = {figure.group()}`", (at.at, at.at, "= "))
+        return Meaning(
+            f"{fix.help}, or `<=` in place of `=`",
+            [fix],
+            at.span(at.at, at.at + figure.end()),
+            f"`{figure.group()}` cannot stand here",
+        )
+    number = re.search(r"[0-9]+\s*$", at.before)
+    parts = re.match(r"(?:,[0-9]{3})+(?![\w,])|[kMG](?!\w)", at.rest)
+    if number and parts:
+        written = number.group().strip() + parts.group().replace(",", "")
+        fix = at.fix(f"write `{written}`", (at.line + number.start(), at.at + parts.end(), written), certain=True)
+        return Meaning(f"a number has neither commas nor blanks in it: `{written}`", [fix])
+    return None
+
+
 def _references(at: Place) -> Meaning | None:
     """Labels without their `@`, files without their quotes, and what lacks its `from`."""
+    if at.word == "@" and (branch := re.search(r"[{;]\s*(?:@[A-Za-z0-9_]+|in)(\s+)$", at.before)):
+        fix = at.fix("write `;`", (at.at - len(branch.group(1)), at.start, "; "), certain=True)
+        return Meaning("branches are separated by `;`, or stand on lines of their own", [fix])
     if at.expected == {"REFERENCE"} and re.match(r"[A-Za-z_]\w*", at.rest):
         fix = at.fix(f"write `@{at.word}`", (at.start, at.start, "@"), certain=True)
         return Meaning(f"write `@{at.word}`: the element with this label", [fix])
@@ -240,7 +300,7 @@ def _calls(at: Place) -> Meaning | None:
         return Meaning(_CALL, _without_parentheses(at))
     if at.word != "," or "COMMA" in at.expected:
         return None
-    if re.match(r",\s*(?:in|nothing|[A-Za-z_][A-Za-z0-9_]*\s*:)(?!\.|\w)", at.rest):
+    if re.match(r",\s*(?:@|(?:in|nothing|[A-Za-z_][A-Za-z0-9_]*\s*:)(?!\.|\w))", at.rest):
         fix = at.fix("write `;`", (at.start, at.start + 1, ";"), certain=True)
         return Meaning("statements in braces are separated by `;`, or stand on lines of their own", [fix])
     if behind := operator_behind(at.rest):
@@ -259,6 +319,11 @@ def _names(at: Place) -> Meaning | None:
         return Meaning("a label stands at the head of a statement; an argument is written `name=value`", [fix])
     if at.word != "=":
         return None
+    if re.search(r"\b(?:require|if|when)\b[^{}|;]*$", at.before):
+        fix = at.fix("write `==`", (at.start, at.start + 1, "=="), certain=True)
+        return Meaning("two values are compared with `==`", [fix])
+    if at.before.strip() in ("let", "param"):
+        return Meaning(f"a value has a name: `{at.before.strip()} width = 64`")
     if (name := re.match(rf"\s*{_NAMED}", at.before)) and (called := operator_behind(at.rest)):
         written = f"{name.group(1)}: {called} ..."
         fix = at.fix(f"write `{written}`", (at.start - len(name.group(2)), at.start + 1, ":"))
@@ -362,6 +427,8 @@ _RULES: tuple[Callable[[Place], Meaning | None], ...] = (
     foreign.first_words,
     _conditions,
     _blocks_and_groups,
+    _tensors,
+    _contracts,
     _references,
     _unfinished,
     _characters,
