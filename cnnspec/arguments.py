@@ -10,7 +10,7 @@ from cnnspec import ir, tree
 from cnnspec.diagnostics import Edit, Fix, Label, Span, nearest, respell
 from cnnspec.names import Fault, Names, Resolver
 from cnnspec.ops import FOREIGN_ARGUMENTS, INFERRED, OPS
-from cnnspec.remedies import pipe_before, share
+from cnnspec.remedies import NO_PLACES, pipe_before, share
 from cnnspec.signatures import Bounds, Parameter, Type
 from cnnspec.syntax import LABEL_WORDS
 
@@ -76,6 +76,10 @@ class Arguments(Resolver):
                     self.fail("E0101", message, percent, help=fix.help, fixes=[fix])
                     failed = True
                     break  # what follows is another statement
+                if after and span.source.text[arg.span.end : after.span.start + 1] == "[":
+                    joined, at = index + 1, arg.value.span.to(after.span)
+                    message = f"`{span.source.text[at.start : at.end]}` cannot stand here"
+                    raise self.fail("E0101", message, at, help=NO_PLACES)
                 if flag:
                     assert isinstance(value, tree.Name)
                     name = value.name

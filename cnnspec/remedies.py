@@ -21,6 +21,9 @@ _OTHERWISE = {
 }
 """What to do where the remedy that seemed right does not work."""
 
+NO_PLACES = "lists cannot be indexed: write a `param` for each value, or a row of `each`"
+"""What is said of `widths[0]`."""
+
 _WORDS = re.compile(r"`([^`]+)`")
 _FLATTEN = re.compile(r"(?<![A-Za-z0-9_@.])(?P<element>flatten[ \t]*\|[ \t]*)(?:[^\n{};]*\|[ \t]*)?$")
 _SETTING = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(\S+)")

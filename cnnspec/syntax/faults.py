@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from cnnspec.diagnostics import Diagnostic, Fix, Source, respell
 from cnnspec.ops import JOINS
-from cnnspec.remedies import share
+from cnnspec.remedies import NO_PLACES, share
 from cnnspec.syntax import foreign
 from cnnspec.syntax.foreign import operator_behind
 from cnnspec.syntax.place import Meaning, Place
@@ -365,7 +365,9 @@ def _bars(at: Place) -> Meaning | None:
 
 
 def _items(at: Place) -> Meaning | None:
-    """Items of a list without commas."""
+    """Items of a list without commas, and places in lists."""
+    if at.word == "[" and re.search(r"[A-Za-z_]\w*$", at.before):
+        return Meaning(NO_PLACES)
     if "COMMA" in at.expected and (items := re.search(r"\[([^\[\]]*)$", at.before)):
         begin, end, fixes = at.at - len(items.group(1)), at.text.find("]", at.at), list[Fix]()
         if end > 0:
