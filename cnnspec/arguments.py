@@ -10,7 +10,7 @@ from cnnspec import ir, tree
 from cnnspec.diagnostics import Edit, Fix, Label, Span, nearest, respell
 from cnnspec.names import Fault, Names, Resolver
 from cnnspec.ops import FOREIGN_ARGUMENTS, INFERRED, OPS
-from cnnspec.remedies import NO_PLACES, pipe_before, share
+from cnnspec.remedies import NO_PLACES, NO_SETTINGS, pipe_before, share
 from cnnspec.signatures import Bounds, Parameter, Type
 from cnnspec.syntax import LABEL_WORDS
 
@@ -21,6 +21,9 @@ _TOLD = {"conv": 1, "bn": 0, "ln": 0, "in_norm": 0, "gn": 1, "linear": 0}
 """Where torch's modules are told how many channels come in."""
 _EXAMPLES = {"size": "2", "int": "2", "float": "0.1"}
 """A value of a kind."""
+_OTHERS = ("padding", "strides", "stride", "downsample")
+"""Arguments elsewhere that no value is called."""
+_HALVED = "write `{}` to halve the map, and nothing to keep it"
 _MAX_STRIDE = 7
 """What is more is hardly meant as a stride."""
 
@@ -108,16 +111,21 @@ class Arguments(Resolver):
                     message = f"`{callee}` is not told that {text} channels come in"
                     raise self.fail("E0205", message, arg.span, help="take it out: that is known", fixes=[fix])
                 elif name is None and (parted := self._parted(arg, after, known, names)):
-                    at = arg.span
-                    joined = index + 1
-                    message = f"`{at.source.text[at.start : at.end]}` is an argument without a value"
-                    raise self.fail("E0207", message, at, help=parted[0], fixes=parted[1])
+                    joined, (message, help, fixes) = index + 1, parted
+                    raise self.fail("E0207", message, arg.span, help=help, fixes=fixes)
+                elif name is None and (
+                    fix := self._worded(arg, parameters, [] if keyword_seen else queue, bound, names)
+                ):
+                    message = f"`{span.source.text[arg.span.start : arg.span.end]}` is the value of another argument"
+                    raise self.fail("E0207", message, arg.span, help=fix.help, fixes=[fix])
                 elif name is None:
                     while queue and queue[0] in bound:
                         queue.pop(0)
                     if keyword_seen:
                         fixes = self._by_name(queue, bound, arg)
                         help = fixes[0].help if fixes else "remove it"
+                        if isinstance(before := given[index - 1].value, tree.Name) and before.name in OPS:
+                            help, fixes = NO_SETTINGS, [self._taken_out(arg, NO_SETTINGS, certain=False)]
                         raise self.fail("E0205", "positional arguments come first", arg.span, help=help, fixes=fixes)
                     if not queue:
                         raise self._too_many(callee, parameters, names, arg)
@@ -133,7 +141,7 @@ class Arguments(Resolver):
                     help, fixes = respell(at, name, known)
                     here = next((own for own in FOREIGN_ARGUMENTS.get(name, ()) if own in parameters), None)
                     if here and parameters[here].type.kind == "bool" and not isinstance(value, tree.Bool):
-                        help = f"write `{here}` to halve the map, and nothing to keep it"
+                        help = _HALVED.format(here)
                         fixes = self._flagged(here, arg)
                     elif here:
                         help = f"it is called `{here}` here"
@@ -233,23 +241,45 @@ class Arguments(Resolver):
                 return None
         return cls._taken_out(given[index], "take it out: that is known", certain=callee != "conv")
 
-    @staticmethod
     def _parted(
-        arg: tree.Argument, after: tree.Argument | None, parameters: Mapping[str, Parameter], names: Names
-    ) -> tuple[str, list[Fix]] | None:
-        """What gives a value to the name of an argument that stands alone: the one behind it, or some other."""
+        self, arg: tree.Argument, after: tree.Argument | None, parameters: Mapping[str, Parameter], names: Names
+    ) -> tuple[str, str, Sequence[Fix]] | None:
+        """What is said of the name of an argument that stands alone, and what gives it the value behind it."""
         word = arg.value.name if isinstance(arg.value, tree.Name) else ""
-        if word not in parameters or word in names.variables or parameters[word].type.kind == "bool":
+        others = FOREIGN_ARGUMENTS.get(word, ()) if word in _OTHERS else ()
+        name = next((name for name in (word, *others) if name in parameters), None)
+        if name is None or word in names.variables or word in parameters[name].type.words:
             return None
-        type_ = parameters[word].type
-        if word in type_.words:
+        type_ = parameters[name].type
+        given = tree.Argument(arg.span.to(after.span), name, after.value) if after else None
+        if type_.kind == "bool":
+            said = f"unknown name `{word}`", _HALVED.format(name), self._flagged(name, given)
+            return said if name != word else None
+        message = f"`{word}` is an argument without a value"
+        if given is None:
+            return message, f"write `{name}={_EXAMPLES.get(type_.kind, '...')}`: {name} is {type_}", ()
+        at = given.value.span
+        written = f"{name}={at.source.text[at.start : at.end]}"
+        return message, f"write `{written}`", (Fix(f"write `{written}`", (Edit(given.span, written),), certain=True),)
+
+    @staticmethod
+    def _worded(
+        arg: tree.Argument,
+        parameters: Mapping[str, Parameter],
+        queue: Sequence[str],
+        bound: Mapping[str, Any],
+        names: Names,
+    ) -> Fix | None:
+        """What gives a word to the one argument that knows it, where it stands in the place of another."""
+        word = arg.value.name if isinstance(arg.value, tree.Name) else ""
+        knowing = [name for name, parameter in parameters.items() if word in parameter.type.words]
+        written = f"{knowing[0]}={word}" if len(knowing) == 1 else ""
+        if word == "valid" and "pad" in parameters:
+            knowing, written = ["pad"], "pad=0"
+        place = next((name for name in queue if name not in bound), None)
+        if not written or word in names.variables or knowing[0] in (place, *bound):
             return None
-        if after is None:
-            return f"write `{word}={_EXAMPLES.get(type_.kind, '...')}`: {word} is {type_}", []
-        span = after.span
-        written = f"{word}={span.source.text[span.start : span.end]}"
-        fix = Fix(f"write `{written}`", (Edit(Span(span.source, arg.span.start, span.end), written),), certain=True)
-        return fix.help, [fix]
+        return Fix(f"write `{written}`", (Edit(arg.span, written),), certain=True)
 
     @staticmethod
     def _misspelt_flag(value: tree.Name, parameters: Mapping[str, Parameter], names: Names) -> list[str]:
@@ -267,13 +297,12 @@ class Arguments(Resolver):
         at = Span(arg.span.source, arg.span.start, arg.span.start)
         return [Fix(f"write `{free[0]}={text}`", (Edit(at, f"{free[0]}="),))] if free else []
 
-    def _flagged(self, flag: str, arg: tree.Argument) -> tuple[Fix, ...]:
+    def _flagged(self, flag: str, arg: tree.Argument | None) -> tuple[Fix, ...]:
         """A stride as the flag that stands for it."""
-        value = arg.value
-        if isinstance(value, tree.Number) and value.value == 2:
+        stride = arg.value.value if arg and isinstance(arg.value, tree.Number) else None
+        if arg and stride == 2:
             return (Fix(f"write `{flag}`", (Edit(arg.span, flag),), certain=True),)
-        alone = isinstance(value, tree.Number) and value.value == 1
-        return (self._taken_out(arg, "take it out"),) if alone else ()
+        return (self._taken_out(arg, "take it out"),) if arg and stride == 1 else ()
 
     @staticmethod
     def _taken_out(arg: tree.Argument, help: str, *, certain: bool = True) -> Fix:

@@ -115,6 +115,13 @@ class Binder(Arguments):
         if not ordered and (written := translated(callee, texts)):
             edits = Edit(span, meant), Edit(args[0].span.to(args[-1].span), written.removeprefix(f"{meant} "))
             return f"write `{written}`", [Fix(f"write `{written}`", edits)]
+        name, _, setting = meant.partition(" ")
+        if name in OPS and setting:
+            end = args[-1].span.end if args else span.end
+            written = f"{name}{span.source.text[span.end : end]} {setting}"
+            return f"write `{written}`", [
+                Fix(f"write `{written}`", (Edit(Span(span.source, span.start, end), written),))
+            ]
         help = f"write `{meant}`"
         fix = Fix(help, (Edit(span, meant),), certain=ordered and meant in OPS)
         return help if ordered else f"{help}; its kernel comes first: `{meant} 3x3 16`", [fix]

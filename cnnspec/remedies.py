@@ -24,6 +24,9 @@ _OTHERWISE = {
 NO_PLACES = "lists cannot be indexed: write a `param` for each value, or a row of `each`"
 """What is said of `widths[0]`."""
 
+NO_SETTINGS = "an operator as a value has its defaults and takes no arguments: others need a block of your own"
+"""What is said of `act=leaky_relu(0.1)`."""
+
 _WORDS = re.compile(r"`([^`]+)`")
 _FLATTEN = re.compile(r"(?<![A-Za-z0-9_@.])(?P<element>flatten[ \t]*\|[ \t]*)(?:[^\n{};]*\|[ \t]*)?$")
 _SETTING = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(\S+)")

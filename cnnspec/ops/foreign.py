@@ -46,10 +46,11 @@ FOREIGN_NAMES = {
     **dict.fromkeys(("se", "se_block", "SEBlock"), "squeeze_excite"),
     **dict.fromkeys(("mbconv", "MBConv"), "inverted_residual"),
     **dict.fromkeys(("inception", "InceptionBlock"), "inception_block"),
+    **dict.fromkeys("dw dwconv dw_conv depthwise depthwise_conv DepthwiseConv2D".split(), "conv depthwise"),
     "cat": "concat { ... }",
     "sum": "add { ... }",
 }
-"""What other libraries call an operator or a standard block, for the help of an error."""
+"""What other libraries call an operator or a standard block, for the help of an error; with what stands behind it."""
 
 _ARGUMENTS = {
     "c": "out_channels out_features num_filters out filters channels units width dim",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from cnnspec.diagnostics import Fix
 from cnnspec.limits import MAX_LITERAL
 from cnnspec.ops import FOREIGN_NAMES, JOINS, OPS, translated
 from cnnspec.recipe import Scalars
@@ -121,6 +122,16 @@ def names(at: Place) -> Meaning | None:
         fix = at.fix(f"write `{name}:`", (at.line + label.start("name"), at.line + label.end("name"), name))
         help = f"a label is a single name, of letters, digits and `_`: `{name}: ...`; parts inside of braces have their own"
         return Meaning(help, [fix])
+    filled = re.match(
+        r"\s*(?P<name>\w*(?:\{\w+\}\w*)+)\s*:\s*(?P<call>[^\n#;|{}]*[^\s#;|{}])?(?P<more>[|{])?", at.whole
+    )
+    if filled and at.line <= at.at <= at.line + filled.end("name"):
+        written, fixes = f'name="{filled["name"]}"', list[Fix]()
+        if filled["call"] and not filled["more"]:
+            start, behind = at.line + filled.start("name"), at.line + filled.end("call")
+            edits = (start, at.line + filled.start("call"), ""), (behind, behind, f" {written}")
+            fixes.append(at.fix(f"write `{filled['call']} {written}`", *edits))
+        return Meaning(f"a label is a single name; a call that is repeated has `{written}` behind its arguments", fixes)
     part = re.match(r"\.[\w.]+", at.rest)
     whole = re.search(r"@(\w+)$", at.before)
     if part and whole:
