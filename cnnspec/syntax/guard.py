@@ -74,9 +74,9 @@ def _write(source: Source, help: str, at: int, text: str) -> Fix:
     return Fix(help, (Edit(Span(source, at, at), text),))
 
 
-def _end(source: Source, closing: str, opened: int) -> Fix:
+def _end(source: Source, closing: str, opened: int, limit: int) -> Fix:
     """Where what was opened may have been meant to end: a brace with the lines behind it that are indented further than
-    its own, or with the text if there are none; others with their line.
+    its own, or if there are none at `limit`; others with their line.
     """
     text, add = source.text, f"add `{closing}`"
     line = text.rfind("\n", 0, opened) + 1
@@ -85,7 +85,7 @@ def _end(source: Source, closing: str, opened: int) -> Fix:
         return _write(source, add, line + len(text[line:end].split("#")[0].rstrip()), closing)
     own = text[line : line + _indent(text, opened)]
     last = _last_inside(text, opened)
-    behind = _line_end(text, last) + 1 if last is not None else len(text)
+    behind = _line_end(text, last) + 1 if last is not None else limit
     if text[behind:].strip():
         number = text.count("\n", 0, behind) + 1
         return _write(source, f"{add} in front of line {number}", behind, f"{own}}}\n")
@@ -147,11 +147,12 @@ def balanced(source: Source, report: Report) -> tuple[str, list[int]] | None:
             wrong.append(open_[-1][1])
         text = text[:at] + _OPENING[open_.pop()[0]] + text[at + 1 :]
     braces = bool(_without_parentheses(open_))
-    end = Label(source.end, "the text ends here")
+    end, limit = Label(source.end, "the text ends here"), len(text)
     if braces and (stolen := _by_indentation(text, open_[-1][1], pairs)):
-        open_[-1], end = ("{", stolen[0]), Label(_sign(source, stolen[1]), "by its indentation this closes another one")
+        open_[-1], limit = ("{", stolen[0]), text.rfind("\n", 0, stolen[1]) + 1
+        end = Label(_sign(source, stolen[1]), "by its indentation this closes another one")
     for opened, where in open_[-1:] if braces else open_:
-        fix = _end(source, _OPENING[opened], where)
+        fix = _end(source, _OPENING[opened], where, limit)
         report.add(
             Diagnostic(
                 "E0102",
@@ -297,7 +298,7 @@ def _unmatched(source: Source, mark: str, at: int, opened: tuple[str, int] | Non
     meant = _OPENING[sign]
     fixes = (Fix(f"write `{meant}`", (Edit(span, meant),)), _write(source, f"add `{meant}`", at, meant))
     if "\n" in source.text[where:at]:
-        fixes = (_end(source, meant, where),)
+        fixes = (_end(source, meant, where, at),)
     return Diagnostic(
         "E0102",
         f"`{sign}` is closed by `{mark}`",
