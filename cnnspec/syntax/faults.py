@@ -121,8 +121,12 @@ def _blocks_and_groups(at: Place) -> Meaning | None:
     table = re.search(r"\beach\s+([A-Za-z_]\w*)\(([^()]*)\)", at.whole)
     if at.word == "=" and table and at.line + table.start(2) <= at.at <= at.line + table.end():
         columns = re.findall(r"[A-Za-z_]\w*(?:=[^\s,()]+)?", re.sub(r"\s*=\s*", "=", table.group(2)))
-        names = " ".join(column for column in columns if "=" not in column)
-        written = " ".join((f"each {table.group(1)}({names})", *(column for column in columns if "=" in column)))
+        names = [column for column in columns if "=" not in column]
+        if not names:
+            written = " ".join(column.partition("=")[0] for column in columns)
+            return Meaning(f"columns are names alone, and rows give their values: `each {table.group(1)}({written})`")
+        same = "".join(f" {column}" for column in columns if "=" in column)
+        written = f"each {table.group(1)}({' '.join(names)}){same}"
         fix = at.fix(f"write `{written} {{ ... }}`", (at.line + table.start(), at.line + table.end(), written))
         return Meaning(f"columns are names alone; what is the same in all rows stands behind them: {fix.help}", [fix])
     join = re.search(rf"\b({'|'.join(JOINS)})\s*$", at.before)
@@ -163,15 +167,13 @@ def _contracts(at: Place) -> Meaning | None:
         written = f"[{', '.join(shape.group().split('x'))}]"
         fix = at.fix(f"write `{written}`", (at.at, at.at + shape.end(), written), certain=True)
         return Meaning(f"a shape is a list here: `{written}`", [fix], at.span(at.at, at.at + shape.end()))
-    metric = re.fullmatch(r"\s*expect\s+([A-Za-z_]\w*)\s*", at.before)
-    if metric and (figure := re.match(r"[0-9][\w.]*", at.rest)):
-        fix = at.fix(f"write `expect {metric.group(1)} = {figure.group()}`", (at.at, at.at, "= "))
-        return Meaning(
-            f"{fix.help}, or `<=` in place of `=`",
-            [fix],
-            at.span(at.at, at.at + figure.end()),
-            f"`{figure.group()}` cannot stand here",
-        )
+    metric = re.fullmatch(r"\s*expect\s+([A-Za-z_]\w*)(\s*)", at.before)
+    if metric and (sign := re.match(r":?\s*(?=[0-9\[])", at.rest)):
+        fix = at.fix("write `=`", (at.at - len(metric.group(2)), at.at + sign.end(), " = "))
+        help = f"`=`, `<=` or `>=` stands behind what is expected: `expect {metric.group(1)} = ...`"
+        word = re.match(r":|\[|[\w.]+", at.rest)
+        assert word is not None
+        return Meaning(help, [fix], at.span(at.at, at.at + word.end()), f"`{word.group()}` cannot stand here")
     number = re.search(r"[0-9]+\s*$", at.before)
     parts = re.match(r"(?:,[0-9]{3})+(?![\w,])|[kMG](?!\w)", at.rest)
     if number and parts:
