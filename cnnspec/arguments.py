@@ -153,12 +153,16 @@ class Arguments(Resolver):
                     message = f"`{callee}` has no argument `{name}`"
                     raise self.fail("E0202", message, at, help=help or _takes(callee, known), fixes=fixes)
                 if name in bound:
-                    labels, fixes = [Label(first[name], "given here first")], self._without(arg, first[name])
-                    if name == "kernel" and "c" in parameters and "c" not in bound:
-                        fixes = self._kernel_first(callee, given, arg) or fixes
-                    help = "keep one of the two" if len(fixes[0].edits) == 1 else fixes[0].help
-                    message = f"`{name}` is given twice"
-                    raise self.fail("E0206", message, arg.span, labels=labels, help=help, fixes=fixes)
+                    swapped = name == "kernel" and "c" in parameters and "c" not in bound
+                    fixes = self._kernel_first(callee, given, arg) if swapped else []
+                    raise self.fail(
+                        "E0206",
+                        f"`{name}` is given twice",
+                        arg.span,
+                        labels=[Label(first[name], "given here first")],
+                        help=fixes[0].help if fixes else "keep one of the two",
+                        fixes=fixes or self._without(arg, first[name]),
+                    )
                 first[name] = arg.span
                 if flag:
                     bound[name] = ir.Expr(kind="bool", value=True, origin=self.places.add(arg.span))

@@ -70,18 +70,26 @@ def fixes_of_call(
             set_argument(setting.group(1), setting.group(2), f"write `{words}`")
     if found := re.search(r"use (?:a kernel of at most |`)([0-9]+x[0-9]+)", help):
         set_argument("kernel", found.group(1), f"use a {found.group(1)} kernel")
-    if (found := re.match(r"the kernel comes first: `conv (\S+) ([0-9]+)`", help)) and own.keys() >= {"kernel", "c"}:
-        fixes.append(Fix(help, tuple(Edit(own[name], found[i]) for i, name in enumerate(("kernel", "c"), 1))))
+    if found := re.match(r"the kernel comes first: `conv (\S+) ([0-9]+)`", help):
+        swapped = [own.get(name) for name in ("kernel", "c")]
+        edits = [
+            Edit(at, new) for at, new in zip(swapped, found.groups(), strict=True) if at and _written(at).isdigit()
+        ]
+        fixes += [Fix(help, tuple(edits))] if len(edits) == 2 else []
     if found := re.search(r"`slice ([0-9]+\.\.[0-9]+)`", help):
         set_argument("range", found.group(1), f"write `slice {found.group(1)}`")
     return fixes
+
+
+def _written(at: Span) -> str:
+    return at.source.text[at.start : at.end]
 
 
 def fixes_of_value(help: str | None, at: Span | None) -> list[Fix]:
     """The changes of a value that the help of a type or of its bounds speaks of."""
     if help is None or at is None:
         return []
-    text = at.source.text[at.start : at.end]
+    text = _written(at)
     found = re.match(r"write `(?:[A-Za-z_][A-Za-z0-9_]*=)?(\S+)`", help)
     if found:
         return [Fix(help, (Edit(at, found.group(1)),))]
@@ -114,7 +122,7 @@ def fixes_of_join(help: str | None, branches: Sequence[tuple[Span | None, bool]]
 
 def share(at: Span) -> Fix:
     """The change of a share in percent to the number that it is."""
-    text = at.source.text[at.start : at.end]
+    text = _written(at)
     written = f"{float(text.rstrip('%').rstrip()) / 100:.6g}"
     return Fix(f"a share is written as a number from 0 to 1: `{written}`", (Edit(at, written),), certain=True)
 

@@ -395,7 +395,7 @@ class Builder:
             help, fixes = respell(self.token(name), str(name), FUNCTIONS)
             if meant is not None:
                 help, fixes = f"write `{meant}(...)`", (Fix(f"write `{meant}(...)`", (Edit(self.token(name), meant),)),)
-            elif name in OPS:
+            elif name in OPS and not OPS[name].required:
                 help, fixes = NO_SETTINGS, (Fix(f"write `{name}`", (Edit(self.span(node), str(name)),)),)
             help = help or f"the functions are {', '.join(FUNCTIONS)}; a call of an operator takes no parentheses"
             message = f"there is no function `{name}`"

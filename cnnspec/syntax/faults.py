@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 from cnnspec.diagnostics import Diagnostic, Fix, Source, respell
-from cnnspec.ops import JOINS
+from cnnspec.ops import JOINS, translated
 from cnnspec.remedies import NO_PLACES, share
 from cnnspec.syntax import foreign
 from cnnspec.syntax.foreign import operator_behind
@@ -80,8 +80,8 @@ def _without_parentheses(at: Place) -> list[Fix]:
     for call in re.finditer(r"([A-Za-z_][A-Za-z0-9_]*) *\(([^()\n]*)\)", at.whole):
         name, args = call.groups()
         if at.line + call.start() <= at.at <= at.line + call.end() and name not in (*FUNCTIONS, *SCHEMES):
-            args = re.sub(r"\s*=\s*", "=", re.sub(r"\s*,\s*", " ", args.strip()))
-            written = f"{name} {args}"
+            plain = re.sub(r"\s*=\s*", "=", re.sub(r"\s*,\s*", " ", args.strip()))
+            written = translated(name, [arg for arg in args.split(",") if arg.strip()]) or f"{name} {plain}"
             return [at.fix(f"write `{written}`", (at.line + call.start(), at.line + call.end(), written))]
     return []
 
