@@ -11,15 +11,22 @@ from cnnspec.diagnostics import Edit, Fix, Label, Span, nearest, respell
 from cnnspec.names import Fault, Names, Resolver
 from cnnspec.ops import FOREIGN_ARGUMENTS, INFERRED, OPS
 from cnnspec.recipe import ENTRIES
-from cnnspec.remedies import pipe_before, share
+from cnnspec.remedies import NO_PLACES, NO_SETTINGS, pipe_before, share
 from cnnspec.signatures import Bounds, Parameter, Type
 from cnnspec.syntax import LABEL_WORDS
 
 _REPEAT = Type("int", bounds=Bounds(1))
 REPEAT_WORD = re.compile(r"x[0-9]+")
 """How often, behind the name of what is repeated."""
-_TOLD = {"bn": 0, "ln": 0, "in_norm": 0, "gn": 1, "linear": 0}
+_TOLD = {"conv": 1, "bn": 0, "ln": 0, "in_norm": 0, "gn": 1, "linear": 0}
 """Where torch's modules are told how many channels come in."""
+_EXAMPLES = {"size": "2", "int": "2", "float": "0.1"}
+"""A value of a kind."""
+_OTHERS = ("padding", "strides", "stride", "downsample")
+"""Arguments elsewhere that no value is called."""
+_HALVED = "write `{}` to halve the map, and nothing to keep it"
+_MAX_STRIDE = 7
+"""What is more is hardly meant as a stride."""
 
 
 class Arguments(Resolver):
@@ -63,10 +70,18 @@ class Arguments(Resolver):
                 and parameters[value.name].type.kind == "bool"
             )
             try:
+                if range_ := _open_range(value, names):
+                    self.fail("E0101", "the line ends too early", range_, help="a range needs its end: `0..8`")
+                    failed = True
+                    break  # what follows is another statement
                 if percent(value):
                     self.refuse_percents(other.value for other in given[index:])
                     failed = True
                     break  # what follows is another statement
+                if after and span.source.text[arg.span.end : after.span.start + 1] == "[":
+                    joined, at = index + 1, arg.value.span.to(after.span)
+                    message = f"`{span.source.text[at.start : at.end]}` cannot stand here"
+                    raise self.fail("E0101", message, at, help=NO_PLACES)
                 if flag:
                     assert isinstance(value, tree.Name)
                     name = value.name
@@ -90,20 +105,30 @@ class Arguments(Resolver):
                     joined = index + fix.edits[0].text.count(",")
                     message = f"the numbers of a list stand in brackets, and `{callee}` takes one here"
                     raise self.fail("E0204", message, fix.edits[0].span, help=fix.help, fixes=[fix])
-                elif name is None and (fix := self._incoming(callee, index, arg, after)):
+                elif name is None and repeatable and (fix := self._repeated(arg, names)):
+                    message = f"unknown name `{arg.span.source.text[arg.span.start : arg.span.end]}`"
+                    help = f"{fix.help}; a number alone can follow the `x`"
+                    raise self.fail("E0207", message, arg.span, help=help, fixes=[fix])
+                elif name is None and (fix := self._incoming(callee, index, given, after)):
                     text = arg.span.source.text[arg.span.start : arg.span.end]
                     message = f"`{callee}` is not told that {text} channels come in"
                     raise self.fail("E0205", message, arg.span, help="take it out: that is known", fixes=[fix])
-                elif name is None and (fix := self._parted(arg, after, known, names)):
-                    at = arg.span
-                    message = f"`{at.source.text[at.start : at.end]}` is an argument without a value"
-                    raise self.fail("E0207", message, at, help=fix.help, fixes=[fix])
+                elif name is None and (parted := self._parted(arg, after, known, names)):
+                    joined, (message, help, fixes) = index + 1, parted
+                    raise self.fail("E0207", message, arg.span, help=help, fixes=fixes)
+                elif name is None and (
+                    fix := self._worded(arg, parameters, [] if keyword_seen else queue, bound, names)
+                ):
+                    message = f"`{span.source.text[arg.span.start : arg.span.end]}` is the value of another argument"
+                    raise self.fail("E0207", message, arg.span, help=fix.help, fixes=[fix])
                 elif name is None:
                     while queue and queue[0] in bound:
                         queue.pop(0)
                     if keyword_seen:
                         fixes = self._by_name(queue, bound, arg)
                         help = fixes[0].help if fixes else "remove it"
+                        if isinstance(before := given[index - 1].value, tree.Name) and before.name in OPS:
+                            help, fixes = NO_SETTINGS, [self._taken_out(arg, NO_SETTINGS, certain=False)]
                         raise self.fail("E0205", "positional arguments come first", arg.span, help=help, fixes=fixes)
                     if not queue:
                         raise self._too_many(callee, parameters, names, arg)
@@ -119,7 +144,7 @@ class Arguments(Resolver):
                     help, fixes = respell(at, name, known)
                     here = next((own for own in FOREIGN_ARGUMENTS.get(name, ()) if own in parameters), None)
                     if here and parameters[here].type.kind == "bool" and not isinstance(value, tree.Bool):
-                        help = f"write `{here}` to halve the map, and nothing to keep it"
+                        help = _HALVED.format(here)
                         fixes = self._flagged(here, arg)
                     elif here:
                         help = f"it is called `{here}` here"
@@ -131,13 +156,15 @@ class Arguments(Resolver):
                     message = f"`{callee}` has no argument `{name}`"
                     raise self.fail("E0202", message, at, help=help or _takes(callee, known), fixes=fixes)
                 if name in bound:
+                    swapped = name == "kernel" and "c" in parameters and "c" not in bound
+                    fixes = self._kernel_first(callee, given, arg) if swapped else []
                     raise self.fail(
                         "E0206",
                         f"`{name}` is given twice",
                         arg.span,
                         labels=[Label(first[name], "given here first")],
-                        help="keep one of the two",
-                        fixes=self._without(arg, first[name]),
+                        help=fixes[0].help if fixes else "keep one of the two",
+                        fixes=fixes or self._without(arg, first[name]),
                     )
                 first[name] = arg.span
                 if flag:
@@ -227,31 +254,69 @@ class Arguments(Resolver):
         written = f"{name}=[{', '.join(text[item.span.start : item.span.end] for item in items)}]"
         return Fix(f"a list: `{written}`", (Edit(items[0].span.to(items[-1].span), written),), certain=True)
 
+    @staticmethod
+    def _repeated(arg: tree.Argument, names: Names) -> Fix | None:
+        """What repeats as often as a value says whose name stands behind an `x`."""
+        word = arg.value.name if isinstance(arg.value, tree.Name) else ""
+        if word[:1] != "x" or word in names.variables or word[1:] not in names.variables:
+            return None
+        return Fix(f"write `repeat={word[1:]}`", (Edit(arg.span, f"repeat={word[1:]}"),))
+
     @classmethod
-    def _incoming(cls, callee: str, index: int, arg: tree.Argument, after: tree.Argument | None) -> Fix | None:
+    def _incoming(
+        cls, callee: str, index: int, given: Sequence[tree.Argument], after: tree.Argument | None
+    ) -> Fix | None:
         """What takes the number of channels that come in out of a call, where torch wants to be told."""
-        value = arg.value
+        value, behind = given[index].value, after.value if after else None
         if _TOLD.get(callee) != index or not (isinstance(value, tree.Number) and value.value >= 2):
             return None
-        if callee == "linear" and not (
-            after and (isinstance(after.value, tree.Number) or _is_name(after.value, "classes"))
-        ):
+        if callee == "linear" and not (isinstance(behind, tree.Number) or (behind and _is_name(behind, "classes"))):
             return None
-        return cls._taken_out(arg, "take it out: that is known")
+        if callee == "conv":  # a third number is the stride, unless that is named as well
+            sized, strided = isinstance(given[0].value, tree.SizeLiteral), any(arg.name == "stride" for arg in given)
+            if not (sized and strided and isinstance(behind, tree.Number) and behind.value > _MAX_STRIDE):
+                return None
+        return cls._taken_out(given[index], "take it out: that is known", certain=callee != "conv")
+
+    def _parted(
+        self, arg: tree.Argument, after: tree.Argument | None, parameters: Mapping[str, Parameter], names: Names
+    ) -> tuple[str, str, Sequence[Fix]] | None:
+        """What is said of the name of an argument that stands alone, and what gives it the value behind it."""
+        word = arg.value.name if isinstance(arg.value, tree.Name) else ""
+        others = FOREIGN_ARGUMENTS.get(word, ()) if word in _OTHERS else ()
+        name = next((name for name in (word, *others) if name in parameters), None)
+        if name is None or word in names.variables or word in parameters[name].type.words:
+            return None
+        type_ = parameters[name].type
+        given = tree.Argument(arg.span.to(after.span), name, after.value) if after else None
+        if type_.kind == "bool":
+            said = f"unknown name `{word}`", _HALVED.format(name), self._flagged(name, given)
+            return said if name != word else None
+        message = f"`{word}` is an argument without a value"
+        if given is None:
+            return message, f"write `{name}={_EXAMPLES.get(type_.kind, '...')}`: {name} is {type_}", ()
+        at = given.value.span
+        written = f"{name}={at.source.text[at.start : at.end]}"
+        return message, f"write `{written}`", (Fix(f"write `{written}`", (Edit(given.span, written),), certain=True),)
 
     @staticmethod
-    def _parted(
-        arg: tree.Argument, after: tree.Argument | None, parameters: Mapping[str, Parameter], names: Names
+    def _worded(
+        arg: tree.Argument,
+        parameters: Mapping[str, Parameter],
+        queue: Sequence[str],
+        bound: Mapping[str, Any],
+        names: Names,
     ) -> Fix | None:
-        """What joins the name of an argument with its value where a blank stands between them."""
+        """What gives a word to the one argument that knows it, where it stands in the place of another."""
         word = arg.value.name if isinstance(arg.value, tree.Name) else ""
-        if word not in parameters or word in names.variables or parameters[word].type.kind == "bool":
+        knowing = [name for name, parameter in parameters.items() if word in parameter.type.words]
+        written = f"{knowing[0]}={word}" if len(knowing) == 1 else ""
+        if word == "valid" and "pad" in parameters:
+            knowing, written = ["pad"], "pad=0"
+        place = next((name for name in queue if name not in bound), None)
+        if not written or word in names.variables or knowing[0] in (place, *bound):
             return None
-        if word in parameters[word].type.words or after is None:
-            return None
-        span = after.span
-        written = f"{word}={span.source.text[span.start : span.end]}"
-        return Fix(f"write `{written}`", (Edit(Span(span.source, arg.span.start, span.end), written),), certain=True)
+        return Fix(f"write `{written}`", (Edit(arg.span, written),), certain=True)
 
     @staticmethod
     def _misspelt_flag(value: tree.Name, parameters: Mapping[str, Parameter], names: Names) -> list[str]:
@@ -269,13 +334,12 @@ class Arguments(Resolver):
         at = Span(arg.span.source, arg.span.start, arg.span.start)
         return [Fix(f"write `{free[0]}={text}`", (Edit(at, f"{free[0]}="),))] if free else []
 
-    def _flagged(self, flag: str, arg: tree.Argument) -> tuple[Fix, ...]:
+    def _flagged(self, flag: str, arg: tree.Argument | None) -> tuple[Fix, ...]:
         """A stride as the flag that stands for it."""
-        value = arg.value
-        if isinstance(value, tree.Number) and value.value == 2:
+        stride = arg.value.value if arg and isinstance(arg.value, tree.Number) else None
+        if arg and stride == 2:
             return (Fix(f"write `{flag}`", (Edit(arg.span, flag),), certain=True),)
-        alone = isinstance(value, tree.Number) and value.value == 1
-        return (self._taken_out(arg, "take it out"),) if alone else ()
+        return (self._taken_out(arg, "take it out"),) if arg and stride == 1 else ()
 
     @staticmethod
     def _taken_out(arg: tree.Argument, help: str, *, certain: bool = True) -> Fix:
@@ -288,6 +352,17 @@ class Arguments(Resolver):
         text = arg.span.source.text
         one, other = (text[span.start : span.end].split("=", 1)[-1].strip() for span in (first, arg.span))
         return [self._taken_out(arg, "keep the first one", certain=one == other)]
+
+    def _kernel_first(self, callee: str, given: Sequence[tree.Argument], arg: tree.Argument) -> list[Fix]:
+        """What puts a kernel that is named in front of the channels that were taken for it."""
+        first = given[0]
+        if first.name is not None or any(other.name == "c" for other in given):
+            return []
+        text = arg.span.source.text
+        channels, kernel = (text[part.span.start : part.span.end] for part in (first, arg.value))
+        written = f"{kernel}x{kernel} {channels}" if kernel.isdigit() else f"{kernel} {channels}"
+        said = f"the kernel comes first: `{callee} {written}`"
+        return [Fix(said, (Edit(first.span, written), *self._taken_out(arg, said).edits))]
 
     def _too_many(self, callee: str, parameters: Mapping[str, Parameter], names: Names, arg: tree.Argument) -> Fault:
         value = arg.value
@@ -314,6 +389,18 @@ def percent(value: tree.Expr) -> Span | None:
     if sign is None or not divisor or "\n" not in text[sign.end() : end]:
         return None
     return Span(value.span.source, value.span.start, sign.end())
+
+
+def _open_range(value: tree.Expr, names: Names) -> Span | None:
+    """The end of a range at the end of a line, where a word of the next line was taken for its end."""
+    if (
+        not (isinstance(value, tree.Interval) and isinstance(value.high, tree.Name))
+        or value.high.name in names.variables
+    ):
+        return None
+    text, low, high = value.span.source.text, value.low.span.end, value.high.span.start
+    end = text.find("\n", low, high)
+    return Span(value.span.source, end, end) if end >= 0 else None
 
 
 def _is_name(value: tree.Expr, name: str) -> bool:

@@ -15,13 +15,15 @@ from cnnspec.diagnostics import Edit, Fix, Label, Report, Span, counted, respell
 from cnnspec.expressions import literal
 from cnnspec.limits import MAX_DEPTH
 from cnnspec.names import FILLED, Fault, Names
-from cnnspec.ops import FOREIGN_NAMES, OPS
+from cnnspec.ops import FOREIGN_NAMES, KERNEL_FIRST, OPS, translated
 from cnnspec.recipe import ENTRIES
 from cnnspec.scopes import FileScope
 from cnnspec.signatures import Parameter
 from cnnspec.syntax import LABEL_WORDS, TOP_WORDS
 
 _MAX_CHAIN = 48
+_LABELLED = re.compile(rf"(?:[A-Za-z0-9_]+[ \t]*:|\b(?:{'|'.join(LABEL_WORDS)}))[ \t]*\Z")
+"""A label in front of a word."""
 
 
 def _entry(span: Span) -> str | None:
@@ -96,6 +98,9 @@ class Binder(Arguments):
         fixes: Sequence[Fix] = ()
         if callee in LABEL_WORDS:
             help = f"`{callee}` begins a statement: the line in front of it is not finished"
+            if _LABELLED.search(span.source.text, span.source.text.rfind("\n", 0, span.start) + 1, span.start):
+                help = "there are two labels: keep one of them"
+                fixes = [Fix(help, (Edit(Span(span.source, span.start, arg.span.start), ""),)) for arg in args[:1]]
         elif entry := _entry(span):
             help = f"this is an entry of the recipe, which stands in braces: `train {{ {entry} }}`"
         elif callee in TOP_WORDS:
@@ -110,14 +115,32 @@ class Binder(Arguments):
             help = f"`{callee}` is a label: what it gives is `@{callee}`"
             fixes = (Fix(help, (Edit(span, f"@{callee}"),), certain=not args),)
         elif callee in FOREIGN_NAMES:
-            meant = FOREIGN_NAMES[callee]
-            help = f"write `{meant}`"
-            fixes = (Fix(help, (Edit(span, meant),), certain=meant in OPS),)
+            help, fixes = self._translated(callee, span, args)
         else:
             known = [*OPS, *names.file.block_names(), *names.variables]
             help, fixes = respell(span, callee, known)
             help = help or "`cnnspec list` shows operators and blocks"
         return self.fail("E0201", f"unknown operator or block `{callee}`", span, help=help, fixes=fixes)
+
+    @staticmethod
+    def _translated(callee: str, span: Span, args: Sequence[tree.Argument]) -> tuple[str, Sequence[Fix]]:
+        """What is said of an operator that is called by its name elsewhere, where its arguments may have another order."""
+        meant = FOREIGN_NAMES[callee]
+        ordered = not args or isinstance(args[0].value, tree.SizeLiteral) or meant not in KERNEL_FIRST
+        texts = [span.source.text[arg.span.start : arg.span.end] for arg in args]
+        if not ordered and (written := translated(callee, texts)):
+            edits = Edit(span, meant), Edit(args[0].span.to(args[-1].span), written.removeprefix(f"{meant} "))
+            return f"write `{written}`", [Fix(f"write `{written}`", edits)]
+        name, _, setting = meant.partition(" ")
+        if name in OPS and setting:
+            end = args[-1].span.end if args else span.end
+            written = f"{name}{span.source.text[span.end : end]} {setting}"
+            return f"write `{written}`", [
+                Fix(f"write `{written}`", (Edit(Span(span.source, span.start, end), written),))
+            ]
+        help = f"write `{meant}`"
+        fix = Fix(help, (Edit(span, meant),), certain=ordered and meant in OPS)
+        return help if ordered else f"{help}; its kernel comes first: `{meant} 3x3 16`", [fix]
 
     # --- blocks ----------------------------------------------------------------------------------
 
@@ -180,7 +203,7 @@ class Binder(Arguments):
                 try:
                     default = self.expr(parameter.default, names, type_)
                 except Fault:
-                    default = ir.Expr(kind="number", value=0)
+                    default = ir.Expr(kind="name", value="")  # of a value that is not known
             origin = self.places.add(parameter.span)
             try:
                 self.need_room(names, parameter.span)

@@ -17,13 +17,14 @@ BLOCK_TYPES = {
 }
 """The types that a block can give its parameters."""
 _FOREIGN_TYPES = {
-    **dict.fromkeys(("integer", "number", "channels"), "int"),
+    **dict.fromkeys(("integer", "channels"), "int"),
+    **dict.fromkeys(("number", "num", "numeric"), "int float"),
     **dict.fromkeys(("double", "real"), "float"),
     "boolean": "bool",
     "string": "str",
     **dict.fromkeys(("activation", "operator", "layer", "module"), "op"),
 }
-"""What other languages call a type."""
+"""What other languages call a type; some types are two here."""
 
 _LOGIC = ("and", "or", "==", "!=", "<", "<=", ">", ">=")
 
@@ -85,11 +86,11 @@ def check_header(block: tree.Block, report: Report) -> None:
             text = span.source.text
             start = text.index(parameter.type, text.index(":", span.start))
             word = Span(span.source, start, start + len(parameter.type))
-            meant = _FOREIGN_TYPES.get(parameter.type.lower())
-            help, fixes = respell(word, meant or parameter.type, BLOCK_TYPES)
+            meant = _FOREIGN_TYPES.get(parameter.type.lower(), "").split()
+            help, fixes = respell(word, parameter.type, BLOCK_TYPES)
             if meant:
-                help = f"write `{meant}`"
-                fixes = (Fix(help, (Edit(word, meant),), certain=True),)
+                fixes = tuple(Fix(f"write `{own}`", (Edit(word, own),), certain=len(meant) == 1) for own in meant)
+                help = f"write {' or '.join(f'`{own}`' for own in meant)}"
             help = help or f"the types are {', '.join(BLOCK_TYPES)}"
             report.add(Diagnostic("E0204", f"there is no type `{parameter.type}`", word, help=help, fixes=fixes))
         if parameter.once and parameter.default is None:

@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from string import digits
 from typing import Any, Literal
 
 from cnnspec.limits import MAX_FAULTS
@@ -300,6 +301,7 @@ class Report:
 
 
 _MANY = 256
+_NO_DIGITS = str.maketrans("", "", digits)
 
 
 def _distance(a: str, b: str) -> int:
@@ -338,8 +340,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str | None:
 def respell(span: Span | None, word: str, known: Iterable[str]) -> tuple[str | None, tuple[Fix, ...]]:
     """A help that names the nearest known words, and the fixes that write one of them.
 
-    A fix is certain where one word alone is near, and a single slip away. There are none where nothing is near, and
-    no fixes without a place.
+    A fix is certain where one word alone is near, and a single slip away that is no number: another digit is another
+    thing. There are none where nothing is near, and no fixes without a place.
     """
     near = nearest(word, known)
     if not near:
@@ -347,7 +349,8 @@ def respell(span: Span | None, word: str, known: Iterable[str]) -> tuple[str | N
     help = f"did you mean {' or '.join(f'`{other}`' for other in near)}?"
     if span is None:
         return help, ()
-    certain = len(near) == 1 and len(word) > 2 and (_distance(word, near[0]) == 1 or near[0].lower() == word.lower())
+    slip = _distance(word, near[0]) == 1 and word.translate(_NO_DIGITS) != near[0].translate(_NO_DIGITS)
+    certain = len(near) == 1 and len(word) > 2 and (slip or near[0].lower() == word.lower())
     return help, tuple(Fix(help, (Edit(span, other),), certain) for other in near)
 
 

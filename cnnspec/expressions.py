@@ -329,6 +329,7 @@ def convert(value: Any, type_: Type, name: str, origin: int) -> Any:
             help = f"write `{pair[0]}x{pair[1]}`"
     elif kind == "interval":
         result = value if isinstance(value, Interval) else None
+        help = f"write `0..{value}` for the first {value}" if name == "range" and type(value) is int else None
     elif kind == "list":
         result = _list(value)
     elif kind == "op":

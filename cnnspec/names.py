@@ -182,6 +182,8 @@ class Resolver:
             fixes = (Fix(help, (Edit(node.span, "0"),), certain=True),)
         elif word in names.file.labels:
             help, fixes = f"`{word}` is a label, and no value: branches are joined by `concat {{ in; @{word} }}`", ()
+        elif word == "same" and type_ is not None and type_.kind == "size":
+            help, fixes = "`conv` alone knows `pad=same`: write a number, such as `pad=1` with a 3x3 kernel", ()
         elif word == "classes":
             help = "state how many there are: `classes 10`"
         elif word == "in":
@@ -189,9 +191,9 @@ class Resolver:
                 "`in` is no number: `in.c` is; tensors are joined in braces, as in `add { in; conv 3x3 16 }`",
                 (),
             )
-        elif type_ is not None and type_.kind == "bool" and word in _TRUTHS:
+        elif word in ("True", "False") or (type_ is not None and type_.kind == "bool" and word in _TRUTHS):
             help = f"write `{_TRUTHS[word]}`"
-            fixes = (Fix(help, (Edit(node.span, _TRUTHS[word]),), certain=True),)
+            fixes = (Fix(help, (Edit(node.span, _TRUTHS[word]),), certain=type_ is None or type_.kind == "bool"),)
         elif help is None and type_ is not None and type_.words and word not in OPS:
             help = f"the words here are {', '.join(f'`{w}`' for w in type_.words)}"
         elif word in OPS:

@@ -21,6 +21,12 @@ _OTHERWISE = {
 }
 """What to do where the remedy that seemed right does not work."""
 
+NO_PLACES = "lists cannot be indexed: write a `param` for each value, or a row of `each`"
+"""What is said of `widths[0]`."""
+
+NO_SETTINGS = "an operator as a value has its defaults and takes no arguments: others need a block of your own"
+"""What is said of `act=leaky_relu(0.1)`."""
+
 _WORDS = re.compile(r"`([^`]+)`")
 _FLATTEN = re.compile(r"(?<![A-Za-z0-9_@.])(?P<element>flatten[ \t]*\|[ \t]*)(?:[^\n{};]*\|[ \t]*)?$")
 _SETTING = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=([^\s\[]+|\[[^\[\]]*\])")
@@ -61,6 +67,10 @@ def fixes_of_call(
             set_argument(setting.group(1), setting.group(2), f"write `{words}`")
     if found := re.search(r"use (?:a kernel of at most |`)([0-9]+x[0-9]+)", help):
         set_argument("kernel", found.group(1), f"use a {found.group(1)} kernel")
+    if found := re.match(r"the kernel comes first: `conv (\S+) ([0-9]+)`", help):
+        swapped: dict[str, str] = {"kernel": found.group(1), "c": found.group(2)}
+        if all((at := values.get(name)) and _written(at).isdigit() for name in swapped):
+            fixes += [Fix(help, tuple(edits)) for edits in (settings_of(whole, values, swapped),) if edits]
     if found := re.search(r"`slice ([0-9]+\.\.[0-9]+)`", help):
         set_argument("range", found.group(1), f"write `slice {found.group(1)}`")
     return fixes
@@ -79,7 +89,7 @@ def settings_of(whole: Span | None, values: Mapping[str, Span | None], settings:
     edits: list[Edit] = []
     end = Span(whole.source, whole.end, whole.end)
     added = "".join(f" {name}={value}" for name, value in settings.items() if name not in values)
-    for name in settings.keys() & values.keys():
+    for name in (name for name in settings if name in values):
         at = values[name]
         if at is None or at.source is not whole.source or not whole.start < at.start < whole.end:
             return []
@@ -87,11 +97,15 @@ def settings_of(whole: Span | None, values: Mapping[str, Span | None], settings:
     return [*edits, Edit(end, added)] if added else edits
 
 
+def _written(at: Span) -> str:
+    return at.source.text[at.start : at.end]
+
+
 def fixes_of_value(help: str | None, at: Span | None) -> list[Fix]:
     """The changes of a value that the help of a type or of its bounds speaks of."""
     if help is None or at is None:
         return []
-    text = at.source.text[at.start : at.end]
+    text = _written(at)
     found = re.match(r"write `(?:[A-Za-z_][A-Za-z0-9_]*=)?(\S+)`", help)
     if found:
         return [Fix(help, (Edit(at, found.group(1)),))]
@@ -124,7 +138,7 @@ def fixes_of_join(help: str | None, branches: Sequence[tuple[Span | None, bool]]
 
 def share(at: Span) -> Fix:
     """The change of a share in percent to the number that it is."""
-    text = at.source.text[at.start : at.end]
+    text = _written(at)
     written = f"{float(text.rstrip('%').rstrip()) / 100:.6g}"
     return Fix(f"a share is written as a number from 0 to 1: `{written}`", (Edit(at, written),), certain=True)
 

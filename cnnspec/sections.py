@@ -222,7 +222,7 @@ class Sections:
             )
             help, fixes = respell(statement.target_span, statement.target, targets)
             help = help or known
-            if statement.target in FOREIGN_NAMES and statement.target not in OPS:
+            if FOREIGN_NAMES.get(statement.target) in OPS:
                 help = f"write `{FOREIGN_NAMES[statement.target]}`"
                 fixes = (Fix(help, (Edit(statement.target_span, FOREIGN_NAMES[statement.target]),), certain=True),)
             self.fail("E0201", message, statement.target_span, help=help, fixes=fixes)

@@ -47,6 +47,9 @@ def test_many_kinds_of_faults_have_fixes() -> None:
     [
         ("stem convv 3x3 16 | bn", "stem conv 3x3 16 | bn"),
         ("stem Conv2d 3x3 16 | bn", "stem conv 3x3 16 | bn"),
+        ("stem Conv2d 3 16 5 | bn", "stem conv 5x5 16 pad=0 bias | bn"),
+        ("stem conv 64 3", "stem conv 3x3 64"),
+        ("stem conv 64 kernel=3 | bn", "stem conv 3x3 64 | bn"),
         ("stem conv 3x3 16 strid=2", "stem conv 3x3 16 stride=2"),
         ("stem conv 3x3 16 bais", "stem conv 3x3 16 bias"),
         ("stem conv 3x3 16 | dropout 1.5", "stem conv 3x3 16 | dropout 1"),
@@ -118,6 +121,8 @@ def test_one_slip_is_certain_and_a_choice_is_not() -> None:
     assert [fix.certain for fix in check(HEAD + "relu\nexpect params = 3\n")[0].fixes] == [False]
     assert [fix.certain for fix in check(HEAD + "conv 3x3 16 c=16\n")[0].fixes] == [True]
     assert [fix.certain for fix in check(HEAD + "conv 3x3 16 c=32\n")[0].fixes] == [False]
+    assert [fix.certain for fix in check(HEAD + "Conv2d 3 16 3\n")[0].fixes] == [False]
+    assert [fix.certain for fix in check(HEAD + "stage1: relu\nadd { in; @stage9 }\n")[0].fixes] == [False]
     span = Span(Source("x", "flip"), 0, 4)
     assert [(fix.edits[0].text, fix.certain) for fix in respell(span, "flip", ["vflip", "hflip"])[1]] == [
         ("vflip", False),

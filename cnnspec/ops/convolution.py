@@ -72,12 +72,10 @@ class Conv(Op):
             return self.pad
         kh, kw = self.kernel
         if kh % 2 == 0 or kw % 2 == 0:
-            raise ShapeFault(
-                "E0305",
-                f"`pad=same` needs an odd kernel, got {kh}x{kw}",
-                help=f"write `pad={max(kh, kw) // 2 if min(kh, kw) > 1 else 0}` or `pad=0` and take the change of size, or use `{kh | 1}x{kw | 1}`",
-                argument="kernel",
-            )
+            help = f"write `pad={max(kh, kw) // 2 if min(kh, kw) > 1 else 0}` or `pad=0` and take the change of size, or use `{kh | 1}x{kw | 1}`"
+            if kh == kw and self.c in range(1, kh, 2):
+                help = f"the kernel comes first: `conv {self.c}x{self.c} {kh}`"
+            raise ShapeFault("E0305", f"`pad=same` needs an odd kernel, got {kh}x{kw}", help=help, argument="kernel")
         return shapes.same_padding(kh, self.dilation[0]), shapes.same_padding(kw, self.dilation[1])
 
     def infer(self, *inputs: Shape) -> Shape:

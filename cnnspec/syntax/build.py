@@ -9,6 +9,8 @@ from typing import Any
 from cnnspec import tree
 from cnnspec.diagnostics import Diagnostic, Edit, Fix, Report, Source, Span, respell
 from cnnspec.limits import MAX_LITERAL, MAX_TERMS
+from cnnspec.ops import OPS
+from cnnspec.remedies import NO_SETTINGS
 from cnnspec.syntax.automaton import Parsed, Token
 from cnnspec.syntax.guard import MARKS
 from cnnspec.syntax.words import FUNCTIONS, SCHEMES
@@ -16,6 +18,8 @@ from cnnspec.syntax.words import FUNCTIONS, SCHEMES
 OPERATORS = {"OR": 1, "AND": 2, "RELATION": 4, "PLUS": 5, "MINUS": 5, "FACTOR": 6}
 """How strongly an operator binds its operands."""
 PREFIXES = {"NOT": 3, "MINUS": 7}
+_FOREIGN_FUNCTIONS = {"int": "floor", "trunc": "floor", "maximum": "max", "minimum": "min"}
+"""What other languages call a function."""
 _OPERANDS = {
     "INT": "number",
     "FLOAT": "number",
@@ -387,7 +391,12 @@ class Builder:
     def function(self, node: Any) -> tree.FunctionCall | tree.Broken:
         name, *args = node.children
         if name not in FUNCTIONS and name not in SCHEMES:
+            meant = _FOREIGN_FUNCTIONS.get(name)
             help, fixes = respell(self.token(name), str(name), FUNCTIONS)
+            if meant is not None:
+                help, fixes = f"write `{meant}(...)`", (Fix(f"write `{meant}(...)`", (Edit(self.token(name), meant),)),)
+            elif name in OPS and not OPS[name].required:
+                help, fixes = NO_SETTINGS, (Fix(f"write `{name}`", (Edit(self.span(node), str(name)),)),)
             help = help or f"the functions are {', '.join(FUNCTIONS)}; a call of an operator takes no parentheses"
             message = f"there is no function `{name}`"
             return self.fault(Diagnostic("E0207", message, self.token(name), help=help, fixes=fixes), self.span(node))

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 
 from cnnspec.diagnostics import Diagnostic, Fix, Source, respell
-from cnnspec.ops import JOINS
-from cnnspec.remedies import share
+from cnnspec.ops import JOINS, translated
+from cnnspec.remedies import NO_PLACES, share
 from cnnspec.syntax import foreign
 from cnnspec.syntax.foreign import operator_behind
 from cnnspec.syntax.place import Meaning, Place
@@ -18,6 +18,12 @@ _MEANT = {"×": "x", "–": "-", "—": "-", "−": "-", "“": '"', "”": '"',
 
 _NAMED = r"([A-Za-z_][A-Za-z0-9_]*)(\s*)$"
 """A name, and what is behind it."""
+
+_REACH = 500
+"""How far back a rule looks that may look beyond its line."""
+
+_REPEATED = r"(?:^|[|{;])\s*(?:(?:stem|stage|head)\s+|[A-Za-z_]\w*\s*:\s*)?(x([0-9]+)\s*)$"
+"""A repeat without a name in front of it."""
 
 _CALL = "a call is a name and its arguments, separated by spaces: `conv 3x3 c=16`"
 
@@ -74,8 +80,8 @@ def _without_parentheses(at: Place) -> list[Fix]:
     for call in re.finditer(r"([A-Za-z_][A-Za-z0-9_]*) *\(([^()\n]*)\)", at.whole):
         name, args = call.groups()
         if at.line + call.start() <= at.at <= at.line + call.end() and name not in (*FUNCTIONS, *SCHEMES):
-            args = re.sub(r"\s*=\s*", "=", re.sub(r"\s*,\s*", " ", args.strip()))
-            written = f"{name} {args}"
+            plain = re.sub(r"\s*=\s*", "=", re.sub(r"\s*,\s*", " ", args.strip()))
+            written = translated(name, [arg for arg in args.split(",") if arg.strip()]) or f"{name} {plain}"
             return [at.fix(f"write `{written}`", (at.line + call.start(), at.line + call.end(), written))]
     return []
 
@@ -97,12 +103,32 @@ def _blocks_and_groups(at: Place) -> Meaning | None:
         return Meaning(f"write `repeat 3 as {loop.group(1)} {{ ... }}`; `{loop.group(1)}` counts from 0")
     if at.word == ":" and re.fullmatch(r"\s*(?:repeat|if|else)\b[^{]*", at.before):
         return Meaning("a group stands in braces: `repeat 3 { ... }`")
-    group = re.fullmatch(r"\s*repeat\s+([0-9]+)\s+", at.before)
+    group = re.search(r"\brepeat\s+([0-9]+)\s+$", at.before)
     if group and "LBRACE" in at.expected and re.match(r"[A-Za-z_]", at.word):
         count, name = group.group(1), at.word
-        return Meaning(
-            f"a group stands in braces: `repeat {count} {{ ... }}`; a single call is repeated as `{name} x{count}`"
+        help = f"a group stands in braces: `repeat {count} {{ ... }}`; a single call is repeated as `{name} x{count}`"
+        fix = at.fix(f"write `{name} x{count}`", (at.line + group.start(), at.end, f"{name} x{count}"))
+        return Meaning(help, [fix])
+    if at.word == "{" and re.search(r"\brepeat\s*$", at.before):
+        return Meaning("say how often: `repeat 2 { ... }`")
+    if at.word == "{" and (times := re.search(_REPEATED, at.before)):
+        fix = at.fix(
+            f"write `repeat {times.group(2)} {{ ... }}`",
+            (at.line + times.start(1), at.at, f"repeat {times.group(2)} "),
+            certain=True,
         )
+        return Meaning(f"a group is repeated with `repeat`: {fix.help}", [fix])
+    table = re.search(r"\beach\s+([A-Za-z_]\w*)\(([^()]*)\)", at.whole)
+    if at.word == "=" and table and at.line + table.start(2) <= at.at <= at.line + table.end():
+        columns = re.findall(r"[A-Za-z_]\w*(?:=[^\s,()]+)?", re.sub(r"\s*=\s*", "=", table.group(2)))
+        names = [column for column in columns if "=" not in column]
+        if not names:
+            written = " ".join(column.partition("=")[0] for column in columns)
+            return Meaning(f"columns are names alone, and rows give their values: `each {table.group(1)}({written})`")
+        same = "".join(f" {column}" for column in columns if "=" in column)
+        written = f"each {table.group(1)}({' '.join(names)}){same}"
+        fix = at.fix(f"write `{written} {{ ... }}`", (at.line + table.start(), at.line + table.end(), written))
+        return Meaning(f"columns are names alone; what is the same in all rows stands behind them: {fix.help}", [fix])
     join = re.search(rf"\b({'|'.join(JOINS)})\s*$", at.before)
     if join and "LBRACE" in at.expected and not re.match(r"x[0-9]", at.word):
         return Meaning(f"the branches of `{join.group(1)}` stand in braces: `{join.group(1)} {{ @a; @b }}`")
@@ -110,7 +136,7 @@ def _blocks_and_groups(at: Place) -> Meaning | None:
 
 
 def _unfinished(at: Place) -> Meaning | None:
-    """Shares in percent, and labels that name nothing."""
+    """Shares in percent, ranges without an end, and labels that name nothing."""
     begin = max(at.line - 200, 0) if at.word == "}" and not at.before.strip() else at.line
     share_ends = re.compile(r"(?<![0-9.])[0-9]+(?:\.[0-9]+)?[ \t]*%(?=[ \t]*(?:#[^\n]*)?\s*$)")
     percent = share_ends.search(at.text[begin : at.line] + at.code)
@@ -120,6 +146,8 @@ def _unfinished(at: Place) -> Meaning | None:
         return Meaning(fix.help, [fix], span, f"`{percent.group()}` cannot stand here")
     if at.line_end and re.fullmatch(r"\s*train\s*:\s*", at.code):
         return Meaning("the recipe stands in braces: `train { optimizer sgd lr=0.1; epochs 20 }`")
+    if at.text[max(0, at.at - _REACH) : at.at].rstrip().endswith("..") and (at.line_end or at.word in ("|", "}")):
+        return Meaning("a range needs its end: `0..8`")
     if at.line_end and re.fullmatch(r"\s*[A-Za-z_]\w*\s*:\s*", at.code):
         return Meaning("a label stands in front of its element, in the same line: `conv1: conv 3x3 16`")
     return None
@@ -135,15 +163,52 @@ def _else(at: Place) -> Meaning | None:
     return Meaning("`else` stands behind the `}` of an `if`, `if deep { ... } else { ... }`; nothing can be called so")
 
 
+def _tensors(at: Place) -> Meaning | None:
+    """Tensors that are to get a name by `let`."""
+    named = re.fullmatch(r"\s*(let\s+([A-Za-z_]\w*)\s*=\s*)([A-Za-z_]\w*)\s*", at.before)
+    if named is None or not re.match(r"[A-Za-z0-9_|{]", at.rest):
+        return None
+    label, called = named.group(2, 3)
+    fix = at.fix(f"write `{label}: {called} ...`", (at.line + named.start(1), at.line + named.end(1), f"{label}: "))
+    return Meaning(f"`let` names a value; what an element gives is named by a label: `{label}: {called} ...`", [fix])
+
+
+def _contracts(at: Place) -> Meaning | None:
+    """What is expected, in other words."""
+    if not re.match(r"\s*expect\b", at.before):
+        return None
+    if (shape := re.match(r"[0-9]+(?:x[0-9]+){2,}", at.rest)) and re.search(r"=\s*$", at.before):
+        written = f"[{', '.join(shape.group().split('x'))}]"
+        fix = at.fix(f"write `{written}`", (at.at, at.at + shape.end(), written), certain=True)
+        return Meaning(f"a shape is a list here: `{written}`", [fix], at.span(at.at, at.at + shape.end()))
+    metric = re.fullmatch(r"\s*expect\s+([A-Za-z_]\w*)(\s*)", at.before)
+    if metric and (sign := re.match(r":?\s*(?=[0-9\[])", at.rest)):
+        fix = at.fix("write `=`", (at.at - len(metric.group(2)), at.at + sign.end(), " = "))
+        help = f"`=`, `<=` or `>=` stands behind what is expected: `expect {metric.group(1)} = ...`"
+        word = re.match(r":|\[|[\w.]+", at.rest)
+        assert word is not None
+        return Meaning(help, [fix], at.span(at.at, at.at + word.end()), f"`{word.group()}` cannot stand here")
+    number = re.search(r"[0-9]+\s*$", at.before)
+    parts = re.match(r"(?:,[0-9]{3})+(?![\w,])|[kMG](?!\w)", at.rest)
+    if number and parts:
+        written = number.group().strip() + parts.group().replace(",", "")
+        fix = at.fix(f"write `{written}`", (at.line + number.start(), at.at + parts.end(), written), certain=True)
+        return Meaning(f"a number has neither commas nor blanks in it: `{written}`", [fix])
+    return None
+
+
 def _references(at: Place) -> Meaning | None:
     """Labels without their `@`, files without their quotes, and what lacks its `from`."""
+    if at.word == "@" and (branch := re.search(r"[{;]\s*(?:@[A-Za-z0-9_]+|in)(\s+)$", at.before)):
+        fix = at.fix("write `;`", (at.at - len(branch.group(1)), at.start, "; "), certain=True)
+        return Meaning("branches are separated by `;`, or stand on lines of their own", [fix])
     if at.expected == {"REFERENCE"} and re.match(r"[A-Za-z_]\w*", at.rest):
         fix = at.fix(f"write `@{at.word}`", (at.start, at.start, "@"), certain=True)
         return Meaning(f"write `@{at.word}`: the element with this label", [fix])
     if re.match(r"\s*aux\s*$", at.before):
         return Meaning("an auxiliary head has a name: `aux early from @stem { ... }`")
     path = re.compile(r"\s*(?:use\b.*\bfrom|extends)\s+([\w./-]+)").match(at.whole)
-    if path and at.line + path.start(1) <= at.at <= at.line + path.end(1) and not at.line_end:
+    if path and at.line + path.start(1) <= at.at <= at.line + path.end(1) and not at.line_end and at.word != ",":
         fix = at.fix(
             f'write `"{path.group(1)}"`', (at.line + path.start(1), at.line + path.end(1), f'"{path.group(1)}"')
         )
@@ -251,7 +316,7 @@ def _calls(at: Place) -> Meaning | None:
         return Meaning(_CALL, _without_parentheses(at))
     if at.word != "," or "COMMA" in at.expected:
         return None
-    if re.match(r",\s*(?:in|nothing|[A-Za-z_][A-Za-z0-9_]*\s*:)(?!\.|\w)", at.rest):
+    if re.match(r",\s*(?:@|(?:in|nothing|[A-Za-z_][A-Za-z0-9_]*\s*:)(?!\.|\w))", at.rest):
         fix = at.fix("write `;`", (at.start, at.start + 1, ";"), certain=True)
         return Meaning("statements in braces are separated by `;`, or stand on lines of their own", [fix])
     if behind := operator_behind(at.rest):
@@ -270,6 +335,11 @@ def _names(at: Place) -> Meaning | None:
         return Meaning("a label stands at the head of a statement; an argument is written `name=value`", [fix])
     if at.word != "=":
         return None
+    if re.search(r"\b(?:require|if|when)\b[^{}|;]*$", at.before):
+        fix = at.fix("write `==`", (at.start, at.start + 1, "=="), certain=True)
+        return Meaning("two values are compared with `==`", [fix])
+    if at.before.strip() in ("let", "param"):
+        return Meaning(f"a value has a name: `{at.before.strip()} width = 64`")
     if (name := re.match(rf"\s*{_NAMED}", at.before)) and (called := operator_behind(at.rest)):
         written = f"{name.group(1)}: {called} ..."
         fix = at.fix(f"write `{written}`", (at.start - len(name.group(2)), at.start + 1, ":"))
@@ -311,18 +381,50 @@ def _bars(at: Place) -> Meaning | None:
 
 
 def _items(at: Place) -> Meaning | None:
-    """Items of a list without commas, and conditions in front of what they are about."""
+    """Items of a list without commas, and places in lists."""
+    if at.word == "[" and re.search(r"[A-Za-z_]\w*$", at.before):
+        return Meaning(NO_PLACES)
     if "COMMA" in at.expected and (items := re.search(r"\[([^\[\]]*)$", at.before)):
         begin, end, fixes = at.at - len(items.group(1)), at.text.find("]", at.at), list[Fix]()
         if end > 0:
             written = ", ".join(re.split(r"[\s,]+", at.text[begin:end].strip()))
             fixes.append(at.fix("write the commas", (begin, end, written), certain=True))
         return Meaning("list items are separated by commas: `[16, 32]`", fixes)
+    return None
+
+
+_CHOICE = re.compile(r"(?<![\w.])([\w.]+)[ \t]+if[ \t]+([^(){}|;,\n]+?)[ \t]+else[ \t]+([\w.]+)")
+"""A choice between two values, as Python has it."""
+_WHEN = re.compile(
+    r"(?:^|[|\n{;])\s*(?:(?:stem|stage|head)\s+)?(?:\w+\s*:\s*)?([^|{};\n:]+?)\s+when\s+([^|{};\n]+?)\s*\Z"
+)
+"""An element and its condition."""
+
+
+def _conditions(at: Place) -> Meaning | None:
+    """Conditions where none can stand, or as they are elsewhere."""
     if at.line_end and "_THEN" in at.expected and (condition := re.search(r"\S\s+(if)\s", at.before)):
         low = at.line + condition.start(1)
         fix = at.fix("write `when`", (low, low + 2, "when"), certain=True)
         help = "the condition of a statement stands behind it: `conv 3x3 16 when deep`"
         return Meaning(help, [fix], at.span(low, low + 2), "`if` cannot stand here")
+    if re.match(r"\s*(?:\}\s*)?(?:elif|elseif)\b", at.whole) or re.match(r"elif\b|elseif\b", at.rest):
+        return Meaning("a further condition is a group of its own: `else { if deep { ... } }`")
+    if at.word == "if" and re.search(r"\belse\s*$", at.before):
+        return Meaning("a further condition is a group of its own: `else { if deep { ... } }`")
+    if at.word == "then" and "LBRACE" in at.expected:
+        fix = at.fix("remove the `then`", (at.start - 1, at.end, ""), certain=True)
+        return Meaning("a group stands in braces right behind its condition: `if deep { ... }`", [fix])
+    for choice in _CHOICE.finditer(at.whole) if at.word in ("if", "else") else ():
+        if choice.start() <= at.at - at.line <= choice.end():
+            yes, condition, no = choice.groups()
+            written = f"if {condition} then {yes} else {no}"
+            fix = at.fix(f"write `{written}`", (at.line + choice.start(), at.line + choice.end(), written))
+            return Meaning(fix.help, [fix])
+    if at.word == "|" and (element := _WHEN.search(at.text, max(0, at.at - _REACH), at.at)):
+        written = f"if {element.group(2)} {{ {element.group(1)} }}"
+        fix = at.fix(f"write `{written}`", (element.start(1), element.end(2), written))
+        return Meaning(f"`when` ends its statement and is about all of it: for one element write `{written}`", [fix])
     return None
 
 
@@ -337,11 +439,15 @@ def _expected(at: Place) -> Meaning:
 
 _RULES: tuple[Callable[[Place], Meaning | None], ...] = (
     foreign.python,
+    foreign.names,
     foreign.lists,
     foreign.entries,
     foreign.first_words,
+    _conditions,
     _else,
     _blocks_and_groups,
+    _tensors,
+    _contracts,
     _references,
     _unfinished,
     _characters,

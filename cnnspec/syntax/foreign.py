@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 
+from cnnspec.diagnostics import Fix
 from cnnspec.limits import MAX_LITERAL
-from cnnspec.ops import FOREIGN_NAMES, INFERRED, JOINS, OPS
+from cnnspec.ops import FOREIGN_NAMES, JOINS, OPS, translated
 from cnnspec.recipe import ENTRIES
 from cnnspec.syntax.place import Meaning, Place
 from cnnspec.syntax.recovery import in_train
-from cnnspec.syntax.words import TOP_WORDS
+from cnnspec.syntax.words import LABEL_WORDS, TOP_WORDS
 
 _BLOCK = "a block is defined with `block name(c, stride = 1) { ... }`"
 _REPEAT = "a group is repeated with `repeat 3 as i { ... }`"
@@ -33,20 +34,11 @@ _CALL = re.compile(
 )
 """A line that makes a torch module."""
 
-_TORCH = {
-    "Conv2d": " c kernel stride pad dilation groups bias",
-    "Linear": " c bias",
-    "MaxPool2d": "kernel stride pad",
-    "AvgPool2d": "kernel stride pad",
-    "Dropout": "p",
-    "BatchNorm2d": " eps momentum",
-}
-"""Arguments of torch's modules in their order, as they are called here; the first of some is known here."""
-_OPTIONS = {"out_channels": "c", "out_features": "c", "kernel_size": "kernel", "padding": "pad"}
-_KNOWN = {"", *INFERRED}
-
 _THREE = r"[(\[]?\s*([0-9]+)\s*[,*\s]\s*([0-9]+)\s*[,*\s]\s*([0-9]+)\s*[)\]]?"
 """Three numbers, as other languages write a shape."""
+
+_STATED = ("network", "input", "classes", "extends")
+"""Statements of the top that are settings elsewhere."""
 
 
 def operator_behind(rest: str) -> str | None:
@@ -55,34 +47,12 @@ def operator_behind(rest: str) -> str | None:
     return name.group(1) if name and name.group(1) in {*OPS, *JOINS, *FOREIGN_NAMES} else None
 
 
-def _translated(name: str, args: str) -> str | None:
-    """A call of a torch module in the words of the language, where all of its arguments have some."""
-    order = _TORCH.get(name)
-    if order is None:
-        alone = args.strip() in ("", "inplace=True", "True")
-        return FOREIGN_NAMES.get(name) if alone else None
-    places, given = order.split(" "), dict[str, str]()
-    for place, arg in zip(places, args.split(",") if args.strip() else (), strict=False):
-        key, _, value = arg.rpartition("=")
-        key = key.strip() or place
-        if not re.fullmatch(r"\s*[\w.]+\s*", value):
-            return None
-        given[_OPTIONS.get(key, key)] = {"True": "true", "False": "false"}.get(value.strip(), value.strip())
-    if len(args.split(",")) > len(places) or given.keys() - _KNOWN - set(places):
-        return None
-    kernel, c = (given.pop(key, "") for key in ("kernel", "c"))
-    if name == "Conv2d":
-        given.setdefault("pad", "0")
-    kernel = f"{kernel}x{kernel}" if kernel.isdigit() else kernel
-    written = [FOREIGN_NAMES[name], kernel, c, *(f"{key}={value}" for key, value in given.items() if key not in _KNOWN)]
-    return " ".join(filter(None, written))
-
-
 def python(at: Place) -> Meaning | None:
     """A line that makes a module of torch, and other lines of a module in Python."""
     call = _CALL.fullmatch(at.whole)
-    if call and (translated := _translated(call["name"], call["args"])):
-        written = f"{call['label']}: {translated}" if call["label"] else translated
+    args = [arg for arg in call["args"].split(",") if arg.strip()] if call else []
+    if call and (meant := translated(call["name"], args)):
+        written = f"{call['label']}: {meant}" if call["label"] else meant
         fix = at.fix(f"write `{written}`", (at.line + call.start("all"), at.line + call.end("all"), written))
         span = at.span(at.line + call.start("call"), at.line + call.end("call"))
         return Meaning(fix.help, [fix], span, f"`{call['name']}(...)` cannot stand here")
@@ -110,14 +80,63 @@ def first_words(at: Place) -> Meaning | None:
 
 
 def lists(at: Place) -> Meaning | None:
-    """Colons and dashes, as lists and tables of settings have them."""
+    """Colons, equal signs and dashes, as lists and tables of settings have them."""
     label = re.fullmatch(r"\s*([a-z]+)(\s*:\s*)", at.before)
     if label and label.group(1) in TOP_WORDS and not at.line_end:
         fix = at.fix("remove the colon", (at.line + label.start(2), at.line + label.end(2), " "), certain=True)
         return Meaning(f"a statement of the top takes no colon: `{label.group(1)} ...`", [fix])
+    setting = re.match(r"\s*(?P<word>[a-z]+)(?P<sign>\s*=\s*)(?P<value>[^\n#;]*[^\s#;])", at.whole)
+    if (
+        at.word == "="
+        and setting
+        and setting["word"] in (*_STATED, *LABEL_WORDS)
+        and not at.before[setting.end("word") :].strip()
+    ):
+        edit = (at.line + setting.start("sign"), at.line + setting.end("sign"), " ")
+        written = f"{setting['word']} {setting['value']}"
+        return Meaning(
+            f"`{setting['word']}` takes no `=`: write `{written}`", [at.fix("remove the `=`", edit, certain=True)]
+        )
     if at.word == "-" and not at.before.strip():
         fix = at.fix("remove the `-`", (at.start, at.start + 1 + at.rest[1:2].isspace(), ""), certain=True)
         return Meaning("elements stand on lines of their own, with nothing in front of them", [fix])
+    return None
+
+
+def names(at: Place) -> Meaning | None:
+    """Names of networks and labels with signs in them."""
+    network = re.match(r"\s*network\b\s*=?\s*(?P<name>[^\s#;=][^\n#;]*)", at.whole)
+    if network and at.at <= at.line + network.end():
+        name = re.sub(r"[^A-Za-z0-9_]+", "_", network["name"]).strip("_")
+        name = f"_{name}" if name[:1].isdigit() else name
+        start = at.whole.index("network") + len("network")
+        edit = (at.line + start, at.line + network.start() + len(network.group().rstrip()), f" {name}")
+        return Meaning(
+            f"a network is named by one word of letters, digits and `_`: write `network {name}`",
+            [at.fix(f"write `network {name}`", edit, certain=True)],
+        )
+    label = re.match(r"\s*(?P<name>[A-Za-z_]\w*(?:[.-]\w+)+)\s*:", at.whole)
+    if label and at.line + label.start("name") < at.at <= at.line + label.end("name"):
+        name = re.sub(r"[.-]", "_", label["name"])
+        fix = at.fix(f"write `{name}:`", (at.line + label.start("name"), at.line + label.end("name"), name))
+        help = f"a label is a single name, of letters, digits and `_`: `{name}: ...`; parts inside of braces have their own"
+        return Meaning(help, [fix])
+    filled = re.match(
+        r"\s*(?P<name>\w*(?:\{\w+\}\w*)+)\s*:\s*(?P<call>[^\n#;|{}]*[^\s#;|{}])?(?P<more>[|{])?", at.whole
+    )
+    if filled and at.line <= at.at <= at.line + filled.end("name"):
+        written, fixes = f'name="{filled["name"]}"', list[Fix]()
+        if filled["call"] and not filled["more"]:
+            start, behind = at.line + filled.start("name"), at.line + filled.end("call")
+            edits = (start, at.line + filled.start("call"), ""), (behind, behind, f" {written}")
+            fixes.append(at.fix(f"write `{filled['call']} {written}`", *edits))
+        return Meaning(f"a label is a single name; a call that is repeated has `{written}` behind its arguments", fixes)
+    part = re.match(r"\.[\w.]+", at.rest)
+    whole = re.search(r"@(\w+)$", at.before)
+    if part and whole:
+        fix = at.fix(f"write `{whole.group()}`", (at.at, at.at + part.end(), ""))
+        help = f"`{whole.group()}` is what comes out of it; what is inside of `{whole.group(1)}` cannot be named from outside"
+        return Meaning(help, [fix])
     return None
 
 

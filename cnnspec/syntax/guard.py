@@ -63,7 +63,9 @@ def count_words(text: str) -> int:
 
 
 _WORDS = re.compile(r'#[^\n]*|"[^"\n]*"|[A-Za-z0-9_.]+|[^\s]')
-MARKS = re.compile(r'#[^\n]*|"[^"\n]*"|"[^\n]*|[{}()\[\]]')
+_UNTIL_UNMATCHED = r"(?:[^\n\"#{}()\[\]]|\{[^\n{}]*\}|\([^\n()]*\))*"
+"""What a string without an end holds: the rest of its line up to a sign whose partner is not in it."""
+MARKS = re.compile(rf'#[^\n]*|"[^"\n]*"|"{_UNTIL_UNMATCHED}|[{{}}()\[\]]')
 _ODD = re.compile(r'#[^\n]*|"[^"\n]*"?|([^\S \t\n])')
 """Blanks and line ends that are none in the language, behind what may have them."""
 _LINE_ENDS = dict.fromkeys("\x85\u2028\u2029", "\n")
@@ -75,9 +77,9 @@ def _write(source: Source, help: str, at: int, text: str) -> Fix:
     return Fix(help, (Edit(Span(source, at, at), text),))
 
 
-def _end(source: Source, closing: str, opened: int) -> Fix:
+def _end(source: Source, closing: str, opened: int, limit: int) -> Fix:
     """Where what was opened may have been meant to end: a brace with the lines behind it that are indented further than
-    its own, or with the text if there are none; others with their line.
+    its own, or if there are none at `limit`; others with their line.
     """
     text, add = source.text, f"add `{closing}`"
     line = text.rfind("\n", 0, opened) + 1
@@ -86,7 +88,7 @@ def _end(source: Source, closing: str, opened: int) -> Fix:
         return _write(source, add, line + len(text[line:end].split("#")[0].rstrip()), closing)
     own = text[line : line + _indent(text, opened)]
     last = _last_inside(text, opened)
-    behind = _line_end(text, last) + 1 if last is not None else len(text)
+    behind = _line_end(text, last) + 1 if last is not None else limit
     if text[behind:].strip():
         number = text.count("\n", 0, behind) + 1
         return _write(source, f"{add} in front of line {number}", behind, f"{own}}}\n")
@@ -114,23 +116,24 @@ def balanced(source: Source, report: Report) -> tuple[str, list[int]] | None:
 
     A statement with such a place cannot be read, but what stands around it can: in the text every parenthesis and
     bracket that is closed by the wrong sign is closed by the right one, and a brace that is never closed ends where its
-    indentation does. A string without an end and a closing brace too many are taken out of it.
+    indentation does. A closing brace too many is taken out of it.
     """
     text = _with_plain_blanks(source, report)
     found = [match for match in MARKS.finditer(text) if match.group()[0] != "#" and not _is_string(match.group())]
     signs = [(match.group(), match.start()) for match in found if match.group()[0] != '"']
+    wrong: list[int] = []
     for match in found:
-        mark, at = match.group(), match.start()
+        mark, at = match.group().rstrip(), match.start()
         if mark[0] == '"':
-            help, fixes = 'end it with `"` on the same line', (_write(source, 'add `"`', match.end(), '"'),)
+            help, fixes = 'end it with `"` on the same line', (_write(source, 'add `"`', at + len(mark), '"'),)
             report.add(
                 Diagnostic("E0103", "the string has no closing quote", _sign(source, at), help=help, fixes=fixes)
             )
-            text = text[:at] + ('"' + " " * (len(mark) - 2) + '"' if len(mark) > 1 else " ") + text[match.end() :]
+            text = text[:at] + "!" * len(mark) + text[at + len(mark) :]
+            wrong.append(at)
     open_: list[tuple[str, int]] = []
     pairs: list[tuple[int, int]] = []
     early: list[int] = []
-    wrong: list[int] = []
     for index, (mark, at) in enumerate(signs):
         if mark in _OPENING:
             open_.append((mark, at))
@@ -163,11 +166,12 @@ def balanced(source: Source, report: Report) -> tuple[str, list[int]] | None:
             wrong.append(open_[-1][1])
         text = text[:at] + _OPENING[open_.pop()[0]] + text[at + 1 :]
     braces = bool(_without_parentheses(open_))
-    end = Label(source.end, "the text ends here")
+    end, limit = Label(source.end, "the text ends here"), len(text)
     if braces and (stolen := _by_indentation(text, open_[-1][1], pairs)):
-        open_[-1], end = ("{", stolen[0]), Label(_sign(source, stolen[1]), "by its indentation this closes another one")
+        open_[-1], limit = ("{", stolen[0]), text.rfind("\n", 0, stolen[1]) + 1
+        end = Label(_sign(source, stolen[1]), "by its indentation this closes another one")
     for opened, where in open_[-1:] if braces else open_:
-        fix = _end(source, _OPENING[opened], where)
+        fix = _end(source, _OPENING[opened], where, limit)
         report.add(
             Diagnostic(
                 "E0102",
@@ -187,9 +191,17 @@ def balanced(source: Source, report: Report) -> tuple[str, list[int]] | None:
 
 
 def _close_with_line(text: str, at: int) -> str:
-    """A text in which an open sign does not reach beyond its line, unless that line goes on."""
-    line = text[at : _line_end(text, at)].split("#")[0].rstrip()
-    return text if line[-1] in "([," else f"{text[:at]}!{text[at + 1 :]}"
+    """A text in which an open sign does not reach beyond its line, nor beyond those that this one goes on with: each is
+    indented further, and what stands in front of it ends with an open sign or a comma.
+    """
+    own, start, end = _indent(text, at), at, _line_end(text, at)
+    while text[start:end].split("#")[0].rstrip().endswith(("(", "[", ",")):
+        behind = _NEXT_LINE.match(text, end)
+        if behind is None or len(behind.group(1)) <= own:
+            break
+        start, end = behind.end(), _line_end(text, behind.end())
+    inside = re.sub(r"#[^\n]*|\n", lambda found: " " * len(found.group()), text[at + 1 : end])
+    return f"{text[:at]}!{inside}{text[end:]}"
 
 
 def _line_end(text: str, at: int) -> int:
@@ -303,11 +315,14 @@ def _unmatched(source: Source, mark: str, at: int, opened: tuple[str, int] | Non
         return Diagnostic("E0102", f"`{mark}` closes nothing", span, help=help, fixes=fixes)
     sign, where = opened
     meant = _OPENING[sign]
+    fixes = (Fix(f"write `{meant}`", (Edit(span, meant),)), _write(source, f"add `{meant}`", at, meant))
+    if "\n" in source.text[where:at]:
+        fixes = (_end(source, meant, where, at),)
     return Diagnostic(
         "E0102",
         f"`{sign}` is closed by `{mark}`",
         span,
         labels=(Label(_sign(source, where), "opened here"),),
         help=f"close it with `{meant}` first",
-        fixes=(Fix(f"write `{meant}`", (Edit(span, meant),)), _write(source, f"add `{meant}`", at, meant)),
+        fixes=fixes,
     )

@@ -1,0 +1,122 @@
+"""What other libraries call operators and their arguments, for the helps of errors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+FOREIGN_NAMES = {
+    "conv2d": "conv",
+    "Conv2d": "conv",
+    "Conv2D": "conv",
+    "convolution": "conv",
+    "batchnorm": "bn",
+    "batch_norm": "bn",
+    "BatchNorm2d": "bn",
+    "layernorm": "ln",
+    "layer_norm": "ln",
+    "LayerNorm": "ln",
+    "groupnorm": "gn",
+    "group_norm": "gn",
+    "GroupNorm": "gn",
+    "instance_norm": "in_norm",
+    "ReLU": "relu",
+    "GELU": "gelu",
+    "SiLU": "silu",
+    "swish": "silu",
+    "fc": "linear",
+    "dense": "linear",
+    "Dense": "linear",
+    "Linear": "linear",
+    "max_pool": "maxpool",
+    "MaxPool2d": "maxpool",
+    "MaxPooling2D": "maxpool",
+    "avg_pool": "avgpool",
+    "AvgPool2d": "avgpool",
+    "AveragePooling2D": "avgpool",
+    "gap": "global_avgpool",
+    "global_avg_pool": "global_avgpool",
+    "avgpool_global": "global_avgpool",
+    "Flatten": "flatten",
+    "Dropout": "dropout",
+    **dict.fromkeys(("deconv", "ConvTranspose2d", "Conv2DTranspose"), "conv_transpose"),
+    **dict.fromkeys(("residual", "residual_block", "res_block", "basic_block", "BasicBlock"), "resnet_block"),
+    **dict.fromkeys(("bottleneck_block", "Bottleneck"), "bottleneck"),
+    **dict.fromkeys(("dense_block", "DenseLayer"), "dense_layer"),
+    **dict.fromkeys(("se", "se_block", "SEBlock"), "squeeze_excite"),
+    **dict.fromkeys(("mbconv", "MBConv"), "inverted_residual"),
+    **dict.fromkeys(("inception", "InceptionBlock"), "inception_block"),
+    **dict.fromkeys("dw dwconv dw_conv depthwise depthwise_conv DepthwiseConv2D".split(), "conv depthwise"),
+    "cat": "concat { ... }",
+    "sum": "add { ... }",
+}
+"""What other libraries call an operator or a standard block, for the help of an error; with what stands behind it."""
+
+_ARGUMENTS = {
+    "c": "out_channels out_features num_filters out filters channels units width dim",
+    "kernel": "kernel_size kernel_shape filter_size ksize size k",
+    "stride": "strides s",
+    "pad": "padding p",
+    "groups": "num_groups",
+    "subsample": "stride strides s downsample",
+}
+FOREIGN_ARGUMENTS = {
+    other: [name for name, others in _ARGUMENTS.items() if other in others.split()]
+    for other in " ".join(_ARGUMENTS.values()).split()
+}
+"""What other libraries call an argument, with what it may be called here."""
+
+INFERRED = ("in_channels", "in_features", "num_features")
+"""What other libraries want to be told, and is known here."""
+
+KERNEL_FIRST = ("conv", "conv_transpose")
+"""Operators whose first argument is another one in other libraries, which begin with channels."""
+
+_ORDERS = {
+    "Conv2d": " c kernel stride pad dilation groups bias",
+    "ConvTranspose2d": " c kernel stride pad out_pad groups bias dilation",
+    "Conv2D": "c kernel stride pad",
+    "Conv2DTranspose": "c kernel stride pad",
+    "Linear": " c bias",
+    "MaxPool2d": "kernel stride pad",
+    "AvgPool2d": "kernel stride pad",
+    "Dropout": "p",
+    "BatchNorm2d": " eps momentum",
+}
+"""Arguments of modules elsewhere in their order, as they are called here; the first of some is known here."""
+_KNOWN = {"", *INFERRED}
+_VALUES = {"True": "true", "False": "false", "valid": "0"}
+
+
+def translated(name: str, args: Sequence[str]) -> str | None:
+    """A call of a module of torch or Keras in the words of the language, where all of its arguments have some.
+
+    Args:
+        name: The module.
+        args: Its arguments, with their names where they have some.
+    """
+    order = _ORDERS.get(name)
+    if order is None:
+        alone = [arg.strip() for arg in args] in ([], ["inplace=True"], ["True"])
+        return FOREIGN_NAMES.get(name) if alone else None
+    places, given = order.split(" "), dict[str, str]()
+    for place, arg in zip(places, args, strict=False):
+        key, _, value = arg.rpartition("=")
+        key, value = key.strip() or place, value.strip().strip("\"'")
+        if not re.fullmatch(r"[\w.]+", value):
+            return None
+        known = [key, *FOREIGN_ARGUMENTS.get(key, ())]
+        given[next((own for own in known if own in places), key)] = _VALUES.get(value, value)
+    if len(args) > len(places) or given.keys() - _KNOWN - {*places}:
+        return None
+    meant = FOREIGN_NAMES[name]
+    if meant in KERNEL_FIRST and not given.keys() >= {"kernel", "c"}:
+        return None
+    if meant == "conv":  # the defaults of these two are others here
+        given = {"pad": "0", "bias": "true", **given}
+        if given["bias"] == "false":
+            del given["bias"]
+    kernel, c = (given.pop(key, "") for key in ("kernel", "c"))
+    kernel = f"{kernel}x{kernel}" if kernel.isdigit() else kernel
+    rest = [k if value == "true" else f"{k}={value}" for k, value in given.items() if k not in _KNOWN]
+    return " ".join(filter(None, (meant, kernel, c, *rest)))
