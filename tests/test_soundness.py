@@ -8,8 +8,8 @@ import pytest
 
 from cnnspec import ir
 from cnnspec.compiler import check, compile_file, load, loads
-from cnnspec.testing import assert_sound
-from cnnspec.testing.faults import CODES, draw_faulty
+from cnnspec.testing import assert_sound, soundness
+from cnnspec.testing.faults import CODES, FaultySpec, draw_faulty
 from cnnspec.testing.hostile import REPETITIONS
 from cnnspec.testing.oracle import Acceptance, Unsound, hold_against_torch, hold_the_set_against_torch
 from cnnspec.testing.soundness import FIGURES, Tally, judge, report, run
@@ -37,6 +37,12 @@ def test_the_same_seed_draws_the_same() -> None:
     first, again = (draw_faulty(random.Random(7).randint) for _ in range(2))
     assert first == again
     assert first.code in CODES
+
+
+def test_an_edit_that_leaves_an_error_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "input 3x8x8\nconvv 3x3 4 | squeeze_excite ratio=8\n"  # two faults, and not one
+    monkeypatch.setattr(soundness, "draw_faulty", lambda number: FaultySpec(text, "E0201", (2, 2)))
+    assert run("faults", 1).wrong == ["seed 0: an edit for E0201 leaves E0402"]
 
 
 def test_the_oracle_sees_a_wrong_shape_and_a_wrong_count() -> None:
