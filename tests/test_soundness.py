@@ -14,6 +14,7 @@ from cnnspec.testing.hostile import REPETITIONS
 from cnnspec.testing.oracle import Acceptance, Unsound, hold_against_torch, hold_the_set_against_torch
 from cnnspec.testing.soundness import FIGURES, Tally, judge, report, run
 
+AUX = "aux extra from @seen { global_avgpool | flatten | linear classes }\n"
 SHORT = {"valid": 80, "sets": 6, "faults": 200, "texts": 400}
 
 
@@ -48,11 +49,23 @@ def test_an_edit_that_leaves_an_error_is_seen(monkeypatch: pytest.MonkeyPatch) -
 def test_the_oracle_sees_a_wrong_shape_and_a_wrong_count() -> None:
     graph = loads("input 3x8x8\nconv 3x3 4 stride=2")
     hold_against_torch(graph, [(8, 8)])
-    node = graph.nodes[0]
-    for wrong in (ir.Node(node.path, node.op, node.inputs, (4, 5, 4), node.weights, node.macs),):
-        broken = ir.Graph(**{**vars_of(graph), "nodes": (wrong,)})
-        with pytest.raises(Unsound):
-            hold_against_torch(broken, [(8, 8)])
+    hold_broken(graph, 0, (4, 5, 4))
+
+
+def test_the_oracle_sees_a_wrong_shape_in_an_auxiliary_head() -> None:
+    graph = loads("input 3x8x8\nclasses 10\nseen: conv 3x3 4 | relu\nflatten | linear classes\n" + AUX)
+    assert hold_against_torch(graph, [(8, 8)]) == 4 + 4 + 3  # in evaluation and in training, and the head in training
+    index = next(index for index, node in enumerate(graph) if node.aux and node.op.name == "global_avgpool")
+    hold_broken(graph, index, (4, 2, 1))
+
+
+def hold_broken(graph: ir.Graph, index: int, shape: tuple[int, ...]) -> None:
+    """Says another shape of an operator, which the oracle has to find."""
+    node = graph.nodes[index]
+    wrong = ir.Node(node.path, node.op, node.inputs, shape, node.weights, node.macs, node.aux)
+    broken = ir.Graph(**{**vars_of(graph), "nodes": (*graph.nodes[:index], wrong, *graph.nodes[index + 1 :])})
+    with pytest.raises(Unsound, match=r"the (output|shape of)"):
+        hold_against_torch(broken, [graph.input_shape[1:]])
 
 
 def vars_of(graph: ir.Graph) -> dict[str, object]:
