@@ -34,7 +34,7 @@ from cnnspec.size_sets import (
 from cnnspec.symbolic import IMAGE_LENGTH, ONE, Amount, Length, PeriodLimit, SymbolicShape
 
 Lengths = tuple[Length, Length]
-_SINGLE = (ONE, ONE)
+SINGLE = (ONE, ONE)
 
 
 # --- what must hold ------------------------------------------------------------------------------
@@ -366,7 +366,7 @@ class _Walk:
             if other == first:
                 continue
             if op.name == "mul":
-                if _SINGLE not in (first, other):
+                if SINGLE not in (first, other):
                     self.demand(Factors(index, first, other))
                 first = (first[0].greatest(other[0]), first[1].greatest(other[1]))
             else:
