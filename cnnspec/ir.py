@@ -454,12 +454,12 @@ class Graph:
             if min(height, width) < 1:
                 why = "a size is at least 1"
             if why is not None:
-                near = "{}x{}x{}".format(self.input_shape[0], *self.sizes.nearest(height, width))
+                near = self.sizes.nearest(height, width)
+                c, (high, wide) = self.input_shape[0], near or self.sizes.declared
+                help = f"{'the nearest size' if near else 'a size that it takes'} is {c}x{high}x{wide}"
                 message = f"`{self.name}` does not take images of {self.input_shape[0]}x{height}x{width}: {why}"
                 notes = (f"it takes {self.sizes.words()}",)
-                raise CnnspecError(
-                    [Diagnostic("E0313", message, node.origin, "here", (), notes, f"the nearest size is {near}")]
-                )
+                raise CnnspecError([Diagnostic("E0313", message, node.origin, "here", (), notes, help)])
             nodes.append(replace(node, shape=shape, macs=node.op.macs(entering[0], shape)))
         return replace(self, input_shape=image, nodes=tuple(nodes))
 
