@@ -102,6 +102,17 @@ def test_a_file_that_cannot_be_had_is_always_reported(tmp_path: Path, monkeypatc
     assert faults(write(tmp_path, net="extends base\n")) == [("E0212", 1)]
 
 
+def test_blocks_of_a_use_that_failed_are_not_judged(tmp_path: Path) -> None:
+    calls = "default conv_bn valid\naa 3 | bb | conv_bn 3x3 8 valid\nadd { in; aa 3 }\n"
+    done = write(tmp_path, net=f'use aa, bb, conv_bn from "missing"\n{NETWORK}{calls}relou\n')
+    assert faults(done) == [("E0212", 1), ("E0201", 7)]
+    done = write(tmp_path, net=f'use aa, bb, conv_bn from "has"\n{NETWORK}{calls}', has="block aa(c) { conv 3x3 c }\n")
+    assert faults(done) == [("E0201", 1), ("E0201", 1)]
+    base = f'use aa from "missing"\n{NETWORK}aa 3\n'
+    done = write(tmp_path, net="extends base\naa 3 | relu\n", base=base)
+    assert [code for code, _ in faults(done)] == ["E0212"]
+
+
 @pytest.mark.parametrize(
     ("file", "name"), [("...cnn", "network"), ("my net-2.cnn", "my net-2"), (".hidden.cnn", "hidden")]
 )
