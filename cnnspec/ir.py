@@ -23,7 +23,7 @@ from cnnspec.diagnostics import CnnspecError, Diagnostic, Span
 from cnnspec.inits import InitScheme
 from cnnspec.ops import Op, ShapeFault
 from cnnspec.recipe import Recipe, Setting
-from cnnspec.shapes import Shape
+from cnnspec.shapes import Shape, numel
 from cnnspec.sizes import Sizes, derive
 from cnnspec.symbolic import IMAGE_LENGTH, Amount
 
@@ -254,13 +254,7 @@ class Node:
 
     @property
     def parameter_count(self) -> int:
-        total = 0
-        for shape in self.weights.values():
-            count = 1
-            for size in shape:
-                count *= size
-            total += count
-        return total
+        return sum(map(numel, self.weights.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +285,7 @@ class Feature:
         return self.shape[0]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Graph:
     """A network whose shapes are proven.
 
@@ -315,9 +309,16 @@ class Graph:
     ends: dict[str, int]
     aux: tuple[AuxHead, ...]
     recipe: Recipe
-    model: Model = field(repr=False)
-    text: str = field(default="", repr=False, compare=False)
+    model: Model
+    text: str = field(default="", compare=False)
     taps: dict[str, int] = field(default_factory=dict[str, int])
+
+    def __repr__(self) -> str:
+        return f"Graph({self.name!r}, input={self.input_shape}, output={self.output_shape}, nodes={len(self.nodes)})"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """The same for IPython and Hypothesis, which would print every field of a dataclass."""
+        printer.text(repr(self))
 
     @property
     def output_shape(self) -> Shape:

@@ -184,7 +184,7 @@ class Taken(Demand):
 # --- the set -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sizes:
     """The sizes of images that a network takes.
 
@@ -203,6 +203,9 @@ class Sizes:
     main: int
     lengths: tuple[Lengths, ...]
     features: tuple[Amount | int, ...]
+
+    def __repr__(self) -> str:
+        return f"Sizes(declared={self.declared}, demands={len(self.demands)})"
 
     def shape(self, index: int, channels: int) -> SymbolicShape:
         """The symbolic shape of what a node gives."""

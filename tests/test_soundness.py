@@ -93,6 +93,7 @@ def test_a_spec_of_ones_own() -> None:
     assert_sound("resnet20")
     assert_sound(load("googlenet_cifar"), sizes=2)
     assert_sound("input 3x8x8\nconv_bn 3x3 8\n")
+    assert_sound("input 3x8x8; conv 3x3 4")
 
 
 def test_tallies_add_up() -> None:

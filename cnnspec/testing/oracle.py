@@ -6,6 +6,7 @@ Nothing here knows a shape rule: every shape comes from a torch module or functi
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Hashable, Iterable, Sequence
 from itertools import product
 from pathlib import Path
@@ -263,7 +264,7 @@ def assert_sound(spec: ir.Graph | str | Path, *, sizes: int = 5, seed: int = 0, 
     Nothing is computed, so this is fast for large networks, too.
 
     Args:
-        spec: A Graph, the text of a spec, a file, or the name of a shipped spec.
+        spec: A Graph, the text of a spec (what has a `;` or a line end in it), a file, or the name of a shipped one.
         sizes: At how many sizes of images it is run.
         seed: Which ones these are, beside the declared one.
         **params: Values for the spec's `param`s.
@@ -274,7 +275,7 @@ def assert_sound(spec: ir.Graph | str | Path, *, sizes: int = 5, seed: int = 0, 
     """
     if isinstance(spec, ir.Graph):
         graph = spec
-    elif isinstance(spec, str) and "\n" in spec:
+    elif isinstance(spec, str) and re.search("[\n;]", spec):
         graph = loads(spec, **params)
     else:
         graph = load(spec, **params)
