@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 COVERING := $(addprefix tests/test_,$(addsuffix .py,cases files limits shape_rules sizes language_samples api remedies counts fields))
 READY  := $(VENV)/.ready
 
-.PHONY: demo coverage soundness soundness-long test test-slow lint types format tables benchmark clean
+.PHONY: demo coverage mutation soundness soundness-long test test-slow lint types format tables benchmark clean
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "cnnspec needs Python 3.11 or newer; set PYTHON=..." && false)
@@ -25,6 +25,12 @@ test-slow: $(READY)
 coverage: $(READY)
 	$(BIN)/python -m coverage run -m pytest $(COVERING)
 	$(BIN)/python -m coverage report
+
+# Takes hours; `make mutation WHAT='cnnspec.shapes.*'` tries the mutants of one module.
+mutation: $(READY)
+	$(BIN)/pip install --quiet 'mutmut>=3.8,<4'
+	$(BIN)/mutmut run $(WHAT)
+	$(BIN)/mutmut results
 
 soundness: $(READY)
 	$(BIN)/python -m cnnspec.testing all --processes 2

@@ -70,6 +70,8 @@ class Binder(Arguments):
             variable = True
             self.named.add(callee)
             parameters: Mapping[str, Parameter] = {}
+        elif callee in names.file.lost:
+            raise Fault
         else:
             found = names.file.find_block(callee)
             if found is not None:

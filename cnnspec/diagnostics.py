@@ -149,7 +149,7 @@ class Diagnostic:
         help: What to do.
         file: The name of the file where there is no span.
         fixes: Changes of the text that mend it, the best one first. Those that the compiler hands out were
-            tried: the changed text does not have this fault.
+            tried: the changed text does not have this fault; see `remedies.prove`.
     """
 
     code: str

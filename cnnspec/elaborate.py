@@ -205,7 +205,11 @@ class _Elaboration(Sections):
         Raises:
             Fault: The file cannot be had.
         """
-        other = self.scope_of(self.find(statement.path, file, statement.path_span), statement.path_span)
+        try:
+            other = self.scope_of(self.find(statement.path, file, statement.path_span), statement.path_span)
+        except Fault:
+            scope.lost.update(name.name for name in statement.names)
+            raise
         for name in statement.names:
             self.once(seen, "block", name.name, name.span)
             found = other.blocks.get(name.name)
@@ -214,6 +218,7 @@ class _Elaboration(Sections):
                 help = help or f"it has {', '.join(f'`{n}`' for n in other.blocks) or 'none'}"
                 message = f"`{statement.path}` has no block `{name.name}`"
                 self.fail("E0201", message, name.span, help=help, fixes=fixes)
+                scope.lost.add(name.name)
             else:
                 scope.blocks[name.name] = found
 
@@ -224,6 +229,8 @@ class _Elaboration(Sections):
             Fault: There is no such callee or argument.
         """
         call = statement.call
+        if call.callee in scope.lost:
+            return
         found = scope.find_block(call.callee)
         if found is None and call.callee not in OPS:
             known = [*OPS, *scope.block_names()]
@@ -328,6 +335,7 @@ class _Elaboration(Sections):
         changed |= any(n in given and given[n] != taken.get(n, v) for n, v in base.declared.items())
         for name, found in base.scope.blocks.items():
             scope.blocks.setdefault(name, found)
+        scope.lost |= base.scope.lost
         own_blocks = {name: found for name, found in scope.blocks.items() if found[0] is scope}
         base.scope.blocks.update(own_blocks)
         for callee, defaults in scope.defaults.items():

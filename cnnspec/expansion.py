@@ -73,14 +73,12 @@ class Expansion(Conflicts):
         self._aux = None
 
     def step(self, origin: int) -> None:
+        """Counts an element that is entered, and raises `LimitReached` where there are too many."""
         self._steps += 1
-        if len(self.nodes) > MAX_NODES or self._steps > self._max_steps:
-            self.fail(
-                "E0404",
-                f"the network has more than the limit of {MAX_NODES} operators",
-                origin,
-                help="repeat fewer times",
-            )
+        many = len(self.nodes) > MAX_NODES
+        if many or self._steps > self._max_steps:
+            what = f"{MAX_NODES} operators" if many else f"{self._max_steps} elements and rounds of repeats"
+            self.fail("E0404", f"the network has more than the limit of {what}", origin, help="repeat fewer times")
             raise LimitReached
 
     # --- statements ------------------------------------------------------------------------------
@@ -155,15 +153,12 @@ class Expansion(Conflicts):
         return result
 
     def pipeline(self, elements: Sequence[ir.Element], frame: Frame, names: Namespace, x: Flowing) -> Flowing | Absent:
+        """Runs elements one after another; the output of one is the input of the next."""
         result: Flowing | Absent = x
         for element in elements:
             if isinstance(result, Absent):
-                self.fail(
-                    "E0216",
-                    "`nothing` stands alone in its branch",
-                    element.origin,
-                    help="remove the elements behind it",
-                )
+                message = "`nothing` stands alone in its branch"
+                self.fail("E0216", message, element.origin, help="remove the elements behind it")
                 return None
             result = self.element(element, frame, names, result)
         return result
@@ -390,6 +385,7 @@ class Expansion(Conflicts):
         return own if isinstance(own, InitScheme) else self._inits.get(op.name)
 
     def add(self, path: str, op: Op, inputs: tuple[int, ...], made: Made, origin: int) -> Tensor:
+        """Adds a node, and gives its output."""
         self.need_small(made.shape, origin)
         self.nodes.append(ir.Node(path, op, inputs, *made, self._aux, self.places[origin]))
         return Tensor(len(self.nodes) - 1, made.shape)

@@ -55,7 +55,10 @@ def show(value: object) -> str:
         return f"{value.name}({', '.join(show(setting) for setting in value.changed().values())})"
     if isinstance(value, (OpName, Word)):
         return str(value)
-    return f'"{value}"' if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        short = f"{value:g}"  # which must not say an integer of what is none
+        return repr(value) if float(short).is_integer() and not value.is_integer() else short
+    return f'"{value}"' if isinstance(value, str) else str(value)
 
 
 def kind_of(value: object) -> str:

@@ -24,7 +24,7 @@ from cnnspec.diagnostics import CnnspecError, Diagnostic, Span, failure
 from cnnspec.inits import InitScheme
 from cnnspec.ops import Op, ShapeFault
 from cnnspec.recipe import Recipe, Setting
-from cnnspec.shapes import Shape
+from cnnspec.shapes import Shape, numel
 from cnnspec.sizes import Sizes, derive
 from cnnspec.symbolic import IMAGE_LENGTH, Amount
 
@@ -255,13 +255,7 @@ class Node:
 
     @property
     def parameter_count(self) -> int:
-        total = 0
-        for shape in self.weights.values():
-            count = 1
-            for size in shape:
-                count *= size
-            total += count
-        return total
+        return sum(map(numel, self.weights.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +286,7 @@ class Feature:
         return self.shape[0]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Graph:
     """A network whose shapes are proven.
 
@@ -316,9 +310,16 @@ class Graph:
     ends: dict[str, int]
     aux: tuple[AuxHead, ...]
     recipe: Recipe
-    model: Model = field(repr=False)
-    text: str = field(default="", repr=False, compare=False)
+    model: Model
+    text: str = field(default="", compare=False)
     taps: dict[str, int] = field(default_factory=dict[str, int])
+
+    def __repr__(self) -> str:
+        return f"Graph({self.name!r}, input={self.input_shape}, output={self.output_shape}, nodes={len(self.nodes)})"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """The same for IPython and Hypothesis, which would print every field of a dataclass."""
+        printer.text(repr(self))
 
     @property
     def output_shape(self) -> Shape:
@@ -457,12 +458,12 @@ class Graph:
             if min(height, width) < 1:
                 why = "a size is at least 1"
             if why is not None:
-                near = "{}x{}x{}".format(self.input_shape[0], *self.sizes.nearest(height, width))
+                near = self.sizes.nearest(height, width)
+                c, (high, wide) = self.input_shape[0], near or self.sizes.declared
+                help = f"{'the nearest size' if near else 'a size that it takes'} is {c}x{high}x{wide}"
                 message = f"`{self.name}` does not take images of {self.input_shape[0]}x{height}x{width}: {why}"
                 notes = (f"it takes {self.sizes.words()}",)
-                raise CnnspecError(
-                    [Diagnostic("E0313", message, node.origin, "here", (), notes, f"the nearest size is {near}")]
-                )
+                raise CnnspecError([Diagnostic("E0313", message, node.origin, "here", (), notes, help)])
             nodes.append(replace(node, shape=shape, macs=node.op.macs(entering[0], shape)))
         return replace(self, input_shape=image, nodes=tuple(nodes))
 

@@ -127,12 +127,13 @@ class Library:
         """
         relative = wanted if wanted.endswith(SUFFIX) else wanted + SUFFIX
         folder = self.folder_of(asking)
+        no_file: str | None = None
         for place in (folder, shipped_folder()):
             if place is None:
                 continue
             try:
                 path = (place / relative).resolve()
-                there = path.is_file()
+                there, exists = path.is_file(), path.exists()
             except (OSError, ValueError, RuntimeError):  # a name that no file can have, or links in a circle
                 continue
             roots = [root for root in (self._root, shipped_folder()) if root is not None]
@@ -148,13 +149,15 @@ class Library:
                 return None
             if there:
                 return self._read(path, at, report)
+            if exists:
+                no_file = no_file or f"`{relative}` is {'a folder' if path.is_dir() else 'not a regular file'}"
         known = [*shipped_specs(), *(f"blocks/{name}{SUFFIX}" for name in standard_blocks())]
         if folder is not None and folder.is_dir():
-            known += [p.stem for p in folder.glob(f"*{SUFFIX}")]
+            known += [p.stem for p in folder.glob(f"*{SUFFIX}") if p.is_file()]
         quoted = 1 if at.source.text[at.start] == '"' else 0
         help, fixes = respell(Span(at.source, at.start + quoted, at.end - quoted), wanted, known)
         help = help or "files are looked up beside the spec, then among the shipped ones"
-        report.add(Diagnostic("E0212", f"there is no file `{wanted}`", at, help=help, fixes=fixes))
+        report.add(Diagnostic("E0212", no_file or f"there is no file `{wanted}`", at, help=help, fixes=fixes))
         return None
 
     def _read(self, path: Path, at: Span, report: Report) -> tree.File | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,9 @@ from cnnspec.ops import OPS, stacked
 from cnnspec.recipe import DATA_SETS
 from cnnspec.scopes import FileScope
 from cnnspec.sections import diagnosed
+from cnnspec.shapes import Window
 from cnnspec.signatures import Parameter
+from cnnspec.sizes import SINGLE
 
 DROPOUTS = ("dropout", "dropout2d", "drop_path")
 ACTIVATIONS = (
@@ -109,6 +111,7 @@ class _Lints:
         self.extends = any(isinstance(statement, tree.Extends) for statement in file.statements)
         self.blocks = {s.name: s for s in file.statements if isinstance(s, tree.Block)}
         self.defaults = {s.call.callee for s in file.statements if isinstance(s, tree.Default)}
+        self.parts = list(file.walk())
 
     def say(self, code: str, message: str, span: Span, help: str, edit: Edit | None = None, **more: Any) -> None:
         certain = more.pop("certain", True)
@@ -123,17 +126,16 @@ class _Lints:
             self.unused_blocks(self.graph)
         for block in self.blocks.values():
             self.block(block)
-        parts = list(self.file.walk())
-        referred = {part.label for part in parts if isinstance(part, tree.Reference)}
-        called = {part.callee for part in parts if isinstance(part, (tree.Call, tree.Each))}
-        for part in parts:
+        referred = {part.label for part in self.parts if isinstance(part, tree.Reference)}
+        called = {part.callee for part in self.parts if isinstance(part, (tree.Call, tree.Each))}
+        for part in self.parts:
             if isinstance(part, tree.Flow) and part.label is not None:
                 self.label(part, part.label, referred)
             elif isinstance(part, (tree.Call, tree.Each)):
                 self.arguments(part)
             elif isinstance(part, tree.Join):
                 self.branches(part)
-        for flow in (part for part in parts if isinstance(part, tree.Flow) and part.condition is not None):
+        for flow in (part for part in self.parts if isinstance(part, tree.Flow) and part.condition is not None):
             if len(flow.elements) == 1 and isinstance(flow.elements[0], tree.In):
                 help = "`in` flows on without it, too; a branch that may be absent is `if ... { in } else { nothing }`"
                 self.say("W0105", "`when` has no effect on `in`", flow.span, help)
@@ -243,7 +245,7 @@ class _Lints:
             )
 
     def arguments(self, call: tree.Call | tree.Each) -> None:
-        """Reports named arguments of a call that give a parameter the value that it has without them."""
+        """Reports arguments of a call that give a parameter the value that it has without them, or that do nothing."""
         if call.callee in self.defaults or call.callee_span.start == call.span.end:
             return
         found = self.blocks.get(call.callee)
@@ -255,19 +257,26 @@ class _Lints:
             parameters = OPS[call.callee].parameters
         else:
             return
-        for arg in call.args:
-            name = arg.name
-            if name is None and isinstance(arg.value, tree.Name):  # a flag
-                flag = parameters.get(arg.value.name)
-                name = arg.value.name if flag and flag.type.kind == "bool" and flag.default is True else None
-            parameter = parameters.get(name or "")
-            if (
-                parameter is not None
-                and not parameter.required
-                and (arg.name is None or self.restates(arg.value, parameter))
-            ):
-                message = f"`{name}` has this value anyway"
-                self.say("W0105", message, arg.span, "remove it", _without(arg.span))
+        named = _named(call.args, parameters)
+        given = {name: self.written(arg.value, parameters[name]) for name, arg in named.items() if name in parameters}
+        columns = [column.name for column in call.columns] if isinstance(call, tree.Each) else []
+        values = {**{name: p.default for name, p in parameters.items()}, **dict.fromkeys(columns), **given}
+        by_place = [arg for arg in named.values() if arg.name is None and _flag(arg, parameters) is None]
+        for name, arg in named.items():
+            parameter = parameters.get(name)
+            behind = any(arg is other for other in by_place[:-1])  # others need it, to be told by their places
+            if parameter is None or parameter.required or behind:
+                continue
+            if _flag(arg, parameters):
+                known = parameter.default is True
+            else:
+                known = self.restates(arg.value, parameter)
+            if known or (call.callee in _POOLS and name == "stride" and given[name] == values["kernel"] is not None):
+                self.say("W0105", f"`{name}` has this value anyway", arg.span, "remove it", _without(arg.span))
+            for callees, idle, holds, why in _IDLE:
+                if call.callee in callees and name == idle and holds(values):
+                    message = f"`{name}` has no effect {why}"
+                    self.say("W0105", message, arg.span, "remove it", _without(arg.span), certain=False)
 
     def restates(self, value: tree.Expr, parameter: Parameter) -> bool:
         """Whether a value written out is the default of a parameter."""
@@ -277,16 +286,21 @@ class _Lints:
             return (operator or isinstance(value, _LITERALS)) and value == default
         if isinstance(value, tree.Name):
             return bool(parameter.type.words) and value.name == default
+        given = self.written(value, parameter)
+        return given is not None and type(given) is type(default) and given == default
+
+    def written(self, value: tree.Expr, parameter: Parameter) -> Any:
+        """The value of a literal, as the parameter takes it; none for any other expression."""
         if not isinstance(value, _LITERALS):
-            return False
+            return None
         try:
             scope = FileScope(self.file, lambda _: None)
             given = evaluate(Resolver(Report()).expr(value, Names(scope, {}), parameter.type), {})
         except (Fault, ExprFault, UnknownShape):
-            return False
+            return None
         if parameter.type.kind == "size" and isinstance(given, int) and not isinstance(given, bool):
             given = (given, given)
-        return type(given) is type(default) and given == default
+        return given
 
     def branches(self, join: tree.Join) -> None:
         """Reports statements in lines of their own that seem to be meant behind one another, and are branches."""
@@ -309,7 +323,7 @@ class _Lints:
         for index, node in enumerate(graph.nodes):
             if getattr(node.op, "bias", False) and "bias" in node.weights and self.own(node):
                 self.bias(node, readers[index])
-        joins = {part.span.start: part for part in self.file.walk() if isinstance(part, tree.Join)}
+        joins = {part.span.start: part for part in self.parts if isinstance(part, tree.Join)}
         for start, inputs in {n.origin.start: n.inputs for n in graph.nodes if n.origin and self.own(n)}.items():
             if start in joins:
                 self.twice(joins[start], inputs)
@@ -319,6 +333,7 @@ class _Lints:
         self.channels_last(graph.input_shape)
         self.classes(graph)
         self.recipe(graph)
+        self.strides(graph)
         started = {node.op.name for node in graph.nodes if node.weights}
         for statement in self.file.statements:
             if isinstance(statement, tree.Init) and statement.target not in started:
@@ -357,6 +372,42 @@ class _Lints:
         help = "leave the bias out" if flag else "leave the bias out: `bias=false`"
         message = f"the bias of this `{node.op.name}` has no effect before `{norm.op.name}`"
         self.say("W0106", message, node.origin, help, edit, labels=labels, certain=False)
+
+    def strides(self, graph: ir.Graph) -> None:
+        """Reports strides over a map of one place, and those that step over pixels."""
+        calls = {part.callee_span.start: part for part in self.parts if isinstance(part, tree.Call)}
+        sliding: dict[int, list[ir.Node]] = defaultdict(list)
+        single: dict[int, bool] = defaultdict(lambda: True)
+        for index, node in enumerate(graph.nodes):
+            if self.own(node) and node.origin is not None and isinstance(node.op.axis_rule(0), Window):
+                at, first = node.origin.start, node.inputs[0]
+                sliding[at].append(node)
+                both = [graph.sizes.lengths[i] for i in (first, index)] if first != ir.IMAGE else []
+                single[at] &= both == [SINGLE, SINGLE]
+        for at, nodes in sliding.items():
+            args = calls[at].args if at in calls else ()
+            stride = next((arg for arg in args if arg.name == "stride" and isinstance(arg.value, _LITERALS)), None)
+            if single[at] and stride is not None:
+                message = "`stride` has no effect on a map of one place"
+                self.say("W0105", message, stride.span, "remove it", _without(stride.span), certain=False)
+            elif not single[at]:
+                for node in nodes:
+                    self.steps_over(node, graph.input_shapes(node)[0][0], args)
+
+    def steps_over(self, node: ir.Node, channels: int, args: Iterable[tree.Argument]) -> None:
+        """Reports a stride that is larger than the window, as torch's order of arguments makes it."""
+        windows = [window for axis in (0, 1) if isinstance(window := node.op.axis_rule(axis), Window)]
+        reaches = [window.dilation * (window.kernel - 1) + 1 for window in windows]
+        if node.origin is None or not any(w.stride > reach > 1 for w, reach in zip(windows, reaches, strict=True)):
+            return
+        kernel, stride = (f"{high}x{wide}" for high, wide in (reaches, [window.stride for window in windows]))
+        message = f"the stride {stride} of `{node.op.name}` is larger than its {kernel} window: the pixels between are never read"
+        help, edit = "write a stride that is no larger than the window", None
+        by_place = [arg for arg in args if arg.name is None]
+        if node.op.name == "conv" and len(by_place) > 2 and self.written(by_place[1].value, _CHANNELS) == channels:
+            help = f"`conv` is not told how many channels come in: take `{channels}` out"
+            edit = _without(by_place[1].span)
+        self.say("W0114", message, node.origin, help, edit, certain=False)
 
     def last(self, graph: ir.Graph, output: int) -> None:
         """Reports a dropout that no layer follows."""
@@ -434,6 +485,26 @@ class _Lints:
 
 
 _LITERALS = (tree.Number, tree.Bool, tree.Text, tree.SizeLiteral)
+_POOLS = ("maxpool", "avgpool")
+_CHANNELS = OPS["conv"].parameters["c"]
+_IDLE: tuple[tuple[tuple[str, ...], str, Callable[[Mapping[str, Any]], bool], str], ...] = (
+    (("conv", "conv_transpose", "maxpool"), "dilation", lambda v: v["kernel"] == (1, 1), "on a kernel of one place"),
+    (("avgpool",), "count_pad", lambda v: v["pad"] == (0, 0), "without padding"),
+)
+"""Arguments that do nothing: of which operators, for which values, and why."""
+
+
+def _flag(arg: tree.Argument, parameters: Mapping[str, Parameter]) -> str | None:
+    """The name of the flag that an argument is."""
+    word = arg.value.name if arg.name is None and isinstance(arg.value, tree.Name) else ""
+    return word if word in parameters and parameters[word].type.kind == "bool" else None
+
+
+def _named(args: Iterable[tree.Argument], parameters: Mapping[str, Parameter]) -> dict[str, tree.Argument]:
+    """Arguments by the parameters that they are for."""
+    flags = {_flag(arg, parameters) for arg in args}
+    free = iter([name for name in parameters if name not in flags])
+    return {arg.name or _flag(arg, parameters) or next(free): arg for arg in args}
 
 
 def _centres_channels(node: ir.Node) -> bool:

@@ -102,11 +102,11 @@ def _written(at: Span) -> str:
 
 
 def fixes_of_value(help: str | None, at: Span | None) -> list[Fix]:
-    """The changes of a value that the help of a type or of its bounds speaks of."""
+    """The changes of a value that the help of its type speaks of; that of its bounds leaves the choice."""
     if help is None or at is None:
         return []
     text = _written(at)
-    found = re.match(r"write `(?:[A-Za-z_][A-Za-z0-9_]*=)?(\S+)`", help)
+    found = re.fullmatch(r"write `(?:[A-Za-z_][A-Za-z0-9_]*=)?(\S+)`", help)
     if found:
         return [Fix(help, (Edit(at, found.group(1)),))]
     if help.startswith("divide with `//`"):
@@ -153,9 +153,10 @@ def prove(
 ) -> list[Diagnostic]:
     """The diagnostics with those fixes alone that work, and a help that speaks of no other.
 
-    A fix works where the changed text does not have the diagnostic any more, no new error stands in what was changed,
-    and a change of shapes makes no other shape wrong. What lies behind may show faults that could not be seen before.
-    Only so much is tried that a check stays fast; a fix that was not tried is not shown.
+    A fix works where the changed text does not have the diagnostic any more, and no error that was not there before.
+    Behind one that is certain faults may show that could not be seen before, but none in what was changed; where they
+    show behind another one, it is not known to work: it is not shown, and the help stays. Only so much is tried that a
+    check stays fast; a fix that was not tried is not shown.
 
     Args:
         diagnostics: What was found in a text.
@@ -195,6 +196,7 @@ def _works(diagnostic: Diagnostic, fix: Fix, before: Iterable[Diagnostic], after
         start = edit.span.start + shift
         written.append((start, start + len(edit.text)))
         shift += len(edit.text) - (edit.span.end - edit.span.start)
+    works: bool | None = True
     for found in after:
         at = found.span.start if found.span else -1
         if (found.code, at) in places:
@@ -208,11 +210,11 @@ def _works(diagnostic: Diagnostic, fix: Fix, before: Iterable[Diagnostic], after
             or found.code == "E0404"
         ):
             return False
-        if diagnostic.code.startswith("E03") and found.code.startswith("E03"):
-            return None  # another shape is wrong now: by this change, or it could not be seen before
         if any(at <= end and found.span.end >= start for start, end in written):
             return False
-    return True
+        if not fix.certain:
+            works = None  # another thing is wrong now: by this change, or it could not be seen before
+    return works
 
 
 def _moved(offset: int, edits: Sequence[Edit]) -> int:

@@ -25,6 +25,7 @@ class FileScope:
         blocks: Blocks defined here or taken with `use`, each with the scope it was defined in.
         defaults: Arguments that `default` sets, by callee.
         pending: Each `let` of the top that depends on the image.
+        lost: Blocks that are named by a `use` which failed; calls of them are not judged.
         find_standard: Looks a standard block up.
     """
 
@@ -34,6 +35,7 @@ class FileScope:
     blocks: dict[str, FoundBlock] = field(default_factory=dict[str, FoundBlock])
     defaults: dict[str, dict[str, ir.Expr]] = field(default_factory=dict[str, dict[str, ir.Expr]])
     pending: set[str] = field(default_factory=set[str])
+    lost: set[str] = field(default_factory=set[str])
 
     @cached_property
     def labels(self) -> frozenset[str]:

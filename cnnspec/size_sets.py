@@ -84,6 +84,15 @@ class AxisSet:
         assert isinstance(size, int)
         return size % self.period in self.residues if size >= self.start else size in self.few
 
+    def nearest(self, size: int) -> int:
+        """The member that is nearest to a size, the larger one of two; of a set that has members."""
+        found = list(self.few)
+        for residue in self.residues:
+            above = max(size, self.start)
+            above += (residue - above) % self.period
+            found += [above, above - self.period] if above - self.period >= self.start else [above]
+        return min(found, key=lambda n: (abs(n - size), -n))
+
     def __bool__(self) -> bool:
         return bool(self.few or self.residues)
 

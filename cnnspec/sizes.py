@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from typing import Any, Protocol
 
 from cnnspec.limits import MAX_LENGTHS
@@ -45,7 +45,9 @@ from cnnspec.symbolic import (
 )
 
 Lengths = tuple[Length, Length]
-_SINGLE = (ONE, ONE)
+SINGLE = (ONE, ONE)
+_REACH = 64
+"""How far from a size another one is looked for in a set that cannot be written out."""
 
 
 # --- what must hold ------------------------------------------------------------------------------
@@ -145,7 +147,7 @@ class Features(Demand):
         return self.amount(height, width) == self.count
 
     def rectangles(self) -> list[Rectangle]:
-        """By the divisors of the count; for a sum of maps, by runs of heights in which every size stays."""
+        """By the divisors of the count; for a sum of maps, by runs of heights or widths in which every size stays."""
         if isinstance(self.amount, Greatest):
             raise TooMany
         (lengths, share), *more = self.amount.terms.items()
@@ -155,20 +157,25 @@ class Features(Demand):
                 return []
             pairs = ((where_is(lengths[0], d), where_is(lengths[1], places // d)) for d in divisors(places))
             return [(high, wide) for high, wide in pairs if high and wide]
-        found: list[Rectangle] = []
-        heights = list(dict.fromkeys(h for h, _ in self.amount.terms if h != ONE))
-        widths = list(dict.fromkeys(w for _, w in self.amount.terms if w != ONE))
-        least = max((length.least(1) or 1 for length in widths), default=1)
-        height = max((length.least(1) or 1 for length in heights), default=1)
-        while True:
-            spend(32 + 32 * len(self.amount.terms))
-            after = min((n for length in heights if (n := length.least(length(height) + 1))), default=None)
-            wide = interval(lambda n, h=height: self.amount(h, n), self.count, least, bool(widths))
-            if wide:
-                found.append((EVERY if not heights else from_to(height, after), wide))
-            if after is None or self.amount(after, least) > self.count:
-                return found
-            height = after
+        found: dict[Rectangle, None] = {}
+        axes = [list(dict.fromkeys(both[axis] for both in self.amount.terms if both[axis] != ONE)) for axis in (0, 1)]
+        least = [max((length.least(1) or 1 for length in lengths), default=1) for lengths in axes]
+        for axis in (0, 1):  # of two sizes one is at most as large as the other
+            size, other = least[axis], least[1 - axis]
+            while True:
+                spend(32 + 32 * len(self.amount.terms))
+                after = min((n for length in axes[axis] if (n := length.least(length(size) + 1))), default=None)
+                across = interval(partial(self._along, axis, size), self.count, other, bool(axes[1 - axis]))
+                if across:
+                    own = from_to(size, after) if axes[axis] else EVERY
+                    found[(across, own) if axis else (own, across)] = None
+                if after is None or self._along(axis, after, max(after, other)) > self.count:
+                    break
+                size = after
+        return list(found)
+
+    def _along(self, axis: int, own: int, across: int) -> int:
+        return self.amount(across, own) if axis else self.amount(own, across)
 
 
 @dataclass(frozen=True)
@@ -190,7 +197,7 @@ class Taken(Demand):
 # --- the set -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sizes:
     """The sizes of images that a network takes.
 
@@ -210,6 +217,9 @@ class Sizes:
     lengths: tuple[Lengths, ...]
     features: tuple[Amount | int, ...]
 
+    def __repr__(self) -> str:
+        return f"Sizes(declared={self.declared}, demands={len(self.demands)})"
+
     def shape(self, index: int, channels: int) -> SymbolicShape:
         """The symbolic shape of what a node gives."""
         height, width = self.lengths[index]
@@ -226,15 +236,19 @@ class Sizes:
         """Whether the network takes images of this size, with its auxiliary heads."""
         return height >= 1 and width >= 1 and all(demand.holds(height, width) for demand in self.demands)
 
-    def nearest(self, height: int, width: int) -> tuple[int, int]:
-        """A size near another one that the network takes."""
-        for reach in range(64):
-            side = range(-reach, reach + 1)
-            ring = [(dh, dw) for dh in side for dw in side if max(abs(dh), abs(dw)) == reach]
-            for dh, dw in sorted(ring, key=lambda by: (abs(by[0]) + abs(by[1]), -by[0], -by[1])):
-                if self.accepts(height + dh, width + dw):
-                    return height + dh, width + dw
-        return self.declared
+    def nearest(self, height: int, width: int) -> tuple[int, int] | None:
+        """The size nearest to another one that the network takes; none where the set cannot be written and none is near."""
+        if self.rectangles is not None:
+            found = [(high.nearest(height), wide.nearest(width)) for high, wide in self.rectangles]
+        else:
+            side = range(-_REACH, _REACH + 1)
+            found = [(height + dh, width + dw) for dh in side for dw in side]
+
+        def distance(size: tuple[int, int]) -> tuple[int, int, int, int]:
+            high, wide = abs(size[0] - height), abs(size[1] - width)
+            return max(high, wide), high + wide, -size[0], -size[1]
+
+        return next((size for size in sorted(found, key=distance) if self.accepts(*size)), None)
 
     @cached_property
     def rectangles(self) -> tuple[Rectangle, ...] | None:
@@ -391,7 +405,7 @@ class _Walk:
             if other == first:
                 continue
             if op.name == "mul":
-                if _SINGLE not in (first, other):
+                if SINGLE not in (first, other):
                     self.demand(Factors(index, first, other))
                 first = (first[0].greatest(other[0]), first[1].greatest(other[1]))
                 self.spend(sum(length.period + length.start for length in first))

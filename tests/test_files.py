@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,28 @@ def test_the_parameters_of_a_file_that_extends(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_had_is_always_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Library, "find", lambda *_: None)
     assert faults(write(tmp_path, net="extends base\n")) == [("E0212", 1)]
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "d.cnn").mkdir()
+    os.mkfifo(tmp_path / "f.cnn")
+    for wanted, what in (("d", "a folder"), ("f", "not a regular file")):
+        (found,) = write(tmp_path, net=f"extends {wanted}\n").diagnostics
+        assert (found.code, found.message, found.line) == ("E0212", f"`{wanted}.cnn` is {what}", 1)
+        assert found.help == "files are looked up beside the spec, then among the shipped ones"
+    (tmp_path / "resnet20.cnn").mkdir()
+    assert graph_of(write(tmp_path, net="extends resnet20\n")).parameter_count == 272_378
+
+
+def test_blocks_of_a_use_that_failed_are_not_judged(tmp_path: Path) -> None:
+    calls = "default conv_bn valid\naa 3 | bb | conv_bn 3x3 8 valid\nadd { in; aa 3 }\n"
+    done = write(tmp_path, net=f'use aa, bb, conv_bn from "missing"\n{NETWORK}{calls}relou\n')
+    assert faults(done) == [("E0212", 1), ("E0201", 7)]
+    done = write(tmp_path, net=f'use aa, bb, conv_bn from "has"\n{NETWORK}{calls}', has="block aa(c) { conv 3x3 c }\n")
+    assert faults(done) == [("E0201", 1), ("E0201", 1)]
+    base = f'use aa from "missing"\n{NETWORK}aa 3\n'
+    done = write(tmp_path, net="extends base\naa 3 | relu\n", base=base)
+    assert [code for code, _ in faults(done)] == ["E0212"]
 
 
 @pytest.mark.parametrize(

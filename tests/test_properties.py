@@ -7,7 +7,7 @@ from hypothesis import Phase, example, given, seed, settings
 from hypothesis import strategies as st
 
 from cnnspec import ir, tree
-from cnnspec.compiler import check, compile_source, format, loads
+from cnnspec.compiler import check, compile_source, format, load, loads
 from cnnspec.diagnostics import CnnspecError, Report, Source, render
 from cnnspec.formatting import format_file
 from cnnspec.frames import Evaluator
@@ -125,7 +125,27 @@ def test_a_fault_is_found_at_its_place(faulty: FaultySpec) -> None:
 def test_sizes_are_drawn_in_and_out_of_the_set(text: str, data: st.DataObject) -> None:
     graph = loads(text)
     assert graph.accepts(*data.draw(sizes(graph)))
-    assert not graph.accepts(*data.draw(sizes_outside(graph)))
+    try:
+        outside = data.draw(sizes_outside(graph))
+    except ValueError:  # it takes all
+        assert all(graph.accepts(height, width) for height in range(1, 97) for width in range(1, 97))
+    else:
+        assert not graph.accepts(*outside)
+
+
+@given(st.data())
+@settings(max_examples=2)
+def test_there_may_be_no_size_outside(data: st.DataObject) -> None:
+    with pytest.raises(ValueError, match="`resnet20` takes every size up to 96x96: there is none outside"):
+        data.draw(sizes_outside(load("resnet20")))
+
+
+@pytest.mark.filterwarnings("error")
+def test_graphs_are_shown_in_a_line() -> None:
+    graph = load("densenet201")
+    assert len(repr(sizes(graph))) < 200
+    assert repr(graph) == "Graph('densenet201', input=(3, 224, 224), output=(1000,), nodes=707)"
+    assert repr(graph.sizes) == f"Sizes(declared=(224, 224), demands={len(graph.sizes.demands)})"
 
 
 # --- texts that mean nothing ---------------------------------------------------------------------

@@ -218,6 +218,9 @@ WORDS = {
     "3x8x8 add { conv 3x3 3 stride=2; adaptive_avgpool 4 }": (
         "only H and W from 7 to 8: the branches of `add` must agree"
     ),
+    "3x224x224 concat { conv 3x3 8 | flatten; maxpool 2 | flatten; conv 3x3 4 stride=3 | flatten } | linear 4": (
+        "only 224x224: `6` follows a flattened map"
+    ),
     "3x8x8 flatten | gn 2 affine=false": "8x8, and others as `accepts` tells",
 }
 
@@ -420,9 +423,51 @@ def test_maps_that_are_multiplied() -> None:
             assert tuple(shape) == graph.at(height, width).output_shape
 
 
-def test_no_size_is_near() -> None:
-    sizes = loads("input 3x8x8\nflatten | linear 4\n").sizes
-    assert sizes.nearest(500, 500) == (8, 8)
+@pytest.mark.parametrize(
+    ("body", "size", "nearest"),
+    [
+        ("flatten | linear 4", (500, 500), (8, 8)),
+        ("flatten | linear 4", (3, 19), (4, 16)),
+        ("conv 3x3 4 | pad 47 | conv 101x101 4 pad=0", (1, 500), (7, 500)),
+        ("concat { in; maxpool 4x4 | upsample 4 }", (1, 1001), (4, 1000)),
+        ("concat { in; maxpool 4x4 | upsample 4 }", (6, 7), (8, 8)),
+        ("maxpool 2x2 | in_norm", (1, 1), (4, 2)),
+        ("flatten | gn 2 affine=false", (7, 7), (8, 7)),
+        ("flatten | gn 64 affine=false", (7, 1), (8, 8)),
+    ],
+)
+def test_the_nearest_size(body: str, size: tuple[int, int], nearest: tuple[int, int]) -> None:
+    sizes = loads(f"input 3x8x8\n{body}\n").sizes
+    assert sizes.nearest(*size) == nearest
+    assert sizes.accepts(*nearest)
+
+
+def test_the_help_names_a_size_that_is_taken() -> None:
+    for text, help in (
+        ("input 3x128x128\nconv 101x101 4 pad=0\n", "the nearest size is 3x101x101"),
+        ("input 2x67x67\nflatten | gn 4489 affine=false\n", "a size that it takes is 2x67x67"),
+    ):
+        with pytest.raises(CnnspecError) as caught:
+            loads(text).at(1, 1)
+        assert caught.value.diagnostics[0].help == help
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "concat { conv 3x3 8 | flatten; maxpool 2 | flatten; conv 3x3 4 stride=3 | flatten } | linear 4",
+        "concat { maxpool 2x3 | flatten; adaptive_avgpool 2x2 | flatten; maxpool 3x2 | flatten } | linear 4",
+        "concat { maxpool 2x2 | flatten; upsample 1x2 | maxpool 3x3 | flatten } | linear 4",
+        "concat { maxpool 4x1 | flatten; maxpool 8x1 stride=8x1 | conv 1x1 1 | flatten } | linear 4",
+    ],
+)
+@pytest.mark.parametrize("image", ["3x8x9", "3x13x12", "3x24x24"])
+def test_sums_of_maps_are_written_out(image: str, body: str) -> None:
+    sizes = loads(f"input {image}\n{body}\n").sizes
+    assert sizes.rectangles is not None
+    for height, width in itertools.product(range(1, 80), repeat=2):
+        member = any(height in high and width in wide for high, wide in sizes.rectangles)
+        assert sizes.accepts(height, width) == member, (height, width)
 
 
 def test_lengths_and_amounts_as_values() -> None:

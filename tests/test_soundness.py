@@ -8,12 +8,13 @@ import pytest
 
 from cnnspec import ir
 from cnnspec.compiler import check, compile_file, load, loads
-from cnnspec.testing import assert_sound
-from cnnspec.testing.faults import CODES, draw_faulty
+from cnnspec.testing import assert_sound, soundness
+from cnnspec.testing.faults import CODES, FaultySpec, draw_faulty
 from cnnspec.testing.hostile import REPETITIONS
 from cnnspec.testing.oracle import Acceptance, Unsound, hold_against_torch, hold_the_set_against_torch
 from cnnspec.testing.soundness import FIGURES, Tally, judge, report, run
 
+AUX = "aux extra from @seen { global_avgpool | flatten | linear classes }\n"
 SHORT = {"valid": 80, "sets": 6, "faults": 200, "texts": 400}
 
 
@@ -39,14 +40,32 @@ def test_the_same_seed_draws_the_same() -> None:
     assert first.code in CODES
 
 
+def test_an_edit_that_leaves_an_error_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "input 3x8x8\nconvv 3x3 4 | squeeze_excite ratio=8\n"  # two faults, and not one
+    monkeypatch.setattr(soundness, "draw_faulty", lambda number: FaultySpec(text, "E0201", (2, 2)))
+    assert run("faults", 1).wrong == ["seed 0: an edit for E0201 leaves E0402"]
+
+
 def test_the_oracle_sees_a_wrong_shape_and_a_wrong_count() -> None:
     graph = loads("input 3x8x8\nconv 3x3 4 stride=2")
     hold_against_torch(graph, [(8, 8)])
-    node = graph.nodes[0]
-    for wrong in (ir.Node(node.path, node.op, node.inputs, (4, 5, 4), node.weights, node.macs),):
-        broken = ir.Graph(**{**vars_of(graph), "nodes": (wrong,)})
-        with pytest.raises(Unsound):
-            hold_against_torch(broken, [(8, 8)])
+    hold_broken(graph, 0, (4, 5, 4))
+
+
+def test_the_oracle_sees_a_wrong_shape_in_an_auxiliary_head() -> None:
+    graph = loads("input 3x8x8\nclasses 10\nseen: conv 3x3 4 | relu\nflatten | linear classes\n" + AUX)
+    assert hold_against_torch(graph, [(8, 8)]) == 4 + 4 + 3  # in evaluation and in training, and the head in training
+    index = next(index for index, node in enumerate(graph) if node.aux and node.op.name == "global_avgpool")
+    hold_broken(graph, index, (4, 2, 1))
+
+
+def hold_broken(graph: ir.Graph, index: int, shape: tuple[int, ...]) -> None:
+    """Says another shape of an operator, which the oracle has to find."""
+    node = graph.nodes[index]
+    wrong = ir.Node(node.path, node.op, node.inputs, shape, node.weights, node.macs, node.aux)
+    broken = ir.Graph(**{**vars_of(graph), "nodes": (*graph.nodes[:index], wrong, *graph.nodes[index + 1 :])})
+    with pytest.raises(Unsound, match=r"the (output|shape of)"):
+        hold_against_torch(broken, [graph.input_shape[1:]])
 
 
 def vars_of(graph: ir.Graph) -> dict[str, object]:
@@ -74,6 +93,7 @@ def test_a_spec_of_ones_own() -> None:
     assert_sound("resnet20")
     assert_sound(load("googlenet_cifar"), sizes=2)
     assert_sound("input 3x8x8\nconv_bn 3x3 8\n")
+    assert_sound("input 3x8x8; conv 3x3 4")
 
 
 def test_tallies_add_up() -> None:
@@ -95,7 +115,7 @@ def test_no_file_outside_of_the_folder_is_read(tmp_path) -> None:  # type: ignor
     (inner / "folder").symlink_to(tmp_path)
     for wanted in ("link", "folder/secret", "../secret", str(tmp_path / "secret")):
         (inner / "main.cnn").write_text(f'input 3x8x8\nuse secret from "{wanted}"\nsecret\n')
-        assert "E0218" in [diagnostic.code for diagnostic in compile_file(inner / "main.cnn").diagnostics]
+        assert [diagnostic.code for diagnostic in compile_file(inner / "main.cnn").diagnostics] == ["E0218"]
 
 
 def test_parameters_have_a_limit_that_can_be_lifted() -> None:

@@ -741,3 +741,13 @@ def test_network_trains() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.3 * losses[0]
+
+
+@pytest.mark.parametrize("spec", ["conv 3x3 4 | global_avgpool | bn", "flatten | bn"])
+def test_one_image_has_no_variance_to_train_on(spec: str) -> None:
+    network = to_module(loads(f"input 3x8x8\n{spec}\n"))
+    image = torch.randn(1, 3, 8, 8)
+    network.eval()(image)
+    network.train()(image.expand(2, -1, -1, -1))
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        network(image)

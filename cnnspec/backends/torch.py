@@ -81,7 +81,8 @@ def to_module(graph: Graph) -> Network:
 
     Its parameters have the keys `node.path + "." + key` for every key in `node.weights`, in the order of the
     nodes. It takes `[N, C, H, W]` for every N and gives the logits. In training a network with auxiliary
-    heads gives `Outputs`. A graph with taps gives a `dict` of its features.
+    heads gives `Outputs`, and a `bn` of maps of one place, or of flat features, needs an N of 2 or more. A graph with
+    taps gives a `dict` of its features.
 
     Raises:
         KeyError: An operator or an initialisation has no row.

@@ -108,7 +108,7 @@ class Mul(Join):
                 raise ShapeFault(
                     "E0303",
                     "cannot multiply a map with flat features",
-                    help="leave `flatten` out, with `conv 1x1` for `linear`, or use it in every branch",
+                    help="leave `flatten` out and write `conv 1x1` for `linear`, or flatten every branch",
                 )
             channels = {result[0], other[0]} - {1}
             maps = {result[1:], other[1:]} - {(1, 1)}

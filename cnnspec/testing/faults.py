@@ -46,14 +46,14 @@ def _deep(chance: Chance, c: int, h: int, w: int) -> str:
 IN_BODY: dict[str, tuple[Writer, ...]] = {
     "E0201": (
         lambda chance, c, h, w: "no_such_block",
-        lambda chance, c, h, w: chance.pick(["rellu", "sigmiod", "resnet_blok c=4", "conv2 1x1 4"]),
+        lambda chance, c, h, w: chance.pick(["rellu", "sigmiod", f"resnet_blok c={c}", f"conv2 1x1 {c}"]),
         lambda chance, c, h, w: f"Conv2d 1x1 {c}",
     ),
     "E0202": (
         lambda chance, c, h, w: "relu no_such_argument=1",
         lambda chance, c, h, w: f"conv 1x1 {c} strid=1",
         lambda chance, c, h, w: "bn epsilon=1e-3",
-        lambda chance, c, h, w: f"resnet_block c={c} subsampel",
+        lambda chance, c, h, w: f"conv_bn 1x1 {c} bais",
     ),
     "E0203": (
         lambda chance, c, h, w: "gn",
@@ -79,9 +79,9 @@ IN_BODY: dict[str, tuple[Writer, ...]] = {
     ),
     "E0207": (
         lambda chance, c, h, w: "dropout no_such_name",
-        lambda chance, c, h, w: f"conv 1x1 clases * {c}",
+        lambda chance, c, h, w: f"conv 1x1 (clases - classes + {c})",
         lambda chance, c, h, w: f"conv 1x1 cube({c})",
-        lambda chance, c, h, w: f"conv 1x1 in.channels * {c}",
+        lambda chance, c, h, w: "conv 1x1 in.channels",
     ),
     "E0208": (
         lambda chance, c, h, w: "concat { in; @no_such_label }",
@@ -102,7 +102,7 @@ IN_BODY: dict[str, tuple[Writer, ...]] = {
         lambda chance, c, h, w: "conv 1x1 0",
         lambda chance, c, h, w: "avgpool 2x2 stride=0",
         lambda chance, c, h, w: "pad [1, 2, 3]",
-        lambda chance, c, h, w: "upsample 2 align_corners",
+        lambda chance, c, h, w: "upsample 1 align_corners",
     ),
     "E0216": (
         lambda chance, c, h, w: "nothing",
@@ -180,7 +180,7 @@ AT_TOP: dict[str, tuple[Writer, ...]] = {
         lambda chance, c, h, w: "expect params = 123.4G",
     ),
     "E0204": (lambda chance, c, h, w: "block odd(c: number) { relu }\nodd 3",),
-    "E0201": (lambda chance, c, h, w: "init conv kaiming", lambda chance, c, h, w: "default relou inplace"),
+    "E0201": (lambda chance, c, h, w: "init conv kaiming", lambda chance, c, h, w: "default dropuot p=0.5"),
 }
 """The same for statements of the top of a file."""
 
@@ -188,7 +188,7 @@ IN_TEXT: dict[str, tuple[Callable[[Chance, str], str], ...]] = {
     "E0101": (
         lambda chance, line: f"{line} | | relu",
         lambda chance, line: f"{line}, relu",
-        lambda chance, line: f"{line} | conv(3, 8)",
+        lambda chance, line: f"{line} | dropout(p=0.5)",
         lambda chance, line: f"{line} | relu = 3",
     ),
     "E0102": (

@@ -6,7 +6,9 @@ Nothing here knows a shape rule: every shape comes from a torch module or functi
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Hashable, Iterable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,8 @@ def build_without_weights(graph: ir.Graph) -> nn.Module:
 def hold_against_torch(graph: ir.Graph, sizes: Iterable[Size]) -> int:
     """Runs a network at some sizes and compares every module's shape, the parameters and the multiply-adds.
 
+    One that has auxiliary heads is run in training, too, as only then they are there.
+
     Args:
         graph: What was checked.
         sizes: Heights and widths at which it has to run.
@@ -107,20 +111,24 @@ def hold_against_torch(graph: ir.Graph, sizes: Iterable[Size]) -> int:
 
     handles = [part.register_forward_hook(watch(path)) for path, part in module.named_modules()]
     compared, batch = 0, 2
-    for height, width in sizes:
+    for (height, width), training in product(sizes, (False, True) if graph.aux else (False,)):
         found.clear()
         at = graph.at(height, width)
         image = torch.empty(batch, graph.input_shape[0], height, width, device="meta")
         counter = _Multiplications()
         with torch.no_grad(), counter:
-            output = module(image)
-        here = f"at {height}x{width}"
-        _same(f"the output {here}", (batch, *at.output_shape), tuple(output.shape))
+            output = module.train(training)(image)
+        here = f"at {height}x{width}{' in training' if training else ''}"
+        logits, heads = output if training else (output, ())
+        _same(f"the output {here}", (batch, *at.output_shape), tuple(logits.shape))
+        for head, given in zip(at.aux, heads, strict=training):
+            _same(f"the output of `{head.name}` {here}", (batch, *at.nodes[head.output].shape), tuple(given.shape))
         for node in at:
-            if node.op.owns_module and node.aux is None:
+            if node.op.owns_module and (training or node.aux is None):
                 _same(f"the shape of `{node.path}` {here}", (batch, *node.shape), found.get(node.path))
                 compared += 1
-        _same(f"the multiply-adds {here}", 2 * batch * at.macs, counter.operations)
+        if not training:
+            _same(f"the multiply-adds {here}", 2 * batch * at.macs, counter.operations)
     for handle in handles:
         handle.remove()
     return compared
@@ -256,7 +264,7 @@ def assert_sound(spec: ir.Graph | str | Path, *, sizes: int = 5, seed: int = 0, 
     Nothing is computed, so this is fast for large networks, too.
 
     Args:
-        spec: A Graph, the text of a spec, a file, or the name of a shipped spec.
+        spec: A Graph, the text of a spec (what has a `;` or a line end in it), a file, or the name of a shipped one.
         sizes: At how many sizes of images it is run.
         seed: Which ones these are, beside the declared one.
         **params: Values for the spec's `param`s.
@@ -267,7 +275,7 @@ def assert_sound(spec: ir.Graph | str | Path, *, sizes: int = 5, seed: int = 0, 
     """
     if isinstance(spec, ir.Graph):
         graph = spec
-    elif isinstance(spec, str) and "\n" in spec:
+    elif isinstance(spec, str) and re.search("[\n;]", spec):
         graph = loads(spec, **params)
     else:
         graph = load(spec, **params)
