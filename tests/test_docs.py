@@ -104,7 +104,7 @@ def framed(fence: Fence) -> str:
         return fence.text
     image = re.match(r"# input ([0-9x]+)\n", fence.text)
     header = HEADER.format(image.group(1) if image else "3x32x32")
-    return (header if "classes" in fence.text else header.replace("classes 10\n", "")) + fence.text
+    return (header if "classes" in fence.text else header.replace("classes 10", "")) + fence.text
 
 
 def compiled(fence: Fence, name: str = "sample.cnn") -> Compilation:
