@@ -121,6 +121,7 @@ class _Lints:
     # --- the text --------------------------------------------------------------------------------
 
     def text(self) -> None:
+        """Looks at the tree."""
         self.unused_values(self.file.statements, top=True)
         if self.graph is not None:
             self.unused_blocks(self.graph)
@@ -198,6 +199,7 @@ class _Lints:
                         self.say("W0101", f"the block `{name.name}` is never used", name.span, "remove it", edit)
 
     def block(self, block: tree.Block) -> None:
+        """Reports a block that hides another one, and what is never used in it."""
         standard = standard_block(block.name) if block.name in standard_blocks() else None
         if standard is not None and self.graph is not None and standard[1] != block:
             self.say(
@@ -220,6 +222,7 @@ class _Lints:
         self.unused_values(block.body)
 
     def label(self, flow: tree.Flow, label: tree.LabelName, referred: set[str]) -> None:
+        """Reports a label that names nothing, or what torch calls otherwise."""
         single = flow.elements[0] if len(flow.elements) == 1 else None
         names_module = not isinstance(single, (tree.In, tree.Reference))
         if isinstance(single, tree.Call) and single.callee in OPS:
@@ -316,6 +319,7 @@ class _Lints:
     # --- the network -----------------------------------------------------------------------------
 
     def network(self, graph: ir.Graph) -> None:
+        """Looks at the Graph."""
         readers: dict[int, list[ir.Node]] = defaultdict(list)
         for node in graph.nodes:
             for index in node.inputs:

@@ -365,6 +365,7 @@ class _Walk:
         self.demands.setdefault(key, demand)
 
     def enter(self, index: int, node: NodeLike) -> None:
+        """Follows the sizes through an operator, and notes what must hold for it."""
         op, inputs = node.op, node.inputs
         first = inputs[0]
         shape = self.nodes[first].shape if first >= 0 else self.image
