@@ -98,7 +98,12 @@ def round_to(value: float, multiple: int) -> int:
     """The nearest multiple, at least one, never more than 10 % below the value.
 
     Source: `_make_divisible` of Sandler et al. 2018, arXiv 1801.04381 (MobileNetV2).
+
+    Raises:
+        ValueError: There are no multiples of what is less than 1.
     """
+    if multiple < 1:
+        raise ValueError
     rounded = max(multiple, int(value + multiple / 2) // multiple * multiple)
     return rounded + multiple if rounded < 0.9 * value else rounded
 
@@ -124,6 +129,10 @@ _FUNCTIONS: dict[str, tuple[int | None, Callable[..., Any]]] = {
     "floor": (1, math.floor),
     "sqrt": (1, _sqrt),
     "round_to": (2, round_to),
+}
+_NEEDS = {
+    "sqrt": "a number below 0 has no root; state what must hold with `require`",
+    "round_to": "round to multiples of 1 or more: `round_to(x, 8)`",
 }
 
 
@@ -244,9 +253,8 @@ def _number(expr: Expr, values: list[Any]) -> Any:
     except ZeroDivisionError:
         raise ExprFault("E0214", "division by zero", expr.origin, "state what must hold with `require`") from None
     except (ValueError, OverflowError):
-        raise ExprFault(
-            "E0214", f"`{expr.value or kind}` has no value for {', '.join(map(show, values))}", expr.origin
-        ) from None
+        message = f"`{expr.value or kind}` has no value for {', '.join(map(show, values))}"
+        raise ExprFault("E0214", message, expr.origin, _NEEDS.get(str(expr.value))) from None
     result = _exact(result)
     if isinstance(result, float) and not math.isfinite(result):
         raise ExprFault("E0214", "the result is not finite", expr.origin)

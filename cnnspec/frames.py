@@ -302,7 +302,8 @@ class Evaluator:
                 f"two elements of {where} are called `{name}`",
                 origin,
                 labels=[] if again else self.label(names.used[name], "the first one"),
-                help='count the rounds in the name: `repeat 3 as i { conv 3x3 8 name="conv{i}" }`'
+                help='count the rounds in the name: `repeat 3 as r { conv 3x3 8 name="conv{r}" }`; in the name of a'
+                " repeated call `{i}` and `{n}` count its own calls"
                 if again
                 else "rename one of the two",
             )

@@ -275,8 +275,13 @@ class Sizes:
                 said += f" (or {more} more ranges{' with as many features' if pinned else ''})" if more > 0 else ""
         reason = self._reason()
         said += f": {reason}" if reason else ""
+        return f"{said}; in evaluation {self.in_evaluation.words()}" if self._differ else said
+
+    @property
+    def _differ(self) -> bool:
+        """Whether evaluation takes other sizes than training, as far as that can be told."""
         alone = self.in_evaluation
-        return said if alone.demands == self.demands else f"{said}; in evaluation {alone.words()}"
+        return alone.demands != self.demands and (self.rectangles is None or alone.rectangles != self.rectangles)
 
     def _reason(self) -> str | None:
         """Why the set is narrow, where it is."""
@@ -293,8 +298,7 @@ class Sizes:
         ranges = None
         if self.rectangles is not None:
             ranges = [{"height": high.to_json(), "width": wide.to_json()} for high, wide in self.rectangles]
-        alone = self.in_evaluation
-        more = {} if alone.demands == self.demands else {"in_evaluation": alone.to_json()}
+        more = {"in_evaluation": self.in_evaluation.to_json()} if self._differ else {}
         return {"words": self.words(), "ranges": ranges, **more}
 
 

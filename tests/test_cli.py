@@ -104,6 +104,11 @@ def test_fmt(tmp_path: Path) -> None:
     assert path.read_text() == "network t\ninput 3x32x32  # image\n\nstem conv 3x3 c=16 | bn\n"
     assert cnnspec("fmt", "--check", path).returncode == 0
     assert cnnspec("fmt", "-", text="relu|relu\n").stdout == "relu | relu\n"
+    assert cnnspec("fmt", "-", text="\ufeffrelu|relu\n").stdout == "relu | relu\n"
+    assert cnnspec("fmt", "--check", "resnet20").returncode == 0
+    shipped = cnnspec("fmt", "resnet20")
+    assert shipped.returncode == 1
+    assert "`resnet20` is a shipped spec, which is never rewritten" in shipped.stderr
 
 
 def test_summary(good: Path) -> None:

@@ -266,6 +266,15 @@ def test_auxiliary_heads_have_sizes_of_their_own() -> None:
     assert sizes.to_json()["in_evaluation"]["ranges"][0]["height"]["from"] == 75
 
 
+def test_equal_sizes_of_training_and_evaluation_are_told_once() -> None:
+    head = "aux early from @l0 { maxpool 2 | flatten | linear 3 }\n"
+    text = f"input 1x8x8\nl0: conv 2x2 2 stride=3 pad=2\nflatten | linear 3\n{head}"
+    sizes = loads(text).sizes
+    assert sizes.demands != sizes.in_evaluation.demands
+    assert "in evaluation" not in sizes.words()
+    assert "in_evaluation" not in sizes.to_json()
+
+
 def test_the_weights_stay_at_another_size() -> None:
     graph = cnnspec.load("resnet20")
     there = graph.at(96, 40)

@@ -148,10 +148,14 @@ def fmt(
     pending = failed = 0
     for file in files:
         report = Report()
-        text = sys.stdin.read() if file == "-" else read_text(Path(file), file, report)
+        path, name = locate(file)
+        text = sys.stdin.read().removeprefix("\ufeff") if file == "-" else read_text(path, name, report)
         try:
             if text is None:
                 raise CnnspecError(report.sorted())
+            if path != Path(file) and not (check_only or diff):
+                help = f"copy {path}, or write a file that begins with `extends {path.stem}`"
+                raise failure("E0212", f"`{file}` is a shipped spec, which is never rewritten", file=file, help=help)
             new = format_text(text, file)
         except CnnspecError as error:
             print_diagnostics(error.diagnostics)
@@ -160,7 +164,7 @@ def fmt(
         if file == "-" and not (check_only or diff):
             print(new, end="")
             continue
-        if new == text and (file == "-" or Path(file).read_bytes() == new.encode()):
+        if new == text and (file == "-" or path.read_bytes() == new.encode()):
             continue
         pending += 1
         if diff:
@@ -171,7 +175,7 @@ def fmt(
         elif check_only:
             print(f"{file}: not formatted")
         else:
-            _write(Path(file), new.encode())
+            _write(path, new.encode())
             print(f"{file}: formatted")
     return int(bool(failed or (pending and (check_only or diff))))
 

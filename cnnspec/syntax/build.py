@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from fractions import Fraction
 from typing import Any
@@ -112,15 +113,12 @@ class Builder:
 
     def real(self, token: Token, span: Span) -> float:
         value = float(token)
-        if value > MAX_LITERAL:
-            self.report.add(
-                Diagnostic(
-                    "E0405",
-                    f"the number is larger than the limit of {MAX_LITERAL}",
-                    span,
-                    help="write a smaller number",
-                )
-            )
+        lost = value == 0 and re.match("[0.]*[1-9]", token)
+        if lost or value > MAX_LITERAL:
+            message, help = f"the number is larger than the limit of {MAX_LITERAL}", "write a smaller number"
+            if lost:
+                message, help = "the number is too small to be told from 0", "write `0.0`, or a larger number"
+            self.report.add(Diagnostic("E0405", message, span, help=help))
             return 1.0
         return value
 

@@ -101,6 +101,8 @@ def _with_plain_blanks(source: Source, report: Report) -> str:
     for match in _ODD.finditer(source.text):
         if match.group(1):
             places.setdefault(match.group(1), []).append(Span(source, *match.span()))
+    if not places:
+        return source.text
     for sign, spans in places.items():
         plain = _LINE_ENDS.get(sign, " ")
         help = f"outside comments and strings a spec is plain ASCII; write a plain {'blank' if plain == ' ' else 'line end'}"
