@@ -89,7 +89,7 @@ def test_every_choice_of_a_recipe_has_its_row() -> None:
 
 def test_the_words_of_torch_are_those_of_torch() -> None:
     torch = pytest.importorskip("torch")
-    from cnnspec.lints import MODULE_WORDS
+    from cnnspec.lints.text import MODULE_WORDS
 
     here = {name for name in dir(torch.nn.Module()) if not name.startswith("_")}
     assert sorted(here - MODULE_WORDS) == []
