@@ -178,4 +178,9 @@ def _contract(graph: ir.Graph, expect: ir.Expect, places: Places, report: Report
         alike = at is not None and expect.relation in ("==", "<=", ">=")  # never certain: the network may be wrong
         fixes = (Fix(help, (Edit(at, show(figure)),)),) if at is not None and alike else ()
         message = f"`{expect.metric}` is {said}{close}"
-        report.add(Diagnostic("E0401", message, span, "this does not hold", help=help, fixes=fixes))
+        notes: tuple[str, ...] = ()
+        own = places[graph.model.body[0].origin]
+        if own and span and own.source is not span.source:
+            theirs = f"which replace all layers of `{span.source.name}`: one part alone cannot be replaced"
+            notes = (f"`{own.source.name}` has layers of its own, {theirs}",)
+        report.add(Diagnostic("E0401", message, span, "this does not hold", notes=notes, help=help, fixes=fixes))

@@ -12,6 +12,7 @@ from cnnspec.expressions import evaluate
 from cnnspec.frames import Evaluator, Frame, Tensor
 from cnnspec.names import Places
 from cnnspec.ops import Op, ShapeFault, stacked
+from cnnspec.ops.convolution import Linear
 from cnnspec.ops.join import SCALES, disagreement, projection
 from cnnspec.remedies import fixes_of_call, fixes_of_join, settings_of
 from cnnspec.shapes import Shape
@@ -32,12 +33,14 @@ class Conflicts(Evaluator):
     Attributes:
         model: What is written out.
         nodes: The operators so far, in the order in which they run.
+        joining: How many joins there are around.
     """
 
     def __init__(self, model: ir.Model, places: Places, report: Report) -> None:
         super().__init__(places, report, model.input)
         self.model = model
         self.nodes: list[ir.Node] = []
+        self.joining = 0
         self._calls: dict[int, ir.Call] | None = None
 
     def fixes_of(self, call: ir.Call, op: Op, help: str | None) -> list[Fix]:
@@ -58,16 +61,18 @@ class Conflicts(Evaluator):
         made = self.nodes[x.node].origin if x.node != ir.IMAGE else None
         labels = [Label(made, f"{shapes.text(x.shape)} from here")] if made and made != self.places[at] else []
         caption = f"gets {shapes.text(x.shape)}" if fault.code.startswith("E03") else ""
-        fixes = self.fixes_of(call, op, fault.help)
+        help, fixes = fault.help, self.fixes_of(call, op, fault.help)
+        if self.joining and isinstance(op, Linear):
+            written = f"conv 1x1 {op.c}{' bias' if op.bias else ''}"
+            help = f"write `{written}`: a linear layer at each place of the map"
+            fixes = [Fix(help, (Edit(at, written),)) for at in (self.places.wholes.get(call.origin),) if at]
         notes: list[str] = []
         if caption and ir.channels_last(self.image):
             c, height, width = self.image
             notes = [f"the image has {c} channels, and is {height} high and {width} wide: `input` takes channels first"]
         if fault.code == "E0304" and len(way := self.changes(self.trace(x.node), _SIDES)) > 1:
             notes.append(f"the map on its way here: {self.chain(way, _SIDES)}")
-        self.fail(
-            fault.code, fault.message, at, caption=caption, labels=labels, help=fault.help, fixes=fixes, notes=notes
-        )
+        self.fail(fault.code, fault.message, at, caption=caption, labels=labels, help=help, fixes=fixes, notes=notes)
 
     def refuse_join(
         self, fault: ShapeFault, element: ir.Join, branches: Sequence[tuple[ir.Flow, Tensor]], frame: Frame

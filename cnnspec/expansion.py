@@ -250,6 +250,7 @@ class Expansion(Conflicts):
         """Feeds every branch and joins the results; a join of one branch is that branch."""
         inner = frame.inner(x)
         branches: list[tuple[ir.Flow, Flowing]] = []
+        self.joining += 1
         for statement in element.body:
             if isinstance(statement, ir.Flow):
                 result = self.flow(statement, inner, names, x)
@@ -257,6 +258,7 @@ class Expansion(Conflicts):
                     branches.append((statement, result))
             else:
                 self.aside(statement, inner)
+        self.joining -= 1
         if not branches:
             self.fail(
                 "E0216", f"every branch of `{element.join}` is absent", element.origin, help="leave at least one branch"
