@@ -184,21 +184,31 @@ class Conflicts(Evaluator):
         for flow, _ in branches:
             if flow.condition is not None and isinstance(_handed(flow), ir.In):
                 return self.left_out(flow, flow.condition)
-        handed = [(_handed(flow), x) for flow, x in branches]
-        named = [(found.label, x) for found, x in handed if isinstance(found, ir.Reference)][:_MAX_CHAIN]
-        if any(isinstance(flow.elements[0], ir.In) and not _handed(flow) for flow, _ in branches):
-            for label, x in named:
-                if frame.entering and x.node == frame.entering.node:
-                    help = f"`in` is what enters these braces, which is what `{label}` gives"
-                    name = "begin the block with `x: in`, and write" if self.calls else "write the label of"
-                    return f"{help}: {name} {'`@x`' if self.calls else 'what comes before it'}", []
-        for label, x in named:
-            for other, y in named:
-                way = self.trace(y.node, x.node)
-                direct = x.node < y.node and way and self.nodes[way[0]].inputs[0] == x.node
-                if direct and all(f".{other}." in f".{self.nodes[i].path}." for i in way):
-                    begin = "`in |`" if self.calls else "the label of what it is to read"
-                    return f"`{other}` goes on from `{label}`, which stands in front of it: begin it with {begin}", []
+        if (said := self.behind_a_label(branches, frame) or self.goes_on(branches)) is not None:
+            return said, []
+        return None
+
+    def behind_a_label(self, branches: Sequence[tuple[ir.Flow, Tensor]], frame: Frame) -> str | None:
+        """What is said of a branch that begins with `in` where that is what another branch names by its label."""
+        if not any(isinstance(flow.elements[0], ir.In) and not _handed(flow) for flow, _ in branches):
+            return None
+        for label, x in _named(branches):
+            if frame.entering and x.node == frame.entering.node:
+                said = f"`in` is what enters these braces, which is what `{label}` gives"
+                if self.calls:
+                    return f"{said}: begin the block with `x: in`, and write `@x`"
+                return f"{said}: write the label of what comes before it"
+        return None
+
+    def goes_on(self, branches: Sequence[tuple[ir.Flow, Tensor]]) -> str | None:
+        """What is said of two labelled statements of which one reads the other, as it stands behind it."""
+        named = _named(branches)
+        for (label, x), (other, y) in ((one, two) for one in named for two in named):
+            way = self.trace(y.node, x.node)
+            direct = x.node < y.node and way and self.nodes[way[0]].inputs[0] == x.node
+            if direct and all(f".{other}." in f".{self.nodes[i].path}." for i in way):
+                begin = "`in |`" if self.calls else "the label of what it is to read"
+                return f"`{other}` goes on from `{label}`, which stands in front of it: begin it with {begin}"
         return None
 
     def left_out(self, flow: ir.Flow, condition: ir.Expr) -> tuple[str, list[Fix]]:
@@ -289,3 +299,9 @@ def _handed(flow: ir.Flow) -> ir.In | ir.Reference | None:
 
 def _callee(element: ir.Element) -> str | None:
     return element.callee if isinstance(element, ir.Call) else None
+
+
+def _named(branches: Sequence[tuple[ir.Flow, Tensor]]) -> list[tuple[str, Tensor]]:
+    """The labels that branches hand on, with what they give; the first few."""
+    handed = ((_handed(flow), x) for flow, x in branches)
+    return [(found.label, x) for found, x in handed if isinstance(found, ir.Reference)][:_MAX_CHAIN]
