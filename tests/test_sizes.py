@@ -451,6 +451,10 @@ def test_the_nearest_size(body: str, size: tuple[int, int], nearest: tuple[int, 
     assert sizes.accepts(*nearest)
 
 
+def test_sets_are_shown_in_a_line() -> None:
+    assert repr(loads("input 3x8x8\nconv 3x3 4 pad=0\n").sizes) == "Sizes(declared=(8, 8), demands=2)"
+
+
 def test_the_help_names_a_size_that_is_taken() -> None:
     for text, help in (
         ("input 3x128x128\nconv 101x101 4 pad=0\n", "the nearest size is 3x101x101"),
