@@ -249,6 +249,7 @@ def hold_against_gradients(text: str) -> None:
 
 
 @given(specs())
+@example("input 1x1x2\nclasses 2\nl1: upsample size=3x3 mode=bilinear\nupsample size=1x1\nflatten | linear 2\n")
 @QUICK
 def test_gradients_agree(text: str) -> None:
     hold_against_gradients(text)

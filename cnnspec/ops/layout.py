@@ -76,7 +76,8 @@ class Upsample(Op):
         found: list[Sequence[int]] = []
         for place in range(y):
             at = rate * place + middle
-            first = floor(max(at, Fraction(0)) if self.mode == "bilinear" else at)
+            at = max(at, Fraction(0)) if self.mode == "bilinear" else at
+            first = floor(at)
             taps = TAPS[self.mode] if at % 1 else (0,)
             found.append(sorted({min(max(first + tap, 0), x - 1) for tap in taps}))
         return found

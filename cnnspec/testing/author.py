@@ -430,7 +430,13 @@ class Author(ExpressionWriter):
             return found, x
         pool = [make_call("global_avgpool")] if self.rarely(2) else []
         target = (self.constants["classes"],)
-        last = [*pool, make_call("flatten"), self.call("linear", {"c": target[0]}, frame, ["c"])]
+        last = [*pool, make_call("flatten")]
+        if self.rarely(4):
+            found.append(make_flow(*last))
+            flow, x = self.flow((x[0] if pool else math.prod(x),), frame, 1)
+            found.append(flow)
+            last = []
+        last.append(self.call("linear", {"c": target[0]}, frame, ["c"]))
         found.append(make_flow(*last, label="head" if words else None))
         return found, target
 
