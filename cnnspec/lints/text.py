@@ -185,8 +185,9 @@ class TextLints(Lints):
         by_place = [arg for arg in named.values() if arg.name is None and _flag(arg, parameters) is None]
         for name, arg in named.items():
             parameter = parameters.get(name)
-            behind = any(arg is other for other in by_place[:-1])  # others need it, to be told by their places
-            if parameter is None or parameter.required or behind:
+            # The first by its place says what the call is about, `dropout 0.5`; those behind it need the ones in front.
+            meant = any(arg is other for other in (*by_place[:1], *by_place[:-1]))
+            if parameter is None or parameter.required or meant:
                 continue
             if _flag(arg, parameters):
                 known = parameter.default is True
