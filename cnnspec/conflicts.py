@@ -178,12 +178,15 @@ class Conflicts(Evaluator):
         self, join: str, branches: Sequence[tuple[ir.Flow, Tensor]], frame: Frame
     ) -> tuple[str, list[Fix]] | None:
         """The remedy where a join means something else than what seems to be meant."""
-        if stacked([[_callee(element) for element in flow.elements] for flow, _ in branches]):
+        lines = {at.line for flow, _ in branches if (at := self.places[flow.origin])}
+        called = [[_callee(element) for element in flow.elements] for flow, _ in branches]
+        if len(lines) == len(branches) and stacked(called):
             help = f"each statement of `{join}` is a branch of its own: put those that follow one another in `{{ }}`"
             return f"{help}, or join them with `|`", []
         for flow, _ in branches:
-            if flow.condition is not None and isinstance(_handed(flow), ir.In):
-                return self.left_out(flow, flow.condition)
+            condition = flow.condition if isinstance(_handed(flow), ir.In) else None
+            if condition is not None and self.decide(condition, frame) is False:
+                return self.left_out(flow, condition)
         if (said := self.behind_a_label(branches, frame) or self.goes_on(branches)) is not None:
             return said, []
         return None

@@ -123,8 +123,8 @@ def test_fix(line: str, expected: str) -> None:
 
 
 def test_a_remedy_that_does_not_work_is_not_shown() -> None:
-    block = "block residual(c, stride = 1) {\n    add { conv 3x3 c stride=stride; in }\n}\n"
-    diagnostic, *_ = check(HEAD + block + "residual 16\nresidual 16 stride=2\n")
+    block = "block wide(width) { conv 3x3 width }\nblock residual(width) { add { wide width; in } }\n"
+    diagnostic, *_ = check(HEAD + block + "residual 16\nresidual 32\n")  # `conv 1x1 16` is not right for both
     assert diagnostic.code == "E0301"
     assert diagnostic.fixes == ()
     assert "conv 1x1" not in (diagnostic.help or "")
