@@ -219,10 +219,8 @@ class Conflicts(Evaluator):
         whole, at = self.places.wholes.get(flow.origin), self.places[condition.origin]
         said = at.source.text[at.start : at.end] if at else "..."
         help = f"what enters takes this branch without its `when`, too: write `if {said} {{ in }} else {{ nothing }}`"
-        if whole is None or at is None:
-            return help, []
-        written = Edit(whole.to(at), f"if {said} {{ in }} else {{ nothing }}")
-        return help, [Fix(help, (written,))]
+        edits = [Edit(whole.to(at), f"if {said} {{ in }} else {{ nothing }}")] if whole and at else []
+        return help, [Fix(help, (edit,)) for edit in edits]
 
     def shortcut(self, branches: Sequence[tuple[ir.Flow, Tensor]], frame: Frame) -> tuple[str, Shape] | None:
         """The remedy for a sum in which what is only handed on has another shape than what is worked out, and that shape.

@@ -269,8 +269,6 @@ class Amount:
         return sum(count * h(height) * w(width) for (h, w), count in self.terms.items())
 
     def __add__(self, other: Amount | int) -> Amount:
-        if isinstance(other, Greatest):
-            return other + self
         added = other.terms if isinstance(other, Amount) else {(ONE, ONE): other}
         terms = dict(self.terms)
         for key, count in added.items():

@@ -580,6 +580,7 @@ def flat_specs(draw: st.DrawFn) -> str:
 @settings(max_examples=300, deadline=None)
 @example("input 1x8x8\npad [0,-7,0,0] | flatten\nmul {\nrelu\nin | slice 0..8\n}\n")
 @example("input 1x8x8\nflatten | slice 0..64 | linear 3\n")
+@example("input 1x8x8\nmul { maxpool 8 | flatten; avgpool 4 | flatten }\nlinear 2\n")
 @example("input 1x8x8\nmul {\nmaxpool 8 | flatten\nflatten | slice 0..5\n}\nlinear 3\n")
 @example("input 1x8x8\nmul { maxpool 8 | flatten ; avgpool 4 | flatten }\n")
 @example(
