@@ -509,6 +509,8 @@ def test_lengths_and_amounts_as_values() -> None:
     assert [larger(5, n) for n in (1, 2, 3)] == [10, 10, 15]
     assert str(greatest(larger, 9 * flat)) == "max(2*H, 9*H*W, H*W)"
     assert larger == greatest(2 * height, flat)
+    with pytest.raises(TooMany):
+        Features(0, larger, 4).rectangles()
     with pytest.raises(LengthsLimit):
         _ = greatest(Greatest(*(n * height for n in range(1, 10))), Greatest(*(n * height for n in range(9, 18))))
     assert hash(larger) == hash(greatest(2 * height, flat))
