@@ -22,7 +22,7 @@ from cnnspec.signatures import Parameter
 from cnnspec.syntax import LABEL_WORDS, TOP_WORDS
 
 _MAX_CHAIN = 48
-_LABELLED = re.compile(rf"(?:[A-Za-z0-9_]+[ \t]*:|\b(?:{'|'.join(LABEL_WORDS)}))[ \t]*\Z")
+_LABELLED = rf"(?:[A-Za-z0-9_]+[ \t]*:|\b(?:{'|'.join(LABEL_WORDS)}))[ \t]*\Z"
 """A label in front of a word."""
 
 
@@ -100,7 +100,7 @@ class Binder(Arguments):
         fixes: Sequence[Fix] = ()
         if callee in LABEL_WORDS:
             help = f"`{callee}` begins a statement: the line in front of it is not finished"
-            if _LABELLED.search(span.source.text, span.source.text.rfind("\n", 0, span.start) + 1, span.start):
+            if re.search(_LABELLED, span.source.text[span.source.text.rfind("\n", 0, span.start) + 1 : span.start]):
                 help = "there are two labels: keep one of them"
                 fixes = [Fix(help, (Edit(Span(span.source, span.start, arg.span.start), ""),)) for arg in args[:1]]
         elif entry := _entry(span):

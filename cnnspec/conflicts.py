@@ -7,10 +7,9 @@ from heapq import heappop, heappush
 from typing import Any
 
 from cnnspec import ir, shapes
-from cnnspec.diagnostics import Edit, Fix, Label, Report, Span
+from cnnspec.diagnostics import Edit, Fix, Label, Span
 from cnnspec.expressions import evaluate
 from cnnspec.frames import Evaluator, Frame, Tensor
-from cnnspec.names import Places
 from cnnspec.ops import Op, ShapeFault, stacked
 from cnnspec.ops.convolution import Linear
 from cnnspec.ops.join import SCALES, disagreement, projection
@@ -27,20 +26,18 @@ _SIDES = slice(1, 3)
 """Height and width of a shape."""
 
 
-class Conflicts(Evaluator):
+class Conflicts:
     """Reports shapes that an operator or a join does not take.
 
-    Attributes:
-        model: What is written out.
+    Args:
+        run: What writes the Model out, and reports.
+        model: The Model.
         nodes: The operators so far, in the order in which they run.
-        joining: How many joins there are around.
     """
 
-    def __init__(self, model: ir.Model, places: Places, report: Report) -> None:
-        super().__init__(places, report, model.input)
-        self.model = model
-        self.nodes: list[ir.Node] = []
-        self.joining = 0
+    def __init__(self, run: Evaluator, model: ir.Model, nodes: Sequence[ir.Node]) -> None:
+        self.run, self.places, self.image, self.calls = run, run.places, run.image, run.calls
+        self.model, self.nodes = model, nodes
         self._calls: dict[int, ir.Call] | None = None
 
     def fixes_of(self, call: ir.Call, op: Op, help: str | None) -> list[Fix]:
@@ -48,7 +45,7 @@ class Conflicts(Evaluator):
         values = {name: self.places[expr.origin] for name, expr in call.args.items()}
         return fixes_of_call(help, op.parameters, self.places.wholes.get(call.origin), values)
 
-    def refuse(self, fault: ShapeFault, op: Op, call: ir.Call, x: Tensor) -> None:
+    def refuse(self, fault: ShapeFault, op: Op, call: ir.Call, x: Tensor, *, joined: bool) -> None:
         """Reports a shape rule that does not hold, at the argument that it is about.
 
         Args:
@@ -56,13 +53,14 @@ class Conflicts(Evaluator):
             op: The operator.
             call: Where it is called.
             x: What enters.
+            joined: Whether it stands in a branch of a join.
         """
         at = call.args[fault.argument].origin if fault.argument in call.args else call.origin
         made = self.nodes[x.node].origin if x.node != ir.IMAGE else None
         labels = [Label(made, f"{shapes.text(x.shape)} from here")] if made and made != self.places[at] else []
         caption = f"gets {shapes.text(x.shape)}" if fault.code.startswith("E03") else ""
         help, fixes = fault.help, self.fixes_of(call, op, fault.help)
-        if self.joining and isinstance(op, Linear):
+        if joined and isinstance(op, Linear):
             written = f"conv 1x1 {op.c}{' bias' if op.bias else ''}"
             help = f"write `{written}`: a linear layer at each place of the map"
             fixes = [Fix(help, (Edit(at, written),)) for at in (self.places.wholes.get(call.origin),) if at]
@@ -72,7 +70,9 @@ class Conflicts(Evaluator):
             notes = [f"the image has {c} channels, and is {height} high and {width} wide: `input` takes channels first"]
         if fault.code == "E0304" and len(way := self.changes(self.trace(x.node), _SIDES)) > 1:
             notes.append(f"the map on its way here: {self.chain(way, _SIDES)}")
-        self.fail(fault.code, fault.message, at, caption=caption, labels=labels, help=help, fixes=fixes, notes=notes)
+        self.run.fail(
+            fault.code, fault.message, at, caption=caption, labels=labels, help=help, fixes=fixes, notes=notes
+        )
 
     def refuse_join(
         self, fault: ShapeFault, element: ir.Join, branches: Sequence[tuple[ir.Flow, Tensor]], frame: Frame
@@ -105,7 +105,7 @@ class Conflicts(Evaluator):
             evened = dict.fromkeys(self.evened(way) for way in ways)
             fixes = [fix for fix in evened if fix] + fixes
             help = ", or ".join(dict.fromkeys(fix.help for fix in fixes)) or help
-        self.fail(fault.code, fault.message, element.origin, caption=caption, labels=labels, help=help, fixes=fixes)
+        self.run.fail(fault.code, fault.message, element.origin, caption=caption, labels=labels, help=help, fixes=fixes)
 
     # --- what led there --------------------------------------------------------------------------
 
@@ -151,18 +151,18 @@ class Conflicts(Evaluator):
             text += f", {self.whence(tensor)}"
             if len(changes) > 1:
                 text += f": {self.chain(changes)}"
-            return self.label(flow.origin, text)
+            return self.run.label(flow.origin, text)
         if changes == way[:1]:  # its first operator alone
-            return self.label(flow.origin, text)
+            return self.run.label(flow.origin, text)
         whole = self.places.wholes.get(flow.origin)
         steps: dict[Span, list[str]] = {}
         for i in changes:
             at = self.nodes[i].origin
             if at is None or not whole or at.source is not whole.source or not whole.start <= at.start < whole.end:
-                return self.label(flow.origin, self.chain(changes) if len(changes) > 1 else text)
+                return self.run.label(flow.origin, self.chain(changes) if len(changes) > 1 else text)
             steps.setdefault(at, []).append(shapes.text(self.nodes[i].shape))
         found = [Label(at, " -> ".join(texts[-_MAX_CHAIN:])) for at, texts in steps.items()]
-        return found[-_MAX_CHAIN:] or self.label(flow.origin, text)
+        return found[-_MAX_CHAIN:] or self.run.label(flow.origin, text)
 
     def whence(self, tensor: Tensor) -> str:
         """Where a tensor was made, in words."""
@@ -185,7 +185,7 @@ class Conflicts(Evaluator):
             return f"{help}, or join them with `|`", []
         for flow, _ in branches:
             condition = flow.condition if isinstance(_handed(flow), ir.In) else None
-            if condition is not None and self.decide(condition, frame) is False:
+            if condition is not None and self.run.decide(condition, frame) is False:
                 return self.left_out(flow, condition)
         if (said := self.behind_a_label(branches, frame) or self.goes_on(branches)) is not None:
             return said, []

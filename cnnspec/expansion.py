@@ -7,13 +7,13 @@ stays silent, so that one fault gives one diagnostic.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from cnnspec import ir
-from cnnspec.conflicts import Conflicts
 from cnnspec.diagnostics import Report
 from cnnspec.expressions import ExprFault, Unknown, UnknownShape, evaluate, show
-from cnnspec.frames import ABSENT, Absent, Flowing, Frame, LimitReached, Namespace, Tensor, labels_of
+from cnnspec.frames import ABSENT, Absent, Evaluator, Flowing, Frame, LimitReached, Namespace, Tensor, labels_of
 from cnnspec.inits import INITS, InitScheme, allowed_inits
 from cnnspec.limits import MAX_DEPTH, MAX_NODES, MAX_STEPS
 from cnnspec.names import Places
@@ -22,20 +22,26 @@ from cnnspec.recording import Made, Recorder
 from cnnspec.shapes import Shape
 from cnnspec.signatures import OpName, Type
 
+if TYPE_CHECKING:
+    from cnnspec.conflicts import Conflicts
+
 _MAX_MESSAGE = 500
 
 
-class Expansion(Conflicts):
+class Expansion(Evaluator):
     """Writes a Model out into nodes.
 
     Attributes:
+        nodes: The operators so far, in the order in which they run.
         scopes: The paths that are no operator, with the block that they are a call of.
         ends: The same paths with the node that gives their output.
     """
 
     def __init__(self, model: ir.Model, places: Places, report: Report, steps: int | None = None) -> None:
-        super().__init__(model, places, report)
+        super().__init__(places, report, model.input)
         self._max_steps = min(steps or MAX_STEPS, MAX_STEPS)
+        self.model = model
+        self.nodes: list[ir.Node] = []
         self.scopes: dict[str, str] = {}
         self.ends: dict[str, int] = {}
         self.aux_heads: list[ir.AuxHead] = []
@@ -49,6 +55,7 @@ class Expansion(Conflicts):
         self._aux: str | None = None
         self._steps = 0
         self._depth = 0
+        self._joins = 0
 
     def run(self) -> None:
         """Writes the whole network out.
@@ -71,6 +78,12 @@ class Expansion(Conflicts):
             if result is not None and weight is not None:
                 self.aux_heads.append(ir.AuxHead(head.name, result.node, weight))
         self._aux = None
+
+    @cached_property
+    def _conflicts(self) -> Conflicts:
+        from cnnspec.conflicts import Conflicts  # not before: most networks have none
+
+        return Conflicts(self, self.model, self.nodes)
 
     def step(self, origin: int) -> None:
         """Counts an element that is entered, and raises `LimitReached` where there are too many."""
@@ -250,7 +263,7 @@ class Expansion(Conflicts):
         """Feeds every branch and joins the results; a join of one branch is that branch."""
         inner = frame.inner(x)
         branches: list[tuple[ir.Flow, Flowing]] = []
-        self.joining += 1
+        self._joins += 1
         for statement in element.body:
             if isinstance(statement, ir.Flow):
                 result = self.flow(statement, inner, names, x)
@@ -258,7 +271,7 @@ class Expansion(Conflicts):
                     branches.append((statement, result))
             else:
                 self.aside(statement, inner)
-        self.joining -= 1
+        self._joins -= 1
         if not branches:
             self.fail(
                 "E0216", f"every branch of `{element.join}` is absent", element.origin, help="leave at least one branch"
@@ -274,7 +287,7 @@ class Expansion(Conflicts):
         try:
             made = self.make(op, tuple(tensor.shape for tensor in known))
         except ShapeFault as fault:
-            self.refuse_join(fault, element, [(flow, tensor) for flow, tensor in branches if tensor], inner)
+            self._conflicts.refuse_join(fault, element, [(flow, tensor) for flow, tensor in branches if tensor], inner)
             return None
         return self.add(names.path, op, tuple(tensor.node for tensor in known), made, element.origin)
 
@@ -361,7 +374,7 @@ class Expansion(Conflicts):
         try:
             made = self.make(op, (x.shape,))
         except ShapeFault as fault:
-            self.refuse(fault, op, call, x)
+            self._conflicts.refuse(fault, op, call, x, joined=self._joins > 0)
             return None
         return self.add(path, op, (x.node,), made, call.origin)
 

@@ -27,9 +27,9 @@ NO_PLACES = "lists cannot be indexed: write a `param` for each value, or a row o
 NO_SETTINGS = "an operator as a value has its defaults and takes no arguments: others need a block of your own"
 """What is said of `act=leaky_relu(0.1)`."""
 
-_WORDS = re.compile(r"`([^`]+)`")
-_FLATTEN = re.compile(r"(?<![A-Za-z0-9_@.])(?P<element>flatten[ \t]*\|[ \t]*)(?:[^\n{};]*\|[ \t]*)?$")
-_SETTING = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=([^\s\[]+|\[[^\[\]]*\])")
+_WORDS = r"`([^`]+)`"
+_FLATTEN = r"(?<![A-Za-z0-9_@.])(?P<element>flatten[ \t]*\|[ \t]*)(?:[^\n{};]*\|[ \t]*)?$"
+_SETTING = r"([A-Za-z_][A-Za-z0-9_]*)=([^\s\[]+|\[[^\[\]]*\])"
 
 
 def fixes_of_call(
@@ -54,15 +54,15 @@ def fixes_of_call(
         if edits := settings_of(whole, values, {name: value}):
             fixes.append(Fix(said, tuple(edits)))
 
-    quoted = _WORDS.findall(help)
-    if help.endswith("in front of `flatten`") and (before := _FLATTEN.search(whole.source.text, 0, whole.start)):
+    quoted = re.findall(_WORDS, help)
+    if help.endswith("in front of `flatten`") and (before := re.search(_FLATTEN, whole.source.text[: whole.start])):
         gone, end = Span(whole.source, *before.span("element")), Span(whole.source, whole.end, whole.end)
         fixes.append(Fix(help, (Edit(gone, ""), Edit(end, " | flatten"))))
     if "in front of it" in help:
         start = Span(whole.source, whole.start, whole.start)
         fixes += [Fix(f"put `{words}` in front of it", (Edit(start, f"{words} | "),)) for words in quoted]
     for words in quoted:
-        setting = _SETTING.fullmatch(words)
+        setting = re.fullmatch(_SETTING, words)
         if setting and setting.group(1) in known:
             set_argument(setting.group(1), setting.group(2), f"write `{words}`")
     if found := re.search(r"use (?:a kernel of at most |`)([0-9]+x[0-9]+)", help):
