@@ -41,6 +41,7 @@ class Record:
 
     path: str
     entering: int
+    shape: Shape
     start: int
     nodes: tuple[ir.Node, ...]
     scopes: tuple[tuple[str, str], ...]
@@ -87,6 +88,7 @@ class Recorder:
         self._records[(key, x.shape) if asked else key] = Record(
             path,
             x.node,
+            x.shape,
             start,
             tuple(self.nodes[start:]),
             tuple((name[cut:], block) for name, block in islice(self.scopes.items(), scopes, None)),
@@ -109,16 +111,20 @@ class Recorder:
         try:
             for node in record.nodes:
                 inputs = tuple([x.node if i == entering else i + shift for i in node.inputs])
-                made = make(node.op, tuple([x.shape if i == x.node else nodes[i].shape for i in inputs]))
-                nodes.append(ir.Node(path + node.path[cut:], node.op, inputs, *made, node.aux, node.origin))
+                shape, weights, macs, init = node.shape, node.weights, node.macs, node.init
+                if x.shape != record.shape:
+                    shapes = tuple([x.shape if i == x.node else nodes[i].shape for i in inputs])
+                    shape, weights, macs, init = make(node.op, shapes)
+                at = path + node.path[cut:]
+                nodes.append(ir.Node(at, node.op, inputs, shape, weights, macs, init, node.aux, node.origin))
         except ShapeFault:
             del nodes[start:]
             return None
 
-        def at(node: int) -> int:
+        def moved(node: int) -> int:
             return x.node if node == entering else node + shift
 
         self.scopes.update((path + name, block) for name, block in record.scopes)
-        self.ends.update((path + name, at(node)) for name, node in record.ends if at(node) != ir.IMAGE)
-        result = at(record.result)
+        self.ends.update((path + name, moved(node)) for name, node in record.ends if moved(node) != ir.IMAGE)
+        result = moved(record.result)
         return Tensor(result, x.shape if result == x.node else nodes[result].shape), record

@@ -59,20 +59,24 @@ class Node(Record):
 
     span: Span
 
-    def children(self) -> Iterator[Node]:
+    def children(self) -> list[Node]:
         """The pieces that it is made of."""
+        found: list[Node] = []
         for name in self.fields:
             value: Any = getattr(self, name)
             if isinstance(value, Node):
-                yield value
+                found.append(value)
             elif type(value) is tuple:
-                yield from (item for item in value if isinstance(item, Node))  # pyright: ignore[reportUnknownVariableType]
+                found += [item for item in value if isinstance(item, Node)]  # pyright: ignore[reportUnknownVariableType]
+        return found
 
     def walk(self) -> Iterator[Node]:
         """The piece itself and all that lies in it."""
-        yield self
-        for child in self.children():
-            yield from child.walk()
+        left = [self]
+        while left:
+            node = left.pop()
+            yield node
+            left += node.children()[::-1]
 
 
 # --- expressions ---------------------------------------------------------------------------------

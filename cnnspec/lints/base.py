@@ -12,7 +12,23 @@ from cnnspec.names import FILLED
 LITERALS = (tree.Number, tree.Bool, tree.Text, tree.SizeLiteral)
 
 
-def names(node: tree.Node) -> set[str]:
+def without_line(span: Span) -> Edit:
+    """Takes a statement out, with its line if nothing else stands there."""
+    text = span.source.text
+    start, end = text.rfind("\n", 0, span.start) + 1, (text + "\n").index("\n", span.end)
+    if not text[start : span.start].strip() and re.fullmatch(r"[ \t]*(#[^\n]*)?", text[span.end : end]):
+        return Edit(Span(span.source, start, min(end + 1, len(text))), "")
+    behind = re.compile(r"[ \t]*;[ \t]*").match(text, span.end)
+    return Edit(Span(span.source, span.start, behind.end() if behind else span.end), "")
+
+
+def without(span: Span) -> Edit:
+    """Takes an argument out, with the spaces in front of it."""
+    start = len(span.source.text[: span.start].rstrip(" \t"))
+    return Edit(Span(span.source, start, span.end), "")
+
+
+def _names(node: tree.Node) -> set[str]:
     """The words in a piece of a spec that can mean a value, an operator or a block."""
     found: set[str] = set()
     for part in node.walk():
@@ -30,22 +46,6 @@ def names(node: tree.Node) -> set[str]:
     return found
 
 
-def without_line(span: Span) -> Edit:
-    """Takes a statement out, with its line if nothing else stands there."""
-    text = span.source.text
-    start, end = text.rfind("\n", 0, span.start) + 1, (text + "\n").index("\n", span.end)
-    if not text[start : span.start].strip() and re.fullmatch(r"[ \t]*(#[^\n]*)?", text[span.end : end]):
-        return Edit(Span(span.source, start, min(end + 1, len(text))), "")
-    behind = re.compile(r"[ \t]*;[ \t]*").match(text, span.end)
-    return Edit(Span(span.source, span.start, behind.end() if behind else span.end), "")
-
-
-def without(span: Span) -> Edit:
-    """Takes an argument out, with the spaces in front of it."""
-    start = len(span.source.text[: span.start].rstrip(" \t"))
-    return Edit(Span(span.source, start, span.end), "")
-
-
 class Lints:
     def __init__(self, file: tree.File, graph: ir.Graph | None) -> None:
         self.file = file
@@ -55,6 +55,14 @@ class Lints:
         self.blocks = {s.name: s for s in file.statements if isinstance(s, tree.Block)}
         self.defaults = {s.call.callee for s in file.statements if isinstance(s, tree.Default)}
         self.parts = list(file.walk())
+        self._names: dict[int, set[str]] = {}
+
+    def names(self, node: tree.Node) -> set[str]:
+        """The words in a piece of a spec that can mean a value, an operator or a block."""
+        known = self._names.get(id(node))
+        if known is None:
+            known = self._names[id(node)] = _names(node)
+        return known
 
     def say(self, code: str, message: str, span: Span, help: str, edit: Edit | None = None, **more: Any) -> None:
         certain = more.pop("certain", True)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from cnnspec import ir, shapes, tree
 from cnnspec.contradictions import no_classifier, other_classes, unlikely
 from cnnspec.diagnostics import Edit, Label, Span
-from cnnspec.lints.base import LITERALS, names, without, without_line
+from cnnspec.lints.base import LITERALS, without, without_line
 from cnnspec.lints.text import TextLints
 from cnnspec.ops import OPS
 from cnnspec.recipe import DATA_SETS
@@ -147,7 +147,7 @@ class NetworkLints(TextLints):
     def classes(self, graph: ir.Graph) -> None:
         """Reports `classes` that nothing reads, of a network that gives another number."""
         stated = next((s for s in self.file.statements if isinstance(s, tree.Classes)), None)
-        read = any("classes" in names(s) for s in self.file.statements if s is not stated)
+        read = any("classes" in self.names(s) for s in self.file.statements if s is not stated)
         last, output = graph.nodes[graph.output], graph.output_shape
         if stated is None or read or self.extends:
             return

@@ -11,7 +11,7 @@ from cnnspec.blocks import signature
 from cnnspec.diagnostics import Edit, Report, Span
 from cnnspec.expressions import ExprFault, UnknownShape, evaluate
 from cnnspec.library import standard_block, standard_blocks
-from cnnspec.lints.base import LITERALS, Lints, names, without, without_line
+from cnnspec.lints.base import LITERALS, Lints, without, without_line
 from cnnspec.names import Fault, Names, Resolver
 from cnnspec.ops import OPS, stacked
 from cnnspec.scopes import FileScope
@@ -59,7 +59,7 @@ class TextLints(Lints):
                 help = "`in` flows on without it, too; a branch that may be absent is `if ... { in } else { nothing }`"
                 self.say("W0105", "`when` has no effect on `in`", flow.span, help)
         defaults = [s for s in self.file.statements if isinstance(s, tree.Default)]
-        named = {name for s in self.file.statements if not isinstance(s, tree.Default) for name in names(s)}
+        named = {name for s in self.file.statements if not isinstance(s, tree.Default) for name in self.names(s)}
         for statement in defaults if not self.extends else ():
             callee = statement.call.callee
             if callee not in named:
@@ -77,7 +77,7 @@ class TextLints(Lints):
         statements = list(body)
         naming: dict[str, list[int]] = defaultdict(list)
         for index, statement in enumerate(statements):
-            for name in names(statement):
+            for name in self.names(statement):
                 naming[name].append(index)
         for index, statement in enumerate(statements):
             for child in _bodies(statement):
@@ -99,12 +99,12 @@ class TextLints(Lints):
             s for s in self.file.statements if not isinstance(s, (tree.Block, tree.Default, tree.Use))
         ]
         while queue:
-            for name in names(queue.pop()) - reached:
+            for name in self.names(queue.pop()) - reached:
                 reached.add(name)
                 if name in self.blocks:
                     queue.append(self.blocks[name])
         for name in [name for name in reached if name in self.blocks]:
-            reached |= names(self.blocks[name])
+            reached |= self.names(self.blocks[name])
         for block in self.blocks.values():
             if block.name not in reached:
                 message = f"the block `{block.name}` is never used"
@@ -128,10 +128,10 @@ class TextLints(Lints):
             )
         body: set[str] = set()
         for statement in block.body:
-            body |= names(statement)
+            body |= self.names(statement)
         defaults: dict[str, set[str]] = defaultdict(set)
         for parameter in block.parameters:
-            for name in names(parameter.default) if parameter.default is not None else ():
+            for name in self.names(parameter.default) if parameter.default is not None else ():
                 defaults[name].add(parameter.name)
         for parameter in block.parameters:
             if parameter.name not in body and not defaults[parameter.name] - {parameter.name}:
