@@ -13,13 +13,24 @@ from typing import TYPE_CHECKING, Any
 from cnnspec import ir
 from cnnspec.diagnostics import Report
 from cnnspec.expressions import ExprFault, Unknown, UnknownShape, evaluate, show
-from cnnspec.frames import ABSENT, Absent, Evaluator, Flowing, Frame, LimitReached, Namespace, Tensor, labels_of
+from cnnspec.frames import (
+    ABSENT,
+    Absent,
+    Evaluator,
+    Flowing,
+    Frame,
+    LimitReached,
+    Namespace,
+    Tensor,
+    TooLarge,
+    labels_of,
+)
 from cnnspec.inits import INITS, InitScheme, allowed_inits
-from cnnspec.limits import MAX_DEPTH, MAX_NODES, MAX_STEPS
+from cnnspec.limits import MAX_DEPTH, MAX_HUGE, MAX_NODES, MAX_STEPS
 from cnnspec.names import Places
 from cnnspec.ops import JOINS, OPS, Op, ShapeFault
 from cnnspec.recording import Made, Recorder
-from cnnspec.shapes import Shape
+from cnnspec.shapes import Shape, numel
 from cnnspec.signatures import OpName, Type
 
 if TYPE_CHECKING:
@@ -289,6 +300,8 @@ class Expansion(Evaluator):
         except ShapeFault as fault:
             self._conflicts.refuse_join(fault, element, [(flow, tensor) for flow, tensor in branches if tensor], inner)
             return None
+        except TooLarge as fault:
+            self.refuse_size(fault, element.origin)
         return self.add(names.path, op, tuple(tensor.node for tensor in known), made, element.origin)
 
     # --- calls -----------------------------------------------------------------------------------
@@ -376,6 +389,8 @@ class Expansion(Evaluator):
         except ShapeFault as fault:
             self._conflicts.refuse(fault, op, call, x, joined=self._joins > 0)
             return None
+        except TooLarge as fault:
+            self.refuse_size(fault, call.origin)
         return self.add(path, op, (x.node,), made, call.origin)
 
     def make(self, op: Op, inputs: tuple[Shape, ...]) -> Made:
@@ -383,10 +398,13 @@ class Expansion(Evaluator):
 
         Raises:
             ShapeFault: It does not take them.
+            TooLarge: What it gives has more numbers than the limit.
         """
         known = self._made.get((id(op), inputs))
         if known is None:
             x, shape = inputs[0], op.infer(*inputs)
+            if numel(shape) > MAX_HUGE:
+                raise TooLarge(shape)
             weights = op.weights(x)
             known = Made(shape, weights, op.macs(x, shape), self.init_of(op) if weights else None)
             self._made[id(op), inputs] = known
@@ -401,7 +419,6 @@ class Expansion(Evaluator):
 
     def add(self, path: str, op: Op, inputs: tuple[int, ...], made: Made, origin: int) -> Tensor:
         """Adds a node, and gives its output."""
-        self.need_small(made.shape, origin)
         self.nodes.append(ir.Node(path, op, inputs, *made, self._aux, self.places[origin]))
         return Tensor(len(self.nodes) - 1, made.shape)
 

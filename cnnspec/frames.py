@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, NoReturn
 
 from cnnspec import ir, shapes
 from cnnspec.blocks import BLOCK_TYPES
@@ -37,6 +37,18 @@ _MANY = 12
 
 class LimitReached(Exception):
     """The network is larger than a limit; the diagnostic is reported already."""
+
+
+class TooLarge(Exception):
+    """A tensor has more numbers than the limit.
+
+    Attributes:
+        shape: Its shape without the batch axis.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__(shape)
+        self.shape = shape
 
 
 class Absent:
@@ -173,16 +185,15 @@ class Evaluator:
         )
         self.fail("E0208", f"there is no label `{label}`", origin, help=help, fixes=fixes)
 
-    def need_small(self, shape: Shape, origin: int) -> None:
+    def refuse_size(self, fault: TooLarge, origin: int) -> NoReturn:
         """Reports a tensor that is too large.
 
         Raises:
-            LimitReached: It has more numbers than the limit.
+            LimitReached: Always.
         """
-        if shapes.numel(shape) > MAX_HUGE:
-            message = f"the tensor {shapes.text(shape)} has more than the limit of {MAX_HUGE} numbers"
-            self.fail("E0405", message, origin, help="use smaller sizes")
-            raise LimitReached
+        message = f"the tensor {shapes.text(fault.shape)} has more than the limit of {MAX_HUGE} numbers"
+        self.fail("E0405", message, origin, help="use smaller sizes")
+        raise LimitReached
 
     def label(self, origin: int, text: str) -> list[Label]:
         span = self.places[origin]

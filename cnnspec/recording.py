@@ -12,7 +12,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from cnnspec import ir
-from cnnspec.frames import Tensor
+from cnnspec.frames import Tensor, TooLarge
 from cnnspec.inits import InitScheme
 from cnnspec.ops import Op, ShapeFault
 from cnnspec.shapes import Shape
@@ -60,7 +60,7 @@ class Recorder:
         nodes: The nodes of the network so far; what is repeated is added to them.
         scopes: Paths that are no operator, with their block.
         ends: The same paths with the node that gives their output.
-        make: What an operator makes of inputs of some shapes; a ShapeFault where it does not take them.
+        make: What an operator makes of inputs of some shapes; a ShapeFault or TooLarge where that is refused.
     """
 
     def __init__(self, nodes: list[ir.Node], scopes: dict[str, str], ends: dict[str, int], make: Make) -> None:
@@ -101,7 +101,7 @@ class Recorder:
     def again(self, key: Hashable, path: str, x: Tensor) -> tuple[Tensor, Record] | None:
         """Adds what an alike call added, below another path; its result, and what it is made from.
 
-        Nothing is added where no call was alike, or where an operator does not take what enters here.
+        Nothing is added where no call was alike, or where an operator refuses what enters here.
         """
         record = self._records.get(key) or self._records.get((key, x.shape))
         if record is None:
@@ -117,7 +117,7 @@ class Recorder:
                     shape, weights, macs, init = make(node.op, shapes)
                 at = path + node.path[cut:]
                 nodes.append(ir.Node(at, node.op, inputs, shape, weights, macs, init, node.aux, node.origin))
-        except ShapeFault:
+        except (ShapeFault, TooLarge):
             del nodes[start:]
             return None
 
