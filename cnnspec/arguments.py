@@ -80,7 +80,7 @@ class Arguments(Resolver):
                     break  # what follows is another statement
                 if after and span.source.text[arg.span.end : after.span.start + 1] == "[":
                     joined, at = index + 1, arg.value.span.to(after.span)
-                    message = f"`{span.source.text[at.start : at.end]}` cannot stand here"
+                    message = f"`{at.text}` cannot stand here"
                     raise self.fail("E0101", message, at, help=NO_PLACES)
                 if flag:
                     assert isinstance(value, tree.Name)
@@ -106,11 +106,11 @@ class Arguments(Resolver):
                     message = f"the numbers of a list stand in brackets, and `{callee}` takes one here"
                     raise self.fail("E0204", message, fix.edits[0].span, help=fix.help, fixes=[fix])
                 elif name is None and repeatable and (fix := self._repeated(arg, names)):
-                    message = f"unknown name `{arg.span.source.text[arg.span.start : arg.span.end]}`"
+                    message = f"unknown name `{arg.span.text}`"
                     help = f"{fix.help}; a number alone can follow the `x`"
                     raise self.fail("E0207", message, arg.span, help=help, fixes=[fix])
                 elif name is None and (fix := self._incoming(callee, index, given, after)):
-                    text = arg.span.source.text[arg.span.start : arg.span.end]
+                    text = arg.span.text
                     message = f"`{callee}` is not told that {text} channels come in"
                     raise self.fail("E0205", message, arg.span, help="take it out: that is known", fixes=[fix])
                 elif name is None and (parted := self._parted(arg, after, known, names)):
@@ -119,7 +119,7 @@ class Arguments(Resolver):
                 elif name is None and (
                     fix := self._worded(arg, parameters, [] if keyword_seen else queue, bound, names)
                 ):
-                    message = f"`{span.source.text[arg.span.start : arg.span.end]}` is the value of another argument"
+                    message = f"`{arg.span.text}` is the value of another argument"
                     raise self.fail("E0207", message, arg.span, help=fix.help, fixes=[fix])
                 elif name is None:
                     while queue and queue[0] in bound:
@@ -198,7 +198,7 @@ class Arguments(Resolver):
         found = [at for value in values if (at := percent(value))]
         for at in found:
             fix = share(at)
-            message = f"`{at.source.text[at.start : at.end]}` cannot stand here"
+            message = f"`{at.text}` cannot stand here"
             self.fail("E0101", message, at, help=fix.help, fixes=[fix])
         return bool(found)
 
@@ -218,7 +218,7 @@ class Arguments(Resolver):
         if after is None or not isinstance(after.value, tree.Number):
             return None
         source = span.source
-        count = source.text[after.span.start : after.span.end]
+        count = after.span.text
         before = given[index - 1] if index else None
         types = [parameter.type.kind for parameter in parameters.values()]
         if (
@@ -227,7 +227,7 @@ class Arguments(Resolver):
             and isinstance(before.value, tree.Number)
             and types[index - 1 : index] == ["size"]
         ):
-            written = f"{source.text[before.span.start : before.span.end]}x{count}"
+            written = f"{before.span.text}x{count}"
             return Fix(f"write `{written}`", (Edit(before.span.to(after.span), written),), certain=True)
         start = before.span.end if before else span.end
         edits = (Edit(Span(source, span.end, span.end), f" x{count}"), Edit(Span(source, start, after.span.end), ""))
@@ -296,7 +296,7 @@ class Arguments(Resolver):
         if given is None:
             return message, f"write `{name}={_EXAMPLES.get(type_.kind, '...')}`: {name} is {type_}", ()
         at = given.value.span
-        written = f"{name}={at.source.text[at.start : at.end]}"
+        written = f"{name}={at.text}"
         return message, f"write `{written}`", (Fix(f"write `{written}`", (Edit(given.span, written),), certain=True),)
 
     @staticmethod
@@ -330,7 +330,7 @@ class Arguments(Resolver):
     def _by_name(queue: list[str], bound: Mapping[str, Any], arg: tree.Argument) -> list[Fix]:
         """A positional argument behind a named one, by the name that it has in its turn."""
         free = [name for name in queue if name not in bound]
-        text = arg.span.source.text[arg.span.start : arg.span.end]
+        text = arg.span.text
         at = Span(arg.span.source, arg.span.start, arg.span.start)
         return [Fix(f"write `{free[0]}={text}`", (Edit(at, f"{free[0]}="),))] if free else []
 

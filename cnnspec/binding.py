@@ -129,7 +129,7 @@ class Binder(Arguments):
         """What is said of an operator that is called by its name elsewhere, where its arguments may have another order."""
         meant = FOREIGN_NAMES[callee]
         ordered = not args or isinstance(args[0].value, tree.SizeLiteral) or meant not in KERNEL_FIRST
-        texts = [span.source.text[arg.span.start : arg.span.end] for arg in args]
+        texts = [arg.span.text for arg in args]
         if not ordered and (written := translated(callee, texts)):
             edits = Edit(span, meant), Edit(args[0].span.to(args[-1].span), written.removeprefix(f"{meant} "))
             return f"write `{written}`", [Fix(f"write `{written}`", edits)]

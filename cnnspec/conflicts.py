@@ -8,7 +8,7 @@ from typing import Any
 
 from cnnspec import ir, shapes
 from cnnspec.diagnostics import Edit, Fix, Label, Span
-from cnnspec.expressions import evaluate
+from cnnspec.expressions import evaluate, show
 from cnnspec.frames import Evaluator, Frame, Tensor
 from cnnspec.ops import Op, ShapeFault, stacked
 from cnnspec.ops.convolution import Linear
@@ -217,7 +217,7 @@ class Conflicts:
     def left_out(self, flow: ir.Flow, condition: ir.Expr) -> tuple[str, list[Fix]]:
         """The remedy for `in when ...`, which passes on what enters in both cases."""
         whole, at = self.places.wholes.get(flow.origin), self.places[condition.origin]
-        said = at.source.text[at.start : at.end] if at else "..."
+        said = at.text if at else "..."
         help = f"what enters takes this branch without its `when`, too: write `if {said} {{ in }} else {{ nothing }}`"
         edits = [Edit(whole.to(at), f"if {said} {{ in }} else {{ nothing }}")] if whole and at else []
         return help, [Fix(help, (edit,)) for edit in edits]
@@ -247,7 +247,7 @@ class Conflicts:
             at = self.places[expr.origin] if expr else None
             within = at and whole and at.source is whole.source and whole.start <= at.start < whole.end
             if expr and at and within and evaluate(expr, frame.values, frame.shape) == value:
-                return at.source.text[at.start : at.end]
+                return at.text
         return str(value)
 
     def evened(self, way: Sequence[int]) -> Fix | None:
@@ -272,11 +272,11 @@ class Conflicts:
 
 
 def _sizes(shape: Shape) -> str:
-    return "x".join(map(str, shape)) if len(shape) == 2 else shapes.text(shape)
+    return show(shape) if len(shape) == 2 else shapes.text(shape)
 
 
 def _value(size: tuple[int, int] | str) -> str:
-    return size if isinstance(size, str) else str(size[0]) if size[0] == size[1] else _sizes(size)
+    return size if isinstance(size, str) else show(size[0] if size[0] == size[1] else size)
 
 
 def _calls(pieces: Sequence[Any]) -> Iterator[ir.Call]:

@@ -9,7 +9,7 @@ from typing import Any
 from cnnspec.diagnostics import failure
 from cnnspec.ir import Expr
 from cnnspec.recipe import DATA_SETS, Recipe, Setting
-from cnnspec.shapes import Shape
+from cnnspec.shapes import Shape, text
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +88,7 @@ def nothing_validated(recipe: Recipe, held: int) -> Iterator[Contradiction]:
 def no_classifier(image: Shape, output: Shape) -> Iterator[Contradiction]:
     """That a network does not tell classes of images apart."""
     if len(output) != 1:
-        shape = ", ".join(["N", *map(str, output)])
-        message = f"the output is [{shape}], not one number per class"
+        message = f"the output is {text(output)}, not one number per class"
         help = "end with `global_avgpool | flatten | linear classes` to train it as a classifier"
         yield Contradiction("", message, help, code="E0508")
     elif image[0] not in (1, 3):

@@ -70,6 +70,11 @@ class Span:
     end: int
 
     @property
+    def text(self) -> str:
+        """What stands there."""
+        return self.source.text[self.start : self.end]
+
+    @property
     def line(self) -> int:
         return self.source.position(self.start)[0]
 
@@ -274,7 +279,7 @@ class Report:
         place = (id(span.source), span.start) if span else (diagnostic.file, diagnostic.message)
         key = (diagnostic.code, *place)
         if span and self.unsure and diagnostic.code in _OF_NAMES:
-            word = span.source.text[span.start : span.end].lstrip("@")
+            word = span.text.lstrip("@")
             if word in self.unsure:
                 return
         if key not in self._seen:

@@ -107,4 +107,4 @@ def _parameter(parameter: tree.BlockParameter) -> str:
     if parameter.default is None:
         return parameter.name
     span = parameter.default.span
-    return f"{parameter.name}={span.source.text[span.start : span.end].replace(' ', '')}"
+    return f"{parameter.name}={span.text.replace(' ', '')}"

@@ -26,10 +26,6 @@ FILLED = re.compile(r"\{([A-Za-z_][A-Za-z0-9_.]*)\}")
 """What stands in a text for a value: `{name}`."""
 
 
-def _text(span: Span) -> str:
-    return span.source.text[span.start : span.end]
-
-
 class Fault(Exception):
     """A statement or element that cannot be elaborated; its diagnostic is reported already."""
 
@@ -132,10 +128,10 @@ class Resolver:
                 return self._name(node, names, type_, at)
             case tree.Dim():
                 return make("dim", value=node.axis)
-            case tree.Binary() if type_ is not None and type_.kind == "str" and "\n" not in _text(node.span):
-                help = f'a text stands in quotes: `"{_text(node.span)}"`'
-                fixes = (Fix(help, (Edit(node.span, f'"{_text(node.span)}"'),), certain=True),)
-                raise self.fail("E0204", f"`{_text(node.span)}` is no text", node.span, help=help, fixes=fixes)
+            case tree.Binary() if type_ is not None and type_.kind == "str" and "\n" not in node.span.text:
+                help = f'a text stands in quotes: `"{node.span.text}"`'
+                fixes = (Fix(help, (Edit(node.span, f'"{node.span.text}"'),), certain=True),)
+                raise self.fail("E0204", f"`{node.span.text}` is no text", node.span, help=help, fixes=fixes)
             case tree.Unary():
                 return make("neg" if node.operator == "-" else "not", node.operand)
             case tree.Binary():

@@ -69,7 +69,7 @@ def fixes_of_call(
         set_argument("kernel", found.group(1), f"use a {found.group(1)} kernel")
     if found := re.match(r"the kernel comes first: `conv (\S+) ([0-9]+)`", help):
         swapped: dict[str, str] = {"kernel": found.group(1), "c": found.group(2)}
-        if all((at := values.get(name)) and _written(at).isdigit() for name in swapped):
+        if all((at := values.get(name)) and at.text.isdigit() for name in swapped):
             fixes += [Fix(help, tuple(edits)) for edits in (settings_of(whole, values, swapped),) if edits]
     if found := re.search(r"`slice ([0-9]+\.\.[0-9]+)`", help):
         set_argument("range", found.group(1), f"write `slice {found.group(1)}`")
@@ -97,15 +97,11 @@ def settings_of(whole: Span | None, values: Mapping[str, Span | None], settings:
     return [*edits, Edit(end, added)] if added else edits
 
 
-def _written(at: Span) -> str:
-    return at.source.text[at.start : at.end]
-
-
 def fixes_of_value(help: str | None, at: Span | None) -> list[Fix]:
     """The changes of a value that the help of its type speaks of; that of its bounds leaves the choice."""
     if help is None or at is None:
         return []
-    text = _written(at)
+    text = at.text
     found = re.fullmatch(r"write `(?:[A-Za-z_][A-Za-z0-9_]*=)?(\S+)`", help)
     if found:
         return [Fix(help, (Edit(at, found.group(1)),))]
@@ -138,7 +134,7 @@ def fixes_of_join(help: str | None, branches: Sequence[tuple[Span | None, bool]]
 
 def share(at: Span) -> Fix:
     """The change of a share in percent to the number that it is."""
-    text = _written(at)
+    text = at.text
     written = f"{float(text.rstrip('%').rstrip()) / 100:.6g}"
     return Fix(f"a share is written as a number from 0 to 1: `{written}`", (Edit(at, written),), certain=True)
 

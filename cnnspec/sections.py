@@ -23,11 +23,6 @@ from cnnspec.syntax import RESERVED
 METRICS = ("params", "macs", "output", "depth")
 
 
-def text_of(span: Span) -> str:
-    """What stands at a place."""
-    return span.source.text[span.start : span.end]
-
-
 def word_of(entry: tree.Entry) -> Span:
     """Where the word of an entry stands."""
     return Span(entry.span.source, entry.span.start, entry.span.start + len(entry.word))
@@ -157,7 +152,7 @@ class Sections:
 
     def no_name(self, at: Span, table: Mapping[str, type[Declared]], what: str) -> None:
         """Reports what stands where one of a table is named: a name in quotes or with signs in it, or a folder."""
-        given = text_of(at).strip('"')
+        given = at.text.strip('"')
         plain = re.sub(r"[\W_]", "", given.lower())
         meant = next((name for name in table if name.replace("_", "") == plain), None)
         help, fixes = f"there are {', '.join(f'`{n}`' for n in table)}", ()
@@ -166,7 +161,7 @@ class Sections:
         if meant is not None:
             help = f"write `{meant}`"
             fixes = (Fix(help, (Edit(at, meant),), certain=meant in table),)
-        self.fail("E0201", f"`{text_of(at)}` is no {what}", at, help=help, fixes=fixes)
+        self.fail("E0201", f"`{at.text}` is no {what}", at, help=help, fixes=fixes)
 
     def contradicted(self, recipe: Recipe, file: str) -> None:
         """Reports what of a recipe no run can follow; values from outside of the file take part."""
@@ -240,7 +235,7 @@ class Sections:
         if refused := INITS[scheme.name](**scheme.args).refused():
             message, help, names = refused
             at = values_of(statement.scheme, INITS[scheme.name])
-            edits = tuple(Edit(at[a], text_of(at[b])) for a, b in (names, names[::-1]) if a in at and b in at)
+            edits = tuple(Edit(at[a], at[b].text) for a, b in (names, names[::-1]) if a in at and b in at)
             fixes = (Fix(help, edits),) if edits else ()
             self.fail("E0215", message, statement.scheme.span, help=help, fixes=fixes)
             raise Fault
@@ -274,10 +269,10 @@ class Sections:
         if entry.word == "augment":
             source = entry.span.source
             steps = Span(source, entry.calls[0].span.start, entry.span.end)
-            help = f"join the two with `|`: `{text_of(first.span)} | {text_of(steps)}`"
+            help = f"join the two with `|`: `{first.span.text} | {steps.text}`"
             start = len(source.text[: entry.span.start].rstrip(" \t\n;"))
             behind = Span(source, first.span.end, first.span.end)
-            edits = (Edit(behind, f" | {text_of(steps)}"), Edit(Span(source, start, entry.span.end), ""))
+            edits = (Edit(behind, f" | {steps.text}"), Edit(Span(source, start, entry.span.end), ""))
             fixes = (Fix(help, edits),)
         message = f"the entry `{entry.word}` is defined twice"
         self.fail("E0211", message, word_of(entry), labels=labels, help=help, fixes=fixes)
@@ -332,7 +327,7 @@ class Sections:
             raise Fault
         if len(values) != 1 or len(entry.calls) > 1 or any(arg.name for arg in call.args):
             usual = "true" if parameter.type.kind == "bool" else show(parameter.default or 5)
-            written = f"{entry.word} {text_of(values[0].span) if values else usual}"
+            written = f"{entry.word} {values[0].span.text if values else usual}"
             clear = len(values) == 1 or parameter.type.kind == "bool"
             fixes = (Fix(f"write `{written}`", (Edit(entry.span, written),), certain=clear),)
             message = f"`{entry.word}` takes one value: {parameter.type}"

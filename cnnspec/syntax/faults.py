@@ -408,9 +408,8 @@ def _conditions(at: Place) -> Meaning | None:
         fix = at.fix("write `when`", (low, low + 2, "when"), certain=True)
         help = "the condition of a statement stands behind it: `conv 3x3 16 when deep`"
         return Meaning(help, [fix], at.span(low, low + 2), "`if` cannot stand here")
-    if re.match(r"\s*(?:\}\s*)?(?:elif|elseif)\b", at.whole) or re.match(r"elif\b|elseif\b", at.rest):
-        return Meaning("a further condition is a group of its own: `else { if deep { ... } }`")
-    if at.word == "if" and re.search(r"\belse\s*$", at.before):
+    elif_ = re.match(r"\s*(?:\}\s*)?(?:elif|elseif)\b", at.whole) or re.match(r"elif\b|elseif\b", at.rest)
+    if elif_ or (at.word == "if" and re.search(r"\belse\s*$", at.before)):
         return Meaning("a further condition is a group of its own: `else { if deep { ... } }`")
     if at.word == "then" and "LBRACE" in at.expected:
         fix = at.fix("remove the `then`", (at.start - 1, at.end, ""), certain=True)
