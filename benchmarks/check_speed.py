@@ -18,8 +18,8 @@ import torchvision
 from torch.utils.flop_counter import FlopCounterMode
 from turns import in_turns
 
+from cnnspec.analysis.cost import count
 from cnnspec.compiler import compile_source, locate
-from cnnspec.counts import count
 from cnnspec.diagnostics import Source
 
 NAMES = ("vgg16", "resnet50", "densenet201")

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import UnsatisfiedAssumption
 
 from cnnspec import load, loads
-from cnnspec.counts import count
-from cnnspec.library import shipped_specs
+from cnnspec.analysis.cost import count
+from cnnspec.semantics.loader import shipped_specs
 from cnnspec.testing import specs
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))

@@ -19,7 +19,7 @@ from turns import in_turns
 from twins import TWINS
 
 from cnnspec import build
-from cnnspec.training.machine import keep_memory
+from cnnspec.training.loop.machine import keep_memory
 
 
 def hand_over(twin: nn.Module, network: nn.Module) -> None:

@@ -18,7 +18,7 @@ from torchvision import models
 from turns import in_turns
 
 from cnnspec import build, load
-from cnnspec.training.machine import keep_memory
+from cnnspec.training.loop.machine import keep_memory
 
 LOADED = ("resnet50", "densenet201", "preact_resnet1001")
 BUILT = (

@@ -33,19 +33,19 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-import cnnspec.training.run as runs
+import cnnspec.training.runs.train as runs
 from cnnspec import Graph, build, load
 from cnnspec.diagnostics import CnnspecError
 from cnnspec.recipe import Cifar10, HFlip, RandomResizedCrop, Setting
-from cnnspec.signatures import Interval
+from cnnspec.schema import Interval
 from cnnspec.training import TrainOptions, train
-from cnnspec.training.augment import Prepare
-from cnnspec.training.data import ImageData, Pixels, load_data
-from cnnspec.training.feed import Feed
-from cnnspec.training.logs import quiet
-from cnnspec.training.machine import keep_memory
-from cnnspec.training.optimizers import optimizer_of
-from cnnspec.training.stopping import Stopped
+from cnnspec.training.data.augment import Prepare
+from cnnspec.training.data.batches import Feed
+from cnnspec.training.data.datasets import ImageData, Pixels, load_data
+from cnnspec.training.loop.machine import keep_memory
+from cnnspec.training.loop.optimizers import optimizer_of
+from cnnspec.training.loop.signals import Stopped
+from cnnspec.training.runs.loggers import quiet
 
 BATCH = 128
 WARM = 3

@@ -9,10 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cnnspec.compiler import build, check, format, load, loads
+    from cnnspec.analysis.summary import largest_batch, summarise
+    from cnnspec.api import build, check, format, load, loads
     from cnnspec.diagnostics import CnnspecError, Diagnostic, Edit, Fix
     from cnnspec.ir import Graph, Model
-    from cnnspec.summary import largest_batch, summarise
 
 __version__ = "0.1.0"
 __all__ = [
@@ -32,10 +32,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(("build", "check", "format", "load", "loads"), "cnnspec.compiler"),
+    **dict.fromkeys(("build", "check", "format", "load", "loads"), "cnnspec.api"),
     **dict.fromkeys(("CnnspecError", "Diagnostic", "Edit", "Fix"), "cnnspec.diagnostics"),
     **dict.fromkeys(("Graph", "Model"), "cnnspec.ir"),
-    **dict.fromkeys(("largest_batch", "summarise"), "cnnspec.summary"),
+    **dict.fromkeys(("largest_batch", "summarise"), "cnnspec.analysis.summary"),
 }
 
 

@@ -8,33 +8,31 @@ This is the file to read first. Each stage is one function; `compile_source` is 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isfinite
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
-from cnnspec import ir, tree
-from cnnspec.binding import Binder
-from cnnspec.checker import check as check_model
+from cnnspec import ir
+from cnnspec.checker.check import check as check_model
 from cnnspec.diagnostics import CnnspecError, Diagnostic, Report, Source, TooManyFaults, failure
-from cnnspec.elaborate import elaborate
-from cnnspec.expressions import ExprFault, UnknownShape, evaluate
-from cnnspec.formatting import format_file
-from cnnspec.library import SUFFIX, Library, read_text, shipped_specs
+from cnnspec.diagnostics.suggestions import prove
+from cnnspec.ir.evaluate import ExprFault, UnknownShape, evaluate
 from cnnspec.limits import MAX_LITERAL, MAX_NAME
 from cnnspec.lints import lint
-from cnnspec.names import Fault, Names
-from cnnspec.remedies import prove
-from cnnspec.scopes import FileScope
-from cnnspec.syntax import parse
-from cnnspec.taps import tap
+from cnnspec.semantics.calls import Binder
+from cnnspec.semantics.elaborate import elaborate
+from cnnspec.semantics.loader import SUFFIX, Library, read_text, shipped_specs
+from cnnspec.semantics.names import Fault, Names
+from cnnspec.semantics.scope import FileScope
+from cnnspec.syntax import ast, parse
+from cnnspec.syntax.formatter import format_file
 
 if TYPE_CHECKING:
-    from torch import nn
+    pass
 
 
 @dataclass
@@ -47,7 +45,7 @@ class Compilation:
 
     source: Source
     report: Report
-    tree: tree.File | None = None
+    tree: ast.File | None = None
     model: ir.Model | None = None
     graph: ir.Graph | None = None
     again: Callable[[str, int], Compilation] | None = None
@@ -155,7 +153,7 @@ def _value(key: str, value: Any) -> Any:
         source, report = Source(f"--set {key}", f"let value = {value}\n"), Report()
         file = parse(source, report)
         let = file.statements[0] if file and not report.failed and len(file.statements) == 1 else None
-        if isinstance(let, tree.Let):
+        if isinstance(let, ast.Let):
             assert file is not None
             scope = FileScope(file, lambda _: None)
             try:
@@ -216,145 +214,19 @@ def compile_file(
     return compile_source(Source(name, text), path, params, allow_huge=allow_huge)
 
 
-def load(path_or_name: str | Path, *, allow_huge: bool = False, **params: Any) -> ir.Graph:
-    """The checked network of a file, or of a shipped spec by its name.
-
-    Args:
-        path_or_name: `"my/net.cnn"` or `"resnet20"`.
-        allow_huge: Whether it may have more than 10,000,000,000 parameters.
-        **params: Values for the spec's `param`s.
-
-    Raises:
-        CnnspecError: The spec is at fault; `.diagnostics` says where and why.
-    """
-    return compile_file(path_or_name, params, allow_huge=allow_huge).require_graph()
-
-
-def loads(text: str, name: str = "network", *, allow_huge: bool = False, **params: Any) -> ir.Graph:
-    """The checked network of a text.
-
-    Args:
-        text: A spec.
-        name: What to call it in messages, and the network's name where the text states none.
-        allow_huge: Whether it may have more than 10,000,000,000 parameters.
-        **params: Values for the spec's `param`s.
-
-    Raises:
-        CnnspecError: The spec is at fault; `.diagnostics` says where and why.
-    """
-    return compile_source(_source(text, name), None, params, allow_huge=allow_huge).require_graph()
-
-
-def check(text: str, name: str = "network", *, allow_huge: bool = False) -> list[Diagnostic]:
-    """Every fault and lint of a text, in the order of their places; none when all is well."""
-    return compile_source(_source(text, name), allow_huge=allow_huge).diagnostics
-
-
-def format(text: str, name: str = "network") -> str:
-    """The text as the one obvious way to write it.
+def format_text(source: Source) -> str:
+    """The text of a source as the one obvious way to write it.
 
     Raises:
         CnnspecError: It cannot be read.
     """
     report = Report()
-    file = parse(_source(text, name), report)
+    file = parse(source, report)
     if file is None or report.failed:
         raise CnnspecError(report.sorted())
     return format_file(file)
 
 
-def resize(graph: ir.Graph, size: str | Sequence[int]) -> ir.Graph:
-    """The same network for images of another size.
-
-    Args:
-        graph: A network.
-        size: `"3x96x96"` or `(3, 96, 96)`, in which the channels may be left out.
-
-    Raises:
-        CnnspecError: This is not a size, or the network does not take it.
-    """
-    parts = size.split("x") if isinstance(size, str) else [str(n) for n in size] if hasattr(size, "__iter__") else []
-    if len(parts) not in (2, 3) or not all(part.isascii() and part.isdigit() and len(part) < 8 for part in parts):
-        raise failure("E0204", f"`{size}` is not a size of images", help="write channels, height and width: `3x96x96`")
-    *channels, height, width = map(int, parts)
-    if channels and channels[0] != graph.input_shape[0]:
-        raise failure(
-            "E0313",
-            f"`{graph.name}` takes images of {graph.input_shape[0]} channels, got {channels[0]}",
-            help="leave the channels out, or change `input` in the spec",
-        )
-    return graph.at(height, width)
-
-
-def torch_backend() -> ModuleType:
-    """The module `cnnspec.backends.torch`.
-
-    Raises:
-        CnnspecError: Torch is not installed.
-    """
-    try:
-        from cnnspec.backends import torch
-    except ModuleNotFoundError as error:
-        if error.name not in ("torch", "numpy"):
-            raise
-        raise failure(
-            "E0507", "torch is not installed", help="install it with `pip install 'cnnspec[train]'`"
-        ) from None
-    return torch
-
-
-def build(
-    spec: ir.Graph | str | Path,
-    *,
-    input: str | Sequence[int] | None = None,
-    weights: str | Path | None = None,
-    fresh: Sequence[str] = (),
-    outputs: Sequence[str] = (),
-    allow_huge: bool = False,
-    **params: Any,
-) -> nn.Module:
-    """The torch module of a network.
-
-    Args:
-        spec: A Graph, a file, or the name of a shipped spec.
-        input: Another size of images than the spec declares, `(3, 96, 96)` or `"3x96x96"`; the weights stay as
-            they are, so it has to be one of `Graph.sizes`.
-        weights: What the weights start from, matched strictly by name: a `.safetensors`, `.pt` or `.ckpt` file,
-            or `torchvision:DEFAULT`, `torchvision:IMAGENET1K_V2` and their like for a network of torchvision's.
-        fresh: Paths of modules that start anew in spite of `weights`: the head, for other classes.
-        outputs: Paths of modules whose features are wanted in place of the logits; nothing behind the last
-            of them is built or run, and the module gives a `dict` from these paths to `[N, C, H, W]`.
-        allow_huge: Whether it may have more than 10,000,000,000 parameters.
-        **params: Values for the spec's `param`s.
-
-    Raises:
-        CnnspecError: The spec is at fault, an output is unknown, the weights do not match, or torch is not
-            installed.
-    """
-    to_module = torch_backend().to_module
-    if isinstance(spec, ir.Graph):
-        if params:
-            raise failure(
-                "E0217",
-                "the parameters of a checked network cannot change",
-                help="hand them to `load`, or give `build` the file",
-            )
-        graph = spec
-    else:
-        graph = load(spec, allow_huge=allow_huge, **params)
-    if input is not None:
-        graph = resize(graph, input)
-    module = to_module(tap(graph, outputs) if outputs else graph)
-    if weights is not None:
-        from cnnspec.backends.torch_weights import load_weights, read_weights
-
-        whole = to_module(graph) if outputs else module
-        load_weights(whole, read_weights(weights, "name", graph), file=str(weights), fresh=fresh)
-        if outputs:
-            kept = whole.state_dict()
-            module.load_state_dict({key: kept[key] for key in module.state_dict()})
-    return module
-
-
-def _source(text: str, name: str) -> Source:
+def plain_source(text: str, name: str) -> Source:
+    """A source from a text with any line endings."""
     return Source(name, Source.plain(text))

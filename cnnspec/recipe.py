@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from cnnspec.signatures import Bounds, Count, Declared, Interval, NotNegative, Padding, Positive, Probability
+from cnnspec.schema import Bounds, Count, Declared, Interval, NotNegative, Padding, Positive, Probability
 
 Share = Annotated[float, Bounds(0, below=1)]
 """Of what is remembered from one step to the next."""

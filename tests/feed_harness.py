@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from cnnspec.training.feed import Batch, Feed
+from cnnspec.training.data.batches import Batch, Feed
 
 
 def watch(patch: pytest.MonkeyPatch, act: Callable[[Feed, int, Batch], None]) -> None:

@@ -109,8 +109,6 @@ def hunt(trials: int, seed: int, folder: Path, tell: Callable[[str], None] = lam
         folder: For the comparisons.
         tell: Is told of each trial.
     """
-    import cnnspec.training.comparing  # noqa: F401 - once, before the first fork
-
     draw, done = random.Random(seed), Outcome()
     begin = time.monotonic()
     assert wait(fork(lambda: compare_once(folder / "whole"))) == 0

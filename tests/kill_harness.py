@@ -105,8 +105,8 @@ class Outcome:
 
 def _report(shared: Shared) -> None:
     """Let this process tell its steps, its checkpoints, and every call that writes one."""
-    from cnnspec.training import checkpoints
-    from cnnspec.training.task import Task
+    from cnnspec.training.loop import checkpoints
+    from cnnspec.training.loop.task import Task
 
     # Many calls to be killed in.
     checkpoints.CHUNK = 512
@@ -159,7 +159,8 @@ def _report(shared: Shared) -> None:
 
 def _signal_in(phase: str, number: int, occasion: int) -> None:
     """Let this process signal itself once in a phase, at an occasion counted from 0."""
-    from cnnspec.training import checkpoints, run, task
+    from cnnspec.training.loop import checkpoints, task
+    from cnnspec.training.runs import train as run
 
     left = [occasion]
 
@@ -356,8 +357,6 @@ def hunt(kills: int, signals: int, seed: int, folder: Path, tell: Callable[[str]
         folder: For the runs.
         tell: Is told of each trial.
     """
-    import cnnspec.training.run  # noqa: F401 - once, before the first fork
-
     draw, done = random.Random(seed), Outcome()
     whole = undisturbed(folder / "whole")
     elsewhere = other_file_system(folder)
@@ -437,7 +436,7 @@ def _signal(out: Path, temporary: str | None, trial: int, phase: str, draw: rand
 
 def _lost(out: Path, step: int, saved: int, code: int, trial: int, faults: list[str]) -> int:
     """How many steps are not in the checkpoint that is found again."""
-    from cnnspec.training.checkpoints import Checkpoints
+    from cnnspec.training.loop.checkpoints import Checkpoints
 
     store, step = Checkpoints(newest(out) / "checkpoints"), max(0, step)
     if not store.exist():

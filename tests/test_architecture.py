@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import cnnspec
-from cnnspec import inits, recipe
-from cnnspec.ops import JOINS, OPS
+from cnnspec import recipe
+from cnnspec.ops import JOINS, OPS, inits
 from cnnspec.resources import resource
 from cnnspec.syntax.tables import make_tables
 
@@ -69,7 +69,7 @@ def test_an_operator_says_what_it_means(kind: type) -> None:
     assert "Source: " in doc
     assert kind.torch.startswith("torch")  # type: ignore[attr-defined]
     if kind.name in OPS:  # type: ignore[attr-defined]
-        from cnnspec.backends.torch_layers import EXPRESSIONS, ROWS
+        from cnnspec.backends.torch.layers import EXPRESSIONS, ROWS
 
         name = kind.name  # type: ignore[attr-defined]
         assert (name in ROWS) != (name in EXPRESSIONS), "a row in the torch backend"
@@ -77,9 +77,9 @@ def test_an_operator_says_what_it_means(kind: type) -> None:
 
 def test_every_choice_of_a_recipe_has_its_row() -> None:
     pytest.importorskip("torch")
-    from cnnspec.backends.torch_inits import FILLS
-    from cnnspec.training.augment import CHANGES
-    from cnnspec.training.optimizers import OPTIMIZERS, SCHEDULES
+    from cnnspec.backends.torch.inits import FILLS
+    from cnnspec.training.data.augment import CHANGES
+    from cnnspec.training.loop.optimizers import OPTIMIZERS, SCHEDULES
 
     assert set(FILLS) == set(inits.INITS)
     assert set(CHANGES) == set(recipe.AUGMENTATIONS)

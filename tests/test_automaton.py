@@ -10,8 +10,8 @@ from typing import Any
 import lark
 import pytest
 
-from cnnspec.library import shipped_specs, standard_blocks
 from cnnspec.resources import resource
+from cnnspec.semantics.loader import shipped_specs, standard_blocks
 from cnnspec.syntax.automaton import Parsed, Unreadable, parser
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,7 +12,8 @@ import pytest
 from cases_harness import ERROR_CASES, FORMAT_CASES, read_marks
 
 import cnnspec
-from cnnspec.compiler import compile_source, format
+from cnnspec.api import format
+from cnnspec.compiler import compile_source
 from cnnspec.diagnostics import Source, render
 
 

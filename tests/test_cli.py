@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import typer
 
+from cnnspec.analysis.summary import COLUMNS
 from cnnspec.cli.app import grid
 from cnnspec.resources import resource
-from cnnspec.summary import COLUMNS
 
 HEAD = "network t\ninput 3x32x32\nclasses 10\n"
 GOOD = HEAD + "stem conv 3x3 16 | bn | relu\nhead global_avgpool | flatten | linear classes\n"

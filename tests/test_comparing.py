@@ -22,8 +22,9 @@ from typer.testing import CliRunner
 
 from cnnspec import CnnspecError, Graph, loads
 from cnnspec.cli.app import app
-from cnnspec.training import Comparison, TrainOptions, compare, comparing, train
-from cnnspec.training.standings import Figure, Row, Run
+from cnnspec.training import Comparison, TrainOptions, compare, train
+from cnnspec.training.comparison import compare as comparing
+from cnnspec.training.comparison.table import Figure, Row, Run
 
 SPEC = """network NAME
 input 1x28x28

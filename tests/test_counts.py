@@ -15,15 +15,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from cnnspec.compiler import build, load, loads
-from cnnspec.counts import count, live_memory, training_memory
+from cnnspec.analysis.cost import count, live_memory, training_memory
+from cnnspec.api import build, load, loads
 from cnnspec.ir import Graph
-from cnnspec.library import shipped_specs
 from cnnspec.ops import OPS
 from cnnspec.recipe import OPTIMIZERS
+from cnnspec.semantics.loader import shipped_specs
 from cnnspec.shapes import numel
 from cnnspec.testing import specs
-from cnnspec.training.optimizers import OPTIMIZERS as TORCH_OPTIMIZERS
+from cnnspec.training.loop.optimizers import OPTIMIZERS as TORCH_OPTIMIZERS
 
 QUICK = settings(max_examples=40, deadline=None)
 LONG = settings(max_examples=1_000, deadline=None, suppress_health_check=list(HealthCheck))

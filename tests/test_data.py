@@ -30,12 +30,12 @@ from cnnspec.recipe import (
     Rotate,
     Setting,
 )
-from cnnspec.training import download
-from cnnspec.training import feed as feed_module
-from cnnspec.training.augment import CHANGES, Prepare, crop_boxes, fit, resize_boxes
-from cnnspec.training.chance import Chance
-from cnnspec.training.data import SOURCES, Files, ImageData, Pixels, load_data, split, statistics
-from cnnspec.training.feed import Feed
+from cnnspec.training.data import batches as feed_module
+from cnnspec.training.data import download
+from cnnspec.training.data.augment import CHANGES, Prepare, crop_boxes, fit, resize_boxes
+from cnnspec.training.data.batches import Feed
+from cnnspec.training.data.datasets import SOURCES, Files, ImageData, Pixels, load_data, split, statistics
+from cnnspec.training.data.rng import Chance
 
 REAL = os.environ.get("CNNSPEC_DATA")
 needs_real_data = pytest.mark.skipif(REAL is None, reason="needs the real data sets in CNNSPEC_DATA")

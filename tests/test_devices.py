@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cnnspec.training.checkpoints import Checkpoints
+from cnnspec.training.loop.checkpoints import Checkpoints
 
 SPEC = """network tiny
 input 1x28x28

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import cnnspec
-from cnnspec.difference import compare
+from cnnspec.analysis.diff import compare
 
 HEAD = "network t\ninput 3x32x32\nclasses 10\n"
 A = HEAD + "stem conv 3x3 16 | bn | relu\nadd { in; conv 3x3 16 }\nhead global_avgpool | flatten | linear classes\n"

@@ -29,15 +29,15 @@ import pytest
 import typer
 
 import cnnspec
-from cnnspec import cli, compiler, limits
+from cnnspec import api, cli, limits
 from cnnspec.compiler import Compilation, compile_source
 from cnnspec.diagnostics import CnnspecError, Source, render
-from cnnspec.expressions import show
-from cnnspec.inits import INITS
-from cnnspec.library import shipped_specs, standard_block, standard_blocks
+from cnnspec.ir.evaluate import show
 from cnnspec.ops import JOINS, OPS
+from cnnspec.ops.inits import INITS
 from cnnspec.recipe import AUGMENTATIONS, DATA_SETS, OPTIMIZERS, SCHEDULES, Scalars
-from cnnspec.signatures import Parameter, Type
+from cnnspec.schema import Parameter, Type
+from cnnspec.semantics.loader import shipped_specs, standard_block, standard_blocks
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -140,7 +140,7 @@ def test_sample_fails(fence: Fence) -> None:
 @pytest.mark.parametrize("fence", fences("cnn", "cnn-part", "cnn-error"))
 def test_sample_is_formatted(fence: Fence) -> None:
     try:
-        formatted = compiler.format(fence.text)
+        formatted = api.format(fence.text)
     except CnnspecError:
         assert fence.kind == "cnn-error"
         return
@@ -292,8 +292,8 @@ def test_every_word_of_the_grammar_is_in_the_reference() -> None:
 
 
 def test_every_function_and_metric_is_in_the_reference() -> None:
-    from cnnspec.expressions import _FUNCTIONS
     from cnnspec.ir import Expect
+    from cnnspec.ir.evaluate import _FUNCTIONS
 
     metrics = Expect.model_fields["metric"].annotation.__args__
     assert sorted(name for name in _FUNCTIONS if f"`{name}(" not in LANGUAGE) == []

@@ -16,8 +16,8 @@ import typer
 from cnnspec import cli
 from cnnspec.compiler import compile_file
 from cnnspec.diagnostics import CnnspecError
-from cnnspec.explanations import explanation, titles
-from cnnspec.library import shipped_specs
+from cnnspec.diagnostics.explain import explanation, titles
+from cnnspec.semantics.loader import shipped_specs
 
 ROOT = Path(__file__).resolve().parents[1]
 LANGUAGE = (ROOT / "docs" / "language.md").read_text("utf-8")

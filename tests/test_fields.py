@@ -10,9 +10,9 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from torch import Tensor, nn
 
-from cnnspec.backends.torch_layers import EXPRESSIONS
-from cnnspec.compiler import build, load, loads
-from cnnspec.fields import centre, fields, sights
+from cnnspec.analysis.receptive_field import centre, fields, sights
+from cnnspec.api import build, load, loads
+from cnnspec.backends.torch.layers import EXPRESSIONS
 from cnnspec.ir import Graph
 from cnnspec.testing import specs
 

@@ -9,7 +9,7 @@ import pytest
 
 from cnnspec import ir, load
 from cnnspec.compiler import Compilation, compile_file
-from cnnspec.library import Library
+from cnnspec.semantics.loader import Library
 
 NETWORK = "input 3x8x8\nclasses 10\n"
 

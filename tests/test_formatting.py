@@ -11,15 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnspec import tree
 from cnnspec.diagnostics import CnnspecError, Report, Source
-from cnnspec.formatting import MAX_WIDTH, format_file
-from cnnspec.syntax import parse
+from cnnspec.syntax import ast, parse
+from cnnspec.syntax.formatter import MAX_WIDTH, format_file
 
 ROOT = Path(__file__).parent.parent
 
 
-def read(text: str) -> tree.File:
+def read(text: str) -> ast.File:
     """The tree of a text.
 
     Raises:
@@ -86,13 +85,13 @@ def test_texts_without_statements(text: str, formatted: str) -> None:
 def test_a_tree_without_a_text_can_be_printed() -> None:
     source = Source("none", "")
     nowhere = source.end
-    branch = tree.Flow(nowhere, None, (tree.In(nowhere),), None)
-    size = tree.Argument(nowhere, None, tree.SizeLiteral(nowhere, 3, 3))
-    conv = tree.Flow(nowhere, tree.LabelName(nowhere, "net"), (tree.Call(nowhere, "conv", 2, (size,), nowhere),), None)
-    block = tree.Block(
-        nowhere, "b", (), (tree.Flow(nowhere, None, (tree.Join(nowhere, "add", (conv, branch)),), None),), nowhere
+    branch = ast.Flow(nowhere, None, (ast.In(nowhere),), None)
+    size = ast.Argument(nowhere, None, ast.SizeLiteral(nowhere, 3, 3))
+    conv = ast.Flow(nowhere, ast.LabelName(nowhere, "net"), (ast.Call(nowhere, "conv", 2, (size,), nowhere),), None)
+    block = ast.Block(
+        nowhere, "b", (), (ast.Flow(nowhere, None, (ast.Join(nowhere, "add", (conv, branch)),), None),), nowhere
     )
-    file = tree.File(nowhere, source, (tree.Input(nowhere, 3, 4, 5), block))
+    file = ast.File(nowhere, source, (ast.Input(nowhere, 3, 4, 5), block))
     assert format_file(file) == "input 3x4x5\n\nblock b() {\n    add { net: conv x2 3x3; in }\n}\n"
     assert read(format_file(file)) == file
 

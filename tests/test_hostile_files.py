@@ -29,12 +29,12 @@ import torch
 from torchvision import datasets
 
 from cnnspec import CnnspecError, Graph, loads
-from cnnspec.backends.torch import to_module
-from cnnspec.backends.torch_weights import load_weights, read_weights
+from cnnspec.backends.torch.module import to_module
+from cnnspec.backends.torch.weights import load_weights, read_weights
 from cnnspec.recipe import Cifar10, Folder, Mnist, Setting
-from cnnspec.training import download
-from cnnspec.training.checkpoints import Damaged, seal, unseal
-from cnnspec.training.data import load_data
+from cnnspec.training.data import download
+from cnnspec.training.data.datasets import load_data
+from cnnspec.training.loop.checkpoints import Damaged, seal, unseal
 
 NETWORK = """network tiny
 input SHAPE

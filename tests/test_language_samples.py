@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cnnspec import compiler
+from cnnspec import api
 from cnnspec.compiler import compile_source
 from cnnspec.diagnostics import Source, render
 from cnnspec.ir import Graph
@@ -121,7 +121,7 @@ aux aux1 from @inception4a weight=0.3 {
 
 def graph_of(text: str, image: str = "3x32x32") -> Graph:
     """The graph of a sample, behind a header if it has none; its format must be its own."""
-    assert compiler.format(text) == text
+    assert api.format(text) == text
     whole = text if text.startswith(("#", "network", "extends")) else HEADER.format(image) + text
     done = compile_source(Source("sample.cnn", whole))
     errors = [diagnostic for diagnostic in done.diagnostics if diagnostic.severity == "error"]
@@ -317,12 +317,12 @@ def test_round_to() -> None:
     # The widths of MobileNetV2 at 1.4 and at 0.35: `_make_divisible` of its authors' code.
     widths = [16, 24, 32, 64, 96, 160, 320]
     calls = "".join(f"conv 1x1 round_to({c} * {m}, 8)\n" for m in (1.4, 0.35) for c in widths)
-    graph = graph_of(compiler.format(calls))
+    graph = graph_of(api.format(calls))
     assert [node.shape[0] for node in graph] == [24, 32, 48, 88, 136, 224, 448, 8, 8, 16, 24, 32, 56, 112]
 
 
 def test_division_is_exact() -> None:
-    codes = [d.code for d in compiler.check(HEADER.format("3x32x32") + "conv 3x3 8/3\n")]
+    codes = [d.code for d in api.check(HEADER.format("3x32x32") + "conv 3x3 8/3\n")]
     assert codes == ["E0204"]
 
 
@@ -347,5 +347,5 @@ def test_contracts() -> None:
 def test_a_requirement_shows_its_values() -> None:
     block = 'block b(c, groups = 3) {\n    require c % groups == 0, "c must be a multiple of {groups}, got {c}"\n    conv 3x3 c\n}\n\n'
     assert graph_of(block + "b 9\n").output_shape == (9, 32, 32)
-    (fault,) = compiler.check(HEADER.format("3x32x32") + block + "b 8\n")
+    (fault,) = api.check(HEADER.format("3x32x32") + block + "b 8\n")
     assert (fault.code, fault.message) == ("E0402", "c must be a multiple of 3, got 8")

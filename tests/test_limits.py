@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cnnspec.compiler import check, loads
+from cnnspec.api import check, loads
 from cnnspec.limits import MAX_DEPTH, MAX_EVALUATIONS, MAX_FAULTS, MAX_NAMES, MAX_NODES
 
 

@@ -17,7 +17,7 @@ from feed_harness import stop_at
 
 from cnnspec import Graph, loads
 from cnnspec.training import Result
-from cnnspec.training.journal import read_journal
+from cnnspec.training.loop.journal import read_journal
 
 SPEC = """network tiny
 input 1x28x28
@@ -138,7 +138,7 @@ def test_a_logger_that_fails_later_does_not_end_the_run(
 ):
     from pytorch_lightning.loggers import CSVLogger
 
-    from cnnspec.training import logs
+    from cnnspec.training.runs import loggers as logs
 
     class Failing(CSVLogger):
         def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

@@ -3,8 +3,8 @@
 import pytest
 
 from cnnspec import CnnspecError, loads
-from cnnspec.overrides import names_of, override
 from cnnspec.recipe import ORIGINS, Recipe
+from cnnspec.semantics.overrides import names_of, override
 
 SPEC = """input 3x32x32
 param width = 8

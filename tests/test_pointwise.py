@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cnnspec.training.pointwise import NARROW, NarrowGradients
+from cnnspec.training.loop.conv1x1_grad import NARROW, NarrowGradients
 
 
 def gradients(branches: nn.ModuleList, images: Tensor, towards: Tensor) -> list[Tensor | None]:

@@ -6,16 +6,17 @@ import pytest
 from hypothesis import Phase, example, given, seed, settings
 from hypothesis import strategies as st
 
-from cnnspec import ir, tree
-from cnnspec.compiler import check, compile_source, format, load, loads
+from cnnspec import ir
+from cnnspec.api import check, format, load, loads
+from cnnspec.checker.environment import Evaluator
+from cnnspec.checker.memo import Recorder
+from cnnspec.compiler import compile_source
 from cnnspec.diagnostics import CnnspecError, Report, Source, render
-from cnnspec.formatting import format_file
-from cnnspec.frames import Evaluator
 from cnnspec.ops import JOINS, OPS
-from cnnspec.recording import Recorder
-from cnnspec.syntax import parse
+from cnnspec.syntax import ast, parse
+from cnnspec.syntax.formatter import format_file
 from cnnspec.testing import FaultySpec, faulty_specs, sizes, sizes_outside, specs, trees
-from cnnspec.testing.chance import SETTINGS
+from cnnspec.testing.draw import SETTINGS
 from cnnspec.testing.oracle import hold_against_torch
 
 QUICK = settings(max_examples=60, deadline=None)
@@ -45,7 +46,7 @@ def test_torch_agrees_on_very_many(text: str) -> None:
 
 @given(trees())
 @QUICK
-def test_what_is_drawn_checks_and_is_printed_faithfully(drawn: tree.File) -> None:
+def test_what_is_drawn_checks_and_is_printed_faithfully(drawn: ast.File) -> None:
     text = format_file(drawn)
     done = compile_source(Source("drawn", text))
     faults = [diagnostic for diagnostic in done.diagnostics if diagnostic.severity == "error"]  # lints may be

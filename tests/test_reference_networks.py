@@ -17,7 +17,7 @@ import torchvision
 from torch import Tensor, nn
 
 from cnnspec import build, load
-from cnnspec.library import shipped_folder, shipped_specs
+from cnnspec.semantics.loader import shipped_folder, shipped_specs
 
 QUICK = {
     *("alexnet", "vgg11_bn", "resnet18", "resnet50", "resnext50_32x4d", "densenet121", "googlenet", "inception_v3"),

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from cases_harness import ERROR_CASES, read_marks
 
-from cnnspec.compiler import check, compile_source
+from cnnspec.api import check
+from cnnspec.compiler import compile_source
 from cnnspec.diagnostics import Edit, Source, Span, apply_edits, did_you_mean, nearest, respell
 
 HEAD = "network t\ninput 3x32x32\nclasses 10\n"

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from cases_harness import ERROR_CASES, read_marks
 
-from cnnspec.compiler import check, compile_source
+from cnnspec.api import check
+from cnnspec.cli.formats import FORMATS, Checked, concise, github, to_json, to_sarif
+from cnnspec.compiler import compile_source
 from cnnspec.diagnostics import Source
-from cnnspec.library import shipped_folder
-from cnnspec.mending import mend
-from cnnspec.rendering import FORMATS, Checked, concise, github, to_json, to_sarif
+from cnnspec.rewrite.autofix import mend
+from cnnspec.semantics.loader import shipped_folder
 
 HEAD = "network t\ninput 3x32x32\nclasses 10\n"
 BAD = HEAD + "stem convv 3x3 16 strid=2\nadd { conv 3x3, 8; in }\nhead global_avgpool | flatten | linear clases\n"

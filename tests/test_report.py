@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from cnnspec import loads
-from cnnspec.training.candidates import Candidate
-from cnnspec.training.data import load_data
-from cnnspec.training.predictions import write_predictions
-from cnnspec.training.report import TABLE, render
-from cnnspec.training.standings import Row, Run
+from cnnspec.training.comparison.candidates import Candidate
+from cnnspec.training.comparison.report import TABLE, render
+from cnnspec.training.comparison.table import Row, Run
+from cnnspec.training.data.datasets import load_data
+from cnnspec.training.runs.predictions import write_predictions
 
 EVIL = "</title></pre><script>document.title='owned'</script><img src=http://192.0.2.1/x onerror=alert(1)> $\\frac{"
 SPEC = f"""# {EVIL}

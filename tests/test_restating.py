@@ -12,7 +12,7 @@ from cnnspec import CnnspecError, format, loads
 from cnnspec.compiler import compile_file, compile_source
 from cnnspec.diagnostics import Source
 from cnnspec.recipe import ORIGINS, Recipe, Setting
-from cnnspec.restating import restate, same, setting_text
+from cnnspec.rewrite.set_values import restate, same, setting_text
 
 SPEC = """# the head of the file
 network tiny

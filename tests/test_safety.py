@@ -23,13 +23,14 @@ from kill_harness import fork, hunt, wait
 from PIL import Image
 
 from cnnspec import CnnspecError, Graph, build, load, loads
-from cnnspec.backends.torch_weights import read_weights
-from cnnspec.training import Result, checkpoints
-from cnnspec.training.checkpoints import Checkpoints, Damaged, unseal
-from cnnspec.training.feed import Feed
-from cnnspec.training.folders import RunFolder
-from cnnspec.training.journal import Journal, read_journal
-from cnnspec.training.task import Task
+from cnnspec.backends.torch.weights import read_weights
+from cnnspec.training import Result
+from cnnspec.training.data.batches import Feed
+from cnnspec.training.loop import checkpoints
+from cnnspec.training.loop.checkpoints import Checkpoints, Damaged, unseal
+from cnnspec.training.loop.journal import Journal, read_journal
+from cnnspec.training.loop.task import Task
+from cnnspec.training.runs.folder import RunFolder
 
 NETWORK = """network tiny
 input 1x28x28
@@ -467,8 +468,8 @@ def test_workers_that_die_again_and_again_end_the_run_with_a_saved_state(
                 image.save(tmp_path / "images" / part / kind / f"{number}.png")
     text = NETWORK.replace("RECIPE", "").replace("fashion_mini val=2000", f'folder path="{tmp_path / "images"}"')
     graph = loads(text.replace("classes 10", "classes 2").replace("batch     250", "batch     10"), name="tiny.cnn")
-    monkeypatch.setattr("cnnspec.training.run.default_workers", lambda: 1)
-    monkeypatch.setattr("cnnspec.training.scoring.default_workers", lambda: 0)
+    monkeypatch.setattr("cnnspec.training.runs.train.default_workers", lambda: 1)
+    monkeypatch.setattr("cnnspec.training.loop.evaluate.default_workers", lambda: 0)
     whole = run(graph, seed=8)
     make, here = Feed.__getitem__, os.getpid()
 

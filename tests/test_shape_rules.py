@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from cnnspec.ops import JOINS, OPS, Op, ShapeFault
+from cnnspec.schema import Interval
 from cnnspec.shapes import Shape, Shift, Window, differing_axes, is_map, join_words, numel, same_padding, text
-from cnnspec.signatures import Interval
 
 torch = pytest.importorskip("torch")
 from torch.nn import functional as F  # noqa: E402

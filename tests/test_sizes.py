@@ -11,14 +11,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import cnnspec
-from cnnspec import ir, symbolic
-from cnnspec.compiler import loads
-from cnnspec.counts import count
+from cnnspec import ir
+from cnnspec.analysis.cost import count
+from cnnspec.api import loads
 from cnnspec.diagnostics import CnnspecError
+from cnnspec.ir.valid_sizes import Features
 from cnnspec.limits import MAX_PERIOD
 from cnnspec.ops import OPS
-from cnnspec.shapes import AxisRule, Fixed, Shift, Spread, Times, Window
-from cnnspec.size_sets import (
+from cnnspec.shapes import AxisRule, Fixed, Shift, Spread, Times, Window, symbolic
+from cnnspec.shapes.intervals import (
     EVERY,
     NEVER,
     AxisSet,
@@ -31,8 +32,7 @@ from cnnspec.size_sets import (
     where_equal,
     where_is,
 )
-from cnnspec.sizes import Features
-from cnnspec.symbolic import IMAGE_LENGTH, ONE, Amount, Greatest, Length, LengthsLimit, PeriodLimit, greatest
+from cnnspec.shapes.symbolic import IMAGE_LENGTH, ONE, Amount, Greatest, Length, LengthsLimit, PeriodLimit, greatest
 from cnnspec.testing import specs
 
 SIZES = range(1, 61)

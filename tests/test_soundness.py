@@ -7,10 +7,11 @@ import random
 import pytest
 
 from cnnspec import ir
-from cnnspec.compiler import check, compile_file, load, loads
+from cnnspec.api import check, load, loads
+from cnnspec.compiler import compile_file
 from cnnspec.testing import assert_sound, soundness
 from cnnspec.testing.faults import CODES, FaultySpec, draw_faulty
-from cnnspec.testing.hostile import REPETITIONS
+from cnnspec.testing.fuzz import REPETITIONS
 from cnnspec.testing.oracle import Acceptance, Unsound, hold_against_torch, hold_the_set_against_torch
 from cnnspec.testing.soundness import FIGURES, Tally, judge, report, run
 

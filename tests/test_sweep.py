@@ -19,9 +19,9 @@ from rich.console import Console
 
 from cnnspec import CnnspecError, load
 from cnnspec.training import SweepOptions, SweepResult, TrainOptions, sweep
-from cnnspec.training.space import Choice, Range, Space, parse_amount
+from cnnspec.training.sweeps.space import Choice, Range, Space, parse_amount
 
-study = pytest.importorskip("cnnspec.training.study")
+study = pytest.importorskip("cnnspec.training.sweeps.study")
 
 SPEC = """# a small one
 network tiny
@@ -186,7 +186,7 @@ def test_a_space_that_ends_ends_the_sweep(search: Callable[..., SweepResult]):
 def test_a_sweep_without_a_candidate_says_why(
     search: Callable[..., SweepResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("cnnspec.training.search.PATIENCE", 5)
+    monkeypatch.setattr("cnnspec.training.sweeps.sweep.PATIENCE", 5)
     with pytest.raises(CnnspecError) as error:
         search({"c": "4..400"}, max_params=100)
     assert code(error) == "E0517"
@@ -273,7 +273,7 @@ def test_the_best_spec_takes_its_files_along(search: Callable[..., SweepResult],
 def test_without_optuna_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch):
     from cnnspec import training
 
-    for name in ("study", "search"):
+    for name in ("sweeps.study", "sweeps.sweep"):
         monkeypatch.delitem(sys.modules, f"cnnspec.training.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(CnnspecError) as error:

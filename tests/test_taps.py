@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import cnnspec
-from cnnspec.taps import tap
+from cnnspec.analysis.features import tap
 
 torch = pytest.importorskip("torch")
 

@@ -23,16 +23,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from cnnspec import inits, load, loads
-from cnnspec.backends import torch_layers
-from cnnspec.backends.torch import Network, Outputs, to_module, write_forward
-from cnnspec.backends.torch_inits import FILLS
-from cnnspec.backends.torch_layers import EXPRESSIONS, ROWS, UNSTARTED
-from cnnspec.inits import INITS, InitScheme
+from cnnspec import load, loads
+from cnnspec.backends.torch import layers as torch_layers
+from cnnspec.backends.torch.inits import FILLS
+from cnnspec.backends.torch.layers import EXPRESSIONS, ROWS, UNSTARTED
+from cnnspec.backends.torch.module import Network, Outputs, to_module, write_forward
 from cnnspec.ir import IMAGE, AuxHead, Graph, Model, Node, Recipe
-from cnnspec.ops import JOINS, OPS, ShapeFault
+from cnnspec.ops import JOINS, OPS, ShapeFault, inits
+from cnnspec.ops.inits import INITS, InitScheme
+from cnnspec.schema import Interval
 from cnnspec.shapes import Shape
-from cnnspec.signatures import Interval
 
 MAP, FLAT = (8, 9, 7), (12,)
 PUBLISHED = ["resnet20", "preact_resnet20", "googlenet_cifar", "densenet_cifar"]

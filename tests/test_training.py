@@ -21,16 +21,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from cnnspec import CnnspecError, Graph, build, load, loads
-from cnnspec.backends.torch_weights import read_weights
+from cnnspec.backends.torch.weights import read_weights
 from cnnspec.ir import Model
 from cnnspec.recipe import OPTIMIZERS, SCHEDULES, Cifar100, FashionMini, Folder, Recipe, Setting
-from cnnspec.training import Result, TrainOptions, evaluate, optimizers, train
-from cnnspec.training.data import load_data
-from cnnspec.training.feed import Feed
-from cnnspec.training.folders import RunFolder
-from cnnspec.training.journal import read_journal
-from cnnspec.training.optimizers import make_optimizer
-from cnnspec.training.options import recipe_of
+from cnnspec.training import Result, TrainOptions, evaluate, train
+from cnnspec.training.data.batches import Feed
+from cnnspec.training.data.datasets import load_data
+from cnnspec.training.loop import optimizers
+from cnnspec.training.loop.journal import read_journal
+from cnnspec.training.loop.optimizers import make_optimizer
+from cnnspec.training.runs.folder import RunFolder
+from cnnspec.training.runs.options import recipe_of
 
 NETWORK = """network tiny
 input 1x28x28
@@ -539,7 +540,7 @@ def test_pictures_of_a_run(run: Callable[..., Result]):
 
 
 def test_runs_are_listed_with_their_state(run: Callable[..., Result], tmp_path: Path):
-    from cnnspec.training.runs import list_runs
+    from cnnspec.training.runs.listing import list_runs
 
     assert list_runs(tmp_path / "runs") == []
     finished = run(tiny(), epochs=1)
@@ -555,7 +556,7 @@ def test_runs_are_listed_with_their_state(run: Callable[..., Result], tmp_path: 
 
 
 def test_a_plan_is_what_a_run_uses_and_writes_nothing(run: Callable[..., Result], tmp_path: Path):
-    from cnnspec.training.planning import plan, plan_lines
+    from cnnspec.training.runs.plan import plan, plan_lines
 
     graph = tiny("optimizer sgd lr=0.1 momentum=0.9")
     options = TrainOptions(out=tmp_path / "runs", epochs=2, offline=True, threads=1)
@@ -582,7 +583,7 @@ def test_a_plan_is_what_a_run_uses_and_writes_nothing(run: Callable[..., Result]
 
 
 def test_a_measurement_is_kept_and_an_option_wins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    from cnnspec.training import tuning
+    from cnnspec.training.loop import autotune as tuning
 
     monkeypatch.setenv("CNNSPEC_CACHE", str(tmp_path))
     graph, device = tiny(), torch.device("cpu")
@@ -622,7 +623,7 @@ def test_a_logger_that_is_not_there_is_an_error(run: Callable[..., Result], tmp_
 def test_images_live_on_the_device_if_they_have_room(
     run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, said: io.StringIO
 ):
-    from cnnspec.training import planning
+    from cnnspec.training.runs import plan as planning
 
     graph, device = tiny(), torch.device("meta")
     data = load_data(graph, graph.recipe.data, Path())

@@ -15,13 +15,13 @@ import torch
 from torch import nn
 
 from cnnspec import CnnspecError, build, load, loads
-from cnnspec.backends.torch_weights import load_weights, read_weights
+from cnnspec.backends.torch.weights import load_weights, read_weights
 from cnnspec.recipe import Cifar10, FashionMini, Setting
 from cnnspec.training import evaluate
-from cnnspec.training.augment import Prepare
-from cnnspec.training.checkpoints import weight_bytes
-from cnnspec.training.data import ImageData, Pixels, load_data
-from cnnspec.training.scoring import score
+from cnnspec.training.data.augment import Prepare
+from cnnspec.training.data.datasets import ImageData, Pixels, load_data
+from cnnspec.training.loop.checkpoints import weight_bytes
+from cnnspec.training.loop.evaluate import score
 
 REAL = os.environ.get("CNNSPEC_DATA")
 needs_real_data = pytest.mark.skipif(REAL is None, reason="needs the real data sets in CNNSPEC_DATA")

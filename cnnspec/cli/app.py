@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from cnnspec.compiler import Compilation, compile_file, resize
+from cnnspec.api import resize
+from cnnspec.compiler import Compilation, compile_file
 from cnnspec.diagnostics import render
 from cnnspec.ir import Graph
 

@@ -103,7 +103,7 @@ def compare(
         resume_command=shlex.join(["cnnspec", *sys.argv[1:]]),
         console=make_console(stderr=form != "text"),
     )
-    from cnnspec.training.comparing import REPORT
+    from cnnspec.training.comparison.compare import REPORT
 
     done = training.compare(
         files or [], seeds=seeds, grid=values, options=options, runs=runs or [], target=goal, out=out

@@ -205,7 +205,7 @@ def plan(
     if as_json:
         print_json(planned)
         return
-    from cnnspec.training.planning import plan_lines
+    from cnnspec.training.runs.plan import plan_lines
 
     print("\n".join(plan_lines(planned)))
 
@@ -216,7 +216,7 @@ def runs(
     as_json: AsJson = False,
 ) -> None:
     """List what has been trained, with its state and result."""
-    from cnnspec.training.runs import list_runs
+    from cnnspec.training.runs.listing import list_runs
 
     found = list_runs(out)
     if as_json:
@@ -251,14 +251,14 @@ def stop_on_sigterm() -> None:
 
 def _try_out(graph: Graph, weights: str | None, fresh: list[str], seed: int | None, as_json: bool) -> int:
     """Builds a module and runs it forward and backward on two random images."""
-    from cnnspec import compiler
+    from cnnspec import api
 
-    compiler.torch_backend()
+    api.torch_backend()
     import torch
 
     if seed is not None:
         torch.manual_seed(seed)
-    module = compiler.build(graph, weights=weights, fresh=fresh)
+    module = api.build(graph, weights=weights, fresh=fresh)
     images = torch.randn(2, *graph.input_shape)
     given = module(images)
     parts = [given] if isinstance(given, torch.Tensor) else [given[0], *given[1]]
@@ -269,7 +269,7 @@ def _try_out(graph: Graph, weights: str | None, fresh: list[str], seed: int | No
         raise AssertionError(
             f"the module gives {shape} with {counted} parameters, the check says {graph.output_shape} with {graph.parameter_count}"
         )
-    from cnnspec.summary import summarise
+    from cnnspec.analysis.summary import summarise
 
     if as_json:
         print_json(summarise(graph).to_json())

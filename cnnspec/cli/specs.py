@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cnnspec.api import format as format_text
 from cnnspec.cli.app import (
     AllowHuge,
     AsJson,
@@ -25,15 +26,14 @@ from cnnspec.cli.app import (
     print_json,
     settings,
 )
-from cnnspec.compiler import format as format_text
 from cnnspec.compiler import locate
 from cnnspec.diagnostics import CnnspecError, Diagnostic, Report, counted, did_you_mean, failure
-from cnnspec.library import read_text, shipped_folder
 from cnnspec.limits import MAX_INTEGER
+from cnnspec.semantics.loader import read_text, shipped_folder
 
 if TYPE_CHECKING:
+    from cnnspec.cli.formats import Checked
     from cnnspec.ir import Graph
-    from cnnspec.rendering import Checked
 
 
 @app.command()
@@ -46,7 +46,7 @@ def check(
     fix: Annotated[bool, typer.Option("--fix", help="Apply the remedies that are certain, then check again.")] = False,
 ) -> int:
     """Check shapes, names and contracts, and explain every fault at its place."""
-    from cnnspec import rendering
+    from cnnspec.cli import formats as rendering
 
     form = format_of(form, as_json, rendering.FORMATS, "full")
     results: list[Checked] = []
@@ -69,14 +69,14 @@ def check(
         print_json(rendering.to_json(results))
     elif form == "sarif":
         import cnnspec
-        from cnnspec.explanations import titles
+        from cnnspec.diagnostics.explain import titles
 
         print_json(rendering.to_sarif(results, cnnspec.__version__, titles()))
     return int(failed)
 
 
 def _print_result(result: Checked, form: str) -> None:
-    from cnnspec import rendering
+    from cnnspec.cli import formats as rendering
 
     for diagnostic in result.fixed or ():
         print(f"{result.file}:{diagnostic.line}: fixed {diagnostic.code}: {diagnostic.message}", file=sys.stderr)
@@ -107,7 +107,7 @@ def _print_figures(file: str, graph: Graph) -> None:
 
 def _fix(file: str, sets: list[str] | None, huge: bool) -> list[Diagnostic]:
     """Mends a file as far as that is certain, and gives what was mended."""
-    from cnnspec.mending import mend
+    from cnnspec.rewrite.autofix import mend
 
     path, name = locate(file)
     if path.resolve().is_relative_to(shipped_folder()):
@@ -127,7 +127,7 @@ def _fix(file: str, sets: list[str] | None, huge: bool) -> list[Diagnostic]:
 @app.command()
 def explain(code: Annotated[str, typer.Argument(metavar="CODE", help="A code such as E0301 or W0101.")]) -> None:
     """Tell what a code means, with a sample that fails and the mended one."""
-    from cnnspec.explanations import explanation, titles
+    from cnnspec.diagnostics.explain import explanation, titles
 
     try:
         print(explanation(code.upper()), end="")
@@ -221,7 +221,7 @@ def summary(
     as_json: AsJson = False,
 ) -> None:
     """Show shapes, parameters, operations, memory and receptive fields by module."""
-    from cnnspec.summary import COLUMNS, DEFAULT_COLUMNS, largest_batch, parse_bytes, summarise
+    from cnnspec.analysis.summary import COLUMNS, DEFAULT_COLUMNS, largest_batch, parse_bytes, summarise
 
     one_of("--format", format, FORMATS)
     chosen = DEFAULT_COLUMNS if columns is None else tuple(name.strip() for name in columns.split(","))
@@ -259,7 +259,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Print a stage of the compilation: what was read, what it means, what was proven."""
-    from cnnspec import inspection
+    from cnnspec.cli import dump as inspection
 
     one_of("--stage", stage, inspection.STAGES)
     done = compile_spec(file, sets, huge)
@@ -275,7 +275,7 @@ def diff(
     as_json: AsJson = False,
 ) -> int:
     """Tell what changes from one network to another, by module; exit 1 when they differ."""
-    from cnnspec.difference import compare
+    from cnnspec.analysis.diff import compare
 
     done = compare(compile_spec(a, sets, huge).require_graph(), compile_spec(b, sets, huge).require_graph())
     if as_json:
@@ -298,7 +298,7 @@ def diff(
 @app.command("list")
 def list_(as_json: AsJson = False) -> None:
     """List the shipped specs, the standard blocks, and the operators."""
-    from cnnspec import inspection
+    from cnnspec.cli import dump as inspection
 
     listing = inspection.listing()
     if as_json:

@@ -76,7 +76,7 @@ def sweep(
     as_json: AsJson = False,
 ) -> int:
     """Search for the best values of parameters and of the recipe; write the best spec."""
-    from cnnspec.training.space import Space, parse_amount
+    from cnnspec.training.sweeps.space import Space, parse_amount
 
     one_of("--pruner", pruner, ("median", "halving", "none"))
     space = Space.of({name: values[0] if len(values) == 1 else values for name, values in grid(sets).items()})

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from cnnspec.analysis.summary import COLUMNS, DECLARED, DEFAULT_COLUMNS, Summary
 from cnnspec.cli.app import make_console
 from cnnspec.shapes import text
-from cnnspec.summary import COLUMNS, DECLARED, DEFAULT_COLUMNS, Summary
 
 
 def print_table(table: Any, title: str | None = None) -> None:

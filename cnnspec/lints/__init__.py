@@ -9,14 +9,15 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from cnnspec import ir, tree
+from cnnspec import ir
 from cnnspec.diagnostics import Diagnostic, Fix, counted
 from cnnspec.limits import MAX_FAULTS
 from cnnspec.lints.base import without, without_line
 from cnnspec.lints.network import NetworkLints
+from cnnspec.syntax import ast
 
 
-def lint(file: tree.File, graph: ir.Graph | None) -> list[Diagnostic]:
+def lint(file: ast.File, graph: ir.Graph | None) -> list[Diagnostic]:
     """What there is to say about a file without errors.
 
     Args:
@@ -40,7 +41,7 @@ def lint(file: tree.File, graph: ir.Graph | None) -> list[Diagnostic]:
 _IGNORE = r"#\s*cnnspec:\s*(?P<what>ignore-file|ignore)\b(?P<codes>[ \t,]*(?:[A-Z][0-9]{4}\b[ \t,]*)*)"
 
 
-def _silenced(file: tree.File, found: list[Diagnostic]) -> list[Diagnostic]:
+def _silenced(file: ast.File, found: list[Diagnostic]) -> list[Diagnostic]:
     """The lints that no comment silences, with those about comments that silence nothing."""
     text = file.source.text
     out: list[Diagnostic] = []

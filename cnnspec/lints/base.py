@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from cnnspec import ir, tree
+from cnnspec import ir
 from cnnspec.diagnostics import Diagnostic, Edit, Fix, Span
-from cnnspec.names import FILLED
+from cnnspec.semantics.names import FILLED
+from cnnspec.syntax import ast
 
-LITERALS = (tree.Number, tree.Bool, tree.Text, tree.SizeLiteral)
+LITERALS = (ast.Number, ast.Bool, ast.Text, ast.SizeLiteral)
 
 
 def without_line(span: Span) -> Edit:
@@ -28,18 +29,18 @@ def without(span: Span) -> Edit:
     return Edit(Span(span.source, start, span.end), "")
 
 
-def _names(node: tree.Node) -> set[str]:
+def _names(node: ast.Node) -> set[str]:
     """The words in a piece of a spec that can mean a value, an operator or a block."""
     found: set[str] = set()
     for part in node.walk():
         match part:
-            case tree.Name():
+            case ast.Name():
                 found.add(part.name)
-            case tree.Call() | tree.Each():
+            case ast.Call() | ast.Each():
                 found.add(part.callee)
-            case tree.Text():
+            case ast.Text():
                 found.update(FILLED.findall(part.value))
-            case tree.Require():
+            case ast.Require():
                 found.update(FILLED.findall(part.message or ""))
             case _:
                 pass
@@ -47,17 +48,17 @@ def _names(node: tree.Node) -> set[str]:
 
 
 class Lints:
-    def __init__(self, file: tree.File, graph: ir.Graph | None) -> None:
+    def __init__(self, file: ast.File, graph: ir.Graph | None) -> None:
         self.file = file
         self.graph = graph
         self.found: dict[tuple[str, Span | None], Diagnostic] = {}
-        self.extends = any(isinstance(statement, tree.Extends) for statement in file.statements)
-        self.blocks = {s.name: s for s in file.statements if isinstance(s, tree.Block)}
-        self.defaults = {s.call.callee for s in file.statements if isinstance(s, tree.Default)}
+        self.extends = any(isinstance(statement, ast.Extends) for statement in file.statements)
+        self.blocks = {s.name: s for s in file.statements if isinstance(s, ast.Block)}
+        self.defaults = {s.call.callee for s in file.statements if isinstance(s, ast.Default)}
         self.parts = list(file.walk())
         self._names: dict[int, set[str]] = {}
 
-    def names(self, node: tree.Node) -> set[str]:
+    def names(self, node: ast.Node) -> set[str]:
         """The words in a piece of a spec that can mean a value, an operator or a block."""
         known = self._names.get(id(node))
         if known is None:

@@ -6,16 +6,17 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from cnnspec import ir, shapes, tree
-from cnnspec.contradictions import no_classifier, other_classes, unlikely
+from cnnspec import ir, shapes
 from cnnspec.diagnostics import Edit, Label, Span
+from cnnspec.ir.valid_sizes import SINGLE
 from cnnspec.lints.base import LITERALS, without, without_line
 from cnnspec.lints.text import TextLints
 from cnnspec.ops import OPS
 from cnnspec.recipe import DATA_SETS
-from cnnspec.sections import diagnosed
+from cnnspec.semantics.recipe_rules import no_classifier, other_classes, unlikely
+from cnnspec.semantics.sections import diagnosed
 from cnnspec.shapes import Window
-from cnnspec.sizes import SINGLE
+from cnnspec.syntax import ast
 
 DROPOUTS = ("dropout", "dropout2d", "drop_path")
 ACTIVATIONS = (
@@ -34,7 +35,7 @@ class NetworkLints(TextLints):
         for index, node in enumerate(graph.nodes):
             if getattr(node.op, "bias", False) and "bias" in node.weights and self.own(node):
                 self.bias(node, readers[index])
-        joins = {part.span.start: part for part in self.parts if isinstance(part, tree.Join)}
+        joins = {part.span.start: part for part in self.parts if isinstance(part, ast.Join)}
         for start, inputs in {n.origin.start: n.inputs for n in graph.nodes if n.origin and self.own(n)}.items():
             if start in joins:
                 self.twice(joins[start], inputs)
@@ -47,18 +48,18 @@ class NetworkLints(TextLints):
         self.strides(graph)
         started = {node.op.name for node in graph.nodes if node.weights}
         for statement in self.file.statements:
-            if isinstance(statement, tree.Init) and statement.target not in started:
+            if isinstance(statement, ast.Init) and statement.target not in started:
                 message = f"`init {statement.target}` has no effect: the network has no `{statement.target}`"
                 self.say("W0105", message, statement.target_span, "remove it", without_line(statement.span))
 
-    def twice(self, join: tree.Join, inputs: Sequence[int]) -> None:
+    def twice(self, join: ast.Join, inputs: Sequence[int]) -> None:
         """Reports branches of a join that hand on one tensor by two names."""
-        flows = [statement for statement in join.body if isinstance(statement, tree.Flow)]
+        flows = [statement for statement in join.body if isinstance(statement, ast.Flow)]
         names: dict[int, str] = {}
         for flow, node in zip(flows, inputs, strict=False) if len(flows) == len(inputs) else ():
             element = flow.elements[0] if len(flow.elements) == 1 else None
-            name = f"@{element.label}" if isinstance(element, tree.Reference) else "in"
-            if isinstance(element, (tree.In, tree.Reference)) and names.setdefault(node, name) != name:
+            name = f"@{element.label}" if isinstance(element, ast.Reference) else "in"
+            if isinstance(element, (ast.In, ast.Reference)) and names.setdefault(node, name) != name:
                 within = any(block.span.start < join.span.start < block.span.end for block in self.blocks.values())
                 before = (
                     "what enters the block: begin it with `x: in`, and write `@x`" if within else "an earlier label"
@@ -83,7 +84,7 @@ class NetworkLints(TextLints):
 
     def strides(self, graph: ir.Graph) -> None:
         """Reports strides over a map of one place, and those that step over pixels."""
-        calls = {part.callee_span.start: part for part in self.parts if isinstance(part, tree.Call)}
+        calls = {part.callee_span.start: part for part in self.parts if isinstance(part, ast.Call)}
         sliding: dict[int, list[ir.Node]] = defaultdict(list)
         single: dict[int, bool] = defaultdict(lambda: True)
         for index, node in enumerate(graph.nodes):
@@ -102,7 +103,7 @@ class NetworkLints(TextLints):
                 for node in nodes:
                     self.steps_over(node, graph.input_shapes(node)[0][0], args)
 
-    def steps_over(self, node: ir.Node, channels: int, args: Iterable[tree.Argument]) -> None:
+    def steps_over(self, node: ir.Node, channels: int, args: Iterable[ast.Argument]) -> None:
         """Reports a stride that is larger than the window, as torch's order of arguments makes it."""
         windows = [window for axis in (0, 1) if isinstance(window := node.op.axis_rule(axis), Window)]
         reaches = [window.dilation * (window.kernel - 1) + 1 for window in windows]
@@ -146,7 +147,7 @@ class NetworkLints(TextLints):
 
     def classes(self, graph: ir.Graph) -> None:
         """Reports `classes` that nothing reads, of a network that gives another number."""
-        stated = next((s for s in self.file.statements if isinstance(s, tree.Classes)), None)
+        stated = next((s for s in self.file.statements if isinstance(s, ast.Classes)), None)
         read = any("classes" in self.names(s) for s in self.file.statements if s is not stated)
         last, output = graph.nodes[graph.output], graph.output_shape
         if stated is None or read or self.extends:
@@ -164,7 +165,7 @@ class NetworkLints(TextLints):
 
     def recipe(self, graph: ir.Graph) -> None:
         """Reports what of the recipe cannot be meant, as far as this file states it."""
-        train = next((s for s in self.file.statements if isinstance(s, tree.Train)), None)
+        train = next((s for s in self.file.statements if isinstance(s, ast.Train)), None)
         if train is None:
             return
         recipe, entries = graph.recipe, {entry.word: entry for entry in train.entries}
@@ -183,7 +184,7 @@ class NetworkLints(TextLints):
     def channels_last(self, shape: tuple[int, int, int]) -> None:
         """Reports an image that has its channels behind its height and width, by all appearance."""
         if ir.channels_last(shape):
-            stated = next((s for s in self.file.statements if isinstance(s, tree.Input)), None)
+            stated = next((s for s in self.file.statements if isinstance(s, ast.Input)), None)
             if stated is not None:
                 c, h, w = shape
                 help = f"if channels stand last here, write `input {w}x{c}x{h}`"

@@ -6,16 +6,17 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from cnnspec import ir, tree
-from cnnspec.blocks import signature
+from cnnspec import ir
 from cnnspec.diagnostics import Edit, Report, Span
-from cnnspec.expressions import ExprFault, UnknownShape, evaluate
-from cnnspec.library import standard_block, standard_blocks
+from cnnspec.ir.evaluate import ExprFault, UnknownShape, evaluate
 from cnnspec.lints.base import LITERALS, Lints, without, without_line
-from cnnspec.names import Fault, Names, Resolver
 from cnnspec.ops import OPS, stacked
-from cnnspec.scopes import FileScope
-from cnnspec.signatures import Parameter
+from cnnspec.schema import Parameter
+from cnnspec.semantics.blocks import signature
+from cnnspec.semantics.loader import standard_block, standard_blocks
+from cnnspec.semantics.names import Fault, Names, Resolver
+from cnnspec.semantics.scope import FileScope
+from cnnspec.syntax import ast
 
 MODULE_WORDS = frozenset(
     """T_destination add_module apply bfloat16 buffers call_super_init children code compile cpu cuda double
@@ -45,21 +46,21 @@ class TextLints(Lints):
             self.unused_blocks(self.graph)
         for block in self.blocks.values():
             self.block(block)
-        referred = {part.label for part in self.parts if isinstance(part, tree.Reference)}
-        called = {part.callee for part in self.parts if isinstance(part, (tree.Call, tree.Each))}
+        referred = {part.label for part in self.parts if isinstance(part, ast.Reference)}
+        called = {part.callee for part in self.parts if isinstance(part, (ast.Call, ast.Each))}
         for part in self.parts:
-            if isinstance(part, tree.Flow) and part.label is not None:
+            if isinstance(part, ast.Flow) and part.label is not None:
                 self.label(part, part.label, referred)
-            elif isinstance(part, (tree.Call, tree.Each)):
+            elif isinstance(part, (ast.Call, ast.Each)):
                 self.arguments(part)
-            elif isinstance(part, tree.Join):
+            elif isinstance(part, ast.Join):
                 self.branches(part)
-        for flow in (part for part in self.parts if isinstance(part, tree.Flow) and part.condition is not None):
-            if len(flow.elements) == 1 and isinstance(flow.elements[0], tree.In):
+        for flow in (part for part in self.parts if isinstance(part, ast.Flow) and part.condition is not None):
+            if len(flow.elements) == 1 and isinstance(flow.elements[0], ast.In):
                 help = "`in` flows on without it, too; a branch that may be absent is `if ... { in } else { nothing }`"
                 self.say("W0105", "`when` has no effect on `in`", flow.span, help)
-        defaults = [s for s in self.file.statements if isinstance(s, tree.Default)]
-        named = {name for s in self.file.statements if not isinstance(s, tree.Default) for name in self.names(s)}
+        defaults = [s for s in self.file.statements if isinstance(s, ast.Default)]
+        named = {name for s in self.file.statements if not isinstance(s, ast.Default) for name in self.names(s)}
         for statement in defaults if not self.extends else ():
             callee = statement.call.callee
             if callee not in named:
@@ -72,7 +73,7 @@ class TextLints(Lints):
                     without_line(statement.span),
                 )
 
-    def unused_values(self, body: Iterable[tree.Node], *, top: bool = False) -> None:
+    def unused_values(self, body: Iterable[ast.Node], *, top: bool = False) -> None:
         """Reports every `let`, and at the top every `param`, that nothing names."""
         statements = list(body)
         naming: dict[str, list[int]] = defaultdict(list)
@@ -82,12 +83,12 @@ class TextLints(Lints):
         for index, statement in enumerate(statements):
             for child in _bodies(statement):
                 self.unused_values(child)
-            if isinstance(statement, tree.Let):
+            if isinstance(statement, ast.Let):
                 last = max(naming[statement.name], default=-1)
                 if last < 0 or (not top and last <= index):
                     message = f"`{statement.name}` is never used"
                     self.say("W0104", message, statement.name_span, "remove the `let`", without_line(statement.span))
-            elif isinstance(statement, tree.Param) and not self.extends and not set(naming[statement.name]) - {index}:
+            elif isinstance(statement, ast.Param) and not self.extends and not set(naming[statement.name]) - {index}:
                 message = f"the parameter `{statement.name}` is never used"
                 edit = without_line(statement.span)
                 self.say("W0102", message, statement.name_span, "remove the `param`", edit)
@@ -95,8 +96,8 @@ class TextLints(Lints):
     def unused_blocks(self, graph: ir.Graph) -> None:
         """Reports blocks of the file, and blocks that it uses, that no statement of the network leads to."""
         reached = set(graph.scopes.values())
-        queue: list[tree.Node] = [
-            s for s in self.file.statements if not isinstance(s, (tree.Block, tree.Default, tree.Use))
+        queue: list[ast.Node] = [
+            s for s in self.file.statements if not isinstance(s, (ast.Block, ast.Default, ast.Use))
         ]
         while queue:
             for name in self.names(queue.pop()) - reached:
@@ -110,13 +111,13 @@ class TextLints(Lints):
                 message = f"the block `{block.name}` is never used"
                 self.say("W0101", message, block.name_span, "remove it", without_line(block.span))
         for statement in self.file.statements:
-            if isinstance(statement, tree.Use):
+            if isinstance(statement, ast.Use):
                 for name in statement.names:
                     if name.name not in reached:
                         edit = without_line(statement.span) if len(statement.names) == 1 else None
                         self.say("W0101", f"the block `{name.name}` is never used", name.span, "remove it", edit)
 
-    def block(self, block: tree.Block) -> None:
+    def block(self, block: ast.Block) -> None:
         """Reports a block that hides another one, and what is never used in it."""
         standard = standard_block(block.name) if block.name in standard_blocks() else None
         if standard is not None and self.graph is not None and standard[1] != block:
@@ -139,11 +140,11 @@ class TextLints(Lints):
                 self.say("W0102", message, parameter.span, "remove it, and the argument in its calls")
         self.unused_values(block.body)
 
-    def label(self, flow: tree.Flow, label: tree.LabelName, referred: set[str]) -> None:
+    def label(self, flow: ast.Flow, label: ast.LabelName, referred: set[str]) -> None:
         """Reports a label that names nothing, or what torch calls otherwise."""
         single = flow.elements[0] if len(flow.elements) == 1 else None
-        names_module = not isinstance(single, (tree.In, tree.Reference))
-        if isinstance(single, tree.Call) and single.callee in OPS:
+        names_module = not isinstance(single, (ast.In, ast.Reference))
+        if isinstance(single, ast.Call) and single.callee in OPS:
             names_module = OPS[single.callee].owns_module
         if not names_module and label.name not in referred and not label.word:
             text = label.span.source.text
@@ -165,7 +166,7 @@ class TextLints(Lints):
                 f'choose another label: this part could only be reached as `["{label.name}"]`',
             )
 
-    def arguments(self, call: tree.Call | tree.Each) -> None:
+    def arguments(self, call: ast.Call | ast.Each) -> None:
         """Reports arguments of a call that give a parameter the value that it has without them, or that do nothing."""
         if call.callee in self.defaults or call.callee_span.start == call.span.end:
             return
@@ -180,7 +181,7 @@ class TextLints(Lints):
             return
         named = _named(call.args, parameters)
         given = {name: self.written(arg.value, parameters[name]) for name, arg in named.items() if name in parameters}
-        columns = [column.name for column in call.columns] if isinstance(call, tree.Each) else []
+        columns = [column.name for column in call.columns] if isinstance(call, ast.Each) else []
         values = {**{name: p.default for name, p in parameters.items()}, **dict.fromkeys(columns), **given}
         by_place = [arg for arg in named.values() if arg.name is None and _flag(arg, parameters) is None]
         for name, arg in named.items():
@@ -200,18 +201,18 @@ class TextLints(Lints):
                     message = f"`{name}` has no effect {why}"
                     self.say("W0105", message, arg.span, "remove it", without(arg.span), certain=False)
 
-    def restates(self, value: tree.Expr, parameter: Parameter) -> bool:
+    def restates(self, value: ast.Expr, parameter: Parameter) -> bool:
         """Whether a value written out is the default of a parameter."""
         default = parameter.default
-        if isinstance(default, tree.Node):
-            operator = isinstance(value, tree.Name) and value.name in OPS and parameter.type.kind == "op"
+        if isinstance(default, ast.Node):
+            operator = isinstance(value, ast.Name) and value.name in OPS and parameter.type.kind == "op"
             return (operator or isinstance(value, LITERALS)) and value == default
-        if isinstance(value, tree.Name):
+        if isinstance(value, ast.Name):
             return bool(parameter.type.words) and value.name == default
         given = self.written(value, parameter)
         return given is not None and type(given) is type(default) and given == default
 
-    def written(self, value: tree.Expr, parameter: Parameter) -> Any:
+    def written(self, value: ast.Expr, parameter: Parameter) -> Any:
         """The value of a literal, as the parameter takes it; none for any other expression."""
         if not isinstance(value, LITERALS):
             return None
@@ -224,10 +225,10 @@ class TextLints(Lints):
             given = (given, given)
         return given
 
-    def branches(self, join: tree.Join) -> None:
+    def branches(self, join: ast.Join) -> None:
         """Reports statements in lines of their own that seem to be meant behind one another, and are branches."""
-        flows = [statement for statement in join.body if isinstance(statement, tree.Flow)]
-        called = [[e.callee if isinstance(e, tree.Call) else None for e in flow.elements] for flow in flows]
+        flows = [statement for statement in join.body if isinstance(statement, ast.Flow)]
+        called = [[e.callee if isinstance(e, ast.Call) else None for e in flow.elements] for flow in flows]
         if stacked(called) and len({flow.span.line for flow in flows}) == len(flows):
             message = (
                 f"each statement of `{join.kind}` is a branch of its own, and one is a norm or an activation alone"
@@ -236,26 +237,26 @@ class TextLints(Lints):
             self.say("W0115", message, join.span, help)
 
 
-def _flag(arg: tree.Argument, parameters: Mapping[str, Parameter]) -> str | None:
+def _flag(arg: ast.Argument, parameters: Mapping[str, Parameter]) -> str | None:
     """The name of the flag that an argument is."""
-    word = arg.value.name if arg.name is None and isinstance(arg.value, tree.Name) else ""
+    word = arg.value.name if arg.name is None and isinstance(arg.value, ast.Name) else ""
     return word if word in parameters and parameters[word].type.kind == "bool" else None
 
 
-def _named(args: Iterable[tree.Argument], parameters: Mapping[str, Parameter]) -> dict[str, tree.Argument]:
+def _named(args: Iterable[ast.Argument], parameters: Mapping[str, Parameter]) -> dict[str, ast.Argument]:
     """Arguments by the parameters that they are for."""
     flags = {_flag(arg, parameters) for arg in args}
     free = iter([name for name in parameters if name not in flags])
     return {arg.name or _flag(arg, parameters) or next(free): arg for arg in args}
 
 
-def _bodies(node: tree.Node) -> Iterator[tuple[tree.Node, ...]]:
+def _bodies(node: ast.Node) -> Iterator[tuple[ast.Node, ...]]:
     """The outermost braces inside of a statement of a network, each with its own names."""
-    if isinstance(node, (tree.Braces, tree.Repeat, tree.Join, tree.Aux)):
+    if isinstance(node, (ast.Braces, ast.Repeat, ast.Join, ast.Aux)):
         yield node.body
-    elif isinstance(node, tree.If):
+    elif isinstance(node, ast.If):
         yield node.then
         yield node.otherwise or ()
-    elif not isinstance(node, tree.Block):
+    elif not isinstance(node, ast.Block):
         for child in node.children():
             yield from _bodies(child)

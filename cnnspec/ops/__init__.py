@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from cnnspec.ops import activation, convolution, join, layout, norm, pool
+from cnnspec.ops.aliases import FOREIGN_ARGUMENTS, FOREIGN_NAMES, INFERRED, KERNEL_FIRST, translated
 from cnnspec.ops.base import Op, SameShape, ShapeFault
-from cnnspec.ops.foreign import FOREIGN_ARGUMENTS, FOREIGN_NAMES, INFERRED, KERNEL_FIRST, translated
 from cnnspec.ops.join import Add, Concat, Mul
 
 __all__ = [

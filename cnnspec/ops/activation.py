@@ -5,8 +5,8 @@ from typing import ClassVar, Literal
 
 from cnnspec import shapes
 from cnnspec.ops.base import FLOAT, INPUT, OUTPUT, Kept, SameShape, ShapeFault, need_map
+from cnnspec.schema import Count, Probability
 from cnnspec.shapes import Shape
-from cnnspec.signatures import Count, Probability
 
 
 class Relu(SameShape):

@@ -6,8 +6,8 @@ from fractions import Fraction
 from typing import ClassVar, Literal, NamedTuple
 
 from cnnspec import shapes
+from cnnspec.schema import Declared, Size
 from cnnspec.shapes import ITSELF, KEEP, AxisRule, Shape, Span, is_map
-from cnnspec.signatures import Declared, Size
 
 FLOAT = 4
 """Bytes of a number in float32."""

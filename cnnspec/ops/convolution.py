@@ -3,10 +3,10 @@
 from typing import ClassVar, Literal
 
 from cnnspec import shapes
-from cnnspec.inits import FlatInitName, InitName, InitScheme
 from cnnspec.ops.base import INPUT, Kept, Op, ShapeFault, need_divisible, need_map
+from cnnspec.ops.inits import FlatInitName, InitName, InitScheme
+from cnnspec.schema import Count, CountSize, Padding, Size
 from cnnspec.shapes import AxisRule, Shape, Spread, Window
-from cnnspec.signatures import Count, CountSize, Padding, Size
 
 
 def slide(name: str, windows: tuple[Window, Window], h: int, w: int) -> tuple[int, int]:

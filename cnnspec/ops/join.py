@@ -6,7 +6,7 @@ from typing import ClassVar, cast
 from cnnspec import shapes
 from cnnspec.ops.base import FLOAT, Kept, Op, ShapeFault
 from cnnspec.shapes import AxisRule, Shape, Window
-from cnnspec.symbolic import greatest
+from cnnspec.shapes.symbolic import greatest
 
 
 class Join(Op):

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 from cnnspec import shapes
 from cnnspec.limits import MAX_PERIOD
 from cnnspec.ops.base import Op, ShapeFault, need_divisible, need_map
+from cnnspec.schema import Count, CountSize, Interval
 from cnnspec.shapes import KEEP, AxisRule, Fixed, Shape, Shift, Span, Times
-from cnnspec.signatures import Count, CountSize, Interval
 
 
 class Flatten(Op):

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from cnnspec import shapes
-from cnnspec.inits import InitScheme
 from cnnspec.ops.base import FLOAT, INDEX, Kept, SameShape, ShapeFault, need_divisible, need_map
+from cnnspec.ops.inits import InitScheme
+from cnnspec.schema import Count, NotNegative, Probability
 from cnnspec.shapes import ITSELF, Shape, Span
-from cnnspec.signatures import Count, NotNegative, Probability
 
 
 def _affine(x: Shape) -> dict[str, Shape]:

@@ -6,8 +6,8 @@ from typing import ClassVar, Literal
 from cnnspec import shapes
 from cnnspec.ops.base import INDEX, INPUT, Kept, Op, ShapeFault, need_map
 from cnnspec.ops.convolution import slide
+from cnnspec.schema import CountSize, Padding, Size
 from cnnspec.shapes import AxisRule, Fixed, Shape, Window
-from cnnspec.signatures import CountSize, Padding, Size
 
 
 class _Pool(Op):

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 
-from cnnspec import tree
 from cnnspec.diagnostics import Report, Source, TooManyFaults
+from cnnspec.syntax import ast
 from cnnspec.syntax.automaton import Parsed, Unreadable, parser
-from cnnspec.syntax.build import Builder
-from cnnspec.syntax.guard import balanced, count_words, within_limits
+from cnnspec.syntax.builder import Builder
+from cnnspec.syntax.keywords import FUNCTIONS, LABEL_WORDS, RESERVED, TOP_WORDS
+from cnnspec.syntax.prescan import balanced, count_words, within_limits
 from cnnspec.syntax.recovery import Piece, piece_at, without
-from cnnspec.syntax.words import FUNCTIONS, LABEL_WORDS, RESERVED, TOP_WORDS
 
 __all__ = ["FUNCTIONS", "LABEL_WORDS", "RESERVED", "TOP_WORDS", "count_words", "parse"]
 
@@ -23,7 +23,7 @@ _MAX_CHARACTERS = 200_000
 """Of all attempts at one text together."""
 
 
-def parse(source: Source, report: Report) -> tree.File | None:
+def parse(source: Source, report: Report) -> ast.File | None:
     """The tree of a source; the faults go to `report`.
 
     Statements that cannot be read are missing in the tree, which then says that it is `broken`. There is no tree
@@ -35,7 +35,7 @@ def parse(source: Source, report: Report) -> tree.File | None:
         return None
 
 
-def _parse(source: Source, report: Report) -> tree.File | None:
+def _parse(source: Source, report: Report) -> ast.File | None:
     if not within_limits(source, report):
         return None
     found = balanced(source, report)
@@ -63,7 +63,7 @@ def _parse(source: Source, report: Report) -> tree.File | None:
         parsed, fault = _attempt(text)
         if fault is None:
             break
-        from cnnspec.syntax.faults import explain  # not before: most texts have no fault
+        from cnnspec.syntax.error_rules import explain  # not before: most texts have no fault
 
         broken = True
         at = fault.at

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from cnnspec.syntax.words import TOP_WORDS
+from cnnspec.syntax.keywords import TOP_WORDS
 
 MARK = "_"
 _TOKEN = re.compile(r'#[^\n]*|"[^"\n]*"?|[{}()\[\];|\n]|[^\s#"{}()\[\];|]+')

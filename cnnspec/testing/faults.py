@@ -7,13 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cnnspec import tree
 from cnnspec.diagnostics import Report, Source, Span
-from cnnspec.formatting import format_file
 from cnnspec.shapes import Shape
-from cnnspec.syntax import parse
-from cnnspec.testing.author import Author
-from cnnspec.testing.chance import Chance, Numbers
+from cnnspec.syntax import ast, parse
+from cnnspec.syntax.formatter import format_file
+from cnnspec.testing.draw import Chance, Numbers
+from cnnspec.testing.generator import Author
 from cnnspec.testing.writing import NOWHERE
 
 
@@ -210,7 +209,7 @@ CODES = tuple(sorted({*IN_BODY, *AT_TOP, *IN_TEXT}))
 """The codes of the faults that can be planted."""
 
 
-def _statements(text: str) -> list[tree.Statement]:
+def _statements(text: str) -> list[ast.Statement]:
     report = Report()
     file = parse(Source("fault", text + "\n"), report)
     if file is None or report.failed:  # what the parser refuses cannot be planted into a tree
@@ -224,7 +223,7 @@ def _without_places(piece: Any) -> Any:
         return tuple(_without_places(part) for part in piece)
     if isinstance(piece, Span):
         return NOWHERE
-    if isinstance(piece, tree.Record):
+    if isinstance(piece, ast.Record):
         return type(piece)(**{name: _without_places(getattr(piece, name)) for name in piece.fields})
     return piece
 
@@ -241,7 +240,7 @@ def draw_faulty(number: Numbers, code: str | None = None) -> FaultySpec:
         return _in_text(number, code, chance)
     writer = chance.pick((IN_BODY if where == "body" else AT_TOP)[code])
 
-    def plant(chance: Chance, x: Shape) -> list[tree.Statement]:
+    def plant(chance: Chance, x: Shape) -> list[ast.Statement]:
         return _statements(writer(chance, x[0], x[1], x[2]))
 
     author = Author(number, plant, nested=where == "body")
@@ -253,8 +252,8 @@ def draw_faulty(number: Numbers, code: str | None = None) -> FaultySpec:
     if read is None:
         return _in_lines(number, code, writer)
     first = next(i for i, statement in enumerate(drawn.statements) if statement is author.outermost)
-    found: list[tree.Top] = list(read.statements[first : first + (1 if author.inside else len(author.faulty))])
-    if author.inside and isinstance(found[0], tree.Flow) and isinstance(found[0].elements[0], tree.Braces):
+    found: list[ast.Top] = list(read.statements[first : first + (1 if author.inside else len(author.faulty))])
+    if author.inside and isinstance(found[0], ast.Flow) and isinstance(found[0].elements[0], ast.Braces):
         found = list(found[0].elements[0].body[author.inside :])
     ends = [statement.span.source.position(statement.span.end)[0] for statement in found]
     return FaultySpec(text, code, (found[0].span.line, max(ends)))

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from cnnspec import ir
-from cnnspec.compiler import build, load, loads
+from cnnspec.api import build, load, loads
 
 Size = tuple[int, int]
 Lengths = tuple[int, ...]

@@ -18,14 +18,16 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 
-from cnnspec import ir, tree
-from cnnspec.compiler import check, compile_file, compile_source
+from cnnspec import ir
+from cnnspec.api import check
+from cnnspec.compiler import compile_file, compile_source
 from cnnspec.diagnostics import CnnspecError, Diagnostic, Source, render
-from cnnspec.formatting import format_file
-from cnnspec.testing.author import FEATURES, Author
-from cnnspec.testing.bombs import BOMBS
+from cnnspec.syntax import ast
+from cnnspec.syntax.formatter import format_file
 from cnnspec.testing.faults import draw_faulty
-from cnnspec.testing.hostile import REPETITIONS, draw_text
+from cnnspec.testing.fuzz import REPETITIONS, draw_text
+from cnnspec.testing.generator import FEATURES, Author
+from cnnspec.testing.resource_attacks import BOMBS
 
 MOST_SECONDS = 1.0
 """Of processor time that the check of any text may take."""
@@ -66,7 +68,7 @@ def _errors(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
     return [diagnostic for diagnostic in diagnostics if diagnostic.severity == "error"]
 
 
-def _drawn(seed: int, tally: Tally) -> tuple[tree.File, ir.Graph, random.Random] | None:
+def _drawn(seed: int, tally: Tally) -> tuple[ast.File, ir.Graph, random.Random] | None:
     """A spec that has to check, and its Graph."""
     tally.counts["specs"] += 1
     chance = random.Random(seed)
@@ -101,24 +103,24 @@ def valid(seed: int, tally: Tally) -> None:
     tally.counts.update(f"with `{name}`" for name in _features(file, graph))
 
 
-def _features(file: tree.File, graph: ir.Graph) -> set[str]:
+def _features(file: ast.File, graph: ir.Graph) -> set[str]:
     """What occurs in a spec: operators that run, blocks that are called, combinators that are written."""
     found = {node.op.name for node in graph} | set(graph.scopes.values())
     for piece in file.walk():
         match piece:
-            case tree.Join():
+            case ast.Join():
                 found.add(piece.kind)
-            case tree.Repeat():
+            case ast.Repeat():
                 found.add("repeat")
-            case tree.Each():
+            case ast.Each():
                 found.add("each")
-            case tree.If():
+            case ast.If():
                 found.add("if")
-            case tree.Reference():
+            case ast.Reference():
                 found.add("reference")
-            case tree.Nothing():
+            case ast.Nothing():
                 found.add("nothing")
-            case tree.Flow() if piece.condition is not None:
+            case ast.Flow() if piece.condition is not None:
                 found.add("when")
             case _:
                 pass

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from cnnspec import tree
-from cnnspec.formatting import format_file
 from cnnspec.ir import Graph
-from cnnspec.testing.author import Author
-from cnnspec.testing.chance import Numbers
+from cnnspec.syntax import ast
+from cnnspec.syntax.formatter import format_file
+from cnnspec.testing.draw import Numbers
 from cnnspec.testing.faults import CODES, FaultySpec, draw_faulty
+from cnnspec.testing.generator import Author
 
 
 def _numbers(draw: st.DrawFn) -> Numbers:
@@ -17,7 +17,7 @@ def _numbers(draw: st.DrawFn) -> Numbers:
 
 
 @st.composite
-def trees(draw: st.DrawFn) -> tree.File:
+def trees(draw: st.DrawFn) -> ast.File:
     """Trees of specs that check; they were read from no text, so their spans lead nowhere."""
     return Author(_numbers(draw)).file()
 

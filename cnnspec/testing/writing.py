@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cnnspec import tree
 from cnnspec.diagnostics import Source
-from cnnspec.expressions import round_to
+from cnnspec.ir.evaluate import round_to
+from cnnspec.schema import Interval
 from cnnspec.shapes import Shape
-from cnnspec.signatures import Interval
-from cnnspec.syntax import LABEL_WORDS
-from cnnspec.testing.chance import Chance
+from cnnspec.syntax import LABEL_WORDS, ast
+from cnnspec.testing.draw import Chance
 
 NO_SOURCE = Source("generated", "")
 NOWHERE = NO_SOURCE.end
@@ -31,54 +30,54 @@ class Frame:
         return Frame(entering, dict(self.values), dict(self.labels), self.labelling and labelling)
 
 
-def make_call(callee: str, args: Sequence[tree.Argument] = (), repeat: int | None = None) -> tree.Call:
-    return tree.Call(NOWHERE, callee, repeat, tuple(args), NOWHERE)
+def make_call(callee: str, args: Sequence[ast.Argument] = (), repeat: int | None = None) -> ast.Call:
+    return ast.Call(NOWHERE, callee, repeat, tuple(args), NOWHERE)
 
 
-def make_flow(*elements: tree.Element, label: str | None = None, condition: tree.Expr | None = None) -> tree.Flow:
-    name = tree.LabelName(NOWHERE, label, label in LABEL_WORDS) if label else None
-    return tree.Flow(NOWHERE, name, elements, condition)
+def make_flow(*elements: ast.Element, label: str | None = None, condition: ast.Expr | None = None) -> ast.Flow:
+    name = ast.LabelName(NOWHERE, label, label in LABEL_WORDS) if label else None
+    return ast.Flow(NOWHERE, name, elements, condition)
 
 
-def make_integer(value: int) -> tree.Expr:
-    number = tree.Number(NOWHERE, abs(value), str(abs(value)))
-    return number if value >= 0 else tree.Group(NOWHERE, tree.Unary(NOWHERE, "-", number))
+def make_integer(value: int) -> ast.Expr:
+    number = ast.Number(NOWHERE, abs(value), str(abs(value)))
+    return number if value >= 0 else ast.Group(NOWHERE, ast.Unary(NOWHERE, "-", number))
 
 
-def operand(expr: tree.Expr) -> tree.Expr:
+def operand(expr: ast.Expr) -> ast.Expr:
     """An expression as an operand, or as an argument by position: in parentheses unless it is a single word."""
-    compound = isinstance(expr, (tree.Binary, tree.Unary, tree.Choice, tree.Interval))
-    return tree.Group(NOWHERE, expr) if compound else expr
+    compound = isinstance(expr, (ast.Binary, ast.Unary, ast.Choice, ast.Interval))
+    return ast.Group(NOWHERE, expr) if compound else expr
 
 
 class ExpressionWriter(Chance):
     """Writes values in every way that the language has."""
 
-    def expr(self, value: Any, frame: Frame) -> tree.Expr:
+    def expr(self, value: Any, frame: Frame) -> ast.Expr:
         """An expression that has this value at this place."""
         if isinstance(value, (list, tuple)) and not isinstance(value, Interval):
             if len(value) == 2 and isinstance(value, tuple) and min(value) >= 0:
                 alike = value[0] == value[1] and self.rarely(2)
-                return self.expr(value[0], frame) if alike else tree.SizeLiteral(NOWHERE, *value)
-            return tree.ListLiteral(NOWHERE, tuple(self.expr(item, frame) for item in value))
+                return self.expr(value[0], frame) if alike else ast.SizeLiteral(NOWHERE, *value)
+            return ast.ListLiteral(NOWHERE, tuple(self.expr(item, frame) for item in value))
         known = [name for name, other in frame.values.items() if type(other) is type(value) and other == value]
         if known and self.rarely(2):
-            return tree.Name(NOWHERE, self.pick(known))
+            return ast.Name(NOWHERE, self.pick(known))
         if isinstance(value, Interval):
-            return tree.Interval(NOWHERE, *(operand(self.expr(end, frame)) for end in value))
+            return ast.Interval(NOWHERE, *(operand(self.expr(end, frame)) for end in value))
         if isinstance(value, bool):
-            return self.boolean(value, frame) if self.rarely() else tree.Bool(NOWHERE, value)
+            return self.boolean(value, frame) if self.rarely() else ast.Bool(NOWHERE, value)
         if isinstance(value, int):
             return self.integer(value, frame) if self.rarely() else make_integer(value)
         if isinstance(value, float):
-            return tree.Number(NOWHERE, value, repr(value))
-        return tree.Name(NOWHERE, str(value))
+            return ast.Number(NOWHERE, value, repr(value))
+        return ast.Name(NOWHERE, str(value))
 
-    def integer(self, value: int, frame: Frame) -> tree.Expr:
+    def integer(self, value: int, frame: Frame) -> ast.Expr:
         """An integer in one of the roundabout ways."""
         other = self.number(1, 9)
         sizes = {axis: size for axis, size in zip("chw", frame.entering, strict=False) if size == value}
-        ways: list[Callable[[], tree.Expr]] = [
+        ways: list[Callable[[], ast.Expr]] = [
             lambda: self.binary("+", value - other, other, frame),
             lambda: self.binary("-", value + other, other, frame),
             lambda: self.binary("//", value * other + other - 1, other, frame) if value >= 0 else make_integer(value),
@@ -100,35 +99,35 @@ class ExpressionWriter(Chance):
         if value % other == 0:
             ways.append(lambda: self.binary("*", value // other, other, frame))
         if sizes:
-            ways += [lambda: tree.Dim(NOWHERE, self.pick(list(sizes)))] * 3
+            ways += [lambda: ast.Dim(NOWHERE, self.pick(list(sizes)))] * 3
         return self.pick(ways)()
 
-    def binary(self, operator: str, left: Any, right: Any, frame: Frame) -> tree.Expr:
-        return tree.Binary(NOWHERE, operator, *(operand(self.expr(value, frame)) for value in (left, right)))
+    def binary(self, operator: str, left: Any, right: Any, frame: Frame) -> ast.Expr:
+        return ast.Binary(NOWHERE, operator, *(operand(self.expr(value, frame)) for value in (left, right)))
 
-    def function(self, name: str, *values: Any, frame: Frame) -> tree.Expr:
-        return tree.FunctionCall(NOWHERE, name, tuple(self.expr(value, frame) for value in values))
+    def function(self, name: str, *values: Any, frame: Frame) -> ast.Expr:
+        return ast.FunctionCall(NOWHERE, name, tuple(self.expr(value, frame) for value in values))
 
-    def root(self, value: int, frame: Frame) -> tree.Expr:
+    def root(self, value: int, frame: Frame) -> ast.Expr:
         square = value * value + self.number(0, 2 * value)
-        return tree.FunctionCall(NOWHERE, "floor", (self.function("sqrt", square, frame=frame),))
+        return ast.FunctionCall(NOWHERE, "floor", (self.function("sqrt", square, frame=frame),))
 
-    def choice(self, value: Any, other: Any, frame: Frame) -> tree.Expr:
+    def choice(self, value: Any, other: Any, frame: Frame) -> ast.Expr:
         decision = self.happens()
         then, otherwise = (value, other) if decision else (other, value)
-        return tree.Choice(NOWHERE, self.boolean(decision, frame), self.expr(then, frame), self.expr(otherwise, frame))
+        return ast.Choice(NOWHERE, self.boolean(decision, frame), self.expr(then, frame), self.expr(otherwise, frame))
 
-    def boolean(self, value: bool, frame: Frame) -> tree.Expr:
+    def boolean(self, value: bool, frame: Frame) -> ast.Expr:
         """A condition with this outcome."""
         way = self.number(0, 4)
         low = self.number(0, 8)
         if way == 0:
-            return tree.Bool(NOWHERE, value)
+            return ast.Bool(NOWHERE, value)
         if way == 1:
             operator = self.pick(["<", "<=", "!="] if value else [">", ">=", "=="])
             return self.binary(operator, low, low + self.number(1, 9), frame)
         if way == 2:
             return self.binary(self.pick(["==", "<="] if value else ["!=", "<"]), low, low, frame)
         if way == 3:
-            return tree.Unary(NOWHERE, "not", operand(self.expr(not value, frame)))
+            return ast.Unary(NOWHERE, "not", operand(self.expr(not value, frame)))
         return self.binary("and" if value else "or", value, value, frame)

@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Any
 from cnnspec.diagnostics import failure
 
 if TYPE_CHECKING:
-    from cnnspec.training.comparing import Comparison, compare
-    from cnnspec.training.options import Result, TrainOptions
-    from cnnspec.training.planning import plan
-    from cnnspec.training.run import train
-    from cnnspec.training.scoring import evaluate
-    from cnnspec.training.search import SweepOptions, SweepResult, sweep
+    from cnnspec.training.comparison.compare import Comparison, compare
+    from cnnspec.training.loop.evaluate import evaluate
+    from cnnspec.training.runs.options import Result, TrainOptions
+    from cnnspec.training.runs.plan import plan
+    from cnnspec.training.runs.train import train
+    from cnnspec.training.sweeps.sweep import SweepOptions, SweepResult, sweep
 
 _HOMES = {
-    "compare": "comparing",
-    "Comparison": "comparing",
-    "evaluate": "scoring",
-    "plan": "planning",
-    "Result": "options",
-    "sweep": "search",
-    "SweepOptions": "search",
-    "SweepResult": "search",
-    "TrainOptions": "options",
-    "train": "run",
+    "compare": "comparison.compare",
+    "Comparison": "comparison.compare",
+    "evaluate": "loop.evaluate",
+    "plan": "runs.plan",
+    "Result": "runs.options",
+    "sweep": "sweeps.sweep",
+    "SweepOptions": "sweeps.sweep",
+    "SweepResult": "sweeps.sweep",
+    "TrainOptions": "runs.options",
+    "train": "runs.train",
 }
 
 

@@ -1,0 +1,1 @@
+"""Facts about a checked Graph: liveness, cost, receptive fields, summaries, differences, feature taps."""

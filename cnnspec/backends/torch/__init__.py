@@ -1,0 +1,1 @@
+"""The torch backend: from Graph to `nn.Module`, with initialization and weights."""

@@ -1,0 +1,1 @@
+"""From Model to Graph: expand blocks and repeats, compute shapes, verify contracts."""

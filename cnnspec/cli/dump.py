@@ -1,0 +1,111 @@
+"""Printing what lies between the stages: the tree, the Model, the Graph, and what ships with the package."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from cnnspec import shapes
+from cnnspec.compiler import Compilation
+from cnnspec.diagnostics import CnnspecError
+from cnnspec.ir import IMAGE, Graph
+from cnnspec.ir.evaluate import show as show_value
+from cnnspec.ops import OPS, Op
+from cnnspec.semantics.loader import shipped_specs, standard_block, standard_blocks
+from cnnspec.syntax import ast
+
+STAGES = ("tree", "model", "graph")
+
+
+def show(done: Compilation, stage: str, *, as_json: bool = False) -> str:
+    """A stage of a compilation as text.
+
+    Args:
+        done: What to show.
+        stage: One of `STAGES`.
+        as_json: Whether to give JSON.
+
+    Raises:
+        CnnspecError: The compilation did not get as far.
+    """
+    if stage == "tree" and done.tree is not None and not done.tree.broken:
+        data = _tree_json(done.tree)
+        return json.dumps(data, indent=2) if as_json else "\n".join(_tree_lines(data, 0))
+    if stage == "model" and done.model is not None:
+        if done.report.failed:
+            raise CnnspecError(done.diagnostics)
+        return done.model.model_dump_json(indent=2)
+    if stage == "graph" or done.tree is None or done.report.failed:
+        graph = done.require_graph()
+        return json.dumps(graph.to_json(), indent=2) if as_json else graph_text(graph)
+    done.require_graph()
+    raise AssertionError(stage)
+
+
+def graph_text(graph: Graph) -> str:
+    """A line for each operator: number, path, operator with its settings, inputs, shape."""
+    lines = [f"{graph.name}: {shapes.text(graph.input_shape)} -> {shapes.text(graph.output_shape)}"]
+    width = max(len(node.path) for node in graph.nodes)
+    for index, node in enumerate(graph.nodes):
+        settings = " ".join(f"{name}={_setting(node.op, name)}" for name in node.op.changed())
+        inputs = ", ".join("image" if i == IMAGE else f"%{i}" for i in node.inputs)
+        mark = " (output)" if index == graph.output else f" ({node.aux})" if node.aux else ""
+        lines.append(
+            f"%{index:<4} {node.path:<{width}}  {node.op.name} {settings}".rstrip()
+            + f"  <- {inputs}  {shapes.text(node.shape)}{mark}"
+        )
+    return "\n".join(lines)
+
+
+def _setting(op: Op, name: str) -> str:
+    value = getattr(op, name)
+    return show_value(list(value) if op.parameters[name].type.kind == "list" else value)
+
+
+def _tree_json(node: Any) -> Any:
+    if isinstance(node, (tuple, list)):
+        return [_tree_json(item) for item in node]  # pyright: ignore[reportUnknownVariableType]
+    if not isinstance(node, ast.Node):
+        return node
+    shown = {name: _tree_json(getattr(node, name)) for name in node.told}
+    return {"node": type(node).__name__, "line": node.span.line, "column": node.span.column, **shown}
+
+
+def _tree_lines(data: Any, depth: int) -> list[str]:
+    """A tree as indented text: one line for each node, its plain fields behind it."""
+    if isinstance(data, list):
+        return [line for item in data for line in _tree_lines(item, depth)]  # pyright: ignore[reportUnknownVariableType]
+    plain = [
+        f"{name}={value!r}"
+        for name, value in data.items()
+        if not isinstance(value, (dict, list)) and name not in ("node", "line", "column")
+    ]
+    place = f"  [{data['line']}:{data['column']}]" if "line" in data else ""
+    lines = ["  " * depth + " ".join([data["node"], *plain]) + place]
+    for name, value in data.items():
+        if isinstance(value, (dict, list)) and value:
+            inner = _tree_lines(value, depth + 2)
+            lines += ["  " * (depth + 1) + f"{name}:", *inner]
+    return lines
+
+
+def listing() -> dict[str, dict[str, str]]:
+    """What ships with the package: specs, blocks with their parameters, operators with theirs."""
+    specs: dict[str, str] = {}
+    for name, path in shipped_specs().items():
+        first = path.read_text("utf-8").split("\n", 1)[0]
+        specs[name] = first.lstrip("# ") if first.startswith("#") else ""
+    blocks: dict[str, str] = {}
+    for name in standard_blocks():
+        found = standard_block(name)
+        if found is not None:
+            blocks[name] = " ".join(_parameter(parameter) for parameter in found[1].parameters)
+    operators = {name: " ".join(kind.parameters) for name, kind in sorted(OPS.items())}
+    return {"specs": specs, "blocks": blocks, "operators": operators}
+
+
+def _parameter(parameter: ast.BlockParameter) -> str:
+    if parameter.default is None:
+        return parameter.name
+    span = parameter.default.span
+    return f"{parameter.name}={span.text.replace(' ', '')}"

@@ -1,0 +1,498 @@
+"""The two intermediate representations: the hierarchical `Model` and the flat `Graph`.
+
+A `Model` is what the text says once every name is resolved and every argument has its place: frozen
+Pydantic data that keeps blocks, repeats and conditions, and survives JSON. It knows nothing of places
+in a text: each piece carries a number, `origin`, and a side table leads from there to the source.
+
+A `Graph` is what the check proves: operators in the order in which they run, each with its inputs, its
+path in the module tree, and its shape. Only `check` makes one, so a backend never validates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from functools import cached_property
+from numbers import Integral
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cnnspec.diagnostics import CnnspecError, Diagnostic, Span, failure
+from cnnspec.ir.valid_sizes import Sizes, derive
+from cnnspec.ops import Op, ShapeFault
+from cnnspec.ops.inits import InitScheme
+from cnnspec.recipe import Recipe, Setting
+from cnnspec.shapes import Shape, numel, symbolic
+from cnnspec.shapes.symbolic import IMAGE_LENGTH, Amount
+
+Scalar = bool | int | float | str
+
+
+class Piece(BaseModel):
+    """A part of a Model; `origin` is its number in the table of places, 0 for none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+    origin: int = 0
+
+
+class Expr(Piece):
+    """An expression: what it does (`kind`), the literal or the name in it, and its operands.
+
+    Kinds: `number`, `bool`, `text`, `name`, `op`, `word`, `dim` (an axis of `in`), `size`, `interval`,
+    `list`, `call` (of a function), `choice`, `neg`, `not`, and the binary operators as they are written.
+    """
+
+    kind: str
+    value: Scalar | None = None
+    parts: tuple[Expr, ...] = ()
+
+
+class Call(Piece):
+    """A call of an operator or a block; `variable` where the name is a parameter that holds an operator."""
+
+    kind: Literal["call"] = "call"
+    callee: str
+    variable: bool = False
+    args: dict[str, Expr] = {}
+    repeat: Expr | None = None
+    name: Expr | None = None
+
+
+class Braces(Piece):
+    """Statements in braces; the rows of an `each` are one, too, whose labels are those of the scope around."""
+
+    kind: Literal["braces"] = "braces"
+    table: bool = False
+    body: tuple[Statement, ...]
+
+
+class Repeat(Piece):
+    """A repeated group; `variable` counts its rounds from 0."""
+
+    kind: Literal["repeat"] = "repeat"
+    count: Expr
+    variable: str | None
+    body: tuple[Statement, ...]
+
+
+class Join(Piece):
+    """`add`, `mul`, `concat`: every flow in the body is a branch."""
+
+    kind: Literal["join"] = "join"
+    join: Literal["add", "mul", "concat"]
+    body: tuple[Statement, ...]
+
+
+class If(Piece):
+    """One of two bodies, by a condition."""
+
+    kind: Literal["if"] = "if"
+    condition: Expr
+    then: tuple[Statement, ...]
+    otherwise: tuple[Statement, ...]
+
+
+class Reference(Piece):
+    """The output of the element with this label."""
+
+    kind: Literal["reference"] = "reference"
+    label: str
+
+
+class In(Piece):
+    """The tensor that enters the innermost braces."""
+
+    kind: Literal["in"] = "in"
+
+
+class Nothing(Piece):
+    """The branch that is not there."""
+
+    kind: Literal["nothing"] = "nothing"
+
+
+class Broken(Piece):
+    """An element that was at fault; what depends on it is not judged."""
+
+    kind: Literal["broken"] = "broken"
+
+
+Element = Annotated[Call | Braces | Repeat | Join | If | Reference | In | Nothing | Broken, Field(discriminator="kind")]
+
+
+class Flow(Piece):
+    """A pipeline; `label` names it, `counted` makes `stage` into `stage1`, `stage2`, ..."""
+
+    kind: Literal["flow"] = "flow"
+    label: str | None = None
+    counted: bool = False
+    elements: tuple[Element, ...]
+    condition: Expr | None = None
+
+
+class Let(Piece):
+    """A named value."""
+
+    kind: Literal["let"] = "let"
+    name: str
+    value: Expr
+
+
+class Require(Piece):
+    """A precondition with its message, in which `{name}` stands for a value."""
+
+    kind: Literal["require"] = "require"
+    condition: Expr
+    message: str | None
+
+
+Statement = Annotated[Flow | Let | Require, Field(discriminator="kind")]
+
+
+class BlockParameter(Piece):
+    """A parameter of a block; the types are those of section "Blocks" in the language reference."""
+
+    name: str
+    type: Literal["int", "float", "bool", "size", "op", "str"]
+    default: Expr | None
+    once: bool = False
+
+
+class Block(Piece):
+    """A block as it is defined; `constants` are the values of its file that it uses."""
+
+    name: str
+    parameters: tuple[BlockParameter, ...]
+    body: tuple[Statement, ...]
+    constants: dict[str, Expr] = {}
+
+
+class Init(Piece):
+    """How the weights of an operator start."""
+
+    target: str
+    scheme: Setting
+
+
+class Expect(Piece):
+    """A contract; `within` is a fraction."""
+
+    metric: Literal["params", "macs", "output", "depth"]
+    relation: Literal["==", "!=", "<=", ">=", "<", ">"]
+    value: Expr
+    within: float | None = None
+
+
+class Aux(Piece):
+    """A head that exists in training only; its loss is added with `weight`."""
+
+    name: str
+    source: str
+    weight: Expr
+    body: tuple[Statement, ...]
+
+
+class Model(Piece):
+    """A whole network with every name resolved, before any shape is known."""
+
+    name: str
+    input: tuple[int, int, int]
+    constants: dict[str, Expr]
+    blocks: dict[str, Block]
+    body: tuple[Statement, ...]
+    aux: tuple[Aux, ...] = ()
+    inits: tuple[Init, ...] = ()
+    expects: tuple[Expect, ...] = ()
+    recipe: Recipe = Recipe()
+
+
+for _model in (Expr, Braces, Repeat, Join, If, Flow, Block, Aux, Model):
+    _model.model_rebuild()
+
+
+# --- the graph -----------------------------------------------------------------------------------
+
+IMAGE = -1
+"""The input of a node that reads the image itself."""
+
+
+def channels_last(shape: tuple[int, int, int]) -> bool:
+    """Whether the shape of an image looks as if its channels stood behind its height and width: `32x32x3`."""
+    first, second, last = shape
+    return last in (1, 3) and min(first, second) >= 8 * last and (last == 3 or first == second)
+
+
+@dataclass(slots=True)
+class Node:
+    """An operator at its place. It is not changed once it is made; to freeze it would double what making it costs.
+
+    Attributes:
+        path: Where it stands in the module tree, `stage1.0.net.1`; it owns the weights. A join, a slice or
+            another node without a module of its own has the path of its scope.
+        op: The operator with its settings.
+        inputs: Indices of the nodes that it reads; `IMAGE` for the input.
+        shape: What it gives, without the batch axis: `(C, H, W)` or `(F,)`.
+        weights: Shapes of its learned weights by their key.
+        macs: Multiply-adds for one image.
+        init: How its weights start; none for torch's own way.
+        aux: The auxiliary head that it belongs to.
+        origin: Where it was written.
+    """
+
+    path: str
+    op: Op
+    inputs: tuple[int, ...]
+    shape: Shape
+    weights: dict[str, tuple[int, ...]]
+    macs: int
+    init: InitScheme | None = None
+    aux: str | None = None
+    origin: Span | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(map(numel, self.weights.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class AuxHead:
+    """An auxiliary output: its name, the node that gives it, the weight of its loss."""
+
+    name: str
+    output: int
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """What a module of a network gives, as detection and segmentation heads need to know it.
+
+    Attributes:
+        path: The module.
+        shape: Without the batch axis.
+        reduction: Pixels of the image for one place of the map, in height and width; 1 and 1 for the image.
+    """
+
+    path: str
+    shape: Shape
+    reduction: tuple[Fraction, Fraction]
+
+    @property
+    def channels(self) -> int:
+        return self.shape[0]
+
+
+@dataclass(frozen=True, repr=False)
+class Graph:
+    """A network whose shapes are proven.
+
+    Attributes:
+        nodes: Operators in an order in which they can run.
+        input_shape: `(C, H, W)` of one image.
+        output: Index of the node that gives the logits.
+        scopes: For every path that is not an operator: the block it is a call of, or an empty text.
+        ends: For every path that is not an operator: the node that gives its output.
+        taps: Names of features with the nodes that give them; a module then returns these and no logits.
+        recipe: How it is to be trained.
+        model: What it was made from.
+        text: The spec as it was read.
+    """
+
+    name: str
+    nodes: tuple[Node, ...]
+    input_shape: tuple[int, int, int]
+    output: int
+    scopes: dict[str, str]
+    ends: dict[str, int]
+    aux: tuple[AuxHead, ...]
+    recipe: Recipe
+    model: Model
+    text: str = field(default="", compare=False)
+    taps: dict[str, int] = field(default_factory=dict[str, int])
+
+    def __repr__(self) -> str:
+        return f"Graph({self.name!r}, input={self.input_shape}, output={self.output_shape}, nodes={len(self.nodes)})"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """The same for IPython and Hypothesis, which would print every field of a dataclass."""
+        printer.text(repr(self))
+
+    @property
+    def output_shape(self) -> Shape:
+        """Shape of the logits of one image."""
+        return self.nodes[self.output].shape
+
+    @cached_property
+    def parameter_count(self) -> int:
+        """Learned weights in total, auxiliary heads included."""
+        return sum(node.parameter_count for node in self.nodes)
+
+    @cached_property
+    def macs(self) -> int:
+        """Multiply-adds of convolutions and linear layers for one image, without auxiliary heads."""
+        return sum(node.macs for node in self.nodes if node.aux is None)
+
+    def input_shapes(self, node: Node) -> list[Shape]:
+        """The shapes that a node reads."""
+        return [self.input_shape if i == IMAGE else self.nodes[i].shape for i in node.inputs]
+
+    @cached_property
+    def depths(self) -> list[int]:
+        """For each node the convolutions and linear layers on the longest path from the image to its output."""
+        depths: list[int] = []
+        for node in self.nodes:
+            before = max([depths[i] for i in node.inputs if i != IMAGE] or (0,))
+            depths.append(before + (1 if node.op.counts_as_layer else 0))
+        return depths
+
+    @property
+    def depth(self) -> int:
+        """Convolutions and linear layers on the longest path from the image to the logits."""
+        return self.depths[self.output]
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {**{node.path: i for i, node in enumerate(self.nodes) if node.op.owns_module}, **self.ends}
+
+    def find(self, path: str) -> int | None:
+        """The index of the node that gives the output of a module, an operator's or a scope's."""
+        return self._places.get(path)
+
+    @property
+    def paths(self) -> list[str]:
+        """Every path that `find` knows."""
+        return list(self._places)
+
+    @cached_property
+    def reductions(self) -> list[tuple[Fraction, Fraction]]:
+        """For each node the pixels of the image for one place of its map, in height and width."""
+        found: list[tuple[Fraction, Fraction]] = []
+        for node in self.nodes:
+            before = [(Fraction(1), Fraction(1)) if i == IMAGE else found[i] for i in node.inputs]
+            own = node.op.reduction(self.input_shapes(node)[0], node.shape)
+            found.append((max(b[0] for b in before) * own[0], max(b[1] for b in before) * own[1]))
+        return found
+
+    def feature(self, path: str) -> Feature:
+        """Channels and reduction of what a module gives.
+
+        Raises:
+            KeyError: There is no such module.
+        """
+        index = self._places[path]
+        return Feature(path, self.nodes[index].shape, self.reductions[index])
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """What a network that was tapped gives, in the order that was asked for."""
+        return tuple(Feature(path, self.nodes[i].shape, self.reductions[i]) for path, i in self.taps.items())
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self.nodes)
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """The sizes of images that the network takes, beside the one that the spec declares."""
+        return derive(self.nodes, self.input_shape)
+
+    def symbolic_shape(self, path: str) -> str:
+        """What a module gives for an image of any size, `[N, 512, H//32, W//32]`.
+
+        Raises:
+            KeyError: There is no such module.
+        """
+        index = self._places[path]
+        return symbolic.text(self.sizes.shape(index, self.nodes[index].shape[0]))
+
+    @cached_property
+    def symbolic(self) -> Graph:
+        """The same network with every shape and count as a function of the image's height and width.
+
+        Sizes are integers where they are constant, and otherwise an `Amount`: `graph.symbolic.macs` is
+        `9437184*(H//2)*(W//2) + 640`, and `graph.symbolic.macs(96, 64)` a number.
+        """
+        height, width = Amount.height(IMAGE_LENGTH), Amount.width(IMAGE_LENGTH)
+        image = cast("tuple[int, int, int]", (self.input_shape[0], height, width))
+        found = [cast(Shape, self.sizes.shape(i, node.shape[0])) for i, node in enumerate(self.nodes)]
+        nodes = [
+            replace(
+                node, shape=shape, macs=node.op.macs(image if node.inputs[0] == IMAGE else found[node.inputs[0]], shape)
+            )
+            for node, shape in zip(self.nodes, found, strict=True)
+        ]
+        return replace(self, input_shape=image, nodes=tuple(nodes))
+
+    def accepts(self, height: int, width: int) -> bool:
+        """Whether the network, as it is built, takes images of this height and width: what is no integer is no size."""
+        return all(isinstance(side, Integral) for side in (height, width)) and self.sizes.accepts(height, width)
+
+    def at(self, height: int, width: int) -> Graph:
+        """The same network, with the same weights, for images of another size.
+
+        Raises:
+            CnnspecError: It does not take them; the diagnostic names the operator that does not work, and why.
+        """
+        if not all(isinstance(side, Integral) for side in (height, width)):
+            raise failure("E0204", f"`{height}x{width}` is not a size of images", help="give two integers")
+        if (height, width) == self.input_shape[1:]:
+            return self
+        nodes: list[Node] = []
+        image = (self.input_shape[0], height, width)
+        for node in self.nodes:
+            entering = [image if i == IMAGE else nodes[i].shape for i in node.inputs]
+            why: str | None = None
+            shape: Shape = ()
+            try:
+                shape = node.op.infer(*entering)
+                if node.op.weights(entering[0]) != node.weights or (
+                    node.op.fixes_features and entering[0][0] != self.input_shapes(node)[0][0]
+                ):
+                    made = self.input_shapes(node)[0][0]
+                    why = f"`{node.path}` is made for {made:,} features and would get {entering[0][0]:,}"
+            except ShapeFault as fault:
+                why = fault.message
+            if min(height, width) < 1:
+                why = "a size is at least 1"
+            if why is not None:
+                near = self.sizes.nearest(height, width)
+                c, (high, wide) = self.input_shape[0], near or self.sizes.declared
+                help = f"{'the nearest size' if near else 'a size that it takes'} is {c}x{high}x{wide}"
+                message = f"`{self.name}` does not take images of {self.input_shape[0]}x{height}x{width}: {why}"
+                notes = (f"it takes {self.sizes.words()}",)
+                raise CnnspecError([Diagnostic("E0313", message, node.origin, "here", (), notes, help)])
+            nodes.append(replace(node, shape=shape, macs=node.op.macs(entering[0], shape)))
+        return replace(self, input_shape=image, nodes=tuple(nodes))
+
+    def to_json(self) -> dict[str, Any]:
+        """The graph as plain data."""
+        return {
+            "name": self.name,
+            "input": list(self.input_shape),
+            "output": self.output,
+            "output_shape": list(self.output_shape),
+            "parameters": self.parameter_count,
+            "macs": self.macs,
+            "depth": self.depth,
+            "aux": [{"name": head.name, "output": head.output, "weight": head.weight} for head in self.aux],
+            "nodes": [
+                {
+                    "path": node.path,
+                    "op": node.op.name,
+                    "settings": {
+                        name: Setting.of(value).model_dump() if isinstance(value, InitScheme) else value
+                        for name, value in node.op.changed().items()
+                    },
+                    "inputs": list(node.inputs),
+                    "shape": list(node.shape),
+                    "symbolic_shape": symbolic.text(self.sizes.shape(index, node.shape[0])),
+                    "weights": {key: list(shape) for key, shape in node.weights.items()},
+                    "macs": node.macs,
+                    "init": Setting.of(node.init).model_dump() if node.init else None,
+                    "aux": node.aux,
+                }
+                for index, node in enumerate(self.nodes)
+            ],
+        }

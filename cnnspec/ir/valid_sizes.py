@@ -1,0 +1,448 @@
+"""The sizes of images that a network takes: exactly those at which each of its operators works.
+
+A network is built for the size that its spec declares, and then runs at many others. `derive` walks over it
+with symbolic sizes and collects what must hold (`Demand`); `Sizes` answers for one size, and says the whole
+set in words and as data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial, reduce
+from typing import Any, Protocol
+
+from cnnspec.limits import MAX_LENGTHS
+from cnnspec.ops import OPS, Op, ShapeFault
+from cnnspec.ops.base import SameShape
+from cnnspec.shapes import Shape, is_map
+from cnnspec.shapes.intervals import (
+    EVERY,
+    Rectangle,
+    TooMany,
+    divisors,
+    from_to,
+    includes,
+    interval,
+    limited_effort,
+    meet,
+    rectangle_words,
+    spend,
+    where_above,
+    where_equal,
+    where_is,
+)
+from cnnspec.shapes.symbolic import (
+    IMAGE_LENGTH,
+    ONE,
+    Amount,
+    Greatest,
+    Length,
+    LengthsLimit,
+    PeriodLimit,
+    SymbolicShape,
+    greatest,
+)
+
+Lengths = tuple[Length, Length]
+SINGLE = (ONE, ONE)
+_REACH = 64
+"""How far from a size another one is looked for in a set that cannot be written out."""
+
+
+# --- what must hold ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Something that must hold of the image's size, for the operator `node`."""
+
+    node: int
+
+    def holds(self, height: int, width: int) -> bool:
+        """Whether it holds for a size."""
+        raise NotImplementedError
+
+    def rectangles(self) -> list[Rectangle]:
+        """The sizes for which it holds.
+
+        Raises:
+            TooMany: They cannot be written out.
+        """
+        raise TooMany
+
+
+@dataclass(frozen=True)
+class Enough(Demand):
+    """A height (axis 0) or width (axis 1) of at least so much."""
+
+    axis: int
+    length: Length
+    least: int
+
+    def holds(self, height: int, width: int) -> bool:
+        return self.length((height, width)[self.axis]) >= self.least
+
+    def rectangles(self) -> list[Rectangle]:
+        found = where_above(self.length, self.least)
+        return [(EVERY, found) if self.axis else (found, EVERY)]
+
+
+@dataclass(frozen=True)
+class Agree(Demand):
+    """Two heights, or two widths, that are the same."""
+
+    axis: int
+    length: Length
+    other: Length
+
+    def holds(self, height: int, width: int) -> bool:
+        size = (height, width)[self.axis]
+        return self.length(size) == self.other(size)
+
+    def rectangles(self) -> list[Rectangle]:
+        found = where_equal(self.length, self.other)
+        return [(EVERY, found) if self.axis else (found, EVERY)]
+
+
+@dataclass(frozen=True)
+class NotSingle(Demand):
+    """A map of more than one place."""
+
+    height: Length
+    width: Length
+
+    def holds(self, height: int, width: int) -> bool:
+        return self.height(height) != 1 or self.width(width) != 1
+
+    def rectangles(self) -> list[Rectangle]:
+        high, wide = (EVERY.without(where_is(length, 1)) for length in (self.height, self.width))
+        return [(high, EVERY), (EVERY, wide)]
+
+
+@dataclass(frozen=True)
+class Factors(Demand):
+    """Maps that can be multiplied: alike, or one of them has a single place."""
+
+    one: Lengths
+    other: Lengths
+
+    def holds(self, height: int, width: int) -> bool:
+        one, other = ((h(height), w(width)) for h, w in (self.one, self.other))
+        return one == other or (1, 1) in (one, other)
+
+    def rectangles(self) -> list[Rectangle]:
+        alike = (where_equal(self.one[0], self.other[0]), where_equal(self.one[1], self.other[1]))
+        return [alike, *((where_is(h, 1), where_is(w, 1)) for h, w in (self.one, self.other))]
+
+
+@dataclass(frozen=True)
+class Features(Demand):
+    """So many features, for which the weights were made."""
+
+    amount: Amount
+    count: int
+
+    def holds(self, height: int, width: int) -> bool:
+        return self.amount(height, width) == self.count
+
+    def rectangles(self) -> list[Rectangle]:
+        """By the divisors of the count; for a sum of maps, by runs of heights or widths in which every size stays."""
+        if isinstance(self.amount, Greatest):
+            raise TooMany
+        (lengths, share), *more = self.amount.terms.items()
+        if not more and ONE not in lengths:
+            places, rest = divmod(self.count, share)
+            if rest:
+                return []
+            pairs = ((where_is(lengths[0], d), where_is(lengths[1], places // d)) for d in divisors(places))
+            return [(high, wide) for high, wide in pairs if high and wide]
+        found: dict[Rectangle, None] = {}
+        axes = [list(dict.fromkeys(both[axis] for both in self.amount.terms if both[axis] != ONE)) for axis in (0, 1)]
+        least = [max((length.least(1) or 1 for length in lengths), default=1) for lengths in axes]
+        for axis in (0, 1):  # of two sizes one is at most as large as the other
+            size, other = least[axis], least[1 - axis]
+            while True:
+                spend(32 + 32 * len(self.amount.terms))
+                after = min((n for length in axes[axis] if (n := length.least(length(size) + 1))), default=None)
+                across = interval(partial(self._along, axis, size), self.count, other, bool(axes[1 - axis]))
+                if across:
+                    own = from_to(size, after) if axes[axis] else EVERY
+                    found[(across, own) if axis else (own, across)] = None
+                if after is None or self._along(axis, after, max(after, other)) > self.count:
+                    break
+                size = after
+        return list(found)
+
+    def _along(self, axis: int, own: int, across: int) -> int:
+        return self.amount(across, own) if axis else self.amount(own, across)
+
+
+@dataclass(frozen=True)
+class Taken(Demand):
+    """Flat features that the operator takes, by its own rule."""
+
+    op: Op
+    amounts: tuple[Amount | int, ...]
+
+    def holds(self, height: int, width: int) -> bool:
+        found = [amount(height, width) if isinstance(amount, Amount) else amount for amount in self.amounts]
+        try:
+            self.op.infer(*((size,) for size in found))
+        except ShapeFault:
+            return False
+        return True
+
+
+# --- the set -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, repr=False)
+class Sizes:
+    """The sizes of images that a network takes.
+
+    Attributes:
+        declared: Height and width that the spec states.
+        demands: What must hold, in the order of the operators.
+        names: How the operators of the demands are called.
+        main: How many operators there are without those of auxiliary heads, which stand behind them.
+        lengths: Height and width of what each operator gives; `(1, 1)` for flat features.
+        features: How many flat features it gives; 0 for a map.
+    """
+
+    declared: tuple[int, int]
+    demands: tuple[Demand, ...]
+    names: dict[int, str]
+    main: int
+    lengths: tuple[Lengths, ...]
+    features: tuple[Amount | int, ...]
+
+    def __repr__(self) -> str:
+        return f"Sizes(declared={self.declared}, demands={len(self.demands)})"
+
+    def shape(self, index: int, channels: int) -> SymbolicShape:
+        """The symbolic shape of what a node gives."""
+        height, width = self.lengths[index]
+        if self.features[index] != 0:
+            return (self.features[index],)
+        return channels, Amount.height(height), Amount.width(width)
+
+    @cached_property
+    def in_evaluation(self) -> Sizes:
+        """The sizes that the network takes when it has no auxiliary heads, as in evaluation."""
+        return replace(self, demands=tuple(demand for demand in self.demands if demand.node < self.main))
+
+    def accepts(self, height: int, width: int) -> bool:
+        """Whether the network takes images of this size, with its auxiliary heads."""
+        return height >= 1 and width >= 1 and all(demand.holds(height, width) for demand in self.demands)
+
+    def nearest(self, height: int, width: int) -> tuple[int, int] | None:
+        """The size nearest to another one that the network takes; none where the set cannot be written and none is near."""
+        if self.rectangles is not None:
+            found = [(high.nearest(height), wide.nearest(width)) for high, wide in self.rectangles]
+        else:
+            side = range(-_REACH, _REACH + 1)
+            found = [(height + dh, width + dw) for dh in side for dw in side]
+
+        def distance(size: tuple[int, int]) -> tuple[int, int, int, int]:
+            high, wide = abs(size[0] - height), abs(size[1] - width)
+            return max(high, wide), high + wide, -size[0], -size[1]
+
+        return next((size for size in sorted(found, key=distance) if self.accepts(*size)), None)
+
+    @cached_property
+    def rectangles(self) -> tuple[Rectangle, ...] | None:
+        """The set as heights times widths, the declared size in the first; none where it is too intricate."""
+        found: list[Rectangle] = [(EVERY, EVERY)]
+        try:
+            with limited_effort():
+                for demand in self.demands:
+                    found = meet(found, demand.rectangles())
+                found.sort(key=lambda both: not (self.declared[0] in both[0] and self.declared[1] in both[1]))
+                return tuple(one for i, one in enumerate(found) if not any(includes(o, one) for o in found[:i]))
+        except TooMany:
+            return None
+
+    def words(self) -> str:
+        """`any HxW from 33x33 up`, `H and W multiples of 32`, `only 224x224: fc follows a flattened map`."""
+        if self.rectangles is None:
+            said = "{}x{}, and others as `accepts` tells".format(*self.declared)
+        else:
+            pinned = any(isinstance(demand, Features) for demand in self.demands)
+            shown = 1 if pinned else 3
+            said = "; or ".join(rectangle_words(both) for both in self.rectangles[:shown])
+            if more := len(self.rectangles) - shown:
+                said += f" (or {more} more ranges{' with as many features' if pinned else ''})" if more > 0 else ""
+        reason = self._reason()
+        said += f": {reason}" if reason else ""
+        return f"{said}; in evaluation {self.in_evaluation.words()}" if self._differ else said
+
+    @property
+    def _differ(self) -> bool:
+        """Whether evaluation takes other sizes than training, as far as that can be told."""
+        alone = self.in_evaluation
+        return alone.demands != self.demands and (self.rectangles is None or alone.rectangles != self.rectangles)
+
+    def _reason(self) -> str | None:
+        """Why the set is narrow, where it is."""
+        for demand in self.demands:
+            name = self.names.get(demand.node, "")
+            if isinstance(demand, Features):
+                return f"{name} follows a flattened map"
+            if isinstance(demand, (Agree, Factors)):
+                return f"the branches of {name} must agree"
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        """The set as plain data."""
+        ranges = None
+        if self.rectangles is not None:
+            ranges = [{"height": high.to_json(), "width": wide.to_json()} for high, wide in self.rectangles]
+        more = {"in_evaluation": self.in_evaluation.to_json()} if self._differ else {}
+        return {"words": self.words(), "ranges": ranges, **more}
+
+
+# --- from a network ------------------------------------------------------------------------------
+
+
+class NodeLike(Protocol):
+    """What is known of an operator at its place; see `ir.Node`."""
+
+    @property
+    def op(self) -> Op: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def inputs(self) -> tuple[int, ...]: ...
+    @property
+    def shape(self) -> Shape: ...
+    @property
+    def aux(self) -> str | None: ...
+
+
+def derive(nodes: Sequence[NodeLike], image: tuple[int, int, int]) -> Sizes:
+    """The sizes that a network of these operators takes.
+
+    Args:
+        nodes: Its operators, with their shapes at the declared size.
+        image: The declared shape of an image.
+
+    Raises:
+        PeriodLimit: The strides along an axis multiply to more than the limit.
+    """
+    walk = _Walk(nodes, image)
+    for index, node in enumerate(nodes):
+        try:
+            walk.enter(index, node)
+        except PeriodLimit as limit:
+            raise type(limit)(index) from None
+    names = {demand.node: _name(nodes[demand.node]) for demand in walk.demands.values()}
+    declared = (image[1], image[2])
+    main = sum(node.aux is None for node in nodes)
+    return Sizes(declared, tuple(walk.demands.values()), names, main, tuple(walk.lengths), tuple(walk.features))
+
+
+class _Walk:
+    """One walk over the operators; maps are followed by their two lengths, flat features by their number."""
+
+    def __init__(self, nodes: Sequence[NodeLike], image: tuple[int, int, int]) -> None:
+        self.nodes = nodes
+        self.image = image
+        self.lengths: list[Lengths] = []
+        self.features: list[Amount | int] = []
+        self.demands: dict[object, Demand] = {}
+        self._ways: dict[tuple[int, Lengths], Lengths] = {}
+        self._values = 0
+
+    def spend(self, values: int) -> None:
+        """Counts values that say a size.
+
+        Raises:
+            LengthsLimit: They are more than the limit.
+        """
+        self._values += values
+        if self._values > MAX_LENGTHS:
+            raise LengthsLimit
+
+    def demand(self, demand: Demand) -> None:
+        key = (type(demand), *(value for name, value in vars(demand).items() if name != "node"))
+        self.demands.setdefault(key, demand)
+
+    def enter(self, index: int, node: NodeLike) -> None:
+        """Follows the sizes through an operator, and notes what must hold for it."""
+        op, inputs = node.op, node.inputs
+        first = inputs[0]
+        shape = self.nodes[first].shape if first >= 0 else self.image
+        if len(shape) == 1:
+            entering = [self.features[i] for i in inputs]
+            self.lengths.append((ONE, ONE))
+            self.features.append(self.flat(op, index, entering, node.shape))
+            return
+        before = self.lengths[first] if first >= 0 else (IMAGE_LENGTH, IMAGE_LENGTH)
+        if len(inputs) > 1:
+            others = [self.lengths[i] if i >= 0 else (IMAGE_LENGTH, IMAGE_LENGTH) for i in inputs[1:]]
+            after = self.join(op, index, before, others)
+        elif type(op).axis_rule is Op.axis_rule:
+            after = before
+        else:
+            after = self._ways.get((id(op), before)) or self.resize(op, index, before)
+        if op.needs_places(shape):
+            self.demand(NotSingle(index, *before))
+        flattened = not is_map(node.shape)
+        self.lengths.append((ONE, ONE) if flattened else after)
+        self.features.append(shape[0] * Amount.height(before[0]) * Amount.width(before[1]) if flattened else 0)
+
+    def resize(self, op: Op, index: int, before: Lengths) -> Lengths:
+        """A map through an operator that changes its size."""
+        after: list[Length] = []
+        for axis in (0, 1):
+            rule = op.axis_rule(axis)
+            if rule.least > 1:
+                self.demand(Enough(index, axis, before[axis], rule.least))
+            after.append(length := before[axis].through(rule))
+            self.spend(length.period + length.start)
+        both = self._ways[id(op), before] = (after[0], after[1])
+        return both
+
+    def join(self, op: Op, index: int, first: Lengths, others: Sequence[Lengths]) -> Lengths:
+        """Maps that meet."""
+        for other in others:
+            if other == first:
+                continue
+            if op.name == "mul":
+                if SINGLE not in (first, other):
+                    self.demand(Factors(index, first, other))
+                first = (first[0].greatest(other[0]), first[1].greatest(other[1]))
+                self.spend(sum(length.period + length.start for length in first))
+            else:
+                for axis in (0, 1):
+                    if first[axis] != other[axis]:
+                        self.demand(Agree(index, axis, first[axis], other[axis]))
+        return first
+
+    def flat(self, op: Op, index: int, entering: Sequence[Amount | int], y: Shape) -> Amount | int:
+        """Flat features through an operator."""
+        if all(isinstance(amount, int) for amount in entering):
+            return y[0]
+        if len(entering) > 1:
+            if op.name == "concat":
+                self.spend(sum(4 * len(amount.terms) for amount in entering if isinstance(amount, Amount)))
+                return sum(entering)
+            if any(amount != entering[0] for amount in entering):
+                self.demand(Taken(index, op, tuple(entering)))
+            return reduce(greatest, entering)  # those of a sum agree, and those of a product where none is 1
+        amount = entering[0]
+        assert isinstance(amount, Amount)
+        count = amount(*self.image[1:])
+        if op.fixes_features or op.weights((count,)) != op.weights((count + 1,)):
+            self.demand(Features(index, amount, count))
+        elif type(op).infer not in (SameShape.infer, OPS["flatten"].infer):
+            self.demand(Taken(index, op, (amount,)))
+        return amount if isinstance(op, (SameShape, OPS["flatten"])) else y[0]
+
+
+def _name(node: NodeLike) -> str:
+    """An operator in words."""
+    if node.op.owns_module:
+        return f"`{node.path}`"
+    return f"`{node.op.name}` in `{node.path}`" if node.path else f"`{node.op.name}`"

@@ -1,0 +1,158 @@
+"""The initialisations: `init conv kaiming_normal mode=fan_out`, `conv 3x3 16 init=dirac`.
+
+Each class is named after the function of `torch.nn.init` whose meaning it has. All take `bias`, the
+constant that biases start with; without it a bias starts as torch starts it.
+"""
+
+from typing import ClassVar, Literal
+
+from cnnspec.schema import Declared, NotNegative
+
+Nonlinearity = Literal["linear", "sigmoid", "tanh", "relu", "leaky_relu", "selu"]
+
+
+class InitScheme(Declared):
+    """How weights start."""
+
+    name: ClassVar[str] = ""
+
+    def refused(self) -> tuple[str, str, tuple[str, str]] | None:
+        """Why weights cannot start so although each value is in its bounds, what to do, and which two to exchange."""
+        values = self.settings()
+        low, high, std, mean = (values.get(name, 1.0) for name in ("low", "high", "std", "mean"))
+        if low > high:
+            return f"`low` is above `high`: {low:g} and {high:g}", "exchange the two", ("low", "high")
+        if std == 0:
+            written = f"{mean:g} 0" if mean > 0 else "0.01"
+            message = f"with a standard deviation of 0 `{self.name}` starts all weights alike"
+            help = f"the standard deviation comes first, then the mean: `{self.name} {written}`"
+            return message, help, ("std", "mean")
+        return None
+
+
+class KaimingNormal(InitScheme):
+    """Normal with std `gain / sqrt(fan)`. Source: He et al. 2015, arXiv 1502.01852, section 2.2."""
+
+    name: ClassVar[str] = "kaiming_normal"
+    mode: Literal["fan_in", "fan_out"] = "fan_in"
+    nonlinearity: Nonlinearity = "relu"
+    slope: float = 0.0
+    bias: float | None = None
+
+
+class KaimingUniform(InitScheme):
+    """Uniform with the standard deviation of `kaiming_normal`."""
+
+    name: ClassVar[str] = "kaiming_uniform"
+    mode: Literal["fan_in", "fan_out"] = "fan_in"
+    nonlinearity: Nonlinearity = "relu"
+    slope: float = 0.0
+    bias: float | None = None
+
+
+class XavierNormal(InitScheme):
+    """Normal with std `gain * sqrt(2 / (fan_in + fan_out))`. Source: Glorot and Bengio 2010, section 4.2.1."""
+
+    name: ClassVar[str] = "xavier_normal"
+    gain: NotNegative = 1.0
+    bias: float | None = None
+
+
+class XavierUniform(InitScheme):
+    """Uniform with the standard deviation of `xavier_normal`."""
+
+    name: ClassVar[str] = "xavier_uniform"
+    gain: NotNegative = 1.0
+    bias: float | None = None
+
+
+class Normal(InitScheme):
+    """Normal with the given mean and standard deviation."""
+
+    name: ClassVar[str] = "normal"
+    std: NotNegative
+    mean: float = 0.0
+    bias: float | None = None
+
+
+class TruncNormal(InitScheme):
+    """Normal, drawn again outside of `low`..`high`."""
+
+    name: ClassVar[str] = "trunc_normal"
+    std: NotNegative
+    mean: float = 0.0
+    low: float = -2.0
+    high: float = 2.0
+    bias: float | None = None
+
+
+class Uniform(InitScheme):
+    """Uniform between `low` and `high`."""
+
+    name: ClassVar[str] = "uniform"
+    low: float
+    high: float
+    bias: float | None = None
+
+
+class Constant(InitScheme):
+    """Every weight at `weight`."""
+
+    name: ClassVar[str] = "constant"
+    weight: float
+    bias: float | None = None
+
+
+class Zero(InitScheme):
+    """Weights and biases at 0; a residual branch that ends with such a norm starts as the identity."""
+
+    name: ClassVar[str] = "zero"
+    bias: float | None = 0.0
+
+
+class Dirac(InitScheme):
+    """Convolutions that pass their input channels on, as far as there are outputs."""
+
+    name: ClassVar[str] = "dirac"
+    bias: float | None = None
+
+
+class Orthogonal(InitScheme):
+    """A random (semi-)orthogonal matrix. Source: Saxe et al. 2013, arXiv 1312.6120."""
+
+    name: ClassVar[str] = "orthogonal"
+    gain: NotNegative = 1.0
+    bias: float | None = None
+
+
+INITS: dict[str, type[InitScheme]] = {
+    scheme.name: scheme
+    for scheme in (
+        KaimingNormal,
+        KaimingUniform,
+        XavierNormal,
+        XavierUniform,
+        Normal,
+        TruncNormal,
+        Uniform,
+        Constant,
+        Zero,
+        Dirac,
+        Orthogonal,
+    )
+}
+
+InitName = Literal[
+    "kaiming_normal", "kaiming_uniform", "xavier_normal", "xavier_uniform", "zero", "dirac", "orthogonal"
+]
+"""The initialisations that need no argument and so can be named in a call."""
+
+FlatInitName = Literal["kaiming_normal", "kaiming_uniform", "xavier_normal", "xavier_uniform", "zero", "orthogonal"]
+"""Those of them that a matrix can start with."""
+
+
+def allowed_inits(target: str) -> tuple[str, ...]:
+    """The initialisations that the weights of an operator can start with."""
+    if target in ("bn", "gn", "ln"):  # weights of one axis
+        return ("constant", "zero", "normal", "trunc_normal", "uniform")
+    return tuple(name for name in INITS if name != "dirac" or target != "linear")

@@ -1,0 +1,1 @@
+"""Change the text of a spec: apply fixes, set values."""

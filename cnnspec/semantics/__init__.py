@@ -1,0 +1,1 @@
+"""From syntax tree to Model: names, blocks, calls, arguments, sections."""

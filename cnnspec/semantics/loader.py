@@ -1,0 +1,183 @@
+"""Finding and reading spec files: beside the file that asks, then among the shipped ones.
+
+No file outside the folder of the file given by the user and the shipped folder is ever opened;
+symbolic links are resolved first.
+"""
+
+from __future__ import annotations
+
+import stat
+from functools import lru_cache
+from pathlib import Path
+
+from cnnspec.diagnostics import Diagnostic, Report, Source, Span, did_you_mean, respell
+from cnnspec.limits import MAX_FILE_BYTES, MAX_FILES, MAX_WORDS
+from cnnspec.resources import resource
+from cnnspec.syntax import ast, count_words, parse
+
+SUFFIX = ".cnn"
+
+
+def shipped_folder() -> Path:
+    """The folder of the shipped specs; the standard blocks lie in `blocks` below it."""
+    return resource("specs").resolve()
+
+
+@lru_cache(maxsize=1)
+def shipped_specs() -> dict[str, Path]:
+    """The shipped networks by name."""
+    return {path.stem: path for path in sorted(shipped_folder().glob(f"*{SUFFIX}"))}
+
+
+@lru_cache(maxsize=1)
+def standard_blocks() -> dict[str, Path]:
+    """The files of the standard blocks by the block's name."""
+    return {path.stem: path for path in sorted((shipped_folder() / "blocks").glob(f"*{SUFFIX}"))}
+
+
+def read_text(path: Path, name: str, report: Report) -> str | None:
+    """The text of a spec file, or nothing and a diagnostic."""
+    help = None
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            code, problem, help = "E0212", f"`{name}` is a folder", "name a file in it"
+        elif not stat.S_ISREG(mode):
+            code, problem = "E0212", f"`{name}` is not a regular file"
+        else:
+            with path.open("rb") as file:
+                data = file.read(MAX_FILE_BYTES + 1)
+            if b"\0" in data:
+                raise ValueError
+            return Source.plain(data.decode("utf-8-sig"))
+    except FileNotFoundError:
+        code, problem = "E0212", f"there is no file `{name}`"
+        near = (
+            did_you_mean(path.stem, [*shipped_specs(), *(p.stem for p in path.parent.glob(f"*{SUFFIX}"))])
+            if path.parent.is_dir()
+            else None
+        )
+        help = near or "`cnnspec list` shows the shipped networks"
+    except ValueError:
+        code, problem, help = "E0107", f"`{name}` is not text", "a spec is a text file in UTF-8"
+    except OSError as error:
+        code, problem = "E0212", f"`{name}` cannot be read: {(error.strerror or str(error)).lower()}"
+    report.add(Diagnostic(code, problem, file=name, help=help))
+    return None
+
+
+@lru_cache(maxsize=256)
+def _shipped_tree(path: Path) -> ast.File | None:
+    """A shipped file, read and parsed once."""
+    report = Report()
+    name = path.relative_to(shipped_folder()).as_posix()
+    text = read_text(path, name, report)
+    return parse(Source(name, text, shipped=True), report) if text is not None else None
+
+
+def standard_block(name: str) -> tuple[ast.File, ast.Block] | None:
+    """A standard block and its file, read when it is first asked for."""
+    path = standard_blocks().get(name)
+    file = _shipped_tree(path) if path else None
+    for statement in file.statements if file else ():
+        if isinstance(statement, ast.Block) and statement.name == name:
+            assert file is not None
+            return file, statement
+    return None
+
+
+class Library:
+    """The files that one compilation reads.
+
+    Args:
+        folder: The folder of the user's file; none where the text came from memory.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._root = folder.resolve() if folder else None
+        self._trees: dict[Path, ast.File | None] = {}
+        self._folders: dict[str, Path] = {}
+        self._words = 0
+
+    def add(self, path: Path, file: ast.File) -> None:
+        """Makes a file known that was read elsewhere, so that one that names it gets the same tree."""
+        self._trees[path.resolve()] = file
+        self._words += count_words(file.source.text)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The file of the spec, and those beside it that it takes from."""
+        return tuple(self._trees)
+
+    def folder_of(self, file: ast.File) -> Path | None:
+        """The folder in which a file that was found here lies."""
+        if file.source.shipped:
+            return (shipped_folder() / file.source.name).parent
+        return self._folders.get(file.source.name, self._root)
+
+    def find(self, wanted: str, asking: ast.File, at: Span, report: Report) -> ast.File | None:
+        """The tree of a file that another one names, or nothing and a diagnostic.
+
+        Args:
+            wanted: The path, with or without its ending.
+            asking: The file that names it.
+            at: Where it does.
+            report: Takes the diagnostics.
+        """
+        relative = wanted if wanted.endswith(SUFFIX) else wanted + SUFFIX
+        folder = self.folder_of(asking)
+        no_file: str | None = None
+        for place in (folder, shipped_folder()):
+            if place is None:
+                continue
+            try:
+                path = (place / relative).resolve()
+                there, exists = path.is_file(), path.exists()
+            except (OSError, ValueError, RuntimeError):  # a name that no file can have, or links in a circle
+                continue
+            roots = [root for root in (self._root, shipped_folder()) if root is not None]
+            if not any(path.is_relative_to(root) for root in roots):
+                report.add(
+                    Diagnostic(
+                        "E0218",
+                        f"`{wanted}` lies outside of the folder of the spec",
+                        at,
+                        help="copy the file beside the spec; only that folder and the shipped one are read",
+                    )
+                )
+                return None
+            if there:
+                return self._read(path, at, report)
+            if exists:
+                no_file = no_file or f"`{relative}` is {'a folder' if path.is_dir() else 'not a regular file'}"
+        known = [*shipped_specs(), *(f"blocks/{name}{SUFFIX}" for name in standard_blocks())]
+        if folder is not None and folder.is_dir():
+            known += [p.stem for p in folder.glob(f"*{SUFFIX}") if p.is_file()]
+        quoted = 1 if at.source.text[at.start] == '"' else 0
+        help, fixes = respell(Span(at.source, at.start + quoted, at.end - quoted), wanted, known)
+        help = help or "files are looked up beside the spec, then among the shipped ones"
+        report.add(Diagnostic("E0212", no_file or f"there is no file `{wanted}`", at, help=help, fixes=fixes))
+        return None
+
+    def _read(self, path: Path, at: Span, report: Report) -> ast.File | None:
+        if path not in self._trees and path.is_relative_to(shipped_folder()):
+            return _shipped_tree(path)
+        if path not in self._trees:
+            if len(self._trees) >= MAX_FILES:
+                report.add(
+                    Diagnostic(
+                        "E0405", f"more files than the limit of {MAX_FILES}", at, help="join small files into one"
+                    )
+                )
+                return None
+            assert self._root is not None
+            name = path.relative_to(self._root).as_posix() if path.is_relative_to(self._root) else path.name
+            text = read_text(path, name, report)
+            self._words += count_words(text or "")
+            if self._words > MAX_WORDS:
+                message = f"the files have more than the limit of {MAX_WORDS} words and signs together"
+                report.add(Diagnostic("E0405", message, at, help="use `repeat`, `each`, and blocks"))
+                return None
+            self._folders[name] = path.parent
+            self._trees[path] = parse(Source(name, text), report) if text is not None else None
+        return self._trees[path]

@@ -1,0 +1,107 @@
+"""Values of the recipe that are given from outside of a spec, as `--set lr=0.05` gives them."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from cnnspec.diagnostics import Diagnostic, Report, did_you_mean
+from cnnspec.ir.evaluate import ExprFault, convert, show
+from cnnspec.recipe import AUGMENTATIONS, DATA_SETS, OPTIMIZERS, ORIGINS, SCHEDULES, Recipe, Scalars, Setting, plain
+from cnnspec.schema import Declared, Parameter
+
+TABLES: Mapping[str, Mapping[str, type[Declared]]] = {
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+    "data": DATA_SETS,
+}
+"""The entries of one choice; a bare name means an argument of the first of them that has it."""
+
+
+def names_of(recipe: Recipe) -> list[str]:
+    """What can be given: entries, arguments of what the recipe chose, and these with their entry, `optimizer.lr`."""
+    bare = [name for entry, table in TABLES.items() for name in table[getattr(recipe, entry).name].parameters]
+    dotted = [f"{entry}.{name}" for entry in TABLES for name in TABLES[entry][getattr(recipe, entry).name].parameters]
+    augment = [f"{step.name}.{name}" for step in recipe.augment for name in AUGMENTATIONS[step.name].parameters]
+    return [*Scalars.parameters, *TABLES, *dict.fromkeys(bare), *dotted, *augment]
+
+
+def override(recipe: Recipe, key: str, value: Any) -> Recipe:
+    """A recipe with another value for one of `names_of`.
+
+    Other epochs keep the shape of the schedule, which moves in proportion.
+
+    Raises:
+        ExprFault: The value does not fit.
+    """
+    if key in Scalars.parameters:
+        given = _fitting(value, Scalars.parameters[key], key)
+        return _with(recipe.over(given) if key == "epochs" else recipe, key, given)
+    if key in TABLES:
+        if str(value) == getattr(recipe, key).name:
+            return recipe
+        return _with(recipe, key, _choice(TABLES[key], key, value))
+    entry, _, name = key.rpartition(".")
+    for place, table in TABLES.items():
+        kind = table[getattr(recipe, place).name]
+        if entry in ("", place) and name in kind.parameters:
+            return _with(recipe, place, _argument(getattr(recipe, place), kind, name, value))
+    steps = tuple(
+        _argument(step, AUGMENTATIONS[step.name], name, value) if step.name == entry else step
+        for step in recipe.augment
+    )
+    return _with(recipe, "augment", steps)
+
+
+def override_all(recipe: Recipe, given: Mapping[str, Any], params: Iterable[str], file: str, report: Report) -> Recipe:
+    """A recipe with other values; what does not fit is reported. A choice comes before its arguments.
+
+    Args:
+        recipe: The recipe of a spec.
+        given: The values by their names.
+        params: The parameters of the spec, for the help.
+        file: The name of the spec.
+        report: Takes the diagnostics.
+    """
+    for key in sorted(given, key=lambda key: key not in TABLES):
+        try:
+            if key in names_of(recipe):
+                recipe = override(recipe, key, given[key])
+                continue
+            own = f"it has {', '.join(map(_code, params)) or 'none'}"
+            help = did_you_mean(key, [*params, *names_of(recipe)]) or own
+            message = f"neither a parameter of the network nor a value of its recipe is called `{key}`"
+            report.add(Diagnostic("E0217", message, file=file, help=help))
+        except ExprFault as fault:
+            note = f"it is given from outside of this file: `{key}` = {show(given[key])}"
+            report.add(Diagnostic(fault.code, str(fault), file=file, notes=(note,), help=fault.help))
+    return recipe
+
+
+def _with(recipe: Recipe, entry: str, value: Any) -> Recipe:
+    origins = {name: tuple(dict.fromkeys((*getattr(recipe, name), entry))) for name in ORIGINS}
+    return recipe.model_copy(update={entry: value, **origins})
+
+
+def _argument(setting: Setting, kind: type[Declared], name: str, value: Any) -> Setting:
+    given = plain(_fitting(value, kind.parameters[name], name))
+    return Setting(name=setting.name, args={**setting.args, name: given})
+
+
+def _choice(table: Mapping[str, type[Declared]], entry: str, value: Any) -> Setting:
+    kind = table.get(str(value))
+    if kind is None:
+        raise ExprFault("E0204", f"there is no {entry} `{value}`", 0, f"there are {', '.join(map(_code, table))}")
+    if needed := [name for name, parameter in kind.parameters.items() if parameter.required]:
+        fits = [name for name, other in table.items() if not any(p.required for p in other.parameters.values())]
+        help = f"state it in the `train` section; without arguments there are {', '.join(map(_code, fits))}"
+        raise ExprFault("E0204", f"`{value}` needs `{'` and `'.join(needed)}`", 0, help)
+    return Setting.of(kind())
+
+
+def _code(name: str) -> str:
+    return f"`{name}`"
+
+
+def _fitting(value: Any, parameter: Parameter, name: str) -> Any:
+    if isinstance(value, str) and value in parameter.type.words:
+        return str(value)
+    return convert(value, parameter.type, name, 0)

@@ -1,0 +1,412 @@
+"""From what the parser found to the tree."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from fractions import Fraction
+from typing import Any
+
+from cnnspec.diagnostics import Diagnostic, Edit, Fix, Report, Source, Span, respell
+from cnnspec.diagnostics.suggestions import NO_SETTINGS
+from cnnspec.limits import MAX_LITERAL, MAX_TERMS
+from cnnspec.ops import OPS
+from cnnspec.syntax import ast
+from cnnspec.syntax.automaton import Parsed, Token
+from cnnspec.syntax.keywords import FUNCTIONS, SCHEMES
+from cnnspec.syntax.prescan import MARKS
+
+OPERATORS = {"OR": 1, "AND": 2, "RELATION": 4, "PLUS": 5, "MINUS": 5, "FACTOR": 6}
+"""How strongly an operator binds its operands."""
+PREFIXES = {"NOT": 3, "MINUS": 7}
+_FOREIGN_FUNCTIONS = {"int": "floor", "trunc": "floor", "maximum": "max", "minimum": "min"}
+"""What other languages call a function."""
+_OPERANDS = {
+    "INT": "number",
+    "FLOAT": "number",
+    "SIZE": "size",
+    "STRING": "text",
+    "TRUE": "truth",
+    "FALSE": "truth",
+    "NAME": "name",
+    "DIM": "dim",
+}
+
+
+class Builder:
+    """Walks once over what the parser found; the methods are named as the rules of the grammar."""
+
+    def __init__(self, source: Source, report: Report, marks: Collection[int] = ()) -> None:
+        self.source = source
+        self.report = report
+        self.marks = marks
+        self.depth = 0
+        self.broken = False
+        self.misplaced: Diagnostic | None = None
+
+    def file(self, parsed: Parsed, *, broken: bool) -> ast.File:
+        statements = tuple(self.build(child) for child in parsed.children)
+        span = Span(self.source, 0, len(self.source.text))
+        return ast.File(span, self.source, statements, self.comments(), broken or self.broken)
+
+    def missing(self, token: Token) -> bool:
+        """Whether a word stands in the place of a statement that cannot be read."""
+        return token.start in self.marks
+
+    def fault(self, diagnostic: Diagnostic, span: Span) -> ast.Broken:
+        self.report.add(diagnostic)
+        self.broken = True
+        return ast.Broken(span)
+
+    def comments(self) -> tuple[ast.Comment, ...]:
+        found: list[ast.Comment] = []
+        text = self.source.text
+        for match in MARKS.finditer(text):
+            if match.group()[0] == "#":
+                own = not text[text.rfind("\n", 0, match.start()) + 1 : match.start()].strip()
+                found.append(ast.Comment(self.at(match.start(), match.end()), match.group().rstrip(), own))
+        return tuple(found)
+
+    def at(self, start: int, end: int) -> Span:
+        return Span(self.source, start, end)
+
+    def token(self, token: Token) -> Span:
+        start = token.start
+        return Span(self.source, start, start + len(token))
+
+    def span(self, node: Parsed) -> Span:
+        return Span(self.source, node.start, node.end)
+
+    def build(self, node: Any) -> Any:
+        self.depth += 1
+        if self.depth > 2 * MAX_TERMS:
+            if not self.report.failed:
+                self.too_deep(self.span(node))
+            result: Any = ast.Number(self.span(node), 0, "0")
+        else:
+            result = getattr(self, node.data)(node)
+        self.depth -= 1
+        return result
+
+    def too_deep(self, span: Span) -> None:
+        self.report.add(
+            Diagnostic(
+                "E0405",
+                f"the expression has more than the limit of {MAX_TERMS} terms",
+                span,
+                help="name its parts with `let`",
+            )
+        )
+
+    def integer(self, token: Token | str, span: Span) -> int:
+        if len(token) > 18 or int(token) > MAX_LITERAL:
+            self.report.add(
+                Diagnostic(
+                    "E0405",
+                    f"the integer is larger than the limit of {MAX_LITERAL}",
+                    span,
+                    help="write a smaller number",
+                )
+            )
+            return 1
+        return int(token)
+
+    def real(self, token: Token, span: Span) -> float:
+        value = float(token)
+        lost = value == 0 and re.match("[0.]*[1-9]", token)
+        if lost or value > MAX_LITERAL:
+            message, help = f"the number is larger than the limit of {MAX_LITERAL}", "write a smaller number"
+            if lost:
+                message, help = "the number is too small to be told from 0", "write `0.0`, or a larger number"
+            self.report.add(Diagnostic("E0405", message, span, help=help))
+            return 1.0
+        return value
+
+    # the top of a file
+
+    def network(self, node: Any) -> ast.Network:
+        return ast.Network(self.span(node), str(node.children[0]))
+
+    def input(self, node: Any) -> ast.Input:
+        span = self.token(node.children[0])
+        c, h, w = (self.integer(part, span) for part in node.children[0].split("x"))
+        return ast.Input(span, c, h, w)
+
+    def classes(self, node: Any) -> ast.Classes:
+        return ast.Classes(self.span(node), self.build(node.children[0]))
+
+    def param(self, node: Any) -> ast.Param:
+        name, value = node.children
+        return ast.Param(self.span(node), str(name), self.build(value), self.token(name))
+
+    def block(self, node: Any) -> ast.Block:
+        name, parameters, body = node.children
+        built = tuple(self.build(child) for child in parameters.children)
+        return ast.Block(self.span(node), str(name), built, self.statements(body), self.token(name))
+
+    def parameter(self, node: Any) -> ast.BlockParameter:
+        once, name, type_, default = node.children
+        value = self.build(default.children[0]) if default is not None else None
+        return ast.BlockParameter(self.span(node), str(name), str(type_) if type_ else None, value, once is not None)
+
+    def default(self, node: Any) -> ast.Default | ast.Flow:
+        call = self.build(node.children[0])
+        return self.unread(node, call) if isinstance(call, ast.Broken) else ast.Default(self.span(node), call)
+
+    def init(self, node: Any) -> ast.Init | ast.Flow:
+        target, call = node.children[0], self.build(node.children[1])
+        if isinstance(call, ast.Broken):
+            return self.unread(node, call)
+        return ast.Init(self.span(node), str(target), call, self.token(target))
+
+    def unread(self, node: Any, call: ast.Broken) -> ast.Flow:
+        """A statement whose call cannot be read."""
+        return ast.Flow(self.span(node), None, (call,), None)
+
+    def expect(self, node: Any) -> ast.Expect:
+        metric, relation, value, within = node.children
+        fraction = float(within.rstrip("% \t")) / 100 if within else None
+        relation = "==" if relation == "=" else str(relation)
+        return ast.Expect(self.span(node), str(metric), relation, self.build(value), fraction)
+
+    def figure(self, node: Any) -> ast.Figure:
+        text = str(node.children[0])
+        exact = Fraction(text[:-1]) * ast.POWERS[text[-1]]
+        return ast.Figure(self.span(node), exact.numerator if exact.denominator == 1 else float(exact), text)
+
+    def train(self, node: Any) -> ast.Train:
+        entries = [child for child in node.children if not self.missing(child.children[0].children[0])]
+        return ast.Train(self.span(node), tuple(self.build(child) for child in entries))
+
+    def entry(self, node: Any) -> ast.Entry:
+        calls = [self.build(child) for child in node.children]
+        head, rest = calls[0], [call for call in calls[1:] if not isinstance(call, ast.Broken)]
+        first = head.args[0] if head.args else None
+        if first and first.name is None and isinstance(first.value, ast.Name):
+            span = Span(self.source, first.span.start, head.span.end)
+            calls = [ast.Call(span, first.value.name, head.repeat, head.args[1:], first.value.span), *rest]
+        else:
+            calls = [ast.Call(head.span, "", head.repeat, head.args, head.callee_span), *rest]
+        return ast.Entry(self.span(node), head.callee, tuple(calls))
+
+    def use(self, node: Any) -> ast.Use:
+        *names, path = node.children
+        used = tuple(ast.Name(self.token(name), str(name)) for name in names)
+        return ast.Use(self.span(node), used, str(path)[1:-1], self.token(path))
+
+    def extends(self, node: Any) -> ast.Extends:
+        target, *args = node.children
+        quoted = target.type == "STRING"
+        name = str(target)[1:-1] if quoted else str(target)
+        return ast.Extends(self.span(node), name, quoted, tuple(self.build(arg) for arg in args), self.token(target))
+
+    def aux(self, node: Any) -> ast.Aux:
+        name, reference, *args, body = node.children
+        built = tuple(self.build(arg) for arg in args)
+        return ast.Aux(self.span(node), str(name), self.build(reference), built, self.statements(body))
+
+    # statements and elements
+
+    def statements(self, node: Any) -> tuple[ast.Statement, ...]:
+        return tuple(self.build(child) for child in node.children)
+
+    def label(self, token: Token | None) -> ast.LabelName | None:
+        if token is None:
+            return None
+        name = token.rstrip(": \t")
+        start = token.start
+        return ast.LabelName(self.at(start, start + len(name)), name, word=token.type == "WORD")
+
+    def flow(self, node: Any) -> ast.Flow:
+        label, *rest, condition = node.children
+        elements: list[ast.Element] = []
+        for child in rest:
+            if child.data == "piped":
+                wrong, child = child.children
+                if wrong is not None:
+                    span = self.label(wrong).span  # type: ignore[union-attr]
+                    message = f"the label `{wrong.rstrip(': ')}` stands behind a `|`"
+                    help = "put the element on a line of its own: a label names a whole statement"
+                    self.fault(Diagnostic("E0104", message, span, help=help, fixes=self.own_line(span)), span)
+                    self.report.unsure.add(wrong.rstrip(": \t"))
+            elements.append(self.build(child))
+        when = self.build(condition.children[0]) if condition is not None else None
+        return ast.Flow(self.span(node), self.label(label), tuple(elements), when)
+
+    def own_line(self, label: Span) -> tuple[Fix, ...]:
+        """A line end, and the same indentation, in place of the `|` in front of a label."""
+        text = self.source.text
+        bar = text.rindex("|", 0, label.start)
+        line = text.rfind("\n", 0, bar) + 1
+        indent = text[line : line + len(text[line:bar]) - len(text[line:bar].lstrip())]
+        end = len(text[:bar].rstrip())
+        return (Fix("put it on a line of its own", (Edit(self.at(end, label.start), f"\n{indent}"),)),)
+
+    def let(self, node: Any) -> ast.Let:
+        name, value = node.children
+        return ast.Let(self.span(node), str(name), self.build(value), self.token(name))
+
+    def require(self, node: Any) -> ast.Require:
+        condition, message = node.children
+        return ast.Require(self.span(node), self.build(condition), str(message)[1:-1] if message else None)
+
+    def call(self, node: Any) -> ast.Call | ast.Broken:
+        name, repeat, *args = node.children
+        if self.missing(name):
+            return ast.Broken(self.span(node))
+        count = self.integer(repeat[1:], self.token(repeat)) if repeat is not None else None
+        built = tuple(self.build(arg) for arg in args)
+        return ast.Call(self.span(node), str(name), count, built, self.token(name))
+
+    def keyword(self, node: Any) -> ast.Argument:
+        name, value = node.children
+        return ast.Argument(self.span(node), str(name), self.build(value))
+
+    def positional(self, node: Any) -> ast.Argument:
+        return ast.Argument(self.span(node), None, self.build(node.children[0]))
+
+    def body(self, node: Any) -> ast.Braces:
+        return ast.Braces(self.span(node), self.statements(node))
+
+    def repeat(self, node: Any) -> ast.Repeat:
+        count, variable, body = node.children
+        return ast.Repeat(
+            self.span(node), self.build(count), str(variable) if variable else None, self.statements(body)
+        )
+
+    def join(self, node: Any) -> ast.Join:
+        kind, body = node.children
+        return ast.Join(self.token(kind), str(kind), self.statements(body))  # type: ignore[arg-type]
+
+    def if_(self, node: Any) -> ast.If:
+        condition, then, otherwise = node.children
+        other = self.statements(otherwise) if otherwise is not None else None
+        return ast.If(self.span(node), self.build(condition), self.statements(then), other)
+
+    def each(self, node: Any) -> ast.Each | ast.Broken:
+        name, *rest = node.children
+        columns = tuple(ast.Name(self.token(item), str(item)) for item in rest if isinstance(item, Token))
+        args = tuple(self.build(item) for item in rest if isinstance(item, Parsed) and item.data != "row")
+        rows = tuple(self.build(item) for item in rest if isinstance(item, Parsed) and item.data == "row")
+        if any(isinstance(cell, ast.Broken) for row in rows for cell in row.cells):
+            return ast.Broken(self.span(node))
+        return ast.Each(self.span(node), str(name), columns, args, rows, self.token(name))
+
+    def row(self, node: Any) -> ast.Row:
+        label, *cells = node.children
+        built = self.label(label)
+        return ast.Row(self.span(node), built.name if built else None, tuple(self.build(cell) for cell in cells))
+
+    def reference(self, node: Any) -> ast.Reference:
+        return ast.Reference(self.span(node), str(node.children[0])[1:])
+
+    def in_(self, node: Any) -> ast.In:
+        return ast.In(self.span(node))
+
+    def nothing(self, node: Any) -> ast.Nothing:
+        return ast.Nothing(self.span(node))
+
+    # expressions
+
+    def choice(self, node: Any) -> ast.Choice:
+        condition, then, otherwise = node.children
+        return ast.Choice(self.span(node), self.build(condition), self.build(then), self.build(otherwise))
+
+    def interval(self, node: Any) -> ast.Interval:
+        return ast.Interval(self.span(node), self.build(node.children[0]), self.build(node.children[1]))
+
+    def terms(self, node: Any) -> ast.Expr:
+        """Operands and operators in a row."""
+        parts = node.children
+        if len(parts) == 1:
+            return self.operand(parts[0])
+        deep = sum(isinstance(part, Token) and (part.type in OPERATORS or part.type in PREFIXES) for part in parts)
+        if deep >= MAX_TERMS:
+            self.too_deep(self.span(node))
+            return ast.Number(self.span(node), 0, "0")
+        self.depth += deep
+        misplaced, self.misplaced = self.misplaced, None
+        result = self.bound(parts[::-1], 0)
+        wrong, self.misplaced = self.misplaced, misplaced
+        self.depth -= deep
+        return self.fault(wrong, result.span) if wrong is not None else result
+
+    def bound(self, rest: list[Any], least: int) -> ast.Expr:
+        """An expression of the operators that bind at least so strongly, taken from the end of `rest`."""
+        part = rest.pop()
+        if isinstance(part, Token) and part.type in PREFIXES:
+            strength = PREFIXES[part.type]
+            if strength < least:
+                self.refuse(part, f"put it in parentheses: `({part} ...)`")
+            inner = self.bound(rest, strength)
+            operator = "-" if part.type == "MINUS" else "not"
+            left: ast.Expr = ast.Unary(self.token(part).to(inner.span), operator, inner)
+        else:
+            left = self.operand(part)
+        while rest and OPERATORS[rest[-1].type] >= least:
+            operator = rest.pop()
+            strength = OPERATORS[operator.type]
+            right = self.bound(rest, strength + 1)
+            left = ast.Binary(left.span.to(right.span), str(operator), left, right)
+            if operator.type == "RELATION" and rest and rest[-1].type == "RELATION":
+                self.refuse(rest[-1], "join two comparisons with `and`: `a < b and b < c`")
+        return left
+
+    def refuse(self, token: Token, help: str) -> None:
+        message = f"`{token}` cannot stand here"
+        self.misplaced = self.misplaced or Diagnostic("E0101", message, self.token(token), help=help)
+
+    def operand(self, part: Any) -> ast.Expr:
+        """A word, a number, or what stands in brackets."""
+        if isinstance(part, Parsed):
+            return self.build(part)
+        return getattr(self, _OPERANDS[part.type])(part, self.token(part))
+
+    def number(self, token: Token, span: Span) -> ast.Number:
+        value = self.integer(token, span) if token.type == "INT" else self.real(token, span)
+        return ast.Number(span, value, str(token))
+
+    def size(self, token: Token, span: Span) -> ast.SizeLiteral:
+        height, width = (self.integer(part, span) for part in token.split("x"))
+        return ast.SizeLiteral(span, height, width)
+
+    def text(self, token: Token, span: Span) -> ast.Text:
+        return ast.Text(span, str(token)[1:-1])
+
+    def truth(self, token: Token, span: Span) -> ast.Bool:
+        return ast.Bool(span, token.type == "TRUE")
+
+    def name(self, token: Token, span: Span) -> ast.Name | ast.Broken:
+        return ast.Broken(span) if self.missing(token) else ast.Name(span, str(token))
+
+    def dim(self, token: Token, span: Span) -> ast.Dim | ast.Broken:
+        axis = str(token)[3:]
+        if axis not in ("c", "h", "w"):
+            help = "write `in.c` (channels), `in.h` (height) or `in.w` (width)"
+            return self.fault(Diagnostic("E0207", f"a tensor has no `{axis}`", span, help=help), span)
+        return ast.Dim(span, axis)
+
+    def function(self, node: Any) -> ast.FunctionCall | ast.Broken:
+        name, *args = node.children
+        if name not in FUNCTIONS and name not in SCHEMES:
+            meant = _FOREIGN_FUNCTIONS.get(name)
+            help, fixes = respell(self.token(name), str(name), FUNCTIONS)
+            if meant is not None:
+                help, fixes = f"write `{meant}(...)`", (Fix(f"write `{meant}(...)`", (Edit(self.token(name), meant),)),)
+            elif name in OPS and not OPS[name].required:
+                help, fixes = NO_SETTINGS, (Fix(f"write `{name}`", (Edit(self.span(node), str(name)),)),)
+            help = help or f"the functions are {', '.join(FUNCTIONS)}; a call of an operator takes no parentheses"
+            message = f"there is no function `{name}`"
+            return self.fault(Diagnostic("E0207", message, self.token(name), help=help, fixes=fixes), self.span(node))
+        return ast.FunctionCall(self.span(node), str(name), tuple(self.build(arg) for arg in args))
+
+    def list(self, node: Any) -> ast.ListLiteral:
+        return ast.ListLiteral(self.span(node), tuple(self.build(item) for item in node.children))
+
+    def group(self, node: Any) -> ast.Group:
+        return ast.Group(self.span(node), self.build(node.children[0]))
+
+
+# rules that are spelt like Python's keywords
+for _rule in ("if", "in"):
+    setattr(Builder, _rule, getattr(Builder, f"{_rule}_"))

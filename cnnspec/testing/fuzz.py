@@ -1,0 +1,179 @@
+"""Texts that mean harm, or nothing: damaged specs, noise, and texts as long as the limits allow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cnnspec.limits import MAX_FILE_BYTES, MAX_WORDS
+from cnnspec.syntax import count_words
+from cnnspec.syntax.formatter import format_file
+from cnnspec.testing.draw import Chance, Numbers
+from cnnspec.testing.generator import Author
+
+_HEAD = "network t\ninput 3x32x32\nclasses 10\n"
+WORDS = (
+    "network input classes param block default init expect train use extends aux let require when repeat as each if "
+    "then else in nothing or and not true false once add mul concat stem stage head conv bn relu linear flatten "
+    'resnet_block conv_bn op int x3 3x3 3x32x32 16 0.5 1e-3 40M 1% name: @stem in.c in.q min( ceil( " # ; | { } ( ) [ ] '
+    ", . = == <= .. + - * / // % \n \n \n \t \r \0 é ١ ＣＯＮＶ 𝟛 {n} {in.c} 99999999999999999999 1e999 -1 (-1) ..3 3.. §"
+).split(" ")
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """A text of one kind of line, as long as it can be; `$` in the line is its number."""
+
+    line: str
+    head: str = ""
+    tail: str = "relu"
+
+    def text(self, words: int = MAX_WORDS) -> str:
+        """The text, with so many words at most."""
+        head, tail = f"{_HEAD}{self.head}\n", f"{self.tail}\n"
+        left = words - count_words(head) - count_words(tail)
+        room = MAX_FILE_BYTES - len((head + tail).encode())
+        each = max(count_words(self.line.replace("$", "1")), 1)
+        out: list[str] = []
+        for i in range(left // each):
+            line = self.line.replace("$", str(i)) + "\n"
+            room -= len(line.encode())
+            if room < 0:
+                break
+            out.append(line)
+        return head + "".join(out) + tail
+
+
+_CONSTANTS = "".join(f"let v{i} = {i}\n" for i in range(1_000))
+
+REPETITIONS: dict[str, Repetition] = {
+    "labels": Repetition("l$: relu"),
+    "equal labels": Repetition("l: relu"),
+    "lets": Repetition("let v$ = $"),
+    "lets of the image": Repetition("let v$ = in.c"),
+    "lets in a block": Repetition("let v$ = $", "block b() {", "relu\n}\nb"),
+    "lets in braces": Repetition("{ let v = $; relu }"),
+    "many values, many lets": Repetition("{ let v = in.c; relu }", _CONSTANTS),
+    "many values, many braces": Repetition("{ relu }", _CONSTANTS),
+    "many values, many calls": Repetition("b", _CONSTANTS + "block b() { times v1 + v999 }"),
+    "many values, many blocks": Repetition("block b$() { relu }\nb$", _CONSTANTS),
+    "many values, a long repeat": Repetition("repeat 4096 { let a = v1; relu when a == 2 }", _CONSTANTS),
+    "many values, unknown names": Repetition("times w$", _CONSTANTS),
+    "params": Repetition("param p$ = $"),
+    "parameters of a block": Repetition("p$ = 1,", "block b(", ") { relu }\nb"),
+    "arguments of a block": Repetition("b p1=2 p2=3 p3=4 p4=5", "block b(p1 = 1, p2 = 1, p3 = 1, p4 = 1) { relu }"),
+    "blocks": Repetition("block b$() { relu }"),
+    "blocks that are called": Repetition("block b$() { relu }\nb$"),
+    "equal blocks": Repetition("block b() { relu }"),
+    "blocks and unknown calls": Repetition("block b$() { relu }\nc$"),
+    "standard blocks": Repetition("resnet_block 4"),
+    "comments": Repetition("#"),
+    "comments behind": Repetition("relu # a word, and another"),
+    "empty lines": Repetition(""),
+    "blank lines": Repetition(" " * 1999),
+    "semicolons": Repetition(";"),
+    "braces": Repetition("{" * 28 + "relu" + "}" * 28),
+    "open braces": Repetition("{ relu"),
+    "closed braces": Repetition("}"),
+    "parentheses": Repetition("times " + "(" * 28 + "1" + ")" * 28),
+    "pipes": Repetition("| relu"),
+    "only pipes": Repetition("|"),
+    "a list": Repetition("1,", "pad [", "1]"),
+    "a minimum": Repetition("1,", "times min(", "1)"),
+    "sums": Repetition("times (" + "1 + " * 60 + "1)"),
+    "nots": Repetition("relu when " + "not " * 60 + "true"),
+    "choices": Repetition("times (if 1 == 1 then 2 else if 2 == 2 then 3 else 4)"),
+    "numbers": Repetition("9" * 120),
+    "fractions": Repetition("times 1.000000001 * 1.00000001"),
+    "branches of add": Repetition("in", "add {", "}"),
+    "branches of concat": Repetition("in", "concat {", "}"),
+    "branches of mul": Repetition("in", "mul {", "}"),
+    "labelled branches": Repetition("l$: relu", "add {", "}"),
+    "joins": Repetition("add { in; add { in; add { in; relu } } }"),
+    "references": Repetition("@a | relu", "a: relu"),
+    "unknown references": Repetition("@a$"),
+    "labels and unknown references": Repetition("l$: relu\n@a$"),
+    "rows": Repetition("1 1", "each conv(kernel c) {", "}"),
+    "labelled rows": Repetition("r$: 1 1", "each conv(kernel c) {", "}"),
+    "short rows": Repetition("1", "each conv(kernel c) {", "}"),
+    "unknown calls": Repetition("c$"),
+    "long unknown calls": Repetition("c" * 120 + "$"),
+    "misspelt calls": Repetition("resnet_bloc c=$"),
+    "unknown names": Repetition("dropout nme$"),
+    "unknown arguments": Repetition("relu a$=1"),
+    "many arguments": Repetition("relu " + " ".join(f"a{i}=1" for i in range(100))),
+    "missing arguments": Repetition("gn"),
+    "wrong shapes": Repetition("linear 3"),
+    "wrong joins": Repetition("add { in; conv 1x1 $ }"),
+    "wrong groups": Repetition("conv 1x1 65536 | gn 65535"),
+    "even kernels": Repetition("add { in; conv 2x2 3 }"),
+    "nonsense": Repetition("= = ="),
+    "half statements": Repetition("let a ="),
+    "letters of others": Repetition("éèàü"),
+    "open strings": Repetition('relu name="abc'),
+    "requires": Repetition("require 1 == 1"),
+    "requires that fail": Repetition('{ require 1 == 2, "' + "{classes}" * 100 + '" }'),
+    "expects": Repetition("expect params >= 0", tail="conv 1x1 3"),
+    "expects that fail": Repetition("expect params > 1G", tail="conv 1x1 3"),
+    "inits": Repetition("init conv zero", tail="conv 1x1 3"),
+    "defaults": Repetition("default conv bias", tail="conv 1x1 3"),
+    "names": Repetition("network n$"),
+    "inputs": Repetition("input 3x3x3"),
+    "uses": Repetition('use b$ from "blocks/conv_bn.cnn"'),
+    "uses of nothing": Repetition('use b$ from "no_such_file$.cnn"'),
+    "extensions": Repetition("extends resnet20 n=$"),
+    "heads": Repetition("aux h$ from @a { flatten | linear classes }", "a: conv 1x1 3", "flatten | linear classes"),
+    "recipe": Repetition("batch $", "relu\ntrain {", "}"),
+    "unknown recipe": Repetition("batch$ 3", "relu\ntrain {", "}"),
+    "augmentations": Repetition("| hflip", "relu\ntrain {\naugment hflip", "}"),
+    "conditions": Repetition("relu when in.c == 3"),
+    "labels under conditions": Repetition("l$: relu when 1 == 2"),
+    "branches": Repetition("if in.c == 3 { relu } else { tanh }"),
+    "patterns": Repetition('conv 1x1 3 name="n$"'),
+    "long patterns": Repetition('relu x4 name="' + "{n}" * 30 + '"'),
+    "repeats": Repetition("relu x4096"),
+    "repeated groups": Repetition("repeat 4096 { let a = 1 }"),
+    "repeated requires": Repetition("repeat 4096 as i { require i >= 0 }"),
+    "repeated sums": Repetition("repeat 4096 { let a = " + "1 + " * 60 + "1 }"),
+    "convolutions": Repetition("conv 3x3 3"),
+    "windows": Repetition("maxpool 3x3 stride=1 pad=1"),
+    "strides": Repetition("add { maxpool 1x1 stride=2; maxpool 1x1 stride=2 }\nupsample 2"),
+    "slices": Repetition("slice 0..3"),
+    "stages": Repetition("stage relu"),
+    "colons": Repetition("a:"),
+    "carriage returns": Repetition("relu\r"),
+}
+"""Every kind of statement and of mistake, over and over."""
+
+
+def draw_text(number: Numbers) -> tuple[str, str]:
+    """A text of some kind, and the kind: damaged, made of words, of letters, of bytes, or repetitive."""
+    chance = Chance(number)
+    kind = chance.number(0, 99)
+    if kind < 60:
+        return "damaged", _damaged(chance)
+    if kind < 85:
+        words = [chance.pick(WORDS) for _ in range(chance.number(1, 80))]
+        return "words", ("input 3x8x8\n" if chance.happens() else "") + " ".join(words)
+    if kind < 92:
+        return "letters", "".join(
+            chr(chance.pick([chance.number(0, 0x2FF), chance.number(32, 126)])) for _ in range(200)
+        )
+    if kind < 99:
+        data = bytes(chance.number(0, 255) for _ in range(chance.number(1, 200)))
+        return "bytes", data.decode("utf-8", "replace")
+    name = chance.pick(list(REPETITIONS))
+    return name, REPETITIONS[name].text(chance.number(100, 2_000))
+
+
+def _damaged(chance: Chance) -> str:
+    """A spec that checks, with some of its words taken out, doubled, moved, or replaced."""
+    text = format_file(Author(chance.number).file())
+    for _ in range(chance.number(1, 4)):
+        at = chance.number(0, len(text))
+        end = min(len(text), at + chance.number(0, 12))
+        other = chance.number(0, len(text))
+        new = chance.pick(
+            ["", text[at:end] * 2, text[other : other + 12], chance.pick(WORDS), str(10 ** chance.number(1, 20))]
+        )
+        text = text[:at] + new + text[end:]
+    return text

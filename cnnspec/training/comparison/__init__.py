@@ -1,0 +1,1 @@
+"""Comparing networks over several seeds: candidates, tables, report."""

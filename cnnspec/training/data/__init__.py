@@ -1,0 +1,1 @@
+"""Data sets, downloads, augmentation, batches, and random numbers."""

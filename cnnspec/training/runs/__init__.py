@@ -1,0 +1,1 @@
+"""One training run: options, plan, folder, progress, loggers, plots."""

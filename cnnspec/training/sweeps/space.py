@@ -1,0 +1,208 @@
+"""The space of a sweep: for each name the values that it may have, and the candidates made of them.
+
+    c=16,32           one of these
+    depth=2..6        an integer
+    c=16..64:8        an integer in steps of 8
+    lr=0.001..0.1     a number, by its logarithm: both ends are above 0 and a factor of 10 or more apart
+    lr=0.1..0.5:log   the same where it would not be so; `:linear` for the opposite
+    epochs=10         this one
+
+A candidate gives each name a value as the language writes it, so what is tried is what `best.cnn` will say.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from cnnspec.diagnostics import CnnspecError, failure
+from cnnspec.ir.evaluate import show
+from cnnspec.syntax.ast import POWERS
+
+DIGITS = 4
+"""Significant digits of a number from a range: more would change nothing that can be measured."""
+LOG_FROM = 10
+"""A range whose ends are such a factor apart is searched by its logarithm."""
+
+_NUMBER = r"[+-]?[0-9]{1,18}(?:\.[0-9]{1,18})?(?:[eE][+-]?[0-9]{1,2})?"
+_RANGE = re.compile(rf"\s*({_NUMBER})\s*\.\.\s*({_NUMBER})\s*(?::\s*([a-z]+|[0-9]{{1,9}})\s*)?", re.ASCII)
+
+Candidate = dict[str, str]
+"""A value for each name, as the language writes it."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of some values."""
+
+    values: tuple[str, ...]
+
+    @property
+    def count(self) -> int:
+        return len(self.values)
+
+    def text(self, value: Any) -> str:
+        """A value as the language writes it."""
+        return str(value)
+
+    def all(self) -> Sequence[Any]:
+        return self.values
+
+    def __str__(self) -> str:
+        return ",".join(self.values)
+
+
+@dataclass(frozen=True)
+class Range:
+    """A number from `low` to `high`, both included.
+
+    Attributes:
+        whole: Whether it is an integer.
+        log: Whether it is searched by its logarithm.
+        step: Between two integers.
+    """
+
+    low: float
+    high: float
+    whole: bool
+    log: bool
+    step: int = 1
+
+    @property
+    def count(self) -> int | None:
+        """How many values there are, where that is worth a count."""
+        return (int(self.high) - int(self.low)) // self.step + 1 if self.whole else None
+
+    def text(self, value: Any) -> str:
+        """A value as the language writes it."""
+        if self.whole:
+            return str(int(value))
+        return repr(min(max(float(f"{float(value):.{DIGITS}g}"), self.low), self.high))
+
+    def all(self) -> Sequence[Any]:
+        return range(int(self.low), int(self.high) + 1, self.step)
+
+    def __str__(self) -> str:
+        ends = f"{int(self.low)}..{int(self.high)}" if self.whole else f"{self.low!r}..{self.high!r}"
+        return f"{ends}:{'log' if self.log else self.step if self.whole else 'linear'}"
+
+
+Axis = Choice | Range
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a sweep chooses from.
+
+    Attributes:
+        axes: For each name that is searched the values that it may have.
+        fixed: Names with one value.
+    """
+
+    axes: Mapping[str, Axis]
+    fixed: Candidate
+
+    @classmethod
+    def of(cls, given: Mapping[str, str | Sequence[Any]]) -> Space:
+        """The space that a user describes.
+
+        Args:
+            given: For each name a range or a value as text, or a list of values.
+
+        Raises:
+            CnnspecError: E0204 if this is no space.
+        """
+        axes: dict[str, Axis] = {}
+        fixed: Candidate = {}
+        for name, values in given.items():
+            texts = [values] if isinstance(values, str) else [_text(name, value) for value in values]
+            if not texts or not all(text.strip() for text in texts) or len(set(texts)) < len(texts):
+                raise _refused(name, texts, "it has no values, an empty one, or one twice", "give each value once")
+            axis = _range(name, texts[0]) if len(texts) == 1 else None
+            if axis is not None and axis.low < axis.high:
+                axes[name] = axis
+            elif len(texts) == 1:
+                fixed[name] = texts[0] if axis is None else axis.text(axis.low)
+            else:
+                axes[name] = Choice(tuple(texts))
+        if not axes:
+            raise failure(
+                "E0204", "there is nothing to search", notes=["every name has one value"] if fixed else [],
+                help="give a name several values, `c=16,32`, or a range, `lr=0.01..0.1`",
+            )  # fmt: skip
+        return cls(axes, fixed)
+
+    @property
+    def size(self) -> int | None:
+        """How many candidates there are; `None` where a range has no end of them."""
+        counts = [axis.count for axis in self.axes.values()]
+        return None if None in counts else math.prod(count for count in counts if count is not None)
+
+    def candidate(self, chosen: Mapping[str, Any]) -> Candidate:
+        """The candidate of a value for each axis."""
+        return {**self.fixed, **{name: axis.text(chosen[name]) for name, axis in self.axes.items()}}
+
+    def every(self) -> Iterator[dict[str, Any]]:
+        """All values for the axes, where they can be counted."""
+        for values in itertools.product(*(axis.all() for axis in self.axes.values())):
+            yield dict(zip(self.axes, values, strict=True))
+
+    def to_json(self) -> dict[str, str]:
+        return {**self.fixed, **{name: str(axis) for name, axis in self.axes.items()}}
+
+
+def parse_amount(text: str) -> int:
+    """The number of `300k`, `50M` or `1.5G`, as `expect` writes it, or of `300000`.
+
+    Raises:
+        CnnspecError: E0204 if this is no amount.
+    """
+    match = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,9})?)([kMG]?)\s*", text, re.ASCII)
+    exact = Fraction(match.group(1)) * POWERS.get(match.group(2), 1) if match else None
+    if exact is None or exact.denominator != 1:
+        raise failure("E0204", f"`{text}` is not an amount", help="write `300k`, `50M`, `1.5G` or a plain number")
+    return exact.numerator
+
+
+def _text(name: str, value: Any) -> str:
+    if isinstance(value, str):
+        return value.strip()
+    if type(value) in (bool, int, float, tuple):
+        return repr(value) if type(value) is float else show(value)
+    raise _refused(name, [repr(value)], "this is no value of the language", "give numbers, truth values or texts")
+
+
+def _range(name: str, text: str) -> Range | None:
+    """The range that a text means, if it means one."""
+    if ".." not in text or '"' in text:
+        return None
+    match = _RANGE.fullmatch(text)
+    if match is None:
+        help = "write `16..64`, `16..64:8`, `0.001..0.1`, or `0.1..0.5:log`"
+        raise _refused(name, [text], "this is no range of numbers", help)
+    low_text, high_text, how = match.groups()
+    whole = all(re.fullmatch("[+-]?[0-9]+", end) for end in (low_text, high_text))
+    low, high = float(low_text), float(high_text)
+    if not low <= high or not math.isfinite(high):
+        raise _refused(name, [text], "it ends before it begins", f"write `{high_text}..{low_text}`")
+    log = low > 0 and high >= LOG_FROM * low
+    step = 1
+    if how in ("log", "linear"):
+        log = how == "log"
+        if log and low <= 0:
+            raise _refused(name, [text], "there is no logarithm of 0 or less", "begin above 0, or leave `:log` out")
+    elif how is not None and how.isdigit() and whole and int(how) > 0:
+        step, log = int(how), False
+        high = low + (high - low) // step * step
+    elif how is not None:
+        raise _refused(name, [text], f"`:{how}` has no meaning here", "write `:log`, `:linear`, or a step, `16..64:8`")
+    return Range(low, high, whole, log, step)
+
+
+def _refused(name: str, texts: Sequence[str], why: str, help: str) -> CnnspecError:
+    return failure("E0204", f"`{name}={','.join(texts)}` cannot be searched", notes=[why], help=help)

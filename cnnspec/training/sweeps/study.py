@@ -1,0 +1,487 @@
+"""The trials of a sweep in a storage that several processes share; the only module that has heard of Optuna.
+
+Optuna numbers trials in the order in which they begin, and keeps what is written to each. Everything that processes
+have to agree on follows from that, without a lock:
+
+- A **candidate** is a trial that Optuna proposed. It is decided once, by its own process: refused, a double of an
+  earlier one, one too many, or trained. It waits until all earlier ones are decided, so each process finds the same.
+- A candidate that is trained has **attempts**: its own trial, and others in its place when that one fails. An attempt
+  counts only if every earlier one has failed. So a candidate is in the hands of one process at a time.
+- A trial whose process has died **fails**: on the same machine as soon as the lock of the process is free, elsewhere
+  when its heartbeat has stopped. Optuna lets a trial end once, so only one process can say so.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import socket
+import time
+import warnings
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalChoiceType,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+
+from cnnspec.diagnostics import failure
+from cnnspec.training.runs.listing import fcntl
+from cnnspec.training.sweeps.space import Axis, Candidate, Choice, Space
+
+HEARTBEAT = 20
+"""Seconds between two signs of life of a trial."""
+GRACE = 90
+"""Seconds without one after which a trial is given to another process."""
+NAMELESS = 15
+"""Seconds after which a trial is given up that does not even say whose it is."""
+DEATHS = 3
+"""A candidate whose process died so often is not tried again."""
+PRUNERS: Mapping[str, Callable[[], optuna.pruners.BasePruner]] = {
+    "median": optuna.pruners.MedianPruner,
+    "halving": optuna.pruners.SuccessiveHalvingPruner,
+    "none": optuna.pruners.NopPruner,
+}
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+warnings.filterwarnings("ignore", "Heartbeat of storage")
+
+
+Pruned = optuna.TrialPruned
+"""Ends a trial that counts, and did not come to its end."""
+
+
+class GivenUp(Exception):
+    """This trial does not count: it is a double, one too many, or in other hands."""
+
+
+class Candidates:
+    """What is known of the trials of a study at a moment."""
+
+    def __init__(self, trials: list[FrozenTrial]) -> None:
+        self.trials = trials
+        self.proposed = [trial for trial in trials if "attempt_of" not in trial.user_attrs]
+        self.trained = [self._candidate(trial) for trial in self.proposed if _verdict(trial) == "trained"]
+        self.refused = [trial for trial in self.proposed if _verdict(trial) == "refused"]
+
+    def _candidate(self, trial: FrozenTrial) -> TrainedCandidate:
+        others = [t for t in self.trials if t.user_attrs.get("attempt_of") == trial.number]
+        return TrainedCandidate(trial, [trial, *(t for t in others if "dropped" not in t.user_attrs)])
+
+    def tried(self) -> set[tuple[str, ...]]:
+        """The values of all candidates that were trained or refused."""
+        return {_key(trial) for trial in self.proposed if _verdict(trial) in ("trained", "refused")}
+
+    def undecided(self, before: int) -> list[FrozenTrial]:
+        """Candidates in front of one that are not decided yet."""
+        return [
+            trial
+            for trial in self.proposed
+            if trial.number < before and trial.state == TrialState.RUNNING and _verdict(trial) is None
+        ]
+
+    @property
+    def ended(self) -> list[TrainedCandidate]:
+        return [candidate for candidate in self.trained if candidate.ended]
+
+
+@dataclass(frozen=True)
+class TrainedCandidate:
+    """A candidate that is trained, was trained, or will be.
+
+    Attributes:
+        proposal: The trial that stands for it; its number is that of the candidate.
+        attempts: The trials in which it was trained, in their order.
+    """
+
+    proposal: FrozenTrial
+    attempts: list[FrozenTrial]
+
+    @property
+    def number(self) -> int:
+        return self.proposal.number
+
+    @property
+    def values(self) -> Candidate:
+        return self.proposal.user_attrs["candidate"]["values"]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Its `parameters` and `macs`."""
+        return self.proposal.user_attrs["candidate"]["sizes"]
+
+    @cached_property
+    def last(self) -> FrozenTrial:
+        """The attempt that ended it, or runs, or waits; otherwise the last one."""
+        rank = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING, TrialState.WAITING, TrialState.FAIL)
+        return min(reversed(self.attempts), key=lambda trial: rank.index(trial.state))
+
+    @property
+    def state(self) -> str:
+        """How it ended: `finished`, `pruned`, `failed` or `lost`; before, `running`, `waiting`, or `open` for anyone."""
+        last = self.last
+        if last.state == TrialState.PRUNED:
+            return "failed" if "why" in last.user_attrs else "pruned"
+        states = {TrialState.COMPLETE: "finished", TrialState.RUNNING: "running", TrialState.WAITING: "waiting"}
+        deaths = sum(1 for trial in self.attempts if "stopped" not in trial.user_attrs)
+        return states.get(last.state) or ("lost" if deaths >= DEATHS else "open")
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ("finished", "pruned", "failed", "lost")
+
+    @property
+    def accuracy(self) -> float | None:
+        """Validation accuracy of its best weights, as far as it was trained."""
+        last = self.last
+        if last.state == TrialState.COMPLETE:
+            return last.value
+        return max(last.intermediate_values.values(), default=None)
+
+    @property
+    def seconds(self) -> float:
+        """Between the begin and the end of all attempts."""
+        taken = (t.duration.total_seconds() for t in self.attempts if t.duration is not None)
+        return round(sum(taken), 1)
+
+
+def _verdict(trial: FrozenTrial) -> str | None:
+    """What was decided of a candidate: `refused`, `trained`, `double` or `surplus`; nothing before."""
+    if trial.user_attrs.get("candidate", {}).get("why") is not None:
+        return "refused"
+    return trial.user_attrs.get("verdict")
+
+
+def _key(trial: FrozenTrial) -> tuple[str, ...]:
+    found: Any = trial.user_attrs.get("candidate")
+    return tuple(f"{name}={value}" for name, value in sorted(found["values"].items())) if found else ()
+
+
+class _Proposals(BaseSampler):
+    """Optuna's TPE, seeded by the number of the trial, without candidates that were tried before.
+
+    So a sweep in one process gives the same candidates again, also when it was interrupted, and two processes do
+    not draw the same.
+    """
+
+    def __init__(self, space: Space, seed: int) -> None:
+        self._space, self._seed = space, seed
+        self._distributions = {name: _distribution(axis) for name, axis in space.axes.items()}
+        self._inner: BaseSampler = RandomSampler(seed)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self._inner = TPESampler(seed=self._seed_of(trial), constant_liar=True)
+        self._inner.before_trial(study, trial)
+
+    def after_trial(self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Any) -> None:
+        self._inner.after_trial(study, trial, state, values)
+
+    def reseed_rng(self) -> None:
+        self._inner.reseed_rng()
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return {} if trial.params else self._distributions
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        if not search_space:
+            return {}
+        tried = Candidates(study.get_trials(deepcopy=False)).tried()
+        together = self._inner.infer_relative_search_space(study, trial)
+        chosen = self._inner.sample_relative(study, trial, together)
+        drawn = RandomSampler(self._seed_of(trial))
+        for _ in range(50):
+            for name, distribution in search_space.items():
+                if name not in chosen:
+                    chosen[name] = self._inner.sample_independent(study, trial, name, distribution)
+            if self._values(chosen) not in tried:
+                return chosen
+            chosen, self._inner = {}, drawn
+        if self._space.size is not None and self._space.size <= 100_000:
+            left = [choice for choice in self._space.every() if self._values(choice) not in tried]
+            if left:
+                return random.Random(self._seed_of(trial)).choice(left)
+        return {name: drawn.sample_independent(study, trial, name, d) for name, d in search_space.items()}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._inner.sample_independent(study, trial, param_name, param_distribution)
+
+    def _values(self, chosen: Mapping[str, Any]) -> tuple[str, ...]:
+        return tuple(f"{name}={value}" for name, value in sorted(self._space.candidate(chosen).items()))
+
+    def _seed_of(self, trial: FrozenTrial) -> int:
+        return (self._seed * 1_000_003 + trial.number) % 2**32
+
+
+def _distribution(axis: Axis) -> BaseDistribution:
+    if isinstance(axis, Choice):
+        choices: tuple[CategoricalChoiceType, ...] = axis.values
+        return CategoricalDistribution(choices)
+    if axis.whole:
+        return IntDistribution(int(axis.low), int(axis.high), log=axis.log, step=axis.step)
+    return FloatDistribution(axis.low, axis.high, log=axis.log)
+
+
+def _suggest(trial: Trial, name: str, axis: Axis) -> Any:
+    if isinstance(axis, Choice):
+        return trial.suggest_categorical(name, axis.values)
+    if axis.whole:
+        return trial.suggest_int(name, int(axis.low), int(axis.high), log=axis.log, step=axis.step)
+    return trial.suggest_float(name, axis.low, axis.high, log=axis.log)
+
+
+class SharedStudy:
+    """The trials of a sweep, as one of its processes works on them.
+
+    Args:
+        folder: Of the sweep; every process on this machine has the same.
+        url: The storage; a file in the folder where there is none.
+        name: Of the study in the storage.
+        space: What is chosen from.
+        seed: Of the proposals.
+        pruner: One of `PRUNERS`.
+        terms: What all processes of a sweep must have in common.
+
+    Raises:
+        CnnspecError: E0516 if the storage cannot be used, or belongs to another sweep.
+    """
+
+    def __init__(
+        self, folder: Path, url: str | None, name: str, space: Space, seed: int, pruner: str, terms: Mapping[str, Any]
+    ) -> None:
+        self.space = space
+        self._workers = folder / "workers"
+        self._first_seen: dict[int, float] = {}
+        self.worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        file = str(folder.resolve() / "study.db").replace("{", "{{").replace("}", "}}")  # Optuna fills in braces
+        url = url or f"sqlite:///{file}"
+        try:
+            self._workers.mkdir(parents=True, exist_ok=True)
+            self._lock = _hold(self._workers / f"{self.worker}.lock")
+        except OSError as error:
+            raise failure(
+                "E0516", f"the folder of a sweep cannot be written: {error.strerror}", file=str(folder),
+                help="choose another with `--out`",
+            ) from None  # fmt: skip
+        try:
+            with _locked(folder / ".opening"):  # two that make the tables at once would stand in each other's way
+                self._study = self._open(url, name, _Proposals(space, seed), pruner, terms)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, url: str, name: str, sampler: BaseSampler, pruner: str, terms: Mapping[str, Any]) -> optuna.Study:
+        engine = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+        try:
+            storage = optuna.storages.RDBStorage(
+                url, engine_kwargs=engine, heartbeat_interval=HEARTBEAT, grace_period=GRACE
+            )
+            common: dict[str, Any] = {"storage": storage, "sampler": sampler, "pruner": PRUNERS[pruner]()}
+            try:
+                study = optuna.create_study(study_name=name, direction="maximize", **common)
+                study.set_user_attr("terms", dict(terms))
+            except optuna.exceptions.DuplicatedStudyError:
+                study = optuna.load_study(study_name=name, **common)
+        except Exception as error:  # what a database says is as many classes as there are databases  # noqa: BLE001
+            raise failure(
+                "E0516", "the storage of a sweep cannot be used", file=_without_password(url),
+                notes=[" ".join(str(error).split())[:300]],
+                help="give `--storage` the address of a database, as `sqlite:///FILE` or `postgresql://HOST/NAME`",
+            ) from None  # fmt: skip
+        end = time.monotonic() + 10
+        while (kept := study.user_attrs.get("terms")) is None and time.monotonic() < end:
+            time.sleep(0.1)
+        if kept is None:  # the process that made it died at once
+            study.set_user_attr("terms", kept := dict(terms))
+        for term, value in terms.items():
+            if kept.get(term) != value:
+                differs = f"its {term} is {_told(kept.get(term))}, not {_told(value)}"
+                raise failure(
+                    "E0516", f"this is another sweep: {differs if term != 'network' else 'it has another network'}",
+                    file=_without_password(url), help="choose another folder with `--out`, or go on as it was begun",
+                )  # fmt: skip
+        return study
+
+    def close(self) -> None:
+        """Let go of everything; all trials of this process have ended."""
+        if self._lock is not None:
+            self._lock.close()
+        (self._workers / f"{self.worker}.lock").unlink(missing_ok=True)
+
+    # --- looking ---------------------------------------------------------------------------------
+
+    def look(self) -> Candidates:
+        """What is known now, with the trials of dead processes ended."""
+        optuna.storages.fail_stale_trials(self._study)
+        trials = self._study.get_trials(deepcopy=False)
+        dead = [trial for trial in trials if trial.state == TrialState.RUNNING and self._is_dead(trial)]
+        for trial in dead:
+            try:
+                self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+            except optuna.exceptions.UpdateFinishedTrialError:  # another process was faster
+                pass
+        return Candidates(self._study.get_trials(deepcopy=False) if dead else trials)
+
+    def _is_dead(self, trial: FrozenTrial) -> bool:
+        worker = trial.user_attrs.get("worker")
+        if worker is None:  # its process lives for a moment without a name, or died in it
+            return time.monotonic() - self._first_seen.setdefault(trial.number, time.monotonic()) > NAMELESS
+        if worker.rsplit("-", 2)[0] != socket.gethostname():
+            return False
+        lock = self._workers / f"{worker}.lock"
+        return fcntl is not None and worker != self.worker and lock.exists() and not _is_held(lock)
+
+    # --- working ---------------------------------------------------------------------------------
+
+    def reopen(self, candidate: TrainedCandidate) -> None:
+        """Put a candidate whose attempts have failed back into the queue."""
+        last, proposal = candidate.last, candidate.proposal
+        self._study.add_trial(
+            create_trial(
+                state=TrialState.WAITING,
+                params=proposal.params,
+                distributions=proposal.distributions,
+                user_attrs={"attempt_of": candidate.number},
+                intermediate_values=last.intermediate_values,
+            )
+        )
+
+    def work(self, objective: Callable[[Trial], float]) -> None:
+        """One trial: one that waits in the queue, or a new candidate.
+
+        `GivenUp` and every other exception but `Pruned` make it fail; only the others are raised.
+        """
+
+        def attempt(trial: Trial) -> float:
+            trial.set_user_attr("worker", self.worker)
+            try:
+                return objective(trial)
+            except (GivenUp, Pruned, optuna.exceptions.UpdateFinishedTrialError):
+                raise
+            except BaseException:  # the process lives: this is no death
+                trial.set_user_attr("stopped", True)
+                raise
+
+        try:
+            self._study.optimize(attempt, n_trials=1, catch=(GivenUp,))
+        except optuna.exceptions.UpdateFinishedTrialError:  # it was given to another process
+            pass
+
+    def propose(self, trial: Trial) -> Candidate:
+        """The values of a new candidate."""
+        return self.space.candidate({name: _suggest(trial, name, axis) for name, axis in self.space.axes.items()})
+
+    def note(self, trial: Trial, values: Candidate, sizes: Mapping[str, int], refused: str | None) -> None:
+        """Write down what a candidate is, and why it is not trained.
+
+        Raises:
+            Pruned: It is not trained.
+        """
+        trial.set_user_attr("candidate", {"values": values, "sizes": dict(sizes), "why": refused})
+        if refused is not None:
+            raise Pruned
+
+    def decide(self, trial: Trial, trials: int, poll: Callable[[], None]) -> None:
+        """Wait until every earlier candidate is decided, and see whether this one is to be trained.
+
+        Raises:
+            GivenUp: It is a double, or there are enough.
+        """
+        while (seen := self.look()).undecided(trial.number):
+            poll()
+            time.sleep(0.05)
+        own = next(t for t in seen.proposed if t.number == trial.number)
+        before = [candidate for candidate in seen.trained if candidate.number < trial.number]
+        double = any(_key(candidate.proposal) == _key(own) for candidate in before)
+        verdict = "double" if double else "surplus" if len(before) >= trials else "trained"
+        trial.set_user_attr("verdict", verdict)
+        if verdict != "trained":
+            raise GivenUp
+
+    def report(self, trial: Trial, epoch: int, accuracy: float) -> bool:
+        """Write down the accuracy of an epoch; tells whether the trial is to be pruned."""
+        if epoch not in self._study.get_trials(deepcopy=False)[trial.number].intermediate_values:
+            trial.report(accuracy, epoch)
+        return trial.should_prune()
+
+    def take(self, trial: Trial) -> TrainedCandidate:
+        """The candidate that a trial from the queue is an attempt of.
+
+        Raises:
+            GivenUp: It is in other hands, or has ended.
+        """
+        number = trial.user_attrs["attempt_of"]
+        candidate = next(c for c in self.look().trained if c.number == number)
+        earlier = [attempt for attempt in candidate.attempts if attempt.number < trial.number]
+        if any(attempt.state != TrialState.FAIL for attempt in earlier):
+            trial.set_user_attr("dropped", True)
+            raise GivenUp
+        return candidate
+
+
+def explained(error: Exception) -> Exception:
+    """A diagnostic for what is wrong with a storage; anything else as it is."""
+    if type(error).__module__.split(".")[0] not in ("optuna", "sqlalchemy"):
+        return error
+    reason = error.__cause__ or error
+    return failure(
+        "E0516", "the storage of a sweep cannot be used any more", notes=[" ".join(str(reason).split())[:300]],
+        help="look after it, and go on with the same command",
+    )  # fmt: skip
+
+
+def _hold(path: Path) -> Any:
+    """A file that is locked for as long as this process lives."""
+    if fcntl is None:
+        return None
+    file = path.open("w")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+def _is_held(path: Path) -> bool:
+    assert fcntl is not None
+    try:
+        with path.open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # it ended cleanly in this moment
+        return True
+    return False
+
+
+@contextmanager
+def _locked(path: Path) -> Generator[None]:
+    """A lock that processes on this machine wait for."""
+    file = _hold(path)
+    try:
+        yield
+    finally:
+        if file is not None:
+            file.close()
+
+
+def _told(value: Any) -> str:
+    return "not stated" if value is None else f"{value:,}" if type(value) is int else f"`{value}`"
+
+
+def _without_password(url: str) -> str:
+    scheme, sign, rest = url.partition("://")
+    return f"{scheme}{sign}{rest.rpartition('@')[2]}"

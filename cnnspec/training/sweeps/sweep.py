@@ -1,0 +1,455 @@
+"""A sweep: candidates of a space are checked, trained and compared, and the best is written as a spec."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+
+from cnnspec.backends.torch.module import to_module
+from cnnspec.compiler import compile_file, compile_source, locate
+from cnnspec.diagnostics import CnnspecError, Report, Source, failure
+from cnnspec.ir import Graph
+from cnnspec.rewrite.set_values import restate, same
+from cnnspec.semantics.loader import read_text
+from cnnspec.training.data.datasets import load_data
+from cnnspec.training.loop.autotune import choose
+from cnnspec.training.loop.checkpoints import write_whole
+from cnnspec.training.loop.machine import best_device
+from cnnspec.training.loop.signals import Stop, Stopped
+from cnnspec.training.runs.folder import is_first
+from cnnspec.training.runs.listing import held, read_result
+from cnnspec.training.runs.options import Result, TrainOptions, recipe_of
+from cnnspec.training.runs.train import train
+from cnnspec.training.sweeps.space import Candidate, Space
+from cnnspec.training.sweeps.study import Candidates, Pruned, SharedStudy, TrainedCandidate, Trial, explained
+
+PATIENCE = 60
+"""So many candidates are refused, one after the other, before a sweep gives up."""
+EVERY = 20.0
+"""Seconds between two lines on a trial that runs, where there is no terminal."""
+OWN_FAULTS = ("E0509", "E0512", "E0513")
+"""What a candidate can do wrong in training: it diverges, torch refuses its settings, it needs too much memory."""
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """What a user says of a sweep beside the spec and the space.
+
+    Attributes:
+        trials: How many candidates are trained, by all processes together.
+        max_params: A candidate with more parameters is not trained.
+        max_macs: A candidate with more multiply-adds is not trained.
+        out: The folder of the sweep; `sweeps/NAME` by default.
+        storage: The address of a database that several machines share; a file in the folder by default.
+        pruner: What ends a bad trial early: `median`, `halving` or `none`.
+        allow_huge: Whether more parameters than the limit of the language are no fault.
+        train: How a candidate is trained; `out`, `resume`, `weights`, `watch` and `devices` have no meaning here.
+        console: Where progress is shown; by default the standard output.
+    """
+
+    trials: int = 20
+    max_params: int | None = None
+    max_macs: int | None = None
+    out: Path | None = None
+    storage: str | None = None
+    pruner: str = "median"
+    allow_huge: bool = False
+    train: TrainOptions = field(default_factory=lambda: TrainOptions(pictures=False))
+    console: Console | None = None
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """How a sweep ended.
+
+    Attributes:
+        folder: Where its files are.
+        state: `finished`, `exhausted` if there are no further candidates, or `interrupted`.
+        exit_code: 0, or 128 and the number of the signal that stopped it.
+        best: The spec of the best candidate, if there is one and it could be written.
+        values: All of it as plain data; `trials` from best to worst.
+        fault: Why the spec of the best candidate could not be written.
+    """
+
+    folder: Path
+    state: str
+    exit_code: int
+    best: Path | None
+    values: dict[str, Any]
+    fault: CnnspecError | None = None
+
+
+def sweep(
+    spec: str | Path, space: Mapping[str, str | Sequence[Any]] | Space, options: SweepOptions | None = None
+) -> SweepResult:
+    """Search for the candidate with the best validation accuracy, alone or together with other processes.
+
+    Args:
+        spec: A file, or the name of a shipped spec.
+        space: For each name that `--set` knows a list of values, or a range as text: `{"c": [16, 32],
+            "lr": "0.01..0.1"}`.
+        options: Everything else.
+
+    Raises:
+        CnnspecError: The spec or the space is at fault; E0511 if there are no validation images to compare by; E0516
+            for the storage; E0517 if no candidate passes; and what `train` raises.
+    """
+    options = options or SweepOptions()
+    space = space if isinstance(space, Space) else Space.of(space)
+    if not is_first():
+        raise failure(
+            "E0516", "the processes of a sweep are not those of one run",
+            help="start each on its own, without torchrun and srun; they find each other in the storage",
+        )  # fmt: skip
+    return _Sweep(spec, space, options).go()
+
+
+class _Interrupted(Exception):
+    """The run of a trial was stopped, and can go on."""
+
+
+class _Sweep:
+    """One process of a sweep."""
+
+    def __init__(self, spec: str | Path, space: Space, options: SweepOptions) -> None:
+        self.spec, self.space, self.options = spec, space, options
+        self.console = options.console or Console()
+        self.path, self.name = locate(spec)
+        report = Report()
+        text = read_text(self.path, self.name, report)
+        if text is None:
+            raise CnnspecError(report.sorted())
+        self.text = text
+        self.base = self._require(space.fixed)
+        self._refuse_names()
+        self.folder = options.out or Path("sweeps") / self.base.name
+        recipe = recipe_of(self.base, options.train)
+        data = load_data(self.base, recipe.data, options.train.data_dir, offline=options.train.offline)
+        if data.val is None:
+            raise failure(
+                "E0511", "a sweep compares by validation images, and none are held back",
+                help="hold some back with `val=`; the test images are not for choosing",
+            )  # fmt: skip
+        self.train_options = self._tuned(recipe.batch)
+        self.exit_code = 0
+
+    def _refuse_names(self) -> None:
+        """A name that the spec does not have is no fault of a candidate."""
+        stated = self.options.train.changes()
+        for name, axis in self.space.axes.items():
+            if name in stated:
+                raise failure(
+                    "E0204", f"`{name}` is searched, and stated as well", help=f"leave one of the two `{name}` out"
+                )
+            value = axis.text(axis.all()[0]) if axis.count is not None else axis.text(axis.low)  # type: ignore[union-attr]
+            found = self._compile({**self.space.fixed, name: value})
+            if isinstance(found, CnnspecError) and any(d.code in ("E0217", "E0204") for d in found.diagnostics):
+                raise found
+
+    def _require(self, candidate: Candidate) -> Graph:
+        source = Source(self.name, self.text)
+        return compile_source(source, self.path, candidate, allow_huge=self.options.allow_huge).require_graph()
+
+    def _compile(self, candidate: Candidate) -> Graph | CnnspecError:
+        try:
+            return self._require(candidate)
+        except CnnspecError as error:
+            return error
+
+    def _tuned(self, batch: int) -> TrainOptions:
+        """How every candidate is trained; memory format and threads are measured once, on the spec itself."""
+        options = self.options.train
+        auto = options.accelerator == "auto"
+        device = best_device() if auto else torch.device("cuda" if options.accelerator in ("gpu", "cuda") else "cpu")
+        if device.type == "cuda" and not torch.cuda.is_available():
+            return replace(options, devices=1)  # Lightning refuses it in its own words
+        tuned = choose(self.base, to_module(self.base), batch, device, options.memory_format, options.threads)
+        return replace(options, devices=1, memory_format=tuned.memory_format, threads=tuned.threads)
+
+    def _terms(self) -> dict[str, Any]:
+        """What has to be the same in every process of the sweep."""
+        network = hashlib.sha256(self.base.model.model_dump_json().encode()).hexdigest()[:16]
+        options, given = self.options, self.options.train
+        return {
+            "network": network,
+            "space": json.dumps(self.space.to_json()),
+            "max_params": options.max_params,
+            "max_macs": options.max_macs,
+            "pruner": options.pruner,
+            **{name: value if type(value) is int else str(value) for name, value in given.changes().items()},
+        }
+
+    # --- the loop --------------------------------------------------------------------------------
+
+    def go(self) -> SweepResult:
+        seed = recipe_of(self.base, self.options.train).seed
+        options = self.options
+        study = SharedStudy(
+            self.folder, options.storage, self.folder.resolve().name, self.space, seed, options.pruner, self._terms()
+        )
+        self.study = study
+        try:
+            with Stop(lambda text: self._say(text, "yellow")) as self.stop:
+                state = self._work()
+            return self._result(state)
+        except Exception as error:
+            if (told := explained(error)) is error:
+                raise
+            raise told from error
+        finally:
+            study.close()
+
+    def _work(self) -> str:
+        """Work until all trials have ended; tells how it ended."""
+        study = self.study
+        seen = study.look()
+        done = len(seen.ended)
+        self._say(
+            f"sweep of {self.base.name}: {self.options.trials} trials in {self.folder}"
+            + (f", {done} of them done" if done else "")
+        )
+        try:
+            while True:
+                self.stop.poll()
+                seen = study.look()
+                if len(seen.ended) >= self.options.trials:
+                    return "finished"
+                self._refuse_hopeless(seen)
+                waiting = any(candidate.state == "waiting" for candidate in seen.trained)
+                orphan = next((candidate for candidate in seen.trained if candidate.state == "open"), None)
+                if orphan is not None:
+                    study.reopen(orphan)
+                elif waiting or len(seen.trained) < self.options.trials:
+                    if not waiting and self.space.size is not None and len(seen.tried()) >= self.space.size:
+                        if len(seen.ended) == len(seen.trained):
+                            return "exhausted"
+                        time.sleep(0.5)
+                        continue
+                    study.work(self._trial)
+                else:  # the rest is in the hands of others
+                    time.sleep(0.5)
+        except Stopped:
+            self.exit_code = self.stop.exit_code
+        except _Interrupted:
+            pass
+        return "interrupted"
+
+    def _refuse_hopeless(self, seen: Candidates) -> None:
+        """End a sweep that finds nothing to train.
+
+        Raises:
+            CnnspecError: E0517.
+        """
+        last = max((candidate.number for candidate in seen.trained), default=-1)
+        refused = [trial for trial in seen.refused if trial.number > last]
+        everything = not seen.trained and self.space.size is not None and len(seen.tried()) >= self.space.size
+        if len(refused) < PATIENCE and not everything:
+            return
+        found = [trial.user_attrs["candidate"] for trial in refused]
+        notes = [f"{_said(found[0]['values'])}: {found[0]['why']}"]
+        if sizes := [one["sizes"] for one in found if one["sizes"]]:
+            least = {key: min(size[key] for size in sizes) for key in ("parameters", "macs")}
+            notes.append(f"the least were {least['parameters']:,} parameters and {least['macs']:,} multiply-adds")
+        error = failure(
+            "E0517", f"no candidate passes: {len(found):,} were refused, one after the other", file=self.name,
+            notes=notes, help="raise the limits, or search among other values",
+        )  # fmt: skip
+        own = self._compile(found[0]["values"])
+        raise CnnspecError([*error.diagnostics, *(own.diagnostics if isinstance(own, CnnspecError) else ())])
+
+    # --- one trial -------------------------------------------------------------------------------
+
+    def _trial(self, trial: Trial) -> float:
+        """Train a new candidate, or one that waits for another attempt; gives its validation accuracy."""
+        if "attempt_of" in trial.user_attrs:
+            candidate = self.study.take(trial)
+            return self._train(trial, candidate.number, candidate.values, self._require(candidate.values))
+        values = self.study.propose(trial)
+        found = self._compile(values)
+        sizes = {"parameters": found.parameter_count, "macs": found.macs} if isinstance(found, Graph) else {}
+        why = self._why_not(found)
+        if why is not None:
+            self._say(f"trial {trial.number}  {_said(values)}  refused: {why}")
+        self.study.note(trial, values, sizes, why)
+        assert isinstance(found, Graph)
+        self.study.decide(trial, self.options.trials, self.stop.poll)
+        return self._train(trial, trial.number, values, found)
+
+    def _why_not(self, found: Graph | CnnspecError) -> str | None:
+        """Why a candidate is not to be trained."""
+        if isinstance(found, CnnspecError):
+            return f"{found.diagnostics[0].code}, {found.diagnostics[0].message}"
+        most = {"parameters": self.options.max_params, "multiply-adds": self.options.max_macs}
+        for (what, limit), size in zip(most.items(), (found.parameter_count, found.macs), strict=True):
+            if limit is not None and size > limit:
+                return f"{size:,} {what} are more than {limit:,}"
+        return None
+
+    def _train(self, trial: Trial, number: int, values: Candidate, graph: Graph) -> float:
+        out = self.folder / "trials" / str(number)
+        run = _newest(out / graph.name)
+        begun = read_result(run) if run is not None else {}
+        if begun.get("state") == "finished":  # its process died behind the end
+            self._say_end(number, values, f"val acc {begun['val_acc']:.4f}")
+            return begun["val_acc"]
+        out.mkdir(parents=True, exist_ok=True)
+        start = time.monotonic()
+        epochs = recipe_of(graph, self.train_options).epochs
+        with (out / "log.txt").open("a", encoding="utf-8") as log, self._status() as tell:
+
+            def watch(epoch: int, scores: Mapping[str, float]) -> bool:
+                tell(f"trial {number}  {_said(values)}  epoch {epoch}/{epochs}  val acc {scores['val_acc']:.4f}")
+                return self.study.report(trial, epoch, scores["val_acc"])
+
+            options = replace(self.train_options, out=out, watch=watch, console=Console(file=log, width=120))
+            tell(f"trial {number}  {_said(values)}  epoch 1/{epochs}")
+            try:
+                result = self._run(graph, options, resume=run is not None and bool(begun) and not held(run))
+            except CnnspecError as error:
+                if error.diagnostics[0].code not in OWN_FAULTS:
+                    raise
+                trial.set_user_attr("why", error.diagnostics[0].message)
+                self._say_end(number, values, error.diagnostics[0].message, start)
+                raise Pruned from None
+        if result.state == "interrupted":
+            self.exit_code = result.exit_code
+            raise _Interrupted
+        if result.state == "pruned":
+            self._say_end(number, values, f"pruned behind epoch {result.values['epochs']}", start)
+            raise Pruned
+        accuracy: float = result.values["val_acc"]
+        self._say_end(number, values, f"val acc {accuracy:.4f}", start)
+        return accuracy
+
+    def _run(self, graph: Graph, options: TrainOptions, *, resume: bool) -> Result:
+        """Train; what is there of a former attempt is used if it can be."""
+        if resume:
+            try:
+                return train(graph, replace(options, resume=True))
+            except CnnspecError as error:
+                if error.diagnostics[0].code != "E0506":
+                    raise
+        return train(graph, options)
+
+    # --- what is said ----------------------------------------------------------------------------
+
+    def _say(self, text: str, style: str | None = None) -> None:
+        self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+    def _say_end(self, number: int, values: Candidate, how: str, start: float | None = None) -> None:
+        done = len(self.study.look().ended) + 1
+        took = f"  {time.monotonic() - start:.1f} s" if start is not None else ""
+        self._say(f"{done}/{self.options.trials}  trial {number}  {_said(values)}  {how}{took}")
+
+    @contextmanager
+    def _status(self) -> Generator[Callable[[str], None]]:
+        """Tells how far a trial is: on a terminal in one line that changes, elsewhere now and then."""
+        if self.console.is_terminal:
+            with self.console.status("") as status:
+                yield lambda text: status.update(escape(text))
+            return
+        last = time.monotonic()
+
+        def tell(text: str) -> None:
+            nonlocal last
+            if time.monotonic() - last >= EVERY:
+                last = time.monotonic()
+                self._say(text)
+
+        yield tell
+
+    # --- what is found ---------------------------------------------------------------------------
+
+    def _result(self, state: str) -> SweepResult:
+        seen = self.study.look()
+        rows = [self._row(candidate) for candidate in sorted(seen.ended, key=_rank)]
+        best: Path | None = None
+        fault: CnnspecError | None = None
+        values: dict[str, Any] = {
+            "network": self.base.name,
+            "state": state,
+            "folder": str(self.folder),
+            "space": self.space.to_json(),
+            "trials": rows,
+            "refused": len(seen.refused),
+            "best": None,
+        }
+        if rows and rows[0]["state"] == "finished":
+            best, fault = self._write_best(rows[0]["values"])
+            run = self.folder / rows[0]["run"] if rows[0]["run"] else None
+            weights = run / "checkpoints" / "best.safetensors" if run else None
+            values["best"] = {
+                **rows[0],
+                "spec": str(best) if best else None,
+                "weights": str(weights) if weights and weights.exists() else None,
+                "test_acc": read_result(run).get("test_acc") if run else None,
+            }
+        return SweepResult(self.folder, state, self.exit_code, best, values, fault)
+
+    def _row(self, candidate: TrainedCandidate) -> dict[str, Any]:
+        run = _newest(self.folder / "trials" / str(candidate.number) / self.base.name)
+        return {
+            "trial": candidate.number,
+            "state": candidate.state,
+            "why": candidate.last.user_attrs.get("why"),
+            "values": candidate.values,
+            **candidate.sizes,
+            "val_acc": candidate.accuracy,
+            "epochs": len(candidate.last.intermediate_values),
+            "seconds": candidate.seconds,
+            "run": str(run.relative_to(self.folder)) if run else None,
+        }
+
+    def _write_best(self, values: Candidate) -> tuple[Path | None, CnnspecError | None]:
+        """Write the spec of a candidate beside copies of the files that it takes from, if it means the same there."""
+        target, root = self.folder / "best.cnn", self.path.parent.resolve()
+        try:
+            text = restate(self.text, self.name, values, self.path, allow_huge=self.options.allow_huge)
+            written = compile_source(Source(self.name, text), self.path, allow_huge=self.options.allow_huge)
+            others = [path for path in written.files if path != self.path.resolve() and path.is_relative_to(root)]
+            if target.resolve() in (self.path.resolve(), *others):
+                raise failure(
+                    "E0518", "the best spec would take the place of one that was searched", file=str(target),
+                    help="choose another folder with `--out`",
+                )  # fmt: skip
+            for path in others:
+                copy = self.folder / path.relative_to(root)
+                if not copy.exists():
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    write_whole(copy, path.read_bytes())
+            write_whole(target, text.encode())
+            found = compile_file(target, allow_huge=self.options.allow_huge)
+            if found.graph is None or not same(found.graph, written.require_graph()):
+                target.unlink()
+                raise failure(
+                    "E0518", "the best spec means something else in the folder of the sweep", file=str(target),
+                    notes=["it takes from files beside it, and there are others of their names"],
+                    help="choose another folder with `--out`",
+                )  # fmt: skip
+        except CnnspecError as error:
+            return None, error
+        return target, None
+
+
+def _newest(runs: Path) -> Path | None:
+    return max((path for path in runs.glob("*") if path.name.isdigit()), key=lambda path: int(path.name), default=None)
+
+
+def _rank(candidate: TrainedCandidate) -> tuple[bool, float, int, int]:
+    """Finished ones first, the best in front; of equals the smaller one."""
+    accuracy = -1.0 if candidate.accuracy is None else candidate.accuracy
+    return (candidate.state != "finished", -accuracy, candidate.sizes["parameters"], candidate.number)
+
+
+def _said(values: Candidate) -> str:
+    return " ".join(f"{name}={value}" for name, value in values.items())
