@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from cnnspec import ir
 from cnnspec.checker.check import check as check_model
-from cnnspec.diagnostics import CnnspecError, Diagnostic, Report, Source, TooManyFaults, failure
+from cnnspec.diagnostics import CnnspecError, Diagnostic, Reporter, Source, TooManyFaults, failure
 from cnnspec.diagnostics.suggestions import prove
 from cnnspec.ir.evaluate import ExprFault, UnknownShape, evaluate
 from cnnspec.limits import MAX_LITERAL, MAX_NAME
@@ -44,7 +44,7 @@ class Compilation:
     """
 
     source: Source
-    report: Report
+    reporter: Reporter
     tree: ast.File | None = None
     model: ir.Model | None = None
     graph: ir.Graph | None = None
@@ -54,8 +54,8 @@ class Compilation:
     @cached_property
     def found(self) -> list[Diagnostic]:
         """Errors and lints in the order of their places; lints where there is no error."""
-        if self.tree is None or self.report.failed:
-            return self.report.sorted()
+        if self.tree is None or self.reporter.failed:
+            return self.reporter.sorted()
         return lint(self.tree, self.graph)
 
     @cached_property
@@ -64,7 +64,7 @@ class Compilation:
         again = self.again
         if again is None:
             return self.found
-        if self.report.full:  # there is more to mend than to try
+        if self.reporter.full:  # there is more to mend than to try
             return [replace(diagnostic, fixes=()) for diagnostic in self.found]
         return prove(self.found, self.source, lambda text, steps: again(text, steps).found)
 
@@ -75,7 +75,7 @@ class Compilation:
             CnnspecError: There is none.
         """
         if self.graph is None:
-            if not self.report.failed:
+            if not self.reporter.failed:
                 raise failure(
                     "E0108",
                     f"`{self.source.name}` defines blocks but no network",
@@ -103,7 +103,7 @@ def compile_source(
         steps: At most so many elements are written out, where less than the limit is wanted.
         allow_huge: Whether it may have more than `limits.MAX_PARAMETERS` parameters.
     """
-    done = Compilation(source, Report())
+    done = Compilation(source, Reporter())
 
     def again(text: str, steps: int) -> Compilation:
         return compile_source(Source(source.name, text), path, params, steps=steps, allow_huge=allow_huge)
@@ -130,7 +130,7 @@ def _run_stages(
     done: Compilation, path: Path | None, params: Mapping[str, Any] | None, steps: int | None, allow_huge: bool
 ) -> None:
     source = done.source
-    done.tree = parse(source, done.report)
+    done.tree = parse(source, done.reporter)
     if done.tree is None:
         return
     library = Library(path.parent if path else None)
@@ -139,9 +139,9 @@ def _run_stages(
     given = {key: _value(key, value) for key, value in (params or {}).items()}
     name = Path(source.name).stem.strip(".") or "network"  # `..` would name another folder
     try:
-        done.model, places = elaborate(done.tree, library, given, name, done.report)
+        done.model, places = elaborate(done.tree, library, given, name, done.reporter)
         if done.model is not None:
-            done.graph = check_model(done.model, places, done.report, source.text, steps, allow_huge=allow_huge)
+            done.graph = check_model(done.model, places, done.reporter, source.text, steps, allow_huge=allow_huge)
     except TooManyFaults:
         pass
     done.files = library.files
@@ -150,16 +150,16 @@ def _run_stages(
 def _value(key: str, value: Any) -> Any:
     """A value from outside as one of the language; a text is read as an expression."""
     if isinstance(value, str):
-        source, report = Source(f"--set {key}", f"let value = {value}\n"), Report()
-        file = parse(source, report)
-        let = file.statements[0] if file and not report.failed and len(file.statements) == 1 else None
+        source, reporter = Source(f"--set {key}", f"let value = {value}\n"), Reporter()
+        file = parse(source, reporter)
+        let = file.statements[0] if file and not reporter.failed and len(file.statements) == 1 else None
         if isinstance(let, ast.Let):
             assert file is not None
             scope = FileScope(file, lambda _: None)
             try:
-                return evaluate(Binder(report).expr(let.value, Names(scope, {})), {})
+                return evaluate(Binder(reporter).expr(let.value, Names(scope, {})), {})
             except ExprFault as fault:
-                report.add(Diagnostic(fault.code, str(fault)))
+                reporter.add(Diagnostic(fault.code, str(fault)))
             except (Fault, UnknownShape):
                 pass
         if value.isidentifier() and len(value) <= MAX_NAME:
@@ -167,7 +167,7 @@ def _value(key: str, value: Any) -> Any:
         raise failure(
             "E0204",
             f"`{key}={value if len(value) <= MAX_NAME else value[:MAX_NAME] + '...'}` is not a value",
-            notes=[f"as an expression: {found.message}" for found in report.diagnostics[:1]],
+            notes=[f"as an expression: {found.message}" for found in reporter.diagnostics[:1]],
             help="give a number, a size like 3x3, true or false, or the name of an operator",
         )
     _require_value(key, value)
@@ -207,10 +207,10 @@ def compile_file(
 ) -> Compilation:
     """Runs the stages on a file, or on a shipped spec by its name."""
     path, name = locate(path_or_name)
-    report = Report()
-    text = read_text(path, name, report)
+    reporter = Reporter()
+    text = read_text(path, name, reporter)
     if text is None:
-        return Compilation(Source(name, ""), report)
+        return Compilation(Source(name, ""), reporter)
     return compile_source(Source(name, text), path, params, allow_huge=allow_huge)
 
 
@@ -220,10 +220,10 @@ def format_text(source: Source) -> str:
     Raises:
         CnnspecError: It cannot be read.
     """
-    report = Report()
-    file = parse(source, report)
-    if file is None or report.failed:
-        raise CnnspecError(report.sorted())
+    reporter = Reporter()
+    file = parse(source, reporter)
+    if file is None or reporter.failed:
+        raise CnnspecError(reporter.sorted())
     return format_file(file)
 
 

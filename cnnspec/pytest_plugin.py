@@ -47,7 +47,7 @@ class SpecItem(pytest.Item):
         from cnnspec.compiler import compile_file
 
         done = compile_file(self.path)
-        if done.report.failed:
+        if done.reporter.failed:
             raise SpecFault(_described(done))
         if done.graph is None:
             return

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from cnnspec import ir, shapes
 from cnnspec.checker.expand import Expansion, LimitReached
-from cnnspec.diagnostics import Diagnostic, Edit, Fix, Report, Span
+from cnnspec.diagnostics import Diagnostic, Edit, Fix, Reporter, Span
 from cnnspec.ir.evaluate import evaluate, kind_of, show
 from cnnspec.limits import MAX_HUGE, MAX_PARAMETERS
 from cnnspec.semantics.names import Places
@@ -31,7 +31,7 @@ _FIGURES = {"params": "parameter_count", "macs": "macs", "depth": "depth"}
 def check(
     model: ir.Model,
     places: Places,
-    report: Report,
+    reporter: Reporter,
     text: str = "",
     steps: int | None = None,
     *,
@@ -42,21 +42,21 @@ def check(
     Args:
         model: What to check; it may hold `Broken` pieces, about which nothing more is said.
         places: Where its pieces were written.
-        report: Takes the diagnostics; a Graph is only given when it holds no error.
+        reporter: Takes the diagnostics; a Graph is only given when it holds no error.
         text: The spec as it was read, kept with the Graph.
         steps: At most so many elements are written out, where less than the limit is wanted.
         allow_huge: Whether it may have more than the usual number of parameters.
     """
-    expansion = Expansion(model, places, report, steps)
+    expansion = Expansion(model, places, reporter, steps)
     try:
         expansion.run()
     except LimitReached:
         return None
     output = expansion.output
-    if report.failed or output is None:
+    if reporter.failed or output is None:
         return None
     if output.node == ir.IMAGE:
-        report.add(
+        reporter.add(
             Diagnostic(
                 "E0108",
                 "the network has no layers",
@@ -77,23 +77,23 @@ def check(
         model=model,
         text=text,
     )
-    _weight(graph, report, MAX_HUGE if allow_huge else MAX_PARAMETERS)
-    _unused(graph, report)
-    _heads(graph, report)
+    _weight(graph, reporter, MAX_HUGE if allow_huge else MAX_PARAMETERS)
+    _unused(graph, reporter)
+    _heads(graph, reporter)
     try:
         _ = graph.sizes
     except PeriodLimit as limit:
-        report.add(Diagnostic("E0405", limit.message, graph.nodes[limit.node].origin, help="use smaller strides"))
+        reporter.add(Diagnostic("E0405", limit.message, graph.nodes[limit.node].origin, help="use smaller strides"))
     for expect in model.expects:
-        _contract(graph, expect, places, report)
-    return None if report.failed else graph
+        _contract(graph, expect, places, reporter)
+    return None if reporter.failed else graph
 
 
-def _weight(graph: ir.Graph, report: Report, limit: int) -> None:
+def _weight(graph: ir.Graph, reporter: Reporter, limit: int) -> None:
     """Reports a network with more parameters than the limit, at its heaviest operator."""
     if graph.parameter_count > limit:
         heaviest = max(graph.nodes, key=lambda node: node.parameter_count)
-        report.add(
+        reporter.add(
             Diagnostic(
                 "E0405",
                 f"the network has {graph.parameter_count:,} parameters, more than the limit of {limit:,}",
@@ -106,13 +106,13 @@ def _weight(graph: ir.Graph, report: Report, limit: int) -> None:
         )
 
 
-def _unused(graph: ir.Graph, report: Report) -> None:
+def _unused(graph: ir.Graph, reporter: Reporter) -> None:
     """Reports the operators whose output nothing reads."""
     read = {i for node in graph.nodes for i in node.inputs} | {graph.output} | {head.output for head in graph.aux}
     for index, node in enumerate(graph.nodes):
         if index not in read:
             name = f"`{node.path}`" if node.op.owns_module else f"this `{node.op.name}`"
-            report.add(
+            reporter.add(
                 Diagnostic(
                     "E0311",
                     f"the output of {name} is never used",
@@ -123,12 +123,12 @@ def _unused(graph: ir.Graph, report: Report) -> None:
             )
 
 
-def _heads(graph: ir.Graph, report: Report) -> None:
+def _heads(graph: ir.Graph, reporter: Reporter) -> None:
     """Reports auxiliary heads whose output is not like that of the network."""
     for head in graph.aux:
         shape = graph.nodes[head.output].shape
         if shape != graph.output_shape:
-            report.add(
+            reporter.add(
                 Diagnostic(
                     "E0312",
                     f"the auxiliary head `{head.name}` does not give what the network gives",
@@ -139,7 +139,7 @@ def _heads(graph: ir.Graph, report: Report) -> None:
             )
 
 
-def _contract(graph: ir.Graph, expect: ir.Expect, places: Places, report: Report) -> None:
+def _contract(graph: ir.Graph, expect: ir.Expect, places: Places, reporter: Reporter) -> None:
     """Holds a figure of the graph against what the spec expects."""
     is_shape = expect.metric == "output"
     figure: Any = list(graph.output_shape) if is_shape else getattr(graph, _FIGURES[expect.metric])
@@ -147,7 +147,7 @@ def _contract(graph: ir.Graph, expect: ir.Expect, places: Places, report: Report
     given = evaluate(expect.value, {})
     wanted = cast(Any, [given] if is_shape and kind_of(given) in _NUMBERS else given)
     if kind_of(wanted) not in (("a list",) if is_shape else _NUMBERS):
-        report.add(
+        reporter.add(
             Diagnostic(
                 "E0204",
                 f"`expect {expect.metric}` cannot be held against {show(wanted)}",
@@ -160,7 +160,7 @@ def _contract(graph: ir.Graph, expect: ir.Expect, places: Places, report: Report
         at, help = places[expect.value.origin], "remove the `within`"
         fixes = (Fix(help, (Edit(Span(at.source, at.end, span.end), ""),), certain=True),) if at and span else ()
         message = "`within` has no meaning for `output`, whose sizes are held exactly"
-        report.add(Diagnostic("E0204", message, span, help=help, fixes=fixes))
+        reporter.add(Diagnostic("E0204", message, span, help=help, fixes=fixes))
         return
     if is_shape:
         holds = expect.relation in ("==", "!=") and (figure == wanted) == (expect.relation == "==")
@@ -183,4 +183,4 @@ def _contract(graph: ir.Graph, expect: ir.Expect, places: Places, report: Report
         if own and span and own.source is not span.source:
             theirs = f"which replace all layers of `{span.source.name}`: one part alone cannot be replaced"
             notes = (f"`{own.source.name}` has layers of its own, {theirs}",)
-        report.add(Diagnostic("E0401", message, span, "this does not hold", notes=notes, help=help, fixes=fixes))
+        reporter.add(Diagnostic("E0401", message, span, "this does not hold", notes=notes, help=help, fixes=fixes))

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple, NoReturn
 
 from cnnspec import ir, shapes
-from cnnspec.diagnostics import Diagnostic, Fix, Label, Report, Span, respell
+from cnnspec.diagnostics import Diagnostic, Fix, Label, Reporter, Span, respell
 from cnnspec.diagnostics.suggestions import fixes_of_value
 from cnnspec.ir.evaluate import ExprFault, UnknownShape, convert, evaluate, reads_image, show, truth
 from cnnspec.limits import MAX_EVALUATIONS, MAX_HUGE, MAX_NAME, MAX_PATH, MAX_REPEAT
@@ -125,10 +125,10 @@ class Evaluator:
         asked: How often the value of an expression or a text depended on the shape that enters the braces around it.
     """
 
-    def __init__(self, places: Places, report: Report, image: tuple[int, int, int]) -> None:
+    def __init__(self, places: Places, reporter: Reporter, image: tuple[int, int, int]) -> None:
         self.places = places
         self.image = image
-        self.report = report
+        self.reporter = reporter
         self.calls: list[tuple[int, int]] = []
         self.asked = 0
         self._evaluations = 0
@@ -158,7 +158,9 @@ class Evaluator:
         elif span is not None and calls and not calls[-1][0].source.shipped:
             place, turn = calls[-1]
             extra.append(Label(place, f"called from here{_again(turn)}")) if place is not span else None
-        self.report.add(Diagnostic(code, message, span, caption, tuple(extra), tuple(notes), help, fixes=tuple(fixes)))
+        self.reporter.add(
+            Diagnostic(code, message, span, caption, tuple(extra), tuple(notes), help, fixes=tuple(fixes))
+        )
 
     def fail_label(self, label: str, origin: int, elsewhere: int | None, known: Sequence[str]) -> None:
         """Reports a reference to a label that cannot be seen from here; `elsewhere` is where there is one."""

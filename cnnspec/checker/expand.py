@@ -24,7 +24,7 @@ from cnnspec.checker.environment import (
     labels_of,
 )
 from cnnspec.checker.memo import Made, Recorder
-from cnnspec.diagnostics import Report
+from cnnspec.diagnostics import Reporter
 from cnnspec.ir.evaluate import ExprFault, Unknown, UnknownShape, evaluate, show
 from cnnspec.limits import MAX_DEPTH, MAX_HUGE, MAX_NODES, MAX_STEPS
 from cnnspec.ops import JOINS, OPS, Op, ShapeFault
@@ -48,8 +48,8 @@ class Expansion(Evaluator):
         ends: The same paths with the node that gives their output.
     """
 
-    def __init__(self, model: ir.Model, places: Places, report: Report, steps: int | None = None) -> None:
-        super().__init__(places, report, model.input)
+    def __init__(self, model: ir.Model, places: Places, reporter: Reporter, steps: int | None = None) -> None:
+        super().__init__(places, reporter, model.input)
         self._max_steps = min(steps or MAX_STEPS, MAX_STEPS)
         self.model = model
         self.nodes: list[ir.Node] = []
@@ -438,11 +438,11 @@ class Expansion(Evaluator):
             self.step(call.origin)
             self.end(path, result)
             return result
-        mark, steps, asked, faults = self._recorder.mark(), self._steps, self.asked, len(self.report.diagnostics)
+        mark, steps, asked, faults = self._recorder.mark(), self._steps, self.asked, len(self.reporter.diagnostics)
         self.calls.append((call.origin, index))
         result = self.body(block.body, inner, Namespace(path), x)
         self.calls.pop()
-        if x and result is not None and len(self.report.diagnostics) == faults:
+        if x and result is not None and len(self.reporter.diagnostics) == faults:
             self._recorder.keep(key, mark, path, x, result, steps=self._steps - steps, asked=self.asked > asked)
         self.end(path, result)
         return result

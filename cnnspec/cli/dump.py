@@ -32,10 +32,10 @@ def show(done: Compilation, stage: str, *, as_json: bool = False) -> str:
         data = _tree_json(done.tree)
         return json.dumps(data, indent=2) if as_json else "\n".join(_tree_lines(data, 0))
     if stage == "model" and done.model is not None:
-        if done.report.failed:
+        if done.reporter.failed:
             raise CnnspecError(done.diagnostics)
         return done.model.model_dump_json(indent=2)
-    if stage == "graph" or done.tree is None or done.report.failed:
+    if stage == "graph" or done.tree is None or done.reporter.failed:
         graph = done.require_graph()
         return json.dumps(graph.to_json(), indent=2) if as_json else graph_text(graph)
     done.require_graph()

@@ -27,7 +27,7 @@ from cnnspec.cli.app import (
     settings,
 )
 from cnnspec.compiler import locate
-from cnnspec.diagnostics import CnnspecError, Diagnostic, Report, counted, did_you_mean, failure
+from cnnspec.diagnostics import CnnspecError, Diagnostic, Reporter, counted, did_you_mean, failure
 from cnnspec.limits import MAX_INTEGER
 from cnnspec.semantics.loader import read_text, shipped_folder
 
@@ -112,9 +112,9 @@ def _fix(file: str, sets: list[str] | None, huge: bool) -> list[Diagnostic]:
     path, name = locate(file)
     if path.resolve().is_relative_to(shipped_folder()):
         return []
-    report = Report()
-    if read_text(path, name, report) is None:
-        raise CnnspecError(report.sorted())
+    reporter = Reporter()
+    if read_text(path, name, reporter) is None:
+        raise CnnspecError(reporter.sorted())
     data = path.read_bytes()
     mark = codecs.BOM_UTF8 if data.startswith(codecs.BOM_UTF8) else b""
     text = data[len(mark) :].decode()
@@ -147,12 +147,12 @@ def fmt(
     """Write specs in the one obvious way; `-` reads from the standard input."""
     pending = failed = 0
     for file in files:
-        report = Report()
+        reporter = Reporter()
         path, name = locate(file)
-        text = sys.stdin.read().removeprefix("\ufeff") if file == "-" else read_text(path, name, report)
+        text = sys.stdin.read().removeprefix("\ufeff") if file == "-" else read_text(path, name, reporter)
         try:
             if text is None:
-                raise CnnspecError(report.sorted())
+                raise CnnspecError(reporter.sorted())
             if path != Path(file) and not (check_only or diff):
                 help = f"copy {path}, or write a file that begins with `extends {path.stem}`"
                 raise failure("E0212", f"`{file}` is a shipped spec, which is never rewritten", file=file, help=help)

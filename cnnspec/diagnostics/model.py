@@ -253,11 +253,15 @@ _OF_NAMES = ("E0201", "E0202", "E0207", "E0208")
 
 
 class TooManyFaults(Exception):
-    """A report is full; whoever runs the stages stops here and shows what it holds."""
+    """The reporter is full: the stages stop, and what it holds is shown."""
+
+
+class Reported(Exception):
+    """An error that the reporter already holds; raised where nothing can follow it."""
 
 
 @dataclass(slots=True)
-class Report:
+class Reporter:
     """Collects diagnostics; a fault that is found again at the same place is kept once.
 
     Attributes:
@@ -288,6 +292,30 @@ class Report:
                 raise TooManyFaults
             self._seen.add(key)
             self.diagnostics.append(diagnostic)
+
+    def error(
+        self,
+        code: str,
+        message: str,
+        span: Span | None = None,
+        *,
+        caption: str = "",
+        labels: Iterable[Label] = (),
+        notes: Iterable[str] = (),
+        help: str | None = None,
+        file: str | None = None,
+        fixes: Iterable[Fix] = (),
+    ) -> Reported:
+        """Report an error; see `Diagnostic` for the arguments.
+
+        Returns:
+            The exception to raise where nothing can follow.
+
+        Raises:
+            TooManyFaults: The reporter is full.
+        """
+        self.add(Diagnostic(code, message, span, caption, tuple(labels), tuple(notes), help, file, tuple(fixes)))
+        return Reported()
 
     @property
     def failed(self) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from cnnspec import ir
-from cnnspec.diagnostics import Edit, Report, Span
+from cnnspec.diagnostics import Edit, Reporter, Span
 from cnnspec.ir.evaluate import ExprFault, UnknownShape, evaluate
 from cnnspec.lints.base import LITERALS, Lints, without, without_line
 from cnnspec.ops import OPS, stacked
@@ -218,7 +218,7 @@ class TextLints(Lints):
             return None
         try:
             scope = FileScope(self.file, lambda _: None)
-            given = evaluate(Resolver(Report()).expr(value, Names(scope, {}), parameter.type), {})
+            given = evaluate(Resolver(Reporter()).expr(value, Names(scope, {}), parameter.type), {})
         except (Fault, ExprFault, UnknownShape):
             return None
         if parameter.type.kind == "size" and isinstance(given, int) and not isinstance(given, bool):

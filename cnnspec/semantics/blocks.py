@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cnnspec.diagnostics import Diagnostic, Edit, Fix, Label, Report, Span, respell
+from cnnspec.diagnostics import Diagnostic, Edit, Fix, Label, Reporter, Span, respell
 from cnnspec.ops import OPS
 from cnnspec.schema import REQUIRED, Parameter, Type
 from cnnspec.syntax import ast
@@ -70,7 +70,7 @@ def _kind(value: ast.Expr | None) -> str:
             return "int"
 
 
-def check_header(block: ast.Block, report: Report) -> None:
+def check_header(block: ast.Block, reporter: Reporter) -> None:
     """Reports parameters of a block that cannot be."""
     seen: dict[str, Span] = {}
     for parameter in block.parameters:
@@ -78,10 +78,10 @@ def check_header(block: ast.Block, report: Report) -> None:
         if name in seen:
             labels = (Label(seen[name], "the first one"),)
             message, help = f"the parameter `{name}` is defined twice", "rename one of the two"
-            report.add(Diagnostic("E0211", message, span, labels=labels, help=help))
+            reporter.add(Diagnostic("E0211", message, span, labels=labels, help=help))
         if name in ("repeat", "name"):
             help = "every call takes `repeat` and `name`; choose another word"
-            report.add(Diagnostic("E0211", f"a parameter cannot be called `{name}`", span, help=help))
+            reporter.add(Diagnostic("E0211", f"a parameter cannot be called `{name}`", span, help=help))
         if parameter.type is not None and parameter.type not in BLOCK_TYPES:
             text = span.source.text
             start = text.index(parameter.type, text.index(":", span.start))
@@ -92,9 +92,9 @@ def check_header(block: ast.Block, report: Report) -> None:
                 fixes = tuple(Fix(f"write `{own}`", (Edit(word, own),), certain=len(meant) == 1) for own in meant)
                 help = f"write {' or '.join(f'`{own}`' for own in meant)}"
             help = help or f"the types are {', '.join(BLOCK_TYPES)}"
-            report.add(Diagnostic("E0204", f"there is no type `{parameter.type}`", word, help=help, fixes=fixes))
+            reporter.add(Diagnostic("E0204", f"there is no type `{parameter.type}`", word, help=help, fixes=fixes))
         if parameter.once and parameter.default is None:
             message = f"the `once` parameter `{name}` needs a default"
             help = f"the later calls of a repeat get it: `once {name} = ...`"
-            report.add(Diagnostic("E0203", message, span, help=help))
+            reporter.add(Diagnostic("E0203", message, span, help=help))
         seen[name] = span

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from cnnspec import ir
-from cnnspec.diagnostics import Edit, Fix, Label, Report, Span, counted, respell
+from cnnspec.diagnostics import Edit, Fix, Label, Reporter, Span, counted, respell
 from cnnspec.ir.evaluate import literal
 from cnnspec.limits import MAX_DEPTH
 from cnnspec.ops import FOREIGN_NAMES, KERNEL_FIRST, OPS, translated
@@ -44,8 +44,8 @@ class Binder(Arguments):
         too_deep: Whether elements stand inside of one another deeper than the limit, which is reported.
     """
 
-    def __init__(self, report: Report) -> None:
-        super().__init__(report)
+    def __init__(self, reporter: Reporter) -> None:
+        super().__init__(reporter)
         self.blocks: dict[str, ir.Block] = {}
         self.too_deep = False
         self._keys: dict[int, str] = {}
@@ -194,7 +194,7 @@ class Binder(Arguments):
         return key
 
     def _block(self, scope: FileScope, block: ast.Block) -> ir.Block:
-        check_header(block, self.report)
+        check_header(block, self.reporter)
         taken = signature(block)
         names = Names(scope, scope.variables())
         parameters: list[ir.BlockParameter] = []

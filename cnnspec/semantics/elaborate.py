@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any, cast
 
 from cnnspec import ir
-from cnnspec.diagnostics import Diagnostic, Label, Report, Span, respell
+from cnnspec.diagnostics import Diagnostic, Label, Reporter, Span, respell
 from cnnspec.ir.evaluate import ExprFault, UnknownShape, convert, literal, show
 from cnnspec.limits import MAX_FILE_DEPTH
 from cnnspec.ops import OPS
@@ -54,8 +54,8 @@ class Network:
 class _Elaboration(Sections):
     """One run over a file and all that it takes from others."""
 
-    def __init__(self, library: Library, report: Report) -> None:
-        super().__init__(report)
+    def __init__(self, library: Library, reporter: Reporter) -> None:
+        super().__init__(reporter)
         self.library = library
         self._scopes: dict[int, FileScope] = {}
         self._open: list[ast.File] = []
@@ -99,9 +99,9 @@ class _Elaboration(Sections):
             raise Fault
 
     def find(self, wanted: str, asking: ast.File, at: Span) -> ast.File:
-        file = self.library.find(wanted, asking, at, self.report)
+        file = self.library.find(wanted, asking, at, self.reporter)
         if file is None:
-            if not self.report.failed:
+            if not self.reporter.failed:
                 self.fail("E0212", f"`{wanted}` cannot be read", at)
             raise Fault
         return file
@@ -196,7 +196,7 @@ class _Elaboration(Sections):
         except ExprFault as fault:
             note = f"it is given from outside of this file: `{name}` = {show(given)}"
             help = f"give it a value like {show(stated)}"
-            self.report.add(Diagnostic(fault.code, str(fault), span, f"{show(stated)} here", (), (note,), help))
+            self.reporter.add(Diagnostic(fault.code, str(fault), span, f"{show(stated)} here", (), (note,), help))
             raise Fault from None
 
     def use(self, statement: ast.Use, file: ast.File, scope: FileScope, seen: dict[tuple[str, str], Span]) -> None:
@@ -294,11 +294,11 @@ class _Elaboration(Sections):
     def extend(self, file: ast.File, statement: ast.Extends, scope: FileScope, given: Mapping[str, Any]) -> Network:
         """The network that a file extends, under the scope of that file."""
         own = self.new_scope(file)
-        quiet, self.report, self.binder.report = self.report, Report(), Report()
+        quiet, self.reporter, self.binder.reporter = self.reporter, Reporter(), Reporter()
         try:  # the file's own parameters, for the arguments of `extends`; faults are reported by `define` below
             self.define(file, own, given, {})
         finally:
-            self.report = self.binder.report = quiet
+            self.reporter = self.binder.reporter = quiet
         taken: dict[str, Any] = {}
         spans: dict[str, Span] = {}
         for arg in statement.args:
@@ -427,16 +427,16 @@ class _Elaboration(Sections):
             return None  # what is missing may be among what cannot be read
         if not file.statements:
             help = "start with `network NAME`, `input 3x32x32`, and a pipeline: `stem conv 3x3 c=16 | bn | relu`"
-            self.report.add(Diagnostic("E0108", "the file is empty", file=file.source.name, help=help))
+            self.reporter.add(Diagnostic("E0108", "the file is empty", file=file.source.name, help=help))
             return None
         if network.input is None and any(isinstance(statement, ast.Input) for statement in file.statements):
             return None
         if network.input is None:
             help = "state the image that goes in, channels x height x width: `input 3x32x32`"
-            self.report.add(Diagnostic("E0109", "the network has no `input`", file=file.source.name, help=help))
+            self.reporter.add(Diagnostic("E0109", "the network has no `input`", file=file.source.name, help=help))
             return None
         if not any(isinstance(statement, ir.Flow) for statement in body):
-            self.report.add(
+            self.reporter.add(
                 Diagnostic(
                     "E0108",
                     "the network has no layers",
@@ -465,7 +465,7 @@ def is_plain(node: ast.Expr) -> bool:
 
 
 def elaborate(
-    file: ast.File, library: Library, given: Mapping[str, Any], name: str, report: Report
+    file: ast.File, library: Library, given: Mapping[str, Any], name: str, reporter: Reporter
 ) -> tuple[ir.Model | None, Places]:
     """The Model of a file, or nothing; faults go to `report`.
 
@@ -474,18 +474,20 @@ def elaborate(
         library: Where it finds other files.
         given: Values for its parameters from outside.
         name: The network's name where the file states none.
-        report: Takes the diagnostics.
+        reporter: Takes the diagnostics.
 
     Returns:
         The Model, which may hold `Broken` pieces, and the places of its pieces. A file that only
         defines blocks has no Model and no fault.
     """
-    run = _Elaboration(library, report)
+    run = _Elaboration(library, reporter)
     try:
         network = run.gather(file, given, None)
         other = {key: value for key, value in given.items() if key not in network.declared}
         if other and not file.broken:
-            network.recipe = override_all(network.recipe or Recipe(), other, network.declared, file.source.name, report)
+            network.recipe = override_all(
+                network.recipe or Recipe(), other, network.declared, file.source.name, reporter
+            )
         if network.recipe is not None:
             run.contradicted(network.recipe, file.source.name)
         if network.is_library and not given:

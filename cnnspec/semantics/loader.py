@@ -10,7 +10,7 @@ import stat
 from functools import lru_cache
 from pathlib import Path
 
-from cnnspec.diagnostics import Diagnostic, Report, Source, Span, did_you_mean, respell
+from cnnspec.diagnostics import Diagnostic, Reporter, Source, Span, did_you_mean, respell
 from cnnspec.limits import MAX_FILE_BYTES, MAX_FILES, MAX_WORDS
 from cnnspec.resources import resource
 from cnnspec.syntax import ast, count_words, parse
@@ -35,7 +35,7 @@ def standard_blocks() -> dict[str, Path]:
     return {path.stem: path for path in sorted((shipped_folder() / "blocks").glob(f"*{SUFFIX}"))}
 
 
-def read_text(path: Path, name: str, report: Report) -> str | None:
+def read_text(path: Path, name: str, reporter: Reporter) -> str | None:
     """The text of a spec file, or nothing and a diagnostic."""
     help = None
     try:
@@ -62,17 +62,17 @@ def read_text(path: Path, name: str, report: Report) -> str | None:
         code, problem, help = "E0107", f"`{name}` is not text", "a spec is a text file in UTF-8"
     except OSError as error:
         code, problem = "E0212", f"`{name}` cannot be read: {(error.strerror or str(error)).lower()}"
-    report.add(Diagnostic(code, problem, file=name, help=help))
+    reporter.add(Diagnostic(code, problem, file=name, help=help))
     return None
 
 
 @lru_cache(maxsize=256)
 def _shipped_tree(path: Path) -> ast.File | None:
     """A shipped file, read and parsed once."""
-    report = Report()
+    reporter = Reporter()
     name = path.relative_to(shipped_folder()).as_posix()
-    text = read_text(path, name, report)
-    return parse(Source(name, text, shipped=True), report) if text is not None else None
+    text = read_text(path, name, reporter)
+    return parse(Source(name, text, shipped=True), reporter) if text is not None else None
 
 
 def standard_block(name: str) -> tuple[ast.File, ast.Block] | None:
@@ -115,14 +115,14 @@ class Library:
             return (shipped_folder() / file.source.name).parent
         return self._folders.get(file.source.name, self._root)
 
-    def find(self, wanted: str, asking: ast.File, at: Span, report: Report) -> ast.File | None:
+    def find(self, wanted: str, asking: ast.File, at: Span, reporter: Reporter) -> ast.File | None:
         """The tree of a file that another one names, or nothing and a diagnostic.
 
         Args:
             wanted: The path, with or without its ending.
             asking: The file that names it.
             at: Where it does.
-            report: Takes the diagnostics.
+            reporter: Takes the diagnostics.
         """
         relative = wanted if wanted.endswith(SUFFIX) else wanted + SUFFIX
         folder = self.folder_of(asking)
@@ -137,7 +137,7 @@ class Library:
                 continue
             roots = [root for root in (self._root, shipped_folder()) if root is not None]
             if not any(path.is_relative_to(root) for root in roots):
-                report.add(
+                reporter.add(
                     Diagnostic(
                         "E0218",
                         f"`{wanted}` lies outside of the folder of the spec",
@@ -147,7 +147,7 @@ class Library:
                 )
                 return None
             if there:
-                return self._read(path, at, report)
+                return self._read(path, at, reporter)
             if exists:
                 no_file = no_file or f"`{relative}` is {'a folder' if path.is_dir() else 'not a regular file'}"
         known = [*shipped_specs(), *(f"blocks/{name}{SUFFIX}" for name in standard_blocks())]
@@ -156,15 +156,15 @@ class Library:
         quoted = 1 if at.source.text[at.start] == '"' else 0
         help, fixes = respell(Span(at.source, at.start + quoted, at.end - quoted), wanted, known)
         help = help or "files are looked up beside the spec, then among the shipped ones"
-        report.add(Diagnostic("E0212", no_file or f"there is no file `{wanted}`", at, help=help, fixes=fixes))
+        reporter.add(Diagnostic("E0212", no_file or f"there is no file `{wanted}`", at, help=help, fixes=fixes))
         return None
 
-    def _read(self, path: Path, at: Span, report: Report) -> ast.File | None:
+    def _read(self, path: Path, at: Span, reporter: Reporter) -> ast.File | None:
         if path not in self._trees and path.is_relative_to(shipped_folder()):
             return _shipped_tree(path)
         if path not in self._trees:
             if len(self._trees) >= MAX_FILES:
-                report.add(
+                reporter.add(
                     Diagnostic(
                         "E0405", f"more files than the limit of {MAX_FILES}", at, help="join small files into one"
                     )
@@ -172,12 +172,12 @@ class Library:
                 return None
             assert self._root is not None
             name = path.relative_to(self._root).as_posix() if path.is_relative_to(self._root) else path.name
-            text = read_text(path, name, report)
+            text = read_text(path, name, reporter)
             self._words += count_words(text or "")
             if self._words > MAX_WORDS:
                 message = f"the files have more than the limit of {MAX_WORDS} words and signs together"
-                report.add(Diagnostic("E0405", message, at, help="use `repeat`, `each`, and blocks"))
+                reporter.add(Diagnostic("E0405", message, at, help="use `repeat`, `each`, and blocks"))
                 return None
             self._folders[name] = path.parent
-            self._trees[path] = parse(Source(name, text), report) if text is not None else None
+            self._trees[path] = parse(Source(name, text), reporter) if text is not None else None
         return self._trees[path]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 
 from cnnspec import ir
-from cnnspec.diagnostics import Diagnostic, Edit, Fix, Label, Report, Span, respell
+from cnnspec.diagnostics import Diagnostic, Edit, Fix, Label, Reporter, Span, respell
 from cnnspec.diagnostics.suggestions import pipe_before
 from cnnspec.limits import MAX_NAMES
 from cnnspec.ops import OPS
@@ -69,8 +69,8 @@ class Resolver:
         named: What has been named since the block around was begun, in expressions and in texts.
     """
 
-    def __init__(self, report: Report) -> None:
-        self.report = report
+    def __init__(self, reporter: Reporter) -> None:
+        self.reporter = reporter
         self.places = Places()
         self.named: set[str] = set()
 
@@ -88,7 +88,7 @@ class Resolver:
     ) -> Fault:
         """Reports an error and gives the exception to raise where nothing can follow."""
         found = Diagnostic(code, message, span, caption, tuple(labels), tuple(notes), help, fixes=tuple(fixes))
-        self.report.add(found)
+        self.reporter.add(found)
         return Fault()
 
     def need_room(self, names: Names, span: Span) -> None:

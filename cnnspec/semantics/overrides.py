@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cnnspec.diagnostics import Diagnostic, Report, did_you_mean
+from cnnspec.diagnostics import Diagnostic, Reporter, did_you_mean
 from cnnspec.ir.evaluate import ExprFault, convert, show
 from cnnspec.recipe import AUGMENTATIONS, DATA_SETS, OPTIMIZERS, ORIGINS, SCHEDULES, Recipe, Scalars, Setting, plain
 from cnnspec.schema import Declared, Parameter
@@ -51,7 +51,9 @@ def override(recipe: Recipe, key: str, value: Any) -> Recipe:
     return _with(recipe, "augment", steps)
 
 
-def override_all(recipe: Recipe, given: Mapping[str, Any], params: Iterable[str], file: str, report: Report) -> Recipe:
+def override_all(
+    recipe: Recipe, given: Mapping[str, Any], params: Iterable[str], file: str, reporter: Reporter
+) -> Recipe:
     """A recipe with other values; what does not fit is reported. A choice comes before its arguments.
 
     Args:
@@ -59,7 +61,7 @@ def override_all(recipe: Recipe, given: Mapping[str, Any], params: Iterable[str]
         given: The values by their names.
         params: The parameters of the spec, for the help.
         file: The name of the spec.
-        report: Takes the diagnostics.
+        reporter: Takes the diagnostics.
     """
     for key in sorted(given, key=lambda key: key not in TABLES):
         try:
@@ -69,10 +71,10 @@ def override_all(recipe: Recipe, given: Mapping[str, Any], params: Iterable[str]
             own = f"it has {', '.join(map(_code, params)) or 'none'}"
             help = did_you_mean(key, [*params, *names_of(recipe)]) or own
             message = f"neither a parameter of the network nor a value of its recipe is called `{key}`"
-            report.add(Diagnostic("E0217", message, file=file, help=help))
+            reporter.add(Diagnostic("E0217", message, file=file, help=help))
         except ExprFault as fault:
             note = f"it is given from outside of this file: `{key}` = {show(given[key])}"
-            report.add(Diagnostic(fault.code, str(fault), file=file, notes=(note,), help=fault.help))
+            reporter.add(Diagnostic(fault.code, str(fault), file=file, notes=(note,), help=fault.help))
     return recipe
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from cnnspec import ir
-from cnnspec.diagnostics import Diagnostic, Edit, Fix, Label, Report, Span, respell
+from cnnspec.diagnostics import Diagnostic, Edit, Fix, Label, Reporter, Span, respell
 from cnnspec.diagnostics.suggestions import fixes_of_call, fixes_of_value
 from cnnspec.ir.evaluate import ExprFault, UnknownShape, convert, evaluate, literal, show
 from cnnspec.ops import FOREIGN_NAMES, OPS
@@ -62,9 +62,9 @@ class Sections:
         entries: Those of the `train` section that are without fault, by their words.
     """
 
-    def __init__(self, report: Report) -> None:
-        self.report = report
-        self.binder = Binder(report)
+    def __init__(self, reporter: Reporter) -> None:
+        self.reporter = reporter
+        self.binder = Binder(reporter)
         self.entries: dict[str, ast.Entry] = {}
 
     def fail(
@@ -77,7 +77,7 @@ class Sections:
         labels: tuple[Label, ...] = (),
         fixes: tuple[Fix, ...] = (),
     ) -> None:
-        self.report.add(Diagnostic(code, message, span, labels=labels, help=help, fixes=fixes))
+        self.reporter.add(Diagnostic(code, message, span, labels=labels, help=help, fixes=fixes))
 
     def names(self, scope: FileScope) -> Names:
         """What an expression of the top may name; a value that waits for the image has a name, too."""
@@ -105,7 +105,7 @@ class Sections:
             span = self.binder.places[fault.origin] or self.binder.places[expr.origin]
             fixes = tuple(fixes_of_value(fault.help, span))
             help = fault.help and fault.help.replace(f"`{name}=", f"`{name}{sign}")
-            self.report.add(Diagnostic(fault.code, str(fault), span, help=help, fixes=fixes))
+            self.reporter.add(Diagnostic(fault.code, str(fault), span, help=help, fixes=fixes))
             raise Fault from None
 
     def settings(self, call: ast.Call, kind: type[Declared], scope: FileScope) -> Setting:
@@ -164,7 +164,7 @@ class Sections:
     def contradicted(self, recipe: Recipe, file: str) -> None:
         """Reports what of a recipe no run can follow; values from outside of the file take part."""
         for one in impossible(recipe):
-            self.report.add(diagnosed(one, one.code, recipe, self.entries, file))
+            self.reporter.add(diagnosed(one, one.code, recipe, self.entries, file))
 
     def no_image(self, span: Span) -> None:
         """Reports a value of the file that would depend on the image."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from cnnspec.diagnostics import Report, Source, TooManyFaults
+from cnnspec.diagnostics import Reporter, Source, TooManyFaults
 from cnnspec.syntax import ast
 from cnnspec.syntax.automaton import Parsed, Unreadable, parser
 from cnnspec.syntax.builder import Builder
@@ -23,22 +23,22 @@ _MAX_CHARACTERS = 200_000
 """Of all attempts at one text together."""
 
 
-def parse(source: Source, report: Report) -> ast.File | None:
+def parse(source: Source, reporter: Reporter) -> ast.File | None:
     """The tree of a source; the faults go to `report`.
 
     Statements that cannot be read are missing in the tree, which then says that it is `broken`. There is no tree
     where a limit is passed, or where braces do not match and indentation does not tell what was meant.
     """
     try:
-        return _parse(source, report)
+        return _parse(source, reporter)
     except TooManyFaults:
         return None
 
 
-def _parse(source: Source, report: Report) -> ast.File | None:
-    if not within_limits(source, report):
+def _parse(source: Source, reporter: Reporter) -> ast.File | None:
+    if not within_limits(source, reporter):
         return None
-    found = balanced(source, report)
+    found = balanced(source, reporter)
     if found is None:
         return None
     text, wrong = found
@@ -52,7 +52,7 @@ def _parse(source: Source, report: Report) -> ast.File | None:
             return False
         text = changed
         marks.update({mark} if mark is not None else ())
-        report.unsure |= names
+        reporter.unsure |= names
         return True
 
     for at in wrong:
@@ -73,13 +73,13 @@ def _parse(source: Source, report: Report) -> ast.File | None:
             _, unfinished = _attempt(alone)
             if unfinished is not None and unfinished.at >= earlier.end:
                 here, fault, at = earlier, unfinished, earlier.end
-        report.add(explain(source, text, fault.expected, at))
+        reporter.add(explain(source, text, fault.expected, at))
         if here is None or not take_out(here):
             return None
     if parsed is None:
         return None
-    file = Builder(source, report, marks).file(parsed, broken=broken)
-    return None if any(d.code == "E0405" for d in report.diagnostics) else file
+    file = Builder(source, reporter, marks).file(parsed, broken=broken)
+    return None if any(d.code == "E0405" for d in reporter.diagnostics) else file
 
 
 def _attempt(text: str) -> tuple[Parsed | None, Unreadable | None]:

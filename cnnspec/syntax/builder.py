@@ -7,7 +7,7 @@ from collections.abc import Collection
 from fractions import Fraction
 from typing import Any
 
-from cnnspec.diagnostics import Diagnostic, Edit, Fix, Report, Source, Span, respell
+from cnnspec.diagnostics import Diagnostic, Edit, Fix, Reporter, Source, Span, respell
 from cnnspec.diagnostics.suggestions import NO_SETTINGS
 from cnnspec.limits import MAX_LITERAL, MAX_TERMS
 from cnnspec.ops import OPS
@@ -36,9 +36,9 @@ _OPERANDS = {
 class Builder:
     """Walks once over what the parser found; the methods are named as the rules of the grammar."""
 
-    def __init__(self, source: Source, report: Report, marks: Collection[int] = ()) -> None:
+    def __init__(self, source: Source, reporter: Reporter, marks: Collection[int] = ()) -> None:
         self.source = source
-        self.report = report
+        self.reporter = reporter
         self.marks = marks
         self.depth = 0
         self.broken = False
@@ -54,7 +54,7 @@ class Builder:
         return token.start in self.marks
 
     def fault(self, diagnostic: Diagnostic, span: Span) -> ast.Broken:
-        self.report.add(diagnostic)
+        self.reporter.add(diagnostic)
         self.broken = True
         return ast.Broken(span)
 
@@ -80,7 +80,7 @@ class Builder:
     def build(self, node: Any) -> Any:
         self.depth += 1
         if self.depth > 2 * MAX_TERMS:
-            if not self.report.failed:
+            if not self.reporter.failed:
                 self.too_deep(self.span(node))
             result: Any = ast.Number(self.span(node), 0, "0")
         else:
@@ -89,7 +89,7 @@ class Builder:
         return result
 
     def too_deep(self, span: Span) -> None:
-        self.report.add(
+        self.reporter.add(
             Diagnostic(
                 "E0405",
                 f"the expression has more than the limit of {MAX_TERMS} terms",
@@ -100,7 +100,7 @@ class Builder:
 
     def integer(self, token: Token | str, span: Span) -> int:
         if len(token) > 18 or int(token) > MAX_LITERAL:
-            self.report.add(
+            self.reporter.add(
                 Diagnostic(
                     "E0405",
                     f"the integer is larger than the limit of {MAX_LITERAL}",
@@ -118,7 +118,7 @@ class Builder:
             message, help = f"the number is larger than the limit of {MAX_LITERAL}", "write a smaller number"
             if lost:
                 message, help = "the number is too small to be told from 0", "write `0.0`, or a larger number"
-            self.report.add(Diagnostic("E0405", message, span, help=help))
+            self.reporter.add(Diagnostic("E0405", message, span, help=help))
             return 1.0
         return value
 
@@ -228,7 +228,7 @@ class Builder:
                     message = f"the label `{wrong.rstrip(': ')}` stands behind a `|`"
                     help = "put the element on a line of its own: a label names a whole statement"
                     self.fault(Diagnostic("E0104", message, span, help=help, fixes=self.own_line(span)), span)
-                    self.report.unsure.add(wrong.rstrip(": \t"))
+                    self.reporter.unsure.add(wrong.rstrip(": \t"))
             elements.append(self.build(child))
         when = self.build(condition.children[0]) if condition is not None else None
         return ast.Flow(self.span(node), self.label(label), tuple(elements), when)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 
-from cnnspec.diagnostics import Diagnostic, Edit, Fix, Label, Report, Source, Span
+from cnnspec.diagnostics import Diagnostic, Edit, Fix, Label, Reporter, Source, Span
 from cnnspec.limits import MAX_FILE_BYTES, MAX_LINE_LENGTH, MAX_NAME, MAX_NESTING, MAX_WORDS
 
 
-def within_limits(source: Source, report: Report) -> bool:
+def within_limits(source: Source, reporter: Reporter) -> bool:
     """Whether the file and its lines are not too long."""
     if len(source.text.encode("utf-8", "replace")) > MAX_FILE_BYTES:
-        report.add(
+        reporter.add(
             Diagnostic(
                 "E0405",
                 f"the file is larger than the limit of {MAX_FILE_BYTES // 1024} KiB",
@@ -23,7 +23,7 @@ def within_limits(source: Source, report: Report) -> bool:
     offset = 0
     for line in source.text.split("\n"):
         if len(line) > MAX_LINE_LENGTH:
-            report.add(
+            reporter.add(
                 Diagnostic(
                     "E0405",
                     f"the line is longer than the limit of {MAX_LINE_LENGTH} characters",
@@ -35,7 +35,7 @@ def within_limits(source: Source, report: Report) -> bool:
         offset += len(line) + 1
     for count, match in enumerate(_WORDS.finditer(source.text), 1):
         if count > MAX_WORDS:
-            report.add(
+            reporter.add(
                 Diagnostic(
                     "E0405",
                     f"the file has more than the limit of {MAX_WORDS} words and signs",
@@ -45,7 +45,7 @@ def within_limits(source: Source, report: Report) -> bool:
             )
             return False
         if match.end() - match.start() > MAX_NAME and match.group()[0] not in '#"':
-            report.add(
+            reporter.add(
                 Diagnostic(
                     "E0405",
                     f"the word is longer than the limit of {MAX_NAME} characters",
@@ -95,7 +95,7 @@ def _end(source: Source, closing: str, opened: int, limit: int) -> Fix:
     return _write(source, f"{add} at the end", len(text.rstrip()), f"\n{own}}}")
 
 
-def _with_plain_blanks(source: Source, report: Report) -> str:
+def _with_plain_blanks(source: Source, reporter: Reporter) -> str:
     """The text with a blank or a line end in place of characters that only look so; each kind of them is reported."""
     places: dict[str, list[Span]] = {}
     for match in _ODD.finditer(source.text):
@@ -109,18 +109,18 @@ def _with_plain_blanks(source: Source, report: Report) -> str:
         fix = Fix(help, tuple(Edit(span, plain) for span in spans), certain=plain == " ")
         message = f"the character `U+{ord(sign):04X}` is not part of the language"
         notes = (f"the file has it {len(spans)} times",) if spans[1:] else ()
-        report.add(Diagnostic("E0103", message, spans[0], notes=notes, help=help, fixes=(fix,)))
+        reporter.add(Diagnostic("E0103", message, spans[0], notes=notes, help=help, fixes=(fix,)))
     return _ODD.sub(lambda match: _LINE_ENDS.get(match.group(1), " ") if match.group(1) else match.group(), source.text)
 
 
-def balanced(source: Source, report: Report) -> tuple[str, list[int]] | None:
+def balanced(source: Source, reporter: Reporter) -> tuple[str, list[int]] | None:
     """The text, if its braces match and nesting is sane, with the places at fault; or nothing.
 
     A statement with such a place cannot be read, but what stands around it can: in the text every parenthesis and
     bracket that is closed by the wrong sign is closed by the right one, and a brace that is never closed ends where its
     indentation does. A closing brace too many is taken out of it.
     """
-    text = _with_plain_blanks(source, report)
+    text = _with_plain_blanks(source, reporter)
     found = [match for match in MARKS.finditer(text) if match.group()[0] != "#" and not _is_string(match.group())]
     signs = [(match.group(), match.start()) for match in found if match.group()[0] != '"']
     wrong: list[int] = []
@@ -128,7 +128,7 @@ def balanced(source: Source, report: Report) -> tuple[str, list[int]] | None:
         mark, at = match.group().rstrip(), match.start()
         if mark[0] == '"':
             help, fixes = 'end it with `"` on the same line', (_write(source, 'add `"`', at + len(mark), '"'),)
-            report.add(
+            reporter.add(
                 Diagnostic("E0103", "the string has no closing quote", _sign(source, at), help=help, fixes=fixes)
             )
             text = text[:at] + "!" * len(mark) + text[at + len(mark) :]
@@ -141,7 +141,7 @@ def balanced(source: Source, report: Report) -> tuple[str, list[int]] | None:
             open_.append((mark, at))
             if len(open_) > MAX_NESTING:
                 message, help = f"nested deeper than the limit of {MAX_NESTING}", "name the inner part as a `block`"
-                report.add(Diagnostic("E0405", message, _sign(source, at), help=help))
+                reporter.add(Diagnostic("E0405", message, _sign(source, at), help=help))
                 return None
             continue
         if open_ and open_[-1][0] == _CLOSING[mark]:
@@ -151,10 +151,10 @@ def balanced(source: Source, report: Report) -> tuple[str, list[int]] | None:
             continue
         if mark == "}" and not open_:
             extra = early.pop() if early else at
-            report.add(_too_much(source, extra, at))
+            reporter.add(_too_much(source, extra, at))
             text = f"{text[:extra]} {text[extra + 1 :]}"
             continue
-        report.add(_unmatched(source, mark, at, open_[-1] if open_ else None))
+        reporter.add(_unmatched(source, mark, at, open_[-1] if open_ else None))
         if mark == "}":
             wrong.append(open_[-1][1])
             inside = _without_parentheses(open_)
@@ -174,7 +174,7 @@ def balanced(source: Source, report: Report) -> tuple[str, list[int]] | None:
         end = Label(_sign(source, stolen[1]), "by its indentation this closes another one")
     for opened, where in open_[-1:] if braces else open_:
         fix = _end(source, _OPENING[opened], where, limit)
-        report.add(
+        reporter.add(
             Diagnostic(
                 "E0102",
                 f"`{opened}` is never closed",

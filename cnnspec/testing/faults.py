@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cnnspec.diagnostics import Report, Source, Span
+from cnnspec.diagnostics import Reporter, Source, Span
 from cnnspec.shapes import Shape
 from cnnspec.syntax import ast, parse
 from cnnspec.syntax.formatter import format_file
@@ -210,9 +210,9 @@ CODES = tuple(sorted({*IN_BODY, *AT_TOP, *IN_TEXT}))
 
 
 def _statements(text: str) -> list[ast.Statement]:
-    report = Report()
-    file = parse(Source("fault", text + "\n"), report)
-    if file is None or report.failed:  # what the parser refuses cannot be planted into a tree
+    reporter = Reporter()
+    file = parse(Source("fault", text + "\n"), reporter)
+    if file is None or reporter.failed:  # what the parser refuses cannot be planted into a tree
         return []
     return list(_without_places(file.statements))
 
@@ -248,7 +248,7 @@ def draw_faulty(number: Numbers, code: str | None = None) -> FaultySpec:
     if not author.faulty:
         return _in_lines(number, code, writer)
     text = format_file(drawn)
-    read = parse(Source("faulty", text), Report())
+    read = parse(Source("faulty", text), Reporter())
     if read is None:
         return _in_lines(number, code, writer)
     first = next(i for i, statement in enumerate(drawn.statements) if statement is author.outermost)

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from cnnspec.checker.check import check
-from cnnspec.diagnostics import CnnspecError, Report
+from cnnspec.diagnostics import CnnspecError, Reporter
 from cnnspec.ir import Graph, Model
 from cnnspec.recipe import ORIGINS, Recipe
 from cnnspec.semantics.names import Places
@@ -101,7 +101,7 @@ def _read(folder: Path) -> Stored | None:
 @lru_cache(maxsize=128)
 def _network(model: str, spec: str) -> tuple[Graph, str] | None:
     """The network of a Model, checked once for all runs of it, and its structure."""
-    graph = check(Model.model_validate_json(model), Places(), Report(), spec, allow_huge=True)
+    graph = check(Model.model_validate_json(model), Places(), Reporter(), spec, allow_huge=True)
     return None if graph is None else (graph, _structure(graph))
 
 

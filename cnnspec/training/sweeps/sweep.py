@@ -17,7 +17,7 @@ from rich.markup import escape
 
 from cnnspec.backends.torch.module import to_module
 from cnnspec.compiler import compile_file, compile_source, locate
-from cnnspec.diagnostics import CnnspecError, Report, Source, failure
+from cnnspec.diagnostics import CnnspecError, Reporter, Source, failure
 from cnnspec.ir import Graph
 from cnnspec.rewrite.set_values import restate, same
 from cnnspec.semantics.loader import read_text
@@ -125,10 +125,10 @@ class _Sweep:
         self.spec, self.space, self.options = spec, space, options
         self.console = options.console or Console()
         self.path, self.name = locate(spec)
-        report = Report()
-        text = read_text(self.path, self.name, report)
+        reporter = Reporter()
+        text = read_text(self.path, self.name, reporter)
         if text is None:
-            raise CnnspecError(report.sorted())
+            raise CnnspecError(reporter.sorted())
         self.text = text
         self.base = self._require(space.fixed)
         self._refuse_names()

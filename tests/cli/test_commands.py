@@ -1,0 +1,360 @@
+"""The command line as a user meets it: output, exit codes, and nothing half-written."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from cnnspec.analysis.summary import COLUMNS
+from cnnspec.cli.app import grid
+from cnnspec.resources import resource
+
+HEAD = "network t\ninput 3x32x32\nclasses 10\n"
+GOOD = HEAD + "stem conv 3x3 16 | bn | relu\nhead global_avgpool | flatten | linear classes\n"
+
+
+def cnnspec(*args: object, cwd: Path | None = None, text: str | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cnnspec", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd or Path(__file__).parents[2], input=text)
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    path = tmp_path / "good.cnn"
+    path.write_text(GOOD)
+    return path
+
+
+def test_check_of_all_that_ships() -> None:
+    files = [*resource("specs").glob("*.cnn"), *resource("specs").glob("blocks/*.cnn")]
+    done = cnnspec("check", *files)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(": ok") == len(files) >= 19
+    assert done.stderr == ""
+
+
+def test_check_tells_figures_and_json(good: Path) -> None:
+    assert "[N, 3, 32, 32] -> [N, 10]" in cnnspec("check", good).stdout
+    data = json.loads(cnnspec("check", "--json", good, "resnet20").stdout)
+    assert data["version"] == 1
+    assert [file["ok"] for file in data["files"]] == [True, True]
+    assert data["files"][1]["parameters"] == 272378
+
+
+def test_check_goes_on_behind_a_bad_file(good: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.cnn"
+    bad.write_text(HEAD + "stem cnv 3x3 16\n")
+    done = cnnspec("check", bad, good, tmp_path / "missing.cnn")
+    assert done.returncode == 1
+    assert "error[E0201]: unknown operator or block `cnv`" in done.stderr
+    assert "did you mean `conv`?" in done.stderr
+    assert "error[E0212]" in done.stderr
+    assert "good.cnn: ok" in done.stdout
+    report = json.loads(cnnspec("check", "--json", bad).stdout)["files"][0]
+    assert report["ok"] is False
+    fault = report["diagnostics"][0]
+    assert (fault["code"], fault["line"], fault["column"]) == ("E0201", 4, 6)
+
+
+@pytest.mark.parametrize("command", ["check", "summary", "show", "build", "fmt"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\x7fELF\x00\x01", b"\xff\xfe\xfd", b"add {\n conv", b"network t\ninput 3x8x8\nstem conv 9x9 4 pad=0\n"],
+    ids=["empty", "binary", "not-utf8", "open-brace", "too-large"],
+)
+def test_bad_files_end_with_an_error(command: str, content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "bad.cnn"
+    path.write_bytes(content)
+    done = cnnspec(command, path, cwd=tmp_path)
+    formattable = command == "fmt" and content in (b"", b"network t\ninput 3x8x8\nstem conv 9x9 4 pad=0\n")
+    assert done.returncode == (0 if formattable else 1), done.stderr
+    assert "Traceback" not in done.stderr
+    assert formattable or "error[E" in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.cnn"]
+    assert path.read_bytes() == content
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "folder.cnn").mkdir()
+    for name in ("folder.cnn", "missing.cnn", "x" * 300):
+        done = cnnspec("check", tmp_path / name)
+        assert done.returncode == 1
+        assert "error[E0212]" in done.stderr
+
+
+def test_fmt(tmp_path: Path) -> None:
+    path = tmp_path / "messy.cnn"
+    path.write_bytes(b"network   t\r\ninput 3x32x32 # image\r\n\r\n\r\nstem conv 3x3   c=16|bn\r\n")
+    before = path.read_bytes()
+    check = cnnspec("fmt", "--check", path)
+    assert (check.returncode, path.read_bytes()) == (1, before)
+    diff = cnnspec("fmt", "--diff", path)
+    assert diff.returncode == 1
+    assert "+stem conv 3x3 c=16 | bn" in diff.stdout
+    assert path.read_bytes() == before
+    assert cnnspec("fmt", path).returncode == 0
+    assert path.read_text() == "network t\ninput 3x32x32  # image\n\nstem conv 3x3 c=16 | bn\n"
+    assert cnnspec("fmt", "--check", path).returncode == 0
+    assert cnnspec("fmt", "-", text="relu|relu\n").stdout == "relu | relu\n"
+    assert cnnspec("fmt", "-", text="\ufeffrelu|relu\n").stdout == "relu | relu\n"
+    assert cnnspec("fmt", "--check", "resnet20").returncode == 0
+    shipped = cnnspec("fmt", "resnet20")
+    assert shipped.returncode == 1
+    assert "`resnet20` is a shipped spec, which is never rewritten" in shipped.stderr
+
+
+def test_summary(good: Path) -> None:
+    data = json.loads(cnnspec("summary", "resnet20", "--json").stdout)
+    assert (data["parameters"], data["macs"], data["depth"]) == (272378, 40813184, 20)
+    modules = {module["path"]: module for module in data["modules"]}
+    assert modules["stage2.0.downsample"]["parameters"] == 16 * 32 + 32
+    assert modules["stage1"]["parameters"] == sum(modules[f"stage1.{i}"]["parameters"] for i in range(3))
+    assert modules["stage3"]["output_shape"] == [64, 8, 8]
+    text = cnnspec("summary", "resnet20", "--set", "n=5").stdout
+    assert "466,810" in text
+    assert "\x1b" not in text
+
+
+def test_summary_shows_what_is_asked_for() -> None:
+    text = cnnspec("summary", "resnet20", "--columns", "macs,kept,peak,field,sees,stride,depth", "--depth", 1).stdout
+    head, *rest = [line.split() for line in text.splitlines() if line.strip()][1:]
+    assert head == ["module", "MACs", "kept", "peak", "field", "sees", "stride", "depth"]
+    stage3 = next(line for line in rest if line[0] == "stage3")
+    assert stage3[-4:] == ["81x81", "32x32", "4x4", "19"]
+    done = cnnspec("summary", "resnet20", "--format", "csv", "--batch", 8, "--columns", "flops,backward_flops,kept")
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    total = rows[-1]
+    assert (total["module"], total["flops"]) == ("total", str(8 * 2 * 40813184))
+    assert int(total["flops"]) < int(total["backward_flops"]) < 2 * int(total["flops"])
+    markdown = cnnspec("summary", "resnet20", "--format", "markdown", "--columns", "is,parameters").stdout.splitlines()
+    assert markdown[:2] == ["| module | is | parameters |", "| --- | --- | --: |"]
+    assert markdown[-1] == "| total |  | 272,378 |"
+    *_, total, empty, largest = cnnspec(
+        "summary", "resnet20", "--format", "markdown", "--max-batch", "1GiB"
+    ).stdout.splitlines()
+    assert (total[:7], empty, largest[:13]) == ("| total", "", "largest batch")
+
+
+def test_nothing_of_a_table_is_cut_off() -> None:
+    columns = ",".join(COLUMNS)
+    for options in (("resnet20", "--columns", columns), ("resnet50", "--symbolic"), ("densenet121", "--symbolic")):
+        text = cnnspec("summary", *options).stdout
+        assert "…" not in text
+        assert text.splitlines()[2].split()[0] == "module"
+    title, _, head, *_ = cnnspec("summary", "resnet20", "--columns", "depth").stdout.splitlines()
+    assert title == "resnet20: [N, 3, 32, 32] -> [N, 10]"
+    assert head.split() == ["module", "depth"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a terminal")
+@pytest.mark.parametrize("columns", ["40", "80", "200"])
+def test_a_narrow_terminal_folds_cells_between_words(columns: str) -> None:
+    import pty
+
+    main, other = pty.openpty()
+    command = [sys.executable, "-m", "cnnspec", "summary", "resnet20", "--depth", "1"]
+    env = {
+        **os.environ,
+        "COLUMNS": columns,
+        "NO_COLOR": "1",
+        "TERM": "dumb",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    run = subprocess.Popen(command, stdout=other, env=env)
+    os.close(other)
+    parts: list[bytes] = []
+    try:
+        while part := os.read(main, 65536):
+            parts.append(part)
+    except OSError:
+        pass  # the other side is closed
+    os.close(main)
+    assert run.wait() == 0
+    words = b"".join(parts).decode().split()
+    assert {"module", "stage3", "205,632", "13,107,200", "81x81", "272,378", "40,813,184"} <= set(words)
+
+
+def test_summary_as_data() -> None:
+    data = json.loads(cnnspec("summary", "googlenet_cifar", "--format", "json", "--max-batch", "2GiB").stdout)
+    assert data["flops"] == 2 * data["macs"]
+    assert data["training_flops"] == data["flops"] + data["backward_flops"]
+    assert data["kept_bytes"] > data["peak_bytes"]
+    largest = data["max_batch"]
+    assert largest["total"] <= largest["memory"] == 2 * 2**30
+    assert largest["batch"] > 1
+    assert (
+        cnnspec("summary", "googlenet_cifar", "--json").stdout
+        == cnnspec("summary", "googlenet_cifar", "--format", "json").stdout
+    )
+    data = json.loads(cnnspec("summary", "resnet20", "--json", "--columns", "is,kept", "--depth", "1").stdout)
+    assert data["modules"][0] == {"path": "stem", "kind": "", "kept_bytes": 131200}
+    assert [module["path"] for module in data["modules"]] == ["stem", "stage1", "stage2", "stage3", "head"]
+    assert "macs" not in data
+    assert "declared" not in data
+
+
+def test_the_largest_batch_in_words() -> None:
+    assert "largest batch that trains in 1.86 GiB: 1" in cnnspec("summary", "resnet20", "--max-batch", "2 GB").stdout
+    assert (
+        "not even one image trains in 1.0 KiB: it takes "
+        in cnnspec("summary", "resnet20", "--max-batch", "1kib").stdout
+    )
+    done = cnnspec("summary", "resnet20", "--max-batch", "2GB", "--format", "csv")
+    assert "largest batch" in done.stderr
+    assert "largest batch" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--columns", "macs,speed"),
+        ("--columns", "macs, macs"),
+        ("--columns", ""),
+        ("--format", "html"),
+        ("--batch", "0"),
+        ("--max-batch", "16"),
+        ("--max-batch", "16 elephants"),
+        ("--max-batch", "-1GB"),
+        ("--max-batch", "1e400GB"),
+    ],
+    ids=" ".join,
+)
+def test_summary_refuses(options: tuple[str, str]) -> None:
+    done = cnnspec("summary", "resnet20", *options)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert options[0] in done.stderr
+
+
+def test_show(good: Path) -> None:
+    for stage in ("tree", "model", "graph"):
+        assert cnnspec("show", good, "--stage", stage).stdout
+        assert json.loads(cnnspec("show", good, "--stage", stage, "--json").stdout)
+    assert cnnspec("show", good, "--stage", "soup").returncode == 2
+
+
+def test_list() -> None:
+    listing = json.loads(cnnspec("list", "--json").stdout)
+    assert {"resnet20", "preact_resnet20", "googlenet_cifar", "densenet_cifar", "resnet110"} <= set(listing["specs"])
+    assert {"resnet_block", "preact_bottleneck", "squeeze_excite"} <= set(listing["blocks"])
+    assert "conv" in listing["operators"]
+
+
+def test_settings() -> None:
+    assert cnnspec("check", "resnet20", "--set", "n=2").returncode == 0
+    for wrong in ("m=2", "n=2.5", "n=in.c", "n=relu", "n=0", "n=9999999999999999999999"):
+        done = cnnspec("check", "resnet20", "--set", wrong)
+        assert done.returncode == 1, wrong
+        assert "error[E0" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert cnnspec("check", "resnet20", "--set", "n").returncode == 2
+    for wrong, why in (
+        ("lr=1e30", "larger than the limit"),
+        ("n=1/0", "division by zero"),
+        ("n=m+1", "unknown name `m`"),
+    ):
+        assert why in cnnspec("check", "resnet20", "--set", wrong).stderr
+
+
+def test_a_grid_of_settings() -> None:
+    given = [
+        "residual=true, false",
+        "optimizer.lr=0.1,1e-2",
+        "c=16",
+        "at=[1, 2],[3,4]",
+        'name="a,b","c"',
+        "scale=max(1, 2),(3)",
+    ]
+    assert grid(given) == {
+        "residual": ["true", "false"],
+        "optimizer.lr": ["0.1", "1e-2"],
+        "c": ["16"],
+        "at": ["[1, 2]", "[3,4]"],
+        "name": ['"a,b"', '"c"'],
+        "scale": ["max(1, 2)", "(3)"],
+    }
+    assert grid(None) == {}
+    for wrong in (["c=1,,2"], ["c=1,"], ["c=1, 1"], ["c=1", "c=2"], ["c"], ["c="], ["1c=2"]):
+        with pytest.raises(typer.BadParameter):
+            grid(wrong)
+
+
+def test_usage_errors_exit_with_2() -> None:
+    assert cnnspec("chekc", "resnet20").returncode == 2
+    assert cnnspec("check", "--frobnicate").returncode == 2
+    assert cnnspec("build", "resnet20", "--epochs", "3").returncode == 2
+
+
+def test_build_tries_the_module_out(good: Path) -> None:
+    pytest.importorskip("torch")
+    done = cnnspec("build", good)
+    assert done.returncode == 0, done.stderr
+    assert "forward and backward pass on (2, 3, 32, 32): ok" in done.stdout
+
+
+def test_a_wrong_data_set_is_refused_before_training(good: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    wide = tmp_path / "wide.cnn"
+    wide.write_text(GOOD.replace("classes 10", "classes 100"))
+    cases = {
+        "E0501": ["build", wide, "--train", "--data", "fashion_mini"],
+        "E0502": ["build", good, "--train", "--data", "cifra10"],
+    }
+    for code, args in cases.items():
+        done = cnnspec(*args, cwd=tmp_path)
+        assert done.returncode == 1
+        assert f"error[{code}]" in done.stderr
+        assert not (tmp_path / "runs").exists()
+    done = cnnspec(
+        "build", good, "--train", "--data", "cifar10", "--offline", "--data-dir", tmp_path / "none", cwd=tmp_path
+    )
+    assert done.returncode == 1
+    for remedy in ("--data fashion_mini", "--data-dir", "--data folder"):
+        assert remedy in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["good.cnn", "wide.cnn"]
+
+
+def test_show_of_a_text_that_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "bad.cnn"
+    path.write_text(HEAD + "stem conv 3x3, 16 | bn\nstage conv 3x3 in.d\n")
+    for stage in ("tree", "model", "graph"):
+        done = cnnspec("show", path, "--stage", stage)
+        assert done.returncode == 1
+        assert done.stdout == ""
+        assert [line.split(":")[0] for line in done.stderr.splitlines() if line.startswith("error")] == [
+            "error[E0101]",
+            "error[E0207]",
+        ]
+
+
+def test_lints_are_told_by_check_alone(tmp_path: Path) -> None:
+    path = tmp_path / "net.cnn"
+    path.write_text(GOOD.replace("16 |", "16 bias |"))
+    done = cnnspec("check", path)
+    assert done.returncode == 0
+    assert "warning[W0106]" in done.stderr
+    assert "net.cnn: ok" in done.stdout
+    assert cnnspec("summary", path).stderr == ""
+
+
+def test_a_summary_in_formulas() -> None:
+    done = cnnspec(
+        "summary", "resnet20", "--symbolic", "--depth", "1", "--columns", "output,macs,kept", "--format", "csv"
+    )
+    lines = done.stdout.splitlines()
+    assert lines[2].startswith('stage1,"[N, 16, H, W]",13824*H*W,')
+    assert lines[4].startswith('stage3,"[N, 64, (H + 3)//4, (W + 3)//4]",')
+    assert lines[-1].split(",")[-2].endswith(" + 640")
+    data = json.loads(cnnspec("summary", "resnet20", "--symbolic", "--json").stdout)
+    assert data["input_shape"] == [3, "H", "W"]
+    assert data["declared"] == {"input_shape": [3, 32, 32], "figures": ["peak_bytes", "field", "sees", "stride"]}
+    assert data["parameters"] == 272_378
+    assert "(H + 3)//4" in cnnspec("summary", "resnet20", "--symbolic").stdout

@@ -1,0 +1,1 @@
+"""Harnesses that tests of several packages share."""

@@ -1,0 +1,49 @@
+"""`pytest --cnnspec`, run by pytest on itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+GOOD = "network t\ninput 3x8x8\nconv 3x3 8 | bn | relu\nexpect params = 232\n"
+
+
+def run(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
+    installed = any(point.name == "cnnspec" for point in entry_points(group="pytest11"))
+    plugin = () if installed else ("-p", "cnnspec.pytest_plugin")  # a checkout that is not installed
+    return pytester.runpytest_subprocess(*plugin, "-p", "no:cacheprovider", *args)
+
+
+def test_specs_are_collected_when_asked_for(pytester: pytest.Pytester) -> None:
+    pytester.makefile(".cnn", good=GOOD, blocks="block b() { relu }\n")
+    run(pytester, "--cnnspec").assert_outcomes(passed=2)
+    run(pytester).assert_outcomes()
+
+
+def test_a_fault_is_shown_as_the_command_line_shows_it(pytester: pytest.Pytester) -> None:
+    pytester.makefile(".cnn", bad=GOOD.replace("232", "233"), worse="input 3x8x8\nlinear 3\n")
+    result = run(pytester, "--cnnspec")
+    result.assert_outcomes(failed=2)
+    shown = result.stdout.str()
+    assert "error[E0401]: `params` is 232" in shown
+    assert "error[E0307]" in shown
+    assert "Traceback" not in shown
+    assert "pytest_plugin.py" not in shown
+
+
+def test_the_plugin_costs_nothing_when_it_is_not_asked() -> None:
+    code = "import sys; import cnnspec.pytest_plugin; print(sorted({'torch', 'hypothesis', 'lark', 'pydantic'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_the_example_of_a_test_module_runs(pytester: pytest.Pytester) -> None:
+    example = Path(__file__).parents[2] / "examples" / "02_test_my_network.py"
+    pytester.makepyfile(test_my_network=example.read_text("utf-8"))
+    run(pytester).assert_outcomes(passed=2)

@@ -1,0 +1,412 @@
+"""Comparisons: what is trained and what is taken, the figures, and that neither stops nor faults change them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import signal
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import kill_comparisons
+from harness.kill_runs import fork, wait
+from rich.console import Console
+from typer.testing import CliRunner
+
+from cnnspec import CnnspecError, Graph, loads
+from cnnspec.cli.app import app
+from cnnspec.training import Comparison, TrainOptions, compare, train
+from cnnspec.training.comparison import compare as comparing
+from cnnspec.training.comparison.table import Figure, Row, Run
+
+SPEC = """network NAME
+input 1x28x28
+classes 10
+param c = 4
+stem conv 7x7 c stride=7 pad=0 | bn | relu
+head global_avgpool | flatten | linear classes
+train {
+    data      fashion_mini val=4000
+    optimizer sgd lr=0.1 momentum=0.9
+    batch     250
+    epochs    2
+}
+"""
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+Compare = Callable[..., Comparison]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two specs in a folder that is the current one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.cnn").write_text(SPEC.replace("NAME", "a"))
+    (tmp_path / "b.cnn").write_text(
+        SPEC.replace("NAME", "b").replace("relu", "gelu").replace("param c = 4\n", "let c = 4\n")
+    )
+    return tmp_path
+
+
+@pytest.fixture
+def run_compare(folder: Path, said: io.StringIO) -> Compare:
+    def run(*specs: str | Graph, **given: Any) -> Comparison:
+        stated = {"memory_format": "channels_last", "threads": 1, **given.pop("options", {})}
+        console = Console(file=said, width=200)
+        options = TrainOptions(offline=True, pictures=False, console=console, **stated)
+        return compare(specs, options=options, **{"seeds": 2, **given})
+
+    return run
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Which runs are trained from here on: network and seed."""
+    seen: list[tuple[str, int]] = []
+
+    def counted(graph: Any, options: Any) -> Any:
+        seen.append((graph.name, options.seed))
+        return train(graph, options)
+
+    monkeypatch.setattr(comparing, "train", counted)
+    return seen
+
+
+def code(error: pytest.ExceptionInfo[CnnspecError]) -> str:
+    return error.value.diagnostics[0].code
+
+
+def results(folder: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    """What the runs in a folder say, by network and seed."""
+    found = [json.loads(path.read_text()) for path in folder.glob("runs/*/*/result.json")]
+    return {(result["network"], result["seed"]): result for result in found}
+
+
+# --- the figures ---------------------------------------------------------------------------------
+
+
+def test_the_table_says_what_the_runs_say(run_compare: Compare, folder: Path, trained: list[Any]) -> None:
+    done = run_compare("a.cnn", "b.cnn", target=0.15)
+    assert (done.state, done.exit_code, done.folder) == ("finished", 0, Path("comparisons/a-b"))
+    assert trained == [("a", 42), ("b", 42), ("a", 43), ("b", 43)]
+    stored = results(done.folder)
+    data = json.loads((done.folder / "comparison.json").read_text())
+    assert data == json.loads(json.dumps(done.to_json()))
+    lines = list(csv.DictReader(io.StringIO((done.folder / "table.csv").read_text())))
+    for row, line in zip(data["rows"], lines, strict=True):
+        own = [stored[row["label"], seed] for seed in (42, 43)]
+        for name in ("val_acc", "test_acc"):
+            values = [result[name] for result in own]
+            assert row[name] == {"mean": statistics.fmean(values), "deviation": statistics.stdev(values), "n": 2}
+            assert float(line[f"{name}_mean"]) == row[name]["mean"]
+            assert float(line[f"{name}_deviation"]) == row[name]["deviation"]
+            mean, deviation = (f"{100 * row[name][part]:.2f}" for part in ("mean", "deviation"))
+            for text in (done.to_text(), (done.folder / "table.md").read_text()):
+                assert f"{mean} ± {deviation} %" in text
+        assert (row["parameters"], row["macs"]) == (own[0]["parameters"], own[0]["macs"])
+        assert (line["label"], int(line["seeds"]), int(line["parameters"])) == (row["label"], 2, row["parameters"])
+        assert [run["folder"] for run in row["runs"]] == [f"runs/{row['label']}/{n}" for n in (1, 2)]
+        first = [result["epoch_seconds"][0] for result in own]
+        assert row["seconds_per_epoch"]["mean"] <= max(result["epoch_seconds"][-1] for result in own)
+        assert row["seconds_to_target"]["n"] == 2
+        assert row["seconds_to_target"]["mean"] >= min(first)
+    assert (done.folder / "table.txt").read_text() == done.to_text()
+
+
+def run_of(accuracies: list[float], seconds: list[float], **result: Any) -> Run:
+    epochs = tuple({"epoch": n, "train_loss": 1.0, "val_acc": acc} for n, acc in enumerate(accuracies, 1))
+    return Run(1, "r", {"state": "finished", "epoch_seconds": seconds, **result}, epochs)
+
+
+def test_seconds_of_a_run() -> None:
+    run = run_of([0.2, 0.5, 0.4, 0.6], [10, 13, 16, 18])
+    assert [run.seconds_to(target) for target in (0.1, 0.2, 0.3, 0.5, 0.55, 0.61)] == [10, 10, 13, 13, 18, None]
+    assert run.seconds_per_epoch == 3  # the median of 10, 3, 3, 2
+    unvalidated = Run(
+        1, "r", {"state": "finished", "epoch_seconds": [1, 2], "test_acc": 0.7}, ({"epoch": 1}, {"epoch": 2})
+    )
+    assert (unvalidated.seconds_to(0.7), unvalidated.seconds_to(0.71)) == (2, None)
+    old = Run(1, "r", {"state": "finished", "seconds": 9.0, "epochs": 3, "test_acc": 0.7})
+    assert (old.seconds_per_epoch, old.seconds_to(0.5)) == (3.0, None)
+
+
+def test_a_figure_of_one_value_has_no_deviation() -> None:
+    assert Figure.of([]) is None
+    assert Figure.of([None, 0.5]) == Figure(0.5, None, 1)
+    assert Figure(0.5, None, 1).text(1, 100) == "50.0"
+    assert Figure.of([0.1, 0.3]) == Figure(pytest.approx(0.2), pytest.approx(0.1414213562), 2)
+    reached, missed = run_of([0.6], [4.0]), run_of([0.4], [5.0])
+    row = Row("x", "x", {}, "k", 1, 1, (reached, missed), 0.5)
+    assert row.seconds_to_target == Figure(4.0, None, 1)
+    assert "4.0 (1 of 2)" in comparing.in_text([row], 0.5)
+
+
+def test_markdown_shows_a_label_letter_by_letter() -> None:
+    row = Row("a|b*<i>`x", "a", {}, "k", 1, 1, ())
+    table = comparing.in_markdown([row], None)
+    assert "a\\|b\\*\\<i\\>\\`x" in table
+
+
+# --- what is trained, and what is taken ----------------------------------------------------------
+
+
+def test_nothing_is_trained_twice(run_compare: Compare, folder: Path, trained: list[Any], said: io.StringIO) -> None:
+    run_compare("a.cnn", seeds=1, out="c")
+    before = (folder / "c/runs/a/1/result.json").read_bytes()
+    path = folder / "a.cnn"
+    path.write_text("# other words for the same\n" + path.read_text().replace("| bn | relu", "| bn |\n     relu"))
+    done = run_compare("a.cnn", "b.cnn", seeds=2, out="c")
+    assert trained == [("a", 42), ("b", 42), ("a", 43), ("b", 43)]
+    assert (folder / "c/runs/a/1/result.json").read_bytes() == before
+    assert [len(row.finished) for row in done.rows] == [2, 2]
+    assert "changed" not in said.getvalue()
+    assert run_compare("a.cnn", "b.cnn", seeds=2, out="c").to_json() == done.to_json()
+    assert run_compare("a.cnn", seeds=1, out="c").rows[0].figure("test_acc").deviation is None
+    assert len(trained) == 4
+
+
+def test_a_run_that_took_no_time_says_how_long_the_rest_takes(
+    run_compare: Compare, folder: Path, said: io.StringIO
+) -> None:
+    run_compare("a.cnn", seeds=1, out="c")
+    path = folder / "c/runs/a/1/result.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "seconds": 0.0}))
+    run_compare("a.cnn", seeds=2, out="c")
+    assert "run 2 of 2: a, seed 43, about 0:00 left in all\n" in said.getvalue()
+
+
+def test_what_has_changed_is_trained_anew(
+    run_compare: Compare, folder: Path, trained: list[Any], said: io.StringIO
+) -> None:
+    run_compare("a.cnn", seeds=1, out="c")
+    path = folder / "a.cnn"
+    path.write_text(path.read_text().replace("| bn | relu", "| bn | silu"))
+    done = run_compare("a.cnn", seeds=1, out="c")
+    assert trained == [("a", 42)] * 2
+    assert "`a` or its recipe has changed since it was compared here: it is trained anew" in said.getvalue()
+    assert done.rows[0].runs[0].folder == "runs/a/2"
+    path.write_text(path.read_text().replace("lr=0.1", "lr=0.2"))
+    run_compare("a.cnn", seeds=1, out="c")
+    run_compare("a.cnn", seeds=1, out="c", options={"epochs": 1})
+    assert len(trained) == 4
+
+
+def test_runs_from_elsewhere_are_taken(
+    run_compare: Compare, folder: Path, trained: list[Any], run: Callable[..., Any]
+) -> None:
+    graph = loads((folder / "a.cnn").read_text(), "a.cnn")
+    for seed in (7, 42):
+        run(graph, seed=seed, threads=1, memory_format="channels_last")
+    run(graph, seed=8, epochs=1)  # another recipe
+    done = run_compare("a.cnn", seeds=3, runs=["runs"])
+    assert trained == [("a", 43)]
+    assert [r.seed for r in done.rows[0].runs] == [7, 42, 43]
+    assert [r.folder for r in done.rows[0].runs] == ["../../runs/a/1", "../../runs/a/2", "runs/a/1"]
+    assert run_compare("a.cnn", seeds=1, runs=["runs"], out="d").rows[0].figure("val_acc").count == 2
+    alone = run_compare(runs=["runs"], out="e")
+    assert trained == [("a", 43)]
+    assert [(row.label, len(row.finished)) for row in alone.rows] == [("a epochs=2", 2), ("a epochs=1 planned=2", 1)]
+    with pytest.raises(CnnspecError) as error:
+        run_compare(runs=["nowhere"])
+    assert code(error) == "E0506"
+
+
+def test_a_run_from_elsewhere_that_is_damaged_is_none(
+    run_compare: Compare, folder: Path, run: Callable[..., Any]
+) -> None:
+    whole = run(loads((folder / "a.cnn").read_text(), "a.cnn"), epochs=1).folder
+    result = json.loads((whole / "result.json").read_text())
+    for changes in (
+        {"test_acc": "high"},
+        {"epoch_seconds": 3},
+        {"fault": ["x"]},
+        {"recipe": {"epochs": "many"}},
+        {"seconds": []},
+    ):
+        (whole / "result.json").write_text(json.dumps({**result, **changes}))
+        with pytest.raises(CnnspecError) as error:
+            run_compare(runs=["runs"], out="c")
+        assert code(error) == "E0506"
+    (whole / "result.json").write_text(json.dumps(result))
+    (whole / "metrics.jsonl").write_text('{"train_loss": "low", "epoch": 1}\n')
+    assert run_compare(runs=["runs"], out="c").rows[0].runs[0].epochs == ()
+    (whole / "metrics.jsonl").write_text("[1]\nnothing\n")
+    assert run_compare(runs=["runs"], out="c").rows[0].runs[0].epochs == ()
+
+
+def test_a_grid_is_over_what_a_spec_has(
+    run_compare: Compare, folder: Path, trained: list[Any], said: io.StringIO
+) -> None:
+    done = run_compare("a.cnn", "b.cnn", seeds=1, grid={"c": ["4", "6"], "epochs": ["1"], "lr": ["0.1", "0.2"]})
+    labels = ["a c=4 lr=0.1", "a c=4 lr=0.2", "a c=6 lr=0.1", "a c=6 lr=0.2", "b lr=0.1", "b lr=0.2"]
+    assert [row.label for row in done.rows] == labels
+    assert done.rows[3].settings == {"c": "6", "epochs": "1", "lr": "0.2"}
+    assert [row.parameters for row in done.rows[1:3]] == [254, 376]
+    assert {row.runs[0].result["recipe"]["epochs"] for row in done.rows} == {1}
+    assert len(trained) == 6
+    assert "`b.cnn` has no `c` and is compared without it" in said.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("grid", "expected", "words"),
+    [
+        ({"width": ["4"]}, "E0217", "width"),
+        ({"c": ["4", "relu"]}, "E0204", "a.cnn"),
+        ({"lr": ["fast"]}, "E0204", "a.cnn"),
+        ({"seed": ["1", "2"]}, "E0204", "--seeds"),
+    ],
+)
+def test_a_grid_that_does_not_fit(
+    run_compare: Compare, folder: Path, grid: dict[str, Any], expected: str, words: str
+) -> None:
+    with pytest.raises(CnnspecError) as error:
+        run_compare("a.cnn", "b.cnn", grid=grid)
+    assert code(error) == expected
+    assert words in str(error.value)
+    assert not (folder / "comparisons").exists()
+
+
+def test_networks_that_are_the_same_share_their_runs(
+    run_compare: Compare, folder: Path, trained: list[Any], said: io.StringIO
+) -> None:
+    done = run_compare("a.cnn", seeds=1, grid={"c": ["4", "2 + 2"]})
+    assert trained == [("a", 42)]
+    assert done.rows[0].runs == done.rows[1].runs
+    assert "`a c=2 + 2` is the same network with the same recipe as `a c=4`" in said.getvalue()
+    with pytest.raises(CnnspecError) as error:
+        run_compare("a.cnn", "a.cnn")
+    assert code(error) == "E0206"
+    (folder / "other").mkdir()
+    (folder / "other" / "a.cnn").write_text(SPEC.replace("NAME", "a").replace("relu", "silu"))
+    labels = [row.label for row in run_compare("a.cnn", "other/a.cnn", seeds=1, out="c").rows]
+    assert labels == ["a (a.cnn)", "a (other/a.cnn)"]
+
+
+# --- what can go wrong ---------------------------------------------------------------------------
+
+
+def test_networks_from_python_are_told_apart_by_what_they_were_given(run_compare: Compare, trained: list[Any]) -> None:
+    text = Path("a.cnn").read_text()
+    networks = [loads(text), loads(text, c=3), loads(text, c=3, lr=0.05)]
+    done = run_compare(*networks, seeds=1)
+    labels = [row.label for row in done.rows]
+    assert [label.split(" (", 1)[1].split(" optimizer")[0].rstrip(")") for label in labels] == ["c=4", "c=3", "c=3"]
+    assert "lr=0.05" in labels[2]
+    assert len(trained) == 3
+    with pytest.raises(CnnspecError) as error:
+        run_compare(loads(text), loads(text))
+    assert code(error) == "E0206"
+
+
+def test_one_that_diverges_is_a_failed_row(run_compare: Compare, trained: list[Any], said: io.StringIO) -> None:
+    done = run_compare("a.cnn", "b.cnn", seeds=1, grid={"lr": ["0.1", "1e12"]})
+    assert (done.state, done.exit_code) == ("failed", 1)
+    assert [len(row.failed) for row in done.rows] == [0, 1, 0, 1]
+    assert len(trained) == 4
+    assert "0 of 1, 1 failed" in done.to_text()
+    assert "a lr=1e12, seed 42 failed: E0509: " in done.to_text()
+    assert done.to_json()["rows"][1]["test_acc"] is None
+    again = run_compare("a.cnn", "b.cnn", seeds=1, grid={"lr": ["0.1", "1e12"]})
+    assert len(trained) == 4
+    assert again.to_json() == done.to_json()
+
+
+def test_what_every_network_would_meet_ends_it(run_compare: Compare, folder: Path) -> None:
+    (folder / "b.cnn").write_text(SPEC.replace("classes 10", "classes 9"))
+    with pytest.raises(CnnspecError) as error:
+        run_compare("a.cnn", "b.cnn")
+    assert code(error) == "E0501"
+    assert not list(folder.glob("comparisons/*/runs/*"))
+
+
+def test_two_comparisons_in_one_folder_are_refused(run_compare: Compare, folder: Path) -> None:
+    (folder / "c").mkdir()
+    with comparing.hold(folder / "c"), pytest.raises(CnnspecError) as error:
+        run_compare("a.cnn", out="c")
+    assert code(error) == "E0506"
+    assert not list(folder.glob("c/runs/*"))
+
+
+# --- stops and kills -----------------------------------------------------------------------------
+
+
+def test_five_kills_change_nothing(tmp_path: Path) -> None:
+    done = kill_comparisons.hunt(1, 1, tmp_path)
+    assert done.faults == []
+    assert done.kills == 5
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_it_and_it_goes_on(
+    run_compare: Compare, folder: Path, said: io.StringIO, number: signal.Signals
+) -> None:
+    epochs = 20
+    given = {"seeds": 1, "out": "c", "options": {"epochs": epochs, "resume_command": "this again"}}
+
+    def stopped() -> int:
+        code = run_compare("a.cnn", **given).exit_code
+        (folder / "said.txt").write_text(said.getvalue())
+        return code
+
+    child, journal = fork(stopped), folder / "c/runs/a/1/result.json"
+    checkpoint = folder / "c/runs/a/1/checkpoints/best.ckpt"
+    while not checkpoint.exists():
+        time.sleep(0.01)
+    os.kill(child, number)
+    assert wait(child) == 128 + number
+    assert "go on with `this again`" in (folder / "said.txt").read_text()
+    assert json.loads((folder / "c/comparison.json").read_text())["state"] == "interrupted"
+    stored = json.loads(journal.read_text())
+    assert 0 < stored["epochs"] < epochs
+    begin = time.monotonic()
+    again = run_compare("a.cnn", **given).rows[0].runs[0].result
+    ends = again["epoch_seconds"]
+    assert ends[: stored["epochs"]] == stored["epoch_seconds"]
+    assert len(ends) == epochs
+    assert ends == sorted(ends)
+    assert ends[-1] - ends[stored["epochs"] - 1] <= time.monotonic() - begin
+    assert again["seconds"] == pytest.approx(ends[-1], abs=0.2)
+
+
+def test_the_command(folder: Path, request: pytest.FixtureRequest) -> None:
+    former = signal.getsignal(signal.SIGTERM)
+    request.addfinalizer(lambda: signal.signal(signal.SIGTERM, former))
+    stated = ["--threads", "1", "--memory-format", "channels_last", "--offline", "--epochs", "1", "--seeds", "1"]
+    done = CliRunner().invoke(app, ["compare", "a.cnn", "--set", "c=2,3", *stated, "--target", "1%", "--json"])
+    assert done.exit_code == 0, done.output
+    data = json.loads(done.stdout)
+    assert [row["settings"] for row in data["rows"]] == [{"c": "2"}, {"c": "3"}]
+    assert (data["state"], data["target"]) == ("finished", 0.01)
+    assert "run 1 of 2: a c=2, seed 42\n" in done.stderr, done.stderr
+    assert re.search(r"run 2 of 2: a c=3, seed 42, about \d+:\d\d left in all\n", done.stderr), done.stderr
+    again = CliRunner().invoke(app, ["compare", "a.cnn", "--set", "c=2,3", *stated, "--format", "markdown"])
+    assert again.stdout.startswith("| network | seeds |")
+    assert "2 runs, 2 of them done" in again.stderr
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        [],
+        ["a.cnn", "--target", "0"],
+        ["a.cnn", "--target", "101%"],
+        ["a.cnn", "--target", "high"],
+        ["a.cnn", "--seeds", "0"],
+        ["a.cnn", "--format", "html"],
+        ["a.cnn", "--json", "--format", "csv"],
+        ["a.cnn", "--set", "c=1,1"],
+        ["--runs", "runs", "--set", "c=1"],
+    ],
+    ids=" ".join,
+)
+def test_usage(folder: Path, args: list[str]) -> None:
+    done = CliRunner().invoke(app, ["compare", *args])
+    assert done.exit_code == 2, done.output
+    assert not (folder / "comparisons").exists()

@@ -1,0 +1,643 @@
+"""Runs: what they leave behind, how they end, how they go on."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from harness.batches import stop_at, watch
+from rich.console import Console
+from torch import nn
+from torch.nn import functional as F
+
+from cnnspec import CnnspecError, Graph, build, load, loads
+from cnnspec.backends.torch.weights import read_weights
+from cnnspec.ir import Model
+from cnnspec.recipe import OPTIMIZERS, SCHEDULES, Cifar100, FashionMini, Folder, Recipe, Setting
+from cnnspec.training import Result, TrainOptions, evaluate, train
+from cnnspec.training.data.batches import Feed
+from cnnspec.training.data.datasets import load_data
+from cnnspec.training.loop import optimizers
+from cnnspec.training.loop.journal import read_journal
+from cnnspec.training.loop.optimizers import make_optimizer
+from cnnspec.training.runs.folder import RunFolder
+from cnnspec.training.runs.options import recipe_of
+
+NETWORK = """network tiny
+input 1x28x28
+classes 10
+stem conv 7x7 4 stride=7 pad=0 | bn | relu
+head dropout 0.1 | global_avgpool | flatten | linear classes
+train {
+    data    fashion_mini val=2000
+    augment hflip | random_crop pad=2
+    batch   250
+    epochs  3
+    RECIPE
+}
+"""
+STEPS = 16  # 4,000 images
+
+
+def tiny(recipe: str = "optimizer sgd lr=0.1 momentum=0.9; schedule onecycle") -> Graph:
+    return loads(NETWORK.replace("RECIPE", recipe), name="tiny.cnn")
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def code(error: pytest.ExceptionInfo[CnnspecError]) -> str:
+    return error.value.diagnostics[0].code
+
+
+def checkpoint(result: Result) -> dict[str, Any]:
+    return torch.load(result.folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+# --- what a run leaves behind --------------------------------------------------------------------
+
+
+def test_a_run_leaves_everything_in_its_folder(run: Callable[..., Result], tmp_path: Path):
+    graph, out = tiny(), io.StringIO()
+    result = run(graph, console=Console(file=out, width=200))
+    assert result.folder == tmp_path / "runs" / "tiny" / "1"
+    assert (result.state, result.exit_code) == ("finished", 0)
+    stored = json.loads((result.folder / "result.json").read_text())
+    assert stored == json.loads(json.dumps(result.values))
+    assert stored["parameters"] == graph.parameter_count
+    assert stored["macs"] == graph.macs
+    assert (stored["epochs"], stored["seed"], stored["state"]) == (3, 42, "finished")
+    assert {"cnnspec", "torch", "python"} <= stored["versions"].keys()
+    assert Recipe.model_validate(stored["recipe"]) == graph.recipe
+    assert (result.folder / "spec.cnn").read_text() == graph.text
+    assert Model.model_validate_json((result.folder / "model.json").read_text()) == graph.model
+    for split in ("val", "test"):
+        found = evaluate(graph, result.folder / "checkpoints" / "best.safetensors", split=split)  # type: ignore[arg-type]
+        assert found[f"{split}_acc"] == stored[f"{split}_acc"]
+        assert found[f"{split}_loss"] == stored[f"{split}_loss"]
+        assert found == {
+            **evaluate(graph, result.folder / "checkpoints" / "best.ckpt", split=split),
+            "weights": found["weights"],
+        }  # type: ignore[arg-type]
+    with (result.folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    scores = [float(row["val_acc"]) for row in rows if row["val_acc"]]
+    assert len(scores) == 3
+    assert max(scores) == pytest.approx(stored["val_acc"])
+    assert stored["best_epoch"] == scores.index(max(scores)) + 1
+    assert any(row["lr"] for row in rows)
+    assert list((result.folder / "tensorboard").glob("events*"))
+    lines = out.getvalue().splitlines()
+    assert sum(line.startswith("epoch") for line in lines) == 3
+    assert "\x1b" not in out.getvalue()
+    assert not list(result.folder.rglob("*.part"))
+
+
+def test_tensorboard_shows_graph_rate_and_metrics(run: Callable[..., Result]):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run(tiny(), epochs=1).folder / "tensorboard"))
+    events.Reload()
+    assert events.Tags()["graph"]
+    assert {"lr", "loss", "train_loss", "train_acc", "val_loss", "val_acc"} <= set(events.Tags()["scalars"])
+
+
+def test_the_same_seed_gives_the_same_weights(run: Callable[..., Result]):
+    first, again, other = (run(tiny(), epochs=1, seed=seed) for seed in (1, 1, 2))
+    assert [r.folder.name for r in (first, again, other)] == ["1", "2", "3"]
+    one, two, three = (checkpoint(r)["state_dict"] for r in (first, again, other))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert not torch.equal(one["network.stem.0.weight"], three["network.stem.0.weight"])
+    assert first.values["test_acc"] == again.values["test_acc"]
+
+
+def test_options_win_over_the_recipe_and_are_written_down(run: Callable[..., Result]):
+    result = run(tiny(), epochs=1, batch=500, seed=7, data=Setting.of(FashionMini(val=0)))
+    recipe = Recipe.model_validate(result.values["recipe"])
+    assert (recipe.epochs, recipe.batch, recipe.seed) == (1, 500, 7)
+    assert checkpoint(result)["global_step"] == 12
+    # No validation images: the last weights are tested.
+    assert result.values["val_acc"] is None
+    assert result.values["test_acc"] is not None
+    assert result.values["best_epoch"] == 1
+
+
+def test_a_terminal_gets_a_bar(run: Callable[..., Result]):
+    out = io.StringIO()
+    run(tiny(), epochs=1, console=Console(file=out, force_terminal=True, width=100))
+    assert "1/1" in out.getvalue()
+    assert "\x1b" in out.getvalue()
+
+
+# --- the recipe ----------------------------------------------------------------------------------
+
+
+def test_every_declared_optimizer_and_schedule_has_a_row():
+    assert set(optimizers.OPTIMIZERS) == set(OPTIMIZERS)
+    assert set(optimizers.SCHEDULES) == set(SCHEDULES)
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_every_optimizer_is_that_of_torch(name: str):
+    setting = Setting.of(OPTIMIZERS[name](lr=0.03, weight_decay=0.01))
+    weights = [nn.Parameter(torch.zeros(3))]
+    optimizer, _ = make_optimizer(weights, Recipe(optimizer=setting), 10)
+    assert type(optimizer).__name__.lower() == name
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.03)
+    assert optimizer.param_groups[0]["weight_decay"] == 0.01
+
+
+def rates(schedule: Setting, epochs: int, steps: int) -> list[float]:
+    """The rate of each step."""
+    recipe = Recipe(optimizer=Setting.of(OPTIMIZERS["sgd"](lr=1.0)), schedule=schedule, epochs=epochs)
+    optimizer, scheduler = make_optimizer([nn.Parameter(torch.zeros(1))], recipe, steps)
+    seen: list[float] = []
+    for _ in range(epochs * steps):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return seen
+
+
+def test_schedules():
+    def epochs(schedule: Any, count: int, steps: int) -> list[float]:
+        seen = rates(Setting.of(schedule), count, steps)
+        assert all(len(set(seen[i : i + steps])) == 1 for i in range(0, len(seen), steps))
+        return seen[::steps]
+
+    assert epochs(SCHEDULES["constant"](), 3, 2) == [1, 1, 1]
+    assert epochs(SCHEDULES["multistep"](at=(2, 3), gamma=0.5), 5, 3) == [1, 1, 0.5, 0.25, 0.25]
+    assert epochs(SCHEDULES["step"](every=2, gamma=0.5), 5, 3) == [1, 1, 0.5, 0.5, 0.25]
+    cosine = rates(Setting.of(SCHEDULES["cosine"](end=0.1)), 10, 10)
+    assert cosine[0] == 1
+    assert cosine[50] == pytest.approx(0.55)
+    assert cosine[-1] == pytest.approx(0.1, abs=1e-3)
+    cycle = rates(Setting.of(SCHEDULES["onecycle"](warmup=0.25)), 10, 10)
+    assert max(cycle) == pytest.approx(1)
+    assert cycle.index(max(cycle)) == 24
+    assert cycle[0] == pytest.approx(1 / 25)
+    assert cycle[-1] < 1e-4
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("steps", [1, 2, 10])
+def test_one_cycle_of_few_steps(warmup: float, steps: int):
+    assert all(0 <= rate <= 1 for rate in rates(Setting.of(SCHEDULES["onecycle"](warmup=warmup)), 1, steps))
+
+
+def test_what_torch_refuses_is_a_diagnostic(run: Callable[..., Result], tmp_path: Path):
+    with pytest.raises(CnnspecError) as error:
+        run(tiny("optimizer sgd lr=0.1 nesterov"))
+    assert code(error) == "E0512"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_step_of_training_is_that_of_plain_torch(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch):
+    """One epoch by hand: the same batches, the same loss with label smoothing, the same optimizer."""
+    batches = Feed.batches.fget
+    monkeypatch.setattr(Feed, "batches", property(lambda self: batches(self) if self.seed is None else 3))
+    text = NETWORK.replace("dropout 0.1 | ", "").replace(
+        "RECIPE", "optimizer sgd lr=0.1 momentum=0.9 weight_decay=1e-3; schedule constant; label_smoothing 0.1"
+    )
+    graph = loads(text, name="tiny.cnn")
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    watch(monkeypatch, lambda feed, _, batch: seen.append(batch) if feed.seed is not None else None)
+    trained = checkpoint(run(graph, epochs=1, memory_format="channels_last", threads=1))["state_dict"]
+    torch.manual_seed(42)
+    module = build(graph).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(module.parameters(), 0.1, 0.9, weight_decay=1e-3, fused=True)
+    assert len(seen) == 3
+    for images, labels in seen:
+        optimizer.zero_grad()
+        F.cross_entropy(module(images), labels, label_smoothing=0.1).backward()
+        optimizer.step()
+    for key, tensor in module.state_dict().items():
+        assert torch.equal(trained[f"network.{key}"], tensor)
+
+
+def test_auxiliary_heads_are_trained_and_not_tested(run: Callable[..., Result]):
+    text = NETWORK.replace("RECIPE", "optimizer sgd lr=0.1").replace(
+        "train {", "aux side from @stem weight=0.3 {\n    global_avgpool | flatten | linear classes\n}\ntrain {"
+    )
+    result = run(loads(text, name="tiny.cnn"), epochs=1)
+    weights = read_weights(result.folder / "checkpoints" / "best.safetensors")
+    assert any(key.startswith("side.") for key in weights)
+    assert result.values["test_acc"] is not None
+
+
+def test_averaged_weights_are_tested(run: Callable[..., Result]):
+    result = run(tiny("optimizer sgd lr=0.1; ema 0.9"), epochs=2)
+    saved = checkpoint(result)
+    averaged, trained = saved["state_dict"], saved["trained"]
+    assert not torch.equal(averaged["network.stem.0.weight"], trained["stem.0.weight"])
+    best = torch.load(result.folder / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    weights = read_weights(result.folder / "checkpoints" / "best.safetensors")
+    assert all(torch.equal(best[f"network.{key}"], tensor) for key, tensor in weights.items())
+
+
+def test_early_stop(run: Callable[..., Result]):
+    result = run(tiny("optimizer sgd lr=1e-9; early_stop 1"), epochs=9)
+    assert result.values["epochs"] < 9
+    with pytest.raises(CnnspecError) as error:
+        run(tiny("optimizer sgd; early_stop 1"), data=Setting.of(FashionMini(val=0)))
+    assert code(error) == "E0511"
+
+
+# --- how runs end --------------------------------------------------------------------------------
+
+
+def test_a_diverged_run_ends_with_a_diagnostic(run: Callable[..., Result], tmp_path: Path):
+    with pytest.raises(CnnspecError) as error:
+        run(loads(NETWORK.replace(" | bn", "").replace("RECIPE", "optimizer sgd lr=1e9"), name="tiny.cnn"))
+    assert code(error) == "E0509"
+    folder = tmp_path / "runs" / "tiny" / "1"
+    assert json.loads((folder / "result.json").read_text())["state"] == "failed"
+    assert not (folder / "checkpoints" / "best.ckpt").exists()
+
+
+def test_nothing_is_written_when_a_run_cannot_start(run: Callable[..., Result], tmp_path: Path):
+    faults: list[tuple[Graph, dict[str, Any], str]] = [
+        (tiny(), {"data": Setting.of(Cifar100())}, "E0501"),
+        (tiny(), {"data": Setting.of(Folder(path=str(tmp_path / "none")))}, "E0503"),
+        (tiny(), {"data": Setting(name="mnist", args={"val": 5000})}, "E0502"),
+        (tiny(), {"accelerator": "abacus"}, "E0510"),
+        (tiny(), {"precision": "7-bit"}, "E0510"),
+        (tiny(), {"strategy": "luck"}, "E0510"),
+        (tiny(), {"data": Setting.of(FashionMini(val=6000))}, "E0511"),
+        (tiny(), {"resume": True}, "E0506"),
+        (loads("network map\ninput 1x28x28\nconv 3x3 10\n", name="map.cnn"), {}, "E0508"),
+    ]
+    if not torch.cuda.is_available():
+        faults.append((tiny(), {"accelerator": "gpu"}, "E0510"))
+    for graph, options, expected in faults:
+        with pytest.raises(CnnspecError) as error:
+            run(graph, **options)
+        assert code(error) == expected
+        assert list(tmp_path.iterdir()) == [], options
+
+
+def test_an_output_folder_that_cannot_be_written(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CnnspecError) as error:
+        train(tiny(), TrainOptions(out=tmp_path / "file"))
+    assert code(error) == "E0506"
+
+
+# --- interruption --------------------------------------------------------------------------------
+
+
+RECIPES = [
+    "optimizer sgd lr=0.1 momentum=0.9; schedule multistep at=[1, 2]",
+    "optimizer adamw; schedule cosine; ema 0.9; early_stop 5",
+]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(("epoch", "step"), [(0, 2), (1, 0), (1, 7), (1, STEPS - 1), (2, STEPS - 1)])
+def test_a_run_that_is_interrupted_and_resumed_is_as_if_it_was_not(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, recipe: str, epoch: int, step: int
+):
+    whole = run(tiny(recipe), seed=3)
+    out = io.StringIO()
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        stop_at(patch, epoch, step, signal.SIGINT)
+        stopped = run(tiny(recipe), seed=3, console=Console(file=out, width=200), resume_command="the command")
+    assert (stopped.state, stopped.exit_code) == ("interrupted", 130)
+    assert json.loads((stopped.folder / "result.json").read_text())["state"] == "interrupted"
+    assert "go on with `the command`" in out.getvalue()
+    assert signal.getsignal(signal.SIGINT) is before
+    resumed = run(tiny(recipe), resume=True)
+    assert resumed.folder == stopped.folder
+    assert resumed.state == "finished"
+    first, second = checkpoint(whole), checkpoint(resumed)
+    assert first["global_step"] == second["global_step"] == 3 * STEPS
+    assert all(torch.equal(first["state_dict"][key], second["state_dict"][key]) for key in first["state_dict"])
+    for name in ("val_acc", "test_acc", "test_loss", "best_epoch", "recipe"):
+        assert whole.values[name] == resumed.values[name]
+    for name in ("metrics.csv", "metrics.jsonl"):
+        assert (whole.folder / name).read_bytes() == (resumed.folder / name).read_bytes()
+    with pytest.raises(CnnspecError) as error:
+        run(tiny(recipe), resume=True)
+    assert code(error) == "E0506"
+
+
+def test_sigterm_stops_cleanly_too(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch):
+    stop_at(monkeypatch, 1, 3)
+    stopped = run(tiny())
+    assert (stopped.state, stopped.exit_code) == ("interrupted", 143)
+    assert checkpoint(stopped)["global_step"] == STEPS + 4
+
+
+def test_what_cannot_be_resumed(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 1, 3, signal.SIGINT)
+        stopped = run(tiny())
+    changed = loads(NETWORK.replace("7x7 4", "7x7 6").replace("RECIPE", ""), name="tiny.cnn")
+    for graph, options in ((changed, {}), (tiny(), {"batch": 100}), (tiny(), {"data": Setting.of(FashionMini())})):
+        with pytest.raises(CnnspecError) as error:
+            run(graph, resume=True, **options)
+        assert code(error) == "E0506"
+    for name in ("last.ckpt", "former.ckpt"):
+        (stopped.folder / "checkpoints" / name).write_bytes(b"half")
+    with pytest.raises(CnnspecError) as error:
+        run(tiny(), resume=True)
+    assert code(error) == "E0506"
+    assert run(tiny(), epochs=1).folder.name == "2"
+
+
+def test_a_killed_run_goes_on_from_its_last_epoch_and_not_while_it_runs(run: Callable[..., Result], tmp_path: Path):
+    graph = tiny()
+    (tmp_path / "tiny.cnn").write_text(graph.text)
+    script = """if True:
+        import os, sys, time
+        from pathlib import Path
+        from cnnspec import load
+        from cnnspec.training import TrainOptions, train
+        from cnnspec.training.feed import Feed
+        batches = Feed.__iter__
+        def stall(self):
+            for number, batch in enumerate(batches(self), self.skip):
+                if self.seed is not None and (self.epoch, number) == (1, 5):
+                    print("here", flush=True)
+                    time.sleep(600)
+                yield batch
+        Feed.__iter__ = stall
+        train(load(sys.argv[1]), TrainOptions(out=Path(sys.argv[2])))
+    """
+    arguments = [sys.executable, "-c", script, str(tmp_path / "tiny.cnn"), str(tmp_path / "runs")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout
+        assert any("here" in line for line in process.stdout)
+        with pytest.raises(CnnspecError, match="still running") as error:
+            run(graph, resume=True)
+        assert code(error) == "E0506"
+        process.kill()
+    resumed = run(graph, resume=True)
+    assert resumed.state == "finished"
+    whole = run(graph)
+    first, second = checkpoint(whole)["state_dict"], checkpoint(resumed)["state_dict"]
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_the_package_imports_torch_only_when_it_is_used():
+    script = "import sys, cnnspec.training; assert 'torch' not in sys.modules; cnnspec.training.train; assert 'torch' in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_without_the_extra_the_error_says_what_to_install():
+    script = """if True:
+        import sys
+        sys.modules["pytorch_lightning"] = None
+        import cnnspec.training
+        try:
+            cnnspec.training.train
+        except Exception as error:
+            print(error)
+    """
+    said = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+    assert "E0507" in said
+    assert "cnnspec[train]" in said
+
+
+def test_a_shorter_run_has_the_shape_of_the_planned_one() -> None:
+    graph = load("resnet20")
+    options = TrainOptions(epochs=1)
+    recipe = recipe_of(graph, options)
+    assert (recipe.epochs, recipe.planned) == (1, 180)
+    assert recipe_of(graph, TrainOptions()).planned is None
+    assert recipe_of(graph, TrainOptions(epochs=180)).planned is None
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer, schedule = make_optimizer([weight], recipe, 360)
+    rates = []
+    for _ in range(360):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[:200] == [0.1] * 200
+    assert rates[200:300] == pytest.approx([0.01] * 100)
+    assert rates[300:] == pytest.approx([0.001] * 60)
+
+
+# --- recipes ---------------------------------------------------------------------------------------
+
+CHOICES = [
+    "optimizer muon; schedule linear warmup=0.5",
+    "optimizer nadam; schedule constant warmup=1; decay weights",
+    "optimizer radam weight_decay=0.1; decay weights; clip 1",
+    "optimizer adamax; schedule step every=1 warmup=0.5",
+    "optimizer adagrad; mixup 0.2",
+    "optimizer adadelta; cutmix 1",
+    "optimizer rmsprop; mixup 0.2; cutmix 1; accumulate 2",
+]
+
+
+@pytest.mark.parametrize("recipe", CHOICES)
+def test_every_recipe_trains_and_resumes(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, recipe: str
+) -> None:
+    graph = tiny(recipe)
+    whole = run(graph, epochs=1)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 0, 6, signal.SIGINT)
+        run(graph, epochs=1)
+    resumed = run(graph, resume=True)
+    first, second = checkpoint(whole), checkpoint(resumed)
+    assert all(torch.equal(first["state_dict"][key], second["state_dict"][key]) for key in first["state_dict"])
+    assert (whole.folder / "metrics.csv").read_bytes() == (resumed.folder / "metrics.csv").read_bytes()
+    losses = [row["train_loss"] for row in read_journal(whole.folder) if "train_loss" in row]
+    assert 1 < losses[0] < 2.6
+
+
+def test_a_warm_up_rises_in_a_line_to_the_rate():
+    for name in ("constant", "cosine", "linear", "multistep", "step"):
+        needed = {"multistep": {"at": (3,)}, "step": {"every": 3}}.get(name, {})
+        seen = rates(Setting.of(SCHEDULES[name](warmup=2, **needed)), 6, 10)
+        assert seen[:20] == pytest.approx([(i + 1) / 21 for i in range(20)])
+        assert seen[20] == pytest.approx(1)
+    linear = rates(Setting.of(SCHEDULES["linear"](warmup=2, end=0.2)), 6, 10)
+    assert linear[40] == pytest.approx(0.6)
+    assert linear[59] == pytest.approx(0.22)
+
+
+def test_norms_and_biases_are_spared_on_request():
+    network = build(loads(NETWORK.replace("RECIPE", ""), name="tiny.cnn"))
+    setting = Setting.of(OPTIMIZERS["sgd"](weight_decay=0.1))
+    (group,) = optimizers.decay_groups(network, setting, "all")
+    assert len(group["params"]) == 5
+    spared = optimizers.decay_groups(network, setting, "weights")
+    assert [[weight.ndim for weight in group["params"]] for group in spared] == [[4, 2], [1, 1, 1]]
+    optimizer, _ = make_optimizer(spared, Recipe(optimizer=setting), 10)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_muon_moves_filters_as_torch_moves_their_matrix(layout: torch.memory_format):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 5, 3, bias=True).to(memory_format=layout)  # type: ignore[call-overload]
+    matrix = nn.Parameter(conv.weight.detach().permute(0, 2, 3, 1).flatten(1).clone())
+    ours = optimizers.Muon(conv.parameters(), 0.01, 0.9, 0.1, True, 0.02)
+    theirs = torch.optim.Muon([matrix], 0.01, 0.1, momentum=0.9, nesterov=True, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        conv.weight.grad, conv.bias.grad = torch.randn_like(conv.weight), torch.ones(5)  # type: ignore[union-attr]
+        matrix.grad = conv.weight.grad.permute(0, 2, 3, 1).flatten(1).clone()
+        before = conv.bias.detach().clone()  # type: ignore[union-attr]
+        ours.step()
+        theirs.step()
+        assert torch.allclose(conv.bias, before - 0.02, atol=1e-3)  # type: ignore[arg-type]
+    assert torch.allclose(conv.weight.permute(0, 2, 3, 1).flatten(1), matrix, atol=1e-2)
+
+
+def test_a_limit_of_time_ends_the_run_with_a_result(run: Callable[..., Result]):
+    result = run(tiny("minutes 1e-6"))
+    assert (result.state, result.values["steps"], result.values["best_epoch"]) == ("finished", 1, 1)
+    assert result.values["test_acc"] is not None
+
+
+def test_clipping_bounds_the_gradients(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch):
+    norms: list[float] = []
+    clip = nn.utils.clip_grad_norm_
+
+    def measured(weights: Any, most: float) -> Any:
+        weights = list(weights)
+        found = clip(weights, most)
+        norms.append(float(torch.cat([weight.grad.flatten() for weight in weights]).norm()))
+        return found
+
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", measured)
+    run(tiny("optimizer sgd lr=0.1; clip 0.01"), epochs=1)
+    assert norms == pytest.approx([0.01] * STEPS, rel=1e-3)
+
+
+# --- looking -------------------------------------------------------------------------------------
+
+
+def test_pictures_of_a_run(run: Callable[..., Result]):
+    from PIL import Image
+
+    text = NETWORK.replace("hflip | random_crop pad=2", "trivialaugment | cutout 4").replace("RECIPE", "")
+    result = run(loads(text, name="tiny.cnn"), epochs=2, pictures=True)
+    for name in ("augmentation.png", "curves.png", "confusion.png", "wrong.png"):
+        with Image.open(result.folder / name) as image:
+            assert min(image.size) > 200
+            assert len(image.convert("RGB").getcolors(1 << 20) or []) > 20
+    assert (result.folder / "curves.svg").read_text().startswith("<?xml")
+    with (result.folder / "confusion.csv").open(newline="") as file:
+        counts = [[int(count) for count in row[1:]] for row in csv.reader(file)][1:]
+    assert [sum(row) for row in counts] == [100] * 10
+    assert sum(counts[k][k] for k in range(10)) / 1000 == result.values["test_acc"]
+
+
+def test_runs_are_listed_with_their_state(run: Callable[..., Result], tmp_path: Path):
+    from cnnspec.training.runs.listing import list_runs
+
+    assert list_runs(tmp_path / "runs") == []
+    finished = run(tiny(), epochs=1)
+    for state in ("running", "failed"):
+        folder = RunFolder.create(tmp_path / "runs", tiny())
+        folder.write_result({**finished.values, "state": state})
+        if state == "running":
+            assert list_runs(tmp_path / "runs")[1]["state"] == "running"
+        folder.release()
+    found = list_runs(tmp_path / "runs")
+    assert [entry["state"] for entry in found] == ["finished", "killed", "failed"]
+    assert found[0]["test_acc"] == finished.values["test_acc"]
+
+
+def test_a_plan_is_what_a_run_uses_and_writes_nothing(run: Callable[..., Result], tmp_path: Path):
+    from cnnspec.training.runs.plan import plan, plan_lines
+
+    graph = tiny("optimizer sgd lr=0.1 momentum=0.9")
+    options = TrainOptions(out=tmp_path / "runs", epochs=2, offline=True, threads=1)
+    planned = plan(graph, options)
+    assert list(tmp_path.iterdir()) == []
+    result = run(graph, epochs=2, pictures=True)
+    origins = {row["entry"]: row["origin"] for row in planned["recipe"]}
+    assert (origins["epochs"], origins["optimizer"], origins["seed"]) == ("option", "spec", "default")
+    assert planned["files"]["folder"] == str(result.folder)
+    assert planned["steps"] == {"epoch": STEPS, "run": result.values["steps"]}
+    for name in planned["files"]["names"]:
+        assert (result.folder / name).exists(), name
+    assert planned["data"]["images"] == {"train": 4000, "val": 2000, "test": 1000}
+    again = plan(graph, TrainOptions(out=tmp_path / "runs"))
+    assert again["device"]["memory_format"] == result.values["machine"]["memory_format"]
+    assert again["files"]["folder"].endswith("2")
+    text = "\n".join(plan_lines(planned))
+    assert "32 in the run" in text
+    missing = plan(load("resnet20", lr=0.05), TrainOptions(data_dir=tmp_path / "none"))
+    origins = {row["entry"]: row["origin"] for row in missing["recipe"]}
+    assert (origins["optimizer"], origins["schedule"], origins["decay"]) == ("--set", "spec", "default")
+    assert "would be downloaded" in missing["data"]["state"]
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_measurement_is_kept_and_an_option_wins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    from cnnspec.training.loop import autotune as tuning
+
+    monkeypatch.setenv("CNNSPEC_CACHE", str(tmp_path))
+    graph, device = tiny(), torch.device("cpu")
+    network = build(graph)
+    before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+    seconds = {"channels_last": 1.0, "contiguous": 0.5}
+    monkeypatch.setattr(tuning, "_time_step", lambda g, n, i, d, tried: seconds[tried.memory_format])
+    first = tuning.choose(graph, network, 8, device)
+    assert (first.memory_format, first.origin) == ("contiguous", "measured")
+    seconds["contiguous"] = 2.0
+    assert tuning.choose(graph, network, 8, device).origin == "kept"
+    assert tuning.choose(graph, network, 16, device).memory_format == "channels_last"
+    assert tuning.choose(graph, network, 8, device, "channels_last").memory_format == "channels_last"
+    stated = tuning.choose(graph, network, 8, device, "channels_last", 1)
+    assert (stated.memory_format, stated.threads, stated.origin) == ("channels_last", 1, "stated")
+    (tmp_path / "tuning.json").write_text("half")
+    seconds["contiguous"] = 0.95  # not clearly faster
+    assert tuning.choose(graph, network, 8, device).memory_format == "channels_last"
+    assert all(torch.equal(before[key], tensor) for key, tensor in network.state_dict().items())
+
+
+def test_both_memory_formats_compute_the_same(run: Callable[..., Result]):
+    first, second = (
+        checkpoint(run(tiny(), epochs=1, memory_format=name, threads=1))["state_dict"]
+        for name in ("contiguous", "channels_last")
+    )
+    assert all(torch.allclose(first[key].float(), second[key].float(), atol=1e-4) for key in first)
+
+
+def test_a_logger_that_is_not_there_is_an_error(run: Callable[..., Result], tmp_path: Path):
+    with pytest.raises(CnnspecError) as error:
+        run(tiny(), log=("abacus",))
+    assert code(error) == "E0510"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_images_live_on_the_device_if_they_have_room(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, said: io.StringIO
+):
+    from cnnspec.training.runs import plan as planning
+
+    graph, device = tiny(), torch.device("meta")
+    data = load_data(graph, graph.recipe.data, Path())
+    needed = planning.memory(graph, graph.recipe, data.nbytes)["total"]
+    assert data.nbytes == 7000 * 28 * 28 < needed
+    for free, there in ((int(needed / 0.8) + 1, "meta"), (needed, "cpu"), (0, "cpu")):
+        monkeypatch.setattr(planning, "free_memory", lambda device, free=free: free)
+        found = planning.nearest(data, graph, graph.recipe, device)
+        assert {part.device.type for part in (found.train, found.val, found.test) if part is not None} == {there}
+    assert data.train.device.type == "cpu"
+    first = run(graph)
+    assert "images in the memory of" not in said.getvalue()
+    monkeypatch.setattr(planning, "free_memory", lambda device: 1 << 40)
+    second = run(graph)
+    assert "images in the memory of cpu" in said.getvalue()
+    one, two = (checkpoint(result)["state_dict"] for result in (first, second))
+    assert all(torch.equal(one[key], two[key]) for key in one)

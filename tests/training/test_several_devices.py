@@ -1,0 +1,191 @@
+"""Several processes that train together do what one does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from cnnspec.training.loop.checkpoints import Checkpoints
+
+SPEC = """network tiny
+input 1x28x28
+classes 10
+stem conv 7x7 8 stride=7 pad=0 | bn | relu
+block conv 3x3 8 | bn | relu
+head global_avgpool | flatten | linear classes
+train {
+    data      fashion_mini val=4000
+    augment   hflip | random_crop pad=2
+    optimizer sgd lr=0.1 momentum=0.9
+    schedule  cosine warmup=0.5
+    batch     99
+    epochs    1
+}
+""".replace("block conv", "body: conv")
+STEPS = 20
+
+
+def start(folder: Path, *options: str, **environment: str) -> subprocess.Popen[str]:
+    (folder / "tiny.cnn").write_text(SPEC)
+    command = [sys.executable, "-m", "cnnspec", "build", "tiny.cnn", "--train", "--accelerator", "cpu", *options]
+    command += ["--memory-format", "channels_last"]  # so that what is measured cannot differ
+    home = str(Path(__file__).parents[2])
+    settings = {**os.environ, "PYTHONPATH": home, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen(
+        command, cwd=folder, env=settings, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    try:
+        said, _ = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    return said
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    state, _ = Checkpoints(folder / "runs" / "tiny" / "1" / "checkpoints").load()
+    assert state["progress"]["step"] == STEPS
+    return state["state_dict"]
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "runs/tiny/1/metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("alone")
+    process = start(folder, "--devices", "1")
+    said = finish(process)
+    assert process.returncode == 0, said
+    return folder
+
+
+def equal(first: Path, second: Path) -> None:
+    one, two = weights(first), weights(second)
+    for key in one:
+        assert torch.allclose(one[key].float(), two[key].float(), rtol=0, atol=1e-5), key
+    for a, b in zip(rows(first), rows(second), strict=True):
+        assert a == pytest.approx(b, abs=1e-4)
+
+
+def test_two_processes_end_with_the_weights_of_one(alone: Path, tmp_path: Path):
+    # Nothing is measured yet: the first process measures while the other one is not there.
+    process = start(tmp_path, "--devices", "2", "--strategy", "ddp", CNNSPEC_CACHE=str(tmp_path / "cache"))
+    said = finish(process)
+    assert process.returncode == 0, said
+    assert "(measured)" in said
+    equal(alone, tmp_path)
+    assert [path.name for path in (tmp_path / "runs" / "tiny").iterdir()] == ["1"]
+    assert said.count("run folder") == 1
+
+
+@pytest.mark.slow
+def test_torchrun_trains_together_and_a_stop_is_resumed(alone: Path, tmp_path: Path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    (tmp_path / "tiny.cnn").write_text(SPEC)
+    home = str(Path(__file__).parents[2])
+
+    def torchrun(*options: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
+        command += ["-m", "cnnspec", "build", "tiny.cnn", "--train", "--accelerator", "cpu", "--devices", "2", *options]
+        settings = {**os.environ, "PYTHONPATH": home, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            command, cwd=tmp_path, env=settings, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
+    process = torchrun("--save-every", "0")
+    wait_for(tmp_path, process)
+    process.send_signal(signal.SIGTERM)
+    said = finish(process)
+    assert json.loads((tmp_path / "runs/tiny/1/result.json").read_text())["state"] == "interrupted", said
+    process = torchrun("--resume")
+    said = finish(process)
+    assert process.returncode == 0, said
+    equal(alone, tmp_path)
+    assert not list((tmp_path / "runs").glob(".run-*"))
+
+
+@pytest.mark.slow
+def test_slurm_trains_together_and_its_signal_is_a_stop_that_is_resumed(alone: Path, tmp_path: Path):
+    """Two tasks as `srun` starts them: this sets the variables that Lightning reads."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+
+    def srun(*options: str) -> list[subprocess.Popen[str]]:
+        shared = {
+            "SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2",
+            "SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_NODELIST": "127.0.0.1", "MASTER_PORT": port,
+        }  # fmt: skip
+        return [
+            start(
+                tmp_path,
+                "--devices",
+                "2",
+                "--strategy",
+                "ddp",
+                *options,
+                **shared,
+                SLURM_PROCID=rank,
+                SLURM_LOCALID=rank,
+            )
+            for rank in "01"
+        ]
+
+    tasks = srun("--save-every", "0")
+    wait_for(tmp_path, tasks[0])
+    for task in tasks:
+        task.send_signal(signal.SIGUSR1)
+    said = "".join(map(finish, tasks))
+    assert tasks[0].returncode == 128 + signal.SIGUSR1, said
+    assert "Traceback" not in said, said
+    assert json.loads((tmp_path / "runs/tiny/1/result.json").read_text())["state"] == "interrupted", said
+    assert not list((tmp_path / "runs").rglob("hpc_ckpt*"))
+    tasks = srun("--resume")
+    said = "".join(map(finish, tasks))
+    assert [task.returncode for task in tasks] == [0, 0], said
+    assert said.count("run folder") == 1
+    equal(alone, tmp_path)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["tiny"]
+
+
+def wait_for(folder: Path, process: subprocess.Popen[str], step: int = 2) -> None:
+    """Until a checkpoint of so many steps is there."""
+    store, end = Checkpoints(folder / "runs" / "tiny" / "1" / "checkpoints"), time.monotonic() + 120
+    while time.monotonic() < end and process.poll() is None:
+        if store.exist() and store.load()[0]["progress"]["step"] >= step:
+            return
+        time.sleep(0.02)
+    raise AssertionError("no checkpoint")
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(alone: Path, tmp_path: Path):
+    process = start(tmp_path, "--devices", "2", "--strategy", "ddp", "--save-every", "0")
+    wait_for(tmp_path, process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    if not children.exists():
+        pytest.skip("needs /proc")
+    for child in children.read_text().split():
+        os.kill(int(child), signal.SIGKILL)
+    said = finish(process)
+    assert process.returncode != 0, said
+    assert "Traceback" not in said, said
+    process = start(tmp_path, "--devices", "2", "--strategy", "ddp", "--resume")
+    said = finish(process)
+    assert process.returncode == 0, said
+    equal(alone, tmp_path)

@@ -1,0 +1,418 @@
+"""Sweeps: what is tried, what is refused, how several processes share the work, and the spec that comes out."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness.kill_runs import fork, wait
+from rich.console import Console
+
+from cnnspec import CnnspecError, load
+from cnnspec.training import SweepOptions, SweepResult, TrainOptions, sweep
+from cnnspec.training.sweeps.space import Choice, Range, Space, parse_amount
+
+study = pytest.importorskip("cnnspec.training.sweeps.study")
+
+SPEC = """# a small one
+network tiny
+input 1x28x28
+classes 10
+param c = 4
+stem conv 7x7 c stride=7 pad=0 | bn | relu
+head global_avgpool | flatten | linear classes
+expect params = 254
+train {
+    data      fashion_mini val=500
+    batch     2000
+    epochs    2
+    optimizer sgd lr=0.1 momentum=0.9  # by hand
+}
+"""
+PARAMETERS = {4: 254, 8: 498, 16: 986, 24: 1474}
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def code(error: pytest.ExceptionInfo[CnnspecError]) -> str:
+    return error.value.diagnostics[0].code
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.cnn"
+    path.write_text(SPEC)
+    return path
+
+
+@pytest.fixture
+def search(spec: Path, tmp_path: Path, said: io.StringIO) -> Callable[..., SweepResult]:
+    """Sweeps over a spec in a folder of the test's own."""
+
+    def search(space: dict[str, Any], train: dict[str, Any] | None = None, **options: Any) -> SweepResult:
+        settings = TrainOptions(offline=True, pictures=False, memory_format="contiguous", threads=1, **(train or {}))
+        given: dict[str, Any] = {"out": tmp_path / "sweep", "console": Console(file=said, width=200), **options}
+        return sweep(spec, space, SweepOptions(train=settings, **given))
+
+    return search
+
+
+def results(folder: Path) -> dict[int, dict[str, Any]]:
+    """What each run in a sweep's folder says of itself, by the number of its trial."""
+    paths = list(folder.glob("trials/*/tiny/*/result.json"))
+    found = {int(path.parts[-4]): json.loads(path.read_text()) for path in paths}
+    assert len(found) == len(paths), "a trial was begun anew"
+    return found
+
+
+# --- the space -----------------------------------------------------------------------------------
+
+
+def test_a_space_is_read_from_texts():
+    space = Space.of({"c": ["16", "32"], "lr": "0.001..0.1", "n": "2..6", "w": "16..64:8", "p": "0.1..0.5", "e": "3"})
+    assert space.fixed == {"e": "3"}
+    assert space.axes == {
+        "c": Choice(("16", "32")),
+        "lr": Range(0.001, 0.1, whole=False, log=True),
+        "n": Range(2, 6, whole=True, log=False),
+        "w": Range(16, 64, whole=True, log=False, step=8),
+        "p": Range(0.1, 0.5, whole=False, log=False),
+    }
+    assert space.size is None
+    assert space.candidate({"c": "32", "lr": 0.0123456, "n": 3, "w": 24, "p": 0.5}) == {
+        "c": "32", "lr": "0.01235", "n": "3", "w": "24", "p": "0.5", "e": "3",
+    }  # fmt: skip
+    assert Space.of({"a": "0.1..0.2:log", "b": "1..100:linear"}).axes == {
+        "a": Range(0.1, 0.2, whole=False, log=True),
+        "b": Range(1, 100, whole=True, log=False),
+    }
+    assert Space.of({"w": "1..8:3", "b": [True, False], "k": [(3, 3), 0.5]}).size == 3 * 2 * 2
+    assert [*Space.of({"w": "1..8:3"}).every()] == [{"w": 1}, {"w": 4}, {"w": 7}]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"c": "3"},
+        {"c": "3..3"},
+        {"c": []},
+        {"c": ["1", "1"]},
+        {"c": ["1", " "]},
+        {"c": "9..3"},
+        {"c": "a..b"},
+        {"c": "1..9:0"},
+        {"c": "1..9:often"},
+        {"c": "0..9:log"},
+        {"c": "0.5..9.5:2"},
+        {"c": [object()]},
+    ],
+)
+def test_what_is_no_space_is_refused(given: dict[str, Any]):
+    with pytest.raises(CnnspecError) as error:
+        Space.of(given)
+    assert code(error) == "E0204"
+
+
+def test_amounts_are_read_as_expect_writes_them():
+    assert [parse_amount(text) for text in ("300k", "50M", "1.5G", "12345", "0.85M")] == [
+        300_000, 50_000_000, 1_500_000_000, 12345, 850_000,
+    ]  # fmt: skip
+    for text in ("", "k", "-3", "1.2345k", "3 K", "1e5", "9" * 16):
+        with pytest.raises(CnnspecError):
+            parse_amount(text)
+
+
+# --- one process ---------------------------------------------------------------------------------
+
+
+def test_a_sweep_trains_what_passes_and_writes_the_best(search: Callable[..., SweepResult], said: io.StringIO):
+    space = {"c": [4, 8, 16, 24], "lr": "0.01..0.3"}
+    done = search(space, trials=3, max_params=900, max_macs=7000)
+    assert (done.state, done.exit_code) == ("finished", 0)
+    rows = done.values["trials"]
+    assert len(rows) == 3
+    assert len({tuple(row["values"].items()) for row in rows}) == 3
+    assert all(PARAMETERS[int(row["values"]["c"])] == row["parameters"] <= 900 for row in rows)
+    accuracies = [row["val_acc"] for row in rows if row["state"] == "finished"]
+    assert accuracies == sorted(accuracies, reverse=True)
+    ran = results(done.folder)
+    assert sorted(ran) == sorted(row["trial"] for row in rows)
+    for row in rows:
+        run = ran[row["trial"]]
+        assert run["parameters"] == row["parameters"]
+        assert run["recipe"]["optimizer"]["args"]["lr"] == float(row["values"]["lr"])
+        assert row["state"] == "pruned" or run["val_acc"] == row["val_acc"]
+    assert done.best == done.folder / "best.cnn"
+    graph, best = load(done.best), rows[0]
+    assert graph.parameter_count == best["parameters"]
+    assert graph.recipe.optimizer.args["lr"] == float(best["values"]["lr"])
+    assert "# by hand" in graph.text
+    assert done.values["best"]["test_acc"] == ran[best["trial"]]["test_acc"]
+    assert done.values["refused"] == said.getvalue().count("refused: ")
+    # Once more there is nothing to do.
+    said.truncate(0)
+    again = search(space, trials=3, max_params=900, max_macs=7000)
+    assert again.values == done.values
+    assert "3 of them done" in said.getvalue()
+
+
+def test_a_sweep_in_one_process_gives_the_same_again(search: Callable[..., SweepResult], tmp_path: Path):
+    space = {"c": "1..16", "lr": "0.01..0.3"}
+    whole = search(space, trials=2, out=tmp_path / "whole")
+    search(space, trials=1, out=tmp_path / "parts")
+    parts = search(space, trials=2, out=tmp_path / "parts")
+    seen = [[(row["values"], row["val_acc"]) for row in done.values["trials"]] for done in (whole, parts)]
+    assert seen[0] == seen[1]
+
+
+def test_a_space_that_ends_ends_the_sweep(search: Callable[..., SweepResult]):
+    done = search({"c": [4, 8, 16], "batch": [1000, 2000]}, trials=50, max_params=900, train={"epochs": 1})
+    assert done.state == "exhausted"
+    values = {(row["values"]["c"], row["values"]["batch"]) for row in done.values["trials"]}
+    assert values == {(c, batch) for c in ("4", "8") for batch in ("1000", "2000")}
+    assert (len(done.values["trials"]), done.values["refused"]) == (4, 2)
+
+
+def test_a_sweep_without_a_candidate_says_why(
+    search: Callable[..., SweepResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("cnnspec.training.sweeps.sweep.PATIENCE", 5)
+    with pytest.raises(CnnspecError) as error:
+        search({"c": "4..400"}, max_params=100)
+    assert code(error) == "E0517"
+    assert "parameters are more than 100" in str(error.value)
+    assert "the least were " in str(error.value)
+    with pytest.raises(CnnspecError) as error:
+        search({"c": [0, -1]}, out=tmp_path / "faults")
+    assert [diagnostic.code for diagnostic in error.value.diagnostics][:2] == ["E0517", "E0215"]
+    assert not results(tmp_path / "sweep")
+
+
+@pytest.mark.parametrize(
+    ("space", "options", "expected"),
+    [
+        ({"width": [1, 2]}, {}, "E0217"),
+        ({"c": ["wide", "wider"]}, {}, "E0204"),
+        ({"batch": [100, 200]}, {"train": {"batch": 300}}, "E0204"),
+        ({"c": [4, 8], "data.val": "0"}, {}, "E0511"),
+        ({"c": [4, 8]}, {"storage": "nonsense"}, "E0516"),
+        ({"c": [4, 8]}, {"storage": "sqlite:////proc/no/such/file.db"}, "E0516"),
+    ],
+)
+def test_what_cannot_be_searched(
+    search: Callable[..., SweepResult], space: dict[str, Any], options: dict[str, Any], expected: str
+):
+    with pytest.raises(CnnspecError) as error:
+        search(space, **options)
+    assert code(error) == expected
+
+
+def test_another_sweep_in_the_same_storage_is_refused(search: Callable[..., SweepResult], spec: Path):
+    search({"c": [4, 8]}, trials=1, train={"epochs": 1})
+    for space, options in (
+        ({"c": [4, 16]}, {"train": {"epochs": 1}}),
+        ({"c": [4, 8]}, {"train": {"epochs": 2}}),
+        ({"c": [4, 8]}, {"train": {"epochs": 1}, "max_params": 5000}),
+    ):
+        with pytest.raises(CnnspecError) as error:
+            search(space, trials=1, **options)
+        assert code(error) == "E0516"
+    spec.write_text(SPEC.replace("relu", "gelu"))
+    with pytest.raises(CnnspecError) as error:
+        search({"c": [4, 8]}, trials=1, train={"epochs": 1})
+    assert code(error) == "E0516"
+
+
+def test_a_run_that_diverges_is_no_fault_of_the_sweep(search: Callable[..., SweepResult]):
+    done = search({"lr": [0.1, 1e12]}, trials=2, train={"batch": 500})
+    assert [(row["values"]["lr"], row["state"]) for row in done.values["trials"]] == [
+        ("0.1", "finished"), ("1000000000000.0", "failed"),
+    ]  # fmt: skip
+    assert done.values["trials"][1]["why"].startswith("training diverged")
+
+
+def test_bad_trials_are_pruned(search: Callable[..., SweepResult], monkeypatch: pytest.MonkeyPatch):
+    median = study.optuna.pruners.MedianPruner(n_startup_trials=1)
+    monkeypatch.setattr(study, "PRUNERS", {"median": lambda: median})
+    monkeypatch.setattr(study._Proposals, "sample_relative", lambda self, study, trial, space: {"lr": next(order)})
+    order = iter(["0.1", "1e-09", "0.2"])
+    done = search({"lr": [0.1, 1e-9, 0.2]}, trials=3, train={"epochs": 3})
+    rows = {row["values"]["lr"]: row for row in done.values["trials"]}
+    assert (rows["1e-09"]["state"], rows["1e-09"]["epochs"]) == ("pruned", 1)
+    assert done.values["trials"][-1] == rows["1e-09"]
+    run = results(done.folder)[1]
+    assert (run["state"], run["epochs"], run["test_acc"]) == ("pruned", 1, None)
+    # A trial that was pruned is not the best, however good it was.
+    assert done.values["best"]["values"]["lr"] in ("0.1", "0.2")
+
+
+def test_the_best_spec_takes_its_files_along(search: Callable[..., SweepResult], spec: Path, tmp_path: Path):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "base.cnn").write_text(SPEC)
+    spec.write_text('extends "parts/base.cnn"\nnetwork tiny\n')
+    done = search({"c": [8, 16]}, trials=1, train={"epochs": 1})
+    assert done.fault is None
+    assert load(tmp_path / "sweep" / "best.cnn").parameter_count == done.values["trials"][0]["parameters"]
+    # Another file of that name is left alone, and then there is no best spec.
+    (tmp_path / "sweep" / "parts" / "base.cnn").write_text(SPEC.replace("relu", "gelu"))
+    again = search({"c": [8, 16]}, trials=1, train={"epochs": 1})
+    assert (again.best, again.fault and again.fault.diagnostics[0].code) == (None, "E0518")
+    assert not (tmp_path / "sweep" / "best.cnn").exists()
+
+
+def test_without_optuna_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch):
+    from cnnspec import training
+
+    for name in ("sweeps.study", "sweeps.sweep"):
+        monkeypatch.delitem(sys.modules, f"cnnspec.training.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(CnnspecError) as error:
+        training.sweep  # noqa: B018
+    assert code(error) == "E0507"
+    assert "pip install 'cnnspec[sweep]'" in str(error.value)
+
+
+# --- several processes ---------------------------------------------------------------------------
+
+
+def test_two_processes_share_twelve_trials_though_one_is_killed(search: Callable[..., SweepResult], tmp_path: Path):
+    space, limits = {"c": [4, 8, 16, 24], "lr": "0.01..0.3"}, {"max_params": 900}
+
+    def work(doomed: bool) -> int:
+        begun: set[int] = set()
+        report = study.SharedStudy.report
+
+        def dying(self: Any, trial: Any, epoch: int, accuracy: float) -> bool:
+            begun.add(trial.number)
+            if len(begun) == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return report(self, trial, epoch, accuracy)
+
+        if doomed:
+            study.SharedStudy.report = dying
+        done = search(space, trials=12, **limits)
+        (tmp_path / f"{doomed}.json").write_text(json.dumps(done.values))
+        return done.exit_code
+
+    first, second = fork(lambda: work(True)), fork(lambda: work(False))
+    assert wait(first) == -signal.SIGKILL
+    assert wait(second) == 0
+    rows = json.loads((tmp_path / "False.json").read_text())["trials"]
+    assert len(rows) == 12
+    assert len({tuple(row["values"].items()) for row in rows}) == 12
+    assert {row["state"] for row in rows} <= {"finished", "pruned"}
+    ran = results(tmp_path / "sweep")
+    assert sorted(ran) == sorted(row["trial"] for row in rows)
+    assert {run["state"] for run in ran.values()} <= {"finished", "pruned"}
+    assert max(run["parameters"] for run in ran.values()) <= 900
+
+
+def test_a_sweep_that_is_stopped_goes_on(search: Callable[..., SweepResult], tmp_path: Path):
+    space = {"lr": "0.01..0.3"}
+
+    def work(number: int | None) -> int:
+        report = study.SharedStudy.report
+
+        def stopping(self: Any, trial: Any, epoch: int, accuracy: float) -> bool:
+            if number is not None and epoch == 1:
+                os.kill(os.getpid(), number)
+            return report(self, trial, epoch, accuracy)
+
+        study.SharedStudy.report = stopping
+        return search(space, trials=1, train={"epochs": 3}, out=tmp_path / str(number)).exit_code
+
+    assert wait(fork(lambda: work(None))) == 0
+    for number in (signal.SIGTERM, signal.SIGINT):
+        out = tmp_path / str(int(number))
+        assert wait(fork(lambda number=number: work(int(number)))) == 128 + number
+        assert [run["state"] for run in results(out).values()] == ["interrupted"]
+        done = search(space, trials=1, train={"epochs": 3}, out=out)
+        assert [run["steps"] for run in results(out).values()] == [6]
+        [whole] = results(tmp_path / "None").values()
+        assert done.values["trials"][0]["val_acc"] == whole["val_acc"]
+
+
+def test_machines_without_a_common_folder_share_a_storage(
+    search: Callable[..., SweepResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(study, "HEARTBEAT", 1)
+    monkeypatch.setattr(study, "GRACE", 3)
+    here, there = tmp_path / "here" / "first", tmp_path / "there" / "first"
+
+    def work(out: Path) -> SweepResult:
+        return search({"lr": "0.01..0.3"}, trials=2, storage=f"sqlite:///{tmp_path / 'shared.db'}", out=out)
+
+    def dying() -> int:
+        study.SharedStudy.report = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        return work(there).exit_code
+
+    assert wait(fork(dying)) == -signal.SIGKILL
+    assert [run["state"] for run in results(there).values()] == ["running"]
+    rows = work(here).values["trials"]
+    assert {row["state"] for row in rows} == {"finished"}
+    assert sorted(results(here)) == sorted(row["trial"] for row in rows) == [0, 1]
+
+
+@pytest.mark.slow
+def test_many_processes_that_are_killed_at_random_lose_and_double_nothing(tmp_path: Path):
+    trials, draw = 40, random.Random(3)
+    space = Space.of({"a": "0..7", "b": [1, 2, 3], "x": "1..5"})
+
+    def work() -> int:
+        shared = study.SharedStudy(tmp_path / "sweep", None, "fake", space, 1, "median", {"space": 1})
+
+        def objective(trial: Any) -> float:
+            if "attempt_of" in trial.user_attrs:
+                candidate = shared.take(trial)
+                number, values = candidate.number, candidate.values
+            else:
+                number, values = trial.number, shared.propose(trial)
+                shared.note(trial, values, {"parameters": 1, "macs": 1}, "too large" if values["a"] == "7" else None)
+                shared.decide(trial, trials, lambda: None)
+            with (tmp_path / "log").open("a") as log:
+                log.write(f"{number} {os.getpid()}\n")
+            time.sleep(0.05)
+            return float(values["x"])
+
+        while True:
+            seen = shared.look()
+            if len(seen.ended) >= trials:
+                shared.close()
+                return 0
+            orphan = next((candidate for candidate in seen.trained if candidate.state == "open"), None)
+            if orphan is not None:
+                shared.reopen(orphan)
+            elif any(c.state == "waiting" for c in seen.trained) or len(seen.trained) < trials:
+                shared.work(objective)
+            else:
+                time.sleep(0.05)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "DEATHS", 1000)
+        patch.setattr(study, "NAMELESS", 2)
+        children = [fork(work) for _ in range(4)]
+        for _ in range(15):
+            time.sleep(draw.uniform(0.2, 1.5))
+            place = draw.randrange(4)
+            os.kill(children[place], signal.SIGKILL)  # one that has ended is not yet waited for
+            wait(children[place])
+            children[place] = fork(work)
+        assert [wait(child) for child in children] == [0, 0, 0, 0]
+    shared = study.SharedStudy(tmp_path / "sweep", None, "fake", space, 1, "median", {"space": 1})
+    ended = shared.look().ended
+    shared.close()
+    assert len(ended) == trials
+    assert len({tuple(sorted(candidate.values.items())) for candidate in ended}) == trials
+    assert not [candidate for candidate in ended if candidate.values["a"] == "7"]
+    begun = {int(line.split()[0]) for line in (tmp_path / "log").read_text().splitlines()}
+    assert begun == {candidate.number for candidate in ended}
