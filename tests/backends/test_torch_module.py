@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cnnspec import load, loads
 from cnnspec.backends.torch import layers as torch_layers
 from cnnspec.backends.torch.inits import FILLS
-from cnnspec.backends.torch.layers import EXPRESSIONS, ROWS, UNSTARTED
+from cnnspec.backends.torch.layers import EXPRESSIONS, ROWS, UNINITIALIZED
 from cnnspec.backends.torch.module import Network, Outputs, to_module, write_forward
 from cnnspec.ir import IMAGE, AuxHead, Graph, Model, Node
 from cnnspec.ops import JOINS, OPS, ShapeFault, inits
@@ -176,7 +176,7 @@ def test_every_operator_has_one_row() -> None:
     assert {kind.name for kind in kinds if kind.owns_module} == set(ROWS)
     assert {kind.name for kind in kinds if not kind.owns_module} == set(EXPRESSIONS)
     assert set(INITS) == set(FILLS)
-    assert set(UNSTARTED) <= set(ROWS)
+    assert set(UNINITIALIZED) <= set(ROWS)
     assert set(SETTINGS) <= set(OPS)
 
 

@@ -1,4 +1,4 @@
-"""How the weights of a built module start: one row for each initialisation."""
+"""Initialize the weights of a module: one row per initialization."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -21,16 +21,16 @@ FILLS: dict[str, Callable[[Any, Tensor, int], Tensor]] = {
     "dirac": lambda s, w, groups: init.dirac_(w, groups),
     "orthogonal": lambda s, w, groups: init.orthogonal_(w, s.gain),
 }
-"""For every initialisation: fills a weight, given the groups of its convolution."""
+"""The function of each initialization: fills a weight, given the scheme and the groups of the convolution."""
 
 
-def covers(scheme: InitScheme, weights: Iterable[str]) -> bool:
-    """Whether a scheme starts all of the weights with these keys, so that nothing is left to torch."""
+def sets_all(scheme: InitScheme, weights: Iterable[str]) -> bool:
+    """Return whether a scheme sets every weight with these keys, so that torch's defaults are not needed."""
     return getattr(scheme, "bias", None) is not None or "bias" not in weights
 
 
-def start(module: nn.Module, scheme: InitScheme) -> None:
-    """Fills the weight of a module by a scheme, and its bias where the scheme has one."""
+def initialize(module: nn.Module, scheme: InitScheme) -> None:
+    """Fill the weight of a module by a scheme, and its bias if the scheme sets one."""
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     if isinstance(weight, Tensor):
         FILLS[scheme.name](scheme, weight, getattr(module, "groups", 1))

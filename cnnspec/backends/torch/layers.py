@@ -1,4 +1,4 @@
-"""The torch module of every operator: one row each, and the few modules that torch does not have."""
+"""The torch module of every operator, one row each, and the few modules that torch lacks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +10,22 @@ from torch.nn import functional as F
 from cnnspec.shapes import Shape
 
 
+class Scope(nn.Module):
+    """A level of the module tree. `scope[0]` and `scope["type"]` return children that no attribute can name."""
+
+    def __getitem__(self, name: int | str) -> Any:
+        return self._modules[str(name)]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # torch sets `training` on every module, which would conflict with a child of that name.
+        if name in self.__dict__ and not isinstance(value, nn.Module):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+
 class ChannelNorm(nn.LayerNorm):
-    """Layer normalisation of the channels at each place, `[N, C, H, W] -> [N, C, H, W]`.
+    """Layer normalization over the channels at each position, `[N, C, H, W] -> [N, C, H, W]`.
 
     Source: Liu et al. 2022, arXiv 2201.03545, section 2.
     """
@@ -23,7 +37,7 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training an image is zeroed with probability `p`, else divided by `1 - p`.
+    """Stochastic depth: in training, zero an image with probability `p`, and divide it by `1 - p` otherwise.
 
     Source: torchvision.ops.StochasticDepth with `mode="row"`; Huang et al. 2016, arXiv 1603.09382.
     """
@@ -46,7 +60,7 @@ class DropPath(nn.Module):
 
 
 class Scale(nn.Module):
-    """A learned factor for each channel, `[N, C, H, W] -> [N, C, H, W]` or `[N, C] -> [N, C]`.
+    """A learned factor per channel, `[N, C, H, W] -> [N, C, H, W]` or `[N, C] -> [N, C]`.
 
     Source: LayerScale, Touvron et al. 2021, arXiv 2103.17239, section 2.
     """
@@ -64,7 +78,7 @@ class Scale(nn.Module):
 
 
 class Times(nn.Module):
-    """A constant factor."""
+    """Multiplication by a constant factor."""
 
     def __init__(self, factor: float) -> None:
         super().__init__()
@@ -77,12 +91,12 @@ class Times(nn.Module):
         return f"{self.factor}"
 
 
-class _UnstartedConv(nn.Conv2d):
+class _UninitializedConv(nn.Conv2d):
     def reset_parameters(self) -> None:
         pass
 
 
-class _UnstartedLinear(nn.Linear):
+class _UninitializedLinear(nn.Linear):
     def reset_parameters(self) -> None:
         pass
 
@@ -160,15 +174,15 @@ ROWS: dict[str, Callable[[Any, Shape], nn.Module]] = {
     "channel_shuffle": lambda op, x: nn.ChannelShuffle(op.groups),
     "pad": lambda op, x: nn.ConstantPad2d(op.sides(), op.value),
 }
-"""For every operator with a module of its own: from its settings and its input shape to the module."""
+"""The constructor of each operator that has a module, called with the operator and its input shape."""
 
-UNSTARTED: dict[str, tuple[Callable[[Any, Shape], nn.Module], type[nn.Module]]] = {
-    "conv": (lambda op, x: _conv(op, x, _UnstartedConv), nn.Conv2d),
-    "linear": (lambda op, x: _linear(op, x, _UnstartedLinear), nn.Linear),
+UNINITIALIZED: dict[str, tuple[Callable[[Any, Shape], nn.Module], type[nn.Module]]] = {
+    "conv": (lambda op, x: _conv(op, x, _UninitializedConv), nn.Conv2d),
+    "linear": (lambda op, x: _linear(op, x, _UninitializedLinear), nn.Linear),
 }
-"""For operators with many weights: a row that leaves them as memory had them, and the class to give the result then.
+"""For operators with many weights: a constructor that leaves them uninitialized, and the class of the final module.
 
-Starting every weight twice, by torch's rule and by the spec's, is a third of the time that a DenseNet takes to build.
+Initializing every weight twice, by torch's rule and by that of the spec, takes a third of the build time of a DenseNet.
 """
 
 EXPRESSIONS: dict[str, Callable[[Any, list[str]], str]] = {
@@ -177,4 +191,4 @@ EXPRESSIONS: dict[str, Callable[[Any, list[str]], str]] = {
     "concat": lambda op, inputs: f"torch.cat([{', '.join(inputs)}], 1)",
     "slice": lambda op, inputs: f"{inputs[0]}.narrow(1, {op.range[0]:d}, {op.range[1] - op.range[0]:d})",
 }
-"""For every operator without a module: from its settings and the names of its inputs to a Python expression."""
+"""The Python expression of each operator without a module, given the operator and the names of its inputs."""

@@ -1,6 +1,6 @@
-"""Weights from files and from torchvision, by name or by order, and never anything but weights.
+"""Read weights from files and from torchvision, and load them by name or by order.
 
-Checkpoints are read with `weights_only=True`: a file cannot run code. A network is rebuilt from its spec.
+Checkpoints are read with `weights_only=True`, so a file cannot run code.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Match = Literal["name", "order"]
 Weights = dict[str, Tensor]
 
 PREFIXES = ("model.", "network.", "module.", "_orig_mod.")
-"""What wrappers put before every key: Lightning modules, DistributedDataParallel, torch.compile."""
+"""Prefixes that wrappers add to every key: Lightning modules, DistributedDataParallel, torch.compile."""
 PUBLISHED = "torchvision:"
-"""What names weights that torchvision publishes."""
+"""The prefix of weights that torchvision publishes."""
 _COUNTER = "num_batches_tracked"
 _SHOWN = 5
 
@@ -45,17 +45,17 @@ _READERS: dict[str, Callable[[Path], Any]] = {
 
 
 def read_weights(source: str | os.PathLike[str], match: Match = "name", graph: Graph | None = None) -> Weights:
-    """The tensors of a file by their keys, in the order of the file.
+    """Read the tensors of a file by their keys, in the order of the file.
 
     Args:
         source: A Lightning checkpoint (`.ckpt`), a saved `state_dict` (`.pt`, `.pth`), or `.safetensors`; or
-            `torchvision:DEFAULT`, `torchvision:IMAGENET1K_V2`, the published weights of the network `graph`.
-        match: How they will be matched.
-        graph: The network that they are for.
+            `torchvision:DEFAULT` or `torchvision:IMAGENET1K_V2`, the published weights of `graph`.
+        match: How `load_weights` will match them.
+        graph: The network that will load them.
 
     Raises:
-        CnnspecError: E0505 if the file is missing, is broken, or holds anything but tensors, or if torchvision
-            cannot give the weights; E0504 if they are to be matched by an order that the file does not keep.
+        CnnspecError: E0505 if the file is missing or broken or contains anything but tensors, or if torchvision cannot
+            provide the weights. E0504 if they are to be matched by order and the file does not keep it.
     """
     if graph is not None and str(source).startswith(PUBLISHED):
         return _published(graph, str(source).removeprefix(PUBLISHED))
@@ -82,9 +82,9 @@ def read_weights(source: str | os.PathLike[str], match: Match = "name", graph: G
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the file's pickle protocol
+            warnings.simplefilter("ignore")  # the file's pickle protocol
             loaded = reader(path)
-    except Exception as error:  # noqa: BLE001 - a broken or hostile file fails in many ways, all of them mean this
+    except Exception as error:  # noqa: BLE001 - a broken or hostile file fails in many ways
         reason = " ".join(str(error).split())[:200]
         raise failure(
             "E0505",
@@ -106,7 +106,7 @@ def read_weights(source: str | os.PathLike[str], match: Match = "name", graph: G
 
 
 def _published(graph: Graph, tag: str) -> Weights:
-    """The weights that torchvision publishes for the network of this name, checked by their hash."""
+    """Return the weights that torchvision publishes for the network of this name, verified by their hash."""
     from torchvision import models
 
     try:
@@ -123,7 +123,7 @@ def _published(graph: Graph, tag: str) -> Weights:
     heads = {"aux_logits": True} if graph.aux else {}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the time that other weights take to start
+            warnings.simplefilter("ignore")  # the initialization of the other weights
             reference = models.get_model(graph.name, weights=known[tag], progress=sys.stderr.isatty(), **heads)
     except (OSError, RuntimeError, ValueError) as error:
         raise failure(
@@ -145,18 +145,18 @@ def load_weights(
     """Load weights into a module.
 
     Args:
-        module: Takes the weights; it is left as it was if they do not match.
-        weights: As `read_weights` gives them.
-        match: `name` wants the same keys, apart from one of `PREFIXES` before all of them. `order` wants the
-            same shapes in the same order, under any keys.
-        file: What errors call the weights.
-        fresh: Paths of modules that keep the weights they have, whatever the file has for them; only by `name`.
+        module: The module. It stays unchanged if the weights do not match.
+        weights: The tensors, as returned by `read_weights`.
+        match: `name` requires the same keys, after removing any of `PREFIXES` that all keys share. `order` requires the
+            same shapes in the same order, with any keys.
+        file: The name of the weights in error messages.
+        fresh: Paths of modules that keep their current weights. Only used when matching by name.
 
     Returns:
-        How many tensors were matched.
+        The number of matched tensors.
 
     Raises:
-        CnnspecError: E0504 if they do not match, or there is no such module.
+        CnnspecError: E0504 if the weights do not match, or a path of `fresh` is not a module.
     """
     own: Weights = dict(module.state_dict())
     for path in fresh:
@@ -170,7 +170,7 @@ def load_weights(
 
 
 def _without(weights: Weights, paths: Sequence[str]) -> Weights:
-    """What does not belong to the modules at these paths."""
+    """Return the weights without those of the modules at these paths."""
     return {key: value for key, value in weights.items() if not any(key.startswith(f"{path}.") for path in paths)}
 
 
@@ -205,7 +205,7 @@ def _by_name(own: Weights, given: Weights, file: str | None, fresh: Sequence[str
 
 def _by_order(own: Weights, given: Weights, file: str | None) -> Weights:
     ours, theirs = list(own), list(given)
-    # Files from before torch 0.4.1 do not count the batches of batch normalisation.
+    # Files written before torch 0.4.1 have no batch counters of batch normalization.
     if not any(key.endswith(_COUNTER) for key in theirs):
         ours = [key for key in ours if not key.endswith(_COUNTER)]
     wrong = [
