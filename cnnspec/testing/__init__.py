@@ -1,8 +1,8 @@
-"""Tests of specs, and of what works on specs.
+"""Test your own specs, and code that processes specs.
 
-`assert_sound` holds a spec of yours against torch. The strategies are for Hypothesis: a spec is drawn as a tree and
-printed by the formatter; every choice is made with the shape at hand, so what is drawn is valid by construction and
-nothing is filtered. Values are written in every way the language has.
+`assert_sound` compares a spec with torch. The Hypothesis strategies generate specs: a spec is drawn as a syntax tree
+and printed by the formatter. Every choice depends on the current shape, so generated specs are valid by construction and
+none are filtered out. Values are written in every form of the language.
 
     import cnnspec
     from cnnspec.testing import assert_sound, specs
@@ -15,7 +15,7 @@ nothing is filtered. Values are written in every way the language has.
     def test_my_pass(text):
         assert my_pass(cnnspec.loads(text)).output_shape == ...
 
-The strategies need the package `hypothesis`, `assert_sound` needs torch; both are imported when they are used.
+The strategies need the package `hypothesis`, and `assert_sound` needs torch. Both are imported on first use.
 """
 
 from __future__ import annotations
@@ -31,13 +31,17 @@ if TYPE_CHECKING:
 
 __all__ = ["FaultySpec", "assert_sound", "faulty_specs", "sizes", "sizes_outside", "specs", "trees"]
 
-_HOMES = {
+_MODULES = {
     "assert_sound": "cnnspec.testing.oracle",
     **dict.fromkeys(("faulty_specs", "sizes", "sizes_outside", "specs", "trees"), "cnnspec.testing.strategies"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'cnnspec.testing' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

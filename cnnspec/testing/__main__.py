@@ -12,7 +12,7 @@ _SHOWN = 20
 
 
 def main() -> int:
-    """Runs what the command line asks for; 1 where something is not as it has to be."""
+    """Run the measurement named on the command line. Return 1 if it finds anything wrong."""
     parser = argparse.ArgumentParser(prog="python -m cnnspec.testing", description=__doc__)
     parser.add_argument("figure", choices=[*FIGURES, "all"])
     parser.add_argument("--count", type=int, help="how many specs, texts or bombs")

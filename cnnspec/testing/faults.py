@@ -1,4 +1,7 @@
-"""Specs with one planted fault: what can be wrong, written for the map at hand, and where it then stands."""
+"""Generate specs with one planted error.
+
+The tables list faulty statements for the current shape. `draw_faulty` plants one of them and records its position.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +14,19 @@ from cnnspec.diagnostics import Reporter, Source, Span
 from cnnspec.shapes import Shape
 from cnnspec.syntax import ast, parse
 from cnnspec.syntax.formatter import format_file
-from cnnspec.testing.draw import Chance, Numbers
-from cnnspec.testing.generator import Author
+from cnnspec.testing.draw import RandInt, Rng
+from cnnspec.testing.generator import SpecGenerator
 from cnnspec.testing.writing import NOWHERE
 
 
 @dataclass(frozen=True)
 class FaultySpec:
-    """A spec with one fault.
+    """A spec with one error.
 
     Attributes:
         text: The spec.
-        code: The code of the fault.
-        lines: The first and the last line of the statement at fault, counted from 1.
+        code: The code of the error.
+        lines: The first and last line of the faulty statement, counted from 1.
     """
 
     text: str
@@ -31,194 +34,194 @@ class FaultySpec:
     lines: tuple[int, int]
 
     def holds(self, line: int | None) -> bool:
-        """Whether a line is one of the statement at fault."""
+        """Return whether a line belongs to the faulty statement."""
         return line is not None and self.lines[0] <= line <= self.lines[1]
 
 
-Writer = Callable[[Chance, int, int, int], str]
+Writer = Callable[[Rng, int, int, int], str]
 
 
-def _deep(chance: Chance, c: int, h: int, w: int) -> str:
+def _deep(rng: Rng, c: int, h: int, w: int) -> str:
     return f"times {'(' * 40}1{')' * 40}"
 
 
 IN_BODY: dict[str, tuple[Writer, ...]] = {
     "E0201": (
-        lambda chance, c, h, w: "no_such_block",
-        lambda chance, c, h, w: chance.pick(["rellu", "sigmiod", f"resnet_blok c={c}", f"conv2 1x1 {c}"]),
-        lambda chance, c, h, w: f"Conv2d 1x1 {c}",
+        lambda rng, c, h, w: "no_such_block",
+        lambda rng, c, h, w: rng.choice(["rellu", "sigmiod", f"resnet_blok c={c}", f"conv2 1x1 {c}"]),
+        lambda rng, c, h, w: f"Conv2d 1x1 {c}",
     ),
     "E0202": (
-        lambda chance, c, h, w: "relu no_such_argument=1",
-        lambda chance, c, h, w: f"conv 1x1 {c} strid=1",
-        lambda chance, c, h, w: "bn epsilon=1e-3",
-        lambda chance, c, h, w: f"conv_bn 1x1 {c} bais",
+        lambda rng, c, h, w: "relu no_such_argument=1",
+        lambda rng, c, h, w: f"conv 1x1 {c} strid=1",
+        lambda rng, c, h, w: "bn epsilon=1e-3",
+        lambda rng, c, h, w: f"conv_bn 1x1 {c} bais",
     ),
     "E0203": (
-        lambda chance, c, h, w: "gn",
-        lambda chance, c, h, w: "conv 1x1",
-        lambda chance, c, h, w: "inception_block 1 2 3 4",
-        lambda chance, c, h, w: "upsample",
+        lambda rng, c, h, w: "gn",
+        lambda rng, c, h, w: "conv 1x1",
+        lambda rng, c, h, w: "inception_block 1 2 3 4",
+        lambda rng, c, h, w: "upsample",
     ),
     "E0204": (
-        lambda chance, c, h, w: f"conv 1x1 ({2 * c + 1} / 2)",
-        lambda chance, c, h, w: f"conv 1x1 {c} bias=3",
-        lambda chance, c, h, w: 'dropout "a half"',
-        lambda chance, c, h, w: f"conv_bn 1x1 {c} act=3",
-        lambda chance, c, h, w: "relu when in.c + 1",
+        lambda rng, c, h, w: f"conv 1x1 ({2 * c + 1} / 2)",
+        lambda rng, c, h, w: f"conv 1x1 {c} bias=3",
+        lambda rng, c, h, w: 'dropout "a half"',
+        lambda rng, c, h, w: f"conv_bn 1x1 {c} act=3",
+        lambda rng, c, h, w: "relu when in.c + 1",
     ),
     "E0205": (
-        lambda chance, c, h, w: "relu 3",
-        lambda chance, c, h, w: f"conv c={c} 1x1",
-        lambda chance, c, h, w: f"each conv(kernel c) {{ 1x1 {c} 3 }}",
+        lambda rng, c, h, w: "relu 3",
+        lambda rng, c, h, w: f"conv c={c} 1x1",
+        lambda rng, c, h, w: f"each conv(kernel c) {{ 1x1 {c} 3 }}",
     ),
     "E0206": (
-        lambda chance, c, h, w: "dropout 0.5 p=0.5",
-        lambda chance, c, h, w: f"conv 1x1 {c} bias bias=true",
+        lambda rng, c, h, w: "dropout 0.5 p=0.5",
+        lambda rng, c, h, w: f"conv 1x1 {c} bias bias=true",
     ),
     "E0207": (
-        lambda chance, c, h, w: "dropout no_such_name",
-        lambda chance, c, h, w: f"conv 1x1 (clases - classes + {c})",
-        lambda chance, c, h, w: f"conv 1x1 cube({c})",
-        lambda chance, c, h, w: "conv 1x1 in.channels",
+        lambda rng, c, h, w: "dropout no_such_name",
+        lambda rng, c, h, w: f"conv 1x1 (clases - classes + {c})",
+        lambda rng, c, h, w: f"conv 1x1 cube({c})",
+        lambda rng, c, h, w: "conv 1x1 in.channels",
     ),
     "E0208": (
-        lambda chance, c, h, w: "concat { in; @no_such_label }",
-        lambda chance, c, h, w: "add { in; @later_on }\nlater_on: relu",
-        lambda chance, c, h, w: "{\n hidden: relu\n }\nadd { in; @hidden }",
+        lambda rng, c, h, w: "concat { in; @no_such_label }",
+        lambda rng, c, h, w: "add { in; @later_on }\nlater_on: relu",
+        lambda rng, c, h, w: "{\n hidden: relu\n }\nadd { in; @hidden }",
     ),
     "E0209": (
-        lambda chance, c, h, w: "twice: relu\ntwice: tanh",
-        lambda chance, c, h, w: 'repeat 2 {\n conv 1x1 4 name="same"\n }',
+        lambda rng, c, h, w: "twice: relu\ntwice: tanh",
+        lambda rng, c, h, w: 'repeat 2 {\n conv 1x1 4 name="same"\n }',
     ),
     "E0214": (
-        lambda chance, c, h, w: "times (1 // 0)",
-        lambda chance, c, h, w: f"conv 1x1 sqrt(0 - {c})",
-        lambda chance, c, h, w: "times (1 % (in.c - in.c))",
+        lambda rng, c, h, w: "times (1 // 0)",
+        lambda rng, c, h, w: f"conv 1x1 sqrt(0 - {c})",
+        lambda rng, c, h, w: "times (1 % (in.c - in.c))",
     ),
     "E0215": (
-        lambda chance, c, h, w: "dropout 1.5",
-        lambda chance, c, h, w: "conv 1x1 0",
-        lambda chance, c, h, w: "avgpool 2x2 stride=0",
-        lambda chance, c, h, w: "pad [1, 2, 3]",
-        lambda chance, c, h, w: "upsample 1 align_corners",
+        lambda rng, c, h, w: "dropout 1.5",
+        lambda rng, c, h, w: "conv 1x1 0",
+        lambda rng, c, h, w: "avgpool 2x2 stride=0",
+        lambda rng, c, h, w: "pad [1, 2, 3]",
+        lambda rng, c, h, w: "upsample 1 align_corners",
     ),
     "E0216": (
-        lambda chance, c, h, w: "nothing",
-        lambda chance, c, h, w: "relu | in",
-        lambda chance, c, h, w: "add { }",
-        lambda chance, c, h, w: "add { nothing }",
+        lambda rng, c, h, w: "nothing",
+        lambda rng, c, h, w: "relu | in",
+        lambda rng, c, h, w: "add { }",
+        lambda rng, c, h, w: "add { nothing }",
     ),
     "E0301": (
-        lambda chance, c, h, w: f"add {{ in; conv 1x1 {c + chance.number(1, 3)} }}",
-        lambda chance, c, h, w: f"add {{ in; adaptive_avgpool {h + 1}x{w} }}",
-        lambda chance, c, h, w: f"add {{ relu; conv 1x1 {c} | pad 1 }}",
+        lambda rng, c, h, w: f"add {{ in; conv 1x1 {c + rng.randint(1, 3)} }}",
+        lambda rng, c, h, w: f"add {{ in; adaptive_avgpool {h + 1}x{w} }}",
+        lambda rng, c, h, w: f"add {{ relu; conv 1x1 {c} | pad 1 }}",
     ),
     "E0302": (
-        lambda chance, c, h, w: f"concat {{ in; adaptive_avgpool {h + 1}x{w} }}",
-        lambda chance, c, h, w: "concat { in; pad 1 }",
+        lambda rng, c, h, w: f"concat {{ in; adaptive_avgpool {h + 1}x{w} }}",
+        lambda rng, c, h, w: "concat { in; pad 1 }",
     ),
     "E0303": (
-        lambda chance, c, h, w: f"mul {{ upsample size={h + 1}x{w}; upsample size={h + 2}x{w} }}",
-        lambda chance, c, h, w: f"mul {{ conv 1x1 {c + 1}; conv 1x1 {c + 2} }}",
+        lambda rng, c, h, w: f"mul {{ upsample size={h + 1}x{w}; upsample size={h + 2}x{w} }}",
+        lambda rng, c, h, w: f"mul {{ conv 1x1 {c + 1}; conv 1x1 {c + 2} }}",
     ),
     "E0304": (
-        lambda chance, c, h, w: f"conv {h + 1}x1 4 pad=0",
-        lambda chance, c, h, w: f"maxpool {h + 1}x{w}",
+        lambda rng, c, h, w: f"conv {h + 1}x1 4 pad=0",
+        lambda rng, c, h, w: f"maxpool {h + 1}x{w}",
     ),
-    "E0305": (lambda chance, c, h, w: chance.pick(["conv 2x2 4", "conv 4x3 4", "conv 3x2 4"]),),
+    "E0305": (lambda rng, c, h, w: rng.choice(["conv 2x2 4", "conv 4x3 4", "conv 3x2 4"]),),
     "E0306": (
-        lambda chance, c, h, w: f"gn {c + 1}",
-        lambda chance, c, h, w: f"conv 1x1 {c + 1} groups={c + 1}",
-        lambda chance, c, h, w: f"channel_shuffle {c + 1}",
-        lambda chance, c, h, w: f"conv 1x1 {4 * c + 1} | pixel_shuffle 2",
+        lambda rng, c, h, w: f"gn {c + 1}",
+        lambda rng, c, h, w: f"conv 1x1 {c + 1} groups={c + 1}",
+        lambda rng, c, h, w: f"channel_shuffle {c + 1}",
+        lambda rng, c, h, w: f"conv 1x1 {4 * c + 1} | pixel_shuffle 2",
     ),
-    "E0307": (lambda chance, c, h, w: "linear 3",),
+    "E0307": (lambda rng, c, h, w: "linear 3",),
     "E0309": (
-        lambda chance, c, h, w: "avgpool 1x1 pad=1",
-        lambda chance, c, h, w: f"pad (-{max(h, w)})",
+        lambda rng, c, h, w: "avgpool 1x1 pad=1",
+        lambda rng, c, h, w: f"pad (-{max(h, w)})",
     ),
     "E0310": (
-        lambda chance, c, h, w: f"slice 0..{c + 1}",
-        lambda chance, c, h, w: f"slice {c}..{c + 2}",
+        lambda rng, c, h, w: f"slice 0..{c + 1}",
+        lambda rng, c, h, w: f"slice {c}..{c + 2}",
     ),
     "E0402": (
-        lambda chance, c, h, w: 'require in.c == 0, "no channels, but {in.c}"',
-        lambda chance, c, h, w: f"squeeze_excite ratio={c + 1}",
+        lambda rng, c, h, w: 'require in.c == 0, "no channels, but {in.c}"',
+        lambda rng, c, h, w: f"squeeze_excite ratio={c + 1}",
     ),
     "E0403": (
-        lambda chance, c, h, w: "repeat 0 { relu }",
-        lambda chance, c, h, w: "relu repeat=5000",
+        lambda rng, c, h, w: "repeat 0 { relu }",
+        lambda rng, c, h, w: "relu repeat=5000",
     ),
-    "E0404": (lambda chance, c, h, w: "repeat 4096 { repeat 6 { relu } }",),
+    "E0404": (lambda rng, c, h, w: "repeat 4096 { repeat 6 { relu } }",),
     "E0405": (
         _deep,
-        lambda chance, c, h, w: "times 9999999999999999999",
-        lambda chance, c, h, w: f"times ({'1 + ' * 70}1)",
-        lambda chance, c, h, w: f"conv 1x1 {'9' * 9} | conv 1x1 {'9' * 9} | conv 1x1 {c}",
-        lambda chance, c, h, w: "upsample 999999999 | upsample 999999999",
+        lambda rng, c, h, w: "times 9999999999999999999",
+        lambda rng, c, h, w: f"times ({'1 + ' * 70}1)",
+        lambda rng, c, h, w: f"conv 1x1 {'9' * 9} | conv 1x1 {'9' * 9} | conv 1x1 {c}",
+        lambda rng, c, h, w: "upsample 999999999 | upsample 999999999",
     ),
 }
-"""Statements with exactly one fault of a code, for a map of `c` channels, height `h` and width `w`."""
+"""Statements with exactly one error of each code, for a map with `c` channels, height `h` and width `w`."""
 
 AT_TOP: dict[str, tuple[Writer, ...]] = {
-    "E0208": (lambda chance, c, h, w: "aux extra from @no_such_label { flatten | linear classes }",),
-    "E0210": (lambda chance, c, h, w: "block endless() { relu | endless }\nendless",),
+    "E0208": (lambda rng, c, h, w: "aux extra from @no_such_label { flatten | linear classes }",),
+    "E0210": (lambda rng, c, h, w: "block endless() { relu | endless }\nendless",),
     "E0211": (
-        lambda chance, c, h, w: "let twice_named = 1\nlet twice_named = 2",
-        lambda chance, c, h, w: "block twice_taken(a = 1, a = 2) { relu }\ntwice_taken",
-        lambda chance, c, h, w: "param twice_stated = 1\nparam twice_stated = 2",
+        lambda rng, c, h, w: "let twice_named = 1\nlet twice_named = 2",
+        lambda rng, c, h, w: "block twice_taken(a = 1, a = 2) { relu }\ntwice_taken",
+        lambda rng, c, h, w: "param twice_stated = 1\nparam twice_stated = 2",
     ),
-    "E0212": (lambda chance, c, h, w: 'use conv_bn from "no_such_file.cnn"',),
-    "E0218": (lambda chance, c, h, w: 'use conv_bn from "../../outside.cnn"',),
-    "E0311": (lambda chance, c, h, w: "kept: relu\ndead: conv 1x1 4\n@kept | tanh",),
-    "E0312": (lambda chance, c, h, w: "seen: relu\naux extra from @seen { flatten | linear classes + 1 }",),
+    "E0212": (lambda rng, c, h, w: 'use conv_bn from "no_such_file.cnn"',),
+    "E0218": (lambda rng, c, h, w: 'use conv_bn from "../../outside.cnn"',),
+    "E0311": (lambda rng, c, h, w: "kept: relu\ndead: conv 1x1 4\n@kept | tanh",),
+    "E0312": (lambda rng, c, h, w: "seen: relu\naux extra from @seen { flatten | linear classes + 1 }",),
     "E0401": (
-        lambda chance, c, h, w: "expect depth > 1000",
-        lambda chance, c, h, w: "expect output = [classes, 7, 7, 7]",
-        lambda chance, c, h, w: "expect params = 123.4G",
+        lambda rng, c, h, w: "expect depth > 1000",
+        lambda rng, c, h, w: "expect output = [classes, 7, 7, 7]",
+        lambda rng, c, h, w: "expect params = 123.4G",
     ),
-    "E0204": (lambda chance, c, h, w: "block odd(c: number) { relu }\nodd 3",),
-    "E0201": (lambda chance, c, h, w: "init conv kaiming", lambda chance, c, h, w: "default dropuot p=0.5"),
+    "E0204": (lambda rng, c, h, w: "block odd(c: number) { relu }\nodd 3",),
+    "E0201": (lambda rng, c, h, w: "init conv kaiming", lambda rng, c, h, w: "default dropuot p=0.5"),
 }
-"""The same for statements of the top of a file."""
+"""Top-level statements with exactly one error of each code."""
 
-IN_TEXT: dict[str, tuple[Callable[[Chance, str], str], ...]] = {
+IN_TEXT: dict[str, tuple[Callable[[Rng, str], str], ...]] = {
     "E0101": (
-        lambda chance, line: f"{line} | | relu",
-        lambda chance, line: f"{line}, relu",
-        lambda chance, line: f"{line} | dropout(p=0.5)",
-        lambda chance, line: f"{line} | relu = 3",
+        lambda rng, line: f"{line} | | relu",
+        lambda rng, line: f"{line}, relu",
+        lambda rng, line: f"{line} | dropout(p=0.5)",
+        lambda rng, line: f"{line} | relu = 3",
     ),
     "E0102": (
-        lambda chance, line: f"{line} {chance.pick('})]')}",
-        lambda chance, line: f"{line} {chance.pick('([')}",
-        lambda chance, line: f"{line} | {{ relu",
+        lambda rng, line: f"{line} {rng.choice('})]')}",
+        lambda rng, line: f"{line} {rng.choice('([')}",
+        lambda rng, line: f"{line} | {{ relu",
     ),
     "E0103": (
-        lambda chance, line: f"{line} | dropout {chance.pick('$€§?')}",
-        lambda chance, line: f"{line} | dropout 5abc",
-        lambda chance, line: f'{line} | relu name="open',
+        lambda rng, line: f"{line} | dropout {rng.choice('$€§?')}",
+        lambda rng, line: f"{line} | dropout 5abc",
+        lambda rng, line: f'{line} | relu name="open',
     ),
-    "E0104": (lambda chance, line: f"{line} | inner: relu",),
-    "E0106": (lambda chance, line: f"{line} | dropout 0.5 x2",),
+    "E0104": (lambda rng, line: f"{line} | inner: relu",),
+    "E0106": (lambda rng, line: f"{line} | dropout 0.5 x2",),
 }
-"""Faults of syntax, for the line of a statement that has one line."""
+"""Syntax errors, given a statement that occupies one line."""
 
 CODES = tuple(sorted({*IN_BODY, *AT_TOP, *IN_TEXT}))
-"""The codes of the faults that can be planted."""
+"""The codes of the errors that can be planted."""
 
 
 def _statements(text: str) -> list[ast.Statement]:
     reporter = Reporter()
     file = parse(Source("fault", text + "\n"), reporter)
-    if file is None or reporter.failed:  # what the parser refuses cannot be planted into a tree
+    if file is None or reporter.failed:  # text that does not parse cannot be planted into a tree
         return []
     return list(_without_places(file.statements))
 
 
 def _without_places(piece: Any) -> Any:
-    """A piece of a tree as one that was read from no text."""
+    """Return a copy of a syntax tree with all spans removed."""
     if isinstance(piece, tuple):
         return tuple(_without_places(part) for part in piece)
     if isinstance(piece, Span):
@@ -228,39 +231,39 @@ def _without_places(piece: Any) -> Any:
     return piece
 
 
-def draw_faulty(number: Numbers, code: str | None = None) -> FaultySpec:
-    """A spec that checks but for one fault, of a code or of any."""
-    chance = Chance(number)
-    code = code or chance.pick(CODES)
+def draw_faulty(randint: RandInt, code: str | None = None) -> FaultySpec:
+    """Generate a spec with exactly one error, either of the given code or of any code."""
+    rng = Rng(randint)
+    code = code or rng.choice(CODES)
     tables: list[str] = [
         name for name, table in (("body", IN_BODY), ("top", AT_TOP), ("text", IN_TEXT)) if code in table
     ]
-    where = chance.pick(tables)
+    where = rng.choice(tables)
     if where == "text":
-        return _in_text(number, code, chance)
-    writer = chance.pick((IN_BODY if where == "body" else AT_TOP)[code])
+        return _in_text(randint, code, rng)
+    writer = rng.choice((IN_BODY if where == "body" else AT_TOP)[code])
 
-    def plant(chance: Chance, x: Shape) -> list[ast.Statement]:
-        return _statements(writer(chance, x[0], x[1], x[2]))
+    def plant(rng: Rng, x: Shape) -> list[ast.Statement]:
+        return _statements(writer(rng, x[0], x[1], x[2]))
 
-    author = Author(number, plant, nested=where == "body")
-    drawn = author.file()
-    if not author.faulty:
-        return _in_lines(number, code, writer)
+    generator = SpecGenerator(randint, plant, nested=where == "body")
+    drawn = generator.file()
+    if not generator.faulty:
+        return _in_lines(randint, code, writer)
     text = format_file(drawn)
     read = parse(Source("faulty", text), Reporter())
     if read is None:
-        return _in_lines(number, code, writer)
-    first = next(i for i, statement in enumerate(drawn.statements) if statement is author.outermost)
-    found: list[ast.Top] = list(read.statements[first : first + (1 if author.inside else len(author.faulty))])
-    if author.inside and isinstance(found[0], ast.Flow) and isinstance(found[0].elements[0], ast.Braces):
-        found = list(found[0].elements[0].body[author.inside :])
+        return _in_lines(randint, code, writer)
+    first = next(i for i, statement in enumerate(drawn.statements) if statement is generator.outermost)
+    found: list[ast.Top] = list(read.statements[first : first + (1 if generator.inside else len(generator.faulty))])
+    if generator.inside and isinstance(found[0], ast.Flow) and isinstance(found[0].elements[0], ast.Braces):
+        found = list(found[0].elements[0].body[generator.inside :])
     ends = [statement.span.source.position(statement.span.end)[0] for statement in found]
     return FaultySpec(text, code, (found[0].span.line, max(ends)))
 
 
 def _plain_lines(text: str) -> list[int]:
-    """Lines of a text that are a whole pipeline of the network, from 0."""
+    """Return the indices of the lines that hold one complete pipeline of the network."""
     lines = text.split("\n")
     depth, found = 0, list[int]()
     for i, line in enumerate(lines):
@@ -279,22 +282,22 @@ def _plain_lines(text: str) -> list[int]:
     return found
 
 
-def _in_text(number: Numbers, code: str, chance: Chance) -> FaultySpec:
-    """A fault of syntax on one line of a spec that checks."""
-    lines = format_file(Author(number).file()).split("\n")
+def _in_text(randint: RandInt, code: str, rng: Rng) -> FaultySpec:
+    """Plant a syntax error on one line of a valid spec."""
+    lines = format_file(SpecGenerator(randint).file()).split("\n")
     plain = _plain_lines("\n".join(lines))
-    at = chance.pick(plain) if plain else len(lines) - 1
-    lines[at] = chance.pick(IN_TEXT[code])(chance, lines[at] or "relu")
+    at = rng.choice(plain) if plain else len(lines) - 1
+    lines[at] = rng.choice(IN_TEXT[code])(rng, lines[at] or "relu")
     return FaultySpec("\n".join(lines), code, (at + 1, at + 1))
 
 
-def _in_lines(number: Numbers, code: str, writer: Writer) -> FaultySpec:
-    """A fault that no tree can hold, on lines of their own at the end of a spec that checks."""
-    author = Author(number)
-    lines = format_file(author.file()).rstrip("\n").split("\n")
+def _in_lines(randint: RandInt, code: str, writer: Writer) -> FaultySpec:
+    """Plant an error that no tree can represent, on its own lines after the header of a valid spec."""
+    generator = SpecGenerator(randint)
+    lines = format_file(generator.file()).rstrip("\n").split("\n")
     at = next(i for i, line in enumerate(lines) if line.startswith("classes"))
     image = next(line for line in lines if line.startswith("input")).split()[1]
     c, h, w = (int(size) for size in image.split("x"))
-    added = writer(author, c, h, w).split("\n")
+    added = writer(generator.rng, c, h, w).split("\n")
     lines[at + 1 : at + 1] = added
     return FaultySpec("\n".join([*lines, ""]), code, (at + 2, at + 1 + len(added)))

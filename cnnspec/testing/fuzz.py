@@ -1,4 +1,4 @@
-"""Texts that mean harm, or nothing: damaged specs, noise, and texts as long as the limits allow."""
+"""Generate hostile or meaningless text: damaged specs, noise, and text as long as the limits allow."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from dataclasses import dataclass
 from cnnspec.limits import MAX_FILE_BYTES, MAX_WORDS
 from cnnspec.syntax import count_words
 from cnnspec.syntax.formatter import format_file
-from cnnspec.testing.draw import Chance, Numbers
-from cnnspec.testing.generator import Author
+from cnnspec.testing.draw import RandInt, Rng
+from cnnspec.testing.generator import SpecGenerator
 
 _HEAD = "network t\ninput 3x32x32\nclasses 10\n"
 WORDS = (
     "network input classes param block default init expect train use extends aux let require when repeat as each if "
     "then else in nothing or and not true false once add mul concat stem stage head conv bn relu linear flatten "
-    'resnet_block conv_bn op int x3 3x3 3x32x32 16 0.5 1e-3 40M 1% name: @stem in.c in.q min( ceil( " # ; | { } ( ) [ ] '
-    ", . = == <= .. + - * / // % \n \n \n \t \r \0 é ١ ＣＯＮＶ 𝟛 {n} {in.c} 99999999999999999999 1e999 -1 (-1) ..3 3.. §"
+    'resnet_block conv_bn op int x3 3x3 3x32x32 16 0.5 1e-3 40M 1% name: @stem in.c in.q min( ceil( " # ; | { } '
+    "( ) [ ] , . = == <= .. + - * / // % \n \n \n \t \r \0 é ١ ＣＯＮＶ 𝟛 {n} {in.c} 99999999999999999999 1e999 -1 (-1) ..3 3.. §"
 ).split(" ")
 
 
 @dataclass(frozen=True)
 class Repetition:
-    """A text of one kind of line, as long as it can be; `$` in the line is its number."""
+    """Text that repeats one kind of line up to the limits. `$` in the line is replaced by its number."""
 
     line: str
     head: str = ""
     tail: str = "relu"
 
     def text(self, words: int = MAX_WORDS) -> str:
-        """The text, with so many words at most."""
+        """Return the text with at most the given number of words."""
         head, tail = f"{_HEAD}{self.head}\n", f"{self.tail}\n"
         left = words - count_words(head) - count_words(tail)
         room = MAX_FILE_BYTES - len((head + tail).encode())
@@ -142,38 +142,36 @@ REPETITIONS: dict[str, Repetition] = {
     "colons": Repetition("a:"),
     "carriage returns": Repetition("relu\r"),
 }
-"""Every kind of statement and of mistake, over and over."""
+"""Every kind of statement and mistake, repeated."""
 
 
-def draw_text(number: Numbers) -> tuple[str, str]:
-    """A text of some kind, and the kind: damaged, made of words, of letters, of bytes, or repetitive."""
-    chance = Chance(number)
-    kind = chance.number(0, 99)
+def draw_text(randint: RandInt) -> tuple[str, str]:
+    """Generate a text, and return its kind and the text: damaged, words, letters, bytes, or repetitive."""
+    rng = Rng(randint)
+    kind = rng.randint(0, 99)
     if kind < 60:
-        return "damaged", _damaged(chance)
+        return "damaged", _damaged(rng)
     if kind < 85:
-        words = [chance.pick(WORDS) for _ in range(chance.number(1, 80))]
-        return "words", ("input 3x8x8\n" if chance.happens() else "") + " ".join(words)
+        words = [rng.choice(WORDS) for _ in range(rng.randint(1, 80))]
+        return "words", ("input 3x8x8\n" if rng.boolean() else "") + " ".join(words)
     if kind < 92:
-        return "letters", "".join(
-            chr(chance.pick([chance.number(0, 0x2FF), chance.number(32, 126)])) for _ in range(200)
-        )
+        return "letters", "".join(chr(rng.choice([rng.randint(0, 0x2FF), rng.randint(32, 126)])) for _ in range(200))
     if kind < 99:
-        data = bytes(chance.number(0, 255) for _ in range(chance.number(1, 200)))
+        data = bytes(rng.randint(0, 255) for _ in range(rng.randint(1, 200)))
         return "bytes", data.decode("utf-8", "replace")
-    name = chance.pick(list(REPETITIONS))
-    return name, REPETITIONS[name].text(chance.number(100, 2_000))
+    name = rng.choice(list(REPETITIONS))
+    return name, REPETITIONS[name].text(rng.randint(100, 2_000))
 
 
-def _damaged(chance: Chance) -> str:
-    """A spec that checks, with some of its words taken out, doubled, moved, or replaced."""
-    text = format_file(Author(chance.number).file())
-    for _ in range(chance.number(1, 4)):
-        at = chance.number(0, len(text))
-        end = min(len(text), at + chance.number(0, 12))
-        other = chance.number(0, len(text))
-        new = chance.pick(
-            ["", text[at:end] * 2, text[other : other + 12], chance.pick(WORDS), str(10 ** chance.number(1, 20))]
+def _damaged(rng: Rng) -> str:
+    """Generate a valid spec and delete, duplicate, move or replace some of its text."""
+    text = format_file(SpecGenerator(rng.randint).file())
+    for _ in range(rng.randint(1, 4)):
+        at = rng.randint(0, len(text))
+        end = min(len(text), at + rng.randint(0, 12))
+        other = rng.randint(0, len(text))
+        new = rng.choice(
+            ["", text[at:end] * 2, text[other : other + 12], rng.choice(WORDS), str(10 ** rng.randint(1, 20))]
         )
         text = text[:at] + new + text[end:]
     return text

@@ -1,6 +1,6 @@
-"""Torch on the meta device as the oracle of the check: shapes, counts, and which sizes of images a network takes.
+"""Use torch on the meta device as an oracle for shapes, counts, and valid image sizes.
 
-Nothing here knows a shape rule: every shape comes from a torch module or function that was run.
+This module contains no shape rules. Every shape comes from running a torch module or function.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ Lengths = tuple[int, ...]
 
 
 class Unsound(AssertionError):
-    """The check and torch disagree; the message says about what."""
+    """The checker and torch disagree. The message names the quantity."""
 
 
-_ANSWERS: dict[Hashable, tuple[int, tuple[Any, ...]]] = {}
-_MOST_ANSWERS = 2**17
+_CACHE: dict[Hashable, tuple[int, tuple[Any, ...]]] = {}
+_MAX_CACHED = 2**17
 
 
-class _Multiplications(TorchDispatchMode):
-    """Counts what torch's own formulas count, two operations for a multiply-add.
+class _FlopCounter(TorchDispatchMode):
+    """Count floating-point operations by torch's own formulas, two per multiply-add.
 
-    On the meta device a call gives the like for tensors of the like, so torch is asked once for each.
+    On the meta device, a call returns tensors of the same kind for arguments of the same kind, so results are cached.
     """
 
     def __init__(self) -> None:
@@ -44,13 +44,13 @@ class _Multiplications(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        key = (func, _like(args), _like(tuple(kwargs.items())))
-        known = _ANSWERS.get(key)
+        key = (func, _signature(args), _signature(tuple(kwargs.items())))
+        known = _CACHE.get(key)
         if known is not None:
-            operations, likes = known
+            operations, signatures = known
             self.operations += operations
             made = tuple(
-                torch.empty_strided(shape, stride, dtype=dtype, device="meta") for shape, stride, dtype in likes
+                torch.empty_strided(shape, stride, dtype=dtype, device="meta") for shape, stride, dtype in signatures
             )
             return made[0] if len(made) == 1 else made
         out = func(*args, **kwargs)
@@ -59,43 +59,43 @@ class _Multiplications(TorchDispatchMode):
         self.operations += operations
         given = out if type(out) is tuple and len(out) > 1 else (out,)
         if all(isinstance(tensor, Tensor) for tensor in given) and not func._schema.is_mutable:
-            if len(_ANSWERS) >= _MOST_ANSWERS:
-                _ANSWERS.clear()
-            _ANSWERS[key] = operations, tuple(map(_like, given))
+            if len(_CACHE) >= _MAX_CACHED:
+                _CACHE.clear()
+            _CACHE[key] = operations, tuple(map(_signature, given))
         return out
 
 
-def _like(value: Any) -> Hashable:
-    """What the shape of a result depends on: of a tensor its shape, strides and type."""
+def _signature(value: Any) -> Hashable:
+    """Return everything that the shape of a result depends on: for a tensor its shape, strides and dtype."""
     if isinstance(value, Tensor):
         return value.shape, value.stride(), value.dtype
     if isinstance(value, (list, tuple)):
-        return tuple(map(_like, value))
+        return tuple(map(_signature, value))
     return type(value), value
 
 
-def build_without_weights(graph: ir.Graph) -> nn.Module:
-    """The module of a network in evaluation, on the meta device: shapes alone, no numbers."""
+def build_on_meta(graph: ir.Graph) -> nn.Module:
+    """Build a network in evaluation mode on the meta device, without data."""
     with torch.device("meta"):
         return build(graph).eval()
 
 
-def hold_against_torch(graph: ir.Graph, sizes: Iterable[Size]) -> int:
-    """Runs a network at some sizes and compares every module's shape, the parameters and the multiply-adds.
+def compare_with_torch(graph: ir.Graph, sizes: Iterable[Size]) -> int:
+    """Run a network at some sizes and compare every module's shape, the parameters and the multiply-adds.
 
-    One that has auxiliary heads is run in training, too, as only then they are there.
+    A network with auxiliary heads is also run in training mode, the only mode that runs the heads.
 
     Args:
-        graph: What was checked.
-        sizes: Heights and widths at which it has to run.
+        graph: The checked network.
+        sizes: Heights and widths at which it must run.
 
     Returns:
-        How many modules were compared.
+        The number of compared modules.
 
     Raises:
-        Unsound: Torch has another answer.
+        Unsound: torch disagrees.
     """
-    module = build_without_weights(graph)
+    module = build_on_meta(graph)
     weights = {name: tuple(weight.shape) for name, weight in module.named_parameters()}
     own = {f"{node.path}.{key}": shape for node in graph for key, shape in node.weights.items()}
     _same("the weights", own, weights)
@@ -115,7 +115,7 @@ def hold_against_torch(graph: ir.Graph, sizes: Iterable[Size]) -> int:
         found.clear()
         at = graph.at(height, width)
         image = torch.empty(batch, graph.input_shape[0], height, width, device="meta")
-        counter = _Multiplications()
+        counter = _FlopCounter()
         with torch.no_grad(), counter:
             output = module.train(training)(image)
         here = f"at {height}x{width}{' in training' if training else ''}"
@@ -134,35 +134,34 @@ def hold_against_torch(graph: ir.Graph, sizes: Iterable[Size]) -> int:
     return compared
 
 
-def _same(what: str, own: object, torchs: object) -> None:
-    if own != torchs:
-        raise Unsound(f"{what}: the check says {own}, torch says {torchs}")
+def _same(what: str, own: object, expected: object) -> None:
+    if own != expected:
+        raise Unsound(f"{what}: the check says {own}, torch says {expected}")
 
 
 class Acceptance:
-    """Which sizes of images torch takes: every operator is run at every shape that reaches it, once.
+    """Determine which image sizes torch accepts, by running every operator once at every shape that reaches it.
 
-    Joins follow the rule of the language, which is narrower than torch's: `add` and `concat` do not broadcast, `mul`
-    does over maps of one place and over single channels alone. A tensor without numbers, which some operators of torch
-    take and give, is none in the language, and counts as refused.
+    Joins follow the language, which is stricter than torch: `add` and `concat` do not broadcast, and `mul` broadcasts
+    only 1x1 maps and single channels. Empty tensors, which some torch operators accept and return, count as rejected.
     """
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
-        self.module = build_without_weights(graph)
+        self.module = build_on_meta(graph)
         parts = dict(self.module.named_modules())
         self._parts = [parts.get(node.path) if node.op.owns_module else None for node in graph]
-        kinds: dict[object, int] = {}  # equal operators with equal weights do the same
+        kinds: dict[object, int] = {}  # equal operators with equal weights behave identically
         keys = [(node.op.name, repr(node.op.settings()), repr(node.weights)) for node in graph]
         self._kinds = [kinds.setdefault(key, len(kinds)) for key in keys]
         self._known: dict[tuple[object, ...], Lengths | None] = {}
 
     def accepts(self, height: int, width: int, *, heads: bool = True) -> bool:
-        """Whether every operator runs, with those of auxiliary heads or without."""
+        """Return whether every operator runs, with or without those of the auxiliary heads."""
         return self.shapes(height, width, heads=heads) is not None
 
     def shapes(self, height: int, width: int, *, heads: bool = True) -> list[Lengths] | None:
-        """What every operator gives for one image, or nothing where one of them does not run."""
+        """Return the output shape of every operator for one image, or None if one of them fails."""
         image: Lengths = (1, self.graph.input_shape[0], height, width)
         found: list[Lengths] = []
         for index, node in enumerate(self.graph):
@@ -191,10 +190,10 @@ class Acceptance:
 
 
 def _join(node: ir.Node, tensors: Sequence[Tensor]) -> Tensor:
-    """An operator without a module.
+    """Run an operator without a module.
 
     Raises:
-        ValueError: Torch would broadcast where the language does not.
+        ValueError: torch would broadcast, but the language does not.
     """
     first, *others = tensors
     match node.op.name:
@@ -219,14 +218,14 @@ def _join(node: ir.Node, tensors: Sequence[Tensor]) -> Tensor:
             return first
 
 
-def hold_the_set_against_torch(graph: ir.Graph, sizes: Iterable[Size]) -> tuple[int, int]:
-    """Compares which sizes a network takes with what torch does, at every one of them.
+def compare_sizes_with_torch(graph: ir.Graph, sizes: Iterable[Size]) -> tuple[int, int]:
+    """Compare the set of valid image sizes with torch, at every given size.
 
     Returns:
-        How many sizes were taken, and how many were not.
+        The numbers of accepted and rejected sizes.
 
     Raises:
-        Unsound: Torch takes a size that the check refuses, or the other way round.
+        Unsound: torch accepts a size that the checker rejects, or the reverse.
     """
     oracle = Acceptance(graph)
     alone = graph.sizes.in_evaluation
@@ -244,34 +243,35 @@ def hold_the_set_against_torch(graph: ir.Graph, sizes: Iterable[Size]) -> tuple[
     return taken, refused
 
 
-def draw_sizes(graph: ir.Graph, chance: random.Random, count: int, most: int = 80) -> list[Size]:
-    """The declared size and others that the network takes, as many as asked for where there are any."""
+def draw_sizes(graph: ir.Graph, rng: random.Random, count: int, most: int = 80) -> list[Size]:
+    """Return the declared size and other valid sizes, up to `count` in total."""
     _, high, wide = graph.input_shape
     found: dict[Size, None] = {(high, wide): None}
     for _ in range(20 * count):
         if len(found) >= count:
             break
-        height = chance.choice((high, high + chance.randint(-4, 8), chance.randint(1, most)))
-        width = chance.choice((wide, wide + chance.randint(-4, 8), chance.randint(1, most)))
+        height = rng.choice((high, high + rng.randint(-4, 8), rng.randint(1, most)))
+        width = rng.choice((wide, wide + rng.randint(-4, 8), rng.randint(1, most)))
         if graph.accepts(height, width):
             found[height, width] = None
     return list(found)
 
 
 def assert_sound(spec: ir.Graph | str | Path, *, sizes: int = 5, seed: int = 0, **params: Any) -> None:
-    """Tests a spec against torch: shapes of every module, weights, multiply-adds, and refusal out of its set.
+    """Test a spec against torch: output shapes of all modules, weights, multiply-adds, and rejected image sizes.
 
-    Nothing is computed, so this is fast for large networks, too.
+    This runs on the meta device, so it is fast for large networks as well.
 
     Args:
-        spec: A Graph, the text of a spec (what has a `;` or a line end in it), a file, or the name of a shipped one.
-        sizes: At how many sizes of images it is run.
-        seed: Which ones these are, beside the declared one.
-        **params: Values for the spec's `param`s.
+        spec: A Graph, the text of a spec (any string that contains `;` or a newline), a file, or the name of a shipped
+            spec.
+        sizes: The number of image sizes to run.
+        seed: Selects the sizes other than the declared one.
+        **params: Values of the spec's `param`s.
 
     Raises:
-        CnnspecError: The spec does not check.
-        Unsound: The check and torch disagree, which is a fault of this package.
+        CnnspecError: The spec is invalid.
+        Unsound: The checker and torch disagree, which is a bug in this package.
     """
     if isinstance(spec, ir.Graph):
         graph = spec
@@ -279,9 +279,9 @@ def assert_sound(spec: ir.Graph | str | Path, *, sizes: int = 5, seed: int = 0, 
         graph = loads(spec, **params)
     else:
         graph = load(spec, **params)
-    chance = random.Random(seed)
-    hold_against_torch(graph, draw_sizes(graph, chance, sizes))
+    rng = random.Random(seed)
+    compare_with_torch(graph, draw_sizes(graph, rng, sizes))
     _, high, wide = graph.input_shape
-    near = [(high + chance.randint(-8, 8), wide + chance.randint(-8, 8)) for _ in range(4 * sizes)]
-    small = [(chance.randint(1, high), chance.randint(1, wide)) for _ in range(2 * sizes)]
-    hold_the_set_against_torch(graph, [(h, w) for h, w in [*near, *small] if h > 0 and w > 0])
+    near = [(high + rng.randint(-8, 8), wide + rng.randint(-8, 8)) for _ in range(4 * sizes)]
+    small = [(rng.randint(1, high), rng.randint(1, wide)) for _ in range(2 * sizes)]
+    compare_sizes_with_torch(graph, [(h, w) for h, w in [*near, *small] if h > 0 and w > 0])

@@ -1,4 +1,4 @@
-"""Named bombs: small specs that would take ages, or all memory, without a limit; and files that are none."""
+"""Named attacks: small specs that would exhaust time or memory without limits, and files that are not specs."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from cnnspec.limits import MAX_FILE_BYTES
 
 _HEAD = "network bomb\ninput 3x32x32\nclasses 10\n"
 
-Placed = Callable[[Path], Path]
-"""Puts a bomb's files into a folder and gives the one to check."""
+Attack = Callable[[Path], Path]
+"""Write the files of an attack into a folder, and return the file to check."""
 
 
-def _spec(body: str, head: str = _HEAD) -> Placed:
+def _spec(body: str, head: str = _HEAD) -> Attack:
     return _raw((head + body + "\n").encode("utf-8", "surrogatepass"))
 
 
-def _raw(data: bytes) -> Placed:
+def _raw(data: bytes) -> Attack:
     def place(folder: Path) -> Path:
         (folder / "bomb.cnn").write_bytes(data)
         return folder / "bomb.cnn"
@@ -26,7 +26,7 @@ def _raw(data: bytes) -> Placed:
     return place
 
 
-def _files(main: str, others: dict[str, str]) -> Placed:
+def _files(main: str, others: dict[str, str]) -> Attack:
     def place(folder: Path) -> Path:
         for name, text in others.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -37,8 +37,8 @@ def _files(main: str, others: dict[str, str]) -> Placed:
     return place
 
 
-def _linked(target: Callable[[Path], Path], use: str) -> Placed:
-    """A file in the folder that is a link to one outside of it."""
+def _linked(target: Callable[[Path], Path], use: str) -> Attack:
+    """Create a file that is a link to a file outside its folder."""
 
     def place(folder: Path) -> Path:
         inner = folder / "inner"
@@ -63,7 +63,7 @@ def _folder(folder: Path) -> Path:
 
 
 def _tower(levels: int, twice: str = "{0}\n{0}", first: str = "relu") -> str:
-    """Blocks, each of which calls the one before it twice."""
+    """Return a chain of blocks, each of which calls the previous one twice."""
     blocks = [f"block b0() {{ {first} }}"]
     blocks += [f"block b{i}() {{\n{twice.format(f'b{i - 1}')}\n}}" for i in range(1, levels)]
     return "\n".join([*blocks, f"b{levels - 1}"])
@@ -77,7 +77,7 @@ _CHAIN = {f"f{i}.cnn": f'use b{i + 1} from "f{i + 1}"\nblock b{i}() {{ b{i + 1} 
 _WIDE = {f"w{i}.cnn": f"block w{i}() {{ relu }}\n" for i in range(200)}
 _LARGE = {f"l{i}.cnn": f"block l{i}() {{ relu }}\n" + "block x() { relu }\n" * 1_500 for i in range(20)}
 
-BOMBS: dict[str, Placed] = {
+BOMBS: dict[str, Attack] = {
     # repeats and blocks
     "nested_repeats": _spec(_nested(8, "repeat 4096 { ", "relu ")),
     "nested_call_repeats": _spec("block a() { relu x4096 }\nblock b() { a x4096 }\nb x4096"),
@@ -136,7 +136,7 @@ BOMBS: dict[str, Placed] = {
     ),
     "doubling_channels": _spec("concat { in; in }\n" * 60),
     "large_groups": _spec("conv 1x1 999999936 | gn 999999937", "network t\ninput 1x1x1\n"),
-    # form
+    # nesting and length
     "nested_braces": _spec(_nested(5_000, "{ ", "relu ")),
     "nested_parentheses": _spec("times " + "(" * 900 + "1" + ")" * 900),
     "nested_lists": _spec("pad " + "[" * 900 + "1" + "]" * 900),
@@ -193,7 +193,7 @@ BOMBS: dict[str, Placed] = {
     "very_long_used_name": _spec('use a from "' + "a/" * 900 + '"\na'),
     "long_used_name": _spec('use a from "' + "a" * 900 + '"\na'),
     "null_in_used_name": _raw(_HEAD.encode() + b'use a from "a\0b"\na\n'),
-    # letters
+    # encodings and characters
     "not_utf8": _raw(_HEAD.encode() + b"relu \xff\xfe\n"),
     "nulls": _raw(_HEAD.encode() + b"re\0lu\n"),
     "utf16": _raw((_HEAD + "relu\n").encode("utf-16")),
@@ -205,4 +205,4 @@ BOMBS: dict[str, Placed] = {
     "line_separators": _spec("relu\u2028conv 3x3 8\u2029relu"),
     "byte_order_mark_inside": _spec("\ufeffrelu"),
 }
-"""Each is refused at once, and its error names the limit or what is wrong."""
+"""Each attack must be rejected immediately, with an error that names the limit or the mistake."""

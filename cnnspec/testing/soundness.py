@@ -1,7 +1,7 @@
-"""The figures of soundness, each drawn from seeds, counted, and printed by one command.
+"""Measure soundness: every measurement draws from seeds, counts, and is printed by one command.
 
-A figure is a function of one seed, so that a run can be shared among processes, and a seed that shows a fault can be
-looked at alone: `python -m cnnspec.testing valid --seed 4711 --count 1`.
+A measurement is a function of one seed. So a run can be split among processes, and you can repeat a seed that shows a
+fault alone: `python -m cnnspec.testing valid --seed 4711 --count 1`.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from cnnspec.syntax import ast
 from cnnspec.syntax.formatter import format_file
 from cnnspec.testing.faults import draw_faulty
 from cnnspec.testing.fuzz import REPETITIONS, draw_text
-from cnnspec.testing.generator import FEATURES, Author
+from cnnspec.testing.generator import FEATURES, SpecGenerator
 from cnnspec.testing.resource_attacks import BOMBS
 
-MOST_SECONDS = 1.0
-"""Of processor time that the check of any text may take."""
-MOST_SECONDS_OF_A_BOMB = 0.5
-MOST_BYTES = 300 * 2**20
-"""Of memory that a process may have used after the checks of very many texts."""
+MAX_SECONDS = 1.0
+"""The limit on the CPU time to check any text, in seconds."""
+MAX_SECONDS_PER_BOMB = 0.5
+MAX_BYTES = 300 * 2**20
+"""The limit on the peak memory of a process that has checked very many texts, in bytes."""
 _SIDE = 80
-_SHARE = 25
+_CHUNK = 25
 
 
 @dataclass
 class Tally:
-    """What a run has counted.
+    """The counts of a run.
 
     Attributes:
-        counts: How often what was seen.
-        greatest: The greatest figure of each kind, with the seed or the name that it belongs to.
-        wrong: What must not be, each with its seed or name.
+        counts: Occurrences by name.
+        greatest: The maximum of each quantity, with the seed or name that caused it.
+        wrong: Violations, each with its seed or name.
     """
 
     counts: Counter[str] = field(default_factory=Counter[str])
@@ -59,7 +59,7 @@ class Tally:
         self.wrong += other.wrong
 
     def note(self, name: str, figure: float, where: str) -> None:
-        """Keeps a figure if it is the greatest of its kind."""
+        """Record a value if it is the maximum of its quantity."""
         if name not in self.greatest or figure > self.greatest[name][0]:
             self.greatest[name] = (figure, where)
 
@@ -68,15 +68,15 @@ def _errors(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
     return [diagnostic for diagnostic in diagnostics if diagnostic.severity == "error"]
 
 
-def _drawn(seed: int, tally: Tally) -> tuple[ast.File, ir.Graph, random.Random] | None:
-    """A spec that has to check, and its Graph."""
+def _draw_spec(seed: int, tally: Tally) -> tuple[ast.File, ir.Graph, random.Random] | None:
+    """Generate a spec and compile it. Record a violation if it does not check."""
     tally.counts["specs"] += 1
-    chance = random.Random(seed)
-    drawn = compile_source(Source("drawn", format_file(Author(chance.randint).file())))
+    rng = random.Random(seed)
+    drawn = compile_source(Source("drawn", format_file(SpecGenerator(rng.randint).file())))
     try:
         graph = drawn.require_graph()
         assert drawn.tree is not None
-        return drawn.tree, graph, chance
+        return drawn.tree, graph, rng
     except CnnspecError as error:
         tally.wrong.append(f"seed {seed} does not check: {error.diagnostics[0].message}")
     return None
@@ -86,16 +86,16 @@ def _drawn(seed: int, tally: Tally) -> tuple[ast.File, ir.Graph, random.Random] 
 
 
 def valid(seed: int, tally: Tally) -> None:
-    """Shapes, parameters and multiply-adds of a drawn spec equal torch's, at five sizes."""
-    from cnnspec.testing.oracle import Unsound, draw_sizes, hold_against_torch
+    """Compare shapes, parameters and multiply-adds of a generated spec with torch at five sizes."""
+    from cnnspec.testing.oracle import Unsound, compare_with_torch, draw_sizes
 
-    drawn = _drawn(seed, tally)
+    drawn = _draw_spec(seed, tally)
     if drawn is None:
         return
-    file, graph, chance = drawn
-    sizes = draw_sizes(graph, chance, 5)
+    file, graph, rng = drawn
+    sizes = draw_sizes(graph, rng, 5)
     try:
-        tally.counts["shapes compared"] += hold_against_torch(graph, sizes)
+        tally.counts["shapes compared"] += compare_with_torch(graph, sizes)
     except (Unsound, RuntimeError, ValueError) as error:
         tally.wrong.append(f"seed {seed}: {error}")
     tally.counts["sizes"] += len(sizes)
@@ -104,7 +104,7 @@ def valid(seed: int, tally: Tally) -> None:
 
 
 def _features(file: ast.File, graph: ir.Graph) -> set[str]:
-    """What occurs in a spec: operators that run, blocks that are called, combinators that are written."""
+    """Return the features of a spec: operators that run, blocks that are called, and combinators in the text."""
     found = {node.op.name for node in graph} | set(graph.scopes.values())
     for piece in file.walk():
         match piece:
@@ -128,18 +128,18 @@ def _features(file: ast.File, graph: ir.Graph) -> set[str]:
 
 
 def sets(seed: int, tally: Tally) -> None:
-    """Torch takes exactly the sizes that the check says: every height, every width, and some pairs."""
-    from cnnspec.testing.oracle import Unsound, hold_the_set_against_torch
+    """Compare the set of valid image sizes with torch: every height, every width, and some pairs."""
+    from cnnspec.testing.oracle import Unsound, compare_sizes_with_torch
 
-    drawn = _drawn(seed, tally)
+    drawn = _draw_spec(seed, tally)
     if drawn is None:
         return
-    _, graph, chance = drawn
+    _, graph, rng = drawn
     _, high, wide = graph.input_shape
     side = range(1, _SIDE + 1)
-    pairs = [(chance.randint(1, _SIDE), chance.randint(1, _SIDE)) for _ in range(_SIDE // 2)]
+    pairs = [(rng.randint(1, _SIDE), rng.randint(1, _SIDE)) for _ in range(_SIDE // 2)]
     try:
-        taken, refused = hold_the_set_against_torch(
+        taken, refused = compare_sizes_with_torch(
             graph, [*((h, wide) for h in side), *((high, w) for w in side), *pairs]
         )
     except Unsound as error:
@@ -151,7 +151,7 @@ def sets(seed: int, tally: Tally) -> None:
 
 
 def faults(seed: int, tally: Tally) -> None:
-    """A spec with one planted fault is refused at the place, with a help that helps."""
+    """Check that a spec with one planted error is rejected at the right line, with working fixes."""
     faulty = draw_faulty(random.Random(seed).randint)
     counts = tally.counts
     counts["specs"] += 1
@@ -175,19 +175,19 @@ def faults(seed: int, tally: Tally) -> None:
 
 
 def texts(seed: int, tally: Tally) -> None:
-    """No text makes the check raise, or takes long."""
+    """Check that no text makes the checker raise or exceed the time limit."""
     kind, text = draw_text(random.Random(seed).randint)
-    _hold_text(f"seed {seed}, {kind}", text, tally)
+    _check_text(f"seed {seed}, {kind}", text, tally)
     tally.counts[f"kind {kind if kind not in REPETITIONS else 'repetitive'}"] += 1
 
 
 def repetitions(seed: int, tally: Tally) -> None:
-    """The same for texts as long as the limits allow, of one kind of line each; `seed` numbers the kinds."""
+    """Check a text of maximum length that repeats one kind of line. `seed` is the index of the kind."""
     name = list(REPETITIONS)[seed % len(REPETITIONS)]
-    _hold_text(name, REPETITIONS[name].text(), tally)
+    _check_text(name, REPETITIONS[name].text(), tally)
 
 
-def _hold_text(where: str, text: str, tally: Tally) -> None:
+def _check_text(where: str, text: str, tally: Tally) -> None:
     tally.counts["texts"] += 1
     start = time.process_time()
     try:
@@ -200,14 +200,14 @@ def _hold_text(where: str, text: str, tally: Tally) -> None:
     tally.counts["texts that check"] += not _errors(found)
     tally.counts["diagnostics"] += len(shown)
     tally.note("seconds of one text", seconds, where)
-    if seconds > MOST_SECONDS:
+    if seconds > MAX_SECONDS:
         tally.wrong.append(f"{where}: takes {seconds:.2f} s")
-    if _memory() > MOST_BYTES:
+    if _memory() > MAX_BYTES:
         tally.wrong.append(f"{where}: {_memory() / 2**20:.0f} MiB in use")
 
 
 def bombs(seed: int, tally: Tally) -> None:
-    """Every bomb is refused at once; `seed` numbers them."""
+    """Check that an attack is rejected immediately. `seed` is its index."""
     name = list(BOMBS)[seed % len(BOMBS)]
     with tempfile.TemporaryDirectory() as folder:
         path = BOMBS[name](Path(folder))
@@ -227,16 +227,16 @@ def bombs(seed: int, tally: Tally) -> None:
     tally.counts["refused"] += 1
     tally.counts["naming a limit"] += "limit" in errors[0].message or "at most" in errors[0].message
     tally.note("seconds of one bomb", seconds, name)
-    if seconds > MOST_SECONDS_OF_A_BOMB:
+    if seconds > MAX_SECONDS_PER_BOMB:
         tally.wrong.append(f"{name}: takes {seconds:.2f} s")
-    if _memory() > MOST_BYTES:
+    if _memory() > MAX_BYTES:
         tally.wrong.append(f"{name}: {_memory() / 2**20:.0f} MiB in use")
 
 
 def _memory() -> float:
-    """The most memory that this process has used, in bytes."""
+    """Return the peak memory of this process in bytes."""
     status = Path("/proc/self/status")
-    if status.exists():  # `ru_maxrss` would count what the process that started this one has used
+    if status.exists():  # `ru_maxrss` would include the peak of the parent process
         found = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(found.split()[1]) * 1024
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -248,13 +248,13 @@ def _memory() -> float:
 
 @dataclass(frozen=True)
 class Figure:
-    """Something that is measured.
+    """A measurement.
 
     Attributes:
-        measure: Adds what one seed shows.
-        count: How many seeds a run takes.
-        long: How many a long one takes.
-        shares: Figures of a share that has to be reached, `part`, `whole` and the least percentage.
+        measure: Adds the outcome of one seed to a tally.
+        count: The number of seeds of a run.
+        long: The number of seeds of a long run.
+        shares: Ratios that must be reached: `part`, `whole`, and the minimum percentage.
         torch: Whether torch is the oracle.
     """
 
@@ -277,14 +277,14 @@ FIGURES: dict[str, Figure] = {
 }
 
 
-def _share(name: str, first: int, last: int) -> Tally:
-    """What some seeds of a figure show; run in a process of its own."""
+def _run_chunk(name: str, first: int, last: int) -> Tally:
+    """Measure a range of seeds, in its own process."""
     figure, tally = FIGURES[name], Tally()
     if figure.torch:
         import torch
 
         torch.set_num_threads(1)
-    check("input 3x8x8\nconv_bn 3x3 8\n")  # the grammar and the classes are loaded once, and not on a text's account
+    check("input 3x8x8\nconv_bn 3x3 8\n")  # load the grammar and the classes before timing
     for seed in range(first, last):
         figure.measure(seed, tally)
     tally.note("MiB of memory of a process", _memory() / 2**20, f"seeds {first} to {last - 1}")
@@ -299,28 +299,28 @@ def run(
     progress: Callable[[int], None] = lambda _: None,
     tally: Tally | None = None,
 ) -> Tally:
-    """Measures a figure.
+    """Run a measurement.
 
     Args:
-        name: One of `FIGURES`.
-        count: How many seeds it takes.
-        seed: The first of them.
-        processes: How many share them.
-        progress: Is told how many are done.
-        tally: What is added to, for one who wants to see it before the end.
+        name: A key of `FIGURES`.
+        count: The number of seeds.
+        seed: The first seed.
+        processes: The number of processes that share the seeds.
+        progress: Called with the number of finished seeds.
+        tally: Receives the counts, for callers that read them before the end.
     """
     tally, done = tally or Tally(), 0
-    shares = [(first, min(first + _SHARE, seed + count)) for first in range(seed, seed + count, _SHARE)]
+    shares = [(first, min(first + _CHUNK, seed + count)) for first in range(seed, seed + count, _CHUNK)]
     if processes <= 1:
         for first, last in shares:
-            tally.add(_share(name, first, last))
+            tally.add(_run_chunk(name, first, last))
             done += last - first
             progress(done)
         return tally
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         try:
             for (first, last), found in zip(
-                shares, pool.map(_share, [name] * len(shares), *zip(*shares, strict=True)), strict=True
+                shares, pool.map(_run_chunk, [name] * len(shares), *zip(*shares, strict=True)), strict=True
             ):
                 tally.add(found)
                 done += last - first
@@ -331,7 +331,7 @@ def run(
 
 
 def judge(name: str, tally: Tally) -> list[str]:
-    """What a run has shown that must not be."""
+    """Return the violations of a run."""
     found = list(tally.wrong)
     for part, whole, least in FIGURES[name].shares:
         share = 100 * tally.counts[part] / max(tally.counts[whole], 1)
@@ -345,7 +345,7 @@ def judge(name: str, tally: Tally) -> list[str]:
 
 
 def report(name: str, tally: Tally) -> str:
-    """The counts of a run, one a line."""
+    """Format the counts of a run, one per line."""
     lines = [f"{key:<40} {count:>12,}" for key, count in sorted(tally.counts.items(), key=lambda item: item[0])]
     for part, whole, _ in FIGURES[name].shares:
         share = 100 * tally.counts[part] / max(tally.counts[whole], 1)

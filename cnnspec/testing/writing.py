@@ -1,4 +1,4 @@
-"""Pieces of a tree that was read from no text, and expressions for a value that is wanted."""
+"""Build syntax tree nodes without source text, and random expressions for a given value."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cnnspec.ir.evaluate import round_to
 from cnnspec.schema import Interval
 from cnnspec.shapes import Shape
 from cnnspec.syntax import LABEL_WORDS, ast
-from cnnspec.testing.draw import Chance
+from cnnspec.testing.draw import Rng
 
 NO_SOURCE = Source("generated", "")
 NOWHERE = NO_SOURCE.end
@@ -19,15 +19,15 @@ NOWHERE = NO_SOURCE.end
 
 @dataclass
 class Frame:
-    """What can be named at a place: values, labels with their shapes, the tensor that enters."""
+    """The names in scope: values, labels with their shapes, and the shape of the input."""
 
-    entering: Shape
+    input_shape: Shape
     values: dict[str, Any] = field(default_factory=dict[str, Any])
     labels: dict[str, Shape] = field(default_factory=dict[str, Shape])
     labelling: bool = True
 
-    def inner(self, entering: Shape, labelling: bool = True) -> Frame:
-        return Frame(entering, dict(self.values), dict(self.labels), self.labelling and labelling)
+    def inner(self, input_shape: Shape, labelling: bool = True) -> Frame:
+        return Frame(input_shape, dict(self.values), dict(self.labels), self.labelling and labelling)
 
 
 def make_call(callee: str, args: Sequence[ast.Argument] = (), repeat: int | None = None) -> ast.Call:
@@ -45,38 +45,41 @@ def make_integer(value: int) -> ast.Expr:
 
 
 def operand(expr: ast.Expr) -> ast.Expr:
-    """An expression as an operand, or as an argument by position: in parentheses unless it is a single word."""
+    """Return an expression as an operand or positional argument: in parentheses unless it is a single token."""
     compound = isinstance(expr, (ast.Binary, ast.Unary, ast.Choice, ast.Interval))
     return ast.Group(NOWHERE, expr) if compound else expr
 
 
-class ExpressionWriter(Chance):
-    """Writes values in every way that the language has."""
+class ExpressionWriter:
+    """Write values in every form that the language has."""
+
+    def __init__(self, rng: Rng) -> None:
+        self.rng = rng
 
     def expr(self, value: Any, frame: Frame) -> ast.Expr:
-        """An expression that has this value at this place."""
+        """Return an expression with this value in this scope."""
         if isinstance(value, (list, tuple)) and not isinstance(value, Interval):
             if len(value) == 2 and isinstance(value, tuple) and min(value) >= 0:
-                alike = value[0] == value[1] and self.rarely(2)
-                return self.expr(value[0], frame) if alike else ast.SizeLiteral(NOWHERE, *value)
+                is_square = value[0] == value[1] and self.rng.rarely(2)
+                return self.expr(value[0], frame) if is_square else ast.SizeLiteral(NOWHERE, *value)
             return ast.ListLiteral(NOWHERE, tuple(self.expr(item, frame) for item in value))
         known = [name for name, other in frame.values.items() if type(other) is type(value) and other == value]
-        if known and self.rarely(2):
-            return ast.Name(NOWHERE, self.pick(known))
+        if known and self.rng.rarely(2):
+            return ast.Name(NOWHERE, self.rng.choice(known))
         if isinstance(value, Interval):
             return ast.Interval(NOWHERE, *(operand(self.expr(end, frame)) for end in value))
         if isinstance(value, bool):
-            return self.boolean(value, frame) if self.rarely() else ast.Bool(NOWHERE, value)
+            return self.boolean(value, frame) if self.rng.rarely() else ast.Bool(NOWHERE, value)
         if isinstance(value, int):
-            return self.integer(value, frame) if self.rarely() else make_integer(value)
+            return self.integer(value, frame) if self.rng.rarely() else make_integer(value)
         if isinstance(value, float):
             return ast.Number(NOWHERE, value, repr(value))
         return ast.Name(NOWHERE, str(value))
 
     def integer(self, value: int, frame: Frame) -> ast.Expr:
-        """An integer in one of the roundabout ways."""
-        other = self.number(1, 9)
-        sizes = {axis: size for axis, size in zip("chw", frame.entering, strict=False) if size == value}
+        """Return a compound expression for an integer."""
+        other = self.rng.randint(1, 9)
+        sizes = {axis: size for axis, size in zip("chw", frame.input_shape, strict=False) if size == value}
         ways: list[Callable[[], ast.Expr]] = [
             lambda: self.binary("+", value - other, other, frame),
             lambda: self.binary("-", value + other, other, frame),
@@ -99,8 +102,8 @@ class ExpressionWriter(Chance):
         if value % other == 0:
             ways.append(lambda: self.binary("*", value // other, other, frame))
         if sizes:
-            ways += [lambda: ast.Dim(NOWHERE, self.pick(list(sizes)))] * 3
-        return self.pick(ways)()
+            ways += [lambda: ast.Dim(NOWHERE, self.rng.choice(list(sizes)))] * 3
+        return self.rng.choice(ways)()
 
     def binary(self, operator: str, left: Any, right: Any, frame: Frame) -> ast.Expr:
         return ast.Binary(NOWHERE, operator, *(operand(self.expr(value, frame)) for value in (left, right)))
@@ -109,25 +112,25 @@ class ExpressionWriter(Chance):
         return ast.FunctionCall(NOWHERE, name, tuple(self.expr(value, frame) for value in values))
 
     def root(self, value: int, frame: Frame) -> ast.Expr:
-        square = value * value + self.number(0, 2 * value)
+        square = value * value + self.rng.randint(0, 2 * value)
         return ast.FunctionCall(NOWHERE, "floor", (self.function("sqrt", square, frame=frame),))
 
     def choice(self, value: Any, other: Any, frame: Frame) -> ast.Expr:
-        decision = self.happens()
+        decision = self.rng.boolean()
         then, otherwise = (value, other) if decision else (other, value)
         return ast.Choice(NOWHERE, self.boolean(decision, frame), self.expr(then, frame), self.expr(otherwise, frame))
 
     def boolean(self, value: bool, frame: Frame) -> ast.Expr:
-        """A condition with this outcome."""
-        way = self.number(0, 4)
-        low = self.number(0, 8)
+        """Return a condition with this value."""
+        way = self.rng.randint(0, 4)
+        low = self.rng.randint(0, 8)
         if way == 0:
             return ast.Bool(NOWHERE, value)
         if way == 1:
-            operator = self.pick(["<", "<=", "!="] if value else [">", ">=", "=="])
-            return self.binary(operator, low, low + self.number(1, 9), frame)
+            operator = self.rng.choice(["<", "<=", "!="] if value else [">", ">=", "=="])
+            return self.binary(operator, low, low + self.rng.randint(1, 9), frame)
         if way == 2:
-            return self.binary(self.pick(["==", "<="] if value else ["!=", "<"]), low, low, frame)
+            return self.binary(self.rng.choice(["==", "<="] if value else ["!=", "<"]), low, low, frame)
         if way == 3:
             return ast.Unary(NOWHERE, "not", operand(self.expr(not value, frame)))
         return self.binary("and" if value else "or", value, value, frame)

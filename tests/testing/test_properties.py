@@ -16,8 +16,8 @@ from cnnspec.ops import JOINS, OPS
 from cnnspec.syntax import ast, parse
 from cnnspec.syntax.formatter import format_file
 from cnnspec.testing import FaultySpec, faulty_specs, sizes, sizes_outside, specs, trees
-from cnnspec.testing.draw import SETTINGS
-from cnnspec.testing.oracle import hold_against_torch
+from cnnspec.testing.operator_settings import SETTINGS
+from cnnspec.testing.oracle import compare_with_torch
 
 QUICK = settings(max_examples=60, deadline=None)
 LONG = settings(max_examples=3_000, deadline=None)
@@ -28,7 +28,7 @@ def hold_against_oracle(text: str) -> None:
     graph = loads(text)
     paths = [node.path for node in graph if node.op.owns_module]
     assert len(set(paths)) == len(paths)
-    hold_against_torch(graph, 3 * [graph.input_shape[1:]])
+    compare_with_torch(graph, 3 * [graph.input_shape[1:]])
 
 
 @given(specs())

@@ -12,7 +12,7 @@ from cnnspec.compiler import compile_file
 from cnnspec.testing import assert_sound, soundness
 from cnnspec.testing.faults import CODES, FaultySpec, draw_faulty
 from cnnspec.testing.fuzz import REPETITIONS
-from cnnspec.testing.oracle import Acceptance, Unsound, hold_against_torch, hold_the_set_against_torch
+from cnnspec.testing.oracle import Acceptance, Unsound, compare_sizes_with_torch, compare_with_torch
 from cnnspec.testing.soundness import FIGURES, Tally, judge, report, run
 
 AUX = "aux extra from @seen { global_avgpool | flatten | linear classes }\n"
@@ -49,13 +49,13 @@ def test_an_edit_that_leaves_an_error_is_seen(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_oracle_sees_a_wrong_shape_and_a_wrong_count() -> None:
     graph = loads("input 3x8x8\nconv 3x3 4 stride=2")
-    hold_against_torch(graph, [(8, 8)])
+    compare_with_torch(graph, [(8, 8)])
     hold_broken(graph, 0, (4, 5, 4))
 
 
 def test_the_oracle_sees_a_wrong_shape_in_an_auxiliary_head() -> None:
     graph = loads("input 3x8x8\nclasses 10\nseen: conv 3x3 4 | relu\nflatten | linear classes\n" + AUX)
-    assert hold_against_torch(graph, [(8, 8)]) == 4 + 4 + 3  # in evaluation and in training, and the head in training
+    assert compare_with_torch(graph, [(8, 8)]) == 4 + 4 + 3  # in evaluation and in training, and the head in training
     index = next(index for index, node in enumerate(graph) if node.aux and node.op.name == "global_avgpool")
     hold_broken(graph, index, (4, 2, 1))
 
@@ -66,7 +66,7 @@ def hold_broken(graph: ir.Graph, index: int, shape: tuple[int, ...]) -> None:
     wrong = ir.Node(node.path, node.op, node.inputs, shape, node.weights, node.macs, node.aux)
     broken = ir.Graph(**{**vars_of(graph), "nodes": (*graph.nodes[:index], wrong, *graph.nodes[index + 1 :])})
     with pytest.raises(Unsound, match=r"the (output|shape of)"):
-        hold_against_torch(broken, [graph.input_shape[1:]])
+        compare_with_torch(broken, [graph.input_shape[1:]])
 
 
 def vars_of(graph: ir.Graph) -> dict[str, object]:
@@ -76,11 +76,11 @@ def vars_of(graph: ir.Graph) -> dict[str, object]:
 
 def test_the_oracle_sees_a_wrong_set() -> None:
     graph = loads("input 3x8x8\nadd { maxpool 2; conv 3x3 3 stride=2 }")
-    taken, refused = hold_the_set_against_torch(graph, [(size, size) for size in range(1, 20)])
+    taken, refused = compare_sizes_with_torch(graph, [(size, size) for size in range(1, 20)])
     assert taken > 3 < refused
     vars(graph)["sizes"] = loads("input 3x8x8\nrelu").sizes  # as if every size were taken
     with pytest.raises(Unsound):
-        hold_the_set_against_torch(graph, [(7, 7)])
+        compare_sizes_with_torch(graph, [(7, 7)])
 
 
 def test_joins_do_not_broadcast_for_the_oracle() -> None:

@@ -1,0 +1,173 @@
+"""Random settings of operators and standard blocks that are valid for an input shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from cnnspec.ops import OPS
+from cnnspec.schema import Interval, Word
+from cnnspec.shapes import Shape
+from cnnspec.testing.draw import Rng
+
+Settings = dict[str, Any]
+
+MAX_SIDE = 24
+"""The largest height and width, small enough for every network to be built quickly."""
+
+
+def _divisors(*numbers: int) -> list[int]:
+    common = math.gcd(*numbers)
+    return [n for n in range(1, common + 1) if common % n == 0]
+
+
+def _conv(rng: Rng, x: Shape) -> Settings:
+    same = rng.choice([True, True, False])
+    kernel = rng.choice([(3, 3), (1, 1), (5, 5), (1, 3), (5, 3)] if same else [(2, 2), (3, 3), (4, 2), (3, 1)])
+    settings: Settings = {"kernel": kernel, "c": rng.randint(1, 12)}
+    settings |= rng.subset({"stride": rng.size(1, 2), "dilation": rng.size(1, 2), "bias": True})
+    settings |= {} if same else {"pad": rng.size(0, 3)}
+    if rng.rarely(5):
+        settings |= {"depthwise": True, "c": x[0] * rng.randint(1, 2)}
+    elif rng.rarely():
+        settings["groups"] = rng.choice(_divisors(x[0], settings["c"]))
+    if rng.rarely(5):
+        settings["init"] = Word(rng.choice(["kaiming_normal", "zero", "orthogonal"]))
+    return settings
+
+
+def _conv_transpose(rng: Rng, x: Shape) -> Settings:
+    settings: Settings = {"kernel": rng.size(1, 3), "c": rng.randint(1, 8)}
+    if rng.rarely(2):
+        settings |= {"stride": (2, 2), "out_pad": rng.size(0, 1)}
+    settings |= rng.subset({"dilation": rng.size(1, 2), "bias": False, "pad": rng.size(0, 1)})
+    return settings | rng.subset({"groups": rng.choice(_divisors(x[0], settings["c"]))})
+
+
+def _pool(rng: Rng, x: Shape) -> Settings:
+    settings: Settings = {"kernel": rng.size(1, 3)}
+    return settings | rng.subset({"stride": rng.size(1, 2), "pad": rng.size(0, 1), "ceil": True})
+
+
+def _upsample(rng: Rng, x: Shape) -> Settings:
+    settings: Settings = {"factor": rng.size(1, 2)} if rng.rarely(2) else {"size": rng.size(1, MAX_SIDE)}
+    return settings | rng.subset({"mode": Word("bilinear")})
+
+
+def _pad(rng: Rng, x: Shape) -> Settings:
+    amounts = [rng.randint(-1, 2) for _ in range(rng.choice([1, 2, 4]))]
+    return {"amounts": tuple(amounts) if len(amounts) == 2 else amounts, **rng.subset({"value": 0.5})}
+
+
+def _slice(rng: Rng, x: Shape) -> Settings:
+    low = rng.randint(0, x[0] - 1)
+    return {"range": Interval((low, rng.randint(low + 1, x[0])))}
+
+
+def _norm(rng: Rng, x: Shape) -> Settings:
+    return rng.subset({"eps": 1e-3, "affine": False})
+
+
+def _dropout(rng: Rng, x: Shape) -> Settings:
+    return {"p": rng.choice([0.5, 0.0, 0.25])}
+
+
+def _group_norm(rng: Rng, x: Shape) -> Settings | None:
+    """Draw groups of more than one value, because torch does not normalize a single value."""
+    groups = [n for n in _divisors(x[0]) if math.prod(x) > n]
+    return {"groups": rng.choice(groups), **_norm(rng, x)} if groups else None
+
+
+SETTINGS: dict[str, Callable[[Rng, Shape], Settings | None]] = {
+    "conv": _conv,
+    "conv_transpose": _conv_transpose,
+    "linear": lambda rng, x: {"c": rng.randint(1, 16), **rng.subset({"bias": False})},
+    "bn": lambda rng, x: _norm(rng, x) | rng.subset({"momentum": 0.2}),
+    "gn": _group_norm,
+    "ln": _norm,
+    "in_norm": lambda rng, x: rng.subset({"eps": 1e-3, "affine": True}) if x[1:] != (1, 1) else None,
+    "lrn": lambda rng, x: {"size": rng.randint(1, 5), **rng.subset({"alpha": 1e-3, "k": 2.0})},
+    "leaky_relu": lambda rng, x: rng.subset({"negative_slope": 0.2}),
+    "prelu": lambda rng, x: rng.subset({"num_parameters": x[0]}),
+    "elu": lambda rng, x: rng.subset({"alpha": 0.5}),
+    "celu": lambda rng, x: rng.subset({"alpha": 0.5}),
+    "gelu": lambda rng, x: rng.subset({"approximate": Word("tanh")}),
+    "softplus": lambda rng, x: rng.subset({"beta": 2.0, "threshold": 10.0}),
+    "dropout": _dropout,
+    "dropout2d": _dropout,
+    "drop_path": _dropout,
+    "scale": lambda rng, x: rng.subset({"init": 0.1}),
+    "times": lambda rng, x: {"factor": rng.choice([0.5, 2.0])},
+    "maxpool": lambda rng, x: _pool(rng, x) | rng.subset({"dilation": (2, 1)}),
+    "avgpool": lambda rng, x: _pool(rng, x) | rng.subset({"count_pad": False}),
+    "adaptive_avgpool": lambda rng, x: {"size": rng.size(1, 6)},
+    "adaptive_maxpool": lambda rng, x: {"size": rng.size(1, 6)},
+    "upsample": _upsample,
+    "pixel_shuffle": lambda rng, x: {"factor": rng.randint(1, 2)},
+    "channel_shuffle": lambda rng, x: {"groups": rng.choice(_divisors(x[0]))},
+    "pad": _pad,
+    "slice": _slice,
+}
+"""Draw the settings of each operator for an input shape. Operators without a row are called without arguments.
+
+If the result is None, or the operator rejects the settings, the generator draws another operator.
+"""
+
+ACTIVATIONS = tuple(
+    name for name in OPS if not OPS[name].parameters and name not in ("flatten", "softmax") and "pool" not in name
+)
+
+
+@dataclass(frozen=True)
+class StandardBlock:
+    """A standard block: random settings for a map, its output shape, and the maps it accepts."""
+
+    settings: Callable[[Rng, Shape], Settings]
+    output: Callable[[Shape, Settings], Shape]
+    accepts: Callable[[Shape], bool] = lambda x: True
+
+
+def _strided(times: int) -> Callable[[Shape, Settings], Shape]:
+    """Return the output shape of a block with `c` channels that halves the map with `subsample`."""
+
+    def output(x: Shape, settings: Settings) -> Shape:
+        step = 2 if settings.get("subsample") else settings.get("stride", 1)
+        return (times * settings["c"], *(-(-size // step) for size in x[1:]))
+
+    return output
+
+
+def _narrow(rng: Rng, x: Shape) -> Settings:
+    return {"c": rng.randint(1, 12), **rng.subset({"subsample": True})}
+
+
+_COLUMNS = ("c1", "r3", "c3", "r5", "c5", "cp")
+
+STANDARD_BLOCKS: dict[str, StandardBlock] = {
+    "conv_bn": StandardBlock(lambda rng, x: {"kernel": (3, 3), "c": rng.randint(1, 12)}, _strided(1)),
+    "resnet_block": StandardBlock(_narrow, _strided(1)),
+    "preact_block": StandardBlock(_narrow, _strided(1)),
+    "bottleneck": StandardBlock(lambda rng, x: _narrow(rng, x) | {"c": rng.randint(1, 4)}, _strided(4)),
+    "preact_bottleneck": StandardBlock(lambda rng, x: _narrow(rng, x) | {"c": rng.randint(1, 4)}, _strided(4)),
+    "inverted_residual": StandardBlock(
+        lambda rng, x: {"expand": rng.randint(1, 2), "c": rng.randint(1, 12), **rng.subset({"stride": 2})},
+        _strided(1),
+    ),
+    "transition": StandardBlock(
+        lambda rng, x: rng.subset({"c": rng.randint(1, 12)}),
+        lambda x, settings: (settings.get("c", x[0] // 2), x[1] // 2, x[2] // 2),
+        lambda x: min(x) >= 2,
+    ),
+    "dense_layer": StandardBlock(
+        lambda rng, x: {"growth": rng.randint(1, 3), "bottleneck": rng.randint(1, 2)},
+        lambda x, settings: (x[0] + settings["growth"], *x[1:]),
+    ),
+    "squeeze_excite": StandardBlock(lambda rng, x: {"ratio": rng.randint(1, x[0])}, lambda x, settings: x),
+    "inception_block": StandardBlock(
+        lambda rng, x: {name: rng.randint(1, 4) for name in _COLUMNS},
+        lambda x, settings: (sum(settings[name] for name in _COLUMNS if name[0] == "c"), *x[1:]),
+    ),
+}
+"""Random settings of the shipped blocks."""
