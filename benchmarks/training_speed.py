@@ -39,11 +39,11 @@ from cnnspec.diagnostics import CnnspecError
 from cnnspec.recipe import Cifar10, HFlip, RandomResizedCrop, Setting
 from cnnspec.schema import Interval
 from cnnspec.training import TrainOptions, train
-from cnnspec.training.data.augment import Prepare
-from cnnspec.training.data.batches import Feed
+from cnnspec.training.data.augment import Preprocess
+from cnnspec.training.data.batches import EpochBatches
 from cnnspec.training.data.datasets import ImageData, Pixels, load_data
 from cnnspec.training.loop.machine import keep_memory
-from cnnspec.training.loop.optimizers import optimizer_of
+from cnnspec.training.loop.optimizers import optimizer_for
 from cnnspec.training.loop.signals import Stopped
 from cnnspec.training.runs.loggers import quiet
 
@@ -91,8 +91,8 @@ def loader(data: ImageData, workers: int) -> DataLoader:
     return DataLoader(OneByOne(data), BATCH, shuffle=True, drop_last=True, num_workers=workers)
 
 
-def feed(data: ImageData, epoch: int = 0) -> Feed:
-    return Feed(data.train, Prepare((32, 32), data.mean, data.std, AUGMENT), BATCH, seed=1, epoch=epoch)
+def feed(data: ImageData, epoch: int = 0) -> EpochBatches:
+    return EpochBatches(data.train, Preprocess((32, 32), data.mean, data.std, AUGMENT), BATCH, seed=1, epoch=epoch)
 
 
 def speed(batches: Iterator[Any], count: int, warm: int = 5) -> float:
@@ -207,7 +207,7 @@ def our_steps(
 def bare_steps(graph: Graph, data: ImageData, layout: torch.memory_format) -> Iterator[float]:
     """Seconds of each step of a plain loop over the same batches in the same memory format."""
     network = build(graph).to(memory_format=layout).train()
-    optimizer, _ = optimizer_of(network, graph.recipe, 1)
+    optimizer, _ = optimizer_for(network, graph.recipe, 1)
     batches = iter(feed(data))
     while True:
         start = time.perf_counter()
@@ -226,7 +226,7 @@ def in_pairs(graph: Graph, data: ImageData, steps: int) -> tuple[list[float], li
 
     def between(task: runs.Task) -> None:
         if not loops:  # in the memory format that the trainer has chosen
-            loops.append(bare_steps(graph, data, task.around.layout))
+            loops.append(bare_steps(graph, data, task.context.memory_format))
         bare.append(next(loops[0]))
 
     ours = our_steps(graph, data, steps + WARM, between)

@@ -78,11 +78,11 @@ def test_an_operator_says_what_it_means(kind: type) -> None:
 def test_every_choice_of_a_recipe_has_its_row() -> None:
     pytest.importorskip("torch")
     from cnnspec.backends.torch.inits import FILLS
-    from cnnspec.training.data.augment import CHANGES
+    from cnnspec.training.data.augment import TRANSFORMS
     from cnnspec.training.loop.optimizers import OPTIMIZERS, SCHEDULES
 
     assert set(FILLS) == set(inits.INITS)
-    assert set(CHANGES) == set(recipe.AUGMENTATIONS)
+    assert set(TRANSFORMS) == set(recipe.AUGMENTATIONS)
     assert set(OPTIMIZERS) == set(recipe.OPTIMIZERS)
     assert set(SCHEDULES) == set(recipe.SCHEDULES)
 

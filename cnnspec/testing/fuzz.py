@@ -15,7 +15,8 @@ WORDS = (
     "network input classes param block default init expect train use extends aux let require when repeat as each if "
     "then else in nothing or and not true false once add mul concat stem stage head conv bn relu linear flatten "
     'resnet_block conv_bn op int x3 3x3 3x32x32 16 0.5 1e-3 40M 1% name: @stem in.c in.q min( ceil( " # ; | { } '
-    "( ) [ ] , . = == <= .. + - * / // % \n \n \n \t \r \0 é ١ ＣＯＮＶ 𝟛 {n} {in.c} 99999999999999999999 1e999 -1 (-1) ..3 3.. §"
+    "( ) [ ] , . = == <= .. + - * / // % \n \n \n \t \r \0 é ١ ＣＯＮＶ 𝟛 {n} {in.c} "
+    "99999999999999999999 1e999 -1 (-1) ..3 3.. §"
 ).split(" ")
 
 

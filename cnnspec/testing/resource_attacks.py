@@ -63,7 +63,7 @@ def _folder(folder: Path) -> Path:
 
 
 def _tower(levels: int, twice: str = "{0}\n{0}", first: str = "relu") -> str:
-    """Return a chain of blocks, each of which calls the previous one twice."""
+    """Return a chain of blocks, each calling the previous one twice."""
     blocks = [f"block b0() {{ {first} }}"]
     blocks += [f"block b{i}() {{\n{twice.format(f'b{i - 1}')}\n}}" for i in range(1, levels)]
     return "\n".join([*blocks, f"b{levels - 1}"])

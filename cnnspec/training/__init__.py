@@ -1,4 +1,7 @@
-"""Training and testing by a spec's recipe; needs the extra `train`, and imports torch when it is first used."""
+"""Train and test networks by the recipe of their spec.
+
+This package needs the extra `train`. It imports torch on first use.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
     from cnnspec.training.runs.train import train
     from cnnspec.training.sweeps.sweep import SweepOptions, SweepResult, sweep
 
-_HOMES = {
+_MODULES = {
     "compare": "comparison.compare",
     "Comparison": "comparison.compare",
     "evaluate": "loop.evaluate",
@@ -32,14 +35,14 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if "torch" not in sys.modules:
-        # OpenMP reads this once. Threads that wait for each other otherwise hold on to the processor for so long
-        # that a step beside other work takes up to ten times as long; alone it makes no difference.
+        # OpenMP reads this once. By default, waiting threads spin for so long that a step next to other work takes up
+        # to ten times as long. On an idle machine the setting makes no difference.
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("cnnspec"):
             raise
@@ -49,6 +52,10 @@ def __getattr__(name: str) -> Any:
             f"{what} needs `{error.name}`, which is not installed",
             help=f"install what {what} needs with `pip install 'cnnspec[{extra}]'`",
         ) from None
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 __all__ = [

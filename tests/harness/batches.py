@@ -8,26 +8,26 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from cnnspec.training.data.batches import Batch, Feed
+from cnnspec.training.data.batches import Batch, EpochBatches
 
 
-def watch(patch: pytest.MonkeyPatch, act: Callable[[Feed, int, Batch], None]) -> None:
+def watch(patch: pytest.MonkeyPatch, act: Callable[[EpochBatches, int, Batch], None]) -> None:
     """Calls `act` with each batch and its number before it is handed out."""
-    batches = Feed.__iter__
+    batches = EpochBatches.__iter__
 
-    def watched(self: Feed) -> Iterator[Batch]:
+    def watched(self: EpochBatches) -> Iterator[Batch]:
         for number, batch in enumerate(batches(self), self.skip):
             act(self, number, batch)
             yield batch
 
-    patch.setattr(Feed, "__iter__", watched)
+    patch.setattr(EpochBatches, "__iter__", watched)
 
 
 def stop_at(patch: pytest.MonkeyPatch, epoch: int, batch: int, number: int = signal.SIGTERM) -> None:
     """Sends a signal in front of a batch of training."""
 
-    def act(feed: Feed, place: int, _: Batch) -> None:
-        if feed.seed is not None and (feed.epoch, place) == (epoch, batch):
+    def act(batches: EpochBatches, place: int, _: Batch) -> None:
+        if batches.seed is not None and (batches.epoch, place) == (epoch, batch):
             os.kill(os.getpid(), number)
 
     watch(patch, act)

@@ -111,7 +111,7 @@ def _report(shared: Shared) -> None:
     # Many calls to be killed in.
     checkpoints.CHUNK = 512
 
-    class Told(io.FileIO):
+    class Predictions(io.FileIO):
         def write(self, content: Any) -> int:
             called()
             return super().write(content)
@@ -124,7 +124,7 @@ def _report(shared: Shared) -> None:
         if path.suffix != ".part":
             return path_open(path, *args, **options)
         called()
-        return Told(path, "wb")
+        return Predictions(path, "wb")
 
     def telling(home: Any, name: str) -> None:
         original = getattr(home, name)
@@ -439,7 +439,7 @@ def _lost(out: Path, step: int, saved: int, code: int, trial: int, faults: list[
     from cnnspec.training.loop.checkpoints import Checkpoints
 
     store, step = Checkpoints(newest(out) / "checkpoints"), max(0, step)
-    if not store.exist():
+    if not store.exists():
         if step:
             faults.append(f"trial {trial}: {step} steps and no checkpoint")
         return step

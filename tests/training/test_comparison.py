@@ -145,12 +145,12 @@ def test_a_figure_of_one_value_has_no_deviation() -> None:
     reached, missed = run_of([0.6], [4.0]), run_of([0.4], [5.0])
     row = Row("x", "x", {}, "k", 1, 1, (reached, missed), 0.5)
     assert row.seconds_to_target == Figure(4.0, None, 1)
-    assert "4.0 (1 of 2)" in comparing.in_text([row], 0.5)
+    assert "4.0 (1 of 2)" in comparing.format_text([row], 0.5)
 
 
 def test_markdown_shows_a_label_letter_by_letter() -> None:
     row = Row("a|b*<i>`x", "a", {}, "k", 1, 1, ())
-    table = comparing.in_markdown([row], None)
+    table = comparing.format_markdown([row], None)
     assert "a\\|b\\*\\<i\\>\\`x" in table
 
 
@@ -328,7 +328,7 @@ def test_what_every_network_would_meet_ends_it(run_compare: Compare, folder: Pat
 
 def test_two_comparisons_in_one_folder_are_refused(run_compare: Compare, folder: Path) -> None:
     (folder / "c").mkdir()
-    with comparing.hold(folder / "c"), pytest.raises(CnnspecError) as error:
+    with comparing.acquire(folder / "c" / comparing.LOCK), pytest.raises(CnnspecError) as error:
         run_compare("a.cnn", out="c")
     assert code(error) == "E0506"
     assert not list(folder.glob("c/runs/*"))
@@ -376,8 +376,8 @@ def test_a_signal_stops_it_and_it_goes_on(
 
 
 def test_the_command(folder: Path, request: pytest.FixtureRequest) -> None:
-    former = signal.getsignal(signal.SIGTERM)
-    request.addfinalizer(lambda: signal.signal(signal.SIGTERM, former))
+    previous = signal.getsignal(signal.SIGTERM)
+    request.addfinalizer(lambda: signal.signal(signal.SIGTERM, previous))
     stated = ["--threads", "1", "--memory-format", "channels_last", "--offline", "--epochs", "1", "--seeds", "1"]
     done = CliRunner().invoke(app, ["compare", "a.cnn", "--set", "c=2,3", *stated, "--target", "1%", "--json"])
     assert done.exit_code == 0, done.output

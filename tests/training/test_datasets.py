@@ -30,12 +30,12 @@ from cnnspec.recipe import (
     Rotate,
     Setting,
 )
-from cnnspec.training.data import batches as feed_module
+from cnnspec.training.data import batches as batches_module
 from cnnspec.training.data import download
-from cnnspec.training.data.augment import CHANGES, Prepare, crop_boxes, fit, resize_boxes
-from cnnspec.training.data.batches import Feed
+from cnnspec.training.data.augment import TRANSFORMS, Preprocess, crop_boxes, resize_and_crop, resize_boxes
+from cnnspec.training.data.batches import EpochBatches
 from cnnspec.training.data.datasets import SOURCES, Files, ImageData, Pixels, load_data, split, statistics
-from cnnspec.training.data.rng import Chance
+from cnnspec.training.data.rng import BatchRng
 
 REAL = os.environ.get("CNNSPEC_DATA")
 needs_real_data = pytest.mark.skipif(REAL is None, reason="needs the real data sets in CNNSPEC_DATA")
@@ -49,8 +49,8 @@ def fashion_mini(input: str = "1x28x28") -> ImageData:
     return load_data(graph(input), Setting.of(FashionMini()), Path("nowhere"))
 
 
-def chance(count: int, seed: int = 0) -> Chance:
-    return Chance.of(seed, count)
+def batch_rng(count: int, seed: int = 0) -> BatchRng:
+    return BatchRng.for_batch(seed, count)
 
 
 def code(error: pytest.ExceptionInfo[CnnspecError]) -> str:
@@ -62,17 +62,17 @@ def code(error: pytest.ExceptionInfo[CnnspecError]) -> str:
 
 def test_every_declared_data_set_and_augmentation_has_a_row():
     assert {*SOURCES, "folder"} == set(DATA_SETS)
-    assert set(CHANGES) == set(AUGMENTATIONS)
+    assert set(TRANSFORMS) == set(AUGMENTATIONS)
 
 
-@pytest.mark.parametrize(("count", "held"), [(50000, 5000), (60000, 5000), (6000, 500), (10, 1), (10, 0)])
-def test_the_split_is_that_of_the_global_seed(count: int, held: int):
+@pytest.mark.parametrize(("count", "held_out"), [(50000, 5000), (60000, 5000), (6000, 500), (10, 1), (10, 0)])
+def test_the_split_is_that_of_the_global_seed(count: int, held_out: int):
     torch.manual_seed(42)
-    kept, held_back = random_split(range(count), [count - held, held])  # type: ignore[arg-type]
-    train, val = split(count, held, "set")
+    kept, held_back = random_split(range(count), [count - held_out, held_out])  # type: ignore[arg-type]
+    train, val = split(count, held_out, "set")
     assert val.tolist() == list(held_back.indices)
     assert sorted(train.tolist()) == sorted(kept.indices)
-    if held:
+    if held_out:
         assert train.tolist() == list(kept.indices)
 
 
@@ -221,7 +221,7 @@ def test_a_folder_with_a_share_for_validation(tmp_path: Path):
     write_images(tmp_path / "train")
     data = load_data(graph("3x8x8", 2), Setting.of(Folder(path=str(tmp_path), val=0.2)), Path())
     assert (len(data.train), data.val and len(data.val), data.test) == (16, 4, None)
-    (images, labels), *_ = Feed(data.train, Prepare((8, 8), data.mean, data.std), 4, seed=1, workers=2)
+    (images, labels), *_ = EpochBatches(data.train, Preprocess((8, 8), data.mean, data.std), 4, seed=1, workers=2)
     assert images.shape == (4, 3, 8, 8)
     assert set(labels.tolist()) <= {0, 1}
 
@@ -262,7 +262,7 @@ def test_faults_of_a_folder(tmp_path: Path):
 def test_test_images_are_bit_for_bit_those_of_torchvision(channels: int):
     data = fashion_mini(f"{channels}x28x28")
     assert isinstance(data.test, Pixels)
-    ours = Prepare((28, 28), data.mean, data.std)(data.test.pixels[:50])
+    ours = Preprocess((28, 28), data.mean, data.std)(data.test.pixels[:50])
     old = transforms.Compose([transforms.ToTensor(), transforms.Normalize(data.mean, data.std)])
     arrays = data.test.pixels[:50].permute(0, 2, 3, 1).contiguous().numpy()
     assert torch.equal(ours, torch.stack([old(array) for array in arrays]))
@@ -271,15 +271,15 @@ def test_test_images_are_bit_for_bit_those_of_torchvision(channels: int):
 def test_images_are_resized_as_torchvision_does_and_keep_their_aspect():
     images = torch.randint(0, 256, (4, 3, 20, 30), dtype=torch.uint8)
     covering = v2.Compose([v2.Resize(40, antialias=True), v2.CenterCrop(40)])
-    assert torch.equal(fit(images, (40, 40)), covering(images))
-    assert fit(images, (20, 30)) is images
-    assert torch.equal(fit(images, (10, 15)), v2.functional.resize(images, [10, 15], antialias=True))
+    assert torch.equal(resize_and_crop(images, (40, 40)), covering(images))
+    assert resize_and_crop(images, (20, 30)) is images
+    assert torch.equal(resize_and_crop(images, (10, 15)), v2.functional.resize(images, [10, 15], antialias=True))
 
 
 @pytest.mark.parametrize("size", [(32, 32), (14, 20), (50, 41)])
 def test_a_resized_crop_is_that_of_torchvision(size: tuple[int, int]):
     images = torch.randint(0, 256, (30, 3, 32, 28), dtype=torch.uint8)
-    boxes = crop_boxes((32, 28), (0.08, 1.0), (3 / 4, 4 / 3), chance(30))
+    boxes = crop_boxes((32, 28), (0.08, 1.0), (3 / 4, 4 / 3), batch_rng(30))
     ours = resize_boxes(images, boxes, size).int()
     for image, box, got in zip(images, boxes.tolist(), ours, strict=True):
         wanted = v2.functional.resized_crop(image, *box, list(size), antialias=True).int()
@@ -292,7 +292,7 @@ def test_crops_are_distributed_as_those_of_torchvision():
     transform = v2.RandomResizedCrop(32, scale, ratio)
     params = [transform.make_params([image]) for _ in range(3000)]
     theirs = torch.tensor([[p["top"], p["left"], p["height"], p["width"]] for p in params]).double()
-    ours = crop_boxes((32, 32), scale, ratio, chance(3000)).double()
+    ours = crop_boxes((32, 32), scale, ratio, batch_rng(3000)).double()
     assert (ours.mean(0) - theirs.mean(0)).abs().max() < 0.1
     assert (ours.std(0) - theirs.std(0)).abs().max() < 0.1
     assert (ours.amax(0) - theirs.amax(0)).abs().max() <= 1
@@ -314,7 +314,7 @@ def test_crops_pass_the_test_of_kolmogorov_and_smirnov(scale: tuple[float, float
     transform = v2.RandomResizedCrop(32, scale, ratio)
     params = [transform.make_params([torch.zeros(3, 32, 32)]) for _ in range(4000)]
     theirs = torch.tensor([[p["top"], p["left"], p["height"], p["width"]] for p in params])
-    ours = crop_boxes((32, 32), scale, ratio, chance(4000, 5))
+    ours = crop_boxes((32, 32), scale, ratio, batch_rng(4000, 5))
     for column in range(4):
         assert distance(ours[:, column], theirs[:, column]) < 1
     assert distance(ours[:, 2] * ours[:, 3], theirs[:, 2] * theirs[:, 3]) < 1
@@ -336,7 +336,7 @@ def test_shifts_and_flips_pass_the_test_of_kolmogorov_and_smirnov():
         ("hflip", flip, {"p": 0.5}),
         ("translate", move, {"by": 0.25}),
     ):
-        ours = CHANGES[name](images, (12, 16), chance(4000, 100), **args)
+        ours = TRANSFORMS[name](images, (12, 16), batch_rng(4000, 100), **args)
         theirs = torch.stack([theirs_of(ramp) for _ in range(4000)])
         for row, col in ((0, 0), (6, 8), (11, 15), (2, 13)):
             assert distance(ours[:, 0, row, col], theirs[:, 0, row, col]) < 1, (name, row, col)
@@ -346,18 +346,18 @@ def test_flips_alternate_and_halve_the_images():
     images = torch.arange(12, dtype=torch.uint8).view(1, 1, 3, 4).repeat(2000, 1, 1, 1)
     turned = []
     for epoch in range(3):
-        flipped = CHANGES["alternating_flip"](images, (3, 4), Chance.of(1, 2000, epoch))
+        flipped = TRANSFORMS["alternating_flip"](images, (3, 4), BatchRng.for_batch(1, 2000, epoch))
         turned.append((flipped == images.flip(-1)).flatten(1).all(1))
     assert torch.equal(turned[0], ~turned[1])
     assert torch.equal(turned[0], turned[2])
     assert 0.45 < turned[0].float().mean() < 0.55
-    other = CHANGES["alternating_flip"](images, (3, 4), Chance.of(2, 2000))
+    other = TRANSFORMS["alternating_flip"](images, (3, 4), BatchRng.for_batch(2, 2000))
     assert 0.4 < ((other == images.flip(-1)).flatten(1).all(1) == turned[0]).float().mean() < 0.6
 
 
 def test_cutout_blanks_a_square_around_each_pixel_alike():
     images = torch.full((4000, 1, 9, 7), 9, dtype=torch.uint8)
-    blank = CHANGES["cutout"](images, (9, 7), chance(4000), side=3) == 0
+    blank = TRANSFORMS["cutout"](images, (9, 7), batch_rng(4000), side=3) == 0
     rows, cols = blank.any(-1).sum(-1).flatten(), blank.any(-2).sum(-1).flatten()
     assert torch.equal(blank.flatten(1).sum(1), rows * cols)
     assert set(rows.tolist()) == set(cols.tolist()) == {2, 3}
@@ -369,14 +369,14 @@ def test_cutout_blanks_a_square_around_each_pixel_alike():
 def test_parts_of_a_batch_are_changed_as_the_whole(name: str):
     setting = SETTINGS.get(name) or Setting.of(AUGMENTATIONS[name]())
     images = torch.randint(0, 256, (9, 3, 20, 24), dtype=torch.uint8)
-    prepare = Prepare((16, 16), [0.5] * 3, [0.25] * 3, [setting])
-    whole = prepare(images, chance(9))
-    one_by_one = torch.cat([prepare(images[i : i + 1], chance(9).part(slice(i, i + 1))) for i in range(9)])
+    preprocess = Preprocess((16, 16), [0.5] * 3, [0.25] * 3, [setting])
+    whole = preprocess(images, batch_rng(9))
+    one_by_one = torch.cat([preprocess(images[i : i + 1], batch_rng(9).select(slice(i, i + 1))) for i in range(9)])
     assert torch.allclose(whole, one_by_one, atol=1e-5)
 
 
 def test_a_crop_that_cannot_fit_is_the_centre():
-    boxes = crop_boxes((10, 40), (1.0, 1.0), (1.0, 1.0), chance(5))
+    boxes = crop_boxes((10, 40), (1.0, 1.0), (1.0, 1.0), batch_rng(5))
     assert boxes.tolist() == [[0, 15, 10, 10]] * 5
 
 
@@ -384,7 +384,7 @@ def test_a_crop_that_cannot_fit_is_the_centre():
 def test_a_random_crop_is_a_place_of_the_padded_image(mode: str):
     padding = {"zeros": "constant", "reflect": "reflect", "edge": "edge"}[mode]
     images = torch.randint(1, 256, (40, 2, 6, 5), dtype=torch.uint8)
-    crops = CHANGES["random_crop"](images, (6, 5), chance(40), pad=(2, 3), mode=mode)
+    crops = TRANSFORMS["random_crop"](images, (6, 5), batch_rng(40), pad=(2, 3), mode=mode)
     places: set[tuple[int, int]] = set()
     for image, crop in zip(images, crops, strict=True):
         padded = v2.functional.pad(image, [3, 2], padding_mode=padding)
@@ -398,7 +398,7 @@ def test_a_random_crop_is_a_place_of_the_padded_image(mode: str):
 def test_flips_happen_to_the_share_that_was_asked_for():
     images = torch.arange(12, dtype=torch.uint8).view(1, 1, 3, 4).repeat(2000, 1, 1, 1)
     for name, axis in (("hflip", -1), ("vflip", -2)):
-        flipped = CHANGES[name](images, (3, 4), chance(2000), p=0.3)
+        flipped = TRANSFORMS[name](images, (3, 4), batch_rng(2000), p=0.3)
         turned = (flipped == images.flip(axis)).flatten(1).all(1)
         same = (flipped == images).flatten(1).all(1)
         assert bool((turned ^ same).all())
@@ -409,8 +409,8 @@ def test_rotation_turns_as_torchvision_does():
     image = torch.zeros(1, 1, 24, 16, dtype=torch.uint8)
     image[..., 8:16, 4:12] = 200
     torch.manual_seed(0)
-    turned = CHANGES["rotate"](image.repeat(20, 1, 1, 1), (24, 16), chance(20, 3), degrees=30.0)
-    angles = (chance(20, 3).rand() * 60 - 30).tolist()
+    turned = TRANSFORMS["rotate"](image.repeat(20, 1, 1, 1), (24, 16), batch_rng(20, 3), degrees=30.0)
+    angles = (batch_rng(20, 3).rand() * 60 - 30).tolist()
     for angle, got in zip(angles, turned, strict=True):
         wanted = v2.functional.rotate(image[0], angle, v2.InterpolationMode.BILINEAR)
         other = v2.functional.rotate(image[0], -angle, v2.InterpolationMode.BILINEAR)
@@ -420,7 +420,7 @@ def test_rotation_turns_as_torchvision_does():
 
 def test_erasing_blanks_a_rectangle():
     images = torch.full((300, 3, 20, 20), 9, dtype=torch.uint8)
-    erased = CHANGES["random_erasing"](images, (20, 20), chance(300), p=0.5, scale=(0.02, 0.33), ratio=(0.3, 3.3))
+    erased = TRANSFORMS["random_erasing"](images, (20, 20), batch_rng(300), p=0.5, scale=(0.02, 0.33), ratio=(0.3, 3.3))
     blank = (erased == 0).all(1)
     area = blank.flatten(1).sum(1)
     assert 0.4 < (area > 0).float().mean() < 0.6
@@ -444,9 +444,9 @@ def test_every_augmentation_depends_on_its_generator_alone(name: str, channels: 
     setting = SETTINGS.get(name) or Setting.of(AUGMENTATIONS[name]())
     images = torch.randint(0, 256, (16, channels, 20, 24), dtype=torch.uint8)
     kept = images.clone()
-    prepare = Prepare((16, 16), [0.5] * channels, [0.25] * channels, [setting])
+    preprocess = Preprocess((16, 16), [0.5] * channels, [0.25] * channels, [setting])
     before = torch.get_rng_state()
-    first, again, other = (prepare(images, chance(16, seed)) for seed in (1, 1, 2))
+    first, again, other = (preprocess(images, batch_rng(16, seed)) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(images, kept)
     assert first.shape == (16, channels, 16, 16)
@@ -454,12 +454,12 @@ def test_every_augmentation_depends_on_its_generator_alone(name: str, channels: 
     assert torch.equal(first, again)
     if not (name == "color_jitter" and channels == 1):
         assert not torch.equal(first, other)
-    assert torch.equal(prepare(images), Prepare((16, 16), [0.5] * channels, [0.25] * channels)(images))
+    assert torch.equal(preprocess(images), Preprocess((16, 16), [0.5] * channels, [0.25] * channels)(images))
 
 
 # --- batches -------------------------------------------------------------------------------------
 
-CHANGING = Prepare((28, 28), (0.5,), (0.25,), [Setting.of(RandomCrop(pad=(2, 2)))])
+CHANGING = Preprocess((28, 28), (0.5,), (0.25,), [Setting.of(RandomCrop(pad=(2, 2)))])
 
 
 def pixels(count: int = 50) -> Pixels:
@@ -470,11 +470,11 @@ def pixels(count: int = 50) -> Pixels:
 def test_batches_that_are_made_together_are_those_that_are_made_one_by_one(name: str, monkeypatch: pytest.MonkeyPatch):
     setting = SETTINGS.get(name) or Setting.of(AUGMENTATIONS[name]())
     images = Pixels(torch.randint(0, 256, (30, 3, 12, 10), dtype=torch.uint8), torch.arange(30))
-    prepare = Prepare((12, 10), (0.5,) * 3, (0.25,) * 3, [setting])
-    monkeypatch.setattr(feed_module, "TOGETHER", 3 * 4 * 3 * 12 * 10)  # three batches
+    preprocess = Preprocess((12, 10), (0.5,) * 3, (0.25,) * 3, [setting])
+    monkeypatch.setattr(batches_module, "GROUP_VALUES", 3 * 4 * 3 * 12 * 10)  # three batches
     for rank in range(2):
-        feed = Feed(images, prepare, 4, seed=1, skip=1, rank=rank, world=2)
-        together, alone = list(feed), [feed[number] for number in range(1, 7)]
+        batches = EpochBatches(images, preprocess, 4, seed=1, skip=1, rank=rank, world=2)
+        together, alone = list(batches), [batches[number] for number in range(1, 7)]
         for ours, theirs in zip(together, alone, strict=True):
             assert torch.equal(ours[0], theirs[0])
             assert torch.equal(ours[1], theirs[1])
@@ -483,39 +483,42 @@ def test_batches_that_are_made_together_are_those_that_are_made_one_by_one(name:
 
 def test_batches_depend_on_seed_epoch_and_place():
     images = pixels()
-    whole = list(Feed(images, CHANGING, 8, seed=1, epoch=2))
+    whole = list(EpochBatches(images, CHANGING, 8, seed=1, epoch=2))
     assert len(whole) == 6  # the last two images do not fill a batch
     assert len({int(label) for _, labels in whole for label in labels}) == 48
     for other in (
-        Feed(images, CHANGING, 8, seed=1, epoch=2, workers=3),
-        Feed(images, CHANGING, 8, seed=1, epoch=2, skip=2),
+        EpochBatches(images, CHANGING, 8, seed=1, epoch=2, workers=3),
+        EpochBatches(images, CHANGING, 8, seed=1, epoch=2, skip=2),
     ):
         for (ours, labels), (theirs, expected) in zip(other, whole[other.skip :], strict=True):
             assert torch.equal(ours, theirs)
             assert torch.equal(labels, expected)
-    for changed in (Feed(images, CHANGING, 8, seed=2, epoch=2), Feed(images, CHANGING, 8, seed=1, epoch=3)):
+    for changed in (
+        EpochBatches(images, CHANGING, 8, seed=2, epoch=2),
+        EpochBatches(images, CHANGING, 8, seed=1, epoch=3),
+    ):
         assert not torch.equal(next(iter(changed))[1], whole[0][1])
 
 
 def test_devices_share_a_batch():
     images = pixels()
-    whole = list(Feed(images, CHANGING, 8, seed=1))
-    shares = [list(Feed(images, CHANGING, 8, seed=1, rank=rank, world=2)) for rank in range(2)]
+    whole = list(EpochBatches(images, CHANGING, 8, seed=1))
+    shares = [list(EpochBatches(images, CHANGING, 8, seed=1, rank=rank, world=2)) for rank in range(2)]
     for (_, labels), (_, first), (_, second) in zip(whole, *shares, strict=True):
         assert sorted(torch.cat([first, second]).tolist()) == sorted(labels.tolist())
 
 
 def test_testing_sees_every_image_once_in_order():
-    labels = [label for _, labels in Feed(pixels(), CHANGING, 8) for label in labels.tolist()]
+    labels = [label for _, labels in EpochBatches(pixels(), CHANGING, 8) for label in labels.tolist()]
     assert labels == list(range(50))
 
 
 def test_a_set_smaller_than_a_batch_is_one_batch():
-    assert len(list(Feed(pixels(5), CHANGING, 8, seed=1))) == 1
+    assert len(list(EpochBatches(pixels(5), CHANGING, 8, seed=1))) == 1
 
 
 def test_workers_end_with_the_iteration():
-    batches = iter(Feed(pixels(), CHANGING, 4, seed=1, workers=2))
+    batches = iter(EpochBatches(pixels(), CHANGING, 4, seed=1, workers=2))
     next(batches)
     assert len(multiprocessing.active_children()) >= 2
     batches.close()  # type: ignore[attr-defined]
@@ -529,16 +532,16 @@ def test_an_image_that_a_worker_cannot_read_is_a_diagnostic(tmp_path: Path):
     (tmp_path / "broken.png").write_bytes(b"no image")
     images = Files((tmp_path / "broken.png",) * 8, torch.zeros(8).long(), 1)
     with pytest.raises(CnnspecError) as error:
-        next(iter(Feed(images, CHANGING, 4, seed=1, workers=1)))
+        next(iter(EpochBatches(images, CHANGING, 4, seed=1, workers=1)))
     assert code(error) == "E0503"
     assert "`broken.png`" in str(error.value)
 
 
 def test_a_worker_that_dies_is_replaced(capsys: pytest.CaptureFixture[str]):
     images = pixels(400)
-    whole = list(Feed(images, CHANGING, 8, seed=1))
+    whole = list(EpochBatches(images, CHANGING, 8, seed=1))
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    batches = iter(Feed(images, CHANGING, 8, seed=1, workers=1))
+    batches = iter(EpochBatches(images, CHANGING, 8, seed=1, workers=1))
     for number in range(len(whole)):
         seen.append(next(batches))
         if number == 3:
@@ -564,12 +567,12 @@ def test_batches_are_made_where_the_images_are(name: str):
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     setting = SETTINGS.get(name) or Setting.of(AUGMENTATIONS[name]())
-    prepare = Prepare((16, 16), [0.5] * 3, [0.25] * 3, [setting])
+    preprocess = Preprocess((16, 16), [0.5] * 3, [0.25] * 3, [setting])
     shapes = ShapeEnv(allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True)
     with FakeTensorMode(allow_non_fake_inputs=True, shape_env=shapes):
         images = Pixels(torch.zeros(20, 3, 20, 24, dtype=torch.uint8), torch.zeros(20).long())
         there = images.to(torch.device("cuda", 0))
-        made, labels = Feed(there, prepare, 8, seed=1)[1]
+        made, labels = EpochBatches(there, preprocess, 8, seed=1)[1]
         with pytest.raises(RuntimeError, match="device"):  # the proof that it is looked at
             made + torch.zeros(16)
     assert made.device == labels.device == there.device == torch.device("cuda", 0)
@@ -577,8 +580,8 @@ def test_batches_are_made_where_the_images_are(name: str):
 
 
 def test_random_numbers_are_drawn_on_the_cpu_and_brought_to_the_images():
-    here = Chance.of(3, 5)
-    there = replace(Chance.of(3, 5), device=torch.device("meta"))
+    here = BatchRng.for_batch(3, 5)
+    there = replace(BatchRng.for_batch(3, 5), device=torch.device("meta"))
     for _ in range(3):
         here.rand(4)
         assert there.rand(4).device.type == "meta"

@@ -25,9 +25,9 @@ from PIL import Image
 from cnnspec import CnnspecError, Graph, build, load, loads
 from cnnspec.backends.torch.weights import read_weights
 from cnnspec.training import Result
-from cnnspec.training.data.batches import Feed
+from cnnspec.training.data.batches import EpochBatches
 from cnnspec.training.loop import checkpoints
-from cnnspec.training.loop.checkpoints import Checkpoints, Damaged, unseal
+from cnnspec.training.loop.checkpoints import Checkpoints, DamagedCheckpoint, unseal
 from cnnspec.training.loop.journal import Journal, read_journal
 from cnnspec.training.loop.task import Task
 from cnnspec.training.runs.folder import RunFolder
@@ -69,10 +69,10 @@ def state_of(step: int) -> dict[str, Any]:
 
 def test_the_last_two_checkpoints_and_the_best_are_kept(tmp_path: Path):
     store = Checkpoints(tmp_path)
-    assert not store.exist()
+    assert not store.exists()
     for step in range(1, 5):
         store.save(state_of(step), best=step == 2)
-    steps = [unseal(path.read_bytes())["progress"]["step"] for path in (store.former, store.last, store.best)]
+    steps = [unseal(path.read_bytes())["progress"]["step"] for path in (store.previous, store.last, store.best)]
     assert steps == [3, 4, 2]
     assert torch.equal(read_weights(store.weights)["a"], state_of(2)["state_dict"]["network.a"])
     assert torch.load(store.last, weights_only=True)["progress"] == {"step": 4}
@@ -115,7 +115,7 @@ def test_every_truncation_and_every_flipped_byte_is_found(tmp_path: Path):
 
     count = 0
     for bytes_ in damaged():
-        with pytest.raises(Damaged):
+        with pytest.raises(DamagedCheckpoint):
             unseal(bytes_)
         if count % 50 == 0:  # and the run goes on from the one before
             store.last.write_bytes(bytes_)
@@ -372,7 +372,7 @@ def test_parts_of_a_batch_have_the_gradients_of_the_whole(run: Callable[..., Res
 
 @pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EROFS])
 def test_a_disk_that_is_full_ends_the_run_with_an_error(run: Callable[..., Result], tmp_path: Path, fault: int):
-    save = checkpoints.write_whole
+    save = checkpoints.write_atomically
 
     def full(path: Path, content: bytes) -> None:
         if b"metrics" in content and len(calls) > 1:
@@ -382,7 +382,7 @@ def test_a_disk_that_is_full_ends_the_run_with_an_error(run: Callable[..., Resul
 
     calls: list[Path] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoints, "write_whole", full)
+        patch.setattr(checkpoints, "write_atomically", full)
         with pytest.raises(CnnspecError) as error:
             run(tiny(), save_every=0)
     assert code(error) == "E0506"
@@ -471,15 +471,15 @@ def test_workers_that_die_again_and_again_end_the_run_with_a_saved_state(
     monkeypatch.setattr("cnnspec.training.runs.train.default_workers", lambda: 1)
     monkeypatch.setattr("cnnspec.training.loop.evaluate.default_workers", lambda: 0)
     whole = run(graph, seed=8)
-    make, here = Feed.__getitem__, os.getpid()
+    make, here = EpochBatches.__getitem__, os.getpid()
 
-    def dying(self: Feed, place: int) -> Any:
+    def dying(self: EpochBatches, place: int) -> Any:
         if os.getpid() != here and self.epoch == 1 and place == 2:
             os._exit(9)
         return make(self, place)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Feed, "__getitem__", dying)
+        patch.setattr(EpochBatches, "__getitem__", dying)
         with pytest.raises(CnnspecError) as error:
             run(graph, seed=8)
     assert code(error) == "E0514"

@@ -13,7 +13,7 @@ import torch
 
 from cnnspec import loads
 from cnnspec.training.comparison.candidates import Candidate
-from cnnspec.training.comparison.report import TABLE, render
+from cnnspec.training.comparison.report import MAX_TABLE_CLASSES, render
 from cnnspec.training.comparison.table import Row, Run
 from cnnspec.training.data.datasets import load_data
 from cnnspec.training.runs.predictions import write_predictions
@@ -180,7 +180,7 @@ def test_it_is_one_file_and_always_the_same(page_file: Path) -> None:
 
 
 def test_many_classes_are_a_picture(tmp_path: Path) -> None:
-    classes = TABLE + 5
+    classes = MAX_TABLE_CLASSES + 5
     graph = loads(
         SPEC.replace("LINES", "").replace("ACT", "relu").replace("classes 10", f"classes {classes}"), name="many"
     )

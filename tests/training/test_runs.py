@@ -25,13 +25,13 @@ from cnnspec.backends.torch.weights import read_weights
 from cnnspec.ir import Model
 from cnnspec.recipe import OPTIMIZERS, SCHEDULES, Cifar100, FashionMini, Folder, Recipe, Setting
 from cnnspec.training import Result, TrainOptions, evaluate, train
-from cnnspec.training.data.batches import Feed
+from cnnspec.training.data.batches import EpochBatches
 from cnnspec.training.data.datasets import load_data
 from cnnspec.training.loop import optimizers
 from cnnspec.training.loop.journal import read_journal
 from cnnspec.training.loop.optimizers import make_optimizer
 from cnnspec.training.runs.folder import RunFolder
-from cnnspec.training.runs.options import recipe_of
+from cnnspec.training.runs.options import effective_recipe
 
 NETWORK = """network tiny
 input 1x28x28
@@ -204,14 +204,14 @@ def test_what_torch_refuses_is_a_diagnostic(run: Callable[..., Result], tmp_path
 
 def test_a_step_of_training_is_that_of_plain_torch(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch):
     """One epoch by hand: the same batches, the same loss with label smoothing, the same optimizer."""
-    batches = Feed.batches.fget
-    monkeypatch.setattr(Feed, "batches", property(lambda self: batches(self) if self.seed is None else 3))
+    batches = EpochBatches.num_batches.fget
+    monkeypatch.setattr(EpochBatches, "num_batches", property(lambda self: batches(self) if self.seed is None else 3))
     text = NETWORK.replace("dropout 0.1 | ", "").replace(
         "RECIPE", "optimizer sgd lr=0.1 momentum=0.9 weight_decay=1e-3; schedule constant; label_smoothing 0.1"
     )
     graph = loads(text, name="tiny.cnn")
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    watch(monkeypatch, lambda feed, _, batch: seen.append(batch) if feed.seed is not None else None)
+    watch(monkeypatch, lambda batches, _, batch: seen.append(batch) if batches.seed is not None else None)
     trained = checkpoint(run(graph, epochs=1, memory_format="channels_last", threads=1))["state_dict"]
     torch.manual_seed(42)
     module = build(graph).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -364,15 +364,15 @@ def test_a_killed_run_goes_on_from_its_last_epoch_and_not_while_it_runs(run: Cal
         from pathlib import Path
         from cnnspec import load
         from cnnspec.training import TrainOptions, train
-        from cnnspec.training.feed import Feed
-        batches = Feed.__iter__
+        from cnnspec.training.data.batches import EpochBatches
+        batches = EpochBatches.__iter__
         def stall(self):
             for number, batch in enumerate(batches(self), self.skip):
                 if self.seed is not None and (self.epoch, number) == (1, 5):
                     print("here", flush=True)
                     time.sleep(600)
                 yield batch
-        Feed.__iter__ = stall
+        EpochBatches.__iter__ = stall
         train(load(sys.argv[1]), TrainOptions(out=Path(sys.argv[2])))
     """
     arguments = [sys.executable, "-c", script, str(tmp_path / "tiny.cnn"), str(tmp_path / "runs")]
@@ -414,10 +414,10 @@ def test_without_the_extra_the_error_says_what_to_install():
 def test_a_shorter_run_has_the_shape_of_the_planned_one() -> None:
     graph = load("resnet20")
     options = TrainOptions(epochs=1)
-    recipe = recipe_of(graph, options)
+    recipe = effective_recipe(graph, options)
     assert (recipe.epochs, recipe.planned) == (1, 180)
-    assert recipe_of(graph, TrainOptions()).planned is None
-    assert recipe_of(graph, TrainOptions(epochs=180)).planned is None
+    assert effective_recipe(graph, TrainOptions()).planned is None
+    assert effective_recipe(graph, TrainOptions(epochs=180)).planned is None
     weight = torch.nn.Parameter(torch.zeros(1))
     optimizer, schedule = make_optimizer([weight], recipe, 360)
     rates = []
@@ -591,17 +591,17 @@ def test_a_measurement_is_kept_and_an_option_wins(monkeypatch: pytest.MonkeyPatc
     before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
     seconds = {"channels_last": 1.0, "contiguous": 0.5}
     monkeypatch.setattr(tuning, "_time_step", lambda g, n, i, d, tried: seconds[tried.memory_format])
-    first = tuning.choose(graph, network, 8, device)
+    first = tuning.choose_tuning(graph, network, 8, device)
     assert (first.memory_format, first.origin) == ("contiguous", "measured")
     seconds["contiguous"] = 2.0
-    assert tuning.choose(graph, network, 8, device).origin == "kept"
-    assert tuning.choose(graph, network, 16, device).memory_format == "channels_last"
-    assert tuning.choose(graph, network, 8, device, "channels_last").memory_format == "channels_last"
-    stated = tuning.choose(graph, network, 8, device, "channels_last", 1)
+    assert tuning.choose_tuning(graph, network, 8, device).origin == "kept"
+    assert tuning.choose_tuning(graph, network, 16, device).memory_format == "channels_last"
+    assert tuning.choose_tuning(graph, network, 8, device, "channels_last").memory_format == "channels_last"
+    stated = tuning.choose_tuning(graph, network, 8, device, "channels_last", 1)
     assert (stated.memory_format, stated.threads, stated.origin) == ("channels_last", 1, "stated")
     (tmp_path / "tuning.json").write_text("half")
     seconds["contiguous"] = 0.95  # not clearly faster
-    assert tuning.choose(graph, network, 8, device).memory_format == "channels_last"
+    assert tuning.choose_tuning(graph, network, 8, device).memory_format == "channels_last"
     assert all(torch.equal(before[key], tensor) for key, tensor in network.state_dict().items())
 
 
@@ -631,7 +631,7 @@ def test_images_live_on_the_device_if_they_have_room(
     assert data.nbytes == 7000 * 28 * 28 < needed
     for free, there in ((int(needed / 0.8) + 1, "meta"), (needed, "cpu"), (0, "cpu")):
         monkeypatch.setattr(planning, "free_memory", lambda device, free=free: free)
-        found = planning.nearest(data, graph, graph.recipe, device)
+        found = planning.place_data(data, graph, graph.recipe, device)
         assert {part.device.type for part in (found.train, found.val, found.test) if part is not None} == {there}
     assert data.train.device.type == "cpu"
     first = run(graph)

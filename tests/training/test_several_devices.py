@@ -167,7 +167,7 @@ def wait_for(folder: Path, process: subprocess.Popen[str], step: int = 2) -> Non
     """Until a checkpoint of so many steps is there."""
     store, end = Checkpoints(folder / "runs" / "tiny" / "1" / "checkpoints"), time.monotonic() + 120
     while time.monotonic() < end and process.poll() is None:
-        if store.exist() and store.load()[0]["progress"]["step"] >= step:
+        if store.exists() and store.load()[0]["progress"]["step"] >= step:
             return
         time.sleep(0.02)
     raise AssertionError("no checkpoint")

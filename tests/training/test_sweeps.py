@@ -186,7 +186,7 @@ def test_a_space_that_ends_ends_the_sweep(search: Callable[..., SweepResult]):
 def test_a_sweep_without_a_candidate_says_why(
     search: Callable[..., SweepResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("cnnspec.training.sweeps.sweep.PATIENCE", 5)
+    monkeypatch.setattr("cnnspec.training.sweeps.sweep.MAX_REFUSED", 5)
     with pytest.raises(CnnspecError) as error:
         search({"c": "4..400"}, max_params=100)
     assert code(error) == "E0517"
@@ -373,11 +373,11 @@ def test_many_processes_that_are_killed_at_random_lose_and_double_nothing(tmp_pa
 
         def objective(trial: Any) -> float:
             if "attempt_of" in trial.user_attrs:
-                candidate = shared.take(trial)
+                candidate = shared.claim(trial)
                 number, values = candidate.number, candidate.values
             else:
                 number, values = trial.number, shared.propose(trial)
-                shared.note(trial, values, {"parameters": 1, "macs": 1}, "too large" if values["a"] == "7" else None)
+                shared.record(trial, values, {"parameters": 1, "macs": 1}, "too large" if values["a"] == "7" else None)
                 shared.decide(trial, trials, lambda: None)
             with (tmp_path / "log").open("a") as log:
                 log.write(f"{number} {os.getpid()}\n")
@@ -385,7 +385,7 @@ def test_many_processes_that_are_killed_at_random_lose_and_double_nothing(tmp_pa
             return float(values["x"])
 
         while True:
-            seen = shared.look()
+            seen = shared.refresh()
             if len(seen.ended) >= trials:
                 shared.close()
                 return 0
@@ -409,7 +409,7 @@ def test_many_processes_that_are_killed_at_random_lose_and_double_nothing(tmp_pa
             children[place] = fork(work)
         assert [wait(child) for child in children] == [0, 0, 0, 0]
     shared = study.SharedStudy(tmp_path / "sweep", None, "fake", space, 1, "median", {"space": 1})
-    ended = shared.look().ended
+    ended = shared.refresh().ended
     shared.close()
     assert len(ended) == trials
     assert len({tuple(sorted(candidate.values.items())) for candidate in ended}) == trials

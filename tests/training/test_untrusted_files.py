@@ -34,7 +34,7 @@ from cnnspec.backends.torch.weights import load_weights, read_weights
 from cnnspec.recipe import Cifar10, Folder, Mnist, Setting
 from cnnspec.training.data import download
 from cnnspec.training.data.datasets import load_data
-from cnnspec.training.loop.checkpoints import Damaged, seal, unseal
+from cnnspec.training.loop.checkpoints import DamagedCheckpoint, seal, unseal
 
 NETWORK = """network tiny
 input SHAPE
@@ -171,7 +171,7 @@ def test_no_checkpoint_of_a_run_runs_anything(tmp_path: Path, monkeypatch: pytes
     target = tmp_path / "was_run"
     monkeypatch.setattr(Evil, "target", str(target))
     content = seal({"state_dict": {}, "progress": Evil(kind)})
-    with pytest.raises(Damaged):
+    with pytest.raises(DamagedCheckpoint):
         unseal(content)
     assert not target.exists()
 
@@ -270,7 +270,7 @@ def test_no_archive_writes_outside_of_its_folder(
 ):
     outside = tmp_path / "outside"
     outside.mkdir()
-    monkeypatch.setattr(download, "LARGEST", 2 << 20)
+    monkeypatch.setattr(download, "MAX_UNPACKED_BYTES", 2 << 20)
     found = evil_archives(outside)
     assert len(found) >= 20
     for name, content in found.items():

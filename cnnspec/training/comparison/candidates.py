@@ -1,4 +1,4 @@
-"""The networks of a comparison: specs with every combination of a grid of settings, or those of runs that are there."""
+"""Collect the networks of a comparison: specs with every combination of a grid of settings, or the networks of runs."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from cnnspec.diagnostics import CnnspecError, Diagnostic, failure
 from cnnspec.ir import Graph
 from cnnspec.ir.evaluate import evaluate, show
 from cnnspec.recipe import Recipe
-from cnnspec.training.runs.lookup import Stored, key_of
-from cnnspec.training.runs.options import TrainOptions, recipe_lines, recipe_of
+from cnnspec.training.runs.lookup import StoredRun, run_key
+from cnnspec.training.runs.options import TrainOptions, effective_recipe, recipe_lines
 
 Grid = Mapping[str, Sequence[Any]]
-"""Values by the name of a parameter or of a value of the recipe."""
+"""Values by the name of a parameter or recipe entry."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network of a comparison.
+    """A network in a comparison.
 
     Attributes:
-        label: What it is called there.
+        label: Its unique name in the comparison.
         graph: The network.
-        recipe: How it is trained, with the first of its seeds.
-        settings: The values of the grid that it was given.
-        weights: What its weights start from.
+        recipe: The recipe, with the first seed.
+        settings: The values from the grid.
+        weights: The source of the initial weights, or None if they are random.
     """
 
     label: str
@@ -44,89 +44,94 @@ class Candidate:
 
     @cached_property
     def key(self) -> str:
-        """What stands for all but the seed."""
-        return key_of(self.graph, self.recipe, self.weights)
+        """A hash of everything but the seed."""
+        return run_key(self.graph, self.recipe, self.weights)
 
     @cached_property
     def work(self) -> int:
-        """Operations of its training for each image of the training set."""
+        """The training cost per training image, in floating-point operations over all epochs."""
         return count(self.graph).training_flops * self.recipe.epochs
 
 
-def candidates_of(
-    specs: Sequence[str | Path | Graph], grid: Grid, options: TrainOptions, say: Callable[[str], None]
+def make_candidates(
+    specs: Sequence[str | Path | Graph], grid: Grid, options: TrainOptions, log: Callable[[str], None]
 ) -> list[Candidate]:
-    """Every network with every combination of those settings that it has.
+    """Create a candidate for each network and each combination of the settings that it has.
 
     Args:
         specs: Files, names of shipped specs, or networks.
         grid: The settings.
-        options: What is said beside the specs.
-        say: Is told of what a network does not have.
+        options: The training options.
+        log: Called with a message for each setting that a network lacks.
 
     Raises:
-        CnnspecError: A spec is at fault or does not take a value, E0217 if no spec has a setting, E0206 if a network
-            is given twice.
+        CnnspecError: A spec is invalid or rejects a value. E0217 if no spec has a setting. E0206 if a network is given
+            twice.
     """
     if "seed" in grid:
         help = "`--seeds` says how many there are of each network, `--seed` which is the first"
         raise failure("E0204", "a comparison has its own seeds", help=help)
     found: list[tuple[Candidate, str]] = []
-    lacking: dict[str, dict[str, Diagnostic | None]] = {name: {} for name in grid}
+    missing: dict[str, dict[str, Diagnostic | None]] = {name: {} for name in grid}
     for spec in specs:
-        place = _in_words(spec, specs) if isinstance(spec, Graph) else str(spec)
+        place = _distinguishing_text(spec, specs) if isinstance(spec, Graph) else str(spec)
         made: dict[tuple[Any, ...], Candidate] = {}
         had: set[str] = set()
         for values in product(*grid.values()):
-            graph, settings, strange = _compiled(spec, dict(zip(grid, values, strict=True)))
+            graph, settings, unknown = _compile(spec, dict(zip(grid, values, strict=True)))
             had |= settings.keys()
-            for name, diagnostic in strange.items():
-                lacking[name].setdefault(place, diagnostic)
-            told = [graph.name, *(f"{name}={settings[name]}" for name in settings if len(grid[name]) > 1)]
-            one = Candidate(" ".join(told), graph, recipe_of(graph, options), settings, options.start)
+            for name, diagnostic in unknown.items():
+                missing[name].setdefault(place, diagnostic)
+            label = [graph.name, *(f"{name}={settings[name]}" for name in settings if len(grid[name]) > 1)]
+            one = Candidate(" ".join(label), graph, effective_recipe(graph, options), settings, options.start)
             made.setdefault(tuple(settings.items()), one)
         for name in had:
-            lacking[name].pop(place, None)
+            missing[name].pop(place, None)
         found += [(candidate, place) for candidate in made.values()]
-    for name, without in lacking.items():
+    for name, without in missing.items():
         if len(without) == len(specs):
-            told_of = [diagnostic for diagnostic in without.values() if diagnostic is not None]
-            raise CnnspecError(told_of[:1]) if told_of else failure("E0217", f"no network has `{name}`")
+            diagnostics = [diagnostic for diagnostic in without.values() if diagnostic is not None]
+            raise CnnspecError(diagnostics[:1]) if diagnostics else failure("E0217", f"no network has `{name}`")
         for place in without:
-            say(f"`{place}` has no `{name}` and is compared without it")
-    return _told_apart(found)
+            log(f"`{place}` has no `{name}` and is compared without it")
+    return _make_labels_unique(found)
 
 
-def _in_words(graph: Graph, specs: Iterable[str | Path | Graph]) -> str:
-    """In what parameters and entries of its recipe a network differs from the others of its name."""
-    alike = [other for other in specs if isinstance(other, Graph) and other.name == graph.name]
-    values = [{name: evaluate(expr, {}) for name, expr in other.model.constants.items()} for other in (graph, *alike)]
+def _distinguishing_text(graph: Graph, specs: Iterable[str | Path | Graph]) -> str:
+    """Return the parameters and recipe entries in which a network differs from others of the same name."""
+    same_name = [other for other in specs if isinstance(other, Graph) and other.name == graph.name]
+    values = [
+        {name: evaluate(expr, {}) for name, expr in other.model.constants.items()} for other in (graph, *same_name)
+    ]
     own = (f"{n}={show(v)}" for n, v in values[0].items() if any(other.get(n, v) != v for other in values[1:]))
-    return " ".join([*own, *_own_words(graph.recipe, [other.recipe for other in alike])]) or graph.name
+    return " ".join([*own, *_differing_entries(graph.recipe, [other.recipe for other in same_name])]) or graph.name
 
 
-def _compiled(
+def _compile(
     spec: str | Path | Graph, given: dict[str, Any]
 ) -> tuple[Graph, dict[str, Any], dict[str, Diagnostic | None]]:
-    """A network, those of the settings that it has, and what is said of the others."""
+    """Compile a spec. Return the network, the settings that it has, and the diagnostics of the others."""
     if isinstance(spec, Graph):
         return spec, {}, dict.fromkeys(given)
     done = compile_file(spec, given)
     if done.graph is not None or not given:
         return done.require_graph(), given, {}
-    said = [diagnostic for diagnostic in done.diagnostics if diagnostic.code == "E0217"]
-    strange = {name: d for d in said for name in given if d.message.endswith(f"`{name}`")}
-    known = {name: value for name, value in given.items() if name not in strange}
-    return compile_file(spec, known).require_graph(), known, {**strange}
+    unknown: dict[str, Diagnostic | None] = {}
+    for name, value in given.items():
+        alone = (d for d in compile_file(spec, {name: value}).diagnostics if d.code == "E0217")
+        if (diagnostic := next(alone, None)) is not None:
+            unknown[name] = diagnostic
+    known = {name: value for name, value in given.items() if name not in unknown}
+    return compile_file(spec, known).require_graph(), known, unknown
 
 
-def networks_of(runs: Iterable[Stored], folders: Sequence[str | Path]) -> list[Candidate]:
-    """The networks of runs that are there, by name; those of one name are told apart by their recipes.
+def candidates_from_runs(runs: Iterable[StoredRun], folders: Sequence[str | Path]) -> list[Candidate]:
+    """Create a candidate for each network among the runs. Networks of one name are labeled by their recipes.
 
     Raises:
-        CnnspecError: E0506 if there is no run.
+        CnnspecError: E0506 if no run is found.
     """
-    by_key: dict[str, list[Stored]] = {}
+    by_key: dict[str, list[StoredRun]] = {}
     for run in runs:
         by_key.setdefault(run.key, []).append(run)
     if not by_key:
@@ -137,14 +142,14 @@ def networks_of(runs: Iterable[Stored], folders: Sequence[str | Path]) -> list[C
     found: list[tuple[Candidate, str]] = []
     firsts = [min(same, key=lambda run: run.seed) for same in by_key.values()]
     for run in firsts:
-        alike = [other.recipe for other in firsts if other.graph.name == run.graph.name]
-        label = " ".join([run.graph.name, *_own_words(run.recipe, alike)])
+        same_name = [other.recipe for other in firsts if other.graph.name == run.graph.name]
+        label = " ".join([run.graph.name, *_differing_entries(run.recipe, same_name)])
         found.append((Candidate(label, run.graph, run.recipe, {}, run.result.get("weights")), str(run.folder)))
-    return _told_apart(found)
+    return _make_labels_unique(found)
 
 
-def _own_words(recipe: Recipe, all_: Iterable[Recipe]) -> list[str]:
-    """The entries of a recipe that are not those of all."""
+def _differing_entries(recipe: Recipe, all_: Iterable[Recipe]) -> list[str]:
+    """Return the entries in which a recipe differs from any other."""
     others = [dict(recipe_lines(other)) for other in all_]
     return [
         f"{entry}={text}"
@@ -153,11 +158,11 @@ def _own_words(recipe: Recipe, all_: Iterable[Recipe]) -> list[str]:
     ]
 
 
-def _told_apart(found: Sequence[tuple[Candidate, str]]) -> list[Candidate]:
-    """The candidates with labels of their own: those of one label get the place that they come from.
+def _make_labels_unique(found: Sequence[tuple[Candidate, str]]) -> list[Candidate]:
+    """Return the candidates with unique labels. Duplicate labels are extended by the file or folder.
 
     Raises:
-        CnnspecError: E0206 if two are the same.
+        CnnspecError: E0206 if a candidate is given twice.
     """
     labels = Counter(candidate.label for candidate, _ in found)
     made: dict[str, Candidate] = {}
@@ -170,6 +175,6 @@ def _told_apart(found: Sequence[tuple[Candidate, str]]) -> list[Candidate]:
 
 
 def folder_name(candidates: Sequence[Candidate]) -> str:
-    """What the folder of a comparison is called: the names of its networks."""
+    """Return the default folder name of a comparison, made of the names of the networks."""
     names = "-".join(dict.fromkeys(candidate.graph.name for candidate in candidates))
     return re.sub(r"[^\w.-]+", "_", names)[:80].strip(".") or "networks"

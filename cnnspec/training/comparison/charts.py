@@ -1,4 +1,4 @@
-"""Charts of a comparison as SVG that takes its colours from the page around it, in a light and in a dark one."""
+"""Draw the charts of a comparison as SVG that takes its colors from the page, for light and dark mode."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from typing import Any
 
 import matplotlib as mpl
 from markupsafe import Markup, escape
-from matplotlib.figure import Figure as Drawing
+from matplotlib.figure import Figure as MplFigure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from cnnspec.training.comparison.table import Figure, Row
 
 SERIES = 8
-"""Colours that there are; networks behind them begin anew, with another line."""
+"""The number of colors. Further networks use the colors again with another line style."""
 _INK, _GRID = "#010203", "#040506"
 _STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "cnnspec", "text.parse_math": False, "font.size": 11}
 _LINES, _MARKS = ("-", "--", ":", "-."), "osD^vPX*"
 
 
-def curves(rows: Sequence[Row], name: str, title: str, prefix: str) -> Markup | None:
-    """A figure of the journal over the epochs: a line of means for each network, a band from the least to the most.
+def curve_chart(rows: Sequence[Row], name: str, title: str, prefix: str) -> Markup | None:
+    """Draw a metric over the epochs: a line of means per network, and a band from minimum to maximum.
 
     Args:
         rows: The networks.
-        name: Of the figure, `val_acc` or `train_loss`.
-        title: What it is.
-        prefix: Keeps the names in the picture apart from those of others on the page.
+        name: The metric, such as `val_acc` or `train_loss`.
+        title: The title of the chart.
+        prefix: A prefix for the ids in the SVG, unique on the page.
     """
     with mpl.rc_context(_STYLE):
-        drawing, panel = _empty(title, "epoch")
-        drawn = False
+        chart, panel = _empty(title, "epoch")
+        is_drawn = False
         for number, row in enumerate(rows):
             by_epoch: dict[int, list[float]] = {}
             for run in row.finished:
@@ -41,7 +41,7 @@ def curves(rows: Sequence[Row], name: str, title: str, prefix: str) -> Markup | 
                         by_epoch.setdefault(line["epoch"], []).append(line[name])
             if not by_epoch:
                 continue
-            drawn = True
+            is_drawn = True
             epochs, values = list(by_epoch), list(by_epoch.values())
             color = _color(number)
             means = [sum(seen) / len(seen) for seen in values]
@@ -51,41 +51,43 @@ def curves(rows: Sequence[Row], name: str, title: str, prefix: str) -> Markup | 
                 panel.fill_between(
                     epochs, [min(s) for s in values], [max(s) for s in values], color=color, alpha=0.16, linewidth=0
                 )
-        if not drawn:
+        if not is_drawn:
             return None
         if name.endswith("acc"):
             panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
         panel.xaxis.get_major_locator().set_params(integer=True)
-        said = f"{title} over the epochs of {', '.join(row.label for row in rows)}"
-        return _svg(drawing, said, prefix)
+        description = f"{title} over the epochs of {', '.join(row.label for row in rows)}"
+        return _svg(chart, description, prefix)
 
 
-def costs(rows: Sequence[Row], name: str, accuracy: str, title: str, prefix: str) -> Markup | None:
-    """Accuracy over a cost: a point for each network, with the deviation over its seeds.
+def cost_chart(rows: Sequence[Row], name: str, accuracy: str, title: str, prefix: str) -> Markup | None:
+    """Draw accuracy over cost: a point per network, with the standard deviation over its seeds.
 
     Args:
         rows: The networks.
-        name: Of the cost, `parameters` or `macs`.
+        name: The cost, `parameters` or `macs`.
         accuracy: `test_acc` or `val_acc`.
-        title: Of the cost.
-        prefix: As for `curves`.
+        title: The title of the cost.
+        prefix: A prefix for the ids in the SVG, unique on the page.
     """
     points = [(n, getattr(row, name), figure) for n, row in enumerate(rows) if (figure := row.figure(accuracy))]
     if not points:
         return None
     with mpl.rc_context(_STYLE):
-        drawing, panel = _empty(f"{_named(accuracy)} over {title}", title)
+        chart, panel = _empty(f"{_accuracy_title(accuracy)} over {title}", title)
         for number, cost, figure in points:
             _point(panel, number, cost, figure)
         least, most = min(cost for _, cost, _ in points), max(cost for _, cost, _ in points)
         if least > 0 and most > 10 * least:
             panel.set_xscale("log")
         panel.margins(0.12)
-        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_short(value)))
         panel.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
         panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-        said = "; ".join(f"{rows[n].label}: {figure.text(2, 100)} % at {short(cost)}" for n, cost, figure in points)
-        return _svg(drawing, f"{_named(accuracy)} over {title}: {said}", prefix)
+        description = "; ".join(
+            f"{rows[n].label}: {figure.text(2, 100)} % at {format_short(cost)}" for n, cost, figure in points
+        )
+        return _svg(chart, f"{_accuracy_title(accuracy)} over {title}: {description}", prefix)
 
 
 def _point(panel: Any, number: int, cost: float, figure: Figure) -> None:
@@ -97,15 +99,15 @@ def _point(panel: Any, number: int, cost: float, figure: Figure) -> None:
     panel.annotate(str(number + 1), (cost, figure.mean), (7, 5), textcoords="offset points", color=_INK)
 
 
-def short(value: float) -> str:
-    """A large number in few letters: `272k`, `40.8M`."""
+def format_short(value: float) -> str:
+    """Format a large number with a suffix: `272k`, `40.8M`."""
     for power, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= power:
             return f"{value / power:.3g}{letter}"
     return f"{value:.3g}"
 
 
-def _named(accuracy: str) -> str:
+def _accuracy_title(accuracy: str) -> str:
     return {"test_acc": "test accuracy", "val_acc": "validation accuracy"}[accuracy]
 
 
@@ -117,10 +119,10 @@ def _line(number: int) -> str:
     return _LINES[number // SERIES % len(_LINES)]
 
 
-def _empty(title: str, x: str) -> tuple[Drawing, Any]:
-    """A panel whose lines and letters have the colours that `_svg` replaces."""
-    drawing = Drawing(figsize=(4.6, 3.3), layout="constrained")
-    panel: Any = drawing.subplots()
+def _empty(title: str, x: str) -> tuple[MplFigure, Any]:
+    """Create a chart in the placeholder colors that `_svg` replaces."""
+    chart = MplFigure(figsize=(4.6, 3.3), layout="constrained")
+    panel: Any = chart.subplots()
     panel.set_title(title, color=_INK, fontsize=12)
     panel.set_xlabel(x, color=_INK)
     panel.tick_params(colors=_INK, which="both")
@@ -130,13 +132,13 @@ def _empty(title: str, x: str) -> tuple[Drawing, Any]:
         panel.spines[side].set_color(_GRID)
     panel.grid(color=_GRID, linewidth=0.6)
     panel.set_axisbelow(True)
-    return drawing, panel
+    return chart, panel
 
 
-def _svg(drawing: Drawing, said: str, prefix: str) -> Markup:
-    """The drawing as an element of a page."""
+def _svg(chart: MplFigure, description: str, prefix: str) -> Markup:
+    """Return the chart as an element of an HTML page."""
     text = io.StringIO()
-    drawing.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    chart.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style type=\"text/css\">.*?</style>", "", svg, flags=re.S)
@@ -148,4 +150,4 @@ def _svg(drawing: Drawing, said: str, prefix: str) -> Markup:
     svg = re.sub(r"font: ([0-9.]+px)[^;\"]*", r"font: \1 inherit; font-size: \1", svg)
     svg = svg.replace(_INK, "currentColor").replace(_GRID, "var(--line)")
     svg = re.sub(r"#a0b0c([0-7])", lambda match: f"var(--s{match.group(1)})", svg)
-    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{escape(said)}"', 1))
+    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1))

@@ -1,4 +1,4 @@
-"""The figures of a comparison: what the runs of each network came to, and the table of them in four forms."""
+"""Summarize the runs of each network, and format them as a table in four formats."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from itertools import pairwise
 from typing import Any
 
 FORMATS = ("text", "markdown", "csv", "json")
-PLAIN = ("label", "seeds", "parameters", "macs")
-"""Columns whose values are no means."""
+NOT_AVERAGED = ("label", "seeds", "parameters", "macs")
+"""Columns that are not means over seeds."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """The mean of a figure over seeds.
+    """The mean of a metric over seeds.
 
     Attributes:
-        deviation: The standard deviation of the sample (by n - 1); none of a single value.
-        count: Of how many values.
+        deviation: The sample standard deviation (n - 1), or None if there is one value.
+        count: The number of values.
     """
 
     mean: float
@@ -30,14 +30,14 @@ class Figure:
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> Figure | None:
-        """The figure of the values that there are; none of none."""
+        """Summarize the values that are not None. Return None if there are none."""
         known = [value for value in values if value is not None]
         if not known:
             return None
         return cls(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, len(known))
 
     def text(self, digits: int, scale: float = 1.0) -> str:
-        """`91.06 ± 0.12`."""
+        """Format the mean and deviation: `91.06 ± 0.12`."""
         mean = f"{self.mean * scale:,.{digits}f}"
         return mean if self.deviation is None else f"{mean} ± {self.deviation * scale:,.{digits}f}"
 
@@ -47,13 +47,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class Run:
-    """One run as its folder tells of it.
+    """A run as read from its folder.
 
     Attributes:
-        seed: Of its recipe.
-        folder: Where it lies, as it is shown; none if it has not begun.
-        result: What its `result.json` holds.
-        epochs: The rows of its journal at the ends of its epochs.
+        seed: The seed.
+        folder: The folder relative to the comparison, or None before the run starts.
+        result: The contents of `result.json`.
+        epochs: The rows of the journal at the ends of epochs.
     """
 
     seed: int
@@ -73,7 +73,7 @@ class Run:
 
     @property
     def seconds_per_epoch(self) -> float | None:
-        """The median over its epochs, with their validation."""
+        """The median over all epochs, including validation."""
         ends = [0.0, *self.result.get("epoch_seconds", ())]
         if len(ends) > 1:
             return statistics.median(after - before for before, after in pairwise(ends))
@@ -81,9 +81,9 @@ class Run:
         return seconds / epochs if seconds and epochs else None  # a run of an older version
 
     def seconds_to(self, target: float) -> float | None:
-        """Seconds of training until the end of the first epoch whose validation accuracy is at least the target.
+        """Return the training time to the end of the first epoch that reaches the target validation accuracy, or None.
 
-        Without validation images the test accuracy counts, and that is known at the end alone.
+        Without validation images, the test accuracy at the end of the run is used.
         """
         ends = self.result.get("epoch_seconds") or []
         validated = False
@@ -108,14 +108,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Row:
-    """One network of a comparison with its runs.
+    """A network in a comparison, with its runs.
 
     Attributes:
-        label: What it is called here: its name, and what tells it from others of that name.
-        network: Its name.
-        settings: The values of the grid that it was given.
-        key: What stands for its structure and recipe.
-        runs: By seed.
+        label: The unique name in the comparison.
+        network: The name of the network.
+        settings: The values from the grid.
+        key: A hash of structure and recipe.
+        runs: The runs, by seed.
     """
 
     label: str
@@ -136,7 +136,7 @@ class Row:
         return [run for run in self.runs if run.state == "failed"]
 
     def figure(self, name: str) -> Figure | None:
-        """`val_acc`, `test_acc`, `val_loss` or `test_loss` over the runs that are finished."""
+        """Summarize `val_acc`, `test_acc`, `val_loss` or `test_loss` over the finished runs."""
         return Figure.of(run.result.get(name) for run in self.finished)
 
     @property
@@ -145,13 +145,13 @@ class Row:
 
     @property
     def seconds_to_target(self) -> Figure | None:
-        """Over the runs that reach it; none if no run does."""
+        """The time over the runs that reach the target, or None."""
         if self.target is None:
             return None
         return Figure.of(run.seconds_to(self.target) for run in self.finished)
 
     def to_json(self) -> dict[str, Any]:
-        """The row as plain data; accuracies are fractions, times seconds."""
+        """Return the row as plain data. Accuracies are fractions, times are in seconds."""
         figures = {
             "val_acc": self.figure("val_acc"),
             "test_acc": self.figure("test_acc"),
@@ -176,11 +176,11 @@ class Column:
     """A column of the table.
 
     Attributes:
-        name: Its name for programs.
-        title: Its head.
-        cell: What stands in it.
-        value: A plain value, or a `Figure`.
-        number: Whether it is a number.
+        name: The name for programs.
+        title: The title for people.
+        cell: Formats the cell of a row.
+        value: Returns the value of a row, plain or a `Figure`.
+        number: Whether the values are numbers.
     """
 
     name: str
@@ -215,7 +215,7 @@ def _per_epoch(row: Row) -> str:
 
 
 def columns(target: float | None) -> list[Column]:
-    """The columns of the table."""
+    """Return the columns of the table."""
     found = [
         Column("label", "network", lambda row: row.label, lambda row: row.label, number=False),
         Column("seeds", "seeds", _seeds, lambda row: len(row.finished)),
@@ -231,19 +231,19 @@ def columns(target: float | None) -> list[Column]:
     return found
 
 
-def in_text(rows: Sequence[Row], target: float | None, width: int = 120) -> str:
-    """The table as a person reads it in a terminal."""
+def format_text(rows: Sequence[Row], target: float | None, width: int = 120) -> str:
+    """Format the table as text for a terminal."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD)
-    chosen = columns(target)
-    for column in chosen:
+    shown = columns(target)
+    for column in shown:
         table.add_column(column.title, justify="right" if column.number else "left", no_wrap=column.number)
     for row in rows:
-        table.add_row(*(Text(column.cell(row)) for column in chosen))
+        table.add_row(*(Text(column.cell(row)) for column in shown))
     text = io.StringIO()
     Console(file=text, width=width, highlight=False).print(table)
     lines = [line.rstrip() for line in text.getvalue().splitlines()]
@@ -251,7 +251,7 @@ def in_text(rows: Sequence[Row], target: float | None, width: int = 120) -> str:
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
-    """What is to be said beside the figures: the deviation's meaning, and which runs have failed."""
+    """Return the notes below the table: the meaning of the deviation, and failed or unfinished runs."""
     found: list[str] = []
     if any(len(row.finished) > 1 for row in rows):
         found.append("mean ± standard deviation over seeds (n - 1)")
@@ -266,34 +266,34 @@ def notes(rows: Sequence[Row]) -> list[str]:
     return found
 
 
-def in_markdown(rows: Sequence[Row], target: float | None) -> str:
-    """The table in Markdown."""
-    chosen = columns(target)
-    lines = [[column.title for column in chosen], ["--:" if column.number else "---" for column in chosen]]
-    lines += [[_marked(column.cell(row)) for column in chosen] for row in rows]
+def format_markdown(rows: Sequence[Row], target: float | None) -> str:
+    """Format the table in Markdown."""
+    shown = columns(target)
+    lines = [[column.title for column in shown], ["--:" if column.number else "---" for column in shown]]
+    lines += [[_escape_markdown(column.cell(row)) for column in shown] for row in rows]
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    return table + "".join(f"\n{_marked(note)}\n" for note in notes(rows))
+    return table + "".join(f"\n{_escape_markdown(note)}\n" for note in notes(rows))
 
 
-def _marked(text: str) -> str:
-    """A text as Markdown shows it, letter by letter."""
+def _escape_markdown(text: str) -> str:
+    """Escape a text for Markdown."""
     return "".join(f"\\{letter}" if letter in "\\`*_[]<>|#" else letter for letter in " ".join(text.split()))
 
 
-def in_csv(rows: Sequence[Row], target: float | None) -> str:
-    """The table as CSV: plain numbers, accuracies as fractions, what is not known empty."""
+def format_csv(rows: Sequence[Row], target: float | None) -> str:
+    """Format the table as CSV: plain numbers, accuracies as fractions, missing values empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     head: list[str] = []
     lines: list[list[Any]] = [[] for _ in rows]
     for column in columns(target):
-        if column.name in PLAIN:
+        if column.name in NOT_AVERAGED:
             head.append(column.name)
         else:
             head += [f"{column.name}_{part}" for part in ("mean", "deviation", "n")]
         for line, row in zip(lines, rows, strict=True):
             value = column.value(row)
-            if column.name in PLAIN:
+            if column.name in NOT_AVERAGED:
                 line.append(value)
             else:
                 line += [value.mean, value.deviation, value.count] if value else [None, None, 0]

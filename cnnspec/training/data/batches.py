@@ -1,7 +1,7 @@
-"""Batches in an order that depends on the seed, the epoch and the place in the epoch, and on nothing else.
+"""Create batches whose order and content depend only on the seed, the epoch and the position in the epoch.
 
-So a run that is resumed, in an epoch or between two, sees the batches that it would have seen, with the same
-augmentation, whatever the number of workers and devices.
+A run that is resumed, within an epoch or between two, sees the batches it would have seen without the interruption,
+with the same augmentation, for any number of workers and devices.
 """
 
 from __future__ import annotations
@@ -21,39 +21,39 @@ from torch.utils.data import DataLoader, Dataset
 from cnnspec.diagnostics import CnnspecError, failure
 from cnnspec.ir import Graph
 from cnnspec.recipe import Recipe
-from cnnspec.training.data.augment import Prepare
+from cnnspec.training.data.augment import Preprocess
 from cnnspec.training.data.datasets import ImageData, Images
-from cnnspec.training.data.rng import Chance, generator_of
+from cnnspec.training.data.rng import BatchRng, make_generator
 
 Batch = tuple[Tensor, Tensor]
 """Images `[N, C, H, W]` and labels `[N]`."""
-_LISTENS = hasattr(signal, "SIGCHLD")  # not on Windows
-PATIENCE = 3
-"""How often workers that died are replaced."""
-TOGETHER = 2**22
-"""Numbers in the images that are made at once from those in memory: small batches wait for calls, not for arithmetic."""
+_HAS_SIGCHLD = hasattr(signal, "SIGCHLD")  # not on Windows
+MAX_RESTARTS = 3
+"""The number of times that dead workers are replaced."""
+GROUP_VALUES = 2**22
+"""The number of values to preprocess at a time from images in memory. Small batches are bound by call overhead."""
 
 
-class Feed(Dataset[Batch]):
-    """The batches of one epoch, by their numbers; each iteration gives the same ones.
+class EpochBatches(Dataset[Batch]):
+    """The batches of one epoch. Iterating again yields the same batches.
 
     Args:
-        images: Where they come from.
-        prepare: Makes the network's input.
-        batch: Images per step, over all devices together.
-        seed: Shuffles and augments, and leaves out a last batch that is not full; without it the images come
-            in their order, unchanged, all of them.
-        epoch: Number of the epoch, from 0.
-        skip: How many batches have been seen before.
-        rank: Number of this device.
-        world: How many devices share each batch.
-        workers: Processes that make batches ahead; 0 for none.
+        images: The images.
+        preprocess: Turns images into the input of the network.
+        batch: Images per step, over all devices.
+        seed: Enables shuffling and augmentation, and drops an incomplete last batch. With None, all images come in
+            order and without augmentation.
+        epoch: The index of the epoch, from 0.
+        skip: The number of batches to skip at the start.
+        rank: The index of this device.
+        world: The number of devices that share each batch.
+        workers: The number of processes that load batches ahead, 0 for none.
     """
 
     def __init__(
         self,
         images: Images,
-        prepare: Prepare,
+        preprocess: Preprocess,
         batch: int,
         *,
         seed: int | None = None,
@@ -63,40 +63,40 @@ class Feed(Dataset[Batch]):
         world: int = 1,
         workers: int = 0,
     ) -> None:
-        self.images, self.prepare, self.batch = images, prepare, min(batch, len(images))
+        self.images, self.preprocess, self.batch = images, preprocess, min(batch, len(images))
         self.seed, self.epoch, self.skip = seed, epoch, skip
         self.rank, self.world, self.workers = rank, world, workers
         self._order = (
             torch.arange(len(images))
             if seed is None
-            else torch.randperm(len(images), generator=generator_of(seed, epoch))
+            else torch.randperm(len(images), generator=make_generator(seed, epoch))
         )
 
     @property
-    def batches(self) -> int:
-        """Batches in the whole epoch."""
+    def num_batches(self) -> int:
+        """The number of batches in the whole epoch."""
         full, rest = divmod(len(self.images), self.batch)
         return full + (1 if rest and self.seed is None else 0)
 
     def __len__(self) -> int:
-        """Batches that are still to come."""
-        return self.batches - self.skip
+        """Return the number of remaining batches."""
+        return self.num_batches - self.skip
 
     def __iter__(self) -> Iterator[Batch]:
         number = self.skip
-        for attempt in range(PATIENCE + 1):
+        for attempt in range(MAX_RESTARTS + 1):
             try:
-                for batch in self._ahead(number) if self.workers else self._here(number):
+                for batch in self._iterate_workers(number) if self.workers else self._iterate(number):
                     if isinstance(batch, CnnspecError):
                         raise batch
                     yield batch
                     number += 1
                 return
             except (RuntimeError, ConnectionError, EOFError) as error:
-                # A death shows in what torch says, or in a pipe that ends.
+                # The death of a worker shows in the message from torch or in a closed pipe.
                 if not self.workers or (isinstance(error, RuntimeError) and "DataLoader worker" not in str(error)):
                     raise
-                if attempt == PATIENCE:
+                if attempt == MAX_RESTARTS:
                     raise failure(
                         "E0514",
                         "the processes that read the images die again and again",
@@ -105,90 +105,90 @@ class Feed(Dataset[Batch]):
                     ) from None
                 print("a process that reads images died; its batches are made again", file=sys.stderr)
 
-    def _ahead(self, number: int) -> Iterator[Batch | CnnspecError]:
-        former = signal.getsignal(signal.SIGCHLD) if _LISTENS else None
-        numbers = range(number, self.batches)
-        made = iter(
-            DataLoader(_Told(self), batch_size=None, sampler=numbers, num_workers=self.workers, prefetch_factor=4)
-        )
-        if _LISTENS and threading.current_thread() is threading.main_thread():
-            # torch's own handler raises wherever the process is, in the middle of a step; here a worker is missed
-            # when its batch is.
-            signal.signal(signal.SIGCHLD, former or signal.SIG_DFL)
-        return made
+    def _iterate_workers(self, number: int) -> Iterator[Batch | CnnspecError]:
+        previous = signal.getsignal(signal.SIGCHLD) if _HAS_SIGCHLD else None
+        numbers = range(number, self.num_batches)
+        batches = _WorkerBatches(self)
+        loader = DataLoader(batches, batch_size=None, sampler=numbers, num_workers=self.workers, prefetch_factor=4)
+        iterator = iter(loader)
+        if _HAS_SIGCHLD and threading.current_thread() is threading.main_thread():
+            # The handler from torch raises at any point, even within a step. Without it, a dead worker is noticed when
+            # its batch is missing.
+            signal.signal(signal.SIGCHLD, previous or signal.SIG_DFL)
+        return iterator
 
-    def _here(self, number: int) -> Iterator[Batch]:
-        numbers = self.batch * len(self.prepare.mean) * math.prod(self.prepare.size)
-        together = max(1, TOGETHER // numbers) if self.images.in_memory else 1
-        for first in range(number, self.batches, together):
-            yield from self._made(range(first, min(first + together, self.batches)))
+    def _iterate(self, number: int) -> Iterator[Batch]:
+        values = self.batch * len(self.preprocess.mean) * math.prod(self.preprocess.size)
+        group_size = max(1, GROUP_VALUES // values) if self.images.in_memory else 1
+        for first in range(number, self.num_batches, group_size):
+            yield from self._make_batches(range(first, min(first + group_size, self.num_batches)))
 
     def __getitem__(self, number: int) -> Batch:
-        """The batch of a number, as far as it is this device's."""
-        return self._made(range(number, number + 1))[0]
+        """Return this device's part of a batch."""
+        return self._make_batches(range(number, number + 1))[0]
 
-    def _made(self, numbers: range) -> list[Batch]:
-        """Batches in a row; what each holds does not depend on the others."""
-        whole = self._order[numbers.start * self.batch : numbers.stop * self.batch]
-        starts = range(0, len(whole), self.batch)
-        own = [range(start + self.rank, min(start + self.batch, len(whole)), self.world) for start in starts]
-        rows = torch.tensor([place for places in own for place in places], dtype=torch.long)
-        indices = whole[rows]
-        chance = None
+    def _make_batches(self, numbers: range) -> list[Batch]:
+        """Create consecutive batches. The content of each is independent of the others."""
+        order = self._order[numbers.start * self.batch : numbers.stop * self.batch]
+        starts = range(0, len(order), self.batch)
+        own = [range(start + self.rank, min(start + self.batch, len(order)), self.world) for start in starts]
+        rows = torch.tensor([position for positions in own for position in positions], dtype=torch.long)
+        indices = order[rows]
+        rng = None
         if self.seed is not None:
-            generators = tuple(generator_of(self.seed, self.epoch, number + 1) for number in numbers)
-            chance = Chance(generators, self.batch, rows, indices, self.seed, self.epoch, self.images.device)
+            generators = tuple(make_generator(self.seed, self.epoch, number + 1) for number in numbers)
+            rng = BatchRng(generators, self.batch, rows, indices, self.seed, self.epoch, self.images.device)
         images: list[Tensor] = []
-        place = 0
+        position = 0
         for group in self.images.read(indices):
-            part = chance and (chance if len(group) == len(rows) else chance.part(slice(place, place + len(group))))
-            images.append(self.prepare(group, part))
-            place += len(group)
-        sizes = [len(places) for places in own]
-        made = images[0] if len(images) == 1 else torch.cat(images)
-        return list(zip(made.split(sizes), self.images.labels[indices].split(sizes), strict=True))
+            part = rng and (rng if len(group) == len(rows) else rng.select(slice(position, position + len(group))))
+            images.append(self.preprocess(group, part))
+            position += len(group)
+        sizes = [len(positions) for positions in own]
+        inputs = images[0] if len(images) == 1 else torch.cat(images)
+        return list(zip(inputs.split(sizes), self.images.labels[indices].split(sizes), strict=True))
 
 
-class _Told(Dataset[Any]):
-    """The batches of a Feed in another process: a diagnostic comes back as a value, or torch would make text of it."""
+class _WorkerBatches(Dataset[Any]):
+    """The batches in a worker process. It returns diagnostics as values, because torch converts exceptions to text."""
 
-    def __init__(self, feed: Feed) -> None:
-        self.feed = feed
+    def __init__(self, batches: EpochBatches) -> None:
+        self.batches = batches
 
     def __getitem__(self, number: int) -> Batch | CnnspecError:
         try:
-            return self.feed[number]
+            return self.batches[number]
         except CnnspecError as error:
             return error
 
 
-def plain(graph: Graph, data: ImageData) -> Prepare:
-    """What brings images to a network's input, without augmentation."""
-    return Prepare(graph.input_shape[1:], data.mean, data.std)
+def eval_preprocess(graph: Graph, data: ImageData) -> Preprocess:
+    """Return the preprocessing of a network's input without augmentation."""
+    return Preprocess(graph.input_shape[1:], data.mean, data.std)
 
 
-class Feeds(pl.LightningDataModule):
-    """Gives each epoch its batches.
+class BatchDataModule(pl.LightningDataModule):
+    """The data module that provides the batches of each epoch.
 
     Args:
         graph: The network.
-        recipe: How it is trained.
-        data: The images.
-        workers: Processes that read images from files.
+        recipe: The recipe.
+        data: The data set.
+        workers: The number of processes that read images from files.
     """
 
     def __init__(self, graph: Graph, recipe: Recipe, data: ImageData, workers: int = 0) -> None:
         super().__init__()
         self.recipe, self.data, self.workers = recipe, data, workers
-        self.changing = Prepare(graph.input_shape[1:], data.mean, data.std, recipe.augment)
+        self.preprocess = Preprocess(graph.input_shape[1:], data.mean, data.std, recipe.augment)
         self.skip = 0
-        """Batches of the next epoch that have been seen before an interruption."""
+        """The number of batches to skip in the next epoch, after an interruption."""
 
     def train_dataloader(self) -> Any:
         assert self.trainer is not None
-        feed = Feed(
+        batches = EpochBatches(
             self.data.train,
-            self.changing,
+            self.preprocess,
             self.recipe.batch,
             seed=self.recipe.seed,
             epoch=self.trainer.current_epoch,
@@ -198,4 +198,4 @@ class Feeds(pl.LightningDataModule):
             workers=0 if self.data.train.in_memory else self.workers,
         )
         self.skip = 0
-        return feed
+        return batches

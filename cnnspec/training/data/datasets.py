@@ -1,7 +1,7 @@
-"""The data sets of the recipe: training, validation and test images, and the training set's statistics.
+"""Load the data sets of the recipe: training, validation and test images, and the statistics of the training images.
 
-Images are kept as unsigned bytes in the spec's number of channels and in their own size; `augment.Prepare`
-brings them to the spec's size. Sets of small images are one tensor in memory; a folder is read image by image.
+Images are stored as unsigned bytes with the channels of the spec, in their original size. `augment.Preprocess` resizes
+them. Sets of small images are one tensor in memory. The images of a folder are read one by one.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from cnnspec.diagnostics import failure
 from cnnspec.ir import Graph
 from cnnspec.recipe import DATA_SETS, Setting
 from cnnspec.semantics.recipe_rules import no_classifier, nothing_left, other_classes, refuse, too_few
-from cnnspec.training.data.download import Original, torchvision_set
+from cnnspec.training.data.download import RawImages, torchvision_set
 
 SPLIT_SEED = 42
-"""Which images are held out for validation does not depend on the run's seed, so that runs can be compared."""
-SAMPLE = 2000
-"""Of a folder at most so many training images are read for the statistics."""
+"""The seed of the validation split. It does not depend on the seed of the run, so that runs are comparable."""
+STATISTICS_SAMPLE = 2000
+"""The maximum number of training images of a folder that are read to compute the statistics."""
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """Images of one size in memory: `pixels` are bytes `[N, C, h, w]`, labels `[N]`."""
+    """Images of one size in memory: bytes `[N, C, h, w]` and labels `[N]`."""
 
     pixels: Tensor
     labels: Tensor
@@ -43,11 +43,11 @@ class Pixels:
         return len(self.labels)
 
     def read(self, indices: Tensor) -> Iterator[Tensor]:
-        """Images as groups `[n, C, h, w]` of one size each, in the order of the indices."""
+        """Yield the images as groups `[n, C, h, w]` of one size each, in the order of the indices."""
         yield self.pixels.index_select(0, indices.to(self.device))
 
-    def part(self, indices: Tensor) -> Pixels:
-        """Some of the images."""
+    def subset(self, indices: Tensor) -> Pixels:
+        """Return the images at these indices."""
         return Pixels(self.pixels[indices], self.labels[indices])
 
     @property
@@ -55,13 +55,13 @@ class Pixels:
         return self.pixels.device
 
     def to(self, device: torch.device) -> Pixels:
-        """The images in the memory of a device."""
+        """Return the images in the memory of a device."""
         return Pixels(self.pixels.to(device), self.labels.to(device))
 
 
 @dataclass(frozen=True)
 class Files:
-    """Images in files, read when they are needed."""
+    """Images in files, read on demand."""
 
     paths: tuple[Path, ...]
     labels: Tensor
@@ -73,24 +73,24 @@ class Files:
         return len(self.labels)
 
     def read(self, indices: Tensor) -> Iterator[Tensor]:
-        """Images as groups `[1, C, h, w]`, in the order of the indices."""
+        """Yield the images as groups `[1, C, h, w]`, in the order of the indices."""
         return (_decode(self.paths[i], self.channels) for i in indices.tolist())
 
-    def part(self, indices: Tensor) -> Files:
-        """Some of the images."""
+    def subset(self, indices: Tensor) -> Files:
+        """Return the images at these indices."""
         return Files(tuple(self.paths[i] for i in indices.tolist()), self.labels[indices], self.channels)
 
     def to(self, device: torch.device) -> Files:
-        """Themselves: they stay where they are."""
+        """Return the same images. Files stay where they are."""
         return self
 
 
 Images = Pixels | Files
-"""One part of a data set."""
+"""One split of a data set."""
 
 
 def _decode(path: Path, channels: int) -> Tensor:
-    """One image `[1, C, h, w]`."""
+    """Read one image `[1, C, h, w]`."""
     try:
         with Image.open(path) as image:
             array = np.array(image.convert("RGB" if channels == 3 else "L"))
@@ -107,9 +107,9 @@ def _decode(path: Path, channels: int) -> Tensor:
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set in three parts, with the mean and standard deviation of each channel, scaled to 0..1.
+    """A data set with its splits, and the mean and standard deviation of each channel on a scale from 0 to 1.
 
-    `names` are those of its classes, where they have any.
+    `names` are the names of the classes, if they have any.
     """
 
     name: str
@@ -123,21 +123,36 @@ class ImageData:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the images that are in memory."""
+        """The size of the images in memory, in bytes."""
         parts = (self.train, self.val, self.test)
-        return sum(part.pixels.numel() for part in parts if isinstance(part, Pixels))
+        return sum(subset.pixels.numel() for subset in parts if isinstance(subset, Pixels))
 
     def to(self, device: torch.device) -> ImageData:
-        """The set with what is in memory in the memory of a device."""
-        val, test = (part and part.to(device) for part in (self.val, self.test))
+        """Return the data set with its in-memory images on a device."""
+        val, test = (subset and subset.to(device) for subset in (self.val, self.test))
         return replace(self, train=self.train.to(device), val=val, test=test)
 
 
+class DatasetCache:
+    """A cache that loads each data set once for several networks."""
+
+    def __init__(self, data_dir: Path, *, offline: bool) -> None:
+        self._data_dir, self._offline = data_dir, offline
+        self._loaded: dict[tuple[str, int, tuple[int, ...]], ImageData] = {}
+
+    def load(self, graph: Graph, setting: Setting) -> ImageData:
+        """Return the data set of a network, and load it on the first call."""
+        key = (setting.model_dump_json(), graph.input_shape[0], graph.output_shape)
+        if key not in self._loaded:
+            self._loaded[key] = load_data(graph, setting, self._data_dir, offline=self._offline)
+        return self._loaded[key]
+
+
 def class_count(graph: Graph) -> int:
-    """How many classes a network tells apart.
+    """Return the number of classes of an image classifier.
 
     Raises:
-        CnnspecError: E0508 if its output is no vector, or it does not read grey or RGB images.
+        CnnspecError: E0508 if the output is not a vector or the input is neither grayscale nor RGB.
     """
     refuse(no_classifier(graph.input_shape, graph.output_shape))
     return graph.output_shape[0]
@@ -147,17 +162,17 @@ def load_data(graph: Graph, setting: Setting, data_dir: Path, *, offline: bool =
     """Load a data set for a network.
 
     Args:
-        graph: The network; its input says how many channels are wanted, its output how many classes.
+        graph: The network. Its input determines the channels, its output the classes.
         setting: The data set and its arguments.
-        data_dir: Where downloaded sets are kept; a torchvision `root`.
+        data_dir: The directory of downloaded data sets, a torchvision `root`.
         offline: Never download.
 
     Raises:
-        CnnspecError: E0501 if it has another number of classes than the network, E0502 if it cannot be
-            had, E0503 if a folder is not as it should be, E0508 if the network is no image classifier.
+        CnnspecError: E0501 if the number of classes differs from the network's, E0502 if the data set is not available,
+            E0503 if a folder has the wrong layout, E0508 if the network is not an image classifier.
     """
     wanted = class_count(graph)
-    _compare_classes(graph, setting.name, DATA_SETS[setting.name].classes or wanted, wanted)
+    _check_classes(graph, setting.name, DATA_SETS[setting.name].classes or wanted, wanted)
     channels = graph.input_shape[0]
     if setting.name == "folder":
         return _load_folder(graph, Path(str(setting.args["path"])), setting.args["val"], channels, wanted)  # type: ignore[arg-type]
@@ -165,91 +180,91 @@ def load_data(graph: Graph, setting: Setting, data_dir: Path, *, offline: bool =
     train = _pixels(load(data_dir, offline, True), channels)
     test = _pixels(load(data_dir, offline, False), channels)
     mean, std = statistics([train.pixels])
-    kept, held = split(len(train), int(setting.args["val"]), setting.name)  # type: ignore[arg-type]
-    val = train.part(held) if len(held) else None
-    train = _some(train.part(kept), setting, "train")
-    names = NAMES.get(setting.name, ())
-    return ImageData(setting.name, wanted, train, val, _some(test, setting, "test"), mean, std, names)
+    train_indices, val_indices = split(len(train), int(setting.args["val"]), setting.name)  # type: ignore[arg-type]
+    val = train.subset(val_indices) if len(val_indices) else None
+    train = _select(train.subset(train_indices), setting, "train")
+    names = CLASS_NAMES.get(setting.name, ())
+    return ImageData(setting.name, wanted, train, val, _select(test, setting, "test"), mean, std, names)
 
 
-def _some(images: Pixels, setting: Setting, part: str) -> Pixels:
-    """So many images of a part as are wanted, always the same ones.
+def _select(images: Pixels, setting: Setting, subset: str) -> Pixels:
+    """Select as many images of a split as the recipe requests, always the same ones.
 
     Raises:
-        CnnspecError: E0511 if there are not so many.
+        CnnspecError: E0511 if there are too few images.
     """
-    wanted: Any = setting.args.get(part)
+    wanted: Any = setting.args.get(subset)
     if wanted is None:
         return images
-    refuse(too_few(setting, part, len(images)))
+    refuse(too_few(setting, subset, len(images)))
     generator = torch.Generator().manual_seed(SPLIT_SEED)
-    return images.part(torch.randperm(len(images), generator=generator)[:wanted])
+    return images.subset(torch.randperm(len(images), generator=generator)[:wanted])
 
 
-def _compare_classes(graph: Graph, name: str, classes: int, wanted: int) -> None:
+def _check_classes(graph: Graph, name: str, classes: int, wanted: int) -> None:
     refuse(other_classes(graph.name, wanted, name, classes, graph.model.constants.get("classes")))
 
 
-def _packaged(data_dir: Path, offline: bool, train: bool) -> Original:
-    """The set that comes with the package; its rule is in the licence file beside it."""
-    part = "train" if train else "test"
+def _load_packaged(data_dir: Path, offline: bool, train: bool) -> RawImages:
+    """Load the data set of the package. The license file in its folder describes how it was made."""
+    subset = "train" if train else "test"
     with np.load(Path(__file__).with_name("fashion_mini") / "fashion_mini.npz", allow_pickle=False) as arrays:
-        return Original(arrays[f"{part}_images"], arrays[f"{part}_labels"])
+        return RawImages(arrays[f"{subset}_images"], arrays[f"{subset}_labels"])
 
 
-_CLOTHES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
-NAMES: dict[str, tuple[str, ...]] = {
+_FASHION = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+CLASS_NAMES: dict[str, tuple[str, ...]] = {
     "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-    "fashion_mnist": _CLOTHES,
-    "fashion_mini": _CLOTHES,
+    "fashion_mnist": _FASHION,
+    "fashion_mini": _FASHION,
 }
-"""What the classes of a set are called, in the order of their labels."""
+"""The class names of the data sets, in the order of the labels."""
 
-SOURCES: dict[str, Callable[[Path, bool, bool], Original]] = {
+SOURCES: dict[str, Callable[[Path, bool, bool], RawImages]] = {
     "cifar10": partial(torchvision_set, "cifar10"),
     "cifar100": partial(torchvision_set, "cifar100"),
     "fashion_mnist": partial(torchvision_set, "fashion_mnist"),
     "mnist": partial(torchvision_set, "mnist"),
-    "fashion_mini": _packaged,
+    "fashion_mini": _load_packaged,
 }
-"""Where a set's images come from; by data directory, whether offline, and whether the training part."""
+"""The loader of each data set, called with the data directory, `offline`, and whether to load the training split."""
 
 
-def _pixels(original: Original, channels: int) -> Pixels:
-    images = torch.from_numpy(original.images)
+def _pixels(raw: RawImages, channels: int) -> Pixels:
+    images = torch.from_numpy(raw.images)
     images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()  # [N, C, h, w]
     if images.shape[1] == 1:
         images = images.expand(-1, channels, -1, -1)
     elif channels == 1:
-        images = _to_grey(images)
-    return Pixels(images, torch.from_numpy(original.labels).long())
+        images = _to_grayscale(images)
+    return Pixels(images, torch.from_numpy(raw.labels).long())
 
 
-def _to_grey(images: Tensor) -> Tensor:
-    """One channel of luminance from three. Source: `torchvision.transforms.v2.Grayscale`."""
+def _to_grayscale(images: Tensor) -> Tensor:
+    """Convert RGB to luminance, `[N, 3, h, w]` to `[N, 1, h, w]`. Source: `torchvision.transforms.v2.Grayscale`."""
     return torch.cat([V.rgb_to_grayscale(chunk) for chunk in images.split(5000)])
 
 
-def split(count: int, held: int, name: str) -> tuple[Tensor, Tensor]:
-    """Indices that are trained on, and the `held` ones kept back for validation.
+def split(count: int, held_out: int, name: str) -> tuple[Tensor, Tensor]:
+    """Return the indices of the training images and of the `held_out` validation images.
 
-    The same as `torch.manual_seed(42)` followed by `random_split(range(count), [count - held, held])`.
+    Equals `torch.manual_seed(42)` followed by `random_split(range(count), [count - held_out, held_out])`.
 
     Raises:
-        CnnspecError: E0511 if nothing is left to train on.
+        CnnspecError: E0511 if no training images are left.
     """
-    refuse(nothing_left(name, held, count))
+    refuse(nothing_left(name, held_out, count))
     generator = torch.Generator().manual_seed(SPLIT_SEED)
-    kept, kept_back = random_split(range(count), [count - held, held], generator)  # type: ignore[arg-type]
-    if not held:
+    if not held_out:
         return torch.arange(count), torch.arange(0)
-    return torch.tensor(list(kept.indices)), torch.tensor(list(kept_back.indices))
+    train, val = random_split(range(count), [count - held_out, held_out], generator)  # type: ignore[arg-type]
+    return torch.tensor(list(train.indices)), torch.tensor(list(val.indices))
 
 
 def statistics(groups: Sequence[Tensor] | Iterator[Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel over all pixels of `[n, C, h, w]`, scaled to 0..1.
+    """Return the mean and standard deviation of each channel over all pixels of `[n, C, h, w]`, on a scale from 0 to 1.
 
-    Exact sums, rounded to eight digits as such constants are published.
+    The sums are exact. The result is rounded to eight digits, as such constants are published.
     """
     count, total, squares = 0, torch.tensor(0), torch.tensor(0)
     for group in groups:
@@ -260,33 +275,33 @@ def statistics(groups: Sequence[Tensor] | Iterator[Tensor]) -> tuple[tuple[float
             squares = squares + values.square().sum((0, 2, 3))
     mean = total.double() / count
     std = (squares.double() / count - mean.square()).sqrt()
-    # A channel that never changes is left as it is.
+    # A constant channel is not scaled.
     scaled = (std / 255).where(std > 0, 1.0)
     return tuple(round(v, 8) for v in (mean / 255).tolist()), tuple(round(v, 8) for v in scaled.tolist())
 
 
 # --- folders -------------------------------------------------------------------------------------
 
-_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
+_EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 _LAYOUT = "it needs `train/CLASS/*.png` (or jpg and the like), `test/CLASS/*`, and may have `val/CLASS/*`"
 
 
-def _load_folder(graph: Graph, path: Path, share: float, channels: int, wanted: int) -> ImageData:
+def _load_folder(graph: Graph, path: Path, val_fraction: float, channels: int, wanted: int) -> ImageData:
     path = path.expanduser()
     if not (path / "train").is_dir():
         what = "has no folder `train`" if path.is_dir() else "is not a folder"
         raise failure("E0503", f"`{path}` {what}", help=_LAYOUT)
     names = _class_names(path / "train")
     train = _list_files(path / "train", names, channels)
-    # Before any image is opened.
-    _compare_classes(graph, str(path), len(names), wanted)
+    # before any image is opened
+    _check_classes(graph, str(path), len(names), wanted)
     val = _list_files(path / "val", names, channels) if (path / "val").is_dir() else None
     test = _list_files(path / "test", names, channels) if (path / "test").is_dir() else None
-    sample = torch.randperm(len(train), generator=torch.Generator().manual_seed(SPLIT_SEED))[:SAMPLE]
+    sample = torch.randperm(len(train), generator=torch.Generator().manual_seed(SPLIT_SEED))[:STATISTICS_SAMPLE]
     mean, std = statistics(train.read(sample))
-    if val is None and share > 0:
-        kept, held = split(len(train), round(len(train) * share), str(path))
-        train, val = train.part(kept), train.part(held) if len(held) else None
+    if val is None and val_fraction > 0:
+        train_indices, val_indices = split(len(train), round(len(train) * val_fraction), str(path))
+        train, val = train.subset(train_indices), train.subset(val_indices) if len(val_indices) else None
     return ImageData(str(path), wanted, train, val, test, mean, std, tuple(names))
 
 
@@ -295,14 +310,14 @@ def _class_names(folder: Path) -> list[str]:
 
 
 def _list_files(folder: Path, names: list[str], channels: int) -> Files:
-    if strange := [name for name in _class_names(folder) if name not in names]:
-        raise failure("E0503", f"`{folder}` has the class `{strange[0]}`, and `train` has not", help=_LAYOUT)
+    if unexpected := [name for name in _class_names(folder) if name not in names]:
+        raise failure("E0503", f"`{folder}` has the class `{unexpected[0]}`, and `train` has not", help=_LAYOUT)
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(names):
         if not (folder / name).is_dir():
             continue
-        found = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in _ENDINGS and p.is_file())
+        found = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in _EXTENSIONS and p.is_file())
         if not found and folder.name == "train":
             raise failure("E0503", f"`{folder / name}` holds no images", help=_LAYOUT)
         paths += found

@@ -1,4 +1,4 @@
-"""Data sets of torchvision, downloaded once and complete or not at all."""
+"""Download data sets with torchvision, atomically."""
 
 from __future__ import annotations
 
@@ -25,40 +25,42 @@ _CLASSES: dict[str, Any] = {
     "fashion_mnist": datasets.FashionMNIST,
     "mnist": datasets.MNIST,
 }
-PATIENCE = 30.0
-"""Seconds without a byte after which a server is given up."""
-LARGEST = 1 << 30
-"""Bytes that an archive may unpack to; the largest set has 190 MB."""
+TIMEOUT = 30.0
+"""The timeout of a connection without data, in seconds."""
+MAX_UNPACKED_BYTES = 1 << 30
+"""The maximum unpacked size of an archive, in bytes. The largest data set has 190 MB."""
 
 
 @dataclass(frozen=True)
-class Original:
-    """Images as their files hold them: bytes `[N, h, w]` or `[N, h, w, C]`, and labels `[N]`."""
+class RawImages:
+    """Images as stored in their files: bytes `[N, h, w]` or `[N, h, w, C]`, and labels `[N]`."""
 
     images: np.ndarray
     labels: np.ndarray
 
 
-def torchvision_set(name: str, data_dir: Path, offline: bool, train: bool) -> Original:
-    """Read a set from its directory, and download it first if it is not there.
+def torchvision_set(name: str, data_dir: Path, offline: bool, train: bool) -> RawImages:
+    """Read a data set from its directory, and download it first if it is missing.
 
     Raises:
-        CnnspecError: E0502 if it cannot be had.
+        CnnspecError: E0502 if it is not available.
     """
     try:
         return _read(name, data_dir, train)
-    except Exception as error:  # noqa: BLE001 - files that are not what they say fail in many ways
+    except Exception as error:  # noqa: BLE001 - corrupt files fail in many ways
         if offline:
-            raise _missing(name, f"it is not in `{data_dir}`, and `--offline` forbids the download", error) from None
+            raise _unavailable(
+                name, f"it is not in `{data_dir}`, and `--offline` forbids the download", error
+            ) from None
         _download(name, data_dir)
         try:
             return _read(name, data_dir, train)
-        except Exception as again:  # noqa: BLE001
-            raise _missing(name, f"what is in `{data_dir}` cannot be read", again) from None
+        except Exception as second_error:  # noqa: BLE001
+            raise _unavailable(name, f"what is in `{data_dir}` cannot be read", second_error) from None
 
 
-def _read(name: str, data_dir: Path, train: bool) -> Original:
-    """A set that is there. torchvision opens the pickles of CIFAR only if they have the checksums of the originals."""
+def _read(name: str, data_dir: Path, train: bool) -> RawImages:
+    """Read a downloaded data set. torchvision unpickles CIFAR only if the checksums match those of the originals."""
     data = _CLASSES[name](data_dir, train=train, download=False)
     images, labels = np.asarray(data.data), np.asarray(data.targets, dtype=np.int64)
     classes = DATA_SETS[name].classes or 0
@@ -66,14 +68,14 @@ def _read(name: str, data_dir: Path, train: bool) -> Original:
         raise ValueError("the images and the labels do not fit together")
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(f"there are labels outside of 0 to {classes - 1}")
-    return Original(images, labels)
+    return RawImages(images, labels)
 
 
 def _download(name: str, data_dir: Path) -> None:
-    """Download into a folder of its own and move what is complete into place."""
-    there = data_dir.exists()
-    waited = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(PATIENCE)
+    """Download into a temporary folder, and move complete files into place."""
+    existed = data_dir.exists()
+    previous_timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         print(f"downloading {name} to {data_dir}", file=sys.stderr)
@@ -87,18 +89,18 @@ def _download(name: str, data_dir: Path) -> None:
                     shutil.rmtree(data_dir / entry.name, ignore_errors=True)
                     entry.rename(data_dir / entry.name)
     except (OSError, RuntimeError, EOFError, ValueError, tarfile.TarError) as error:  # URLError is an OSError
-        raise _missing(name, f"it cannot be downloaded to `{data_dir}`", error) from None
+        raise _unavailable(name, f"it cannot be downloaded to `{data_dir}`", error) from None
     finally:
-        socket.setdefaulttimeout(waited)
-        if not there:
-            with contextlib.suppress(OSError):  # not empty, or never made
+        socket.setdefaulttimeout(previous_timeout)
+        if not existed:
+            with contextlib.suppress(OSError):  # not empty, or never created
                 data_dir.rmdir()
 
 
 def _fetch_archive(name: str, folder: str) -> None:
-    """Download the archive of a set that comes as one, and look through it before torchvision unpacks it.
+    """Download the archive of a data set, if it has one, and check it before torchvision extracts it.
 
-    Below Python 3.14 it would be unpacked wherever its members' names say.
+    Before Python 3.14, extraction writes to any path that a member names.
     """
     kind = _CLASSES[name]
     if hasattr(kind, "tgz_md5"):
@@ -107,10 +109,10 @@ def _fetch_archive(name: str, folder: str) -> None:
 
 
 def check_archive(path: Path) -> None:
-    """Refuse an archive that holds anything but files and folders inside of its own.
+    """Reject an archive that contains anything but files and folders inside its own folder.
 
     Raises:
-        ValueError: It does, or it is too large.
+        ValueError: It does, or its unpacked size is too large.
         TarError: It cannot be read.
     """
     total = 0
@@ -122,11 +124,11 @@ def check_archive(path: Path) -> None:
                 raise ValueError(f"the archive would write to `{member.name}`, outside of its folder")
             if not (member.isreg() or member.isdir()):
                 raise ValueError(f"`{member.name}` in the archive is neither a file nor a folder")
-            if total > LARGEST:
-                raise ValueError(f"the archive unpacks to more than {LARGEST:,} bytes")
+            if total > MAX_UNPACKED_BYTES:
+                raise ValueError(f"the archive unpacks to more than {MAX_UNPACKED_BYTES:,} bytes")
 
 
-def _missing(name: str, why: str, error: Exception) -> CnnspecError:
+def _unavailable(name: str, why: str, error: Exception) -> CnnspecError:
     reason = " ".join(str(error).split())[:200]
     return failure(
         "E0502",

@@ -1,1 +1,1 @@
-"""The training step: task, optimizers, checkpoints, evaluation, and what the machine needs."""
+"""The training step: task, optimizers, checkpoints, evaluation, and machine settings."""

@@ -1,7 +1,7 @@
-"""How this machine computes a network fastest: memory format and threads, from a short measurement.
+"""Choose the fastest memory format and number of threads for a network by a short measurement.
 
-Nothing here changes what is computed, only in which order numbers lie in memory and who adds them. What was found is
-kept for the next run of the same network, batch and machine; a run that is resumed keeps its own.
+The settings do not change what is computed, only the memory layout and the division of work. The result is cached for
+the next run with the same network, batch size and machine. A resumed run keeps its settings.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ import torch
 from torch import nn
 
 from cnnspec.ir import Graph
-from cnnspec.training.loop.checkpoints import write_whole
+from cnnspec.training.loop.checkpoints import write_atomically
 
 FORMATS: dict[str, torch.memory_format] = {
     "channels_last": torch.channels_last,
     "contiguous": torch.contiguous_format,
 }
 IMAGES = 64
-"""At most so many images are in a step that is measured."""
+"""The maximum number of images in a measured step."""
 GAIN = 0.9
-"""Another setting than the usual one must take less than this share of its time; noise chooses nothing."""
-PATIENCE = 10.0
-"""Seconds after which no further setting is tried."""
+"""The fraction of the default's time that another setting must stay below, so that noise decides nothing."""
+MAX_SECONDS = 10.0
+"""The time after which no further setting is measured, in seconds."""
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """The settings of a run.
+    """The machine settings of a run.
 
     Attributes:
         memory_format: `channels_last` or `contiguous`.
-        threads: Of torch.
-        origin: `measured`, `kept` from a former measurement, `stated`, `resumed`, or `usual`.
+        threads: The number of torch threads.
+        origin: `measured`, `kept` from an earlier measurement, `stated`, `resumed`, or `usual`.
     """
 
     memory_format: str
@@ -49,7 +49,7 @@ class Tuning:
     origin: str = "usual"
 
     def apply(self, network: nn.Module) -> nn.Module:
-        """The network in its memory format; the threads are set for the process."""
+        """Return the network in its memory format, and set the number of threads of the process."""
         if torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
         return network.to(memory_format=FORMATS[self.memory_format])  # type: ignore[call-overload]
@@ -59,7 +59,7 @@ class Tuning:
 
 
 def cache_file() -> Path:
-    """Where measurements are kept: `CNNSPEC_CACHE`, or the user's folder for such things."""
+    """Return the path of the cache, in `CNNSPEC_CACHE` or the user's cache folder."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("CNNSPEC_CACHE") or Path(home) / "cnnspec") / "tuning.json"
 
@@ -72,23 +72,23 @@ def _key(graph: Graph, batch: int, device: torch.device) -> str:
 
 def _read_cache() -> dict[str, Any]:
     try:
-        kept = json.loads(cache_file().read_text(encoding="utf-8"))
+        cached = json.loads(cache_file().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return kept if isinstance(kept, dict) else {}
+    return cached if isinstance(cached, dict) else {}
 
 
-def look_up(graph: Graph, batch: int, device: torch.device) -> Tuning | None:
-    """What was measured before."""
-    kept: Any = _read_cache().get(_key(graph, batch, device))
+def read_cached(graph: Graph, batch: int, device: torch.device) -> Tuning | None:
+    """Return the cached settings, or None."""
+    cached: Any = _read_cache().get(_key(graph, batch, device))
     try:
-        found = Tuning(str(kept["memory_format"]), int(kept["threads"]), "kept")
+        found = Tuning(str(cached["memory_format"]), int(cached["threads"]), "kept")
     except (TypeError, KeyError, ValueError):
         return None
     return found if found.memory_format in FORMATS and found.threads > 0 else None
 
 
-def choose(
+def choose_tuning(
     graph: Graph,
     network: nn.Module,
     batch: int,
@@ -96,60 +96,60 @@ def choose(
     memory_format: str | None = None,
     threads: int | None = None,
 ) -> Tuning:
-    """The settings for a network: those that are stated, were kept, or are measured now.
+    """Return the settings of a network: requested, cached, or measured now.
 
     Args:
-        graph: What `network` was built from.
-        network: Stays as it is.
-        batch: Images in a step.
-        device: Where it will train.
-        memory_format: As stated.
-        threads: As stated.
+        graph: The graph of `network`.
+        network: The module. It is not modified.
+        batch: Images per step.
+        device: The device to train on.
+        memory_format: The requested memory format, or None.
+        threads: The requested number of threads, or None.
     """
-    usual = Tuning("channels_last", torch.get_num_threads())
-    stated = {"memory_format": memory_format, "threads": threads}
-    stated = {name: value for name, value in stated.items() if value is not None}
-    if len(stated) == 2 or (stated and device.type != "cpu"):
-        return replace(usual, **stated, origin="stated")
-    found = look_up(graph, batch, device)
+    default = Tuning("channels_last", torch.get_num_threads())
+    requested = {"memory_format": memory_format, "threads": threads}
+    requested = {name: value for name, value in requested.items() if value is not None}
+    if len(requested) == 2 or (requested and device.type != "cpu"):
+        return replace(default, **requested, origin="stated")
+    found = read_cached(graph, batch, device)
     if found is None:
-        found = _measure(graph, network, min(batch, IMAGES), device, usual)
+        found = _measure(graph, network, min(batch, IMAGES), device, default)
         try:
             cache_file().parent.mkdir(parents=True, exist_ok=True)
-            kept = {**_read_cache(), _key(graph, batch, device): found.to_json()}
-            write_whole(cache_file(), json.dumps(kept, indent=1).encode())
-        except OSError:  # it is measured again next time
+            cached = {**_read_cache(), _key(graph, batch, device): found.to_json()}
+            write_atomically(cache_file(), json.dumps(cached, indent=1).encode())
+        except OSError:  # the next run measures again
             pass
-    return replace(found, **stated) if stated else found
+    return replace(found, **requested) if requested else found
 
 
-def _measure(graph: Graph, network: nn.Module, images: int, device: torch.device, usual: Tuning) -> Tuning:
-    candidates = [usual, replace(usual, memory_format="contiguous")]
-    if device.type == "cpu" and usual.threads > 1:
+def _measure(graph: Graph, network: nn.Module, images: int, device: torch.device, default: Tuning) -> Tuning:
+    candidates = [default, replace(default, memory_format="contiguous")]
+    if device.type == "cpu" and default.threads > 1:
         candidates += [replace(candidate, threads=1) for candidate in candidates]
     seconds: dict[Tuning, float] = {}
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + MAX_SECONDS
     state = torch.get_rng_state()
     try:
         for candidate in candidates:
             seconds[candidate] = _time_step(graph, deepcopy(network).to(device), images, device, candidate)
             if time.monotonic() > end:
                 break
-    except RuntimeError:  # too little memory for the measurement says nothing about the run
+    except RuntimeError:  # running out of memory here does not mean that training will
         pass
     finally:
-        torch.set_num_threads(usual.threads)
+        torch.set_num_threads(default.threads)
         torch.set_rng_state(state)
-    best = min(seconds, key=seconds.__getitem__, default=usual)
-    better = best is not usual and seconds[best] < GAIN * seconds.get(usual, float("inf"))
-    return replace(best if better else usual, origin="measured")
+    best = min(seconds, key=seconds.__getitem__, default=default)
+    is_better = best is not default and seconds[best] < GAIN * seconds.get(default, float("inf"))
+    return replace(best if is_better else default, origin="measured")
 
 
 def _time_step(graph: Graph, network: nn.Module, images: int, device: torch.device, tuning: Tuning) -> float:
-    """Seconds of a forward and backward pass, the better of two behind one that warms up."""
+    """Return the time of a forward and backward pass in seconds, the better of two after a warm-up."""
     network = tuning.apply(network).train()
     x = torch.zeros(images, *graph.input_shape, device=device).to(memory_format=FORMATS[tuning.memory_format])
-    taken: list[float] = []
+    seconds: list[float] = []
     for _ in range(3):
         network.zero_grad()
         start = time.perf_counter()
@@ -157,5 +157,5 @@ def _time_step(graph: Graph, network: nn.Module, images: int, device: torch.devi
         getattr(outputs, "logits", outputs).square().mean().backward()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        taken.append(time.perf_counter() - start)
-    return min(taken[1:])
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])

@@ -1,8 +1,8 @@
-"""The checkpoints of a run: written whole, sealed with a checksum, the last two kept.
+"""Write the checkpoints of a run atomically and with a checksum, and keep the last two.
 
-A checkpoint is what `torch.save` writes, and behind it a seal: eight letters and the SHA-256 of all before them.
-`torch.load` does not mind the seal, so the file stays readable by everyone. It is written beside its place, brought
-to the disk, and renamed; at every moment there is a whole one.
+A checkpoint is the output of `torch.save`, followed by a seal: eight bytes and the SHA-256 of everything before them.
+`torch.load` ignores the seal, so other programs can read the file. A checkpoint is written to a temporary file, synced
+to disk, and renamed, so a complete one exists at every moment.
 """
 
 from __future__ import annotations
@@ -21,48 +21,48 @@ from torch import Tensor
 
 from cnnspec.diagnostics import failure
 
-MARK = b"CNNSPEC1"
-"""What a seal begins with."""
+MAGIC = b"CNNSPEC1"
+"""The first bytes of a seal."""
 CHUNK = 1 << 20
-"""Bytes of one call of `write`."""
+"""The number of bytes per call of `write`."""
 
 State = dict[str, Any]
 
 
-class Damaged(Exception):
-    """A checkpoint is not what was written."""
+class DamagedCheckpoint(Exception):
+    """A checkpoint is corrupt."""
 
 
 def seal(state: State) -> bytes:
-    """A state as the bytes of a checkpoint."""
+    """Serialize a state to the bytes of a checkpoint."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     body = buffer.getvalue()
-    return body + MARK + hashlib.sha256(body).digest()
+    return body + MAGIC + hashlib.sha256(body).digest()
 
 
 def unseal(content: bytes) -> State:
-    """The state in the bytes of a checkpoint; only tensors and plain values are ever made.
+    """Read the state from the bytes of a checkpoint. Only tensors and plain values are unpickled.
 
     Raises:
-        Damaged: The seal is missing or does not fit.
+        DamagedCheckpoint: The seal is missing or does not match.
     """
-    body, mark, digest = content[:-40], content[-40:-32], content[-32:]
-    if mark != MARK:
-        raise Damaged("its end is missing")
+    body, magic, digest = content[:-40], content[-40:-32], content[-32:]
+    if magic != MAGIC:
+        raise DamagedCheckpoint("its end is missing")
     if hashlib.sha256(body).digest() != digest:
-        raise Damaged("its checksum does not fit")
+        raise DamagedCheckpoint("its checksum does not fit")
     try:
         state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - a sealed file of another make fails in many ways
-        raise Damaged(" ".join(str(error).split())[:200]) from None
+    except Exception as error:  # noqa: BLE001 - a file from another program fails in many ways
+        raise DamagedCheckpoint(" ".join(str(error).split())[:200]) from None
     if not isinstance(state, dict) or "progress" not in state:
-        raise Damaged("it is no checkpoint of a run")
+        raise DamagedCheckpoint("it is no checkpoint of a run")
     return state
 
 
-def _bring_to_disk(folder: Path) -> None:
-    """Makes the names in a folder survive a loss of power, where the system can."""
+def _sync_folder(folder: Path) -> None:
+    """Sync the directory entries to disk, if the system supports it."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:  # not on Windows
@@ -75,8 +75,8 @@ def _bring_to_disk(folder: Path) -> None:
         os.close(handle)
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is complete or as it was before."""
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file atomically: on failure, the old content stays."""
     temporary = path.with_name(path.name + ".part")
     try:
         with temporary.open("wb", buffering=0) as file:
@@ -91,90 +91,90 @@ def write_whole(path: Path, content: bytes) -> None:
         except OSError:
             pass
         raise
-    _bring_to_disk(path.parent)
+    _sync_folder(path.parent)
 
 
-def _link(source: Path, target: Path) -> None:
-    """Gives a file a second name; no checkpoint is ever written to, so both stay whole."""
+def _hard_link(source: Path, target: Path) -> None:
+    """Create a hard link. Checkpoints are never modified, so both names stay valid."""
     temporary = target.with_name(target.name + ".part")
     temporary.unlink(missing_ok=True)
     try:
         os.link(source, temporary)
-    except OSError:  # a file system without links
+    except OSError:  # the file system has no links
         shutil.copyfile(source, temporary)
     os.replace(temporary, target)
 
 
 class Checkpoints:
-    """The checkpoints in a run's folder.
+    """The checkpoints in the folder of a run.
 
     Attributes:
-        last: The newest.
-        former: The one before.
-        best: That of the best epoch.
+        last: The latest checkpoint.
+        previous: The one before it.
+        best: The checkpoint of the best epoch.
         weights: The best weights alone.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.last, self.former, self.best = (folder / name for name in ("last.ckpt", "former.ckpt", "best.ckpt"))
+        self.last, self.previous, self.best = (folder / name for name in ("last.ckpt", "former.ckpt", "best.ckpt"))
         self.weights = folder / "best.safetensors"
 
     def save(self, state: State, *, best: bool = False) -> None:
-        """Write a state as the newest checkpoint; the newest so far becomes the former.
+        """Write a state as the latest checkpoint. The latest so far becomes the previous one.
 
         Args:
             state: Tensors and plain values.
-            best: Whether it is the best, too. The best is written first: a run that is killed in between does
-                the epoch again, and finds the same.
+            best: Whether it is also the best. The best is written first: if the process dies in between, the resumed
+                run repeats the epoch with the same result.
 
         Raises:
-            OSError: It cannot be written; those that are there stay.
+            OSError: It cannot be written. The existing checkpoints stay.
         """
         new = self.folder / "new.ckpt"
-        write_whole(new, seal(state))
+        write_atomically(new, seal(state))
         if best:
-            write_whole(self.weights, weight_bytes(weights_in(state["state_dict"])))
-            _link(new, self.best)
+            write_atomically(self.weights, weight_bytes(network_weights(state["state_dict"])))
+            _hard_link(new, self.best)
         if self.last.exists():
-            _link(self.last, self.former)
+            _hard_link(self.last, self.previous)
         os.replace(new, self.last)
-        _bring_to_disk(self.folder)
+        _sync_folder(self.folder)
 
-    def exist(self) -> bool:
-        """Whether there is anything to go on from."""
-        return self.last.exists() or self.former.exists()
+    def exists(self) -> bool:
+        """Return whether there is a checkpoint to resume from."""
+        return self.last.exists() or self.previous.exists()
 
     def load(self) -> tuple[State, list[str]]:
-        """The newest state that is whole, and what is to be said about those that are not.
+        """Return the latest intact state, and a message for each damaged checkpoint.
 
         Raises:
-            CnnspecError: E0506 if none is whole.
+            CnnspecError: E0506 if no checkpoint is intact.
         """
-        said: list[str] = []
-        for path in (self.last, self.former):
+        problems: list[str] = []
+        for path in (self.last, self.previous):
             try:
-                return unseal(path.read_bytes()), said
+                return unseal(path.read_bytes()), problems
             except FileNotFoundError:
                 continue
-            except Damaged as damage:
-                said.append(f"the checkpoint `{path.name}` is damaged: {damage}")
+            except DamagedCheckpoint as damage:
+                problems.append(f"the checkpoint `{path.name}` is damaged: {damage}")
             except OSError as error:
-                said.append(f"the checkpoint `{path.name}` cannot be read: {error.strerror}")
+                problems.append(f"the checkpoint `{path.name}` cannot be read: {error.strerror}")
         raise failure(
             "E0506",
             "the run cannot be resumed: none of its checkpoints is whole",
             file=str(self.folder),
-            notes=said,
+            notes=problems,
             help="train anew without `--resume`",
         )
 
 
-def weights_in(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by the names that they have in the network."""
+def network_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint by their names in the network."""
     return {key.removeprefix("network."): value for key, value in state_dict.items()}
 
 
 def weight_bytes(weights: Mapping[str, Tensor]) -> bytes:
-    """Tensors as the bytes of a safetensors file."""
+    """Serialize tensors to the bytes of a safetensors file."""
     return save({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}, {"format": "pt"})

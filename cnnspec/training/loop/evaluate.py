@@ -1,4 +1,4 @@
-"""Accuracy and loss of a network on real images."""
+"""Evaluate the accuracy and loss of a network on a data set."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from cnnspec.backends.torch.weights import Match, load_weights, read_weights
 from cnnspec.diagnostics import failure
 from cnnspec.ir import Graph
 from cnnspec.recipe import Setting
-from cnnspec.training.data.augment import Prepare
-from cnnspec.training.data.batches import Feed
+from cnnspec.training.data.augment import Preprocess
+from cnnspec.training.data.batches import EpochBatches
 from cnnspec.training.data.datasets import ImageData, Images, load_data
-from cnnspec.training.loop.machine import best_device, default_workers, keep_memory, memory_is_full
+from cnnspec.training.loop.machine import best_device, default_workers, is_out_of_memory, keep_memory
 
 BATCH = 250
-"""Images at once."""
+"""Images per batch."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """How many images were told right, of how many, the mean cross entropy, and what each was told to be `[N]`."""
+    """The result of an evaluation: correct predictions, images, mean cross-entropy, and the predicted classes `[N]`."""
 
     correct: int
     images: int
@@ -48,15 +48,17 @@ def score(
     poll: Callable[[], None] = lambda: None,
     tta: Literal["hflip"] | None = None,
 ) -> Score:
-    """Score a network on one part of a data set, in float32, without augmentation; in smaller parts if memory is full.
+    """Evaluate a network on one split of a data set, in float32 and without augmentation.
+
+    If memory runs out, batches are split.
 
     Args:
-        network: Takes `[N, C, H, W]`, gives logits `[N, classes]`; it is left in evaluation mode.
-        images: The part.
-        data: The set that it belongs to, for the statistics.
-        size: Height and width that the network takes.
-        device: Where to compute.
-        poll: Called before each batch; what it raises ends the scoring.
+        network: Maps `[N, C, H, W]` to logits `[N, classes]`. It is left in evaluation mode.
+        images: The split.
+        data: The data set, for its statistics.
+        size: Height and width of the network's input.
+        device: The device to compute on.
+        poll: Called before each batch. An exception ends the evaluation.
         tta: `hflip` averages the logits of each image and of its mirror image.
     """
     network = network.to(device).eval()
@@ -64,14 +66,14 @@ def score(
     predicted: list[Tensor] = []
     workers = 0 if images.in_memory else default_workers()
     with torch.inference_mode():
-        for batch, labels in Feed(images, Prepare(size, data.mean, data.std), BATCH, workers=workers):
+        for batch, labels in EpochBatches(images, Preprocess(size, data.mean, data.std), BATCH, workers=workers):
             poll()
             while True:
                 try:
                     outputs = [_logits(network, x.to(device), tta) for x in batch.chunk(parts)]
                     break
                 except RuntimeError as error:
-                    if parts >= len(batch) or not memory_is_full(error):
+                    if parts >= len(batch) or not is_out_of_memory(error):
                         raise
                     parts *= 2
             logits, labels = torch.cat(outputs), labels.cpu()
@@ -82,7 +84,7 @@ def score(
 
 
 def _logits(network: nn.Module, images: Tensor, tta: str | None) -> Tensor:
-    """Logits `[N, classes]` on the CPU."""
+    """Return logits `[N, classes]` on the CPU."""
     logits = network(images)
     return ((logits + network(images.flip(3))) / 2 if tta == "hflip" else logits).cpu()
 
@@ -102,15 +104,15 @@ def evaluate(
     Args:
         graph: The network.
         weights: A checkpoint, a saved `state_dict`, or safetensors.
-        match: Whether the file's tensors are matched by `name` or by `order`.
-        data: The data set; by default the recipe's.
-        data_dir: Where downloaded sets are kept.
+        match: Whether the tensors in the file are matched by `name` or by `order`.
+        data: The data set, by default that of the recipe.
+        data_dir: The directory of downloaded data sets.
         offline: Never download.
-        split: Which part is tested.
+        split: The split to test on.
 
     Returns:
-        Plain data: `test_acc` or `val_acc` as a fraction, `test_loss` or `val_loss`, `images`, `correct`,
-        `matched` (tensors), and what was tested.
+        Plain data: `test_acc` or `val_acc` as a fraction, `test_loss` or `val_loss`, `images`, `correct`, `matched`
+        (tensors), and the settings.
 
     Raises:
         CnnspecError: E0501 to E0505, E0508, E0511.

@@ -1,7 +1,7 @@
-"""The numbers of a run as lines: `metrics.csv` and `metrics.jsonl`, exact over interruptions.
+"""Record the metrics of a run in `metrics.csv` and `metrics.jsonl`, exactly over interruptions.
 
-A checkpoint holds how long both files were. A run that goes on cuts them there and writes what happens again, so
-that in the end they are, byte for byte, those of a run that was never interrupted.
+A checkpoint stores the lengths of both files. A resumed run truncates them to these lengths and writes the following
+rows again. In the end, they are byte for byte those of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ COLUMNS = ("step", "epoch", "lr", "loss", "train_loss", "train_acc", "val_loss",
 
 
 class Journal:
-    """Both files of a run.
+    """The metric files of a run.
 
     Args:
-        folder: The run's.
-        lengths: Bytes of each file that are kept; none to begin anew.
+        folder: The folder of the run.
+        lengths: The lengths to truncate the files to, in bytes. With None, they start empty.
     """
 
     def __init__(self, folder: Path, lengths: dict[str, int] | None = None) -> None:
         self._files = {name: (folder / name) for name in ("metrics.csv", "metrics.jsonl")}
         for name, path in self._files.items():
-            kept = (lengths or {}).get(name, 0)
+            length = (lengths or {}).get(name, 0)
             with path.open("ab") as file:
-                file.truncate(min(kept, path.stat().st_size))
+                file.truncate(min(length, path.stat().st_size))
         self._csv, self._lines = (path.open("ab") for path in self._files.values())
         if not self._files["metrics.csv"].stat().st_size:
             self._csv.write((",".join(COLUMNS) + "\n").encode())
 
     def write(self, **values: float | int) -> None:
-        """Add a row; what is not given stays empty."""
+        """Append a row. Missing values stay empty."""
         self._csv.write((",".join(f"{values[name]!r}" if name in values else "" for name in COLUMNS) + "\n").encode())
         self._lines.write((json.dumps(values) + "\n").encode())
 
     def lengths(self) -> dict[str, int]:
-        """How long the files are, with everything brought to the disk."""
+        """Sync the files to disk and return their lengths."""
         for file in (self._csv, self._lines):
             file.flush()
             os.fsync(file.fileno())
@@ -51,7 +51,7 @@ class Journal:
 
 
 def read_journal(folder: Path) -> Iterator[dict[str, Any]]:
-    """The rows that were written."""
+    """Yield the rows of a run."""
     path = folder / "metrics.jsonl"
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():

@@ -1,4 +1,4 @@
-"""What the machine is told once at the start, and what is written down about it."""
+"""Process settings, devices, memory, and versions."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def keep_memory() -> None:
-    """Tell glibc to keep large blocks instead of giving them back at every step.
+    """Let glibc keep large blocks instead of returning them to the system at every step.
 
-    A step of a DenseNet at batch 128 otherwise takes some 470,000 page faults, half of its time on a CPU.
-    Elsewhere nothing happens. Source: mallopt(3).
+    Otherwise a step of a DenseNet at batch 128 takes some 470,000 page faults, half of its time on a CPU. On other
+    systems this does nothing. Source: mallopt(3).
     """
     if not sys.platform.startswith("linux"):
         return
@@ -31,33 +31,38 @@ def keep_memory() -> None:
 
 
 def default_workers() -> int:
-    """Processes that read images from files: one for each core, at most eight."""
+    """Return the number of processes that read images from files: one per core, at most eight."""
     return min(8, os.cpu_count() or 1)
 
 
 def best_device() -> torch.device:
-    """The GPU if there is one."""
+    """Return the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def device_of(accelerator: str) -> torch.device:
+    """Return the device of a Lightning accelerator name. `auto` selects the GPU if there is one."""
+    return best_device() if accelerator == "auto" else torch.device("cuda" if accelerator in ("gpu", "cuda") else "cpu")
+
+
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free in the memory of a GPU; 0 where a device has no memory of its own."""
+    """Return the free memory of a GPU in bytes, 0 for a device without its own memory."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
-_FULL = re.compile(r"can't allocate memory|could not create a primitive(?! descriptor)")
-"""What torch says on a CPU, and what oneDNN says of its own allocations (it names none of its reasons)."""
+_OUT_OF_MEMORY = re.compile(r"can't allocate memory|could not create a primitive(?! descriptor)")
+"""Error messages of torch on a CPU and of oneDNN, which reports no reason."""
 
 
-def memory_is_full(error: RuntimeError) -> bool:
-    """Whether an allocation has failed, on a GPU or on the CPU; what a GPU keeps in reserve is then given back."""
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether an error is a failed allocation on a GPU or CPU, and release cached GPU memory."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return isinstance(error, torch.OutOfMemoryError) or _FULL.search(str(error)) is not None
+    return isinstance(error, torch.OutOfMemoryError) or _OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def versions() -> dict[str, str]:
-    """Versions of what took part in a run."""
+    """Return the versions of the software used in a run."""
     packages = ("torch", "torchvision", "pytorch-lightning")
     own = {"cnnspec": cnnspec.__version__, "python": platform.python_version()}
     return own | {name: importlib.metadata.version(name) for name in packages}

@@ -1,4 +1,4 @@
-"""Where a network that diverged is first not finite."""
+"""Find the first layer that produces NaN or Inf."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from torch import Tensor, nn
 from cnnspec.diagnostics import CnnspecError, failure
 
 
-def _bad(values: Any) -> bool:
+def _has_nonfinite(values: Any) -> bool:
     tensors = values if isinstance(values, (tuple, list)) else (values,)
     return any(isinstance(t, Tensor) and t.is_floating_point() and not torch.isfinite(t).all() for t in tensors)
 
 
-def bad_weight(network: nn.Module) -> str | None:
-    """The first weight that is not finite."""
-    return next((name for name, weight in network.state_dict().items() if _bad(weight)), None)
+def first_nonfinite_weight(network: nn.Module) -> str | None:
+    """Return the name of the first weight that is not finite."""
+    return next((name for name, weight in network.state_dict().items() if _has_nonfinite(weight)), None)
 
 
-def bad_layer(network: nn.Module, images: Tensor) -> str | None:
-    """The first layer, in the order in which they run, that gives numbers that are not finite."""
+def first_nonfinite_layer(network: nn.Module, images: Tensor) -> str | None:
+    """Return the name of the first layer, in execution order, whose output is not finite."""
     found: list[str] = []
 
-    def look(name: str) -> Any:
+    def record(name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if not found and _bad(output):
+            if not found and _has_nonfinite(output):
                 found.append(name)
 
         return hook
 
     leaves = [(name, module) for name, module in network.named_modules() if not list(module.children())]
-    handles = [module.register_forward_hook(look(name)) for name, module in leaves]
+    handles = [module.register_forward_hook(record(name)) for name, module in leaves]
     try:
         with torch.no_grad():
             network(images)
@@ -42,23 +42,23 @@ def bad_layer(network: nn.Module, images: Tensor) -> str | None:
     return found[0] if found else None
 
 
-def first_not_finite(
-    network: nn.Module, images: Tensor | None, loss: float, step: int, steps: int, rate: float
+def divergence_error(
+    network: nn.Module, images: Tensor | None, loss: float, step: int, steps: int, lr: float
 ) -> CnnspecError:
-    """The error of a run that diverged: the step, the learning rate, and the first layer that is not finite.
+    """Return the error of a diverged run: the step, the learning rate, and the first layer that is not finite.
 
     Args:
-        network: As it was when the loss was found.
-        images: The batch `[N, C, H, W]`, if it is still there.
-        loss: What was found.
-        step: Its number, from 1.
-        steps: Steps of an epoch.
-        rate: The learning rate of the step.
+        network: The network in the state that produced the loss.
+        images: The batch `[N, C, H, W]`, or None.
+        loss: The loss.
+        step: The step, from 1.
+        steps: Steps per epoch.
+        lr: The learning rate of the step.
     """
     notes: list[str] = []
-    if weight := bad_weight(network):
+    if weight := first_nonfinite_weight(network):
         notes.append(f"the first weight that is not finite is `{weight}`")
-    layer = bad_layer(network, images) if images is not None else None
+    layer = first_nonfinite_layer(network, images) if images is not None else None
     if layer:
         notes.append(f"the first layer whose output is not finite is `{layer}`")
     elif images is not None and not weight:
@@ -67,7 +67,7 @@ def first_not_finite(
     return failure(
         "E0509",
         f"training diverged: the loss is {loss} at step {step} (epoch {(step - 1) // steps + 1})"
-        f" with learning rate {rate:g}",
+        f" with learning rate {lr:g}",
         notes=notes,
         help="use a lower learning rate, a warm-up (`schedule cosine warmup=5`), or `clip 1`",
     )

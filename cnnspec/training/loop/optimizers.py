@@ -1,4 +1,4 @@
-"""The optimizers and schedules of the recipe, and which weights decay."""
+"""Create the optimizer and the schedule of a recipe."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def _betas(kind: Callable[..., Optimizer]) -> Callable[..., Optimizer]:
 
 
 def _fused(kind: Callable[..., Optimizer]) -> Callable[..., Optimizer]:
-    """One kernel for a weight's whole step, where torch has it: a network of many small weights waits for calls."""
+    """Use the fused implementation, one kernel per step. Networks of many small weights are bound by call overhead."""
     return partial(kind, fused=True)
 
 
 class Muon(Optimizer):
-    """torch.optim.Muon for the filters and the linear layers, AdamW for norms and biases.
+    """torch.optim.Muon for convolutions and linear layers, AdamW for norms and biases.
 
-    A filter `[c, in, h, w]` is one matrix of `c` rows; Muon of torch takes matrices alone.
+    A weight `[c, in, h, w]` is treated as one matrix of `c` rows, because torch's Muon accepts only matrices.
     """
 
     def __init__(
@@ -40,13 +40,13 @@ class Muon(Optimizer):
         matrices: list[dict[str, Any]] = []
         vectors: list[dict[str, Any]] = []
         for group in self.param_groups:
-            wide = [weight for weight in group["params"] if weight.ndim > 1]
-            pairs = [(weight, nn.Parameter(_matrix(weight.detach()))) for weight in wide]
+            matrix_weights = [weight for weight in group["params"] if weight.ndim > 1]
+            pairs = [(weight, nn.Parameter(_matrix(weight.detach()))) for weight in matrix_weights]
             self._pairs += pairs
             if pairs:
                 matrices.append({"params": [matrix for _, matrix in pairs], "weight_decay": group["weight_decay"]})
-            if narrow := [weight for weight in group["params"] if weight.ndim <= 1]:
-                vectors.append({"params": narrow, "weight_decay": group["weight_decay"]})
+            if vector_weights := [weight for weight in group["params"] if weight.ndim <= 1]:
+                vectors.append({"params": vector_weights, "weight_decay": group["weight_decay"]})
         inner: list[tuple[Optimizer, float]] = []
         if matrices:
             muon = torch.optim.Muon(
@@ -60,9 +60,9 @@ class Muon(Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:  # type: ignore[override]
         loss = closure() if closure is not None else None
-        for optimizer, share in self._inner:
+        for optimizer, factor in self._inner:
             for group in optimizer.param_groups:
-                group["lr"] = self.param_groups[0]["lr"] * share
+                group["lr"] = self.param_groups[0]["lr"] * factor
         for weight, matrix in self._pairs:
             matrix.grad = None if weight.grad is None else _matrix(weight.grad, like=weight)
         for optimizer, _ in self._inner:
@@ -80,7 +80,7 @@ class Muon(Optimizer):
 
 
 def _matrix(weight: torch.Tensor, like: torch.Tensor | None = None) -> torch.Tensor:
-    """`[c, ...]` as `[c, n]` of the same memory, whichever order the memory has."""
+    """View `[c, ...]` as `[c, n]` without a copy, in any memory format."""
     like = weight if like is None else like
     if weight.ndim == 4 and not like.is_contiguous():
         return weight.permute(0, 2, 3, 1).flatten(1)
@@ -99,16 +99,16 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "rmsprop": torch.optim.RMSprop,
     "muon": Muon,
 }
-"""Optimizers of the recipe; each takes the weights and the arguments of its declaration."""
+"""The optimizers of the recipe. Each takes the weights and the arguments of its declaration."""
 
 
 def decay_groups(network: nn.Module, optimizer: Setting, decay: str) -> list[dict[str, Any]]:
-    """The weights, with those that do not decay in a group of their own.
+    """Return the parameter groups, with the weights that do not decay in a separate group.
 
     Args:
-        network: Whose weights.
-        optimizer: Has the decay.
-        decay: `all`, or `weights` to spare norms and biases: every weight of one axis.
+        network: The network.
+        optimizer: The setting with the weight decay.
+        decay: `all`, or `weights` to exclude norms and biases, that is, all one-dimensional weights.
     """
     weights = [weight for weight in network.parameters() if weight.requires_grad]
     if decay == "all" or not optimizer.args.get("weight_decay"):
@@ -121,7 +121,7 @@ def decay_groups(network: nn.Module, optimizer: Setting, decay: str) -> list[dic
 
 
 Curve = Callable[[float], float]
-"""The share of the optimizer's rate at an epoch, counted in parts."""
+"""The learning rate at a fractional epoch, relative to that of the optimizer."""
 
 
 def _constant(epochs: float) -> Curve:
@@ -153,76 +153,78 @@ CURVES: dict[str, Callable[..., Curve]] = {
 }
 
 
-def _curved(setting: Setting, optimizer: Optimizer, epochs: int, steps: float) -> LRScheduler:
-    """A schedule by its curve, behind a warm-up that rises in a line.
+def _lambda_schedule(setting: Setting, optimizer: Optimizer, epochs: int, steps: float) -> LRScheduler:
+    """Create a schedule from its curve, after a linear warm-up.
 
-    `cosine` and `linear` begin where the warm-up ends; the epochs that `multistep` and `step` name are counted from
-    the start of the run.
+    `cosine` and `linear` start at the end of the warm-up. The epochs of `multistep` and `step` are counted from the
+    start of the run.
     """
     args = dict(setting.args)
     warmup = float(args.pop("warmup", 0.0))  # type: ignore[arg-type]
-    rate = optimizer.param_groups[0]["lr"]
-    late = setting.name in ("cosine", "linear")
-    if late:
-        args["end"] = float(args["end"]) / rate  # type: ignore[arg-type]
-    curve = CURVES[setting.name](max(epochs - warmup, 1 / steps) if late else epochs, **args)
-    rise = round(warmup * steps)
+    lr = optimizer.param_groups[0]["lr"]
+    from_warmup = setting.name in ("cosine", "linear")
+    if from_warmup:
+        args["end"] = float(args["end"]) / lr  # type: ignore[arg-type]
+    curve = CURVES[setting.name](max(epochs - warmup, 1 / steps) if from_warmup else epochs, **args)
+    warmup_steps = round(warmup * steps)
 
-    def share(step: int) -> float:
-        if step < rise:
-            return (step + 1) / (rise + 1)
-        # A step is a whole part of an epoch; rounding must not move a drop to the step before.
-        return curve((step - rise if late else step) / steps + 1e-9)
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        # Steps are fractions of an epoch. Rounding must not move a drop to the step before.
+        return curve((step - warmup_steps if from_warmup else step) / steps + 1e-9)
 
-    return lr_scheduler.LambdaLR(optimizer, share)
+    return lr_scheduler.LambdaLR(optimizer, factor)
 
 
 def _onecycle(optimizer: Optimizer, epochs: int, steps: float, *, warmup: float, anneal: str) -> LRScheduler:
     total = round(epochs * steps)
-    # torch divides by zero where one of the two phases has a single step.
-    share = min(warmup, (total - 1) / total)
-    share = share if share * total > 1 else 0.0
+    # torch divides by zero if one of the two phases has a single step.
+    factor = min(warmup, (total - 1) / total)
+    factor = factor if factor * total > 1 else 0.0
     style: Any = "linear" if anneal == "linear" else "cos"
-    # The momentum stays what the recipe says.
+    # the momentum of the recipe stays constant
     return lr_scheduler.OneCycleLR(
         optimizer,
         optimizer.param_groups[0]["lr"],
         total_steps=total,
-        pct_start=share,
+        pct_start=factor,
         anneal_strategy=style,
         cycle_momentum=False,
     )
 
 
 SCHEDULES: dict[str, Callable[..., LRScheduler]] = {
-    **dict.fromkeys(CURVES, _curved),
+    **dict.fromkeys(CURVES, _lambda_schedule),
     "onecycle": lambda setting, *args: _onecycle(*args, **setting.args),
 }
-"""Schedules of the recipe; each takes its setting, the optimizer, the epochs that it was written for, and the steps
-of one of them. A run of other epochs has the same shape: an epoch of the schedule is then so many steps more or less.
+"""The schedules of the recipe.
 
-All of them are asked at every step.
+Each takes its setting, the optimizer, the epochs that it was written for, and the steps per epoch. A run of another
+length keeps the shape: an epoch of the schedule then has more or fewer steps.
+
+All schedules are stepped once per training step.
 """
 
 
-def optimizer_of(network: nn.Module, recipe: Recipe, steps: int) -> tuple[Optimizer, LRScheduler]:
-    """The optimizer of a network's weights and its schedule; see `make_optimizer`."""
+def optimizer_for(network: nn.Module, recipe: Recipe, steps: int) -> tuple[Optimizer, LRScheduler]:
+    """Create the optimizer and schedule of a network. See `make_optimizer`."""
     return make_optimizer(decay_groups(network, recipe.optimizer, recipe.decay), recipe, steps)
 
 
 def make_optimizer(weights: Iterable[Any], recipe: Recipe, steps: int) -> tuple[Optimizer, LRScheduler]:
-    """The optimizer and the schedule of a recipe.
+    """Create the optimizer and schedule of a recipe.
 
     Args:
-        weights: The learned weights, or groups of them.
-        recipe: Names both.
-        steps: Steps of one epoch.
+        weights: The trainable weights or parameter groups.
+        recipe: The recipe.
+        steps: Steps per epoch.
 
     Raises:
-        CnnspecError: E0512 if torch refuses their arguments.
+        CnnspecError: E0512 if torch rejects the arguments.
     """
 
-    def refused(setting: Setting, error: Exception) -> Exception:
+    def rejected(setting: Setting, error: Exception) -> Exception:
         return failure(
             "E0512", f"torch refuses the settings of `{setting.name}`: {error}", help="see the `train` section"
         )
@@ -230,10 +232,10 @@ def make_optimizer(weights: Iterable[Any], recipe: Recipe, steps: int) -> tuple[
     try:
         optimizer = OPTIMIZERS[recipe.optimizer.name](weights, **recipe.optimizer.args)
     except ValueError as error:
-        raise refused(recipe.optimizer, error) from None
+        raise rejected(recipe.optimizer, error) from None
     try:
-        planned = recipe.planned or recipe.epochs
-        stretched = steps * recipe.epochs / planned
-        return optimizer, SCHEDULES[recipe.schedule.name](recipe.schedule, optimizer, planned, stretched)
+        epochs = recipe.planned or recipe.epochs
+        steps_per_epoch = steps * recipe.epochs / epochs
+        return optimizer, SCHEDULES[recipe.schedule.name](recipe.schedule, optimizer, epochs, steps_per_epoch)
     except (ValueError, ZeroDivisionError) as error:
-        raise refused(recipe.schedule, error) from None
+        raise rejected(recipe.schedule, error) from None

@@ -1,4 +1,4 @@
-"""A clean stop: Ctrl-C, SIGTERM and the signal of SLURM are heard at once and obeyed between two steps."""
+"""Stop cleanly on Ctrl-C, SIGTERM and SLURM's signal: requests are noted immediately and obeyed between two steps."""
 
 from __future__ import annotations
 
@@ -9,64 +9,64 @@ from types import FrameType
 from typing import Any
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
-"""What is heard; the last is what `sbatch --signal=USR1@SECONDS` sends before the time is over."""
+"""The handled signals. The last is what `sbatch --signal=USR1@SECONDS` sends before the time limit."""
 
 
 class Stopped(Exception):
-    """A run was asked to stop, and its checkpoint is written."""
+    """The run was asked to stop, and its checkpoint is written."""
 
 
 class Pruned(Exception):
-    """A run was ended behind an epoch, because who watches it saw enough."""
+    """The `watch` callback ended the run after an epoch."""
 
 
-class Stop:
-    """Hears Ctrl-C, SIGTERM and SIGUSR1; a second signal does not wait.
+class StopHandler:
+    """Handle Ctrl-C, SIGTERM and SIGUSR1. A second signal stops the process immediately.
 
     Attributes:
-        signal: The number of the signal, if there was one.
+        signal: The number of the received signal, or None.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, log: Callable[[str], None]) -> None:
         self.signal: int | None = None
-        self._say = say
-        self._former: dict[int, Any] = {}
+        self._log = log
+        self._previous: dict[int, Any] = {}
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         return self.signal is not None
 
     @property
     def exit_code(self) -> int:
-        """What a shell expects of a process that was stopped."""
+        """The exit code that shells expect of a process stopped by a signal."""
         return 128 + (self.signal or signal.SIGINT)
 
     def poll(self) -> None:
-        """Raise `Stopped` if a stop was asked for."""
-        if self.asked:
+        """Raise `Stopped` if a stop was requested."""
+        if self.requested:
             raise Stopped
 
-    def __enter__(self) -> Stop:
-        self._former = self.listen()
+    def __enter__(self) -> StopHandler:
+        self._previous = self.listen()
         return self
 
     def listen(self) -> dict[int, Any]:
-        """Hear the signals from here on, alone; gives the handlers that did so far.
+        """Install the handlers, and return those that they replace.
 
-        Lightning adds handlers of its own for the time of a fit: one ends the process with 0 between two steps, the one
-        for SLURM's SIGUSR1 writes a checkpoint of another kind and queues the job again, from its beginning.
+        During a fit, Lightning installs its own handlers: one exits with code 0 between two steps, and the one for
+        SIGUSR1 on SLURM writes another kind of checkpoint and requeues the job from the start.
         """
-        # Only the main thread may set handlers.
+        # Only the main thread may install handlers.
         if threading.current_thread() is not threading.main_thread():
             return {}
         return {number: signal.signal(number, self._receive) for number in SIGNALS}
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._former.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number
-        self._say("stopping as soon as there is a checkpoint; once more to stop at once")
+        self._log("stopping as soon as there is a checkpoint; once more to stop at once")

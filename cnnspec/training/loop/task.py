@@ -1,7 +1,7 @@
-"""The LightningModule: one step of a recipe, the end of an epoch, and everything that a checkpoint must hold.
+"""Define the LightningModule: training steps, the end of an epoch, and the contents of a checkpoint.
 
-Every random number of a step follows from the seed and the step's number. So there is no random state to keep, and
-a run that goes on does the same arithmetic as one that was never interrupted.
+Random numbers of a step derive from the seed and the step. So no random state is saved, and a resumed run
+repeats the arithmetic of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -26,38 +26,38 @@ from cnnspec.ir import Graph
 from cnnspec.recipe import Recipe
 from cnnspec.training.data.batches import Batch
 from cnnspec.training.data.datasets import ImageData
-from cnnspec.training.loop.checkpoints import Checkpoints, State, weights_in
+from cnnspec.training.loop.checkpoints import Checkpoints, State, network_weights
 from cnnspec.training.loop.conv1x1_grad import NarrowGradients, has_narrow
 from cnnspec.training.loop.evaluate import score
 from cnnspec.training.loop.journal import Journal
-from cnnspec.training.loop.machine import memory_is_full
-from cnnspec.training.loop.nan_search import first_not_finite
-from cnnspec.training.loop.optimizers import optimizer_of
-from cnnspec.training.loop.signals import Pruned, Stop, Stopped
+from cnnspec.training.loop.machine import is_out_of_memory
+from cnnspec.training.loop.nan_search import divergence_error
+from cnnspec.training.loop.optimizers import optimizer_for
+from cnnspec.training.loop.signals import Pruned, StopHandler, Stopped
 
 LOG_EVERY = 50
 """Steps between two rows of the journal."""
 NAN_CHECK = 20
-"""Steps between two looks at the loss on an accelerator, which has to wait for each."""
+"""Steps between two NaN checks on an accelerator. Each check waits for the device."""
 
 
 @dataclass
 class Progress:
-    """Where a run stands; all of it is in its checkpoints.
+    """The progress of a run, stored in its checkpoints.
 
     Attributes:
-        step: Steps done.
-        closed: Of these, the steps before the last epoch end that is validated and written down.
-        over: Whether training ended before its time: no better score, or no time left.
-        best_epoch: Counted from 1; 0 before the first.
-        best_score: Its validation accuracy.
-        waited: Epochs since then.
-        seconds: Time spent in training, over all parts of a run that was interrupted. What was lost with a process
-            that died is not in it; that it is done again is.
-        epoch_seconds: The same at the end of each epoch.
-        parts: In how many parts a batch is computed.
-        sums: Of this epoch: the loss of all images, how many were told right, how many there were.
-        files: How long the journal is.
+        step: Completed steps.
+        closed: The step at the last epoch end that was validated and logged.
+        over: Whether training ended early, by early stopping or the time limit.
+        best_epoch: The best epoch, from 1. 0 before the first one ends.
+        best_score: The validation accuracy of the best epoch.
+        waited: Epochs since the best one.
+        seconds: Training time, over all parts of an interrupted run. Steps lost in a crash are not included, their
+            repetition is.
+        epoch_seconds: The training time at the end of each epoch.
+        parts: The number of parts that a batch is split into.
+        sums: Sums of this epoch: the loss of all images, correct predictions, images.
+        files: The lengths of the journal files, in bytes.
     """
 
     step: int = 0
@@ -74,33 +74,33 @@ class Progress:
 
 
 @dataclass
-class Surroundings:
-    """What a task works with beside the network: where it writes, and who may stop it."""
+class TrainingContext:
+    """The collaborators of a task: data, files, logging, and callbacks."""
 
     data: ImageData
     checkpoints: Checkpoints
     journal: Journal | None
-    stop: Stop
-    say: Callable[[str], None]
-    first: bool = True
+    stop: StopHandler
+    log: Callable[[str], None]
+    is_main_process: bool = True
     save_every: float = 300.0
     watch: Callable[[int, Mapping[str, float]], bool] | None = None
-    layout: torch.memory_format = torch.channels_last
+    memory_format: torch.memory_format = torch.channels_last
 
 
 class Task(pl.LightningModule):
-    """Trains a network to tell classes apart.
+    """Train an image classifier.
 
-    The loss is the cross entropy, with those of the auxiliary heads added by their weights. Validation is plain
-    and in float32, as that of `cnnspec test`.
+    The loss is the cross-entropy plus that of the auxiliary heads times their weights. Validation is in float32 and
+    without augmentation, as in `cnnspec test`.
 
     Args:
-        graph: What `network` was built from.
+        graph: The graph of `network`.
         network: The module to train.
-        recipe: How.
-        steps: Steps of one epoch.
-        around: What the task works with; only a run has it.
-        state: Of the checkpoint to go on from.
+        recipe: The recipe.
+        steps: Steps per epoch.
+        context: The collaborators. Required for training.
+        state: The checkpoint to resume from.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Task(pl.LightningModule):
         network: nn.Module,
         recipe: Recipe,
         steps: int,
-        around: Surroundings | None = None,
+        context: TrainingContext | None = None,
         state: State | None = None,
     ) -> None:
         super().__init__()
@@ -118,28 +118,28 @@ class Task(pl.LightningModule):
         self.graph, self.recipe, self.steps = graph, recipe, steps
         self.aux_weights = [head.weight for head in graph.aux]
         self.classes = graph.output_shape[0]
-        # What is not in the module tree is not given to the strategy as a weight.
-        self._hidden: dict[str, Any] = {"around": around, "run": network, "average": None}
-        # A compiler sees to its gradients itself.
+        # The strategy treats everything in the module tree as weights, so these are kept outside it.
+        self._hidden: dict[str, Any] = {"context": context, "run": network, "average": None}
+        # torch.compile generates its own gradients.
         self._gradients = NarrowGradients() if has_narrow(network) and not recipe.compile else nullcontext()
         self._state = state
         self.progress = Progress(parts=recipe.accumulate)
         if state is not None:
             self.progress = Progress(**state["progress"])
             trained = state["trained"] if recipe.ema is not None else state["state_dict"]
-            network.load_state_dict(weights_in(trained))
+            network.load_state_dict(network_weights(trained))
         self._sums = torch.tensor(self.progress.sums, dtype=torch.float64)
-        self._saved = time.monotonic()
-        self._since: float | None = None
+        self._last_save = time.monotonic()
+        self._clock_start: float | None = None
         self.loss = torch.zeros(())
-        self.last_scores: dict[str, float] = {}
-        """Loss and accuracy of the epoch that was closed last."""
+        self.last_metrics: dict[str, float] = {}
+        """Loss and accuracy of the last closed epoch."""
 
     @property
-    def around(self) -> Surroundings:
-        found = self._hidden["around"]
-        assert found is not None
-        return found
+    def context(self) -> TrainingContext:
+        metrics = self._hidden["context"]
+        assert metrics is not None
+        return metrics
 
     @property
     def average(self) -> AveragedModel | None:
@@ -147,58 +147,58 @@ class Task(pl.LightningModule):
 
     @property
     def seconds(self) -> float:
-        return self.progress.seconds + (time.monotonic() - self._since if self._since is not None else 0.0)
+        return self.progress.seconds + (time.monotonic() - self._clock_start if self._clock_start is not None else 0.0)
 
     def start_clock(self) -> None:
-        """Count the time from here on as time of training."""
+        """Count time as training time from now on."""
         self.stop_clock()
-        self._since = time.monotonic()
+        self._clock_start = time.monotonic()
 
     def stop_clock(self) -> None:
-        """What comes now is no training."""
-        self.progress.seconds, self._since = self.seconds, None
+        """Stop counting time as training time."""
+        self.progress.seconds, self._clock_start = self.seconds, None
 
     @property
-    def running(self) -> tuple[float, float, float]:
-        """Of this epoch so far: loss of all images, how many were told right, how many there were."""
-        loss, right, count = self._sums.tolist()
-        return loss, right, count
+    def running_sums(self) -> tuple[float, float, float]:
+        """The sums of this epoch so far: the loss of all images, correct predictions, images."""
+        loss, correct, count = self._sums.tolist()
+        return loss, correct, count
 
     @property
     def epoch(self) -> int:
-        """The epoch that the last step belongs to, counted from 1."""
+        """The epoch of the last step, from 1."""
         return -(-self.progress.step // self.steps)
 
     @property
-    def trained(self) -> bool:
-        """Whether there is no step left to do."""
+    def is_done(self) -> bool:
+        """Whether all steps are done."""
         return self.progress.over or self.progress.step >= self.steps * self.recipe.epochs
 
     @property
-    def unclosed(self) -> bool:
-        """Whether the end of an epoch is reached and not yet worked through."""
+    def epoch_is_pending(self) -> bool:
+        """Whether an epoch has ended that is not closed yet."""
         ends = self.progress.over or self.progress.step % self.steps == 0
         return ends and self.progress.step > self.progress.closed
 
-    # --- the hooks of Lightning ------------------------------------------------------------------
+    # --- Lightning hooks -------------------------------------------------------------------------
 
     def forward(self, images: Tensor) -> Any:
         return self.network(images)
 
     def configure_optimizers(self) -> Any:
-        optimizer, schedule = optimizer_of(self.network, self.recipe, self.steps)
+        optimizer, schedule = optimizer_for(self.network, self.recipe, self.steps)
         if self._state is not None:
             optimizer.load_state_dict(self._state["optimizer_states"][0])
             schedule.load_state_dict(self._state["lr_schedulers"][0])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
 
     def on_train_start(self) -> None:
-        self.around.stop.listen()
+        self.context.stop.listen()
         recipe, state = self.recipe, self._state
         if recipe.ema is not None:
             average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
             if state is not None:
-                average.module.load_state_dict(weights_in(state["state_dict"]))
+                average.module.load_state_dict(network_weights(state["state_dict"]))
                 average.n_averaged.fill_(state["averaged"])
             self._hidden["average"] = average
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
@@ -207,30 +207,30 @@ class Task(pl.LightningModule):
         if recipe.compile:
             self._hidden["run"] = torch.compile(self.network)
         self._sums = self._sums.to(self.device)
-        if not self.around.first:
-            # The checkpoint has the sums of all devices; the first one brings them back.
+        if not self.context.is_main_process:
+            # The checkpoint contains the sums over all devices, which the main process restores.
             self._sums.zero_()
-        # From here on the state is made anew.
+        # From now on, checkpoints are created from the current state.
         self._state = None
-        self._saved = time.monotonic()
+        self._last_save = time.monotonic()
         self.start_clock()
         if not self.progress.step:
             self.save()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = batch
-        images = images.contiguous(memory_format=self.around.layout)
+        images = images.contiguous(memory_format=self.context.memory_format)
         optimizer: Any = self.optimizers()
         while True:
             self._seed_step()
             optimizer.zero_grad()
             try:
-                loss, right = self._add_gradients(images, labels)
+                loss, correct = self._add_gradients(images, labels)
                 break
             except RuntimeError as error:
-                self._take_smaller_parts(error, len(labels))
+                self._split_further(error, len(labels))
         if self.device.type == "cpu" or self.progress.step % NAN_CHECK == 0:
-            self._refuse_nan(loss, images)
+            self._check_finite(loss, images)
         if self.recipe.clip is not None:
             scaler = getattr(self.trainer.precision_plugin, "scaler", None)
             if scaler is not None:
@@ -238,28 +238,28 @@ class Task(pl.LightningModule):
             nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
         optimizer.step()
         schedule: Any = self.lr_schedulers()
-        self._rate = optimizer.param_groups[0]["lr"]
+        self._lr = optimizer.param_groups[0]["lr"]
         schedule.step()
         if self.average is not None:
             self.average.update_parameters(self.network)
         self.loss = loss
-        self._sums += torch.stack([loss.double() * len(labels), right, right.new_tensor(len(labels))])
+        self._sums += torch.stack([loss.double() * len(labels), correct, correct.new_tensor(len(labels))])
         self.progress.step += 1
         self._log_step(len(labels))
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         recipe, now = self.recipe, time.monotonic()
-        late = recipe.minutes is not None and self.seconds >= 60 * recipe.minutes
-        due = now - self._saved >= self.around.save_every
-        asked, late, due = self._agree(self.around.stop.asked, late, due)
-        if late:
-            self.around.say(f"the {recipe.minutes:g} minutes of the recipe are over")
+        time_is_up = recipe.minutes is not None and self.seconds >= 60 * recipe.minutes
+        save_due = now - self._last_save >= self.context.save_every
+        stop_requested, time_is_up, save_due = self._any_device(self.context.stop.requested, time_is_up, save_due)
+        if time_is_up:
+            self.context.log(f"the {recipe.minutes:g} minutes of the recipe are over")
             self.progress.over = self.trainer.should_stop = True
-        if self.unclosed:
+        if self.epoch_is_pending:
             return
-        if asked or due:
+        if stop_requested or save_due:
             self.save()
-        if asked:
+        if stop_requested:
             raise Stopped
 
     def on_train_epoch_end(self) -> None:
@@ -270,7 +270,7 @@ class Task(pl.LightningModule):
     # --- one step --------------------------------------------------------------------------------
 
     def _seed_step(self) -> None:
-        """All generators of the process, for this step of this device alone."""
+        """Seed all generators of the process for this step and device."""
         rank = self.trainer.global_rank
         seed = int(np.random.SeedSequence((self.recipe.seed, self.progress.step, rank, 1)).generate_state(1)[0])
         torch.manual_seed(seed)
@@ -278,14 +278,14 @@ class Task(pl.LightningModule):
         np.random.seed(seed)
 
     def _add_gradients(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of the loss over the batch, part by part; gives the loss and how many were told right."""
+        """Accumulate the gradients of a batch, part by part. Return the loss and the number of correct predictions."""
         targets = labels
         if self.recipe.mixup is not None or self.recipe.cutmix is not None:
-            images, targets = self._mixed(images, labels)
+            images, targets = self._mix(images, labels)
         parts = min(self.progress.parts, len(labels))
-        total, right = torch.zeros((), device=self.device), torch.zeros((), device=self.device, dtype=torch.float64)
-        share = self._share(len(labels))
-        for x, y, plain in zip(images.chunk(parts), targets.chunk(parts), labels.chunk(parts), strict=True):
+        total, correct = torch.zeros((), device=self.device), torch.zeros((), device=self.device, dtype=torch.float64)
+        weight_of_device = self._loss_weight(len(labels))
+        for x, y, plain_labels in zip(images.chunk(parts), targets.chunk(parts), labels.chunk(parts), strict=True):
             with self._gradients:
                 outputs = self._hidden["run"](x)
             logits = getattr(outputs, "logits", outputs)  # [N, classes]
@@ -295,18 +295,18 @@ class Task(pl.LightningModule):
                 loss = loss + weight * F.cross_entropy(aux, y, label_smoothing=smoothing)
             if parts > 1:
                 loss = loss * (len(x) / len(labels))
-            self.manual_backward(loss if share == 1 else loss * share)
+            self.manual_backward(loss if weight_of_device == 1 else loss * weight_of_device)
             total = total + loss.detach()
-            right += (logits.detach().argmax(1) == plain).sum()
-        return total, right
+            correct += (logits.detach().argmax(1) == plain_labels).sum()
+        return total, correct
 
-    def _share(self, images: int) -> float:
-        """Devices average their gradients; one with more images than another counts for more."""
+    def _loss_weight(self, images: int) -> float:
+        """Return the weight of this device's loss, because gradients are averaged and devices differ in images."""
         world = self.trainer.world_size
-        return 1.0 if world == 1 else images * world / min(self.recipe.batch, len(self.around.data.train))
+        return 1.0 if world == 1 else images * world / min(self.recipe.batch, len(self.context.data.train))
 
-    def _mixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Images and targets `[N, classes]` after mixup, cutmix, or one of the two by chance."""
+    def _mix(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Apply mixup, cutmix, or a random one of both. Return images and targets `[N, classes]`."""
         kinds: list[nn.Module] = []
         if self.recipe.mixup is not None:
             kinds.append(v2.MixUp(alpha=self.recipe.mixup, num_classes=self.classes))
@@ -314,126 +314,126 @@ class Task(pl.LightningModule):
             kinds.append(v2.CutMix(alpha=self.recipe.cutmix, num_classes=self.classes))
         return kinds[int(torch.randint(len(kinds), (1,)))](images, labels)
 
-    def _take_smaller_parts(self, error: RuntimeError, images: int) -> None:
-        """After an allocation that failed: twice as many parts, if the error is that and there is a smaller part.
+    def _split_further(self, error: RuntimeError, images: int) -> None:
+        """Double the number of parts after a failed allocation, or raise the error again.
 
-        The step is done again from its start. Statistics of normalisation that the failed attempt has moved stay
-        moved; they are of the same images.
+        The step is repeated from the start. Batch norm statistics that the failed attempt updated are kept; they come
+        from the same images.
         """
-        # Several devices would have to agree on the parts in the middle of a step.
-        if self.progress.parts >= images or not self._alone or not memory_is_full(error):
+        # Several devices would have to agree on the number of parts in the middle of a step.
+        if self.progress.parts >= images or not self._single_process or not is_out_of_memory(error):
             raise error
         self.progress.parts *= 2
-        self.around.say(
+        self.context.log(
             f"memory is full: from step {self.progress.step + 1} on a batch is computed in {self.progress.parts} parts;"
             " batch normalisation sees one part at a time"
         )
 
-    def _refuse_nan(self, loss: Tensor, images: Tensor | None = None) -> None:
+    def _check_finite(self, loss: Tensor, images: Tensor | None = None) -> None:
         if not torch.isfinite(loss):
-            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-            raise first_not_finite(self.network, images, float(loss), self.progress.step + 1, self.steps, rate)
+            lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+            raise divergence_error(self.network, images, float(loss), self.progress.step + 1, self.steps, lr)
 
     def _log_step(self, images: int) -> None:
-        """A row of the journal now and then, with the loss over all devices."""
+        """Write a row of the journal at intervals, with the loss over all devices."""
         if self.progress.step % min(LOG_EVERY, self.steps):
             return
-        loss = self.loss * self._share(images)
-        if not self._alone:
+        loss = self.loss * self._loss_weight(images)
+        if not self._single_process:
             torch.distributed.all_reduce(loss)
             loss /= self.trainer.world_size
-        if self.around.first:
-            self._log(epoch=self.epoch, lr=self._rate, loss=float(loss))
+        if self.context.is_main_process:
+            self._log(epoch=self.epoch, lr=self._lr, loss=float(loss))
 
     def _log(self, **values: Any) -> None:
-        if self.around.journal is not None:
-            self.around.journal.write(step=self.progress.step, **values)
+        if self.context.journal is not None:
+            self.context.journal.write(step=self.progress.step, **values)
         for logger in self.trainer.loggers:
             logger.log_metrics(values, self.progress.step)
 
     # --- the end of an epoch ---------------------------------------------------------------------
 
     def close_epoch(self) -> None:
-        """Validate, write down the epoch, and keep its weights if they are the best so far.
+        """Validate, log the epoch, and save its weights if they are the best so far.
 
         Raises:
-            Stopped: It was asked for; the state is saved, and the epoch is closed when the run goes on.
-            Pruned: Who watches the run has seen enough.
+            Stopped: A stop was requested. The state is saved, and the resumed run closes the epoch.
+            Pruned: The `watch` callback ended the run.
         """
-        self._refuse_nan_sums()
+        self._check_sums_finite()
         try:
             self._poll()
-            found = self._validate()
+            metrics = self._validate()
         except Stopped:
             self.save()
             raise
-        sums = self._reduced()
+        sums = self._reduce_sums()
         progress, train_loss = self.progress, sums[0] / sums[2]
-        values = {"train_loss": train_loss, "train_acc": sums[1] / sums[2], **found}
-        better = "val_acc" not in found or found["val_acc"] > progress.best_score
-        progress.waited = 0 if better else progress.waited + 1
-        if better:
-            progress.best_epoch, progress.best_score = self.epoch, found.get("val_acc", -1.0)
+        values = {"train_loss": train_loss, "train_acc": sums[1] / sums[2], **metrics}
+        improved = "val_acc" not in metrics or metrics["val_acc"] > progress.best_score
+        progress.waited = 0 if improved else progress.waited + 1
+        if improved:
+            progress.best_epoch, progress.best_score = self.epoch, metrics.get("val_acc", -1.0)
         if self.recipe.early_stop is not None and progress.waited >= self.recipe.early_stop:
             progress.over = True
-        if self.around.first:
+        if self.context.is_main_process:
             self._log(epoch=self.epoch, **values)
         self._sums.zero_()
         progress.closed = progress.step
         progress.epoch_seconds.append(round(self.seconds, 3))
-        self.last_scores = {**values, "best": float(better)}
-        self.save(best=better)
-        watch = self.around.watch
+        self.last_metrics = {**values, "best": float(improved)}
+        self.save(best=improved)
+        watch = self.context.watch
         if watch is not None:
-            enough = self.around.first and watch(self.epoch, values)
-            if self._agree(enough)[0] and not self.trained:
+            prune = self.context.is_main_process and watch(self.epoch, values)
+            if self._any_device(prune)[0] and not self.is_done:
                 raise Pruned
 
-    def _refuse_nan_sums(self) -> None:
+    def _check_sums_finite(self) -> None:
         if not torch.isfinite(self._sums).all():
-            self._refuse_nan(self._sums[0])
+            self._check_finite(self._sums[0])
 
     def _validate(self) -> dict[str, float]:
-        val = self.around.data.val
+        val = self.context.data.val
         if val is None:
             return {}
         network = self.average.module if self.average is not None else self.network
         try:
             if self._state is not None and self.recipe.ema is not None:
                 network = self._averaged_copy(self._state)
-            found = score(network, val, self.around.data, self.graph.input_shape[1:], self.device, poll=self._poll)
+            result = score(network, val, self.context.data, self.graph.input_shape[1:], self.device, poll=self._poll)
         finally:
             network.train()
-        return {"val_loss": found.loss, "val_acc": found.accuracy}
+        return {"val_loss": result.loss, "val_acc": result.accuracy}
 
     def _averaged_copy(self, state: State) -> nn.Module:
-        """The averaged network of a state, before training has begun."""
+        """Return the averaged network of a checkpoint, before training starts."""
         copy = deepcopy(self.network)
-        copy.load_state_dict(weights_in(state["state_dict"]))
+        copy.load_state_dict(network_weights(state["state_dict"]))
         return copy
 
     def _poll(self) -> None:
-        if self._agree(self.around.stop.asked)[0]:
+        if self._any_device(self.context.stop.requested)[0]:
             raise Stopped
 
-    # --- what several devices agree on -----------------------------------------------------------
+    # --- agreement between devices ---------------------------------------------------------------
 
-    def _agree(self, *claims: bool) -> list[bool]:
-        """Each claim, if any device makes it."""
-        if self._alone:
+    def _any_device(self, *claims: bool) -> list[bool]:
+        """Return for each flag whether it is true on any device."""
+        if self._single_process:
             return list(claims)
         flags = torch.tensor([int(claim) for claim in claims], device=self.device)
         torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
         return [bool(flag) for flag in flags.tolist()]
 
     @property
-    def _alone(self) -> bool:
+    def _single_process(self) -> bool:
         return not (torch.distributed.is_available() and torch.distributed.is_initialized())
 
-    def _reduced(self) -> list[float]:
-        """The sums over all devices."""
+    def _reduce_sums(self) -> list[float]:
+        """Return the sums over all devices."""
         sums = self._sums.clone()
-        if not self._alone:
+        if not self._single_process:
             torch.distributed.all_reduce(sums)
         return sums.tolist()
 
@@ -446,23 +446,23 @@ class Task(pl.LightningModule):
             CnnspecError: E0509 if the sums of the epoch are not finite.
             OSError: It cannot be written.
         """
-        self._refuse_nan_sums()
-        sums = self._reduced()
-        if self.around.first:
-            journal = self.around.journal
+        self._check_sums_finite()
+        sums = self._reduce_sums()
+        if self.context.is_main_process:
+            journal = self.context.journal
             files = journal.lengths() if journal is not None else {}
             progress = {**asdict(self.progress), "sums": sums, "files": files, "seconds": self.seconds}
-            self.around.checkpoints.save(self._collect(progress), best=best)
-        self._saved = time.monotonic()
+            self.context.checkpoints.save(self._make_state(progress), best=best)
+        self._last_save = time.monotonic()
 
-    def _collect(self, progress: dict[str, Any]) -> State:
-        if self._state is not None:  # between loading and the first step nothing else has changed
+    def _make_state(self, progress: dict[str, Any]) -> State:
+        if self._state is not None:  # nothing else has changed between loading and the first step
             return {**self._state, "progress": progress}
         average, optimizer = self.average, self.trainer.optimizers[0]
-        own = self.network.state_dict()
-        kept = average.module.state_dict() if average is not None else own
+        trained_weights = self.network.state_dict()
+        averaged_weights = average.module.state_dict() if average is not None else trained_weights
         state: State = {
-            "state_dict": {f"network.{key}": value for key, value in kept.items()},
+            "state_dict": {f"network.{key}": value for key, value in averaged_weights.items()},
             "optimizer_states": [optimizer.state_dict()],
             "lr_schedulers": [self.trainer.lr_scheduler_configs[0].scheduler.state_dict()],
             "global_step": self.progress.step,
@@ -471,7 +471,7 @@ class Task(pl.LightningModule):
             "progress": progress,
         }
         if average is not None:
-            state |= {"trained": own, "averaged": int(average.n_averaged)}
+            state |= {"trained": trained_weights, "averaged": int(average.n_averaged)}
         if (scaler := getattr(self.trainer.precision_plugin, "scaler", None)) is not None:
             state["scaler"] = scaler.state_dict()
         return state

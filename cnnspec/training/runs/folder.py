@@ -1,6 +1,6 @@
-"""The folder of a run, `runs/NAME/N/`: made in one step, found again to resume, held by one process at a time.
+"""Manage the folder of a run, `runs/NAME/N/`: create it, find it again to resume, and lock it for one process.
 
-It holds the spec as used (`spec.cnn`, `model.json`), `result.json`, `metrics.csv`, TensorBoard's events, and
+The folder contains the spec as used (`spec.cnn`, `model.json`), `result.json`, `metrics.csv`, TensorBoard events, and
 `checkpoints/` with the last two and the best epoch.
 """
 
@@ -19,45 +19,46 @@ from pydantic import ValidationError
 from cnnspec.diagnostics import failure
 from cnnspec.ir import Graph, Model
 from cnnspec.recipe import Recipe
-from cnnspec.training.loop.checkpoints import Checkpoints, write_whole
-from cnnspec.training.runs.listing import hold, read_result
+from cnnspec.training.loop.checkpoints import Checkpoints, write_atomically
+from cnnspec.training.runs.listing import read_result
+from cnnspec.training.runs.locks import LOCK, acquire
 
-SHARED = "CNNSPEC_RUN_FOLDER"
-"""Tells the processes of the other devices which folder the first one made."""
-
-
-WAIT = 120.0
-"""Seconds for which the other processes wait for the first to make the folder."""
+SHARED_FOLDER_VARIABLE = "CNNSPEC_RUN_FOLDER"
+"""The environment variable that names the run folder for the processes of the other devices."""
 
 
-def is_first() -> bool:
-    """Whether this process is the one that writes, of all that train together."""
+WAIT_SECONDS = 120.0
+"""The time that other processes wait for the main one to create the folder, in seconds."""
+
+
+def is_main_process() -> bool:
+    """Return whether this is the process that writes files, among all that train together."""
     for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
         if name in os.environ:
             return int(os.environ[name]) == 0
     return True
 
 
-def _meeting(out: Path) -> Path | None:
-    """Where processes that were started by `torchrun` or SLURM leave word of the folder."""
+def _rendezvous_file(out: Path) -> Path | None:
+    """Return the file through which processes started by `torchrun` or SLURM share the run folder, or None."""
     keys = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID", "SLURM_STEP_ID", "MASTER_PORT")
     words = [os.environ[key] for key in keys if key in os.environ]
-    known = "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1
-    return out / f".run-{'-'.join(words)}" if known else None
+    is_distributed = "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1
+    return out / f".run-{'-'.join(words)}" if is_distributed else None
 
 
 def shared_folder(out: Path) -> RunFolder:
-    """The folder that the first process made.
+    """Return the folder that the main process created.
 
     Raises:
-        CnnspecError: E0506 if it has made none.
+        CnnspecError: E0506 if there is none.
     """
-    if SHARED in os.environ:
-        return RunFolder(Path(os.environ[SHARED]))
-    meeting, end = _meeting(out), time.monotonic() + WAIT
-    while meeting is not None and time.monotonic() < end:
+    if SHARED_FOLDER_VARIABLE in os.environ:
+        return RunFolder(Path(os.environ[SHARED_FOLDER_VARIABLE]))
+    rendezvous, end = _rendezvous_file(out), time.monotonic() + WAIT_SECONDS
+    while rendezvous is not None and time.monotonic() < end:
         try:
-            folder = RunFolder(Path(meeting.read_text(encoding="utf-8")))
+            folder = RunFolder(Path(rendezvous.read_text(encoding="utf-8")))
             if folder.read_result():
                 return folder
         except OSError:
@@ -67,22 +68,22 @@ def shared_folder(out: Path) -> RunFolder:
 
 
 def next_folder(out: Path, graph: Graph) -> Path:
-    """Where the next run of a network would be."""
-    return out / graph.name / str(max((n for n, _ in _numbered(out / graph.name)), default=0) + 1)
+    """Return the path of the next run of a network."""
+    return out / graph.name / str(max((n for n, _ in _numbered_folders(out / graph.name)), default=0) + 1)
 
 
 class RunFolder:
-    """One run's files."""
+    """The files of a run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = Checkpoints(path / "checkpoints")
-        self._lock: Any = None
-        self._word: Path | None = None
+        self._lock_file: Any = None
+        self._rendezvous: Path | None = None
 
     @classmethod
     def create(cls, out: Path, graph: Graph) -> RunFolder:
-        """A new folder with the next free number, that holds the spec.
+        """Create a folder with the next free number, and write the spec into it.
 
         Raises:
             CnnspecError: E0506 if it cannot be written.
@@ -96,9 +97,9 @@ class RunFolder:
                 try:
                     folder.path.mkdir()
                     break
-                except FileExistsError:  # another run was quicker
+                except FileExistsError:  # another run took the number
                     number += 1
-            folder.hold()
+            folder.lock()
             folder.checkpoints.folder.mkdir()
             (folder.path / "spec.cnn").write_text(graph.text, encoding="utf-8")
             (folder.path / "model.json").write_text(graph.model.model_dump_json(indent=2), encoding="utf-8")
@@ -109,25 +110,28 @@ class RunFolder:
                 file=str(out),
                 help="choose another with `--out`",
             ) from None
-        folder.share(out)
+        folder.announce(out)
         return folder
 
     @classmethod
     def find(cls, out: Path, graph: Graph, path: Path | None = None) -> tuple[RunFolder, Recipe]:
-        """The newest unfinished run of a network, or the one at `path`, and the recipe that it follows.
+        """Find the latest unfinished run of a network, or the one at `path`, and return it with its recipe.
 
         Raises:
-            CnnspecError: E0506 if there is none, if it is still running, or if the network has changed since.
+            CnnspecError: E0506 if there is none, if it is still running, or if the network has changed.
         """
         runs = out / graph.name
-        found = [cls(path)] if path else [cls(path) for _, path in sorted(_numbered(runs), reverse=True)]
+        found = [cls(path)] if path else [cls(path) for _, path in sorted(_numbered_folders(runs), reverse=True)]
         unfinished = [folder for folder in found if folder.state not in ("finished", "unknown")]
         if not unfinished:
-            what = (
-                "every run is finished" if found and all(f.state == "finished" for f in found) else "no run has begun"
-            )
-            raise failure("E0506", f"nothing to resume: {what}" if found else "nothing to resume: there is no run yet",
-                file=str(runs), help="train anew without `--resume`, or name the folder of the runs with `--out`")  # fmt: skip
+            finished = found and all(folder.state == "finished" for folder in found)
+            reason = "every run is finished" if finished else "no run has begun"
+            if not found:
+                reason = "there is no run yet"
+            raise failure(
+                "E0506", f"nothing to resume: {reason}", file=str(runs),
+                help="train anew without `--resume`, or name the folder of the runs with `--out`",
+            )  # fmt: skip
         folder = unfinished[0]
         try:
             recipe = Recipe.model_validate(folder.read_result().get("recipe"))
@@ -137,30 +141,30 @@ class RunFolder:
                 "E0506", "the run cannot be resumed: its files are damaged", file=str(folder.path),
                 notes=[str(error).splitlines()[0]], help="train anew without `--resume`",
             ) from None  # fmt: skip
-        if _network(model) != _network(graph.model):
+        if _without_recipe(model) != _without_recipe(graph.model):
             raise failure(
                 "E0506", "the run cannot be resumed: the network has changed since", file=str(folder.path),
                 help="train anew without `--resume`; `spec.cnn` in the run's folder is the spec that it started with",
             )  # fmt: skip
-        folder.hold()
-        folder.share(out)
+        folder.lock()
+        folder.announce(out)
         return folder, recipe
 
-    def share(self, out: Path) -> None:
-        """Tell the processes of the other devices."""
-        os.environ[SHARED] = str(self.path)
-        self._word = _meeting(out)
-        if self._word is not None:
-            write_whole(self._word, str(self.path).encode())
+    def announce(self, out: Path) -> None:
+        """Share the path with the processes of the other devices."""
+        os.environ[SHARED_FOLDER_VARIABLE] = str(self.path)
+        self._rendezvous = _rendezvous_file(out)
+        if self._rendezvous is not None:
+            write_atomically(self._rendezvous, str(self.path).encode())
 
-    def hold(self) -> None:
-        """Keep other processes from resuming this run for as long as this one lives.
+    def lock(self) -> None:
+        """Keep other processes from resuming this run until this one ends.
 
         Raises:
-            CnnspecError: E0506 if another one holds it.
+            CnnspecError: E0506 if another process has locked it.
         """
         try:
-            self._lock = hold(self.path)
+            self._lock_file = acquire(self.path / LOCK)
         except BlockingIOError:
             raise failure(
                 "E0506", "the run is still running in another process", file=str(self.path),
@@ -173,17 +177,17 @@ class RunFolder:
             ) from None  # fmt: skip
 
     def release(self) -> None:
-        """Let others have the run."""
-        os.environ.pop(SHARED, None)
-        if self._word is not None:
-            self._word.unlink(missing_ok=True)
-            self._word = None
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        """Release the lock of the run."""
+        os.environ.pop(SHARED_FOLDER_VARIABLE, None)
+        if self._rendezvous is not None:
+            self._rendezvous.unlink(missing_ok=True)
+            self._rendezvous = None
+        if self._lock_file is not None:
+            self._lock_file.close()
+            self._lock_file = None
 
     def remove(self) -> None:
-        """Delete a run that never started, and the folders around it if they are empty."""
+        """Delete a run that never started, and its parent folders if they are empty."""
         self.release()
         shutil.rmtree(self.path, ignore_errors=True)
         for folder in (self.path.parent, self.path.parent.parent):
@@ -197,18 +201,18 @@ class RunFolder:
         return str(self.read_result().get("state", "unknown"))
 
     def read_result(self) -> dict[str, Any]:
-        """What `result.json` says; nothing if it cannot be read."""
+        """Read `result.json`. The result is empty if it cannot be read."""
         return read_result(self.path)
 
     def write_result(self, values: dict[str, Any]) -> None:
-        """Write `result.json`; it is whole at every moment."""
-        write_whole(self.path / "result.json", (json.dumps(values, indent=2) + "\n").encode())
+        """Write `result.json` atomically."""
+        write_atomically(self.path / "result.json", (json.dumps(values, indent=2) + "\n").encode())
 
 
-def _numbered(runs: Path) -> Iterator[tuple[int, Path]]:
+def _numbered_folders(runs: Path) -> Iterator[tuple[int, Path]]:
     if runs.is_dir():
         yield from ((int(entry.name), entry) for entry in runs.iterdir() if entry.name.isdigit() and entry.is_dir())
 
 
-def _network(model: Model) -> Model:
+def _without_recipe(model: Model) -> Model:
     return model.model_copy(update={"recipe": Recipe()})

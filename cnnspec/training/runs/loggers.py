@@ -1,4 +1,4 @@
-"""Where a run's numbers are logged, and how Lightning is kept from saying more than was asked."""
+"""Set up the loggers of a run, and silence Lightning's tips and warnings."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from cnnspec.ir import Graph
 from cnnspec.training.loop.task import Task
 
 LOGGERS = ("tensorboard", "wandb", "mlflow")
-"""What `--log` knows; the first is always there."""
+"""The names that `--log` accepts. The first is always active."""
 
 
-class Elsewhere(Logger):
-    """Another program that takes the numbers of a run. What it refuses is said once, and the run goes on.
+class ExternalLogger(Logger):
+    """A wrapper of an external logger. If it fails, this is reported once and the run continues without it.
 
     Args:
-        name: Of `LOGGERS`.
-        logger: Lightning's, begun.
-        say: Told if it refuses.
+        name: One of `LOGGERS`.
+        logger: Lightning's logger, already started.
+        log: Called with a message if the logger fails.
     """
 
-    def __init__(self, name: str, logger: WandbLogger | MLFlowLogger, say: Callable[[str], None]) -> None:
+    def __init__(self, name: str, logger: WandbLogger | MLFlowLogger, log: Callable[[str], None]) -> None:
         super().__init__()
-        self._name, self._say = name, say
+        self._name, self._log = name, log
         self._logger: WandbLogger | MLFlowLogger | None = logger
         self._version = str(logger.version)
 
@@ -43,7 +43,7 @@ class Elsewhere(Logger):
 
     @property
     def version(self) -> str:
-        """What the run is called there."""
+        """The id of the run in the external program."""
         return self._version
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -53,7 +53,7 @@ class Elsewhere(Logger):
         self._try(lambda logger: logger.log_hyperparams(params))
 
     def finalize(self, status: str) -> None:
-        """End the run there; a second time does nothing."""
+        """End the external run. Further calls do nothing."""
 
         def end(logger: WandbLogger | MLFlowLogger) -> None:
             logger.finalize(status)
@@ -68,31 +68,31 @@ class Elsewhere(Logger):
             return
         try:
             action(self._logger)
-        except Exception as error:  # noqa: BLE001 - a server that is away, a disk that is full there
+        except Exception as error:  # noqa: BLE001 - servers and disks fail in many ways
             self._logger = None
-            self._say(f"{self._name} takes no more numbers: {' '.join(str(error).split())[:200]}")
+            self._log(f"{self._name} takes no more numbers: {' '.join(str(error).split())[:200]}")
 
 
 def make_loggers(
     folder: Path,
     names: Sequence[str] = (),
     step: int = 0,
-    known: Mapping[str, str] | None = None,
-    say: Callable[[str], None] = print,
+    run_ids: Mapping[str, str] | None = None,
+    log: Callable[[str], None] = print,
 ) -> list[Logger]:
-    """TensorBoard's events in a run's folder, and what else was asked for.
+    """Create the TensorBoard logger of a run and the requested external loggers.
 
     Args:
-        folder: The run's.
-        names: Of `LOGGERS`.
-        step: What TensorBoard has seen behind it is forgotten.
-        known: What a run that goes on is called elsewhere, by the name of the logger.
-        say: Told what goes wrong later.
+        folder: The folder of the run.
+        names: Names in `LOGGERS`.
+        step: The step to resume from. TensorBoard discards later events.
+        run_ids: The ids of a resumed run in external programs, by the name of the logger.
+        log: Called with a message if a logger fails later.
 
     Raises:
-        CnnspecError: E0507 if a logger is not installed, E0510 if there is none of that name or it cannot begin.
+        CnnspecError: E0507 if a logger is not installed, E0510 if the name is unknown or the logger cannot start.
     """
-    made: list[Logger] = [
+    loggers: list[Logger] = [
         TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False, purge_step=step + 1)
     ]
     for name in dict.fromkeys(names):
@@ -101,45 +101,45 @@ def make_loggers(
         if name == "tensorboard":
             continue
         try:
-            made.append(Elsewhere(name, _begin(name, folder, (known or {}).get(name)), say))
+            loggers.append(ExternalLogger(name, _start(name, folder, (run_ids or {}).get(name)), log))
         except ModuleNotFoundError as error:
             raise failure(
                 "E0507", f"`--log {name}` needs `{error.name or name}`, which is not installed",
                 help=f"install it with `pip install {name}`",
             ) from None  # fmt: skip
-        except Exception as error:  # noqa: BLE001 - whatever another program does when it cannot begin
+        except Exception as error:  # noqa: BLE001 - external programs fail in many ways
             raise failure(
                 "E0510", f"`--log {name}` cannot begin", notes=[" ".join(str(error).split())[:300]],
-                help=HELPS[name],
+                help=_HELP[name],
             ) from None  # fmt: skip
-    return made
+    return loggers
 
 
-HELPS = {
+_HELP = {
     "wandb": "log in with `wandb login`, or keep the numbers in the run folder with `WANDB_MODE=offline`",
     "mlflow": "look at `MLFLOW_TRACKING_URI`; without it the numbers are kept in the run folder",
 }
 
 
-def _begin(name: str, folder: Path, known: str | None) -> WandbLogger | MLFlowLogger:
-    """A logger with its run begun, or gone on with."""
+def _start(name: str, folder: Path, run_ids: str | None) -> WandbLogger | MLFlowLogger:
+    """Start a run in an external logger, or resume it."""
     title = "-".join(folder.parts[-2:])
     logger: WandbLogger | MLFlowLogger
     if name == "wandb":
         project = os.environ.get("WANDB_PROJECT", "cnnspec")
-        logger = WandbLogger(name=title, save_dir=folder, project=project, id=known)
+        logger = WandbLogger(name=title, save_dir=folder, project=project, id=run_ids)
     else:
-        # The folder of files that Lightning takes without this is refused by mlflow from 3 on.
+        # mlflow 3 rejects the file store that is Lightning's default.
         place = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.resolve() / 'mlflow.db'}"
         artifacts = None if "MLFLOW_TRACKING_URI" in os.environ else (folder.resolve() / "mlruns").as_uri()
         experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", "cnnspec")
-        logger = MLFlowLogger(experiment, title, place, artifact_location=artifacts, run_id=known)
+        logger = MLFlowLogger(experiment, title, place, artifact_location=artifacts, run_id=run_ids)
     _ = logger.experiment
     return logger
 
 
 def draw_graph(trainer: pl.Trainer, graph: Graph, task: Task) -> None:
-    """Show TensorBoard the graph of the module. It traces the module, and no run fails because that does."""
+    """Log the graph of the module to TensorBoard. This traces the module, and a failure does not affect the run."""
     task.network.eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -147,14 +147,14 @@ def draw_graph(trainer: pl.Trainer, graph: Graph, task: Task) -> None:
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     logger.experiment.add_graph(task.network, torch.zeros(1, *graph.input_shape))
-        except Exception as error:  # noqa: BLE001 - whatever tracing raises
+        except Exception as error:  # noqa: BLE001 - tracing fails in many ways
             logging.getLogger(__name__).debug("no graph for TensorBoard: %s", error)
     task.network.train()
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without Lightning's tips and its guesses at what might be meant."""
+    """Silence Lightning's tips and warnings."""
     loggers = [
         logging.getLogger(name)
         for name in ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero")

@@ -1,4 +1,4 @@
-"""What a user says beside the spec, what a run gives back, and which run is resumed."""
+"""Command-line overrides of the recipe, the result of a run, and the choice of the run to resume."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from cnnspec.ir import Graph
 from cnnspec.recipe import ORIGINS, Recipe, Setting
 from cnnspec.rewrite.set_values import setting_text
 from cnnspec.semantics.recipe_rules import impossible, refuse
-from cnnspec.training.runs.folder import RunFolder, is_first, shared_folder
+from cnnspec.training.runs.folder import RunFolder, is_main_process, shared_folder
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-"""Lightning's names for the recipe's."""
+"""Lightning's names of the precisions."""
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What a user says beside the spec; what is `None` is as the recipe says.
+    """Options of a training run. `None` means the value of the recipe.
 
     Attributes:
         data: Another data set.
-        data_dir: Where downloaded sets are kept.
+        data_dir: The directory of downloaded data sets.
         offline: Never download.
         epochs: Passes over the training images.
-        batch: Images per step, over all devices together.
-        seed: Of weights, order and augmentation.
-        weights: What the weights start from: a file, or `torchvision:DEFAULT`.
-        fresh: Paths of modules that start anew in spite of `weights`.
-        out: Where run folders are made.
-        resume: Go on with the newest unfinished run, or the one in this folder, by its own recipe.
-        accelerator: For Lightning, as `devices` and `strategy`.
-        precision: `fp32`, `bf16`, `fp16`, or one of Lightning's.
-        memory_format: `channels_last` or `contiguous`; measured if it is `None`.
-        threads: Of torch; measured if it is `None`.
-        allocator: `keep` lets glibc keep large blocks, `default` leaves it alone.
-        pictures: Whether curves and the like are drawn.
-        brief: Whether the recipe is left out of what is said at the start.
-        save_every: Seconds between two checkpoints inside of an epoch.
-        log: Further loggers, of `tensorboard`, `wandb`, `mlflow`.
-        watch: Is told the number and the scores of each epoch that has ended; where it gives true, the run ends
-            there, as `pruned` and without a test.
-        resume_command: What is printed as the way to go on after a stop.
-        console: Where progress is shown; by default the standard output.
+        batch: Images per step, over all devices.
+        seed: The seed of weights, order and augmentation.
+        weights: The initial weights: a file, or `torchvision:DEFAULT`.
+        fresh: Paths of modules that are initialized randomly, even with `weights`.
+        out: The folder of the run folders.
+        resume: Resume the latest unfinished run, or the one in this folder, with its own recipe.
+        accelerator: Passed to Lightning, as are `devices` and `strategy`.
+        precision: `fp32`, `bf16`, `fp16`, or one of Lightning's names.
+        memory_format: `channels_last` or `contiguous`. With None, the faster one is measured.
+        threads: The number of torch threads. With None, it is measured.
+        allocator: `keep` lets glibc keep large blocks, `default` does not change the allocator.
+        pictures: Whether to draw curves and other plots.
+        brief: Leave the recipe out of the first messages.
+        save_every: Seconds between two checkpoints within an epoch.
+        log: Additional loggers: `tensorboard`, `wandb`, `mlflow`.
+        watch: Called with the number and the metrics of each finished epoch. If it returns true, the run ends as
+            `pruned` and is not tested.
+        resume_command: The command to print for resuming after a stop.
+        console: The console for progress, by default the standard output.
     """
 
     data: Setting | None = None
@@ -77,12 +77,12 @@ class TrainOptions:
 
     @property
     def start(self) -> str | None:
-        """What the weights start from, in words; none if they are drawn."""
+        """A description of the initial weights, or None if they are random."""
         fresh = f" without {', '.join(self.fresh)}" if self.fresh else ""
         return None if self.weights is None else f"{self.weights}{fresh}"
 
     def changes(self) -> dict[str, Any]:
-        """The fields of the recipe that these options state."""
+        """Return the fields of the recipe that these options override."""
         stated = {"data": self.data, "epochs": self.epochs, "batch": self.batch, "seed": self.seed}
         if self.precision in PRECISIONS:
             stated["precision"] = self.precision
@@ -91,13 +91,13 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended.
+    """The outcome of a run.
 
     Attributes:
-        folder: Where its files are.
+        folder: The folder of the run.
         state: `finished`, `interrupted` or `pruned`.
-        exit_code: 0, or 128 and the number of the signal that stopped it.
-        values: What `result.json` holds.
+        exit_code: 0, or 128 plus the number of the signal that stopped the run.
+        values: The contents of `result.json`.
     """
 
     folder: Path
@@ -106,11 +106,11 @@ class Result:
     values: dict[str, Any]
 
 
-def recipe_of(graph: Graph, options: TrainOptions) -> Recipe:
-    """The spec's recipe, changed as the options say.
+def effective_recipe(graph: Graph, options: TrainOptions) -> Recipe:
+    """Return the recipe of the spec with the overrides of the options.
 
     Raises:
-        CnnspecError: E0511 or E0512 if it contradicts itself.
+        CnnspecError: E0511 or E0512 if the recipe contradicts itself.
     """
     changes = options.changes()
     recipe = graph.recipe if options.epochs is None else graph.recipe.over(options.epochs)
@@ -120,8 +120,8 @@ def recipe_of(graph: Graph, options: TrainOptions) -> Recipe:
 
 
 def folder_to_resume(graph: Graph, options: TrainOptions) -> tuple[RunFolder, Recipe]:
-    """The run to go on with and its recipe, which the options must not contradict."""
-    if not is_first():
+    """Return the run to resume and its recipe. The options must not contradict the recipe."""
+    if not is_main_process():
         folder = shared_folder(options.out)
         return folder, Recipe.model_validate(folder.read_result()["recipe"])
     folder, recipe = RunFolder.find(options.out, graph, options.resume if isinstance(options.resume, Path) else None)
@@ -138,6 +138,6 @@ def folder_to_resume(graph: Graph, options: TrainOptions) -> tuple[RunFolder, Re
 
 
 def recipe_lines(recipe: Recipe) -> list[tuple[str, str]]:
-    """The recipe as it is written in a spec, entry by entry; what is empty is left out."""
+    """Return the entries of the recipe as written in a spec. Empty entries are left out."""
     entries = ((name, getattr(recipe, name)) for name in Recipe.model_fields if name not in ORIGINS)
     return [(name, setting_text(value, full=True)) for name, value in entries if value is not None and value != ()]

@@ -1,4 +1,4 @@
-"""What a run would use, without starting it."""
+"""Plan a run without starting it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from cnnspec.backends.torch.module import to_module
 from cnnspec.diagnostics import CnnspecError
 from cnnspec.ir import Graph
 from cnnspec.recipe import Recipe
-from cnnspec.training.data.batches import Feed, plain
+from cnnspec.training.data.batches import EpochBatches, eval_preprocess
 from cnnspec.training.data.datasets import ImageData, load_data
-from cnnspec.training.loop.autotune import look_up
-from cnnspec.training.loop.machine import best_device, default_workers, free_memory
-from cnnspec.training.loop.optimizers import optimizer_of
+from cnnspec.training.loop.autotune import read_cached
+from cnnspec.training.loop.machine import default_workers, device_of, free_memory
+from cnnspec.training.loop.optimizers import optimizer_for
 from cnnspec.training.runs.folder import next_folder
-from cnnspec.training.runs.options import TrainOptions, recipe_lines, recipe_of
+from cnnspec.training.runs.options import TrainOptions, effective_recipe, recipe_lines
 
-SHARE = 0.8
-"""Of the memory that is free on a device: what can be told of a run must fit into it, if the images are to be there."""
+MEMORY_FRACTION = 0.8
+"""The fraction of a device's free memory that the estimate must fit into for the images to be placed there."""
 FILES = (
     "spec.cnn", "model.json", "result.json", "metrics.csv", "metrics.jsonl", "predictions.csv", "tensorboard/",
     "checkpoints/last.ckpt", "checkpoints/former.ckpt", "checkpoints/best.ckpt", "checkpoints/best.safetensors",
@@ -32,21 +32,21 @@ PICTURES = (
 
 
 def plan(graph: Graph, options: TrainOptions | None = None) -> dict[str, Any]:
-    """Everything that a run would use, as plain data; nothing is written and nothing downloaded.
+    """Return everything that a run would use, as plain data, without writing or downloading anything.
 
     Raises:
-        CnnspecError: The recipe cannot be followed.
+        CnnspecError: The recipe is invalid.
     """
     options = options or TrainOptions()
-    recipe = recipe_of(graph, options)
-    optimizer_of(to_module(graph), recipe, 1)  # a recipe that torch cannot follow is refused here
-    device = best_device() if options.accelerator == "auto" else torch.device(_device_type(options.accelerator))
-    tuned = look_up(graph, recipe.batch, device)
+    recipe = effective_recipe(graph, options)
+    optimizer_for(to_module(graph), recipe, 1)  # raises if torch rejects the recipe
+    device = device_of(options.accelerator)
+    tuned = read_cached(graph, recipe.batch, device)
     folder = next_folder(options.out, graph)
-    data, steps = _data(graph, recipe, options)
+    data, steps = _describe_data(graph, recipe, options)
     return {
         "network": {"name": graph.name, "parameters": graph.parameter_count, "macs": graph.macs},
-        "recipe": _recipe(recipe, options),
+        "recipe": _describe_recipe(recipe, options),
         "data": data,
         "steps": {"epoch": steps, "run": steps and steps * recipe.epochs},
         "device": {
@@ -63,12 +63,8 @@ def plan(graph: Graph, options: TrainOptions | None = None) -> dict[str, Any]:
     }
 
 
-def _device_type(accelerator: str) -> str:
-    return "cuda" if accelerator in ("gpu", "cuda") else "cpu"
-
-
-def _recipe(recipe: Recipe, options: TrainOptions) -> list[dict[str, str]]:
-    """Each entry with its value and where it comes from."""
+def _describe_recipe(recipe: Recipe, options: TrainOptions) -> list[dict[str, str]]:
+    """Return each entry with its value and origin."""
     changed = options.changes()
 
     def origin(name: str) -> str:
@@ -81,8 +77,8 @@ def _recipe(recipe: Recipe, options: TrainOptions) -> list[dict[str, str]]:
     return [{"entry": name, "value": text, "origin": origin(name)} for name, text in recipe_lines(recipe)]
 
 
-def _data(graph: Graph, recipe: Recipe, options: TrainOptions) -> tuple[dict[str, Any], int | None]:
-    """The data set as it lies there, and the steps of an epoch."""
+def _describe_data(graph: Graph, recipe: Recipe, options: TrainOptions) -> tuple[dict[str, Any], int | None]:
+    """Return a description of the data set on disk, and the steps per epoch."""
     found: dict[str, Any] = {"name": recipe.data.name, "directory": str(options.data_dir)}
     try:
         data = load_data(graph, recipe.data, options.data_dir, offline=True)
@@ -94,11 +90,11 @@ def _data(graph: Graph, recipe: Recipe, options: TrainOptions) -> tuple[dict[str
     found |= {"state": "there", "images": {name: len(part) for name, part in parts.items() if part is not None}}
     found |= {"mean": list(data.mean), "std": list(data.std)}
     found |= {"bytes": data.nbytes, "workers": 0 if data.train.in_memory else default_workers()}
-    return found, Feed(data.train, plain(graph, data), recipe.batch, seed=recipe.seed).batches
+    return found, EpochBatches(data.train, eval_preprocess(graph, data), recipe.batch, seed=recipe.seed).num_batches
 
 
 def memory(graph: Graph, recipe: Recipe, data: int) -> dict[str, int]:
-    """Bytes, as far as they can be told; activations are what stays for the backward pass, `data` the images."""
+    """Estimate the memory of a run in bytes. `activations` are those saved for the backward pass, `data` the images."""
     step = training_memory(replace(graph, recipe=recipe))
     found = {
         "weights": step.weights,
@@ -110,14 +106,14 @@ def memory(graph: Graph, recipe: Recipe, data: int) -> dict[str, int]:
     return {**found, "total": sum(found.values()), "checkpoint": step.weights + step.optimizer}
 
 
-def nearest(data: ImageData, graph: Graph, recipe: Recipe, device: torch.device) -> ImageData:
-    """The images in the memory of the device if they have room there beside the training, else as they are."""
+def place_data(data: ImageData, graph: Graph, recipe: Recipe, device: torch.device) -> ImageData:
+    """Move the images to the device if they fit there in addition to the training."""
     needed = memory(graph, recipe, data.nbytes)["total"]
-    return data.to(device) if needed <= SHARE * free_memory(device) else data
+    return data.to(device) if needed <= MEMORY_FRACTION * free_memory(device) else data
 
 
 def plan_lines(planned: dict[str, Any]) -> list[str]:
-    """A plan as a person reads it."""
+    """Format a plan for people."""
     network, data, device, files = (planned[key] for key in ("network", "data", "device", "files"))
     lines = [f"network  {network['name']}: {network['parameters']:,} parameters, {network['macs'] / 1e6:,.2f} MMACs"]
     width = max(len(row["entry"]) for row in planned["recipe"])
@@ -125,8 +121,8 @@ def plan_lines(planned: dict[str, Any]) -> list[str]:
     counts = ", ".join(f"{count:,} {name}" for name, count in data.get("images", {}).items())
     lines.append(f"data     {data['name']}: {counts or data['state']}")
     steps = planned["steps"]
-    told = f"{steps['epoch']:,} in an epoch, {steps['run']:,} in the run" if steps["epoch"] else "known with the data"
-    lines.append(f"steps    {told}")
+    text = f"{steps['epoch']:,} in an epoch, {steps['run']:,} in the run" if steps["epoch"] else "known with the data"
+    lines.append(f"steps    {text}")
     lines += ["device", *(f"  {name:<13}  {value}" for name, value in device.items())]
     memory = planned["memory"]
     lines += ["memory, about", *(f"  {name:<13}  {size / 2**20:,.1f} MiB" for name, size in memory.items())]

@@ -1,6 +1,6 @@
-"""What a run looks like: curves, augmented images, the confusion matrix, and what was told wrong.
+"""Plot a run: curves, augmented images, the confusion matrix, and misclassified images.
 
-The pictures are made beside the training; a run never fails because of one.
+A run never fails because of a plot.
 """
 
 from __future__ import annotations
@@ -14,30 +14,31 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+from torchvision.transforms.v2 import functional as V
 
-from cnnspec.training.data.augment import Prepare, fit
+from cnnspec.training.data.augment import Preprocess, resize_and_crop
 from cnnspec.training.data.datasets import ImageData, Images
-from cnnspec.training.data.rng import Chance
+from cnnspec.training.data.rng import BatchRng
 from cnnspec.training.loop.journal import read_journal
 from cnnspec.training.runs.predictions import confusion
 
-SHOWN = 8
-"""Images in a row."""
+COLUMNS = 8
+"""Images per row."""
 
 
-def _tried(draw: Callable[..., None]) -> Callable[..., None]:
+def _best_effort(draw: Callable[..., None]) -> Callable[..., None]:
     def attempt(*args: Any) -> None:
         try:
             draw(*args)
-        except Exception as error:  # noqa: BLE001 - whatever goes wrong, the run is worth more than a picture
+        except Exception as error:  # noqa: BLE001 - a plot must not end the run
             logging.getLogger(__name__).warning("no picture: %s", error)
 
     return attempt
 
 
-@_tried
+@_best_effort
 def draw_curves(folder: Path) -> None:
-    """`curves.svg` and `curves.png`: loss, accuracy and learning rate over the epochs."""
+    """Draw loss, accuracy and learning rate over the epochs to `curves.svg` and `curves.png`."""
     rows = list(read_journal(folder))
     epochs = [row for row in rows if "train_loss" in row]
     steps = [row for row in rows if "lr" in row]
@@ -47,9 +48,9 @@ def draw_curves(folder: Path) -> None:
     panels: Any = figure.subplots(1, 3)
     for panel, name in zip(panels, ("loss", "acc"), strict=False):
         for part in ("train", "val"):
-            seen = [(row["epoch"], row[f"{part}_{name}"]) for row in epochs if f"{part}_{name}" in row]
-            if seen:
-                panel.plot(*zip(*seen, strict=True), marker="." if len(seen) < 30 else None, label=part)
+            points = [(row["epoch"], row[f"{part}_{name}"]) for row in epochs if f"{part}_{name}" in row]
+            if points:
+                panel.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else None, label=part)
         panel.set(title={"loss": "loss", "acc": "accuracy"}[name], xlabel="epoch")
         panel.xaxis.get_major_locator().set_params(integer=True)
         panel.legend()
@@ -62,39 +63,38 @@ def draw_curves(folder: Path) -> None:
 
 
 def _show(panel: Any, image: Tensor) -> None:
-    """An image `[C, H, W]` of bytes."""
-    array = image.permute(1, 2, 0).numpy()
-    panel.imshow(array[..., 0] if array.shape[-1] == 1 else array, cmap="gray", vmin=0, vmax=255)
+    """Show an image `[C, H, W]` of bytes."""
+    panel.imshow(V.to_pil_image(image), cmap="gray", vmin=0, vmax=255)
     panel.set_axis_off()
 
 
-@_tried
-def draw_augmentation(folder: Path, data: ImageData, prepare: Prepare, seed: int) -> None:
-    """`augmentation.png`: training images in the first row, and three changed forms of each below."""
-    count = min(SHOWN, len(data.train))
+@_best_effort
+def draw_augmentation(folder: Path, data: ImageData, preprocess: Preprocess, seed: int) -> None:
+    """Draw training images with three augmented versions of each to `augmentation.png`."""
+    count = min(COLUMNS, len(data.train))
     indices = torch.arange(count)
-    originals = torch.cat([fit(group, prepare.size) for group in data.train.read(indices)])
+    originals = torch.cat([resize_and_crop(group, preprocess.size) for group in data.train.read(indices)])
     figure = Figure(figsize=(1.3 * count, 5.6), layout="constrained")
     panels: Any = figure.subplots(4, count, squeeze=False)
     for row in range(4):
         images = originals
         if row:
-            chance = Chance.of(seed, count, epoch=row)
+            rng = BatchRng.for_batch(seed, count, epoch=row)
             groups = data.train.read(indices)
-            made = [
-                prepare(group, chance if len(group) == count else chance.part(slice(i, i + len(group))))
+            augmented = [
+                preprocess(group, rng if len(group) == count else rng.select(slice(i, i + len(group))))
                 for i, group in enumerate(groups)
             ]
-            images = torch.cat(made).mul(prepare.std).add(prepare.mean).mul(255).round().clamp(0, 255).byte()
+            images = torch.cat(augmented).mul(preprocess.std).add(preprocess.mean).mul(255).round().clamp(0, 255).byte()
         for panel, image in zip(panels[row], images, strict=True):
             _show(panel, image)
     figure.suptitle("original, and changed three times")
     figure.savefig(folder / "augmentation.png", dpi=100)
 
 
-@_tried
+@_best_effort
 def draw_confusion(folder: Path, labels: Tensor, predicted: Tensor, classes: int) -> None:
-    """`confusion.csv` and `confusion.png`: how often a class (row) was told to be another (column)."""
+    """Write the confusion matrix to `confusion.csv` and `confusion.png`: rows are actual, columns predicted classes."""
     counts = confusion((labels, predicted), classes)
     with (folder / "confusion.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -114,18 +114,18 @@ def draw_confusion(folder: Path, labels: Tensor, predicted: Tensor, classes: int
     figure.savefig(folder / "confusion.png", dpi=100)
 
 
-@_tried
-def draw_wrong(folder: Path, images: Images, predicted: Tensor, size: tuple[int, int]) -> None:
-    """`wrong.png`: the first images that were told wrong, with what they are and what they were told to be."""
-    wrong = (images.labels != predicted).nonzero()[: 4 * SHOWN, 0]
-    if not len(wrong):
+@_best_effort
+def draw_misclassified(folder: Path, images: Images, predicted: Tensor, size: tuple[int, int]) -> None:
+    """Draw the first misclassified images with their actual and predicted classes to `wrong.png`."""
+    misclassified = (images.labels != predicted).nonzero()[: 4 * COLUMNS, 0]
+    if not len(misclassified):
         return
-    shown = torch.cat([fit(group, size) for group in images.read(wrong)])
-    figure = Figure(figsize=(1.3 * SHOWN, 7), layout="constrained")
-    panels: Any = figure.subplots(4, SHOWN)
+    shown = torch.cat([resize_and_crop(group, size) for group in images.read(misclassified)])
+    figure = Figure(figsize=(1.3 * COLUMNS, 7), layout="constrained")
+    panels: Any = figure.subplots(4, COLUMNS)
     for panel in panels.flat:
         panel.set_axis_off()
-    for panel, image, index in zip(panels.flat, shown, wrong.tolist(), strict=False):
+    for panel, image, index in zip(panels.flat, shown, misclassified.tolist(), strict=False):
         _show(panel, image)
         panel.set_title(f"{int(images.labels[index])} told {int(predicted[index])}", fontsize=8)
     figure.savefig(folder / "wrong.png", dpi=100)

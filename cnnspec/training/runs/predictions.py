@@ -1,4 +1,4 @@
-"""What a finished run told of every image: `predictions.csv`."""
+"""Write and read the prediction for each image, `predictions.csv`."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cnnspec.training.loop.checkpoints import write_whole
+from cnnspec.training.loop.checkpoints import write_atomically
 
 FILE = "predictions.csv"
-Told = tuple[Tensor, Tensor]
-"""What images are and what they were told to be, both `[N]`."""
+Predictions = tuple[Tensor, Tensor]
+"""The actual and the predicted classes of images, both `[N]`."""
 
 
-def write_predictions(folder: Path, parts: Mapping[str, Told]) -> None:
-    """Write what was told of the images of some parts, in their order.
+def write_predictions(folder: Path, parts: Mapping[str, Predictions]) -> None:
+    """Write the predictions for the images of each split, in their order.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -29,11 +29,11 @@ def write_predictions(folder: Path, parts: Mapping[str, Told]) -> None:
     for split, (labels, predicted) in parts.items():
         pairs = zip(labels.tolist(), predicted.tolist(), strict=True)
         writer.writerows([split, index, *pair] for index, pair in enumerate(pairs))
-    write_whole(folder / FILE, text.getvalue().encode())
+    write_atomically(folder / FILE, text.getvalue().encode())
 
 
-def read_predictions(folder: Path) -> dict[str, Told]:
-    """What a run wrote; nothing, if it cannot be read."""
+def read_predictions(folder: Path) -> dict[str, Predictions]:
+    """Read the predictions of a run by split. The result is empty if they cannot be read."""
     found: dict[str, list[tuple[int, int]]] = {}
     try:
         with (folder / FILE).open(newline="", encoding="utf-8") as file:
@@ -41,10 +41,10 @@ def read_predictions(folder: Path) -> dict[str, Told]:
                 found.setdefault(row["split"], []).append((int(row["label"]), int(row["predicted"])))
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-    return {split: (told[:, 0], told[:, 1]) for split, told in ((s, torch.tensor(r)) for s, r in found.items())}
+    return {split: (pairs[:, 0], pairs[:, 1]) for split, pairs in ((s, torch.tensor(r)) for s, r in found.items())}
 
 
-def confusion(told: Told, classes: int) -> Tensor:
-    """How often images of a class (row) were told to be of another (column), `[classes, classes]`."""
-    labels, predicted = told
+def confusion(pairs: Predictions, classes: int) -> Tensor:
+    """Return the confusion matrix `[classes, classes]`: rows are actual, columns predicted classes."""
+    labels, predicted = pairs
     return torch.bincount(labels * classes + predicted, minlength=classes * classes).view(classes, classes)

@@ -1,4 +1,4 @@
-"""What a person sees of a run: one line that moves on a terminal, plain lines elsewhere."""
+"""Show the progress of a run: one updating line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,75 +13,77 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from cnnspec.training.loop.task import Task
 
 
-class Show(Callback):
-    """Loss, accuracy, images per second and the time that is left.
+class ProgressDisplay(Callback):
+    """A progress display with loss, accuracy, images per second and remaining time.
 
-    On a terminal a bar; elsewhere one line for each epoch, and one now and then in a long one.
+    On a terminal, it is a bar. Elsewhere, it prints one line per epoch and further lines at intervals in a long epoch.
     """
 
-    EVERY = 20.0
-    """Seconds between two plain lines in an epoch."""
+    PLAIN_INTERVAL = 20.0
+    """Seconds between two plain lines within an epoch."""
 
     def __init__(self, console: Console, task: Task) -> None:
         self._console, self._task = console, task
         self._epochs = task.recipe.epochs
         self._bar: Progress | None = None
         self._epoch_start = self._last = time.monotonic()
-        self._from = 0
+        self._start_step = 0
         self._printed = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._from = self._task.progress.step
+        self._start_step = self._task.progress.step
         self._printed = self._task.progress.closed
         if self._console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn())
             self._bar = Progress(*columns, console=self._console, transient=True)
-            self._bar.add_task("training", total=self._epochs * self._task.steps, completed=self._from)
+            self._bar.add_task("training", total=self._epochs * self._task.steps, completed=self._start_step)
             self._bar.start()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # The module closes an epoch behind the callbacks.
+        # The module closes an epoch after the callbacks.
         if self._task.progress.closed != self._printed:
             self._end_epoch()
         self._epoch_start = self._last = time.monotonic()
-        self._from = self._task.progress.step
+        self._start_step = self._task.progress.step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         now = time.monotonic()
-        if now - self._last < (0.2 if self._bar else self.EVERY):
+        if now - self._last < (0.2 if self._bar else self.PLAIN_INTERVAL):
             return
         self._last = now
-        line = f"epoch {self._task.epoch}/{self._epochs}  {self._state(now)}"
+        line = f"epoch {self._task.epoch}/{self._epochs}  {self._status(now)}"
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=self._task.progress.step, description=line)
         else:
-            self._print(line)
+            print_line(self._console, line)
 
-    def _state(self, now: float) -> str:
+    def _status(self, now: float) -> str:
         task = self._task
-        loss, right, count = task.running
-        done = task.progress.step - self._from
-        speed = done / max(now - self._epoch_start, 1e-9)  # of this epoch; the machine may have had other work before
+        loss, correct, count = task.running_sums
+        done = task.progress.step - self._start_step
+        speed = done / max(
+            now - self._epoch_start, 1e-9
+        )  # of this epoch only, because the machine may have been busy before
         left = (self._epochs * task.steps - task.progress.step) / speed
-        batch = min(task.recipe.batch, len(task.around.data.train))
+        batch = min(task.recipe.batch, len(task.context.data.train))
         return (
-            f"loss {loss / max(count, 1):.4f} acc {right / max(count, 1):.4f}"
-            f"  {speed * batch:,.0f} images/s  {clock(left)} left"
+            f"loss {loss / max(count, 1):.4f} acc {correct / max(count, 1):.4f}"
+            f"  {speed * batch:,.0f} images/s  {format_duration(left)} left"
         )
 
     def _end_epoch(self) -> None:
         self._printed = self._task.progress.closed
-        seen = self._task.last_scores
+        metrics = self._task.last_metrics
         epoch = -(-self._printed // self._task.steps)
         parts = [f"epoch {epoch:>{len(str(self._epochs))}}/{self._epochs}"]
-        parts.append(f"train loss {seen['train_loss']:.4f} acc {seen['train_acc']:.4f}")
-        if "val_acc" in seen:
-            best = " best" if seen["best"] else ""
-            parts.append(f"val loss {seen['val_loss']:.4f} acc {seen['val_acc']:.4f}{best}")
+        parts.append(f"train loss {metrics['train_loss']:.4f} acc {metrics['train_acc']:.4f}")
+        if "val_acc" in metrics:
+            best = " best" if metrics["best"] else ""
+            parts.append(f"val loss {metrics['val_loss']:.4f} acc {metrics['val_acc']:.4f}{best}")
         parts.append(f"{time.monotonic() - self._epoch_start:.1f} s")
-        self._print("  ".join(parts))
+        print_line(self._console, "  ".join(parts))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._task.progress.closed != self._printed:
@@ -96,12 +98,14 @@ class Show(Callback):
             self._bar.stop()
             self._bar = None
 
-    def _print(self, line: str) -> None:
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+def print_line(console: Console, text: str, style: str | None = None) -> None:
+    """Print text without markup, highlighting or wrapping."""
+    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
-def clock(seconds: float) -> str:
-    """A time as hours, minutes and seconds, `1:02:03`."""
+def format_duration(seconds: float) -> str:
+    """Format a duration as hours, minutes and seconds, `1:02:03`."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -1,13 +1,13 @@
-"""The space of a sweep: for each name the values that it may have, and the candidates made of them.
+"""Define the search space of a sweep: the values of each name, and the candidates made of them.
 
-    c=16,32           one of these
+    c=16,32           one of these values
     depth=2..6        an integer
     c=16..64:8        an integer in steps of 8
-    lr=0.001..0.1     a number, by its logarithm: both ends are above 0 and a factor of 10 or more apart
-    lr=0.1..0.5:log   the same where it would not be so; `:linear` for the opposite
-    epochs=10         this one
+    lr=0.001..0.1     a number on a log scale, because the ends differ by a factor of at least 10
+    lr=0.1..0.5:log   a number on a log scale; use `:linear` for a linear scale
+    epochs=10         a fixed value
 
-A candidate gives each name a value as the language writes it, so what is tried is what `best.cnn` will say.
+A candidate maps each name to a value as written in a spec, so a trial uses exactly what `best.cnn` will contain.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from cnnspec.ir.evaluate import show
 from cnnspec.syntax.ast import POWERS
 
 DIGITS = 4
-"""Significant digits of a number from a range: more would change nothing that can be measured."""
+"""Significant digits of a number from a range. More would make no measurable difference."""
 LOG_FROM = 10
-"""A range whose ends are such a factor apart is searched by its logarithm."""
+"""The ratio of the ends from which a range is searched on a log scale."""
 
 _NUMBER = r"[+-]?[0-9]{1,18}(?:\.[0-9]{1,18})?(?:[eE][+-]?[0-9]{1,2})?"
 _RANGE = re.compile(rf"\s*({_NUMBER})\s*\.\.\s*({_NUMBER})\s*(?::\s*([a-z]+|[0-9]{{1,9}})\s*)?", re.ASCII)
 
 Candidate = dict[str, str]
-"""A value for each name, as the language writes it."""
+"""A value for each name, as written in a spec."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One of some values."""
+    """One of several values."""
 
     values: tuple[str, ...]
 
@@ -47,7 +47,7 @@ class Choice:
         return len(self.values)
 
     def text(self, value: Any) -> str:
-        """A value as the language writes it."""
+        """Return a value as written in a spec."""
         return str(value)
 
     def all(self) -> Sequence[Any]:
@@ -63,8 +63,8 @@ class Range:
 
     Attributes:
         whole: Whether it is an integer.
-        log: Whether it is searched by its logarithm.
-        step: Between two integers.
+        log: Whether it is searched on a log scale.
+        step: The step between integers.
     """
 
     low: float
@@ -75,11 +75,11 @@ class Range:
 
     @property
     def count(self) -> int | None:
-        """How many values there are, where that is worth a count."""
+        """The number of values, or None if it is a float."""
         return (int(self.high) - int(self.low)) // self.step + 1 if self.whole else None
 
     def text(self, value: Any) -> str:
-        """A value as the language writes it."""
+        """Return a value as written in a spec."""
         if self.whole:
             return str(int(value))
         return repr(min(max(float(f"{float(value):.{DIGITS}g}"), self.low), self.high))
@@ -97,10 +97,10 @@ Axis = Choice | Range
 
 @dataclass(frozen=True)
 class Space:
-    """What a sweep chooses from.
+    """The search space of a sweep.
 
     Attributes:
-        axes: For each name that is searched the values that it may have.
+        axes: The values of each searched name.
         fixed: Names with one value.
     """
 
@@ -109,20 +109,20 @@ class Space:
 
     @classmethod
     def of(cls, given: Mapping[str, str | Sequence[Any]]) -> Space:
-        """The space that a user describes.
+        """Parse the space that a user describes.
 
         Args:
-            given: For each name a range or a value as text, or a list of values.
+            given: For each name, a range or value as text, or a list of values.
 
         Raises:
-            CnnspecError: E0204 if this is no space.
+            CnnspecError: E0204 if the description is invalid.
         """
         axes: dict[str, Axis] = {}
         fixed: Candidate = {}
         for name, values in given.items():
             texts = [values] if isinstance(values, str) else [_text(name, value) for value in values]
             if not texts or not all(text.strip() for text in texts) or len(set(texts)) < len(texts):
-                raise _refused(name, texts, "it has no values, an empty one, or one twice", "give each value once")
+                raise _space_error(name, texts, "it has no values, an empty one, or one twice", "give each value once")
             axis = _range(name, texts[0]) if len(texts) == 1 else None
             if axis is not None and axis.low < axis.high:
                 axes[name] = axis
@@ -139,16 +139,16 @@ class Space:
 
     @property
     def size(self) -> int | None:
-        """How many candidates there are; `None` where a range has no end of them."""
+        """The number of candidates, or None if an axis is continuous."""
         counts = [axis.count for axis in self.axes.values()]
         return None if None in counts else math.prod(count for count in counts if count is not None)
 
     def candidate(self, chosen: Mapping[str, Any]) -> Candidate:
-        """The candidate of a value for each axis."""
+        """Return the candidate for a value on each axis."""
         return {**self.fixed, **{name: axis.text(chosen[name]) for name, axis in self.axes.items()}}
 
-    def every(self) -> Iterator[dict[str, Any]]:
-        """All values for the axes, where they can be counted."""
+    def all_choices(self) -> Iterator[dict[str, Any]]:
+        """Yield all combinations of values, for a finite space."""
         for values in itertools.product(*(axis.all() for axis in self.axes.values())):
             yield dict(zip(self.axes, values, strict=True))
 
@@ -157,10 +157,10 @@ class Space:
 
 
 def parse_amount(text: str) -> int:
-    """The number of `300k`, `50M` or `1.5G`, as `expect` writes it, or of `300000`.
+    """Parse an amount: `300k`, `50M` or `1.5G`, as in `expect`, or `300000`.
 
     Raises:
-        CnnspecError: E0204 if this is no amount.
+        CnnspecError: E0204 if the text is not an amount.
     """
     match = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,9})?)([kMG]?)\s*", text, re.ASCII)
     exact = Fraction(match.group(1)) * POWERS.get(match.group(2), 1) if match else None
@@ -174,35 +174,37 @@ def _text(name: str, value: Any) -> str:
         return value.strip()
     if type(value) in (bool, int, float, tuple):
         return repr(value) if type(value) is float else show(value)
-    raise _refused(name, [repr(value)], "this is no value of the language", "give numbers, truth values or texts")
+    raise _space_error(name, [repr(value)], "this is no value of the language", "give numbers, truth values or texts")
 
 
 def _range(name: str, text: str) -> Range | None:
-    """The range that a text means, if it means one."""
+    """Parse a range. Return None if the text is not one."""
     if ".." not in text or '"' in text:
         return None
     match = _RANGE.fullmatch(text)
     if match is None:
         help = "write `16..64`, `16..64:8`, `0.001..0.1`, or `0.1..0.5:log`"
-        raise _refused(name, [text], "this is no range of numbers", help)
-    low_text, high_text, how = match.groups()
+        raise _space_error(name, [text], "this is no range of numbers", help)
+    low_text, high_text, option = match.groups()
     whole = all(re.fullmatch("[+-]?[0-9]+", end) for end in (low_text, high_text))
     low, high = float(low_text), float(high_text)
     if not low <= high or not math.isfinite(high):
-        raise _refused(name, [text], "it ends before it begins", f"write `{high_text}..{low_text}`")
+        raise _space_error(name, [text], "it ends before it begins", f"write `{high_text}..{low_text}`")
     log = low > 0 and high >= LOG_FROM * low
     step = 1
-    if how in ("log", "linear"):
-        log = how == "log"
+    if option in ("log", "linear"):
+        log = option == "log"
         if log and low <= 0:
-            raise _refused(name, [text], "there is no logarithm of 0 or less", "begin above 0, or leave `:log` out")
-    elif how is not None and how.isdigit() and whole and int(how) > 0:
-        step, log = int(how), False
+            raise _space_error(name, [text], "there is no logarithm of 0 or less", "begin above 0, or leave `:log` out")
+    elif option is not None and option.isdigit() and whole and int(option) > 0:
+        step, log = int(option), False
         high = low + (high - low) // step * step
-    elif how is not None:
-        raise _refused(name, [text], f"`:{how}` has no meaning here", "write `:log`, `:linear`, or a step, `16..64:8`")
+    elif option is not None:
+        raise _space_error(
+            name, [text], f"`:{option}` has no meaning here", "write `:log`, `:linear`, or a step, `16..64:8`"
+        )
     return Range(low, high, whole, log, step)
 
 
-def _refused(name: str, texts: Sequence[str], why: str, help: str) -> CnnspecError:
+def _space_error(name: str, texts: Sequence[str], why: str, help: str) -> CnnspecError:
     return failure("E0204", f"`{name}={','.join(texts)}` cannot be searched", notes=[why], help=help)

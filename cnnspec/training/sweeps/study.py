@@ -1,14 +1,14 @@
-"""The trials of a sweep in a storage that several processes share; the only module that has heard of Optuna.
+"""Manage the trials of a sweep in a storage that several processes share. This is the only module that uses Optuna.
 
-Optuna numbers trials in the order in which they begin, and keeps what is written to each. Everything that processes
-have to agree on follows from that, without a lock:
+Optuna numbers trials in the order in which they start, and stores attributes for each. All agreement between processes
+follows from that, without a lock:
 
-- A **candidate** is a trial that Optuna proposed. It is decided once, by its own process: refused, a double of an
-  earlier one, one too many, or trained. It waits until all earlier ones are decided, so each process finds the same.
-- A candidate that is trained has **attempts**: its own trial, and others in its place when that one fails. An attempt
-  counts only if every earlier one has failed. So a candidate is in the hands of one process at a time.
-- A trial whose process has died **fails**: on the same machine as soon as the lock of the process is free, elsewhere
-  when its heartbeat has stopped. Optuna lets a trial end once, so only one process can say so.
+- A **candidate** is a trial that Optuna proposed. Its own process decides once whether it is refused, a duplicate,
+  surplus, or trained. It waits until all earlier candidates are decided, so every process comes to the same decision.
+- A trained candidate has **attempts**: its own trial, and further ones if that fails. An attempt counts only if all
+  earlier ones have failed. So one process at a time works on a candidate.
+- A trial whose process has died **fails**: on the same machine as soon as the lock of the process is free, on other
+  machines when its heartbeat stops. Optuna ends a trial only once, so only one process can mark it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ import secrets
 import socket
 import time
 import warnings
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,17 +37,17 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from cnnspec.diagnostics import failure
-from cnnspec.training.runs.listing import fcntl
+from cnnspec.training.runs import locks
 from cnnspec.training.sweeps.space import Axis, Candidate, Choice, Space
 
 HEARTBEAT = 20
-"""Seconds between two signs of life of a trial."""
+"""Seconds between two heartbeats of a trial."""
 GRACE = 90
-"""Seconds without one after which a trial is given to another process."""
+"""Seconds without a heartbeat after which another process takes over a trial."""
 NAMELESS = 15
-"""Seconds after which a trial is given up that does not even say whose it is."""
+"""Seconds after which a trial without the name of a process fails."""
 DEATHS = 3
-"""A candidate whose process died so often is not tried again."""
+"""The number of dead processes after which a candidate is not tried again."""
 PRUNERS: Mapping[str, Callable[[], optuna.pruners.BasePruner]] = {
     "median": optuna.pruners.MedianPruner,
     "halving": optuna.pruners.SuccessiveHalvingPruner,
@@ -61,15 +60,15 @@ warnings.filterwarnings("ignore", "Heartbeat of storage")
 
 
 Pruned = optuna.TrialPruned
-"""Ends a trial that counts, and did not come to its end."""
+"""Ends a trial that counts but was not completed."""
 
 
-class GivenUp(Exception):
-    """This trial does not count: it is a double, one too many, or in other hands."""
+class TrialDiscarded(Exception):
+    """This trial does not count: it is a duplicate, surplus, or taken by another process."""
 
 
 class Candidates:
-    """What is known of the trials of a study at a moment."""
+    """A snapshot of the trials of a study."""
 
     def __init__(self, trials: list[FrozenTrial]) -> None:
         self.trials = trials
@@ -82,11 +81,11 @@ class Candidates:
         return TrainedCandidate(trial, [trial, *(t for t in others if "dropped" not in t.user_attrs)])
 
     def tried(self) -> set[tuple[str, ...]]:
-        """The values of all candidates that were trained or refused."""
-        return {_key(trial) for trial in self.proposed if _verdict(trial) in ("trained", "refused")}
+        """Return the values of all candidates that were trained or refused."""
+        return {_values_of(trial) for trial in self.proposed if _verdict(trial) in ("trained", "refused")}
 
     def undecided(self, before: int) -> list[FrozenTrial]:
-        """Candidates in front of one that are not decided yet."""
+        """Return the candidates before a number that are not decided yet."""
         return [
             trial
             for trial in self.proposed
@@ -100,11 +99,11 @@ class Candidates:
 
 @dataclass(frozen=True)
 class TrainedCandidate:
-    """A candidate that is trained, was trained, or will be.
+    """A candidate that is selected for training.
 
     Attributes:
-        proposal: The trial that stands for it; its number is that of the candidate.
-        attempts: The trials in which it was trained, in their order.
+        proposal: The trial that proposed it and provides its number.
+        attempts: The trials that train it, in order.
     """
 
     proposal: FrozenTrial
@@ -120,18 +119,18 @@ class TrainedCandidate:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Its `parameters` and `macs`."""
+        """The numbers of `parameters` and `macs`."""
         return self.proposal.user_attrs["candidate"]["sizes"]
 
     @cached_property
     def last(self) -> FrozenTrial:
-        """The attempt that ended it, or runs, or waits; otherwise the last one."""
+        """The attempt that ended, runs, or waits, or else the latest one."""
         rank = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING, TrialState.WAITING, TrialState.FAIL)
         return min(reversed(self.attempts), key=lambda trial: rank.index(trial.state))
 
     @property
     def state(self) -> str:
-        """How it ended: `finished`, `pruned`, `failed` or `lost`; before, `running`, `waiting`, or `open` for anyone."""
+        """The state: `running`, `waiting` or `open`, and at the end `finished`, `pruned`, `failed` or `lost`."""
         last = self.last
         if last.state == TrialState.PRUNED:
             return "failed" if "why" in last.user_attrs else "pruned"
@@ -145,7 +144,7 @@ class TrainedCandidate:
 
     @property
     def accuracy(self) -> float | None:
-        """Validation accuracy of its best weights, as far as it was trained."""
+        """The best validation accuracy so far."""
         last = self.last
         if last.state == TrialState.COMPLETE:
             return last.value
@@ -153,28 +152,28 @@ class TrainedCandidate:
 
     @property
     def seconds(self) -> float:
-        """Between the begin and the end of all attempts."""
+        """The total duration of all attempts in seconds."""
         taken = (t.duration.total_seconds() for t in self.attempts if t.duration is not None)
         return round(sum(taken), 1)
 
 
 def _verdict(trial: FrozenTrial) -> str | None:
-    """What was decided of a candidate: `refused`, `trained`, `double` or `surplus`; nothing before."""
+    """Return the decision on a candidate: `refused`, `trained`, `double` or `surplus`, or None before."""
     if trial.user_attrs.get("candidate", {}).get("why") is not None:
         return "refused"
     return trial.user_attrs.get("verdict")
 
 
-def _key(trial: FrozenTrial) -> tuple[str, ...]:
+def _values_of(trial: FrozenTrial) -> tuple[str, ...]:
     found: Any = trial.user_attrs.get("candidate")
     return tuple(f"{name}={value}" for name, value in sorted(found["values"].items())) if found else ()
 
 
 class _Proposals(BaseSampler):
-    """Optuna's TPE, seeded by the number of the trial, without candidates that were tried before.
+    """Optuna's TPE sampler, seeded by the number of the trial, without repeating candidates.
 
-    So a sweep in one process gives the same candidates again, also when it was interrupted, and two processes do
-    not draw the same.
+    So a sweep in one process proposes the same candidates again, even after an interruption, and two processes do not
+    propose the same.
     """
 
     def __init__(self, space: Space, seed: int) -> None:
@@ -201,21 +200,21 @@ class _Proposals(BaseSampler):
         if not search_space:
             return {}
         tried = Candidates(study.get_trials(deepcopy=False)).tried()
-        together = self._inner.infer_relative_search_space(study, trial)
-        chosen = self._inner.sample_relative(study, trial, together)
-        drawn = RandomSampler(self._seed_of(trial))
+        joint_space = self._inner.infer_relative_search_space(study, trial)
+        chosen = self._inner.sample_relative(study, trial, joint_space)
+        random_sampler = RandomSampler(self._seed_of(trial))
         for _ in range(50):
             for name, distribution in search_space.items():
                 if name not in chosen:
                     chosen[name] = self._inner.sample_independent(study, trial, name, distribution)
             if self._values(chosen) not in tried:
                 return chosen
-            chosen, self._inner = {}, drawn
+            chosen, self._inner = {}, random_sampler
         if self._space.size is not None and self._space.size <= 100_000:
-            left = [choice for choice in self._space.every() if self._values(choice) not in tried]
+            left = [choice for choice in self._space.all_choices() if self._values(choice) not in tried]
             if left:
                 return random.Random(self._seed_of(trial)).choice(left)
-        return {name: drawn.sample_independent(study, trial, name, d) for name, d in search_space.items()}
+        return {name: random_sampler.sample_independent(study, trial, name, d) for name, d in search_space.items()}
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -247,19 +246,19 @@ def _suggest(trial: Trial, name: str, axis: Axis) -> Any:
 
 
 class SharedStudy:
-    """The trials of a sweep, as one of its processes works on them.
+    """The trials of a sweep, as seen by one of its processes.
 
     Args:
-        folder: Of the sweep; every process on this machine has the same.
-        url: The storage; a file in the folder where there is none.
-        name: Of the study in the storage.
-        space: What is chosen from.
-        seed: Of the proposals.
+        folder: The folder of the sweep, shared by all processes on this machine.
+        url: The storage, by default a file in the folder.
+        name: The name of the study in the storage.
+        space: The search space.
+        seed: The seed of the proposals.
         pruner: One of `PRUNERS`.
-        terms: What all processes of a sweep must have in common.
+        terms: The settings that all processes of a sweep must share.
 
     Raises:
-        CnnspecError: E0516 if the storage cannot be used, or belongs to another sweep.
+        CnnspecError: E0516 if the storage cannot be used or belongs to another sweep.
     """
 
     def __init__(
@@ -269,18 +268,20 @@ class SharedStudy:
         self._workers = folder / "workers"
         self._first_seen: dict[int, float] = {}
         self.worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-        file = str(folder.resolve() / "study.db").replace("{", "{{").replace("}", "}}")  # Optuna fills in braces
+        file = str(folder.resolve() / "study.db").replace("{", "{{").replace("}", "}}")  # Optuna expands braces
         url = url or f"sqlite:///{file}"
         try:
             self._workers.mkdir(parents=True, exist_ok=True)
-            self._lock = _hold(self._workers / f"{self.worker}.lock")
+            self._lock = locks.acquire(self._workers / f"{self.worker}.lock", wait=True)
         except OSError as error:
             raise failure(
                 "E0516", f"the folder of a sweep cannot be written: {error.strerror}", file=str(folder),
                 help="choose another with `--out`",
             ) from None  # fmt: skip
         try:
-            with _locked(folder / ".opening"):  # two that make the tables at once would stand in each other's way
+            with locks.acquire(
+                folder / ".opening", wait=True
+            ):  # two processes must not create the tables at the same time
                 self._study = self._open(url, name, _Proposals(space, seed), pruner, terms)
         except BaseException:
             self.close()
@@ -298,20 +299,20 @@ class SharedStudy:
                 study.set_user_attr("terms", dict(terms))
             except optuna.exceptions.DuplicatedStudyError:
                 study = optuna.load_study(study_name=name, **common)
-        except Exception as error:  # what a database says is as many classes as there are databases  # noqa: BLE001
+        except Exception as error:  # databases raise errors of many classes  # noqa: BLE001
             raise failure(
                 "E0516", "the storage of a sweep cannot be used", file=_without_password(url),
                 notes=[" ".join(str(error).split())[:300]],
                 help="give `--storage` the address of a database, as `sqlite:///FILE` or `postgresql://HOST/NAME`",
             ) from None  # fmt: skip
         end = time.monotonic() + 10
-        while (kept := study.user_attrs.get("terms")) is None and time.monotonic() < end:
+        while (stored := study.user_attrs.get("terms")) is None and time.monotonic() < end:
             time.sleep(0.1)
-        if kept is None:  # the process that made it died at once
-            study.set_user_attr("terms", kept := dict(terms))
+        if stored is None:  # the process that created the study died immediately
+            study.set_user_attr("terms", stored := dict(terms))
         for term, value in terms.items():
-            if kept.get(term) != value:
-                differs = f"its {term} is {_told(kept.get(term))}, not {_told(value)}"
+            if stored.get(term) != value:
+                differs = f"its {term} is {_format_term(stored.get(term))}, not {_format_term(value)}"
                 raise failure(
                     "E0516", f"this is another sweep: {differs if term != 'network' else 'it has another network'}",
                     file=_without_password(url), help="choose another folder with `--out`, or go on as it was begun",
@@ -319,15 +320,14 @@ class SharedStudy:
         return study
 
     def close(self) -> None:
-        """Let go of everything; all trials of this process have ended."""
-        if self._lock is not None:
-            self._lock.close()
+        """Release the lock of this process, after all its trials have ended."""
+        self._lock.close()
         (self._workers / f"{self.worker}.lock").unlink(missing_ok=True)
 
-    # --- looking ---------------------------------------------------------------------------------
+    # --- reading ---------------------------------------------------------------------------------
 
-    def look(self) -> Candidates:
-        """What is known now, with the trials of dead processes ended."""
+    def refresh(self) -> Candidates:
+        """Read the trials, after marking those of dead processes as failed."""
         optuna.storages.fail_stale_trials(self._study)
         trials = self._study.get_trials(deepcopy=False)
         dead = [trial for trial in trials if trial.state == TrialState.RUNNING and self._is_dead(trial)]
@@ -340,14 +340,14 @@ class SharedStudy:
 
     def _is_dead(self, trial: FrozenTrial) -> bool:
         worker = trial.user_attrs.get("worker")
-        if worker is None:  # its process lives for a moment without a name, or died in it
+        if worker is None:  # a process starts without a name, and may die before it writes it
             return time.monotonic() - self._first_seen.setdefault(trial.number, time.monotonic()) > NAMELESS
         if worker.rsplit("-", 2)[0] != socket.gethostname():
             return False
         lock = self._workers / f"{worker}.lock"
-        return fcntl is not None and worker != self.worker and lock.exists() and not _is_held(lock)
+        return locks.SUPPORTED and worker != self.worker and lock.exists() and not locks.is_locked(lock)
 
-    # --- working ---------------------------------------------------------------------------------
+    # --- writing ---------------------------------------------------------------------------------
 
     def reopen(self, candidate: TrainedCandidate) -> None:
         """Put a candidate whose attempts have failed back into the queue."""
@@ -363,80 +363,80 @@ class SharedStudy:
         )
 
     def work(self, objective: Callable[[Trial], float]) -> None:
-        """One trial: one that waits in the queue, or a new candidate.
+        """Run one trial: a queued one, or a new candidate.
 
-        `GivenUp` and every other exception but `Pruned` make it fail; only the others are raised.
+        Any exception but `Pruned` makes it fail. `TrialDiscarded` is not raised further.
         """
 
         def attempt(trial: Trial) -> float:
             trial.set_user_attr("worker", self.worker)
             try:
                 return objective(trial)
-            except (GivenUp, Pruned, optuna.exceptions.UpdateFinishedTrialError):
+            except (TrialDiscarded, Pruned, optuna.exceptions.UpdateFinishedTrialError):
                 raise
-            except BaseException:  # the process lives: this is no death
+            except BaseException:  # the process is alive, so this is not a death
                 trial.set_user_attr("stopped", True)
                 raise
 
         try:
-            self._study.optimize(attempt, n_trials=1, catch=(GivenUp,))
-        except optuna.exceptions.UpdateFinishedTrialError:  # it was given to another process
+            self._study.optimize(attempt, n_trials=1, catch=(TrialDiscarded,))
+        except optuna.exceptions.UpdateFinishedTrialError:  # another process took it over
             pass
 
     def propose(self, trial: Trial) -> Candidate:
-        """The values of a new candidate."""
+        """Propose the values of a new candidate."""
         return self.space.candidate({name: _suggest(trial, name, axis) for name, axis in self.space.axes.items()})
 
-    def note(self, trial: Trial, values: Candidate, sizes: Mapping[str, int], refused: str | None) -> None:
-        """Write down what a candidate is, and why it is not trained.
+    def record(self, trial: Trial, values: Candidate, sizes: Mapping[str, int], refused: str | None) -> None:
+        """Store the description of a candidate, and the reason if it is refused.
 
         Raises:
-            Pruned: It is not trained.
+            Pruned: It is refused.
         """
         trial.set_user_attr("candidate", {"values": values, "sizes": dict(sizes), "why": refused})
         if refused is not None:
             raise Pruned
 
     def decide(self, trial: Trial, trials: int, poll: Callable[[], None]) -> None:
-        """Wait until every earlier candidate is decided, and see whether this one is to be trained.
+        """Wait until all earlier candidates are decided, and decide whether to train this one.
 
         Raises:
-            GivenUp: It is a double, or there are enough.
+            TrialDiscarded: It is a duplicate, or there are enough candidates.
         """
-        while (seen := self.look()).undecided(trial.number):
+        while (seen := self.refresh()).undecided(trial.number):
             poll()
             time.sleep(0.05)
         own = next(t for t in seen.proposed if t.number == trial.number)
         before = [candidate for candidate in seen.trained if candidate.number < trial.number]
-        double = any(_key(candidate.proposal) == _key(own) for candidate in before)
+        double = any(_values_of(candidate.proposal) == _values_of(own) for candidate in before)
         verdict = "double" if double else "surplus" if len(before) >= trials else "trained"
         trial.set_user_attr("verdict", verdict)
         if verdict != "trained":
-            raise GivenUp
+            raise TrialDiscarded
 
     def report(self, trial: Trial, epoch: int, accuracy: float) -> bool:
-        """Write down the accuracy of an epoch; tells whether the trial is to be pruned."""
+        """Store the accuracy of an epoch, and return whether to prune the trial."""
         if epoch not in self._study.get_trials(deepcopy=False)[trial.number].intermediate_values:
             trial.report(accuracy, epoch)
         return trial.should_prune()
 
-    def take(self, trial: Trial) -> TrainedCandidate:
-        """The candidate that a trial from the queue is an attempt of.
+    def claim(self, trial: Trial) -> TrainedCandidate:
+        """Return the candidate that a queued trial is an attempt of.
 
         Raises:
-            GivenUp: It is in other hands, or has ended.
+            TrialDiscarded: It has ended, or another process works on it.
         """
         number = trial.user_attrs["attempt_of"]
-        candidate = next(c for c in self.look().trained if c.number == number)
+        candidate = next(c for c in self.refresh().trained if c.number == number)
         earlier = [attempt for attempt in candidate.attempts if attempt.number < trial.number]
         if any(attempt.state != TrialState.FAIL for attempt in earlier):
             trial.set_user_attr("dropped", True)
-            raise GivenUp
+            raise TrialDiscarded
         return candidate
 
 
-def explained(error: Exception) -> Exception:
-    """A diagnostic for what is wrong with a storage; anything else as it is."""
+def storage_error(error: Exception) -> Exception:
+    """Convert an error of the storage to a diagnostic. Return other errors unchanged."""
     if type(error).__module__.split(".")[0] not in ("optuna", "sqlalchemy"):
         return error
     reason = error.__cause__ or error
@@ -446,39 +446,7 @@ def explained(error: Exception) -> Exception:
     )  # fmt: skip
 
 
-def _hold(path: Path) -> Any:
-    """A file that is locked for as long as this process lives."""
-    if fcntl is None:
-        return None
-    file = path.open("w")
-    fcntl.flock(file, fcntl.LOCK_EX)
-    return file
-
-
-def _is_held(path: Path) -> bool:
-    assert fcntl is not None
-    try:
-        with path.open("r") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # it ended cleanly in this moment
-        return True
-    return False
-
-
-@contextmanager
-def _locked(path: Path) -> Generator[None]:
-    """A lock that processes on this machine wait for."""
-    file = _hold(path)
-    try:
-        yield
-    finally:
-        if file is not None:
-            file.close()
-
-
-def _told(value: Any) -> str:
+def _format_term(value: Any) -> str:
     return "not stated" if value is None else f"{value:,}" if type(value) is int else f"`{value}`"
 
 

@@ -1,4 +1,4 @@
-"""A sweep: candidates of a space are checked, trained and compared, and the best is written as a spec."""
+"""Run a sweep: check, train and compare candidates, and write the best one as a spec."""
 
 from __future__ import annotations
 
@@ -22,39 +22,41 @@ from cnnspec.ir import Graph
 from cnnspec.rewrite.set_values import restate, same
 from cnnspec.semantics.loader import read_text
 from cnnspec.training.data.datasets import load_data
-from cnnspec.training.loop.autotune import choose
-from cnnspec.training.loop.checkpoints import write_whole
-from cnnspec.training.loop.machine import best_device
-from cnnspec.training.loop.signals import Stop, Stopped
-from cnnspec.training.runs.folder import is_first
-from cnnspec.training.runs.listing import held, read_result
-from cnnspec.training.runs.options import Result, TrainOptions, recipe_of
+from cnnspec.training.loop.autotune import choose_tuning
+from cnnspec.training.loop.checkpoints import write_atomically
+from cnnspec.training.loop.machine import device_of
+from cnnspec.training.loop.signals import StopHandler, Stopped
+from cnnspec.training.runs.folder import is_main_process
+from cnnspec.training.runs.listing import read_result
+from cnnspec.training.runs.locks import LOCK, is_locked
+from cnnspec.training.runs.options import Result, TrainOptions, effective_recipe
+from cnnspec.training.runs.progress import print_line
 from cnnspec.training.runs.train import train
 from cnnspec.training.sweeps.space import Candidate, Space
-from cnnspec.training.sweeps.study import Candidates, Pruned, SharedStudy, TrainedCandidate, Trial, explained
+from cnnspec.training.sweeps.study import Candidates, Pruned, SharedStudy, TrainedCandidate, Trial, storage_error
 
-PATIENCE = 60
-"""So many candidates are refused, one after the other, before a sweep gives up."""
-EVERY = 20.0
-"""Seconds between two lines on a trial that runs, where there is no terminal."""
-OWN_FAULTS = ("E0509", "E0512", "E0513")
-"""What a candidate can do wrong in training: it diverges, torch refuses its settings, it needs too much memory."""
+MAX_REFUSED = 60
+"""The number of consecutive refused candidates after which a sweep ends."""
+STATUS_INTERVAL = 20.0
+"""Seconds between two lines about a running trial without a terminal."""
+CANDIDATE_ERRORS = ("E0509", "E0512", "E0513")
+"""Training errors that a candidate can cause: divergence, invalid settings, too little memory."""
 
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """What a user says of a sweep beside the spec and the space.
+    """Options of a sweep.
 
     Attributes:
-        trials: How many candidates are trained, by all processes together.
-        max_params: A candidate with more parameters is not trained.
-        max_macs: A candidate with more multiply-adds is not trained.
-        out: The folder of the sweep; `sweeps/NAME` by default.
-        storage: The address of a database that several machines share; a file in the folder by default.
-        pruner: What ends a bad trial early: `median`, `halving` or `none`.
-        allow_huge: Whether more parameters than the limit of the language are no fault.
-        train: How a candidate is trained; `out`, `resume`, `weights`, `watch` and `devices` have no meaning here.
-        console: Where progress is shown; by default the standard output.
+        trials: The number of candidates to train, over all processes.
+        max_params: The maximum number of parameters of a candidate.
+        max_macs: The maximum number of multiply-adds of a candidate.
+        out: The folder of the sweep, by default `sweeps/NAME`.
+        storage: The URL of a database that several machines share, by default a file in the folder.
+        pruner: The rule that ends bad trials early: `median`, `halving` or `none`.
+        allow_huge: Allow more parameters than the limit of the language.
+        train: The training options of a candidate. `out`, `resume`, `weights`, `watch` and `devices` are ignored.
+        console: The console for progress, by default the standard output.
     """
 
     trials: int = 20
@@ -70,15 +72,15 @@ class SweepOptions:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """How a sweep ended.
+    """The outcome of a sweep.
 
     Attributes:
-        folder: Where its files are.
+        folder: The folder of the sweep.
         state: `finished`, `exhausted` if there are no further candidates, or `interrupted`.
-        exit_code: 0, or 128 and the number of the signal that stopped it.
-        best: The spec of the best candidate, if there is one and it could be written.
-        values: All of it as plain data; `trials` from best to worst.
-        fault: Why the spec of the best candidate could not be written.
+        exit_code: 0, or 128 plus the number of the signal that stopped it.
+        best: The spec of the best candidate, or None.
+        values: The outcome as plain data, with `trials` from best to worst.
+        fault: The error that prevented writing the spec of the best candidate.
     """
 
     folder: Path
@@ -96,26 +98,26 @@ def sweep(
 
     Args:
         spec: A file, or the name of a shipped spec.
-        space: For each name that `--set` knows a list of values, or a range as text: `{"c": [16, 32],
+        space: For each name that `--set` accepts, a list of values or a range as text: `{"c": [16, 32],
             "lr": "0.01..0.1"}`.
-        options: Everything else.
+        options: The other options.
 
     Raises:
-        CnnspecError: The spec or the space is at fault; E0511 if there are no validation images to compare by; E0516
-            for the storage; E0517 if no candidate passes; and what `train` raises.
+        CnnspecError: The spec or the space is invalid. E0511 without validation images. E0516 for the storage.
+            E0517 if no candidate passes. Errors of `train`.
     """
     options = options or SweepOptions()
     space = space if isinstance(space, Space) else Space.of(space)
-    if not is_first():
+    if not is_main_process():
         raise failure(
             "E0516", "the processes of a sweep are not those of one run",
             help="start each on its own, without torchrun and srun; they find each other in the storage",
         )  # fmt: skip
-    return _Sweep(spec, space, options).go()
+    return _Sweep(spec, space, options).run()
 
 
 class _Interrupted(Exception):
-    """The run of a trial was stopped, and can go on."""
+    """The run of a trial was interrupted and can be resumed."""
 
 
 class _Sweep:
@@ -131,20 +133,20 @@ class _Sweep:
             raise CnnspecError(reporter.sorted())
         self.text = text
         self.base = self._require(space.fixed)
-        self._refuse_names()
+        self._check_names()
         self.folder = options.out or Path("sweeps") / self.base.name
-        recipe = recipe_of(self.base, options.train)
+        recipe = effective_recipe(self.base, options.train)
         data = load_data(self.base, recipe.data, options.train.data_dir, offline=options.train.offline)
         if data.val is None:
             raise failure(
                 "E0511", "a sweep compares by validation images, and none are held back",
                 help="hold some back with `val=`; the test images are not for choosing",
             )  # fmt: skip
-        self.train_options = self._tuned(recipe.batch)
+        self.train_options = self._tuned_options(recipe.batch)
         self.exit_code = 0
 
-    def _refuse_names(self) -> None:
-        """A name that the spec does not have is no fault of a candidate."""
+    def _check_names(self) -> None:
+        """Raise an error if the spec does not have a searched name, because no candidate would be valid."""
         stated = self.options.train.changes()
         for name, axis in self.space.axes.items():
             if name in stated:
@@ -166,18 +168,17 @@ class _Sweep:
         except CnnspecError as error:
             return error
 
-    def _tuned(self, batch: int) -> TrainOptions:
-        """How every candidate is trained; memory format and threads are measured once, on the spec itself."""
+    def _tuned_options(self, batch: int) -> TrainOptions:
+        """Return the training options of all candidates. Memory format and threads are measured once, on the spec."""
         options = self.options.train
-        auto = options.accelerator == "auto"
-        device = best_device() if auto else torch.device("cuda" if options.accelerator in ("gpu", "cuda") else "cpu")
+        device = device_of(options.accelerator)
         if device.type == "cuda" and not torch.cuda.is_available():
-            return replace(options, devices=1)  # Lightning refuses it in its own words
-        tuned = choose(self.base, to_module(self.base), batch, device, options.memory_format, options.threads)
+            return replace(options, devices=1)  # Lightning reports the missing GPU
+        tuned = choose_tuning(self.base, to_module(self.base), batch, device, options.memory_format, options.threads)
         return replace(options, devices=1, memory_format=tuned.memory_format, threads=tuned.threads)
 
     def _terms(self) -> dict[str, Any]:
-        """What has to be the same in every process of the sweep."""
+        """Return the settings that all processes of the sweep must share."""
         network = hashlib.sha256(self.base.model.model_dump_json().encode()).hexdigest()[:16]
         options, given = self.options, self.options.train
         return {
@@ -191,40 +192,40 @@ class _Sweep:
 
     # --- the loop --------------------------------------------------------------------------------
 
-    def go(self) -> SweepResult:
-        seed = recipe_of(self.base, self.options.train).seed
+    def run(self) -> SweepResult:
+        seed = effective_recipe(self.base, self.options.train).seed
         options = self.options
         study = SharedStudy(
             self.folder, options.storage, self.folder.resolve().name, self.space, seed, options.pruner, self._terms()
         )
         self.study = study
         try:
-            with Stop(lambda text: self._say(text, "yellow")) as self.stop:
+            with StopHandler(lambda text: self._log(text, "yellow")) as self.stop:
                 state = self._work()
             return self._result(state)
         except Exception as error:
-            if (told := explained(error)) is error:
+            if (diagnosed := storage_error(error)) is error:
                 raise
-            raise told from error
+            raise diagnosed from error
         finally:
             study.close()
 
     def _work(self) -> str:
-        """Work until all trials have ended; tells how it ended."""
+        """Work until all trials have ended. Return the final state."""
         study = self.study
-        seen = study.look()
+        seen = study.refresh()
         done = len(seen.ended)
-        self._say(
+        self._log(
             f"sweep of {self.base.name}: {self.options.trials} trials in {self.folder}"
             + (f", {done} of them done" if done else "")
         )
         try:
             while True:
                 self.stop.poll()
-                seen = study.look()
+                seen = study.refresh()
                 if len(seen.ended) >= self.options.trials:
                     return "finished"
-                self._refuse_hopeless(seen)
+                self._check_progress(seen)
                 waiting = any(candidate.state == "waiting" for candidate in seen.trained)
                 orphan = next((candidate for candidate in seen.trained if candidate.state == "open"), None)
                 if orphan is not None:
@@ -236,7 +237,7 @@ class _Sweep:
                         time.sleep(0.5)
                         continue
                     study.work(self._trial)
-                else:  # the rest is in the hands of others
+                else:  # other processes work on the rest
                     time.sleep(0.5)
         except Stopped:
             self.exit_code = self.stop.exit_code
@@ -244,7 +245,7 @@ class _Sweep:
             pass
         return "interrupted"
 
-    def _refuse_hopeless(self, seen: Candidates) -> None:
+    def _check_progress(self, seen: Candidates) -> None:
         """End a sweep that finds nothing to train.
 
         Raises:
@@ -253,10 +254,10 @@ class _Sweep:
         last = max((candidate.number for candidate in seen.trained), default=-1)
         refused = [trial for trial in seen.refused if trial.number > last]
         everything = not seen.trained and self.space.size is not None and len(seen.tried()) >= self.space.size
-        if len(refused) < PATIENCE and not everything:
+        if len(refused) < MAX_REFUSED and not everything:
             return
         found = [trial.user_attrs["candidate"] for trial in refused]
-        notes = [f"{_said(found[0]['values'])}: {found[0]['why']}"]
+        notes = [f"{_format_values(found[0]['values'])}: {found[0]['why']}"]
         if sizes := [one["sizes"] for one in found if one["sizes"]]:
             least = {key: min(size[key] for size in sizes) for key in ("parameters", "macs")}
             notes.append(f"the least were {least['parameters']:,} parameters and {least['macs']:,} multiply-adds")
@@ -270,23 +271,23 @@ class _Sweep:
     # --- one trial -------------------------------------------------------------------------------
 
     def _trial(self, trial: Trial) -> float:
-        """Train a new candidate, or one that waits for another attempt; gives its validation accuracy."""
+        """Train a new candidate or a queued attempt, and return its validation accuracy."""
         if "attempt_of" in trial.user_attrs:
-            candidate = self.study.take(trial)
+            candidate = self.study.claim(trial)
             return self._train(trial, candidate.number, candidate.values, self._require(candidate.values))
         values = self.study.propose(trial)
         found = self._compile(values)
         sizes = {"parameters": found.parameter_count, "macs": found.macs} if isinstance(found, Graph) else {}
-        why = self._why_not(found)
+        why = self._rejection(found)
         if why is not None:
-            self._say(f"trial {trial.number}  {_said(values)}  refused: {why}")
-        self.study.note(trial, values, sizes, why)
+            self._log(f"trial {trial.number}  {_format_values(values)}  refused: {why}")
+        self.study.record(trial, values, sizes, why)
         assert isinstance(found, Graph)
         self.study.decide(trial, self.options.trials, self.stop.poll)
         return self._train(trial, trial.number, values, found)
 
-    def _why_not(self, found: Graph | CnnspecError) -> str | None:
-        """Why a candidate is not to be trained."""
+    def _rejection(self, found: Graph | CnnspecError) -> str | None:
+        """Return the reason why a candidate is not trained, or None."""
         if isinstance(found, CnnspecError):
             return f"{found.diagnostics[0].code}, {found.diagnostics[0].message}"
         most = {"parameters": self.options.max_params, "multiply-adds": self.options.max_macs}
@@ -299,40 +300,42 @@ class _Sweep:
         out = self.folder / "trials" / str(number)
         run = _newest(out / graph.name)
         begun = read_result(run) if run is not None else {}
-        if begun.get("state") == "finished":  # its process died behind the end
-            self._say_end(number, values, f"val acc {begun['val_acc']:.4f}")
+        if begun.get("state") == "finished":  # its process died after the end
+            self._log_end(number, values, f"val acc {begun['val_acc']:.4f}")
             return begun["val_acc"]
         out.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
-        epochs = recipe_of(graph, self.train_options).epochs
+        epochs = effective_recipe(graph, self.train_options).epochs
         with (out / "log.txt").open("a", encoding="utf-8") as log, self._status() as tell:
 
             def watch(epoch: int, scores: Mapping[str, float]) -> bool:
-                tell(f"trial {number}  {_said(values)}  epoch {epoch}/{epochs}  val acc {scores['val_acc']:.4f}")
+                tell(
+                    f"trial {number}  {_format_values(values)}  epoch {epoch}/{epochs}  val acc {scores['val_acc']:.4f}"
+                )
                 return self.study.report(trial, epoch, scores["val_acc"])
 
             options = replace(self.train_options, out=out, watch=watch, console=Console(file=log, width=120))
-            tell(f"trial {number}  {_said(values)}  epoch 1/{epochs}")
+            tell(f"trial {number}  {_format_values(values)}  epoch 1/{epochs}")
             try:
-                result = self._run(graph, options, resume=run is not None and bool(begun) and not held(run))
+                result = self._run(graph, options, resume=run is not None and bool(begun) and not is_locked(run / LOCK))
             except CnnspecError as error:
-                if error.diagnostics[0].code not in OWN_FAULTS:
+                if error.diagnostics[0].code not in CANDIDATE_ERRORS:
                     raise
                 trial.set_user_attr("why", error.diagnostics[0].message)
-                self._say_end(number, values, error.diagnostics[0].message, start)
+                self._log_end(number, values, error.diagnostics[0].message, start)
                 raise Pruned from None
         if result.state == "interrupted":
             self.exit_code = result.exit_code
             raise _Interrupted
         if result.state == "pruned":
-            self._say_end(number, values, f"pruned behind epoch {result.values['epochs']}", start)
+            self._log_end(number, values, f"pruned behind epoch {result.values['epochs']}", start)
             raise Pruned
         accuracy: float = result.values["val_acc"]
-        self._say_end(number, values, f"val acc {accuracy:.4f}", start)
+        self._log_end(number, values, f"val acc {accuracy:.4f}", start)
         return accuracy
 
     def _run(self, graph: Graph, options: TrainOptions, *, resume: bool) -> Result:
-        """Train; what is there of a former attempt is used if it can be."""
+        """Train a candidate, and resume an earlier attempt if possible."""
         if resume:
             try:
                 return train(graph, replace(options, resume=True))
@@ -341,19 +344,19 @@ class _Sweep:
                     raise
         return train(graph, options)
 
-    # --- what is said ----------------------------------------------------------------------------
+    # --- messages -------------------------------------------------------------------------------
 
-    def _say(self, text: str, style: str | None = None) -> None:
-        self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+    def _log(self, text: str, style: str | None = None) -> None:
+        print_line(self.console, text, style)
 
-    def _say_end(self, number: int, values: Candidate, how: str, start: float | None = None) -> None:
-        done = len(self.study.look().ended) + 1
+    def _log_end(self, number: int, values: Candidate, how: str, start: float | None = None) -> None:
+        done = len(self.study.refresh().ended) + 1
         took = f"  {time.monotonic() - start:.1f} s" if start is not None else ""
-        self._say(f"{done}/{self.options.trials}  trial {number}  {_said(values)}  {how}{took}")
+        self._log(f"{done}/{self.options.trials}  trial {number}  {_format_values(values)}  {how}{took}")
 
     @contextmanager
     def _status(self) -> Generator[Callable[[str], None]]:
-        """Tells how far a trial is: on a terminal in one line that changes, elsewhere now and then."""
+        """Provide a function that shows the progress of a trial, in one updating line on a terminal."""
         if self.console.is_terminal:
             with self.console.status("") as status:
                 yield lambda text: status.update(escape(text))
@@ -362,16 +365,16 @@ class _Sweep:
 
         def tell(text: str) -> None:
             nonlocal last
-            if time.monotonic() - last >= EVERY:
+            if time.monotonic() - last >= STATUS_INTERVAL:
                 last = time.monotonic()
-                self._say(text)
+                self._log(text)
 
         yield tell
 
-    # --- what is found ---------------------------------------------------------------------------
+    # --- results ---------------------------------------------------------------------------------
 
     def _result(self, state: str) -> SweepResult:
-        seen = self.study.look()
+        seen = self.study.refresh()
         rows = [self._row(candidate) for candidate in sorted(seen.ended, key=_rank)]
         best: Path | None = None
         fault: CnnspecError | None = None
@@ -411,7 +414,7 @@ class _Sweep:
         }
 
     def _write_best(self, values: Candidate) -> tuple[Path | None, CnnspecError | None]:
-        """Write the spec of a candidate beside copies of the files that it takes from, if it means the same there."""
+        """Write the spec of a candidate and the files that it uses, and check that it still means the same."""
         target, root = self.folder / "best.cnn", self.path.parent.resolve()
         try:
             text = restate(self.text, self.name, values, self.path, allow_huge=self.options.allow_huge)
@@ -426,8 +429,8 @@ class _Sweep:
                 copy = self.folder / path.relative_to(root)
                 if not copy.exists():
                     copy.parent.mkdir(parents=True, exist_ok=True)
-                    write_whole(copy, path.read_bytes())
-            write_whole(target, text.encode())
+                    write_atomically(copy, path.read_bytes())
+            write_atomically(target, text.encode())
             found = compile_file(target, allow_huge=self.options.allow_huge)
             if found.graph is None or not same(found.graph, written.require_graph()):
                 target.unlink()
@@ -446,10 +449,10 @@ def _newest(runs: Path) -> Path | None:
 
 
 def _rank(candidate: TrainedCandidate) -> tuple[bool, float, int, int]:
-    """Finished ones first, the best in front; of equals the smaller one."""
+    """Sort finished candidates first, then by accuracy, then by size."""
     accuracy = -1.0 if candidate.accuracy is None else candidate.accuracy
     return (candidate.state != "finished", -accuracy, candidate.sizes["parameters"], candidate.number)
 
 
-def _said(values: Candidate) -> str:
+def _format_values(values: Candidate) -> str:
     return " ".join(f"{name}={value}" for name, value in values.items())

@@ -1,0 +1,53 @@
+"""Create lock files that mark a folder or a process as in use. The system releases a lock when its process ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+LOCK = ".lock"
+"""The name of the lock file of a folder."""
+SUPPORTED = fcntl is not None
+"""Whether the system has file locks. Without them, no file is ever locked."""
+
+
+def acquire(path: Path, *, wait: bool = False) -> IO[str]:
+    """Lock a file until the returned file object is closed.
+
+    Args:
+        path: The file, which is created if it does not exist.
+        wait: Wait for another process that holds the lock.
+
+    Raises:
+        BlockingIOError: Another process holds the lock.
+        OSError: The file cannot be written.
+    """
+    file = path.open("w")
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            raise BlockingIOError(*error.args) from None
+    return file
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether a process holds the lock of a file. A missing file is not locked."""
+    try:
+        file = path.open("r")
+    except OSError:
+        return False
+    with file:
+        if fcntl is None:
+            return False
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        return False
