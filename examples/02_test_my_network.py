@@ -1,4 +1,7 @@
-"""A test module for specs of one's own, at drawn sizes and drawn specs; run it with `pytest examples/02_test_my_network.py`."""
+"""Test your own specs at random image sizes, and your own code on random specs.
+
+Run it with `pytest examples/02_test_my_network.py`.
+"""
 
 from hypothesis import given, settings
 

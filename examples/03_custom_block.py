@@ -1,4 +1,4 @@
-"""Write a block of your own, see what the check says about a mistake in it, and build the network."""
+"""Write your own block, look at the diagnostic for a mistake in it, and build the network."""
 
 import torch
 
@@ -35,7 +35,7 @@ head  global_avgpool | flatten | ln | linear classes
 expect output = [classes]
 """
 
-# The second convolution of the block gives the wrong number of channels.
+# The second convolution of the block has the wrong number of output channels.
 for diagnostic in cnnspec.check(SPEC.replace("conv 1x1 in.c bias", "conv 1x1 2*in.c bias"), "convnext.cnn"):
     print(diagnostic)
     print()

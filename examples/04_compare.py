@@ -1,4 +1,4 @@
-"""Compare a network with its shortcuts and without them, over three seeds; a second start would train nothing again."""
+"""Compare a network with and without its shortcuts over three seeds. A second start trains nothing again."""
 
 import tempfile
 from pathlib import Path

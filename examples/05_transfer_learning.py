@@ -1,9 +1,9 @@
-"""Teach a published ResNet-18 the classes of your own folder of images.
+"""Fine-tune a published ResNet-18 on your own folder of images.
 
     python 05_transfer_learning.py PICTURES
 
-The folder holds `train/CLASS/*.png`, and `test/CLASS/*` if there is to be a test. Without one, three shapes are drawn.
-Torchvision's weights are downloaded once; only the head starts anew.
+The folder contains `train/CLASS/*.png`, and `test/CLASS/*` for a test. Without a folder, the script draws three shapes.
+The weights of torchvision are downloaded once. Only the head is initialized randomly.
 """
 
 import sys
@@ -19,7 +19,7 @@ from cnnspec.training import TrainOptions, train
 
 
 def draw_shapes(folder: Path, count: int = 6) -> None:
-    """Circles, squares and triangles of random place, size and colour."""
+    """Draw circles, squares and triangles with random positions, sizes and colors."""
     random = Random(1)
     for part in ("train", "test"):
         for shape in ("circle", "square", "triangle"):
@@ -39,7 +39,7 @@ with tempfile.TemporaryDirectory() as scratch:
         draw_shapes(pictures)
     classes = sum(path.is_dir() for path in (pictures / "train").iterdir())
 
-    # `classes` is a parameter of the network, the others are values of its recipe.
+    # `classes` is a parameter of the network, the others are entries of its recipe.
     graph = cnnspec.load("resnet18", classes=classes, optimizer="sgd", lr=0.01, momentum=0.9, epochs=1, batch=8)
     options = TrainOptions(
         data=Setting.of(Folder(path=str(pictures), val=0)),

@@ -1,4 +1,4 @@
-"""The features of some modules in place of logits, as a detection or segmentation head wants them."""
+"""Return the features of some modules in place of logits, as detection and segmentation heads need them."""
 
 import torch
 from torch import nn
@@ -7,11 +7,11 @@ import cnnspec
 
 SCALES = ("layer2", "layer3", "layer4")
 
-backbone = cnnspec.build("resnet18", outputs=SCALES)  # weights="torchvision:DEFAULT" for the published ones
+backbone = cnnspec.build("resnet18", outputs=SCALES)  # weights="torchvision:DEFAULT" for the published weights
 
 
 class Pyramid(nn.Module):
-    """Every scale in 64 channels at the size of the first, added up: the idea of a feature pyramid."""
+    """Sum all scales in 64 channels at the size of the first one, the idea of a feature pyramid."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,8 +31,7 @@ class Pyramid(nn.Module):
 
 
 for feature in backbone.graph.features:
-    print(
-        f"{feature.path}: {feature.channels} channels, one place for {feature.reduction[0]}x{feature.reduction[1]} pixels"
-    )
+    height, width = feature.reduction
+    print(f"{feature.path}: {feature.channels} channels, one place for {height}x{width} pixels")
 print("it takes images of", backbone.graph.sizes.words())
 print("pyramid", tuple(Pyramid()(torch.randn(2, 3, 128, 160)).shape))

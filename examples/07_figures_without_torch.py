@@ -1,4 +1,4 @@
-"""Compare the shipped networks by their figures, without torch."""
+"""Compare the parameters and operations of the shipped networks, without torch."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Options and profiles of the test run."""
+"""Options, profiles and fixtures of the test run."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def accept(request: pytest.FixtureRequest) -> bool:
-    """Whether expected texts are to be rewritten."""
+    """Whether to rewrite the expected texts."""
     return bool(request.config.getoption("--accept"))
 
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Measurements of the machine are not those of the user."""
+    """Use a separate cache for measurements of the machine."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CNNSPEC_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -37,7 +37,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Networks this small wait longer for a second thread than it helps."""
+    """Use one thread, because a second one slows down networks this small."""
     import torch
 
     threads = torch.get_num_threads()
@@ -47,20 +47,20 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def said() -> io.StringIO:
-    """What a run prints."""
+def output() -> io.StringIO:
+    """The output of a run."""
     return io.StringIO()
 
 
 @pytest.fixture
-def run(tmp_path: Path, said: io.StringIO) -> Callable[..., Any]:
-    """Trains a network into a folder of the test's own, without pictures."""
+def run(tmp_path: Path, output: io.StringIO) -> Callable[..., Any]:
+    """Train a network in the test's folder, without plots."""
     from rich.console import Console
 
     from cnnspec.training import TrainOptions, train
 
     def run(graph: Any, **options: Any) -> Any:
-        given = {"pictures": False, "console": Console(file=said, width=200), **options}
+        given = {"pictures": False, "console": Console(file=output, width=200), **options}
         return train(graph, TrainOptions(out=tmp_path / "runs", data_dir=tmp_path / "data", offline=True, **given))
 
     return run

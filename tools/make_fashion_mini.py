@@ -1,7 +1,7 @@
-"""Make the data set `fashion_mini` from Fashion-MNIST: `python tools/make_fashion_mini.py DATA_DIR`.
+"""Create the data set `fashion_mini` from Fashion-MNIST: `python tools/make_fashion_mini.py DATA_DIR`.
 
-The rule: of each of the ten classes the first 600 training images and the first 100 test images, in the
-order in which the original files hold them. The same original files give the same bytes.
+It contains the first 600 training images and the first 100 test images of each of the ten classes, in the order of the
+original files. The same original files result in the same bytes.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ TARGET = Path(__file__).resolve().parent.parent / "cnnspec" / "training" / "fash
 
 
 def first_of_each(labels: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the first `count` images of every class, in their order."""
+    """Return the indices of the first `count` images of every class, in order."""
     chosen = [np.flatnonzero(labels == label)[:count] for label in np.unique(labels)]
     return np.sort(np.concatenate(chosen))
 
 
 def main(data_dir: str) -> None:
-    """Write the file."""
+    """Write the data set."""
     arrays: dict[str, np.ndarray] = {}
     for part, train, count in (("train", True, 600), ("test", False, 100)):
         original = FashionMNIST(data_dir, train=train, download=False)

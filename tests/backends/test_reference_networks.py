@@ -1,4 +1,4 @@
-"""The shipped networks against the reference implementations: keys, shapes, bits, gradients, and how weights start."""
+"""Compare the shipped networks with reference implementations: keys, shapes, values, gradients, initial weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ QUICK = {
     *("alexnet", "vgg11_bn", "resnet18", "resnet50", "resnext50_32x4d", "densenet121", "googlenet", "inception_v3"),
     *("resnet50d", "seresnet50", "dpn68", "inception_v4"),
 }
-"""The networks that are run every time: the smallest of each family. The others are marked slow."""
+"""The networks that always run, the smallest of each family. The others are marked slow."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Reference:
     """A published implementation.
 
     Attributes:
-        parameters: Learned weights, auxiliary heads included.
+        parameters: Trainable weights, including auxiliary heads.
         macs: Multiply-adds of convolutions and linear layers for one image of the native size, without heads.
         size: The native size.
-        other: A smaller size that it takes, too.
-        trained: The size in training; an auxiliary head may need more than `other`.
+        other: A smaller valid size.
+        trained: The size in training. An auxiliary head may need more than `other`.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Reference:
     trained: int = 64
 
     def build(self) -> nn.Module:
-        """The module as its library builds and starts it."""
+        """Build the module with the initial weights of its library."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if self.library == "torchvision":
@@ -114,26 +114,26 @@ PUBLISHED = {
     "lenet5": (61_706, "0.1M"),
     "nin": (966_986, "1.0M"),
 }
-"""The networks for small images: their weights, and the count as papers round it."""
+"""The networks for small images: their weights, and the rounded count in the papers."""
 
 DEEP = {"resnet1202", "preact_resnet164", "preact_resnet1001", "densenet_bc100_12", "densenet_bc190_40"}
-"""Those of many equal units, of which a few are enough to see that they run."""
+"""Networks of many equal units. Running a few of them is sufficient."""
 
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """With small inputs threads wait for each other, above all beside other work; and one adds in one order."""
+    """Use one thread. With small inputs, threads wait for each other, and one thread adds in a fixed order."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
 
 
-# --- figures -------------------------------------------------------------------------------------
+# --- parameters and multiply-adds -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reference", ALL)
-def test_figures(reference: Reference) -> None:
+def test_parameters_and_macs(reference: Reference) -> None:
     graph = load(reference.name)
     assert (graph.parameter_count, graph.macs) == (reference.parameters, reference.macs)
     assert graph.input_shape == (3, reference.size, reference.size)
@@ -156,7 +156,7 @@ def test_networks_for_small_images_run(name: str) -> None:
     assert sum(p.numel() for p in module.parameters()) == graph.parameter_count
 
 
-def test_heads_weigh_what_the_papers_say() -> None:
+def test_auxiliary_heads_have_the_weights_of_the_papers() -> None:
     weights = {name: {head.name: head.weight for head in load(name).aux} for name in ("googlenet", "inception_v3")}
     assert weights == {"googlenet": {"aux1": 0.3, "aux2": 0.3}, "inception_v3": {"AuxLogits": 0.4}}
 
@@ -167,7 +167,7 @@ def test_nndl_without_shortcuts_is_a_chain() -> None:
     assert all(len(node.inputs) == 1 for node in graph)
 
 
-# --- keys ----------------------------------------------------------------------------------------
+# --- keys -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reference", ALL)
@@ -181,7 +181,7 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in module.state_dict().items()}
 
 
-# --- bits ----------------------------------------------------------------------------------------
+# --- exact values ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reference", SOME)
@@ -220,7 +220,7 @@ def test_training_is_equal(reference: Reference) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18_cifar", "resnext29_8x64d", "resnet18_nndl"])
-def test_small_resnets_are_the_large_ones_with_another_stem(name: str) -> None:
+def test_small_resnets_equal_the_large_ones_with_another_stem(name: str) -> None:
     theirs, ours = _small_resnet(name), build(name)
     _randomise(theirs)
     ours.load_state_dict(theirs.state_dict(), strict=True)
@@ -229,7 +229,7 @@ def test_small_resnets_are_the_large_ones_with_another_stem(name: str) -> None:
 
 
 def _small_resnet(name: str) -> Any:
-    """A ResNet of torchvision, changed to what the header of a spec says."""
+    """Build a ResNet of torchvision and change it as the header of the spec describes."""
     if name == "resnext29_8x64d":
         resnet: Any = torchvision.models.ResNet(
             torchvision.models.resnet.Bottleneck, [3, 3, 3, 1], num_classes=10, groups=8, width_per_group=64
@@ -248,8 +248,8 @@ def _small_resnet(name: str) -> Any:
 
 
 def _pair(reference: Reference) -> tuple[nn.Module, nn.Module]:
-    """The reference with random weights and statistics, and ours with the same, taken over strictly by key."""
-    with torch.device("meta"):  # both are filled below, so nothing is started
+    """Return the reference with random weights and statistics, and our network with the same, loaded by key."""
+    with torch.device("meta"):  # both are filled below, so skip initialization
         theirs, ours = reference.build(), build(reference.name)
     theirs, ours = theirs.to_empty(device="cpu"), ours.to_empty(device="cpu")
     _randomise(theirs)
@@ -271,7 +271,7 @@ def _randomise(module: nn.Module) -> None:
 
 
 def _outputs(result: Any) -> tuple[Tensor, ...]:
-    """The logits, then those of the auxiliary heads from the image on."""
+    """Return the logits, followed by those of the auxiliary heads, in order from the input."""
     if isinstance(result, Tensor):
         return (result,)
     if hasattr(result, "aux"):
@@ -279,11 +279,11 @@ def _outputs(result: Any) -> tuple[Tensor, ...]:
     return (result.logits, *reversed(result[1:]))
 
 
-# --- how weights start ---------------------------------------------------------------------------
+# --- initial weights ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reference", SOME)
-def test_weights_start_alike(reference: Reference) -> None:
+def test_initial_weights_have_the_same_distribution(reference: Reference) -> None:
     torch.manual_seed(7)
     theirs, ours = reference.build(), build(reference.name)
     started = dict(ours.named_parameters())
@@ -296,7 +296,7 @@ def test_weights_start_alike(reference: Reference) -> None:
             assert abs(ratio - 1) < max(0.05, 5 / got.numel() ** 0.5), (key, ratio)
 
 
-# --- the files -----------------------------------------------------------------------------------
+# --- the files ------------------------------------------------------------------------------------
 
 LIMITS = {"resnet50": 45, "densenet121": 45, "googlenet": 75, "inception_v3": 130}
 
@@ -314,9 +314,9 @@ def test_headers_name_the_source(name: str) -> None:
 
 
 def _lines(path: Path) -> list[str]:
-    """The lines of a spec without comments, blank lines and the recipe, and with the blocks that it takes.
+    """Return the lines of a spec and its blocks, without comments, blank lines and the recipe.
 
-    None of the four calls a standard block.
+    None of these four specs calls a standard block.
     """
     text = path.read_text("utf-8")
     text = re.sub(r"^train \{.*?^\}\n?", "", text, flags=re.M | re.S)

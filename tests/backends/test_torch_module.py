@@ -1,4 +1,4 @@
-"""The torch backend: torch itself is the oracle for shapes, weights and counts of every operator."""
+"""Test the torch backend, with torch as the oracle for shapes, weights and counts of every operator."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ SETTINGS: dict[str, list[tuple[Shape, dict[str, Any]]]] = {
     "pad": [(MAP, {"amounts": (1,)}), (MAP, {"amounts": (1, 2), "value": 3.0}), (MAP, {"amounts": (0, 1, -2, 3)})],
     "slice": [(MAP, {"range": Interval((2, 5))}), (FLAT, {"range": Interval((0, 12))})],
 }
-"""Input shapes and settings to try; an operator that is not here has no settings and takes a map and flat features."""
+"""Input shapes and settings to test. Operators without a row have no settings and accept maps and flat features."""
 
 ANY: list[tuple[Shape, dict[str, Any]]] = [(MAP, {}), (FLAT, {})]
 MAPS_ONLY = {"global_avgpool", "global_maxpool"}
@@ -105,7 +105,7 @@ CASES = [
 
 
 class Draft:
-    """Puts a graph together by hand."""
+    """A graph under construction."""
 
     def __init__(self, input_shape: tuple[int, ...]) -> None:
         self.input_shape, self.nodes = input_shape, list[Node]()
@@ -142,7 +142,7 @@ def single(name: str, shape: Shape, settings: dict[str, Any], scheme: InitScheme
 
 
 def interpret(network: Network, x: Tensor) -> Tensor | Outputs:
-    """The forward pass without generated code: every value is kept."""
+    """Run the forward pass without generated code and keep every value."""
     values: dict[int, Tensor] = {IMAGE: x}
     for index, node in enumerate(network.graph):
         if node.aux and not network.training:
@@ -168,7 +168,7 @@ def interpret(network: Network, x: Tensor) -> Tensor | Outputs:
     return logits
 
 
-# --- every operator ------------------------------------------------------------------------------
+# --- every operator -------------------------------------------------------------------------------
 
 
 def test_every_operator_has_one_row() -> None:
@@ -180,7 +180,7 @@ def test_every_operator_has_one_row() -> None:
     assert set(SETTINGS) <= set(OPS)
 
 
-def test_every_operator_with_settings_is_tried() -> None:
+def test_every_operator_with_settings_is_tested() -> None:
     assert {name for name, kind in OPS.items() if set(kind.parameters) - {"init"}} <= set(SETTINGS)
 
 
@@ -245,7 +245,7 @@ WINDOWS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
 @pytest.mark.parametrize("name", WINDOWS)
 @hypothesis.settings(max_examples=60)
 @hypothesis.given(data=st.data())
-def test_shape_rule_takes_what_torch_takes(name: str, data: st.DataObject) -> None:
+def test_shape_rules_accept_what_torch_accepts(name: str, data: st.DataObject) -> None:
     shape = (2, data.draw(st.integers(1, 12), "height"), data.draw(st.integers(1, 12), "width"))
     op = OPS[name](**{key: data.draw(strategy, key) for key, strategy in WINDOWS[name].items()})
     expected = given = None
@@ -288,7 +288,7 @@ def test_join_agrees_with_torch(name: str, shapes: list[Shape]) -> None:
     assert torch.equal(y, interpret(network, x))
 
 
-def test_own_layers_mean_what_they_say() -> None:
+def test_own_layers() -> None:
     x = torch.randn(6, 8, 4, 4)
     torch.manual_seed(3)
     ours = torch_layers.DropPath(0.4).train()(x)
@@ -313,7 +313,7 @@ def test_own_layers_mean_what_they_say() -> None:
     assert torch.equal(torch_layers.Times(0.25)(x), x / 4)
 
 
-# --- how weights start ---------------------------------------------------------------------------
+# --- initial weights ------------------------------------------------------------------------------
 
 STARTS: list[tuple[InitScheme, float, float]] = [
     # Mean and standard deviation of a 3x3 convolution from 64 to 128 channels.
@@ -335,12 +335,12 @@ STARTS: list[tuple[InitScheme, float, float]] = [
 ]
 
 
-def test_every_initialisation_is_tried() -> None:
+def test_every_initialization_is_tested() -> None:
     assert {scheme.name for scheme, _, _ in STARTS} == set(INITS)
 
 
 @pytest.mark.parametrize(("scheme", "mean", "std"), STARTS, ids=lambda value: getattr(value, "name", ""))
-def test_initialisation_has_its_mean_and_deviation(scheme: InitScheme, mean: float, std: float) -> None:
+def test_initialization_has_its_mean_and_deviation(scheme: InitScheme, mean: float, std: float) -> None:
     torch.manual_seed(0)
     for bias in (False, True):
         graph = single("conv", (64, 8, 8), {"kernel": (3, 3), "c": 128, "bias": bias}, scheme)
@@ -352,11 +352,11 @@ def test_initialisation_has_its_mean_and_deviation(scheme: InitScheme, mean: flo
         if bias:
             start = torch.zeros(128) if scheme.name == "zero" else None
             assert start is None or torch.equal(layer.bias, start)
-            # What the scheme leaves out starts as torch starts it: uniform within 1 / sqrt(fan_in).
+            # Otherwise the bias is initialized as in torch: uniform within 1 / sqrt(fan_in).
             assert start is not None or 0 < layer.bias.abs().max().item() <= 1 / 24
 
 
-def test_initialisation_sets_the_bias_where_it_says_so() -> None:
+def test_initialization_sets_the_bias_if_stated() -> None:
     for name, shape, settings in [
         ("conv", MAP, {"kernel": (3, 3), "c": 4, "bias": True}),
         ("conv_transpose", MAP, {"kernel": (3, 3), "c": 4}),
@@ -391,7 +391,7 @@ def test_weights_follow_the_seed_and_torch() -> None:
     assert torch.equal(plain.weight, nn.Linear(12, 5).weight)
 
 
-# --- the forward pass ----------------------------------------------------------------------------
+# --- the forward pass -----------------------------------------------------------------------------
 
 SMALL = """
 network small
@@ -464,7 +464,7 @@ def small() -> Network:
     return to_module(loads(SMALL))
 
 
-def test_code_reads_as_written_by_hand(small: Network) -> None:
+def test_code_is_readable(small: Network) -> None:
     assert small.code.startswith(SMALL_CODE)
     assert small.code.endswith("    if self.training:\n        return Outputs(x, (aux1,))\n    return x\n")
     assert inspect.getsource(small.forward) == small.code
@@ -484,7 +484,7 @@ def test_aux_heads_run_in_training_only(small: Network) -> None:
     assert "side.fc.weight" in small.state_dict()
 
 
-def test_values_are_let_go(small: Network) -> None:
+def test_values_are_deleted_after_their_last_use(small: Network) -> None:
     alive: dict[str, weakref.ref[Tensor]] = {}
     seen: list[bool] = []
     handles = [
@@ -499,7 +499,7 @@ def test_values_are_let_go(small: Network) -> None:
 
 
 def _random_graph(seed: int) -> Graph:
-    """A random acyclic graph of many joins, with up to two auxiliary heads."""
+    """Generate a random acyclic graph with many joins and up to two auxiliary heads."""
     choose = random.Random(seed)
     draft = Draft((4, 6, 6))
     fresh = iter(range(1000))
@@ -564,7 +564,7 @@ def test_forward_equals_an_interpreter(seed: int) -> None:
 
 
 @pytest.mark.parametrize(("name", "shape", "settings"), CASES)
-def test_an_activation_never_spoils_what_another_reads(name: str, shape: Shape, settings: dict[str, Any]) -> None:
+def test_inplace_activations_do_not_change_other_inputs(name: str, shape: Shape, settings: dict[str, Any]) -> None:
     draft = Draft(shape)
     draft.add("op", name, IMAGE, **settings)
     draft.add("act", "relu")
@@ -586,7 +586,7 @@ def _narrow(settings: dict[str, Any]) -> tuple[int, int]:
     return low, high - low
 
 
-# --- names ---------------------------------------------------------------------------------------
+# --- names ----------------------------------------------------------------------------------------
 
 AWKWARD = [
     "type",
@@ -607,7 +607,7 @@ AWKWARD = [
 
 
 @pytest.mark.parametrize("name", AWKWARD)
-def test_every_label_is_a_name(name: str) -> None:
+def test_every_label_is_an_attribute_or_key(name: str) -> None:
     draft = Draft((3, 8, 8))
     draft.add(name, "conv", IMAGE, kernel=(3, 3), c=4)
     draft.add(f"stage1.{name}.{name}", "bn")
@@ -640,7 +640,7 @@ def test_text_never_becomes_code(path: str) -> None:
         write_forward(graph)
 
 
-# --- the published networks ----------------------------------------------------------------------
+# --- the published networks -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -656,7 +656,7 @@ def test_keys_are_the_names_of_the_spec(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, "small"])
-def test_network_survives(name: str, small: Network, tmp_path: Path) -> None:
+def test_network_survives_copy_and_pickle(name: str, small: Network, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = (copy.deepcopy(small) if name == "small" else to_module(load(name))).eval()
     shape = network.graph.input_shape
@@ -707,7 +707,7 @@ def test_network_compiles_with_inductor(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["resnet20", "small"])
 def test_network_exports_for_any_batch(name: str) -> None:
-    # torch writes the names of modules into Python text of its own, where a keyword cannot stand.
+    # torch writes module names into its own Python code, where a keyword is invalid.
     graph = loads(SMALL.replace("class:", "shortcut:")) if name == "small" else load(name)
     network = to_module(graph).eval()
     x = torch.randn(5, *network.graph.input_shape)

@@ -1,4 +1,4 @@
-"""Weights from files: what is read, what is matched, what is refused."""
+"""Test weights from files: reading, matching, and rejecting."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from harness.runs import code
 from torch import nn
 
 from cnnspec import CnnspecError, build, load, loads
 from cnnspec.backends.torch.weights import load_weights, read_weights
 from cnnspec.recipe import Cifar10, FashionMini, Setting
 from cnnspec.training import evaluate
-from cnnspec.training.data.augment import Prepare
+from cnnspec.training.data.augment import Preprocess
 from cnnspec.training.data.datasets import ImageData, Pixels, load_data
 from cnnspec.training.loop.checkpoints import weight_bytes
 from cnnspec.training.loop.evaluate import score
@@ -26,15 +27,16 @@ from cnnspec.training.loop.evaluate import score
 REAL = os.environ.get("CNNSPEC_DATA")
 needs_real_data = pytest.mark.skipif(REAL is None, reason="needs the real data sets in CNNSPEC_DATA")
 
-TINY = "network tiny\ninput 1x28x28\nclasses 10\nstem conv 5x5 8 stride=4 | bn | relu\nhead global_avgpool | flatten | linear classes\n"
+TINY = """network tiny
+input 1x28x28
+classes 10
+stem conv 5x5 8 stride=4 | bn | relu
+head global_avgpool | flatten | linear classes
+"""
 
 
 def tiny() -> nn.Module:
     return build(loads(TINY, name="tiny.cnn"))
-
-
-def code(error: pytest.ExceptionInfo[CnnspecError]) -> str:
-    return error.value.diagnostics[0].code
 
 
 def save(state: Any, folder: Path, ending: str) -> Path:
@@ -95,7 +97,7 @@ def test_a_fresh_head_keeps_its_own_weights(prefix: str) -> None:
         load_weights(tiny(), given, fresh=["haed"])
 
 
-def test_other_shapes_are_refused_and_nothing_is_loaded(tmp_path: Path):
+def test_other_shapes_are_rejected_and_nothing_is_loaded(tmp_path: Path):
     target = tiny()
     before = {key: tensor.clone() for key, tensor in target.state_dict().items()}
     state = dict(tiny().state_dict())
@@ -151,7 +153,7 @@ def test_a_hostile_broken_or_missing_file_is_a_diagnostic(tmp_path: Path, monkey
     assert not Path("evil").exists()
 
 
-def test_evaluate_says_what_it_found(tmp_path: Path):
+def test_evaluate_returns_plain_data(tmp_path: Path):
     path = save(tiny().state_dict(), tmp_path, ".safetensors")
     graph = loads(TINY, name="tiny.cnn")
     for split, count in (("test", 1000), ("val", 500)):
@@ -161,7 +163,7 @@ def test_evaluate_says_what_it_found(tmp_path: Path):
         assert found["matched"] == 8
 
 
-# --- the published checkpoints -------------------------------------------------------------------
+# --- the published checkpoints --------------------------------------------------------------------
 
 PUBLISHED = {
     "resnet20": ("ResNet", 120, 0.9106, 0.9184),
@@ -187,8 +189,8 @@ def test_published_checkpoints_match_by_order(name: str):
 
 
 @needs_real_data
-def test_a_published_checkpoint_tells_a_slice_of_cifar10_as_torch_modules_do():
-    """The first 1,000 test images, and the same ones through the tutorial's network in plain torch."""
+def test_a_published_checkpoint_predicts_a_slice_of_cifar10_as_torch_modules_do():
+    """Compare the first 1,000 test images with the network of the tutorial in plain torch."""
     assert REAL
     graph = load("resnet20")
     data: ImageData = load_data(graph, Setting.of(Cifar10()), Path(REAL), offline=True)
@@ -199,7 +201,7 @@ def test_a_published_checkpoint_tells_a_slice_of_cifar10_as_torch_modules_do():
     load_weights(module, given, "order")
     found = score(module, first, data, (32, 32), torch.device("cpu"))
     by_hand = _tutorial_resnet({re.sub(r"^model\.", "", key): tensor for key, tensor in given.items()})
-    images = Prepare((32, 32), data.mean, data.std)(first.pixels)
+    images = Preprocess((32, 32), data.mean, data.std)(first.pixels)
     with torch.no_grad():
         logits = by_hand(images)
         assert torch.allclose(logits, module.eval()(images), atol=1e-4)
@@ -243,8 +245,8 @@ def test_published_checkpoints_have_their_published_accuracy(name: str):
         assert found["matched"] == matched
 
 
-def test_flips_are_averaged_where_the_recipe_says_so(tmp_path: Path) -> None:
-    """As the mean of two networks' logits, one of which sees mirror images."""
+def test_flips_are_averaged_with_tta(tmp_path: Path) -> None:
+    """Compare with the mean logits of two networks, one of which sees mirror images."""
     graph = loads("input 1x28x28\nclasses 10\nconv 7x7 4 stride=7 pad=0 | flatten | linear classes\n")
     torch.manual_seed(3)
     module = build(graph).eval()
@@ -252,7 +254,7 @@ def test_flips_are_averaged_where_the_recipe_says_so(tmp_path: Path) -> None:
     assert isinstance(data.test, Pixels)
     found = score(module, data.test, data, (28, 28), torch.device("cpu"), tta="hflip")
     plain = score(module, data.test, data, (28, 28), torch.device("cpu"))
-    images = Prepare((28, 28), data.mean, data.std)(data.test.pixels)
+    images = Preprocess((28, 28), data.mean, data.std)(data.test.pixels)
     with torch.no_grad():
         logits = (module(images) + module(images.flip(3))) / 2
     assert torch.equal(found.predicted, logits.argmax(1))

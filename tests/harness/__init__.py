@@ -1,1 +1,1 @@
-"""Harnesses that tests of several packages share."""
+"""Harnesses shared by the tests of several packages."""

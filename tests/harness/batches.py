@@ -1,4 +1,4 @@
-"""What tests do while a run fetches its batches."""
+"""Run code while a run fetches its batches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cnnspec.training.data.batches import Batch, EpochBatches
 
 
 def watch(patch: pytest.MonkeyPatch, act: Callable[[EpochBatches, int, Batch], None]) -> None:
-    """Calls `act` with each batch and its number before it is handed out."""
+    """Call `act` with each batch and its index before the run receives it."""
     batches = EpochBatches.__iter__
 
     def watched(self: EpochBatches) -> Iterator[Batch]:
@@ -24,7 +24,7 @@ def watch(patch: pytest.MonkeyPatch, act: Callable[[EpochBatches, int, Batch], N
 
 
 def stop_at(patch: pytest.MonkeyPatch, epoch: int, batch: int, number: int = signal.SIGTERM) -> None:
-    """Sends a signal in front of a batch of training."""
+    """Send a signal before a training batch."""
 
     def act(batches: EpochBatches, place: int, _: Batch) -> None:
         if batches.seed is not None and (batches.epoch, place) == (epoch, batch):

@@ -1,13 +1,13 @@
-"""Cases in files, where text is the answer.
+"""Test cases in files with expected texts.
 
-A format case is `NAME.cnn` with `NAME.formatted` beside it. An error case is `CODE_name.cnn`, in which
-marks say what is expected where, with the exact rendered text in `CODE_name.txt`:
+A format case is `NAME.cnn` with the expected `NAME.formatted`. An error case is `CODE_name.cnn`, in which marks state
+the expected errors, with the exact rendered text in `CODE_name.txt`:
 
-    add {  #~ E0301             this line has this fault (several codes may follow one another)
-    #~^ E0301                   the line above has it
-    #~ file E0108               a fault that has no line
+    add {  #~ E0301             this line has this error (several codes may follow)
+    #~^ E0301                   the previous line has it
+    #~ file E0108               an error without a line
 
-A line without a mark must give nothing. The marks are taken out before the text is checked.
+A line without a mark must have no error. The marks are removed before the text is checked.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _MARK = re.compile(r"[ \t]*#~(?P<where>\^| file)?(?P<codes>(?: [EW][0-9]{4})+)$"
 
 @dataclass(frozen=True)
 class MarkedText:
-    """A text without its marks, and how often each code is expected in each line (none: in no line)."""
+    """A text without its marks, and the number of expected errors by code and line (None for errors without a line)."""
 
     text: str
     expected: Counter[tuple[int | None, str]]
 
 
 def read_marks(marked: str) -> MarkedText:
-    """Takes the marks out of a text; a line that holds nothing else stays as an empty line."""
+    """Remove the marks from a text. A line that contains only marks becomes empty."""
     expected: Counter[tuple[int | None, str]] = Counter()
     lines: list[str] = []
     for number, line in enumerate(marked.split("\n"), start=1):
@@ -50,7 +50,7 @@ def read_marks(marked: str) -> MarkedText:
 
 
 def compare(path: Path, actual: str, accept: bool) -> None:
-    """Holds a text against the file that has the answer; rewrites the file when told to, and fails once."""
+    """Compare a text with an expected file. With `accept`, rewrite the file and fail once."""
     expected = path.read_text("utf-8") if path.exists() else None
     if actual == expected:
         return

@@ -1,10 +1,10 @@
-"""Comparisons that are killed at random moments, started again, and compared with one that was left alone.
+"""Kill comparisons at random moments, restart them, and compare the result with an undisturbed one.
 
     python tests/harness/kill_comparisons.py --trials 20 --seed 1
 
-Each trial compares two networks over two seeds in a process of its own, forked from this one, which is killed five
-times. A trial fails if the comparison does not end, or writes another table, other data or another report than the
-undisturbed one, in anything but seconds that were measured.
+Each trial compares two networks over two seeds in a forked process, which is killed five times. A trial fails if the
+comparison does not end, or if its table, data or report differ from the undisturbed ones in anything but measured
+times.
 """
 
 from __future__ import annotations
@@ -27,13 +27,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from harness.kill_runs import fork, wait
+from harness.runs import TINY
 
-SPEC = """network NAME
-input 1x28x28
-classes 10
-stem conv 7x7 4 stride=7 pad=0 | bn | relu
-head dropout 0.1 | global_avgpool | flatten | linear classes
-train {
+SPEC = (
+    TINY
+    + """train {
     data      fashion_mini val=4000
     augment   alternating_flip | random_crop pad=2
     optimizer sgd lr=0.1 momentum=0.9
@@ -42,15 +40,16 @@ train {
     epochs    2
 }
 """
-NETWORKS = {"small": SPEC.replace("NAME", "small"), "smooth": SPEC.replace("NAME", "smooth").replace("relu", "gelu")}
+)
+NETWORKS = {"small": SPEC.replace("tiny", "small"), "smooth": SPEC.replace("tiny", "smooth").replace("relu", "gelu")}
 KILLS = 5
 LATEST = 0.2
-"""The latest moment of a kill, as a share of the time of the undisturbed comparison."""
+"""The latest moment of a kill, as a fraction of the duration of the undisturbed comparison."""
 
 
 @dataclass
 class Outcome:
-    """What became of the trials."""
+    """The outcome of all trials."""
 
     trials: int = 0
     kills: int = 0
@@ -74,7 +73,7 @@ def compare_once(out: Path) -> int:
 
 
 def contents(out: Path) -> dict[str, str]:
-    """All that a comparison wrote, without what was measured."""
+    """Return everything that a comparison wrote, without measured times."""
     found = {path.name: path.read_text("utf-8") for path in out.iterdir() if path.is_file() and path.name != ".lock"}
     data = json.loads(found.pop("comparison.json"))
     return {name: without_seconds(text) for name, text in found.items()} | {"data": json.dumps(_unmeasured(data))}
@@ -87,7 +86,7 @@ def _unmeasured(data: Any) -> Any:
 
 
 def without_seconds(text: str) -> str:
-    """A table or a report without the columns and elements that hold measured seconds."""
+    """Return a table or report without the columns and elements with measured times."""
     text = re.sub(r'(<(\w+)[^>]*class="[^"]*measured[^"]*"[^>]*>).*?</\2>', r"\1", text, flags=re.S)
     if text.startswith("label,"):
         head = text.splitlines()[0].split(",")
@@ -101,13 +100,13 @@ def without_seconds(text: str) -> str:
 
 
 def hunt(trials: int, seed: int, folder: Path, tell: Callable[[str], None] = lambda line: None) -> Outcome:
-    """Kill so many comparisons five times each, and compare what they end with.
+    """Kill comparisons five times each, and compare their results.
 
     Args:
-        trials: How many.
-        seed: Of the moments.
-        folder: For the comparisons.
-        tell: Is told of each trial.
+        trials: The number of comparisons.
+        seed: The seed of the moments.
+        folder: The folder for the comparisons.
+        tell: Called with a message about each trial.
     """
     draw, done = random.Random(seed), Outcome()
     begin = time.monotonic()

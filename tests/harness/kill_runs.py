@@ -1,14 +1,13 @@
-"""Runs that are killed and stopped at random moments, resumed, and compared with a run that was left alone.
+"""Kill and stop runs at random moments, resume them, and compare the result with an undisturbed run.
 
     python tests/harness/kill_runs.py --kills 40 --signals 40 --seed 1
 
-Each trial trains in a process of its own, forked from this one. Half of them have the folder for temporary files on
-another file system, if there is one. A trial fails if the run does not resume, loses more steps than were done since
-its last checkpoint (none, if it was asked to stop), or ends with another bit in its weights, its journal or its
-result than the undisturbed run.
+Each trial trains in a forked process. Half of the trials use temporary files on another file system, if there is one. A
+trial fails if the run does not resume, if it loses more steps than were done since its last checkpoint (none after a
+requested stop), or if its weights, journal or result differ from the undisturbed run in a single bit.
 
-The moment of a kill is drawn from what the process tells: a number of steps, and of the calls that write a
-checkpoint, and behind that a random time. So it lands. One that does not is repeated and not counted.
+The moment of a kill is drawn in terms of what the process reports: a number of steps, or of the calls that write a
+checkpoint, plus a random time. Kills that come too late are repeated and not counted.
 """
 
 from __future__ import annotations
@@ -31,12 +30,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-SPEC = """network tiny
-input 1x28x28
-classes 10
-stem conv 7x7 4 stride=7 pad=0 | bn | relu
-head dropout 0.1 | global_avgpool | flatten | linear classes
-train {
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from harness.runs import TINY
+
+SPEC = (
+    TINY
+    + """train {
     data      fashion_mini val=1500
     augment   alternating_flip | random_crop pad=2
     optimizer sgd lr=0.1 momentum=0.9
@@ -46,17 +46,18 @@ train {
     ema       0.9
 }
 """
+)
 PHASES = {"loading": 1, "saving": 12, "step": 48, "validation": 18, "testing": 9}
-"""Where a signal comes, and how many occasions there are at least."""
+"""The phases in which a signal arrives, and the minimum number of occasions in each."""
 PAUSE = 2e-4
-"""Seconds between two looks at what a process tells."""
+"""Seconds between two looks at the shared memory."""
 TRIES = 60
-"""How often a kill that does not land is repeated."""
+"""The number of times that a missed kill is repeated."""
 SAME = ("val_acc", "test_acc", "val_loss", "test_loss", "best_epoch", "steps", "epochs")
 
 
 def _number(place: int) -> Any:
-    """One of the numbers of `Shared`."""
+    """Return a property for one of the numbers of `Shared`."""
 
     def read(self: Shared) -> int:
         return struct.unpack_from("i", self.memory, 4 * place)[0]
@@ -68,13 +69,13 @@ def _number(place: int) -> Any:
 
 
 class Shared:
-    """Numbers that survive a process: what it had done when it died.
+    """Numbers in shared memory that show what a process had done when it died.
 
     Attributes:
-        step: Steps done; -1 before training has begun.
-        saved: Steps in the newest checkpoint.
-        calls: Calls made so far by the checkpoint that is being written; 0 if none is.
-        most: The most calls of one checkpoint.
+        step: Completed steps, -1 before training starts.
+        saved: Steps in the latest checkpoint.
+        calls: Calls made so far by the current checkpoint, 0 if none is being written.
+        most: The maximum number of calls of one checkpoint.
     """
 
     step, saved, calls, most = (_number(place) for place in range(4))
@@ -86,14 +87,14 @@ class Shared:
 
 @dataclass
 class Outcome:
-    """What became of the trials.
+    """The outcome of all trials.
 
     Attributes:
-        trials: Runs that were disturbed.
-        hits: How many kills and signals came in which phase.
-        missed: Kills and signals that came too late, and were repeated.
-        lost: Steps that had to be done again, of each hit.
-        faults: What should not be.
+        trials: Disturbed runs.
+        hits: The number of kills and signals by phase.
+        missed: Kills and signals that came too late and were repeated.
+        lost: Repeated steps, for each hit.
+        faults: Violations.
     """
 
     trials: int = 0
@@ -103,105 +104,107 @@ class Outcome:
     faults: list[str] = field(default_factory=list)
 
 
-def _report(shared: Shared) -> None:
-    """Let this process tell its steps, its checkpoints, and every call that writes one."""
-    from cnnspec.training.loop import checkpoints
-    from cnnspec.training.loop.task import Task
+def _run_before(owner: Any, name: str, action: Callable[[], None]) -> None:
+    """Replace a function by one that runs an action first."""
+    original = getattr(owner, name)
 
-    # Many calls to be killed in.
+    def wrapped(*args: Any, **options: Any) -> Any:
+        action()
+        return original(*args, **options)
+
+    setattr(owner, name, wrapped)
+
+
+def _report(shared: Shared) -> None:
+    """Let this process report its steps, its checkpoints, and every system call that writes one."""
+    _report_calls(shared)
+    _report_steps(shared)
+
+
+def _report_calls(shared: Shared) -> None:
+    from cnnspec.training.loop import checkpoints
+
+    # Small chunks result in many calls at which to kill the process.
     checkpoints.CHUNK = 512
 
-    class Predictions(io.FileIO):
-        def write(self, content: Any) -> int:
-            called()
-            return super().write(content)
-
-    def called() -> None:
+    def count() -> None:
         if shared.calls:
             shared.calls += 1
 
-    def opened(path: Path, *args: Any, **options: Any) -> Any:
+    class CountingFile(io.FileIO):
+        def write(self, content: Any) -> int:
+            count()
+            return super().write(content)
+
+    def open_counting(path: Path, *args: Any, **options: Any) -> Any:
         if path.suffix != ".part":
             return path_open(path, *args, **options)
-        called()
-        return Predictions(path, "wb")
+        count()
+        return CountingFile(path, "wb")
 
-    def telling(home: Any, name: str) -> None:
-        original = getattr(home, name)
-
-        def call(*args: Any) -> Any:
-            called()
-            return original(*args)
-
-        setattr(home, name, call)
-
-    path_open, Path.open = Path.open, opened
+    path_open, Path.open = Path.open, open_counting
     for name in ("fsync", "replace", "link"):
-        telling(checkpoints.os, name)
-    begin, step, save = Task.on_train_start, Task.training_step, checkpoints.Checkpoints.save
+        _run_before(checkpoints.os, name, count)
 
-    def told_begin(self: Task) -> None:
+
+def _report_steps(shared: Shared) -> None:
+    from cnnspec.training.loop.checkpoints import Checkpoints
+    from cnnspec.training.loop.task import Task
+
+    start, step, save = Task.on_train_start, Task.training_step, Checkpoints.save
+
+    def start_reporting(self: Task) -> None:
         shared.step = self.progress.step
-        begin(self)
+        start(self)
 
-    def told_step(self: Task, *args: Any) -> None:
+    def step_reporting(self: Task, *args: Any) -> None:
         step(self, *args)
         shared.step = self.progress.step
 
-    def told_save(self: checkpoints.Checkpoints, state: dict[str, Any], **options: Any) -> None:
+    def save_reporting(self: Checkpoints, state: dict[str, Any], **options: Any) -> None:
         shared.calls = 1
         save(self, state, **options)
         shared.saved, shared.most = state["progress"]["step"], max(shared.most, shared.calls)
         shared.calls = 0
 
-    Task.on_train_start, Task.training_step, checkpoints.Checkpoints.save = told_begin, told_step, told_save
+    Task.on_train_start, Task.training_step, Checkpoints.save = start_reporting, step_reporting, save_reporting
 
 
 def _signal_in(phase: str, number: int, occasion: int) -> None:
-    """Let this process signal itself once in a phase, at an occasion counted from 0."""
+    """Let this process send itself a signal once in a phase, at an occasion counted from 0."""
     from cnnspec.training.loop import checkpoints, task
     from cnnspec.training.runs import train as run
 
     left = [occasion]
 
-    def maybe() -> None:
+    def maybe_signal() -> None:
         if left[0] == 0:
             os.kill(os.getpid(), number)
         left[0] -= 1
 
-    def before(home: Any, name: str) -> None:
-        original = getattr(home, name)
-
-        def wrapped(*args: Any, **options: Any) -> Any:
-            maybe()
-            return original(*args, **options)
-
-        setattr(home, name, wrapped)
-
-    def polled(home: Any) -> None:
-        original = home.score
-
-        def scored(*args: Any, poll: Callable[[], None], **options: Any) -> Any:
-            def polled() -> None:
-                maybe()
-                poll()
-
-            return original(*args, poll=polled, **options)
-
-        home.score = scored
-
-    if phase == "loading":
-        before(run, "load_data")
-    elif phase == "saving":
-        before(checkpoints.os, "replace")
-    elif phase == "step":
-        before(task.F, "cross_entropy")
+    targets = {"loading": (run, "load_data"), "saving": (checkpoints.os, "replace"), "step": (task.F, "cross_entropy")}
+    if phase in targets:
+        _run_before(*targets[phase], maybe_signal)
     else:
-        polled(task if phase == "validation" else run)
+        _poll_before(task if phase == "validation" else run, maybe_signal)
+
+
+def _poll_before(module: Any, action: Callable[[], None]) -> None:
+    """Run an action before each batch of `score` in a module."""
+    original = module.score
+
+    def score(*args: Any, poll: Callable[[], None], **options: Any) -> Any:
+        def poll_after() -> None:
+            action()
+            poll()
+
+        return original(*args, poll=poll_after, **options)
+
+    module.score = score
 
 
 def fork(job: Callable[[], int]) -> int:
-    """Run a job in a process of its own; its exit code is what the job returns."""
+    """Run a job in a forked process. Its exit code is the result of the job."""
     sys.stdout.flush()
     child = os.fork()
     if child:
@@ -211,7 +214,7 @@ def fork(job: Callable[[], int]) -> int:
         code = job()
     except SystemExit as end:
         code = int(end.code or 0)
-    except BaseException as error:  # noqa: BLE001 - told by the exit code
+    except BaseException as error:  # noqa: BLE001 - the exit code reports it
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
     finally:
         sys.stderr.flush()
@@ -219,12 +222,12 @@ def fork(job: Callable[[], int]) -> int:
 
 
 def wait(child: int) -> int:
-    """The exit code of a process, negative for a signal."""
+    """Wait for a process and return its exit code, negative for a signal."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def poll(child: int) -> int | None:
-    """The same if the process has ended."""
+    """Return the exit code of a process, or None while it is running."""
     ended, status = os.waitpid(child, os.WNOHANG)
     return os.waitstatus_to_exitcode(status) if ended else None
 
@@ -243,12 +246,12 @@ def train_once(out: Path, resume: bool, save_every: float) -> int:
 
 
 def newest(out: Path) -> Path:
-    """The folder of the run; one that was killed before it had a result is left behind."""
+    """Return the folder of the latest run. A run killed before it has a result leaves an earlier folder."""
     return max((out / "tiny").glob("*"), key=lambda path: int(path.name), default=out / "tiny" / "1")
 
 
 def go_on(out: Path, temporary: str | None = None) -> int:
-    """Begin the run, or resume it, if it is not finished."""
+    """Start the run, or resume it if it is unfinished."""
     if temporary is not None:
         os.environ["TMPDIR"], tempfile.tempdir = temporary, None
     path = newest(out) / "result.json"
@@ -258,7 +261,7 @@ def go_on(out: Path, temporary: str | None = None) -> int:
 
 
 def contents(out: Path) -> dict[str, Any]:
-    """All of a finished run that must not depend on what happened to it."""
+    """Return everything of a finished run that must not depend on interruptions."""
     import torch
 
     folder = newest(out)
@@ -272,7 +275,7 @@ def contents(out: Path) -> dict[str, Any]:
 
 
 def other_file_system(folder: Path) -> str | None:
-    """A folder for temporary files that is on another file system."""
+    """Return a folder for temporary files on another file system, or None."""
     candidates = (Path("/dev/shm"), Path("/run/shm"), Path("/var/tmp"), Path.home())
     device = folder.stat().st_dev
     for path in candidates:
@@ -283,14 +286,14 @@ def other_file_system(folder: Path) -> str | None:
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """The run that was left alone.
+    """The undisturbed run.
 
     Attributes:
-        contents: What it ended with.
-        steps: All of it.
-        step: Seconds of one, with its share of everything.
-        tail: Seconds behind the last one.
-        calls: The most of one checkpoint.
+        contents: The result of `contents`.
+        steps: The number of steps.
+        step: Seconds per step, averaged over everything.
+        tail: Seconds after the last step.
+        calls: The maximum number of calls of one checkpoint.
     """
 
     contents: dict[str, Any]
@@ -321,7 +324,7 @@ def undisturbed(out: Path) -> Undisturbed:
 
 
 def kill_one(job: Callable[[Shared], int], kind: str, after: int, whole: Undisturbed, draw: random.Random) -> Killed:
-    """Start a process and kill it in training or in saving, some steps or more behind `after`."""
+    """Start a process and kill it during training or saving, some steps or calls after `after`."""
     shared = Shared()
     step = draw.randint(after, whole.steps)
     calls = draw.randint(1, whole.calls) if kind == "saving" else 0
@@ -332,14 +335,14 @@ def kill_one(job: Callable[[Shared], int], kind: str, after: int, whole: Undistu
         time.sleep(PAUSE)
     if code is None:
         time.sleep(delay)
-        os.kill(child, signal.SIGKILL)  # a process that has ended by itself is not yet waited for
+        os.kill(child, signal.SIGKILL)  # a process that has ended stays until it is waited for
         code = wait(child)
     return Killed(code, "saving" if shared.calls else "training", shared)
 
 
 @dataclass(frozen=True)
 class Killed:
-    """The exit code of a process, the phase in which it was, and what it had done."""
+    """The exit code of a killed process, its phase, and its progress."""
 
     code: int
     phase: str
@@ -347,15 +350,15 @@ class Killed:
 
 
 def hunt(kills: int, signals: int, seed: int, folder: Path, tell: Callable[[str], None] = lambda line: None) -> Outcome:
-    """Disturb so many runs, resume each, and compare.
+    """Disturb runs, resume each, and compare.
 
     Args:
-        kills: Runs that are killed at a random moment, each up to three times; of half of them the first kill
-            comes while a checkpoint is written.
-        signals: Runs that get SIGTERM or SIGINT, in every phase in turn.
-        seed: Of the moments.
-        folder: For the runs.
-        tell: Is told of each trial.
+        kills: The number of runs that are killed at a random moment, each up to three times. In half of them, the first
+            kill comes during a checkpoint.
+        signals: The number of runs that receive SIGTERM or SIGINT, alternating over all phases.
+        seed: The seed of the moments.
+        folder: The folder for the runs.
+        tell: Called with a message about each trial.
     """
     draw, done = random.Random(seed), Outcome()
     whole = undisturbed(folder / "whole")
@@ -384,7 +387,7 @@ def hunt(kills: int, signals: int, seed: int, folder: Path, tell: Callable[[str]
 
 
 def _kill(out: Path, temporary: str | None, trial: int, whole: Undisturbed, draw: random.Random, done: Outcome) -> None:
-    """Kill a run one to three times; each kill lands."""
+    """Kill a run one to three times, with at least one hit."""
 
     def job(shared: Shared) -> int:
         _report(shared)
@@ -402,7 +405,7 @@ def _kill(out: Path, temporary: str | None, trial: int, whole: Undisturbed, draw
             done.missed += 1
             return
         elif killed.code == 0:
-            shutil.rmtree(out)  # finished, and no kill has landed: another run for this trial
+            shutil.rmtree(out)  # the run finished without a hit: repeat the trial
             after = 0
         else:
             done.faults.append(f"trial {trial} (kill): exit code {killed.code}")
@@ -417,7 +420,7 @@ def _kill(out: Path, temporary: str | None, trial: int, whole: Undisturbed, draw
 
 
 def _signal(out: Path, temporary: str | None, trial: int, phase: str, draw: random.Random, done: Outcome) -> None:
-    """Let a run signal itself in a phase."""
+    """Let a run send itself a signal in a phase."""
     shared, occasion = Shared(), draw.randrange(PHASES[phase])
     number = draw.choice((signal.SIGTERM, signal.SIGINT))
 
@@ -435,7 +438,7 @@ def _signal(out: Path, temporary: str | None, trial: int, phase: str, draw: rand
 
 
 def _lost(out: Path, step: int, saved: int, code: int, trial: int, faults: list[str]) -> int:
-    """How many steps are not in the checkpoint that is found again."""
+    """Return the number of steps that the resumed run has to repeat."""
     from cnnspec.training.loop.checkpoints import Checkpoints
 
     store, step = Checkpoints(newest(out) / "checkpoints"), max(0, step)
@@ -443,10 +446,10 @@ def _lost(out: Path, step: int, saved: int, code: int, trial: int, faults: list[
         if step:
             faults.append(f"trial {trial}: {step} steps and no checkpoint")
         return step
-    state, said = store.load()
+    state, output = store.load()
     found = state["progress"]["step"]
-    if said:
-        faults.append(f"trial {trial}: {said}")
+    if output:
+        faults.append(f"trial {trial}: {output}")
     if found < saved or (code > 0 and found != step):
         faults.append(f"trial {trial}: step {found} was found, {saved} was saved, {step} were done")
     return max(0, step - found)

@@ -1,4 +1,4 @@
-"""`pytest --cnnspec`, run by pytest on itself."""
+"""Test `pytest --cnnspec` by running pytest."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_specs_are_collected_when_asked_for(pytester: pytest.Pytester) -> None:
     run(pytester).assert_outcomes()
 
 
-def test_a_fault_is_shown_as_the_command_line_shows_it(pytester: pytest.Pytester) -> None:
+def test_errors_are_shown_as_on_the_command_line(pytester: pytest.Pytester) -> None:
     pytester.makefile(".cnn", bad=GOOD.replace("232", "233"), worse="input 3x8x8\nlinear 3\n")
     result = run(pytester, "--cnnspec")
     result.assert_outcomes(failed=2)
@@ -37,8 +37,9 @@ def test_a_fault_is_shown_as_the_command_line_shows_it(pytester: pytest.Pytester
     assert "pytest_plugin.py" not in shown
 
 
-def test_the_plugin_costs_nothing_when_it_is_not_asked() -> None:
-    code = "import sys; import cnnspec.pytest_plugin; print(sorted({'torch', 'hypothesis', 'lark', 'pydantic'} & set(sys.modules)))"
+def test_the_plugin_imports_nothing_without_its_option() -> None:
+    heavy = {"torch", "hypothesis", "lark", "pydantic"}
+    code = f"import sys; import cnnspec.pytest_plugin; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 

@@ -1,4 +1,4 @@
-"""The short profile of what `make soundness` measures, and the proof that each measure can fail."""
+"""Run a short profile of `make soundness`, and check that each measurement can fail."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ SHORT = {"valid": 80, "sets": 6, "faults": 200, "texts": 400}
 
 
 @pytest.mark.parametrize("name", SHORT)
-def test_a_short_run_shows_nothing_wrong(name: str) -> None:
-    tally = run(name, SHORT[name], processes=2 if name == "texts" else 1)  # this process holds torch, and its memory
-    wrong = [line for line in judge(name, tally) if ": takes" not in line]  # a busy machine is no fault
+def test_a_short_run_finds_nothing_wrong(name: str) -> None:
+    tally = run(
+        name, SHORT[name], processes=2 if name == "texts" else 1
+    )  # this process has loaded torch, which counts as memory
+    wrong = [line for line in judge(name, tally) if ": takes" not in line]  # a busy machine is not an error
     assert wrong == [], report(name, tally)
 
 
-def test_every_bomb_is_refused_at_once() -> None:
+def test_every_bomb_is_rejected_immediately() -> None:
     count = FIGURES["bombs"].count
     assert count >= 60
     tally = run("bombs", count, processes=2)
-    wrong = [line for line in judge("bombs", tally) if "takes" not in line]  # a busy machine is no fault
+    wrong = [line for line in judge("bombs", tally) if "takes" not in line]  # a busy machine is not an error
     assert wrong == []
     assert tally.counts["refused"] == count
 
@@ -41,27 +43,27 @@ def test_the_same_seed_draws_the_same() -> None:
     assert first.code in CODES
 
 
-def test_an_edit_that_leaves_an_error_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "input 3x8x8\nconvv 3x3 4 | squeeze_excite ratio=8\n"  # two faults, and not one
+def test_a_fix_that_leaves_an_error_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "input 3x8x8\nconvv 3x3 4 | squeeze_excite ratio=8\n"  # two errors
     monkeypatch.setattr(soundness, "draw_faulty", lambda number: FaultySpec(text, "E0201", (2, 2)))
     assert run("faults", 1).wrong == ["seed 0: an edit for E0201 leaves E0402"]
 
 
-def test_the_oracle_sees_a_wrong_shape_and_a_wrong_count() -> None:
+def test_the_oracle_detects_a_wrong_shape_and_a_wrong_count() -> None:
     graph = loads("input 3x8x8\nconv 3x3 4 stride=2")
     compare_with_torch(graph, [(8, 8)])
-    hold_broken(graph, 0, (4, 5, 4))
+    compare_broken(graph, 0, (4, 5, 4))
 
 
-def test_the_oracle_sees_a_wrong_shape_in_an_auxiliary_head() -> None:
+def test_the_oracle_detects_a_wrong_shape_in_an_auxiliary_head() -> None:
     graph = loads("input 3x8x8\nclasses 10\nseen: conv 3x3 4 | relu\nflatten | linear classes\n" + AUX)
     assert compare_with_torch(graph, [(8, 8)]) == 4 + 4 + 3  # in evaluation and in training, and the head in training
     index = next(index for index, node in enumerate(graph) if node.aux and node.op.name == "global_avgpool")
-    hold_broken(graph, index, (4, 2, 1))
+    compare_broken(graph, index, (4, 2, 1))
 
 
-def hold_broken(graph: ir.Graph, index: int, shape: tuple[int, ...]) -> None:
-    """Says another shape of an operator, which the oracle has to find."""
+def compare_broken(graph: ir.Graph, index: int, shape: tuple[int, ...]) -> None:
+    """Change the shape of an operator, which the oracle must detect."""
     node = graph.nodes[index]
     wrong = ir.Node(node.path, node.op, node.inputs, shape, node.weights, node.macs, node.aux)
     broken = ir.Graph(**{**vars_of(graph), "nodes": (*graph.nodes[:index], wrong, *graph.nodes[index + 1 :])})
@@ -74,11 +76,11 @@ def vars_of(graph: ir.Graph) -> dict[str, object]:
     return {name: getattr(graph, name) for name in names if names[name].init}
 
 
-def test_the_oracle_sees_a_wrong_set() -> None:
+def test_the_oracle_detects_a_wrong_size_set() -> None:
     graph = loads("input 3x8x8\nadd { maxpool 2; conv 3x3 3 stride=2 }")
     taken, refused = compare_sizes_with_torch(graph, [(size, size) for size in range(1, 20)])
     assert taken > 3 < refused
-    vars(graph)["sizes"] = loads("input 3x8x8\nrelu").sizes  # as if every size were taken
+    vars(graph)["sizes"] = loads("input 3x8x8\nrelu").sizes  # as if every size were valid
     with pytest.raises(Unsound):
         compare_sizes_with_torch(graph, [(7, 7)])
 
@@ -90,7 +92,7 @@ def test_joins_do_not_broadcast_for_the_oracle() -> None:
     assert not oracle.accepts(1, 8)
 
 
-def test_a_spec_of_ones_own() -> None:
+def test_assert_sound() -> None:
     assert_sound("resnet20")
     assert_sound(load("googlenet_cifar"), sizes=2)
     assert_sound("input 3x8x8\nconv_bn 3x3 8\n")
@@ -108,7 +110,7 @@ def test_tallies_add_up() -> None:
     assert judge("faults", one)
 
 
-def test_no_file_outside_of_the_folder_is_read(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_no_file_outside_the_folder_is_read(tmp_path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "secret.cnn").write_text("block secret() { relu }\n")
     inner = tmp_path / "inner"
     inner.mkdir()

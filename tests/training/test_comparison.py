@@ -1,4 +1,4 @@
-"""Comparisons: what is trained and what is taken, the figures, and that neither stops nor faults change them."""
+"""Test comparisons: which runs are trained and reused, the table, interruptions, and errors."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from harness import kill_comparisons
 from harness.kill_runs import fork, wait
+from harness.runs import code
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -46,7 +47,7 @@ Compare = Callable[..., Comparison]
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two specs in a folder that is the current one."""
+    """Two specs in the current folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.cnn").write_text(SPEC.replace("NAME", "a"))
     (tmp_path / "b.cnn").write_text(
@@ -56,10 +57,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def run_compare(folder: Path, said: io.StringIO) -> Compare:
+def run_compare(folder: Path, output: io.StringIO) -> Compare:
     def run(*specs: str | Graph, **given: Any) -> Comparison:
         stated = {"memory_format": "channels_last", "threads": 1, **given.pop("options", {})}
-        console = Console(file=said, width=200)
+        console = Console(file=output, width=200)
         options = TrainOptions(offline=True, pictures=False, console=console, **stated)
         return compare(specs, options=options, **{"seeds": 2, **given})
 
@@ -68,7 +69,7 @@ def run_compare(folder: Path, said: io.StringIO) -> Compare:
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """Which runs are trained from here on: network and seed."""
+    """The runs that are trained, as network and seed."""
     seen: list[tuple[str, int]] = []
 
     def counted(graph: Any, options: Any) -> Any:
@@ -79,20 +80,16 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     return seen
 
 
-def code(error: pytest.ExceptionInfo[CnnspecError]) -> str:
-    return error.value.diagnostics[0].code
-
-
 def results(folder: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    """What the runs in a folder say, by network and seed."""
+    """Read the results of the runs in a folder by network and seed."""
     found = [json.loads(path.read_text()) for path in folder.glob("runs/*/*/result.json")]
     return {(result["network"], result["seed"]): result for result in found}
 
 
-# --- the figures ---------------------------------------------------------------------------------
+# --- the table ------------------------------------------------------------------------------------
 
 
-def test_the_table_says_what_the_runs_say(run_compare: Compare, folder: Path, trained: list[Any]) -> None:
+def test_the_table_matches_the_results_of_the_runs(run_compare: Compare, folder: Path, trained: list[Any]) -> None:
     done = run_compare("a.cnn", "b.cnn", target=0.15)
     assert (done.state, done.exit_code, done.folder) == ("finished", 0, Path("comparisons/a-b"))
     assert trained == [("a", 42), ("b", 42), ("a", 43), ("b", 43)]
@@ -125,7 +122,7 @@ def run_of(accuracies: list[float], seconds: list[float], **result: Any) -> Run:
     return Run(1, "r", {"state": "finished", "epoch_seconds": seconds, **result}, epochs)
 
 
-def test_seconds_of_a_run() -> None:
+def test_time_of_a_run() -> None:
     run = run_of([0.2, 0.5, 0.4, 0.6], [10, 13, 16, 18])
     assert [run.seconds_to(target) for target in (0.1, 0.2, 0.3, 0.5, 0.55, 0.61)] == [10, 10, 13, 13, 18, None]
     assert run.seconds_per_epoch == 3  # the median of 10, 3, 3, 2
@@ -148,16 +145,16 @@ def test_a_figure_of_one_value_has_no_deviation() -> None:
     assert "4.0 (1 of 2)" in comparing.format_text([row], 0.5)
 
 
-def test_markdown_shows_a_label_letter_by_letter() -> None:
+def test_markdown_escapes_labels() -> None:
     row = Row("a|b*<i>`x", "a", {}, "k", 1, 1, ())
     table = comparing.format_markdown([row], None)
     assert "a\\|b\\*\\<i\\>\\`x" in table
 
 
-# --- what is trained, and what is taken ----------------------------------------------------------
+# --- training and reuse ---------------------------------------------------------------------------
 
 
-def test_nothing_is_trained_twice(run_compare: Compare, folder: Path, trained: list[Any], said: io.StringIO) -> None:
+def test_nothing_is_trained_twice(run_compare: Compare, folder: Path, trained: list[Any], output: io.StringIO) -> None:
     run_compare("a.cnn", seeds=1, out="c")
     before = (folder / "c/runs/a/1/result.json").read_bytes()
     path = folder / "a.cnn"
@@ -166,31 +163,29 @@ def test_nothing_is_trained_twice(run_compare: Compare, folder: Path, trained: l
     assert trained == [("a", 42), ("b", 42), ("a", 43), ("b", 43)]
     assert (folder / "c/runs/a/1/result.json").read_bytes() == before
     assert [len(row.finished) for row in done.rows] == [2, 2]
-    assert "changed" not in said.getvalue()
+    assert "changed" not in output.getvalue()
     assert run_compare("a.cnn", "b.cnn", seeds=2, out="c").to_json() == done.to_json()
     assert run_compare("a.cnn", seeds=1, out="c").rows[0].figure("test_acc").deviation is None
     assert len(trained) == 4
 
 
-def test_a_run_that_took_no_time_says_how_long_the_rest_takes(
-    run_compare: Compare, folder: Path, said: io.StringIO
-) -> None:
+def test_time_left_after_a_run_that_took_no_time(run_compare: Compare, folder: Path, output: io.StringIO) -> None:
     run_compare("a.cnn", seeds=1, out="c")
     path = folder / "c/runs/a/1/result.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "seconds": 0.0}))
     run_compare("a.cnn", seeds=2, out="c")
-    assert "run 2 of 2: a, seed 43, about 0:00 left in all\n" in said.getvalue()
+    assert "run 2 of 2: a, seed 43, about 0:00 left in all\n" in output.getvalue()
 
 
-def test_what_has_changed_is_trained_anew(
-    run_compare: Compare, folder: Path, trained: list[Any], said: io.StringIO
+def test_changed_networks_are_trained_again(
+    run_compare: Compare, folder: Path, trained: list[Any], output: io.StringIO
 ) -> None:
     run_compare("a.cnn", seeds=1, out="c")
     path = folder / "a.cnn"
     path.write_text(path.read_text().replace("| bn | relu", "| bn | silu"))
     done = run_compare("a.cnn", seeds=1, out="c")
     assert trained == [("a", 42)] * 2
-    assert "`a` or its recipe has changed since it was compared here: it is trained anew" in said.getvalue()
+    assert "`a` or its recipe has changed since it was compared here: it is trained anew" in output.getvalue()
     assert done.rows[0].runs[0].folder == "runs/a/2"
     path.write_text(path.read_text().replace("lr=0.1", "lr=0.2"))
     run_compare("a.cnn", seeds=1, out="c")
@@ -198,7 +193,7 @@ def test_what_has_changed_is_trained_anew(
     assert len(trained) == 4
 
 
-def test_runs_from_elsewhere_are_taken(
+def test_runs_from_other_folders_are_reused(
     run_compare: Compare, folder: Path, trained: list[Any], run: Callable[..., Any]
 ) -> None:
     graph = loads((folder / "a.cnn").read_text(), "a.cnn")
@@ -218,7 +213,7 @@ def test_runs_from_elsewhere_are_taken(
     assert code(error) == "E0506"
 
 
-def test_a_run_from_elsewhere_that_is_damaged_is_none(
+def test_damaged_runs_from_other_folders_are_ignored(
     run_compare: Compare, folder: Path, run: Callable[..., Any]
 ) -> None:
     whole = run(loads((folder / "a.cnn").read_text(), "a.cnn"), epochs=1).folder
@@ -241,8 +236,8 @@ def test_a_run_from_elsewhere_that_is_damaged_is_none(
     assert run_compare(runs=["runs"], out="c").rows[0].runs[0].epochs == ()
 
 
-def test_a_grid_is_over_what_a_spec_has(
-    run_compare: Compare, folder: Path, trained: list[Any], said: io.StringIO
+def test_a_grid_applies_to_the_settings_that_a_spec_has(
+    run_compare: Compare, folder: Path, trained: list[Any], output: io.StringIO
 ) -> None:
     done = run_compare("a.cnn", "b.cnn", seeds=1, grid={"c": ["4", "6"], "epochs": ["1"], "lr": ["0.1", "0.2"]})
     labels = ["a c=4 lr=0.1", "a c=4 lr=0.2", "a c=6 lr=0.1", "a c=6 lr=0.2", "b lr=0.1", "b lr=0.2"]
@@ -251,7 +246,7 @@ def test_a_grid_is_over_what_a_spec_has(
     assert [row.parameters for row in done.rows[1:3]] == [254, 376]
     assert {row.runs[0].result["recipe"]["epochs"] for row in done.rows} == {1}
     assert len(trained) == 6
-    assert "`b.cnn` has no `c` and is compared without it" in said.getvalue()
+    assert "`b.cnn` has no `c` and is compared without it" in output.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -263,9 +258,7 @@ def test_a_grid_is_over_what_a_spec_has(
         ({"seed": ["1", "2"]}, "E0204", "--seeds"),
     ],
 )
-def test_a_grid_that_does_not_fit(
-    run_compare: Compare, folder: Path, grid: dict[str, Any], expected: str, words: str
-) -> None:
+def test_invalid_grids(run_compare: Compare, folder: Path, grid: dict[str, Any], expected: str, words: str) -> None:
     with pytest.raises(CnnspecError) as error:
         run_compare("a.cnn", "b.cnn", grid=grid)
     assert code(error) == expected
@@ -273,13 +266,13 @@ def test_a_grid_that_does_not_fit(
     assert not (folder / "comparisons").exists()
 
 
-def test_networks_that_are_the_same_share_their_runs(
-    run_compare: Compare, folder: Path, trained: list[Any], said: io.StringIO
+def test_identical_networks_share_their_runs(
+    run_compare: Compare, folder: Path, trained: list[Any], output: io.StringIO
 ) -> None:
     done = run_compare("a.cnn", seeds=1, grid={"c": ["4", "2 + 2"]})
     assert trained == [("a", 42)]
     assert done.rows[0].runs == done.rows[1].runs
-    assert "`a c=2 + 2` is the same network with the same recipe as `a c=4`" in said.getvalue()
+    assert "`a c=2 + 2` is the same network with the same recipe as `a c=4`" in output.getvalue()
     with pytest.raises(CnnspecError) as error:
         run_compare("a.cnn", "a.cnn")
     assert code(error) == "E0206"
@@ -289,10 +282,10 @@ def test_networks_that_are_the_same_share_their_runs(
     assert labels == ["a (a.cnn)", "a (other/a.cnn)"]
 
 
-# --- what can go wrong ---------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
-def test_networks_from_python_are_told_apart_by_what_they_were_given(run_compare: Compare, trained: list[Any]) -> None:
+def test_networks_from_python_are_labeled_by_their_arguments(run_compare: Compare, trained: list[Any]) -> None:
     text = Path("a.cnn").read_text()
     networks = [loads(text), loads(text, c=3), loads(text, c=3, lr=0.05)]
     done = run_compare(*networks, seeds=1)
@@ -305,7 +298,7 @@ def test_networks_from_python_are_told_apart_by_what_they_were_given(run_compare
     assert code(error) == "E0206"
 
 
-def test_one_that_diverges_is_a_failed_row(run_compare: Compare, trained: list[Any], said: io.StringIO) -> None:
+def test_a_diverged_network_is_a_failed_row(run_compare: Compare, trained: list[Any], output: io.StringIO) -> None:
     done = run_compare("a.cnn", "b.cnn", seeds=1, grid={"lr": ["0.1", "1e12"]})
     assert (done.state, done.exit_code) == ("failed", 1)
     assert [len(row.failed) for row in done.rows] == [0, 1, 0, 1]
@@ -318,7 +311,7 @@ def test_one_that_diverges_is_a_failed_row(run_compare: Compare, trained: list[A
     assert again.to_json() == done.to_json()
 
 
-def test_what_every_network_would_meet_ends_it(run_compare: Compare, folder: Path) -> None:
+def test_an_error_of_every_network_ends_the_comparison(run_compare: Compare, folder: Path) -> None:
     (folder / "b.cnn").write_text(SPEC.replace("classes 10", "classes 9"))
     with pytest.raises(CnnspecError) as error:
         run_compare("a.cnn", "b.cnn")
@@ -334,7 +327,7 @@ def test_two_comparisons_in_one_folder_are_refused(run_compare: Compare, folder:
     assert not list(folder.glob("c/runs/*"))
 
 
-# --- stops and kills -----------------------------------------------------------------------------
+# --- signals and kills ----------------------------------------------------------------------------
 
 
 def test_five_kills_change_nothing(tmp_path: Path) -> None:
@@ -344,15 +337,15 @@ def test_five_kills_change_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_it_and_it_goes_on(
-    run_compare: Compare, folder: Path, said: io.StringIO, number: signal.Signals
+def test_a_signal_stops_the_comparison_and_it_resumes(
+    run_compare: Compare, folder: Path, output: io.StringIO, number: signal.Signals
 ) -> None:
     epochs = 20
     given = {"seeds": 1, "out": "c", "options": {"epochs": epochs, "resume_command": "this again"}}
 
     def stopped() -> int:
         code = run_compare("a.cnn", **given).exit_code
-        (folder / "said.txt").write_text(said.getvalue())
+        (folder / "output.txt").write_text(output.getvalue())
         return code
 
     child, journal = fork(stopped), folder / "c/runs/a/1/result.json"
@@ -361,7 +354,7 @@ def test_a_signal_stops_it_and_it_goes_on(
         time.sleep(0.01)
     os.kill(child, number)
     assert wait(child) == 128 + number
-    assert "go on with `this again`" in (folder / "said.txt").read_text()
+    assert "go on with `this again`" in (folder / "output.txt").read_text()
     assert json.loads((folder / "c/comparison.json").read_text())["state"] == "interrupted"
     stored = json.loads(journal.read_text())
     assert 0 < stored["epochs"] < epochs

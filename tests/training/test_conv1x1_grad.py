@@ -1,4 +1,4 @@
-"""The gradients of narrow 1x1 convolutions in training, against torch's own in double precision."""
+"""Compare the gradients of narrow 1x1 convolutions with those of torch in double precision."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cnnspec.training.loop.conv1x1_grad import NARROW, NarrowGradients
 
 
 def gradients(branches: nn.ModuleList, images: Tensor, towards: Tensor) -> list[Tensor | None]:
-    """Of the images, weights and biases, where the branches are concatenated, so that each has a part of a gradient."""
+    """Return the gradients of images, weights and biases of concatenated branches."""
     images = images.clone(memory_format=torch.preserve_format).requires_grad_()
     branches.zero_grad()
     torch.cat([branch(images) for branch in branches], 1).backward(towards)
@@ -19,11 +19,11 @@ def gradients(branches: nn.ModuleList, images: Tensor, towards: Tensor) -> list[
 
 @pytest.mark.parametrize("size", [(9, 7), (1, 1)])
 @pytest.mark.parametrize("n", [1, 5])
-def test_gradients_are_those_of_torch(n: int, size: tuple[int, int]) -> None:
+def test_gradients_equal_those_of_torch(n: int, size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     kinds = [(1, {}), (NARROW, {"bias": False}), (8, {}), (NARROW + 1, {}), (8, {"kernel_size": 3, "padding": 1})]
     branches = nn.ModuleList(nn.Conv2d(24, c, **{"kernel_size": 1, **args}) for c, args in kinds)
-    branches[2].weight.requires_grad_(False)  # a part that is frozen
+    branches[2].weight.requires_grad_(False)  # a frozen branch
     branches.to(memory_format=torch.channels_last)
     images = torch.randn(n, 24, *size).contiguous(memory_format=torch.channels_last)
     towards = torch.randn(n, sum(c for c, _ in kinds), *size)
@@ -47,7 +47,7 @@ def test_gradients_are_those_of_torch(n: int, size: tuple[int, int]) -> None:
         ({"groups": 2}, False),
     ],
 )
-def test_what_is_narrow(kind: dict[str, int], narrow: bool) -> None:
+def test_has_narrow(kind: dict[str, int], narrow: bool) -> None:
     conv = nn.Conv2d(**{"in_channels": 8, "out_channels": 4, "kernel_size": 1, **kind})
     images = torch.randn(2, 8, 6, 6)
     last = images.contiguous(memory_format=torch.channels_last)
@@ -65,7 +65,7 @@ def test_what_is_narrow(kind: dict[str, int], narrow: bool) -> None:
     assert name(last) == plain
 
 
-def test_a_second_derivative_is_that_of_torch() -> None:
+def test_second_derivatives_equal_those_of_torch() -> None:
     conv = nn.Conv2d(6, 4, 1).to(memory_format=torch.channels_last)
     images = torch.randn(2, 6, 3, 3).contiguous(memory_format=torch.channels_last).requires_grad_()
 

@@ -1,4 +1,4 @@
-"""Data sets, augmentation and batches."""
+"""Test data sets, augmentation and batches."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from harness.runs import code
 from PIL import Image
 from torch.utils.data import random_split
 from torchvision import transforms
@@ -53,11 +54,7 @@ def batch_rng(count: int, seed: int = 0) -> BatchRng:
     return BatchRng.for_batch(seed, count)
 
 
-def code(error: pytest.ExceptionInfo[CnnspecError]) -> str:
-    return error.value.diagnostics[0].code
-
-
-# --- sets ----------------------------------------------------------------------------------------
+# --- data sets ------------------------------------------------------------------------------------
 
 
 def test_every_declared_data_set_and_augmentation_has_a_row():
@@ -66,7 +63,7 @@ def test_every_declared_data_set_and_augmentation_has_a_row():
 
 
 @pytest.mark.parametrize(("count", "held_out"), [(50000, 5000), (60000, 5000), (6000, 500), (10, 1), (10, 0)])
-def test_the_split_is_that_of_the_global_seed(count: int, held_out: int):
+def test_the_split_equals_that_of_the_global_seed(count: int, held_out: int):
     torch.manual_seed(42)
     kept, held_back = random_split(range(count), [count - held_out, held_out])  # type: ignore[arg-type]
     train, val = split(count, held_out, "set")
@@ -76,13 +73,13 @@ def test_the_split_is_that_of_the_global_seed(count: int, held_out: int):
         assert train.tolist() == list(kept.indices)
 
 
-def test_a_split_must_leave_something():
+def test_a_split_must_leave_training_images():
     with pytest.raises(CnnspecError) as error:
         split(100, 100, "set")
     assert code(error) == "E0511"
 
 
-def test_statistics_are_those_of_numpy():
+def test_statistics_equal_those_of_numpy():
     pixels = torch.randint(0, 256, (2500, 3, 5, 4), dtype=torch.uint8)
     mean, std = statistics([pixels])
     scaled = pixels.numpy() / 255.0
@@ -104,7 +101,7 @@ def test_fashion_mini_is_small_balanced_and_licensed():
 
 
 @needs_real_data
-def test_fashion_mini_holds_the_first_images_of_each_class():
+def test_fashion_mini_contains_the_first_images_of_each_class():
     from torchvision.datasets import FashionMNIST
 
     original = FashionMNIST(REAL, train=False, download=False)
@@ -124,7 +121,7 @@ def test_cifar10_has_the_published_statistics():
     assert (len(data.train), data.val and len(data.val), data.test and len(data.test)) == (45000, 5000, 10000)
 
 
-def test_grey_images_become_rgb_by_repetition():
+def test_grayscale_images_are_repeated_to_rgb():
     grey, rgb = fashion_mini(), fashion_mini("3x28x28")
     assert rgb.mean == grey.mean * 3
     assert isinstance(grey.test, Pixels)
@@ -132,7 +129,7 @@ def test_grey_images_become_rgb_by_repetition():
     assert torch.equal(rgb.test.pixels, grey.test.pixels.repeat(1, 3, 1, 1))
 
 
-def test_another_number_of_classes_is_refused_before_anything_is_downloaded(tmp_path: Path):
+def test_a_wrong_number_of_classes_is_rejected_before_the_download(tmp_path: Path):
     with pytest.raises(CnnspecError) as error:
         load_data(graph(classes=10), Setting.of(Cifar100()), tmp_path / "data")
     assert code(error) == "E0501"
@@ -148,11 +145,11 @@ def test_only_image_classifiers_are_trained(text: str):
     assert code(error) == "E0508"
 
 
-# --- downloads -----------------------------------------------------------------------------------
+# --- downloads ------------------------------------------------------------------------------------
 
 
 class FakeSet:
-    """Behaves as torchvision's sets do; `answer` is what the server does."""
+    """A stand-in for the data sets of torchvision. `answer` is the behavior of the server."""
 
     answer: BaseException | None = None
 
@@ -190,7 +187,7 @@ def test_a_failed_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_offline_means_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_offline_never_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(download._CLASSES, "mnist", FakeSet)
     with pytest.raises(CnnspecError) as error:
         load_data(graph(), Setting.of(Mnist()), tmp_path, offline=True)
@@ -198,14 +195,14 @@ def test_offline_means_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_download_is_moved_into_place_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_complete_download_is_moved_into_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(download._CLASSES, "mnist", FakeSet)
     data = load_data(graph(), Setting.of(Mnist(val=4)), tmp_path / "data")
     assert len(data.train) == 16
     assert [entry.name for entry in (tmp_path / "data").iterdir()] == ["Fake"]
 
 
-# --- folders -------------------------------------------------------------------------------------
+# --- folders --------------------------------------------------------------------------------------
 
 
 def write_images(folder: Path, classes: str = "ab", count: int = 10, size: tuple[int, int] = (8, 6)) -> None:
@@ -217,7 +214,7 @@ def write_images(folder: Path, classes: str = "ab", count: int = 10, size: tuple
             Image.fromarray(pixels).save(folder / name / f"{i}.png")
 
 
-def test_a_folder_with_a_share_for_validation(tmp_path: Path):
+def test_a_folder_with_a_validation_fraction(tmp_path: Path):
     write_images(tmp_path / "train")
     data = load_data(graph("3x8x8", 2), Setting.of(Folder(path=str(tmp_path), val=0.2)), Path())
     assert (len(data.train), data.val and len(data.val), data.test) == (16, 4, None)
@@ -226,7 +223,7 @@ def test_a_folder_with_a_share_for_validation(tmp_path: Path):
     assert set(labels.tolist()) <= {0, 1}
 
 
-def test_a_folder_with_parts_of_its_own(tmp_path: Path):
+def test_a_folder_with_its_own_splits(tmp_path: Path):
     for part, count in (("train", 6), ("val", 3), ("test", 2)):
         write_images(tmp_path / part, count=count)
     data = load_data(graph("1x8x8", 2), Setting.of(Folder(path=str(tmp_path))), Path())
@@ -236,30 +233,30 @@ def test_a_folder_with_parts_of_its_own(tmp_path: Path):
     assert next(data.train.read(torch.tensor([0]))).shape == (1, 1, 8, 6)
 
 
-def test_faults_of_a_folder(tmp_path: Path):
+def test_folder_errors(tmp_path: Path):
     def load() -> str:
         with pytest.raises(CnnspecError) as error:
             load_data(graph("3x8x8", 2), Setting.of(Folder(path=str(tmp_path / "images"))), Path())
         return code(error)
 
-    assert load() == "E0503"  # no folder
+    assert load() == "E0503"  # not a folder
     (tmp_path / "images" / "train").mkdir(parents=True)
     assert load() == "E0503"  # no classes
     write_images(tmp_path / "images" / "train", "abc")
     assert load() == "E0501"
     (tmp_path / "images" / "train" / "c").rename(tmp_path / "c")
     write_images(tmp_path / "images" / "test", "x")
-    assert load() == "E0503"  # a class that is not trained
+    assert load() == "E0503"  # a class that is missing in `train`
     (tmp_path / "images" / "test").rename(tmp_path / "test")
     (tmp_path / "images" / "train" / "a" / "0.png").write_bytes(b"no image")
     assert load() == "E0503"
 
 
-# --- augmentation --------------------------------------------------------------------------------
+# --- augmentation ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_test_images_are_bit_for_bit_those_of_torchvision(channels: int):
+def test_test_images_equal_those_of_torchvision_exactly(channels: int):
     data = fashion_mini(f"{channels}x28x28")
     assert isinstance(data.test, Pixels)
     ours = Preprocess((28, 28), data.mean, data.std)(data.test.pixels[:50])
@@ -268,7 +265,7 @@ def test_test_images_are_bit_for_bit_those_of_torchvision(channels: int):
     assert torch.equal(ours, torch.stack([old(array) for array in arrays]))
 
 
-def test_images_are_resized_as_torchvision_does_and_keep_their_aspect():
+def test_resizing_equals_torchvision_and_keeps_the_aspect_ratio():
     images = torch.randint(0, 256, (4, 3, 20, 30), dtype=torch.uint8)
     covering = v2.Compose([v2.Resize(40, antialias=True), v2.CenterCrop(40)])
     assert torch.equal(resize_and_crop(images, (40, 40)), covering(images))
@@ -277,7 +274,7 @@ def test_images_are_resized_as_torchvision_does_and_keep_their_aspect():
 
 
 @pytest.mark.parametrize("size", [(32, 32), (14, 20), (50, 41)])
-def test_a_resized_crop_is_that_of_torchvision(size: tuple[int, int]):
+def test_a_resized_crop_equals_that_of_torchvision(size: tuple[int, int]):
     images = torch.randint(0, 256, (30, 3, 32, 28), dtype=torch.uint8)
     boxes = crop_boxes((32, 28), (0.08, 1.0), (3 / 4, 4 / 3), batch_rng(30))
     ours = resize_boxes(images, boxes, size).int()
@@ -286,7 +283,7 @@ def test_a_resized_crop_is_that_of_torchvision(size: tuple[int, int]):
         assert (got - wanted).abs().max() <= 1
 
 
-def test_crops_are_distributed_as_those_of_torchvision():
+def test_crops_are_distributed_as_in_torchvision():
     torch.manual_seed(0)
     image, scale, ratio = torch.zeros(3, 32, 32), (0.8, 1.0), (0.9, 1.1)
     transform = v2.RandomResizedCrop(32, scale, ratio)
@@ -299,7 +296,7 @@ def test_crops_are_distributed_as_those_of_torchvision():
 
 
 def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """Kolmogorov and Smirnov's distance of two samples, as a share of what one in a thousand equal pairs exceeds."""
+    """Return the Kolmogorov-Smirnov distance of two samples, relative to the critical value at p = 0.001."""
     places = torch.cat([ours, theirs]).double().sort().values
     shares = [
         torch.searchsorted(sample.double().sort().values, places, right=True) / len(sample) for sample in (ours, theirs)
@@ -309,7 +306,7 @@ def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize(("scale", "ratio"), [((0.8, 1.0), (0.9, 1.1)), ((0.08, 1.0), (3 / 4, 4 / 3))])
-def test_crops_pass_the_test_of_kolmogorov_and_smirnov(scale: tuple[float, float], ratio: tuple[float, float]):
+def test_crops_pass_the_kolmogorov_smirnov_test(scale: tuple[float, float], ratio: tuple[float, float]):
     torch.manual_seed(1)
     transform = v2.RandomResizedCrop(32, scale, ratio)
     params = [transform.make_params([torch.zeros(3, 32, 32)]) for _ in range(4000)]
@@ -318,13 +315,13 @@ def test_crops_pass_the_test_of_kolmogorov_and_smirnov(scale: tuple[float, float
     for column in range(4):
         assert distance(ours[:, column], theirs[:, column]) < 1
     assert distance(ours[:, 2] * ours[:, 3], theirs[:, 2] * theirs[:, 3]) < 1
-    # The proof that it can fail: half a pixel more of height.
+    # The test can fail: half a pixel of height is detected.
     assert distance(ours[:, 2] + 1, theirs[:, 2]) > 1
 
 
-def test_shifts_and_flips_pass_the_test_of_kolmogorov_and_smirnov():
+def test_shifts_and_flips_pass_the_kolmogorov_smirnov_test():
     torch.manual_seed(0)
-    ramp = (torch.arange(12)[:, None] * 16 + torch.arange(16) + 1).byte()[None]  # every pixel tells its place
+    ramp = (torch.arange(12)[:, None] * 16 + torch.arange(16) + 1).byte()[None]  # every pixel encodes its position
     crop, flip, move = (
         v2.RandomCrop((12, 16), padding=4),
         v2.RandomHorizontalFlip(0.5),
@@ -342,7 +339,7 @@ def test_shifts_and_flips_pass_the_test_of_kolmogorov_and_smirnov():
             assert distance(ours[:, 0, row, col], theirs[:, 0, row, col]) < 1, (name, row, col)
 
 
-def test_flips_alternate_and_halve_the_images():
+def test_alternating_flip_mirrors_each_half_in_turn():
     images = torch.arange(12, dtype=torch.uint8).view(1, 1, 3, 4).repeat(2000, 1, 1, 1)
     turned = []
     for epoch in range(3):
@@ -355,7 +352,7 @@ def test_flips_alternate_and_halve_the_images():
     assert 0.4 < ((other == images.flip(-1)).flatten(1).all(1) == turned[0]).float().mean() < 0.6
 
 
-def test_cutout_blanks_a_square_around_each_pixel_alike():
+def test_cutout_erases_squares_with_uniform_centers():
     images = torch.full((4000, 1, 9, 7), 9, dtype=torch.uint8)
     blank = TRANSFORMS["cutout"](images, (9, 7), batch_rng(4000), side=3) == 0
     rows, cols = blank.any(-1).sum(-1).flatten(), blank.any(-2).sum(-1).flatten()
@@ -366,7 +363,7 @@ def test_cutout_blanks_a_square_around_each_pixel_alike():
 
 
 @pytest.mark.parametrize("name", [name for name in AUGMENTATIONS if name != "alternating_flip"])
-def test_parts_of_a_batch_are_changed_as_the_whole(name: str):
+def test_parts_of_a_batch_are_augmented_like_the_whole(name: str):
     setting = SETTINGS.get(name) or Setting.of(AUGMENTATIONS[name]())
     images = torch.randint(0, 256, (9, 3, 20, 24), dtype=torch.uint8)
     preprocess = Preprocess((16, 16), [0.5] * 3, [0.25] * 3, [setting])
@@ -375,13 +372,13 @@ def test_parts_of_a_batch_are_changed_as_the_whole(name: str):
     assert torch.allclose(whole, one_by_one, atol=1e-5)
 
 
-def test_a_crop_that_cannot_fit_is_the_centre():
+def test_a_crop_that_cannot_fit_is_the_center():
     boxes = crop_boxes((10, 40), (1.0, 1.0), (1.0, 1.0), batch_rng(5))
     assert boxes.tolist() == [[0, 15, 10, 10]] * 5
 
 
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "edge"])
-def test_a_random_crop_is_a_place_of_the_padded_image(mode: str):
+def test_a_random_crop_is_a_window_of_the_padded_image(mode: str):
     padding = {"zeros": "constant", "reflect": "reflect", "edge": "edge"}[mode]
     images = torch.randint(1, 256, (40, 2, 6, 5), dtype=torch.uint8)
     crops = TRANSFORMS["random_crop"](images, (6, 5), batch_rng(40), pad=(2, 3), mode=mode)
@@ -395,7 +392,7 @@ def test_a_random_crop_is_a_place_of_the_padded_image(mode: str):
     assert {j for _, j in places} == set(range(7))
 
 
-def test_flips_happen_to_the_share_that_was_asked_for():
+def test_flips_happen_with_the_given_probability():
     images = torch.arange(12, dtype=torch.uint8).view(1, 1, 3, 4).repeat(2000, 1, 1, 1)
     for name, axis in (("hflip", -1), ("vflip", -2)):
         flipped = TRANSFORMS[name](images, (3, 4), batch_rng(2000), p=0.3)
@@ -405,7 +402,7 @@ def test_flips_happen_to_the_share_that_was_asked_for():
         assert 0.26 < turned.float().mean() < 0.34
 
 
-def test_rotation_turns_as_torchvision_does():
+def test_rotation_equals_that_of_torchvision():
     image = torch.zeros(1, 1, 24, 16, dtype=torch.uint8)
     image[..., 8:16, 4:12] = 200
     torch.manual_seed(0)
@@ -418,7 +415,7 @@ def test_rotation_turns_as_torchvision_does():
         assert error < 1.5
 
 
-def test_erasing_blanks_a_rectangle():
+def test_random_erasing_erases_a_rectangle():
     images = torch.full((300, 3, 20, 20), 9, dtype=torch.uint8)
     erased = TRANSFORMS["random_erasing"](images, (20, 20), batch_rng(300), p=0.5, scale=(0.02, 0.33), ratio=(0.3, 3.3))
     blank = (erased == 0).all(1)
@@ -440,7 +437,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize("name", list(AUGMENTATIONS))
 @pytest.mark.parametrize("channels", [1, 3])
-def test_every_augmentation_depends_on_its_generator_alone(name: str, channels: int):
+def test_every_augmentation_depends_only_on_its_generator(name: str, channels: int):
     setting = SETTINGS.get(name) or Setting.of(AUGMENTATIONS[name]())
     images = torch.randint(0, 256, (16, channels, 20, 24), dtype=torch.uint8)
     kept = images.clone()
@@ -457,7 +454,7 @@ def test_every_augmentation_depends_on_its_generator_alone(name: str, channels: 
     assert torch.equal(preprocess(images), Preprocess((16, 16), [0.5] * channels, [0.25] * channels)(images))
 
 
-# --- batches -------------------------------------------------------------------------------------
+# --- batches --------------------------------------------------------------------------------------
 
 CHANGING = Preprocess((28, 28), (0.5,), (0.25,), [Setting.of(RandomCrop(pad=(2, 2)))])
 
@@ -467,7 +464,7 @@ def pixels(count: int = 50) -> Pixels:
 
 
 @pytest.mark.parametrize("name", list(AUGMENTATIONS))
-def test_batches_that_are_made_together_are_those_that_are_made_one_by_one(name: str, monkeypatch: pytest.MonkeyPatch):
+def test_batches_created_together_equal_those_created_one_by_one(name: str, monkeypatch: pytest.MonkeyPatch):
     setting = SETTINGS.get(name) or Setting.of(AUGMENTATIONS[name]())
     images = Pixels(torch.randint(0, 256, (30, 3, 12, 10), dtype=torch.uint8), torch.arange(30))
     preprocess = Preprocess((12, 10), (0.5,) * 3, (0.25,) * 3, [setting])
@@ -481,7 +478,7 @@ def test_batches_that_are_made_together_are_those_that_are_made_one_by_one(name:
             assert ours[0].stride() == theirs[0].stride()
 
 
-def test_batches_depend_on_seed_epoch_and_place():
+def test_batches_depend_on_seed_epoch_and_position():
     images = pixels()
     whole = list(EpochBatches(images, CHANGING, 8, seed=1, epoch=2))
     assert len(whole) == 6  # the last two images do not fill a batch
@@ -513,7 +510,7 @@ def test_testing_sees_every_image_once_in_order():
     assert labels == list(range(50))
 
 
-def test_a_set_smaller_than_a_batch_is_one_batch():
+def test_a_data_set_smaller_than_a_batch_is_one_batch():
     assert len(list(EpochBatches(pixels(5), CHANGING, 8, seed=1))) == 1
 
 
@@ -553,16 +550,16 @@ def test_a_worker_that_dies_is_replaced(capsys: pytest.CaptureFixture[str]):
         assert torch.equal(labels, expected)
 
 
-# --- images in the memory of a device ----------------------------------------------------------------
+# --- images in the memory of a device -------------------------------------------------------------
 
 
 BY_IMAGE = ("color_jitter", "autoaugment", "randaugment", "trivialaugment")
-"""These change image by image, by numbers that have to be there."""
+"""These augmentations process images one by one, and need numbers on the CPU."""
 
 
 @pytest.mark.parametrize("name", [name for name in AUGMENTATIONS if name not in BY_IMAGE])
-def test_batches_are_made_where_the_images_are(name: str):
-    """On tensors without content that say they are on a GPU: torch refuses to mix devices as it would there."""
+def test_batches_are_created_on_the_device_of_the_images(name: str):
+    """Use tensors without data on a fake GPU. torch rejects mixed devices as on a real one."""
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
@@ -573,13 +570,13 @@ def test_batches_are_made_where_the_images_are(name: str):
         images = Pixels(torch.zeros(20, 3, 20, 24, dtype=torch.uint8), torch.zeros(20).long())
         there = images.to(torch.device("cuda", 0))
         made, labels = EpochBatches(there, preprocess, 8, seed=1)[1]
-        with pytest.raises(RuntimeError, match="device"):  # the proof that it is looked at
+        with pytest.raises(RuntimeError, match="device"):  # mixed devices are detected
             made + torch.zeros(16)
     assert made.device == labels.device == there.device == torch.device("cuda", 0)
     assert made.shape == (8, 3, 16, 16)
 
 
-def test_random_numbers_are_drawn_on_the_cpu_and_brought_to_the_images():
+def test_random_numbers_are_drawn_on_the_cpu_and_moved_to_the_images():
     here = BatchRng.for_batch(3, 5)
     there = replace(BatchRng.for_batch(3, 5), device=torch.device("meta"))
     for _ in range(3):
@@ -588,7 +585,7 @@ def test_random_numbers_are_drawn_on_the_cpu_and_brought_to_the_images():
     assert torch.equal(here.generators[0].get_state(), there.generators[0].get_state())
 
 
-def test_parts_of_a_set_are_always_the_same_images(tmp_path: Path) -> None:
+def test_subsets_always_have_the_same_images(tmp_path: Path) -> None:
     graph = loads("input 1x28x28\nclasses 10\nflatten | linear classes\n")
     whole, part = (
         load_data(graph, Setting.of(kind), tmp_path)

@@ -1,4 +1,4 @@
-"""The experiments of `docs/experiments.md` that end in minutes, by the commands that stand there."""
+"""Run the short experiments of `docs/experiments.md` by the commands given there."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def test_every_experiment_has_a_command_and_a_result() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("title", "text"), SECTIONS[:2], ids=[title for title, _ in SECTIONS[:2]])
-def test_an_experiment_gives_what_is_printed(title: str, text: str, tmp_path: Path) -> None:
-    """The means of test accuracy, within twice the deviation over seeds, and at least a point."""
+def test_an_experiment_reproduces_the_published_result(title: str, text: str, tmp_path: Path) -> None:
+    """Compare mean test accuracies, within twice the deviation over seeds, and at least one percent."""
     data = os.environ.get("CNNSPEC_DATA")
     if data is None:
         pytest.skip("CNNSPEC_DATA names no folder with the data sets")

@@ -1,6 +1,4 @@
-"""Nothing is lost: checkpoints that cannot be written or are damaged, signals and kills, numbers that are not finite,
-memory and disks that are full, and files that would like to run code.
-"""
+"""Test that nothing is lost: damaged checkpoints, failed writes, signals, kills, NaN losses, full memory and disks."""
 
 from __future__ import annotations
 
@@ -20,6 +18,7 @@ import pytest
 import torch
 from harness.batches import stop_at
 from harness.kill_runs import fork, hunt, wait
+from harness.runs import TINY, code
 from PIL import Image
 
 from cnnspec import CnnspecError, Graph, build, load, loads
@@ -32,12 +31,9 @@ from cnnspec.training.loop.journal import Journal, read_journal
 from cnnspec.training.loop.task import Task
 from cnnspec.training.runs.folder import RunFolder
 
-NETWORK = """network tiny
-input 1x28x28
-classes 10
-stem conv 7x7 4 stride=7 pad=0 | bn | relu
-head dropout 0.1 | global_avgpool | flatten | linear classes
-train {
+NETWORK = (
+    TINY
+    + """train {
     data      fashion_mini val=2000
     batch     250
     epochs    2
@@ -45,6 +41,7 @@ train {
     RECIPE
 }
 """
+)
 STEPS = 16
 
 
@@ -55,16 +52,12 @@ def tiny(recipe: str = "") -> Graph:
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def code(error: pytest.ExceptionInfo[CnnspecError]) -> str:
-    return error.value.diagnostics[0].code
-
-
 def state_of(step: int) -> dict[str, Any]:
     weights = torch.randn(9000, generator=torch.Generator().manual_seed(step))
     return {"state_dict": {"network.a": weights}, "progress": {"step": step}}
 
 
-# --- checkpoints ---------------------------------------------------------------------------------
+# --- checkpoints ----------------------------------------------------------------------------------
 
 
 def test_the_last_two_checkpoints_and_the_best_are_kept(tmp_path: Path):
@@ -82,7 +75,7 @@ def test_the_last_two_checkpoints_and_the_best_are_kept(tmp_path: Path):
 
 
 def trained_state(step: int) -> dict[str, Any]:
-    """What a run of ResNet-20 keeps: weights, statistics and momenta."""
+    """Return the state of a ResNet-20 run: weights, statistics and momenta."""
     torch.manual_seed(step)
     network = build(load("resnet20"))
     optimizer = torch.optim.SGD(network.parameters(), 0.1, 0.9)
@@ -92,7 +85,7 @@ def trained_state(step: int) -> dict[str, Any]:
     return {"state_dict": weights, "optimizer_states": [optimizer.state_dict()], "progress": {"step": step}}
 
 
-def test_every_truncation_and_every_flipped_byte_is_found(tmp_path: Path):
+def test_every_truncation_and_every_flipped_byte_is_detected(tmp_path: Path):
     store = Checkpoints(tmp_path)
     for step in (1, 2):
         store.save(trained_state(step))
@@ -101,7 +94,7 @@ def test_every_truncation_and_every_flipped_byte_is_found(tmp_path: Path):
     assert len(lengths) > 500
     draw = random.Random(0)
     flips = [(draw.randrange(len(content)), draw.randint(1, 255)) for _ in range(992)]
-    flips += [(len(content) - 40 + place, 1) for place in (0, 7, 8, 39)]  # the mark and the checksum
+    flips += [(len(content) - 40 + place, 1) for place in (0, 7, 8, 39)]  # the magic bytes and the checksum
     flips += [(place, 128) for place in range(4)]
 
     def damaged() -> Iterator[bytes | bytearray]:
@@ -117,19 +110,19 @@ def test_every_truncation_and_every_flipped_byte_is_found(tmp_path: Path):
     for bytes_ in damaged():
         with pytest.raises(DamagedCheckpoint):
             unseal(bytes_)
-        if count % 50 == 0:  # and the run goes on from the one before
+        if count % 50 == 0:  # and the run resumes from the previous one
             store.last.write_bytes(bytes_)
-            state, said = store.load()
+            state, output = store.load()
             assert state["progress"]["step"] == 1
-            assert len(said) == 1
-            assert said[0].startswith("the checkpoint `last.ckpt` is damaged")
+            assert len(output) == 1
+            assert output[0].startswith("the checkpoint `last.ckpt` is damaged")
         count += 1
     assert count == len(lengths) + 1000
     assert unseal(content)["progress"]["step"] == 2
 
 
 class Failing:
-    """Counts the calls of the system that a checkpoint makes, and lets one of them fail."""
+    """Count the system calls that a checkpoint makes, and let one of them fail."""
 
     def __init__(self, patch: pytest.MonkeyPatch, number: int | None, fault: int) -> None:
         self.calls: list[str] = []
@@ -161,7 +154,7 @@ class Failing:
 
 
 class Writer:
-    """A file of which each `write` is counted; one that fails has written a half before."""
+    """A file that counts each `write`. A failing one has written half of its data before."""
 
     def __init__(self, failing: Failing, file: Any) -> None:
         self._failing, self._file = failing, file
@@ -185,7 +178,7 @@ class Writer:
 
 
 @pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EIO, errno.EROFS])
-def test_whichever_call_of_a_checkpoint_fails_there_is_a_whole_one(tmp_path: Path, fault: int):
+def test_an_intact_checkpoint_exists_after_any_failed_system_call(tmp_path: Path, fault: int):
     def attempt(number: int | None) -> tuple[Failing, Checkpoints]:
         store = Checkpoints(tmp_path / f"{number}")
         store.folder.mkdir()
@@ -204,7 +197,7 @@ def test_whichever_call_of_a_checkpoint_fails_there_is_a_whole_one(tmp_path: Pat
     assert store.load()[0]["progress"]["step"] == 3
     for number in range(1, len(whole.calls) + 1):
         failing, store = attempt(number)
-        # Only a link may fail without harm: then there is a copy.
+        # Only a link may fail without an effect, because a copy replaces it.
         assert failing.calls[number - 1] == whole.calls[number - 1]
         found, complaints = store.load()
         assert found["progress"]["step"] in (2, 3), failing.calls
@@ -217,7 +210,7 @@ def test_whichever_call_of_a_checkpoint_fails_there_is_a_whole_one(tmp_path: Pat
         assert store.load()[0]["progress"]["step"] == 4
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(run: Callable[..., Result], said: io.StringIO):
+def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_used(run: Callable[..., Result], output: io.StringIO):
     whole = run(tiny(), seed=1)
     with pytest.MonkeyPatch.context() as patch:
         stop_at(patch, 0, 9)
@@ -226,7 +219,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(run: Callable[
     content = store.last.read_bytes()
     store.last.write_bytes(content[:-100] + b"x" + content[-99:])
     resumed = run(tiny(), resume=True)
-    assert "the checkpoint `last.ckpt` is damaged: its checksum does not fit" in said.getvalue()
+    assert "the checkpoint `last.ckpt` is damaged: its checksum does not fit" in output.getvalue()
     assert resumed.folder == stopped.folder
     assert same(whole, resumed)
 
@@ -238,7 +231,7 @@ def same(first: Result, second: Result) -> bool:
     return all(torch.equal(one[key], two[key]) for key in one) and journals[0] == journals[1]
 
 
-def test_the_journal_is_cut_where_a_checkpoint_was(tmp_path: Path):
+def test_the_journal_is_truncated_to_the_checkpoint(tmp_path: Path):
     journal = Journal(tmp_path)
     journal.write(step=1, loss=2.5)
     lengths = journal.lengths()
@@ -253,10 +246,10 @@ def test_the_journal_is_cut_where_a_checkpoint_was(tmp_path: Path):
     assert (tmp_path / "metrics.csv").read_text().splitlines()[1:] == ["1,,,2.5,,,,", "2,,,0.5,,,,"]
 
 
-# --- kills and signals ---------------------------------------------------------------------------
+# --- kills and signals ----------------------------------------------------------------------------
 
 
-def test_sigterm_while_a_checkpoint_is_written_is_obeyed_behind_the_next_step(run: Callable[..., Result]):
+def test_sigterm_during_a_checkpoint_stops_after_the_next_step(run: Callable[..., Result]):
     whole = run(tiny(), seed=5)
     save, sent = Checkpoints.save, [False]
 
@@ -273,7 +266,7 @@ def test_sigterm_while_a_checkpoint_is_written_is_obeyed_behind_the_next_step(ru
     assert same(whole, run(tiny(), resume=True))
 
 
-def test_runs_that_are_killed_and_stopped_end_as_the_undisturbed_one(tmp_path: Path):
+def test_killed_and_stopped_runs_end_like_the_undisturbed_one(tmp_path: Path):
     done = hunt(kills=3, signals=5, seed=3, folder=tmp_path)
     assert done.faults == []
     assert done.trials == 8
@@ -283,17 +276,17 @@ def test_runs_that_are_killed_and_stopped_end_as_the_undisturbed_one(tmp_path: P
 
 
 @pytest.mark.slow
-def test_many_runs_that_are_killed_and_stopped(tmp_path: Path):
+def test_many_killed_and_stopped_runs(tmp_path: Path):
     done = hunt(kills=40, signals=40, seed=4, folder=tmp_path)
     assert done.faults == []
     assert sum(done.hits.values()) >= 80
     assert min(done.hits["kill in training"], done.hits["kill in saving"]) > 15
 
 
-# --- numbers that are not finite, memory, disks --------------------------------------------------
+# --- NaN, memory, disks ---------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_not_finite_tells_step_rate_and_layer(run: Callable[..., Result], tmp_path: Path):
+def test_a_nonfinite_loss_is_reported_with_step_learning_rate_and_layer(run: Callable[..., Result], tmp_path: Path):
     step = Task.training_step
 
     def poisoned(self: Task, *args: Any) -> None:
@@ -319,7 +312,7 @@ def test_a_loss_that_is_not_finite_tells_step_rate_and_layer(run: Callable[..., 
     assert run(tiny("schedule constant"), resume=True).state == "finished"
 
 
-def test_a_layer_that_is_not_finite_is_the_first_one(run: Callable[..., Result]):
+def test_the_first_nonfinite_layer_is_found(run: Callable[..., Result]):
     text = NETWORK.replace(" | bn", "").replace("RECIPE", "schedule constant").replace("lr=0.1", "lr=1e14")
     with pytest.raises(CnnspecError) as error:
         run(loads(text, name="tiny.cnn"))
@@ -332,9 +325,7 @@ def test_a_layer_that_is_not_finite_is_the_first_one(run: Callable[..., Result])
     [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("could not create a primitive")],
     ids=["torch", "oneDNN"],
 )
-def test_full_memory_means_smaller_parts_of_the_same_batch(
-    run: Callable[..., Result], said: io.StringIO, error: RuntimeError
-):
+def test_out_of_memory_splits_the_batch(run: Callable[..., Result], output: io.StringIO, error: RuntimeError):
     forward = torch.nn.Conv2d.forward
 
     def limited(self: Any, x: torch.Tensor) -> torch.Tensor:
@@ -350,8 +341,8 @@ def test_full_memory_means_smaller_parts_of_the_same_batch(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.nn.Conv2d, "forward", limited)
         result = run(tiny())
-    assert "from step 1 on a batch is computed in 2 parts" in said.getvalue()
-    assert "from step 1 on a batch is computed in 4 parts" in said.getvalue()
+    assert "from step 1 on a batch is computed in 2 parts" in output.getvalue()
+    assert "from step 1 on a batch is computed in 4 parts" in output.getvalue()
     state, _ = RunFolder(result.folder).checkpoints.load()
     assert (state["progress"]["step"], state["progress"]["parts"]) == (2 * STEPS, 4)
     with pytest.MonkeyPatch.context() as patch:
@@ -371,7 +362,7 @@ def test_parts_of_a_batch_have_the_gradients_of_the_whole(run: Callable[..., Res
 
 
 @pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EROFS])
-def test_a_disk_that_is_full_ends_the_run_with_an_error(run: Callable[..., Result], tmp_path: Path, fault: int):
+def test_a_full_disk_ends_the_run_with_an_error(run: Callable[..., Result], tmp_path: Path, fault: int):
     save = checkpoints.write_atomically
 
     def full(path: Path, content: bytes) -> None:
@@ -391,8 +382,8 @@ def test_a_disk_that_is_full_ends_the_run_with_an_error(run: Callable[..., Resul
     assert json.loads((tmp_path / "runs" / "tiny" / "1" / "result.json").read_text())["steps"] == 2 * STEPS
 
 
-def test_a_file_that_the_system_cuts_short_leaves_the_checkpoints(run: Callable[..., Result]):
-    """As on a full disk, a part of the checkpoint is written before the system refuses the rest."""
+def test_a_truncated_write_keeps_the_checkpoints(run: Callable[..., Result]):
+    """Write a part of the checkpoint and then fail, as on a full disk."""
     pytest.importorskip("resource")
     whole = run(tiny(), seed=6)
     with pytest.MonkeyPatch.context() as patch:
@@ -437,10 +428,10 @@ train(
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
-def test_memory_that_the_system_refuses_means_smaller_parts(tmp_path: Path):
-    """The allocation fails in truth: the batch needs more than the process may have.
+def test_a_failed_allocation_splits_the_batch(tmp_path: Path):
+    """Request more memory than the process is allowed to have.
 
-    The process is a new one: this one has memory to spare that other tests let go of.
+    A new process is used, because this one has free memory left by other tests.
     """
     text = NETWORK.replace("stem conv 7x7 4 stride=7 pad=0", "stem conv 3x3 128").replace("val=2000", "val=5500")
     text = text.replace("RECIPE", "").replace("epochs    2", "epochs    1")
@@ -456,7 +447,7 @@ def test_memory_that_the_system_refuses_means_smaller_parts(tmp_path: Path):
     assert f"in {parts} parts" in done.stdout
 
 
-def test_workers_that_die_again_and_again_end_the_run_with_a_saved_state(
+def test_workers_that_die_repeatedly_end_the_run_with_a_saved_state(
     run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     for part, count in (("train", 20), ("val", 4)):

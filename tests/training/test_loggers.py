@@ -1,4 +1,4 @@
-"""Loggers of others, with the real packages where they are installed: what they hold is what the journal holds."""
+"""Test external loggers with the real packages, if installed: they must contain what the journal contains."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def stopped_and_gone_on_with(run: Callable[..., Result], *log: str) -> Result:
     return result
 
 
-def test_mlflow_holds_the_journal_also_of_a_run_that_was_stopped(
+def test_mlflow_contains_the_journal_of_a_stopped_run(
     run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     tracking = pytest.importorskip("mlflow.tracking")
@@ -69,12 +69,12 @@ def test_mlflow_holds_the_journal_also_of_a_run_that_was_stopped(
 
 
 def records(path: Path) -> Iterator[Any]:
-    """What wandb keeps in a file: a header of 7 bytes, and behind it the format of LevelDB's logs."""
+    """Read the records of a wandb file: a header of 7 bytes, followed by the log format of LevelDB."""
     from wandb.proto import wandb_internal_pb2
 
     content, place, whole = path.read_bytes(), 7, b""
     while place + 7 <= len(content):
-        if (room := -place % 32768) < 7:  # what is left of a block cannot hold the head of a part
+        if (room := -place % 32768) < 7:  # the rest of a block cannot contain the header of a part
             place += room
             continue
         length, kind = struct.unpack_from("<HB", content, place + 4)
@@ -87,7 +87,7 @@ def records(path: Path) -> Iterator[Any]:
             whole = b""
 
 
-def test_wandb_holds_the_journal_also_of_a_run_that_was_stopped(
+def test_wandb_contains_the_journal_of_a_stopped_run(
     run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     pytest.importorskip("wandb")
@@ -114,7 +114,7 @@ def test_wandb_holds_the_journal_also_of_a_run_that_was_stopped(
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
-def test_tensorboard_holds_the_journal_once_however_often_it_is_named(run: Callable[..., Result]):
+def test_tensorboard_contains_the_journal_once(run: Callable[..., Result]):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     result = stopped_and_gone_on_with_tensorboard(run)
@@ -134,7 +134,7 @@ def stopped_and_gone_on_with_tensorboard(run: Callable[..., Result]) -> Result:
 
 
 def test_a_logger_that_fails_later_does_not_end_the_run(
-    run: Callable[..., Result], said: io.StringIO, monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., Result], output: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ):
     from pytorch_lightning.loggers import CSVLogger
 
@@ -147,11 +147,11 @@ def test_a_logger_that_fails_later_does_not_end_the_run(
     monkeypatch.setattr(logs, "_begin", lambda name, folder, known: Failing(folder))
     result = run(tiny(), log=("mlflow",))
     assert result.state == "finished"
-    assert said.getvalue().count("mlflow takes no more numbers: the server is away") == 1
+    assert output.getvalue().count("mlflow takes no more numbers: the server is away") == 1
 
 
 def refused(folder: Path, name: str, before: str = "pass", **environment: str) -> str:
-    """What a run says that cannot log there, and leaves nothing."""
+    """Return the message of a run that cannot use a logger and writes nothing."""
     (folder / "tiny.cnn").write_text(SPEC)
     script = f"import sys; {before}; from cnnspec.cli import main; main()"
     command = [sys.executable, "-c", script, "build", "tiny.cnn", "--train", "--log", name]
@@ -167,24 +167,24 @@ def refused(folder: Path, name: str, before: str = "pass", **environment: str) -
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
-def test_a_logger_that_is_not_installed_is_named(name: str, tmp_path: Path):
-    said = refused(tmp_path, name, f"sys.modules[{name!r}] = None")
-    assert "E0507" in said
-    assert f"pip install {name}" in said
+def test_a_missing_logger_is_reported(name: str, tmp_path: Path):
+    output = refused(tmp_path, name, f"sys.modules[{name!r}] = None")
+    assert "E0507" in output
+    assert f"pip install {name}" in output
 
 
-def test_wandb_without_a_login_cannot_begin(tmp_path: Path):
+def test_wandb_without_a_login_cannot_start(tmp_path: Path):
     pytest.importorskip("wandb")
     home = str(tmp_path / "home")
-    said = refused(tmp_path, "wandb", HOME=home, NETRC=str(tmp_path / "none"), WANDB_BASE_URL="http://127.0.0.1:9")
-    assert "E0510" in said
-    assert "`--log wandb` cannot begin" in said
-    assert "WANDB_MODE=offline" in said
+    output = refused(tmp_path, "wandb", HOME=home, NETRC=str(tmp_path / "none"), WANDB_BASE_URL="http://127.0.0.1:9")
+    assert "E0510" in output
+    assert "`--log wandb` cannot begin" in output
+    assert "WANDB_MODE=offline" in output
 
 
-def test_mlflow_without_its_server_cannot_begin(tmp_path: Path):
+def test_mlflow_without_its_server_cannot_start(tmp_path: Path):
     pytest.importorskip("mlflow")
-    said = refused(tmp_path, "mlflow", MLFLOW_TRACKING_URI="nonsense://server")
-    assert "E0510" in said
-    assert "`--log mlflow` cannot begin" in said
-    assert "MLFLOW_TRACKING_URI" in said
+    output = refused(tmp_path, "mlflow", MLFLOW_TRACKING_URI="nonsense://server")
+    assert "E0510" in output
+    assert "`--log mlflow` cannot begin" in output
+    assert "MLFLOW_TRACKING_URI" in output

@@ -1,4 +1,4 @@
-"""The report of a comparison, as a browser shows it: in light and dark, narrow and wide, with texts that mean harm."""
+"""Test the report of a comparison in a browser: light and dark, narrow and wide, with hostile texts."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ FAINT = """() => {
 
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of three networks: runs that are made up, told of images that are real."""
+    """Write the report of three networks with made-up predictions for real images."""
     folder = tmp_path_factory.mktemp("comparison")
     candidates, rows = [], []
     for place, (act, lines) in enumerate([("relu", ""), ("gelu", "batch 64"), ("silu", "epochs 3")]):
@@ -96,14 +96,14 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_run(folder: Path, place: int, seed: int, images: Any) -> Run:
-    """A run that tells about half of the images right."""
+    """Create a run with about half of the predictions correct."""
     name = f"runs/{place}/{seed}"
     (folder / name).mkdir(parents=True)
-    chance = torch.Generator().manual_seed(seed + 100 * place)
-    guess = torch.randint(10, images.labels.shape, generator=chance)
-    told = torch.where(torch.rand(guess.shape, generator=chance) < 0.5, images.labels, guess)
-    write_predictions(folder / name, {"test": (images.labels, told)})
-    accuracy = float((told == images.labels).double().mean())
+    generator = torch.Generator().manual_seed(seed + 100 * place)
+    guess = torch.randint(10, images.labels.shape, generator=generator)
+    predicted = torch.where(torch.rand(guess.shape, generator=generator) < 0.5, images.labels, guess)
+    write_predictions(folder / name, {"test": (images.labels, predicted)})
+    accuracy = float((predicted == images.labels).double().mean())
     epochs = tuple(
         {"epoch": n, "train_loss": 2.0 / n, "train_acc": 0.2, "val_acc": accuracy * n / 3} for n in (1, 2, 3)
     )
@@ -119,7 +119,7 @@ def make_run(folder: Path, place: int, seed: int, images: Any) -> Run:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """A browser without a window."""
+    """A headless browser."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if found is None:
@@ -132,18 +132,18 @@ def browser() -> Iterator[Any]:
 
 @pytest.mark.parametrize("width", [360, 1600])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_browser_shows_it(browser: Any, page_file: Path, scheme: str, width: int) -> None:
+def test_the_report_in_a_browser(browser: Any, page_file: Path, scheme: str, width: int) -> None:
     context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900})
     page = context.new_page()
-    said: list[str] = []
+    output: list[str] = []
     asked: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+    page.on("console", lambda message: output.append(message.text))
+    page.on("pageerror", lambda error: output.append(str(error)))
+    page.on("dialog", lambda dialog: (output.append(dialog.message), dialog.dismiss()))
     page.on("request", lambda request: asked.append(request.url))
     page.goto(page_file.as_uri())
     page.evaluate(OPEN_ALL)
-    assert said == []
+    assert output == []
     assert [url for url in asked if not url.startswith("data:")] == [page_file.as_uri()]
     assert page.title() != "owned"
     assert page.evaluate("document.scripts.length") == 0
@@ -169,7 +169,7 @@ def test_a_browser_shows_it(browser: Any, page_file: Path, scheme: str, width: i
     context.close()
 
 
-def test_it_is_one_file_and_always_the_same(page_file: Path) -> None:
+def test_the_report_is_one_deterministic_file(page_file: Path) -> None:
     text = page_file.read_text("utf-8")
     assert "<script" not in text
     assert "<img src=http" not in text
@@ -179,7 +179,7 @@ def test_it_is_one_file_and_always_the_same(page_file: Path) -> None:
         assert all(start.startswith(("data:", "#")) for start in starts), starts
 
 
-def test_many_classes_are_a_picture(tmp_path: Path) -> None:
+def test_many_classes_are_shown_as_an_image(tmp_path: Path) -> None:
     classes = MAX_TABLE_CLASSES + 5
     graph = loads(
         SPEC.replace("LINES", "").replace("ACT", "relu").replace("classes 10", f"classes {classes}"), name="many"
@@ -195,12 +195,14 @@ def test_many_classes_are_a_picture(tmp_path: Path) -> None:
     assert "images are not at hand" in text
 
 
-def test_what_was_told_is_not_trusted(tmp_path: Path) -> None:
+def test_predictions_are_not_trusted(tmp_path: Path) -> None:
     graph = loads(SPEC.replace("LINES", "").replace("ACT", "relu"), name="net")
-    runs, right = [], torch.arange(10)
-    for seed, told in enumerate([(right, right), (right, right + 1), (right[:5], right[:5]), (right, right - 1)]):
+    runs, labels = [], torch.arange(10)
+    for seed, predicted in enumerate(
+        [(labels, labels), (labels, labels + 1), (labels[:5], labels[:5]), (labels, labels - 1)]
+    ):
         (tmp_path / str(seed)).mkdir()
-        write_predictions(tmp_path / str(seed), {"test": told})
+        write_predictions(tmp_path / str(seed), {"test": predicted})
         runs.append(Run(seed, str(seed), {"state": "finished", "test_acc": 1.0}))
     for seed, text in enumerate(["", "split,index,label,predicted\ntest,0,x,y\n", "split\ntest\n"], 10):
         (tmp_path / str(seed)).mkdir()
@@ -211,7 +213,7 @@ def test_what_was_told_is_not_trusted(tmp_path: Path) -> None:
     assert text.count(">100.0</td>") == 10
 
 
-def test_the_page_has_the_figures(page_file: Path) -> None:
+def test_the_page_contains_the_numbers(page_file: Path) -> None:
     text = page_file.read_text("utf-8")
     assert json.dumps("E0509")[1:-1] in text
     assert text.count("±") > 6

@@ -1,4 +1,4 @@
-"""Runs: what they leave behind, how they end, how they go on."""
+"""Test training runs: files, results, errors, interruption and resuming."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from harness.batches import stop_at, watch
+from harness.runs import TINY, code
 from rich.console import Console
 from torch import nn
 from torch.nn import functional as F
@@ -33,12 +34,9 @@ from cnnspec.training.loop.optimizers import make_optimizer
 from cnnspec.training.runs.folder import RunFolder
 from cnnspec.training.runs.options import effective_recipe
 
-NETWORK = """network tiny
-input 1x28x28
-classes 10
-stem conv 7x7 4 stride=7 pad=0 | bn | relu
-head dropout 0.1 | global_avgpool | flatten | linear classes
-train {
+NETWORK = (
+    TINY
+    + """train {
     data    fashion_mini val=2000
     augment hflip | random_crop pad=2
     batch   250
@@ -46,6 +44,7 @@ train {
     RECIPE
 }
 """
+)
 STEPS = 16  # 4,000 images
 
 
@@ -56,18 +55,14 @@ def tiny(recipe: str = "optimizer sgd lr=0.1 momentum=0.9; schedule onecycle") -
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def code(error: pytest.ExceptionInfo[CnnspecError]) -> str:
-    return error.value.diagnostics[0].code
-
-
 def checkpoint(result: Result) -> dict[str, Any]:
     return torch.load(result.folder / "checkpoints" / "last.ckpt", weights_only=True)
 
 
-# --- what a run leaves behind --------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
-def test_a_run_leaves_everything_in_its_folder(run: Callable[..., Result], tmp_path: Path):
+def test_a_run_writes_all_files_into_its_folder(run: Callable[..., Result], tmp_path: Path):
     graph, out = tiny(), io.StringIO()
     result = run(graph, console=Console(file=out, width=200))
     assert result.folder == tmp_path / "runs" / "tiny" / "1"
@@ -103,7 +98,7 @@ def test_a_run_leaves_everything_in_its_folder(run: Callable[..., Result], tmp_p
     assert not list(result.folder.rglob("*.part"))
 
 
-def test_tensorboard_shows_graph_rate_and_metrics(run: Callable[..., Result]):
+def test_tensorboard_shows_graph_learning_rate_and_metrics(run: Callable[..., Result]):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run(tiny(), epochs=1).folder / "tensorboard"))
@@ -121,7 +116,7 @@ def test_the_same_seed_gives_the_same_weights(run: Callable[..., Result]):
     assert first.values["test_acc"] == again.values["test_acc"]
 
 
-def test_options_win_over_the_recipe_and_are_written_down(run: Callable[..., Result]):
+def test_options_override_the_recipe_and_are_stored(run: Callable[..., Result]):
     result = run(tiny(), epochs=1, batch=500, seed=7, data=Setting.of(FashionMini(val=0)))
     recipe = Recipe.model_validate(result.values["recipe"])
     assert (recipe.epochs, recipe.batch, recipe.seed) == (1, 500, 7)
@@ -139,7 +134,7 @@ def test_a_terminal_gets_a_bar(run: Callable[..., Result]):
     assert "\x1b" in out.getvalue()
 
 
-# --- the recipe ----------------------------------------------------------------------------------
+# --- the recipe -----------------------------------------------------------------------------------
 
 
 def test_every_declared_optimizer_and_schedule_has_a_row():
@@ -148,7 +143,7 @@ def test_every_declared_optimizer_and_schedule_has_a_row():
 
 
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
-def test_every_optimizer_is_that_of_torch(name: str):
+def test_every_optimizer_equals_that_of_torch(name: str):
     setting = Setting.of(OPTIMIZERS[name](lr=0.03, weight_decay=0.01))
     weights = [nn.Parameter(torch.zeros(3))]
     optimizer, _ = make_optimizer(weights, Recipe(optimizer=setting), 10)
@@ -158,7 +153,7 @@ def test_every_optimizer_is_that_of_torch(name: str):
 
 
 def rates(schedule: Setting, epochs: int, steps: int) -> list[float]:
-    """The rate of each step."""
+    """Return the learning rate of each step."""
     recipe = Recipe(optimizer=Setting.of(OPTIMIZERS["sgd"](lr=1.0)), schedule=schedule, epochs=epochs)
     optimizer, scheduler = make_optimizer([nn.Parameter(torch.zeros(1))], recipe, steps)
     seen: list[float] = []
@@ -195,15 +190,15 @@ def test_one_cycle_of_few_steps(warmup: float, steps: int):
     assert all(0 <= rate <= 1 for rate in rates(Setting.of(SCHEDULES["onecycle"](warmup=warmup)), 1, steps))
 
 
-def test_what_torch_refuses_is_a_diagnostic(run: Callable[..., Result], tmp_path: Path):
+def test_settings_that_torch_rejects_are_diagnostics(run: Callable[..., Result], tmp_path: Path):
     with pytest.raises(CnnspecError) as error:
         run(tiny("optimizer sgd lr=0.1 nesterov"))
     assert code(error) == "E0512"
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_step_of_training_is_that_of_plain_torch(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch):
-    """One epoch by hand: the same batches, the same loss with label smoothing, the same optimizer."""
+def test_a_training_step_equals_plain_torch(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch):
+    """Train one epoch by hand with the same batches, loss with label smoothing, and optimizer."""
     batches = EpochBatches.num_batches.fget
     monkeypatch.setattr(EpochBatches, "num_batches", property(lambda self: batches(self) if self.seed is None else 3))
     text = NETWORK.replace("dropout 0.1 | ", "").replace(
@@ -253,7 +248,7 @@ def test_early_stop(run: Callable[..., Result]):
     assert code(error) == "E0511"
 
 
-# --- how runs end --------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 def test_a_diverged_run_ends_with_a_diagnostic(run: Callable[..., Result], tmp_path: Path):
@@ -265,7 +260,7 @@ def test_a_diverged_run_ends_with_a_diagnostic(run: Callable[..., Result], tmp_p
     assert not (folder / "checkpoints" / "best.ckpt").exists()
 
 
-def test_nothing_is_written_when_a_run_cannot_start(run: Callable[..., Result], tmp_path: Path):
+def test_a_run_that_cannot_start_writes_nothing(run: Callable[..., Result], tmp_path: Path):
     faults: list[tuple[Graph, dict[str, Any], str]] = [
         (tiny(), {"data": Setting.of(Cifar100())}, "E0501"),
         (tiny(), {"data": Setting.of(Folder(path=str(tmp_path / "none")))}, "E0503"),
@@ -293,7 +288,7 @@ def test_an_output_folder_that_cannot_be_written(tmp_path: Path):
     assert code(error) == "E0506"
 
 
-# --- interruption --------------------------------------------------------------------------------
+# --- interruption ---------------------------------------------------------------------------------
 
 
 RECIPES = [
@@ -304,7 +299,7 @@ RECIPES = [
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize(("epoch", "step"), [(0, 2), (1, 0), (1, 7), (1, STEPS - 1), (2, STEPS - 1)])
-def test_a_run_that_is_interrupted_and_resumed_is_as_if_it_was_not(
+def test_a_resumed_run_equals_an_uninterrupted_one(
     run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, recipe: str, epoch: int, step: int
 ):
     whole = run(tiny(recipe), seed=3)
@@ -339,7 +334,7 @@ def test_sigterm_stops_cleanly_too(run: Callable[..., Result], monkeypatch: pyte
     assert checkpoint(stopped)["global_step"] == STEPS + 4
 
 
-def test_what_cannot_be_resumed(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch):
+def test_runs_that_cannot_be_resumed(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch):
     with monkeypatch.context() as patch:
         stop_at(patch, 1, 3, signal.SIGINT)
         stopped = run(tiny())
@@ -356,7 +351,7 @@ def test_what_cannot_be_resumed(run: Callable[..., Result], monkeypatch: pytest.
     assert run(tiny(), epochs=1).folder.name == "2"
 
 
-def test_a_killed_run_goes_on_from_its_last_epoch_and_not_while_it_runs(run: Callable[..., Result], tmp_path: Path):
+def test_a_killed_run_resumes_but_not_while_it_is_running(run: Callable[..., Result], tmp_path: Path):
     graph = tiny()
     (tmp_path / "tiny.cnn").write_text(graph.text)
     script = """if True:
@@ -391,12 +386,17 @@ def test_a_killed_run_goes_on_from_its_last_epoch_and_not_while_it_runs(run: Cal
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_the_package_imports_torch_only_when_it_is_used():
-    script = "import sys, cnnspec.training; assert 'torch' not in sys.modules; cnnspec.training.train; assert 'torch' in sys.modules"
+def test_the_package_imports_torch_on_first_use():
+    script = """if True:
+        import sys, cnnspec.training
+        assert 'torch' not in sys.modules
+        cnnspec.training.train
+        assert 'torch' in sys.modules
+    """
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_without_the_extra_the_error_says_what_to_install():
+def test_without_the_extra_the_error_names_the_install_command():
     script = """if True:
         import sys
         sys.modules["pytorch_lightning"] = None
@@ -406,12 +406,12 @@ def test_without_the_extra_the_error_says_what_to_install():
         except Exception as error:
             print(error)
     """
-    said = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
-    assert "E0507" in said
-    assert "cnnspec[train]" in said
+    output = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+    assert "E0507" in output
+    assert "cnnspec[train]" in output
 
 
-def test_a_shorter_run_has_the_shape_of_the_planned_one() -> None:
+def test_a_shorter_run_keeps_the_shape_of_the_schedule() -> None:
     graph = load("resnet20")
     options = TrainOptions(epochs=1)
     recipe = effective_recipe(graph, options)
@@ -430,7 +430,7 @@ def test_a_shorter_run_has_the_shape_of_the_planned_one() -> None:
     assert rates[300:] == pytest.approx([0.001] * 60)
 
 
-# --- recipes ---------------------------------------------------------------------------------------
+# --- recipes --------------------------------------------------------------------------------------
 
 CHOICES = [
     "optimizer muon; schedule linear warmup=0.5",
@@ -460,7 +460,7 @@ def test_every_recipe_trains_and_resumes(
     assert 1 < losses[0] < 2.6
 
 
-def test_a_warm_up_rises_in_a_line_to_the_rate():
+def test_the_warm_up_is_linear():
     for name in ("constant", "cosine", "linear", "multistep", "step"):
         needed = {"multistep": {"at": (3,)}, "step": {"every": 3}}.get(name, {})
         seen = rates(Setting.of(SCHEDULES[name](warmup=2, **needed)), 6, 10)
@@ -471,7 +471,7 @@ def test_a_warm_up_rises_in_a_line_to_the_rate():
     assert linear[59] == pytest.approx(0.22)
 
 
-def test_norms_and_biases_are_spared_on_request():
+def test_norms_and_biases_can_be_excluded_from_weight_decay():
     network = build(loads(NETWORK.replace("RECIPE", ""), name="tiny.cnn"))
     setting = Setting.of(OPTIMIZERS["sgd"](weight_decay=0.1))
     (group,) = optimizers.decay_groups(network, setting, "all")
@@ -483,7 +483,7 @@ def test_norms_and_biases_are_spared_on_request():
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_muon_moves_filters_as_torch_moves_their_matrix(layout: torch.memory_format):
+def test_muon_updates_filters_as_torch_updates_their_matrix(layout: torch.memory_format):
     torch.manual_seed(0)
     conv = nn.Conv2d(3, 5, 3, bias=True).to(memory_format=layout)  # type: ignore[call-overload]
     matrix = nn.Parameter(conv.weight.detach().permute(0, 2, 3, 1).flatten(1).clone())
@@ -499,7 +499,7 @@ def test_muon_moves_filters_as_torch_moves_their_matrix(layout: torch.memory_for
     assert torch.allclose(conv.weight.permute(0, 2, 3, 1).flatten(1), matrix, atol=1e-2)
 
 
-def test_a_limit_of_time_ends_the_run_with_a_result(run: Callable[..., Result]):
+def test_a_time_limit_ends_the_run_with_a_result(run: Callable[..., Result]):
     result = run(tiny("minutes 1e-6"))
     assert (result.state, result.values["steps"], result.values["best_epoch"]) == ("finished", 1, 1)
     assert result.values["test_acc"] is not None
@@ -520,10 +520,10 @@ def test_clipping_bounds_the_gradients(run: Callable[..., Result], monkeypatch: 
     assert norms == pytest.approx([0.01] * STEPS, rel=1e-3)
 
 
-# --- looking -------------------------------------------------------------------------------------
+# --- plots, lists, plans, machine settings --------------------------------------------------------
 
 
-def test_pictures_of_a_run(run: Callable[..., Result]):
+def test_plots_of_a_run(run: Callable[..., Result]):
     from PIL import Image
 
     text = NETWORK.replace("hflip | random_crop pad=2", "trivialaugment | cutout 4").replace("RECIPE", "")
@@ -582,7 +582,7 @@ def test_a_plan_is_what_a_run_uses_and_writes_nothing(run: Callable[..., Result]
     assert not (tmp_path / "none").exists()
 
 
-def test_a_measurement_is_kept_and_an_option_wins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_measurements_are_cached_and_options_override_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     from cnnspec.training.loop import autotune as tuning
 
     monkeypatch.setenv("CNNSPEC_CACHE", str(tmp_path))
@@ -613,15 +613,15 @@ def test_both_memory_formats_compute_the_same(run: Callable[..., Result]):
     assert all(torch.allclose(first[key].float(), second[key].float(), atol=1e-4) for key in first)
 
 
-def test_a_logger_that_is_not_there_is_an_error(run: Callable[..., Result], tmp_path: Path):
+def test_an_unknown_logger_is_an_error(run: Callable[..., Result], tmp_path: Path):
     with pytest.raises(CnnspecError) as error:
         run(tiny(), log=("abacus",))
     assert code(error) == "E0510"
     assert not (tmp_path / "runs").exists()
 
 
-def test_images_live_on_the_device_if_they_have_room(
-    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, said: io.StringIO
+def test_images_are_moved_to_the_device_if_they_fit(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, output: io.StringIO
 ):
     from cnnspec.training.runs import plan as planning
 
@@ -635,9 +635,9 @@ def test_images_live_on_the_device_if_they_have_room(
         assert {part.device.type for part in (found.train, found.val, found.test) if part is not None} == {there}
     assert data.train.device.type == "cpu"
     first = run(graph)
-    assert "images in the memory of" not in said.getvalue()
+    assert "images in the memory of" not in output.getvalue()
     monkeypatch.setattr(planning, "free_memory", lambda device: 1 << 40)
     second = run(graph)
-    assert "images in the memory of cpu" in said.getvalue()
+    assert "images in the memory of cpu" in output.getvalue()
     one, two = (checkpoint(result)["state_dict"] for result in (first, second))
     assert all(torch.equal(one[key], two[key]) for key in one)

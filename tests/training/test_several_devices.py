@@ -1,4 +1,4 @@
-"""Several processes that train together do what one does."""
+"""Compare training on several processes with training on one."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ STEPS = 20
 def start(folder: Path, *options: str, **environment: str) -> subprocess.Popen[str]:
     (folder / "tiny.cnn").write_text(SPEC)
     command = [sys.executable, "-m", "cnnspec", "build", "tiny.cnn", "--train", "--accelerator", "cpu", *options]
-    command += ["--memory-format", "channels_last"]  # so that what is measured cannot differ
+    command += ["--memory-format", "channels_last"]  # so that a measurement makes no difference
     home = str(Path(__file__).parents[2])
     settings = {**os.environ, "PYTHONPATH": home, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.Popen(
@@ -47,10 +47,10 @@ def start(folder: Path, *options: str, **environment: str) -> subprocess.Popen[s
 
 def finish(process: subprocess.Popen[str]) -> str:
     try:
-        said, _ = process.communicate(timeout=240)
+        output, _ = process.communicate(timeout=240)
     finally:
         process.kill()
-    return said
+    return output
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -67,8 +67,8 @@ def rows(folder: Path) -> list[dict[str, float]]:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("alone")
     process = start(folder, "--devices", "1")
-    said = finish(process)
-    assert process.returncode == 0, said
+    output = finish(process)
+    assert process.returncode == 0, output
     return folder
 
 
@@ -81,18 +81,18 @@ def equal(first: Path, second: Path) -> None:
 
 
 def test_two_processes_end_with_the_weights_of_one(alone: Path, tmp_path: Path):
-    # Nothing is measured yet: the first process measures while the other one is not there.
+    # Nothing is cached yet: the main process measures before the other one exists.
     process = start(tmp_path, "--devices", "2", "--strategy", "ddp", CNNSPEC_CACHE=str(tmp_path / "cache"))
-    said = finish(process)
-    assert process.returncode == 0, said
-    assert "(measured)" in said
+    output = finish(process)
+    assert process.returncode == 0, output
+    assert "(measured)" in output
     equal(alone, tmp_path)
     assert [path.name for path in (tmp_path / "runs" / "tiny").iterdir()] == ["1"]
-    assert said.count("run folder") == 1
+    assert output.count("run folder") == 1
 
 
 @pytest.mark.slow
-def test_torchrun_trains_together_and_a_stop_is_resumed(alone: Path, tmp_path: Path):
+def test_torchrun_trains_on_two_processes_and_resumes_after_a_stop(alone: Path, tmp_path: Path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -110,18 +110,18 @@ def test_torchrun_trains_together_and_a_stop_is_resumed(alone: Path, tmp_path: P
     process = torchrun("--save-every", "0")
     wait_for(tmp_path, process)
     process.send_signal(signal.SIGTERM)
-    said = finish(process)
-    assert json.loads((tmp_path / "runs/tiny/1/result.json").read_text())["state"] == "interrupted", said
+    output = finish(process)
+    assert json.loads((tmp_path / "runs/tiny/1/result.json").read_text())["state"] == "interrupted", output
     process = torchrun("--resume")
-    said = finish(process)
-    assert process.returncode == 0, said
+    output = finish(process)
+    assert process.returncode == 0, output
     equal(alone, tmp_path)
     assert not list((tmp_path / "runs").glob(".run-*"))
 
 
 @pytest.mark.slow
-def test_slurm_trains_together_and_its_signal_is_a_stop_that_is_resumed(alone: Path, tmp_path: Path):
-    """Two tasks as `srun` starts them: this sets the variables that Lightning reads."""
+def test_slurm_trains_on_two_processes_and_resumes_after_its_signal(alone: Path, tmp_path: Path):
+    """Start two tasks as `srun` does, by setting the variables that Lightning reads."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -150,21 +150,21 @@ def test_slurm_trains_together_and_its_signal_is_a_stop_that_is_resumed(alone: P
     wait_for(tmp_path, tasks[0])
     for task in tasks:
         task.send_signal(signal.SIGUSR1)
-    said = "".join(map(finish, tasks))
-    assert tasks[0].returncode == 128 + signal.SIGUSR1, said
-    assert "Traceback" not in said, said
-    assert json.loads((tmp_path / "runs/tiny/1/result.json").read_text())["state"] == "interrupted", said
+    output = "".join(map(finish, tasks))
+    assert tasks[0].returncode == 128 + signal.SIGUSR1, output
+    assert "Traceback" not in output, output
+    assert json.loads((tmp_path / "runs/tiny/1/result.json").read_text())["state"] == "interrupted", output
     assert not list((tmp_path / "runs").rglob("hpc_ckpt*"))
     tasks = srun("--resume")
-    said = "".join(map(finish, tasks))
-    assert [task.returncode for task in tasks] == [0, 0], said
-    assert said.count("run folder") == 1
+    output = "".join(map(finish, tasks))
+    assert [task.returncode for task in tasks] == [0, 0], output
+    assert output.count("run folder") == 1
     equal(alone, tmp_path)
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["tiny"]
 
 
 def wait_for(folder: Path, process: subprocess.Popen[str], step: int = 2) -> None:
-    """Until a checkpoint of so many steps is there."""
+    """Wait until a checkpoint has the given number of steps."""
     store, end = Checkpoints(folder / "runs" / "tiny" / "1" / "checkpoints"), time.monotonic() + 120
     while time.monotonic() < end and process.poll() is None:
         if store.exists() and store.load()[0]["progress"]["step"] >= step:
@@ -174,7 +174,7 @@ def wait_for(folder: Path, process: subprocess.Popen[str], step: int = 2) -> Non
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(alone: Path, tmp_path: Path):
+def test_a_dead_process_ends_the_others_and_the_run_resumes(alone: Path, tmp_path: Path):
     process = start(tmp_path, "--devices", "2", "--strategy", "ddp", "--save-every", "0")
     wait_for(tmp_path, process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
@@ -182,10 +182,10 @@ def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(alone: Path, tm
         pytest.skip("needs /proc")
     for child in children.read_text().split():
         os.kill(int(child), signal.SIGKILL)
-    said = finish(process)
-    assert process.returncode != 0, said
-    assert "Traceback" not in said, said
+    output = finish(process)
+    assert process.returncode != 0, output
+    assert "Traceback" not in output, output
     process = start(tmp_path, "--devices", "2", "--strategy", "ddp", "--resume")
-    said = finish(process)
-    assert process.returncode == 0, said
+    output = finish(process)
+    assert process.returncode == 0, output
     equal(alone, tmp_path)

@@ -1,4 +1,4 @@
-"""Sweeps: what is tried, what is refused, how several processes share the work, and the spec that comes out."""
+"""Test sweeps: candidates, refusals, several processes, and the best spec."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from harness.kill_runs import fork, wait
+from harness.runs import code
 from rich.console import Console
 
 from cnnspec import CnnspecError, load
@@ -43,10 +44,6 @@ PARAMETERS = {4: 254, 8: 498, 16: 986, 24: 1474}
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def code(error: pytest.ExceptionInfo[CnnspecError]) -> str:
-    return error.value.diagnostics[0].code
-
-
 @pytest.fixture
 def spec(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.cnn"
@@ -55,29 +52,29 @@ def spec(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def search(spec: Path, tmp_path: Path, said: io.StringIO) -> Callable[..., SweepResult]:
-    """Sweeps over a spec in a folder of the test's own."""
+def search(spec: Path, tmp_path: Path, output: io.StringIO) -> Callable[..., SweepResult]:
+    """Run a sweep over a spec in the test's folder."""
 
     def search(space: dict[str, Any], train: dict[str, Any] | None = None, **options: Any) -> SweepResult:
         settings = TrainOptions(offline=True, pictures=False, memory_format="contiguous", threads=1, **(train or {}))
-        given: dict[str, Any] = {"out": tmp_path / "sweep", "console": Console(file=said, width=200), **options}
+        given: dict[str, Any] = {"out": tmp_path / "sweep", "console": Console(file=output, width=200), **options}
         return sweep(spec, space, SweepOptions(train=settings, **given))
 
     return search
 
 
 def results(folder: Path) -> dict[int, dict[str, Any]]:
-    """What each run in a sweep's folder says of itself, by the number of its trial."""
+    """Read the results of the runs of a sweep by the number of the trial."""
     paths = list(folder.glob("trials/*/tiny/*/result.json"))
     found = {int(path.parts[-4]): json.loads(path.read_text()) for path in paths}
     assert len(found) == len(paths), "a trial was begun anew"
     return found
 
 
-# --- the space -----------------------------------------------------------------------------------
+# --- the space ------------------------------------------------------------------------------------
 
 
-def test_a_space_is_read_from_texts():
+def test_parse_space():
     space = Space.of({"c": ["16", "32"], "lr": "0.001..0.1", "n": "2..6", "w": "16..64:8", "p": "0.1..0.5", "e": "3"})
     assert space.fixed == {"e": "3"}
     assert space.axes == {
@@ -117,13 +114,13 @@ def test_a_space_is_read_from_texts():
         {"c": [object()]},
     ],
 )
-def test_what_is_no_space_is_refused(given: dict[str, Any]):
+def test_invalid_spaces(given: dict[str, Any]):
     with pytest.raises(CnnspecError) as error:
         Space.of(given)
     assert code(error) == "E0204"
 
 
-def test_amounts_are_read_as_expect_writes_them():
+def test_parse_amount():
     assert [parse_amount(text) for text in ("300k", "50M", "1.5G", "12345", "0.85M")] == [
         300_000, 50_000_000, 1_500_000_000, 12345, 850_000,
     ]  # fmt: skip
@@ -132,10 +129,10 @@ def test_amounts_are_read_as_expect_writes_them():
             parse_amount(text)
 
 
-# --- one process ---------------------------------------------------------------------------------
+# --- one process ----------------------------------------------------------------------------------
 
 
-def test_a_sweep_trains_what_passes_and_writes_the_best(search: Callable[..., SweepResult], said: io.StringIO):
+def test_a_sweep_trains_valid_candidates_and_writes_the_best(search: Callable[..., SweepResult], output: io.StringIO):
     space = {"c": [4, 8, 16, 24], "lr": "0.01..0.3"}
     done = search(space, trials=3, max_params=900, max_macs=7000)
     assert (done.state, done.exit_code) == ("finished", 0)
@@ -158,15 +155,15 @@ def test_a_sweep_trains_what_passes_and_writes_the_best(search: Callable[..., Sw
     assert graph.recipe.optimizer.args["lr"] == float(best["values"]["lr"])
     assert "# by hand" in graph.text
     assert done.values["best"]["test_acc"] == ran[best["trial"]]["test_acc"]
-    assert done.values["refused"] == said.getvalue().count("refused: ")
-    # Once more there is nothing to do.
-    said.truncate(0)
+    assert done.values["refused"] == output.getvalue().count("refused: ")
+    # A second sweep has nothing to do.
+    output.truncate(0)
     again = search(space, trials=3, max_params=900, max_macs=7000)
     assert again.values == done.values
-    assert "3 of them done" in said.getvalue()
+    assert "3 of them done" in output.getvalue()
 
 
-def test_a_sweep_in_one_process_gives_the_same_again(search: Callable[..., SweepResult], tmp_path: Path):
+def test_a_sweep_in_one_process_is_deterministic(search: Callable[..., SweepResult], tmp_path: Path):
     space = {"c": "1..16", "lr": "0.01..0.3"}
     whole = search(space, trials=2, out=tmp_path / "whole")
     search(space, trials=1, out=tmp_path / "parts")
@@ -175,7 +172,7 @@ def test_a_sweep_in_one_process_gives_the_same_again(search: Callable[..., Sweep
     assert seen[0] == seen[1]
 
 
-def test_a_space_that_ends_ends_the_sweep(search: Callable[..., SweepResult]):
+def test_an_exhausted_space_ends_the_sweep(search: Callable[..., SweepResult]):
     done = search({"c": [4, 8, 16], "batch": [1000, 2000]}, trials=50, max_params=900, train={"epochs": 1})
     assert done.state == "exhausted"
     values = {(row["values"]["c"], row["values"]["batch"]) for row in done.values["trials"]}
@@ -183,7 +180,7 @@ def test_a_space_that_ends_ends_the_sweep(search: Callable[..., SweepResult]):
     assert (len(done.values["trials"]), done.values["refused"]) == (4, 2)
 
 
-def test_a_sweep_without_a_candidate_says_why(
+def test_a_sweep_without_valid_candidates_reports_the_reasons(
     search: Callable[..., SweepResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("cnnspec.training.sweeps.sweep.MAX_REFUSED", 5)
@@ -209,7 +206,7 @@ def test_a_sweep_without_a_candidate_says_why(
         ({"c": [4, 8]}, {"storage": "sqlite:////proc/no/such/file.db"}, "E0516"),
     ],
 )
-def test_what_cannot_be_searched(
+def test_names_that_cannot_be_searched(
     search: Callable[..., SweepResult], space: dict[str, Any], options: dict[str, Any], expected: str
 ):
     with pytest.raises(CnnspecError) as error:
@@ -217,7 +214,7 @@ def test_what_cannot_be_searched(
     assert code(error) == expected
 
 
-def test_another_sweep_in_the_same_storage_is_refused(search: Callable[..., SweepResult], spec: Path):
+def test_another_sweep_in_the_same_storage_is_rejected(search: Callable[..., SweepResult], spec: Path):
     search({"c": [4, 8]}, trials=1, train={"epochs": 1})
     for space, options in (
         ({"c": [4, 16]}, {"train": {"epochs": 1}}),
@@ -233,7 +230,7 @@ def test_another_sweep_in_the_same_storage_is_refused(search: Callable[..., Swee
     assert code(error) == "E0516"
 
 
-def test_a_run_that_diverges_is_no_fault_of_the_sweep(search: Callable[..., SweepResult]):
+def test_a_diverged_run_does_not_end_the_sweep(search: Callable[..., SweepResult]):
     done = search({"lr": [0.1, 1e12]}, trials=2, train={"batch": 500})
     assert [(row["values"]["lr"], row["state"]) for row in done.values["trials"]] == [
         ("0.1", "finished"), ("1000000000000.0", "failed"),
@@ -252,25 +249,27 @@ def test_bad_trials_are_pruned(search: Callable[..., SweepResult], monkeypatch: 
     assert done.values["trials"][-1] == rows["1e-09"]
     run = results(done.folder)[1]
     assert (run["state"], run["epochs"], run["test_acc"]) == ("pruned", 1, None)
-    # A trial that was pruned is not the best, however good it was.
+    # A pruned trial is never the best, whatever its accuracy.
     assert done.values["best"]["values"]["lr"] in ("0.1", "0.2")
 
 
-def test_the_best_spec_takes_its_files_along(search: Callable[..., SweepResult], spec: Path, tmp_path: Path):
+def test_the_best_spec_is_written_with_the_files_it_uses(
+    search: Callable[..., SweepResult], spec: Path, tmp_path: Path
+):
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts" / "base.cnn").write_text(SPEC)
     spec.write_text('extends "parts/base.cnn"\nnetwork tiny\n')
     done = search({"c": [8, 16]}, trials=1, train={"epochs": 1})
     assert done.fault is None
     assert load(tmp_path / "sweep" / "best.cnn").parameter_count == done.values["trials"][0]["parameters"]
-    # Another file of that name is left alone, and then there is no best spec.
+    # An existing file of that name is not overwritten, and then there is no best spec.
     (tmp_path / "sweep" / "parts" / "base.cnn").write_text(SPEC.replace("relu", "gelu"))
     again = search({"c": [8, 16]}, trials=1, train={"epochs": 1})
     assert (again.best, again.fault and again.fault.diagnostics[0].code) == (None, "E0518")
     assert not (tmp_path / "sweep" / "best.cnn").exists()
 
 
-def test_without_optuna_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch):
+def test_without_optuna_the_error_names_the_install_command(monkeypatch: pytest.MonkeyPatch):
     from cnnspec import training
 
     for name in ("sweeps.study", "sweeps.sweep"):
@@ -282,10 +281,10 @@ def test_without_optuna_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch):
     assert "pip install 'cnnspec[sweep]'" in str(error.value)
 
 
-# --- several processes ---------------------------------------------------------------------------
+# --- several processes ----------------------------------------------------------------------------
 
 
-def test_two_processes_share_twelve_trials_though_one_is_killed(search: Callable[..., SweepResult], tmp_path: Path):
+def test_two_processes_share_twelve_trials_after_one_is_killed(search: Callable[..., SweepResult], tmp_path: Path):
     space, limits = {"c": [4, 8, 16, 24], "lr": "0.01..0.3"}, {"max_params": 900}
 
     def work(doomed: bool) -> int:
@@ -317,7 +316,7 @@ def test_two_processes_share_twelve_trials_though_one_is_killed(search: Callable
     assert max(run["parameters"] for run in ran.values()) <= 900
 
 
-def test_a_sweep_that_is_stopped_goes_on(search: Callable[..., SweepResult], tmp_path: Path):
+def test_a_stopped_sweep_resumes(search: Callable[..., SweepResult], tmp_path: Path):
     space = {"lr": "0.01..0.3"}
 
     def work(number: int | None) -> int:
@@ -364,7 +363,7 @@ def test_machines_without_a_common_folder_share_a_storage(
 
 
 @pytest.mark.slow
-def test_many_processes_that_are_killed_at_random_lose_and_double_nothing(tmp_path: Path):
+def test_randomly_killed_processes_neither_lose_nor_repeat_trials(tmp_path: Path):
     trials, draw = 40, random.Random(3)
     space = Space.of({"a": "0..7", "b": [1, 2, 3], "x": "1..5"})
 
@@ -404,7 +403,7 @@ def test_many_processes_that_are_killed_at_random_lose_and_double_nothing(tmp_pa
         for _ in range(15):
             time.sleep(draw.uniform(0.2, 1.5))
             place = draw.randrange(4)
-            os.kill(children[place], signal.SIGKILL)  # one that has ended is not yet waited for
+            os.kill(children[place], signal.SIGKILL)  # an ended process stays until it is waited for
             wait(children[place])
             children[place] = fork(work)
         assert [wait(child) for child in children] == [0, 0, 0, 0]

@@ -1,5 +1,5 @@
-"""Files of strangers: weights, checkpoints, archives, data sets and images that would like to run code, write elsewhere or
-fill the machine. Each is refused, and nothing is run or written.
+"""Test untrusted files: weights, checkpoints, archives, data sets and images that try to run code, write elsewhere, or
+exhaust memory. Each is rejected without running or writing anything.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from harness.runs import code
 from torchvision import datasets
 
 from cnnspec import CnnspecError, Graph, loads
@@ -48,15 +49,11 @@ def tiny(shape: str = "1x28x28") -> Graph:
     return loads(NETWORK.replace("SHAPE", shape), name="tiny.cnn")
 
 
-def code(error: pytest.ExceptionInfo[CnnspecError]) -> str:
-    return error.value.diagnostics[0].code
-
-
-# --- weights and checkpoints ---------------------------------------------------------------------
+# --- weights and checkpoints ----------------------------------------------------------------------
 
 
 class Evil:
-    """Touches a file when it is unpickled."""
+    """An object that touches a file when unpickled."""
 
     target = ""
 
@@ -92,7 +89,7 @@ def safetensors(header: Any, body: bytes = b"", size: int | None = None) -> byte
 
 
 def evil_files(folder: Path) -> dict[str, Path]:
-    """Files that are no weights, each in its way."""
+    """Write files that are invalid as weights in different ways."""
     made: dict[str, Path] = {}
 
     def put(name: str, content: bytes | Callable[[Path], None]) -> None:
@@ -145,7 +142,7 @@ def evil_files(folder: Path) -> dict[str, Path]:
     return made
 
 
-def test_no_file_runs_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_no_weights_file_runs_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     target = tmp_path / "was_run"
     monkeypatch.setattr(Evil, "target", str(target))
     (tmp_path / "files").mkdir()
@@ -160,14 +157,14 @@ def test_no_file_runs_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         assert not target.exists(), name
     assert sorted(path.name for path in tmp_path.iterdir()) == ["files"]
     assert all(torch.equal(before[key], tensor) for key, tensor in network.state_dict().items())
-    # The proof that the files would do it.
+    # The files are effective if unpickled.
     with open(files["system.pt"], "rb") as file:
         torch.load(file, weights_only=False)
     assert target.exists()
 
 
 @pytest.mark.parametrize("kind", ["system", "exec", "eval", "open", "mkdir", "partial", "module"])
-def test_no_checkpoint_of_a_run_runs_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str):
+def test_no_checkpoint_of_a_run_runs_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str):
     target = tmp_path / "was_run"
     monkeypatch.setattr(Evil, "target", str(target))
     content = seal({"state_dict": {}, "progress": Evil(kind)})
@@ -176,7 +173,7 @@ def test_no_checkpoint_of_a_run_runs_anything(tmp_path: Path, monkeypatch: pytes
     assert not target.exists()
 
 
-def test_weights_of_another_shape_are_refused(tmp_path: Path):
+def test_weights_of_another_shape_are_rejected(tmp_path: Path):
     network = to_module(tiny())
     state = {key: tensor.clone() for key, tensor in network.state_dict().items()}
     wrong = [
@@ -193,20 +190,20 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path):
         assert code(error) == "E0504"
 
 
-# --- archives of data sets -----------------------------------------------------------------------
+# --- archives of data sets ------------------------------------------------------------------------
 
 
 def member(
     name: str, content: bytes = b"x", kind: bytes = tarfile.REGTYPE, link: str = "", size: int | None = None
 ) -> Any:
-    """A member of an archive; what it says of its size may be untrue."""
+    """Return a member of an archive, possibly with a false size."""
     info = tarfile.TarInfo(name)
     info.type, info.linkname, info.size, info.mode = kind, link, len(content) if size is None else size, 0o755
     return info, content
 
 
 def archive(*members: Any) -> bytes:
-    """A packed archive, made by hand: nothing is checked."""
+    """Write a compressed archive by hand, without validation."""
     made = io.BytesIO()
     for info, content in members:
         made.write(info.tobuf(tarfile.GNU_FORMAT))
@@ -244,7 +241,7 @@ def evil_archives(outside: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Callable[[bytes], str]]:
-    """A server on this machine that has one file."""
+    """A local server with one file."""
     served = tmp_path / "served"
     served.mkdir()
 
@@ -265,7 +262,7 @@ def server(tmp_path: Path) -> Iterator[Callable[[bytes], str]]:
 
 
 @pytest.mark.parametrize("signed", [False, True], ids=["with another checksum", "with the right checksum"])
-def test_no_archive_writes_outside_of_its_folder(
+def test_no_archive_writes_outside_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Callable[[bytes], str], signed: bool
 ):
     outside = tmp_path / "outside"
@@ -288,18 +285,18 @@ def test_no_archive_writes_outside_of_its_folder(
             assert "neither a file nor a folder" in str(error.value)
 
 
-def test_an_archive_as_it_should_be_is_taken(tmp_path: Path):
+def test_a_valid_archive_is_accepted(tmp_path: Path):
     (tmp_path / "good.tar.gz").write_bytes(
         archive(member("cifar/", b"", tarfile.DIRTYPE), member("cifar/data_batch_1"), member("./cifar/b..c"))
     )
     download.check_archive(tmp_path / "good.tar.gz")
 
 
-# --- data sets that lie there ----------------------------------------------------------------------
+# --- existing data sets ---------------------------------------------------------------------------
 
 
 def idx(*sizes: int, magic: int | None = None, content: bytes | None = None) -> bytes:
-    """A file of MNIST's format."""
+    """Return a file in the format of MNIST."""
     body = bytes(int(np.prod(sizes))) if content is None else content
     return struct.pack(f">{len(sizes) + 1}I", 0x800 + len(sizes) if magic is None else magic, *sizes) + body
 
@@ -323,7 +320,7 @@ EVIL_MNIST = {
 
 
 @pytest.mark.parametrize("name", EVIL_MNIST)
-def test_no_file_of_mnist_is_believed(tmp_path: Path, name: str):
+def test_mnist_files_are_validated(tmp_path: Path, name: str):
     folder = tmp_path / "MNIST" / "raw"
     folder.mkdir(parents=True)
     for part in ("train", "t10k"):
@@ -334,7 +331,7 @@ def test_no_file_of_mnist_is_believed(tmp_path: Path, name: str):
     assert code(error) == "E0502"
 
 
-def test_no_pickle_that_lies_there_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_existing_pickles_are_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     target = tmp_path / "was_run"
     monkeypatch.setattr(Evil, "target", str(target))
     data = tmp_path / "data"
@@ -342,7 +339,7 @@ def test_no_pickle_that_lies_there_is_opened(tmp_path: Path, monkeypatch: pytest
     for name, _ in (*datasets.CIFAR10.train_list, *datasets.CIFAR10.test_list, ("batches.meta", "")):
         (data / "cifar-10-batches-py" / name).write_bytes(pickle.dumps({"data": Evil("system"), "labels": []}))
     (data / "MNIST" / "processed").mkdir(parents=True)
-    for name in ("training.pt", "test.pt"):  # an old form, which torchvision reads in place of the other
+    for name in ("training.pt", "test.pt"):  # an old format that torchvision prefers
         torch.save((Evil("system"), Evil("exec")), data / "MNIST" / "processed" / name)
     for setting, shape in ((Setting.of(Cifar10()), "3x32x32"), (Setting.of(Mnist()), "1x28x28")):
         with pytest.raises(CnnspecError) as error:
@@ -351,11 +348,11 @@ def test_no_pickle_that_lies_there_is_opened(tmp_path: Path, monkeypatch: pytest
         assert not target.exists()
 
 
-# --- images ----------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------
 
 
 def png(width: int, height: int, rows: bytes) -> bytes:
-    """A grey image that says what it likes of its size."""
+    """Return a grayscale image with an arbitrary size in its header."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -378,7 +375,7 @@ EVIL_IMAGES = {
 
 
 @pytest.mark.parametrize("name", EVIL_IMAGES)
-def test_no_image_is_believed(tmp_path: Path, name: str):
+def test_images_are_validated(tmp_path: Path, name: str):
     for kind in "ab":
         (tmp_path / "train" / kind).mkdir(parents=True)
         (tmp_path / "train" / kind / name).write_bytes(EVIL_IMAGES[name])
