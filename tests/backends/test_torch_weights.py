@@ -195,7 +195,7 @@ def test_a_published_checkpoint_predicts_a_slice_of_cifar10_as_torch_modules_do(
     graph = load("resnet20")
     data: ImageData = load_data(graph, Setting.of(Cifar10()), Path(REAL), offline=True)
     assert isinstance(data.test, Pixels)
-    first = data.test.part(torch.arange(1000))
+    first = data.test.subset(torch.arange(1000))
     module = build(graph)
     given = read_weights(published("resnet20"))
     load_weights(module, given, "order")

@@ -144,7 +144,7 @@ def test_a_logger_that_fails_later_does_not_end_the_run(
         def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
             raise ConnectionError("the server is away")
 
-    monkeypatch.setattr(logs, "_begin", lambda name, folder, known: Failing(folder))
+    monkeypatch.setattr(logs, "_start", lambda name, folder, known: Failing(folder))
     result = run(tiny(), log=("mlflow",))
     assert result.state == "finished"
     assert output.getvalue().count("mlflow takes no more numbers: the server is away") == 1

@@ -93,7 +93,7 @@ def test_parse_space():
         "b": Range(1, 100, whole=True, log=False),
     }
     assert Space.of({"w": "1..8:3", "b": [True, False], "k": [(3, 3), 0.5]}).size == 3 * 2 * 2
-    assert [*Space.of({"w": "1..8:3"}).every()] == [{"w": 1}, {"w": 4}, {"w": 7}]
+    assert [*Space.of({"w": "1..8:3"}).all_choices()] == [{"w": 1}, {"w": 4}, {"w": 7}]
 
 
 @pytest.mark.parametrize(
