@@ -286,9 +286,9 @@ class SpecGenerator:
         other, z = self.body(x, frame.inner(x), depth - 1)
         return ast.If(NOWHERE, condition, tuple(body), tuple(other)), y if decision else z
 
-    def join(self, x: Shape, frame: Frame, depth: int, wanted: str | None = None) -> tuple[ast.Element, Shape]:
+    def join(self, x: Shape, frame: Frame, depth: int, required: str | None = None) -> tuple[ast.Element, Shape]:
         """Generate a join: a first branch, and further branches reshaped to be compatible with it."""
-        kind = self.rng.choice([known for known in KINDS if wanted in (None, known)])
+        kind = self.rng.choice([known for known in KINDS if required in (None, known)])
         inner = frame.inner(x)
         first, shape = self.flow(x, inner, depth - 1)
         branches: list[ast.Statement] = [first]

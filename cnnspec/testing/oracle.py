@@ -49,19 +49,19 @@ class _FlopCounter(TorchDispatchMode):
         if known is not None:
             operations, signatures = known
             self.operations += operations
-            made = tuple(
+            outputs = tuple(
                 torch.empty_strided(shape, stride, dtype=dtype, device="meta") for shape, stride, dtype in signatures
             )
-            return made[0] if len(made) == 1 else made
+            return outputs[0] if len(outputs) == 1 else outputs
         out = func(*args, **kwargs)
         packet = getattr(func, "_overloadpacket", None)
         operations = flop_registry[packet](*args, **kwargs, out_val=out) if packet in flop_registry else 0
         self.operations += operations
-        given = out if type(out) is tuple and len(out) > 1 else (out,)
-        if all(isinstance(tensor, Tensor) for tensor in given) and not func._schema.is_mutable:
+        outputs = out if type(out) is tuple and len(out) > 1 else (out,)
+        if all(isinstance(tensor, Tensor) for tensor in outputs) and not func._schema.is_mutable:
             if len(_CACHE) >= _MAX_CACHED:
                 _CACHE.clear()
-            _CACHE[key] = operations, tuple(map(_signature, given))
+            _CACHE[key] = operations, tuple(map(_signature, outputs))
         return out
 
 
@@ -228,19 +228,19 @@ def compare_sizes_with_torch(graph: ir.Graph, sizes: Iterable[Size]) -> tuple[in
         Unsound: torch accepts a size that the checker rejects, or the reverse.
     """
     oracle = Acceptance(graph)
-    alone = graph.sizes.in_evaluation
-    taken = refused = 0
+    evaluation_sizes = graph.sizes.in_evaluation
+    accepted = rejected = 0
     for height, width in sizes:
-        wanted = oracle.accepts(height, width)
-        if graph.accepts(height, width) != wanted:
-            raise Unsound(f"{height}x{width}: torch {'takes' if wanted else 'refuses'} it, the check does not")
-        if alone.demands != graph.sizes.demands:
-            wanted = oracle.accepts(height, width, heads=False)
-            if alone.accepts(height, width) != wanted:
-                raise Unsound(f"{height}x{width} in evaluation: torch {'takes' if wanted else 'refuses'} it")
-        taken += wanted
-        refused += not wanted
-    return taken, refused
+        expected = oracle.accepts(height, width)
+        if graph.accepts(height, width) != expected:
+            raise Unsound(f"{height}x{width}: torch {'takes' if expected else 'refuses'} it, the check does not")
+        if evaluation_sizes.demands != graph.sizes.demands:
+            expected = oracle.accepts(height, width, heads=False)
+            if evaluation_sizes.accepts(height, width) != expected:
+                raise Unsound(f"{height}x{width} in evaluation: torch {'takes' if expected else 'refuses'} it")
+        accepted += expected
+        rejected += not expected
+    return accepted, rejected
 
 
 def draw_sizes(graph: ir.Graph, rng: random.Random, count: int, most: int = 80) -> list[Size]:

@@ -74,26 +74,26 @@ def make_candidates(
     found: list[tuple[Candidate, str]] = []
     missing: dict[str, dict[str, Diagnostic | None]] = {name: {} for name in grid}
     for spec in specs:
-        place = _distinguishing_text(spec, specs) if isinstance(spec, Graph) else str(spec)
-        made: dict[tuple[Any, ...], Candidate] = {}
-        had: set[str] = set()
+        source = _distinguishing_text(spec, specs) if isinstance(spec, Graph) else str(spec)
+        by_settings: dict[tuple[Any, ...], Candidate] = {}
+        known: set[str] = set()
         for values in product(*grid.values()):
             graph, settings, unknown = _compile(spec, dict(zip(grid, values, strict=True)))
-            had |= settings.keys()
+            known |= settings.keys()
             for name, diagnostic in unknown.items():
-                missing[name].setdefault(place, diagnostic)
+                missing[name].setdefault(source, diagnostic)
             label = [graph.name, *(f"{name}={settings[name]}" for name in settings if len(grid[name]) > 1)]
-            one = Candidate(" ".join(label), graph, effective_recipe(graph, options), settings, options.start)
-            made.setdefault(tuple(settings.items()), one)
-        for name in had:
-            missing[name].pop(place, None)
-        found += [(candidate, place) for candidate in made.values()]
+            candidate = Candidate(" ".join(label), graph, effective_recipe(graph, options), settings, options.start)
+            by_settings.setdefault(tuple(settings.items()), candidate)
+        for name in known:
+            missing[name].pop(source, None)
+        found += [(candidate, source) for candidate in by_settings.values()]
     for name, without in missing.items():
         if len(without) == len(specs):
             diagnostics = [diagnostic for diagnostic in without.values() if diagnostic is not None]
             raise CnnspecError(diagnostics[:1]) if diagnostics else failure("E0217", f"no network has `{name}`")
-        for place in without:
-            log(f"`{place}` has no `{name}` and is compared without it")
+        for source in without:
+            log(f"`{source}` has no `{name}` and is compared without it")
     return _make_labels_unique(found)
 
 
@@ -165,13 +165,13 @@ def _make_labels_unique(found: Sequence[tuple[Candidate, str]]) -> list[Candidat
         CnnspecError: E0206 if a candidate is given twice.
     """
     labels = Counter(candidate.label for candidate, _ in found)
-    made: dict[str, Candidate] = {}
-    for candidate, place in found:
-        label = candidate.label if labels[candidate.label] == 1 else f"{candidate.label} ({place})"
-        if label in made:
+    labeled: dict[str, Candidate] = {}
+    for candidate, source in found:
+        label = candidate.label if labels[candidate.label] == 1 else f"{candidate.label} ({source})"
+        if label in labeled:
             raise failure("E0206", f"`{label}` is given twice", help="a network is compared with others than itself")
-        made[label] = replace(candidate, label=label)
-    return list(made.values())
+        labeled[label] = replace(candidate, label=label)
+    return list(labeled.values())
 
 
 def folder_name(candidates: Sequence[Candidate]) -> str:

@@ -44,10 +44,10 @@ def curve_chart(rows: Sequence[Row], name: str, title: str, prefix: str) -> Mark
             is_drawn = True
             epochs, values = list(by_epoch), list(by_epoch.values())
             color = _color(number)
-            means = [sum(seen) / len(seen) for seen in values]
+            means = [sum(group) / len(group) for group in values]
             mark = _MARKS[number % SERIES] if len(epochs) < 16 else None
             panel.plot(epochs, means, color=color, linestyle=_line(number), marker=mark, markersize=4, linewidth=1.7)
-            if any(len(seen) > 1 for seen in values):
+            if any(len(group) > 1 for group in values):
                 panel.fill_between(
                     epochs, [min(s) for s in values], [max(s) for s in values], color=color, alpha=0.16, linewidth=0
                 )

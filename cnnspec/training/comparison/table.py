@@ -258,8 +258,8 @@ def notes(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         for run in row.failed:
             fault = run.result.get("fault") or {}
-            said = ": ".join(str(fault[name]) for name in ("code", "message") if fault.get(name))
-            found.append(f"{row.label}, seed {run.seed} failed" + (f": {said}" if said else ""))
+            reason = ": ".join(str(fault[name]) for name in ("code", "message") if fault.get(name))
+            found.append(f"{row.label}, seed {run.seed} failed" + (f": {reason}" if reason else ""))
         waiting = [str(run.seed) for run in row.runs if run.state == "unfinished"]
         if waiting:
             found.append(f"{row.label} is not finished for seed {', '.join(waiting)}")

@@ -171,11 +171,11 @@ def load_data(graph: Graph, setting: Setting, data_dir: Path, *, offline: bool =
         CnnspecError: E0501 if the number of classes differs from the network's, E0502 if the data set is not available,
             E0503 if a folder has the wrong layout, E0508 if the network is not an image classifier.
     """
-    wanted = class_count(graph)
-    _check_classes(graph, setting.name, DATA_SETS[setting.name].classes or wanted, wanted)
+    expected = class_count(graph)
+    _check_classes(graph, setting.name, DATA_SETS[setting.name].classes or expected, expected)
     channels = graph.input_shape[0]
     if setting.name == "folder":
-        return _load_folder(graph, Path(str(setting.args["path"])), setting.args["val"], channels, wanted)  # type: ignore[arg-type]
+        return _load_folder(graph, Path(str(setting.args["path"])), setting.args["val"], channels, expected)  # type: ignore[arg-type]
     load = SOURCES[setting.name]
     train = _pixels(load(data_dir, offline, True), channels)
     test = _pixels(load(data_dir, offline, False), channels)
@@ -184,7 +184,7 @@ def load_data(graph: Graph, setting: Setting, data_dir: Path, *, offline: bool =
     val = train.subset(val_indices) if len(val_indices) else None
     train = _select(train.subset(train_indices), setting, "train")
     names = CLASS_NAMES.get(setting.name, ())
-    return ImageData(setting.name, wanted, train, val, _select(test, setting, "test"), mean, std, names)
+    return ImageData(setting.name, expected, train, val, _select(test, setting, "test"), mean, std, names)
 
 
 def _select(images: Pixels, setting: Setting, subset: str) -> Pixels:
@@ -193,16 +193,16 @@ def _select(images: Pixels, setting: Setting, subset: str) -> Pixels:
     Raises:
         CnnspecError: E0511 if there are too few images.
     """
-    wanted: Any = setting.args.get(subset)
-    if wanted is None:
+    count: Any = setting.args.get(subset)
+    if count is None:
         return images
     refuse(too_few(setting, subset, len(images)))
     generator = torch.Generator().manual_seed(SPLIT_SEED)
-    return images.subset(torch.randperm(len(images), generator=generator)[:wanted])
+    return images.subset(torch.randperm(len(images), generator=generator)[:count])
 
 
-def _check_classes(graph: Graph, name: str, classes: int, wanted: int) -> None:
-    refuse(other_classes(graph.name, wanted, name, classes, graph.model.constants.get("classes")))
+def _check_classes(graph: Graph, name: str, classes: int, expected: int) -> None:
+    refuse(other_classes(graph.name, expected, name, classes, graph.model.constants.get("classes")))
 
 
 def _load_packaged(data_dir: Path, offline: bool, train: bool) -> RawImages:
@@ -286,7 +286,7 @@ _EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm",
 _LAYOUT = "it needs `train/CLASS/*.png` (or jpg and the like), `test/CLASS/*`, and may have `val/CLASS/*`"
 
 
-def _load_folder(graph: Graph, path: Path, val_fraction: float, channels: int, wanted: int) -> ImageData:
+def _load_folder(graph: Graph, path: Path, val_fraction: float, channels: int, expected: int) -> ImageData:
     path = path.expanduser()
     if not (path / "train").is_dir():
         what = "has no folder `train`" if path.is_dir() else "is not a folder"
@@ -294,7 +294,7 @@ def _load_folder(graph: Graph, path: Path, val_fraction: float, channels: int, w
     names = _class_names(path / "train")
     train = _list_files(path / "train", names, channels)
     # before any image is opened
-    _check_classes(graph, str(path), len(names), wanted)
+    _check_classes(graph, str(path), len(names), expected)
     val = _list_files(path / "val", names, channels) if (path / "val").is_dir() else None
     test = _list_files(path / "test", names, channels) if (path / "test").is_dir() else None
     sample = torch.randperm(len(train), generator=torch.Generator().manual_seed(SPLIT_SEED))[:STATISTICS_SAMPLE]
@@ -302,7 +302,7 @@ def _load_folder(graph: Graph, path: Path, val_fraction: float, channels: int, w
     if val is None and val_fraction > 0:
         train_indices, val_indices = split(len(train), round(len(train) * val_fraction), str(path))
         train, val = train.subset(train_indices), train.subset(val_indices) if len(val_indices) else None
-    return ImageData(str(path), wanted, train, val, test, mean, std, tuple(names))
+    return ImageData(str(path), expected, train, val, test, mean, std, tuple(names))
 
 
 def _class_names(folder: Path) -> list[str]:

@@ -96,8 +96,8 @@ def _make_network(graph: Graph, recipe: Recipe, options: TrainOptions) -> nn.Mod
     pl.seed_everything(recipe.seed, workers=True, verbose=False)
     network = to_module(graph)
     if options.weights is not None and not options.resume:
-        given = read_weights(options.weights, "name", graph)
-        load_weights(network, given, file=options.weights, fresh=options.fresh)
+        weights = read_weights(options.weights, "name", graph)
+        load_weights(network, weights, file=options.weights, fresh=options.fresh)
     optimizer_for(network, recipe, 1)
     return network
 
@@ -205,9 +205,11 @@ class _TrainingRun:
         """Return the machine settings. A resumed run and other processes use the settings chosen before."""
         options = self.options
         if options.resume or not self.is_main_process:
-            kept = self.folder.read_result().get("machine", {})
-            if {"memory_format", "threads"} <= kept.keys():
-                return Tuning(kept["memory_format"], kept["threads"], "resumed" if options.resume else kept["origin"])
+            stored = self.folder.read_result().get("machine", {})
+            if {"memory_format", "threads"} <= stored.keys():
+                return Tuning(
+                    stored["memory_format"], stored["threads"], "resumed" if options.resume else stored["origin"]
+                )
         device = self.trainer.strategy.root_device
         return choose_tuning(self.graph, network, self.recipe.batch, device, options.memory_format, options.threads)
 

@@ -403,13 +403,13 @@ class SharedStudy:
         Raises:
             TrialDiscarded: It is a duplicate, or there are enough candidates.
         """
-        while (seen := self.refresh()).undecided(trial.number):
+        while (candidates := self.refresh()).undecided(trial.number):
             poll()
             time.sleep(0.05)
-        own = next(t for t in seen.proposed if t.number == trial.number)
-        before = [candidate for candidate in seen.trained if candidate.number < trial.number]
-        double = any(_values_of(candidate.proposal) == _values_of(own) for candidate in before)
-        verdict = "double" if double else "surplus" if len(before) >= trials else "trained"
+        proposal = next(t for t in candidates.proposed if t.number == trial.number)
+        earlier = [candidate for candidate in candidates.trained if candidate.number < trial.number]
+        double = any(_values_of(candidate.proposal) == _values_of(proposal) for candidate in earlier)
+        verdict = "double" if double else "surplus" if len(earlier) >= trials else "trained"
         trial.set_user_attr("verdict", verdict)
         if verdict != "trained":
             raise TrialDiscarded

@@ -213,8 +213,8 @@ class _Sweep:
     def _work(self) -> str:
         """Work until all trials have ended. Return the final state."""
         study = self.study
-        seen = study.refresh()
-        done = len(seen.ended)
+        candidates = study.refresh()
+        done = len(candidates.ended)
         self._log(
             f"sweep of {self.base.name}: {self.options.trials} trials in {self.folder}"
             + (f", {done} of them done" if done else "")
@@ -222,17 +222,17 @@ class _Sweep:
         try:
             while True:
                 self.stop.poll()
-                seen = study.refresh()
-                if len(seen.ended) >= self.options.trials:
+                candidates = study.refresh()
+                if len(candidates.ended) >= self.options.trials:
                     return "finished"
-                self._check_progress(seen)
-                waiting = any(candidate.state == "waiting" for candidate in seen.trained)
-                orphan = next((candidate for candidate in seen.trained if candidate.state == "open"), None)
+                self._check_progress(candidates)
+                waiting = any(candidate.state == "waiting" for candidate in candidates.trained)
+                orphan = next((candidate for candidate in candidates.trained if candidate.state == "open"), None)
                 if orphan is not None:
                     study.reopen(orphan)
-                elif waiting or len(seen.trained) < self.options.trials:
-                    if not waiting and self.space.size is not None and len(seen.tried()) >= self.space.size:
-                        if len(seen.ended) == len(seen.trained):
+                elif waiting or len(candidates.trained) < self.options.trials:
+                    if not waiting and self.space.size is not None and len(candidates.tried()) >= self.space.size:
+                        if len(candidates.ended) == len(candidates.trained):
                             return "exhausted"
                         time.sleep(0.5)
                         continue
@@ -245,15 +245,17 @@ class _Sweep:
             pass
         return "interrupted"
 
-    def _check_progress(self, seen: Candidates) -> None:
+    def _check_progress(self, candidates: Candidates) -> None:
         """End a sweep that finds nothing to train.
 
         Raises:
             CnnspecError: E0517.
         """
-        last = max((candidate.number for candidate in seen.trained), default=-1)
-        refused = [trial for trial in seen.refused if trial.number > last]
-        everything = not seen.trained and self.space.size is not None and len(seen.tried()) >= self.space.size
+        last = max((candidate.number for candidate in candidates.trained), default=-1)
+        refused = [trial for trial in candidates.refused if trial.number > last]
+        everything = (
+            not candidates.trained and self.space.size is not None and len(candidates.tried()) >= self.space.size
+        )
         if len(refused) < MAX_REFUSED and not everything:
             return
         found = [trial.user_attrs["candidate"] for trial in refused]
@@ -306,16 +308,16 @@ class _Sweep:
         out.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
         epochs = effective_recipe(graph, self.train_options).epochs
-        with (out / "log.txt").open("a", encoding="utf-8") as log, self._status() as tell:
+        with (out / "log.txt").open("a", encoding="utf-8") as log, self._status() as show:
 
             def watch(epoch: int, scores: Mapping[str, float]) -> bool:
-                tell(
+                show(
                     f"trial {number}  {_format_values(values)}  epoch {epoch}/{epochs}  val acc {scores['val_acc']:.4f}"
                 )
                 return self.study.report(trial, epoch, scores["val_acc"])
 
             options = replace(self.train_options, out=out, watch=watch, console=Console(file=log, width=120))
-            tell(f"trial {number}  {_format_values(values)}  epoch 1/{epochs}")
+            show(f"trial {number}  {_format_values(values)}  epoch 1/{epochs}")
             try:
                 result = self._run(graph, options, resume=run is not None and bool(begun) and not is_locked(run / LOCK))
             except CnnspecError as error:
@@ -363,19 +365,19 @@ class _Sweep:
             return
         last = time.monotonic()
 
-        def tell(text: str) -> None:
+        def show(text: str) -> None:
             nonlocal last
             if time.monotonic() - last >= STATUS_INTERVAL:
                 last = time.monotonic()
                 self._log(text)
 
-        yield tell
+        yield show
 
     # --- results ---------------------------------------------------------------------------------
 
     def _result(self, state: str) -> SweepResult:
-        seen = self.study.refresh()
-        rows = [self._row(candidate) for candidate in sorted(seen.ended, key=_rank)]
+        candidates = self.study.refresh()
+        rows = [self._row(candidate) for candidate in sorted(candidates.ended, key=_rank)]
         best: Path | None = None
         fault: CnnspecError | None = None
         values: dict[str, Any] = {
@@ -384,7 +386,7 @@ class _Sweep:
             "folder": str(self.folder),
             "space": self.space.to_json(),
             "trials": rows,
-            "refused": len(seen.refused),
+            "refused": len(candidates.refused),
             "best": None,
         }
         if rows and rows[0]["state"] == "finished":
