@@ -60,48 +60,32 @@ def read_weights(source: str | os.PathLike[str], match: Match = "name", graph: G
     if graph is not None and str(source).startswith(PUBLISHED):
         return _published(graph, str(source).removeprefix(PUBLISHED))
     path = Path(source)
-    reader = _READERS.get(path.suffix.lower())
-    endings = ", ".join(f"`{ending}`" for ending in _READERS)
-    if reader is None:
-        raise failure(
-            "E0505", f"`{path.name}` has no ending of a weights file", help=f"known are {endings}", file=str(path)
-        )
+    ending = path.suffix.lower()
+
+    def refusal(message: str, help: str, *, code: str = "E0505", notes: Sequence[str] = ()) -> CnnspecError:
+        return failure(code, message, notes=notes, file=str(path), help=help)
+
+    if ending not in _READERS:
+        endings = ", ".join(f"`{known}`" for known in _READERS)
+        raise refusal(f"`{path.name}` has no ending of a weights file", f"known are {endings}")
     if not path.is_file():
-        raise failure(
-            "E0505",
-            "there is no such weights file",
-            file=str(path),
-            help="look for `best.safetensors` in a run's folder `checkpoints`",
-        )
-    if match == "order" and path.suffix.lower() == ".safetensors":
-        raise failure(
-            "E0504",
-            "safetensors do not keep the order of the tensors",
-            file=str(path),
-            help="match them with `--match name`, or load a `.ckpt` or `.pt` by order",
-        )
+        raise refusal("there is no such weights file", "look for `best.safetensors` in a run's folder `checkpoints`")
+    if match == "order" and ending == ".safetensors":
+        help = "match them with `--match name`, or load a `.ckpt` or `.pt` by order"
+        raise refusal("safetensors do not keep the order of the tensors", help, code="E0504")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the file's pickle protocol
-            loaded = reader(path)
+            loaded = _READERS[ending](path)
     except Exception as error:  # noqa: BLE001 - a broken or hostile file fails in many ways
-        reason = " ".join(str(error).split())[:200]
-        raise failure(
-            "E0505",
-            "the file cannot be read as weights",
-            notes=[f"{type(error).__name__}: {reason}"],
-            file=str(path),
-            help="it must hold a `state_dict` of tensors and nothing else; nothing in it was run",
-        ) from None
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        help = "it must hold a `state_dict` of tensors and nothing else; nothing in it was run"
+        raise refusal("the file cannot be read as weights", help, notes=[reason]) from None
     if not isinstance(loaded, Mapping) or not all(
-        isinstance(k, str) and isinstance(v, Tensor) for k, v in loaded.items()
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in loaded.items()
     ):
-        raise failure(
-            "E0505",
-            "the file holds something else than weights",
-            file=str(path),
-            help="save a module's `state_dict()`, which is a table of tensors",
-        )
+        help = "save a module's `state_dict()`, which is a table of tensors"
+        raise refusal("the file holds something else than weights", help)
     return dict(loaded)
 
 

@@ -10,13 +10,13 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from cnnspec.diagnostics import failure
+from cnnspec.diagnostics import CnnspecError, failure
 from cnnspec.ir import Graph, Model
 from cnnspec.recipe import Recipe
 from cnnspec.training.loop.checkpoints import Checkpoints, write_atomically
@@ -64,7 +64,7 @@ def shared_folder(out: Path) -> RunFolder:
         except OSError:
             pass
         time.sleep(0.1)
-    raise failure("E0506", "the first process has made no run folder", file=str(out), help="look at what it says")
+    raise _refusal(out, "the first process has made no run folder", "look at what it says")
 
 
 def next_folder(out: Path, graph: Graph) -> Path:
@@ -104,12 +104,8 @@ class RunFolder:
             (folder.path / "spec.cnn").write_text(graph.text, encoding="utf-8")
             (folder.path / "model.json").write_text(graph.model.model_dump_json(indent=2), encoding="utf-8")
         except OSError as error:
-            raise failure(
-                "E0506",
-                f"cannot make a run folder: {error.strerror}",
-                file=str(out),
-                help="choose another with `--out`",
-            ) from None
+            message = f"cannot make a run folder: {error.strerror}"
+            raise _refusal(out, message, "choose another with `--out`") from None
         folder.announce(out)
         return folder
 
@@ -128,24 +124,18 @@ class RunFolder:
             reason = "every run is finished" if finished else "no run has begun"
             if not found:
                 reason = "there is no run yet"
-            raise failure(
-                "E0506", f"nothing to resume: {reason}", file=str(runs),
-                help="train anew without `--resume`, or name the folder of the runs with `--out`",
-            )  # fmt: skip
+            help = "train anew without `--resume`, or name the folder of the runs with `--out`"
+            raise _refusal(runs, f"nothing to resume: {reason}", help)
         folder = unfinished[0]
         try:
             recipe = Recipe.model_validate(folder.read_result().get("recipe"))
             model = Model.model_validate_json((folder.path / "model.json").read_text(encoding="utf-8"))
         except (OSError, ValidationError) as error:
-            raise failure(
-                "E0506", "the run cannot be resumed: its files are damaged", file=str(folder.path),
-                notes=[str(error).splitlines()[0]], help="train anew without `--resume`",
-            ) from None  # fmt: skip
+            message, notes = "the run cannot be resumed: its files are damaged", [str(error).splitlines()[0]]
+            raise _refusal(folder.path, message, "train anew without `--resume`", notes) from None
         if _without_recipe(model) != _without_recipe(graph.model):
-            raise failure(
-                "E0506", "the run cannot be resumed: the network has changed since", file=str(folder.path),
-                help="train anew without `--resume`; `spec.cnn` in the run's folder is the spec that it started with",
-            )  # fmt: skip
+            help = "train anew without `--resume`; `spec.cnn` in the run's folder is the spec that it started with"
+            raise _refusal(folder.path, "the run cannot be resumed: the network has changed since", help)
         folder.lock()
         folder.announce(out)
         return folder, recipe
@@ -166,15 +156,11 @@ class RunFolder:
         try:
             self._lock_file = acquire(self.path / LOCK)
         except BlockingIOError:
-            raise failure(
-                "E0506", "the run is still running in another process", file=str(self.path),
-                help="wait for it, stop it, or train anew without `--resume`",
-            ) from None  # fmt: skip
+            help = "wait for it, stop it, or train anew without `--resume`"
+            raise _refusal(self.path, "the run is still running in another process", help) from None
         except OSError as error:
-            raise failure(
-                "E0506", f"cannot write to the run folder: {error.strerror}", file=str(self.path),
-                help="make the folder writable, or train anew with another `--out`",
-            ) from None  # fmt: skip
+            help = "make the folder writable, or train anew with another `--out`"
+            raise _refusal(self.path, f"cannot write to the run folder: {error.strerror}", help) from None
 
     def release(self) -> None:
         """Release the lock of the run."""
@@ -207,6 +193,10 @@ class RunFolder:
     def write_result(self, values: dict[str, Any]) -> None:
         """Write `result.json` atomically."""
         write_atomically(self.path / "result.json", (json.dumps(values, indent=2) + "\n").encode())
+
+
+def _refusal(path: Path, message: str, help: str, notes: Sequence[str] = ()) -> CnnspecError:
+    return failure("E0506", message, notes=notes, file=str(path), help=help)
 
 
 def _numbered_folders(runs: Path) -> Iterator[tuple[int, Path]]:
