@@ -128,7 +128,7 @@ def _shift(images: Tensor, down: Tensor, right: Tensor, mode: str = "zeros") -> 
     if mode == "zeros":
         inside = (rows == source_rows)[:, :, None] & (cols == source_cols)[:, None, :]
         cut = cut * inside[..., None]
-    return cut.permute(0, 3, 1, 2)
+    return cut.permute(0, 3, 1, 2)  # [N, C, H, W]
 
 
 def random_crop(images: Tensor, size: Size, rng: BatchRng, *, pad: Size, mode: str) -> Tensor:
@@ -162,7 +162,7 @@ def crop_boxes(size: Size, scale: Sequence[float], ratio: Sequence[float], rng: 
     height, width = size
     widths, heights = _random_sides(size, scale, ratio, rng)
     fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
-    first = fits.int().argmax(1, keepdim=True)
+    first = fits.int().argmax(1, keepdim=True)  # [N, 1]
     w, h = widths.gather(1, first)[:, 0], heights.gather(1, first)[:, 0]
     top, left = rng.randint(height - h + 1), rng.randint(width - w + 1)
     whole = min(max(width / height, ratio[0]), ratio[1])
@@ -178,8 +178,8 @@ def _resize_weights(start: Tensor, length: Tensor, out: int, full: int) -> Tenso
     """
     step = length / out  # source pixels per output pixel
     reach = step.clamp(min=1)[:, None, None]
-    center = (torch.arange(out, device=start.device) + 0.5) * step[:, None]
-    place = torch.arange(full, device=start.device) - start[:, None] + 0.5
+    center = (torch.arange(out, device=start.device) + 0.5) * step[:, None]  # [N, out]
+    place = torch.arange(full, device=start.device) - start[:, None] + 0.5  # [N, full]
     weights = (1 - (place[:, None, :] - center[:, :, None]).abs() / reach).clamp(min=0)
     weights = weights * ((place > 0) & (place < length[:, None]))[:, None, :]
     return weights / weights.sum(-1, keepdim=True)
@@ -232,7 +232,7 @@ def rotate(images: Tensor, size: Size, rng: BatchRng, *, degrees: float) -> Tens
     cos, sin, none = angle.cos(), angle.sin(), torch.zeros_like(angle)
     # In coordinates from -1 to 1 on both axes, for any aspect ratio.
     theta = torch.stack([cos, -sin * height / width, none, sin * width / height, cos, none], 1).view(n, 2, 3)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)  # [N, H, W, 2]
     rotated = F.grid_sample(images.to(torch.float32), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return rotated.round_().to(torch.uint8)
 

@@ -37,9 +37,9 @@ class _Conv1x1(torch.autograd.Function):
             )[0]
         if ctx.needs_input_grad[1]:
             rows, columns = (x.permute(0, 2, 3, 1).flatten(1, 2) for x in (grad, images))  # [N, H*W, C]
-            grad_weight = torch.bmm(rows.mT, columns).sum(0).view(weight.shape)
+            grad_weight = torch.bmm(rows.mT, columns).sum(0).view(weight.shape)  # [C_out, C_in, 1, 1]
         if ctx.needs_input_grad[2]:
-            grad_bias = grad.sum((0, 2, 3))
+            grad_bias = grad.sum((0, 2, 3))  # [C_out]
         return grad_images, grad_weight, grad_bias
 
 

@@ -20,8 +20,8 @@ class CPUSyncBatchNorm(nn.BatchNorm2d):
         # [C + 1]: the sums and the number of values. The backward pass of all_reduce also sums the gradients.
         sums = dist_nn.all_reduce(torch.cat([input.sum((0, 2, 3)), own_count]))
         count = sums[-1].detach()
-        mean = sums[:-1] / count
-        centered = input - mean[:, None, None]
+        mean = sums[:-1] / count  # [C]
+        centered = input - mean[:, None, None]  # [N, C, H, W]
         var = dist_nn.all_reduce(centered.square().sum((0, 2, 3))) / count
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             self.num_batches_tracked.add_(1)  # type: ignore[union-attr]

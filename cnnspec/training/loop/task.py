@@ -119,7 +119,7 @@ class Task(pl.LightningModule):
         self.aux_weights = [head.weight for head in graph.aux]
         self.classes = graph.output_shape[0]
         # The strategy treats everything in the module tree as weights, so these are kept outside it.
-        self._hidden: dict[str, Any] = {"context": context, "run": network, "average": None}
+        self._hidden: dict[str, Any] = {"context": context, "forward": network, "average": None}
         # torch.compile generates its own gradients.
         self._gradients = NarrowGradients() if has_narrow(network) and not recipe.compile else nullcontext()
         self._state = state
@@ -137,9 +137,9 @@ class Task(pl.LightningModule):
 
     @property
     def context(self) -> TrainingContext:
-        metrics = self._hidden["context"]
-        assert metrics is not None
-        return metrics
+        context = self._hidden["context"]
+        assert context is not None
+        return context
 
     @property
     def average(self) -> AveragedModel | None:
@@ -205,7 +205,7 @@ class Task(pl.LightningModule):
         if state is not None and scaler is not None:
             scaler.load_state_dict(state["scaler"])
         if recipe.compile:
-            self._hidden["run"] = torch.compile(self.network)
+            self._hidden["forward"] = torch.compile(self.network)
         self._sums = self._sums.to(self.device)
         if not self.context.is_main_process:
             # The checkpoint contains the sums over all devices, which the main process restores.
@@ -284,10 +284,10 @@ class Task(pl.LightningModule):
             images, targets = self._mix(images, labels)
         parts = min(self.progress.parts, len(labels))
         total, correct = torch.zeros((), device=self.device), torch.zeros((), device=self.device, dtype=torch.float64)
-        weight_of_device = self._loss_weight(len(labels))
-        for x, y, plain_labels in zip(images.chunk(parts), targets.chunk(parts), labels.chunk(parts), strict=True):
+        device_weight = self._loss_weight(len(labels))
+        for x, y, actual in zip(images.chunk(parts), targets.chunk(parts), labels.chunk(parts), strict=True):
             with self._gradients:
-                outputs = self._hidden["run"](x)
+                outputs = self._hidden["forward"](x)
             logits = getattr(outputs, "logits", outputs)  # [N, classes]
             smoothing = self.recipe.label_smoothing
             loss = F.cross_entropy(logits, y, label_smoothing=smoothing)
@@ -295,9 +295,9 @@ class Task(pl.LightningModule):
                 loss = loss + weight * F.cross_entropy(aux, y, label_smoothing=smoothing)
             if parts > 1:
                 loss = loss * (len(x) / len(labels))
-            self.manual_backward(loss if weight_of_device == 1 else loss * weight_of_device)
+            self.manual_backward(loss if device_weight == 1 else loss * device_weight)
             total = total + loss.detach()
-            correct += (logits.detach().argmax(1) == plain_labels).sum()
+            correct += (logits.detach().argmax(1) == actual).sum()
         return total, correct
 
     def _loss_weight(self, images: int) -> float:
@@ -460,9 +460,9 @@ class Task(pl.LightningModule):
             return {**self._state, "progress": progress}
         average, optimizer = self.average, self.trainer.optimizers[0]
         trained_weights = self.network.state_dict()
-        averaged_weights = average.module.state_dict() if average is not None else trained_weights
+        eval_weights = average.module.state_dict() if average is not None else trained_weights
         state: State = {
-            "state_dict": {f"network.{key}": value for key, value in averaged_weights.items()},
+            "state_dict": {f"network.{key}": value for key, value in eval_weights.items()},
             "optimizer_states": [optimizer.state_dict()],
             "lr_schedulers": [self.trainer.lr_scheduler_configs[0].scheduler.state_dict()],
             "global_step": self.progress.step,

@@ -76,7 +76,7 @@ class SweepResult:
 
     Attributes:
         folder: The folder of the sweep.
-        state: `finished`, `exhausted` if there are no further candidates, or `interrupted`.
+        state: `finished`, `exhausted` if all candidates were tried, or `interrupted`.
         exit_code: 0, or 128 plus the number of the signal that stopped it.
         best: The spec of the best candidate, or None.
         values: The outcome as plain data, with `trials` from best to worst.
