@@ -1,1 +1,1 @@
-"""What a checked graph can become; each module takes a `Graph` and knows nothing of the others."""
+"""Backends turn a checked `Graph` into an artifact. They do not import each other."""
