@@ -38,97 +38,66 @@ class FaultySpec:
         return line is not None and self.lines[0] <= line <= self.lines[1]
 
 
-Writer = Callable[[Rng, int, int, int], str]
+Writer = str | Callable[[Rng, int, int, int], str]
+"""Faulty statements, or a function of the rng and of channels, height and width that returns them."""
 
 
-def _deep(rng: Rng, c: int, h: int, w: int) -> str:
-    return f"times {'(' * 40}1{')' * 40}"
+def _write(writer: Writer, rng: Rng, c: int, h: int, w: int) -> str:
+    return writer if isinstance(writer, str) else writer(rng, c, h, w)
 
 
 IN_BODY: dict[str, tuple[Writer, ...]] = {
     "E0201": (
-        lambda rng, c, h, w: "no_such_block",
+        "no_such_block",
         lambda rng, c, h, w: rng.choice(["rellu", "sigmiod", f"resnet_blok c={c}", f"conv2 1x1 {c}"]),
         lambda rng, c, h, w: f"Conv2d 1x1 {c}",
     ),
     "E0202": (
-        lambda rng, c, h, w: "relu no_such_argument=1",
+        "relu no_such_argument=1",
         lambda rng, c, h, w: f"conv 1x1 {c} strid=1",
-        lambda rng, c, h, w: "bn epsilon=1e-3",
+        "bn epsilon=1e-3",
         lambda rng, c, h, w: f"conv_bn 1x1 {c} bais",
     ),
-    "E0203": (
-        lambda rng, c, h, w: "gn",
-        lambda rng, c, h, w: "conv 1x1",
-        lambda rng, c, h, w: "inception_block 1 2 3 4",
-        lambda rng, c, h, w: "upsample",
-    ),
+    "E0203": ("gn", "conv 1x1", "inception_block 1 2 3 4", "upsample"),
     "E0204": (
         lambda rng, c, h, w: f"conv 1x1 ({2 * c + 1} / 2)",
         lambda rng, c, h, w: f"conv 1x1 {c} bias=3",
-        lambda rng, c, h, w: 'dropout "a half"',
+        'dropout "a half"',
         lambda rng, c, h, w: f"conv_bn 1x1 {c} act=3",
-        lambda rng, c, h, w: "relu when in.c + 1",
+        "relu when in.c + 1",
     ),
     "E0205": (
-        lambda rng, c, h, w: "relu 3",
+        "relu 3",
         lambda rng, c, h, w: f"conv c={c} 1x1",
         lambda rng, c, h, w: f"each conv(kernel c) {{ 1x1 {c} 3 }}",
     ),
-    "E0206": (
-        lambda rng, c, h, w: "dropout 0.5 p=0.5",
-        lambda rng, c, h, w: f"conv 1x1 {c} bias bias=true",
-    ),
+    "E0206": ("dropout 0.5 p=0.5", lambda rng, c, h, w: f"conv 1x1 {c} bias bias=true"),
     "E0207": (
-        lambda rng, c, h, w: "dropout no_such_name",
+        "dropout no_such_name",
         lambda rng, c, h, w: f"conv 1x1 (clases - classes + {c})",
         lambda rng, c, h, w: f"conv 1x1 cube({c})",
-        lambda rng, c, h, w: "conv 1x1 in.channels",
+        "conv 1x1 in.channels",
     ),
     "E0208": (
-        lambda rng, c, h, w: "concat { in; @no_such_label }",
-        lambda rng, c, h, w: "add { in; @later_on }\nlater_on: relu",
-        lambda rng, c, h, w: "{\n hidden: relu\n }\nadd { in; @hidden }",
+        "concat { in; @no_such_label }",
+        "add { in; @later_on }\nlater_on: relu",
+        "{\n hidden: relu\n }\nadd { in; @hidden }",
     ),
-    "E0209": (
-        lambda rng, c, h, w: "twice: relu\ntwice: tanh",
-        lambda rng, c, h, w: 'repeat 2 {\n conv 1x1 4 name="same"\n }',
-    ),
-    "E0214": (
-        lambda rng, c, h, w: "times (1 // 0)",
-        lambda rng, c, h, w: f"conv 1x1 sqrt(0 - {c})",
-        lambda rng, c, h, w: "times (1 % (in.c - in.c))",
-    ),
-    "E0215": (
-        lambda rng, c, h, w: "dropout 1.5",
-        lambda rng, c, h, w: "conv 1x1 0",
-        lambda rng, c, h, w: "avgpool 2x2 stride=0",
-        lambda rng, c, h, w: "pad [1, 2, 3]",
-        lambda rng, c, h, w: "upsample 1 align_corners",
-    ),
-    "E0216": (
-        lambda rng, c, h, w: "nothing",
-        lambda rng, c, h, w: "relu | in",
-        lambda rng, c, h, w: "add { }",
-        lambda rng, c, h, w: "add { nothing }",
-    ),
+    "E0209": ("twice: relu\ntwice: tanh", 'repeat 2 {\n conv 1x1 4 name="same"\n }'),
+    "E0214": ("times (1 // 0)", lambda rng, c, h, w: f"conv 1x1 sqrt(0 - {c})", "times (1 % (in.c - in.c))"),
+    "E0215": ("dropout 1.5", "conv 1x1 0", "avgpool 2x2 stride=0", "pad [1, 2, 3]", "upsample 1 align_corners"),
+    "E0216": ("nothing", "relu | in", "add { }", "add { nothing }"),
     "E0301": (
         lambda rng, c, h, w: f"add {{ in; conv 1x1 {c + rng.randint(1, 3)} }}",
         lambda rng, c, h, w: f"add {{ in; adaptive_avgpool {h + 1}x{w} }}",
         lambda rng, c, h, w: f"add {{ relu; conv 1x1 {c} | pad 1 }}",
     ),
-    "E0302": (
-        lambda rng, c, h, w: f"concat {{ in; adaptive_avgpool {h + 1}x{w} }}",
-        lambda rng, c, h, w: "concat { in; pad 1 }",
-    ),
+    "E0302": (lambda rng, c, h, w: f"concat {{ in; adaptive_avgpool {h + 1}x{w} }}", "concat { in; pad 1 }"),
     "E0303": (
         lambda rng, c, h, w: f"mul {{ upsample size={h + 1}x{w}; upsample size={h + 2}x{w} }}",
         lambda rng, c, h, w: f"mul {{ conv 1x1 {c + 1}; conv 1x1 {c + 2} }}",
     ),
-    "E0304": (
-        lambda rng, c, h, w: f"conv {h + 1}x1 4 pad=0",
-        lambda rng, c, h, w: f"maxpool {h + 1}x{w}",
-    ),
+    "E0304": (lambda rng, c, h, w: f"conv {h + 1}x1 4 pad=0", lambda rng, c, h, w: f"maxpool {h + 1}x{w}"),
     "E0305": (lambda rng, c, h, w: rng.choice(["conv 2x2 4", "conv 4x3 4", "conv 3x2 4"]),),
     "E0306": (
         lambda rng, c, h, w: f"gn {c + 1}",
@@ -136,53 +105,37 @@ IN_BODY: dict[str, tuple[Writer, ...]] = {
         lambda rng, c, h, w: f"channel_shuffle {c + 1}",
         lambda rng, c, h, w: f"conv 1x1 {4 * c + 1} | pixel_shuffle 2",
     ),
-    "E0307": (lambda rng, c, h, w: "linear 3",),
-    "E0309": (
-        lambda rng, c, h, w: "avgpool 1x1 pad=1",
-        lambda rng, c, h, w: f"pad (-{max(h, w)})",
-    ),
-    "E0310": (
-        lambda rng, c, h, w: f"slice 0..{c + 1}",
-        lambda rng, c, h, w: f"slice {c}..{c + 2}",
-    ),
-    "E0402": (
-        lambda rng, c, h, w: 'require in.c == 0, "no channels, but {in.c}"',
-        lambda rng, c, h, w: f"squeeze_excite ratio={c + 1}",
-    ),
-    "E0403": (
-        lambda rng, c, h, w: "repeat 0 { relu }",
-        lambda rng, c, h, w: "relu repeat=5000",
-    ),
-    "E0404": (lambda rng, c, h, w: "repeat 4096 { repeat 6 { relu } }",),
+    "E0307": ("linear 3",),
+    "E0309": ("avgpool 1x1 pad=1", lambda rng, c, h, w: f"pad (-{max(h, w)})"),
+    "E0310": (lambda rng, c, h, w: f"slice 0..{c + 1}", lambda rng, c, h, w: f"slice {c}..{c + 2}"),
+    "E0402": ('require in.c == 0, "no channels, but {in.c}"', lambda rng, c, h, w: f"squeeze_excite ratio={c + 1}"),
+    "E0403": ("repeat 0 { relu }", "relu repeat=5000"),
+    "E0404": ("repeat 4096 { repeat 6 { relu } }",),
     "E0405": (
-        _deep,
-        lambda rng, c, h, w: "times 9999999999999999999",
+        f"times {'(' * 40}1{')' * 40}",
+        "times 9999999999999999999",
         lambda rng, c, h, w: f"times ({'1 + ' * 70}1)",
         lambda rng, c, h, w: f"conv 1x1 {'9' * 9} | conv 1x1 {'9' * 9} | conv 1x1 {c}",
-        lambda rng, c, h, w: "upsample 999999999 | upsample 999999999",
+        "upsample 999999999 | upsample 999999999",
     ),
 }
 """Statements with exactly one error of each code, for a map with `c` channels, height `h` and width `w`."""
 
 AT_TOP: dict[str, tuple[Writer, ...]] = {
-    "E0208": (lambda rng, c, h, w: "aux extra from @no_such_label { flatten | linear classes }",),
-    "E0210": (lambda rng, c, h, w: "block endless() { relu | endless }\nendless",),
+    "E0208": ("aux extra from @no_such_label { flatten | linear classes }",),
+    "E0210": ("block endless() { relu | endless }\nendless",),
     "E0211": (
-        lambda rng, c, h, w: "let twice_named = 1\nlet twice_named = 2",
-        lambda rng, c, h, w: "block twice_taken(a = 1, a = 2) { relu }\ntwice_taken",
-        lambda rng, c, h, w: "param twice_stated = 1\nparam twice_stated = 2",
+        "let twice_named = 1\nlet twice_named = 2",
+        "block twice_taken(a = 1, a = 2) { relu }\ntwice_taken",
+        "param twice_stated = 1\nparam twice_stated = 2",
     ),
-    "E0212": (lambda rng, c, h, w: 'use conv_bn from "no_such_file.cnn"',),
-    "E0218": (lambda rng, c, h, w: 'use conv_bn from "../../outside.cnn"',),
-    "E0311": (lambda rng, c, h, w: "kept: relu\ndead: conv 1x1 4\n@kept | tanh",),
-    "E0312": (lambda rng, c, h, w: "seen: relu\naux extra from @seen { flatten | linear classes + 1 }",),
-    "E0401": (
-        lambda rng, c, h, w: "expect depth > 1000",
-        lambda rng, c, h, w: "expect output = [classes, 7, 7, 7]",
-        lambda rng, c, h, w: "expect params = 123.4G",
-    ),
-    "E0204": (lambda rng, c, h, w: "block odd(c: number) { relu }\nodd 3",),
-    "E0201": (lambda rng, c, h, w: "init conv kaiming", lambda rng, c, h, w: "default dropuot p=0.5"),
+    "E0212": ('use conv_bn from "no_such_file.cnn"',),
+    "E0218": ('use conv_bn from "../../outside.cnn"',),
+    "E0311": ("kept: relu\ndead: conv 1x1 4\n@kept | tanh",),
+    "E0312": ("seen: relu\naux extra from @seen { flatten | linear classes + 1 }",),
+    "E0401": ("expect depth > 1000", "expect output = [classes, 7, 7, 7]", "expect params = 123.4G"),
+    "E0204": ("block odd(c: number) { relu }\nodd 3",),
+    "E0201": ("init conv kaiming", "default dropuot p=0.5"),
 }
 """Top-level statements with exactly one error of each code."""
 
@@ -244,7 +197,7 @@ def draw_faulty(randint: RandInt, code: str | None = None) -> FaultySpec:
     writer = rng.choice((IN_BODY if where == "body" else AT_TOP)[code])
 
     def plant(rng: Rng, x: Shape) -> list[ast.Statement]:
-        return _statements(writer(rng, x[0], x[1], x[2]))
+        return _statements(_write(writer, rng, x[0], x[1], x[2]))
 
     generator = SpecGenerator(randint, plant, nested=where == "body")
     drawn = generator.file()
@@ -298,6 +251,6 @@ def _in_lines(randint: RandInt, code: str, writer: Writer) -> FaultySpec:
     at = next(i for i, line in enumerate(lines) if line.startswith("classes"))
     image = next(line for line in lines if line.startswith("input")).split()[1]
     c, h, w = (int(size) for size in image.split("x"))
-    added = writer(generator.rng, c, h, w).split("\n")
+    added = _write(writer, generator.rng, c, h, w).split("\n")
     lines[at + 1 : at + 1] = added
     return FaultySpec("\n".join([*lines, ""]), code, (at + 2, at + 1 + len(added)))
