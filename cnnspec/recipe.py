@@ -412,7 +412,9 @@ class Setting(BaseModel):
 
     @classmethod
     def of(cls, declared: Declared) -> "Setting":
-        return cls(name=declared.name, args={name: plain(value) for name, value in declared.settings().items()})
+        return cls.model_construct(
+            name=declared.name, args={name: plain(value) for name, value in declared.settings().items()}
+        )
 
 
 ORIGINS = {"stated", "given"}

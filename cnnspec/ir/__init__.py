@@ -1,9 +1,8 @@
 """What a spec means: the `Model`, with blocks, repeats and conditions, and the proven `Graph`."""
 
-from cnnspec.ir.graph import (
-    IMAGE,
+from cnnspec.ir.graph import IMAGE, AuxHead, Graph, Node, channels_last
+from cnnspec.ir.model import (
     Aux,
-    AuxHead,
     Block,
     BlockParameter,
     Braces,
@@ -13,21 +12,18 @@ from cnnspec.ir.graph import (
     Expect,
     Expr,
     Flow,
-    Graph,
     If,
     In,
     Init,
     Join,
     Let,
     Model,
-    Node,
     Nothing,
     Reference,
     Repeat,
     Require,
     Scalar,
     Statement,
-    channels_last,
 )
 
 __all__ = [

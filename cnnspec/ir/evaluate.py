@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, cast
 
-from cnnspec.ir.graph import Expr
+from cnnspec.ir.model import Expr
 from cnnspec.limits import MAX_INTEGER
 from cnnspec.ops.inits import INITS, InitScheme
 from cnnspec.schema import Interval, OpName, Size, Type, Word

@@ -249,7 +249,7 @@ def _insertion(span: Span, text: str) -> Edit:
 
 def _bare(expr: Any) -> Any:
     """An expression without its place."""
-    return expr.model_dump(exclude={"origin"}) if expr is not None else None
+    return replace(expr, origin=0) if expr is not None else None
 
 
 def _refused(name: str, notes: Sequence[str], help: str = "write the values by hand") -> CnnspecError:

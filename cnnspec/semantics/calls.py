@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from cnnspec import ir
 from cnnspec.diagnostics import Edit, Fix, Label, Reporter, Span, counted, respell
@@ -394,9 +395,7 @@ class Binder(Arguments):
                 failed = True
                 continue
             origin = self.places.add(row.span)
-            flows.append(
-                ir.Flow(label=row.label, elements=(call.model_copy(update={"origin": origin}),), origin=origin)
-            )
+            flows.append(ir.Flow(label=row.label, elements=(replace(call, origin=origin),), origin=origin))
         if not node.rows:
             raise self.fail("E0203", "the table has no rows", node.callee_span, help="write one row for each call")
         if failed:

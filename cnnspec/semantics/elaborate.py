@@ -445,7 +445,7 @@ class _Elaboration(Sections):
                 )
             )
             return None
-        return ir.Model(
+        return ir.Model.model_construct(
             name=network.name or name,
             input=(network.input.channels, network.input.height, network.input.width),
             constants={name: literal(value) for name, value in constants.items()},
@@ -454,7 +454,7 @@ class _Elaboration(Sections):
             aux=tuple(aux),
             inits=tuple(network.inits),
             expects=tuple(expects),
-            recipe=network.recipe or Recipe(),
+            recipe=network.recipe or Recipe.model_construct(),
             origin=binder.places.add(network.input.span),
         )
 
@@ -486,7 +486,7 @@ def elaborate(
         other = {key: value for key, value in given.items() if key not in network.declared}
         if other and not file.broken:
             network.recipe = override_all(
-                network.recipe or Recipe(), other, network.declared, file.source.name, reporter
+                network.recipe or Recipe.model_construct(), other, network.declared, file.source.name, reporter
             )
         if network.recipe is not None:
             run.contradicted(network.recipe, file.source.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from cnnspec import ir
@@ -178,7 +179,7 @@ class Sections:
             assert span is not None
             self.fail("E0207", "`in` has no meaning here", span, help="a default of a file is a number or a `param`")
             raise Fault from None
-        return literal(value).model_copy(update={"origin": expr.origin})
+        return replace(literal(value), origin=expr.origin)
 
     def once(self, seen: dict[tuple[str, str], Span], what: str, name: str, span: Span) -> None:
         """Reports a second definition of a name."""
@@ -258,7 +259,7 @@ class Sections:
             except Fault:
                 continue
             self.entries[entry.word] = entry
-        return Recipe(**fields, stated=tuple(fields))
+        return Recipe.model_construct(**fields, stated=tuple(fields))
 
     def twice(self, first: ast.Entry, entry: ast.Entry) -> None:
         """Reports an entry that is stated already; augmentations are joined."""
@@ -366,7 +367,7 @@ class Sections:
             return None
         try:
             value = self.binder.expr(statement.value, self.names(scope))
-            value = literal(self.resolve(value, scope)).model_copy(update={"origin": value.origin})
+            value = replace(literal(self.resolve(value, scope)), origin=value.origin)
         except UnknownShape:
             self.no_image(statement.span)
             return None

@@ -1,0 +1,219 @@
+"""The hierarchical intermediate representation: a network with every name resolved, before any shape is known.
+
+A `Model` keeps blocks, repeats and conditions, and survives JSON. It knows no places in a text: each part carries a
+number, `origin`, and a side table leads from there to the source.
+
+`Model` is a Pydantic model, and its parts are frozen dataclasses that Pydantic reads and writes as fields of it. A
+part is made by code whose types are checked, so it is not validated again when it is made: the schema is built when a
+Model is first read from JSON or written to it, and `cnnspec check` does neither.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cnnspec.recipe import Recipe, Setting
+
+Scalar = bool | int | float | str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """A part of a Model; `origin` is its number in the table of places, 0 for none."""
+
+    origin: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expr(Piece):
+    """An expression: what it does (`kind`), the literal or the name in it, and its operands.
+
+    Kinds: `number`, `bool`, `text`, `name`, `op`, `word`, `dim` (an axis of `in`), `size`, `interval`,
+    `list`, `call` (of a function), `choice`, `neg`, `not`, and the binary operators as they are written.
+    """
+
+    kind: str
+    value: Scalar | None = None
+    parts: tuple[Expr, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call(Piece):
+    """A call of an operator or a block; `variable` where the name is a parameter that holds an operator."""
+
+    kind: Literal["call"] = "call"
+    callee: str
+    variable: bool = False
+    args: dict[str, Expr] = field(default_factory=dict[str, "Expr"])
+    repeat: Expr | None = None
+    name: Expr | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Braces(Piece):
+    """Statements in braces; the rows of an `each` are one, too, whose labels are those of the scope around."""
+
+    kind: Literal["braces"] = "braces"
+    table: bool = False
+    body: tuple[Statement, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repeat(Piece):
+    """A repeated group; `variable` counts its rounds from 0."""
+
+    kind: Literal["repeat"] = "repeat"
+    count: Expr
+    variable: str | None
+    body: tuple[Statement, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Join(Piece):
+    """`add`, `mul`, `concat`: every flow in the body is a branch."""
+
+    kind: Literal["join"] = "join"
+    join: Literal["add", "mul", "concat"]
+    body: tuple[Statement, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class If(Piece):
+    """One of two bodies, by a condition."""
+
+    kind: Literal["if"] = "if"
+    condition: Expr
+    then: tuple[Statement, ...]
+    otherwise: tuple[Statement, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference(Piece):
+    """The output of the element with this label."""
+
+    kind: Literal["reference"] = "reference"
+    label: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class In(Piece):
+    """The tensor that enters the innermost braces."""
+
+    kind: Literal["in"] = "in"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nothing(Piece):
+    """The branch that is not there."""
+
+    kind: Literal["nothing"] = "nothing"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Broken(Piece):
+    """An element that was at fault; what depends on it is not judged."""
+
+    kind: Literal["broken"] = "broken"
+
+
+Element = Annotated[Call | Braces | Repeat | Join | If | Reference | In | Nothing | Broken, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flow(Piece):
+    """A pipeline; `label` names it, `counted` makes `stage` into `stage1`, `stage2`, ..."""
+
+    kind: Literal["flow"] = "flow"
+    label: str | None = None
+    counted: bool = False
+    elements: tuple[Element, ...]
+    condition: Expr | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Let(Piece):
+    """A named value."""
+
+    kind: Literal["let"] = "let"
+    name: str
+    value: Expr
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Require(Piece):
+    """A precondition with its message, in which `{name}` stands for a value."""
+
+    kind: Literal["require"] = "require"
+    condition: Expr
+    message: str | None
+
+
+Statement = Annotated[Flow | Let | Require, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockParameter(Piece):
+    """A parameter of a block; the types are those of section "Blocks" in the language reference."""
+
+    name: str
+    type: Literal["int", "float", "bool", "size", "op", "str"]
+    default: Expr | None
+    once: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block(Piece):
+    """A block as it is defined; `constants` are the values of its file that it uses."""
+
+    name: str
+    parameters: tuple[BlockParameter, ...]
+    body: tuple[Statement, ...]
+    constants: dict[str, Expr] = field(default_factory=dict[str, "Expr"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Init(Piece):
+    """How the weights of an operator start."""
+
+    target: str
+    scheme: Setting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expect(Piece):
+    """A contract; `within` is a fraction."""
+
+    metric: Literal["params", "macs", "output", "depth"]
+    relation: Literal["==", "!=", "<=", ">=", "<", ">"]
+    value: Expr
+    within: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aux(Piece):
+    """A head that exists in training only; its loss is added with `weight`."""
+
+    name: str
+    source: str
+    weight: Expr
+    body: tuple[Statement, ...]
+
+
+class Model(BaseModel):
+    """A whole network."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+    origin: int = 0
+    name: str
+    input: tuple[int, int, int]
+    constants: dict[str, Expr]
+    blocks: dict[str, Block]
+    body: tuple[Statement, ...]
+    aux: tuple[Aux, ...] = ()
+    inits: tuple[Init, ...] = ()
+    expects: tuple[Expect, ...] = ()
+    recipe: Recipe = Field(default_factory=Recipe)
