@@ -10,8 +10,7 @@ import os  # noqa: E402
 import sys  # noqa: E402
 from typing import NoReturn  # noqa: E402
 
-from cnnspec.cli import comparisons, modules, specs, sweeps  # noqa: E402, F401
-from cnnspec.cli.app import app, print_diagnostics  # noqa: E402
+from cnnspec.cli.app import app  # noqa: E402
 from cnnspec.diagnostics import CnnspecError  # noqa: E402
 
 gc.freeze()
@@ -24,6 +23,8 @@ def main() -> NoReturn:
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except CnnspecError as error:
+        from cnnspec.cli.output import print_diagnostics
+
         print_diagnostics(error.diagnostics)
         sys.exit(1)
     except KeyboardInterrupt:

@@ -1,130 +1,80 @@
-"""The application object, the options that commands share, and how they print."""
+"""The application: the commands by name, each imported when it is run or listed."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-from collections.abc import Iterable
-from pathlib import Path
+import gc
+import importlib
+from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from cnnspec.api import resize
-from cnnspec.compiler import Compilation, compile_file
-from cnnspec.diagnostics import render
-from cnnspec.ir import Graph
+COMMANDS = {
+    "build": "cnnspec.cli.modules:build",
+    "plan": "cnnspec.cli.modules:plan",
+    "runs": "cnnspec.cli.modules:runs",
+    "test": "cnnspec.cli.modules:test",
+    "compare": "cnnspec.cli.comparisons:compare",
+    "check": "cnnspec.cli.specs:check",
+    "explain": "cnnspec.cli.specs:explain",
+    "fmt": "cnnspec.cli.specs:fmt",
+    "summary": "cnnspec.cli.specs:summary",
+    "show": "cnnspec.cli.specs:show",
+    "diff": "cnnspec.cli.specs:diff",
+    "list": "cnnspec.cli.specs:list_",
+    "sweep": "cnnspec.cli.sweeps:sweep",
+}
+"""The function of each command, in the order of `cnnspec --help`."""
+
+
+@cache
+def make_command(name: str) -> Any:
+    """Import a command and make it from its function.
+
+    Raises:
+        KeyError: There is no such command.
+    """
+    module, _, function = COMMANDS[name].partition(":")
+    gc.disable()  # imports leave no garbage, and looking for it takes a fifth of the time to start
+    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    single.command(name)(getattr(importlib.import_module(module), function))
+    command = typer.main.get_command(single)
+    gc.freeze()
+    gc.enable()
+    return command
+
+
+class Commands(Mapping[str, Any]):
+    """The commands by name, each made when it is looked up: `check` does not import what `sweep` needs."""
+
+    def __getitem__(self, name: str) -> Any:
+        return make_command(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+
+class CommandGroup(TyperGroup):
+    """`cnnspec` without a command."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands: Any = Commands()
+
 
 app = typer.Typer(
+    cls=CommandGroup,
     help="Describe a convolutional network in a few lines of text; check it, build it, train it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-SpecFile = Annotated[str, typer.Argument(metavar="FILE", help="A spec file, or the name of a shipped spec.")]
-SpecFiles = Annotated[list[str], typer.Argument(metavar="FILE...", help="Spec files, or names of shipped specs.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="K=V", help="Give a `param` of the spec another value.")
-]
-AtSize = Annotated[
-    str | None, typer.Option("--at", metavar="CxHxW", help="Another size of images than the spec declares.")
-]
-AllowHuge = Annotated[
-    bool, typer.Option("--allow-huge", help="Allow more than 10,000,000,000 parameters in a network.")
-]
-DataName = Annotated[
-    str | None,
-    typer.Option(
-        "--data",
-        metavar="NAME",
-        help="cifar10, cifar100, fashion_mnist, mnist, fashion_mini, or folder:PATH (also folder with --data-dir).",
-    ),
-]
-DataDir = Annotated[
-    Path | None,
-    typer.Option("--data-dir", metavar="DIR", help="Where data sets lie or are downloaded to (default: data)."),
-]
-Offline = Annotated[bool, typer.Option("--offline", help="Never download.")]
-
-
-def print_diagnostics(diagnostics: Any) -> None:
-    color = sys.stderr.isatty() and "NO_COLOR" not in os.environ
-    print("\n\n".join(render(diagnostic, color=color) for diagnostic in diagnostics), file=sys.stderr)
-
-
-def print_json(data: Any) -> None:
-    print(json.dumps(data, indent=2, default=str))
-
-
-def settings(pairs: list[str] | None) -> dict[str, str]:
-    return dict(_named(pair) for pair in pairs or [])
-
-
-def _named(pair: str) -> tuple[str, str]:
-    """The two sides of `name=value`."""
-    key, sign, value = pair.partition("=")
-    if not sign or not key.replace(".", "").isidentifier() or not value.strip():
-        raise typer.BadParameter(f"`{pair}` is not of the form name=value", param_hint="--set")
-    return key, value
-
-
-def grid(pairs: list[str] | None) -> dict[str, list[str]]:
-    """The values of each name in `name=value,value`; a comma in brackets or in quotes belongs to its value."""
-    found: dict[str, list[str]] = {}
-    for pair in pairs or []:
-        key, text = _named(pair)
-        values = split_values(text)
-        if key in found:
-            raise typer.BadParameter(f"`{key}` is given twice; write `{key}=A,B`", param_hint="--set")
-        if not all(values) or len(set(values)) < len(values):
-            what = "the same value twice" if all(values) else "an empty value"
-            raise typer.BadParameter(f"`{pair}` has {what}", param_hint="--set")
-        found[key] = values
-    return found
-
-
-def split_values(text: str) -> list[str]:
-    """The parts of a text between its commas; those in brackets or in quotes do not count."""
-    parts, depth, quoted = [""], 0, False
-    for letter in text:
-        if letter == '"':
-            quoted = not quoted
-        elif not quoted:
-            depth += (letter in "([{") - (letter in ")]}")
-        if letter == "," and not quoted and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return [part.strip() for part in parts]
-
-
-def one_of(option: str, word: str, known: Iterable[str]) -> str:
-    """A word of an option that takes one of a few."""
-    if word not in known:
-        raise typer.BadParameter(f"`{word}` is not one of {', '.join(known)}", param_hint=option)
-    return word
-
-
-def format_of(form: str, as_json: bool, known: Iterable[str], usual: str) -> str:
-    """The form of `--format`, for which `--json` is another word."""
-    one_of("--format", form, known)
-    if as_json and form not in (usual, "json"):
-        raise typer.BadParameter(f"`--json` and `--format {form}` exclude each other", param_hint="--format")
-    return "json" if as_json else form
-
-
-def compile_spec(file: str, pairs: list[str] | None = None, allow_huge: bool = False) -> Compilation:
-    return compile_file(file, settings(pairs), allow_huge=allow_huge)
-
-
-def compile_at(file: str, pairs: list[str] | None, at: str | None, allow_huge: bool = False) -> Graph:
-    """The network of a spec, for the images that it declares or those of another size."""
-    graph = compile_spec(file, pairs, allow_huge).require_graph()
-    return graph if at is None else resize(graph, at)
 
 
 def _version(show: bool) -> None:
@@ -142,10 +92,3 @@ def options(
     ] = False,
 ) -> None:
     pass
-
-
-def make_console(*, stderr: bool = False) -> Any:
-    from rich.console import Console
-
-    stream = sys.stderr if stderr else sys.stdout
-    return Console(width=None if stream.isatty() else 120, highlight=False, stderr=stderr)

@@ -9,30 +9,9 @@ from typing import Annotated
 
 import typer
 
-from cnnspec.cli.app import (
-    AsJson,
-    DataDir,
-    DataName,
-    Offline,
-    app,
-    compile_spec,
-    format_of,
-    grid,
-    make_console,
-    print_json,
-)
-from cnnspec.cli.modules import (
-    Allocator,
-    BatchSize,
-    Epochs,
-    Handed,
-    MemoryFormat,
-    Precision,
-    SaveEvery,
-    Threads,
-    stop_on_sigterm,
-    train_options,
-)
+from cnnspec.cli.options import AsJson, compile_spec, format_of, grid
+from cnnspec.cli.output import make_console, print_json
+from cnnspec.cli.training_options import Training, stop_on_sigterm, training_options
 
 Networks = Annotated[list[str] | None, typer.Argument(metavar="FILE...", help="Spec files, or names of shipped specs.")]
 GridOf = Annotated[
@@ -41,9 +20,10 @@ GridOf = Annotated[
 ]
 
 
-@app.command()
+@training_options(without=["seed", "out", "resume", "log", "pictures", "devices", "strategy"])
 def compare(
     files: Networks = None,
+    *,
     sets: GridOf = None,
     seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Runs of each network.")] = 3,
     seed: Annotated[int | None, typer.Option(min=0, help="The first seed (default: that of the recipe).")] = None,
@@ -53,20 +33,10 @@ def compare(
     target: Annotated[
         str | None, typer.Option(metavar="ACC", help="Compare the time to this accuracy: 0.9 or 90%.")
     ] = None,
-    data: DataName = None,
-    data_dir: DataDir = None,
-    offline: Offline = False,
-    epochs: Epochs = None,
-    batch: BatchSize = None,
+    training: Training,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The folder (default: comparisons/ and the names).")
     ] = None,
-    save_every: SaveEvery = 300.0,
-    memory_format: MemoryFormat = None,
-    threads: Threads = None,
-    allocator: Allocator = "keep",
-    accelerator: Handed = "auto",
-    precision: Precision = None,
     pictures: Annotated[
         bool, typer.Option("--pictures/--no-pictures", help="Draw curves and the like for each run, too.")
     ] = False,
@@ -82,30 +52,18 @@ def compare(
     goal = None if target is None else _accuracy(target)
     values = grid(sets)
     stop_on_sigterm()
-    from cnnspec import training
-
     recipes = [compile_spec(file).require_graph().recipe for file in files or []]
-    options = train_options(
+    options = training.options(
         recipes,
-        data,
-        data_dir,
-        offline=offline,
-        epochs=epochs,
-        batch=batch,
         seed=seed,
-        save_every=save_every,
-        memory_format=memory_format,
-        threads=threads,
-        allocator=allocator,
-        accelerator=accelerator,
-        precision=precision,
         pictures=pictures,
         resume_command=shlex.join(["cnnspec", *sys.argv[1:]]),
         console=make_console(stderr=form != "text"),
     )
     from cnnspec.training.comparison.compare import REPORT
+    from cnnspec.training.comparison.compare import compare as compare_networks
 
-    done = training.compare(
+    done = compare_networks(
         files or [], seeds=seeds, grid=values, options=options, runs=runs or [], target=goal, out=out
     )
     if form == "json":

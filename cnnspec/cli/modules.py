@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from cnnspec.cli.app import (
+from cnnspec.cli.options import (
     AllowHuge,
     AsJson,
     AtSize,
@@ -19,69 +16,29 @@ from cnnspec.cli.app import (
     Offline,
     Settings,
     SpecFile,
-    app,
     compile_at,
     compile_spec,
-    make_console,
-    one_of,
-    print_json,
 )
-from cnnspec.diagnostics import did_you_mean, failure
+from cnnspec.cli.output import make_console, print_json
+from cnnspec.cli.training_options import Training, find_data, stop_on_sigterm, training_options
 from cnnspec.ir import Graph
 
-if TYPE_CHECKING:
-    from cnnspec.recipe import Recipe
 
-Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Images per step.")]
-Seed = Annotated[int | None, typer.Option(min=0, help="Seed of weights, order and augmentation.")]
-OutDir = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where run folders go.")]
-Handed = Annotated[str, typer.Option(help="Handed to Lightning.")]
-Precision = Annotated[str | None, typer.Option(help="Handed to Lightning, e.g. bf16-mixed (default: 32-true).")]
-MemoryFormat = Annotated[
-    str | None, typer.Option(metavar="NAME", help="channels_last or contiguous (default: measured).")
-]
-Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads of torch (default: measured).")]
-Allocator = Annotated[str, typer.Option(metavar="NAME", help="keep or default: whether large blocks are kept.")]
-SaveEvery = Annotated[
-    float, typer.Option("--save-every", metavar="S", min=0, help="Seconds between two checkpoints inside of an epoch.")
-]
-Pictures = Annotated[bool, typer.Option("--pictures/--no-pictures", help="Draw curves and the like.")]
-
-
-@app.command()
+@training_options()
 def build(
     file: SpecFile,
+    *,
     train: Annotated[bool, typer.Option("--train", help="Train the network by its recipe.")] = False,
-    data: DataName = None,
-    data_dir: DataDir = None,
-    epochs: Epochs = None,
-    batch: BatchSize = None,
+    training: Training,
     at: AtSize = None,
     sets: Settings = None,
     huge: AllowHuge = False,
-    seed: Seed = None,
     weights: Annotated[
         str | None, typer.Option(metavar="FILE", help="What the weights start from; also torchvision:DEFAULT.")
     ] = None,
     fresh: Annotated[
         list[str] | None, typer.Option(metavar="MODULE", help="A module that starts anew in spite of --weights.")
     ] = None,
-    out: OutDir = Path("runs"),
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the newest unfinished run of this network.")
-    ] = False,
-    offline: Offline = False,
-    save_every: SaveEvery = 300.0,
-    log: Annotated[list[str] | None, typer.Option(metavar="NAME", help="A further logger: wandb or mlflow.")] = None,
-    memory_format: MemoryFormat = None,
-    threads: Threads = None,
-    allocator: Allocator = "keep",
-    pictures: Pictures = True,
-    accelerator: Handed = "auto",
-    devices: Handed = "auto",
-    precision: Precision = None,
-    strategy: Handed = "auto",
     as_json: AsJson = False,
 ) -> int:
     """Compile a network to a torch module; with --train, train and test it."""
@@ -93,54 +50,21 @@ def build(
         raise typer.BadParameter("has no effect without --weights: every module starts anew", param_hint="--fresh")
     graph = compile_at(file, sets, at, huge)
     if not train:
-        defaults = {
-            "--out": (out, Path("runs")),
-            "--accelerator": (accelerator, "auto"),
-            "--strategy": (strategy, "auto"),
-        }
-        defaults |= {"--devices": (devices, "auto"), "--data": (data, None), "--data-dir": (data_dir, None)}
-        defaults |= {"--precision": (precision, None), "--epochs": (epochs, None), "--batch": (batch, None)}
-        defaults |= {"--resume": (resume, False), "--offline": (offline, False)}
-        defaults |= {"--save-every": (save_every, 300.0), "--log": (log or None, None)}
-        defaults |= {"--memory-format": (memory_format, None), "--threads": (threads, None)}
-        defaults |= {"--allocator": (allocator, "keep"), "--no-pictures": (pictures, True)}
-        stray = {option: value != default for option, (value, default) in defaults.items()}
-        for option, value in stray.items():
-            if value:
+        for option in training.given():
+            if option != "--seed":
                 raise typer.BadParameter("has no effect without --train", param_hint=option)
-        return _try_out(graph, weights, fresh or [], seed, as_json)
+        return _try_out(graph, weights, fresh or [], training.seed, as_json)
     stop_on_sigterm()
-    from cnnspec import training
-
-    sets_again = "".join(f" --set {pair}" for pair in sets or [])
-    place = "" if out == Path("runs") else f" --out {out}"
-    options = train_options(
+    options = training.options(
         [graph.recipe],
-        data,
-        data_dir,
-        offline=offline,
-        epochs=epochs,
-        batch=batch,
-        seed=seed,
         weights=weights,
         fresh=tuple(fresh or ()),
-        out=out,
-        resume=resume,
-        save_every=save_every,
-        log=tuple(log or ()),
-        memory_format=memory_format,
-        threads=threads,
-        allocator=allocator,
-        pictures=pictures,
-        accelerator=accelerator,
-        devices=devices,
-        precision=precision,
-        strategy=strategy,
-        resume_command=f"cnnspec build {file}{sets_again} --train --resume{place}"
-        + (f" --data-dir {data_dir}" if data_dir else ""),
+        resume_command=_resume_command(file, sets, training),
         console=make_console(stderr=as_json),
     )
-    result = training.train(graph, options)
+    from cnnspec.training import train as train_network
+
+    result = train_network(graph, options)
     if as_json:
         print_json(result.values)
     elif result.state == "finished":
@@ -148,60 +72,22 @@ def build(
     return result.exit_code
 
 
-def train_options(recipes: Sequence[Recipe], data: str | None, data_dir: Path | None, **given: Any) -> Any:
-    """What is said beside the spec; the words among it are checked."""
-    from cnnspec import training
-
-    if given["memory_format"] is not None:
-        one_of("--memory-format", given["memory_format"], ("channels_last", "contiguous"))
-    one_of("--allocator", given["allocator"], ("keep", "default"))
-    return training.TrainOptions(data=data_of(recipes, data, data_dir), data_dir=data_dir or Path("data"), **given)
+def _resume_command(file: str, sets: list[str] | None, training: Training) -> str:
+    """The command that continues a run after it was stopped."""
+    settings = "".join(f" --set {pair}" for pair in sets or [])
+    out = "" if training.out == Path("runs") else f" --out {training.out}"
+    data_dir = f" --data-dir {training.data_dir}" if training.data_dir else ""
+    return f"cnnspec build {file}{settings} --train --resume{out}{data_dir}"
 
 
-@app.command()
-def plan(
-    file: SpecFile,
-    data: DataName = None,
-    data_dir: DataDir = None,
-    epochs: Epochs = None,
-    batch: BatchSize = None,
-    sets: Settings = None,
-    seed: Seed = None,
-    out: OutDir = Path("runs"),
-    offline: Offline = False,
-    memory_format: MemoryFormat = None,
-    threads: Threads = None,
-    allocator: Allocator = "keep",
-    pictures: Pictures = True,
-    accelerator: Handed = "auto",
-    devices: Handed = "auto",
-    precision: Precision = None,
-    strategy: Handed = "auto",
-    as_json: AsJson = False,
-) -> None:
+@training_options(without=["resume", "save_every", "log"])
+def plan(file: SpecFile, *, training: Training, sets: Settings = None, as_json: AsJson = False) -> None:
     """Print everything that a training run would use, and start nothing."""
     graph = compile_spec(file, sets).require_graph()
-    from cnnspec import training
+    options = training.options([graph.recipe])
+    from cnnspec.training import plan as plan_run
 
-    options = train_options(
-        [graph.recipe],
-        data,
-        data_dir,
-        offline=offline,
-        epochs=epochs,
-        batch=batch,
-        seed=seed,
-        out=out,
-        memory_format=memory_format,
-        threads=threads,
-        allocator=allocator,
-        pictures=pictures,
-        accelerator=accelerator,
-        devices=devices,
-        precision=precision,
-        strategy=strategy,
-    )
-    planned = training.plan(graph, options)
+    planned = plan_run(graph, options)
     if as_json:
         print_json(planned)
         return
@@ -210,7 +96,6 @@ def plan(
     print("\n".join(plan_lines(planned)))
 
 
-@app.command()
 def runs(
     out: Annotated[Path, typer.Argument(metavar="DIR", help="Where run folders are.")] = Path("runs"),
     as_json: AsJson = False,
@@ -238,15 +123,6 @@ def runs(
         figures = (str(run["epochs"]), *accuracies, f"{run['seconds'] or 0:,.1f}")
         table.add_row(run["folder"], run["state"], str(run["data"]), *figures)
     print_table(table)
-
-
-def stop_on_sigterm() -> None:
-    """Until the run listens itself: a stop while torch is imported has the exit code of a stop."""
-
-    def stop(number: int, frame: Any) -> None:
-        sys.exit(128 + number)
-
-    signal.signal(signal.SIGTERM, stop)
 
 
 def _try_out(graph: Graph, weights: str | None, fresh: list[str], seed: int | None, as_json: bool) -> int:
@@ -281,26 +157,6 @@ def _try_out(graph: Graph, weights: str | None, fresh: list[str], seed: int | No
     return 0
 
 
-def data_of(recipes: Sequence[Recipe], text: str | None, data_dir: Path | None) -> Any:
-    """The data set of `--data`, with the arguments of the first recipe that has this set."""
-    from cnnspec.recipe import DATA_SETS, Folder, Setting
-
-    if text is None:
-        return None
-    name, _, path = text.replace(" ", ":", 1).partition(":")
-    if name == "folder" and not path and data_dir:
-        path = str(data_dir)
-    if name == "folder" and path:
-        return Setting.of(Folder(path=path))
-    if name not in DATA_SETS or path or name == "folder":
-        known = ", ".join("folder:PATH" if n == "folder" else n for n in DATA_SETS)
-        raise failure(
-            "E0502", f"there is no data set `{text}`", help=f"{did_you_mean(name, DATA_SETS) or 'choose one'} ({known})"
-        )
-    own = (recipe.data for recipe in recipes if recipe.data.name == name)
-    return next(own, None) or Setting.of(DATA_SETS[name]())
-
-
 def _print_result(result: Any) -> None:
     from rich import box
     from rich.table import Table
@@ -323,7 +179,6 @@ def _print_result(result: Any) -> None:
     print(f"{result.folder}/result.json")
 
 
-@app.command()
 def test(
     file: SpecFile,
     weights: Annotated[
@@ -350,7 +205,7 @@ def test(
         graph,
         weights,
         match=match,
-        data=data_of([graph.recipe], data, data_dir),
+        data=find_data([graph.recipe], data, data_dir),
         data_dir=data_dir or Path("data"),
         offline=offline,
         split=split,

@@ -10,22 +10,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cnnspec.api import format as format_text
-from cnnspec.cli.app import (
+from cnnspec.cli.options import (
     AllowHuge,
     AsJson,
     AtSize,
     Settings,
     SpecFile,
     SpecFiles,
-    app,
     compile_at,
     compile_spec,
     format_of,
     one_of,
-    print_diagnostics,
-    print_json,
     settings,
 )
+from cnnspec.cli.output import print_diagnostics, print_json
 from cnnspec.compiler import locate
 from cnnspec.diagnostics import CnnspecError, Diagnostic, Reporter, counted, did_you_mean, failure
 from cnnspec.limits import MAX_INTEGER
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
     from cnnspec.ir import Graph
 
 
-@app.command()
 def check(
     files: SpecFiles,
     sets: Settings = None,
@@ -124,7 +121,6 @@ def _fix(file: str, sets: list[str] | None, huge: bool) -> list[Diagnostic]:
     return mended
 
 
-@app.command()
 def explain(code: Annotated[str, typer.Argument(metavar="CODE", help="A code such as E0301 or W0101.")]) -> None:
     """Tell what a code means, with a sample that fails and the mended one."""
     from cnnspec.diagnostics.explain import explanation, titles
@@ -136,7 +132,6 @@ def explain(code: Annotated[str, typer.Argument(metavar="CODE", help="A code suc
         raise typer.BadParameter(f"there is no code `{code}`; {hint}", param_hint="CODE") from None
 
 
-@app.command()
 def fmt(
     files: SpecFiles,
     check_only: Annotated[
@@ -197,7 +192,6 @@ def _write(path: Path, data: bytes) -> None:
 FORMATS = ("table", "json", "csv", "markdown")
 
 
-@app.command()
 def summary(
     file: SpecFile,
     depth: Annotated[
@@ -250,7 +244,6 @@ def summary(
         print("\n" * (format == "markdown") + largest.text(), file=sys.stderr if format == "csv" else sys.stdout)
 
 
-@app.command()
 def show(
     file: SpecFile,
     stage: Annotated[str, typer.Option(help="tree, model, or graph.")] = "graph",
@@ -266,7 +259,6 @@ def show(
     print(inspection.show(done, stage, as_json=as_json))
 
 
-@app.command()
 def diff(
     a: Annotated[str, typer.Argument(metavar="A", help="A spec file, or the name of a shipped spec.")],
     b: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
@@ -295,7 +287,6 @@ def diff(
     return 1
 
 
-@app.command("list")
 def list_(as_json: AsJson = False) -> None:
     """List the shipped specs, the standard blocks, and the operators."""
     from cnnspec.cli import dump as inspection

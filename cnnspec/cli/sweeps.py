@@ -7,42 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-from cnnspec.cli.app import (
-    AllowHuge,
-    AsJson,
-    DataDir,
-    DataName,
-    Offline,
-    Settings,
-    SpecFile,
-    app,
-    compile_spec,
-    grid,
-    make_console,
-    one_of,
-    print_json,
-)
-from cnnspec.cli.modules import (
-    Allocator,
-    BatchSize,
-    Epochs,
-    Handed,
-    MemoryFormat,
-    Pictures,
-    Precision,
-    Seed,
-    Threads,
-    stop_on_sigterm,
-    train_options,
-)
+from cnnspec.cli.options import AllowHuge, AsJson, Settings, SpecFile, compile_spec, grid, one_of
+from cnnspec.cli.output import make_console, print_json
+from cnnspec.cli.training_options import Pictures, Training, stop_on_sigterm, training_options
 
 SHOWN = 10
 """So many trials are in the table at the end."""
 
 
-@app.command()
+@training_options(without=["out", "resume", "save_every", "log", "pictures", "devices", "strategy"])
 def sweep(
     file: SpecFile,
+    *,
     sets: Settings = None,
     trials: Annotated[int, typer.Option(min=1, metavar="N", help="How many candidates are trained.")] = 20,
     max_params: Annotated[
@@ -60,19 +36,9 @@ def sweep(
     storage: Annotated[
         str | None, typer.Option(metavar="URL", help="A database for several machines, e.g. postgresql://HOST/NAME.")
     ] = None,
-    data: DataName = None,
-    data_dir: DataDir = None,
-    epochs: Epochs = None,
-    batch: BatchSize = None,
-    seed: Seed = None,
+    training: Training,
     huge: AllowHuge = False,
-    offline: Offline = False,
-    memory_format: MemoryFormat = None,
-    threads: Threads = None,
-    allocator: Allocator = "keep",
     pictures: Pictures = False,
-    accelerator: Handed = "auto",
-    precision: Precision = None,
     as_json: AsJson = False,
 ) -> int:
     """Search for the best values of parameters and of the recipe; write the best spec."""
@@ -86,38 +52,22 @@ def sweep(
     }
     graph = compile_spec(file, [f"{name}={value}" for name, value in space.fixed.items()], huge).require_graph()
     stop_on_sigterm()
-    from cnnspec import training
-
+    options = training.options([graph.recipe], pictures=pictures)
     console = make_console(stderr=as_json)
-    options = train_options(
-        [graph.recipe],
-        data,
-        data_dir,
-        offline=offline,
-        epochs=epochs,
-        batch=batch,
-        seed=seed,
-        memory_format=memory_format,
-        threads=threads,
-        allocator=allocator,
-        pictures=pictures,
-        accelerator=accelerator,
-        precision=precision,
+    from cnnspec.training import SweepOptions
+    from cnnspec.training import sweep as run_sweep
+
+    sweep_options = SweepOptions(
+        trials=trials,
+        out=out,
+        storage=storage,
+        pruner=pruner,
+        allow_huge=huge,
+        train=options,
+        console=console,
+        **limits,
     )
-    result = training.sweep(
-        file,
-        space,
-        training.SweepOptions(
-            trials=trials,
-            out=out,
-            storage=storage,
-            pruner=pruner,
-            allow_huge=huge,
-            train=options,
-            console=console,
-            **limits,
-        ),
-    )
+    result = run_sweep(file, space, sweep_options)
     if as_json:
         print_json(result.values)
     else:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cnnspec.analysis.summary import COLUMNS, DECLARED, DEFAULT_COLUMNS, Summary
-from cnnspec.cli.app import make_console
+from cnnspec.cli.output import make_console
 from cnnspec.shapes import text
 
 

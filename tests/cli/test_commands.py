@@ -14,7 +14,7 @@ import pytest
 import typer
 
 from cnnspec.analysis.summary import COLUMNS
-from cnnspec.cli.app import grid
+from cnnspec.cli.options import grid
 from cnnspec.resources import resource
 
 HEAD = "network t\ninput 3x32x32\nclasses 10\n"

@@ -1,0 +1,106 @@
+"""The options that commands share, and how their values are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cnnspec.api import resize
+from cnnspec.compiler import Compilation, compile_file
+from cnnspec.ir import Graph
+
+SpecFile = Annotated[str, typer.Argument(metavar="FILE", help="A spec file, or the name of a shipped spec.")]
+SpecFiles = Annotated[list[str], typer.Argument(metavar="FILE...", help="Spec files, or names of shipped specs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="K=V", help="Give a `param` of the spec another value.")
+]
+AtSize = Annotated[
+    str | None, typer.Option("--at", metavar="CxHxW", help="Another size of images than the spec declares.")
+]
+AllowHuge = Annotated[
+    bool, typer.Option("--allow-huge", help="Allow more than 10,000,000,000 parameters in a network.")
+]
+DataName = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="NAME",
+        help="cifar10, cifar100, fashion_mnist, mnist, fashion_mini, or folder:PATH (also folder with --data-dir).",
+    ),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option("--data-dir", metavar="DIR", help="Where data sets lie or are downloaded to (default: data)."),
+]
+Offline = Annotated[bool, typer.Option("--offline", help="Never download.")]
+
+
+def settings(pairs: list[str] | None) -> dict[str, str]:
+    return dict(_named(pair) for pair in pairs or [])
+
+
+def _named(pair: str) -> tuple[str, str]:
+    """The two sides of `name=value`."""
+    key, sign, value = pair.partition("=")
+    if not sign or not key.replace(".", "").isidentifier() or not value.strip():
+        raise typer.BadParameter(f"`{pair}` is not of the form name=value", param_hint="--set")
+    return key, value
+
+
+def grid(pairs: list[str] | None) -> dict[str, list[str]]:
+    """The values of each name in `name=value,value`; a comma in brackets or in quotes belongs to its value."""
+    found: dict[str, list[str]] = {}
+    for pair in pairs or []:
+        key, text = _named(pair)
+        values = split_values(text)
+        if key in found:
+            raise typer.BadParameter(f"`{key}` is given twice; write `{key}=A,B`", param_hint="--set")
+        if not all(values) or len(set(values)) < len(values):
+            what = "the same value twice" if all(values) else "an empty value"
+            raise typer.BadParameter(f"`{pair}` has {what}", param_hint="--set")
+        found[key] = values
+    return found
+
+
+def split_values(text: str) -> list[str]:
+    """The parts of a text between its commas; those in brackets or in quotes do not count."""
+    parts, depth, quoted = [""], 0, False
+    for letter in text:
+        if letter == '"':
+            quoted = not quoted
+        elif not quoted:
+            depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and not quoted and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts]
+
+
+def one_of(option: str, word: str, known: Iterable[str]) -> str:
+    """A word of an option that takes one of a few."""
+    if word not in known:
+        raise typer.BadParameter(f"`{word}` is not one of {', '.join(known)}", param_hint=option)
+    return word
+
+
+def format_of(form: str, as_json: bool, known: Iterable[str], usual: str) -> str:
+    """The form of `--format`, for which `--json` is another word."""
+    one_of("--format", form, known)
+    if as_json and form not in (usual, "json"):
+        raise typer.BadParameter(f"`--json` and `--format {form}` exclude each other", param_hint="--format")
+    return "json" if as_json else form
+
+
+def compile_spec(file: str, pairs: list[str] | None = None, allow_huge: bool = False) -> Compilation:
+    return compile_file(file, settings(pairs), allow_huge=allow_huge)
+
+
+def compile_at(file: str, pairs: list[str] | None, at: str | None, allow_huge: bool = False) -> Graph:
+    """The network of a spec, for the images that it declares or those of another size."""
+    graph = compile_spec(file, pairs, allow_huge).require_graph()
+    return graph if at is None else resize(graph, at)

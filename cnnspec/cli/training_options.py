@@ -1,0 +1,145 @@
+"""The options of the commands that train, defined once for all of them."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import signal
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cnnspec.cli.options import DataDir, DataName, Offline, one_of
+from cnnspec.diagnostics import did_you_mean, failure
+
+if TYPE_CHECKING:
+    from cnnspec.recipe import Recipe
+    from cnnspec.training import TrainOptions
+
+Seed = Annotated[int | None, typer.Option(min=0, help="Seed of weights, order and augmentation.")]
+Pictures = Annotated[bool, typer.Option("--pictures/--no-pictures", help="Draw curves and the like.")]
+ForLightning = Annotated[str, typer.Option(help="Handed to Lightning.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """The options that override the recipe or say how to run; each is a field of `TrainOptions`.
+
+    A command has those that its decorator `training_options` leaves in; the others keep their defaults.
+    """
+
+    data: DataName = None
+    data_dir: DataDir = None
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None
+    batch: Annotated[int | None, typer.Option(min=1, help="Images per step.")] = None
+    seed: Seed = None
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where run folders go.")] = Path("runs")
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest unfinished run of this network.")] = (
+        False
+    )
+    offline: Offline = False
+    save_every: Annotated[
+        float,
+        typer.Option("--save-every", metavar="S", min=0, help="Seconds between two checkpoints inside of an epoch."),
+    ] = 300.0
+    log: Annotated[list[str] | None, typer.Option(metavar="NAME", help="A further logger: wandb or mlflow.")] = None
+    memory_format: Annotated[
+        str | None, typer.Option(metavar="NAME", help="channels_last or contiguous (default: measured).")
+    ] = None
+    threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads of torch (default: measured).")] = (
+        None
+    )
+    allocator: Annotated[str, typer.Option(metavar="NAME", help="keep or default: whether large blocks are kept.")] = (
+        "keep"
+    )
+    pictures: Pictures = True
+    accelerator: ForLightning = "auto"
+    devices: ForLightning = "auto"
+    precision: Annotated[str | None, typer.Option(help="Handed to Lightning, e.g. bf16-mixed (default: 32-true).")] = (
+        None
+    )
+    strategy: ForLightning = "auto"
+
+    def given(self) -> list[str]:
+        """The options whose value is not their default, as they are written: `--save-every`, `--no-pictures`."""
+        names = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+        return ["--no-pictures" if name == "pictures" else f"--{name.replace('_', '-')}" for name in names]
+
+    def options(self, recipes: Sequence[Recipe], **more: Any) -> TrainOptions:
+        """The options of the training; `more` are fields of `TrainOptions` that the command sets itself.
+
+        Raises:
+            BadParameter: An option that takes one of a few words has another.
+            CnnspecError: There is no such data set, or the extra `train` is not installed.
+        """
+        if self.memory_format is not None:
+            one_of("--memory-format", self.memory_format, ("channels_last", "contiguous"))
+        one_of("--allocator", self.allocator, ("keep", "default"))
+        from cnnspec import training
+
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values |= {
+            "data": find_data(recipes, self.data, self.data_dir),
+            "data_dir": self.data_dir or Path("data"),
+            "log": tuple(self.log or ()),
+        }
+        return training.TrainOptions(**{**values, **more})
+
+
+def training_options(*, without: Iterable[str] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the options of `Training` in place of its parameter `training`.
+
+    Args:
+        without: Options that the command does not have, or defines itself.
+    """
+    left_out = set(without)
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        options = [p for p in inspect.signature(Training, eval_str=True).parameters.values() if p.name not in left_out]
+        own = inspect.signature(command, eval_str=True)
+
+        @functools.wraps(command)
+        def run(**values: Any) -> Any:
+            training = Training(**{option.name: values.pop(option.name) for option in options})
+            return command(**values, training=training)
+
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own.parameters.values()]
+        place = next(i for i, parameter in enumerate(parameters) if parameter.name == "training")
+        parameters[place : place + 1] = options
+        run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+def find_data(recipes: Sequence[Recipe], text: str | None, data_dir: Path | None) -> Any:
+    """The data set of `--data`, with the arguments of the first recipe that has this set."""
+    from cnnspec.recipe import DATA_SETS, Folder, Setting
+
+    if text is None:
+        return None
+    name, _, path = text.replace(" ", ":", 1).partition(":")
+    if name == "folder" and not path and data_dir:
+        path = str(data_dir)
+    if name == "folder" and path:
+        return Setting.of(Folder(path=path))
+    if name not in DATA_SETS or path or name == "folder":
+        known = ", ".join("folder:PATH" if n == "folder" else n for n in DATA_SETS)
+        raise failure(
+            "E0502", f"there is no data set `{text}`", help=f"{did_you_mean(name, DATA_SETS) or 'choose one'} ({known})"
+        )
+    own = (recipe.data for recipe in recipes if recipe.data.name == name)
+    return next(own, None) or Setting.of(DATA_SETS[name]())
+
+
+def stop_on_sigterm() -> None:
+    """Until the run listens itself: a stop while torch is imported has the exit code of a stop."""
+
+    def stop(number: int, frame: Any) -> None:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, stop)
