@@ -29,7 +29,6 @@ from cnnspec.semantics.loader import SUFFIX, Library, read_text, shipped_specs
 from cnnspec.semantics.names import Fault, Names
 from cnnspec.semantics.scope import FileScope
 from cnnspec.syntax import ast, parse
-from cnnspec.syntax.formatter import format_file
 
 if TYPE_CHECKING:
     pass
@@ -220,6 +219,8 @@ def format_text(source: Source) -> str:
     Raises:
         CnnspecError: It cannot be read.
     """
+    from cnnspec.syntax.formatter import format_file
+
     reporter = Reporter()
     file = parse(source, reporter)
     if file is None or reporter.failed:
