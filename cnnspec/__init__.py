@@ -1,12 +1,13 @@
-"""A declarative compiler for convolutional networks: text, check, torch module, training.
+"""A declarative compiler for convolutional networks, from text to a checked graph, a torch module and training.
 
-`load`, `loads`, `check` and `format` need no torch; `build` imports it when it is called.
+`load`, `loads`, `check` and `format` work without torch. `build` imports it when it is called.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from cnnspec.exports import lazy_exports
 
 if TYPE_CHECKING:
     from cnnspec.analysis.summary import largest_batch, summarise
@@ -31,15 +32,12 @@ __all__ = [
     "summarise",
 ]
 
-_HOMES = {
-    **dict.fromkeys(("build", "check", "format", "load", "loads"), "cnnspec.api"),
-    **dict.fromkeys(("CnnspecError", "Diagnostic", "Edit", "Fix"), "cnnspec.diagnostics"),
-    **dict.fromkeys(("Graph", "Model"), "cnnspec.ir"),
-    **dict.fromkeys(("largest_batch", "summarise"), "cnnspec.analysis.summary"),
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'cnnspec' has no attribute {name!r}")
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        **dict.fromkeys(("build", "check", "format", "load", "loads"), "cnnspec.api"),
+        **dict.fromkeys(("CnnspecError", "Diagnostic", "Edit", "Fix"), "cnnspec.diagnostics"),
+        **dict.fromkeys(("Graph", "Model"), "cnnspec.ir"),
+        **dict.fromkeys(("largest_batch", "summarise"), "cnnspec.analysis.summary"),
+    },
+)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import pkgutil
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,6 +22,24 @@ def test_every_export_is_what_it_says() -> None:
         assert callable(function), f"{name} is hidden by a module of that name"
         assert function.__name__ == name
     assert issubclass(cnnspec.CnnspecError, Exception)
+
+
+def test_every_public_name_survives_the_import_of_all_submodules() -> None:
+    pytest.importorskip("torch")
+    names = [found.name for found in pkgutil.walk_packages(cnnspec.__path__, "cnnspec.")]
+    modules = [importlib.import_module(name) for name in names if not name.endswith("__main__")]
+    exporting = [module for module in (cnnspec, *modules) if hasattr(module, "__all__")]
+    assert {"cnnspec", "cnnspec.testing", "cnnspec.training"} <= {module.__name__ for module in exporting}
+    for module in exporting:
+        assert set(module.__all__) <= set(dir(module)), module.__name__
+        for name in module.__all__:
+            value = getattr(module, name)
+            assert getattr(module, name) is value
+            assert not isinstance(value, ModuleType), f"{value.__name__} hides what {module.__name__} exports"
+
+
+def test_the_version_is_that_of_the_installed_package() -> None:
+    assert cnnspec.__version__ == importlib.metadata.version("cnnspec")
 
 
 def test_load_by_name_and_by_path() -> None:

@@ -1,8 +1,8 @@
 """Test your own specs, and code that processes specs.
 
 `assert_sound` compares a spec with torch. The Hypothesis strategies generate specs: a spec is drawn as a syntax tree
-and printed by the formatter. Every choice depends on the current shape, so generated specs are valid by construction
-and none are filtered out. Values are written in every form of the language.
+and printed by the formatter. Every choice depends on the current shape, so generated specs are valid by construction and
+none are filtered out. Values are written in every form of the language.
 
     import cnnspec
     from cnnspec.testing import assert_sound, specs
@@ -20,9 +20,9 @@ The strategies need the package `hypothesis`, and `assert_sound` needs torch. Bo
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from cnnspec.exports import lazy_exports
 from cnnspec.testing.faults import FaultySpec
 
 if TYPE_CHECKING:
@@ -31,17 +31,10 @@ if TYPE_CHECKING:
 
 __all__ = ["FaultySpec", "assert_sound", "faulty_specs", "sizes", "sizes_outside", "specs", "trees"]
 
-_MODULES = {
-    "assert_sound": "cnnspec.testing.oracle",
-    **dict.fromkeys(("faulty_specs", "sizes", "sizes_outside", "specs", "trees"), "cnnspec.testing.strategies"),
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(importlib.import_module(_MODULES[name]), name)
-    raise AttributeError(f"module 'cnnspec.testing' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "assert_sound": "cnnspec.testing.oracle",
+        **dict.fromkeys(("faulty_specs", "sizes", "sizes_outside", "specs", "trees"), "cnnspec.testing.strategies"),
+    },
+)

@@ -5,12 +5,12 @@ This package needs the extra `train`. It imports torch on first use.
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 from cnnspec.diagnostics import failure
+from cnnspec.exports import lazy_exports
 
 if TYPE_CHECKING:
     from cnnspec.training.comparison.compare import Comparison, compare
@@ -19,44 +19,6 @@ if TYPE_CHECKING:
     from cnnspec.training.runs.plan import plan
     from cnnspec.training.runs.train import train
     from cnnspec.training.sweeps.sweep import SweepOptions, SweepResult, sweep
-
-_MODULES = {
-    "compare": "comparison.compare",
-    "Comparison": "comparison.compare",
-    "evaluate": "loop.evaluate",
-    "plan": "runs.plan",
-    "Result": "runs.options",
-    "sweep": "sweeps.sweep",
-    "SweepOptions": "sweeps.sweep",
-    "SweepResult": "sweeps.sweep",
-    "TrainOptions": "runs.options",
-    "train": "runs.train",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if "torch" not in sys.modules:
-        # OpenMP reads this once. By default, waiting threads spin for so long that a step next to other work takes up
-        # to ten times as long. On an idle machine the setting makes no difference.
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    try:
-        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("cnnspec"):
-            raise
-        what, extra = ("a sweep", "sweep") if error.name == "optuna" else ("training", "train")
-        raise failure(
-            "E0507",
-            f"{what} needs `{error.name}`, which is not installed",
-            help=f"install what {what} needs with `pip install 'cnnspec[{extra}]'`",
-        ) from None
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
-
 
 __all__ = [
     "Comparison",
@@ -70,3 +32,37 @@ __all__ = [
     "sweep",
     "train",
 ]
+
+_load, __dir__ = lazy_exports(
+    __name__,
+    {
+        "compare": "cnnspec.training.comparison.compare",
+        "Comparison": "cnnspec.training.comparison.compare",
+        "evaluate": "cnnspec.training.loop.evaluate",
+        "plan": "cnnspec.training.runs.plan",
+        "Result": "cnnspec.training.runs.options",
+        "sweep": "cnnspec.training.sweeps.sweep",
+        "SweepOptions": "cnnspec.training.sweeps.sweep",
+        "SweepResult": "cnnspec.training.sweeps.sweep",
+        "TrainOptions": "cnnspec.training.runs.options",
+        "train": "cnnspec.training.runs.train",
+    },
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__ and "torch" not in sys.modules:
+        # OpenMP reads this once. By default, waiting threads spin for so long that a step next to other work takes up
+        # to ten times as long. On an idle machine the setting makes no difference.
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    try:
+        return _load(name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("cnnspec"):
+            raise
+        what, extra = ("a sweep", "sweep") if error.name == "optuna" else ("training", "train")
+        raise failure(
+            "E0507",
+            f"{what} needs `{error.name}`, which is not installed",
+            help=f"install what {what} needs with `pip install 'cnnspec[{extra}]'`",
+        ) from None
