@@ -25,7 +25,8 @@ WITHOUT_TORCH = """
 import sys
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"torch", "torchvision", "numpy", "pytorch_lightning", "safetensors", "torchmetrics"}:
+        absent = {"torch", "torchvision", "numpy", "pytorch_lightning", "safetensors", "torchmetrics"}
+        if name.partition(".")[0] in absent:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Absent())
 """

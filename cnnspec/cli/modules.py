@@ -143,7 +143,8 @@ def _try_out(graph: Graph, weights: str | None, fresh: list[str], seed: int | No
     counted = sum(weight.numel() for weight in module.parameters())
     if shape != graph.output_shape or counted != graph.parameter_count:
         raise AssertionError(
-            f"the module gives {shape} with {counted} parameters, the check says {graph.output_shape} with {graph.parameter_count}"
+            f"the module gives {shape} with {counted} parameters, "
+            f"the check says {graph.output_shape} with {graph.parameter_count}"
         )
     from cnnspec.analysis.summary import summarise
 
@@ -215,5 +216,6 @@ def test(
         return
     print(f"{found['matched']} tensors matched by {match}" + (", flips averaged" if found["tta"] else ""))
     print(
-        f"{graph.name} on {found['data']['name']}, {split}: accuracy {found[f'{split}_acc']:.4f} ({found['correct']} of {found['images']}), loss {found[f'{split}_loss']:.4f}"
+        f"{graph.name} on {found['data']['name']}, {split}: accuracy {found[f'{split}_acc']:.4f} "
+        f"({found['correct']} of {found['images']}), loss {found[f'{split}_loss']:.4f}"
     )

@@ -98,7 +98,8 @@ def _print_figures(file: str, graph: Graph) -> None:
     from cnnspec.shapes import text
 
     print(
-        f"{file}: ok, {text(graph.input_shape)} -> {text(graph.output_shape)}, {graph.parameter_count:,} parameters, {graph.macs / 1e6:,.2f} MMACs, {graph.sizes.words()}"
+        f"{file}: ok, {text(graph.input_shape)} -> {text(graph.output_shape)}, "
+        f"{graph.parameter_count:,} parameters, {graph.macs / 1e6:,.2f} MMACs, {graph.sizes.words()}"
     )
 
 
