@@ -1,4 +1,4 @@
-"""How long the answer to "what are its shapes and counts?" takes, against the ways there are without cnnspec.
+"""Time to compute shapes and counts of a network, compared with torch and torchinfo.
 
 In turns, in one process, warm: from the text of a spec to the checked network with its parameters, multiply-adds and
 floating-point operations; the network of torchvision built on the meta device and run under torch's FlopCounterMode;
@@ -64,8 +64,8 @@ def with_torchinfo(name: str) -> Callable[[], int] | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=9, help="turns of which the median is taken")
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu where other work runs beside")
+    parser.add_argument("--repeats", type=int, default=9, help="number of turns; medians are printed")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu on a machine with other load")
     parser.add_argument("names", nargs="*", default=NAMES, help="networks that cnnspec and torchvision have")
     args = parser.parse_args()
     clock = time.perf_counter if args.clock == "wall" else time.process_time

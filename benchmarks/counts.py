@@ -1,4 +1,4 @@
-"""Counts against torch, on generated and on shipped specs: how many agree, of how many.
+"""Compare parameter and operation counts with torch, on generated and shipped specs.
 
 python benchmarks/counts.py --specs 500
 python benchmarks/counts.py --specs 2000 --seed 1 fields
@@ -31,11 +31,11 @@ CHECKS: dict[str, tuple[str, Callable[[str], None]]] = {
     "fields": ("receptive field of every module", fields.hold_against_gradients),
 }
 ROUND = 100
-"""Examples of one seed; those of another differ more from them than they do among themselves."""
+"""Examples per seed; examples of one seed resemble each other more than those of another."""
 
 
 def run(check: Callable[[str], None], amount: int, start: int) -> tuple[int, list[str]]:
-    """How many different specs were held against torch, and those that differ."""
+    """Return the number of different specs compared with torch, and those that differ."""
     seen: set[str] = set()
     wrong: list[str] = []
 

@@ -1,4 +1,4 @@
-"""Built networks against their hand-written twins: seconds for a forward pass and for a training step.
+"""Time of a forward pass and a training step of built networks, compared with hand-written ones.
 
 Both run in one process, in turns, with the same weights; their outputs are checked to be equal first. The ratio is
 the twin's time over the built network's: above 1 the built network is the faster one.
@@ -23,7 +23,7 @@ from cnnspec.training.loop.machine import keep_memory
 
 
 def hand_over(twin: nn.Module, network: nn.Module) -> None:
-    """Gives the built network the twin's weights, by their order."""
+    """Copy the weights of the hand-written network to the built one, by order."""
     ours, theirs = network.state_dict(), twin.state_dict()
     if [v.shape for v in ours.values()] != [v.shape for v in theirs.values()]:
         raise SystemExit("the networks have different weights")
@@ -49,7 +49,7 @@ def measure(
     repeats: int,
     clock: Callable[[], float],
 ) -> tuple[float, float, float]:
-    """Median seconds of the twin and of the built network, and the median of their ratios in each turn."""
+    """Return the median seconds of both networks, and the median of their ratio per turn."""
     seconds = in_turns([partial(run, network, x) for network in networks], repeats, clock)
     ratios = [theirs / ours for theirs, ours in zip(*seconds, strict=True)]
     return statistics.median(seconds[0]), statistics.median(seconds[1]), statistics.median(ratios)
@@ -58,12 +58,12 @@ def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=128, help="images at once")
-    parser.add_argument("--repeats", type=int, default=9, help="runs of which the median is taken")
+    parser.add_argument("--repeats", type=int, default=9, help="number of runs; medians are printed")
     parser.add_argument("--threads", type=int, default=0, help="threads of torch; 0 leaves torch's choice")
     parser.add_argument("--channels-last", action="store_true", help="weights and images in channels_last")
     parser.add_argument("--plain-malloc", action="store_true", help="leave the allocator as it is")
     parser.add_argument("names", nargs="*", default=list(TWINS), help="networks, all by default")
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu where other work runs beside")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu on a machine with other load")
     args = parser.parse_args()
     clock = time.perf_counter if args.clock == "wall" else time.process_time
     if not args.plain_malloc:

@@ -1,8 +1,8 @@
-"""How long `cnnspec check` takes as a process of its own, against one that only imports lark, pydantic and rich.
+"""Time of `cnnspec check` as a separate process, compared with a process that only imports lark, pydantic and rich.
 
-The processes are run in turns, and medians are printed, of wall time and of processor time. All of them read byte code
-that a first turn has written to a folder of its own, as an installed package does. `--vs` adds another checkout to the
-turns. `--files` checks so many small specs in one process.
+The processes run in turns, and medians of wall time and of processor time are printed. All of them read bytecode that
+a warm-up turn wrote, like an installed package. `--vs` adds another checkout to the turns, and `--files` a process that
+checks many small specs.
 
     python benchmarks/start_speed.py --turns 15 --vs ../before --files 1000
 """
@@ -58,11 +58,11 @@ def write_specs(folder: Path, count: int) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--turns", type=int, default=15, help="turns of which the median is taken")
+    parser.add_argument("--turns", type=int, default=15, help="number of turns; medians are printed")
     parser.add_argument(
         "--vs", type=Path, action="append", default=[], help="another checkout to run in the same turns"
     )
-    parser.add_argument("--files", type=int, default=0, help="check so many small specs in one process")
+    parser.add_argument("--files", type=int, default=0, help="also check this many small specs in one process")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}

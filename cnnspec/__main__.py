@@ -1,4 +1,4 @@
-"""`python -m cnnspec` is `cnnspec`."""
+"""Run the command line: `python -m cnnspec`."""
 
 from cnnspec.cli import main
 

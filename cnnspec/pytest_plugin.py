@@ -1,7 +1,7 @@
-"""A pytest plugin: `pytest --cnnspec` collects `.cnn` files, each of them one test.
+"""A pytest plugin: `pytest --cnnspec` collects `.cnn` files, one test per file.
 
-A file is checked, with what it expects, and, where torch is installed, held against torch at drawn sizes of images.
-Nothing of cnnspec is imported before the first file is run.
+A test checks the file and its `expect` statements. If torch is installed, it also compares the network with torch at
+random image sizes. Nothing else of cnnspec is imported before the first test runs.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
 
 
 class SpecFile(pytest.File):
-    """A file of the language."""
+    """A `.cnn` file."""
 
     def collect(self) -> Iterator[pytest.Item]:
         yield SpecItem.from_parent(self, name="check")
 
 
 class SpecFault(Exception):
-    """What is wrong with a spec, as the command line shows it."""
+    """The errors of a spec, rendered as on the command line."""
 
 
 class SpecItem(pytest.Item):
-    """The test of one spec; one that only defines blocks is checked alone."""
+    """The test of one spec. A file that only defines blocks is checked, but not compared with torch."""
 
     def runtest(self) -> None:
         from cnnspec.compiler import compile_file

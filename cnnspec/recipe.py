@@ -1,7 +1,7 @@
-"""The words of the `train` section: data sets, augmentations, optimizers, schedules, and the `Recipe`.
+"""The vocabulary of the `train` section: data sets, augmentations, optimizers, schedules, and the `Recipe`.
 
-Each is a class whose fields are its arguments; the training ring gives it its meaning in one table.
-Learning rates are per step of the optimizer, epochs are passes over the training images.
+Each choice is a class whose fields are its arguments; `cnnspec.training` has one table with their implementations.
+Learning rates are per optimizer step, and epochs are passes over the training images.
 """
 
 from typing import Annotated, Any, ClassVar, Literal
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from cnnspec.schema import Bounds, Count, Declared, Interval, NotNegative, Padding, Positive, Probability
 
 Share = Annotated[float, Bounds(0, below=1)]
-"""Of what is remembered from one step to the next."""
+"""Decay factor per step, in [0, 1)."""
 
 
 # --- data ----------------------------------------------------------------------------------------
@@ -21,8 +21,8 @@ class DataSet(Declared):
     """Images with labels.
 
     Attributes:
-        classes: How many labels there are, where that is known beforehand.
-        images: How many images there are to train with and to test with, where that is known.
+        classes: Number of classes, if known in advance.
+        images: Numbers of training and test images, if known in advance.
     """
 
     name: ClassVar[str] = ""
@@ -31,10 +31,10 @@ class DataSet(Declared):
 
 
 class SmallSet(DataSet):
-    """A set that lies in memory.
+    """A data set that fits in memory.
 
-    `val` of the training images are held back for validation; `train` of the others are trained on and `test` of the test
-    images are tested, all without it. Which ones does not depend on the seed of a run.
+    `val` training images are held out for validation. `train` and `test` limit the numbers of training and test
+    images; `None` means all. The selection does not depend on the seed of a run.
     """
 
     val: Annotated[int, Bounds(0)] = 5000
@@ -51,7 +51,7 @@ class Cifar10(SmallSet):
 
 
 class Cifar100(SmallSet):
-    """CIFAR-100: as CIFAR-10 with 100 classes."""
+    """CIFAR-100: like CIFAR-10, with 100 classes."""
 
     name: ClassVar[str] = "cifar100"
     classes: ClassVar[int | None] = 100
@@ -75,7 +75,7 @@ class Mnist(SmallSet):
 
 
 class FashionMini(SmallSet):
-    """The part of Fashion-MNIST that comes with the package."""
+    """The subset of Fashion-MNIST that ships with the package."""
 
     name: ClassVar[str] = "fashion_mini"
     classes: ClassVar[int | None] = 10
@@ -84,7 +84,7 @@ class FashionMini(SmallSet):
 
 
 class Folder(DataSet):
-    """A folder of images by class: `train/CLASS/*.png`, `test/`, and `val/` or a share of `train/`."""
+    """A folder of images by class: `train/CLASS/*.png`, `test/`, and `val/` or a fraction `val` of `train/`."""
 
     name: ClassVar[str] = "folder"
     path: str
@@ -95,33 +95,33 @@ class Folder(DataSet):
 
 
 class Augmentation(Declared):
-    """A random change of training images. Source: `torchvision.transforms.v2`."""
+    """A random transform of training images. Source: `torchvision.transforms.v2`."""
 
     name: ClassVar[str] = ""
 
 
 class HFlip(Augmentation):
-    """Mirror left and right with probability `p`."""
+    """Flip horizontally with probability `p`."""
 
     name: ClassVar[str] = "hflip"
     p: Probability = 0.5
 
 
 class VFlip(Augmentation):
-    """Mirror top and bottom with probability `p`."""
+    """Flip vertically with probability `p`."""
 
     name: ClassVar[str] = "vflip"
     p: Probability = 0.5
 
 
 class AlternatingFlip(Augmentation):
-    """Mirror one half of the images in the first epoch, the other half in the next, and so on."""
+    """Flip half of the images horizontally in one epoch, and the other half in the next."""
 
     name: ClassVar[str] = "alternating_flip"
 
 
 class RandomCrop(Augmentation):
-    """Pad by `pad` pixels, then cut out a place of the input's size."""
+    """Pad by `pad` pixels, then crop to the input size at a random position."""
 
     name: ClassVar[str] = "random_crop"
     pad: Padding = (4, 4)
@@ -129,14 +129,14 @@ class RandomCrop(Augmentation):
 
 
 class Translate(Augmentation):
-    """Shift by up to the share `by` of the size, black outside."""
+    """Shift by up to the fraction `by` of the size, and fill with black."""
 
     name: ClassVar[str] = "translate"
     by: Probability
 
 
 class RandomResizedCrop(Augmentation):
-    """Cut out a part of relative area `scale` and aspect `ratio`, resize it to the input's size."""
+    """Crop a region of relative area `scale` and aspect `ratio`, then resize it to the input size."""
 
     name: ClassVar[str] = "random_resized_crop"
     scale: Interval = Interval((0.08, 1.0))
@@ -144,7 +144,7 @@ class RandomResizedCrop(Augmentation):
 
 
 class Rotate(Augmentation):
-    """Rotate by up to `degrees` to either side."""
+    """Rotate by up to `degrees` in either direction."""
 
     name: ClassVar[str] = "rotate"
     degrees: NotNegative
@@ -161,7 +161,7 @@ class ColorJitter(Augmentation):
 
 
 class RandomErasing(Augmentation):
-    """Blank a rectangle with probability `p`."""
+    """Erase a rectangle with probability `p`."""
 
     name: ClassVar[str] = "random_erasing"
     p: Probability = 0.5
@@ -170,21 +170,21 @@ class RandomErasing(Augmentation):
 
 
 class Cutout(Augmentation):
-    """Blank a square of `side` pixels around a random pixel."""
+    """Erase a square of `side` pixels around a random pixel."""
 
     name: ClassVar[str] = "cutout"
     side: Count
 
 
 class AutoAugment(Augmentation):
-    """AutoAugment by a policy that was found on a data set. Source: Cubuk et al. 2018, arXiv 1805.09501."""
+    """AutoAugment with a policy learned on a data set. Source: Cubuk et al. 2018, arXiv 1805.09501."""
 
     name: ClassVar[str] = "autoaugment"
     policy: Literal["cifar10", "imagenet", "svhn"] = "cifar10"
 
 
 class RandAugment(Augmentation):
-    """`ops` random changes of one strength. Source: Cubuk et al. 2019, arXiv 1909.13719."""
+    """Apply `ops` random transforms of strength `magnitude`. Source: Cubuk et al. 2019, arXiv 1909.13719."""
 
     name: ClassVar[str] = "randaugment"
     ops: Count = 2
@@ -192,7 +192,7 @@ class RandAugment(Augmentation):
 
 
 class TrivialAugment(Augmentation):
-    """One random change of random strength. Source: Mueller and Hutter 2021, arXiv 2103.10158."""
+    """Apply one random transform of random strength. Source: Mueller and Hutter 2021, arXiv 2103.10158."""
 
     name: ClassVar[str] = "trivialaugment"
 
@@ -201,13 +201,13 @@ class TrivialAugment(Augmentation):
 
 
 class Optimizer(Declared):
-    """How weights are updated. Source: `torch.optim`."""
+    """Base class of optimizers. Source: `torch.optim`."""
 
     name: ClassVar[str] = ""
     lr: Positive
 
     def remembers(self, axes: int) -> int:
-        """How many numbers it remembers from step to step for each number of a weight of so many axes."""
+        """Return the number of optimizer state values per element of a weight with `axes` dimensions."""
         return 2
 
 
@@ -295,7 +295,7 @@ class Adadelta(Optimizer):
 
 
 class Muon(Optimizer):
-    """torch.optim.Muon for filters and linear layers, at the rate of an AdamW; AdamW at `adam_lr` for the rest."""
+    """torch.optim.Muon for convolution and linear weights, scaled to AdamW's rates; AdamW at `adam_lr` for the rest."""
 
     name: ClassVar[str] = "muon"
     lr: Positive = 1e-3
@@ -322,13 +322,13 @@ class RmsProp(Optimizer):
 
 
 class Schedule(Declared):
-    """How the learning rate changes. Source: `torch.optim.lr_scheduler`."""
+    """Base class of learning rate schedules. Source: `torch.optim.lr_scheduler`."""
 
     name: ClassVar[str] = ""
 
 
 class ConstantRate(Schedule):
-    """The learning rate stays."""
+    """A constant learning rate."""
 
     name: ClassVar[str] = "constant"
     warmup: NotNegative = 0.0
@@ -353,7 +353,7 @@ class Step(Schedule):
 
 
 class Cosine(Schedule):
-    """Half a cosine from the optimizer's rate down to `end`, step by step, behind `warmup` epochs."""
+    """Half a cosine from the optimizer's rate down to `end`, per step, after `warmup` epochs."""
 
     name: ClassVar[str] = "cosine"
     end: NotNegative = 0.0
@@ -361,7 +361,7 @@ class Cosine(Schedule):
 
 
 class Linear(Schedule):
-    """A line from the optimizer's rate down to `end`, step by step, behind `warmup` epochs."""
+    """Linear decay from the optimizer's rate to `end`, per step, after `warmup` epochs."""
 
     name: ClassVar[str] = "linear"
     end: NotNegative = 0.0
@@ -369,7 +369,7 @@ class Linear(Schedule):
 
 
 class OneCycle(Schedule):
-    """Up to the optimizer's rate over the share `warmup` of all steps, then down to nearly 0.
+    """Rise to the optimizer's rate over the fraction `warmup` of all steps, then decay to almost 0.
 
     Source: Smith and Topin 2017, arXiv 1708.07120; torch's OneCycleLR with `max_lr` = the optimizer's `lr`.
     """
@@ -394,16 +394,16 @@ CHOICES: dict[str, dict[str, type[Any]]] = {
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
 }
-"""The entries that choose from a table."""
+"""The entries whose value is a choice from a table."""
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON gives it back."""
+    """Return a value as it is after a round trip through JSON."""
     return (*value,) if isinstance(value, tuple) else str(value) if isinstance(value, str) else value
 
 
 class Setting(BaseModel):
-    """A named choice with every argument filled in, as it is stored in a Model and in `result.json`."""
+    """A choice with the values of all its arguments, as stored in a Model and in `result.json`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
@@ -418,29 +418,29 @@ class Setting(BaseModel):
 
 
 ORIGINS = {"stated", "given"}
-"""The fields of a `Recipe` that tell where others come from; two that differ in nothing else train the same."""
+"""Fields of a `Recipe` that record where its values come from. Recipes that differ only here train identically."""
 
 
 class Recipe(BaseModel):
-    """How a network is trained; what a spec leaves out has the default given here.
+    """A training recipe; an entry that a spec omits has the default given here.
 
     Attributes:
         epochs: Passes over the training images.
-        planned: The epochs that the schedule was written for, where a run has others: its epochs then move in
-            proportion, so that a shorter run has the same shape.
-        batch: Images per step, over all devices together.
-        ema: Decay of an exponential moving average of the weights, tested in place of the weights.
-        early_stop: Epochs without a better validation accuracy after which training ends.
-        mixup: Two images are blended by a share from Beta(mixup, mixup). Source: arXiv 1710.09412.
-        cutmix: A box of one image is laid over another, its area from Beta(cutmix, cutmix). Source: arXiv 1905.04899.
-        clip: The norm of all gradients together is at most this.
-        accumulate: In how many parts a batch is computed, one after the other, their gradients added.
-        decay: What weight decay applies to: `all`, or `weights`, which spares norms and biases.
-        minutes: Training ends when it has taken so long.
+        planned: Number of epochs that the schedule was written for, if a run has another: the epochs of the
+            schedule are then scaled, so that a shorter run has the same shape.
+        batch: Images per step, over all devices.
+        ema: Decay of an exponential moving average of the weights, which is evaluated in place of the weights.
+        early_stop: Number of epochs without a better validation accuracy after which training stops.
+        mixup: Blend two images with a ratio from Beta(mixup, mixup). Source: arXiv 1710.09412.
+        cutmix: Paste a box of one image into another, its area from Beta(cutmix, cutmix). Source: arXiv 1905.04899.
+        clip: Maximum norm of all gradients together.
+        accumulate: Number of parts in which a batch is computed, accumulating their gradients.
+        decay: Parameters with weight decay: `all`, or `weights`, which excludes norms and biases.
+        minutes: Time limit of the training.
         compile: Whether the network runs through `torch.compile`.
-        tta: What the test averages over: `hflip`, the logits of an image and of its mirror image.
-        stated: The fields that are stated, by the spec or from outside.
-        given: Those of them that were given from outside, with `--set`.
+        tta: Test-time augmentation: `hflip` averages the logits of an image and of its horizontal flip.
+        stated: Names of the fields that the spec or `--set` sets.
+        given: Names of the fields that `--set` sets.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
@@ -469,13 +469,13 @@ class Recipe(BaseModel):
     given: tuple[str, ...] = ()
 
     def over(self, epochs: int) -> "Recipe":
-        """The recipe for so many epochs; a schedule that was written for other epochs keeps its shape."""
+        """Return the recipe for another number of epochs; the schedule keeps its shape."""
         written = self.planned or (self.epochs if "epochs" in self.stated else None)
         return self.model_copy(update={"epochs": epochs, "planned": written if written != epochs else None})
 
 
 class Scalars(Declared):
-    """The entries of one value; their types and bounds."""
+    """The entries that are a single value, with types and bounds."""
 
     name: ClassVar[str] = "train"
     epochs: Count = 20
@@ -496,4 +496,4 @@ class Scalars(Declared):
 
 
 ENTRIES = (*CHOICES, *Scalars.parameters)
-"""The words of the `train` section."""
+"""The names of all entries of the `train` section."""

@@ -1,7 +1,7 @@
-"""What a callee takes: typed parameters, read off a class, and the values of the language.
+"""Parameter schemas, derived from class annotations, and the value types of the language.
 
-Operators, initialisations, optimizers, schedules, augmentations and data sets are classes whose
-annotations are their parameters; blocks state theirs in the language. Both are bound by the same rules.
+The annotations of an operator, initialization, optimizer, schedule, augmentation or data set class are its parameters.
+Blocks declare theirs in the language. Both are bound by the same rules.
 """
 
 import types
@@ -18,11 +18,11 @@ class Interval(tuple[float, float]):
 
 
 class OpName(str):
-    """The name of an operator as a value, `act=gelu`."""
+    """An operator name as a value, `act=gelu`."""
 
 
 class Word(str):
-    """One of an argument's own words, `mode=fan_out`."""
+    """One of the keywords of an argument, `mode=fan_out`."""
 
 
 Value = bool | int | float | str | Size | Interval | OpName | Word | tuple[Any, ...] | None
@@ -34,12 +34,12 @@ class _Required:
 
 
 REQUIRED: Final = _Required()
-"""The default of a parameter that has none."""
+"""The default of a required parameter."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The least and the greatest value that makes sense; `above` and `below` are no such values themselves."""
+    """The valid range of a value; `least` and `greatest` are inclusive, `above` and `below` exclusive."""
 
     least: float | None = None
     greatest: float | None = None
@@ -80,7 +80,7 @@ _PHRASES: dict[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Type:
-    """The type of a parameter: a kind of value, or one of some words, or both."""
+    """The type of a parameter: a kind of value, a set of keywords, or both."""
 
     kind: Kind
     words: tuple[str, ...] = ()
@@ -95,7 +95,7 @@ class Type:
 
 
 def type_of(annotation: Any) -> Type:
-    """The language's type for a Python annotation."""
+    """Return the type in the language for a Python annotation."""
     bounds, optional, words, kind = Bounds(), False, (), None
     members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
     for member in members:
@@ -116,7 +116,7 @@ def type_of(annotation: Any) -> Type:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One parameter of a callee; `default` is `REQUIRED` where it has none."""
+    """One parameter of a callee; `default` is `REQUIRED` if there is none."""
 
     name: str
     type: Type
@@ -130,16 +130,16 @@ class Parameter:
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 class Declared:
-    """A callee whose annotated fields are its parameters, in their order; instances are values.
+    """Base class of callees whose annotated fields are their parameters, in order.
 
-    Two instances are equal when they are of one class and have equal settings.
+    Instances are immutable. Two instances are equal if they have the same class and equal settings.
     """
 
     name: ClassVar[str]
-    """What the language calls it."""
+    """Its name in the language."""
     parameters: ClassVar[Mapping[str, Parameter]] = {}
     required: ClassVar[tuple[str, ...]] = ()
-    """The parameters without a default."""
+    """Names of the parameters without a default."""
 
     def __init_subclass__(cls) -> None:
         own = (
@@ -167,11 +167,11 @@ class Declared:
         raise AttributeError(f"{self.name} is frozen")
 
     def settings(self) -> dict[str, Any]:
-        """Every parameter with its value."""
+        """Return the values of all parameters by name."""
         return {name: getattr(self, name) for name in self.parameters}
 
     def changed(self) -> dict[str, Any]:
-        """The parameters whose value is not the default."""
+        """Return the values that differ from the default, by name."""
         return {n: v for n, v in self.settings().items() if v != self.parameters[n].default}
 
     def __eq__(self, other: object) -> bool:

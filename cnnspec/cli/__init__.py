@@ -1,10 +1,10 @@
-"""The command line. Torch is imported only by the commands that compute with it."""
+"""The command line. Only the commands that build a module import torch."""
 
 from __future__ import annotations
 
 import gc
 
-gc.disable()  # imports leave nothing behind that is worth a search: a fifth of the time to start
+gc.disable()  # imports leave no garbage, and looking for it takes a fifth of the start-up time
 
 import os  # noqa: E402
 import sys  # noqa: E402
@@ -18,7 +18,7 @@ gc.enable()
 
 
 def main() -> NoReturn:
-    """Runs the command line: exit 0 fine, 1 the spec or its data is at fault, 2 usage or a bug."""
+    """Run the command line. Exit code 0 is success, 1 an error in the spec or its data, 2 wrong usage or a bug."""
     try:
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

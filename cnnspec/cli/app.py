@@ -1,4 +1,4 @@
-"""The application: the commands by name, each imported when it is run or listed."""
+"""The application and its commands, each of which is imported when it is run or listed."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ COMMANDS = {
 
 @cache
 def make_command(name: str) -> Any:
-    """Import a command and make it from its function.
+    """Import the function of a command, and return the command.
 
     Raises:
-        KeyError: There is no such command.
+        KeyError: The command does not exist.
     """
     module, _, function = COMMANDS[name].partition(":")
-    gc.disable()  # imports leave no garbage, and looking for it takes a fifth of the time to start
+    gc.disable()  # as in `cnnspec.cli`
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     single.command(name)(getattr(importlib.import_module(module), function))
     command = typer.main.get_command(single)

@@ -1,4 +1,4 @@
-"""The command that trains several networks and compares them."""
+"""The command `compare`, which trains several networks and compares them."""
 
 from __future__ import annotations
 
@@ -78,7 +78,11 @@ def compare(
 
 
 def _accuracy(text: str) -> float:
-    """A share of `0.9` or `90%`."""
+    """Parse an accuracy such as `0.9` or `90%`.
+
+    Raises:
+        BadParameter: It is not an accuracy in (0, 1].
+    """
     try:
         found = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Printing what lies between the stages: the tree, the Model, the Graph, and what ships with the package."""
+"""Text and JSON of the stages (tree, Model, Graph), and the list of what ships with the package."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STAGES = ("tree", "model", "graph")
 
 
 def show(done: Compilation, stage: str, *, as_json: bool = False) -> str:
-    """A stage of a compilation as text.
+    """Return a stage of a compilation as text.
 
     Args:
         done: What to show.
@@ -43,7 +43,7 @@ def show(done: Compilation, stage: str, *, as_json: bool = False) -> str:
 
 
 def graph_text(graph: Graph) -> str:
-    """A line for each operator: number, path, operator with its settings, inputs, shape."""
+    """Return one line per operator: number, path, operator with its settings, inputs, shape."""
     lines = [f"{graph.name}: {shapes.text(graph.input_shape)} -> {shapes.text(graph.output_shape)}"]
     width = max(len(node.path) for node in graph.nodes)
     for index, node in enumerate(graph.nodes):
@@ -72,7 +72,7 @@ def _tree_json(node: Any) -> Any:
 
 
 def _tree_lines(data: Any, depth: int) -> list[str]:
-    """A tree as indented text: one line for each node, its plain fields behind it."""
+    """Return a tree as indented text: one line per node, with its plain fields."""
     if isinstance(data, list):
         return [line for item in data for line in _tree_lines(item, depth)]  # pyright: ignore[reportUnknownVariableType]
     plain = [
@@ -90,7 +90,7 @@ def _tree_lines(data: Any, depth: int) -> list[str]:
 
 
 def listing() -> dict[str, dict[str, str]]:
-    """What ships with the package: specs, blocks with their parameters, operators with theirs."""
+    """Return the shipped specs, and the standard blocks and operators with their parameters."""
     specs: dict[str, str] = {}
     for name, path in shipped_specs().items():
         first = path.read_text("utf-8").split("\n", 1)[0]

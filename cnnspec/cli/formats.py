@@ -1,4 +1,4 @@
-"""The forms of a check's result: one line for each fault, JSON, SARIF, and annotations for GitHub.
+"""Output formats of `check`: one line per diagnostic, JSON, SARIF, and annotations for GitHub.
 
 `diagnostics.render` is the full form, for people.
 """
@@ -19,13 +19,13 @@ SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schem
 
 @dataclass(frozen=True)
 class Checked:
-    """What the check says of one file.
+    """The result of checking one file.
 
     Attributes:
-        file: What the user called it.
-        diagnostics: Its faults and lints.
+        file: The file as the user named it.
+        diagnostics: Its errors and warnings.
         graph: The network, if there is one.
-        fixed: What was mended before, where that was asked for.
+        fixed: Diagnostics that `--fix` fixed before.
     """
 
     file: str
@@ -39,14 +39,14 @@ class Checked:
 
 
 def concise(diagnostic: Diagnostic, file: str) -> str:
-    """`net.cnn:3:6: error[E0201]: message (help)`."""
+    """Return a diagnostic in one line: `net.cnn:3:6: error[E0201]: message (help)`."""
     place = f":{diagnostic.line}:{diagnostic.column}" if diagnostic.span else ""
     help = f" ({diagnostic.help})" if diagnostic.help else ""
     return f"{diagnostic.name or file}{place}: {diagnostic.severity}[{diagnostic.code}]: {diagnostic.message}{help}"
 
 
 def github(diagnostic: Diagnostic, file: str) -> str:
-    """A command of GitHub's workflows that shows the fault at its line. Source: "Workflow commands"."""
+    """Return a GitHub workflow command that shows the diagnostic at its line. Source: "Workflow commands"."""
     fields = {"file": diagnostic.name or file}
     if diagnostic.span is not None:
         end_line, end_column = diagnostic.span.end_place
@@ -71,7 +71,7 @@ def _whole_message(diagnostic: Diagnostic) -> str:
 
 
 def to_json(results: Iterable[Checked]) -> dict[str, Any]:
-    """The results as plain data, with a version that changes when the form does."""
+    """Return the results as plain data, with a version that changes with the format."""
     files: list[dict[str, Any]] = []
     for result in results:
         entry: dict[str, Any] = {
@@ -98,7 +98,7 @@ def to_json(results: Iterable[Checked]) -> dict[str, Any]:
 
 
 def to_sarif(results: Iterable[Checked], version: str, titles: dict[str, str]) -> dict[str, Any]:
-    """The results as a log of the Static Analysis Results Interchange Format, version 2.1.0.
+    """Return the results as a log in the Static Analysis Results Interchange Format (SARIF), version 2.1.0.
 
     Args:
         results: What was found.
@@ -169,6 +169,6 @@ def _region(span: Span) -> dict[str, int]:
 
 
 def _uri(file: str) -> str:
-    """A path as a reference; an absolute one gets the scheme that it needs."""
+    """Return a path as a URI reference; an absolute path gets the scheme `file`."""
     path = quote(file.replace("\\", "/"), safe="/")
     return f"file://{path}" if path.startswith("/") else path

@@ -73,7 +73,7 @@ def build(
 
 
 def _resume_command(file: str, sets: list[str] | None, training: Training) -> str:
-    """The command that continues a run after it was stopped."""
+    """Return the command that resumes the run after an interruption."""
     settings = "".join(f" --set {pair}" for pair in sets or [])
     out = "" if training.out == Path("runs") else f" --out {training.out}"
     data_dir = f" --data-dir {training.data_dir}" if training.data_dir else ""
@@ -126,7 +126,7 @@ def runs(
 
 
 def _try_out(graph: Graph, weights: str | None, fresh: list[str], seed: int | None, as_json: bool) -> int:
-    """Builds a module and runs it forward and backward on two random images."""
+    """Build a module, and run it forward and backward on two random images."""
     from cnnspec import api
 
     api.torch_backend()

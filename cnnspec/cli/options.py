@@ -1,4 +1,4 @@
-"""The options that commands share, and how their values are read."""
+"""Options that commands share, and functions that parse their values."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def settings(pairs: list[str] | None) -> dict[str, str]:
 
 
 def _named(pair: str) -> tuple[str, str]:
-    """The two sides of `name=value`."""
+    """Split `name=value` in two."""
     key, sign, value = pair.partition("=")
     if not sign or not key.replace(".", "").isidentifier() or not value.strip():
         raise typer.BadParameter(f"`{pair}` is not of the form name=value", param_hint="--set")
@@ -52,7 +52,7 @@ def _named(pair: str) -> tuple[str, str]:
 
 
 def grid(pairs: list[str] | None) -> dict[str, list[str]]:
-    """The values of each name in `name=value,value`; a comma in brackets or in quotes belongs to its value."""
+    """Return the values of each name in `name=value,value`; a comma in brackets or quotes does not separate."""
     found: dict[str, list[str]] = {}
     for pair in pairs or []:
         key, text = _named(pair)
@@ -67,7 +67,7 @@ def grid(pairs: list[str] | None) -> dict[str, list[str]]:
 
 
 def split_values(text: str) -> list[str]:
-    """The parts of a text between its commas; those in brackets or in quotes do not count."""
+    """Split a text at its commas, except for those in brackets or quotes."""
     parts, depth, quoted = [""], 0, False
     for letter in text:
         if letter == '"':
@@ -82,14 +82,22 @@ def split_values(text: str) -> list[str]:
 
 
 def one_of(option: str, word: str, known: Iterable[str]) -> str:
-    """A word of an option that takes one of a few."""
+    """Return the value of an option that has a fixed set of values.
+
+    Raises:
+        BadParameter: It is another value.
+    """
     if word not in known:
         raise typer.BadParameter(f"`{word}` is not one of {', '.join(known)}", param_hint=option)
     return word
 
 
 def format_of(form: str, as_json: bool, known: Iterable[str], usual: str) -> str:
-    """The form of `--format`, for which `--json` is another word."""
+    """Return the value of `--format`; `--json` means `--format json`.
+
+    Raises:
+        BadParameter: The format does not exist, or contradicts `--json`.
+    """
     one_of("--format", form, known)
     if as_json and form not in (usual, "json"):
         raise typer.BadParameter(f"`--json` and `--format {form}` exclude each other", param_hint="--format")
@@ -101,6 +109,6 @@ def compile_spec(file: str, pairs: list[str] | None = None, allow_huge: bool = F
 
 
 def compile_at(file: str, pairs: list[str] | None, at: str | None, allow_huge: bool = False) -> Graph:
-    """The network of a spec, for the images that it declares or those of another size."""
+    """Return the network of a spec, for its declared image size or for the size `at`."""
     graph = compile_spec(file, pairs, allow_huge).require_graph()
     return graph if at is None else resize(graph, at)

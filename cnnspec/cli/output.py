@@ -1,4 +1,4 @@
-"""How the commands print: diagnostics and JSON."""
+"""Output of the commands: diagnostics, JSON and the console of rich."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands on specs; they need no torch."""
+"""The commands on specs, which work without torch."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _print_figures(file: str, graph: Graph) -> None:
 
 
 def _fix(file: str, sets: list[str] | None, huge: bool) -> list[Diagnostic]:
-    """Mends a file as far as that is certain, and gives what was mended."""
+    """Apply the fixes that are certain to a file, and return the diagnostics that were fixed."""
     from cnnspec.rewrite.autofix import mend
 
     path, name = locate(file)
@@ -177,7 +177,7 @@ def fmt(
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Replaces a file as a whole, so that a fault on the way leaves the old one."""
+    """Replace a file atomically: if writing fails, the old file remains."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.write_bytes(data)

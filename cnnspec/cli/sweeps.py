@@ -1,4 +1,4 @@
-"""The command that searches: sweep."""
+"""The command `sweep`, which searches for the best values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cnnspec.cli.output import make_console, print_json
 from cnnspec.cli.training_options import Pictures, Training, stop_on_sigterm, training_options
 
 SHOWN = 10
-"""So many trials are in the table at the end."""
+"""Number of trials in the final table."""
 
 
 @training_options(without=["out", "resume", "save_every", "log", "pictures", "devices", "strategy"])

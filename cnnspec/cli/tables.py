@@ -1,4 +1,4 @@
-"""How tables are printed."""
+"""Tables on the terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cnnspec.shapes import text
 
 
 def print_table(table: Any, title: str | None = None) -> None:
-    """A table of which nothing is cut off: where a terminal is too narrow, it is folded between words."""
+    """Print a table without truncating it: on a narrow terminal, cells wrap between words."""
     console = make_console()
     if console.is_terminal:
         for column in table.columns:
@@ -25,7 +25,7 @@ def print_table(table: Any, title: str | None = None) -> None:
 
 
 def print_summary(done: Summary, level: int, columns: Sequence[str] = DEFAULT_COLUMNS) -> None:
-    """The modules of a network down to a level, with the total, on a terminal."""
+    """Print the modules of a network down to a level, and the total."""
     from rich import box
     from rich.table import Table
 

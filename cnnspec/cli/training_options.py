@@ -1,4 +1,4 @@
-"""The options of the commands that train, defined once for all of them."""
+"""Options of the commands that train, with one definition for all of them."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ ForLightning = Annotated[str, typer.Option(help="Handed to Lightning.")]
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """The options that override the recipe or say how to run; each is a field of `TrainOptions`.
+    """Options that override the recipe or configure a run; each is a field of `TrainOptions`.
 
-    A command has those that its decorator `training_options` leaves in; the others keep their defaults.
+    The decorator `training_options` selects the options of a command. The others keep their defaults.
     """
 
     data: DataName = None
@@ -65,16 +65,20 @@ class Training:
     strategy: ForLightning = "auto"
 
     def given(self) -> list[str]:
-        """The options whose value is not their default, as they are written: `--save-every`, `--no-pictures`."""
+        """Return the options with a value other than the default, as spelled on the command line."""
         names = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
         return ["--no-pictures" if name == "pictures" else f"--{name.replace('_', '-')}" for name in names]
 
     def options(self, recipes: Sequence[Recipe], **more: Any) -> TrainOptions:
-        """The options of the training; `more` are fields of `TrainOptions` that the command sets itself.
+        """Return the options of the training.
+
+        Args:
+            recipes: Recipes of the networks to train.
+            **more: Fields of `TrainOptions` that the command sets itself.
 
         Raises:
-            BadParameter: An option that takes one of a few words has another.
-            CnnspecError: There is no such data set, or the extra `train` is not installed.
+            BadParameter: The value of `--memory-format` or `--allocator` does not exist.
+            CnnspecError: The data set does not exist, or the extra `train` is not installed.
         """
         if self.memory_format is not None:
             one_of("--memory-format", self.memory_format, ("channels_last", "contiguous"))
@@ -91,10 +95,10 @@ class Training:
 
 
 def training_options(*, without: Iterable[str] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command the options of `Training` in place of its parameter `training`.
+    """Replace the parameter `training` of a command by the options of `Training`.
 
     Args:
-        without: Options that the command does not have, or defines itself.
+        without: Options that the command lacks or defines itself.
     """
     left_out = set(without)
 
@@ -117,7 +121,11 @@ def training_options(*, without: Iterable[str] = ()) -> Callable[[Callable[..., 
 
 
 def find_data(recipes: Sequence[Recipe], text: str | None, data_dir: Path | None) -> Any:
-    """The data set of `--data`, with the arguments of the first recipe that has this set."""
+    """Return the data set of `--data`, with the arguments of the first recipe that uses it.
+
+    Raises:
+        CnnspecError: The data set does not exist.
+    """
     from cnnspec.recipe import DATA_SETS, Folder, Setting
 
     if text is None:
@@ -137,7 +145,7 @@ def find_data(recipes: Sequence[Recipe], text: str | None, data_dir: Path | None
 
 
 def stop_on_sigterm() -> None:
-    """Until the run listens itself: a stop while torch is imported has the exit code of a stop."""
+    """Exit with the code of the signal on SIGTERM, until the run installs its own handler."""
 
     def stop(number: int, frame: Any) -> None:
         sys.exit(128 + number)

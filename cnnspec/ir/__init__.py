@@ -1,4 +1,4 @@
-"""What a spec means: the `Model`, with blocks, repeats and conditions, and the proven `Graph`."""
+"""The intermediate representations: the `Model`, with blocks, repeats and conditions, and the checked `Graph`."""
 
 from cnnspec.ir.graph import IMAGE, AuxHead, Graph, Node, channels_last
 from cnnspec.ir.model import (

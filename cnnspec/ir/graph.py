@@ -1,11 +1,7 @@
-"""The two intermediate representations: the hierarchical `Model` and the flat `Graph`.
+"""The flat intermediate representation: a network whose shapes are proven.
 
-A `Model` is what the text says once every name is resolved and every argument has its place: frozen
-Pydantic data that keeps blocks, repeats and conditions, and survives JSON. It knows nothing of places
-in a text: each piece carries a number, `origin`, and a side table leads from there to the source.
-
-A `Graph` is what the check proves: operators in the order in which they run, each with its inputs, its
-path in the module tree, and its shape. Only `check` makes one, so a backend never validates.
+A `Graph` holds operators in execution order, each with its inputs, its path in the module tree, and its output shape.
+Only `check` makes one, so a backend never validates.
 """
 
 from __future__ import annotations
@@ -27,30 +23,30 @@ from cnnspec.shapes import Shape, numel, symbolic
 from cnnspec.shapes.symbolic import IMAGE_LENGTH, Amount
 
 IMAGE = -1
-"""The input of a node that reads the image itself."""
+"""The input index of a node that reads the image."""
 
 
 def channels_last(shape: tuple[int, int, int]) -> bool:
-    """Whether the shape of an image looks as if its channels stood behind its height and width: `32x32x3`."""
+    """Return whether an image shape looks like channels-last, such as `32x32x3`."""
     first, second, last = shape
     return last in (1, 3) and min(first, second) >= 8 * last and (last == 3 or first == second)
 
 
 @dataclass(slots=True)
 class Node:
-    """An operator at its place. It is not changed once it is made; to freeze it would double what making it costs.
+    """An operator of the graph. Treat it as immutable; a frozen dataclass would double the cost of creating it.
 
     Attributes:
-        path: Where it stands in the module tree, `stage1.0.net.1`; it owns the weights. A join, a slice or
-            another node without a module of its own has the path of its scope.
+        path: Path of its module in the module tree, `stage1.0.net.1`. A join, a slice or another node without a
+            module of its own has the path of its scope.
         op: The operator with its settings.
         inputs: Indices of the nodes that it reads; `IMAGE` for the input.
-        shape: What it gives, without the batch axis: `(C, H, W)` or `(F,)`.
-        weights: Shapes of its learned weights by their key.
+        shape: Output shape without the batch axis: `(C, H, W)` or `(F,)`.
+        weights: Shapes of its learned weights by state dict key.
         macs: Multiply-adds for one image.
-        init: How its weights start; none for torch's own way.
-        aux: The auxiliary head that it belongs to.
-        origin: Where it was written.
+        init: Initialization of its weights; `None` for torch's default.
+        aux: Name of the auxiliary head that it belongs to.
+        origin: Source location of the statement that created it.
     """
 
     path: str
@@ -70,7 +66,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class AuxHead:
-    """An auxiliary output: its name, the node that gives it, the weight of its loss."""
+    """An auxiliary output: its name, the index of its output node, and the weight of its loss."""
 
     name: str
     output: int
@@ -79,12 +75,12 @@ class AuxHead:
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """What a module of a network gives, as detection and segmentation heads need to know it.
+    """A feature map of a network, as detection and segmentation heads consume it.
 
     Attributes:
-        path: The module.
-        shape: Without the batch axis.
-        reduction: Pixels of the image for one place of the map, in height and width; 1 and 1 for the image.
+        path: Path of the module that outputs it.
+        shape: Shape without the batch axis.
+        reduction: Image pixels per position of the map, in height and width; 1 and 1 for the image.
     """
 
     path: str
@@ -101,15 +97,16 @@ class Graph:
     """A network whose shapes are proven.
 
     Attributes:
-        nodes: Operators in an order in which they can run.
+        nodes: Operators in execution order.
         input_shape: `(C, H, W)` of one image.
-        output: Index of the node that gives the logits.
-        scopes: For every path that is not an operator: the block it is a call of, or an empty text.
-        ends: For every path that is not an operator: the node that gives its output.
-        taps: Names of features with the nodes that give them; a module then returns these and no logits.
-        recipe: How it is to be trained.
-        model: What it was made from.
-        text: The spec as it was read.
+        output: Index of the node that outputs the logits.
+        scopes: For every path that is not an operator, the name of the called block or an empty string.
+        ends: For every path that is not an operator, the index of its output node.
+        aux: Auxiliary heads.
+        recipe: Training recipe.
+        model: The Model that it was made from.
+        text: Source text of the spec.
+        taps: Output nodes of features by name; if there are any, the module returns these in place of the logits.
     """
 
     name: str
@@ -128,7 +125,7 @@ class Graph:
         return f"Graph({self.name!r}, input={self.input_shape}, output={self.output_shape}, nodes={len(self.nodes)})"
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """The same for IPython and Hypothesis, which would print every field of a dataclass."""
+        """Print `repr(self)` in IPython and Hypothesis, which otherwise print every field of a dataclass."""
         printer.text(repr(self))
 
     @property
@@ -138,21 +135,21 @@ class Graph:
 
     @cached_property
     def parameter_count(self) -> int:
-        """Learned weights in total, auxiliary heads included."""
+        """Number of learned weights, including auxiliary heads."""
         return sum(node.parameter_count for node in self.nodes)
 
     @cached_property
     def macs(self) -> int:
-        """Multiply-adds of convolutions and linear layers for one image, without auxiliary heads."""
+        """Multiply-adds of convolutions and linear layers for one image, excluding auxiliary heads."""
         return sum(node.macs for node in self.nodes if node.aux is None)
 
     def input_shapes(self, node: Node) -> list[Shape]:
-        """The shapes that a node reads."""
+        """Return the input shapes of a node."""
         return [self.input_shape if i == IMAGE else self.nodes[i].shape for i in node.inputs]
 
     @cached_property
     def depths(self) -> list[int]:
-        """For each node the convolutions and linear layers on the longest path from the image to its output."""
+        """Number of convolutions and linear layers on the longest path from the image to each node, inclusive."""
         depths: list[int] = []
         for node in self.nodes:
             before = max([depths[i] for i in node.inputs if i != IMAGE] or (0,))
@@ -161,7 +158,7 @@ class Graph:
 
     @property
     def depth(self) -> int:
-        """Convolutions and linear layers on the longest path from the image to the logits."""
+        """Number of convolutions and linear layers on the longest path from the image to the logits."""
         return self.depths[self.output]
 
     @cached_property
@@ -169,17 +166,17 @@ class Graph:
         return {**{node.path: i for i, node in enumerate(self.nodes) if node.op.owns_module}, **self.ends}
 
     def find(self, path: str) -> int | None:
-        """The index of the node that gives the output of a module, an operator's or a scope's."""
+        """Return the index of the output node of a module, or `None` if there is no such module."""
         return self._places.get(path)
 
     @property
     def paths(self) -> list[str]:
-        """Every path that `find` knows."""
+        """Paths of all modules."""
         return list(self._places)
 
     @cached_property
     def reductions(self) -> list[tuple[Fraction, Fraction]]:
-        """For each node the pixels of the image for one place of its map, in height and width."""
+        """Image pixels per position of the output map of each node, in height and width."""
         found: list[tuple[Fraction, Fraction]] = []
         for node in self.nodes:
             before = [(Fraction(1), Fraction(1)) if i == IMAGE else found[i] for i in node.inputs]
@@ -188,7 +185,7 @@ class Graph:
         return found
 
     def feature(self, path: str) -> Feature:
-        """Channels and reduction of what a module gives.
+        """Return shape and reduction of the output of a module.
 
         Raises:
             KeyError: There is no such module.
@@ -198,7 +195,7 @@ class Graph:
 
     @property
     def features(self) -> tuple[Feature, ...]:
-        """What a network that was tapped gives, in the order that was asked for."""
+        """Features of a tapped network, in the requested order."""
         return tuple(Feature(path, self.nodes[i].shape, self.reductions[i]) for path, i in self.taps.items())
 
     def __iter__(self) -> Iterator[Node]:
@@ -206,11 +203,11 @@ class Graph:
 
     @cached_property
     def sizes(self) -> Sizes:
-        """The sizes of images that the network takes, beside the one that the spec declares."""
+        """All image sizes that the network accepts."""
         return derive(self.nodes, self.input_shape)
 
     def symbolic_shape(self, path: str) -> str:
-        """What a module gives for an image of any size, `[N, 512, H//32, W//32]`.
+        """Return the output shape of a module as a function of the image size, `[N, 512, H//32, W//32]`.
 
         Raises:
             KeyError: There is no such module.
@@ -222,8 +219,8 @@ class Graph:
     def symbolic(self) -> Graph:
         """The same network with every shape and count as a function of the image's height and width.
 
-        Sizes are integers where they are constant, and otherwise an `Amount`: `graph.symbolic.macs` is
-        `9437184*(H//2)*(W//2) + 640`, and `graph.symbolic.macs(96, 64)` a number.
+        Constant sizes are integers, and the others are an `Amount`: `graph.symbolic.macs` is
+        `9437184*(H//2)*(W//2) + 640`, and `graph.symbolic.macs(96, 64)` is a number.
         """
         height, width = Amount.height(IMAGE_LENGTH), Amount.width(IMAGE_LENGTH)
         image = cast("tuple[int, int, int]", (self.input_shape[0], height, width))
@@ -237,14 +234,14 @@ class Graph:
         return replace(self, input_shape=image, nodes=tuple(nodes))
 
     def accepts(self, height: int, width: int) -> bool:
-        """Whether the network, as it is built, takes images of this height and width: what is no integer is no size."""
+        """Return whether the network accepts images of this height and width; `False` if they are not integers."""
         return all(isinstance(side, Integral) for side in (height, width)) and self.sizes.accepts(height, width)
 
     def at(self, height: int, width: int) -> Graph:
-        """The same network, with the same weights, for images of another size.
+        """Return the same network, with the same weights, for images of another size.
 
         Raises:
-            CnnspecError: It does not take them; the diagnostic names the operator that does not work, and why.
+            CnnspecError: The network does not accept them; the diagnostic names the operator that fails, and why.
         """
         if not all(isinstance(side, Integral) for side in (height, width)):
             raise failure("E0204", f"`{height}x{width}` is not a size of images", help="give two integers")
@@ -278,7 +275,7 @@ class Graph:
         return replace(self, input_shape=image, nodes=tuple(nodes))
 
     def to_json(self) -> dict[str, Any]:
-        """The graph as plain data."""
+        """Return the graph as JSON-compatible data."""
         return {
             "name": self.name,
             "input": list(self.input_shape),

@@ -29,10 +29,10 @@ class Piece:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expr(Piece):
-    """An expression: what it does (`kind`), the literal or the name in it, and its operands.
+    """An expression: its `kind`, its literal or name, and its operands.
 
     Kinds: `number`, `bool`, `text`, `name`, `op`, `word`, `dim` (an axis of `in`), `size`, `interval`,
-    `list`, `call` (of a function), `choice`, `neg`, `not`, and the binary operators as they are written.
+    `list`, `call` (of a function), `choice`, `neg`, `not`, and the binary operators as written.
     """
 
     kind: str
@@ -42,7 +42,7 @@ class Expr(Piece):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call(Piece):
-    """A call of an operator or a block; `variable` where the name is a parameter that holds an operator."""
+    """A call of an operator or a block; `variable` if `callee` is a parameter that holds an operator."""
 
     kind: Literal["call"] = "call"
     callee: str
@@ -54,7 +54,7 @@ class Call(Piece):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Braces(Piece):
-    """Statements in braces; the rows of an `each` are one, too, whose labels are those of the scope around."""
+    """Statements in braces. The rows of an `each` are a `table`; their labels belong to the enclosing scope."""
 
     kind: Literal["braces"] = "braces"
     table: bool = False
@@ -63,7 +63,7 @@ class Braces(Piece):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repeat(Piece):
-    """A repeated group; `variable` counts its rounds from 0."""
+    """A repeated group; `variable` counts its iterations from 0."""
 
     kind: Literal["repeat"] = "repeat"
     count: Expr
@@ -73,7 +73,7 @@ class Repeat(Piece):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Join(Piece):
-    """`add`, `mul`, `concat`: every flow in the body is a branch."""
+    """An `add`, `mul` or `concat`; every flow in the body is a branch."""
 
     kind: Literal["join"] = "join"
     join: Literal["add", "mul", "concat"]
@@ -82,7 +82,7 @@ class Join(Piece):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class If(Piece):
-    """One of two bodies, by a condition."""
+    """A choice between two bodies by a condition."""
 
     kind: Literal["if"] = "if"
     condition: Expr
@@ -100,21 +100,21 @@ class Reference(Piece):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class In(Piece):
-    """The tensor that enters the innermost braces."""
+    """The input of the innermost braces."""
 
     kind: Literal["in"] = "in"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nothing(Piece):
-    """The branch that is not there."""
+    """An absent branch."""
 
     kind: Literal["nothing"] = "nothing"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Broken(Piece):
-    """An element that was at fault; what depends on it is not judged."""
+    """An element with a reported error; nothing that depends on it is checked."""
 
     kind: Literal["broken"] = "broken"
 
@@ -124,7 +124,7 @@ Element = Annotated[Call | Braces | Repeat | Join | If | Reference | In | Nothin
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flow(Piece):
-    """A pipeline; `label` names it, `counted` makes `stage` into `stage1`, `stage2`, ..."""
+    """A pipeline; `label` names it, and `counted` numbers the label: `stage1`, `stage2`, ..."""
 
     kind: Literal["flow"] = "flow"
     label: str | None = None
@@ -144,7 +144,7 @@ class Let(Piece):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Require(Piece):
-    """A precondition with its message, in which `{name}` stands for a value."""
+    """A precondition with its message, a template with `{name}` placeholders."""
 
     kind: Literal["require"] = "require"
     condition: Expr
@@ -166,7 +166,7 @@ class BlockParameter(Piece):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block(Piece):
-    """A block as it is defined; `constants` are the values of its file that it uses."""
+    """A block definition; `constants` are the values of its file that it uses."""
 
     name: str
     parameters: tuple[BlockParameter, ...]
@@ -176,7 +176,7 @@ class Block(Piece):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Init(Piece):
-    """How the weights of an operator start."""
+    """Weight initialization of an operator."""
 
     target: str
     scheme: Setting
@@ -184,7 +184,7 @@ class Init(Piece):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expect(Piece):
-    """A contract; `within` is a fraction."""
+    """A contract; `within` is the relative tolerance."""
 
     metric: Literal["params", "macs", "output", "depth"]
     relation: Literal["==", "!=", "<=", ">=", "<", ">"]
@@ -194,7 +194,7 @@ class Expect(Piece):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aux(Piece):
-    """A head that exists in training only; its loss is added with `weight`."""
+    """An auxiliary head, present in training only; its loss is added with `weight`."""
 
     name: str
     source: str
