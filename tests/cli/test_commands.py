@@ -15,6 +15,7 @@ import typer
 
 from cnnspec.analysis.summary import COLUMNS
 from cnnspec.cli.options import grid
+from cnnspec.cli.training_options import Training
 from cnnspec.resources import resource
 
 HEAD = "network t\ninput 3x32x32\nclasses 10\n"
@@ -285,6 +286,25 @@ def test_a_grid_of_settings() -> None:
     for wrong in (["c=1,,2"], ["c=1,"], ["c=1, 1"], ["c=1", "c=2"], ["c"], ["c="], ["1c=2"]):
         with pytest.raises(typer.BadParameter):
             grid(wrong)
+
+
+def test_training_options_are_fields_with_the_same_defaults() -> None:
+    pytest.importorskip("torch")
+    from cnnspec.training import TrainOptions
+
+    assert Training().given() == []
+    assert Training(pictures=False, save_every=0, log=["wandb"]).given() == ["--save-every", "--log", "--no-pictures"]
+    assert Training().options([]) == TrainOptions()
+    assert Training(epochs=3, threads=2).options([], pictures=False) == TrainOptions(
+        epochs=3, threads=2, pictures=False
+    )
+
+
+@pytest.mark.parametrize("option", ["--epochs=3", "--save-every=0", "--no-pictures", "--resume", "--strategy=ddp"])
+def test_training_options_need_train(good: Path, option: str) -> None:
+    done = cnnspec("build", good, option)
+    assert done.returncode == 2
+    assert f"Invalid value for {option.partition('=')[0]}: has no effect without --train" in done.stderr
 
 
 def test_usage_errors_exit_with_2() -> None:
