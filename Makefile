@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 COVERING := $(addprefix tests/,analysis checker diagnostics ir ops semantics syntax test_api.py)
 READY  := $(VENV)/.ready
 
-.PHONY: demo coverage mutation soundness soundness-long test test-slow lint types format tables benchmark clean
+.PHONY: demo coverage mutation soundness soundness-long test test-slow lint types format benchmark clean
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "cnnspec needs Python 3.11 or newer; set PYTHON=..." && false)
@@ -51,9 +51,6 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/cnnspec fmt specs/*.cnn specs/blocks/*.cnn
-
-tables: $(READY)
-	$(BIN)/python -m cnnspec.syntax
 
 benchmark: $(READY)
 	$(BIN)/python benchmarks/module_speed.py

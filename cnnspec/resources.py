@@ -1,13 +1,31 @@
-"""Where the shipped grammar, specs and data are: beside the package in a wheel, or in the checkout."""
+"""Locate shipped files and the cache folder.
+
+Grammar, specs and data lie inside the package in a wheel, next to it in a checkout.
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
 
 
 def resource(folder: str, *parts: str) -> Path:
-    """The path of a shipped file; in a wheel `grammar` and `specs` lie inside the package."""
+    """Return the path of a shipped file; in a wheel `grammar` and `specs` lie inside the package."""
     inside = _PACKAGE / folder
     return (inside if inside.exists() else _PACKAGE.parent / folder).joinpath(*parts)
+
+
+def cache_folder() -> Path | None:
+    """Return the folder for what can be computed again: `CNNSPEC_CACHE`, or the platform's folder for such files.
+
+    None if there is no home folder.
+    """
+    if own := os.environ.get("CNNSPEC_CACHE"):
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("LOCALAPPDATA") if os.name == "nt" else None)
+    try:
+        return Path(base or Path.home() / ".cache") / "cnnspec"
+    except RuntimeError:
+        return None

@@ -10,9 +10,9 @@ import re
 
 from cnnspec.diagnostics import Reporter, Source, TooManyFaults
 from cnnspec.syntax import ast
-from cnnspec.syntax.automaton import Parsed, Unreadable, parser
 from cnnspec.syntax.builder import Builder
 from cnnspec.syntax.keywords import FUNCTIONS, LABEL_WORDS, RESERVED, TOP_WORDS
+from cnnspec.syntax.parser import Parsed, ParseFailure, parse_text
 from cnnspec.syntax.prescan import balanced, count_words, within_limits
 from cnnspec.syntax.recovery import Piece, piece_at, without
 
@@ -82,8 +82,8 @@ def _parse(source: Source, reporter: Reporter) -> ast.File | None:
     return None if any(d.code == "E0405" for d in reporter.diagnostics) else file
 
 
-def _attempt(text: str) -> tuple[Parsed | None, Unreadable | None]:
+def _attempt(text: str) -> tuple[Parsed | None, ParseFailure | None]:
     try:
-        return parser().parse(text), None
-    except Unreadable as fault:
+        return parse_text(text), None
+    except ParseFailure as fault:
         return None, fault

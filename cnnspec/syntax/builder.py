@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cnnspec.diagnostics import Diagnostic, Edit, Fix, Reporter, Source, Span, respell
 from cnnspec.diagnostics.suggestions import NO_SETTINGS
 from cnnspec.limits import MAX_LITERAL, MAX_TERMS
 from cnnspec.ops import OPS
 from cnnspec.syntax import ast
-from cnnspec.syntax.automaton import Parsed, Token
 from cnnspec.syntax.keywords import FUNCTIONS, SCHEMES
+from cnnspec.syntax.parser import Parsed
 from cnnspec.syntax.prescan import MARKS
+
+if TYPE_CHECKING:
+    from lark import Token
 
 OPERATORS = {"OR": 1, "AND": 2, "RELATION": 4, "PLUS": 5, "MINUS": 5, "FACTOR": 6}
 """How strongly an operator binds its operands."""
@@ -30,6 +33,10 @@ _OPERANDS = {
     "FALSE": "truth",
     "NAME": "name",
     "DIM": "dim",
+    "FIGURE": "figure",
+    "REFERENCE": "reference",
+    "IN": "in_",
+    "NOTHING": "nothing",
 }
 
 
@@ -51,7 +58,7 @@ class Builder:
 
     def missing(self, token: Token) -> bool:
         """Whether a word stands in the place of a statement that cannot be read."""
-        return token.start in self.marks
+        return token.start_pos in self.marks
 
     def fault(self, diagnostic: Diagnostic, span: Span) -> ast.Broken:
         self.reporter.add(diagnostic)
@@ -71,13 +78,14 @@ class Builder:
         return Span(self.source, start, end)
 
     def token(self, token: Token) -> Span:
-        start = token.start
-        return Span(self.source, start, start + len(token))
+        return Span(self.source, token.start_pos, token.end_pos)
 
     def span(self, node: Parsed) -> Span:
-        return Span(self.source, node.start, node.end)
+        return Span(self.source, node.start_pos, node.end_pos)
 
     def build(self, node: Any) -> Any:
+        if not isinstance(node, Parsed):
+            return getattr(self, _OPERANDS[node.type])(node, self.token(node))
         self.depth += 1
         if self.depth > 2 * MAX_TERMS:
             if not self.reporter.failed:
@@ -125,36 +133,37 @@ class Builder:
     # the top of a file
 
     def network(self, node: Any) -> ast.Network:
-        return ast.Network(self.span(node), str(node.children[0]))
+        return ast.Network(self.span(node), str(node.children[1]))
 
     def input(self, node: Any) -> ast.Input:
-        span = self.token(node.children[0])
-        c, h, w = (self.integer(part, span) for part in node.children[0].split("x"))
+        volume = node.children[1]
+        span = self.token(volume)
+        c, h, w = (self.integer(part, span) for part in volume.split("x"))
         return ast.Input(span, c, h, w)
 
     def classes(self, node: Any) -> ast.Classes:
-        return ast.Classes(self.span(node), self.build(node.children[0]))
+        return ast.Classes(self.span(node), self.build(node.children[1]))
 
     def param(self, node: Any) -> ast.Param:
-        name, value = node.children
+        _, name, value = node.children
         return ast.Param(self.span(node), str(name), self.build(value), self.token(name))
 
     def block(self, node: Any) -> ast.Block:
-        name, parameters, body = node.children
+        _, name, parameters, body = node.children
         built = tuple(self.build(child) for child in parameters.children)
         return ast.Block(self.span(node), str(name), built, self.statements(body), self.token(name))
 
     def parameter(self, node: Any) -> ast.BlockParameter:
         once, name, type_, default = node.children
-        value = self.build(default.children[0]) if default is not None else None
+        value = self.build(default) if default is not None else None
         return ast.BlockParameter(self.span(node), str(name), str(type_) if type_ else None, value, once is not None)
 
     def default(self, node: Any) -> ast.Default | ast.Flow:
-        call = self.build(node.children[0])
+        call = self.build(node.children[1])
         return self.unread(node, call) if isinstance(call, ast.Broken) else ast.Default(self.span(node), call)
 
     def init(self, node: Any) -> ast.Init | ast.Flow:
-        target, call = node.children[0], self.build(node.children[1])
+        target, call = node.children[1], self.build(node.children[2])
         if isinstance(call, ast.Broken):
             return self.unread(node, call)
         return ast.Init(self.span(node), str(target), call, self.token(target))
@@ -164,18 +173,18 @@ class Builder:
         return ast.Flow(self.span(node), None, (call,), None)
 
     def expect(self, node: Any) -> ast.Expect:
-        metric, relation, value, within = node.children
+        _, metric, relation, value, within = node.children
         fraction = float(within.rstrip("% \t")) / 100 if within else None
         relation = "==" if relation == "=" else str(relation)
         return ast.Expect(self.span(node), str(metric), relation, self.build(value), fraction)
 
-    def figure(self, node: Any) -> ast.Figure:
-        text = str(node.children[0])
+    def figure(self, token: Token, span: Span) -> ast.Figure:
+        text = str(token)
         exact = Fraction(text[:-1]) * ast.POWERS[text[-1]]
-        return ast.Figure(self.span(node), exact.numerator if exact.denominator == 1 else float(exact), text)
+        return ast.Figure(span, exact.numerator if exact.denominator == 1 else float(exact), text)
 
     def train(self, node: Any) -> ast.Train:
-        entries = [child for child in node.children if not self.missing(child.children[0].children[0])]
+        entries = [child for child in node.children[1:-1] if not self.missing(child.children[0].children[0])]
         return ast.Train(self.span(node), tuple(self.build(child) for child in entries))
 
     def entry(self, node: Any) -> ast.Entry:
@@ -190,47 +199,46 @@ class Builder:
         return ast.Entry(self.span(node), head.callee, tuple(calls))
 
     def use(self, node: Any) -> ast.Use:
-        *names, path = node.children
+        _, *names, path = node.children
         used = tuple(ast.Name(self.token(name), str(name)) for name in names)
         return ast.Use(self.span(node), used, str(path)[1:-1], self.token(path))
 
     def extends(self, node: Any) -> ast.Extends:
-        target, *args = node.children
+        _, target, *args = node.children
         quoted = target.type == "STRING"
         name = str(target)[1:-1] if quoted else str(target)
-        return ast.Extends(self.span(node), name, quoted, tuple(self.build(arg) for arg in args), self.token(target))
+        return ast.Extends(self.span(node), name, quoted, tuple(self.argument(arg) for arg in args), self.token(target))
 
     def aux(self, node: Any) -> ast.Aux:
-        name, reference, *args, body = node.children
-        built = tuple(self.build(arg) for arg in args)
+        _, name, reference, *args, body = node.children
+        built = tuple(self.argument(arg) for arg in args)
         return ast.Aux(self.span(node), str(name), self.build(reference), built, self.statements(body))
 
     # statements and elements
 
     def statements(self, node: Any) -> tuple[ast.Statement, ...]:
-        return tuple(self.build(child) for child in node.children)
+        return tuple(self.build(child) for child in node.children[1:-1])
 
     def label(self, token: Token | None) -> ast.LabelName | None:
         if token is None:
             return None
         name = token.rstrip(": \t")
-        start = token.start
+        start = token.start_pos
         return ast.LabelName(self.at(start, start + len(name)), name, word=token.type == "WORD")
 
     def flow(self, node: Any) -> ast.Flow:
         label, *rest, condition = node.children
         elements: list[ast.Element] = []
         for child in rest:
-            if child.data == "piped":
+            if isinstance(child, Parsed) and child.data == "labeled":
                 wrong, child = child.children
-                if wrong is not None:
-                    span = self.label(wrong).span  # type: ignore[union-attr]
-                    message = f"the label `{wrong.rstrip(': ')}` stands behind a `|`"
-                    help = "put the element on a line of its own: a label names a whole statement"
-                    self.fault(Diagnostic("E0104", message, span, help=help, fixes=self.own_line(span)), span)
-                    self.reporter.unsure.add(wrong.rstrip(": \t"))
+                span = self.label(wrong).span  # type: ignore[union-attr]
+                message = f"the label `{wrong.rstrip(': ')}` stands behind a `|`"
+                help = "put the element on a line of its own: a label names a whole statement"
+                self.fault(Diagnostic("E0104", message, span, help=help, fixes=self.own_line(span)), span)
+                self.reporter.unsure.add(wrong.rstrip(": \t"))
             elements.append(self.build(child))
-        when = self.build(condition.children[0]) if condition is not None else None
+        when = self.build(condition) if condition is not None else None
         return ast.Flow(self.span(node), self.label(label), tuple(elements), when)
 
     def own_line(self, label: Span) -> tuple[Fix, ...]:
@@ -243,11 +251,11 @@ class Builder:
         return (Fix("put it on a line of its own", (Edit(self.at(end, label.start), f"\n{indent}"),)),)
 
     def let(self, node: Any) -> ast.Let:
-        name, value = node.children
+        _, name, value = node.children
         return ast.Let(self.span(node), str(name), self.build(value), self.token(name))
 
     def require(self, node: Any) -> ast.Require:
-        condition, message = node.children
+        _, condition, message = node.children
         return ast.Require(self.span(node), self.build(condition), str(message)[1:-1] if message else None)
 
     def call(self, node: Any) -> ast.Call | ast.Broken:
@@ -255,21 +263,22 @@ class Builder:
         if self.missing(name):
             return ast.Broken(self.span(node))
         count = self.integer(repeat[1:], self.token(repeat)) if repeat is not None else None
-        built = tuple(self.build(arg) for arg in args)
+        built = tuple(self.argument(arg) for arg in args)
         return ast.Call(self.span(node), str(name), count, built, self.token(name))
 
     def keyword(self, node: Any) -> ast.Argument:
         name, value = node.children
         return ast.Argument(self.span(node), str(name), self.build(value))
 
-    def positional(self, node: Any) -> ast.Argument:
-        return ast.Argument(self.span(node), None, self.build(node.children[0]))
+    def argument(self, node: Any) -> ast.Argument:
+        value = self.build(node)
+        return value if isinstance(value, ast.Argument) else ast.Argument(value.span, None, value)
 
     def body(self, node: Any) -> ast.Braces:
         return ast.Braces(self.span(node), self.statements(node))
 
     def repeat(self, node: Any) -> ast.Repeat:
-        count, variable, body = node.children
+        _, count, variable, body = node.children
         return ast.Repeat(
             self.span(node), self.build(count), str(variable) if variable else None, self.statements(body)
         )
@@ -279,37 +288,37 @@ class Builder:
         return ast.Join(self.token(kind), str(kind), self.statements(body))  # type: ignore[arg-type]
 
     def if_(self, node: Any) -> ast.If:
-        condition, then, otherwise = node.children
+        _, condition, then, otherwise = node.children
         other = self.statements(otherwise) if otherwise is not None else None
         return ast.If(self.span(node), self.build(condition), self.statements(then), other)
 
     def each(self, node: Any) -> ast.Each | ast.Broken:
-        name, *rest = node.children
-        columns = tuple(ast.Name(self.token(item), str(item)) for item in rest if isinstance(item, Token))
-        args = tuple(self.build(item) for item in rest if isinstance(item, Parsed) and item.data != "row")
+        _, name, columns, *rest, _ = node.children
+        names = tuple(ast.Name(self.token(item), str(item)) for item in columns.children)
         rows = tuple(self.build(item) for item in rest if isinstance(item, Parsed) and item.data == "row")
+        args = tuple(self.argument(item) for item in rest[: len(rest) - len(rows)])
         if any(isinstance(cell, ast.Broken) for row in rows for cell in row.cells):
             return ast.Broken(self.span(node))
-        return ast.Each(self.span(node), str(name), columns, args, rows, self.token(name))
+        return ast.Each(self.span(node), str(name), names, args, rows, self.token(name))
 
     def row(self, node: Any) -> ast.Row:
         label, *cells = node.children
         built = self.label(label)
         return ast.Row(self.span(node), built.name if built else None, tuple(self.build(cell) for cell in cells))
 
-    def reference(self, node: Any) -> ast.Reference:
-        return ast.Reference(self.span(node), str(node.children[0])[1:])
+    def reference(self, token: Token, span: Span) -> ast.Reference:
+        return ast.Reference(span, str(token)[1:])
 
-    def in_(self, node: Any) -> ast.In:
-        return ast.In(self.span(node))
+    def in_(self, token: Token, span: Span) -> ast.In:
+        return ast.In(span)
 
-    def nothing(self, node: Any) -> ast.Nothing:
-        return ast.Nothing(self.span(node))
+    def nothing(self, token: Token, span: Span) -> ast.Nothing:
+        return ast.Nothing(span)
 
     # expressions
 
     def choice(self, node: Any) -> ast.Choice:
-        condition, then, otherwise = node.children
+        _, condition, then, otherwise = node.children
         return ast.Choice(self.span(node), self.build(condition), self.build(then), self.build(otherwise))
 
     def interval(self, node: Any) -> ast.Interval:
@@ -318,9 +327,7 @@ class Builder:
     def terms(self, node: Any) -> ast.Expr:
         """Operands and operators in a row."""
         parts = node.children
-        if len(parts) == 1:
-            return self.operand(parts[0])
-        deep = sum(isinstance(part, Token) and (part.type in OPERATORS or part.type in PREFIXES) for part in parts)
+        deep = sum(not isinstance(part, Parsed) and (part.type in OPERATORS or part.type in PREFIXES) for part in parts)
         if deep >= MAX_TERMS:
             self.too_deep(self.span(node))
             return ast.Number(self.span(node), 0, "0")
@@ -334,7 +341,7 @@ class Builder:
     def bound(self, rest: list[Any], least: int) -> ast.Expr:
         """An expression of the operators that bind at least so strongly, taken from the end of `rest`."""
         part = rest.pop()
-        if isinstance(part, Token) and part.type in PREFIXES:
+        if not isinstance(part, Parsed) and part.type in PREFIXES:
             strength = PREFIXES[part.type]
             if strength < least:
                 self.refuse(part, f"put it in parentheses: `({part} ...)`")
@@ -342,7 +349,7 @@ class Builder:
             operator = "-" if part.type == "MINUS" else "not"
             left: ast.Expr = ast.Unary(self.token(part).to(inner.span), operator, inner)
         else:
-            left = self.operand(part)
+            left = self.build(part)
         while rest and OPERATORS[rest[-1].type] >= least:
             operator = rest.pop()
             strength = OPERATORS[operator.type]
@@ -355,12 +362,6 @@ class Builder:
     def refuse(self, token: Token, help: str) -> None:
         message = f"`{token}` cannot stand here"
         self.misplaced = self.misplaced or Diagnostic("E0101", message, self.token(token), help=help)
-
-    def operand(self, part: Any) -> ast.Expr:
-        """A word, a number, or what stands in brackets."""
-        if isinstance(part, Parsed):
-            return self.build(part)
-        return getattr(self, _OPERANDS[part.type])(part, self.token(part))
 
     def number(self, token: Token, span: Span) -> ast.Number:
         value = self.integer(token, span) if token.type == "INT" else self.real(token, span)
@@ -387,7 +388,7 @@ class Builder:
         return ast.Dim(span, axis)
 
     def function(self, node: Any) -> ast.FunctionCall | ast.Broken:
-        name, *args = node.children
+        name, *args, _ = node.children
         if name not in FUNCTIONS and name not in SCHEMES:
             meant = _FOREIGN_FUNCTIONS.get(name)
             help, fixes = respell(self.token(name), str(name), FUNCTIONS)
@@ -401,12 +402,7 @@ class Builder:
         return ast.FunctionCall(self.span(node), str(name), tuple(self.build(arg) for arg in args))
 
     def list(self, node: Any) -> ast.ListLiteral:
-        return ast.ListLiteral(self.span(node), tuple(self.build(item) for item in node.children))
+        return ast.ListLiteral(self.span(node), tuple(self.build(item) for item in node.children[1:-1]))
 
     def group(self, node: Any) -> ast.Group:
-        return ast.Group(self.span(node), self.build(node.children[0]))
-
-
-# rules that are spelt like Python's keywords
-for _rule in ("if", "in"):
-    setattr(Builder, _rule, getattr(Builder, f"{_rule}_"))
+        return ast.Group(self.span(node), self.build(node.children[1]))

@@ -51,9 +51,7 @@ _WORDS = {
     "COMMA": "`,`",
     "COLON": "`:`",
     "VBAR": "`|`",
-    "_THEN": "`then`",
-    "_ELSE": "`else`",
-    "_FROM": "`from`",
+    "TIMES": "`repeat`",
 }
 
 
