@@ -17,7 +17,7 @@ from cnnspec.syntax.parser import Parsed
 from cnnspec.syntax.prescan import MARKS
 
 if TYPE_CHECKING:
-    from lark import Token
+    from cnnspec.syntax.parser import Token
 
 OPERATORS = {"OR": 1, "AND": 2, "RELATION": 4, "PLUS": 5, "MINUS": 5, "FACTOR": 6}
 """How strongly an operator binds its operands."""

@@ -20,7 +20,15 @@ from typing import TYPE_CHECKING, Any
 from cnnspec.resources import cache_folder, resource
 
 if TYPE_CHECKING:
-    from lark import Lark, Token
+    from lark import Lark
+
+    class Token(str):
+        """A token of Lark as the lexer makes it: with its position."""
+
+        type: str
+        start_pos: int
+        end_pos: int
+
 
 FORMAT = 1
 """Increase when `serialize` changes."""
@@ -40,15 +48,15 @@ class Parsed:
     start_pos: int
     end_pos: int
 
-    def __init__(self, data: str, children: list[Token | Parsed | None]) -> None:
+    def __init__(self, data: str, children: list[Any]) -> None:
         self.data, self.children = data, children
         for child in children:
             if child is not None:
-                self.start_pos = child.start_pos  # pyright: ignore[reportAttributeAccessIssue]
+                self.start_pos = child.start_pos
                 break
         for child in reversed(children):
             if child is not None:
-                self.end_pos = child.end_pos  # pyright: ignore[reportAttributeAccessIssue]
+                self.end_pos = child.end_pos
                 break
 
 
@@ -71,15 +79,18 @@ def parse_text(text: str) -> Parsed:
     Raises:
         ParseFailure: The text does not follow the grammar.
     """
-    from lark import UnexpectedInput, UnexpectedToken
+    from lark import UnexpectedCharacters, UnexpectedToken
 
+    parser: Any = load_parser()
     try:
-        return load_parser().parse(text)  # pyright: ignore[reportReturnType]
+        return parser.parse(text)
     except UnexpectedToken as error:
-        at = len(text.rstrip()) if error.token.type == "$END" else error.token.start_pos
-        raise ParseFailure(at or 0, set(error.expected)) from None
-    except UnexpectedInput as error:
-        raise ParseFailure(error.pos_in_stream or 0, set(getattr(error, "allowed", ()))) from None
+        token: Any = error.token
+        at = len(text.rstrip()) if token.type == "$END" else token.start_pos
+        raise ParseFailure(at, set(error.expected)) from None
+    except UnexpectedCharacters as error:
+        place: Any = error.pos_in_stream
+        raise ParseFailure(place, set(error.allowed or ())) from None
 
 
 @lru_cache(maxsize=1)
@@ -124,7 +135,7 @@ def table_key(grammar: str) -> str:
 # --- tables as JSON ------------------------------------------------------------------------------
 
 
-def serialize(parser: Lark, key: str) -> bytes:
+def serialize(parser: Any, key: str) -> bytes:
     """Return a line with key and checksum, and Lark's own data in a line of JSON.
 
     Lark keeps most of it in dictionaries with consecutive integers as keys, for which JSON has lists. The actions of a
@@ -156,17 +167,22 @@ def deserialize(stored: bytes, key: str) -> Lark | None:
     text = stored[end:]
     if stored[:end] != _header(key, text):
         return None
-    data = json.loads(text)
+    data: Any = json.loads(text)
     table = data["parser"]["parser"]
-    table["tokens"] = dict(enumerate(table["tokens"]))
-    table["states"] = {
-        number: {
-            symbol: (0, to) if to >= 0 else (1, {"@": -1 - to}) for symbol, to in zip(row[::2], row[1::2], strict=True)
-        }
-        for number, row in enumerate(table["states"])
-    }
-    memo = dict(enumerate(data.pop("memo")))
-    return Lark.load({"data": {**data, "options": _options()}, "memo": memo})  # pyright: ignore[reportArgumentType]
+    table["tokens"] = _numbered(table["tokens"])
+    table["states"] = {number: _actions(row) for number, row in _numbered(table["states"]).items()}
+    memo, data["options"] = _numbered(data.pop("memo")), _options()
+    lark: Any = Lark
+    return lark.load({"data": data, "memo": memo})
+
+
+def _actions(row: list[int]) -> dict[int, tuple[int, Any]]:
+    pairs = zip(row[::2], row[1::2], strict=True)
+    return {symbol: (0, to) if to >= 0 else (1, {"@": -1 - to}) for symbol, to in pairs}
+
+
+def _numbered(values: list[Any]) -> dict[int, Any]:
+    return dict(enumerate(values))
 
 
 def _in_order(numbered: dict[int, Any]) -> list[Any]:
@@ -186,20 +202,23 @@ def _cached(key: str) -> Path | None:
 
 
 def _load(path: Path, key: str, *, check_owner: bool) -> Lark | None:
-    """Load tables from a file, if there are some that fit.
-
-    A checksum finds damage, not malice: tables from a cache folder that others can write to could make the parser
-    misread a spec. So a file counts only if this user or the administrator wrote it, and nobody else may.
-    """
+    """Load tables from a file, if there are some that fit."""
     try:
         with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            if check_owner and hasattr(os, "geteuid"):
-                if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
-                    return None
+            if check_owner and not _private(os.fstat(file.fileno())):
+                return None
             return deserialize(file.read(), key)
     except OSError:
         return None
+
+
+def _private(status: os.stat_result) -> bool:
+    """Check that only this user or the administrator can have written a file.
+
+    A checksum finds damage, not malice: in a cache folder that others can write to, somebody could leave tables that
+    make the parser misread a spec. On Windows the folders of a user are private.
+    """
+    return not hasattr(os, "geteuid") or (status.st_uid in (0, os.geteuid()) and not status.st_mode & 0o022)
 
 
 def _store(path: Path, stored: bytes) -> None:
