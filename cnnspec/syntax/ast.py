@@ -32,10 +32,11 @@ class Record:
     def __init__(self, *values: Any, **named: Any) -> None:
         store = self.__dict__
         store.update(zip(self.fields, values, strict=False))
-        store.update(named)
-        for name in self.fields[len(values) :]:
-            if name not in store:
-                store[name] = getattr(type(self), name)
+        if len(store) < len(self.fields):
+            store.update(named)
+            for name in self.fields[len(values) :]:
+                if name not in store:
+                    store[name] = getattr(type(self), name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"{type(self).__name__} is frozen")

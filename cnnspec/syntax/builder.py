@@ -293,10 +293,10 @@ class Builder:
         return ast.If(self.span(node), self.build(condition), self.statements(then), other)
 
     def each(self, node: Any) -> ast.Each | ast.Broken:
-        _, name, columns, *rest, _ = node.children
+        _, name, columns, *arguments, table = node.children
         names = tuple(ast.Name(self.token(item), str(item)) for item in columns.children)
-        rows = tuple(self.build(item) for item in rest if isinstance(item, Parsed) and item.data == "row")
-        args = tuple(self.argument(item) for item in rest[: len(rest) - len(rows)])
+        args = tuple(self.argument(item) for item in arguments)
+        rows = self.statements(table)
         if any(isinstance(cell, ast.Broken) for row in rows for cell in row.cells):
             return ast.Broken(self.span(node))
         return ast.Each(self.span(node), str(name), names, args, rows, self.token(name))
