@@ -206,7 +206,8 @@ def test_a_wheel_brings_its_tables(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         assert usable(archive.read("cnnspec/grammar/cnn.tables.json"))
         archive.extractall(tmp_path / "site")
-    env = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "CNNSPEC_CACHE": str(tmp_path / "cache")}
+    path = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "PYTHONPATH": path, "CNNSPEC_CACHE": str(tmp_path / "cache")}
     command = [sys.executable, "-m", "cnnspec", "check", "resnet20"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
     assert done.stdout.startswith("resnet20: ok"), done.stderr
