@@ -296,7 +296,7 @@ class Builder:
         _, name, columns, *arguments, table = node.children
         names = tuple(ast.Name(self.token(item), str(item)) for item in columns.children)
         args = tuple(self.argument(item) for item in arguments)
-        rows = self.statements(table)
+        rows: tuple[ast.Row, ...] = tuple(self.build(row) for row in table.children[1:-1])
         if any(isinstance(cell, ast.Broken) for row in rows for cell in row.cells):
             return ast.Broken(self.span(node))
         return ast.Each(self.span(node), str(name), names, args, rows, self.token(name))

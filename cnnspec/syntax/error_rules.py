@@ -84,8 +84,8 @@ def _without_parentheses(at: Place) -> list[Fix]:
     return []
 
 
-def _blocks_and_groups(at: Place) -> Meaning | None:
-    """The heads of blocks, repeats and joins."""
+def _blocks(at: Place) -> Meaning | None:
+    """Heads of blocks."""
     if at.expected == {"LPAR"} and (block := re.fullmatch(r"\s*block\s+[A-Za-z_]\w*(\s*)", at.before)):
         behind = at.at - len(block.group(1))
         help = "a block lists its parameters in parentheses, also where there are none: `block name() { ... }`"
@@ -97,6 +97,11 @@ def _blocks_and_groups(at: Place) -> Meaning | None:
         return Meaning("the body of a block stands in braces: `block name(c) { ... }`")
     if at.word == "," and re.fullmatch(r"\s*block\b[^{]*", at.before):
         return Meaning("parameters are separated by one comma: `block name(c, stride = 1)`")
+    return None
+
+
+def _groups(at: Place) -> Meaning | None:
+    """Heads of repeated and conditional groups."""
     if loop := re.match(r"\s*repeat\s+([A-Za-z_]\w*)\s+in\b", at.whole):
         return Meaning(f"write `repeat 3 as {loop.group(1)} {{ ... }}`; `{loop.group(1)}` counts from 0")
     if at.word == ":" and re.fullmatch(r"\s*(?:repeat|if|else)\b[^{]*", at.before):
@@ -116,6 +121,11 @@ def _blocks_and_groups(at: Place) -> Meaning | None:
             certain=True,
         )
         return Meaning(f"a group is repeated with `repeat`: {fix.help}", [fix])
+    return None
+
+
+def _tables(at: Place) -> Meaning | None:
+    """Columns of a table with a value for all rows."""
     table = re.search(r"\beach\s+([A-Za-z_]\w*)\(([^()]*)\)", at.whole)
     if at.word == "=" and table and at.line + table.start(2) <= at.at <= at.line + table.end():
         columns = re.findall(r"[A-Za-z_]\w*(?:=[^\s,()]+)?", re.sub(r"\s*=\s*", "=", table.group(2)))
@@ -127,6 +137,11 @@ def _blocks_and_groups(at: Place) -> Meaning | None:
         written = f"each {table.group(1)}({' '.join(names)}){same}"
         fix = at.fix(f"write `{written} {{ ... }}`", (at.line + table.start(), at.line + table.end(), written))
         return Meaning(f"columns are names alone; what is the same in all rows stands behind them: {fix.help}", [fix])
+    return None
+
+
+def _branches(at: Place) -> Meaning | None:
+    """Joins without braces."""
     join = re.search(rf"\b({'|'.join(JOINS)})\s*$", at.before)
     if join and "LBRACE" in at.expected and not re.match(r"x[0-9]", at.word):
         return Meaning(f"the branches of `{join.group(1)}` stand in braces: `{join.group(1)} {{ @a; @b }}`")
@@ -442,7 +457,10 @@ _RULES: tuple[Callable[[Place], Meaning | None], ...] = (
     foreign.first_words,
     _conditions,
     _else,
-    _blocks_and_groups,
+    _blocks,
+    _groups,
+    _tables,
+    _branches,
     _tensors,
     _contracts,
     _references,

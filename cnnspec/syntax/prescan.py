@@ -114,82 +114,117 @@ def _with_plain_blanks(source: Source, reporter: Reporter) -> str:
 
 
 def balanced(source: Source, reporter: Reporter) -> tuple[str, list[int]] | None:
-    """The text, if its braces match and nesting is sane, with the places at fault; or nothing.
+    """Return the text with matching braces and the offsets at fault, or None if nesting cannot be repaired.
 
-    A statement with such a place cannot be read, but what stands around it can: in the text every parenthesis and
-    bracket that is closed by the wrong sign is closed by the right one, and a brace that is never closed ends where its
-    indentation does. A closing brace too many is taken out of it.
+    A statement with such an offset cannot be read, but its neighbors can: in the returned text, every parenthesis and
+    bracket that is closed by the wrong sign is closed by the correct one, and a brace that is never closed ends where
+    its indentation does. A superfluous closing brace is removed. The text keeps its length.
     """
-    text = _with_plain_blanks(source, reporter)
-    found = [match for match in MARKS.finditer(text) if match.group()[0] != "#" and not _is_string(match.group())]
+    braces = _Braces(source, reporter, _with_plain_blanks(source, reporter))
+    found = [
+        match for match in MARKS.finditer(braces.text) if match.group()[0] != "#" and not _is_string(match.group())
+    ]
     signs = [(match.group(), match.start()) for match in found if match.group()[0] != '"']
-    wrong: list[int] = []
     for match in found:
-        mark, at = match.group().rstrip(), match.start()
-        if mark[0] == '"':
-            help, fixes = 'end it with `"` on the same line', (_write(source, 'add `"`', at + len(mark), '"'),)
-            reporter.add(
-                Diagnostic("E0103", "the string has no closing quote", _sign(source, at), help=help, fixes=fixes)
-            )
-            text = text[:at] + "!" * len(mark) + text[at + len(mark) :]
-            wrong.append(at)
-    open_: list[tuple[str, int]] = []
-    pairs: list[tuple[int, int]] = []
-    early: list[int] = []
+        if match.group()[0] == '"':
+            braces.end_string(match.group().rstrip(), match.start())
     for index, (mark, at) in enumerate(signs):
-        if mark in _OPENING:
-            open_.append((mark, at))
-            if len(open_) > MAX_NESTING:
-                message, help = f"nested deeper than the limit of {MAX_NESTING}", "name the inner part as a `block`"
-                reporter.add(Diagnostic("E0405", message, _sign(source, at), help=help))
-                return None
-            continue
-        if open_ and open_[-1][0] == _CLOSING[mark]:
-            pairs.append((open_.pop()[1], at))
-            if mark == "}" and _goes_on(text, *pairs[-1]):
-                early.append(at)
-            continue
-        if mark == "}" and not open_:
-            extra = early.pop() if early else at
-            reporter.add(_too_much(source, extra, at))
-            text = f"{text[:extra]} {text[extra + 1 :]}"
-            continue
-        reporter.add(_unmatched(source, mark, at, open_[-1] if open_ else None))
-        if mark == "}":
-            wrong.append(open_[-1][1])
-            inside = _without_parentheses(open_)
-            if inside and _match(signs[index + 1 :], inside[:-1]):
-                text, open_ = _close_with_line(text, wrong[-1]), inside[:-1]
-                continue
-        elif not open_ or open_[-1][0] == "{":
-            wrong.append(at)  # closes nothing in its statement
-            continue
+        if mark in _CLOSING:
+            braces.close(signs, index)
+        elif not braces.open(mark, at):
+            return None
+    return braces.finish()
+
+
+class _Braces:
+    """A pass over the braces, brackets and parentheses of a text that reports and repairs those that do not match.
+
+    Attributes:
+        text: The text, as repaired so far.
+        wrong: Offsets at fault.
+        opened: Signs that are open, with their offsets.
+        pairs: Offsets of braces that match.
+        early: Offsets of closing braces that seem to end their group too early.
+    """
+
+    def __init__(self, source: Source, reporter: Reporter, text: str) -> None:
+        self.source, self.reporter, self.text = source, reporter, text
+        self.wrong: list[int] = []
+        self.opened: list[tuple[str, int]] = []
+        self.pairs: list[tuple[int, int]] = []
+        self.early: list[int] = []
+
+    def end_string(self, mark: str, at: int) -> None:
+        """Report a string without a closing quote, and make it unreadable."""
+        help, fixes = 'end it with `"` on the same line', (_write(self.source, 'add `"`', at + len(mark), '"'),)
+        span = _sign(self.source, at)
+        self.reporter.add(Diagnostic("E0103", "the string has no closing quote", span, help=help, fixes=fixes))
+        self.text = self.text[:at] + "!" * len(mark) + self.text[at + len(mark) :]
+        self.wrong.append(at)
+
+    def open(self, mark: str, at: int) -> bool:
+        """Take an opening sign; False if it is nested too deeply."""
+        self.opened.append((mark, at))
+        if len(self.opened) <= MAX_NESTING:
+            return True
+        message, help = f"nested deeper than the limit of {MAX_NESTING}", "name the inner part as a `block`"
+        self.reporter.add(Diagnostic("E0405", message, _sign(self.source, at), help=help))
+        return False
+
+    def close(self, signs: list[tuple[str, int]], index: int) -> None:
+        """Take a closing sign."""
+        mark, at = signs[index]
+        if self.opened and self.opened[-1][0] == _CLOSING[mark]:
+            self.pairs.append((self.opened.pop()[1], at))
+            if mark == "}" and _goes_on(self.text, *self.pairs[-1]):
+                self.early.append(at)
+        elif mark == "}" and not self.opened:
+            extra = self.early.pop() if self.early else at
+            self.reporter.add(_too_much(self.source, extra, at))
+            self.text = f"{self.text[:extra]} {self.text[extra + 1 :]}"
         else:
-            wrong.append(open_[-1][1])
-        text = text[:at] + _OPENING[open_.pop()[0]] + text[at + 1 :]
-    braces = bool(_without_parentheses(open_))
-    end, limit = Label(source.end, "the text ends here"), len(text)
-    if braces and (stolen := _by_indentation(text, open_[-1][1], pairs)):
-        open_[-1], limit = ("{", stolen[0]), text.rfind("\n", 0, stolen[1]) + 1
-        end = Label(_sign(source, stolen[1]), "by its indentation this closes another one")
-    for opened, where in open_[-1:] if braces else open_:
-        fix = _end(source, _OPENING[opened], where, limit)
-        reporter.add(
-            Diagnostic(
-                "E0102",
-                f"`{opened}` is never closed",
-                _sign(source, where),
-                "opened here",
-                labels=(end,),
-                help=fix.help,
-                fixes=(fix,),
-            )
-        )
-        if braces:
-            closed = _close_by_indentation(text, where) if len(open_) == 1 else None
-            return None if closed is None else (closed, [*wrong, len(text[:where].rstrip()) - 1])
-        text, wrong = _close_with_line(text, where), [*wrong, where]
-    return text, wrong
+            self.reporter.add(_unmatched(self.source, mark, at, self.opened[-1] if self.opened else None))
+            self._repair(signs, index)
+
+    def _repair(self, signs: list[tuple[str, int]], index: int) -> None:
+        """Let a sign that closes something else close what is open, or end what is open with its line."""
+        mark, at = signs[index]
+        if mark != "}" and (not self.opened or self.opened[-1][0] == "{"):
+            self.wrong.append(at)  # closes nothing in its statement
+            return
+        self.wrong.append(self.opened[-1][1])
+        if mark == "}":
+            inside = _without_parentheses(self.opened)
+            if inside and _match(signs[index + 1 :], inside[:-1]):
+                self.text, self.opened = _close_with_line(self.text, self.wrong[-1]), inside[:-1]
+                return
+        self.text = self.text[:at] + _OPENING[self.opened.pop()[0]] + self.text[at + 1 :]
+
+    def finish(self) -> tuple[str, list[int]] | None:
+        """Report what is still open at the end of the text, and close it."""
+        end, limit = Label(self.source.end, "the text ends here"), len(self.text)
+        if _without_parentheses(self.opened):
+            return self._close_brace(end, limit)
+        for mark, at in self.opened:
+            self._never_closed(mark, at, end, limit)
+            self.text = _close_with_line(self.text, at)
+            self.wrong.append(at)
+        return self.text, self.wrong
+
+    def _close_brace(self, end: Label, limit: int) -> tuple[str, list[int]] | None:
+        """Close the brace that was left open where its indentation ends, if there is no further one around it."""
+        mark, at = self.opened[-1]
+        if stolen := _by_indentation(self.text, at, self.pairs):
+            (mark, at), limit = ("{", stolen[0]), self.text.rfind("\n", 0, stolen[1]) + 1
+            end = Label(_sign(self.source, stolen[1]), "by its indentation this closes another one")
+        self._never_closed(mark, at, end, limit)
+        closed = _close_by_indentation(self.text, at) if len(self.opened) == 1 else None
+        return None if closed is None else (closed, [*self.wrong, len(self.text[:at].rstrip()) - 1])
+
+    def _never_closed(self, mark: str, at: int, end: Label, limit: int) -> None:
+        fix = _end(self.source, _OPENING[mark], at, limit)
+        message, span = f"`{mark}` is never closed", _sign(self.source, at)
+        self.reporter.add(Diagnostic("E0102", message, span, "opened here", labels=(end,), help=fix.help, fixes=(fix,)))
 
 
 def _close_with_line(text: str, at: int) -> str:
