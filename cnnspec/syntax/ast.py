@@ -1,6 +1,6 @@
-"""The tree: a spec as it is written, one class for each construct, every node with its span.
+"""The syntax tree: one class for each construct of the language, with the span of each node.
 
-Two trees are equal when they say the same; spans and comments do not take part.
+Two trees are equal if they have the same meaning; spans and comments are not compared.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from cnnspec.diagnostics import Source, Span
 
 @dataclass_transform(frozen_default=True)
 class Record:
-    """A frozen record, as a dataclass is one; but fifty of these are made in a fiftieth of the time, which
-    every start of the command line pays.
+    """A frozen record like a dataclass. Defining fifty of these takes a fiftieth of the time, which every start of
+    the command line pays.
     """
 
     fields: ClassVar[tuple[str, ...]] = ()
-    told: ClassVar[tuple[str, ...]] = ()
-    """The fields that say something: all but places and spelling."""
+    compared: ClassVar[tuple[str, ...]] = ()
+    """Fields that are compared: all but positions and spelling."""
 
     def __init_subclass__(cls) -> None:
         own = {name: kind for name, kind in get_annotations(cls).items() if not kind.startswith("ClassVar")}
         cls.fields = (*cls.fields, *own)
-        if "told" not in vars(cls):
+        if "compared" not in vars(cls):
             said = (name for name, kind in own.items() if kind != "Span" and name not in ("text", "source", "comments"))
-            cls.told = (*cls.told, *said)
+            cls.compared = (*cls.compared, *said)
 
     def __init__(self, *values: Any, **named: Any) -> None:
         store = self.__dict__
@@ -42,26 +42,26 @@ class Record:
         raise AttributeError(f"{type(self).__name__} is frozen")
 
     def replace(self, **changes: Any) -> Self:
-        """The same record with other fields."""
+        """Return a copy with some fields changed."""
         return type(self)(**{**self.__dict__, **changes})
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and all(getattr(self, name) == getattr(other, name) for name in self.told)
+        return type(self) is type(other) and all(getattr(self, name) == getattr(other, name) for name in self.compared)
 
     def __hash__(self) -> int:
-        return hash((type(self), *(getattr(self, name) for name in self.told)))
+        return hash((type(self), *(getattr(self, name) for name in self.compared)))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in self.told)})"
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in self.compared)})"
 
 
 class Node(Record):
-    """A piece of a spec; `span` is where it stands."""
+    """A node of the tree; `span` is its position in the text."""
 
     span: Span
 
     def children(self) -> list[Node]:
-        """The pieces that it is made of."""
+        """Return the child nodes."""
         found: list[Node] = []
         for name in self.fields:
             value: Any = getattr(self, name)
@@ -72,7 +72,7 @@ class Node(Record):
         return found
 
     def walk(self) -> Iterator[Node]:
-        """The piece itself and all that lies in it."""
+        """Iterate over the node and all its descendants, in preorder."""
         left = [self]
         while left:
             node = left.pop()
@@ -98,7 +98,7 @@ class Figure(Node):
 
 
 POWERS = {"k": 10**3, "M": 10**6, "G": 10**9}
-"""What the letter behind a `Figure` stands for."""
+"""Factor for the letter after a `Figure`."""
 
 
 class Bool(Node):
@@ -172,7 +172,7 @@ class ListLiteral(Node):
 
 
 class Broken(Node):
-    """An expression or element that cannot be read; its fault is reported already."""
+    """An expression or element that cannot be read; its error has been reported."""
 
 
 class Group(Node):
@@ -278,7 +278,7 @@ class In(Node):
 
 
 class Nothing(Node):
-    """`nothing`: the branch that is not there."""
+    """`nothing`: an absent branch."""
 
 
 Element = Call | Braces | Repeat | Join | If | Each | Reference | In | Nothing | Broken
@@ -288,7 +288,7 @@ Element = Call | Braces | Repeat | Join | If | Each | Reference | In | Nothing |
 
 
 class LabelName(Node):
-    """`name:`, or one of the words `stem`, `stage`, `head` at the head of a statement."""
+    """`name:`, or one of the words `stem`, `stage`, `head` at the start of a statement."""
 
     name: str
     word: bool = False
@@ -303,7 +303,7 @@ class Flow(Node):
 
     @property
     def pipeline_span(self) -> Span:
-        """Where its elements stand, without its label and its condition."""
+        """Span of the elements, without label and condition."""
         start, end, text = self.elements[0].span.start, self.span.end, self.span.source.text
         if self.condition is not None:
             end = start + len(text[start : text.rindex("when", start, self.condition.span.start)].rstrip())
@@ -428,13 +428,13 @@ Top = Statement | Network | Input | Classes | Param | Block | Default | Init | E
 class Comment(Node):
     """`# text`; `own_line` when nothing stands before it."""
 
-    told: ClassVar[tuple[str, ...]] = ("text", "own_line")
+    compared: ClassVar[tuple[str, ...]] = ("text", "own_line")
     text: str
     own_line: bool
 
 
 class File(Node):
-    """A whole spec; `broken` where statements that cannot be read are missing."""
+    """A whole spec; `broken` if statements that cannot be read are missing."""
 
     source: Source
     statements: tuple[Top, ...]

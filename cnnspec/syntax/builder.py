@@ -1,4 +1,4 @@
-"""From what the parser found to the tree."""
+"""Build the syntax tree from Lark's tree."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from cnnspec.syntax.parser import Token
 
 OPERATORS = {"OR": 1, "AND": 2, "RELATION": 4, "PLUS": 5, "MINUS": 5, "FACTOR": 6}
-"""How strongly an operator binds its operands."""
+"""Precedence of the binary operators."""
 PREFIXES = {"NOT": 3, "MINUS": 7}
 _FOREIGN_FUNCTIONS = {"int": "floor", "trunc": "floor", "maximum": "max", "minimum": "min"}
-"""What other languages call a function."""
+"""Functions of other languages."""
 _OPERANDS = {
     "INT": "number",
     "FLOAT": "number",
@@ -41,7 +41,7 @@ _OPERANDS = {
 
 
 class Builder:
-    """Walks once over what the parser found; the methods are named as the rules of the grammar."""
+    """A single walk over Lark's tree; each method builds the rule of the grammar that it is named after."""
 
     def __init__(self, source: Source, reporter: Reporter, marks: Collection[int] = ()) -> None:
         self.source = source
@@ -57,7 +57,7 @@ class Builder:
         return ast.File(span, self.source, statements, self.comments(), broken or self.broken)
 
     def missing(self, token: Token) -> bool:
-        """Whether a word stands in the place of a statement that cannot be read."""
+        """Check that a word marks a statement that was removed."""
         return token.start_pos in self.marks
 
     def fault(self, diagnostic: Diagnostic, span: Span) -> ast.Broken:
@@ -169,7 +169,7 @@ class Builder:
         return ast.Init(self.span(node), str(target), call, self.token(target))
 
     def unread(self, node: Any, call: ast.Broken) -> ast.Flow:
-        """A statement whose call cannot be read."""
+        """Build a statement with a call that cannot be read."""
         return ast.Flow(self.span(node), None, (call,), None)
 
     def expect(self, node: Any) -> ast.Expect:
@@ -242,7 +242,7 @@ class Builder:
         return ast.Flow(self.span(node), self.label(label), tuple(elements), when)
 
     def own_line(self, label: Span) -> tuple[Fix, ...]:
-        """A line end, and the same indentation, in place of the `|` in front of a label."""
+        """Replace the `|` before a label by a line end and the same indentation."""
         text = self.source.text
         bar = text.rindex("|", 0, label.start)
         line = text.rfind("\n", 0, bar) + 1
@@ -325,7 +325,7 @@ class Builder:
         return ast.Interval(self.span(node), self.build(node.children[0]), self.build(node.children[1]))
 
     def terms(self, node: Any) -> ast.Expr:
-        """Operands and operators in a row."""
+        """Build an expression from a row of operands and operators."""
         parts = node.children
         deep = sum(not isinstance(part, Parsed) and (part.type in OPERATORS or part.type in PREFIXES) for part in parts)
         if deep >= MAX_TERMS:
@@ -339,7 +339,7 @@ class Builder:
         return self.fault(wrong, result.span) if wrong is not None else result
 
     def bound(self, rest: list[Any], least: int) -> ast.Expr:
-        """An expression of the operators that bind at least so strongly, taken from the end of `rest`."""
+        """Build an expression of operators with at least this precedence, from the end of `rest`."""
         part = rest.pop()
         if not isinstance(part, Parsed) and part.type in PREFIXES:
             strength = PREFIXES[part.type]

@@ -1,4 +1,4 @@
-"""Where a text cannot be read, as the rules see it that say what was meant."""
+"""The context of a syntax error, for the rules that explain it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from cnnspec.diagnostics import Edit, Fix, Source, Span
 
 @dataclass
 class Meaning:
-    """What a rule has to say.
+    """The explanation of a syntax error by a rule.
 
     Attributes:
-        help: What to do.
-        fixes: The changes that do it.
-        span: Where the fault is; none for the word that cannot be read.
-        what: The fault; none for "it cannot stand here".
-        code: Its code.
+        help: Advice.
+        fixes: Edits that follow the advice.
+        span: Span of the error; None for the word that cannot be read.
+        what: The message; None for "it cannot stand here".
+        code: Code of the diagnostic.
     """
 
     help: str
@@ -30,12 +30,12 @@ class Meaning:
 
 @dataclass
 class Place:
-    """Where a text cannot be read.
+    """The place of a syntax error.
 
     Attributes:
-        source: What was read.
-        text: The same text without the statements that were taken out.
-        expected: The terminals that could stand there.
+        source: The source.
+        text: Its text without the statements that were removed.
+        expected: Names of the terminals that the parser accepts there.
         at: The offset.
     """
 
@@ -54,12 +54,12 @@ class Place:
 
     @property
     def word(self) -> str:
-        """The word or sign that cannot be read."""
+        """The unexpected word or sign."""
         return self._found.group()
 
     @property
     def start(self) -> int:
-        """Where the word begins."""
+        """Offset of the word."""
         return self._found.start()
 
     @property
@@ -68,47 +68,47 @@ class Place:
 
     @cached_property
     def line_end(self) -> bool:
-        """Whether nothing stands there, but the line ends."""
+        """True at the end of a line."""
         return self.start >= len(self.text.rstrip()) or self.word in ("", "\n", "#")
 
     @cached_property
     def line(self) -> int:
-        """Where the line begins."""
+        """Offset of the start of the line."""
         return self.text.rfind("\n", 0, self.at) + 1
 
     @cached_property
     def before(self) -> str:
-        """The line in front of the place."""
+        """The line up to the error."""
         return self.text[self.line : self.at]
 
     @cached_property
     def code(self) -> str:
-        """The same without a comment at its end."""
+        """The line up to the error, without a trailing comment."""
         return re.sub(r'^([^"#]*)#.*$', r"\1", self.before)
 
     @cached_property
     def rest(self) -> str:
-        """The line from the place on."""
+        """The line from the error on."""
         return self.text[self.at : (self.text + "\n").index("\n", self.at)]
 
     @cached_property
     def whole(self) -> str:
-        """The line."""
+        """The whole line."""
         return self.before + self.rest
 
     def span(self, low: int, high: int) -> Span:
         return Span(self.source, low, high)
 
     def fix(self, said: str, *edits: tuple[int, int, str], certain: bool = False) -> Fix:
-        """Changes of the text, each from where to where, and to what."""
+        """Make a fix of edits, each a start, an end and a replacement."""
         return Fix(said, tuple(Edit(self.span(low, high), written) for low, high, written in edits), certain)
 
     def parted(self, written: str) -> str:
-        """What stands in place of the sign at the place, with a blank behind it where there is none."""
+        """Return a replacement for the sign at the error, followed by a blank if there is none yet."""
         return written if self.rest[1:2].isspace() else f"{written} "
 
     def first_word(self, help: str) -> Meaning:
-        """A line that is none by its first word."""
+        """Explain an error by the first word of its line."""
         first = re.match(r"\s*([A-Za-z_]\w*)", self.whole)
         assert first is not None
         span = self.span(self.line + first.start(1), self.line + first.end(1))

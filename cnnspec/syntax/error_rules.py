@@ -1,4 +1,7 @@
-"""What a syntax error means, in the words of the language: rules that are asked in turn."""
+"""Explain syntax errors in the terms of the language.
+
+Runs only after a failure. The rules are tried in order; the first that returns an explanation wins.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +13,20 @@ from cnnspec.diagnostics.suggestions import NO_PLACES, share
 from cnnspec.ops import JOINS, translated
 from cnnspec.syntax import foreign_hints as foreign
 from cnnspec.syntax.error_context import Meaning, Place
-from cnnspec.syntax.foreign_hints import operator_behind
+from cnnspec.syntax.foreign_hints import operator_after
 from cnnspec.syntax.keywords import FUNCTIONS, SCHEMES, TOP_WORDS
 
 _MEANT = {"×": "x", "–": "-", "—": "-", "−": "-", "“": '"', "”": '"', "，": ",", "；": ";", "：": ":"}
-"""What a character that is not part of the language stands for."""
+"""Replacements for characters that are not part of the language."""
 
 _NAMED = r"([A-Za-z_][A-Za-z0-9_]*)(\s*)$"
-"""A name, and what is behind it."""
+"""A name, and the blanks after it."""
 
 _REACH = 500
-"""How far back a rule looks that may look beyond its line."""
+"""Characters that a rule may look back beyond its line."""
 
 _REPEATED = r"(?:^|[|{;])\s*(?:(?:stem|stage|head)\s+|[A-Za-z_]\w*\s*:\s*)?(x([0-9]+)\s*)$"
-"""A repeat without a name in front of it."""
+"""A repeat without a name before it."""
 
 _CALL = "a call is a name and its arguments, separated by spaces: `conv 3x3 c=16`"
 
@@ -56,7 +59,7 @@ _WORDS = {
 
 
 def explain(source: Source, text: str, expected: set[str], at: int) -> Diagnostic:
-    """A syntax error in the words of the language."""
+    """Describe a syntax error in the terms of the language."""
     place = Place(source, text, expected, at)
     found = next(filter(None, (rule(place) for rule in _RULES)), None) or _expected(place)
     span = found.span or place.span(place.start, place.start if place.line_end else place.end)
@@ -65,7 +68,7 @@ def explain(source: Source, text: str, expected: set[str], at: int) -> Diagnosti
 
 
 def _top_word(at: Place) -> tuple[str | None, list[Fix]]:
-    """The statement of the top that the first word of the line nearly is."""
+    """Suggest a top-level statement that is spelled like the first word of the line."""
     first = re.match(r"\s*([A-Za-z_]+)", at.before)
     if first is None or first.group(1) in TOP_WORDS:
         return None, []
@@ -74,7 +77,7 @@ def _top_word(at: Place) -> tuple[str | None, list[Fix]]:
 
 
 def _without_parentheses(at: Place) -> list[Fix]:
-    """A call of another language as one of this."""
+    """Rewrite a call with parentheses as a call of this language."""
     for call in re.finditer(r"([A-Za-z_][A-Za-z0-9_]*) *\(([^()\n]*)\)", at.whole):
         name, args = call.groups()
         if at.line + call.start() <= at.at <= at.line + call.end() and name not in (*FUNCTIONS, *SCHEMES):
@@ -149,7 +152,7 @@ def _branches(at: Place) -> Meaning | None:
 
 
 def _unfinished(at: Place) -> Meaning | None:
-    """Shares in percent, ranges without an end, and labels that name nothing."""
+    """Percentages, ranges without an end, and labels without an element."""
     begin = max(at.line - 200, 0) if at.word == "}" and not at.before.strip() else at.line
     share_ends = re.compile(r"(?<![0-9.])[0-9]+(?:\.[0-9]+)?[ \t]*%(?=[ \t]*(?:#[^\n]*)?\s*$)")
     percent = share_ends.search(at.text[begin : at.line] + at.code)
@@ -167,7 +170,7 @@ def _unfinished(at: Place) -> Meaning | None:
 
 
 def _else(at: Place) -> Meaning | None:
-    """An `else` that nothing goes on with, and names that are spelt so."""
+    """An `else` that continues nothing, and names spelled `else`."""
     if at.word != "else":
         return None
     if re.match(r"else\s*\{", at.rest) and (parted := re.search(r"\}(\s*;)\s*$", at.before)):
@@ -177,7 +180,7 @@ def _else(at: Place) -> Meaning | None:
 
 
 def _tensors(at: Place) -> Meaning | None:
-    """Tensors that are to get a name by `let`."""
+    """Tensors named with `let`."""
     named = re.fullmatch(r"\s*(let\s+([A-Za-z_]\w*)\s*=\s*)([A-Za-z_]\w*)\s*", at.before)
     if named is None or not re.match(r"[A-Za-z0-9_|{]", at.rest):
         return None
@@ -187,7 +190,7 @@ def _tensors(at: Place) -> Meaning | None:
 
 
 def _contracts(at: Place) -> Meaning | None:
-    """What is expected, in other words."""
+    """Expected shapes and numbers in other notations."""
     if not re.match(r"\s*expect\b", at.before):
         return None
     if (shape := re.match(r"[0-9]+(?:x[0-9]+){2,}", at.rest)) and re.search(r"=\s*$", at.before):
@@ -211,7 +214,7 @@ def _contracts(at: Place) -> Meaning | None:
 
 
 def _references(at: Place) -> Meaning | None:
-    """Labels without their `@`, files without their quotes, and what lacks its `from`."""
+    """Labels without `@`, file names without quotes, and a missing `from`."""
     if at.word == "@" and (branch := re.search(r"[{;]\s*(?:@[A-Za-z0-9_]+|in)(\s+)$", at.before)):
         fix = at.fix("write `;`", (at.at - len(branch.group(1)), at.start, "; "), certain=True)
         return Meaning("branches are separated by `;`, or stand on lines of their own", [fix])
@@ -232,7 +235,7 @@ def _references(at: Place) -> Meaning | None:
 
 
 def _characters(at: Place) -> Meaning | None:
-    """Characters that no text of the language has."""
+    """Characters outside the language."""
     if at.line_end or " " <= at.word[0] <= "~":
         return None
     sign = at.word[0]
@@ -246,7 +249,7 @@ def _characters(at: Place) -> Meaning | None:
 
 
 def _repeats(at: Place) -> Meaning | None:
-    """Repeats that do not stand right behind a name."""
+    """Repeats that do not follow a name."""
     if re.match(r"x[0-9]+$", at.word):
         what = f"the repeat `{at.word}` does not stand right after the name"
         call = re.search(r"([A-Za-z_][A-Za-z0-9_]*)[^|{};]*$", at.before)
@@ -280,7 +283,7 @@ def _repeats_of_others(at: Place) -> Meaning | None:
 
 
 def _numbers(at: Place) -> Meaning | None:
-    """Sizes where none can stand, and words that begin as a number."""
+    """Misplaced sizes, and words that begin with a digit."""
     if at.line_end:
         return None
     if size := re.match(r"[0-9]+(x[0-9]+)+(?![A-Za-z0-9_])", at.rest):
@@ -332,7 +335,7 @@ def _calls(at: Place) -> Meaning | None:
     if re.match(r",\s*(?:@|(?:in|nothing|[A-Za-z_][A-Za-z0-9_]*\s*:)(?!\.|\w))", at.rest):
         fix = at.fix("write `;`", (at.start, at.start + 1, ";"), certain=True)
         return Meaning("statements in braces are separated by `;`, or stand on lines of their own", [fix])
-    if behind := operator_behind(at.rest):
+    if behind := operator_after(at.rest):
         fix = at.fix("write `|`", (at.start, at.start + 1, at.parted(" |")))
         return Meaning(f"elements are joined by `|`: `| {behind}`", [fix])
     fix = at.fix("remove the comma", (at.start, at.start + 1, "" if at.rest[1:2].isspace() else " "), certain=True)
@@ -340,7 +343,7 @@ def _calls(at: Place) -> Meaning | None:
 
 
 def _names(at: Place) -> Meaning | None:
-    """Colons and equal signs behind a name."""
+    """Colons and equal signs after a name."""
     if at.word == ":" and (name := re.search(r"[A-Za-z0-9_](\s*)$", at.before)):
         spaces = re.match(r":\s*", at.rest)
         end = at.start + (spaces.end() if spaces else 1)
@@ -353,7 +356,7 @@ def _names(at: Place) -> Meaning | None:
         return Meaning("two values are compared with `==`", [fix])
     if at.before.strip() in ("let", "param"):
         return Meaning(f"a value has a name: `{at.before.strip()} width = 64`")
-    if (name := re.match(rf"\s*{_NAMED}", at.before)) and (called := operator_behind(at.rest)):
+    if (name := re.match(rf"\s*{_NAMED}", at.before)) and (called := operator_after(at.rest)):
         written = f"{name.group(1)}: {called} ..."
         fix = at.fix(f"write `{written}`", (at.start - len(name.group(2)), at.start + 1, ":"))
         return Meaning(f"what a statement gives is named by a label: `{written}`", [fix])
@@ -368,7 +371,7 @@ def _names(at: Place) -> Meaning | None:
 
 
 def _points(at: Place) -> Meaning | None:
-    """Numbers that lack digits on a side of their point."""
+    """Numbers without digits on one side of the decimal point."""
     digit = at.text[at.at - 1 : at.at].isdigit()
     if at.word != "-" and not (at.word == "." and (digit or re.match(r"\.[0-9]", at.rest))):
         return None
@@ -377,7 +380,7 @@ def _points(at: Place) -> Meaning | None:
 
 
 def _bars(at: Place) -> Meaning | None:
-    """Bars without an element on one of their sides."""
+    """Bars without an element on one side."""
     if at.word == "|" and not at.before.strip():
         fix = at.fix("remove the `|`", (at.start, at.end + at.rest[1:2].isspace(), ""))
         return Meaning("a pipeline needs an element in front of its first `|`", [fix])
@@ -394,7 +397,7 @@ def _bars(at: Place) -> Meaning | None:
 
 
 def _items(at: Place) -> Meaning | None:
-    """Items of a list without commas, and places in lists."""
+    """List items without commas, and indexing."""
     if at.word == "[" and re.search(r"[A-Za-z_]\w*$", at.before):
         return Meaning(NO_PLACES)
     if "COMMA" in at.expected and (items := re.search(r"\[([^\[\]]*)$", at.before)):
@@ -407,7 +410,7 @@ def _items(at: Place) -> Meaning | None:
 
 
 _CHOICE = re.compile(r"(?<![\w.])([\w.]+)[ \t]+if[ \t]+([^(){}|;,\n]+?)[ \t]+else[ \t]+([\w.]+)")
-"""A choice between two values, as Python has it."""
+"""A conditional expression of Python."""
 _WHEN = re.compile(
     r"(?:^|[|\n{;])\s*(?:(?:stem|stage|head)\s+)?(?:\w+\s*:\s*)?([^|{};\n:]+?)\s+when\s+([^|{};\n]+?)\s*\Z"
 )
@@ -415,7 +418,7 @@ _WHEN = re.compile(
 
 
 def _conditions(at: Place) -> Meaning | None:
-    """Conditions where none can stand, or as they are elsewhere."""
+    """Misplaced conditions, and conditions of other languages."""
     if at.line_end and "_THEN" in at.expected and (condition := re.search(r"\S\s+(if)\s", at.before)):
         low = at.line + condition.start(1)
         fix = at.fix("write `when`", (low, low + 2, "when"), certain=True)
@@ -441,7 +444,7 @@ def _conditions(at: Place) -> Meaning | None:
 
 
 def _expected(at: Place) -> Meaning:
-    """What could stand there, where that is little."""
+    """List the expected terminals if there are few."""
     if at.expected and len(at.expected) <= 4:
         names = {_WORDS.get(name, f"`{name.strip('_').lower()}`") for name in at.expected}
         return Meaning(f"expected {' or '.join(sorted(names))}")
@@ -476,4 +479,4 @@ _RULES: tuple[Callable[[Place], Meaning | None], ...] = (
     _bars,
     _items,
 )
-"""The first that has something to say is heard."""
+"""Rules in the order in which they are tried."""

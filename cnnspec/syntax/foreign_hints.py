@@ -1,4 +1,4 @@
-"""What other languages write, in the words of this one: torch, Python, YAML, and signs from elsewhere."""
+"""Rules for syntax of other languages: torch, Python, YAML, and foreign operators."""
 
 from __future__ import annotations
 
@@ -22,33 +22,35 @@ _FIRST_WORDS = {
 
 _LAYERS = "a spec is a list of elements, in the order in which they run: `conv 3x3 16 | bn | relu`"
 _FIRST_LINES = {
-    r"(?:import|from)\s+[A-Za-z_][\w.]*": "a spec imports nothing: operators and standard blocks are there, others come by `use`",
+    r"(?:import|from)\s+[A-Za-z_][\w.]*": (
+        "a spec imports nothing: operators and standard blocks are there, others come by `use`"
+    ),
     r"(?:self|super)\b(?=\s*[.(=])": _LAYERS,
     r"(?:[A-Za-z_]\w*\s*=\s*)?(?:torch\.)?(?:nn\.)?(?:Sequential|ModuleList)\s*\(": _LAYERS,
 }
-"""Beginnings of lines of Python, with what is to be said."""
+"""Patterns of Python lines, with the help for them."""
 
 _CALL = re.compile(
     r"\s*(?P<all>(?:(?:self\.)?(?P<label>[A-Za-z_]\w*)\s*=\s*)?"
     r"(?P<call>(?:torch\.)?(?:nn\.)?(?P<name>[A-Z]\w*)\((?P<args>[^()]*)\))\s*,?)\s*(?:#.*)?"
 )
-"""A line that makes a torch module."""
+"""A line that constructs a torch module."""
 
 _THREE = r"[(\[]?\s*([0-9]+)\s*[,*\s]\s*([0-9]+)\s*[,*\s]\s*([0-9]+)\s*[)\]]?"
-"""Three numbers, as other languages write a shape."""
+"""A shape of three numbers in other languages."""
 
 _STATED = ("network", "input", "classes", "extends")
-"""Statements of the top that are settings elsewhere."""
+"""Top-level statements that other languages write as settings."""
 
 
-def operator_behind(rest: str) -> str | None:
-    """The operator behind a sign, as it is called here or elsewhere."""
+def operator_after(rest: str) -> str | None:
+    """Return the name of the operator after a sign, if it is one of this or another language."""
     name = re.match(r"\W\s*([A-Za-z_][A-Za-z0-9_]*)", rest)
     return name.group(1) if name and name.group(1) in {*OPS, *JOINS, *FOREIGN_NAMES} else None
 
 
 def python(at: Place) -> Meaning | None:
-    """A line that makes a module of torch, and other lines of a module in Python."""
+    """Lines that construct a torch module, and other lines of Python."""
     call = _CALL.fullmatch(at.whole)
     args = [arg for arg in call["args"].split(",") if arg.strip()] if call else []
     if call and (meant := translated(call["name"], args)):
@@ -60,7 +62,7 @@ def python(at: Place) -> Meaning | None:
         if re.match(rf"\s*{first}", at.whole):
             return at.first_word(said)
     path = re.search(r"(?:torch\.)?\b(?:nn|F)(?:\.functional)?$", at.before)
-    if at.word == "." and path and (called := operator_behind(at.rest)):
+    if at.word == "." and path and (called := operator_after(at.rest)):
         help = f"operators stand alone, with their arguments behind them: `{FOREIGN_NAMES.get(called, called)} ...`"
         span = at.span(at.at - len(path.group()), at.at + 1 + len(called))
         return Meaning(help, [], span, f"`{path.group()}.{called}` cannot stand here")
@@ -68,7 +70,7 @@ def python(at: Place) -> Meaning | None:
 
 
 def first_words(at: Place) -> Meaning | None:
-    """Statements of other languages, by their first word."""
+    """Statements of other languages, recognized by their first word."""
     first = re.match(r"\s*([a-z]+)\s", at.whole)
     meant = _FIRST_WORDS.get(first.group(1)) if first else None
     if first is None or meant is None:
@@ -80,7 +82,7 @@ def first_words(at: Place) -> Meaning | None:
 
 
 def lists(at: Place) -> Meaning | None:
-    """Colons, equal signs and dashes, as lists and tables of settings have them."""
+    """Colons, equal signs and dashes of configuration files."""
     label = re.fullmatch(r"\s*([a-z]+)(\s*:\s*)", at.before)
     if label and label.group(1) in TOP_WORDS and not at.line_end:
         fix = at.fix("remove the colon", (at.line + label.start(2), at.line + label.end(2), " "), certain=True)
@@ -104,7 +106,7 @@ def lists(at: Place) -> Meaning | None:
 
 
 def names(at: Place) -> Meaning | None:
-    """Names of networks and labels with signs in them."""
+    """Names of networks and labels with invalid characters."""
     network = re.match(r"\s*network\b\s*=?\s*(?P<name>[^\s#;=][^\n#;]*)", at.whole)
     if network and at.at <= at.line + network.end():
         name = re.sub(r"[^A-Za-z0-9_]+", "_", network["name"]).strip("_")
@@ -119,8 +121,8 @@ def names(at: Place) -> Meaning | None:
     if label and at.line + label.start("name") < at.at <= at.line + label.end("name"):
         name = re.sub(r"[.-]", "_", label["name"])
         fix = at.fix(f"write `{name}:`", (at.line + label.start("name"), at.line + label.end("name"), name))
-        help = f"a label is a single name, of letters, digits and `_`: `{name}: ...`; parts inside of braces have their own"
-        return Meaning(help, [fix])
+        help = f"a label is a single name, of letters, digits and `_`: `{name}: ...`"
+        return Meaning(f"{help}; parts inside of braces have their own", [fix])
     filled = re.match(
         r"\s*(?P<name>\w*(?:\{\w+\}\w*)+)\s*:\s*(?P<call>[^\n#;|{}]*[^\s#;|{}])?(?P<more>[|{])?", at.whole
     )
@@ -135,8 +137,8 @@ def names(at: Place) -> Meaning | None:
     whole = re.search(r"@(\w+)$", at.before)
     if part and whole:
         fix = at.fix(f"write `{whole.group()}`", (at.at, at.at + part.end(), ""))
-        help = f"`{whole.group()}` is what comes out of it; what is inside of `{whole.group(1)}` cannot be named from outside"
-        return Meaning(help, [fix])
+        help = f"`{whole.group()}` is what comes out of it"
+        return Meaning(f"{help}; what is inside of `{whole.group(1)}` cannot be named from outside", [fix])
     return None
 
 
@@ -199,7 +201,7 @@ def _in_entry(at: Place) -> Meaning | None:
 
 
 def signs(at: Place) -> Meaning | None:
-    """Comments and arrows, and shapes of images."""
+    """Comments, arrows and image shapes of other languages."""
     if at.rest.startswith(("//", "/*")):
         fixes = [at.fix("write `#`", (at.start, at.start + 2, "#"), certain=True)] if at.rest[1] == "/" else []
         help = "a comment begins with `#` and ends with its line"
@@ -223,7 +225,7 @@ def signs(at: Place) -> Meaning | None:
 
 
 def _power(at: Place) -> Meaning:
-    """What is written for a power: `2**3`, `c**2`, or channels that double in each round, `16 * 2**i`."""
+    """Explain how to write a power: `2**3`, `c**2`, or doubled channels, `16 * 2**i`."""
     power = re.compile(
         r"(?<![\w.])([0-9]{1,4}|[A-Za-z_]\w*)[ \t]*(?:\*\*|\^)[ \t]*([0-9]{1,2}(?![\w.]|[ \t]*(?:\*\*|\^)))?"
     )

@@ -1,4 +1,4 @@
-"""Tree to canonical text, comments kept: the one obvious way to write each thing.
+"""Format a tree as canonical text, with its comments.
 
 Three laws, which the tests hold: the text reads back as an equal tree, formatting twice is formatting
 once, and the comments are the same in the same order. So every choice of layout depends on the tree, on
@@ -33,7 +33,7 @@ _MARKS = re.compile(r'#[^\n]*|"[^"\n]*"|[{}()\[\]]|, ')
 
 
 def format_file(file: ast.File) -> str:
-    """The canonical text of a tree; an empty file stays empty.
+    """Return the canonical text of a tree; an empty file stays empty.
 
     >>> from cnnspec.diagnostics import Report, Source
     >>> from cnnspec.syntax import parse
@@ -61,14 +61,14 @@ class _Line:
         return self.indent + len(self.code) + len(more) <= MAX_WIDTH
 
     def take(self, comment: ast.Comment) -> bool:
-        """Whether a comment that stood behind something stands behind this line now."""
+        """True if a comment that followed something now follows this line."""
         if comment.own_line or self.comment or not self.code:
             return False
         self.comment = comment.text
         return True
 
     def render(self) -> list[str]:
-        """The text, with code that is too long broken behind commas in parentheses and brackets."""
+        """Return the text; code that is too long is broken after commas in parentheses and brackets."""
         parts = [self.code] if self.fits() else _break(self.code, MAX_WIDTH - self.indent)
         if self.comment:
             parts[-1] += f"  {self.comment}" if parts[-1] else self.comment
@@ -76,7 +76,7 @@ class _Line:
 
 
 def _break(code: str, width: int) -> list[str]:
-    """Code in lines of a width; those that follow have less, for they are indented."""
+    """Break code into lines of a width; all but the first are shorter, because they are indented."""
     places, depth, parts = [0], 0, [""]
     for match in _MARKS.finditer(code):
         depth += (match.group() in "([") - (match.group() in ")]")
@@ -91,7 +91,7 @@ def _break(code: str, width: int) -> list[str]:
 
 @dataclass(slots=True)
 class _Item:
-    """A statement or an own-line comment with its lines; `blank` asks for a blank line in front."""
+    """A statement or an own-line comment with its lines; `blank` asks for a blank line before it."""
 
     lines: list[_Line]
     blank: bool
@@ -99,14 +99,14 @@ class _Item:
 
     @property
     def label(self) -> str:
-        """The label to align; empty where there is none, or the statement has several lines."""
+        """The label to align; empty if there is none or the statement has several lines."""
         if isinstance(self.piece, ast.Flow) and not _word(self.piece) and len(self.lines) == 1:
             return _ends(self.piece)[0].rstrip()
         return ""
 
 
 def _align_labels(items: Sequence[_Item]) -> None:
-    """Brings the elements of labelled statements that follow one another into a column."""
+    """Align the elements of consecutive labeled statements."""
     run: list[_Item] = []
     for item in [*items, _Item([], False)]:
         if run and (item.blank or not item.label):
@@ -120,7 +120,7 @@ def _align_labels(items: Sequence[_Item]) -> None:
 
 
 def _separate(items: Sequence[_Item]) -> None:
-    """Asks for blank lines around blocks and sections, in front of the comments that lead to them."""
+    """Put blank lines around blocks and sections, before the comments that introduce them."""
     for i, item in enumerate(items):
         if i and isinstance(items[i - 1].piece, _SECTIONS):
             item.blank = True
@@ -155,12 +155,12 @@ _comma = ", ".join
 
 
 def _expr(node: ast.Expr, tight: bool = False) -> str:
-    """An expression in one line; `tight` where a space would end it, in arguments and tables."""
+    """Format an expression in one line; `tight` where a space would end it, in arguments and tables."""
     return _EXPRESSIONS[type(node)](node, tight)
 
 
 def _chain(node: ast.Binary, tight: bool) -> str:
-    """`a + b - c`, without recursion into the left operands, of which there may be many."""
+    """Format `a + b - c` without recursion into the left operands, of which there may be many."""
     left: ast.Expr = node
     parts: list[str] = []
     while isinstance(left, ast.Binary):
@@ -184,7 +184,7 @@ def _parameter(node: ast.BlockParameter) -> str:
 
 
 def _within(fraction: float | None) -> str:
-    """The shortest percentage that is read as this fraction."""
+    """Return the shortest percentage that parses to this fraction."""
     texts = [f"{(fraction or 0) * 100:.{digits}f}" for digits in range(20)]
     text = next((text for text in texts if float(text) / 100 == fraction), texts[-1])
     return "" if fraction is None else f" within {text}%"
@@ -203,7 +203,8 @@ _TEXTS: dict[type[Any], Callable[[Any], str]] = {
     ast.Default: lambda node: f"default {_call(node.call)}",
     ast.Init: lambda node: f"init {node.target} {_call(node.scheme)}",
     ast.Expect: lambda node: (
-        f"expect {node.metric} {'=' if node.relation == '==' else node.relation} {_expr(node.value)}{_within(node.within)}"
+        f"expect {node.metric} {'=' if node.relation == '==' else node.relation} "
+        f"{_expr(node.value)}{_within(node.within)}"
     ),
     ast.Use: lambda node: f'use {_comma(name.name for name in node.names)} from "{node.path}"',
     ast.Extends: lambda node: "extends " + (f'"{node.target}"' if node.quoted else node.target) + _args(node.args),
@@ -223,26 +224,26 @@ _TEXTS: dict[type[Any], Callable[[Any], str]] = {
 
 
 def _bodies(piece: _Piece) -> list[Sequence[_Piece]]:
-    """What stands in the braces of a piece, one for each pair."""
+    """Return the contents of each pair of braces of a node."""
     found = (getattr(piece, name, None) for name in ("body", "then", "otherwise", "rows", "entries"))
     return [body for body in found if body is not None]
 
 
 def _word(piece: _Piece) -> str:
-    """The word at the head of an entry, or of a statement that starts with `stem`, `stage` or `head`."""
+    """Return the first word of an entry, or of a statement that starts with `stem`, `stage` or `head`."""
     if isinstance(piece, ast.Flow):
         return piece.label.name if piece.label and piece.label.word else ""
     return piece.word if isinstance(piece, ast.Entry) else ""
 
 
 def _ends(flow: ast.Flow, width: int = 0) -> tuple[str, str]:
-    """What stands in front of a pipeline and behind it."""
+    """Return the text before and after a pipeline."""
     label = flow.label.name.ljust(width) + (" " if flow.label.word else ": ") if flow.label else ""
     return label, f"  when {_expr(flow.condition)}" if flow.condition else ""
 
 
 def _table(rows: Sequence[ast.Row]) -> Iterator[str]:
-    """The rows of a table, labels to the left and cells to the right of their columns."""
+    """Format the rows of a table: labels aligned to the left, cells to the right."""
     cells = [[_expr(cell, True) for cell in row.cells] for row in rows]
     widths = [max(map(len, column)) for column in zip_longest(*cells, fillvalue="")]
     labels = [f"{row.label}: " if row.label else "" for row in rows]
@@ -255,7 +256,7 @@ def _table(rows: Sequence[ast.Row]) -> Iterator[str]:
 
 
 class _Printer:
-    """Walks the tree from top to bottom and hands out the comments as it passes them."""
+    """A walk over the tree from top to bottom that emits comments as it passes them."""
 
     def __init__(self, file: ast.File) -> None:
         self.text = file.source.text
@@ -270,12 +271,12 @@ class _Printer:
         self.opening = sorted(self.closing)
 
     def start(self, piece: _Piece) -> int:
-        """Where a statement starts; the span of an `input` is its size alone."""
+        """Return the start of a statement; the span of an `input` is its size alone."""
         start = piece.span.start
         return max(0, self.text.rfind("input", 0, start)) if isinstance(piece, ast.Input) else start
 
     def braces(self, piece: _Piece) -> list[tuple[int, int]]:
-        """Where the braces of a piece open and close; a tree that was not read from a text has none."""
+        """Return the offsets of a node's braces; a tree that was not parsed from a text has none."""
         found: list[tuple[int, int]] = []
         at = piece.span.start
         for _ in _bodies(piece):
@@ -286,7 +287,7 @@ class _Printer:
         return found
 
     def head_end(self, piece: _Piece) -> int:
-        """Where the part of a piece ends that has to be on one line."""
+        """Return the end of the part of a node that has to be on one line."""
         if isinstance(piece, (ast.Flow, ast.Entry)):
             return self.head_end(piece.elements[0] if isinstance(piece, ast.Flow) else piece.calls[0])
         braces = self.braces(piece)
@@ -303,7 +304,7 @@ class _Printer:
         return self.text.count("\n", at, offset) > 1
 
     def body(self, pieces: Sequence[_Piece], end: int, indent: int, header: _Line | None = None) -> list[_Line]:
-        """The lines of a whole file, or of what stands in braces; `header` takes the comment behind its brace."""
+        """Format a whole file or the contents of braces; `header` takes the comment after its brace."""
         items: list[_Item] = []
         rows = _table([piece for piece in pieces if isinstance(piece, ast.Row)])
         width = max(map(len, map(_word, pieces)), default=0)
@@ -326,7 +327,7 @@ class _Printer:
         return [line for item in items for line in item.lines]
 
     def lines(self, piece: _Piece, indent: int, width: int, rows: Iterator[str]) -> list[_Line]:
-        """The lines of a statement, an entry or a row; `width` is that of the words beside one another."""
+        """Format a statement, an entry or a row; `width` is that of the aligned first words."""
         match piece:
             case ast.Flow():
                 label, condition = _ends(piece, width if _word(piece) else 0)
@@ -344,7 +345,7 @@ class _Printer:
                 return lines
 
     def add_bodies(self, piece: _Piece, lines: list[_Line]) -> None:
-        """Adds what stands in braces behind the head of a piece, the last of the lines so far."""
+        """Append the contents of braces after the head of a node, which is the last of the lines so far."""
         for i, (body, (_, closed)) in enumerate(zip(_bodies(piece), self.braces(piece), strict=True)):
             header = lines[-1]
             header.code += " else {" if i else "{"
@@ -355,7 +356,7 @@ class _Printer:
                 header.code += "}"
 
     def flat(self, piece: _Piece) -> str | None:
-        """A statement or element in one line, or nothing where its braces were written on several."""
+        """Format a statement or element in one line; None if its braces were written on several."""
         if isinstance(piece, ast.Flow):
             elements = [self.flat(element) for element in piece.elements]
             label, condition = _ends(piece)
@@ -374,7 +375,7 @@ class _Printer:
     def pipeline(
         self, lines: list[_Line], elements: Sequence[ast.Element], suffix: str = "", first: bool = False
     ) -> list[_Line]:
-        """Adds elements joined by `|` to a line, in new lines where they do not fit; `first` if nothing precedes."""
+        """Append elements joined by `|` to a line, in new lines if they do not fit; `first` if nothing precedes."""
         deeper = lines[0].indent + INDENT
         for i, element in enumerate(elements):
             tail = suffix if i == len(elements) - 1 else ""

@@ -1,15 +1,16 @@
 """The words of the language."""
 
 FUNCTIONS = ("min", "max", "ceil", "floor", "sqrt", "round_to")
-"""What can be called in an expression."""
+"""Functions of expressions."""
 
 SCHEMES = (
-    "kaiming_normal kaiming_uniform xavier_normal xavier_uniform normal trunc_normal uniform constant zero dirac orthogonal"
+    "kaiming_normal kaiming_uniform xavier_normal xavier_uniform normal trunc_normal uniform constant zero dirac "
+    "orthogonal"
 ).split()
-"""What can be called as the `init` of one call."""
+"""Initializations that an `init` argument can call."""
 
 TOP_WORDS = "network input classes param block default init expect train use extends aux let require".split()
-"""What can start a statement at the top of a file and is no element."""
+"""First words of top-level statements that are not elements."""
 
 LABEL_WORDS = ("stem", "stage", "head")
 """Labels without a colon."""

@@ -1,4 +1,4 @@
-"""Before the parser: the limits of a text, and its braces."""
+"""Check a text before it is parsed: limits, characters and braces."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cnnspec.limits import MAX_FILE_BYTES, MAX_LINE_LENGTH, MAX_NAME, MAX_NESTIN
 
 
 def within_limits(source: Source, reporter: Reporter) -> bool:
-    """Whether the file and its lines are not too long."""
+    """Check the length of the file, its lines and its words."""
     if len(source.text.encode("utf-8", "replace")) > MAX_FILE_BYTES:
         reporter.add(
             Diagnostic(
@@ -58,16 +58,16 @@ def within_limits(source: Source, reporter: Reporter) -> bool:
 
 
 def count_words(text: str) -> int:
-    """Names, numbers, signs and comments of a text."""
+    """Count the names, numbers, signs and comments of a text."""
     return sum(1 for _ in _WORDS.finditer(text))
 
 
 _WORDS = re.compile(r'#[^\n]*|"[^"\n]*"|[A-Za-z0-9_.]+|[^\s]')
 _UNTIL_UNMATCHED = r"(?:[^\n\"#{}()\[\]]|\{[^\n{}]*\}|\([^\n()]*\))*"
-"""What a string without an end holds: the rest of its line up to a sign whose partner is not in it."""
+"""The contents of a string without an end: the rest of its line up to a sign without a partner in it."""
 MARKS = re.compile(rf'#[^\n]*|"[^"\n]*"|"{_UNTIL_UNMATCHED}|[{{}}()\[\]]')
 _ODD = re.compile(r'#[^\n]*|"[^"\n]*"?|([^\S \t\n])')
-"""Blanks and line ends that are none in the language, behind what may have them."""
+"""Blanks and line ends that the language does not have, outside comments and strings."""
 _LINE_ENDS = dict.fromkeys("\x85\u2028\u2029", "\n")
 _CLOSING = {"}": "{", ")": "(", "]": "["}
 _OPENING = {opened: closing for closing, opened in _CLOSING.items()}
@@ -78,8 +78,10 @@ def _write(source: Source, help: str, at: int, text: str) -> Fix:
 
 
 def _end(source: Source, closing: str, opened: int, limit: int) -> Fix:
-    """Where what was opened may have been meant to end: a brace with the lines behind it that are indented further than
-    its own, or if there are none at `limit`; others with their line.
+    """Suggest an end for an open sign.
+
+    A brace ends with the following lines that are indented further than its own, or at `limit` if there are none;
+    other signs end with their line.
     """
     text, add = source.text, f"add `{closing}`"
     line = text.rfind("\n", 0, opened) + 1
@@ -88,15 +90,15 @@ def _end(source: Source, closing: str, opened: int, limit: int) -> Fix:
         return _write(source, add, line + len(text[line:end].split("#")[0].rstrip()), closing)
     own = text[line : line + _indent(text, opened)]
     last = _last_inside(text, opened)
-    behind = _line_end(text, last) + 1 if last is not None else limit
-    if text[behind:].strip():
-        number = text.count("\n", 0, behind) + 1
-        return _write(source, f"{add} in front of line {number}", behind, f"{own}}}\n")
+    after = _line_end(text, last) + 1 if last is not None else limit
+    if text[after:].strip():
+        number = text.count("\n", 0, after) + 1
+        return _write(source, f"{add} in front of line {number}", after, f"{own}}}\n")
     return _write(source, f"{add} at the end", len(text.rstrip()), f"\n{own}}}")
 
 
 def _with_plain_blanks(source: Source, reporter: Reporter) -> str:
-    """The text with a blank or a line end in place of characters that only look so; each kind of them is reported."""
+    """Report characters that look like blanks or line ends, and replace them by those."""
     places: dict[str, list[Span]] = {}
     for match in _ODD.finditer(source.text):
         if match.group(1):
@@ -105,7 +107,8 @@ def _with_plain_blanks(source: Source, reporter: Reporter) -> str:
         return source.text
     for sign, spans in places.items():
         plain = _LINE_ENDS.get(sign, " ")
-        help = f"outside comments and strings a spec is plain ASCII; write a plain {'blank' if plain == ' ' else 'line end'}"
+        kind = "blank" if plain == " " else "line end"
+        help = f"outside comments and strings a spec is plain ASCII; write a plain {kind}"
         fix = Fix(help, tuple(Edit(span, plain) for span in spans), certain=plain == " ")
         message = f"the character `U+{ord(sign):04X}` is not part of the language"
         notes = (f"the file has it {len(spans)} times",) if spans[1:] else ()
@@ -176,11 +179,11 @@ class _Braces:
         mark, at = signs[index]
         if self.opened and self.opened[-1][0] == _CLOSING[mark]:
             self.pairs.append((self.opened.pop()[1], at))
-            if mark == "}" and _goes_on(self.text, *self.pairs[-1]):
+            if mark == "}" and _continues(self.text, *self.pairs[-1]):
                 self.early.append(at)
         elif mark == "}" and not self.opened:
             extra = self.early.pop() if self.early else at
-            self.reporter.add(_too_much(self.source, extra, at))
+            self.reporter.add(_superfluous(self.source, extra, at))
             self.text = f"{self.text[:extra]} {self.text[extra + 1 :]}"
         else:
             self.reporter.add(_unmatched(self.source, mark, at, self.opened[-1] if self.opened else None))
@@ -228,15 +231,16 @@ class _Braces:
 
 
 def _close_with_line(text: str, at: int) -> str:
-    """A text in which an open sign does not reach beyond its line, nor beyond those that this one goes on with: each is
-    indented further, and what stands in front of it ends with an open sign or a comma.
+    """End an open sign with its line and the lines that continue it.
+
+    A line continues the one before if it is indented further and that one ends with an open sign or a comma.
     """
     own, start, end = _indent(text, at), at, _line_end(text, at)
     while text[start:end].split("#")[0].rstrip().endswith(("(", "[", ",")):
-        behind = _NEXT_LINE.match(text, end)
-        if behind is None or len(behind.group(1)) <= own:
+        after = _NEXT_LINE.match(text, end)
+        if after is None or len(after.group(1)) <= own:
             break
-        start, end = behind.end(), _line_end(text, behind.end())
+        start, end = after.end(), _line_end(text, after.end())
     inside = re.sub(r"#[^\n]*|\n", lambda found: " " * len(found.group()), text[at + 1 : end])
     return f"{text[:at]}!{inside}{text[end:]}"
 
@@ -250,7 +254,7 @@ _INDENT = re.compile(r"[ \t]*")
 
 
 def _indent(text: str, at: int) -> int:
-    """How far the line of a place is indented."""
+    """Return the indentation of the line at an offset."""
     found = _INDENT.match(text, text.rfind("\n", 0, at) + 1)
     return len(found.group()) if found else 0
 
@@ -262,20 +266,24 @@ def _begins_line(text: str, at: int) -> bool:
 _NEXT_LINE = re.compile(r"[^\n]*\n(?:[ \t]*(?:#[^\n]*)?\n)*([ \t]*)")
 
 
-def _goes_on(text: str, start: int, end: int) -> bool:
-    """Whether a pair of braces seems to end too early: the second begins a line that is indented further than the line of
-    the first, and so is the next line. Where a later brace closes nothing the second is the one that is too much.
+def _continues(text: str, start: int, end: int) -> bool:
+    """Check that a pair of braces seems to end too early.
+
+    The second brace then begins a line that is indented further than the line of the first, and so is the next line.
+    If a later brace closes nothing, the second brace is the superfluous one.
     """
     own = _indent(text, start)
     if _indent(text, end) <= own or not _begins_line(text, end):
         return False
-    behind = _NEXT_LINE.match(text, end)
-    return behind is not None and len(behind.group(1)) > own
+    after = _NEXT_LINE.match(text, end)
+    return after is not None and len(after.group(1)) > own
 
 
 def _by_indentation(text: str, opened: int, pairs: list[tuple[int, int]]) -> tuple[int, int] | None:
-    """Which brace was left open, where `opened` has no partner, and what stands for the partner of it: the last one inside
-    of `opened` whose partner begins a line that is indented less than its own, for that was meant for a brace further out.
+    """Return the brace that was left open if `opened` has no partner, and the brace that closes it instead.
+
+    It is the last brace inside `opened` whose partner begins a line that is indented less than its own: that partner
+    belongs to a brace further out.
     """
     stolen = [
         (start, end)
@@ -286,7 +294,7 @@ def _by_indentation(text: str, opened: int, pairs: list[tuple[int, int]]) -> tup
 
 
 def _last_inside(text: str, opened: int) -> int | None:
-    """Where the last of the lines behind an open brace begins that are indented further than its own."""
+    """Return the start of the last line after an open brace that is indented further than its own."""
     own, last = _indent(text, opened), None
     at = _line_end(text, opened) + 1
     while at < len(text):
@@ -300,10 +308,10 @@ def _last_inside(text: str, opened: int) -> int | None:
 
 
 def _close_by_indentation(text: str, opened: int) -> str | None:
-    """A text in which an open brace ends with the last line inside of it.
+    """End an open brace with the last line inside it.
 
-    The brace that closes it stands at the beginning of that line, for the text keeps its length; the statement is at
-    fault as a whole.
+    The closing brace replaces the start of that line, so that the text keeps its length; the whole statement is at
+    fault.
     """
     last, own = _last_inside(text, opened), _indent(text, opened)
     return None if last is None else f"{text[: last + own]}}}{text[last + own + 1 :]}"
@@ -318,7 +326,7 @@ def _is_string(mark: str) -> bool:
 
 
 def _without_parentheses(open_: list[tuple[str, int]]) -> list[tuple[str, int]]:
-    """What is open around the innermost parentheses and brackets."""
+    """Return what is open around the innermost parentheses and brackets."""
     end = len(open_)
     while end and open_[end - 1][0] != "{":
         end -= 1
@@ -326,7 +334,7 @@ def _without_parentheses(open_: list[tuple[str, int]]) -> list[tuple[str, int]]:
 
 
 def _match(signs: list[tuple[str, int]], open_: list[tuple[str, int]]) -> bool:
-    """Whether all that is open, or will be, is closed by braces as it should."""
+    """Check that braces close everything that is open or will be opened."""
     depth = sum(mark == "{" for mark, _ in open_)
     for mark, _ in signs:
         depth += {"{": 1, "}": -1}.get(mark, 0)
@@ -335,8 +343,8 @@ def _match(signs: list[tuple[str, int]], open_: list[tuple[str, int]]) -> bool:
     return depth == 0
 
 
-def _too_much(source: Source, at: int, last: int) -> Diagnostic:
-    """What is said of a brace that closes too early, so that the last one closes nothing; it may be the same."""
+def _superfluous(source: Source, at: int, last: int) -> Diagnostic:
+    """Describe a brace that closes too early, so that the last one, perhaps the same, closes nothing."""
     if at == last:
         return _unmatched(source, "}", at, None)
     span, label = _sign(source, at), Label(_sign(source, last), "so that this one closes nothing")
@@ -345,7 +353,7 @@ def _too_much(source: Source, at: int, last: int) -> Diagnostic:
 
 
 def _unmatched(source: Source, mark: str, at: int, opened: tuple[str, int] | None) -> Diagnostic:
-    """What is said of a sign that closes something else, or nothing."""
+    """Describe a sign that closes something else, or nothing."""
     span = _sign(source, at)
     if opened is None:
         help, fixes = f"remove it, or open it with `{_CLOSING[mark]}`", (Fix("remove it", (Edit(span, ""),)),)

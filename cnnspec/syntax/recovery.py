@@ -1,8 +1,8 @@
-"""Going on behind a syntax error: which statement is at fault, and the text without it.
+"""Recover from a syntax error: find the statement at fault, and remove it from the text.
 
-A statement that cannot be read is overwritten in place, so that every other one keeps its position. Where a tensor
-flows through it a mark is left, from which the tree gets a `Broken` element: what depends on it is not judged. Nor
-are names that it may have defined.
+A statement that cannot be read is overwritten in place, so that all others keep their positions. If a tensor flows
+through it, a mark is left, which becomes a `Broken` element of the tree: nothing that depends on it is checked. The
+same holds for names that the statement may have defined.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import re
 from dataclasses import dataclass
 
 from cnnspec.syntax.keywords import TOP_WORDS
+from cnnspec.syntax.parser import ParseFailure, parse_text
 
 MARK = "_"
 _TOKEN = re.compile(r'#[^\n]*|"[^"\n]*"?|[{}()\[\];|\n]|[^\s#"{}()\[\];|]+')
-_GOES_ON = re.compile(r"(?:\s|#[^\n]*\n)*(?:\||else(?![A-Za-z0-9_])|[\])\,])")
+_CONTINUES = re.compile(r"(?:\s|#[^\n]*\n)*(?:\||else(?![A-Za-z0-9_])|[\])\,])")
 _LABEL = re.compile(r"(?:stem|stage|head)(?![A-Za-z0-9_])|(?!else[ \t]*:)[A-Za-z_][A-Za-z0-9_]*[ \t]*:")
 _TRAIN = re.compile(r"(?:^|[\n;])[ \t]*train\s*\{[^{}]*\Z")
 _DEFINED = re.compile(
@@ -25,19 +26,65 @@ _DEFINED = re.compile(
 
 @dataclass(frozen=True)
 class Piece:
-    """A statement, or the part of one between braces; `before` and `behind` are what separates it from others,
-    `next` is the offset behind that.
+    """A statement, or the part of one between braces.
+
+    `before` and `after` separate it from its neighbors; `next` is the offset after `after`.
     """
 
     start: int
     end: int
     before: str
-    behind: str
+    after: str
     next: int
 
 
+class Recovery:
+    """A text from which statements that cannot be read are removed, one after the other.
+
+    Attributes:
+        text: What is left; it keeps its length.
+        unsure: Names that removed statements may define.
+        marks: Offsets of the marks left in place of them.
+    """
+
+    def __init__(self, text: str, unsure: set[str]) -> None:
+        self.text, self.unsure = text, unsure
+        self.marks: set[int] = set()
+
+    def remove(self, piece: Piece) -> bool:
+        """Remove a statement; False if there is nothing left of it."""
+        changed, mark, names = without(self.text, piece)
+        if changed == self.text:
+            return False
+        self.text = changed
+        self.unsure |= names
+        if mark is not None:
+            self.marks.add(mark)
+        return True
+
+    def remove_at(self, at: int) -> None:
+        """Remove the statement at an offset."""
+        piece, _ = piece_at(self.text, at)
+        if piece is not None and piece.start <= at < piece.end:
+            self.remove(piece)
+
+    def locate(self, failure: ParseFailure) -> tuple[ParseFailure, Piece | None]:
+        """Return the failure and the statement at fault.
+
+        That is the previous statement if its line ends too early: alone, it cannot be read either.
+        """
+        here, earlier = piece_at(self.text, failure.at)
+        if earlier is not None:
+            try:
+                parse_text(re.sub(r"[^\n]", " ", self.text[: earlier.start]) + self.text[earlier.start : earlier.end])
+            except ParseFailure as alone:
+                if alone.at >= earlier.end:
+                    return ParseFailure(earlier.end, alone.expected), earlier
+        return failure, here
+
+
 def pieces(text: str) -> list[Piece]:
-    """The statements of a text as far as line ends, `;` and braces tell them, whether they can be read or not."""
+    """Split a text into statements by line ends, `;` and braces, whether they can be read or not."""
     found: list[Piece] = []
     start: int | None = None
     end = depth = 0
@@ -59,7 +106,7 @@ def pieces(text: str) -> list[Piece]:
         elif token in ")]":
             depth = max(0, depth - 1)
         if token == "\n":
-            if depth == 0 and last != "|" and not _GOES_ON.match(text, match.end()):
+            if depth == 0 and last != "|" and not _CONTINUES.match(text, match.end()):
                 close(token, match.start())
             continue
         last = token
@@ -74,39 +121,37 @@ def pieces(text: str) -> list[Piece]:
 
 
 def piece_at(text: str, at: int) -> tuple[Piece | None, Piece | None]:
-    """The piece in which an offset lies, or the last one before it, and the statement that ends with the line
-    in front of it.
-    """
+    """Return the piece that contains an offset (or the last one before it), and the statement on the line above."""
     here = earlier = None
     for piece in pieces(text):
         if piece.start > at and here is not None:
             break
         if piece.start < piece.end:
-            earlier = here if here is not None and here.behind == "\n" and piece.before == "\n" else None
+            earlier = here if here is not None and here.after == "\n" and piece.before == "\n" else None
             here = piece
     return here, earlier
 
 
 def in_train(text: str, at: int) -> bool:
-    """Whether an offset lies in the braces of a `train` section."""
+    """Check that an offset lies in the braces of a `train` section."""
     return _TRAIN.search(text, 0, at) is not None
 
 
 def without(text: str, piece: Piece) -> tuple[str, int | None, set[str]]:
-    """A text without a statement.
+    """Remove a statement from a text.
 
     Returns:
-        The text, of the same length; where the mark is, if there is one; the names that may have been defined.
+        The text, of the same length; the offset of the mark, if there is one; names that the statement may define.
     """
     start, end = piece.start, piece.end
-    if piece.behind == "{":
+    if piece.after == "{":
         end = _statement_end(text, piece.end)
     lost = text[start:end]
     first = re.match(r"[A-Za-z_]\w*", lost)
     names = {name for match in _DEFINED.finditer(text[start : piece.end]) for name in match.groups() if name}
     if first and first.group() in ("use", "classes"):
         names |= set(re.findall(r"[A-Za-z_]\w*", lost))
-    if first and first.group() == "block":  # its parameters: without its brace the body stands outside of it
+    if first and first.group() == "block":  # its parameters: without its brace, the body is outside it
         names |= set(re.findall(r"[A-Za-z_]\w*", text[start : piece.end]))
     blank = re.sub(r"[^\n]", " ", lost)
     if first and first.group() in TOP_WORDS:
@@ -116,22 +161,22 @@ def without(text: str, piece: Piece) -> tuple[str, int | None, set[str]]:
     if len(head) > len(lost) or "\n" in lost[: len(head)]:
         head = MARK if piece.before != "}" else ""
     mark = start + len(head) - 1 if head else None
-    # The rest of its lines is closed, or what follows would belong to it.
+    # Blank the rest of its lines, or the following ones would continue it.
     return text[:start] + head + blank[len(head) :] + text[end:], mark, names
 
 
 def _statement_end(text: str, at: int) -> int:
-    """Where a statement ends whose header is at fault: behind its braces and what goes on behind them."""
+    """Return the end of a statement with an error in its header: after its braces and what continues them."""
     depth = 0
     rest = pieces(text)
     for index, piece in enumerate(rest):
         if piece.end < at:
             continue
-        depth += {"{": 1, "}": -1}.get(piece.behind, 0)
-        if depth <= 0 and piece.behind == "}":
+        depth += {"{": 1, "}": -1}.get(piece.after, 0)
+        if depth <= 0 and piece.after == "}":
             tail = rest[index + 1] if index + 1 < len(rest) else None
             if tail is None or tail.start == tail.end or tail.before != "}":
                 return piece.next
-            if tail.behind != "{":
+            if tail.after != "{":
                 return tail.end
     return len(text)

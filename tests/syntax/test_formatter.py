@@ -166,7 +166,8 @@ class Writer:
         if kind == 9:
             return f"({gap}{self.expression(depth - 1)}{self.maybe(' ')})"
         if kind == 10:
-            return f"[{gap}{self.many(lambda: self.expression(depth - 1), 0, 12, lambda: ',' + self.gap())}{self.maybe(' ')}]"
+            items = self.many(lambda: self.expression(depth - 1), 0, 12, lambda: "," + self.gap())
+            return f"[{gap}{items}{self.maybe(' ')}]"
         if kind == 11:
             items = self.many(lambda: self.expression(depth - 1), 1, 3, lambda: "," + self.gap())
             return f"{self.chance.choice(['min', 'round_to', 'ceil'])}({gap}{items})"
@@ -182,7 +183,8 @@ class Writer:
                 lambda: self.atom(depth - 1), 2, 4, lambda: self.maybe(" ") + self.chance.choice(operators) + self.gap()
             )
         if kind == 8:
-            return f"{self.atom(depth)} {self.chance.choice(['==', '!=', '<=', '<', '>', '>='])}{self.gap()}{self.atom(depth)}"
+            left, relation = self.atom(depth), self.chance.choice(["==", "!=", "<=", "<", ">", ">="])
+            return f"{left} {relation}{self.gap()}{self.atom(depth)}"
         parts = (self.atom(depth - 1) for _ in range(3))
         return "if{0}{2} then{0}{3} else{1}{4}".format(self.gap(), self.gap(), *parts)
 
@@ -219,7 +221,10 @@ class Writer:
             return f"if{self.gap()}{self.expression(1)} {self.body(depth)}{other}"
         columns = self.many(self.name, 1, 4, lambda: self.chance.choice([" ", ", ", self.gap()]))
         rows = self.many(
-            lambda: self.maybe(lambda: self.name() + self.maybe(" ") + ": ") + self.many(lambda: self.atom(1), 1, 4, lambda: "  "),
+            lambda: (
+                self.maybe(lambda: self.name() + self.maybe(" ") + ": ")
+                + self.many(lambda: self.atom(1), 1, 4, lambda: "  ")
+            ),
             0, 3, self.end,
         )  # fmt: skip
         return f"each f({columns}){self.arguments()} {{{self.maybe(self.end)}{rows}{self.maybe(self.end)}}}"
@@ -260,7 +265,8 @@ class Writer:
             return f"aux{self.gap()}a from @b{self.arguments()} {self.body(1)}"
         if kind == 3:
             within = self.maybe(lambda: f" within{self.gap()}{self.chance.choice(['1', '0.7', '2.50', '13'])} %")
-            return f"expect macs {self.chance.choice(['=', '==', '<='])}{self.gap()}{self.chance.choice(['40.8M', '3', '[1, a]'])}{within}"
+            relation, gap = self.chance.choice(["=", "==", "<="]), self.gap()
+            return f"expect macs {relation}{gap}{self.chance.choice(['40.8M', '3', '[1, a]'])}{within}"
         return self.chance.choice(
             [
                 f"input{self.gap()}3x32x32",
