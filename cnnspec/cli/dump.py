@@ -67,7 +67,7 @@ def _tree_json(node: Any) -> Any:
         return [_tree_json(item) for item in node]  # pyright: ignore[reportUnknownVariableType]
     if not isinstance(node, ast.Node):
         return node
-    shown = {name: _tree_json(getattr(node, name)) for name in node.told}
+    shown = {name: _tree_json(getattr(node, name)) for name in node.compared}
     return {"node": type(node).__name__, "line": node.span.line, "column": node.span.column, **shown}
 
 
