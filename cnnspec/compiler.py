@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 from cnnspec import ir
 from cnnspec.checker.check import check as check_model
 from cnnspec.diagnostics import CnnspecError, Diagnostic, Reporter, Source, TooManyFaults, failure
-from cnnspec.diagnostics.suggestions import prove
+from cnnspec.diagnostics.trials import prove
 from cnnspec.ir.evaluate import ExprFault, UnknownShape, evaluate
 from cnnspec.limits import MAX_LITERAL, MAX_NAME
 from cnnspec.lints import lint

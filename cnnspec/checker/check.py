@@ -9,7 +9,7 @@ from typing import Any, cast
 from cnnspec import ir, shapes
 from cnnspec.checker.expand import Expansion, LimitReached
 from cnnspec.diagnostics import Diagnostic, Edit, Fix, Reporter, Span
-from cnnspec.ir.evaluate import evaluate, kind_of, show
+from cnnspec.ir.evaluate import evaluate, is_number, show
 from cnnspec.limits import MAX_HUGE, MAX_PARAMETERS
 from cnnspec.semantics.names import Places
 from cnnspec.shapes.symbolic import PeriodLimit
@@ -24,7 +24,6 @@ _RELATIONS: dict[str, Callable[[Any, Any, Any], bool]] = {
 }
 """How a figure is held against what is wanted, and by how much it may miss it."""
 
-_NUMBERS = ("an integer", "a number")
 _FIGURES = {"params": "parameter_count", "macs": "macs", "depth": "depth"}
 
 
@@ -145,8 +144,8 @@ def _contract(graph: ir.Graph, expect: ir.Expect, places: Places, reporter: Repo
     figure: Any = list(graph.output_shape) if is_shape else getattr(graph, _FIGURES[expect.metric])
     span = places[expect.origin]
     given = evaluate(expect.value, {})
-    wanted = cast(Any, [given] if is_shape and kind_of(given) in _NUMBERS else given)
-    if kind_of(wanted) not in (("a list",) if is_shape else _NUMBERS):
+    wanted = cast(Any, [given] if is_shape and is_number(given) else given)
+    if not (isinstance(wanted, list) if is_shape else is_number(wanted)):
         reporter.add(
             Diagnostic(
                 "E0204",

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 from cnnspec import ir, shapes
 from cnnspec.diagnostics import Diagnostic, Fix, Label, Reporter, Span, respell
-from cnnspec.diagnostics.suggestions import fixes_of_value
+from cnnspec.diagnostics.suggestions import Site, fixes_of
 from cnnspec.ir.evaluate import ExprFault, UnknownShape, convert, evaluate, reads_image, show, truth
 from cnnspec.limits import MAX_EVALUATIONS, MAX_HUGE, MAX_NAME, MAX_PATH, MAX_REPEAT
 from cnnspec.ops import Op
@@ -145,6 +145,7 @@ class Evaluator:
         help: str | None = None,
         notes: Sequence[str] = (),
         fixes: Sequence[Fix] = (),
+        fallback: str | None = None,
     ) -> None:
         """Reports a fault at a piece of the Model; in a shipped block it is shown at the user's call."""
         span, extra = self.places[origin], list(labels)
@@ -159,7 +160,9 @@ class Evaluator:
             place, turn = calls[-1]
             extra.append(Label(place, f"called from here{_again(turn)}")) if place is not span else None
         self.reporter.add(
-            Diagnostic(code, message, span, caption, tuple(extra), tuple(notes), help, fixes=tuple(fixes))
+            Diagnostic(
+                code, message, span, caption, tuple(extra), tuple(notes), help, fixes=tuple(fixes), fallback=fallback
+            )
         )
 
     def fail_label(self, label: str, origin: int, elsewhere: int | None, known: Sequence[str]) -> None:
@@ -207,7 +210,7 @@ class Evaluator:
             return convert(self.evaluate(expr, frame), type_, name, expr.origin)
         except ExprFault as fault:
             at = fault.origin or expr.origin
-            fixes = fixes_of_value(fault.help, self.places[at])
+            fixes = fixes_of(fault.suggestion, Site(value=self.places[at]))
             self.fail(fault.code, str(fault), at, help=fault.help, fixes=fixes)
         except UnknownShape:
             pass

@@ -34,7 +34,7 @@ from cnnspec.semantics.names import Places
 from cnnspec.shapes import Shape, numel
 
 if TYPE_CHECKING:
-    from cnnspec.checker.shape_errors import Conflicts
+    from cnnspec.checker.shape_errors import ShapeConflicts
 
 _MAX_MESSAGE = 500
 
@@ -91,10 +91,10 @@ class Expansion(Evaluator):
         self._aux = None
 
     @cached_property
-    def _conflicts(self) -> Conflicts:
-        from cnnspec.checker.shape_errors import Conflicts  # not before: most networks have none
+    def _conflicts(self) -> ShapeConflicts:
+        from cnnspec.checker.shape_errors import ShapeConflicts  # not before: most networks have none
 
-        return Conflicts(self, self.model, self.nodes)
+        return ShapeConflicts(self, self.model, self.nodes)
 
     def step(self, origin: int) -> None:
         """Counts an element that is entered, and raises `LimitReached` where there are too many."""

@@ -154,7 +154,8 @@ class Diagnostic:
         help: What to do.
         file: The name of the file where there is no span.
         fixes: Changes of the text that mend it, the best one first. Those that the compiler hands out were
-            tried: the changed text does not have this fault; see `remedies.prove`.
+            tried: the changed text does not have this fault; see `trials.prove`.
+        fallback: What to do if none of the fixes works.
     """
 
     code: str
@@ -166,6 +167,7 @@ class Diagnostic:
     help: str | None = None
     file: str | None = None
     fixes: tuple[Fix, ...] = ()
+    fallback: str | None = None
 
     @property
     def severity(self) -> Severity:
@@ -305,6 +307,7 @@ class Reporter:
         help: str | None = None,
         file: str | None = None,
         fixes: Iterable[Fix] = (),
+        fallback: str | None = None,
     ) -> Reported:
         """Report an error; see `Diagnostic` for the arguments.
 
@@ -314,7 +317,10 @@ class Reporter:
         Raises:
             TooManyFaults: The reporter is full.
         """
-        self.add(Diagnostic(code, message, span, caption, tuple(labels), tuple(notes), help, file, tuple(fixes)))
+        found = Diagnostic(
+            code, message, span, caption, tuple(labels), tuple(notes), help, file, tuple(fixes), fallback
+        )
+        self.add(found)
         return Reported()
 
     @property

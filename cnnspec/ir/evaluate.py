@@ -11,6 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, cast
 
+from cnnspec.diagnostics.suggestions import (
+    Advice,
+    ReplaceValue,
+    RespectBound,
+    Suggestion,
+    UseFloorDivision,
+    WrapValue,
+    describe,
+    one_of,
+)
 from cnnspec.ir.model import Expr
 from cnnspec.limits import MAX_INTEGER
 from cnnspec.ops.inits import INITS, InitScheme
@@ -24,12 +34,20 @@ class ExprFault(Exception):
     """An expression without a value, or a value of the wrong type.
 
     Attributes:
-        origin: The number of the piece at fault.
+        code: The code of the diagnostic.
+        message: What is wrong.
+        origin: The number of the piece that is wrong.
+        suggestion: What to do about it.
     """
 
-    def __init__(self, code: str, message: str, origin: int, help: str | None = None) -> None:
+    def __init__(self, code: str, message: str, origin: int, suggestion: Suggestion | None = None) -> None:
         super().__init__(message)
-        self.code, self.message, self.origin, self.help = code, message, origin, help
+        self.code, self.message, self.origin, self.suggestion = code, message, origin, suggestion
+
+    @property
+    def help(self) -> str | None:
+        """The suggestion in words."""
+        return describe(self.suggestion) if self.suggestion else None
 
 
 class Unknown:
@@ -131,8 +149,8 @@ _FUNCTIONS: dict[str, tuple[int | None, Callable[..., Any]]] = {
     "round_to": (2, round_to),
 }
 _NEEDS = {
-    "sqrt": "a number below 0 has no root; state what must hold with `require`",
-    "round_to": "round to multiples of 1 or more: `round_to(x, 8)`",
+    "sqrt": Advice("a number below 0 has no root; state what must hold with `require`"),
+    "round_to": Advice("round to multiples of 1 or more: `round_to(x, 8)`"),
 }
 
 
@@ -144,7 +162,8 @@ def reads_image(expr: Expr) -> bool:
 _NUMBERS = (int, float, Fraction)
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Check whether a value is a number; `true` and `false` are none."""
     return type(value) in _NUMBERS  # `isinstance` would ask the abstract class behind Fraction, at ten times the cost
 
 
@@ -160,110 +179,24 @@ def evaluate(expr: Expr, names: Mapping[str, Any], entering: Shape | None = None
         ExprFault: It has no value.
         UnknownShape: It needs `in`, whose shape is not known because of an earlier fault.
     """
-    kind = expr.kind
-    if kind in ("number", "bool"):
-        return expr.value
-    if kind == "name":
-        value = names.get(str(expr.value))
-        if value is None or isinstance(value, Unknown):
-            raise UnknownShape
-        return value
-    if kind == "text":
-        return expr.value
-    if kind == "op":
-        return OpName(expr.value)
-    if kind == "word":
-        return Word(expr.value)
-    if kind == "dim":
-        return _dim(expr, entering)
-    if kind == "choice":
-        return evaluate(expr.parts[1 if _truth(expr.parts[0], names, entering) else 2], names, entering)
-    if kind == "and":
-        return all(_truth(part, names, entering) for part in expr.parts)
-    if kind == "or":
-        return any(_truth(part, names, entering) for part in expr.parts)
-    if kind == "not":
-        return not _truth(expr.parts[0], names, entering)
-    values = [evaluate(part, names, entering) for part in expr.parts]
-    if kind == "size":
-        return tuple(values)
-    if kind == "init":
-        return _scheme(expr, values)
-    if kind == "list":
-        return values
-    if kind in ("==", "!="):
-        return (values[0] == values[1]) == (kind == "==")
-    for part, value in zip(expr.parts, values, strict=True):
-        if not _is_number(value):
-            what = (
-                f"`{expr.value}`"
-                if kind == "call"
-                else "a range"
-                if kind == "interval"
-                else f"`{'-' if kind == 'neg' else kind}`"
-            )
-            help = "a negative argument stands in parentheses: `conv 3x3 (-1)`" if kind == "-" else None
-            help = f"elements are joined by `|`: `| {value}`" if isinstance(value, OpName) else help
-            raise ExprFault("E0204", f"{what} needs numbers, got {kind_of(value)}", part.origin, help)
-    if kind == "interval":
-        low, high = values
-        if low > high:
-            raise ExprFault(
-                "E0215",
-                f"the range {show(low)}..{show(high)} ends before it starts",
-                expr.origin,
-                f"write `{show(high)}..{show(low)}`",
-            )
-        return Interval((low, high))
-    if kind in _ORDER:
-        return _ORDER[kind](values[0], values[1])
-    return _number(expr, values)
+    return _EVALUATORS.get(expr.kind, _number)(expr, names, entering)
 
 
-def _scheme(expr: Expr, values: list[Any]) -> InitScheme:
-    """An initialisation with its arguments, in the order in which `init` statements name them."""
-    scheme = INITS[str(expr.value)]
-    parameters = list(scheme.parameters.values())
-    if len(values) > len(parameters):
-        raise ExprFault("E0205", f"`{scheme.name}` takes {len(parameters)} values, got {len(values)}", expr.origin)
-    given = zip(parameters, values, expr.parts, strict=False)
-    settings = {p.name: convert(value, p.type, p.name, part.origin) for p, value, part in given}
-    missing = [p.name for p in parameters if p.required and p.name not in settings]
-    if missing:
-        raise ExprFault("E0203", f"`{scheme.name}` needs `{missing[0]}`", expr.origin, f"write `{scheme.name}(0.01)`")
-    made = scheme(**settings)
-    if refused := made.refused():
-        raise ExprFault("E0215", refused[0], expr.origin, refused[1])
-    return made
+Names = Mapping[str, Any]
 
 
-def _number(expr: Expr, values: list[Any]) -> Any:
-    kind = expr.kind
-    try:
-        if kind == "neg":
-            return -values[0]
-        if kind == "call":
-            count, function = _FUNCTIONS[str(expr.value)]
-            if len(values) != count if count is not None else len(values) < 2:
-                takes = f"{count} value{'s' * (count > 1)}" if count is not None else "two values or more"
-                raise ExprFault("E0205", f"`{expr.value}` takes {takes}, got {len(values)}", expr.origin)
-            result = function(*values)
-        else:
-            result = _ARITHMETIC[kind](*values)
-    except ZeroDivisionError:
-        raise ExprFault("E0214", "division by zero", expr.origin, "state what must hold with `require`") from None
-    except (ValueError, OverflowError):
-        message = f"`{expr.value or kind}` has no value for {', '.join(map(show, values))}"
-        raise ExprFault("E0214", message, expr.origin, _NEEDS.get(str(expr.value))) from None
-    result = _exact(result)
-    if isinstance(result, float) and not math.isfinite(result):
-        raise ExprFault("E0214", "the result is not finite", expr.origin)
-    if abs(result) > _MAX_VALUE or (isinstance(result, Fraction) and result.denominator > _MAX_VALUE):
-        raise ExprFault("E0405", f"the result is larger than the limit of {_MAX_VALUE}", expr.origin)
-    return result
+def _literal(expr: Expr, names: Names, entering: Shape | None) -> Any:
+    return expr.value
 
 
-def _dim(expr: Expr, entering: Shape | None) -> int:
+def _name(expr: Expr, names: Names, entering: Shape | None) -> Any:
+    value = names.get(str(expr.value))
+    if value is None or isinstance(value, Unknown):
+        raise UnknownShape
+    return value
+
+
+def _dim(expr: Expr, names: Names, entering: Shape | None) -> int:
     if entering is None:
         raise UnknownShape
     if expr.value == "c":
@@ -273,28 +206,137 @@ def _dim(expr: Expr, entering: Shape | None) -> int:
             "E0308",
             f"`in.{expr.value}` of flat features, which have no height and width",
             expr.origin,
-            "use `in.c`, or take it before `flatten`",
+            Advice("use `in.c`, or take it before `flatten`"),
         )
     return entering[1 if expr.value == "h" else 2]
 
 
-def _truth(expr: Expr, names: Mapping[str, Any], entering: Shape | None) -> bool:
-    value = evaluate(expr, names, entering)
-    if not isinstance(value, bool):
-        raise ExprFault(
-            "E0204", f"a condition must be true or false, got {show(value)}", expr.origin, "compare it: `x != 0`"
-        )
-    return value
+def _choice(expr: Expr, names: Names, entering: Shape | None) -> Any:
+    return evaluate(expr.parts[1 if truth(expr.parts[0], names, entering) else 2], names, entering)
 
 
-def truth(expr: Expr, names: Mapping[str, Any], entering: Shape | None) -> bool:
+def truth(expr: Expr, names: Names, entering: Shape | None) -> bool:
     """The value of a condition.
 
     Raises:
         ExprFault: It has none.
         UnknownShape: It needs a shape that is not known.
     """
-    return _truth(expr, names, entering)
+    value = evaluate(expr, names, entering)
+    if not isinstance(value, bool):
+        message = f"a condition must be true or false, got {show(value)}"
+        raise ExprFault("E0204", message, expr.origin, Advice("compare it: `x != 0`"))
+    return value
+
+
+def _parts(expr: Expr, names: Names, entering: Shape | None) -> list[Any]:
+    return [evaluate(part, names, entering) for part in expr.parts]
+
+
+def _equal(expr: Expr, names: Names, entering: Shape | None) -> bool:
+    left, right = _parts(expr, names, entering)
+    return left == right
+
+
+def _scheme(expr: Expr, names: Names, entering: Shape | None) -> InitScheme:
+    """An initialisation with its arguments, in the order in which `init` statements name them."""
+    values = _parts(expr, names, entering)
+    scheme = INITS[str(expr.value)]
+    parameters = list(scheme.parameters.values())
+    if len(values) > len(parameters):
+        raise ExprFault("E0205", f"`{scheme.name}` takes {len(parameters)} values, got {len(values)}", expr.origin)
+    given = zip(parameters, values, expr.parts, strict=False)
+    settings = {p.name: convert(value, p.type, p.name, part.origin) for p, value, part in given}
+    missing = [p.name for p in parameters if p.required and p.name not in settings]
+    if missing:
+        written = ReplaceValue(f"{scheme.name}(0.01)")
+        raise ExprFault("E0203", f"`{scheme.name}` needs `{missing[0]}`", expr.origin, written)
+    made = scheme(**settings)
+    if refused := made.refused():
+        raise ExprFault("E0215", refused[0], expr.origin, refused[1])
+    return made
+
+
+def _number(expr: Expr, names: Names, entering: Shape | None) -> Any:
+    """The value of an operation that takes numbers alone."""
+    kind, values = expr.kind, _parts(expr, names, entering)
+    for part, value in zip(expr.parts, values, strict=True):
+        if not is_number(value):
+            raise _no_number(expr, part, value)
+    if kind in _ORDER:
+        return _ORDER[kind](values[0], values[1])
+    return _interval(expr, values) if kind == "interval" else _calculated(expr, values)
+
+
+def _no_number(expr: Expr, part: Expr, value: Any) -> ExprFault:
+    named = {"call": f"`{expr.value}`", "interval": "a range", "neg": "`-`"}
+    suggestion = Advice("a negative argument stands in parentheses: `conv 3x3 (-1)`") if expr.kind == "-" else None
+    if isinstance(value, OpName):
+        suggestion = Advice(f"elements are joined by `|`: `| {value}`")
+    message = f"{named.get(expr.kind, f'`{expr.kind}`')} needs numbers, got {kind_of(value)}"
+    return ExprFault("E0204", message, part.origin, suggestion)
+
+
+def _interval(expr: Expr, values: list[Any]) -> Interval:
+    low, high = values
+    if low > high:
+        written = f"{show(high)}..{show(low)}"
+        exact = isinstance(low, Fraction) or isinstance(high, Fraction)  # which are not shown as they are written
+        suggestion = Advice(f"write `{written}`") if exact else ReplaceValue(written)
+        message = f"the range {show(low)}..{show(high)} ends before it starts"
+        raise ExprFault("E0215", message, expr.origin, suggestion)
+    return Interval((low, high))
+
+
+def _calculated(expr: Expr, values: list[Any]) -> Any:
+    try:
+        if expr.kind == "neg":
+            return -values[0]
+        result = _called(expr, values) if expr.kind == "call" else _ARITHMETIC[expr.kind](*values)
+    except ZeroDivisionError:
+        advice = Advice("state what must hold with `require`")
+        raise ExprFault("E0214", "division by zero", expr.origin, advice) from None
+    except (ValueError, OverflowError):
+        message = f"`{expr.value or expr.kind}` has no value for {', '.join(map(show, values))}"
+        raise ExprFault("E0214", message, expr.origin, _NEEDS.get(str(expr.value))) from None
+    result = _exact(result)
+    if isinstance(result, float) and not math.isfinite(result):
+        raise ExprFault("E0214", "the result is not finite", expr.origin)
+    if abs(result) > _MAX_VALUE or (isinstance(result, Fraction) and result.denominator > _MAX_VALUE):
+        raise ExprFault("E0405", f"the result is larger than the limit of {_MAX_VALUE}", expr.origin)
+    return result
+
+
+def _called(expr: Expr, values: list[Any]) -> Any:
+    count, function = _FUNCTIONS[str(expr.value)]
+    if len(values) != count if count is not None else len(values) < 2:
+        takes = f"{count} value{'s' * (count > 1)}" if count is not None else "two values or more"
+        raise ExprFault("E0205", f"`{expr.value}` takes {takes}, got {len(values)}", expr.origin)
+    return function(*values)
+
+
+_EVALUATORS: dict[str, Callable[[Expr, Names, Shape | None], Any]] = {
+    "number": _literal,
+    "bool": _literal,
+    "text": _literal,
+    "name": _name,
+    "op": lambda expr, names, entering: OpName(expr.value),
+    "word": lambda expr, names, entering: Word(expr.value),
+    "dim": _dim,
+    "choice": _choice,
+    "and": lambda expr, names, entering: all(truth(part, names, entering) for part in expr.parts),
+    "or": lambda expr, names, entering: any(truth(part, names, entering) for part in expr.parts),
+    "not": lambda expr, names, entering: not truth(expr.parts[0], names, entering),
+    "size": lambda expr, names, entering: tuple(_parts(expr, names, entering)),
+    "init": _scheme,
+    "list": _parts,
+    "==": _equal,
+    "!=": lambda expr, names, entering: not _equal(expr, names, entering),
+}
+"""How to evaluate an expression, by its kind; every other kind takes numbers."""
+
+
+# --- values as parameters ------------------------------------------------------------------------
 
 
 def convert(value: Any, type_: Type, name: str, origin: int) -> Any:
@@ -309,83 +351,95 @@ def convert(value: Any, type_: Type, name: str, origin: int) -> Any:
     Raises:
         ExprFault: It does not fit.
     """
-    kind = type_.kind
     if isinstance(value, Word) and value in type_.words:
         return value
     value = _exact(value)
-    result: Any = None
-    help: str | None = None
-    if kind == "int":
-        if _is_number(value) and value == int(value):
-            result = int(value)
-        elif isinstance(value, Fraction):
-            help = "divide with `//`, or use `round_to(x, 8)`"
-        elif isinstance(value, float):
-            help = "use `floor`, `ceil` or `round_to`"
-        elif type(value) is tuple and name == "c":
-            help = f"the kernel comes first: `{show(cast(object, value))} c=...`"
-    elif kind == "float":
-        result = float(value) if _is_number(value) else None
-    elif kind == "bool":
-        result = value if isinstance(value, bool) else None
-        help = f"write `{name}={show(bool(value))}`" if _is_number(value) else None
-    elif kind == "size":
-        if type(value) is str and value in type_.words:
-            help = f"write `{value}`"
-        elif type(value) is tuple:
-            result = cast(Size, value)
-        elif _is_number(value) and value == int(value):
-            result = (int(value), int(value))
-        elif type(value) is list and (pair := _list(value)) and len(pair) == 2:
-            help = f"write `{pair[0]}x{pair[1]}`"
-    elif kind == "interval":
-        result = value if isinstance(value, Interval) else None
-        help = f"write `0..{value}` for the first {value}" if name == "range" and type(value) is int else None
-    elif kind == "list":
-        result = _list(value)
-    elif kind == "op":
-        result = value if isinstance(value, OpName) else None
-    elif kind == "init":
-        result = value if isinstance(value, InitScheme) else None
-    elif kind == "str":
-        result = value if type(value) is str else None
+    converter = _CONVERTERS.get(type_.kind)
+    result = converter(value) if converter else None
     if result is None:
-        raise ExprFault("E0204", f"`{name}` must be {type_}, got {show(cast(object, value))}", origin, help)
+        message = f"`{name}` must be {type_}, got {show(cast(object, value))}"
+        raise ExprFault("E0204", message, origin, _suggested(value, type_, name))
     _bound(result, type_, name, origin)
     return result
 
 
+def _whole(value: Any) -> int | None:
+    return int(value) if is_number(value) and value == int(value) else None
+
+
+def _size(value: Any) -> Size | None:
+    if type(value) is tuple:
+        return cast(Size, value)
+    side = _whole(value)
+    return None if side is None else (side, side)
+
+
 def _list(value: Any) -> tuple[int, ...] | None:
     items: list[Any] = list(cast(Sequence[Any], value)) if type(value) in (list, tuple) else [value]
-    return tuple(int(item) for item in items) if all(_is_number(item) and item == int(item) for item in items) else None
+    return tuple(int(item) for item in items) if all(is_number(item) and item == int(item) for item in items) else None
 
 
-_LIMITS: tuple[tuple[str, Callable[[Any, Any], bool], str, str], ...] = (
+_CONVERTERS: dict[str, Callable[[Any], Any]] = {
+    "int": _whole,
+    "float": lambda value: float(value) if is_number(value) else None,
+    "bool": lambda value: value if isinstance(value, bool) else None,
+    "size": _size,
+    "interval": lambda value: value if isinstance(value, Interval) else None,
+    "list": _list,
+    "op": lambda value: value if isinstance(value, OpName) else None,
+    "init": lambda value: value if isinstance(value, InitScheme) else None,
+    "str": lambda value: value if type(value) is str else None,
+}
+"""A value as a type takes it, or None, by the kind of the type."""
+
+
+def _suggested(value: Any, type_: Type, name: str) -> Suggestion | None:
+    """What to do about a value of the wrong type."""
+    given: object = type(value)
+    match type_.kind:
+        case "int" if isinstance(value, Fraction):
+            return one_of("divide with `{0}`, or use `round_to(x, 8)`", UseFloorDivision())
+        case "int" if isinstance(value, float):
+            return one_of("use `{0}`, `ceil` or `round_to`", WrapValue("floor"))
+        case "int" if given is tuple and name == "c":
+            return Advice(f"the kernel comes first: `{show(value)} c=...`")
+        case "bool" if is_number(value):
+            return ReplaceValue(show(bool(value)), name)
+        case "size" if given is str and value in type_.words:
+            return ReplaceValue(value)
+        case "size" if given is list and (pair := _list(value)) and len(pair) == 2:
+            return ReplaceValue(f"{pair[0]}x{pair[1]}")
+        case "interval" if name == "range" and given is int:
+            return Advice(f"write `0..{value}` for the first {value}")
+        case _:
+            return None
+
+
+_LIMITS: tuple[tuple[str, Callable[[Any, Any], bool], str, str | None], ...] = (
     ("least", operator.lt, "at least", "write `{0}` or more"),
     ("greatest", operator.gt, "at most", "write `{0}` or less"),
-    ("above", operator.le, "above", "write a number {1}"),
-    ("below", operator.ge, "below", "write a number {1}"),
+    ("above", operator.le, "above", None),
+    ("below", operator.ge, "below", None),
 )
-"""The bounds of a type by their names, what breaks them, and what is said then."""
+"""The bounds of a type by their names: what breaks them, their words, and the help if the bound itself is allowed."""
 
 
 def _bound(result: Any, type_: Type, name: str, origin: int) -> None:
-    numbers = cast("tuple[Any, ...]", result) if type(result) in (tuple, Interval) else (result,)
-    for number in numbers:
-        if not _is_number(number):
-            continue
+    several = type(result) in (tuple, Interval)
+    numbers = cast("tuple[Any, ...]", result) if several else (result,)
+    for number in filter(is_number, numbers):
         for limit, breaks, must, nearest in _LIMITS:
             bound = getattr(type_.bounds, limit)
             if bound is not None and breaks(number, bound):
-                listed = type_.kind == "list"
-                got = show(cast(object, list(numbers) if listed else result))
-                help = nearest.format(f"{name}={bound:g}", f"{must} {bound:g}")
-                help = f"each number is {must} {bound:g}" if listed else help
-                raise ExprFault("E0215", f"`{name}` must be {must} {bound:g}, got {got}", origin, help)
+                must = f"{must} {bound:g}"
+                suggestion = RespectBound(f"{bound:g}", name, nearest) if nearest else Advice(f"write a number {must}")
+                got: object = result
+                if type_.kind == "list":
+                    got, suggestion = list(numbers), Advice(f"each number is {must}")
+                raise ExprFault("E0215", f"`{name}` must be {must}, got {show(got)}", origin, suggestion)
         if isinstance(number, int) and abs(number) > MAX_INTEGER:
-            raise ExprFault(
-                "E0405", f"`{name}` is larger than the limit of {MAX_INTEGER}", origin, "write a smaller number"
-            )
+            message = f"`{name}` is larger than the limit of {MAX_INTEGER}"
+            raise ExprFault("E0405", message, origin, Advice("write a smaller number"))
 
 
 _SEQUENCES: dict[type[Any], str] = {list: "list", Interval: "interval", tuple: "size"}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from cnnspec.ops import activation, convolution, join, layout, norm, pool
 from cnnspec.ops.aliases import FOREIGN_ARGUMENTS, FOREIGN_NAMES, INFERRED, KERNEL_FIRST, translated
 from cnnspec.ops.base import Op, SameShape, ShapeFault
-from cnnspec.ops.join import Add, Concat, Mul
+from cnnspec.ops.join import Add, Concat, Join, Mul
 
 __all__ = [
     "FOREIGN_ARGUMENTS",
@@ -35,15 +35,15 @@ _ALL: list[type[Op]] = [
 OPS: dict[str, type[Op]] = {kind.name: kind for kind in _ALL if kind.callable}
 """Every operator that a spec can call, by its name."""
 
-JOINS: dict[str, type[Op]] = {kind.name: kind for kind in _ALL if not kind.callable}
+JOINS: dict[str, type[Join]] = {kind.name: kind for kind in _ALL if issubclass(kind, Join)}
 """The joins, by the word in front of their braces."""
 
 
 def stacked(branches: Sequence[Sequence[str | None]]) -> bool:
-    """Whether branches seem to be meant one behind the other: a norm or an activation alone behind one ending in a layer.
+    """Check whether branches look like one pipeline: a layer at the end of one, a norm or activation alone in the next.
 
     Args:
-        branches: What each calls, in its order; none for an element that is no call.
+        branches: The callees of each branch in order; None for an element that is not a call.
     """
     ends = [OPS.get(branch[-1] or "") for branch in branches[:-1]]
     alone = [OPS.get(branch[0] or "") if len(branch) == 1 else None for branch in branches[1:]]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from cnnspec import shapes
+from cnnspec.diagnostics.suggestions import SetArgument, one_of
 from cnnspec.ops.base import FLOAT, INPUT, OUTPUT, Kept, SameShape, ShapeFault, need_map
 from cnnspec.schema import Count, Probability
 from cnnspec.shapes import Shape
@@ -49,7 +50,7 @@ class PRelu(SameShape):
             raise ShapeFault(
                 "E0306",
                 f"`prelu` takes 1 slope or one for each of the {inputs[0][0]} channels, got {self.num_parameters}",
-                help=f"write `num_parameters={inputs[0][0]}` or leave it out",
+                one_of("write `{0}` or leave it out", SetArgument("num_parameters", inputs[0][0])),
                 argument="num_parameters",
             )
         return inputs[0]

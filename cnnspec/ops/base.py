@@ -6,6 +6,7 @@ from fractions import Fraction
 from typing import ClassVar, Literal, NamedTuple
 
 from cnnspec import shapes
+from cnnspec.diagnostics.suggestions import MoveFlattenAfter, SetArgument, Suggestion, describe, one_of
 from cnnspec.schema import Declared, Size
 from cnnspec.shapes import ITSELF, KEEP, AxisRule, Shape, Span, is_map
 
@@ -42,13 +43,18 @@ class ShapeFault(Exception):
     Attributes:
         code: The code of the diagnostic.
         message: What is wrong.
-        help: The remedy.
-        argument: The argument that the fault is about, where it is about one.
+        suggestion: What to do about it.
+        argument: The argument that is wrong, if it is one.
     """
 
-    def __init__(self, code: str, message: str, *, help: str | None = None, argument: str | None = None) -> None:
+    def __init__(self, code: str, message: str, suggestion: Suggestion, *, argument: str = "") -> None:
         super().__init__(message)
-        self.code, self.message, self.help, self.argument = code, message, help, argument
+        self.code, self.message, self.suggestion, self.argument = code, message, suggestion, argument
+
+    @property
+    def help(self) -> str:
+        """The suggestion in words."""
+        return describe(self.suggestion)
 
 
 class Op(Declared):
@@ -184,7 +190,7 @@ def need_map(name: str, x: Shape) -> tuple[int, int, int]:
         raise ShapeFault(
             "E0308",
             f"`{name}` needs a map [N, C, H, W], got flat features {shapes.text(x)}",
-            help=f"put `{name}` in front of `flatten`",
+            MoveFlattenAfter(name),
         )
     return x[0], x[1], x[2]
 
@@ -199,6 +205,6 @@ def need_divisible(name: str, what: str, size: int, by: int, argument: str, othe
         raise ShapeFault(
             "E0306",
             f"`{name}` cannot divide {size} {what} by {by}",
-            help=f"the nearest divisor of {both} is {near}: write `{argument}={near}`",
+            one_of(f"the nearest divisor of {both} is {near}: write `{{0}}`", SetArgument(argument, near)),
             argument=argument,
         )

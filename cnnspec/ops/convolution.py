@@ -3,10 +3,16 @@
 from typing import ClassVar, Literal
 
 from cnnspec import shapes
+from cnnspec.diagnostics.suggestions import Advice, InsertBefore, SetArgument, SetNumbers, Suggestion, one_of
 from cnnspec.ops.base import INPUT, Kept, Op, ShapeFault, need_divisible, need_map
 from cnnspec.ops.inits import FlatInitName, InitName, InitScheme
 from cnnspec.schema import Count, CountSize, Padding, Size
 from cnnspec.shapes import AxisRule, Shape, Spread, Window
+
+
+def kernel(height: int, width: int) -> SetArgument:
+    """Suggest another kernel."""
+    return SetArgument("kernel", f"{height}x{width}", "use a {0.value} kernel")
 
 
 def slide(name: str, windows: tuple[Window, Window], h: int, w: int) -> tuple[int, int]:
@@ -22,10 +28,11 @@ def slide(name: str, windows: tuple[Window, Window], h: int, w: int) -> tuple[in
     room = [size + 2 * window.pad for window, size in zip(windows, (h, w), strict=True)]
     padded = f", {room[0]}x{room[1]} with its padding" if room != [h, w] else ""
     least = max(1, min(h, w))
+    smaller = kernel(least, least)
     raise ShapeFault(
         "E0304",
         f"the {reach[0]}x{reach[1]} window of `{name}` is larger than the {h}x{w} map{padded}",
-        help=f"use a kernel of at most {least}x{least}, pad more, or take out an earlier stride",
+        one_of("use a kernel of at most {0.value}, pad more, or take out an earlier stride", smaller),
         argument="kernel",
     )
 
@@ -58,7 +65,9 @@ class Conv(Op):
         """Output channels."""
         if self.c is None and not self.depthwise:
             raise ShapeFault(
-                "E0203", "`conv` is missing its argument `c`", help="give its output channels: `conv 3x3 c=16`"
+                "E0203",
+                "`conv` is missing its argument `c`",
+                Advice("give its output channels: `conv 3x3 c=16`"),
             )
         return self.c if self.c is not None else x[0]
 
@@ -72,24 +81,31 @@ class Conv(Op):
             return self.pad
         kh, kw = self.kernel
         if kh % 2 == 0 or kw % 2 == 0:
-            help = f"write `pad={max(kh, kw) // 2 if min(kh, kw) > 1 else 0}` or `pad=0` and take the change of size, or use `{kh | 1}x{kw | 1}`"
-            if kh == kw and self.c in range(1, kh, 2):
-                help = f"the kernel comes first: `conv {self.c}x{self.c} {kh}`"
-            raise ShapeFault("E0305", f"`pad=same` needs an odd kernel, got {kh}x{kw}", help=help, argument="kernel")
+            message = f"`pad=same` needs an odd kernel, got {kh}x{kw}"
+            raise ShapeFault("E0305", message, self._odd_kernel(), argument="kernel")
         return shapes.same_padding(kh, self.dilation[0]), shapes.same_padding(kw, self.dilation[1])
+
+    def _odd_kernel(self) -> Suggestion:
+        """Suggest what to do about an even kernel with `pad=same`."""
+        kh, kw = self.kernel
+        if kh == kw and self.c in range(1, kh, 2):
+            settings = (("kernel", f"{self.c}x{self.c}"), ("c", kh))
+            return SetNumbers(settings, "the kernel comes first: `conv {0}`")
+        half = SetArgument("pad", max(kh, kw) // 2 if min(kh, kw) > 1 else 0)
+        wording = "write `{0}` or `{1}` and take the change of size, or use `{2.value}`"
+        return one_of(wording, half, SetArgument("pad", 0), kernel(kh | 1, kw | 1))
 
     def infer(self, *inputs: Shape) -> Shape:
         c, h, w = need_map(self.name, inputs[0])
         if self.depthwise and self.groups != 1:
-            raise ShapeFault(
-                "E0215", "`depthwise` and `groups` exclude each other", help="keep one of the two", argument="groups"
-            )
+            message = "`depthwise` and `groups` exclude each other"
+            raise ShapeFault("E0215", message, Advice("keep one of the two"), argument="groups")
         out, groups = self.channels(inputs[0]), self.group_count(inputs[0])
         if self.depthwise and out % c:
             raise ShapeFault(
                 "E0306",
                 f"a depthwise `conv` gives a multiple of its {c} input channels, got {out}",
-                help=f"write `c={max(1, round(out / c)) * c}`, or leave `c` out",
+                one_of("write `{0}`, or leave `c` out", SetArgument("c", max(1, round(out / c)) * c)),
                 argument="c",
             )
         need_divisible(self.name, "input channels", c, groups, "groups", out)
@@ -140,10 +156,11 @@ class ConvTranspose(Op):
         need_divisible(self.name, "output channels", self.c, self.groups, "groups", c)
         for axis in (0, 1):
             if self.out_pad[axis] >= max(self.stride[axis], self.dilation[axis]):
+                most = SetArgument("out_pad", max(self.stride[axis], self.dilation[axis]) - 1)
                 raise ShapeFault(
                     "E0309",
                     f"`out_pad` must be less than the stride or the dilation, got {self.out_pad[axis]}",
-                    help=f"write `out_pad={max(self.stride[axis], self.dilation[axis]) - 1}` or less",
+                    one_of("write `{0}` or less", most),
                     argument="out_pad",
                 )
         height, width = self.resized(h, w)
@@ -151,7 +168,7 @@ class ConvTranspose(Op):
             raise ShapeFault(
                 "E0304",
                 f"`conv_transpose` would give a {height}x{width} map from {h}x{w}",
-                help="use less `pad`",
+                Advice("use less `pad`"),
                 argument="pad",
             )
         return self.c, height, width
@@ -192,7 +209,9 @@ class Linear(Op):
             raise ShapeFault(
                 "E0307",
                 f"`linear` needs flat features, got the map {shapes.text(inputs[0])}",
-                help="add `flatten` in front of it, or `global_avgpool | flatten`",
+                one_of(
+                    "add `{0}` in front of it, or `{1}`", *map(InsertBefore, ("flatten", "global_avgpool | flatten"))
+                ),
             )
         return (self.c,)
 

@@ -6,6 +6,7 @@ constant that biases start with; without it a bias starts as torch starts it.
 
 from typing import ClassVar, Literal
 
+from cnnspec.diagnostics.suggestions import SwapArguments
 from cnnspec.schema import Declared, NotNegative
 
 Nonlinearity = Literal["linear", "sigmoid", "tanh", "relu", "leaky_relu", "selu"]
@@ -16,17 +17,17 @@ class InitScheme(Declared):
 
     name: ClassVar[str] = ""
 
-    def refused(self) -> tuple[str, str, tuple[str, str]] | None:
-        """Why weights cannot start so although each value is in its bounds, what to do, and which two to exchange."""
+    def refused(self) -> tuple[str, SwapArguments] | None:
+        """Check values that are each within their bounds against each other: what is wrong, and what to do."""
         values = self.settings()
         low, high, std, mean = (values.get(name, 1.0) for name in ("low", "high", "std", "mean"))
         if low > high:
-            return f"`low` is above `high`: {low:g} and {high:g}", "exchange the two", ("low", "high")
+            return f"`low` is above `high`: {low:g} and {high:g}", SwapArguments("low", "high")
         if std == 0:
             written = f"{mean:g} 0" if mean > 0 else "0.01"
             message = f"with a standard deviation of 0 `{self.name}` starts all weights alike"
-            help = f"the standard deviation comes first, then the mean: `{self.name} {written}`"
-            return message, help, ("std", "mean")
+            wording = f"the standard deviation comes first, then the mean: `{self.name} {written}`"
+            return message, SwapArguments("std", "mean", wording)
         return None
 
 

@@ -4,16 +4,22 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar, cast
 
 from cnnspec import shapes
+from cnnspec.diagnostics.suggestions import Advice, AppendToBranches, ReplaceOperator, Suggestion
 from cnnspec.ops.base import FLOAT, Kept, Op, ShapeFault
 from cnnspec.shapes import AxisRule, Shape, Window
 from cnnspec.shapes.symbolic import greatest
 
 
 class Join(Op):
-    """An operator of several inputs, written with braces."""
+    """An operator of several inputs, written with braces.
+
+    Attributes:
+        advice: What to do about branches that do not fit, if no single change makes them fit.
+    """
 
     owns_module: ClassVar[bool] = False
     callable: ClassVar[bool] = False
+    advice: ClassVar[str] = ""
 
     @staticmethod
     def joined(inputs: Sequence[Shape]) -> Shape:
@@ -34,10 +40,6 @@ def _larger(first: Shape, other: Shape, window: Callable[[int], AxisRule]) -> tu
     return None
 
 
-SCALES = "write `mul`: it takes a 1x1 map as a factor of each channel"
-"""The remedy for a sum with the weights of channels."""
-
-
 def _single(shape: Shape) -> bool:
     return shape[1:] == (1, 1)
 
@@ -50,14 +52,21 @@ def projection(wanted: Shape, x: Shape) -> tuple[int, int] | None:
     return (wanted[0], found[2]) if found and found[0] == "other" else None
 
 
-def _projection(first: Shape, other: Shape) -> str | None:
-    """The remedy for a branch whose shape differs from the first one, where an element is one."""
+def _append(code: str, which: str, inputs: Sequence[Shape], wording: str, first_axis: int = 0) -> AppendToBranches:
+    """Suggest an operator at the end of the `first` branch, or of the `other` ones."""
+    wanted = inputs[1 if which == "first" else 0]
+    return AppendToBranches(code, wanted, wording, which, first_axis)
+
+
+def _projection(first: Shape, other: Shape, inputs: Sequence[Shape]) -> AppendToBranches | None:
+    """Suggest the operator that gives a branch the shape of another one, if there is one."""
     if not shapes.is_map(first):
-        return f"give the other branch as many features with `linear {first[0]}`"
+        return _append(f"linear {first[0]}", "other", inputs, "give the {0.which} branch as many features with `{0}`")
     for which, wanted, x in (("other", first, other), ("first", other, first)):
         if found := projection(wanted, x):
             c, stride = found
-            return f"project the {which} branch with `conv 1x1 {c}{f' stride={stride}' if stride > 1 else ''}`"
+            code = f"conv 1x1 {c}{f' stride={stride}' if stride > 1 else ''}"
+            return _append(code, which, inputs, "project the {0.which} branch with `{0}`")
     return None
 
 
@@ -80,19 +89,22 @@ class Add(Join):
     name: ClassVar[str] = "add"
     torch: ClassVar[str] = "torch.add"
     fresh: ClassVar[bool] = True
+    advice: ClassVar[str] = "give both branches the same kernels, paddings and strides in total"
 
     def infer(self, *inputs: Shape) -> Shape:
         for other in inputs[1:]:
             if other != inputs[0]:
-                help = (
-                    "use `flatten` in every branch, or in none"  # the sums of what they are flattened to hardly agree
-                )
-                if len(other) == len(inputs[0]):
-                    help = SCALES if _single(other) != _single(inputs[0]) and other[0] == inputs[0][0] else None
-                    help = help or _projection(inputs[0], other)
-                    help = help or "give both branches the same kernels, paddings and strides in total"
-                raise ShapeFault("E0301", "cannot add tensors of different shapes", help=help)
+                message = "cannot add tensors of different shapes"
+                raise ShapeFault("E0301", message, self._equal_shapes(other, inputs))
         return inputs[0]
+
+    def _equal_shapes(self, other: Shape, inputs: Sequence[Shape]) -> Suggestion:
+        first = inputs[0]
+        if len(other) != len(first):  # their sizes would hardly agree once both are flat
+            return Advice("use `flatten` in every branch, or in none")
+        if _single(other) != _single(first) and other[0] == first[0]:
+            return ReplaceOperator("mul", "write `{0}`: it takes a 1x1 map as a factor of each channel")
+        return _projection(first, other, inputs) or Advice(self.advice)
 
 
 class Mul(Join):
@@ -100,6 +112,7 @@ class Mul(Join):
 
     name: ClassVar[str] = "mul"
     torch: ClassVar[str] = "torch.mul"
+    advice: ClassVar[str] = "the factors must agree in channels and map, or have 1 channel, or a 1x1 map"
 
     def infer(self, *inputs: Shape) -> Shape:
         result = inputs[0]
@@ -108,15 +121,14 @@ class Mul(Join):
                 raise ShapeFault(
                     "E0303",
                     "cannot multiply a map with flat features",
-                    help="leave `flatten` out and write `conv 1x1` for `linear`, or flatten every branch",
+                    Advice("leave `flatten` out and write `conv 1x1` for `linear`, or flatten every branch"),
                 )
             channels = {result[0], other[0]} - {1}
             maps = {result[1:], other[1:]} - {(1, 1)}
             if len(channels) > 1 or len(maps) > 1:
                 single = (1, 1) in (result[1:], other[1:])
-                help = _projection(result, (other[0], *result[1:]) if single else other)
-                help = help or "the factors must agree in channels and map, or have 1 channel, or a 1x1 map"
-                raise ShapeFault("E0303", "cannot multiply tensors of these shapes", help=help)
+                found = _projection(result, (other[0], *result[1:]) if single else other, inputs)
+                raise ShapeFault("E0303", "cannot multiply tensors of these shapes", found or Advice(self.advice))
             result = self.joined((result, other))
         return result
 
@@ -150,6 +162,7 @@ class Concat(Join):
     name: ClassVar[str] = "concat"
     torch: ClassVar[str] = "torch.cat"
     fresh: ClassVar[bool] = True
+    advice: ClassVar[str] = "give all branches maps of one size, or use `flatten` in all of them"
 
     def scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
         return 0
@@ -158,12 +171,17 @@ class Concat(Join):
         for other in inputs[1:]:
             if len(other) != len(inputs[0]):
                 which = "first" if shapes.is_map(inputs[0]) else "other"
-                help = f"flatten the {which} branch, too, with `flatten`"
-                raise ShapeFault("E0302", "cannot concatenate a map and flat features", help=help)
+                both = _append("flatten", which, inputs, "flatten the {0.which} branch, too, with `{0}`", 1)
+                raise ShapeFault("E0302", "cannot concatenate a map and flat features", both)
             if other[1:] != inputs[0][1:]:
-                help = "give all branches the same stride in total, and padding that keeps the size"
-                if found := _larger(inputs[0], other, lambda stride: Window(stride, stride)):
-                    which, _, stride = found
-                    help = f"bring the {which} branch to the same size with `maxpool {stride}x{stride}`"
-                raise ShapeFault("E0302", "cannot concatenate maps of different sizes", help=help)
+                message = "cannot concatenate maps of different sizes"
+                raise ShapeFault("E0302", message, self._equal_sizes(other, inputs))
         return sum(shape[0] for shape in inputs), *inputs[0][1:]
+
+    def _equal_sizes(self, other: Shape, inputs: Sequence[Shape]) -> Suggestion:
+        found = _larger(inputs[0], other, lambda stride: Window(stride, stride))
+        if found is None:
+            return Advice("give all branches the same stride in total, and padding that keeps the size")
+        which, _, stride = found
+        wording = "bring the {0.which} branch to the same size with `{0}`"
+        return _append(f"maxpool {stride}x{stride}", which, inputs, wording, 1)

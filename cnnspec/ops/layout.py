@@ -6,6 +6,7 @@ from math import floor
 from typing import ClassVar, Literal
 
 from cnnspec import shapes
+from cnnspec.diagnostics.suggestions import Advice, InsertBefore, SetArgument, one_of
 from cnnspec.limits import MAX_PERIOD
 from cnnspec.ops.base import Op, ShapeFault, need_divisible, need_map
 from cnnspec.schema import Count, CountSize, Interval
@@ -45,13 +46,13 @@ class Upsample(Op):
             raise ShapeFault(
                 "E0203",
                 "`upsample` needs either `factor` or `size`",
-                help="write `upsample 2` or `upsample size=32x32`",
+                Advice("write `upsample 2` or `upsample size=32x32`"),
             )
         if self.align_corners and self.mode == "nearest":
             raise ShapeFault(
                 "E0215",
                 "`align_corners` has no effect with `mode=nearest`",
-                help="add `mode=bilinear`",
+                one_of("add `{0}`", SetArgument("mode", "bilinear")),
                 argument="align_corners",
             )
         return c, *self.resized(h, w)
@@ -105,7 +106,7 @@ class PixelShuffle(Op):
             raise ShapeFault(
                 "E0306",
                 f"`pixel_shuffle` cannot divide {c} channels by {r}x{r}",
-                help=f"put `conv 1x1 {-(-c // (r * r)) * r * r}` in front of it",
+                InsertBefore(f"conv 1x1 {-(-c // (r * r)) * r * r}"),
                 argument="factor",
             )
         return c // (r * r), *self.resized(h, w)
@@ -152,7 +153,7 @@ class Pad(Op):
         raise ShapeFault(
             "E0215",
             f"`pad` takes one amount, a size, or four, got {len(self.amounts)}",
-            help="write `pad 1`, `pad 1x2`, or `pad [left, right, top, bottom]`",
+            Advice("write `pad 1`, `pad 1x2`, or `pad [left, right, top, bottom]`"),
             argument="amounts",
         )
 
@@ -165,7 +166,7 @@ class Pad(Op):
             raise ShapeFault(
                 "E0309",
                 f"`pad` cannot crop {h}x{w} by so much: {max(kept[0], 0)}x{max(kept[1], 0)} would be left",
-                help="crop less: negative amounts take away",
+                Advice("crop less: negative amounts take away"),
                 argument="amounts",
             )
         return c, *self.resized(h, w)
@@ -186,10 +187,12 @@ class Slice(Op):
     def infer(self, *inputs: Shape) -> Shape:
         low, high = self.range
         if not (isinstance(low, int) and isinstance(high, int) and 0 <= low < high <= inputs[0][0]):
+            wording = "channels count from 0, the end is not included: `slice {0.value}` is all of them"
+            every = SetArgument("range", f"0..{inputs[0][0]}", "write `slice {0.value}`")
             raise ShapeFault(
                 "E0310",
                 f"`slice {low}..{high}` is not a range of the {inputs[0][0]} channels",
-                help=f"channels count from 0, the end is not included: `slice 0..{inputs[0][0]}` is all of them",
+                one_of(wording, every),
                 argument="range",
             )
         return high - low, *inputs[0][1:]

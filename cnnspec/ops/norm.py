@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from cnnspec import shapes
+from cnnspec.diagnostics.suggestions import Advice
 from cnnspec.ops.base import FLOAT, INDEX, Kept, SameShape, ShapeFault, need_divisible, need_map
 from cnnspec.ops.inits import InitScheme
 from cnnspec.schema import Count, NotNegative, Probability
@@ -61,10 +62,11 @@ class GroupNorm(_OverMap):
     def infer(self, *inputs: Shape) -> Shape:
         need_divisible(self.name, "channels", inputs[0][0], self.groups, "groups")
         if shapes.numel(inputs[0]) == self.groups:
+            what = f"`gn` with {self.groups} groups of {shapes.text(inputs[0])}"
             raise ShapeFault(
                 "E0309",
-                f"`gn` with {self.groups} groups of {shapes.text(inputs[0])} would normalise single numbers, which gives 0",
-                help="use fewer groups, or put it in front of the pooling",
+                f"{what} would normalise single numbers, which gives 0",
+                Advice("use fewer groups, or put it in front of the pooling"),
                 argument="groups",
             )
         return inputs[0]
@@ -118,9 +120,8 @@ class InstanceNorm(_OverMap):
     def infer(self, *inputs: Shape) -> Shape:
         shape = need_map(self.name, inputs[0])
         if shape[1:] == (1, 1):
-            raise ShapeFault(
-                "E0309", "`in_norm` of a 1x1 map is always zero", help="use `gn` or `bn`, or norm before the pool"
-            )
+            advice = Advice("use `gn` or `bn`, or norm before the pool")
+            raise ShapeFault("E0309", "`in_norm` of a 1x1 map is always zero", advice)
         return shape
 
     def needs_places(self, x: Shape) -> bool:

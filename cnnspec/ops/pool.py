@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from cnnspec import shapes
+from cnnspec.diagnostics.suggestions import SetArgument, one_of
 from cnnspec.ops.base import INDEX, INPUT, Kept, Op, ShapeFault, need_map
 from cnnspec.ops.convolution import slide
 from cnnspec.schema import CountSize, Padding, Size
@@ -21,10 +22,11 @@ class _Pool(Op):
         c, h, w = need_map(self.name, inputs[0])
         for axis in (0, 1):
             if 2 * self.pad[axis] > self.kernel[axis]:
+                got = f"got {self.pad[axis]} for {self.kernel[axis]}"
                 raise ShapeFault(
                     "E0309",
-                    f"`{self.name}` can pad by at most half of its kernel, got {self.pad[axis]} for {self.kernel[axis]}",
-                    help=f"write `pad={self.kernel[axis] // 2}` or less",
+                    f"`{self.name}` can pad by at most half of its kernel, {got}",
+                    one_of("write `{0}` or less", SetArgument("pad", self.kernel[axis] // 2)),
                     argument="pad",
                 )
         return c, *slide(self.name, (self.axis_rule(0), self.axis_rule(1)), h, w)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cnnspec.diagnostics import Diagnostic, Reporter, did_you_mean
+from cnnspec.diagnostics.suggestions import Advice
 from cnnspec.ir.evaluate import ExprFault, convert, show
 from cnnspec.recipe import AUGMENTATIONS, DATA_SETS, OPTIMIZERS, ORIGINS, SCHEDULES, Recipe, Scalars, Setting, plain
 from cnnspec.schema import Declared, Parameter
@@ -91,11 +92,12 @@ def _argument(setting: Setting, kind: type[Declared], name: str, value: Any) -> 
 def _choice(table: Mapping[str, type[Declared]], entry: str, value: Any) -> Setting:
     kind = table.get(str(value))
     if kind is None:
-        raise ExprFault("E0204", f"there is no {entry} `{value}`", 0, f"there are {', '.join(map(_code, table))}")
+        known = Advice(f"there are {', '.join(map(_code, table))}")
+        raise ExprFault("E0204", f"there is no {entry} `{value}`", 0, known)
     if needed := [name for name, parameter in kind.parameters.items() if parameter.required]:
         fits = [name for name, other in table.items() if not any(p.required for p in other.parameters.values())]
         help = f"state it in the `train` section; without arguments there are {', '.join(map(_code, fits))}"
-        raise ExprFault("E0204", f"`{value}` needs `{'` and `'.join(needed)}`", 0, help)
+        raise ExprFault("E0204", f"`{value}` needs `{'` and `'.join(needed)}`", 0, Advice(help))
     return Setting.of(kind())
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cnnspec.diagnostics import failure
+from cnnspec.diagnostics.suggestions import Advice, SetArgument, Suggestion, describe, one_of
 from cnnspec.ir import Expr
 from cnnspec.recipe import DATA_SETS, Recipe, Setting
 from cnnspec.shapes import Shape, text
@@ -25,10 +26,15 @@ class Contradiction:
 
     entry: str
     message: str
-    help: str
+    suggestion: Suggestion
     argument: str = ""
     step: int = 0
     code: str = ""
+
+    @property
+    def help(self) -> str:
+        """The suggestion in words."""
+        return describe(self.suggestion)
 
 
 def refuse(found: Iterable[Contradiction]) -> None:
@@ -48,7 +54,8 @@ def impossible(recipe: Recipe) -> Iterator[Contradiction]:
     """What of a recipe no run can follow, whatever the network; as far as it can be told without the images."""
     if recipe.optimizer.args.get("nesterov") and not recipe.optimizer.args["momentum"]:
         message = f"`{recipe.optimizer.name}` has `nesterov`, and no momentum"
-        yield Contradiction("optimizer", message, "write `momentum=0.9`, or leave `nesterov` out", code="E0512")
+        momentum = one_of("write `{0}`, or leave `nesterov` out", SetArgument("momentum", 0.9))
+        yield Contradiction("optimizer", message, momentum, code="E0512")
     images = DATA_SETS[recipe.data.name].images
     if images is not None:
         train, test = images
@@ -63,8 +70,8 @@ def nothing_left(name: str, held: int, count: int) -> Iterator[Contradiction]:
     """That so many images held back for validation are all that there are."""
     if held >= count:
         message = f"`val={held}` leaves no image of `{name}` to train on"
-        help = f"it has {count} training images; hold back fewer, or `val=0` for none"
-        yield Contradiction("data", message, help, "val", code="E0511")
+        wording = f"it has {count} training images; hold back fewer, or `{{0}}` for none"
+        yield Contradiction("data", message, one_of(wording, SetArgument("val", 0)), "val", code="E0511")
 
 
 def too_few(data: Setting, part: str, count: int) -> Iterator[Contradiction]:
@@ -72,8 +79,8 @@ def too_few(data: Setting, part: str, count: int) -> Iterator[Contradiction]:
     wanted: Any = data.args.get(part)
     if wanted is not None and wanted > count:
         message = f"`{part}={wanted}` is more than `{data.name}` has: {count} {part} images"
-        help = f"write `{part}={count}` or less, or leave it out for all"
-        yield Contradiction("data", message, help, part, code="E0511")
+        fewer = one_of("write `{0}` or less, or leave it out for all", SetArgument(part, count))
+        yield Contradiction("data", message, fewer, part, code="E0511")
 
 
 def nothing_validated(recipe: Recipe, held: int) -> Iterator[Contradiction]:
@@ -81,8 +88,8 @@ def nothing_validated(recipe: Recipe, held: int) -> Iterator[Contradiction]:
     if recipe.early_stop is not None and not held:
         usual = DATA_SETS[recipe.data.name].parameters["val"].default
         message = "`early_stop` needs validation images, and none are held back"
-        help = f"hold some back with `val={usual}`, or leave `early_stop` out"
-        yield Contradiction("data", message, help, "val", code="E0511")
+        some = one_of("hold some back with `{0}`, or leave `early_stop` out", SetArgument("val", usual))
+        yield Contradiction("data", message, some, "val", code="E0511")
 
 
 def no_classifier(image: Shape, output: Shape) -> Iterator[Contradiction]:
@@ -90,11 +97,11 @@ def no_classifier(image: Shape, output: Shape) -> Iterator[Contradiction]:
     if len(output) != 1:
         message = f"the output is {text(output)}, not one number per class"
         help = "end with `global_avgpool | flatten | linear classes` to train it as a classifier"
-        yield Contradiction("", message, help, code="E0508")
+        yield Contradiction("", message, Advice(help), code="E0508")
     elif image[0] not in (1, 3):
         message = f"the input has {image[0]} channels, and images have 1 or 3"
         help = "start with `input 3x32x32` or `input 1x28x28` to train on images"
-        yield Contradiction("", message, help, code="E0508")
+        yield Contradiction("", message, Advice(help), code="E0508")
 
 
 def other_classes(network: str, given: int, data: str, wanted: int, stated: Expr | None) -> Iterator[Contradiction]:
@@ -105,7 +112,7 @@ def other_classes(network: str, given: int, data: str, wanted: int, stated: Expr
         said = stated and stated.value
         what = layer if said == wanted else number if said == given else f"{number} and {layer}"
         help = f"{what}, or choose data of {given} classes"
-        yield Contradiction("data", message, help, code="E0501")
+        yield Contradiction("data", message, Advice(help), code="E0501")
 
 
 # --- what is hardly meant ------------------------------------------------------------------------
@@ -116,14 +123,14 @@ def unlikely(recipe: Recipe, image: Shape) -> Iterator[Contradiction]:
     epochs = recipe.planned or recipe.epochs
     yield from _schedule(recipe, epochs)
     for place, step in enumerate(recipe.augment):
-        for argument, message, help in _augmentation(step, image):
-            yield Contradiction("augment", message, help, argument, place)
+        for argument, message, suggestion in _augmentation(step, image):
+            yield Contradiction("augment", message, suggestion, argument, place)
     if recipe.early_stop is not None and recipe.early_stop >= epochs:
         message = f"`early_stop` waits for {recipe.early_stop} epochs, and the run has {_epochs(recipe, epochs)}"
-        yield Contradiction("early_stop", message, "write fewer, or leave it out")
+        yield Contradiction("early_stop", message, Advice("write fewer, or leave it out"))
     if recipe.accumulate > recipe.batch:
         message = f"`accumulate` wants {recipe.accumulate} parts of a batch of {recipe.batch} images"
-        yield Contradiction("accumulate", message, "write a divisor of `batch`")
+        yield Contradiction("accumulate", message, Advice("write a divisor of `batch`"))
 
 
 def _epochs(recipe: Recipe, epochs: int) -> str:
@@ -131,40 +138,41 @@ def _epochs(recipe: Recipe, epochs: int) -> str:
 
 
 def _schedule(recipe: Recipe, epochs: int) -> Iterator[Contradiction]:
-    def odd(argument: str, message: str, help: str) -> Contradiction:
-        return Contradiction("schedule", message, help, argument)
+    def odd(argument: str, message: str, suggestion: Suggestion) -> Contradiction:
+        return Contradiction("schedule", message, suggestion, argument)
 
     args: dict[str, Any] = recipe.schedule.args
     at: tuple[int, ...] = tuple(args.get("at", (args["every"],) if "every" in args else ()))
     run = f"the run has {_epochs(recipe, epochs)}"
     name = "every" if "every" in args else "at"
     if list(at) != sorted(set(at)):
-        yield odd(name, f"the epochs in `at` do not rise: {list(at)}", f"write `at={sorted(set(at))}`")
+        yield odd(name, f"the epochs in `at` do not rise: {list(at)}", SetArgument("at", f"{sorted(set(at))}"))
     if at and max(at) >= epochs:
         never = "never falls" if min(at) >= epochs else f"does not fall at epoch {max(at)}"
-        yield odd(name, f"the learning rate {never}: {run}", "state more `epochs`, or name earlier ones here")
+        yield odd(name, f"the learning rate {never}: {run}", Advice("state more `epochs`, or name earlier ones here"))
     if args.get("gamma", 0) >= 1:
         message = f"the learning rate does not fall with `gamma={args['gamma']:g}`"
-        yield odd("gamma", message, "write a share, such as `gamma=0.1`")
+        yield odd("gamma", message, one_of("write a share, such as `{0}`", SetArgument("gamma", 0.1)))
     if recipe.schedule.name != "onecycle" and args.get("warmup", 0) >= epochs:
         message = f"the warm-up takes {args['warmup']:g} epochs, and {run}"
-        yield odd("warmup", message, "write fewer, such as `warmup=1`")
+        yield odd("warmup", message, one_of("write fewer, such as `{0}`", SetArgument("warmup", 1)))
     rate: Any = recipe.optimizer.args["lr"]
     if args.get("end", 0) > rate:
         message = f"the schedule ends at {args['end']:g}, above the `lr` of {rate:g}"
-        yield odd("end", message, "write `end=0`, or another `lr`")
+        yield odd("end", message, one_of("write `{0}`, or another `lr`", SetArgument("end", 0)))
 
 
-def _augmentation(step: Setting, image: Shape) -> Iterator[tuple[str, str, str]]:
+def _augmentation(step: Setting, image: Shape) -> Iterator[tuple[str, str, Suggestion]]:
     """What is said of an argument of an augmentation, and the help."""
     args: dict[str, Any] = step.args
     _, height, width = image
     if step.name == "random_crop" and (args["pad"][0] >= height or args["pad"][1] >= width):
         pad = "x".join(map(str, args["pad"]))
-        help = "its number is how far it pads: write `pad=4`; it always cuts out the size of the input"
-        yield "pad", f"`random_crop` pads by {pad} pixels, and the image is {height}x{width}", help
+        wording = "its number is how far it pads: write `{0}`; it always cuts out the size of the input"
+        message = f"`random_crop` pads by {pad} pixels, and the image is {height}x{width}"
+        yield "pad", message, one_of(wording, SetArgument("pad", 4))
     if step.name == "cutout" and args["side"] >= min(height, width):
         message = f"`cutout` blanks a square of {args['side']} pixels, and the image is {height}x{width}"
-        yield "side", message, "write fewer: `side=8`"
+        yield "side", message, one_of("write fewer: `{0}`", SetArgument("side", 8))
     if step.name == "color_jitter" and not any(args.values()):
-        yield "", "`color_jitter` changes nothing", "say by how much: `brightness=0.2`"
+        yield "", "`color_jitter` changes nothing", one_of("say by how much: `{0}`", SetArgument("brightness", 0.2))

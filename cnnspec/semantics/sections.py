@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from cnnspec import ir
 from cnnspec.diagnostics import Diagnostic, Edit, Fix, Label, Reporter, Span, respell
-from cnnspec.diagnostics.suggestions import fixes_of_call, fixes_of_value
+from cnnspec.diagnostics.suggestions import ReplaceValue, RespectBound, Site, describe, fixes_of
 from cnnspec.ir.evaluate import ExprFault, UnknownShape, convert, evaluate, literal, show
 from cnnspec.ops import FOREIGN_NAMES, OPS
 from cnnspec.ops.inits import INITS, allowed_inits
@@ -51,7 +51,7 @@ def diagnosed(one: Contradiction, code: str, recipe: Recipe, entries: Mapping[st
         kind = CHOICES[one.entry][call.callee]
         values = values_of(call, kind)
         span = values.get(one.argument, span)
-        fixes = fixes_of_call(one.help, kind.parameters, call.span, values)
+        fixes = fixes_of(one.suggestion, Site(call.span, values))
     return Diagnostic(code, one.message, span, help=one.help, fixes=tuple(fixes))
 
 
@@ -104,8 +104,10 @@ class Sections:
             return result if type_ is None else convert(result, type_, name, expr.origin)
         except ExprFault as fault:
             span = self.binder.places[fault.origin] or self.binder.places[expr.origin]
-            fixes = tuple(fixes_of_value(fault.help, span))
-            help = fault.help and fault.help.replace(f"`{name}=", f"`{name}{sign}")
+            suggestion, fixes = fault.suggestion, tuple(fixes_of(fault.suggestion, Site(value=span)))
+            if isinstance(suggestion, (ReplaceValue, RespectBound)):
+                suggestion = suggestion._replace(sign=sign)
+            help = describe(suggestion) if suggestion else None
             self.reporter.add(Diagnostic(fault.code, str(fault), span, help=help, fixes=fixes))
             raise Fault from None
 
@@ -232,11 +234,9 @@ class Sections:
             )
             raise Fault
         if refused := INITS[scheme.name](**scheme.args).refused():
-            message, help, names = refused
-            at = values_of(statement.scheme, INITS[scheme.name])
-            edits = tuple(Edit(at[a], at[b].text) for a, b in (names, names[::-1]) if a in at and b in at)
-            fixes = (Fix(help, edits),) if edits else ()
-            self.fail("E0215", message, statement.scheme.span, help=help, fixes=fixes)
+            message, suggestion = refused
+            fixes = tuple(fixes_of(suggestion, Site(values=values_of(statement.scheme, INITS[scheme.name]))))
+            self.fail("E0215", message, statement.scheme.span, help=describe(suggestion), fixes=fixes)
             raise Fault
         return ir.Init(target=statement.target, scheme=scheme, origin=self.binder.places.add(statement.span))
 

@@ -1,0 +1,91 @@
+"""Guesses at what a join was meant to do, made only after the shapes of its branches disagreed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cnnspec import ir
+from cnnspec.checker.environment import Evaluator, Frame, Tensor
+from cnnspec.checker.shape_trace import ShapeTrace
+from cnnspec.diagnostics import Edit, Fix
+from cnnspec.ops import stacked
+
+Branches = Sequence[tuple[ir.Flow, Tensor]]
+Hint = tuple[str, list[Fix]]
+
+_MAX_LABELS = 8
+"""Labelled branches that are compared with one another."""
+
+
+def passed_on(flow: ir.Flow) -> ir.In | ir.Reference | None:
+    """Return the one element of a pipeline that only passes a tensor on."""
+    element = flow.elements[0]
+    return element if len(flow.elements) == 1 and isinstance(element, (ir.In, ir.Reference)) else None
+
+
+class JoinHints:
+    """Find out how a join was misread.
+
+    Args:
+        run: Decides conditions, and knows places and calls.
+        trace: The operators that led to each branch.
+    """
+
+    def __init__(self, run: Evaluator, trace: ShapeTrace) -> None:
+        self.run, self.places, self.trace = run, run.places, trace
+
+    def guess(self, join: str, branches: Branches, frame: Frame) -> Hint | None:
+        """Return the help and the fixes for the first misreading that fits."""
+        if self._is_one_pipeline(branches):
+            help = f"each statement of `{join}` is a branch of its own: put those that follow one another in `{{ }}`"
+            return f"{help}, or join them with `|`", []
+        if (optional := self._optional_input(branches, frame)) is not None:
+            return optional
+        help = self._labelled_input(branches, frame) or self._continued_branch(branches)
+        return (help, []) if help is not None else None
+
+    def _is_one_pipeline(self, branches: Branches) -> bool:
+        """Check whether the branches, each on its own line, look like the steps of one pipeline."""
+        lines = {at.line for flow, _ in branches if (at := self.places[flow.origin])}
+        calls = [[e.callee if isinstance(e, ir.Call) else None for e in flow.elements] for flow, _ in branches]
+        return len(lines) == len(branches) and stacked(calls)
+
+    def _optional_input(self, branches: Branches, frame: Frame) -> Hint | None:
+        """Suggest an `if` for `in when ...`, which passes the input on whether or not the condition holds."""
+        for flow, _ in branches:
+            condition = flow.condition if isinstance(passed_on(flow), ir.In) else None
+            if condition is not None and self.run.decide(condition, frame) is False:
+                whole, at = self.places.wholes.get(flow.origin), self.places[condition.origin]
+                code = f"if {at.text if at else '...'} {{ in }} else {{ nothing }}"
+                help = f"what enters takes this branch without its `when`, too: write `{code}`"
+                return help, [Fix(help, (Edit(whole.to(at), code),))] if whole and at else []
+        return None
+
+    def _labelled_input(self, branches: Branches, frame: Frame) -> str | None:
+        """Explain `in` where it is the tensor that another branch refers to by its label."""
+        if not any(isinstance(flow.elements[0], ir.In) and not passed_on(flow) for flow, _ in branches):
+            return None
+        for label, x in _labelled(branches):
+            if frame.entering and x.node == frame.entering.node:
+                help = f"`in` is what enters these braces, which is what `{label}` gives"
+                if self.run.calls:
+                    return f"{help}: begin the block with `x: in`, and write `@x`"
+                return f"{help}: write the label of what comes before it"
+        return None
+
+    def _continued_branch(self, branches: Branches) -> str | None:
+        """Explain two labelled statements of which one reads the other only because it follows it."""
+        labelled, nodes = _labelled(branches), self.trace.nodes
+        for (label, x), (other, y) in ((one, two) for one in labelled for two in labelled):
+            path = self.trace.path(y.node, x.node)
+            direct = x.node < y.node and path and nodes[path[0]].inputs[0] == x.node
+            if direct and all(f".{other}." in f".{nodes[i].path}." for i in path):
+                begin = "`in |`" if self.run.calls else "the label of what it is to read"
+                return f"`{other}` goes on from `{label}`, which stands in front of it: begin it with {begin}"
+        return None
+
+
+def _labelled(branches: Branches) -> list[tuple[str, Tensor]]:
+    """Return the labels that branches refer to, with their tensors; only the first few."""
+    references = ((passed_on(flow), x) for flow, x in branches)
+    return [(found.label, x) for found, x in references if isinstance(found, ir.Reference)][:_MAX_LABELS]

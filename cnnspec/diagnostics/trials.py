@@ -1,0 +1,92 @@
+"""Trials of fixes: only those that make their error go away, and bring up no other, are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+from cnnspec.diagnostics.model import Diagnostic, Edit, Fix, Source
+
+_MAX_TRIALS = 16
+_MAX_CHARACTERS = 64 * 1024
+"""Of all texts that are tried together."""
+_MAX_STEPS = 4_000
+"""Elements that are written out in all trials together."""
+
+
+def prove(
+    diagnostics: Sequence[Diagnostic], source: Source, again: Callable[[str, int], Sequence[Diagnostic]]
+) -> list[Diagnostic]:
+    """The diagnostics with those fixes alone that work, and a help that speaks of no other.
+
+    A fix works where the changed text does not have the diagnostic any more, and no error that was not there before.
+    Behind one that is certain faults may show that could not be seen before, but none in what was changed; where they
+    show behind another one, it is not known to work: it is not shown, and the help stays. Only so much is tried that a
+    check stays fast; a fix that was not tried is not shown.
+
+    Args:
+        diagnostics: What was found in a text.
+        source: The text.
+        again: What is found in another text in its place, for which at most so many elements are written out.
+    """
+    wanted = [(d, fix) for d in diagnostics for fix in d.fixes if all(e.span.source is source for e in fix.edits)]
+    trials = min(len(wanted), _MAX_TRIALS, _MAX_CHARACTERS // max(len(source.text), 1))
+    works: dict[int, list[Fix]] = {}
+    open_: set[int] = set()
+    for diagnostic, fix in wanted[:trials]:
+        answer = _works(diagnostic, fix, diagnostics, again(fix.apply(source.text), _MAX_STEPS // trials))
+        if answer:
+            works.setdefault(id(diagnostic), []).append(fix)
+        elif answer is None:
+            open_.add(id(diagnostic))
+    tried = {id(diagnostic) for diagnostic, _ in wanted[:trials]}
+    out: list[Diagnostic] = []
+    for d in diagnostics:
+        fixes, help = tuple(works.get(id(d), ())), d.help
+        if id(d) in tried - open_ and len(fixes) < len(d.fixes):
+            help = ", or ".join(dict.fromkeys(fix.help for fix in fixes)) or d.fallback or help
+        out.append(replace(d, fixes=fixes, help=help) if d.fixes else d)
+    return out
+
+
+def _works(diagnostic: Diagnostic, fix: Fix, before: Iterable[Diagnostic], after: Iterable[Diagnostic]) -> bool | None:
+    """Whether a fix works; none where that cannot be told."""
+    edits = sorted(fix.edits, key=lambda edit: (edit.span.start, edit.span.end))
+    known = {(d.code, _moved(d.span.start, edits)) for d in before if d.span and d is not diagnostic}
+    known |= {(d.code, -1) for d in before if d.span is None and d is not diagnostic}
+    own = diagnostic.span.start if diagnostic.span else -1
+    places = {(diagnostic.code, own), (diagnostic.code, _moved(own, edits))}
+    written: list[tuple[int, int]] = []
+    shift = 0
+    for edit in edits:
+        start = edit.span.start + shift
+        written.append((start, start + len(edit.text)))
+        shift += len(edit.text) - (edit.span.end - edit.span.start)
+    works: bool | None = True
+    for found in after:
+        at = found.span.start if found.span else -1
+        if (found.code, at) in places:
+            return False
+        if found.severity == "warning" or (found.code, at) in known:
+            continue
+        if (
+            diagnostic.severity == "warning"
+            or found.span is None
+            or found.code.startswith("E01")
+            or found.code == "E0404"
+        ):
+            return False
+        if any(at <= end and found.span.end >= start for start, end in written):
+            return False
+        if not fix.certain:
+            works = None  # another thing is wrong now: by this change, or it could not be seen before
+    return works
+
+
+def _moved(offset: int, edits: Sequence[Edit]) -> int:
+    """Where an offset of the old text lies in the new one."""
+    shift = 0
+    for edit in edits:
+        if edit.span.end <= offset:
+            shift += len(edit.text) - (edit.span.end - edit.span.start)
+    return offset + shift
