@@ -2,15 +2,49 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness.cases import ERROR_CASES, read_marks
 
 from cnnspec.api import check
 from cnnspec.compiler import compile_source
-from cnnspec.diagnostics import Edit, Source, Span, apply_edits, did_you_mean, nearest, respell
+from cnnspec.diagnostics import (
+    Diagnostic,
+    Edit,
+    Fix,
+    Label,
+    Source,
+    Span,
+    apply_edits,
+    did_you_mean,
+    nearest,
+    respell,
+)
+from cnnspec.diagnostics.suggestions import (
+    Advice,
+    InsertBefore,
+    MoveFlattenAfter,
+    ReplaceCall,
+    ReplaceOperator,
+    ReplaceValue,
+    RespectBound,
+    SetArgument,
+    SetNumbers,
+    Site,
+    Suggestion,
+    SwapArguments,
+    WrapValue,
+    describe,
+    fixes_of,
+    one_of,
+)
+from cnnspec.ir.evaluate import ExpressionError
+from cnnspec.ops import ShapeError
 
 HEAD = "network t\ninput 3x32x32\nclasses 10\n"
 
@@ -59,68 +93,73 @@ def test_many_kinds_of_faults_have_fixes() -> None:
     assert len(codes) >= 12, sorted(codes)
 
 
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        ("stem convv 3x3 16 | bn", "stem conv 3x3 16 | bn"),
-        ("stem Conv2d 3x3 16 | bn", "stem conv 3x3 16 | bn"),
-        ("stem Conv2d 3 16 5 | bn", "stem conv 5x5 16 pad=0 bias | bn"),
-        ("stem conv 64 3", "stem conv 3x3 64"),
-        ("stem conv 64 kernel=3 | bn", "stem conv 3x3 64 | bn"),
-        ("stem conv 3x3 16 strid=2", "stem conv 3x3 16 stride=2"),
-        ("stem conv 3x3 16 bais", "stem conv 3x3 16 bias"),
-        ("stem conv 3x3 c=8/3", "stem conv 3x3 c=8//3"),
-        ("stem conv 3x3 16 | gn 5", "stem conv 3x3 16 | gn 4"),
-        ("stem conv 3x3 16 | conv 3x3 16 groups=3", "stem conv 3x3 16 | conv 3x3 16 groups=2"),
-        ("stem conv 4x4 16", "stem conv 4x4 16 pad=2"),
-        ("stem linear 10", "stem flatten | linear 10"),
-        ("add { conv 3x3 16; in }", "add { conv 3x3 16; conv 1x1 16 }"),
-        ("concat { conv 3x3 9 stride=2; in }", "concat { conv 3x3 9 stride=2; maxpool 2x2 }"),
-        ("concat { in; conv 3x3 9 stride=2 | relu }", "concat { maxpool 2x2; conv 3x3 9 stride=2 | relu }"),
-        (
-            "concat { conv 1x1 9; conv 3x3 9 stride=2; relu }",
-            "concat { conv 1x1 9 | maxpool 2x2; conv 3x3 9 stride=2; relu | maxpool 2x2 }",
-        ),
-        ("concat { flatten; conv 1x1 2 } | gn 1", "concat { flatten; conv 1x1 2 | flatten } | gn 1"),
-        ("mul { conv 1x1 8; global_avgpool | gelu }", "mul { conv 1x1 8; global_avgpool | gelu | conv 1x1 8 }"),
-        ("stem flatten | dropout 0.5 | conv 3x3 8 | linear 9", "stem dropout 0.5 | conv 3x3 8 | flatten | linear 9"),
-        ("add { conv 3x3 16; bn | relu }", "add { conv 3x3 16; bn | relu | conv 1x1 16 }"),
-        (
-            "add { conv 3x3 3 stride=2; in  when in.c == 3 }",
-            "add { conv 3x3 3 stride=2; conv 1x1 3 stride=2  when in.c == 3 }",
-        ),
-        ("first: conv 3x3 16\nconcat { in; @fist }", "first: conv 3x3 16\nconcat { in; @first }"),
-        ("conv 3x3 16 bn", "conv 3x3 16 | bn"),
-        ("flatten linear 10", "flatten | linear 10"),
-        ("conv c=16 3x3", "conv c=16 kernel=3x3"),
-        ("conv 3x3 16 c=16", "conv 3x3 16"),
-        ("conv 3x3 16 name=first", 'conv 3x3 16 name="first"'),
-        ("conv 3x3 16\nexpect params = 3", "conv 3x3 16\nexpect params = 432"),
-        ("conv 3x3 16\nexpect params <= 0.3k within 1%", "conv 3x3 16\nexpect params <= 432 within 1%"),
-        ("conv 3x3, 16 | bn", "conv 3x3 16 | bn"),
-        ("conv(3, 16) | bn", "conv 3 16 | bn"),
-        ("conv(3, c=16, stride = 2) | bn", "conv 3 c=16 stride=2 | bn"),
-        ("resnet_block 16 x3", "resnet_block x3 16"),
-        ("conv 3×3 16", "conv 3x3 16"),
-        ("conv 3x3 16 | dropout .5", "conv 3x3 16 | dropout 0.5"),
-        ("conv 3x3 16 | dropout 0.", "conv 3x3 16 | dropout 0.0"),
-        ("conv 3x3 16 | | relu", "conv 3x3 16 | relu"),
-        ("conv 3x3 16 |", "conv 3x3 16"),
-        ("width = 16\nconv 3x3 width", "let width = 16\nconv 3x3 width"),
-        ("conv 3x3 c: 16", "conv 3x3 c=16"),
-        ("conv 3x3x3 16", "conv 3x3 16"),
-        ("relu\ntrain { epochs = 3 }", "relu\ntrain { epochs 3 }"),
-        ("relu\ntrain { schedule multistep at=[16 32] }", "relu\ntrain { schedule multistep at=[16, 32] }"),
-        ("conv 3x3 16 | norm: bn", "conv 3x3 16\nnorm: bn"),
-        ("add {\n    conv 3x3 3\n    in\nrelu", "add {\n    conv 3x3 3\n    in\n}\nrelu"),
-        ("relu\n}", "relu\n"),
-        ('relu\nrequire in.c > 2, "colour', 'relu\nrequire in.c > 2, "colour"'),
-        ("inptu 3x8x8\nrelu", "input 3x8x8\nrelu"),
-    ],
-)
+FIXED_LINES = [
+    ("stem convv 3x3 16 | bn", "stem conv 3x3 16 | bn"),
+    ("stem Conv2d 3x3 16 | bn", "stem conv 3x3 16 | bn"),
+    ("stem Conv2d 3 16 5 | bn", "stem conv 5x5 16 pad=0 bias | bn"),
+    ("stem conv 64 3", "stem conv 3x3 64"),
+    ("stem conv 64 kernel=3 | bn", "stem conv 3x3 64 | bn"),
+    ("stem conv 3x3 16 strid=2", "stem conv 3x3 16 stride=2"),
+    ("stem conv 3x3 16 bais", "stem conv 3x3 16 bias"),
+    ("stem conv 3x3 c=8/3", "stem conv 3x3 c=8//3"),
+    ("stem conv 3x3 16 | gn 5", "stem conv 3x3 16 | gn 4"),
+    ("stem conv 3x3 16 | conv 3x3 16 groups=3", "stem conv 3x3 16 | conv 3x3 16 groups=2"),
+    ("stem conv 4x4 16", "stem conv 4x4 16 pad=2"),
+    ("stem linear 10", "stem flatten | linear 10"),
+    ("add { conv 3x3 16; in }", "add { conv 3x3 16; conv 1x1 16 }"),
+    ("concat { conv 3x3 9 stride=2; in }", "concat { conv 3x3 9 stride=2; maxpool 2x2 }"),
+    ("concat { in; conv 3x3 9 stride=2 | relu }", "concat { maxpool 2x2; conv 3x3 9 stride=2 | relu }"),
+    (
+        "concat { conv 1x1 9; conv 3x3 9 stride=2; relu }",
+        "concat { conv 1x1 9 | maxpool 2x2; conv 3x3 9 stride=2; relu | maxpool 2x2 }",
+    ),
+    ("concat { flatten; conv 1x1 2 } | gn 1", "concat { flatten; conv 1x1 2 | flatten } | gn 1"),
+    ("mul { conv 1x1 8; global_avgpool | gelu }", "mul { conv 1x1 8; global_avgpool | gelu | conv 1x1 8 }"),
+    ("stem flatten | dropout 0.5 | conv 3x3 8 | linear 9", "stem dropout 0.5 | conv 3x3 8 | flatten | linear 9"),
+    ("add { conv 3x3 16; bn | relu }", "add { conv 3x3 16; bn | relu | conv 1x1 16 }"),
+    (
+        "add { conv 3x3 3 stride=2; in  when in.c == 3 }",
+        "add { conv 3x3 3 stride=2; conv 1x1 3 stride=2  when in.c == 3 }",
+    ),
+    ("first: conv 3x3 16\nconcat { in; @fist }", "first: conv 3x3 16\nconcat { in; @first }"),
+    ("conv 3x3 16 bn", "conv 3x3 16 | bn"),
+    ("flatten linear 10", "flatten | linear 10"),
+    ("conv c=16 3x3", "conv c=16 kernel=3x3"),
+    ("conv 3x3 16 c=16", "conv 3x3 16"),
+    ("conv 3x3 16 name=first", 'conv 3x3 16 name="first"'),
+    ("conv 3x3 16\nexpect params = 3", "conv 3x3 16\nexpect params = 432"),
+    ("conv 3x3 16\nexpect params <= 0.3k within 1%", "conv 3x3 16\nexpect params <= 432 within 1%"),
+    ("conv 3x3, 16 | bn", "conv 3x3 16 | bn"),
+    ("conv(3, 16) | bn", "conv 3 16 | bn"),
+    ("conv(3, c=16, stride = 2) | bn", "conv 3 c=16 stride=2 | bn"),
+    ("resnet_block 16 x3", "resnet_block x3 16"),
+    ("conv 3×3 16", "conv 3x3 16"),
+    ("conv 3x3 16 | dropout .5", "conv 3x3 16 | dropout 0.5"),
+    ("conv 3x3 16 | dropout 0.", "conv 3x3 16 | dropout 0.0"),
+    ("conv 3x3 16 | | relu", "conv 3x3 16 | relu"),
+    ("conv 3x3 16 |", "conv 3x3 16"),
+    ("width = 16\nconv 3x3 width", "let width = 16\nconv 3x3 width"),
+    ("conv 3x3 c: 16", "conv 3x3 c=16"),
+    ("conv 3x3x3 16", "conv 3x3 16"),
+    ("relu\ntrain { epochs = 3 }", "relu\ntrain { epochs 3 }"),
+    ("relu\ntrain { schedule multistep at=[16 32] }", "relu\ntrain { schedule multistep at=[16, 32] }"),
+    ("conv 3x3 16 | norm: bn", "conv 3x3 16\nnorm: bn"),
+    ("add {\n    conv 3x3 3\n    in\nrelu", "add {\n    conv 3x3 3\n    in\n}\nrelu"),
+    ("relu\n}", "relu\n"),
+    ('relu\nrequire in.c > 2, "colour', 'relu\nrequire in.c > 2, "colour"'),
+    ("inptu 3x8x8\nrelu", "input 3x8x8\nrelu"),
+]
+
+
+@pytest.mark.parametrize(("line", "expected"), FIXED_LINES)
 def test_fix(line: str, expected: str) -> None:
-    head = HEAD.replace("input 3x32x32\n", "") if "inptu" in line else HEAD
-    assert head + expected + "\n" in mended(head + line + "\n")
+    text, fixed = with_head(line, expected)
+    assert fixed in mended(text)
+
+
+def with_head(*lines: str) -> list[str]:
+    head = HEAD.replace("input 3x32x32\n", "") if "inptu" in lines[0] else HEAD
+    return [head + line + "\n" for line in lines]
 
 
 def test_a_remedy_that_does_not_work_is_not_shown() -> None:
@@ -166,3 +205,117 @@ def test_a_large_spec_is_not_tried_again() -> None:
     text = HEAD + "repeat 4000 { relu }\nconvv 3x3 16\n" + "# " + "x" * 100 + "\n"
     (diagnostic,) = check(text)
     assert (diagnostic.code, diagnostic.fixes, diagnostic.help) == ("E0201", (), "did you mean `conv`?")
+
+
+# --- suggestions alone ---------------------------------------------------------------------------
+
+
+def site_of(call: str, **values: str) -> Site:
+    """A call as the whole of a text, with the values of its arguments at their first place in it."""
+    source = Source("spec", call)
+    starts = {name: call.index(value) for name, value in values.items()}
+    places = {name: Span(source, start, start + len(values[name])) for name, start in starts.items()}
+    return Site(Span(source, 0, len(call)), places, next(iter(places.values()), None))
+
+
+@pytest.mark.parametrize(
+    ("suggestion", "help", "fixed"),
+    [
+        (SetArgument("groups", 4), "write `groups=4`", ["conv 3 c=2 groups=4"]),
+        (SetArgument("c", 8), "write `c=8`", ["conv 3 c=8"]),
+        (
+            one_of("take `{0}` or `{1.value}`", SetArgument("c", 8), SetArgument("kernel", "1x1")),
+            "take `c=8` or `1x1`",
+            ["conv 3 c=8", "conv 1x1 c=2"],
+        ),
+        (SetNumbers((("kernel", "2x2"), ("c", 3)), "as `{0}`"), "as `2x2 3`", ["conv 2x2 c=3"]),
+        (SetNumbers((("kernel", "2x2"), ("stride", 3)), "as `{0}`"), "as `2x2 3`", []),
+        (SwapArguments("kernel", "c"), "exchange the two", ["conv 2 c=3"]),
+        (SwapArguments("kernel", "stride"), "exchange the two", []),
+        (InsertBefore("flatten"), "put `flatten` in front of it", ["flatten | conv 3 c=2"]),
+        (MoveFlattenAfter("conv"), "put `conv` in front of `flatten`", []),
+        (ReplaceCall("relu"), "write `relu`", ["relu"]),
+        (ReplaceOperator("mul"), "write `mul`", []),
+        (ReplaceValue("5", "kernel"), "write `kernel=5`", ["conv 5 c=2"]),
+        (RespectBound("1", "kernel", "write `{0}` or more", " "), "write `kernel 1` or more", []),
+        (WrapValue("floor"), "write `floor(...)`", ["conv floor(3) c=2"]),
+        (Advice("use {any} `kernel`"), "use {any} `kernel`", []),
+    ],
+)
+def test_a_suggestion_has_one_wording_and_its_edits(suggestion: Suggestion, help: str, fixed: list[str]) -> None:
+    call = "conv 3 c=2"
+    assert describe(suggestion) == help
+    assert [fix.apply(call) for fix in fixes_of(suggestion, site_of(call, kernel="3", c="2"))] == fixed
+    assert fixes_of(suggestion, Site()) == []
+
+
+def test_an_expression_is_not_replaced_by_a_number() -> None:
+    swapped = SetNumbers((("kernel", "2x2"), ("c", 3)), "as `{0}`")
+    assert fixes_of(swapped, site_of("conv k c=2", kernel="k", c="2")) == []
+
+
+# --- no code reads the wording -------------------------------------------------------------------
+
+
+def reworded(value: Any) -> Any:
+    """The words of a text in reverse order, each spelt backwards in capitals: nothing matches it any more."""
+    if isinstance(value, str):
+        return " ".join(word[::-1].upper() for word in reversed(value.split(" ")))
+    return tuple(map(reworded, value)) if isinstance(value, tuple) else value
+
+
+def reword_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rewords every suggestion where it is rendered, and every message, caption, label, note and help where it is made."""
+
+    def reword(kind: type[Any], fields: dict[str, int]) -> None:
+        made = kind.__init__
+
+        def init(self: Any, *args: Any, **kwargs: Any) -> None:
+            places = {place: name for name, place in fields.items()}
+            args = tuple(reworded(arg) if place in places else arg for place, arg in enumerate(args))
+            made(self, *args, **{name: reworded(arg) if name in fields else arg for name, arg in kwargs.items()})
+
+        monkeypatch.setattr(kind, "__init__", init)
+
+    reword(Diagnostic, {"message": 1, "caption": 3, "notes": 5, "help": 6, "fallback": 9})
+    reword(Fix, {"help": 0})
+    reword(Label, {"text": 1})
+    reword(ShapeError, {"message": 1})
+    reword(ExpressionError, {"message": 1})
+    for module in [module for name, module in sys.modules.items() if name.startswith("cnnspec.")]:
+        if getattr(module, "describe", None) is describe:
+            monkeypatch.setattr(module, "describe", lambda *args: reworded(describe(*args)))
+
+
+Offered = list[tuple[object, ...]]
+
+
+def offered(texts: Iterable[tuple[str, Path | None]]) -> tuple[list[Offered], list[str | None]]:
+    """The edits that are offered for texts, candidates and those that work, and the helps in words."""
+    edits: list[Offered] = []
+    helps: list[str | None] = []
+    for text, path in texts:
+        done = compile_source(Source("spec", text), path)
+        for diagnostics in (done.found, done.diagnostics):
+            edits.append(
+                [(d.code, d.line, d.column, *((fix.certain, places(fix)) for fix in d.fixes)) for d in diagnostics]
+            )
+            helps += [d.help for d in diagnostics]
+    return edits, helps
+
+
+def places(fix: Fix) -> list[tuple[int, int, str]]:
+    return [(edit.span.start, edit.span.end, edit.text) for edit in fix.edits]
+
+
+def test_the_same_edits_are_offered_in_other_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: list[tuple[str, Path | None]] = [(read_marks(path.read_text("utf-8")).text, path) for path in ERROR_CASES]
+    texts += [(with_head(line)[0], None) for line, _ in FIXED_LINES]
+    expected, helps = offered(texts)
+    reword_everything(monkeypatch)
+    found, others = offered(texts)
+    for text, one, other in zip(texts, expected[1::2], found[1::2], strict=True):
+        assert one == other, text
+    assert found == expected
+    assert all(one is None or one != other for one, other in zip(helps, others, strict=True))
+    assert sum(len(places) > 3 for shown in expected for places in shown) > 300
