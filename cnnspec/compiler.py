@@ -20,7 +20,7 @@ from cnnspec import ir
 from cnnspec.checker.check import check as check_model
 from cnnspec.diagnostics import CnnspecError, Diagnostic, Reporter, Source, TooManyFaults, failure
 from cnnspec.diagnostics.trials import prove
-from cnnspec.ir.evaluate import ExprFault, UnknownShape, evaluate
+from cnnspec.ir.evaluate import ExpressionError, UnknownShape, evaluate
 from cnnspec.limits import MAX_LITERAL, MAX_NAME
 from cnnspec.lints import lint
 from cnnspec.semantics.calls import Binder
@@ -157,7 +157,7 @@ def _value(key: str, value: Any) -> Any:
             scope = FileScope(file, lambda _: None)
             try:
                 return evaluate(Binder(reporter).expr(let.value, Names(scope, {})), {})
-            except ExprFault as fault:
+            except ExpressionError as fault:
                 reporter.add(Diagnostic(fault.code, str(fault)))
             except (Fault, UnknownShape):
                 pass

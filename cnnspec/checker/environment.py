@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 from cnnspec import ir, shapes
 from cnnspec.diagnostics import Diagnostic, Fix, Label, Reporter, Span, respell
 from cnnspec.diagnostics.suggestions import Site, fixes_of
-from cnnspec.ir.evaluate import ExprFault, UnknownShape, convert, evaluate, reads_image, show, truth
+from cnnspec.ir.evaluate import ExpressionError, UnknownShape, convert, evaluate, reads_image, show, truth
 from cnnspec.limits import MAX_EVALUATIONS, MAX_HUGE, MAX_NAME, MAX_PATH, MAX_REPEAT
 from cnnspec.ops import Op
 from cnnspec.schema import Bounds, Type
@@ -208,7 +208,7 @@ class Evaluator:
         """The value of an argument, or `None` behind a fault."""
         try:
             return convert(self.evaluate(expr, frame), type_, name, expr.origin)
-        except ExprFault as fault:
+        except ExpressionError as fault:
             at = fault.origin or expr.origin
             fixes = fixes_of(fault.suggestion, Site(value=self.places[at]))
             self.fail(fault.code, str(fault), at, help=fault.help, fixes=fixes)
@@ -250,7 +250,7 @@ class Evaluator:
         self.charge(expr)
         try:
             return truth(expr, frame.values, frame.shape)
-        except ExprFault as fault:
+        except ExpressionError as fault:
             self.fail(fault.code, str(fault), fault.origin or expr.origin, help=fault.help)
         except UnknownShape:
             pass
@@ -260,7 +260,7 @@ class Evaluator:
         """How often to repeat; 0 behind a fault."""
         try:
             return int(convert(self.evaluate(count, frame), _COUNT, "repeat", count.origin))  # type: ignore[arg-type]
-        except ExprFault as fault:
+        except ExpressionError as fault:
             code = "E0403" if fault.code in ("E0215", "E0405") else fault.code
             limit = (
                 f"a repeat is from 1 to {MAX_REPEAT}; leave a part out with `when`" if code == "E0403" else fault.help
@@ -274,7 +274,7 @@ class Evaluator:
         """The value of an expression.
 
         Raises:
-            ExprFault: It has none.
+            ExpressionError: It has none.
             UnknownShape: It depends on the shape of a tensor behind a fault.
             LimitReached: The network takes too many terms.
         """

@@ -25,9 +25,9 @@ from cnnspec.checker.environment import (
 )
 from cnnspec.checker.memo import Made, Recorder
 from cnnspec.diagnostics import Reporter
-from cnnspec.ir.evaluate import ExprFault, Unknown, UnknownShape, evaluate, show
+from cnnspec.ir.evaluate import ExpressionError, Unknown, UnknownShape, evaluate, show
 from cnnspec.limits import MAX_DEPTH, MAX_HUGE, MAX_NODES, MAX_STEPS
-from cnnspec.ops import JOINS, OPS, Op, ShapeFault
+from cnnspec.ops import JOINS, OPS, Op, ShapeError
 from cnnspec.ops.inits import INITS, InitScheme, allowed_inits
 from cnnspec.schema import OpName, Type
 from cnnspec.semantics.names import Places
@@ -130,7 +130,7 @@ class Expansion(Evaluator):
         if isinstance(statement, ir.Let):
             try:
                 value = self.evaluate(statement.value, frame)
-            except ExprFault as fault:
+            except ExpressionError as fault:
                 self.fail(fault.code, str(fault), fault.origin, help=fault.help)
                 value = Unknown()
             except UnknownShape:
@@ -297,7 +297,7 @@ class Expansion(Evaluator):
         op = self.op(element.join, {})
         try:
             made = self.make(op, tuple(tensor.shape for tensor in known))
-        except ShapeFault as fault:
+        except ShapeError as fault:
             self._conflicts.refuse_join(fault, element, [(flow, tensor) for flow, tensor in branches if tensor], inner)
             return None
         except TooLarge as fault:
@@ -386,7 +386,7 @@ class Expansion(Evaluator):
         """Adds a node for an operator of one input."""
         try:
             made = self.make(op, (x.shape,))
-        except ShapeFault as fault:
+        except ShapeError as fault:
             self._conflicts.refuse(fault, op, call, x, joined=self._joins > 0)
             return None
         except TooLarge as fault:
@@ -397,7 +397,7 @@ class Expansion(Evaluator):
         """What an operator makes of inputs of these shapes, worked out once.
 
         Raises:
-            ShapeFault: It does not take them.
+            ShapeError: It does not take them.
             TooLarge: What it gives has more numbers than the limit.
         """
         known = self._made.get((id(op), inputs))

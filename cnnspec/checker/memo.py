@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from cnnspec import ir
 from cnnspec.checker.environment import Tensor, TooLarge
-from cnnspec.ops import Op, ShapeFault
+from cnnspec.ops import Op, ShapeError
 from cnnspec.ops.inits import InitScheme
 from cnnspec.shapes import Shape
 
@@ -60,7 +60,7 @@ class Recorder:
         nodes: The nodes of the network so far; what is repeated is added to them.
         scopes: Paths that are no operator, with their block.
         ends: The same paths with the node that gives their output.
-        make: What an operator makes of inputs of some shapes; a ShapeFault or TooLarge where that is refused.
+        make: What an operator makes of inputs of some shapes; a ShapeError or TooLarge where that is refused.
     """
 
     def __init__(self, nodes: list[ir.Node], scopes: dict[str, str], ends: dict[str, int], make: Make) -> None:
@@ -117,7 +117,7 @@ class Recorder:
                     shape, weights, macs, init = make(node.op, shapes)
                 at = path + node.path[cut:]
                 nodes.append(ir.Node(at, node.op, inputs, shape, weights, macs, init, node.aux, node.origin))
-        except (ShapeFault, TooLarge):
+        except (ShapeError, TooLarge):
             del nodes[start:]
             return None
 

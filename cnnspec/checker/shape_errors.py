@@ -22,7 +22,7 @@ from cnnspec.diagnostics.suggestions import (
     set_arguments,
 )
 from cnnspec.ir.evaluate import evaluate, show
-from cnnspec.ops import JOINS, Op, ShapeFault
+from cnnspec.ops import JOINS, Op, ShapeError
 from cnnspec.ops.convolution import Linear
 from cnnspec.ops.join import disagreement, projection
 
@@ -49,7 +49,7 @@ class ShapeConflicts:
 
     # --- operators -------------------------------------------------------------------------------
 
-    def refuse(self, error: ShapeFault, op: Op, call: ir.Call, x: Tensor, *, joined: bool) -> None:
+    def refuse(self, error: ShapeError, op: Op, call: ir.Call, x: Tensor, *, joined: bool) -> None:
         """Report an operator that does not take its input, at the argument that is wrong.
 
         Args:
@@ -80,7 +80,7 @@ class ShapeConflicts:
     def _values(self, call: ir.Call) -> dict[str, Span | None]:
         return {name: self.places[expr.origin] for name, expr in call.args.items()}
 
-    def _notes(self, error: ShapeFault, x: Tensor) -> list[str]:
+    def _notes(self, error: ShapeError, x: Tensor) -> list[str]:
         notes: list[str] = []
         if error.code.startswith("E03") and ir.channels_last(self.run.image):
             c, height, width = self.run.image
@@ -92,7 +92,7 @@ class ShapeConflicts:
 
     # --- joins -----------------------------------------------------------------------------------
 
-    def refuse_join(self, error: ShapeFault, element: ir.Join, branches: Branches, frame: Frame) -> None:
+    def refuse_join(self, error: ShapeError, element: ir.Join, branches: Branches, frame: Frame) -> None:
         """Report branches that cannot be joined, with the shapes of each since they forked."""
         differ = disagreement(element.join, [tensor.shape for _, tensor in branches])
         fork = self.trace.fork(tensor.node for _, tensor in branches)
@@ -134,7 +134,7 @@ class ShapeConflicts:
         return found[-MAX_SHOWN:] or self.run.label(flow.origin, text)
 
     def _join_help(
-        self, error: ShapeFault, element: ir.Join, branches: Branches, frame: Frame, resized: Sequence[Sequence[int]]
+        self, error: ShapeError, element: ir.Join, branches: Branches, frame: Frame, resized: Sequence[Sequence[int]]
     ) -> tuple[str, list[Fix]]:
         """Return help and fixes for a join.
 

@@ -30,7 +30,7 @@ from cnnspec.shapes import Shape
 _MAX_VALUE = MAX_INTEGER**2
 
 
-class ExprFault(Exception):
+class ExpressionError(Exception):
     """An expression without a value, or a value of the wrong type.
 
     Attributes:
@@ -176,7 +176,7 @@ def evaluate(expr: Expr, names: Mapping[str, Any], entering: Shape | None = None
         entering: Shape of the tensor that enters the innermost braces, for `in.c` and its like.
 
     Raises:
-        ExprFault: It has no value.
+        ExpressionError: It has no value.
         UnknownShape: It needs `in`, whose shape is not known because of an earlier fault.
     """
     return _EVALUATORS.get(expr.kind, _number)(expr, names, entering)
@@ -202,7 +202,7 @@ def _dim(expr: Expr, names: Names, entering: Shape | None) -> int:
     if expr.value == "c":
         return entering[0]
     if len(entering) == 1:
-        raise ExprFault(
+        raise ExpressionError(
             "E0308",
             f"`in.{expr.value}` of flat features, which have no height and width",
             expr.origin,
@@ -219,13 +219,13 @@ def truth(expr: Expr, names: Names, entering: Shape | None) -> bool:
     """The value of a condition.
 
     Raises:
-        ExprFault: It has none.
+        ExpressionError: It has none.
         UnknownShape: It needs a shape that is not known.
     """
     value = evaluate(expr, names, entering)
     if not isinstance(value, bool):
         message = f"a condition must be true or false, got {show(value)}"
-        raise ExprFault("E0204", message, expr.origin, Advice("compare it: `x != 0`"))
+        raise ExpressionError("E0204", message, expr.origin, Advice("compare it: `x != 0`"))
     return value
 
 
@@ -244,16 +244,18 @@ def _scheme(expr: Expr, names: Names, entering: Shape | None) -> InitScheme:
     scheme = INITS[str(expr.value)]
     parameters = list(scheme.parameters.values())
     if len(values) > len(parameters):
-        raise ExprFault("E0205", f"`{scheme.name}` takes {len(parameters)} values, got {len(values)}", expr.origin)
+        raise ExpressionError(
+            "E0205", f"`{scheme.name}` takes {len(parameters)} values, got {len(values)}", expr.origin
+        )
     given = zip(parameters, values, expr.parts, strict=False)
     settings = {p.name: convert(value, p.type, p.name, part.origin) for p, value, part in given}
     missing = [p.name for p in parameters if p.required and p.name not in settings]
     if missing:
         written = ReplaceValue(f"{scheme.name}(0.01)")
-        raise ExprFault("E0203", f"`{scheme.name}` needs `{missing[0]}`", expr.origin, written)
+        raise ExpressionError("E0203", f"`{scheme.name}` needs `{missing[0]}`", expr.origin, written)
     made = scheme(**settings)
     if refused := made.refused():
-        raise ExprFault("E0215", refused[0], expr.origin, refused[1])
+        raise ExpressionError("E0215", refused[0], expr.origin, refused[1])
     return made
 
 
@@ -268,13 +270,13 @@ def _number(expr: Expr, names: Names, entering: Shape | None) -> Any:
     return _interval(expr, values) if kind == "interval" else _calculated(expr, values)
 
 
-def _no_number(expr: Expr, part: Expr, value: Any) -> ExprFault:
+def _no_number(expr: Expr, part: Expr, value: Any) -> ExpressionError:
     named = {"call": f"`{expr.value}`", "interval": "a range", "neg": "`-`"}
     suggestion = Advice("a negative argument stands in parentheses: `conv 3x3 (-1)`") if expr.kind == "-" else None
     if isinstance(value, OpName):
         suggestion = Advice(f"elements are joined by `|`: `| {value}`")
     message = f"{named.get(expr.kind, f'`{expr.kind}`')} needs numbers, got {kind_of(value)}"
-    return ExprFault("E0204", message, part.origin, suggestion)
+    return ExpressionError("E0204", message, part.origin, suggestion)
 
 
 def _interval(expr: Expr, values: list[Any]) -> Interval:
@@ -284,7 +286,7 @@ def _interval(expr: Expr, values: list[Any]) -> Interval:
         exact = isinstance(low, Fraction) or isinstance(high, Fraction)  # which are not shown as they are written
         suggestion = Advice(f"write `{written}`") if exact else ReplaceValue(written)
         message = f"the range {show(low)}..{show(high)} ends before it starts"
-        raise ExprFault("E0215", message, expr.origin, suggestion)
+        raise ExpressionError("E0215", message, expr.origin, suggestion)
     return Interval((low, high))
 
 
@@ -295,15 +297,15 @@ def _calculated(expr: Expr, values: list[Any]) -> Any:
         result = _called(expr, values) if expr.kind == "call" else _ARITHMETIC[expr.kind](*values)
     except ZeroDivisionError:
         advice = Advice("state what must hold with `require`")
-        raise ExprFault("E0214", "division by zero", expr.origin, advice) from None
+        raise ExpressionError("E0214", "division by zero", expr.origin, advice) from None
     except (ValueError, OverflowError):
         message = f"`{expr.value or expr.kind}` has no value for {', '.join(map(show, values))}"
-        raise ExprFault("E0214", message, expr.origin, _NEEDS.get(str(expr.value))) from None
+        raise ExpressionError("E0214", message, expr.origin, _NEEDS.get(str(expr.value))) from None
     result = _exact(result)
     if isinstance(result, float) and not math.isfinite(result):
-        raise ExprFault("E0214", "the result is not finite", expr.origin)
+        raise ExpressionError("E0214", "the result is not finite", expr.origin)
     if abs(result) > _MAX_VALUE or (isinstance(result, Fraction) and result.denominator > _MAX_VALUE):
-        raise ExprFault("E0405", f"the result is larger than the limit of {_MAX_VALUE}", expr.origin)
+        raise ExpressionError("E0405", f"the result is larger than the limit of {_MAX_VALUE}", expr.origin)
     return result
 
 
@@ -311,7 +313,7 @@ def _called(expr: Expr, values: list[Any]) -> Any:
     count, function = _FUNCTIONS[str(expr.value)]
     if len(values) != count if count is not None else len(values) < 2:
         takes = f"{count} value{'s' * (count > 1)}" if count is not None else "two values or more"
-        raise ExprFault("E0205", f"`{expr.value}` takes {takes}, got {len(values)}", expr.origin)
+        raise ExpressionError("E0205", f"`{expr.value}` takes {takes}, got {len(values)}", expr.origin)
     return function(*values)
 
 
@@ -349,7 +351,7 @@ def convert(value: Any, type_: Type, name: str, origin: int) -> Any:
         origin: The piece to point to.
 
     Raises:
-        ExprFault: It does not fit.
+        ExpressionError: It does not fit.
     """
     if isinstance(value, Word) and value in type_.words:
         return value
@@ -358,7 +360,7 @@ def convert(value: Any, type_: Type, name: str, origin: int) -> Any:
     result = converter(value) if converter else None
     if result is None:
         message = f"`{name}` must be {type_}, got {show(cast(object, value))}"
-        raise ExprFault("E0204", message, origin, _suggested(value, type_, name))
+        raise ExpressionError("E0204", message, origin, _suggested(value, type_, name))
     _bound(result, type_, name, origin)
     return result
 
@@ -395,7 +397,7 @@ _CONVERTERS: dict[str, Callable[[Any], Any]] = {
 
 def _suggested(value: Any, type_: Type, name: str) -> Suggestion | None:
     """What to do about a value of the wrong type."""
-    given: object = type(value)
+    given = cast(object, type(value))
     match type_.kind:
         case "int" if isinstance(value, Fraction):
             return one_of("divide with `{0}`, or use `round_to(x, 8)`", UseFloorDivision())
@@ -436,10 +438,10 @@ def _bound(result: Any, type_: Type, name: str, origin: int) -> None:
                 got: object = result
                 if type_.kind == "list":
                     got, suggestion = list(numbers), Advice(f"each number is {must}")
-                raise ExprFault("E0215", f"`{name}` must be {must}, got {show(got)}", origin, suggestion)
+                raise ExpressionError("E0215", f"`{name}` must be {must}, got {show(got)}", origin, suggestion)
         if isinstance(number, int) and abs(number) > MAX_INTEGER:
             message = f"`{name}` is larger than the limit of {MAX_INTEGER}"
-            raise ExprFault("E0405", message, origin, Advice("write a smaller number"))
+            raise ExpressionError("E0405", message, origin, Advice("write a smaller number"))
 
 
 _SEQUENCES: dict[type[Any], str] = {list: "list", Interval: "interval", tuple: "size"}

@@ -16,7 +16,7 @@ from typing import Any, cast
 from cnnspec.diagnostics import CnnspecError, Diagnostic, Span, failure
 from cnnspec.ir.model import Model
 from cnnspec.ir.valid_sizes import Sizes, derive
-from cnnspec.ops import Op, ShapeFault
+from cnnspec.ops import Op, ShapeError
 from cnnspec.ops.inits import InitScheme
 from cnnspec.recipe import Recipe, Setting
 from cnnspec.shapes import Shape, numel, symbolic
@@ -260,7 +260,7 @@ class Graph:
                 ):
                     made = self.input_shapes(node)[0][0]
                     why = f"`{node.path}` is made for {made:,} features and would get {entering[0][0]:,}"
-            except ShapeFault as fault:
+            except ShapeError as fault:
                 why = fault.message
             if min(height, width) < 1:
                 why = "a size is at least 1"

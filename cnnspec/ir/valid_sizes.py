@@ -13,7 +13,7 @@ from functools import cached_property, partial, reduce
 from typing import Any, Protocol
 
 from cnnspec.limits import MAX_LENGTHS
-from cnnspec.ops import OPS, Op, ShapeFault
+from cnnspec.ops import OPS, Op, ShapeError
 from cnnspec.ops.base import SameShape
 from cnnspec.shapes import Shape, is_map
 from cnnspec.shapes.intervals import (
@@ -189,7 +189,7 @@ class Taken(Demand):
         found = [amount(height, width) if isinstance(amount, Amount) else amount for amount in self.amounts]
         try:
             self.op.infer(*((size,) for size in found))
-        except ShapeFault:
+        except ShapeError:
             return False
         return True
 

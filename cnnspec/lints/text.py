@@ -8,7 +8,7 @@ from typing import Any
 
 from cnnspec import ir
 from cnnspec.diagnostics import Edit, Reporter, Span
-from cnnspec.ir.evaluate import ExprFault, UnknownShape, evaluate
+from cnnspec.ir.evaluate import ExpressionError, UnknownShape, evaluate
 from cnnspec.lints.base import LITERALS, Lints, without, without_line
 from cnnspec.ops import OPS, stacked
 from cnnspec.schema import Parameter
@@ -219,7 +219,7 @@ class TextLints(Lints):
         try:
             scope = FileScope(self.file, lambda _: None)
             given = evaluate(Resolver(Reporter()).expr(value, Names(scope, {}), parameter.type), {})
-        except (Fault, ExprFault, UnknownShape):
+        except (Fault, ExpressionError, UnknownShape):
             return None
         if parameter.type.kind == "size" and isinstance(given, int) and not isinstance(given, bool):
             given = (given, given)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from cnnspec.ops import activation, convolution, join, layout, norm, pool
 from cnnspec.ops.aliases import FOREIGN_ARGUMENTS, FOREIGN_NAMES, INFERRED, KERNEL_FIRST, translated
-from cnnspec.ops.base import Op, SameShape, ShapeFault
+from cnnspec.ops.base import Op, SameShape, ShapeError
 from cnnspec.ops.join import Add, Concat, Join, Mul
 
 __all__ = [
@@ -18,7 +18,7 @@ __all__ = [
     "Concat",
     "Mul",
     "Op",
-    "ShapeFault",
+    "ShapeError",
     "stacked",
     "translated",
 ]

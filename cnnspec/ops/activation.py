@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from cnnspec import shapes
 from cnnspec.diagnostics.suggestions import SetArgument, one_of
-from cnnspec.ops.base import FLOAT, INPUT, OUTPUT, Kept, SameShape, ShapeFault, need_map
+from cnnspec.ops.base import FLOAT, INPUT, OUTPUT, Kept, SameShape, ShapeError, need_map
 from cnnspec.schema import Count, Probability
 from cnnspec.shapes import Shape
 
@@ -47,7 +47,7 @@ class PRelu(SameShape):
 
     def infer(self, *inputs: Shape) -> Shape:
         if self.num_parameters != 1 and self.num_parameters != inputs[0][0]:
-            raise ShapeFault(
+            raise ShapeError(
                 "E0306",
                 f"`prelu` takes 1 slope or one for each of the {inputs[0][0]} channels, got {self.num_parameters}",
                 one_of("write `{0}` or leave it out", SetArgument("num_parameters", inputs[0][0])),

@@ -37,7 +37,7 @@ INPUT = Kept(inputs=(0,))
 OUTPUT = Kept(output=True)
 
 
-class ShapeFault(Exception):
+class ShapeError(Exception):
     """A shape rule that does not hold.
 
     Attributes:
@@ -88,7 +88,7 @@ class Op(Declared):
         """The output shape.
 
         Raises:
-            ShapeFault: The input cannot be taken.
+            ShapeError: The input cannot be taken.
         """
         raise NotImplementedError
 
@@ -184,10 +184,10 @@ def need_map(name: str, x: Shape) -> tuple[int, int, int]:
     """Channels, height and width of a map.
 
     Raises:
-        ShapeFault: The input is flat.
+        ShapeError: The input is flat.
     """
     if len(x) != 3:
-        raise ShapeFault(
+        raise ShapeError(
             "E0308",
             f"`{name}` needs a map [N, C, H, W], got flat features {shapes.text(x)}",
             MoveFlattenAfter(name),
@@ -196,13 +196,13 @@ def need_map(name: str, x: Shape) -> tuple[int, int, int]:
 
 
 def need_divisible(name: str, what: str, size: int, by: int, argument: str, other: int = 0) -> None:
-    """Raises a `ShapeFault` unless `size` is a multiple of `by`; the remedy divides the `other` size, too."""
+    """Raises a `ShapeError` unless `size` is a multiple of `by`; the remedy divides the `other` size, too."""
     if size % by:
         common = math.gcd(size, other)
         divisors = [n for n in range(1, common + 1) if common % n == 0] if common <= 65_536 else [1]
         near = min(divisors, key=lambda n: (abs(n - by), n))
         both = f"{size} and {other}" if other else f"{size}"
-        raise ShapeFault(
+        raise ShapeError(
             "E0306",
             f"`{name}` cannot divide {size} {what} by {by}",
             one_of(f"the nearest divisor of {both} is {near}: write `{{0}}`", SetArgument(argument, near)),

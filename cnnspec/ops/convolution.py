@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from cnnspec import shapes
 from cnnspec.diagnostics.suggestions import Advice, InsertBefore, SetArgument, SetNumbers, Suggestion, one_of
-from cnnspec.ops.base import INPUT, Kept, Op, ShapeFault, need_divisible, need_map
+from cnnspec.ops.base import INPUT, Kept, Op, ShapeError, need_divisible, need_map
 from cnnspec.ops.inits import FlatInitName, InitName, InitScheme
 from cnnspec.schema import Count, CountSize, Padding, Size
 from cnnspec.shapes import AxisRule, Shape, Spread, Window
@@ -19,7 +19,7 @@ def slide(name: str, windows: tuple[Window, Window], h: int, w: int) -> tuple[in
     """Height and width of what the windows of an operator give on a map.
 
     Raises:
-        ShapeFault: They do not fit into it.
+        ShapeError: They do not fit into it.
     """
     height, width = (window(size) for window, size in zip(windows, (h, w), strict=True))
     if height >= 1 and width >= 1:
@@ -29,7 +29,7 @@ def slide(name: str, windows: tuple[Window, Window], h: int, w: int) -> tuple[in
     padded = f", {room[0]}x{room[1]} with its padding" if room != [h, w] else ""
     least = max(1, min(h, w))
     smaller = kernel(least, least)
-    raise ShapeFault(
+    raise ShapeError(
         "E0304",
         f"the {reach[0]}x{reach[1]} window of `{name}` is larger than the {h}x{w} map{padded}",
         one_of("use a kernel of at most {0.value}, pad more, or take out an earlier stride", smaller),
@@ -64,7 +64,7 @@ class Conv(Op):
     def channels(self, x: Shape) -> int:
         """Output channels."""
         if self.c is None and not self.depthwise:
-            raise ShapeFault(
+            raise ShapeError(
                 "E0203",
                 "`conv` is missing its argument `c`",
                 Advice("give its output channels: `conv 3x3 c=16`"),
@@ -82,7 +82,7 @@ class Conv(Op):
         kh, kw = self.kernel
         if kh % 2 == 0 or kw % 2 == 0:
             message = f"`pad=same` needs an odd kernel, got {kh}x{kw}"
-            raise ShapeFault("E0305", message, self._odd_kernel(), argument="kernel")
+            raise ShapeError("E0305", message, self._odd_kernel(), argument="kernel")
         return shapes.same_padding(kh, self.dilation[0]), shapes.same_padding(kw, self.dilation[1])
 
     def _odd_kernel(self) -> Suggestion:
@@ -99,10 +99,10 @@ class Conv(Op):
         c, h, w = need_map(self.name, inputs[0])
         if self.depthwise and self.groups != 1:
             message = "`depthwise` and `groups` exclude each other"
-            raise ShapeFault("E0215", message, Advice("keep one of the two"), argument="groups")
+            raise ShapeError("E0215", message, Advice("keep one of the two"), argument="groups")
         out, groups = self.channels(inputs[0]), self.group_count(inputs[0])
         if self.depthwise and out % c:
-            raise ShapeFault(
+            raise ShapeError(
                 "E0306",
                 f"a depthwise `conv` gives a multiple of its {c} input channels, got {out}",
                 one_of("write `{0}`, or leave `c` out", SetArgument("c", max(1, round(out / c)) * c)),
@@ -157,7 +157,7 @@ class ConvTranspose(Op):
         for axis in (0, 1):
             if self.out_pad[axis] >= max(self.stride[axis], self.dilation[axis]):
                 most = SetArgument("out_pad", max(self.stride[axis], self.dilation[axis]) - 1)
-                raise ShapeFault(
+                raise ShapeError(
                     "E0309",
                     f"`out_pad` must be less than the stride or the dilation, got {self.out_pad[axis]}",
                     one_of("write `{0}` or less", most),
@@ -165,7 +165,7 @@ class ConvTranspose(Op):
                 )
         height, width = self.resized(h, w)
         if height < 1 or width < 1:
-            raise ShapeFault(
+            raise ShapeError(
                 "E0304",
                 f"`conv_transpose` would give a {height}x{width} map from {h}x{w}",
                 Advice("use less `pad`"),
@@ -206,7 +206,7 @@ class Linear(Op):
 
     def infer(self, *inputs: Shape) -> Shape:
         if len(inputs[0]) != 1:
-            raise ShapeFault(
+            raise ShapeError(
                 "E0307",
                 f"`linear` needs flat features, got the map {shapes.text(inputs[0])}",
                 one_of(

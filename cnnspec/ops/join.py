@@ -5,7 +5,7 @@ from typing import ClassVar, cast
 
 from cnnspec import shapes
 from cnnspec.diagnostics.suggestions import Advice, AppendToBranches, ReplaceOperator, Suggestion
-from cnnspec.ops.base import FLOAT, Kept, Op, ShapeFault
+from cnnspec.ops.base import FLOAT, Kept, Op, ShapeError
 from cnnspec.shapes import AxisRule, Shape, Window
 from cnnspec.shapes.symbolic import greatest
 
@@ -95,7 +95,7 @@ class Add(Join):
         for other in inputs[1:]:
             if other != inputs[0]:
                 message = "cannot add tensors of different shapes"
-                raise ShapeFault("E0301", message, self._equal_shapes(other, inputs))
+                raise ShapeError("E0301", message, self._equal_shapes(other, inputs))
         return inputs[0]
 
     def _equal_shapes(self, other: Shape, inputs: Sequence[Shape]) -> Suggestion:
@@ -118,7 +118,7 @@ class Mul(Join):
         result = inputs[0]
         for other in inputs[1:]:
             if len(other) != len(result):
-                raise ShapeFault(
+                raise ShapeError(
                     "E0303",
                     "cannot multiply a map with flat features",
                     Advice("leave `flatten` out and write `conv 1x1` for `linear`, or flatten every branch"),
@@ -128,7 +128,7 @@ class Mul(Join):
             if len(channels) > 1 or len(maps) > 1:
                 single = (1, 1) in (result[1:], other[1:])
                 found = _projection(result, (other[0], *result[1:]) if single else other, inputs)
-                raise ShapeFault("E0303", "cannot multiply tensors of these shapes", found or Advice(self.advice))
+                raise ShapeError("E0303", "cannot multiply tensors of these shapes", found or Advice(self.advice))
             result = self.joined((result, other))
         return result
 
@@ -172,10 +172,10 @@ class Concat(Join):
             if len(other) != len(inputs[0]):
                 which = "first" if shapes.is_map(inputs[0]) else "other"
                 both = _append("flatten", which, inputs, "flatten the {0.which} branch, too, with `{0}`", 1)
-                raise ShapeFault("E0302", "cannot concatenate a map and flat features", both)
+                raise ShapeError("E0302", "cannot concatenate a map and flat features", both)
             if other[1:] != inputs[0][1:]:
                 message = "cannot concatenate maps of different sizes"
-                raise ShapeFault("E0302", message, self._equal_sizes(other, inputs))
+                raise ShapeError("E0302", message, self._equal_sizes(other, inputs))
         return sum(shape[0] for shape in inputs), *inputs[0][1:]
 
     def _equal_sizes(self, other: Shape, inputs: Sequence[Shape]) -> Suggestion:

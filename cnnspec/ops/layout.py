@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from cnnspec import shapes
 from cnnspec.diagnostics.suggestions import Advice, InsertBefore, SetArgument, one_of
 from cnnspec.limits import MAX_PERIOD
-from cnnspec.ops.base import Op, ShapeFault, need_divisible, need_map
+from cnnspec.ops.base import Op, ShapeError, need_divisible, need_map
 from cnnspec.schema import Count, CountSize, Interval
 from cnnspec.shapes import KEEP, AxisRule, Fixed, Shape, Shift, Span, Times
 
@@ -43,13 +43,13 @@ class Upsample(Op):
     def infer(self, *inputs: Shape) -> Shape:
         c, h, w = need_map(self.name, inputs[0])
         if (self.factor is None) == (self.size is None):
-            raise ShapeFault(
+            raise ShapeError(
                 "E0203",
                 "`upsample` needs either `factor` or `size`",
                 Advice("write `upsample 2` or `upsample size=32x32`"),
             )
         if self.align_corners and self.mode == "nearest":
-            raise ShapeFault(
+            raise ShapeError(
                 "E0215",
                 "`align_corners` has no effect with `mode=nearest`",
                 one_of("add `{0}`", SetArgument("mode", "bilinear")),
@@ -103,7 +103,7 @@ class PixelShuffle(Op):
         c, h, w = need_map(self.name, inputs[0])
         r = self.factor
         if c % (r * r):
-            raise ShapeFault(
+            raise ShapeError(
                 "E0306",
                 f"`pixel_shuffle` cannot divide {c} channels by {r}x{r}",
                 InsertBefore(f"conv 1x1 {-(-c // (r * r)) * r * r}"),
@@ -150,7 +150,7 @@ class Pad(Op):
         if len(self.amounts) == 4:
             left, right, top, bottom = self.amounts
             return left, right, top, bottom
-        raise ShapeFault(
+        raise ShapeError(
             "E0215",
             f"`pad` takes one amount, a size, or four, got {len(self.amounts)}",
             Advice("write `pad 1`, `pad 1x2`, or `pad [left, right, top, bottom]`"),
@@ -163,7 +163,7 @@ class Pad(Op):
         if h < least[0] or w < least[1]:
             left, right, top, bottom = self.sides()
             kept = (h + min(top, 0) + min(bottom, 0), w + min(left, 0) + min(right, 0))
-            raise ShapeFault(
+            raise ShapeError(
                 "E0309",
                 f"`pad` cannot crop {h}x{w} by so much: {max(kept[0], 0)}x{max(kept[1], 0)} would be left",
                 Advice("crop less: negative amounts take away"),
@@ -189,7 +189,7 @@ class Slice(Op):
         if not (isinstance(low, int) and isinstance(high, int) and 0 <= low < high <= inputs[0][0]):
             wording = "channels count from 0, the end is not included: `slice {0.value}` is all of them"
             every = SetArgument("range", f"0..{inputs[0][0]}", "write `slice {0.value}`")
-            raise ShapeFault(
+            raise ShapeError(
                 "E0310",
                 f"`slice {low}..{high}` is not a range of the {inputs[0][0]} channels",
                 one_of(wording, every),

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from cnnspec import shapes
 from cnnspec.diagnostics.suggestions import Advice
-from cnnspec.ops.base import FLOAT, INDEX, Kept, SameShape, ShapeFault, need_divisible, need_map
+from cnnspec.ops.base import FLOAT, INDEX, Kept, SameShape, ShapeError, need_divisible, need_map
 from cnnspec.ops.inits import InitScheme
 from cnnspec.schema import Count, NotNegative, Probability
 from cnnspec.shapes import ITSELF, Shape, Span
@@ -63,7 +63,7 @@ class GroupNorm(_OverMap):
         need_divisible(self.name, "channels", inputs[0][0], self.groups, "groups")
         if shapes.numel(inputs[0]) == self.groups:
             what = f"`gn` with {self.groups} groups of {shapes.text(inputs[0])}"
-            raise ShapeFault(
+            raise ShapeError(
                 "E0309",
                 f"{what} would normalise single numbers, which gives 0",
                 Advice("use fewer groups, or put it in front of the pooling"),
@@ -121,7 +121,7 @@ class InstanceNorm(_OverMap):
         shape = need_map(self.name, inputs[0])
         if shape[1:] == (1, 1):
             advice = Advice("use `gn` or `bn`, or norm before the pool")
-            raise ShapeFault("E0309", "`in_norm` of a 1x1 map is always zero", advice)
+            raise ShapeError("E0309", "`in_norm` of a 1x1 map is always zero", advice)
         return shape
 
     def needs_places(self, x: Shape) -> bool:

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from cnnspec import shapes
 from cnnspec.diagnostics.suggestions import SetArgument, one_of
-from cnnspec.ops.base import INDEX, INPUT, Kept, Op, ShapeFault, need_map
+from cnnspec.ops.base import INDEX, INPUT, Kept, Op, ShapeError, need_map
 from cnnspec.ops.convolution import slide
 from cnnspec.schema import CountSize, Padding, Size
 from cnnspec.shapes import AxisRule, Fixed, Shape, Window
@@ -23,7 +23,7 @@ class _Pool(Op):
         for axis in (0, 1):
             if 2 * self.pad[axis] > self.kernel[axis]:
                 got = f"got {self.pad[axis]} for {self.kernel[axis]}"
-                raise ShapeFault(
+                raise ShapeError(
                     "E0309",
                     f"`{self.name}` can pad by at most half of its kernel, {got}",
                     one_of("write `{0}` or less", SetArgument("pad", self.kernel[axis] // 2)),

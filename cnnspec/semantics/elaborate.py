@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from cnnspec import ir
 from cnnspec.diagnostics import Diagnostic, Label, Reporter, Span, respell
-from cnnspec.ir.evaluate import ExprFault, UnknownShape, convert, literal, show
+from cnnspec.ir.evaluate import ExpressionError, UnknownShape, convert, literal, show
 from cnnspec.limits import MAX_FILE_DEPTH
 from cnnspec.ops import OPS
 from cnnspec.recipe import Recipe
@@ -193,7 +193,7 @@ class _Elaboration(Sections):
         kind = kinds.get(type(stated), cast(Any, type(stated)))
         try:
             return convert(given, type_of(kind), name, 0)
-        except ExprFault as fault:
+        except ExpressionError as fault:
             note = f"it is given from outside of this file: `{name}` = {show(given)}"
             help = f"give it a value like {show(stated)}"
             self.reporter.add(Diagnostic(fault.code, str(fault), span, f"{show(stated)} here", (), (note,), help))

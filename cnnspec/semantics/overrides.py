@@ -5,7 +5,7 @@ from typing import Any
 
 from cnnspec.diagnostics import Diagnostic, Reporter, did_you_mean
 from cnnspec.diagnostics.suggestions import Advice
-from cnnspec.ir.evaluate import ExprFault, convert, show
+from cnnspec.ir.evaluate import ExpressionError, convert, show
 from cnnspec.recipe import AUGMENTATIONS, DATA_SETS, OPTIMIZERS, ORIGINS, SCHEDULES, Recipe, Scalars, Setting, plain
 from cnnspec.schema import Declared, Parameter
 
@@ -31,7 +31,7 @@ def override(recipe: Recipe, key: str, value: Any) -> Recipe:
     Other epochs keep the shape of the schedule, which moves in proportion.
 
     Raises:
-        ExprFault: The value does not fit.
+        ExpressionError: The value does not fit.
     """
     if key in Scalars.parameters:
         given = _fitting(value, Scalars.parameters[key], key)
@@ -73,7 +73,7 @@ def override_all(
             help = did_you_mean(key, [*params, *names_of(recipe)]) or own
             message = f"neither a parameter of the network nor a value of its recipe is called `{key}`"
             reporter.add(Diagnostic("E0217", message, file=file, help=help))
-        except ExprFault as fault:
+        except ExpressionError as fault:
             note = f"it is given from outside of this file: `{key}` = {show(given[key])}"
             reporter.add(Diagnostic(fault.code, str(fault), file=file, notes=(note,), help=fault.help))
     return recipe
@@ -93,11 +93,11 @@ def _choice(table: Mapping[str, type[Declared]], entry: str, value: Any) -> Sett
     kind = table.get(str(value))
     if kind is None:
         known = Advice(f"there are {', '.join(map(_code, table))}")
-        raise ExprFault("E0204", f"there is no {entry} `{value}`", 0, known)
+        raise ExpressionError("E0204", f"there is no {entry} `{value}`", 0, known)
     if needed := [name for name, parameter in kind.parameters.items() if parameter.required]:
         fits = [name for name, other in table.items() if not any(p.required for p in other.parameters.values())]
         help = f"state it in the `train` section; without arguments there are {', '.join(map(_code, fits))}"
-        raise ExprFault("E0204", f"`{value}` needs `{'` and `'.join(needed)}`", 0, Advice(help))
+        raise ExpressionError("E0204", f"`{value}` needs `{'` and `'.join(needed)}`", 0, Advice(help))
     return Setting.of(kind())
 
 

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from cnnspec import ir
 from cnnspec.diagnostics import Diagnostic, Edit, Fix, Label, Reporter, Span, respell
 from cnnspec.diagnostics.suggestions import ReplaceValue, RespectBound, Site, describe, fixes_of
-from cnnspec.ir.evaluate import ExprFault, UnknownShape, convert, evaluate, literal, show
+from cnnspec.ir.evaluate import ExpressionError, UnknownShape, convert, evaluate, literal, show
 from cnnspec.ops import FOREIGN_NAMES, OPS
 from cnnspec.ops.inits import INITS, allowed_inits
 from cnnspec.recipe import CHOICES, DATA_SETS, ENTRIES, Recipe, Scalars, Setting
@@ -102,7 +102,7 @@ class Sections:
         try:
             result = evaluate(expr, scope.constants)
             return result if type_ is None else convert(result, type_, name, expr.origin)
-        except ExprFault as fault:
+        except ExpressionError as fault:
             span = self.binder.places[fault.origin] or self.binder.places[expr.origin]
             suggestion, fixes = fault.suggestion, tuple(fixes_of(fault.suggestion, Site(value=span)))
             if isinstance(suggestion, (ReplaceValue, RespectBound)):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from cnnspec.ops import JOINS, OPS, ShapeFault
+from cnnspec.ops import JOINS, OPS, ShapeError
 from cnnspec.schema import Interval, OpName, Word
 from cnnspec.shapes import Shape, is_map
 from cnnspec.syntax import ast
@@ -111,7 +111,7 @@ class SpecGenerator:
         settings = SETTINGS[name](self.rng, x) if name in SETTINGS else {}
         try:
             y = OPS[name](**settings).infer(x) if settings is not None else None
-        except (ShapeFault, TypeError):
+        except (ShapeError, TypeError):
             return None
         large = y is None or max(y[1:], default=1) > 2 * MAX_SIDE or y[0] > 64
         return None if y is None or settings is None or large or is_map(x) != is_map(y) else (settings, y)

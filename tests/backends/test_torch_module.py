@@ -29,7 +29,7 @@ from cnnspec.backends.torch.inits import FILLS
 from cnnspec.backends.torch.layers import EXPRESSIONS, ROWS, UNINITIALIZED
 from cnnspec.backends.torch.module import Network, Outputs, to_module, write_forward
 from cnnspec.ir import IMAGE, AuxHead, Graph, Model, Node
-from cnnspec.ops import JOINS, OPS, ShapeFault, inits
+from cnnspec.ops import JOINS, OPS, ShapeError, inits
 from cnnspec.ops.inits import INITS, InitScheme
 from cnnspec.recipe import Recipe
 from cnnspec.schema import Interval
@@ -249,9 +249,9 @@ def test_shape_rules_accept_what_torch_accepts(name: str, data: st.DataObject) -
     shape = (2, data.draw(st.integers(1, 12), "height"), data.draw(st.integers(1, 12), "width"))
     op = OPS[name](**{key: data.draw(strategy, key) for key, strategy in WINDOWS[name].items()})
     expected = given = None
-    with contextlib.suppress(ShapeFault):
+    with contextlib.suppress(ShapeError):
         expected = op.infer(shape)
-    with contextlib.suppress(ShapeFault, RuntimeError, ValueError):
+    with contextlib.suppress(ShapeError, RuntimeError, ValueError):
         given = tuple(ROWS[name](op, shape)(torch.zeros(2, *shape)).shape[1:])
     assert expected == (None if given and 0 in given else given)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cnnspec.ops import JOINS, OPS, Op, ShapeFault
+from cnnspec.ops import JOINS, OPS, Op, ShapeError
 from cnnspec.schema import Interval
 from cnnspec.shapes import Shape, Shift, Window, differing_axes, is_map, join_words, numel, same_padding, text
 
@@ -109,7 +109,7 @@ RULES: dict[str, tuple[Grid, Callable[..., Any], list[Shape]]] = {
 def shape_of(rule: Callable[[], Shape]) -> Shape | None:
     try:
         return rule()
-    except ShapeFault:
+    except ShapeError:
         return None
 
 
@@ -166,7 +166,7 @@ def test_what_needs_a_map_says_so(name: str) -> None:
     found = shape_of(lambda: op.infer((6,)))
     assert (found is not None) == (kind.infer is OPS["relu"].infer or name in whole)
     if found is None:
-        with pytest.raises(ShapeFault, match=f"`{name}` needs a map") as caught:
+        with pytest.raises(ShapeError, match=f"`{name}` needs a map") as caught:
             op.infer((6,))
         assert caught.value.code == "E0308"
 
@@ -184,7 +184,7 @@ def test_depthwise_convolutions() -> None:
         (kind(kernel=(2, 3), c=4), "E0305", "write `pad=1` or `pad=0` and take the change of size, or use `3x3`"),
         (kind(kernel=(4, 1), c=4), "E0305", "write `pad=0` or `pad=0` and take the change of size, or use `5x1`"),
     ):
-        with pytest.raises(ShapeFault) as caught:
+        with pytest.raises(ShapeError) as caught:
             wrong.infer((6, 5, 5))
         assert (caught.value.code, caught.value.help) == (code, help)
 
