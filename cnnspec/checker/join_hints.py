@@ -1,4 +1,4 @@
-"""Guesses at what a join was meant to do, made only after the shapes of its branches disagreed."""
+"""Hints for joins that were misread, looked for only after the shapes of the branches disagreed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Branches = Sequence[tuple[ir.Flow, Tensor]]
 Hint = tuple[str, list[Fix]]
 
 _MAX_LABELS = 8
-"""Labelled branches that are compared with one another."""
+"""Labeled branches that are compared with one another."""
 
 
 def passed_on(flow: ir.Flow) -> ir.In | ir.Reference | None:
@@ -41,7 +41,7 @@ class JoinHints:
             return f"{help}, or join them with `|`", []
         if (optional := self._optional_input(branches, frame)) is not None:
             return optional
-        help = self._labelled_input(branches, frame) or self._continued_branch(branches)
+        help = self._labeled_input(branches, frame) or self._continued_branch(branches)
         return (help, []) if help is not None else None
 
     def _is_one_pipeline(self, branches: Branches) -> bool:
@@ -61,11 +61,11 @@ class JoinHints:
                 return help, [Fix(help, (Edit(whole.to(at), code),))] if whole and at else []
         return None
 
-    def _labelled_input(self, branches: Branches, frame: Frame) -> str | None:
+    def _labeled_input(self, branches: Branches, frame: Frame) -> str | None:
         """Explain `in` where it is the tensor that another branch refers to by its label."""
         if not any(isinstance(flow.elements[0], ir.In) and not passed_on(flow) for flow, _ in branches):
             return None
-        for label, x in _labelled(branches):
+        for label, x in _labeled(branches):
             if frame.entering and x.node == frame.entering.node:
                 help = f"`in` is what enters these braces, which is what `{label}` gives"
                 if self.run.calls:
@@ -74,9 +74,9 @@ class JoinHints:
         return None
 
     def _continued_branch(self, branches: Branches) -> str | None:
-        """Explain two labelled statements of which one reads the other only because it follows it."""
-        labelled, nodes = _labelled(branches), self.trace.nodes
-        for (label, x), (other, y) in ((one, two) for one in labelled for two in labelled):
+        """Explain two labeled statements of which one reads the other only because it follows it."""
+        labeled, nodes = _labeled(branches), self.trace.nodes
+        for (label, x), (other, y) in ((one, two) for one in labeled for two in labeled):
             path = self.trace.path(y.node, x.node)
             direct = x.node < y.node and path and nodes[path[0]].inputs[0] == x.node
             if direct and all(f".{other}." in f".{nodes[i].path}." for i in path):
@@ -85,7 +85,7 @@ class JoinHints:
         return None
 
 
-def _labelled(branches: Branches) -> list[tuple[str, Tensor]]:
+def _labeled(branches: Branches) -> list[tuple[str, Tensor]]:
     """Return the labels that branches refer to, with their tensors; only the first few."""
     references = ((passed_on(flow), x) for flow, x in branches)
     return [(found.label, x) for found, x in references if isinstance(found, ir.Reference)][:_MAX_LABELS]

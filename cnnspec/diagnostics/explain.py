@@ -1,4 +1,4 @@
-"""What each code means: one page for each, with a sample that fails and the mended one."""
+"""Explanations of the codes: one page per code, with an example that fails and the fixed one."""
 
 from __future__ import annotations
 

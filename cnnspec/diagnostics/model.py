@@ -1,7 +1,7 @@
 """Source text, spans, and diagnostics as data, with their plain-text renderer.
 
-A `Diagnostic` says what is wrong, where, and what to do about it. Everything that can be wrong with a
-spec ends as one of these; `CnnspecError` carries them where a function cannot return them.
+A `Diagnostic` says what is wrong, where, and what to do about it. Every error in a spec ends as one of these;
+functions that cannot return them raise `CnnspecError`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ class Source:
     r"""A named text that spans point into.
 
     Attributes:
-        name: What the user calls it; printed in front of line and column.
-        text: The whole text, newlines normalised to `\n`.
-        shipped: Whether the file comes with the package: a fault found in such a file is shown at the
-            user's call of it.
+        name: The name that the user gave; printed before line and column.
+        text: The whole text, with newlines normalized to `\n`.
+        shipped: Whether the file comes with the package: an error in such a file is shown at the user's call of it.
     """
 
     name: str
@@ -36,7 +35,7 @@ class Source:
 
     @staticmethod
     def plain(text: str) -> str:
-        r"""A text with `\n` at the end of every line."""
+        r"""Normalize the newlines of a text to `\n`."""
         return text.replace("\r\n", "\n").replace("\r", "\n")
 
     @cached_property
@@ -44,26 +43,26 @@ class Source:
         return [0, *(i + 1 for i, char in enumerate(self.text) if char == "\n")]
 
     def position(self, offset: int) -> tuple[int, int]:
-        """Line and column of an offset, both counted from 1."""
+        """Return line and column of an offset, both counted from 1."""
         line = bisect_right(self._starts, offset)
         return line, offset - self._starts[line - 1] + 1
 
     def line(self, number: int) -> str:
-        """The text of a line, without its newline."""
+        """Return the text of a line, without its newline."""
         start = self._starts[number - 1]
         end = self._starts[number] - 1 if number < len(self._starts) else len(self.text)
         return self.text[start:end]
 
     @property
     def end(self) -> Span:
-        """The place behind the last visible character."""
+        """The empty span after the last visible character."""
         offset = len(self.text.rstrip())
         return Span(self, offset, offset)
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A piece of a source, `start` included and `end` not."""
+    """A half-open range of a source, from `start` to `end`."""
 
     source: Source
     start: int
@@ -71,7 +70,7 @@ class Span:
 
     @property
     def text(self) -> str:
-        """What stands there."""
+        """The text of the span."""
         return self.source.text[self.start : self.end]
 
     @property
@@ -84,17 +83,17 @@ class Span:
 
     @property
     def end_place(self) -> tuple[int, int]:
-        """Line and column of the first character behind it."""
+        """Line and column of the first character after it."""
         return self.source.position(self.end)
 
     def to(self, other: Span) -> Span:
-        """The span from the start of this one to the end of another."""
+        """Return the span from the start of this one to the end of another."""
         return Span(self.source, self.start, max(self.end, other.end))
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A second place that takes part in a fault, with what is to be said there."""
+    """A second place that is involved in an error, with its caption."""
 
     span: Span
     text: str
@@ -102,7 +101,7 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """A piece of a text and what to write in its place; an empty span inserts."""
+    """A replacement of a span; an empty span inserts."""
 
     span: Span
     text: str
@@ -110,12 +109,12 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Fix:
-    """A remedy that is a change of the text.
+    """A set of edits that fixes an error.
 
     Attributes:
-        help: What it does, in words.
-        edits: The changes, all in one source; none overlaps another.
-        certain: Whether nothing else can have been meant, so that a program may apply it unasked.
+        help: The description of the fix.
+        edits: The edits, all in one source and without overlaps.
+        certain: Whether the fix is unambiguous, so that a program may apply it without asking.
     """
 
     help: str
@@ -123,12 +122,16 @@ class Fix:
     certain: bool = False
 
     def apply(self, text: str) -> str:
-        """The text with this remedy in it; `text` is that of the source which the spans point into."""
+        """Apply the fix to the text of the source that its spans point into."""
         return apply_edits(text, self.edits)
 
 
 def apply_edits(text: str, edits: Iterable[Edit]) -> str:
-    """A text with edits in it, none of which may overlap another."""
+    """Apply edits to a text.
+
+    Raises:
+        ValueError: Two edits overlap.
+    """
     out: list[str] = []
     done = 0
     for edit in sorted(edits, key=lambda edit: (edit.span.start, edit.span.end)):
@@ -141,21 +144,20 @@ def apply_edits(text: str, edits: Iterable[Edit]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Diagnostic:
-    """One fault: what, where, which other places take part, why, and the remedy.
+    """One error or lint.
 
     Attributes:
         code: `E01xx` syntax, `E02xx` names and arguments, `E03xx` shapes, `E04xx` contracts and
-            limits, `E05xx` what a backend cannot express, `W....` lints. Never reused.
-        message: What is wrong; lower case, no full stop, understandable alone.
-        span: The smallest place that shows it; none where a whole file is meant.
-        caption: What is said under the caret.
+            limits, `E05xx` backends, data and training, `W....` lints. Never reused.
+        message: The problem; lower case, no full stop, understandable alone.
+        span: The smallest place that shows it; None for a whole file.
+        caption: The text under the caret.
         labels: Further places, with shapes.
-        notes: Why.
-        help: What to do.
-        file: The name of the file where there is no span.
-        fixes: Changes of the text that mend it, the best one first. Those that the compiler hands out were
-            tried: the changed text does not have this fault; see `trials.prove`.
-        fallback: What to do if none of the fixes works.
+        notes: The reasons.
+        help: The action to take.
+        file: The name of the file if there is no span.
+        fixes: Fixes, the best one first. The compiler returns only those that work; see `trials.prove`.
+        fallback: The help if none of the fixes works.
     """
 
     code: str
@@ -175,7 +177,7 @@ class Diagnostic:
 
     @property
     def name(self) -> str | None:
-        """The name of the file that the fault is in."""
+        """The name of the file with the error."""
         return self.span.source.name if self.span else self.file
 
     @property
@@ -187,7 +189,7 @@ class Diagnostic:
         return self.span.column if self.span else None
 
     def to_json(self) -> dict[str, Any]:
-        """The diagnostic as plain data for programs."""
+        """Convert the diagnostic to plain data for programs."""
         nowhere = {"file": self.file, "line": None, "column": None, "end_line": None, "end_column": None}
         return {
             "code": self.code,
@@ -224,10 +226,10 @@ def _place(span: Span) -> dict[str, Any]:
 
 
 class CnnspecError(Exception):
-    """The one exception of this package for what a user can mend.
+    """The one exception of this package for errors that a user can fix.
 
     Attributes:
-        diagnostics: The faults, errors and lints, in the order of their places.
+        diagnostics: Errors and lints, in the order of their places.
     """
 
     def __init__(self, diagnostics: Iterable[Diagnostic]) -> None:
@@ -241,33 +243,34 @@ class CnnspecError(Exception):
 def failure(
     code: str, message: str, *, help: str | None = None, notes: Sequence[str] = (), file: str | None = None
 ) -> CnnspecError:
-    """An error of one diagnostic that has no place in a source."""
+    """Make an error of one diagnostic that has no place in a source."""
     return CnnspecError([Diagnostic(code, message, notes=tuple(notes), help=help, file=file)])
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 value`, `2 values`."""
+    """Count a noun: `1 value`, `2 values`."""
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
-_OF_NAMES = ("E0201", "E0202", "E0207", "E0208")
-"""What can be said of a name that is not known."""
+_UNKNOWN_NAME = ("E0201", "E0202", "E0207", "E0208")
+"""The codes of errors about unknown names."""
 
 
 class TooManyFaults(Exception):
-    """The reporter is full: the stages stop, and what it holds is shown."""
+    """The reporter is full: the stages stop, and its diagnostics are shown."""
 
 
 class Reported(Exception):
-    """An error that the reporter already holds; raised where nothing can follow it."""
+    """An error that is reported already; raised where nothing can follow it."""
 
 
 @dataclass(slots=True)
 class Reporter:
-    """Collects diagnostics; a fault that is found again at the same place is kept once.
+    """Collect diagnostics; one code is reported once per place.
 
     Attributes:
-        unsure: Names that a statement may define which cannot be read; nothing is said about their use.
+        unsure: Names that may be defined by a statement with a syntax error; their use is not reported.
+        full: Whether the limit of diagnostics is reached.
     """
 
     diagnostics: list[Diagnostic] = field(default_factory=list[Diagnostic])
@@ -276,15 +279,15 @@ class Reporter:
     _seen: set[tuple[object, ...]] = field(default_factory=set[tuple[object, ...]])
 
     def add(self, diagnostic: Diagnostic) -> None:
-        """Keeps a diagnostic.
+        """Add a diagnostic.
 
         Raises:
-            TooManyFaults: The report is full.
+            TooManyFaults: The reporter is full.
         """
         span = diagnostic.span
         place = (id(span.source), span.start) if span else (diagnostic.file, diagnostic.message)
         key = (diagnostic.code, *place)
-        if span and self.unsure and diagnostic.code in _OF_NAMES:
+        if span and self.unsure and diagnostic.code in _UNKNOWN_NAME:
             word = span.text.lstrip("@")
             if word in self.unsure:
                 return
@@ -328,7 +331,7 @@ class Reporter:
         return any(diagnostic.severity == "error" for diagnostic in self.diagnostics)
 
     def sorted(self) -> list[Diagnostic]:
-        """Errors and lints in the order of their files and places."""
+        """Return errors and lints in the order of their files and places."""
         files: dict[str | None, int] = {}
         for diagnostic in self.diagnostics:
             files.setdefault(diagnostic.name, len(files))
@@ -344,7 +347,7 @@ _NO_DIGITS = str.maketrans("", "", digits)
 
 
 def _distance(a: str, b: str) -> int:
-    """Letters to add, drop, replace, or exchange with their neighbour until one word is the other."""
+    """Return the Damerau-Levenshtein distance (optimal string alignment) of two words."""
     before: list[int] = []
     row = list(range(len(b) + 1))
     for i, left in enumerate(a):
@@ -358,12 +361,12 @@ def _distance(a: str, b: str) -> int:
 
 
 def nearest(word: str, known: Iterable[str]) -> list[str]:
-    """The known words that are nearest to a misspelt one, all equally near; none when none is near."""
+    """Return the known words nearest to a misspelled one, all at the same distance; none if none is close."""
     words = list(dict.fromkeys(known))
     folded = [other for other in words if other.lower() == word.lower()]
     if folded:
         return folded[:1]
-    if len(words) > _MANY:  # comparing takes a while: of very many only those that start alike
+    if len(words) > _MANY:  # compare only words with the same first letters: comparing is slow
         words = [other for other in words if other[:2] == word[:2]][:_MANY]
     near = difflib.get_close_matches(word, words, n=8, cutoff=0.5 if len(word) <= 3 else 0.6)
     distances = {other: _distance(word, other) for other in near}
@@ -372,15 +375,15 @@ def nearest(word: str, known: Iterable[str]) -> list[str]:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
-    """A help that names the nearest known words, or nothing when none is near."""
+    """Return a help that names the nearest known words, or None if none is close."""
     return respell(None, word, known)[0]
 
 
 def respell(span: Span | None, word: str, known: Iterable[str]) -> tuple[str | None, tuple[Fix, ...]]:
-    """A help that names the nearest known words, and the fixes that write one of them.
+    """Return a help that names the nearest known words, and the fixes that write one of them.
 
-    A fix is certain where one word alone is near, and a single slip away that is no number: another digit is another
-    thing. There are none where nothing is near, and no fixes without a place.
+    A fix is certain if only one word is close, at a distance of one letter that is not a digit. There is no help if no
+    word is close, and there are no fixes without a place.
     """
     near = nearest(word, known)
     if not near:
@@ -397,11 +400,11 @@ _COLORS = {"error": "1;31", "warning": "1;33", "head": "1", "bar": "1;34", "seco
 
 
 def render(diagnostic: Diagnostic, *, color: bool = False) -> str:
-    """The diagnostic as a person reads it: message, place, marked source lines, notes, help.
+    """Render a diagnostic as text: message, place, marked source lines, notes, help.
 
     Args:
-        diagnostic: What to show.
-        color: Whether to add ANSI colours.
+        diagnostic: The diagnostic.
+        color: Whether to add ANSI colors.
     """
 
     def paint(text: str, style: str) -> str:

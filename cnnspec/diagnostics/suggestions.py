@@ -21,7 +21,7 @@ NO_SETTINGS = "an operator as a value has its defaults and takes no arguments: o
 
 # --- the suggestions -----------------------------------------------------------------------------
 #
-# `wording` is a template for `str.format`: `{0}` stands for the suggestion, which prints as code.
+# `wording` is a template for `str.format`: `{0}` is the suggestion, which prints as code.
 # Named tuples, because every start of the program makes these classes, and data classes take eight times as long.
 
 
@@ -164,7 +164,7 @@ class UseFloorDivision(NamedTuple):
 
 
 class OneOf(NamedTuple):
-    """Several suggestions in one sentence, in which `{0}`, `{1}`, ... stand for them; each makes a fix of its own."""
+    """Several suggestions in one sentence, with `{0}`, `{1}`, ... for their code; each makes its own fix."""
 
     wording: str
     options: tuple[Change, ...]

@@ -9,25 +9,25 @@ from cnnspec.diagnostics.model import Diagnostic, Edit, Fix, Source
 
 _MAX_TRIALS = 16
 _MAX_CHARACTERS = 64 * 1024
-"""Of all texts that are tried together."""
+"""Length of all texts that are tried together."""
 _MAX_STEPS = 4_000
-"""Elements that are written out in all trials together."""
+"""Elements that are expanded in all trials together."""
 
 
 def prove(
     diagnostics: Sequence[Diagnostic], source: Source, again: Callable[[str, int], Sequence[Diagnostic]]
 ) -> list[Diagnostic]:
-    """The diagnostics with those fixes alone that work, and a help that speaks of no other.
+    """Keep the fixes that work, and drop the others from the help.
 
-    A fix works where the changed text does not have the diagnostic any more, and no error that was not there before.
-    Behind one that is certain faults may show that could not be seen before, but none in what was changed; where they
-    show behind another one, it is not known to work: it is not shown, and the help stays. Only so much is tried that a
-    check stays fast; a fix that was not tried is not shown.
+    A fix works if the changed text has neither the diagnostic nor a new error. A certain fix may bring up errors that
+    were hidden before, but not in the text that it wrote. If another fix brings some up, it is unknown whether it
+    works: it is not shown, and the help stays. The number of trials is limited to keep a check fast; a fix that was not
+    tried is not shown.
 
     Args:
-        diagnostics: What was found in a text.
+        diagnostics: The diagnostics of a text.
         source: The text.
-        again: What is found in another text in its place, for which at most so many elements are written out.
+        again: Returns the diagnostics of another text in its place, given a limit of elements to expand.
     """
     wanted = [(d, fix) for d in diagnostics for fix in d.fixes if all(e.span.source is source for e in fix.edits)]
     trials = min(len(wanted), _MAX_TRIALS, _MAX_CHARACTERS // max(len(source.text), 1))
@@ -50,7 +50,7 @@ def prove(
 
 
 def _works(diagnostic: Diagnostic, fix: Fix, before: Iterable[Diagnostic], after: Iterable[Diagnostic]) -> bool | None:
-    """Whether a fix works; none where that cannot be told."""
+    """Check whether a fix works; None if that is unknown."""
     edits = sorted(fix.edits, key=lambda edit: (edit.span.start, edit.span.end))
     known = {(d.code, _moved(d.span.start, edits)) for d in before if d.span and d is not diagnostic}
     known |= {(d.code, -1) for d in before if d.span is None and d is not diagnostic}
@@ -79,12 +79,12 @@ def _works(diagnostic: Diagnostic, fix: Fix, before: Iterable[Diagnostic], after
         if any(at <= end and found.span.end >= start for start, end in written):
             return False
         if not fix.certain:
-            works = None  # another thing is wrong now: by this change, or it could not be seen before
+            works = None  # a new error: caused by this fix, or hidden before
     return works
 
 
 def _moved(offset: int, edits: Sequence[Edit]) -> int:
-    """Where an offset of the old text lies in the new one."""
+    """Return the offset in the new text for one in the old text."""
     shift = 0
     for edit in edits:
         if edit.span.end <= offset:

@@ -1,6 +1,6 @@
-"""The value of an expression, and its fit to the type of a parameter.
+"""Evaluate expressions, and convert their values to the types of parameters.
 
-Integers are exact, `/` keeps fractions, nothing is ever rounded unasked.
+Integers are exact, `/` makes fractions, and nothing is rounded implicitly.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class ExpressionError(Exception):
 
     Attributes:
         code: The code of the diagnostic.
-        message: What is wrong.
+        message: The problem.
         origin: The number of the piece that is wrong.
-        suggestion: What to do about it.
+        suggestion: The action to take.
     """
 
     def __init__(self, code: str, message: str, origin: int, suggestion: Suggestion | None = None) -> None:
@@ -51,15 +51,15 @@ class ExpressionError(Exception):
 
 
 class Unknown:
-    """The value of a `let` that was at fault."""
+    """The value of a `let` with an error."""
 
 
 class UnknownShape(Exception):
-    """The expression asks for what an earlier fault left unknown: the size of a tensor, or a value."""
+    """The expression depends on a value or the size of a tensor that is unknown after an earlier error."""
 
 
 def show(value: object) -> str:
-    """A value as the language writes it."""
+    """Render a value in the syntax of the language."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Fraction):
@@ -74,13 +74,13 @@ def show(value: object) -> str:
     if isinstance(value, (OpName, Word)):
         return str(value)
     if isinstance(value, float):
-        short = f"{value:g}"  # which must not say an integer of what is none
+        short = f"{value:g}"  # which must not look like an integer if it is none
         return repr(value) if float(short).is_integer() and not value.is_integer() else short
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 
 def kind_of(value: object) -> str:
-    """What a value is, in words."""
+    """Name the kind of a value in words."""
     if isinstance(value, bool):
         return "a truth value"
     if isinstance(value, int):
@@ -107,18 +107,18 @@ def _divide(a: Any, b: Any) -> Any:
 
 
 def _sqrt(value: float) -> int | float:
-    """The root; that of a square is exact."""
+    """Return the square root; that of a square is exact."""
     root = math.isqrt(value) if isinstance(value, int) and value >= 0 else -1
     return root if root * root == value else math.sqrt(value)
 
 
 def round_to(value: float, multiple: int) -> int:
-    """The nearest multiple, at least one, never more than 10 % below the value.
+    """Round to the nearest multiple, at least one of them and at most 10 % below the value.
 
     Source: `_make_divisible` of Sandler et al. 2018, arXiv 1801.04381 (MobileNetV2).
 
     Raises:
-        ValueError: There are no multiples of what is less than 1.
+        ValueError: `multiple` is less than 1.
     """
     if multiple < 1:
         raise ValueError
@@ -148,14 +148,14 @@ _FUNCTIONS: dict[str, tuple[int | None, Callable[..., Any]]] = {
     "sqrt": (1, _sqrt),
     "round_to": (2, round_to),
 }
-_NEEDS = {
+_ADVICE = {
     "sqrt": Advice("a number below 0 has no root; state what must hold with `require`"),
     "round_to": Advice("round to multiples of 1 or more: `round_to(x, 8)`"),
 }
 
 
 def reads_image(expr: Expr) -> bool:
-    """Whether the value depends on the tensor that enters, by `in.c` and its like."""
+    """Check whether the value depends on the input tensor, as `in.c` does."""
     return expr.kind == "dim" or any(map(reads_image, expr.parts))
 
 
@@ -163,21 +163,21 @@ _NUMBERS = (int, float, Fraction)
 
 
 def is_number(value: object) -> bool:
-    """Check whether a value is a number; `true` and `false` are none."""
+    """Check whether a value is a number; `true` and `false` are not."""
     return type(value) in _NUMBERS  # `isinstance` would ask the abstract class behind Fraction, at ten times the cost
 
 
 def evaluate(expr: Expr, names: Mapping[str, Any], entering: Shape | None = None) -> Any:
-    """The value of an expression.
+    """Evaluate an expression.
 
     Args:
-        expr: What to evaluate.
+        expr: The expression.
         names: The values of the names in scope.
-        entering: Shape of the tensor that enters the innermost braces, for `in.c` and its like.
+        entering: Shape of the input of the innermost braces, for `in.c`, `in.h` and `in.w`.
 
     Raises:
         ExpressionError: It has no value.
-        UnknownShape: It needs `in`, whose shape is not known because of an earlier fault.
+        UnknownShape: It depends on a name or shape that is unknown after an earlier error.
     """
     return _EVALUATORS.get(expr.kind, _number)(expr, names, entering)
 
@@ -216,11 +216,11 @@ def _choice(expr: Expr, names: Names, entering: Shape | None) -> Any:
 
 
 def truth(expr: Expr, names: Names, entering: Shape | None) -> bool:
-    """The value of a condition.
+    """Evaluate a condition.
 
     Raises:
-        ExpressionError: It has none.
-        UnknownShape: It needs a shape that is not known.
+        ExpressionError: It is not true or false.
+        UnknownShape: It depends on an unknown name or shape.
     """
     value = evaluate(expr, names, entering)
     if not isinstance(value, bool):
@@ -239,7 +239,7 @@ def _equal(expr: Expr, names: Names, entering: Shape | None) -> bool:
 
 
 def _scheme(expr: Expr, names: Names, entering: Shape | None) -> InitScheme:
-    """An initialisation with its arguments, in the order in which `init` statements name them."""
+    """Evaluate an initialization; its arguments are positional, in the order of an `init` statement."""
     values = _parts(expr, names, entering)
     scheme = INITS[str(expr.value)]
     parameters = list(scheme.parameters.values())
@@ -260,17 +260,17 @@ def _scheme(expr: Expr, names: Names, entering: Shape | None) -> InitScheme:
 
 
 def _number(expr: Expr, names: Names, entering: Shape | None) -> Any:
-    """The value of an operation that takes numbers alone."""
+    """Evaluate an operation on numbers."""
     kind, values = expr.kind, _parts(expr, names, entering)
     for part, value in zip(expr.parts, values, strict=True):
         if not is_number(value):
-            raise _no_number(expr, part, value)
+            raise _not_a_number(expr, part, value)
     if kind in _ORDER:
         return _ORDER[kind](values[0], values[1])
-    return _interval(expr, values) if kind == "interval" else _calculated(expr, values)
+    return _interval(expr, values) if kind == "interval" else _calculate(expr, values)
 
 
-def _no_number(expr: Expr, part: Expr, value: Any) -> ExpressionError:
+def _not_a_number(expr: Expr, part: Expr, value: Any) -> ExpressionError:
     named = {"call": f"`{expr.value}`", "interval": "a range", "neg": "`-`"}
     suggestion = Advice("a negative argument stands in parentheses: `conv 3x3 (-1)`") if expr.kind == "-" else None
     if isinstance(value, OpName):
@@ -283,24 +283,24 @@ def _interval(expr: Expr, values: list[Any]) -> Interval:
     low, high = values
     if low > high:
         written = f"{show(high)}..{show(low)}"
-        exact = isinstance(low, Fraction) or isinstance(high, Fraction)  # which are not shown as they are written
+        exact = isinstance(low, Fraction) or isinstance(high, Fraction)  # which `show` does not render as code
         suggestion = Advice(f"write `{written}`") if exact else ReplaceValue(written)
         message = f"the range {show(low)}..{show(high)} ends before it starts"
         raise ExpressionError("E0215", message, expr.origin, suggestion)
     return Interval((low, high))
 
 
-def _calculated(expr: Expr, values: list[Any]) -> Any:
+def _calculate(expr: Expr, values: list[Any]) -> Any:
     try:
         if expr.kind == "neg":
             return -values[0]
-        result = _called(expr, values) if expr.kind == "call" else _ARITHMETIC[expr.kind](*values)
+        result = _call(expr, values) if expr.kind == "call" else _ARITHMETIC[expr.kind](*values)
     except ZeroDivisionError:
         advice = Advice("state what must hold with `require`")
         raise ExpressionError("E0214", "division by zero", expr.origin, advice) from None
     except (ValueError, OverflowError):
         message = f"`{expr.value or expr.kind}` has no value for {', '.join(map(show, values))}"
-        raise ExpressionError("E0214", message, expr.origin, _NEEDS.get(str(expr.value))) from None
+        raise ExpressionError("E0214", message, expr.origin, _ADVICE.get(str(expr.value))) from None
     result = _exact(result)
     if isinstance(result, float) and not math.isfinite(result):
         raise ExpressionError("E0214", "the result is not finite", expr.origin)
@@ -309,7 +309,7 @@ def _calculated(expr: Expr, values: list[Any]) -> Any:
     return result
 
 
-def _called(expr: Expr, values: list[Any]) -> Any:
+def _call(expr: Expr, values: list[Any]) -> Any:
     count, function = _FUNCTIONS[str(expr.value)]
     if len(values) != count if count is not None else len(values) < 2:
         takes = f"{count} value{'s' * (count > 1)}" if count is not None else "two values or more"
@@ -335,23 +335,23 @@ _EVALUATORS: dict[str, Callable[[Expr, Names, Shape | None], Any]] = {
     "==": _equal,
     "!=": lambda expr, names, entering: not _equal(expr, names, entering),
 }
-"""How to evaluate an expression, by its kind; every other kind takes numbers."""
+"""Evaluators by the kind of the expression; every other kind is an operation on numbers."""
 
 
 # --- values as parameters ------------------------------------------------------------------------
 
 
 def convert(value: Any, type_: Type, name: str, origin: int) -> Any:
-    """A value as a parameter of this type takes it.
+    """Convert a value to the type of a parameter.
 
     Args:
-        value: What `evaluate` gave.
-        type_: The parameter's type.
-        name: The parameter's name, for the message.
-        origin: The piece to point to.
+        value: A value from `evaluate`.
+        type_: The type of the parameter.
+        name: The name of the parameter, for the message.
+        origin: The number of the piece to point to.
 
     Raises:
-        ExpressionError: It does not fit.
+        ExpressionError: It has another type, or is out of bounds.
     """
     if isinstance(value, Word) and value in type_.words:
         return value
@@ -360,19 +360,19 @@ def convert(value: Any, type_: Type, name: str, origin: int) -> Any:
     result = converter(value) if converter else None
     if result is None:
         message = f"`{name}` must be {type_}, got {show(cast(object, value))}"
-        raise ExpressionError("E0204", message, origin, _suggested(value, type_, name))
-    _bound(result, type_, name, origin)
+        raise ExpressionError("E0204", message, origin, _suggest(value, type_, name))
+    _check_bounds(result, type_, name, origin)
     return result
 
 
-def _whole(value: Any) -> int | None:
+def _integer(value: Any) -> int | None:
     return int(value) if is_number(value) and value == int(value) else None
 
 
 def _size(value: Any) -> Size | None:
     if type(value) is tuple:
         return cast(Size, value)
-    side = _whole(value)
+    side = _integer(value)
     return None if side is None else (side, side)
 
 
@@ -382,7 +382,7 @@ def _list(value: Any) -> tuple[int, ...] | None:
 
 
 _CONVERTERS: dict[str, Callable[[Any], Any]] = {
-    "int": _whole,
+    "int": _integer,
     "float": lambda value: float(value) if is_number(value) else None,
     "bool": lambda value: value if isinstance(value, bool) else None,
     "size": _size,
@@ -392,11 +392,11 @@ _CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "init": lambda value: value if isinstance(value, InitScheme) else None,
     "str": lambda value: value if type(value) is str else None,
 }
-"""A value as a type takes it, or None, by the kind of the type."""
+"""Conversions by the kind of the type; None for a value of another type."""
 
 
-def _suggested(value: Any, type_: Type, name: str) -> Suggestion | None:
-    """What to do about a value of the wrong type."""
+def _suggest(value: Any, type_: Type, name: str) -> Suggestion | None:
+    """Suggest what to write for a value of another type."""
     given = cast(object, type(value))
     match type_.kind:
         case "int" if isinstance(value, Fraction):
@@ -423,10 +423,10 @@ _LIMITS: tuple[tuple[str, Callable[[Any, Any], bool], str, str | None], ...] = (
     ("above", operator.le, "above", None),
     ("below", operator.ge, "below", None),
 )
-"""The bounds of a type by their names: what breaks them, their words, and the help if the bound itself is allowed."""
+"""The bounds of a type: their field, violation, and words, and the help if the bound itself is allowed."""
 
 
-def _bound(result: Any, type_: Type, name: str, origin: int) -> None:
+def _check_bounds(result: Any, type_: Type, name: str, origin: int) -> None:
     several = type(result) in (tuple, Interval)
     numbers = cast("tuple[Any, ...]", result) if several else (result,)
     for number in filter(is_number, numbers):
@@ -448,7 +448,7 @@ _SEQUENCES: dict[type[Any], str] = {list: "list", Interval: "interval", tuple: "
 
 
 def literal(value: Any) -> Expr:
-    """The expression that has this value."""
+    """Make the expression for a value."""
     if isinstance(value, bool):
         return Expr(kind="bool", value=value)
     if isinstance(value, (int, float)):

@@ -1,13 +1,12 @@
-"""The sizes of images that a network takes: exactly those at which each of its operators works.
+"""The image sizes that a network takes: exactly those for which each of its operators works.
 
-A network is built for the size that its spec declares, and then runs at many others. `derive` walks over it
-with symbolic sizes and collects what must hold (`Demand`); `Sizes` answers for one size, and says the whole
-set in words and as data.
+A network is built for the size that its spec declares, and runs at many others. `derive` walks over it with symbolic
+sizes and collects the conditions (`Demand`); `Sizes` checks one size, and describes the whole set in words and as data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial, reduce
 from typing import Any, Protocol
@@ -47,7 +46,7 @@ from cnnspec.shapes.symbolic import (
 Lengths = tuple[Length, Length]
 SINGLE = (ONE, ONE)
 _REACH = 64
-"""How far from a size another one is looked for in a set that cannot be written out."""
+"""The range of the search for a nearby size in a set that cannot be written out."""
 
 
 # --- what must hold ------------------------------------------------------------------------------
@@ -55,16 +54,16 @@ _REACH = 64
 
 @dataclass(frozen=True)
 class Demand:
-    """Something that must hold of the image's size, for the operator `node`."""
+    """A condition on the image size, of the operator `node`."""
 
     node: int
 
     def holds(self, height: int, width: int) -> bool:
-        """Whether it holds for a size."""
+        """Check whether it holds for a size."""
         raise NotImplementedError
 
     def rectangles(self) -> list[Rectangle]:
-        """The sizes for which it holds.
+        """Return the sizes for which it holds.
 
         Raises:
             TooMany: They cannot be written out.
@@ -74,7 +73,7 @@ class Demand:
 
 @dataclass(frozen=True)
 class Enough(Demand):
-    """A height (axis 0) or width (axis 1) of at least so much."""
+    """A height (axis 0) or width (axis 1) of at least `least`."""
 
     axis: int
     length: Length
@@ -90,7 +89,7 @@ class Enough(Demand):
 
 @dataclass(frozen=True)
 class Agree(Demand):
-    """Two heights, or two widths, that are the same."""
+    """Two equal heights, or two equal widths."""
 
     axis: int
     length: Length
@@ -107,7 +106,7 @@ class Agree(Demand):
 
 @dataclass(frozen=True)
 class NotSingle(Demand):
-    """A map of more than one place."""
+    """A map of more than one position."""
 
     height: Length
     width: Length
@@ -122,7 +121,7 @@ class NotSingle(Demand):
 
 @dataclass(frozen=True)
 class Factors(Demand):
-    """Maps that can be multiplied: alike, or one of them has a single place."""
+    """Maps that can be multiplied: of equal sizes, or one of them 1x1."""
 
     one: Lengths
     other: Lengths
@@ -132,13 +131,13 @@ class Factors(Demand):
         return one == other or (1, 1) in (one, other)
 
     def rectangles(self) -> list[Rectangle]:
-        alike = (where_equal(self.one[0], self.other[0]), where_equal(self.one[1], self.other[1]))
-        return [alike, *((where_is(h, 1), where_is(w, 1)) for h, w in (self.one, self.other))]
+        equal = (where_equal(self.one[0], self.other[0]), where_equal(self.one[1], self.other[1]))
+        return [equal, *((where_is(h, 1), where_is(w, 1)) for h, w in (self.one, self.other))]
 
 
 @dataclass(frozen=True)
 class Features(Demand):
-    """So many features, for which the weights were made."""
+    """The number of features that the weights are built for."""
 
     amount: Amount
     count: int
@@ -147,40 +146,46 @@ class Features(Demand):
         return self.amount(height, width) == self.count
 
     def rectangles(self) -> list[Rectangle]:
-        """By the divisors of the count; for a sum of maps, by runs of heights or widths in which every size stays."""
         if isinstance(self.amount, Greatest):
             raise TooMany
-        (lengths, share), *more = self.amount.terms.items()
+        (lengths, channels), *more = self.amount.terms.items()
         if not more and ONE not in lengths:
-            places, rest = divmod(self.count, share)
-            if rest:
-                return []
-            pairs = ((where_is(lengths[0], d), where_is(lengths[1], places // d)) for d in divisors(places))
-            return [(high, wide) for high, wide in pairs if high and wide]
-        found: dict[Rectangle, None] = {}
-        axes = [list(dict.fromkeys(both[axis] for both in self.amount.terms if both[axis] != ONE)) for axis in (0, 1)]
-        least = [max((length.least(1) or 1 for length in lengths), default=1) for lengths in axes]
-        for axis in (0, 1):  # of two sizes one is at most as large as the other
-            size, other = least[axis], least[1 - axis]
-            while True:
-                spend(32 + 32 * len(self.amount.terms))
-                after = min((n for length in axes[axis] if (n := length.least(length(size) + 1))), default=None)
-                across = interval(partial(self._along, axis, size), self.count, other, bool(axes[1 - axis]))
-                if across:
-                    own = from_to(size, after) if axes[axis] else EVERY
-                    found[(across, own) if axis else (own, across)] = None
-                if after is None or self._along(axis, after, max(after, other)) > self.count:
-                    break
-                size = after
-        return list(found)
+            return self._of_map(lengths, channels)
+        return list(dict.fromkeys([*self._along(0), *self._along(1)]))  # one of two sizes is not larger than the other
 
-    def _along(self, axis: int, own: int, across: int) -> int:
-        return self.amount(across, own) if axis else self.amount(own, across)
+    def _of_map(self, lengths: Lengths, channels: int) -> list[Rectangle]:
+        """Return the sizes for one flattened map, by the divisors of its number of positions."""
+        places, rest = divmod(self.count, channels)
+        if rest:
+            return []
+        pairs = ((where_is(lengths[0], d), where_is(lengths[1], places // d)) for d in divisors(places))
+        return [(high, wide) for high, wide in pairs if high and wide]
+
+    def _along(self, axis: int) -> Iterator[Rectangle]:
+        """Iterate over runs of sizes along an axis for which the amount is constant."""
+        own, others = self._lengths(axis), self._lengths(1 - axis)
+        size, least = (max((length.least(1) or 1 for length in lengths), default=1) for lengths in (own, others))
+        while True:
+            spend(32 + 32 * len(self.amount.terms))
+            end = min((n for length in own if (n := length.least(length(size) + 1))), default=None)
+            across = interval(partial(self._count, axis, size), self.count, least, bool(others))
+            if across:
+                run = from_to(size, end) if own else EVERY
+                yield (across, run) if axis else (run, across)
+            if end is None or self._count(axis, end, max(end, least)) > self.count:
+                return
+            size = end
+
+    def _lengths(self, axis: int) -> list[Length]:
+        return list(dict.fromkeys(lengths[axis] for lengths in self.amount.terms if lengths[axis] != ONE))
+
+    def _count(self, axis: int, size: int, across: int) -> int:
+        return self.amount(across, size) if axis else self.amount(size, across)
 
 
 @dataclass(frozen=True)
 class Taken(Demand):
-    """Flat features that the operator takes, by its own rule."""
+    """Flat features that the operator takes by its own shape rule."""
 
     op: Op
     amounts: tuple[Amount | int, ...]
@@ -199,15 +204,15 @@ class Taken(Demand):
 
 @dataclass(frozen=True, repr=False)
 class Sizes:
-    """The sizes of images that a network takes.
+    """The image sizes that a network takes.
 
     Attributes:
-        declared: Height and width that the spec states.
-        demands: What must hold, in the order of the operators.
-        names: How the operators of the demands are called.
-        main: How many operators there are without those of auxiliary heads, which stand behind them.
-        lengths: Height and width of what each operator gives; `(1, 1)` for flat features.
-        features: How many flat features it gives; 0 for a map.
+        declared: Height and width in the spec.
+        demands: The conditions, in the order of the operators.
+        names: The operators of the conditions in words.
+        main: The number of operators without those of auxiliary heads, which come last.
+        lengths: Output height and width of each operator; `(1, 1)` for flat features.
+        features: The number of flat output features of each operator; 0 for a map.
     """
 
     declared: tuple[int, int]
@@ -221,7 +226,7 @@ class Sizes:
         return f"Sizes(declared={self.declared}, demands={len(self.demands)})"
 
     def shape(self, index: int, channels: int) -> SymbolicShape:
-        """The symbolic shape of what a node gives."""
+        """Return the symbolic output shape of a node."""
         height, width = self.lengths[index]
         if self.features[index] != 0:
             return (self.features[index],)
@@ -229,15 +234,15 @@ class Sizes:
 
     @cached_property
     def in_evaluation(self) -> Sizes:
-        """The sizes that the network takes when it has no auxiliary heads, as in evaluation."""
+        """The sizes that the network takes in evaluation, without auxiliary heads."""
         return replace(self, demands=tuple(demand for demand in self.demands if demand.node < self.main))
 
     def accepts(self, height: int, width: int) -> bool:
-        """Whether the network takes images of this size, with its auxiliary heads."""
+        """Check whether the network takes images of this size, with its auxiliary heads."""
         return height >= 1 and width >= 1 and all(demand.holds(height, width) for demand in self.demands)
 
     def nearest(self, height: int, width: int) -> tuple[int, int] | None:
-        """The size nearest to another one that the network takes; none where the set cannot be written and none is near."""
+        """Return the nearest size that the network takes; None if the set cannot be written out and none is close."""
         if self.rectangles is not None:
             found = [(high.nearest(height), wide.nearest(width)) for high, wide in self.rectangles]
         else:
@@ -252,7 +257,7 @@ class Sizes:
 
     @cached_property
     def rectangles(self) -> tuple[Rectangle, ...] | None:
-        """The set as heights times widths, the declared size in the first; none where it is too intricate."""
+        """The set as heights times widths, the declared size in the first one; None if it is too complex."""
         found: list[Rectangle] = [(EVERY, EVERY)]
         try:
             with limited_effort():
@@ -264,27 +269,27 @@ class Sizes:
             return None
 
     def words(self) -> str:
-        """`any HxW from 33x33 up`, `H and W multiples of 32`, `only 224x224: fc follows a flattened map`."""
+        """Describe the set: `any HxW from 33x33 up`, `only 224x224: fc follows a flattened map`."""
         if self.rectangles is None:
-            said = "{}x{}, and others as `accepts` tells".format(*self.declared)
+            text = "{}x{}, and others as `accepts` tells".format(*self.declared)
         else:
             pinned = any(isinstance(demand, Features) for demand in self.demands)
             shown = 1 if pinned else 3
-            said = "; or ".join(rectangle_words(both) for both in self.rectangles[:shown])
+            text = "; or ".join(rectangle_words(both) for both in self.rectangles[:shown])
             if more := len(self.rectangles) - shown:
-                said += f" (or {more} more ranges{' with as many features' if pinned else ''})" if more > 0 else ""
+                text += f" (or {more} more ranges{' with as many features' if pinned else ''})" if more > 0 else ""
         reason = self._reason()
-        said += f": {reason}" if reason else ""
-        return f"{said}; in evaluation {self.in_evaluation.words()}" if self._differ else said
+        text += f": {reason}" if reason else ""
+        return f"{text}; in evaluation {self.in_evaluation.words()}" if self._differ else text
 
     @property
     def _differ(self) -> bool:
-        """Whether evaluation takes other sizes than training, as far as that can be told."""
+        """Whether evaluation is known to take other sizes than training."""
         alone = self.in_evaluation
         return alone.demands != self.demands and (self.rectangles is None or alone.rectangles != self.rectangles)
 
     def _reason(self) -> str | None:
-        """Why the set is narrow, where it is."""
+        """Return the reason why the set is small, if it is."""
         for demand in self.demands:
             name = self.names.get(demand.node, "")
             if isinstance(demand, Features):
@@ -294,7 +299,7 @@ class Sizes:
         return None
 
     def to_json(self) -> dict[str, Any]:
-        """The set as plain data."""
+        """Convert the set to plain data."""
         ranges = None
         if self.rectangles is not None:
             ranges = [{"height": high.to_json(), "width": wide.to_json()} for high, wide in self.rectangles]
@@ -306,7 +311,7 @@ class Sizes:
 
 
 class NodeLike(Protocol):
-    """What is known of an operator at its place; see `ir.Node`."""
+    """An operator at its place in a network; see `ir.Node`."""
 
     @property
     def op(self) -> Op: ...
@@ -321,7 +326,7 @@ class NodeLike(Protocol):
 
 
 def derive(nodes: Sequence[NodeLike], image: tuple[int, int, int]) -> Sizes:
-    """The sizes that a network of these operators takes.
+    """Derive the image sizes that a network takes.
 
     Args:
         nodes: Its operators, with their shapes at the declared size.
@@ -343,7 +348,7 @@ def derive(nodes: Sequence[NodeLike], image: tuple[int, int, int]) -> Sizes:
 
 
 class _Walk:
-    """One walk over the operators; maps are followed by their two lengths, flat features by their number."""
+    """A walk over the operators with the two lengths of each map and the number of flat features."""
 
     def __init__(self, nodes: Sequence[NodeLike], image: tuple[int, int, int]) -> None:
         self.nodes = nodes
@@ -351,14 +356,14 @@ class _Walk:
         self.lengths: list[Lengths] = []
         self.features: list[Amount | int] = []
         self.demands: dict[object, Demand] = {}
-        self._ways: dict[tuple[int, Lengths], Lengths] = {}
+        self._resized: dict[tuple[int, Lengths], Lengths] = {}
         self._values = 0
 
     def spend(self, values: int) -> None:
-        """Counts values that say a size.
+        """Count values that represent sizes.
 
         Raises:
-            LengthsLimit: They are more than the limit.
+            LengthsLimit: There are more than the limit.
         """
         self._values += values
         if self._values > MAX_LENGTHS:
@@ -369,7 +374,7 @@ class _Walk:
         self.demands.setdefault(key, demand)
 
     def enter(self, index: int, node: NodeLike) -> None:
-        """Follows the sizes through an operator, and notes what must hold for it."""
+        """Follow the sizes through an operator, and note its conditions."""
         op, inputs = node.op, node.inputs
         first = inputs[0]
         shape = self.nodes[first].shape if first >= 0 else self.image
@@ -385,7 +390,7 @@ class _Walk:
         elif type(op).axis_rule is Op.axis_rule:
             after = before
         else:
-            after = self._ways.get((id(op), before)) or self.resize(op, index, before)
+            after = self._resized.get((id(op), before)) or self.resize(op, index, before)
         if op.needs_places(shape):
             self.demand(NotSingle(index, *before))
         flattened = not is_map(node.shape)
@@ -393,7 +398,7 @@ class _Walk:
         self.features.append(shape[0] * Amount.height(before[0]) * Amount.width(before[1]) if flattened else 0)
 
     def resize(self, op: Op, index: int, before: Lengths) -> Lengths:
-        """A map through an operator that changes its size."""
+        """Follow a map through an operator that changes its size."""
         after: list[Length] = []
         for axis in (0, 1):
             rule = op.axis_rule(axis)
@@ -401,11 +406,11 @@ class _Walk:
                 self.demand(Enough(index, axis, before[axis], rule.least))
             after.append(length := before[axis].through(rule))
             self.spend(length.period + length.start)
-        both = self._ways[id(op), before] = (after[0], after[1])
+        both = self._resized[id(op), before] = (after[0], after[1])
         return both
 
     def join(self, op: Op, index: int, first: Lengths, others: Sequence[Lengths]) -> Lengths:
-        """Maps that meet."""
+        """Follow maps through a join."""
         for other in others:
             if other == first:
                 continue
@@ -421,7 +426,7 @@ class _Walk:
         return first
 
     def flat(self, op: Op, index: int, entering: Sequence[Amount | int], y: Shape) -> Amount | int:
-        """Flat features through an operator."""
+        """Follow flat features through an operator."""
         if all(isinstance(amount, int) for amount in entering):
             return y[0]
         if len(entering) > 1:
@@ -430,7 +435,7 @@ class _Walk:
                 return sum(entering)
             if any(amount != entering[0] for amount in entering):
                 self.demand(Taken(index, op, tuple(entering)))
-            return reduce(greatest, entering)  # those of a sum agree, and those of a product where none is 1
+            return reduce(greatest, entering)  # those of a sum are equal, and those of a product if none is 1
         amount = entering[0]
         assert isinstance(amount, Amount)
         count = amount(*self.image[1:])
@@ -442,7 +447,7 @@ class _Walk:
 
 
 def _name(node: NodeLike) -> str:
-    """An operator in words."""
+    """Name an operator."""
     if node.op.owns_module:
         return f"`{node.path}`"
     return f"`{node.op.name}` in `{node.path}`" if node.path else f"`{node.op.name}`"

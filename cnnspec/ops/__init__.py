@@ -1,4 +1,4 @@
-"""The closed set of operators: the settings, shape rule, weights and counts of one in one class."""
+"""The closed set of operators; one class holds the settings, shape rule, weights and counts of each."""
 
 from collections.abc import Sequence
 
@@ -33,10 +33,10 @@ _ALL: list[type[Op]] = [
 ]
 
 OPS: dict[str, type[Op]] = {kind.name: kind for kind in _ALL if kind.callable}
-"""Every operator that a spec can call, by its name."""
+"""Every operator that a spec can call, by name."""
 
 JOINS: dict[str, type[Join]] = {kind.name: kind for kind in _ALL if issubclass(kind, Join)}
-"""The joins, by the word in front of their braces."""
+"""The joins, by the word before their braces."""
 
 
 def stacked(branches: Sequence[Sequence[str | None]]) -> bool:

@@ -1,4 +1,4 @@
-"""Activations and the regularisations that keep the shape."""
+"""Activations and regularizations that keep the shape."""
 
 from collections.abc import Sequence
 from typing import ClassVar, Literal
@@ -37,7 +37,7 @@ class LeakyRelu(SameShape):
 
 
 class PRelu(SameShape):
-    """As leaky_relu with a learned slope, one or one for each channel. Source: torch.nn.PReLU."""
+    """leaky_relu with learned slopes: one, or one per channel. Source: torch.nn.PReLU."""
 
     name: ClassVar[str] = "prelu"
     torch: ClassVar[str] = "torch.nn.PReLU"
@@ -59,7 +59,7 @@ class PRelu(SameShape):
         return {"weight": (self.num_parameters,)}
 
     def backward_scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
-        return 2 * FLOAT * shapes.numel(y)  # of the input, wanted or not, and of the slopes before they are summed up
+        return 2 * FLOAT * shapes.numel(y)  # input gradient, needed or not, and unreduced slope gradients
 
 
 class Elu(SameShape):
@@ -89,7 +89,7 @@ class Selu(SameShape):
 
 
 class Gelu(SameShape):
-    """x times the normal distribution function of x. Source: torch.nn.GELU."""
+    """x times the cumulative normal distribution at x. Source: torch.nn.GELU."""
 
     name: ClassVar[str] = "gelu"
     torch: ClassVar[str] = "torch.nn.GELU"
@@ -174,7 +174,7 @@ class Softmax(SameShape):
 
 
 class Dropout(SameShape):
-    """Zero single numbers with probability `p` in training. Source: torch.nn.Dropout."""
+    """Zero elements with probability `p` in training. Source: torch.nn.Dropout."""
 
     name: ClassVar[str] = "dropout"
     torch: ClassVar[str] = "torch.nn.Dropout"
@@ -222,7 +222,7 @@ class DropPath(SameShape):
 
 
 class Scale(SameShape):
-    """Times a learned factor for each channel, which starts at `init`.
+    """Multiply each channel by a learned factor, initially `init`.
 
     Source: LayerScale, Touvron et al. 2021, arXiv 2103.17239, section 2.
     """
@@ -236,11 +236,11 @@ class Scale(SameShape):
         return {"weight": (x[0],)}
 
     def backward_scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
-        return FLOAT * shapes.numel(y)  # of the factors, before they are summed up
+        return FLOAT * shapes.numel(y)  # unreduced gradients of the factors
 
 
 class Times(SameShape):
-    """Times a constant. Source: torch.mul."""
+    """Multiply by a constant. Source: torch.mul."""
 
     name: ClassVar[str] = "times"
     torch: ClassVar[str] = "torch.mul"

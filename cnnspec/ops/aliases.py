@@ -1,4 +1,4 @@
-"""What other libraries call operators and their arguments, for the helps of errors."""
+"""Names of operators and arguments in other libraries, for the help of errors."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ FOREIGN_NAMES = {
     "cat": "concat { ... }",
     "sum": "add { ... }",
 }
-"""What other libraries call an operator or a standard block, for the help of an error; with what stands behind it."""
+"""Operators and standard blocks in other libraries, with the code to write here."""
 
 _ARGUMENTS = {
     "c": "out_channels out_features num_filters out filters channels units width dim",
@@ -64,13 +64,13 @@ FOREIGN_ARGUMENTS = {
     other: [name for name, others in _ARGUMENTS.items() if other in others.split()]
     for other in " ".join(_ARGUMENTS.values()).split()
 }
-"""What other libraries call an argument, with what it may be called here."""
+"""Arguments in other libraries, with their possible names here."""
 
 INFERRED = ("in_channels", "in_features", "num_features")
-"""What other libraries want to be told, and is known here."""
+"""Arguments in other libraries that are inferred here."""
 
 KERNEL_FIRST = ("conv", "conv_transpose")
-"""Operators whose first argument is another one in other libraries, which begin with channels."""
+"""Operators whose first argument is the kernel here, and the channels in other libraries."""
 
 _ORDERS = {
     "Conv2d": " c kernel stride pad dilation groups bias",
@@ -83,17 +83,17 @@ _ORDERS = {
     "Dropout": "p",
     "BatchNorm2d": " eps momentum",
 }
-"""Arguments of modules elsewhere in their order, as they are called here; the first of some is known here."""
+"""Positional arguments of modules in other libraries, by their names here; an inferred one is empty."""
 _KNOWN = {"", *INFERRED}
 _VALUES = {"True": "true", "False": "false", "valid": "0"}
 
 
 def translated(name: str, args: Sequence[str]) -> str | None:
-    """A call of a module of torch or Keras in the words of the language, where all of its arguments have some.
+    """Translate a call of a module of torch or Keras, or return None if an argument has no equivalent.
 
     Args:
         name: The module.
-        args: Its arguments, with their names where they have some.
+        args: Its arguments, keyword arguments with their names.
     """
     order = _ORDERS.get(name)
     if order is None:
@@ -112,7 +112,7 @@ def translated(name: str, args: Sequence[str]) -> str | None:
     meant = FOREIGN_NAMES[name]
     if meant in KERNEL_FIRST and not given.keys() >= {"kernel", "c"}:
         return None
-    if meant == "conv":  # the defaults of these two are others here
+    if meant == "conv":  # their defaults differ here
         given = {"pad": "0", "bias": "true", **given}
         if given["bias"] == "false":
             del given["bias"]

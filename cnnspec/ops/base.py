@@ -1,4 +1,4 @@
-"""What every operator has: settings, a shape rule, weights, and counts."""
+"""The base class of operators: settings, shape rule, weights, and counts."""
 
 import math
 from collections.abc import Sequence
@@ -11,20 +11,20 @@ from cnnspec.schema import Declared, Size
 from cnnspec.shapes import ITSELF, KEEP, AxisRule, Shape, Span, is_map
 
 FLOAT = 4
-"""Bytes of a number in float32."""
+"""Bytes of a float32."""
 
 INDEX = 8
-"""Bytes of an index in int64."""
+"""Bytes of an int64."""
 
 
 class Kept(NamedTuple):
-    """What an operator keeps for its backward pass.
+    """Tensors that an operator saves for its backward pass.
 
     Attributes:
-        inputs: The positions of the inputs that it keeps.
-        output: Whether it keeps its output.
-        extra: Bytes for each image of tensors of its own: masks, indices, statistics.
-        fixed: Bytes of tensors of its own that are the same for every batch.
+        inputs: The positions of the saved inputs.
+        output: Whether the output is saved.
+        extra: Bytes per image of further tensors: masks, indices, statistics.
+        fixed: Bytes of further tensors per batch, whatever its size.
     """
 
     inputs: tuple[int, ...] = ()
@@ -42,8 +42,8 @@ class ShapeError(Exception):
 
     Attributes:
         code: The code of the diagnostic.
-        message: What is wrong.
-        suggestion: What to do about it.
+        message: The problem.
+        suggestion: The action to take.
         argument: The argument that is wrong, if it is one.
     """
 
@@ -61,16 +61,16 @@ class Op(Declared):
     """An operator: its settings are its fields.
 
     Attributes:
-        torch: The class or function of torch whose meaning it has.
-        counts_as_layer: Whether papers count it into a network's depth.
-        owns_module: Whether it has a module of its own in the built tree.
+        torch: The equivalent class or function of torch.
+        counts_as_layer: Whether papers count it as a layer of a network's depth.
+        owns_module: Whether it has its own module in the built network.
         callable: Whether it can be called by name in a spec.
-        fixes_features: Whether it is made for one number of flat features, with weights or without.
+        fixes_features: Whether it is built for one number of flat features, even without weights.
 
         keeps: The tensors that its gradient needs.
-        fresh: Whether its result is a new tensor that its own gradient does not need, over which an activation
-            may write.
-        overwrites: Whether it writes over its input where nothing else needs it.
+        fresh: Whether its output is a new tensor that its own gradient does not need, so that an in-place activation
+            may overwrite it.
+        overwrites: Whether it works in place if nothing else needs its input.
     """
 
     name: ClassVar[str] = ""
@@ -85,84 +85,84 @@ class Op(Declared):
     overwrites: ClassVar[bool] = False
 
     def infer(self, *inputs: Shape) -> Shape:
-        """The output shape.
+        """Return the output shape.
 
         Raises:
-            ShapeError: The input cannot be taken.
+            ShapeError: The operator does not take these inputs.
         """
         raise NotImplementedError
 
     def weights(self, x: Shape) -> dict[str, Shape]:
-        """Learned weights by their key in the `state_dict`, for an input of shape `x`."""
+        """Return the shapes of the weights by their key in the `state_dict`, for an input of shape `x`."""
         return {}
 
     def macs(self, x: Shape, y: Shape) -> int:
-        """Multiply-adds for one image, for an input of shape `x` and an output of shape `y`."""
+        """Return the multiply-adds per image, for an input of shape `x` and an output of shape `y`."""
         return 0
 
     def even(self) -> dict[str, Size | str]:
-        """The arguments with which its map is that of its input but for the stride; none where it is so."""
+        """Return the arguments to change so that only the stride changes the size of the map."""
         return {}
 
     def shares(self, training: bool) -> bool:
-        """Whether its output lies in the memory of its input."""
+        """Check whether its output is a view of its input."""
         return False
 
     def kept(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Kept:
-        """What it keeps in training, as torch does it on a CPU in float32.
+        """Return the tensors that torch saves in training, on a CPU in float32.
 
         Args:
-            inputs: Shapes of its inputs.
-            y: Shape of its output.
-            tracked: For each input, whether it has a gradient.
+            inputs: Shapes of the inputs.
+            y: Shape of the output.
+            tracked: For each input, whether it requires a gradient.
         """
         return self.keeps
 
     def scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
-        """Bytes of the tensors that it makes beside its output at evaluation, the most at a time, for one image."""
+        """Return the peak bytes per image of temporary tensors in evaluation, besides the output."""
         return 0
 
     def backward_scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
-        """Bytes of the tensors that its backward pass makes beside the gradients of its input, for one image."""
+        """Return the bytes per image of temporary tensors in the backward pass, besides the input gradients."""
         return 0
 
     def buffers(self, x: Shape) -> int:
-        """Bytes of the state beside its weights that it keeps from batch to batch."""
+        """Return the bytes of its buffers, such as running statistics."""
         return 0
 
     def axis_rule(self, axis: Literal[0, 1]) -> AxisRule:
-        """What becomes of the height (0) or width (1) of a map."""
+        """Return the rule for the height (0) or width (1) of a map."""
         return KEEP
 
     def needs_places(self, x: Shape) -> bool:
-        """Whether it cannot work where the map `x` has a single place."""
+        """Check whether it fails on a map `x` of a single position."""
         return False
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of what it gives; less than 1 where the map is too small for it."""
+        """Return the height and width of its output; less than 1 if the map is too small."""
         return self.axis_rule(0)(height), self.axis_rule(1)(width)
 
     def span(self, axis: Literal[0, 1], x: int, y: int) -> Span | None:
-        """What a place of the output reads along an axis, were the map without end; none for the whole map.
+        """Return the input range of an output position on an unbounded map; None for the whole map.
 
         Args:
             axis: 0 for the height, 1 for the width.
-            x: The size of the input along the axis, 1 for flat features.
+            x: The size of the input along the axis; 1 for flat features.
             y: The size of the output.
         """
         rule = self.axis_rule(axis)
         return rule.span(x) if rule is not KEEP else ITSELF if x == y else None
 
     def reads(self, axis: Literal[0, 1], x: int, y: int) -> Sequence[Sequence[int]] | None:
-        """For each place of the output along an axis the places that it reads; none for the place itself.
+        """Return the input positions of each output position along an axis; None if each reads only itself.
 
-        A place outside of the map is padding. The arguments are those of `span`.
+        A position outside the map is padding. The arguments are those of `span`.
         """
         rule = self.axis_rule(axis)
         return rule.reads(x) if rule is not KEEP else None if x == y else [range(x)] * y
 
     def reduction(self, x: Shape, y: Shape) -> tuple[Fraction, Fraction]:
-        """By how much it thins out a map in height and width; below 1 where it makes it larger."""
+        """Return the reduction of height and width; below 1 for an operator that upsamples."""
         if not (is_map(x) and is_map(y)):
             return Fraction(1), Fraction(1)
         rates = (self.axis_rule(0).rate, self.axis_rule(1).rate)
@@ -174,14 +174,14 @@ class Op(Declared):
 
 
 class SameShape(Op):
-    """An operator that works on each number, or each map, alone: `[N, C, H, W] -> [N, C, H, W]`."""
+    """An operator that keeps the shape: `[N, C, H, W] -> [N, C, H, W]`."""
 
     def infer(self, *inputs: Shape) -> Shape:
         return inputs[0]
 
 
 def need_map(name: str, x: Shape) -> tuple[int, int, int]:
-    """Channels, height and width of a map.
+    """Return channels, height and width of a map.
 
     Raises:
         ShapeError: The input is flat.
@@ -196,7 +196,19 @@ def need_map(name: str, x: Shape) -> tuple[int, int, int]:
 
 
 def need_divisible(name: str, what: str, size: int, by: int, argument: str, other: int = 0) -> None:
-    """Raises a `ShapeError` unless `size` is a multiple of `by`; the remedy divides the `other` size, too."""
+    """Require that `size` is a multiple of `by`.
+
+    Args:
+        name: The operator.
+        what: The name of the size, such as `input channels`.
+        size: The size.
+        by: The divisor.
+        argument: The argument that sets the divisor.
+        other: A size that the suggested divisor must divide, too; 0 for none.
+
+    Raises:
+        ShapeError: It is not.
+    """
     if size % by:
         common = math.gcd(size, other)
         divisors = [n for n in range(1, common + 1) if common % n == 0] if common <= 65_536 else [1]

@@ -16,10 +16,10 @@ def kernel(height: int, width: int) -> SetArgument:
 
 
 def slide(name: str, windows: tuple[Window, Window], h: int, w: int) -> tuple[int, int]:
-    """Height and width of what the windows of an operator give on a map.
+    """Return the output height and width of sliding windows on a map.
 
     Raises:
-        ShapeError: They do not fit into it.
+        ShapeError: A window is larger than the map.
     """
     height, width = (window(size) for window, size in zip(windows, (h, w), strict=True))
     if height >= 1 and width >= 1:
@@ -38,7 +38,7 @@ def slide(name: str, windows: tuple[Window, Window], h: int, w: int) -> tuple[in
 
 
 class Conv(Op):
-    """Convolution, `[N, C, H, W] -> [N, c, H', W']`; see `shapes.window` for H' and W'.
+    """Convolution, `[N, C, H, W] -> [N, c, H', W']`; see `shapes.Window` for H' and W'.
 
     `pad=same` pads by `dilation * (kernel - 1) / 2` on each side; `depthwise` is `groups=in.c`, and then
     `c` may be left out.
@@ -62,7 +62,7 @@ class Conv(Op):
     init: InitName | InitScheme | None = None
 
     def channels(self, x: Shape) -> int:
-        """Output channels."""
+        """Return the output channels."""
         if self.c is None and not self.depthwise:
             raise ShapeError(
                 "E0203",
@@ -72,11 +72,11 @@ class Conv(Op):
         return self.c if self.c is not None else x[0]
 
     def group_count(self, x: Shape) -> int:
-        """Groups, with `depthwise` resolved."""
+        """Return the groups, with `depthwise` resolved."""
         return x[0] if self.depthwise else self.groups
 
     def padding(self) -> Size:
-        """Padding in height and width, with `same` resolved."""
+        """Return the padding in height and width, with `same` resolved."""
         if not isinstance(self.pad, str):
             return self.pad
         kh, kw = self.kernel

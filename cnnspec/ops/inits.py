@@ -1,7 +1,7 @@
-"""The initialisations: `init conv kaiming_normal mode=fan_out`, `conv 3x3 16 init=dirac`.
+"""Initializations: `init conv kaiming_normal mode=fan_out`, `conv 3x3 16 init=dirac`.
 
-Each class is named after the function of `torch.nn.init` whose meaning it has. All take `bias`, the
-constant that biases start with; without it a bias starts as torch starts it.
+Each class is named after its function in `torch.nn.init`. All take `bias`, the initial value of biases; without
+it, biases are initialized as in torch.
 """
 
 from typing import ClassVar, Literal
@@ -13,12 +13,12 @@ Nonlinearity = Literal["linear", "sigmoid", "tanh", "relu", "leaky_relu", "selu"
 
 
 class InitScheme(Declared):
-    """How weights start."""
+    """An initialization of weights."""
 
     name: ClassVar[str] = ""
 
     def refused(self) -> tuple[str, SwapArguments] | None:
-        """Check values that are each within their bounds against each other: what is wrong, and what to do."""
+        """Check the values against one another; return a message and a suggestion if they are implausible."""
         values = self.settings()
         low, high, std, mean = (values.get(name, 1.0) for name in ("low", "high", "std", "mean"))
         if low > high:
@@ -68,7 +68,7 @@ class XavierUniform(InitScheme):
 
 
 class Normal(InitScheme):
-    """Normal with the given mean and standard deviation."""
+    """Normal with a mean and a standard deviation."""
 
     name: ClassVar[str] = "normal"
     std: NotNegative
@@ -77,7 +77,7 @@ class Normal(InitScheme):
 
 
 class TruncNormal(InitScheme):
-    """Normal, drawn again outside of `low`..`high`."""
+    """Normal, truncated to `low`..`high`."""
 
     name: ClassVar[str] = "trunc_normal"
     std: NotNegative
@@ -97,7 +97,7 @@ class Uniform(InitScheme):
 
 
 class Constant(InitScheme):
-    """Every weight at `weight`."""
+    """Every weight equal to `weight`."""
 
     name: ClassVar[str] = "constant"
     weight: float
@@ -105,14 +105,14 @@ class Constant(InitScheme):
 
 
 class Zero(InitScheme):
-    """Weights and biases at 0; a residual branch that ends with such a norm starts as the identity."""
+    """Weights and biases of 0; a residual block that ends with such a norm starts as the identity."""
 
     name: ClassVar[str] = "zero"
     bias: float | None = 0.0
 
 
 class Dirac(InitScheme):
-    """Convolutions that pass their input channels on, as far as there are outputs."""
+    """Convolutions that preserve their input channels, as many as there are output channels."""
 
     name: ClassVar[str] = "dirac"
     bias: float | None = None
@@ -146,14 +146,14 @@ INITS: dict[str, type[InitScheme]] = {
 InitName = Literal[
     "kaiming_normal", "kaiming_uniform", "xavier_normal", "xavier_uniform", "zero", "dirac", "orthogonal"
 ]
-"""The initialisations that need no argument and so can be named in a call."""
+"""Initializations without required arguments, which can be named in a call."""
 
 FlatInitName = Literal["kaiming_normal", "kaiming_uniform", "xavier_normal", "xavier_uniform", "zero", "orthogonal"]
-"""Those of them that a matrix can start with."""
+"""Those of them that apply to the matrix of a linear layer."""
 
 
 def allowed_inits(target: str) -> tuple[str, ...]:
-    """The initialisations that the weights of an operator can start with."""
+    """Return the initializations that apply to the weights of an operator."""
     if target in ("bn", "gn", "ln"):  # weights of one axis
         return ("constant", "zero", "normal", "trunc_normal", "uniform")
     return tuple(name for name in INITS if name != "dirac" or target != "linear")

@@ -11,10 +11,10 @@ from cnnspec.shapes.symbolic import greatest
 
 
 class Join(Op):
-    """An operator of several inputs, written with braces.
+    """An operator with several inputs, written with braces.
 
     Attributes:
-        advice: What to do about branches that do not fit, if no single change makes them fit.
+        advice: Help for branches that no single suggestion makes compatible.
     """
 
     owns_module: ClassVar[bool] = False
@@ -23,16 +23,16 @@ class Join(Op):
 
     @staticmethod
     def joined(inputs: Sequence[Shape]) -> Shape:
-        """The shape of the result for inputs that fit; sizes may be functions of the image's."""
+        """Return the output shape for compatible inputs; sizes may be functions of the image size."""
         return inputs[0]
 
     def scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
-        # The branches are joined one after the other.
+        # The branches are joined one by one.
         return FLOAT * shapes.numel(self.joined(inputs[:-1])) if len(inputs) > 2 else 0
 
 
 def _larger(first: Shape, other: Shape, window: Callable[[int], AxisRule]) -> tuple[str, Shape, int] | None:
-    """Which of two maps is the larger one, the smaller one, and the stride at which the window makes them alike."""
+    """Return which of two maps is larger, the smaller map, and the stride of a window that makes the sizes equal."""
     for small, large, which in ((first, other, "other"), (other, first, "first")):
         for stride in (-(-large[1] // small[1]), large[1] // small[1]):
             if stride > 1 and all(window(stride)(large[i]) == small[i] for i in (1, 2)):
@@ -45,7 +45,7 @@ def _single(shape: Shape) -> bool:
 
 
 def projection(wanted: Shape, x: Shape) -> tuple[int, int] | None:
-    """Channels and stride of the 1x1 convolution that brings the map `x` to a shape, where there is one."""
+    """Return channels and stride of the 1x1 convolution from the map `x` to the wanted shape, if there is one."""
     if x[1:] == wanted[1:]:
         return wanted[0], 1
     found = _larger(wanted, x, lambda stride: Window(1, stride))
@@ -71,7 +71,7 @@ def _projection(first: Shape, other: Shape, inputs: Sequence[Shape]) -> AppendTo
 
 
 def disagreement(kind: str, inputs: list[Shape]) -> list[str]:
-    """The axes in which the branches of a join differ and must not."""
+    """Return the axes in which the branches of a join must agree, but differ."""
     axes = shapes.differing_axes(inputs)
     if len({len(shape) for shape in inputs}) > 1 or kind == "add":
         return axes
@@ -100,7 +100,7 @@ class Add(Join):
 
     def _equal_shapes(self, other: Shape, inputs: Sequence[Shape]) -> Suggestion:
         first = inputs[0]
-        if len(other) != len(first):  # their sizes would hardly agree once both are flat
+        if len(other) != len(first):  # their sizes would rarely agree once both are flat
             return Advice("use `flatten` in every branch, or in none")
         if _single(other) != _single(first) and other[0] == first[0]:
             return ReplaceOperator("mul", "write `{0}`: it takes a 1x1 map as a factor of each channel")
@@ -140,7 +140,7 @@ class Mul(Join):
         return result
 
     def kept(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Kept:
-        # A product keeps a factor where the other one has a gradient, and keeps what it is of three and more.
+        # A product saves a factor if the other one requires a gradient; so do the partial products of three or more.
         kept: set[int] = set()
         extra, before = 0, tracked[0]
         for i in range(1, len(inputs)):
@@ -151,13 +151,11 @@ class Mul(Join):
         return Kept(tuple(sorted(kept)), extra=extra)
 
     def backward_scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
-        return (
-            len(inputs) * FLOAT * shapes.numel(y)
-        )  # of each factor, before it is summed up over what it was spread to
+        return len(inputs) * FLOAT * shapes.numel(y)  # unreduced gradients of the broadcast factors
 
 
 class Concat(Join):
-    """The channels of all branches one after the other, `[N, C1 + C2, H, W]`. Source: torch.cat, `dim=1`."""
+    """Concatenation of channels, `[N, C1 + C2, H, W]`. Source: torch.cat, `dim=1`."""
 
     name: ClassVar[str] = "concat"
     torch: ClassVar[str] = "torch.cat"

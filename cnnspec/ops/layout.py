@@ -1,4 +1,4 @@
-"""Operators that move numbers: flatten, resize, shuffle, pad, slice."""
+"""Operators that rearrange elements: flatten, resize, shuffle, pad, slice."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -27,11 +27,11 @@ class Flatten(Op):
 
 
 TAPS: dict[str, tuple[int, ...]] = {"nearest": (0,), "bilinear": (0, 1), "bicubic": (-1, 0, 1, 2)}
-"""What a place between two reads, counted from the one before it."""
+"""The positions that a fractional position interpolates, relative to its floor."""
 
 
 class Upsample(Op):
-    """To `factor` times the size, or to `size`. Source: torch.nn.Upsample."""
+    """Upsample by `factor`, or to `size`. Source: torch.nn.Upsample."""
 
     name: ClassVar[str] = "upsample"
     torch: ClassVar[str] = "torch.nn.Upsample"
@@ -84,7 +84,7 @@ class Upsample(Op):
         return found
 
     def _position(self, x: int, y: int) -> tuple[Fraction, Fraction]:
-        """Where the places of the output lie between those of the input: `rate * place + middle`."""
+        """Return the input position of an output position as `rate * place + middle`."""
         if self.mode == "nearest":
             return Fraction(x, y), Fraction(0)
         if self.align_corners:
@@ -140,7 +140,7 @@ class Pad(Op):
     value: float = 0.0
 
     def sides(self) -> tuple[int, int, int, int]:
-        """Left, right, top, bottom."""
+        """Return the padding at the left, right, top and bottom."""
         if len(self.amounts) == 1:
             amount = self.amounts[0]
             return amount, amount, amount, amount

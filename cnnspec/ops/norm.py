@@ -1,4 +1,4 @@
-"""Normalisations; all keep the shape."""
+"""Normalizations; all keep the shape."""
 
 from collections.abc import Sequence
 from typing import ClassVar, Literal
@@ -16,7 +16,7 @@ def _affine(x: Shape) -> dict[str, Shape]:
 
 
 class _OverMap(SameShape):
-    """A normalisation whose statistics are those of the whole map, at evaluation, too."""
+    """A normalization with the statistics of the whole map, in evaluation, too."""
 
     def span(self, axis: Literal[0, 1], x: int, y: int) -> Span | None:
         return None if x > 1 else ITSELF
@@ -26,7 +26,7 @@ class _OverMap(SameShape):
 
 
 class BatchNorm(SameShape):
-    """Batch normalisation over a map or flat features. Source: torch.nn.BatchNorm2d, BatchNorm1d."""
+    """Batch normalization of a map or of flat features. Source: torch.nn.BatchNorm2d, BatchNorm1d."""
 
     name: ClassVar[str] = "bn"
     torch: ClassVar[str] = "torch.nn.BatchNorm2d"
@@ -45,11 +45,11 @@ class BatchNorm(SameShape):
         return Kept(inputs=(0,), fixed=2 * FLOAT * y[0])  # mean and deviation
 
     def buffers(self, x: Shape) -> int:
-        return 2 * FLOAT * x[0] + INDEX  # mean, variance, and how many batches they come from
+        return 2 * FLOAT * x[0] + INDEX  # running mean, running variance, number of batches
 
 
 class GroupNorm(_OverMap):
-    """Normalisation over groups of channels; `groups` must divide C. Source: torch.nn.GroupNorm."""
+    """Normalization over groups of channels; `groups` must divide C. Source: torch.nn.GroupNorm."""
 
     name: ClassVar[str] = "gn"
     torch: ClassVar[str] = "torch.nn.GroupNorm"
@@ -85,7 +85,7 @@ class GroupNorm(_OverMap):
 
 
 class LayerNorm(SameShape):
-    """Normalisation of the channels at each place of a map, or of flat features.
+    """Normalization of the channels at each position of a map, or of flat features.
 
     Source: torch.nn.LayerNorm; over the channels of maps as in Liu et al. 2022, arXiv 2201.03545.
     """
@@ -108,7 +108,7 @@ class LayerNorm(SameShape):
 
 
 class InstanceNorm(_OverMap):
-    """Normalisation of each map of each image. Source: torch.nn.InstanceNorm2d."""
+    """Normalization of each channel of each image. Source: torch.nn.InstanceNorm2d."""
 
     name: ClassVar[str] = "in_norm"
     torch: ClassVar[str] = "torch.nn.InstanceNorm2d"
@@ -131,7 +131,7 @@ class InstanceNorm(_OverMap):
         return _affine(x) if self.affine else {}
 
     def kept(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Kept:
-        # Mean and deviation; the weights, repeated for every image.
+        # Mean and deviation, and the weights repeated for every image.
         return Kept(inputs=(0,), extra=(2 + self.affine) * FLOAT * y[0])
 
     def scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
@@ -139,7 +139,7 @@ class InstanceNorm(_OverMap):
 
 
 class LocalResponseNorm(SameShape):
-    """Normalisation over `size` neighbouring channels.
+    """Normalization over `size` neighboring channels.
 
     Source: torch.nn.LocalResponseNorm; Krizhevsky et al. 2012, section 3.3.
     """
@@ -155,7 +155,7 @@ class LocalResponseNorm(SameShape):
         return need_map(self.name, inputs[0])
 
     def kept(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Kept:
-        # The squares with channels of padding, their mean, and its power.
+        # The padded squares, their mean, and its power.
         squares = (y[0] + self.size - 1) * shapes.numel(y[1:])
         return Kept(inputs=(0,), extra=FLOAT * (squares + 2 * shapes.numel(y)))
 

@@ -12,7 +12,7 @@ from cnnspec.shapes import AxisRule, Fixed, Shape, Window
 
 
 class _Pool(Op):
-    """A window without weights, `[N, C, H, W] -> [N, C, H', W']`."""
+    """A sliding window without weights, `[N, C, H, W] -> [N, C, H', W']`."""
 
     kernel: CountSize
     stride: CountSize | None = None
@@ -56,10 +56,10 @@ class MaxPool(_Pool):
         return Window(self.kernel[axis], stride[axis], self.pad[axis], self.dilation[axis], self.ceil)
 
     def kept(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Kept:
-        return Kept(inputs=(0,), extra=INDEX * shapes.numel(y))  # where each maximum was
+        return Kept(inputs=(0,), extra=INDEX * shapes.numel(y))  # the position of each maximum
 
     def scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
-        return INDEX * shapes.numel(y)  # torch makes the indices in evaluation, too
+        return INDEX * shapes.numel(y)  # torch computes the indices in evaluation, too
 
 
 class AvgPool(_Pool):
@@ -80,7 +80,7 @@ class AvgPool(_Pool):
 
 
 class _Global(Op):
-    """To one place, `[N, C, H, W] -> [N, C, 1, 1]`."""
+    """Global pooling, `[N, C, H, W] -> [N, C, 1, 1]`."""
 
     def infer(self, *inputs: Shape) -> Shape:
         return need_map(self.name, inputs[0])[0], 1, 1
@@ -103,14 +103,14 @@ class GlobalMaxPool(_Global):
     torch: ClassVar[str] = "torch.nn.AdaptiveMaxPool2d"
 
     def kept(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Kept:
-        return Kept(inputs=(0,), extra=INDEX * shapes.numel(y))  # where each maximum was
+        return Kept(inputs=(0,), extra=INDEX * shapes.numel(y))  # the position of each maximum
 
     def scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
-        return INDEX * shapes.numel(y)  # torch makes the indices in evaluation, too
+        return INDEX * shapes.numel(y)  # torch computes the indices in evaluation, too
 
 
 class _Adaptive(Op):
-    """To a given size."""
+    """Pooling to a given size, `[N, C, H, W] -> [N, C, *size]`."""
 
     size: CountSize
 
@@ -122,7 +122,7 @@ class _Adaptive(Op):
 
 
 class AdaptiveAvgPool(_Adaptive):
-    """Mean over as many windows as `size` has places. Source: torch.nn.AdaptiveAvgPool2d."""
+    """Mean over windows that divide the map evenly. Source: torch.nn.AdaptiveAvgPool2d."""
 
     name: ClassVar[str] = "adaptive_avgpool"
     torch: ClassVar[str] = "torch.nn.AdaptiveAvgPool2d"
@@ -132,13 +132,13 @@ class AdaptiveAvgPool(_Adaptive):
 
 
 class AdaptiveMaxPool(_Adaptive):
-    """Maximum over as many windows as `size` has places. Source: torch.nn.AdaptiveMaxPool2d."""
+    """Maximum over windows that divide the map evenly. Source: torch.nn.AdaptiveMaxPool2d."""
 
     name: ClassVar[str] = "adaptive_maxpool"
     torch: ClassVar[str] = "torch.nn.AdaptiveMaxPool2d"
 
     def kept(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Kept:
-        return Kept(inputs=(0,), extra=INDEX * shapes.numel(y))  # where each maximum was
+        return Kept(inputs=(0,), extra=INDEX * shapes.numel(y))  # the position of each maximum
 
     def scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
-        return INDEX * shapes.numel(y)  # torch makes the indices in evaluation, too
+        return INDEX * shapes.numel(y)  # torch computes the indices in evaluation, too

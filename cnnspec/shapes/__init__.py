@@ -1,4 +1,4 @@
-"""Shapes without their batch axis, and the rules by which they change."""
+"""Shapes without their batch axis, and the rules that change their sizes."""
 
 from cnnspec.shapes.rules import (
     ITSELF,

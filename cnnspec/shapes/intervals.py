@@ -14,7 +14,7 @@ from cnnspec.shapes.symbolic import Length
 
 
 class TooMany(Exception):
-    """The set is too intricate to be written out."""
+    """The set is too complex to be written out."""
 
 
 _left: ContextVar[int] = ContextVar("_left", default=MAX_EFFORT)
@@ -22,7 +22,7 @@ _left: ContextVar[int] = ContextVar("_left", default=MAX_EFFORT)
 
 @contextmanager
 def limited_effort() -> Generator[None]:
-    """Within, so many sizes are looked at and no more."""
+    """Limit the number of sizes that are examined in a `with` block."""
     token = _left.set(MAX_EFFORT)
     try:
         yield
@@ -31,10 +31,10 @@ def limited_effort() -> Generator[None]:
 
 
 def spend(sizes: int) -> None:
-    """Looks at so many sizes.
+    """Count sizes that are examined.
 
     Raises:
-        TooMany: They are more than the limit allows.
+        TooMany: There are more than the limit.
     """
     left = _left.get() - sizes
     if left < 0:
@@ -48,7 +48,7 @@ class AxisSet:
 
     Attributes:
         few: Its members below `start`.
-        start: From here on `n` is a member where `n % period` is one of `residues`.
+        start: From here on, `n` is a member if `n % period` is one of `residues`.
     """
 
     few: tuple[int, ...]
@@ -58,7 +58,7 @@ class AxisSet:
 
     @staticmethod
     def of(holds: Callable[[int], bool], start: int, period: int) -> AxisSet:
-        """The set of a condition that has the period from `start` on, in normal form.
+        """Return the set of a condition that is periodic from `start` on, in normal form.
 
         Raises:
             TooMany: Period or start are above the limit.
@@ -85,7 +85,7 @@ class AxisSet:
         return size % self.period in self.residues if size >= self.start else size in self.few
 
     def nearest(self, size: int) -> int:
-        """The member that is nearest to a size, the larger one of two; of a set that has members."""
+        """Return the member nearest to a size, the larger of two; the set must not be empty."""
         found = list(self.few)
         for residue in self.residues:
             above = max(size, self.start)
@@ -102,11 +102,11 @@ class AxisSet:
 
     @property
     def ray(self) -> bool:
-        """Whether it is every size from some size up."""
+        """Whether it has every size from some size up."""
         return not self.few and self.period == 1 and bool(self.residues)
 
     def combined(self, other: AxisSet, rule: Callable[[bool, bool], bool]) -> AxisSet:
-        """The set of a rule over the membership in two sets."""
+        """Combine two sets by a rule for membership."""
         period = math.lcm(self.period, other.period)
         return AxisSet.of(lambda n: rule(n in self, n in other), max(self.start, other.start), period)
 
@@ -126,25 +126,25 @@ class AxisSet:
         return self.combined(other, lambda a, b: a and not b)
 
     def words(self) -> str:
-        """The set in words that follow `H`."""
+        """Describe the set in words that follow `H`."""
         if self.finite:
             return _listed(self.few)
         first = next(n for n in range(self.start, self.start + self.period) if n in self)
         earliest = next(n for n in range(1, self.period + 1) if n % self.period in self.residues)
         if len(self.residues) == self.period:
-            said = f"from {self.start} up" if self.start > 1 else "any"
+            text = f"from {self.start} up" if self.start > 1 else "any"
         elif len(self.residues) == 1:
             rest = self.residues[0]
-            said = f"multiples of {self.period}" if rest == 0 else f"{self.period}*k + {rest}"
-            said += f" from {first} up" if first > earliest else ""
+            text = f"multiples of {self.period}" if rest == 0 else f"{self.period}*k + {rest}"
+            text += f" from {first} up" if first > earliest else ""
         else:
             residues = ", ".join(map(str, self.residues))
-            said = f"where the rest of the division by {self.period} is {residues}"
-            said += f", from {first} up" if first > earliest else ""
-        return f"{_listed(self.few)}, or {said}" if self.few else said
+            text = f"where the rest of the division by {self.period} is {residues}"
+            text += f", from {first} up" if first > earliest else ""
+        return f"{_listed(self.few)}, or {text}" if self.few else text
 
     def to_json(self) -> dict[str, Any]:
-        """The members `few`, and those `n >= from` with `n % period` in `residues`."""
+        """Convert the set to plain data: the members `few`, and `n >= from` with `n % period` in `residues`."""
         tail = {"from": self.start, "period": self.period, "residues": list(self.residues)} if self.residues else {}
         return {"few": list(self.few), **tail}
 
@@ -154,26 +154,26 @@ NEVER = AxisSet((), 1, 1, ())
 
 
 def _listed(sizes: Sequence[int]) -> str:
-    """`7`, `3 or 5`, `from 224 to 255`."""
+    """Render sizes as `7`, `3 or 5`, `from 224 to 255`."""
     runs: list[list[int]] = []
     for size in sizes:
         if runs and runs[-1][1] == size - 1:
             runs[-1][1] = size
         else:
             runs.append([size, size])
-    said = [str(low) if low == high else f"from {low} to {high}" for low, high in runs]
-    if len(said) > 6:
-        said = [*said[:5], f"{len(said) - 5} more"]
-    return " or ".join(said)
+    parts = [str(low) if low == high else f"from {low} to {high}" for low, high in runs]
+    if len(parts) > 6:
+        parts = [*parts[:5], f"{len(parts) - 5} more"]
+    return " or ".join(parts)
 
 
 def finite_set(sizes: Sequence[int]) -> AxisSet:
-    """The set of these sizes, in their order."""
+    """Return the set of these sizes, given in ascending order."""
     return AxisSet(tuple(sizes), sizes[-1] + 1, 1, ()) if sizes else NEVER
 
 
 def where_equal(one: Length, other: Length) -> AxisSet:
-    """Where two lengths are the same.
+    """Return the sizes for which two lengths are equal.
 
     Raises:
         TooMany: It cannot be written out.
@@ -182,14 +182,14 @@ def where_equal(one: Length, other: Length) -> AxisSet:
     start = max(one.start, other.start)
     rises = [length.step * period // length.period for length in (one, other)]
     spend(period)
-    if rises[0] != rises[1]:  # they part for good where the gap exceeds what a period can close
+    if rises[0] != rises[1]:  # they are never equal again once the gap exceeds the change per period
         gap = max(abs(one(n) - other(n)) for n in range(start, start + period))
         start += period * (gap // abs(rises[0] - rises[1]) + 2)
     return AxisSet.of(lambda n: one(n) == other(n), start, period)
 
 
 def where_is(length: Length, value: int) -> AxisSet:
-    """Where a length has a value."""
+    """Return the sizes for which a length has a value."""
     low, high = length.least(value), length.least(value + 1)
     if low is None or length(low) != value:
         return NEVER
@@ -197,20 +197,20 @@ def where_is(length: Length, value: int) -> AxisSet:
 
 
 def where_above(length: Length, least: int) -> AxisSet:
-    """Where a length is at least so much."""
+    """Return the sizes for which a length is at least a value."""
     low = length.least(least)
     return NEVER if low is None else AxisSet((), low)
 
 
 Rectangle = tuple[AxisSet, AxisSet]
-"""Heights and widths, of which any pair will do."""
+"""The pairs of any of these heights with any of these widths."""
 
 
 def meet(some: Sequence[Rectangle], others: Sequence[Rectangle]) -> list[Rectangle]:
-    """The sizes that are in both unions of rectangles.
+    """Intersect two unions of rectangles.
 
     Raises:
-        TooMany: They are too many.
+        TooMany: There are too many of them.
     """
     spend(16 * len(some) * len(others))
     met = {(a[0] & b[0], a[1] & b[1]): None for a in some for b in others}
@@ -218,7 +218,7 @@ def meet(some: Sequence[Rectangle], others: Sequence[Rectangle]) -> list[Rectang
 
 
 def divisors(number: int) -> list[int]:
-    """Every divisor of a number.
+    """Return the divisors of a number in ascending order.
 
     Raises:
         TooMany: The number is too large.
@@ -229,12 +229,12 @@ def divisors(number: int) -> list[int]:
 
 
 def from_to(low: int, end: int | None) -> AxisSet:
-    """From a size up to another one, which is not included."""
+    """Return the sizes from `low` to `end`, which is not included; without `end`, all from `low` up."""
     return AxisSet((), low) if end is None else finite_set(range(low, end))
 
 
 def interval(amount: Callable[[int], int], count: int, low: int, grows: bool) -> AxisSet:
-    """Where a function that never decreases has a value, from `low` up."""
+    """Return the sizes from `low` up for which a function that never decreases has a value."""
     if not grows:
         return EVERY if amount(1) == count else NEVER
 
@@ -253,12 +253,12 @@ def interval(amount: Callable[[int], int], count: int, low: int, grows: bool) ->
 
 
 def includes(other: Rectangle, both: Rectangle) -> bool:
-    """Whether a rectangle holds another one."""
+    """Check whether a rectangle includes another one."""
     return (other[0] & both[0], other[1] & both[1]) == both
 
 
 def rectangle_words(both: Rectangle) -> str:
-    """`any HxW from 33x33 up`, `H from 5 up, W from 3 up`."""
+    """Describe a rectangle: `any HxW from 33x33 up`, `H from 5 up, W from 3 up`."""
     high, wide = both
     if high != wide:
         return f"H {high.words()}, W {wide.words()}"

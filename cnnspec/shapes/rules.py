@@ -1,6 +1,6 @@
-"""Shapes without their batch axis, and the rules by which the sizes of a map change.
+"""Shapes without their batch axis, and the rules that change the sizes of a map.
 
-A shape is `(C, H, W)` for a map and `(F,)` for flat features; people read it as `[N, C, H, W]`.
+A shape is `(C, H, W)` for a map and `(F,)` for flat features; it is printed as `[N, C, H, W]`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ AXES = ("channels", "height", "width")
 
 
 def text(shape: Shape) -> str:
-    """`[N, 64, 16, 16]`."""
+    """Render a shape as `[N, 64, 16, 16]`."""
     return "[" + ", ".join(["N", *map(str, shape)]) + "]"
 
 
 def is_map(shape: Shape) -> bool:
-    """Whether a shape has height and width."""
+    """Check whether a shape has height and width."""
     return len(shape) == 3
 
 
 def numel(shape: Shape) -> int:
-    """Numbers in one image's tensor."""
+    """Return the number of elements per image."""
     total = 1
     for size in shape:
         total *= size
@@ -36,7 +36,7 @@ def numel(shape: Shape) -> int:
 
 
 def quotient(factor: int, size: str, offset: int, divisor: int) -> str:
-    """`(factor*size + offset)//divisor`, without what has no effect."""
+    """Render `(factor*size + offset)//divisor`, without the parts that have no effect."""
     product = size if factor == 1 else f"{factor}*({size})" if any(c in size for c in " +-/") else f"{factor}*{size}"
     total = product if offset == 0 else f"{product} {'+' if offset > 0 else '-'} {abs(offset)}"
     if divisor == 1:
@@ -45,9 +45,10 @@ def quotient(factor: int, size: str, offset: int, divisor: int) -> str:
 
 
 class Span(NamedTuple):
-    """Along an axis without end: place `period*k + r` reads from `step*k + low[r]` to `step*k + high[r]`.
+    """The input range of each output position on an unbounded axis.
 
-    Where it reads nothing, `low[r]` is the first that a later place reads, and `high[r]` the last of an earlier one.
+    Position `period*k + r` reads from `step*k + low[r]` to `step*k + high[r]`. If it reads nothing, `low[r]` is the
+    first position that a later one reads, and `high[r]` the last of an earlier one.
     """
 
     period: int
@@ -57,15 +58,15 @@ class Span(NamedTuple):
 
 
 ITSELF = Span(1, 1, (0,), (0,))
-"""Each place reads itself."""
+"""Each position reads itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
     """A window that slides along an axis: `floor((size + 2 pad - dilation (kernel - 1) - 1) / stride) + 1` positions.
 
-    With `ceil` the division rounds up, but no window starts in the padding behind the map. Less than 1
-    where the window does not fit.
+    With `ceil` the division rounds up, but no window starts in the padding after the map. The result is less than 1
+    if the window does not fit.
 
     Source: torch.nn.Conv2d and torch.nn.MaxPool2d, section "Shape".
     """
@@ -144,7 +145,7 @@ class Spread:
         return Span(self.stride, 1, low, high)
 
     def reads(self, size: int) -> Sequence[Sequence[int]]:
-        # Place q of the input adds to the places q * stride - pad + dilation * k of the output.
+        # Input position q adds to the output positions q * stride - pad + dilation * k.
         found: list[list[int]] = [[] for _ in range(self(size))]
         for q in range(size):
             for k in range(self.kernel):
@@ -156,7 +157,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """So many times the size."""
+    """A multiple of the size."""
 
     factor: int
 
@@ -185,7 +186,7 @@ class Times:
 
 @dataclass(frozen=True, slots=True)
 class Fixed:
-    """The same size, whatever enters."""
+    """A fixed size, whatever the input."""
 
     size: int
 
@@ -215,7 +216,7 @@ class Fixed:
         return [self._read(place, size) for place in range(self.size)]
 
     def _read(self, place: int, size: int) -> range:
-        """The window of a place. Source: torch.nn.AdaptiveAvgPool2d."""
+        """Return the window of a position. Source: torch.nn.AdaptiveAvgPool2d."""
         return range(place * size // self.size, -(-(place + 1) * size // self.size))
 
 
@@ -248,24 +249,25 @@ class Shift:
 
 
 AxisRule = Window | Spread | Times | Fixed | Shift
-"""What becomes of a size along one axis, for every integer.
+"""The output size along one axis as a function of the input size, for every integer.
 
 A rule never decreases; `rate` is `(period, step)`: `rule(size + period) == rule(size) + step`. `least` is the
-least size that it takes: there, at least 1 place is left. `text` writes it down.
+least input size, for which the output size is at least 1. `text` renders the rule.
 
-For a map of a size `span` is what one place reads, were the map without end; none for the whole map, and where it
-repeats too late. `reads` are the places that each place reads, of which those outside of the map are padding.
+For an input of a size, `span` is the range that an output position reads on an unbounded map; None for the whole map,
+and if its period is above the limit. `reads` are the positions that each position reads; those outside the map are
+padding.
 """
 KEEP = Times(1)
 
 
 def same_padding(kernel: int, dilation: int) -> int:
-    """The padding on each side that keeps a size at stride 1, for an odd kernel."""
+    """Return the padding on each side that keeps the size at stride 1, for an odd kernel."""
     return dilation * (kernel - 1) // 2
 
 
 def differing_axes(shapes: list[Shape]) -> list[str]:
-    """The axes in which shapes differ, in words; none where a map meets flat features."""
+    """Return the names of the axes in which shapes differ; none for a map and flat features."""
     if len({len(shape) for shape in shapes}) > 1:
         return []
     names = AXES if len(shapes[0]) == 3 else ("features",)
@@ -273,7 +275,7 @@ def differing_axes(shapes: list[Shape]) -> list[str]:
 
 
 def join_words(words: list[str]) -> str:
-    """`channels, height, and width`."""
+    """Join words as `channels, height, and width`."""
     if len(words) <= 2:
         return " and ".join(words)
     return ", ".join(words[:-1]) + ", and " + words[-1]

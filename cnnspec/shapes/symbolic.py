@@ -1,7 +1,7 @@
-"""Sizes as functions of the image: `Length` along one axis, `Amount` of numbers in a tensor.
+"""Sizes as functions of the image size: `Length` along one axis, `Amount` of elements in a tensor.
 
-Every rule of an axis is linear up to a period (`shapes.AxisRule`), and so is everything that is made of
-rules. A `Length` is that function in its one normal form: equal functions are one object.
+Every rule of an axis is linear up to a period (`shapes.AxisRule`), and so is every composition of rules. A `Length`
+is such a function in normal form: equal functions are one object.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _MAX_AMOUNTS = 16
 
 
 class PeriodLimit(Exception):
-    """Strides on the way multiply to more than the limit.
+    """The strides up to an operator multiply to more than the limit.
 
     Attributes:
-        node: The operator with the last of them.
+        node: The operator.
     """
 
     message = f"the strides on the way here multiply to more than the limit of {MAX_PERIOD:,}"
@@ -32,20 +32,20 @@ class PeriodLimit(Exception):
 
 
 class LengthsLimit(PeriodLimit):
-    """The sizes up to an operator take more values to say than the limit."""
+    """The sizes up to an operator take more values to represent than the limit."""
 
     message = f"the sizes up to here, for an image of any size, take more than the limit of {MAX_LENGTHS:,} values"
 
 
 class Length:
-    """A size along one axis, as a function of the image's size along it, from 1 up.
+    """A size along one axis, as a function of the image size along it, from 1 up.
 
     `f(n) = (n // period) * step + cycle[n % period]` from `start` on, and `head[n - 1]` before. The function
-    never decreases. Equal functions have equal fields, and mostly are one object.
+    never decreases. Equal functions have equal fields, and usually are one object.
 
     Attributes:
         period, step: `f(n + period) == f(n) + step`.
-        source: What it was first made from, to write it down where no quotient says it.
+        source: The operands of the function, to render it if it has no closed form.
     """
 
     __slots__ = ("_hash", "_through", "cycle", "head", "period", "source", "step")
@@ -70,7 +70,7 @@ class Length:
         head: tuple[int, ...] = (),
         source: tuple[Length, AxisRule] | tuple[Length, Length] | None = None,
     ) -> Length:
-        """The function of these values, in normal form."""
+        """Return the function with these values, in normal form."""
         for prime in _primes(math.gcd(period, step) if step else period):
             while period % prime == 0 and step % prime == 0:
                 part, less = period // prime, step // prime
@@ -112,22 +112,22 @@ class Length:
         return self._hash
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Without what it was made from, where that is not needed: a long chain would exhaust the stack.
+        # Without its operands if they are not needed: a long chain would exhaust the stack.
         source = self.source if self._closed("n") is None else None
         return Length.of, (self.period, self.step, self.cycle, self.head, source)
 
     @property
     def start(self) -> int:
-        """From where on it is linear up to its period."""
+        """The first size from which on it is linear up to its period."""
         return len(self.head) + 1
 
     @property
     def constant(self) -> int | None:
-        """Its one value, where it has only one."""
+        """The value of a constant function; None for others."""
         return self.cycle[0] if self.step == 0 and self.period == 1 and not self.head else None
 
     def through(self, rule: AxisRule) -> Length:
-        """The size behind a rule.
+        """Apply a rule.
 
         Raises:
             PeriodLimit: The period is above the limit.
@@ -145,7 +145,7 @@ class Length:
         return known
 
     def greatest(self, other: Length) -> Length:
-        """The larger of both, where both are at least 1.
+        """Return the maximum of two functions that are at least 1.
 
         Raises:
             PeriodLimit: The period is above the limit.
@@ -160,7 +160,7 @@ class Length:
         gap = max(abs(self(n) - other(n)) for n in range(start, start + period)) if period <= MAX_PERIOD else 0
         if period > MAX_PERIOD or gap > MAX_PERIOD:
             raise PeriodLimit
-        if rise != fall:  # from here on the steeper one is the larger one
+        if rise != fall:  # from here on the steeper one is larger
             start += period * (gap // abs(rise - fall) + 1)
         first = start + -start % period  # a multiple of the period
         steeper = max(rise, fall)
@@ -169,7 +169,7 @@ class Length:
         return Length.of(period, steeper, cycle, head, (self, other))
 
     def least(self, wanted: int) -> int | None:
-        """The least image whose size here is at least the wanted one, if there is one."""
+        """Return the least image size for which the function is at least the wanted value, if there is one."""
         high = self.start + self.period
         while self(high) < wanted:
             if self.step == 0:
@@ -182,7 +182,7 @@ class Length:
         return low
 
     def text(self, letter: str) -> str:
-        """The function of `H` or `W`, as short as it can be said."""
+        """Render the function of `H` or `W` in its shortest form."""
         closed = self._closed(letter)
         if closed is not None:
             return closed
@@ -193,7 +193,7 @@ class Length:
         return after.text(before.text(letter))
 
     def _closed(self, letter: str) -> str | None:
-        """The function without what it was made from, where a few quotients say it."""
+        """Render the function as a few quotients, or return None."""
         if self.constant is not None:
             return str(self.constant)
         if self.head:
@@ -210,7 +210,7 @@ class Length:
         return self._sum(letter) if self.step <= _MAX_TERMS else None
 
     def _sum(self, letter: str) -> str:
-        """The function as a sum of quotients, one for each place of a period where it grows by 1."""
+        """Render the function as a sum of quotients, one for each increment within a period."""
         values = [*self.cycle, self.cycle[0] + self.step]
         grows = [i for i in range(1, self.period + 1) for _ in range(values[i] - values[i - 1])]
         terms = [quotient(1, letter, self.period - i, self.period) for i in grows]
@@ -219,7 +219,7 @@ class Length:
         return " + ".join(terms).replace("+ -", "- ")
 
     def _offset(self) -> int | None:
-        """`b` where the function is `(step*n + b) // period`."""
+        """Return `b` if the function is `(step*n + b) // period`."""
         least = max(self.period * value - self.step * i for i, value in enumerate(self.cycle))
         most = min(self.period * (value + 1) - 1 - self.step * i for i, value in enumerate(self.cycle))
         return least if least <= most and not self.head else None
@@ -241,15 +241,15 @@ def _primes(number: int) -> list[int]:
 
 
 IMAGE_LENGTH = Length.of(1, 1, (0,))
-"""The size of the image itself."""
+"""The size of the image."""
 ONE = Length.of(1, 0, (1,))
 
 
 class Amount:
-    """A sum of products of a height and a width with whole numbers, `64*(H//2)*(W//2) + 10`.
+    """A sum of products of a height, a width and an integer, such as `64*(H//2)*(W//2) + 10`.
 
-    It stands for a size, or for a count, and takes part in sums and in products with integers; the product
-    of a height and a width is one, too. In normal form: equal sums are equal.
+    It is a size or a count. It can be added and multiplied by integers, and a height can be multiplied by a width.
+    Equal sums have equal normal forms.
     """
 
     __slots__ = ("terms",)
@@ -308,10 +308,10 @@ class Amount:
 
 
 class Greatest(Amount):
-    """The largest of some numbers of features, each at least 1.
+    """The maximum of several numbers of features, each at least 1.
 
     Raises:
-        LengthsLimit: They are more than a few.
+        LengthsLimit: There are too many of them.
     """
 
     __slots__ = ("amounts",)
@@ -355,7 +355,7 @@ def _term(height: Length, width: Length, count: str) -> str:
 
 
 def greatest(one: Amount | int, other: Amount | int) -> Amount | int:
-    """The larger of two heights, widths or numbers of features, where both are at least 1."""
+    """Return the maximum of two heights, widths or numbers of features that are at least 1."""
     if one == other or other == 1:
         return one
     if one == 1:
@@ -368,11 +368,11 @@ def greatest(one: Amount | int, other: Amount | int) -> Amount | int:
             return amount(lengths[0].greatest(lengths[1]))
     if isinstance(one, Amount) and isinstance(other, Amount):
         return Greatest(one, other)
-    return one if isinstance(one, int) else other  # the amount is so much, or 1
+    return one if isinstance(one, int) else other  # the amount equals the number, or is 1
 
 
 def _length(size: Amount | int, axis: int) -> Length | None:
-    """The height (0) or width (1) that an amount is alone."""
+    """Return the height (0) or width (1) that an amount consists of, if it is only that."""
     if isinstance(size, int):
         return Length.of(1, 0, (size,))
     if isinstance(size, Greatest):
@@ -382,9 +382,9 @@ def _length(size: Amount | int, axis: int) -> Length | None:
 
 
 SymbolicShape = tuple[Amount | int, ...]
-"""`(C, H, W)` or `(F,)`, with sizes as functions of the image's."""
+"""`(C, H, W)` or `(F,)`, with sizes as functions of the image size."""
 
 
 def text(shape: SymbolicShape) -> str:
-    """`[N, 64, (H + 1)//2, (W + 1)//2]`."""
+    """Render a shape as `[N, 64, (H + 1)//2, (W + 1)//2]`."""
     return "[" + ", ".join(["N", *(str(size) for size in shape)]) + "]"

@@ -1,4 +1,4 @@
-"""Helps that are changes of the text: each was tried, and does what it says."""
+"""Suggestions and fixes: each fix is tried, and does what its help says."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ HEAD = "network t\ninput 3x32x32\nclasses 10\n"
 
 
 def mended(text: str) -> list[str]:
-    """The texts that the fixes of the first diagnostic lead to."""
+    """Apply each fix of the first diagnostic."""
     return [fix.apply(text) for fix in check(text)[0].fixes]
 
 
@@ -211,7 +211,7 @@ def test_a_large_spec_is_not_tried_again() -> None:
 
 
 def site_of(call: str, **values: str) -> Site:
-    """A call as the whole of a text, with the values of its arguments at their first place in it."""
+    """Make the site of a call that is a whole text, from the code of its arguments."""
     source = Source("spec", call)
     starts = {name: call.index(value) for name, value in values.items()}
     places = {name: Span(source, start, start + len(values[name])) for name, start in starts.items()}
@@ -258,14 +258,14 @@ def test_an_expression_is_not_replaced_by_a_number() -> None:
 
 
 def reworded(value: Any) -> Any:
-    """The words of a text in reverse order, each spelt backwards in capitals: nothing matches it any more."""
+    """Reverse the words of a text and spell them backwards in capitals, so that no pattern matches it."""
     if isinstance(value, str):
         return " ".join(word[::-1].upper() for word in reversed(value.split(" ")))
     return tuple(map(reworded, value)) if isinstance(value, tuple) else value
 
 
 def reword_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rewords every suggestion where it is rendered, and every message, caption, label, note and help where it is made."""
+    """Reword every suggestion as it is rendered, and every message, caption, label, note and help as it is made."""
 
     def reword(kind: type[Any], fields: dict[str, int]) -> None:
         made = kind.__init__
@@ -291,7 +291,7 @@ Offered = list[tuple[object, ...]]
 
 
 def offered(texts: Iterable[tuple[str, Path | None]]) -> tuple[list[Offered], list[str | None]]:
-    """The edits that are offered for texts, candidates and those that work, and the helps in words."""
+    """Return the edits offered for texts, before and after their trial, and the helps."""
     edits: list[Offered] = []
     helps: list[str | None] = []
     for text, path in texts:

@@ -38,7 +38,9 @@ from cnnspec.testing import specs
 SIZES = range(1, 61)
 
 windows = st.builds(
-    lambda kernel, stride, pad, dilation, ceil: Window(kernel, stride, min(pad, kernel // 2) if ceil else pad, dilation, ceil),
+    lambda kernel, stride, pad, dilation, ceil: Window(
+        kernel, stride, min(pad, kernel // 2) if ceil else pad, dilation, ceil
+    ),
     st.integers(1, 5), st.integers(1, 4), st.integers(0, 3), st.integers(1, 2), st.booleans(),
 )  # fmt: skip
 rules: st.SearchStrategy[AxisRule] = st.one_of(
@@ -423,7 +425,8 @@ def test_equal_flat_features_agree_at_every_size() -> None:
 
 
 def test_maps_that_are_multiplied() -> None:
-    graph = loads("input 3x8x8\nmul { maxpool 4x4 | conv 1x1 3; maxpool 4x4 | conv 3x3 3 stride=2 pad=1; in | maxpool 4x4 }\n"
+    graph = loads("input 3x8x8\n"
+        "mul { maxpool 4x4 | conv 1x1 3; maxpool 4x4 | conv 3x3 3 stride=2 pad=1; in | maxpool 4x4 }\n"
                   .replace("3x8x8", "3x4x4"))  # fmt: skip
     for height, width in itertools.product(range(1, 20), repeat=2):
         assert graph.accepts(height, width) == takes(graph, height, width)
@@ -575,7 +578,8 @@ def flat_specs(draw: st.DrawFn) -> str:
             max_size=1,
         )
     )
-    return f"input 1x8x8\n{draw(st.one_of(branch, joined))}\n{''.join(more)}{draw(st.sampled_from(('', 'linear 3', 'relu')))}\n"
+    end = ("", "linear 3", "relu")
+    return f"input 1x8x8\n{draw(st.one_of(branch, joined))}\n{''.join(more)}{draw(st.sampled_from(end))}\n"
 
 
 @given(flat_specs())
@@ -586,7 +590,8 @@ def flat_specs(draw: st.DrawFn) -> str:
 @example("input 1x8x8\nmul {\nmaxpool 8 | flatten\nflatten | slice 0..5\n}\nlinear 3\n")
 @example("input 1x8x8\nmul { maxpool 8 | flatten ; avgpool 4 | flatten }\n")
 @example(
-    "input 1x8x8\nconcat { mul { maxpool 8 | flatten; avgpool 4 | flatten }; flatten; mul { flatten; maxpool 8 | flatten } }\n"
+    "input 1x8x8\n"
+    "concat { mul { maxpool 8 | flatten; avgpool 4 | flatten }; flatten; mul { flatten; maxpool 8 | flatten } }\n"
 )
 @example("input 1x8x8\nmul { mul { maxpool 8 | flatten; avgpool 4 | flatten }; flatten }\nlinear 2\n")
 def test_the_set_and_the_shapes_of_flat_features(text: str) -> None:
