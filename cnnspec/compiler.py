@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 from cnnspec import ir
 from cnnspec.checker.check import check as check_model
-from cnnspec.diagnostics import CnnspecError, Diagnostic, Reporter, Source, TooManyFaults, failure
+from cnnspec.diagnostics import CnnspecError, Diagnostic, Reported, Reporter, Source, TooManyFaults, failure
 from cnnspec.diagnostics.trials import prove
 from cnnspec.ir.evaluate import ExpressionError, UnknownShape, evaluate
 from cnnspec.limits import MAX_LITERAL, MAX_NAME
 from cnnspec.lints import lint
-from cnnspec.semantics.calls import Binder
+from cnnspec.semantics.context import Context
 from cnnspec.semantics.elaborate import elaborate
 from cnnspec.semantics.loader import SUFFIX, Library, read_text, shipped_specs
-from cnnspec.semantics.names import Fault, Names
-from cnnspec.semantics.scope import FileScope
+from cnnspec.semantics.names import ExpressionResolver
+from cnnspec.semantics.scope import FileScope, LocalScope
 from cnnspec.syntax import ast, parse
 
 if TYPE_CHECKING:
@@ -156,10 +156,10 @@ def _value(key: str, value: Any) -> Any:
             assert file is not None
             scope = FileScope(file, lambda _: None)
             try:
-                return evaluate(Binder(reporter).expr(let.value, Names(scope, {})), {})
+                return evaluate(ExpressionResolver(Context(reporter)).resolve(let.value, LocalScope(scope, {})), {})
             except ExpressionError as fault:
                 reporter.add(Diagnostic(fault.code, str(fault)))
-            except (Fault, UnknownShape):
+            except (Reported, UnknownShape):
                 pass
         if value.isidentifier() and len(value) <= MAX_NAME:
             return value

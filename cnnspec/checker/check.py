@@ -11,7 +11,7 @@ from cnnspec.checker.expand import Expansion, LimitReached
 from cnnspec.diagnostics import Diagnostic, Edit, Fix, Reporter, Span
 from cnnspec.ir.evaluate import evaluate, is_number, show
 from cnnspec.limits import MAX_HUGE, MAX_PARAMETERS
-from cnnspec.semantics.names import Places
+from cnnspec.semantics.context import Places
 from cnnspec.shapes.symbolic import PeriodLimit
 
 _RELATIONS: dict[str, Callable[[Any, Any, Any], bool]] = {

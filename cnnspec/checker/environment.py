@@ -16,7 +16,7 @@ from cnnspec.limits import MAX_EVALUATIONS, MAX_HUGE, MAX_NAME, MAX_PATH, MAX_RE
 from cnnspec.ops import Op
 from cnnspec.schema import Bounds, Type
 from cnnspec.semantics.blocks import BLOCK_TYPES
-from cnnspec.semantics.names import FILLED, Places
+from cnnspec.semantics.context import FILLED, Places
 from cnnspec.shapes import Shape
 
 

@@ -30,7 +30,7 @@ from cnnspec.limits import MAX_DEPTH, MAX_HUGE, MAX_NODES, MAX_STEPS
 from cnnspec.ops import JOINS, OPS, Op, ShapeError
 from cnnspec.ops.inits import INITS, InitScheme, allowed_inits
 from cnnspec.schema import OpName, Type
-from cnnspec.semantics.names import Places
+from cnnspec.semantics.context import Places
 from cnnspec.shapes import Shape, numel
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any
 
 from cnnspec import ir
 from cnnspec.diagnostics import Diagnostic, Edit, Fix, Span
-from cnnspec.semantics.names import FILLED
+from cnnspec.semantics.context import FILLED
 from cnnspec.syntax import ast
 
 LITERALS = (ast.Number, ast.Bool, ast.Text, ast.SizeLiteral)

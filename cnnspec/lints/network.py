@@ -14,7 +14,7 @@ from cnnspec.lints.text import TextLints
 from cnnspec.ops import OPS
 from cnnspec.recipe import DATA_SETS
 from cnnspec.semantics.recipe_rules import no_classifier, other_classes, unlikely
-from cnnspec.semantics.sections import diagnosed
+from cnnspec.semantics.train_section import diagnosed
 from cnnspec.shapes import Window
 from cnnspec.syntax import ast
 

@@ -7,15 +7,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from cnnspec import ir
-from cnnspec.diagnostics import Edit, Reporter, Span
+from cnnspec.diagnostics import Edit, Reported, Reporter, Span
 from cnnspec.ir.evaluate import ExpressionError, UnknownShape, evaluate
 from cnnspec.lints.base import LITERALS, Lints, without, without_line
 from cnnspec.ops import OPS, stacked
 from cnnspec.schema import Parameter
 from cnnspec.semantics.blocks import signature
+from cnnspec.semantics.context import Context
 from cnnspec.semantics.loader import standard_block, standard_blocks
-from cnnspec.semantics.names import Fault, Names, Resolver
-from cnnspec.semantics.scope import FileScope
+from cnnspec.semantics.names import ExpressionResolver
+from cnnspec.semantics.scope import FileScope, LocalScope
 from cnnspec.syntax import ast
 
 MODULE_WORDS = frozenset(
@@ -218,8 +219,10 @@ class TextLints(Lints):
             return None
         try:
             scope = FileScope(self.file, lambda _: None)
-            given = evaluate(Resolver(Reporter()).expr(value, Names(scope, {}), parameter.type), {})
-        except (Fault, ExpressionError, UnknownShape):
+            given = evaluate(
+                ExpressionResolver(Context(Reporter())).resolve(value, LocalScope(scope, {}), parameter.type), {}
+            )
+        except (Reported, ExpressionError, UnknownShape):
             return None
         if parameter.type.kind == "size" and isinstance(given, int) and not isinstance(given, bool):
             given = (given, given)

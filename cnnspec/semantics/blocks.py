@@ -1,8 +1,8 @@
-"""What a block takes, by its definition."""
+"""The parameters of a block."""
 
 from __future__ import annotations
 
-from cnnspec.diagnostics import Diagnostic, Edit, Fix, Label, Reporter, Span, respell
+from cnnspec.diagnostics import Edit, Fix, Label, Reporter, Span, respell
 from cnnspec.ops import OPS
 from cnnspec.schema import REQUIRED, Parameter, Type
 from cnnspec.syntax import ast
@@ -15,7 +15,7 @@ BLOCK_TYPES = {
     "op": Type("op"),
     "str": Type("str"),
 }
-"""The types that a block can give its parameters."""
+"""The types of block parameters."""
 _FOREIGN_TYPES = {
     **dict.fromkeys(("integer", "channels"), "int"),
     **dict.fromkeys(("number", "num", "numeric"), "int float"),
@@ -24,13 +24,13 @@ _FOREIGN_TYPES = {
     "string": "str",
     **dict.fromkeys(("activation", "operator", "layer", "module"), "op"),
 }
-"""What other languages call a type; some types are two here."""
+"""Types of other languages, each with the types that it may mean."""
 
 _LOGIC = ("and", "or", "==", "!=", "<", "<=", ">", ">=")
 
 
 def signature(block: ast.Block) -> dict[str, Parameter]:
-    """The parameters of a block; one without a type has that of its default, or is an integer."""
+    """Return the parameters of a block; one without a type has that of its default, or is an integer."""
     known: dict[str, Parameter] = {}
     for parameter in block.parameters:
         kind = parameter.type if parameter.type in BLOCK_TYPES else _kind(parameter.default)
@@ -40,7 +40,7 @@ def signature(block: ast.Block) -> dict[str, Parameter]:
 
 
 def _kind(value: ast.Expr | None) -> str:
-    """The type that an expression shows without being evaluated."""
+    """Return the type of an expression, as far as it shows without evaluation."""
     match value:
         case ast.Group():
             return _kind(value.inner)
@@ -57,13 +57,9 @@ def _kind(value: ast.Expr | None) -> str:
         case ast.Unary():
             return "bool" if value.operator == "not" else _kind(value.operand)
         case ast.Binary():
-            return (
-                "bool"
-                if value.operator in _LOGIC
-                else "float"
-                if "float" in (_kind(value.left), _kind(value.right))
-                else "int"
-            )
+            if value.operator in _LOGIC:
+                return "bool"
+            return "float" if "float" in (_kind(value.left), _kind(value.right)) else "int"
         case ast.Name() if value.name in OPS:
             return "op"
         case _:
@@ -71,30 +67,34 @@ def _kind(value: ast.Expr | None) -> str:
 
 
 def check_header(block: ast.Block, reporter: Reporter) -> None:
-    """Reports parameters of a block that cannot be."""
+    """Report invalid parameters of a block."""
     seen: dict[str, Span] = {}
     for parameter in block.parameters:
         name, span = parameter.name, parameter.span
         if name in seen:
-            labels = (Label(seen[name], "the first one"),)
+            labels = [Label(seen[name], "the first one")]
             message, help = f"the parameter `{name}` is defined twice", "rename one of the two"
-            reporter.add(Diagnostic("E0211", message, span, labels=labels, help=help))
+            reporter.error("E0211", message, span, labels=labels, help=help)
         if name in ("repeat", "name"):
             help = "every call takes `repeat` and `name`; choose another word"
-            reporter.add(Diagnostic("E0211", f"a parameter cannot be called `{name}`", span, help=help))
+            reporter.error("E0211", f"a parameter cannot be called `{name}`", span, help=help)
         if parameter.type is not None and parameter.type not in BLOCK_TYPES:
-            text = span.source.text
-            start = text.index(parameter.type, text.index(":", span.start))
-            word = Span(span.source, start, start + len(parameter.type))
-            meant = _FOREIGN_TYPES.get(parameter.type.lower(), "").split()
-            help, fixes = respell(word, parameter.type, BLOCK_TYPES)
-            if meant:
-                fixes = tuple(Fix(f"write `{own}`", (Edit(word, own),), certain=len(meant) == 1) for own in meant)
-                help = f"write {' or '.join(f'`{own}`' for own in meant)}"
-            help = help or f"the types are {', '.join(BLOCK_TYPES)}"
-            reporter.add(Diagnostic("E0204", f"there is no type `{parameter.type}`", word, help=help, fixes=fixes))
+            _unknown_type(span, parameter.type, reporter)
         if parameter.once and parameter.default is None:
             message = f"the `once` parameter `{name}` needs a default"
             help = f"the later calls of a repeat get it: `once {name} = ...`"
-            reporter.add(Diagnostic("E0203", message, span, help=help))
+            reporter.error("E0203", message, span, help=help)
         seen[name] = span
+
+
+def _unknown_type(parameter: Span, name: str, reporter: Reporter) -> None:
+    text = parameter.source.text
+    start = text.index(name, text.index(":", parameter.start))
+    span = Span(parameter.source, start, start + len(name))
+    help, fixes = respell(span, name, BLOCK_TYPES)
+    own = _FOREIGN_TYPES.get(name.lower(), "").split()
+    if own:
+        fixes = tuple(Fix(f"write `{type_}`", (Edit(span, type_),), certain=len(own) == 1) for type_ in own)
+        help = f"write {' or '.join(f'`{type_}`' for type_ in own)}"
+    help = help or f"the types are {', '.join(BLOCK_TYPES)}"
+    reporter.error("E0204", f"there is no type `{name}`", span, help=help, fixes=fixes)

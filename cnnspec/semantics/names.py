@@ -1,207 +1,124 @@
-"""Names and places: what an expression can name, and where each piece of a Model was written."""
+"""Resolve the names in expressions."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import zip_longest
+from collections.abc import Callable, Iterable
+from itertools import chain, repeat
+from typing import Any
 
 from cnnspec import ir
-from cnnspec.diagnostics import Diagnostic, Edit, Fix, Label, Reporter, Span, respell
-from cnnspec.diagnostics.suggestions import pipe_before
-from cnnspec.limits import MAX_NAMES
-from cnnspec.ops import OPS
+from cnnspec.diagnostics import Edit, Fix, Reported
 from cnnspec.ops.inits import INITS
 from cnnspec.schema import Type
-from cnnspec.semantics.scope import FileScope
+from cnnspec.semantics.context import FILLED, Context
+from cnnspec.semantics.name_hints import unknown_name
+from cnnspec.semantics.scope import LocalScope
 from cnnspec.syntax import ast
 
-_TRUTHS = {
-    **dict.fromkeys(("yes", "on", "True"), "true"),
-    **dict.fromkeys(("no", "off", "False", "none", "None"), "false"),
-}
-"""What truth values are called elsewhere."""
-
-FILLED = re.compile(r"\{([A-Za-z_][A-Za-z0-9_.]*)\}")
-"""What stands in a text for a value: `{name}`."""
+_Rule = Callable[[Any, LocalScope, Type | None, int], ir.Expr]
 
 
-class Fault(Exception):
-    """A statement or element that cannot be elaborated; its diagnostic is reported already."""
+class ExpressionResolver:
+    """Turns syntax trees of expressions into expressions of the Model, in which every name is resolved."""
 
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self._rules: dict[type[ast.Node], _Rule] = {
+            ast.Number: self._number,
+            ast.Figure: self._number,
+            ast.Bool: self._bool,
+            ast.Text: self._text,
+            ast.SizeLiteral: self._size,
+            ast.Name: self._name,
+            ast.Dim: self._dim,
+            ast.Unary: self._unary,
+            ast.Binary: self._binary,
+            ast.FunctionCall: self._function_call,
+            ast.Choice: self._choice,
+            ast.Interval: self._interval,
+            ast.ListLiteral: self._list,
+            ast.Group: self._group,
+        }
 
-@dataclass
-class Places:
-    """The side table from the numbers in a Model to the places in the text."""
+    def resolve(self, node: ast.Expr, scope: LocalScope, type_: Type | None = None) -> ir.Expr:
+        """Resolve the names in an expression.
 
-    spans: list[Span | None] = field(default_factory=lambda: [None])
-    wholes: dict[int, Span] = field(default_factory=dict[int, Span])
-    """The whole of a call or a pipeline whose place is a part of it, such as its name."""
-
-    def add(self, span: Span, whole: Span | None = None) -> int:
-        self.spans.append(span)
-        if whole is not None:
-            self.wholes[len(self.spans) - 1] = whole
-        return len(self.spans) - 1
-
-    def __getitem__(self, origin: int) -> Span | None:
-        return self.spans[origin] if 0 <= origin < len(self.spans) else None
-
-
-@dataclass(frozen=True)
-class Names:
-    """What an expression can name: variables, with the type where it is known, and the file around."""
-
-    file: FileScope
-    variables: dict[str, Type | None]
-
-    def with_variable(self, name: str, type_: Type | None = None) -> Names:
-        """These names and one more."""
-        return Names(self.file, {**self.variables, name: type_})
-
-
-class Resolver:
-    """Resolves the names in expressions.
-
-    Attributes:
-        places: Where each piece was written.
-        named: What has been named since the block around was begun, in expressions and in texts.
-    """
-
-    def __init__(self, reporter: Reporter) -> None:
-        self.reporter = reporter
-        self.places = Places()
-        self.named: set[str] = set()
-
-    def fail(
-        self,
-        code: str,
-        message: str,
-        span: Span,
-        *,
-        caption: str = "",
-        help: str | None = None,
-        labels: Sequence[Label] = (),
-        notes: Sequence[str] = (),
-        fixes: Sequence[Fix] = (),
-    ) -> Fault:
-        """Reports an error and gives the exception to raise where nothing can follow."""
-        found = Diagnostic(code, message, span, caption, tuple(labels), tuple(notes), help, fixes=tuple(fixes))
-        self.reporter.add(found)
-        return Fault()
-
-    def need_room(self, names: Names, span: Span) -> None:
-        """Reports one named value too many.
+        Args:
+            node: The expression.
+            scope: The names that it can use.
+            type_: The type of the expected value, whose words have a meaning; None where any value will do.
 
         Raises:
-            Fault: There are as many as the limit.
+            Reported: It uses an unknown name, or could not be parsed.
         """
-        if len(names.variables) >= MAX_NAMES:
-            message = f"more values have a name here than the limit of {MAX_NAMES}"
-            raise self.fail("E0405", message, span, help="write values where they are used, or as rows of `each`")
+        origin = self.context.places.add(node.span)
+        rule = self._rules.get(type(node))
+        if rule is None:
+            raise Reported
+        return rule(node, scope, type_, origin)
 
-    def expr(self, node: ast.Expr, names: Names, type_: Type | None = None) -> ir.Expr:
-        """An expression with every name resolved; `type_` tells which bare words have a meaning.
+    def _parts(self, nodes: Iterable[ast.Expr], scope: LocalScope) -> tuple[ir.Expr, ...]:
+        return tuple([self.resolve(node, scope) for node in nodes])
 
-        Raises:
-            Fault: It names something unknown.
-        """
-        at = self.places.add(node.span)
+    def _number(self, node: ast.Number | ast.Figure, scope: LocalScope, type_: Type | None, origin: int) -> ir.Expr:
+        return ir.Expr(kind="number", value=node.value, origin=origin)
 
-        def make(kind: str, *parts: ast.Expr, value: ir.Scalar | None = None, inner: Type | None = None) -> ir.Expr:
-            return ir.Expr(
-                kind=kind, value=value, parts=tuple(self.expr(part, names, inner) for part in parts), origin=at
-            )
+    def _bool(self, node: ast.Bool, scope: LocalScope, type_: Type | None, origin: int) -> ir.Expr:
+        return ir.Expr(kind="bool", value=node.value, origin=origin)
 
-        match node:
-            case ast.Number() | ast.Figure():
-                return make("number", value=node.value)
-            case ast.Bool():
-                return make("bool", value=node.value)
-            case ast.Text():
-                self.named.update(FILLED.findall(node.value))
-                return make("text", value=node.value)
-            case ast.SizeLiteral():
-                sizes = tuple(ir.Expr(kind="number", value=size, origin=at) for size in (node.height, node.width))
-                return ir.Expr(kind="size", parts=sizes, origin=at)
-            case ast.Name():
-                return self._name(node, names, type_, at)
-            case ast.Dim():
-                return make("dim", value=node.axis)
-            case ast.Binary() if type_ is not None and type_.kind == "str" and "\n" not in node.span.text:
-                help = f'a text stands in quotes: `"{node.span.text}"`'
-                fixes = (Fix(help, (Edit(node.span, f'"{node.span.text}"'),), certain=True),)
-                raise self.fail("E0204", f"`{node.span.text}` is no text", node.span, help=help, fixes=fixes)
-            case ast.Unary():
-                return make("neg" if node.operator == "-" else "not", node.operand)
-            case ast.Binary():
-                return make(node.operator, node.left, node.right)
-            case ast.FunctionCall() if node.function in INITS:
-                if type_ is None or type_.kind != "init":
-                    help = "only the `init` of a call takes one: `conv 3x3 16 init=normal(0.01)`"
-                    raise self.fail("E0207", f"`{node.function}` is an initialisation", node.span, help=help)
-                types = [parameter.type for parameter in INITS[node.function].parameters.values()]
-                parts = [self.expr(arg, names, kind) for arg, kind in zip_longest(node.args, types) if arg is not None]
-                return ir.Expr(kind="init", value=node.function, parts=tuple(parts), origin=at)
-            case ast.FunctionCall():
-                return make("call", *node.args, value=node.function)
-            case ast.Choice():
-                condition = self.expr(node.condition, names)
-                branches = tuple(self.expr(part, names, type_) for part in (node.then, node.otherwise))
-                return ir.Expr(kind="choice", parts=(condition, *branches), origin=at)
-            case ast.Interval():
-                return make("interval", node.low, node.high)
-            case ast.ListLiteral():
-                return make("list", *node.items)
-            case ast.Group():
-                return self.expr(node.inner, names, type_)
-            case _:
-                raise Fault
+    def _text(self, node: ast.Text, scope: LocalScope, type_: Type | None, origin: int) -> ir.Expr:
+        self.context.used_names.update(FILLED.findall(node.value))
+        return ir.Expr(kind="text", value=node.value, origin=origin)
 
-    def _name(self, node: ast.Name, names: Names, type_: Type | None, at: int) -> ir.Expr:
-        word = node.name
-        if word in names.variables:
-            self.named.add(word)
-            return ir.Expr(kind="name", value=word, origin=at)
-        if type_ is not None and word in type_.words:
-            return ir.Expr(kind="word", value=word, origin=at)
-        if word in OPS and (type_ is None or type_.kind == "op"):
-            return ir.Expr(kind="op", value=word, origin=at)
-        known = [
-            *names.variables,
-            *(type_.words if type_ else ()),
-            *(OPS if type_ is None or type_.kind == "op" else ()),
-        ]
-        help, fixes = respell(node.span, word, known)
-        if word == "valid" and type_ is not None and "same" in type_.words:
-            help = "write `0` for no padding"
-            fixes = (Fix(help, (Edit(node.span, "0"),), certain=True),)
-        elif word in names.file.labels:
-            help, fixes = f"`{word}` is a label, and no value: branches are joined by `concat {{ in; @{word} }}`", ()
-        elif word == "same" and type_ is not None and type_.kind == "size":
-            help, fixes = "`conv` alone knows `pad=same`: write a number, such as `pad=1` with a 3x3 kernel", ()
-        elif word == "classes":
-            help = "state how many there are: `classes 10`"
-        elif word == "in":
-            help, fixes = (
-                "`in` is no number: `in.c` is; tensors are joined in braces, as in `add { in; conv 3x3 16 }`",
-                (),
-            )
-        elif word in ("True", "False") or (type_ is not None and type_.kind == "bool" and word in _TRUTHS):
-            help = f"write `{_TRUTHS[word]}`"
-            fixes = (Fix(help, (Edit(node.span, _TRUTHS[word]),), certain=type_ is None or type_.kind == "bool"),)
-        elif help is None and type_ is not None and type_.words and word not in OPS:
-            help = f"the words here are {', '.join(f'`{w}`' for w in type_.words)}"
-        elif word in OPS:
-            message = f"`{word}` is an operator, and {type_} is wanted here"
-            help = f"elements are joined by `|`: `| {word}`; a parameter that takes an operator has the type `op`"
-            raise self.fail("E0204", message, node.span, help=help, fixes=pipe_before(node.span, word))
-        elif help is None and type_ is not None and type_.kind == "op":
-            help = "name an operator, such as `relu` or `gelu`"
-        elif help is None and type_ is not None and type_.kind == "str":
-            help = f'a text stands in quotes: `"{word}"`'
-            fixes = (Fix(help, (Edit(node.span, f'"{word}"'),)),)
-        elif help is None:
-            help = f"define it with `let {word} = ...`, or at the top of the file with `param {word} = ...`"
-        raise self.fail("E0207", f"unknown name `{word}`", node.span, help=help, fixes=fixes)
+    def _size(self, node: ast.SizeLiteral, scope: LocalScope, type_: Type | None, origin: int) -> ir.Expr:
+        sizes = [ir.Expr(kind="number", value=size, origin=origin) for size in (node.height, node.width)]
+        return ir.Expr(kind="size", parts=tuple(sizes), origin=origin)
+
+    def _name(self, node: ast.Name, scope: LocalScope, type_: Type | None, origin: int) -> ir.Expr:
+        kind = scope.meaning(node.name, type_)
+        if kind is None:
+            raise unknown_name(self.context.reporter, node, scope, type_)
+        if kind == "name":
+            self.context.used_names.add(node.name)
+        return ir.Expr(kind=kind, value=node.name, origin=origin)
+
+    def _dim(self, node: ast.Dim, scope: LocalScope, type_: Type | None, origin: int) -> ir.Expr:
+        return ir.Expr(kind="dim", value=node.axis, origin=origin)
+
+    def _unary(self, node: ast.Unary, scope: LocalScope, type_: Type | None, origin: int) -> ir.Expr:
+        kind = "neg" if node.operator == "-" else "not"
+        return ir.Expr(kind=kind, parts=self._parts([node.operand], scope), origin=origin)
+
+    def _binary(self, node: ast.Binary, scope: LocalScope, type_: Type | None, origin: int) -> ir.Expr:
+        text = node.span.text
+        if type_ is not None and type_.kind == "str" and "\n" not in text:
+            help = f'a text stands in quotes: `"{text}"`'
+            fixes = [Fix(help, (Edit(node.span, f'"{text}"'),), certain=True)]
+            raise self.context.reporter.error("E0204", f"`{text}` is no text", node.span, help=help, fixes=fixes)
+        return ir.Expr(kind=node.operator, parts=self._parts([node.left, node.right], scope), origin=origin)
+
+    def _function_call(self, node: ast.FunctionCall, scope: LocalScope, type_: Type | None, origin: int) -> ir.Expr:
+        if node.function not in INITS:
+            return ir.Expr(kind="call", value=node.function, parts=self._parts(node.args, scope), origin=origin)
+        if type_ is None or type_.kind != "init":
+            help = "only the `init` of a call takes one: `conv 3x3 16 init=normal(0.01)`"
+            message = f"`{node.function}` is an initialisation"
+            raise self.context.reporter.error("E0207", message, node.span, help=help)
+        types = [parameter.type for parameter in INITS[node.function].parameters.values()]
+        pairs = zip(node.args, chain(types, repeat(None)), strict=False)
+        parts = tuple([self.resolve(arg, scope, own) for arg, own in pairs])
+        return ir.Expr(kind="init", value=node.function, parts=parts, origin=origin)
+
+    def _choice(self, node: ast.Choice, scope: LocalScope, type_: Type | None, origin: int) -> ir.Expr:
+        condition = self.resolve(node.condition, scope)
+        branches = [self.resolve(part, scope, type_) for part in (node.then, node.otherwise)]
+        return ir.Expr(kind="choice", parts=(condition, *branches), origin=origin)
+
+    def _interval(self, node: ast.Interval, scope: LocalScope, type_: Type | None, origin: int) -> ir.Expr:
+        return ir.Expr(kind="interval", parts=self._parts([node.low, node.high], scope), origin=origin)
+
+    def _list(self, node: ast.ListLiteral, scope: LocalScope, type_: Type | None, origin: int) -> ir.Expr:
+        return ir.Expr(kind="list", parts=self._parts(node.items, scope), origin=origin)
+
+    def _group(self, node: ast.Group, scope: LocalScope, type_: Type | None, origin: int) -> ir.Expr:
+        return self.resolve(node.inner, scope, type_)

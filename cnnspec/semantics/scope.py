@@ -1,13 +1,14 @@
-"""What a file defines: its constants, its blocks, its defaults."""
+"""The names that a file defines, and those that an expression in it can use."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from cnnspec import ir
+from cnnspec.ops import OPS
 from cnnspec.schema import OpName, Type
 from cnnspec.semantics.loader import standard_blocks
 from cnnspec.syntax import ast
@@ -22,12 +23,12 @@ class FileScope:
     """The names of one file.
 
     Attributes:
-        constants: `param`, `classes`, and every `let` of the top that does not depend on the image.
-        blocks: Blocks defined here or taken with `use`, each with the scope it was defined in.
-        defaults: Arguments that `default` sets, by callee.
-        pending: Each `let` of the top that depends on the image.
-        lost: Blocks that are named by a `use` which failed; calls of them are not judged.
-        find_standard: Looks a standard block up.
+        constants: The values of `param`, `classes`, and each top-level `let` that does not depend on the image.
+        blocks: The blocks that the file defines or takes with `use`, each with the scope of its definition.
+        defaults: The arguments set by `default`, by callee.
+        image_dependent: Each top-level `let` that depends on the image.
+        unavailable: Blocks that a failed `use` names; calls of them are not checked.
+        find_standard: Finds a standard block.
     """
 
     file: ast.File
@@ -35,23 +36,52 @@ class FileScope:
     constants: dict[str, Any] = field(default_factory=dict[str, Any])
     blocks: dict[str, FoundBlock] = field(default_factory=dict[str, FoundBlock])
     defaults: dict[str, dict[str, ir.Expr]] = field(default_factory=dict[str, dict[str, ir.Expr]])
-    pending: set[str] = field(default_factory=set[str])
-    lost: set[str] = field(default_factory=set[str])
+    image_dependent: set[str] = field(default_factory=set[str])
+    unavailable: set[str] = field(default_factory=set[str])
 
     @cached_property
     def labels(self) -> frozenset[str]:
-        """Every label of the file, wherever it stands."""
+        """Every label of the file, at any depth."""
         flows = (part for part in self.file.walk() if isinstance(part, ast.Flow))
         return frozenset(flow.label.name for flow in flows if flow.label)
 
     def find_block(self, name: str) -> FoundBlock | None:
-        """The block that a name means in this file."""
+        """Find the block of this name that the file can call."""
         return self.blocks.get(name) or self.find_standard(name)
 
     def block_names(self) -> list[str]:
-        """Every block that can be called here."""
+        """List every block that the file can call."""
         return [*self.blocks, *standard_blocks()]
 
-    def variables(self) -> dict[str, Type | None]:
-        """The constants as variables, with the type of operators marked."""
-        return {name: _OPERATOR if isinstance(value, OpName) else _OTHER for name, value in self.constants.items()}
+    def local(self) -> LocalScope:
+        """Return a scope whose variables are the constants, with the type of operators marked."""
+        types: dict[str, Type | None] = {
+            name: _OPERATOR if isinstance(value, OpName) else _OTHER for name, value in self.constants.items()
+        }
+        return LocalScope(self, types)
+
+    def top_level(self) -> LocalScope:
+        """Return the scope of a top-level expression, which can also name values that depend on the image."""
+        return LocalScope(self, {**self.local().variables, **dict.fromkeys(self.image_dependent)})
+
+
+@dataclass(frozen=True, slots=True)
+class LocalScope:
+    """The names that an expression can use: variables, with their type where it is known, and those of the file."""
+
+    file: FileScope
+    variables: Mapping[str, Type | None]
+
+    def with_variable(self, name: str, type_: Type | None = None) -> LocalScope:
+        """Return this scope with one more variable."""
+        return LocalScope(self.file, {**self.variables, name: type_})
+
+    def meaning(self, word: str, type_: Type | None) -> Literal["name", "word", "op"] | None:
+        """Return the kind of expression that a bare word is where a value of a type is expected, or None."""
+        if word in self.variables:
+            return "name"
+        if type_ is not None and word in type_.words:
+            return "word"
+        if word in OPS and (type_ is None or type_.kind == "op"):
+            return "op"
+        return None

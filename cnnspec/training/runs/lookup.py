@@ -15,7 +15,7 @@ from cnnspec.checker.check import check
 from cnnspec.diagnostics import CnnspecError, Reporter
 from cnnspec.ir import Graph, Model
 from cnnspec.recipe import ORIGINS, Recipe
-from cnnspec.semantics.names import Places
+from cnnspec.semantics.context import Places
 from cnnspec.training.loop.journal import read_journal
 from cnnspec.training.runs.listing import read_result
 

@@ -1,0 +1,401 @@
+"""Hints for arguments that the normal rules cannot bind, or bind only by accident.
+
+Each table is ordered. A hint reports the error and returns it, or returns None to leave the argument to the next one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+from cnnspec.diagnostics import Edit, Fix, Label, Reported, Reporter, Span, nearest, respell
+from cnnspec.diagnostics.suggestions import NO_PLACES, NO_SETTINGS, pipe_before, share
+from cnnspec.ops import FOREIGN_ARGUMENTS, INFERRED, OPS
+from cnnspec.recipe import ENTRIES
+from cnnspec.schema import Parameter
+from cnnspec.semantics.call_site import REPEAT_WORD, Binding, CallSite
+from cnnspec.syntax import LABEL_WORDS, ast
+
+Hint = Callable[[Binding], Reported | None]
+Advice = tuple[str, Sequence[Fix]]
+"""A help and its fixes."""
+
+_INPUT_CHANNELS = {"conv": 1, "bn": 0, "ln": 0, "in_norm": 0, "gn": 1, "linear": 0}
+"""The position at which torch's modules take the number of input channels."""
+_EXAMPLES = {"size": "2", "int": "2", "float": "0.1"}
+"""An example value by kind."""
+_FOREIGN_WORDS = ("padding", "strides", "stride", "downsample")
+"""Arguments of other libraries that are never the name of a value."""
+_HALVED = "write `{}` to halve the map, and nothing to keep it"
+_MAX_STRIDE = 7
+"""The largest plausible stride."""
+
+
+# --- edits ---------------------------------------------------------------------------------------
+
+
+def _insertion(span: Span, offset: int, text: str) -> Edit:
+    return Edit(Span(span.source, offset, offset), text)
+
+
+def _removal(arg: ast.Argument, help: str, *, certain: bool = True) -> Fix:
+    """Remove an argument and the blanks before it."""
+    span = arg.span
+    start = len(span.source.text[: span.start].rstrip(" \t"))
+    return Fix(help, (Edit(Span(span.source, start, span.end), ""),), certain)
+
+
+def _stride_as_flag(flag: str, arg: ast.Argument | None) -> Sequence[Fix]:
+    """Replace a stride by the flag that stands for it."""
+    stride = arg.value.value if arg and isinstance(arg.value, ast.Number) else None
+    if arg and stride == 2:
+        return [Fix(f"write `{flag}`", (Edit(arg.span, flag),), certain=True)]
+    return [_removal(arg, "take it out")] if arg and stride == 1 else []
+
+
+def _is_word(value: ast.Expr, word: str) -> bool:
+    return isinstance(value, ast.Name) and value.name == word
+
+
+# --- arguments that the parser read across a line end, or that touch the next one -------------------
+
+
+def _open_range(binding: Binding) -> Reported | None:
+    """`0..` at the end of a line, where a word of the next line was read as the end of the range."""
+    value = binding.arg.value
+    if not (isinstance(value, ast.Interval) and isinstance(value.high, ast.Name)):
+        return None
+    end = value.span.source.text.find("\n", value.low.span.end, value.high.span.start)
+    if end < 0 or value.high.name in binding.site.scope.variables:
+        return None
+    span = Span(value.span.source, end, end)
+    help = "a range needs its end: `0..8`"
+    return binding.error("E0101", "the line ends too early", span, help=help, taken=len(binding.remaining))
+
+
+def _percent(value: ast.Expr) -> Span | None:
+    """Find a percentage at the end of a line, where a word of the next line was read as the divisor."""
+    if not (isinstance(value, ast.Binary) and value.operator == "%" and isinstance(value.left, ast.Number)):
+        return None
+    text, end = value.span.source.text, value.right.span.start
+    sign = re.compile(r"[ \t]*%").match(text, value.left.span.end)
+    divisor = isinstance(value.right, ast.Name) and value.right.name in (*OPS, *LABEL_WORDS, *ENTRIES)
+    if sign is None or not divisor or "\n" not in text[sign.end() : end]:
+        return None
+    return Span(value.span.source, value.span.start, sign.end())
+
+
+def report_percents(reporter: Reporter, values: Iterable[ast.Expr]) -> Reported | None:
+    """Report every percentage at the end of a line; returns the last error."""
+    error = None
+    for span in filter(None, map(_percent, values)):
+        fix = share(span)
+        error = reporter.error("E0101", f"`{span.text}` cannot stand here", span, help=fix.help, fixes=[fix])
+    return error
+
+
+def _percents(binding: Binding) -> Reported | None:
+    if _percent(binding.arg.value) is None:
+        return None
+    binding.taken = len(binding.remaining)  # the others belong to another statement
+    return report_percents(binding.reporter, [arg.value for arg in binding.remaining])
+
+
+def _index(binding: Binding) -> Reported | None:
+    """`widths[0]`."""
+    arg, following = binding.arg, binding.following
+    if following is None or arg.span.source.text[arg.span.end : following.span.start + 1] != "[":
+        return None
+    span = arg.value.span.to(following.span)
+    return binding.error("E0101", f"`{span.text}` cannot stand here", span, help=NO_PLACES, taken=2)
+
+
+MALFORMED: Sequence[Hint] = (_open_range, _percents, _index)
+"""Hints for positional and keyword arguments."""
+
+
+# --- positional arguments ------------------------------------------------------------------------
+
+
+def _late_repeat(binding: Binding) -> Reported | None:
+    """`conv 3x3 16 x3`."""
+    word, callee = binding.word, binding.site.span
+    if not REPEAT_WORD.fullmatch(word):
+        return None
+    span = binding.arg.span
+    message, help = (
+        f"the repeat `{word}` does not stand right after the name",
+        f"write `{binding.site.callee} {word} ...`",
+    )
+    edits = _insertion(callee, callee.end, f" {word}"), Edit(Span(span.source, span.start - 1, span.end), "")
+    return binding.error("E0106", message, help=help, fixes=[Fix(help, edits, certain=True)])
+
+
+def _spaced_size(binding: Binding) -> Reported | None:
+    """`3 x 3`, or a repeat with a blank in it: `conv x 3`."""
+    site, following = binding.site, binding.following
+    if binding.word != "x" or "x" in site.scope.variables:
+        return None
+    if following is None or not isinstance(following.value, ast.Number):
+        return None
+    count, callee = following.span.text, site.span
+    before = site.args[binding.index - 1] if binding.index else None
+    kinds = [parameter.type.kind for parameter in site.parameters.values()]
+    is_height = before and before.name is None and isinstance(before.value, ast.Number)
+    if before and is_height and kinds[binding.index - 1 : binding.index] == ["size"]:
+        written = f"{before.span.text}x{count}"
+        edits = (Edit(before.span.to(following.span), written),)
+    else:
+        written = f"{site.callee} x{count}"
+        start = before.span.end if before else callee.end
+        edits = _insertion(callee, callee.end, f" x{count}"), Edit(Span(callee.source, start, following.span.end), "")
+    fix = Fix(f"write `{written}`", edits, certain=True)
+    return binding.error("E0207", "unknown name `x`", help=fix.help, fixes=[fix], taken=2)
+
+
+def _numbers_of_a_list(binding: Binding) -> Reported | None:
+    """`step 100 150` where a list is expected."""
+    name = binding.unbound
+    if name is None or binding.site.parameters[name].type.kind != "list":
+        return None
+    items: list[Span] = []
+    for arg in binding.remaining:
+        if arg.name is not None or not isinstance(arg.value, ast.Number) or type(arg.value.value) is not int:
+            break
+        items.append(arg.span)
+    if len(items) < 2:
+        return None
+    span = items[0].to(items[-1])
+    written = f"{name}=[{', '.join(item.text for item in items)}]"
+    message = f"the numbers of a list stand in brackets, and `{binding.site.callee}` takes one here"
+    fix = Fix(f"a list: `{written}`", (Edit(span, written),), certain=True)
+    return binding.error("E0204", message, span, help=fix.help, fixes=[fix], taken=len(items))
+
+
+def _named_repeat(binding: Binding) -> Reported | None:
+    """`xn` for `repeat=n`."""
+    word, variables = binding.word, binding.site.scope.variables
+    if not binding.site.repeatable or word[:1] != "x" or word in variables or word[1:] not in variables:
+        return None
+    span, written = binding.arg.span, f"repeat={word[1:]}"
+    fix = Fix(f"write `{written}`", (Edit(span, written),))
+    help = f"{fix.help}; a number alone can follow the `x`"
+    return binding.error("E0207", f"unknown name `{span.text}`", help=help, fixes=[fix])
+
+
+def _input_channels(binding: Binding) -> Reported | None:
+    """The number of input channels, which torch's modules take."""
+    callee, value, following = binding.site.callee, binding.arg.value, binding.following
+    if _INPUT_CHANNELS.get(callee) != binding.index or not (isinstance(value, ast.Number) and value.value >= 2):
+        return None
+    after = following.value if following else None
+    if callee == "linear" and not (isinstance(after, ast.Number) or (after and _is_word(after, "classes"))):
+        return None
+    if callee == "conv":  # a third number is the stride, unless there is a keyword `stride` as well
+        args = binding.site.args
+        sized, strided = isinstance(args[0].value, ast.SizeLiteral), any(arg.name == "stride" for arg in args)
+        if not (sized and strided and isinstance(after, ast.Number) and after.value > _MAX_STRIDE):
+            return None
+    help = "take it out: that is known"
+    message = f"`{callee}` is not told that {binding.arg.span.text} channels come in"
+    return binding.error("E0205", message, help=help, fixes=[_removal(binding.arg, help, certain=callee != "conv")])
+
+
+def _keyword_without_sign(binding: Binding) -> Reported | None:
+    """`stride 2` for `stride=2`."""
+    word, site, following = binding.word, binding.site, binding.following
+    foreign = FOREIGN_ARGUMENTS.get(word, ()) if word in _FOREIGN_WORDS else ()
+    name = next((name for name in (word, *foreign) if name in site.known), None)
+    if name is None or word in site.scope.variables or word in site.known[name].type.words:
+        return None
+    type_ = site.known[name].type
+    given = ast.Argument(binding.arg.span.to(following.span), name, following.value) if following else None
+    if type_.kind == "bool":  # the parameter's own name would be a flag
+        fixes = _stride_as_flag(name, given)
+        return binding.error("E0207", f"unknown name `{word}`", help=_HALVED.format(name), fixes=fixes, taken=2)
+    message = f"`{word}` is an argument without a value"
+    if given is None:
+        help = f"write `{name}={_EXAMPLES.get(type_.kind, '...')}`: {name} is {type_}"
+        return binding.error("E0207", message, help=help, taken=2)
+    written = f"{name}={given.value.span.text}"
+    fix = Fix(f"write `{written}`", (Edit(given.span, written),), certain=True)
+    return binding.error("E0207", message, help=fix.help, fixes=[fix], taken=2)
+
+
+def _value_of_another(binding: Binding) -> Reported | None:
+    """A word that only one of the other parameters knows."""
+    word, parameters = binding.word, binding.site.parameters
+    knowing = [name for name, parameter in parameters.items() if word in parameter.type.words]
+    written = f"{knowing[0]}={word}" if len(knowing) == 1 else ""
+    if word == "valid" and "pad" in parameters:
+        knowing, written = ["pad"], "pad=0"
+    if not written or word in binding.site.scope.variables or knowing[0] in (binding.next_parameter, *binding.values):
+        return None
+    fix = Fix(f"write `{written}`", (Edit(binding.arg.span, written),), certain=True)
+    message = f"`{binding.arg.span.text}` is the value of another argument"
+    return binding.error("E0207", message, help=fix.help, fixes=[fix])
+
+
+def _settings_of_an_operator(binding: Binding) -> Reported | None:
+    """`act=leaky_relu 0.1`."""
+    if not binding.keyword_seen:
+        return None
+    before = binding.site.args[binding.index - 1].value
+    if not (isinstance(before, ast.Name) and before.name in OPS):
+        return None
+    fix = _removal(binding.arg, NO_SETTINGS, certain=False)
+    return binding.error("E0205", "positional arguments come first", help=fix.help, fixes=[fix])
+
+
+def _after_a_keyword(binding: Binding) -> Reported | None:
+    if not binding.keyword_seen:
+        return None
+    span, name = binding.arg.span, binding.unbound
+    help, fixes = "remove it", list[Fix]()
+    if name is not None:
+        help = f"write `{name}={span.text}`"
+        fixes = [Fix(help, (_insertion(span, span.start, f"{name}="),))]
+    return binding.error("E0205", "positional arguments come first", help=help, fixes=fixes)
+
+
+def _too_many(binding: Binding) -> Reported | None:
+    if binding.unbound is not None:
+        return None
+    site, word, span = binding.site, binding.word, binding.arg.span
+    takes = _takes(site.callee, site.parameters)
+    if not word or word in site.scope.variables:
+        help = f"{takes}; elements are joined by `|`"
+        return binding.error("E0205", f"`{site.callee}` has too many arguments", help=help)
+    help, fixes = respell(span, word, site.parameters)
+    if word in OPS or site.scope.file.find_block(word):
+        fixes = pipe_before(span, word)
+        help = fixes[0].help
+    return binding.error("E0202", f"`{site.callee}` has no flag `{word}`", help=help or takes, fixes=fixes)
+
+
+def _misspelt_flag(binding: Binding) -> Reported | None:
+    word, site = binding.word, binding.site
+    if not word or word in site.scope.variables or word in OPS:
+        return None
+    if any(word in parameter.type.words for parameter in site.parameters.values()):
+        return None
+    near = nearest(word, [name for name, parameter in site.parameters.items() if parameter.type.kind == "bool"])
+    if not near:
+        return None
+    help, fixes = respell(binding.arg.span, word, near)
+    return binding.error("E0202", f"`{site.callee}` has no flag `{word}`", help=help, fixes=fixes)
+
+
+POSITIONAL: Sequence[Hint] = (
+    _late_repeat,
+    _spaced_size,
+    _numbers_of_a_list,
+    _named_repeat,
+    _input_channels,
+    _keyword_without_sign,
+    _value_of_another,
+    _settings_of_an_operator,
+    _after_a_keyword,
+    _too_many,
+    _misspelt_flag,
+)
+"""Hints for positional arguments that are not flags."""
+
+
+# --- keyword arguments ---------------------------------------------------------------------------
+
+
+def _foreign_argument(binding: Binding) -> Advice | None:
+    """An argument by the name that it has in other libraries."""
+    name, parameters = binding.arg.name or "", binding.site.parameters
+    own = next((own for own in FOREIGN_ARGUMENTS.get(name, ()) if own in parameters), None)
+    if own is None:
+        return None
+    if parameters[own].type.kind == "bool" and not isinstance(binding.arg.value, ast.Bool):
+        return _HALVED.format(own), _stride_as_flag(own, binding.arg)
+    fix = Fix(f"write `{own}`", (Edit(binding.arg.name_span, own),), certain=True)
+    return f"it is called `{own}` here", [fix]
+
+
+def _activation(binding: Binding) -> Advice | None:
+    if binding.arg.name not in ("activation", "act") or binding.site.callee not in OPS:
+        return None
+    return "an activation is an element of its own: `| relu`", ()
+
+
+def _inferred(binding: Binding) -> Advice | None:
+    """`in_channels=3`."""
+    if binding.arg.name not in INFERRED:
+        return None
+    return "take it out: what comes in is known", [_removal(binding.arg, "take it out")]
+
+
+def _misspelt_argument(binding: Binding) -> Advice | None:
+    help, fixes = respell(binding.arg.name_span, binding.arg.name or "", binding.site.known)
+    return (help, fixes) if help else None
+
+
+UNKNOWN_ARGUMENT: Sequence[Callable[[Binding], Advice | None]] = (
+    _foreign_argument,
+    _activation,
+    _inferred,
+    _misspelt_argument,
+)
+"""Advice on a keyword argument that the callee does not have."""
+
+
+def _unknown_argument(binding: Binding) -> Reported | None:
+    site, name = binding.site, binding.arg.name
+    if name is None or site.parameter(name) is not None:
+        return None
+    found = (advice(binding) for advice in UNKNOWN_ARGUMENT)
+    help, fixes = next(filter(None, found), (_takes(site.callee, site.known), ()))
+    message = f"`{site.callee}` has no argument `{name}`"
+    return binding.error("E0202", message, binding.arg.name_span, help=help, fixes=fixes)
+
+
+def _kernel_after_channels(binding: Binding) -> Advice | None:
+    """`conv 16 kernel=3`, where the first number was taken for the kernel."""
+    site, arg, first = binding.site, binding.arg, binding.site.args[0]
+    if binding.parameter != "kernel" or "c" not in site.parameters or "c" in binding.values:
+        return None
+    if first.name is not None or any(other.name == "c" for other in site.args):
+        return None
+    channels, kernel = first.span.text, arg.value.span.text
+    written = f"{kernel}x{kernel} {channels}" if kernel.isdigit() else f"{kernel} {channels}"
+    help = f"the kernel comes first: `{site.callee} {written}`"
+    return help, [Fix(help, (Edit(first.span, written), *_removal(arg, help).edits))]
+
+
+def _given_twice(binding: Binding) -> Reported | None:
+    name, arg = binding.parameter, binding.arg
+    if name is None or name not in binding.values:
+        return None
+    first = binding.spans[name]
+    advice = _kernel_after_channels(binding)
+    if advice is None:
+        one, other = (span.text.split("=", 1)[-1].strip() for span in (first, arg.span))
+        advice = "keep one of the two", [_removal(arg, "keep the first one", certain=one == other)]
+    labels = [Label(first, "given here first")]
+    return binding.error("E0206", f"`{name}` is given twice", help=advice[0], labels=labels, fixes=advice[1])
+
+
+NAMED: Sequence[Hint] = (_unknown_argument, _given_twice)
+"""Hints for keyword arguments and flags."""
+
+
+# --- missing arguments ---------------------------------------------------------------------------
+
+
+def missing_arguments(site: CallSite, missing: Sequence[Parameter]) -> Advice:
+    """Advise on the required arguments that a call lacks."""
+    if site.callee == "linear" and "classes" in site.scope.variables:
+        help = "for the last layer write `linear classes`"
+        return help, [Fix(help, (_insertion(site.span, site.span.end, " classes"),))]
+    example = " ".join(f"{parameter.name}=..." for parameter in missing)
+    return f"add `{example}`: {missing[0].name} is {missing[0].type}", ()
+
+
+def _takes(callee: str, parameters: Iterable[str]) -> str:
+    listed = ", ".join(f"`{name}`" for name in parameters)
+    return f"`{callee}` takes {listed or 'no arguments'}"

@@ -1,0 +1,293 @@
+"""Elaborate blocks, and the statements and elements in their bodies.
+
+No shape is known yet. A wrong statement becomes `Broken`, so that the check can continue after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from cnnspec import ir
+from cnnspec.diagnostics import Label, Reported, Span, counted
+from cnnspec.ir.evaluate import literal
+from cnnspec.limits import MAX_DEPTH
+from cnnspec.semantics.arguments import ArgumentBinder
+from cnnspec.semantics.blocks import BLOCK_TYPES, check_header, signature
+from cnnspec.semantics.calls import CallBinder
+from cnnspec.semantics.context import FILLED, Context
+from cnnspec.semantics.names import ExpressionResolver
+from cnnspec.semantics.scope import FileScope, LocalScope
+from cnnspec.syntax import ast
+
+_MAX_CALL_DEPTH = 48
+
+_Rule = Callable[[Any, LocalScope, int], ir.Element]
+
+
+class BodyElaborator:
+    """Turns blocks and the statements of networks into pieces of a Model.
+
+    Attributes:
+        blocks: The blocks that are called, by their key.
+    """
+
+    def __init__(self, context: Context, expressions: ExpressionResolver, arguments: ArgumentBinder) -> None:
+        self.context = context
+        self.expressions = expressions
+        self.calls = CallBinder(context, arguments, self)
+        self.blocks: dict[str, ir.Block] = {}
+        self._keys: dict[int, str] = {}
+        self._rules: dict[type[ast.Node], _Rule] = {
+            ast.Call: self._call,
+            ast.Braces: self._braces,
+            ast.Repeat: self._repeat,
+            ast.Join: self._join,
+            ast.If: self._if,
+            ast.Each: self._each,
+            ast.Reference: self._reference,
+            ast.In: self._in,
+            ast.Nothing: self._nothing,
+        }
+
+    # --- blocks ----------------------------------------------------------------------------------
+
+    def key(self, scope: FileScope, block: ast.Block, call: Span | None) -> str:
+        """Return the key of a block in the Model; elaborate the block when it is first called.
+
+        Args:
+            scope: The scope of its definition.
+            block: The block.
+            call: The span of the call; None if the block is elaborated only to check it.
+
+        Raises:
+            Reported: It calls itself, or blocks call one another too deeply.
+        """
+        if call is not None:
+            self._refuse_recursion(block, call)
+        key = self._keys.get(id(block))
+        if key is not None:
+            return key
+        if len(self.context.open_blocks) >= _MAX_CALL_DEPTH and call is not None:
+            message = f"blocks call one another deeper than the limit of {_MAX_CALL_DEPTH}"
+            raise self.context.reporter.error("E0405", message, call, help="join some of the blocks")
+        key = block.name
+        while key in self._keys.values():
+            key += "_"
+        self._keys[id(block)] = key
+        with self.context.inside(block, call or block.name_span):
+            self.blocks[key] = self._block(scope, block)
+        return key
+
+    def elaborate_own_blocks(self, scope: FileScope) -> None:
+        """Elaborate the blocks that a file defines, whether they are called or not."""
+        for owner, block in list(scope.blocks.values()):
+            if owner is scope:
+                self.key(owner, block, None)
+
+    def _refuse_recursion(self, block: ast.Block, call: Span) -> None:
+        open_blocks = [other for other, _ in self.context.open_blocks]
+        start = next((index for index, other in enumerate(open_blocks) if other is block), None)
+        if start is None:
+            return
+        cycle = [other.name for other in (*open_blocks[start:], block)]
+        through = f" through {' -> '.join(f'`{name}`' for name in cycle)}" if len(cycle) > 2 else ""
+        message = f"the block `{block.name}` calls itself{through}"
+        labels = [Label(block.name_span, "defined here")]
+        help = "repeat a part with `repeat n { ... }`; a block cannot call itself"
+        raise self.context.reporter.error("E0210", message, call, labels=labels, help=help)
+
+    def _block(self, scope: FileScope, block: ast.Block) -> ir.Block:
+        check_header(block, self.context.reporter)
+        parameters, inner = self._parameters(block, scope.local())
+        body = self.statements(block.body, inner)
+        used = self.context.used_names
+        return ir.Block(
+            name=block.name,
+            parameters=tuple(parameters),
+            body=body,
+            constants={name: literal(value) for name, value in scope.constants.items() if name in used},
+            origin=self.context.places.add(block.name_span),
+        )
+
+    def _parameters(self, block: ast.Block, scope: LocalScope) -> tuple[list[ir.BlockParameter], LocalScope]:
+        """Elaborate the parameters of a block; returns them with the scope of its body."""
+        types = {name: parameter.type for name, parameter in signature(block).items()}
+        parameters: list[ir.BlockParameter] = []
+        for node in block.parameters:
+            type_ = types[node.name]
+            default = None
+            if node.default is not None:
+                try:
+                    default = self.expressions.resolve(node.default, scope, type_)
+                except Reported:
+                    default = ir.Expr(kind="name", value="")  # an unknown value
+            origin = self.context.places.add(node.span)
+            try:
+                self.context.check_name_limit(len(scope.variables), node.span)
+            except Reported:
+                break
+            kind: Any = type_.kind
+            parameter = ir.BlockParameter(name=node.name, type=kind, default=default, once=node.once, origin=origin)
+            parameters.append(parameter)
+            scope = scope.with_variable(node.name, type_)
+        return parameters, scope
+
+    # --- statements ------------------------------------------------------------------------------
+
+    def statements(self, body: Iterable[ast.Statement], scope: LocalScope) -> tuple[ir.Statement, ...]:
+        """Elaborate the statements of a body; a wrong one becomes a flow that is `Broken`."""
+        out: list[ir.Statement] = []
+        for statement in body:
+            origin = self.context.places.add(statement.span)
+            try:
+                out.append(self._statement(statement, scope, origin))
+            except Reported:
+                out.append(self._broken(statement, origin))
+            if isinstance(statement, ast.Let):
+                scope = scope.with_variable(statement.name)
+        return tuple(out)
+
+    def _statement(self, node: ast.Statement, scope: LocalScope, origin: int) -> ir.Statement:
+        match node:
+            case ast.Let():
+                self.context.check_name_limit(len(scope.variables), node.name_span)
+                return ir.Let(name=node.name, value=self.expressions.resolve(node.value, scope), origin=origin)
+            case ast.Require():
+                self.context.used_names.update(FILLED.findall(node.message or ""))
+                condition = self.expressions.resolve(node.condition, scope)
+                return ir.Require(condition=condition, message=node.message, origin=origin)
+            case _:
+                return self._flow(node, scope)
+
+    @staticmethod
+    def _broken(statement: ast.Statement, origin: int) -> ir.Flow:
+        label = statement.label if isinstance(statement, ast.Flow) else None
+        return ir.Flow(
+            label=label.name if label else None,
+            counted=_is_counted(label),
+            elements=(ir.Broken(origin=origin),),
+            origin=origin,
+        )
+
+    def _flow(self, node: ast.Flow, scope: LocalScope) -> ir.Flow:
+        """Elaborate a pipeline; each wrong element is reported."""
+        elements: list[ir.Element] = []
+        failed = False
+        for index, element in enumerate(node.elements):
+            try:
+                self._refuse_misplaced(element, index, len(node.elements))
+                elements.append(self._element(element, scope))
+            except Reported:
+                failed = True
+        condition = self.expressions.resolve(node.condition, scope) if node.condition is not None else None
+        if failed:
+            raise Reported
+        label = node.label
+        first = node.elements[0]
+        span = label.span if label else getattr(first, "callee_span", first.span)
+        return ir.Flow(
+            label=label.name if label else None,
+            counted=_is_counted(label),
+            elements=tuple(elements),
+            condition=condition,
+            origin=self.context.places.add(span, node.pipeline_span),
+        )
+
+    def _refuse_misplaced(self, element: ast.Element, index: int, count: int) -> None:
+        """Refuse an element that ignores its input after another one, and `nothing` next to others."""
+        reporter = self.context.reporter
+        if index and isinstance(element, (ast.In, ast.Reference)):
+            word = "in" if isinstance(element, ast.In) else f"@{element.label}"
+            message = f"`{word}` behind a `|` throws away what flows in"
+            help = f"start a pipeline with it, or join both: `concat {{ ...; {word} }}`"
+            raise reporter.error("E0216", message, element.span, help=help)
+        if isinstance(element, ast.Nothing) and count > 1:
+            help = "remove the other elements, or `nothing`"
+            raise reporter.error("E0216", "`nothing` stands alone in its branch", element.span, help=help)
+
+    # --- elements --------------------------------------------------------------------------------
+
+    def _element(self, node: ast.Element, scope: LocalScope) -> ir.Element:
+        context = self.context
+        if context.depth >= MAX_DEPTH:
+            context.too_deep = True
+            message = f"elements stand inside of one another deeper than the limit of {MAX_DEPTH}"
+            raise context.reporter.error("E0405", message, node.span, help="call fewer blocks from within blocks")
+        origin = context.places.add(node.span)
+        rule = self._rules.get(type(node))
+        if rule is None:
+            raise Reported
+        context.depth += 1
+        try:
+            return rule(node, scope, origin)
+        finally:
+            context.depth -= 1
+
+    def _call(self, node: ast.Call, scope: LocalScope, origin: int) -> ir.Element:
+        return self.calls.bind(node, node.args, scope, node.repeat)
+
+    def _braces(self, node: ast.Braces, scope: LocalScope, origin: int) -> ir.Element:
+        return ir.Braces(body=self.statements(node.body, scope), origin=origin)
+
+    def _repeat(self, node: ast.Repeat, scope: LocalScope, origin: int) -> ir.Element:
+        inner = scope.with_variable(node.variable, BLOCK_TYPES["int"]) if node.variable else scope
+        count = self.expressions.resolve(node.count, scope)
+        body = self.statements(node.body, inner)
+        return ir.Repeat(count=count, variable=node.variable, body=body, origin=origin)
+
+    def _join(self, node: ast.Join, scope: LocalScope, origin: int) -> ir.Element:
+        if not any(isinstance(statement, ast.Flow) for statement in node.body):
+            help = "write one statement for each branch into its braces"
+            raise self.context.reporter.error("E0216", f"`{node.kind}` has no branch", node.span, help=help)
+        return ir.Join(join=node.kind, body=self.statements(node.body, scope), origin=origin)
+
+    def _if(self, node: ast.If, scope: LocalScope, origin: int) -> ir.Element:
+        return ir.If(
+            condition=self.expressions.resolve(node.condition, scope),
+            then=self.statements(node.then, scope),
+            otherwise=self.statements(node.otherwise or (), scope),
+            origin=origin,
+        )
+
+    def _reference(self, node: ast.Reference, scope: LocalScope, origin: int) -> ir.Element:
+        return ir.Reference(label=node.label, origin=origin)
+
+    def _in(self, node: ast.In, scope: LocalScope, origin: int) -> ir.Element:
+        return ir.In(origin=origin)
+
+    def _nothing(self, node: ast.Nothing, scope: LocalScope, origin: int) -> ir.Element:
+        return ir.Nothing(origin=origin)
+
+    def _each(self, node: ast.Each, scope: LocalScope, origin: int) -> ir.Element:
+        """Elaborate a table into one call for each row."""
+        flows: list[ir.Flow] = []
+        for row in node.rows:
+            try:
+                flows.append(self._row(node, row, scope))
+            except Reported:
+                pass
+        if not node.rows:
+            help = "write one row for each call"
+            raise self.context.reporter.error("E0203", "the table has no rows", node.callee_span, help=help)
+        if len(flows) < len(node.rows):
+            raise Reported
+        return ir.Braces(table=True, body=tuple(flows), origin=origin)
+
+    def _row(self, node: ast.Each, row: ast.Row, scope: LocalScope) -> ir.Flow:
+        columns = node.columns
+        if len(row.cells) != len(columns):
+            message = f"the row has {counted(len(row.cells), 'value')} for {counted(len(columns), 'column')}"
+            labels = [Label(columns[0].span.to(columns[-1].span), "the columns")]
+            help = "give one value for each column; put a negative value or an expression in parentheses"
+            raise self.context.reporter.error("E0205", message, row.span, labels=labels, help=help)
+        pairs = zip(columns, row.cells, strict=True)
+        cells = [ast.Argument(column.span, column.name, cell) for column, cell in pairs]
+        call = self.calls.bind(node, [*cells, *node.args], scope)
+        origin = self.context.places.add(row.span)
+        return ir.Flow(label=row.label, elements=(call.model_copy(update={"origin": origin}),), origin=origin)
+
+
+def _is_counted(label: ast.LabelName | None) -> bool:
+    """Return whether a flow is numbered: `stage1`, `stage2`, ..."""
+    return label is not None and label.word and label.name == "stage"

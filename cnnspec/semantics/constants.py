@@ -1,0 +1,111 @@
+"""Evaluate the expressions of a file that depend on no shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cnnspec import ir
+from cnnspec.diagnostics import Reported, Span, respell
+from cnnspec.diagnostics.suggestions import fixes_of_value
+from cnnspec.ir.evaluate import ExpressionError, UnknownShape, convert, evaluate, literal
+from cnnspec.recipe import Setting
+from cnnspec.schema import Declared, Parameter, Type
+from cnnspec.semantics.arguments import ArgumentBinder
+from cnnspec.semantics.call_site import CallSite
+from cnnspec.semantics.choice_hints import unnamed_choice
+from cnnspec.semantics.context import Context
+from cnnspec.semantics.names import ExpressionResolver
+from cnnspec.semantics.scope import FileScope
+from cnnspec.syntax import ast
+
+
+class ConstantEvaluator:
+    """Evaluates top-level expressions, and calls of the declared choices: initializations, optimizers, and so on."""
+
+    def __init__(self, context: Context, expressions: ExpressionResolver, arguments: ArgumentBinder) -> None:
+        self.context = context
+        self.expressions = expressions
+        self.arguments = arguments
+
+    def value(
+        self, node: ast.Expr, scope: FileScope, type_: Type | None = None, name: str = "value", sign: str = "="
+    ) -> Any:
+        """Evaluate a top-level expression.
+
+        Args:
+            node: The expression.
+            scope: The names of its file.
+            type_: The expected type.
+            name: The name of the value, for messages.
+            sign: The text between the name and the value, for messages.
+
+        Raises:
+            Reported: It has no value.
+            UnknownShape: It depends on the image.
+        """
+        return self.evaluate(self.expressions.resolve(node, scope.top_level(), type_), scope, type_, name, sign)
+
+    def evaluate(
+        self, expr: ir.Expr, scope: FileScope, type_: Type | None = None, name: str = "value", sign: str = "="
+    ) -> Any:
+        """Evaluate a resolved expression; see `value`."""
+        try:
+            result = evaluate(expr, scope.constants)
+            return result if type_ is None else convert(result, type_, name, expr.origin)
+        except ExpressionError as fault:
+            places = self.context.places
+            span = places[fault.origin] or places[expr.origin]
+            help = fault.help and fault.help.replace(f"`{name}=", f"`{name}{sign}")
+            fixes = fixes_of_value(fault.help, span)
+            raise self.context.reporter.error(fault.code, str(fault), span, help=help, fixes=fixes) from None
+
+    def default(self, expr: ir.Expr, scope: FileScope, parameter: Parameter) -> ir.Expr:
+        """Evaluate an argument of a `default` statement.
+
+        Raises:
+            Reported: It has no value, or depends on the image.
+        """
+        try:
+            value = self.evaluate(expr, scope, parameter.type, parameter.name)
+        except UnknownShape:
+            help = "a default of a file is a number or a `param`"
+            span = self.context.places[expr.origin]
+            raise self.context.reporter.error("E0207", "`in` has no meaning here", span, help=help) from None
+        return literal(value).model_copy(update={"origin": expr.origin})
+
+    def refuse_image(self, span: Span) -> Reported:
+        """Report a value that depends on the image where none is known."""
+        help = "write a number, or a `param` of the file"
+        return self.context.reporter.error("E0207", "`in` has no meaning here", span, help=help)
+
+    def choice(self, call: ast.Call, table: Mapping[str, type[Declared]], what: str, scope: FileScope) -> Setting:
+        """Evaluate a call of one of a table of declared choices.
+
+        Raises:
+            Reported: There is no such choice, or an argument is wrong.
+        """
+        reporter = self.context.reporter
+        if not call.callee and call.args and call.args[0].name is None:
+            raise unnamed_choice(reporter, call.args[0].value.span, table, what)
+        if call.callee not in table:
+            help, fixes = respell(call.callee_span, call.callee, table)
+            help = help or f"there are {', '.join(f'`{name}`' for name in table)}"
+            message = f"unknown {what} `{call.callee}`" if call.callee else f"{what} needs a name"
+            raise reporter.error("E0201", message, call.callee_span, help=help, fixes=fixes)
+        return self._setting(call, table[call.callee], scope)
+
+    def _setting(self, call: ast.Call, kind: type[Declared], scope: FileScope) -> Setting:
+        site = CallSite(call.callee, call.callee_span, call.args, kind.parameters, scope.top_level())
+        bound = self.arguments.bind(site)
+        values: dict[str, Any] = {}
+        for name, expr in bound.items():
+            try:
+                values[name] = self.evaluate(expr, scope, kind.parameters[name].type, name)
+            except UnknownShape:
+                self.refuse_image(call.span)
+            except Reported:
+                pass
+        if len(values) < len(bound):
+            raise Reported
+        return Setting.of(kind(**values))

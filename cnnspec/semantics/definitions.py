@@ -1,0 +1,257 @@
+"""Collect the names that a file defines: parameters, values, blocks, and defaults, also from the files that it uses."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, cast
+
+from cnnspec.diagnostics import Label, Reported, Span, respell
+from cnnspec.ir.evaluate import ExpressionError, UnknownShape, convert, show
+from cnnspec.limits import MAX_FILE_DEPTH
+from cnnspec.ops import OPS
+from cnnspec.schema import Size, Type, type_of
+from cnnspec.semantics.arguments import ArgumentBinder
+from cnnspec.semantics.blocks import signature
+from cnnspec.semantics.call_hints import UnknownCallee, misspelt_callee
+from cnnspec.semantics.call_site import CallSite
+from cnnspec.semantics.constants import ConstantEvaluator
+from cnnspec.semantics.context import Context
+from cnnspec.semantics.loader import Library, standard_block
+from cnnspec.semantics.scope import FileScope, FoundBlock, LocalScope
+from cnnspec.syntax import RESERVED, ast
+
+
+@dataclass
+class UniqueNames:
+    """The definitions of a file so far; a second one of a name is reported."""
+
+    context: Context
+    spans: dict[tuple[str, str], Span] = field(default_factory=dict[tuple[str, str], Span])
+
+    def add(self, what: str, name: str, span: Span) -> None:
+        """Add a definition; `what` says of what kind, and `name` is empty where a file can have only one."""
+        if (what, name) in self.spans:
+            labels = [Label(self.spans[what, name], "the first one")]
+            message = f"the {what} `{name}` is defined twice" if name else f"`{what}` is stated twice"
+            help = "rename or remove one of the two"
+            self.context.reporter.error("E0211", message, span, labels=labels, help=help)
+        self.spans[what, name] = span
+
+
+@dataclass
+class Definitions:
+    """The definitions of one file.
+
+    Attributes:
+        given: Values for its parameters from outside.
+        declared: Its parameters, with the values that the file states.
+        changed: Whether a value from outside differs from the stated one.
+    """
+
+    scope: FileScope
+    given: Mapping[str, Any]
+    names: UniqueNames
+    declared: dict[str, Any] = field(default_factory=dict[str, Any])
+    changed: bool = False
+
+
+class FileDefiner:
+    """Collects the definitions of files; each file that lends blocks is read once."""
+
+    def __init__(
+        self, context: Context, library: Library, constants: ConstantEvaluator, arguments: ArgumentBinder
+    ) -> None:
+        self.context = context
+        self.library = library
+        self.constants = constants
+        self.arguments = arguments
+        self._scopes: dict[int, FileScope] = {}
+        self._open: list[ast.File] = []
+
+    # --- files -----------------------------------------------------------------------------------
+
+    @contextmanager
+    def opened(self, file: ast.File, span: Span | None) -> Generator[None]:
+        """Mark a file as open, so that cycles and long chains of files are found.
+
+        Args:
+            file: The file.
+            span: The statement that names it; None for the user's file.
+
+        Raises:
+            Reported: The file is open already, or too many files are open.
+        """
+        self._refuse_cycle(file, span)
+        if len(self._open) >= MAX_FILE_DEPTH and span is not None:
+            message = f"files take from one another deeper than the limit of {MAX_FILE_DEPTH}"
+            raise self.context.reporter.error("E0405", message, span, help="take from the last one directly")
+        self._open.append(file)
+        try:
+            yield
+        finally:
+            self._open.pop()
+
+    def _refuse_cycle(self, file: ast.File, span: Span | None) -> None:
+        if span is not None and any(other is file for other in self._open):
+            names = [other.source.name for other in (*self._open[self._open.index(file) :], file)]
+            message = f"`{file.source.name}` takes from itself: {' -> '.join(names)}"
+            raise self.context.reporter.error("E0213", message, span, help="move what both need into a third file")
+
+    def find(self, path: str, file: ast.File, span: Span) -> ast.File:
+        """Read a file that another file names.
+
+        Raises:
+            Reported: There is no such file, or it cannot be read.
+        """
+        reporter = self.context.reporter
+        found = self.library.find(path, file, span, reporter)
+        if found is not None:
+            return found
+        raise Reported if reporter.failed else reporter.error("E0212", f"`{path}` cannot be read", span)
+
+    # --- scopes ----------------------------------------------------------------------------------
+
+    def new_scope(self, file: ast.File) -> FileScope:
+        """Return the scope of a file before anything is defined."""
+        return FileScope(file, self._find_standard)
+
+    def _find_standard(self, name: str) -> FoundBlock | None:
+        found = standard_block(name)
+        return (self._scope_of(found[0], None), found[1]) if found else None
+
+    def _scope_of(self, file: ast.File, span: Span | None) -> FileScope:
+        """Return the scope of a file that lends its blocks."""
+        scope = self._scopes.get(id(file))
+        if scope is not None:
+            self._refuse_cycle(file, span)
+            return scope
+        with self.opened(file, span):
+            scope = self._scopes[id(file)] = self.new_scope(file)
+            self.define(file, scope, {}, {})
+        return scope
+
+    def define(
+        self, file: ast.File, scope: FileScope, given: Mapping[str, Any], inherited: Mapping[str, Any]
+    ) -> Definitions:
+        """Fill a scope with the definitions of a file; each wrong definition is reported.
+
+        Args:
+            file: The file.
+            scope: Its scope.
+            given: Values for its parameters from outside.
+            inherited: The constants of the network that it extends.
+        """
+        scope.constants.update(inherited)
+        own = Definitions(scope, given, UniqueNames(self.context))
+        for statement in file.statements:
+            try:
+                self._define(statement, own)
+            except UnknownShape:
+                if isinstance(statement, ast.Let):
+                    scope.image_dependent.add(statement.name)
+                else:
+                    help = "only a `let` can depend on the image"
+                    self.context.reporter.error("E0207", "`in` has no meaning here", statement.span, help=help)
+            except Reported:
+                if isinstance(statement, (ast.Param, ast.Let)):
+                    scope.constants.setdefault(statement.name, own.declared.get(statement.name, 1))
+        for statement in file.statements:
+            if isinstance(statement, ast.Default):
+                try:
+                    self._default(statement, scope)
+                except Reported:
+                    pass
+        return own
+
+    def _define(self, statement: ast.Node, own: Definitions) -> None:
+        match statement:
+            case ast.Param():
+                self._param(statement.name, statement.name_span, statement, None, own)
+            case ast.Classes():
+                self._param("classes", statement.span, statement, Type("int"), own)
+            case ast.Let():
+                own.names.add("value", statement.name, statement.name_span)
+                self.context.check_name_limit(len(own.scope.constants), statement.span)
+                own.scope.constants.pop(statement.name, None)
+                own.scope.constants[statement.name] = self.constants.value(statement.value, own.scope)
+            case ast.Block():
+                self._block(statement, own)
+            case ast.Use():
+                self.use(statement, own.scope, own.names)
+            case _:
+                pass
+
+    def _param(
+        self, name: str, span: Span, statement: ast.Param | ast.Classes, type_: Type | None, own: Definitions
+    ) -> None:
+        self.context.check_name_limit(len(own.scope.constants), statement.span)
+        own.names.add("parameter", name, span)
+        value = self.constants.value(statement.value, own.scope, type_, name)
+        own.declared[name] = value
+        if name in own.given:
+            value = self._given_value(name, value, own.given[name], span)
+            own.changed |= value != own.declared[name]
+        own.scope.constants[name] = value
+
+    def _given_value(self, name: str, stated: Any, given: Any, span: Span) -> Any:
+        """Convert a value from outside to the type of the stated value."""
+        kinds: dict[Any, Any] = {tuple: Size, Fraction: float}
+        kind = kinds.get(type(stated), cast(Any, type(stated)))
+        try:
+            return convert(given, type_of(kind), name, 0)
+        except ExpressionError as fault:
+            note = f"it is given from outside of this file: `{name}` = {show(given)}"
+            help, caption = f"give it a value like {show(stated)}", f"{show(stated)} here"
+            reporter = self.context.reporter
+            raise reporter.error(fault.code, str(fault), span, caption=caption, notes=[note], help=help) from None
+
+    def _block(self, statement: ast.Block, own: Definitions) -> None:
+        name, span = statement.name, statement.name_span
+        own.names.add("block", name, span)
+        if name in OPS or name in RESERVED:
+            message = f"`{name}` is {'an operator' if name in OPS else 'a word of the language'}"
+            self.context.reporter.error("E0211", message, span, help="choose another name for the block")
+        own.scope.blocks[name] = (own.scope, statement)
+
+    def use(self, statement: ast.Use, scope: FileScope, names: UniqueNames) -> None:
+        """Take blocks from another file.
+
+        Raises:
+            Reported: The file cannot be read.
+        """
+        try:
+            other = self._scope_of(self.find(statement.path, scope.file, statement.path_span), statement.path_span)
+        except Reported:
+            scope.unavailable.update(name.name for name in statement.names)
+            raise
+        for name in statement.names:
+            names.add("block", name.name, name.span)
+            found = other.blocks.get(name.name)
+            if found is not None:
+                scope.blocks[name.name] = found
+                continue
+            help, fixes = respell(name.span, name.name, other.blocks)
+            help = help or f"it has {', '.join(f'`{block}`' for block in other.blocks) or 'none'}"
+            message = f"`{statement.path}` has no block `{name.name}`"
+            self.context.reporter.error("E0201", message, name.span, help=help, fixes=fixes)
+            scope.unavailable.add(name.name)
+
+    def _default(self, statement: ast.Default, scope: FileScope) -> None:
+        """Set the defaults of a callee."""
+        call, reporter = statement.call, self.context.reporter
+        if call.callee in scope.unavailable:
+            return
+        found = scope.find_block(call.callee)
+        if found is None and call.callee not in OPS:
+            raise misspelt_callee(UnknownCallee(reporter, call.callee, call.callee_span, LocalScope(scope, {})))
+        parameters = signature(found[1]) if found else OPS[call.callee].parameters
+        site = CallSite(call.callee, call.callee_span, call.args, parameters, scope.local())
+        bound = self.arguments.bind(site, complete=False)
+        if not bound:
+            help = "add an argument, as in `default bn eps=1e-3`"
+            reporter.error("E0203", f"`default {call.callee}` sets nothing", statement.span, help=help)
+        values = {name: self.constants.default(expr, scope, parameters[name]) for name, expr in bound.items()}
+        scope.defaults.setdefault(call.callee, {}).update(values)

@@ -1,0 +1,159 @@
+"""Hints for a bare word that has no meaning where it is used.
+
+`HINTS` is an ordered table; each hint reports the error and returns it, or returns None to leave it to the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+from cnnspec.diagnostics import Edit, Fix, Reported, Reporter, respell
+from cnnspec.diagnostics.suggestions import pipe_before
+from cnnspec.ops import OPS
+from cnnspec.schema import Type
+from cnnspec.semantics.scope import LocalScope
+from cnnspec.syntax import ast
+
+_TRUTH_VALUES = {
+    **dict.fromkeys(("yes", "on", "True"), "true"),
+    **dict.fromkeys(("no", "off", "False", "none", "None"), "false"),
+}
+"""Truth values of other languages."""
+
+
+@dataclass(frozen=True)
+class UnknownName:
+    """A bare word without a meaning.
+
+    Attributes:
+        type: The type of the expected value; None where any value will do.
+    """
+
+    reporter: Reporter
+    node: ast.Name
+    scope: LocalScope
+    type: Type | None
+
+    @property
+    def word(self) -> str:
+        return self.node.name
+
+    @property
+    def kind(self) -> str | None:
+        """The kind of the expected value."""
+        return self.type.kind if self.type else None
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words that the expected type has of its own."""
+        return self.type.words if self.type else ()
+
+    @cached_property
+    def nearest(self) -> tuple[str | None, tuple[Fix, ...]]:
+        """The help and fixes that name the words with the nearest spelling."""
+        operators = OPS if self.kind in (None, "op") else ()
+        return respell(self.node.span, self.word, [*self.scope.variables, *self.words, *operators])
+
+    def error(self, help: str, fixes: Iterable[Fix] = ()) -> Reported:
+        return self.reporter.error("E0207", f"unknown name `{self.word}`", self.node.span, help=help, fixes=fixes)
+
+    def replaced(self, help: str, text: str, *, certain: bool = True) -> Reported:
+        """Report the error with a fix that writes `text` in place of the word."""
+        return self.error(help, [Fix(help, (Edit(self.node.span, text),), certain=certain)])
+
+
+def _valid_padding(unknown: UnknownName) -> Reported | None:
+    if unknown.word != "valid" or "same" not in unknown.words:
+        return None
+    return unknown.replaced("write `0` for no padding", "0")
+
+
+def _label(unknown: UnknownName) -> Reported | None:
+    word = unknown.word
+    if word not in unknown.scope.file.labels:
+        return None
+    return unknown.error(f"`{word}` is a label, and no value: branches are joined by `concat {{ in; @{word} }}`")
+
+
+def _same_padding(unknown: UnknownName) -> Reported | None:
+    if unknown.word != "same" or unknown.kind != "size":
+        return None
+    return unknown.error("`conv` alone knows `pad=same`: write a number, such as `pad=1` with a 3x3 kernel")
+
+
+def _classes(unknown: UnknownName) -> Reported | None:
+    if unknown.word != "classes":
+        return None
+    return unknown.error("state how many there are: `classes 10`", unknown.nearest[1])
+
+
+def _input_tensor(unknown: UnknownName) -> Reported | None:
+    if unknown.word != "in":
+        return None
+    return unknown.error("`in` is no number: `in.c` is; tensors are joined in braces, as in `add { in; conv 3x3 16 }`")
+
+
+def _truth_value(unknown: UnknownName) -> Reported | None:
+    value = _TRUTH_VALUES.get(unknown.word)
+    if value is None or not (unknown.kind == "bool" or unknown.word in ("True", "False")):
+        return None
+    return unknown.replaced(f"write `{value}`", value, certain=unknown.kind in (None, "bool"))
+
+
+def _operator(unknown: UnknownName) -> Reported | None:
+    """An operator where a value is expected."""
+    word, span = unknown.word, unknown.node.span
+    if word not in OPS:
+        return None
+    message = f"`{word}` is an operator, and {unknown.type} is wanted here"
+    help = f"elements are joined by `|`: `| {word}`; a parameter that takes an operator has the type `op`"
+    return unknown.reporter.error("E0204", message, span, help=help, fixes=pipe_before(span, word))
+
+
+def _misspelt(unknown: UnknownName) -> Reported | None:
+    help, fixes = unknown.nearest
+    return unknown.error(help, fixes) if help is not None else None
+
+
+def _other_word(unknown: UnknownName) -> Reported | None:
+    if not unknown.words:
+        return None
+    return unknown.error(f"the words here are {', '.join(f'`{word}`' for word in unknown.words)}")
+
+
+def _unknown_operator(unknown: UnknownName) -> Reported | None:
+    return unknown.error("name an operator, such as `relu` or `gelu`") if unknown.kind == "op" else None
+
+
+def _unquoted_string(unknown: UnknownName) -> Reported | None:
+    if unknown.kind != "str":
+        return None
+    quoted = f'"{unknown.word}"'
+    return unknown.replaced(f"a text stands in quotes: `{quoted}`", quoted, certain=False)
+
+
+HINTS: tuple[Callable[[UnknownName], Reported | None], ...] = (
+    _valid_padding,
+    _label,
+    _same_padding,
+    _classes,
+    _input_tensor,
+    _truth_value,
+    _operator,
+    _misspelt,
+    _other_word,
+    _unknown_operator,
+    _unquoted_string,
+)
+
+
+def unknown_name(reporter: Reporter, node: ast.Name, scope: LocalScope, type_: Type | None) -> Reported:
+    """Report a bare word without a meaning."""
+    unknown = UnknownName(reporter, node, scope, type_)
+    for hint in HINTS:
+        if (error := hint(unknown)) is not None:
+            return error
+    word = node.name
+    return unknown.error(f"define it with `let {word} = ...`, or at the top of the file with `param {word} = ...`")

@@ -1,0 +1,155 @@
+"""Read the `train` section."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cnnspec.diagnostics import Diagnostic, Edit, Fix, Label, Reported, Span, respell
+from cnnspec.diagnostics.suggestions import fixes_of_call
+from cnnspec.ir.evaluate import UnknownShape, show
+from cnnspec.recipe import CHOICES, ENTRIES, Recipe, Scalars, Setting
+from cnnspec.schema import Declared, Word
+from cnnspec.semantics.argument_hints import report_percents
+from cnnspec.semantics.constants import ConstantEvaluator
+from cnnspec.semantics.context import Context
+from cnnspec.semantics.recipe_rules import Contradiction, impossible
+from cnnspec.semantics.scope import FileScope
+from cnnspec.syntax import ast
+
+
+class TrainReader:
+    """Reads the `train` section.
+
+    Attributes:
+        entries: The entries without errors, by their word.
+    """
+
+    def __init__(self, context: Context, constants: ConstantEvaluator) -> None:
+        self.context = context
+        self.constants = constants
+        self.entries: dict[str, ast.Entry] = {}
+
+    def read(self, statement: ast.Train, scope: FileScope) -> Recipe:
+        """Read a `train` section; each wrong entry is reported."""
+        fields: dict[str, Any] = {}
+        seen: dict[str, ast.Entry] = {}
+        self.entries = {}
+        for entry in statement.entries:
+            if entry.word in seen:
+                self._defined_twice(seen[entry.word], entry)
+            seen.setdefault(entry.word, entry)
+            try:
+                fields[entry.word] = self._entry(entry, scope)
+                self.entries[entry.word] = entry
+            except Reported:
+                pass
+        return Recipe(**fields, stated=tuple(fields))
+
+    def check(self, recipe: Recipe, file: str) -> None:
+        """Report each contradiction of a recipe, which may have values from outside the file."""
+        for found in impossible(recipe):
+            self.context.reporter.add(diagnosed(found, found.code, recipe, self.entries, file))
+
+    def _entry(self, entry: ast.Entry, scope: FileScope) -> Any:
+        if entry.word in CHOICES:
+            return self._choice(entry, scope)
+        if entry.word in Scalars.parameters:
+            return self._scalar(entry, scope)
+        raise self._unknown(entry)
+
+    def _defined_twice(self, first: ast.Entry, entry: ast.Entry) -> None:
+        """Report a second entry of the same word; the help joins augmentations."""
+        help, fixes = "rename or remove one of the two", list[Fix]()
+        if entry.word == "augment":
+            source = entry.span.source
+            steps = Span(source, entry.calls[0].span.start, entry.span.end)
+            help = f"join the two with `|`: `{first.span.text} | {steps.text}`"
+            start = len(source.text[: entry.span.start].rstrip(" \t\n;"))
+            after = Span(source, first.span.end, first.span.end)
+            edits = Edit(after, f" | {steps.text}"), Edit(Span(source, start, entry.span.end), "")
+            fixes = [Fix(help, edits)]
+        labels = [Label(_word_span(first), "the first one")]
+        message = f"the entry `{entry.word}` is defined twice"
+        self.context.reporter.error("E0211", message, _word_span(entry), labels=labels, help=help, fixes=fixes)
+
+    def _choice(self, entry: ast.Entry, scope: FileScope) -> Setting | tuple[Setting, ...]:
+        """Read an entry that chooses from a table; each wrong choice is reported."""
+        if len(entry.calls) > 1 and entry.word != "augment":
+            message, help = f"`{entry.word}` takes one choice", "remove what stands behind the `|`"
+            raise self.context.reporter.error("E0205", message, entry.calls[1].span, help=help)
+        what = {"data": "data set", "augment": "augmentation"}.get(entry.word, entry.word)
+        chosen: list[Setting] = []
+        for call in entry.calls:
+            try:
+                chosen.append(self.constants.choice(call, CHOICES[entry.word], what, scope))
+            except Reported:
+                pass
+        if len(chosen) < len(entry.calls):
+            raise Reported
+        return tuple(chosen) if entry.word == "augment" else chosen[0]
+
+    def _scalar(self, entry: ast.Entry, scope: FileScope) -> Any:
+        """Read an entry of one value, `epochs 180`."""
+        call, parameter = entry.calls[0], Scalars.parameters[entry.word]
+        values: list[ast.Expr] = [arg.value for arg in call.args]
+        if call.callee:
+            values.insert(0, ast.Name(call.callee_span, call.callee))
+        if error := report_percents(self.context.reporter, values):
+            raise error
+        if len(values) != 1 or len(entry.calls) > 1 or any(arg.name for arg in call.args):
+            usual = "true" if parameter.type.kind == "bool" else show(parameter.default or 5)
+            written = f"{entry.word} {values[0].span.text if values else usual}"
+            clear = len(values) == 1 or parameter.type.kind == "bool"
+            fix = Fix(f"write `{written}`", (Edit(entry.span, written),), certain=clear)
+            message = f"`{entry.word}` takes one value: {parameter.type}"
+            raise self.context.reporter.error("E0203", message, entry.span, help=fix.help, fixes=[fix])
+        try:
+            value = self.constants.value(values[0], scope, parameter.type, entry.word, " ")
+        except UnknownShape:
+            raise self.constants.refuse_image(entry.span) from None
+        return str(value) if isinstance(value, Word) else value
+
+    def _unknown(self, entry: ast.Entry) -> Reported:
+        span = _word_span(entry)
+        help, fixes = respell(span, entry.word, ENTRIES)
+        owners = [
+            name for name, table in CHOICES.items() if any(entry.word in kind.parameters for kind in table.values())
+        ]
+        if owners and not fixes:
+            help = f"it is an argument of the {owners[0]}: `{owners[0]} ... {entry.word}=...`"
+        help = help or f"there are {', '.join(f'`{name}`' for name in ENTRIES)}"
+        message = f"unknown entry `{entry.word}` of the train section"
+        return self.context.reporter.error("E0201", message, span, help=help, fixes=fixes)
+
+
+def _word_span(entry: ast.Entry) -> Span:
+    return Span(entry.span.source, entry.span.start, entry.span.start + len(entry.word))
+
+
+def spans_of_values(call: ast.Call, kind: type[Declared]) -> dict[str, Span]:
+    """Return the spans of the values of a correct call, by parameter; a flag has no value."""
+    names = iter(kind.parameters)
+    found: dict[str, Span] = {}
+    for arg in call.args:
+        flag = arg.name is None and isinstance(arg.value, ast.Name) and arg.value.name in kind.parameters
+        if not flag:
+            found[arg.name or next(names)] = arg.value.span
+    return found
+
+
+def diagnosed(
+    found: Contradiction, code: str, recipe: Recipe, entries: Mapping[str, ast.Entry], file: str
+) -> Diagnostic:
+    """Locate a contradiction at its entry, unless a value from outside the file replaces the entry."""
+    entry = entries.get(found.entry)
+    if entry is None or found.entry in recipe.given:
+        return Diagnostic(code, found.message, file=file, help=found.help)
+    call, fixes = entry.calls[found.step], list[Fix]()
+    span = call.span
+    if found.entry in CHOICES:
+        kind = CHOICES[found.entry][call.callee]
+        spans = spans_of_values(call, kind)
+        span = spans.get(found.argument, span)
+        fixes = fixes_of_call(found.help, kind.parameters, call.span, spans)
+    return Diagnostic(code, found.message, span, help=found.help, fixes=tuple(fixes))
