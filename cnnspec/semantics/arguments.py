@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from cnnspec import ir
 from cnnspec.diagnostics import Reported
@@ -14,12 +15,12 @@ from cnnspec.semantics.names import ExpressionResolver
 from cnnspec.syntax import ast
 
 
+@dataclass
 class ArgumentBinder:
     """Binds the arguments of calls."""
 
-    def __init__(self, context: Context, expressions: ExpressionResolver) -> None:
-        self.context = context
-        self.expressions = expressions
+    context: Context
+    expressions: ExpressionResolver
 
     def bind(self, site: CallSite, *, complete: bool = True) -> dict[str, ir.Expr]:
         """Bind the arguments of a call.

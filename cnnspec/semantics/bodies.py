@@ -5,7 +5,7 @@ No shape is known yet. A wrong statement becomes `Broken`, so that the check can
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from cnnspec import ir
@@ -22,8 +22,6 @@ from cnnspec.syntax import ast
 
 _MAX_CALL_DEPTH = 48
 
-_Rule = Callable[[Any, LocalScope, int], ir.Element]
-
 
 class BodyElaborator:
     """Turns blocks and the statements of networks into pieces of a Model.
@@ -38,17 +36,6 @@ class BodyElaborator:
         self.calls = CallBinder(context, arguments, self)
         self.blocks: dict[str, ir.Block] = {}
         self._keys: dict[int, str] = {}
-        self._rules: dict[type[ast.Node], _Rule] = {
-            ast.Call: self._call,
-            ast.Braces: self._braces,
-            ast.Repeat: self._repeat,
-            ast.Join: self._join,
-            ast.If: self._if,
-            ast.Each: self._each,
-            ast.Reference: self._reference,
-            ast.In: self._in,
-            ast.Nothing: self._nothing,
-        }
 
     # --- blocks ----------------------------------------------------------------------------------
 
@@ -214,50 +201,48 @@ class BodyElaborator:
             context.too_deep = True
             message = f"elements stand inside of one another deeper than the limit of {MAX_DEPTH}"
             raise context.reporter.error("E0405", message, node.span, help="call fewer blocks from within blocks")
-        origin = context.places.add(node.span)
-        rule = self._rules.get(type(node))
-        if rule is None:
-            raise Reported
         context.depth += 1
         try:
-            return rule(node, scope, origin)
+            return self._one_element(node, scope, context.places.add(node.span))
         finally:
             context.depth -= 1
 
-    def _call(self, node: ast.Call, scope: LocalScope, origin: int) -> ir.Element:
-        return self.calls.bind(node, node.args, scope, node.repeat)
-
-    def _braces(self, node: ast.Braces, scope: LocalScope, origin: int) -> ir.Element:
-        return ir.Braces(body=self.statements(node.body, scope), origin=origin)
-
-    def _repeat(self, node: ast.Repeat, scope: LocalScope, origin: int) -> ir.Element:
-        inner = scope.with_variable(node.variable, BLOCK_TYPES["int"]) if node.variable else scope
-        count = self.expressions.resolve(node.count, scope)
-        body = self.statements(node.body, inner)
-        return ir.Repeat(count=count, variable=node.variable, body=body, origin=origin)
+    def _one_element(self, node: ast.Element, scope: LocalScope, origin: int) -> ir.Element:
+        match node:
+            case ast.Call():
+                return self.calls.bind(node, node.args, scope, node.repeat)
+            case ast.Braces():
+                return ir.Braces(body=self.statements(node.body, scope), origin=origin)
+            case ast.Repeat():
+                inner = scope.with_variable(node.variable, BLOCK_TYPES["int"]) if node.variable else scope
+                count = self.expressions.resolve(node.count, scope)
+                body = self.statements(node.body, inner)
+                return ir.Repeat(count=count, variable=node.variable, body=body, origin=origin)
+            case ast.Join():
+                return self._join(node, scope, origin)
+            case ast.If():
+                return ir.If(
+                    condition=self.expressions.resolve(node.condition, scope),
+                    then=self.statements(node.then, scope),
+                    otherwise=self.statements(node.otherwise or (), scope),
+                    origin=origin,
+                )
+            case ast.Each():
+                return self._each(node, scope, origin)
+            case ast.Reference():
+                return ir.Reference(label=node.label, origin=origin)
+            case ast.In():
+                return ir.In(origin=origin)
+            case ast.Nothing():
+                return ir.Nothing(origin=origin)
+            case _:
+                raise Reported
 
     def _join(self, node: ast.Join, scope: LocalScope, origin: int) -> ir.Element:
         if not any(isinstance(statement, ast.Flow) for statement in node.body):
             help = "write one statement for each branch into its braces"
             raise self.context.reporter.error("E0216", f"`{node.kind}` has no branch", node.span, help=help)
         return ir.Join(join=node.kind, body=self.statements(node.body, scope), origin=origin)
-
-    def _if(self, node: ast.If, scope: LocalScope, origin: int) -> ir.Element:
-        return ir.If(
-            condition=self.expressions.resolve(node.condition, scope),
-            then=self.statements(node.then, scope),
-            otherwise=self.statements(node.otherwise or (), scope),
-            origin=origin,
-        )
-
-    def _reference(self, node: ast.Reference, scope: LocalScope, origin: int) -> ir.Element:
-        return ir.Reference(label=node.label, origin=origin)
-
-    def _in(self, node: ast.In, scope: LocalScope, origin: int) -> ir.Element:
-        return ir.In(origin=origin)
-
-    def _nothing(self, node: ast.Nothing, scope: LocalScope, origin: int) -> ir.Element:
-        return ir.Nothing(origin=origin)
 
     def _each(self, node: ast.Each, scope: LocalScope, origin: int) -> ir.Element:
         """Elaborate a table into one call for each row."""

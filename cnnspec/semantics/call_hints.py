@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cnnspec.diagnostics import Edit, Fix, Reported, Reporter, Span, respell
 from cnnspec.ops import FOREIGN_NAMES, KERNEL_FIRST, OPS, translated
-from cnnspec.recipe import ENTRIES
+from cnnspec.recipe import DATA_SETS, ENTRIES
+from cnnspec.schema import Declared
 from cnnspec.semantics.call_site import REPEAT_WORD
 from cnnspec.semantics.scope import LocalScope
 from cnnspec.syntax import LABEL_WORDS, TOP_WORDS, ast
@@ -139,3 +140,19 @@ def misspelt_callee(unknown: UnknownCallee) -> Reported:
     known = [*OPS, *unknown.scope.file.block_names(), *unknown.scope.variables]
     help, fixes = respell(unknown.span, unknown.callee, known)
     return unknown.error(help or "`cnnspec list` shows operators and blocks", fixes)
+
+
+def unnamed_choice(reporter: Reporter, span: Span, table: Mapping[str, type[Declared]], what: str) -> Reported:
+    """Report a value where the name of a choice is expected: a name in quotes or with signs in it, or a folder."""
+    given = span.text.strip('"')
+    plain = re.sub(r"[\W_]", "", given.lower())
+    written = next((name for name in table if name.replace("_", "") == plain), None)
+    if written is None and table is DATA_SETS and re.fullmatch(r"[\w./ -]*[A-Za-z][\w./ -]*", given):
+        written = f'folder "{given.removeprefix("folder").strip()}"'
+    message = f"`{span.text}` is no {what}"
+    if written is None:
+        help = f"there are {', '.join(f'`{name}`' for name in table)}"
+        return reporter.error("E0201", message, span, help=help)
+    help = f"write `{written}`"
+    fix = Fix(help, (Edit(span, written),), certain=written in table)
+    return reporter.error("E0201", message, span, help=help, fixes=[fix])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from cnnspec import ir
@@ -12,21 +13,21 @@ from cnnspec.ir.evaluate import ExpressionError, UnknownShape, convert, evaluate
 from cnnspec.recipe import Setting
 from cnnspec.schema import Declared, Parameter, Type
 from cnnspec.semantics.arguments import ArgumentBinder
+from cnnspec.semantics.call_hints import unnamed_choice
 from cnnspec.semantics.call_site import CallSite
-from cnnspec.semantics.choice_hints import unnamed_choice
 from cnnspec.semantics.context import Context
 from cnnspec.semantics.names import ExpressionResolver
 from cnnspec.semantics.scope import FileScope
 from cnnspec.syntax import ast
 
 
+@dataclass
 class ConstantEvaluator:
     """Evaluates top-level expressions, and calls of the declared choices: initializations, optimizers, and so on."""
 
-    def __init__(self, context: Context, expressions: ExpressionResolver, arguments: ArgumentBinder) -> None:
-        self.context = context
-        self.expressions = expressions
-        self.arguments = arguments
+    context: Context
+    expressions: ExpressionResolver
+    arguments: ArgumentBinder
 
     def value(
         self, node: ast.Expr, scope: FileScope, type_: Type | None = None, name: str = "value", sign: str = "="

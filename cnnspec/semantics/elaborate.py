@@ -19,7 +19,7 @@ from cnnspec.semantics.loader import Library
 from cnnspec.semantics.names import ExpressionResolver
 from cnnspec.semantics.overrides import override_all
 from cnnspec.semantics.scope import FileScope, LocalScope
-from cnnspec.semantics.sections import AuxReader, ExpectReader, InitReader
+from cnnspec.semantics.sections import read_aux, read_expect, read_init
 from cnnspec.semantics.train_section import TrainReader
 from cnnspec.syntax import ast
 
@@ -61,9 +61,6 @@ class Elaborator:
         self.constants = ConstantEvaluator(context, expressions, arguments)
         self.files = FileDefiner(context, library, self.constants, arguments)
         self.bodies = BodyElaborator(context, expressions, arguments)
-        self.inits = InitReader(context, self.constants)
-        self.expects = ExpectReader(context, self.constants)
-        self.aux = AuxReader(context, self.bodies)
         self.train = TrainReader(context, self.constants)
 
     # --- networks --------------------------------------------------------------------------------
@@ -190,7 +187,7 @@ class Elaborator:
             case ast.Aux():
                 own.aux.append((scope, statement))
             case ast.Init():
-                init = self.inits.read(statement, scope)
+                init = read_init(statement, scope, self.constants)
                 network.inits = [other for other in network.inits if other.target != init.target] + [init]
             case ast.Expect():
                 own.expects.append((scope, statement))
@@ -216,13 +213,13 @@ class Elaborator:
         aux: list[ir.Aux] = []
         for scope, statement in network.aux:
             try:
-                aux.append(self.aux.read(statement, scope))
+                aux.append(read_aux(statement, scope, self.bodies))
             except Reported:
                 pass
         expects: list[ir.Expect] = []
         for scope, statement in network.expects:
             try:
-                expects.append(self.expects.read(statement, scope))
+                expects.append(read_expect(statement, scope, self.constants))
             except Reported:
                 pass
         has_layers = any(isinstance(statement, ir.Flow) for statement in body)

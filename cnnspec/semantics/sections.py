@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cnnspec import ir
-from cnnspec.diagnostics import Edit, Fix, Span, respell
+from cnnspec.diagnostics import Edit, Fix, Reporter, Span, respell
 from cnnspec.ir.evaluate import UnknownShape, literal
 from cnnspec.ops import FOREIGN_NAMES, OPS
 from cnnspec.ops.inits import INITS, allowed_inits
@@ -11,7 +11,6 @@ from cnnspec.schema import Parameter, Type
 from cnnspec.semantics.bodies import BodyElaborator
 from cnnspec.semantics.call_site import CallSite
 from cnnspec.semantics.constants import ConstantEvaluator
-from cnnspec.semantics.context import Context
 from cnnspec.semantics.scope import FileScope
 from cnnspec.semantics.train_section import spans_of_values
 from cnnspec.syntax import RESERVED, ast
@@ -20,111 +19,91 @@ _METRICS = ("params", "macs", "output", "depth")
 _AUX_PARAMETERS = {"weight": Parameter("weight", Type("float"), None)}
 
 
-class InitReader:
-    """Reads `init` statements."""
+def read_init(statement: ast.Init, scope: FileScope, constants: ConstantEvaluator) -> ir.Init:
+    """Read an `init` statement.
 
-    def __init__(self, context: Context, constants: ConstantEvaluator) -> None:
-        self.context = context
-        self.constants = constants
-
-    def read(self, statement: ast.Init, scope: FileScope) -> ir.Init:
-        """Read an `init` statement.
-
-        Raises:
-            Reported: Its operator or scheme is wrong.
-        """
-        reporter, call = self.context.reporter, statement.scheme
-        if statement.target_span.line != call.callee_span.line and call.callee in (*RESERVED, *OPS):
-            end = statement.target_span.end
-            help = "an `init` names an operator and how its weights start: `init conv kaiming_normal`"
-            span = Span(statement.span.source, end, end)
-            raise reporter.error("E0101", "the line ends too early", span, help=help)
-        self._check_target(statement)
-        scheme = self.constants.choice(call, INITS, "initialisation", scope)
-        allowed = allowed_inits(statement.target)
-        if scheme.name not in allowed:
-            message = f"`{scheme.name}` cannot start the weights of `{statement.target}`"
-            help = f"there are {', '.join(f'`{name}`' for name in allowed)}"
-            raise reporter.error("E0215", message, call.callee_span, help=help)
-        if refused := INITS[scheme.name](**scheme.args).refused():
-            message, help, names = refused
-            spans = spans_of_values(call, INITS[scheme.name])
-            swaps = [(a, b) for a, b in (names, names[::-1]) if a in spans and b in spans]
-            edits = tuple(Edit(spans[a], spans[b].text) for a, b in swaps)
-            fixes = [Fix(help, edits)] if edits else []
-            raise reporter.error("E0215", message, call.span, help=help, fixes=fixes)
-        return ir.Init(target=statement.target, scheme=scheme, origin=self.context.places.add(statement.span))
-
-    def _check_target(self, statement: ast.Init) -> None:
-        target, span = statement.target, statement.target_span
-        targets = [name for name, op in OPS.items() if "init" in op.parameters and op.parameters["init"].type.words]
-        if target in targets:
-            return
-        message = f"`{target}` has no weights to start" if target in OPS else f"unknown operator `{target}`"
-        help, fixes = respell(span, target, targets)
-        own = FOREIGN_NAMES.get(target)
-        if own in OPS:
-            help = f"write `{own}`"
-            fixes = (Fix(help, (Edit(span, own),), certain=True),)
-        help = help or f"there are {', '.join(f'`{name}`' for name in targets)}"
-        raise self.context.reporter.error("E0201", message, span, help=help, fixes=fixes)
+    Raises:
+        Reported: Its operator or scheme is wrong.
+    """
+    reporter, call = constants.context.reporter, statement.scheme
+    if statement.target_span.line != call.callee_span.line and call.callee in (*RESERVED, *OPS):
+        end = statement.target_span.end
+        help = "an `init` names an operator and how its weights start: `init conv kaiming_normal`"
+        span = Span(statement.span.source, end, end)
+        raise reporter.error("E0101", "the line ends too early", span, help=help)
+    _check_target(statement, reporter)
+    scheme = constants.choice(call, INITS, "initialisation", scope)
+    allowed = allowed_inits(statement.target)
+    if scheme.name not in allowed:
+        message = f"`{scheme.name}` cannot start the weights of `{statement.target}`"
+        help = f"there are {', '.join(f'`{name}`' for name in allowed)}"
+        raise reporter.error("E0215", message, call.callee_span, help=help)
+    if refused := INITS[scheme.name](**scheme.args).refused():
+        message, help, names = refused
+        spans = spans_of_values(call, INITS[scheme.name])
+        swaps = [(a, b) for a, b in (names, names[::-1]) if a in spans and b in spans]
+        edits = tuple(Edit(spans[a], spans[b].text) for a, b in swaps)
+        fixes = [Fix(help, edits)] if edits else []
+        raise reporter.error("E0215", message, call.span, help=help, fixes=fixes)
+    return ir.Init(target=statement.target, scheme=scheme, origin=constants.context.places.add(statement.span))
 
 
-class ExpectReader:
-    """Reads `expect` statements."""
-
-    def __init__(self, context: Context, constants: ConstantEvaluator) -> None:
-        self.context = context
-        self.constants = constants
-
-    def read(self, statement: ast.Expect, scope: FileScope) -> ir.Expect:
-        """Read an `expect` statement.
-
-        Raises:
-            Reported: Its metric or value is wrong.
-        """
-        metric, whole = statement.metric, statement.span
-        if metric not in _METRICS:
-            start = whole.source.text.index(metric, whole.start + len("expect"))
-            span = Span(whole.source, start, start + len(metric))
-            help, fixes = respell(span, metric, _METRICS)
-            help = help or f"there are {', '.join(_METRICS)}"
-            raise self.context.reporter.error("E0201", f"nothing is known of `{metric}`", span, help=help, fixes=fixes)
-        try:
-            expr = self.constants.expressions.resolve(statement.value, scope.top_level())
-            value = literal(self.constants.evaluate(expr, scope)).model_copy(update={"origin": expr.origin})
-        except UnknownShape:
-            raise self.constants.refuse_image(whole) from None
-        return ir.Expect(
-            metric=metric,
-            relation=statement.relation,  # type: ignore[arg-type]
-            value=value,
-            within=statement.within,
-            origin=self.context.places.add(whole),
-        )
+def _check_target(statement: ast.Init, reporter: Reporter) -> None:
+    target, span = statement.target, statement.target_span
+    targets = [name for name, op in OPS.items() if "init" in op.parameters and op.parameters["init"].type.words]
+    if target in targets:
+        return
+    message = f"`{target}` has no weights to start" if target in OPS else f"unknown operator `{target}`"
+    help, fixes = respell(span, target, targets)
+    own = FOREIGN_NAMES.get(target)
+    if own in OPS:
+        help = f"write `{own}`"
+        fixes = (Fix(help, (Edit(span, own),), certain=True),)
+    help = help or f"there are {', '.join(f'`{name}`' for name in targets)}"
+    raise reporter.error("E0201", message, span, help=help, fixes=fixes)
 
 
-class AuxReader:
-    """Reads `aux` sections."""
+def read_expect(statement: ast.Expect, scope: FileScope, constants: ConstantEvaluator) -> ir.Expect:
+    """Read an `expect` statement.
 
-    def __init__(self, context: Context, bodies: BodyElaborator) -> None:
-        self.context = context
-        self.bodies = bodies
+    Raises:
+        Reported: Its metric or value is wrong.
+    """
+    metric, whole = statement.metric, statement.span
+    if metric not in _METRICS:
+        start = whole.source.text.index(metric, whole.start + len("expect"))
+        span = Span(whole.source, start, start + len(metric))
+        help, fixes = respell(span, metric, _METRICS)
+        help = help or f"there are {', '.join(_METRICS)}"
+        raise constants.context.reporter.error("E0201", f"nothing is known of `{metric}`", span, help=help, fixes=fixes)
+    try:
+        expr = constants.expressions.resolve(statement.value, scope.top_level())
+        value = literal(constants.evaluate(expr, scope)).model_copy(update={"origin": expr.origin})
+    except UnknownShape:
+        raise constants.refuse_image(whole) from None
+    return ir.Expect(
+        metric=metric,
+        relation=statement.relation,  # type: ignore[arg-type]
+        value=value,
+        within=statement.within,
+        origin=constants.context.places.add(whole),
+    )
 
-    def read(self, statement: ast.Aux, scope: FileScope) -> ir.Aux:
-        """Read an `aux` section.
 
-        Raises:
-            Reported: An argument is wrong.
-        """
-        local = scope.local()
-        site = CallSite("aux", statement.span, statement.args, _AUX_PARAMETERS, local)
-        weight = self.bodies.calls.arguments.bind(site).get("weight") or literal(1.0)
-        origin = self.context.places.add(statement.label.span)
-        return ir.Aux(
-            name=statement.name,
-            source=statement.label.label,
-            weight=weight,
-            body=self.bodies.statements(statement.body, local),
-            origin=origin,
-        )
+def read_aux(statement: ast.Aux, scope: FileScope, bodies: BodyElaborator) -> ir.Aux:
+    """Read an `aux` section.
+
+    Raises:
+        Reported: An argument is wrong.
+    """
+    local = scope.local()
+    site = CallSite("aux", statement.span, statement.args, _AUX_PARAMETERS, local)
+    weight = bodies.calls.arguments.bind(site).get("weight") or literal(1.0)
+    origin = bodies.context.places.add(statement.label.span)
+    return ir.Aux(
+        name=statement.name,
+        source=statement.label.label,
+        weight=weight,
+        body=bodies.statements(statement.body, local),
+        origin=origin,
+    )
