@@ -1,0 +1,54 @@
+"""Arguments that the normal rules cannot bind, and those that look doubtful and are correct."""
+
+from __future__ import annotations
+
+import pytest
+
+from cnnspec.compiler import Compilation, compile_source
+from cnnspec.diagnostics import Source
+
+
+def check(call: str, recipe: str = "") -> Compilation:
+    text = f"input 8x8x8\nparam n = 2\nclasses 10\n{call}\nglobal_avgpool | flatten | linear classes\n{recipe}\n"
+    return compile_source(Source("net", text))
+
+
+@pytest.mark.parametrize(
+    ("call", "code", "help"),
+    [
+        (
+            "conv 3x3 16 1 same same",
+            "E0207",
+            "`conv` alone knows `pad=same`: write a number, such as `pad=1` with a 3x3 kernel",
+        ),
+        ("conv kernel=3 c=16 16", "E0205", "write `stride=16`"),
+        ('relu repeat=2 name="a" 16', "E0205", "remove it"),
+        ("slice 0..k 3", "E0205", "`slice` takes `range`; elements are joined by `|`"),
+        ("dropout 1 % 3 7", "E0205", "`dropout` takes `p`; elements are joined by `|`"),
+        ("conv c=n[0] c=16", "E0101", "lists cannot be indexed: write a `param` for each value, or a row of `each`"),
+        ("conv c=n[0] c=16", "E0206", "keep one of the two"),
+        ("global_avgpool | flatten | linear 64 bais", "E0202", "did you mean `bias`?"),
+    ],
+)
+def test_a_wrong_argument(call: str, code: str, help: str) -> None:
+    found = [(diagnostic.code, diagnostic.help) for diagnostic in check(call).found]
+    assert (code, help) in found
+
+
+@pytest.mark.parametrize(
+    ("recipe", "fixed"),
+    [
+        ("train { schedule steps 30 60 }", "schedule steps at=[30, 60]"),
+        ("train { schedule steps 30 60 gamma=0.2 }", "at=[30, 60] gamma=0.2"),
+    ],
+)
+def test_numbers_of_a_list_without_brackets(recipe: str, fixed: str) -> None:
+    done = check("relu", recipe)
+    (found,) = [diagnostic for diagnostic in done.found if diagnostic.severity == "error"]
+    assert found.code == "E0204"
+    assert fixed in found.fixes[0].apply(done.source.text)
+
+
+@pytest.mark.parametrize("call", ["conv 3x3 16 bias 2", "conv repeat=2 3x3 8", "dropout 1", "conv 3x3 8 init=zero"])
+def test_a_doubtful_argument_that_is_correct(call: str) -> None:
+    assert [diagnostic for diagnostic in check(call).found if diagnostic.severity == "error"] == []
