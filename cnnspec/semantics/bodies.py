@@ -6,6 +6,7 @@ No shape is known yet. A wrong statement becomes `Broken`, so that the check can
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from cnnspec import ir
@@ -270,7 +271,7 @@ class BodyElaborator:
         cells = [ast.Argument(column.span, column.name, cell) for column, cell in pairs]
         call = self.calls.bind(node, [*cells, *node.args], scope)
         origin = self.context.places.add(row.span)
-        return ir.Flow(label=row.label, elements=(call.model_copy(update={"origin": origin}),), origin=origin)
+        return ir.Flow(label=row.label, elements=(replace(call, origin=origin),), origin=origin)
 
 
 def _is_counted(label: ast.LabelName | None) -> bool:

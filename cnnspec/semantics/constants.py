@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cnnspec import ir
@@ -73,7 +73,7 @@ class ConstantEvaluator:
             help = "a default of a file is a number or a `param`"
             span = self.context.places[expr.origin]
             raise self.context.reporter.error("E0207", "`in` has no meaning here", span, help=help) from None
-        return literal(value).model_copy(update={"origin": expr.origin})
+        return replace(literal(value), origin=expr.origin)
 
     def refuse_image(self, span: Span) -> Reported:
         """Report a value that depends on the image where none is known."""

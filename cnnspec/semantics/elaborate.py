@@ -229,7 +229,7 @@ class Elaborator:
         constants = dict(network.scope.constants)
         for scope in {id(scope): scope for scope, node in network.body if isinstance(node, ast.Flow)}.values():
             constants |= scope.constants
-        return ir.Model(
+        return ir.Model.model_construct(
             name=network.name or name,
             input=(network.input.channels, network.input.height, network.input.width),
             constants={name: literal(value) for name, value in constants.items()},
@@ -238,7 +238,7 @@ class Elaborator:
             aux=tuple(aux),
             inits=tuple(network.inits),
             expects=tuple(expects),
-            recipe=network.recipe or Recipe(),
+            recipe=network.recipe or Recipe.model_construct(),
             origin=self.context.places.add(network.input.span),
         )
 
@@ -306,7 +306,7 @@ def elaborate(
         network = run.gather(file, given, None)
         other = {key: value for key, value in given.items() if key not in network.declared}
         if other and not file.broken:
-            recipe = network.recipe or Recipe()
+            recipe = network.recipe or Recipe.model_construct()
             network.recipe = override_all(recipe, other, network.declared, file.source.name, reporter)
         if network.recipe is not None:
             run.train.check(network.recipe, file.source.name)

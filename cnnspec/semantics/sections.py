@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cnnspec import ir
 from cnnspec.diagnostics import Edit, Fix, Reporter, Span, respell
 from cnnspec.ir.evaluate import UnknownShape, literal
@@ -78,7 +80,7 @@ def read_expect(statement: ast.Expect, scope: FileScope, constants: ConstantEval
         raise constants.context.reporter.error("E0201", f"nothing is known of `{metric}`", span, help=help, fixes=fixes)
     try:
         expr = constants.expressions.resolve(statement.value, scope.top_level())
-        value = literal(constants.evaluate(expr, scope)).model_copy(update={"origin": expr.origin})
+        value = replace(literal(constants.evaluate(expr, scope)), origin=expr.origin)
     except UnknownShape:
         raise constants.refuse_image(whole) from None
     return ir.Expect(

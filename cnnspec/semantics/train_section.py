@@ -44,7 +44,7 @@ class TrainReader:
                 self.entries[entry.word] = entry
             except Reported:
                 pass
-        return Recipe(**fields, stated=tuple(fields))
+        return Recipe.model_construct(**fields, stated=tuple(fields))
 
     def check(self, recipe: Recipe, file: str) -> None:
         """Report each contradiction of a recipe, which may have values from outside the file."""

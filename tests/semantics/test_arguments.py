@@ -38,8 +38,8 @@ def test_a_wrong_argument(call: str, code: str, help: str) -> None:
 @pytest.mark.parametrize(
     ("recipe", "fixed"),
     [
-        ("train { schedule steps 30 60 }", "schedule steps at=[30, 60]"),
-        ("train { schedule steps 30 60 gamma=0.2 }", "at=[30, 60] gamma=0.2"),
+        ("train { schedule multistep 30 60 }", "schedule multistep at=[30, 60]"),
+        ("train { schedule multistep 30 60 gamma=0.2 }", "at=[30, 60] gamma=0.2"),
     ],
 )
 def test_numbers_of_a_list_without_brackets(recipe: str, fixed: str) -> None:
