@@ -8,7 +8,7 @@ from typing import Any
 
 from cnnspec import ir
 from cnnspec.diagnostics import Reported, Span, respell
-from cnnspec.diagnostics.suggestions import fixes_of_value
+from cnnspec.diagnostics.suggestions import ReplaceValue, RespectBound, Site, describe, fixes_of
 from cnnspec.ir.evaluate import ExpressionError, UnknownShape, convert, evaluate, literal
 from cnnspec.recipe import Setting
 from cnnspec.schema import Declared, Parameter, Type
@@ -57,8 +57,10 @@ class ConstantEvaluator:
         except ExpressionError as fault:
             places = self.context.places
             span = places[fault.origin] or places[expr.origin]
-            help = fault.help and fault.help.replace(f"`{name}=", f"`{name}{sign}")
-            fixes = fixes_of_value(fault.help, span)
+            suggestion, fixes = fault.suggestion, fixes_of(fault.suggestion, Site(value=span))
+            if isinstance(suggestion, (ReplaceValue, RespectBound)):
+                suggestion = suggestion._replace(sign=sign)
+            help = describe(suggestion) if suggestion else None
             raise self.context.reporter.error(fault.code, str(fault), span, help=help, fixes=fixes) from None
 
     def default(self, expr: ir.Expr, scope: FileScope, parameter: Parameter) -> ir.Expr:

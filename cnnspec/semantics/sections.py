@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from cnnspec import ir
 from cnnspec.diagnostics import Edit, Fix, Reporter, Span, respell
+from cnnspec.diagnostics.suggestions import Site, describe, fixes_of
 from cnnspec.ir.evaluate import UnknownShape, literal
 from cnnspec.ops import FOREIGN_NAMES, OPS
 from cnnspec.ops.inits import INITS, allowed_inits
@@ -41,12 +42,9 @@ def read_init(statement: ast.Init, scope: FileScope, constants: ConstantEvaluato
         help = f"there are {', '.join(f'`{name}`' for name in allowed)}"
         raise reporter.error("E0215", message, call.callee_span, help=help)
     if refused := INITS[scheme.name](**scheme.args).refused():
-        message, help, names = refused
-        spans = spans_of_values(call, INITS[scheme.name])
-        swaps = [(a, b) for a, b in (names, names[::-1]) if a in spans and b in spans]
-        edits = tuple(Edit(spans[a], spans[b].text) for a, b in swaps)
-        fixes = [Fix(help, edits)] if edits else []
-        raise reporter.error("E0215", message, call.span, help=help, fixes=fixes)
+        message, suggestion = refused
+        fixes = fixes_of(suggestion, Site(values=spans_of_values(call, INITS[scheme.name])))
+        raise reporter.error("E0215", message, call.span, help=describe(suggestion), fixes=fixes)
     return ir.Init(target=statement.target, scheme=scheme, origin=constants.context.places.add(statement.span))
 
 

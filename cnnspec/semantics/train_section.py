@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cnnspec.diagnostics import Diagnostic, Edit, Fix, Label, Reported, Span, respell
-from cnnspec.diagnostics.suggestions import fixes_of_call
+from cnnspec.diagnostics.suggestions import Site, fixes_of
 from cnnspec.ir.evaluate import UnknownShape, show
 from cnnspec.recipe import CHOICES, ENTRIES, Recipe, Scalars, Setting
 from cnnspec.schema import Declared, Word
@@ -151,5 +151,5 @@ def diagnosed(
         kind = CHOICES[found.entry][call.callee]
         spans = spans_of_values(call, kind)
         span = spans.get(found.argument, span)
-        fixes = fixes_of_call(found.help, kind.parameters, call.span, spans)
+        fixes = fixes_of(found.suggestion, Site(call.span, spans))
     return Diagnostic(code, found.message, span, help=found.help, fixes=tuple(fixes))
