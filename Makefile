@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 COVERING := $(addprefix tests/,analysis checker diagnostics ir ops semantics syntax test_api.py)
 READY  := $(VENV)/.ready
 
-.PHONY: demo coverage mutation soundness soundness-long test test-slow lint types format benchmark clean
+.PHONY: demo docs docs-setup coverage mutation soundness soundness-long test test-slow lint types format benchmark clean
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "cnnspec needs Python 3.11 or newer; set PYTHON=..." && false)
@@ -16,7 +16,7 @@ $(READY): pyproject.toml
 demo: $(READY)
 	$(BIN)/cnnspec build resnet20 --train --data fashion_mini --epochs 8 --batch 64
 
-test: $(READY) lint types
+test: $(READY) docs-setup lint types
 	$(BIN)/python -m pytest
 
 test-slow: $(READY)
@@ -55,6 +55,16 @@ format: $(READY)
 benchmark: $(READY)
 	$(BIN)/python benchmarks/module_speed.py
 	for what in input step epoch; do $(BIN)/python benchmarks/training_speed.py $$what || exit 1; done
+
+# The documentation is built offline into build/docs; open build/docs/index.html.
+docs-setup: $(VENV)/.docs-ready
+
+$(VENV)/.docs-ready: $(READY) pyproject.toml
+	$(BIN)/pip install --quiet --editable '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs-ready
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --jobs auto -d build/doctrees docs build/docs
 
 clean:
 	rm -rf $(VENV)

@@ -1,13 +1,15 @@
-"""The documents say what is so: their samples run, and nothing that a spec can say is left out.
+"""Tests of the documentation: samples compile, commands exist, the reference is complete, links work.
 
-Fences in `README.md` and `docs/*.md`:
+Kinds of fences in `README.md` and `docs/**/*.md`, except for the pages of `docs/errors`:
 
-    cnn                 a whole spec that checks without a word
-    cnn-part            statements that check behind a header; `# input 64x16x16` in the first line states another image
-    cnn-error E0301 ... a spec or a part that gives exactly these codes; a fence `text` behind it that begins with
-                        `error[` is what is printed
-    keys                the keys of the learned weights of the sample in front of it; a line of dots stands for any keys
-    python run          a script that runs; a fence `text` behind it is what it prints
+    cnn                 a complete spec without diagnostics
+    cnn-part            statements without diagnostics after a header; `# input 64x16x16` in the first line sets the image
+    cnn-error E0301 ... a spec or a part with exactly these diagnostics; if the next fence is `text` and starts with
+                        `error[`, it is the printed diagnostic
+    keys                the weight keys of the preceding sample; a line of dots stands for any keys
+    python run          a script that runs; if the next fence is `text`, it is the output
+    text output         lines of the output of the command in the preceding `sh` fence; `...` stands for any lines
+    {...}               a directive of Sphinx
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import json
 import os
 import re
 import shlex
@@ -29,7 +32,7 @@ import pytest
 import typer
 
 import cnnspec
-from cnnspec import api, cli, limits
+from cnnspec import api, cli, limits, testing, training
 from cnnspec.compiler import Compilation, compile_source
 from cnnspec.diagnostics import CnnspecError, Source, render
 from cnnspec.ir.evaluate import show
@@ -40,17 +43,18 @@ from cnnspec.schema import Parameter, Type
 from cnnspec.semantics.loader import shipped_specs, standard_block, standard_blocks
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(path for path in DOCS.rglob("*.md") if path.parent != DOCS / "errors")]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 README = (ROOT / "README.md").read_text("utf-8")
-LANGUAGE = (ROOT / "docs" / "language.md").read_text("utf-8")
+LANGUAGE = "\n".join(path.read_text("utf-8") for path in sorted((DOCS / "reference" / "language").glob("*.md")))
 HEADER = "network t\ninput {}\nclasses 10\n\n"
-FENCES = {"cnn", "cnn-part", "cnn-error", "keys", "python", "sh", "text", "json", ""}
+FENCES = {"cnn", "cnn-part", "cnn-error", "keys", "python", "sh", "text", "json", "yaml", ""}
 
 
 @dataclass(frozen=True)
 class Fence:
-    """A fenced block: what it is, its text, where it stands."""
+    """A fenced block: its kind, text and place."""
 
     page: Path
     line: int
@@ -62,11 +66,11 @@ class Fence:
         return self.info.split(" ")[0]
 
     def __str__(self) -> str:
-        return f"{self.page.name}:{self.line}"
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
 
 
 def read_fences(page: Path) -> list[Fence]:
-    """The fences of a page, in their order."""
+    """Return the fences of a page in order."""
     fences: list[Fence] = []
     start, info, lines = 0, "", list[str]()
     for number, line in enumerate(page.read_text("utf-8").split("\n"), 1):
@@ -89,7 +93,7 @@ def fences(*kinds: str) -> list[Any]:
 
 
 def followed(kind: str, by: str, start: str = "") -> list[Any]:
-    """Pairs of a fence and the one behind it."""
+    """Return pairs of a fence and the next one."""
     pairs = itertools.pairwise(ALL)
     return [
         pytest.param(a, b, id=str(b))
@@ -99,7 +103,7 @@ def followed(kind: str, by: str, start: str = "") -> list[Any]:
 
 
 def framed(fence: Fence) -> str:
-    """The sample as a whole spec."""
+    """Return the sample as a complete spec."""
     if fence.kind == "cnn" or re.search(r"^(network|input|extends)\b", fence.text, re.M):
         return fence.text
     image = re.match(r"# input ([0-9x]+)\n", fence.text)
@@ -119,7 +123,7 @@ def described(done: Compilation) -> str:
 
 
 def test_there_are_samples() -> None:
-    assert {fence.kind for fence in ALL} <= FENCES
+    assert {fence.kind for fence in ALL if not fence.kind.startswith("{")} <= FENCES
     assert sum(fence.kind in ("cnn", "cnn-part") for fence in ALL) > 25
     assert sum(fence.kind == "cnn-error" for fence in ALL) > 5
 
@@ -183,6 +187,11 @@ COMMANDS = [
 ]
 
 
+def test_there_are_commands() -> None:
+    assert len(COMMANDS) > 30
+    assert sum(fence.info == "text output" for fence in ALL) >= 3
+
+
 @pytest.mark.parametrize("arguments", COMMANDS)
 def test_shown_command_exists_with_its_options(arguments: list[str]) -> None:
     commands: Any = typer.main.get_command(cli.app)
@@ -193,6 +202,17 @@ def test_shown_command_exists_with_its_options(arguments: list[str]) -> None:
             assert "." in file or "/" in file or file in shipped_specs(), file
     else:
         assert arguments[0] in ("--version", "--help"), arguments[0]
+
+
+@pytest.mark.parametrize(("fence", "shown"), [p for p in followed("sh", "text") if p.values[1].info == "text output"])
+def test_shown_output_is_that_of_the_command(fence: Fence, shown: Fence, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+    command = [sys.executable, "-m", *shlex.split(fence.text)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    printed = iter(line.rstrip() for line in done.stdout.splitlines())
+    for line in shown.text.splitlines():
+        if line != "...":
+            assert line in printed, f"not in the output, or not in this order: {line!r}"
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
@@ -221,6 +241,25 @@ def test_example_runs(path: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
     assert all(f'"{left.name}"' in path.read_text("utf-8") for left in work.glob("[!.]*"))
+
+
+def test_network_of_the_tutorial_trains(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    tutorial = [fence for fence in ALL if fence.page == DOCS / "tutorial.md"]
+    script = next(fence.text for fence in tutorial if fence.info == "python run")
+    spec = next(fence.text for fence in tutorial if fence.kind == "cnn" and "train {" in fence.text)
+    steps = [line for fence in tutorial if fence.kind == "sh" for line in fence.text.splitlines()]
+    train, test = "cnnspec build shapes.cnn --train", next(line for line in steps if line.startswith("cnnspec test"))
+    assert train in steps
+    (tmp_path / "draw.py").write_text(script, "utf-8")
+    (tmp_path / "shapes.cnn").write_text(spec, "utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+    for step in (["draw.py"], ["-m", *train.split(), "--epochs", "1"], ["-m", *test.split()]):
+        command = [sys.executable, *step]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "runs" / "shapes" / "1" / "result.json").read_text("utf-8"))
+    assert result["state"] == "finished"
 
 
 # --- nothing is left out -------------------------------------------------------------------------
@@ -280,7 +319,7 @@ def block_rows() -> Iterator[str]:
 @pytest.mark.parametrize("rows", [operator_rows, choice_rows, scalar_rows, block_rows], ids=lambda rows: rows.__name__)
 def test_tables_of_the_reference_are_complete(rows: Any) -> None:
     missing = [row for row in rows() if not any(line.startswith(row) for line in LANGUAGE.split("\n"))]
-    assert not missing, "rows that docs/language.md must have:\n" + "\n".join(missing)
+    assert not missing, "rows that docs/reference/language must have:\n" + "\n".join(missing)
 
 
 def test_every_word_of_the_grammar_is_in_the_reference() -> None:
@@ -301,7 +340,7 @@ def test_every_function_and_metric_is_in_the_reference() -> None:
 
 
 def test_every_limit_is_in_the_reference() -> None:
-    section = LANGUAGE.split("\n## Limits\n")[1].split("\n## ")[0].replace(",", "")
+    section = (DOCS / "reference" / "language" / "limits.md").read_text("utf-8").replace(",", "")
     elsewhere = {"MAX_FILE_BYTES": f"{limits.MAX_FILE_BYTES // 1024} KiB"}
     for name, limit in vars(limits).items():
         if name.startswith("MAX_"):
@@ -311,8 +350,15 @@ def test_every_limit_is_in_the_reference() -> None:
 def test_every_code_is_in_the_reference() -> None:
     sources = Path(cnnspec.__file__).parent.rglob("*.py")
     used = {code for path in sources for code in re.findall(r"\"([EW]0[0-9]{3})\"", path.read_text("utf-8"))}
-    listed = set(re.findall(r"^\| `([EW]0[0-9]{3})` \|", LANGUAGE, re.M))
+    page = (DOCS / "reference" / "errors.md").read_text("utf-8")
+    listed = set(re.findall(r"^\| \[`([EW]0[0-9]{3})`\]\(\.\./errors/\1\.md\) \|", page, re.M))
     assert listed == used
+
+
+def test_every_lint_is_in_the_page_of_diagnostics() -> None:
+    page = (DOCS / "reference" / "diagnostics.md").read_text("utf-8")
+    lints = {path.stem for path in (DOCS / "errors").glob("W*.md")}
+    assert set(re.findall(r"^\| `(W[0-9]{4})` \|", page, re.M)) == lints
 
 
 def test_specs_of_the_readme_are_shipped() -> None:
@@ -323,7 +369,7 @@ def test_specs_of_the_readme_are_shipped() -> None:
 
 
 def test_every_option_is_in_the_page_of_the_command_line() -> None:
-    page = (ROOT / "docs" / "cli.md").read_text("utf-8")
+    page = (DOCS / "reference" / "cli.md").read_text("utf-8")
     sections = dict(re.findall(r"^## `cnnspec ([a-z]+)`\n(.*?)(?=^## |\Z)", page, re.M | re.S))
     commands: Any = typer.main.get_command(cli.app)
     assert set(commands.commands) == set(sections)
@@ -335,8 +381,10 @@ def test_every_option_is_in_the_page_of_the_command_line() -> None:
 
 
 def test_every_name_of_the_package_is_in_the_page_of_the_api() -> None:
-    page = (ROOT / "docs" / "api.md").read_text("utf-8")
-    assert [name for name in cnnspec.__all__ if f"`{name}" not in page] == []
+    pages = "\n".join(path.read_text("utf-8") for path in (DOCS / "reference" / "api").glob("*.md"))
+    documented = re.findall(r"^\.\. auto(?:function|class):: (?:cnnspec\.)?(\w+)(?:\(\))?$", pages, re.M)
+    assert len(set(documented)) == len(documented)
+    assert {*cnnspec.__all__, *training.__all__, *testing.__all__} <= set(documented)
 
 
 def test_figures_of_the_readme_are_those_of_the_specs() -> None:
@@ -357,15 +405,16 @@ def test_every_module_is_in_the_architecture() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for page in [*PAGES, ROOT / "ARCHITECTURE.md", ROOT / "CHANGELOG.md"]:
+    errors = sorted((DOCS / "errors").glob("*.md"))
+    for page in [*PAGES, *errors, ROOT / "ARCHITECTURE.md", ROOT / "CHANGELOG.md"]:
         prose = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.M | re.S)
         for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^):]*))?\)", prose):
             other = page.parent / target if target else page
-            assert other.exists(), f"{page.name}: {target}"
-            assert not anchor or anchor in anchors(other), f"{page.name}: {target}#{anchor}"
+            assert other.exists(), f"{page.relative_to(ROOT)}: {target}"
+            assert not anchor or anchor in anchors(other), f"{page.relative_to(ROOT)}: {target}#{anchor}"
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings."""
+    """Return the anchors of the headings of a page."""
     headings = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.M)
     return {re.sub(r"[^a-z0-9_ -]", "", heading.lower()).replace(" ", "-") for heading in headings}

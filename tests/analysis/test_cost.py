@@ -198,7 +198,7 @@ def copied(graph: Graph) -> int:
     """The most bytes, of two images, that torch copies because a tensor does not lie in memory in its order.
 
     `ln` over channels leaves them side by side, and `flatten` and `in_norm` copy that; `in_norm` copies what a `slice`
-    cuts out, too. docs/cli.md says that these are not counted.
+    cuts out, too. docs/reference/cli.md says that these are not counted.
     """
     operators = {node.op.name for node in graph.nodes}
     copying = {"flatten", "in_norm"} if "ln" in operators else {"in_norm"} if "slice" in operators else set[str]()

@@ -1,4 +1,4 @@
-"""Run the short experiments of `docs/experiments.md` by the commands given there."""
+"""Run the short experiments of `docs/explanation/experiments.md` by the commands given there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "experiments.md").read_text("utf-8")
+PAGE = (ROOT / "docs" / "explanation" / "experiments.md").read_text("utf-8")
 SECTIONS = re.findall(r"^## (.+?)$(.*?)(?=^## |\Z)", PAGE, re.M | re.S)
 SHOWN = re.compile(r"^\| ([^|]+?) +\|.*?([0-9.]+) ± ([0-9.]+) % \| +[0-9,]+ \|", re.M)
 """A row of a table: the network, and the mean and deviation of its test accuracy in percent."""
