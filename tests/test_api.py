@@ -176,13 +176,17 @@ def test_a_fault_is_one_diagnostic_and_no_exception(text: str, code: str) -> Non
     assert [d.code for d in cnnspec.check(HEAD + text)] == [code]
 
 
-def test_what_is_no_size_of_images_is_said() -> None:
-    graph = cnnspec.load("resnet20")
-    assert graph.accepts(40, 40)
+def test_build_refuses_what_is_no_size_of_images() -> None:
+    pytest.importorskip("torch")
     strange: list[Any] = [96, (32.5, 32), "axb", [None, 3], {3: 4}]
     for size in strange:
         with pytest.raises(cnnspec.CnnspecError, match="is not a size of images"):
             cnnspec.build("resnet20", input=size)
+
+
+def test_what_is_no_size_of_images_is_said() -> None:
+    graph = cnnspec.load("resnet20")
+    assert graph.accepts(40, 40)
     sides: list[Any] = [32.5, "32", None]
     for side in sides:
         assert not graph.accepts(side, 32)

@@ -1,12 +1,16 @@
 """Counts against torch: operations, kept activations, peaks of memory, and the largest batch that trains."""
 
+# ruff: noqa: E402
+
 from __future__ import annotations
 
 import weakref
 from typing import Any
 
 import pytest
-import torch
+
+torch = pytest.importorskip("torch")
+
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn

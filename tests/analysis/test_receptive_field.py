@@ -1,12 +1,16 @@
 """Receptive fields against published ones, against gradients of the built module, and against what spreads through it."""
 
+# ruff: noqa: E402
+
 from __future__ import annotations
 
 from typing import Any
 from unittest.mock import patch
 
 import pytest
-import torch
+
+torch = pytest.importorskip("torch")
+
 from hypothesis import HealthCheck, example, given, settings
 from torch import Tensor, nn
 
