@@ -1,16 +1,24 @@
 # `make demo` trains ResNet-20 on images that come with the package; `make test` sets up and runs every check.
+# CONTRIBUTING.md explains the targets.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-COVERING := $(addprefix tests/,analysis checker diagnostics ir ops semantics syntax test_api.py)
 READY  := $(VENV)/.ready
+NEWEST := $(VENV)-newest
+PINS   := $(wildcard constraints.txt)
+PIP    := -m pip install --quiet $(addprefix --constraint ,$(PINS))
+SPECS  := specs/*.cnn specs/blocks/*.cnn
+FRONT  := $(addprefix tests/,analysis checker diagnostics ir ops semantics syntax test_api.py)
+# The part of the front tests that is quick enough to run once more on another Python.
+QUICK  := $(addprefix tests/,checker cli/test_commands.py diagnostics/test_cases.py rewrite semantics \
+	syntax/test_formatter.py test_api.py test_architecture.py)
 
-.PHONY: demo docs docs-setup coverage mutation soundness soundness-long test test-slow lint types format benchmark clean
+.PHONY: benchmark clean coverage demo docs docs-setup format lint mutation soundness soundness-long test test-pythons test-slow types
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml $(PINS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "cnnspec needs Python 3.11 or newer; set PYTHON=..." && false)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[train,dev]'
+	$(BIN)/python $(PIP) --editable '.[train,dev]'
 	@touch $(READY)
 
 demo: $(READY)
@@ -22,13 +30,20 @@ test: $(READY) docs-setup lint types
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
 
+# Installs a wheel of the package, without torch, on the newest Python of this machine.
+test-pythons:
+	$$(tools/newest_python.sh) -m venv --clear $(NEWEST)
+	$(NEWEST)/bin/python $(PIP) . pytest hypothesis
+	$(NEWEST)/bin/python --version
+	$(NEWEST)/bin/pytest -p no:cacheprovider $(QUICK)
+
 coverage: $(READY)
-	$(BIN)/python -m coverage run -m pytest $(COVERING)
+	$(BIN)/python -m coverage run -m pytest $(FRONT)
 	$(BIN)/python -m coverage report
 
-# Takes hours; `make mutation WHAT='cnnspec.shapes.*'` tries the mutants of one module.
+# Takes hours; `make mutation WHAT='cnnspec.shapes.*'` tries the mutants of one package.
 mutation: $(READY)
-	$(BIN)/pip install --quiet 'mutmut>=3.8,<4'
+	$(BIN)/python $(PIP) 'mutmut>=3.8'
 	$(BIN)/mutmut run $(WHAT)
 	$(BIN)/mutmut results
 
@@ -42,7 +57,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
-	$(BIN)/cnnspec fmt --check specs/*.cnn specs/blocks/*.cnn
+	$(BIN)/cnnspec fmt --check $(SPECS)
 
 types: $(READY)
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
@@ -50,7 +65,7 @@ types: $(READY)
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	$(BIN)/cnnspec fmt specs/*.cnn specs/blocks/*.cnn
+	$(BIN)/cnnspec fmt $(SPECS)
 
 benchmark: $(READY)
 	$(BIN)/python benchmarks/module_speed.py
@@ -60,11 +75,11 @@ benchmark: $(READY)
 docs-setup: $(VENV)/.docs-ready
 
 $(VENV)/.docs-ready: $(READY) pyproject.toml
-	$(BIN)/pip install --quiet --editable '.[docs]'
+	$(BIN)/python $(PIP) --editable '.[docs]'
 	@touch $@
 
 docs: $(VENV)/.docs-ready
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --jobs auto -d build/doctrees docs build/docs
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(NEWEST)

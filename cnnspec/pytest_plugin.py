@@ -25,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
     if file_path.suffix == ".cnn" and parent.config.getoption("--cnnspec"):
-        return SpecFile.from_parent(parent, path=file_path)
+        return SpecFile.from_parent(parent, path=file_path)  # pyright: ignore[reportUnknownMemberType]
     return None
 
 
@@ -33,7 +33,7 @@ class SpecFile(pytest.File):
     """A `.cnn` file."""
 
     def collect(self) -> Iterator[pytest.Item]:
-        yield SpecItem.from_parent(self, name="check")
+        yield SpecItem.from_parent(self, name="check")  # pyright: ignore[reportUnknownMemberType]
 
 
 class SpecFault(Exception):
