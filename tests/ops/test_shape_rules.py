@@ -117,7 +117,7 @@ def torch_shape(function: Callable[..., Any], x: Shape, settings: dict[str, Any]
     """What torch gives; a tensor without numbers counts as refused, for the language has none."""
     try:
         shape = tuple(function(torch.empty(1, *x, device="meta"), **settings).shape[1:])
-    except (RuntimeError, ValueError, IndexError):
+    except (AssertionError, RuntimeError, ValueError, IndexError):
         return None
     return shape if min(shape) > 0 else None
 
@@ -148,7 +148,7 @@ def test_every_operator_with_a_rule_of_its_own_is_on_the_grid() -> None:
     assert own == set(RULES)
 
 
-@pytest.mark.parametrize("name", sorted(set(OPS) - {"flatten", "linear", *()}))
+@pytest.mark.parametrize("name", sorted(set(OPS) - {"flatten", "linear"}))
 def test_what_needs_a_map_says_so(name: str) -> None:
     required = {
         "kernel": (1, 1),
@@ -162,9 +162,9 @@ def test_what_needs_a_map_says_so(name: str) -> None:
         required |= {"factor": 1.0, "size": 1}
     kind = OPS[name]
     op = kind(**{p: required[p] for p, parameter in kind.parameters.items() if parameter.required or p == "factor"})
-    whole = "bn gn ln prelu softmax slice dropout drop_path scale times".split()
+    takes_flat = name not in RULES or any(len(x) == 1 for x in RULES[name][2])
     found = shape_of(lambda: op.infer((6,)))
-    assert (found is not None) == (kind.infer is OPS["relu"].infer or name in whole)
+    assert (found is not None) == takes_flat
     if found is None:
         with pytest.raises(ShapeError, match=f"`{name}` needs a map") as caught:
             op.infer((6,))
