@@ -324,7 +324,7 @@ def test_tables_of_the_reference_are_complete(rows: Any) -> None:
 
 def test_every_word_of_the_grammar_is_in_the_reference() -> None:
     grammar = (ROOT / "grammar" / "cnn.lark").read_text("utf-8")
-    patterns = re.findall(r"/\(?([a-z|]+)\)?(?:\\b|\(\?!)", grammar)
+    patterns = re.findall(r"/\(?([a-z|]+)\)?(?:\(\?!|\\b)", grammar)
     words = {word for pattern in patterns for word in pattern.split("|")} | set(JOINS)
     assert len(words) > 30
     assert sorted(word for word in words if f"`{word}" not in LANGUAGE) == []
@@ -395,18 +395,42 @@ def test_figures_of_the_readme_are_those_of_the_specs() -> None:
         assert (f"{graph.parameter_count:,}", f"{graph.macs / 1e6:.2f}") == (parameters, mmacs)
 
 
-def test_every_module_is_in_the_architecture() -> None:
+def test_the_architecture_names_every_package_once() -> None:
     page = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
-    package = ROOT / "cnnspec"
-    modules = [path.relative_to(package).with_suffix("").as_posix() for path in package.rglob("*.py")]
-    modules = [name for name in modules if name != "__init__" and not name.endswith("__main__")]
-    parts = {name: name.removesuffix("/__init__").replace("/", ".") for name in modules}
-    assert sorted(part for part in parts.values() if f"`{part}`" not in page) == []
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "cnnspec").rglob("*.py")} - {Path("cnnspec")}
+    rows = re.findall(r"^\|[^|]*\| `(cnnspec\.[a-z0-9_.]+)` \|", page, re.M)
+    assert sorted(rows) == sorted(".".join(folder.parts) for folder in folders)
+
+
+def test_the_architecture_names_nothing_that_is_not_there() -> None:
+    """Files by their path, from the root or from the package."""
+    for page in ("ARCHITECTURE.md", "CONTRIBUTING.md"):
+        named = set(re.findall(r"`([\w/]*\w(?:/|\.py|\.lark|\.md|\.toml|\.txt))`", (ROOT / page).read_text("utf-8")))
+        assert len(named) > 5
+        roots = (ROOT, ROOT / "cnnspec", ROOT / "cnnspec" / "backends", ROOT / "cnnspec" / "ops")
+        placeholders = ("CODE", "NAME")
+        missing = [
+            n for n in named if not any((r / n).exists() for r in roots) and not any(w in n for w in placeholders)
+        ]
+        assert sorted(missing) == [], page
+
+
+def test_the_tests_named_for_contributors_exist() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    sources = "\n".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("*.py"))
+    named = set(re.findall(r"\b(test_\w+)\b(?!\.py|/)", page))
+    assert len(named) > 5
+    assert sorted(name for name in named if f"def {name}(" not in sources) == []
+
+
+def test_no_page_holds_a_placeholder() -> None:
+    assert [page.name for page in PAGES if re.search(r"%%|TODO|FIXME|XXX", page.read_text("utf-8"))] == []
 
 
 def test_links_lead_somewhere() -> None:
     errors = sorted((DOCS / "errors").glob("*.md"))
-    for page in [*PAGES, *errors, ROOT / "ARCHITECTURE.md", ROOT / "CHANGELOG.md"]:
+    own = (ROOT / f"{name}.md" for name in ("ARCHITECTURE", "CHANGELOG", "CONTRIBUTING", "SECURITY"))
+    for page in [*PAGES, *errors, *own]:
         prose = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.M | re.S)
         for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^):]*))?\)", prose):
             other = page.parent / target if target else page
