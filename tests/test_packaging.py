@@ -19,7 +19,8 @@ def version(text: str) -> list[int]:
 
 
 def requirements() -> list[re.Match[str]]:
-    own = [text for text in (*PROJECT["dependencies"], *sum(EXTRAS.values(), [])) if not text.startswith("cnnspec")]
+    groups = [PROJECT["dependencies"], *EXTRAS.values()]
+    own = [text for group in groups for text in group if not text.startswith("cnnspec[")]
     matches = [REQUIREMENT.fullmatch(text) for text in own]
     assert all(matches), "every dependency has a lower bound and nothing else: " + ", ".join(own)
     return [match for match in matches if match]
