@@ -1,6 +1,6 @@
 """The Python API: load, check, format and build a network.
 
-Nothing here needs torch but `build`, which imports it when it is called.
+Only `build` needs torch, and imports it when it is called.
 """
 
 from __future__ import annotations
@@ -20,57 +20,57 @@ if TYPE_CHECKING:
 
 
 def load(path_or_name: str | Path, *, allow_huge: bool = False, **params: Any) -> ir.Graph:
-    """The checked network of a file, or of a shipped spec by its name.
+    """Load and check the network of a file, or of a shipped spec.
 
     Args:
-        path_or_name: `"my/net.cnn"` or `"resnet20"`.
-        allow_huge: Whether it may have more than 10,000,000,000 parameters.
-        **params: Values for the spec's `param`s.
+        path_or_name: A path, `"my/net.cnn"`, or the name of a shipped spec, `"resnet20"`.
+        allow_huge: Allow more than 10,000,000,000 parameters.
+        **params: Values for the parameters of the spec.
 
     Raises:
-        CnnspecError: The spec is at fault; `.diagnostics` says where and why.
+        CnnspecError: The spec has errors; see `.diagnostics`.
     """
     return compile_file(path_or_name, params, allow_huge=allow_huge).require_graph()
 
 
 def loads(text: str, name: str = "network", *, allow_huge: bool = False, **params: Any) -> ir.Graph:
-    """The checked network of a text.
+    """Load and check the network of a text.
 
     Args:
-        text: A spec.
-        name: What to call it in messages, and the network's name where the text states none.
-        allow_huge: Whether it may have more than 10,000,000,000 parameters.
-        **params: Values for the spec's `param`s.
+        text: The spec.
+        name: The name for diagnostics, and of the network if the text states none.
+        allow_huge: Allow more than 10,000,000,000 parameters.
+        **params: Values for the parameters of the spec.
 
     Raises:
-        CnnspecError: The spec is at fault; `.diagnostics` says where and why.
+        CnnspecError: The spec has errors; see `.diagnostics`.
     """
     return compile_source(plain_source(text, name), None, params, allow_huge=allow_huge).require_graph()
 
 
 def check(text: str, name: str = "network", *, allow_huge: bool = False) -> list[Diagnostic]:
-    """Every fault and lint of a text, in the order of their places; none when all is well."""
+    """Return the errors of a text, or if there are none its lints, in the order of their places."""
     return compile_source(plain_source(text, name), allow_huge=allow_huge).diagnostics
 
 
 def format(text: str, name: str = "network") -> str:
-    """The text as the one obvious way to write it.
+    """Format a text.
 
     Raises:
-        CnnspecError: It cannot be read.
+        CnnspecError: The text has syntax errors.
     """
     return format_text(plain_source(text, name))
 
 
 def resize(graph: ir.Graph, size: str | Sequence[int]) -> ir.Graph:
-    """The same network for images of another size.
+    """Return the network for images of another size; its weights are the same.
 
     Args:
-        graph: A network.
-        size: `"3x96x96"` or `(3, 96, 96)`, in which the channels may be left out.
+        graph: The network.
+        size: Channels, height and width, `"3x96x96"` or `(3, 96, 96)`; channels are optional.
 
     Raises:
-        CnnspecError: This is not a size, or the network does not take it.
+        CnnspecError: The size is invalid, or the network does not accept it.
     """
     parts = size.split("x") if isinstance(size, str) else [str(n) for n in size] if hasattr(size, "__iter__") else []
     if len(parts) not in (2, 3) or not all(part.isascii() and part.isdigit() and len(part) < 8 for part in parts):
@@ -86,7 +86,7 @@ def resize(graph: ir.Graph, size: str | Sequence[int]) -> ir.Graph:
 
 
 def torch_backend() -> ModuleType:
-    """The module `cnnspec.backends.torch`.
+    """Import the torch backend.
 
     Raises:
         CnnspecError: Torch is not installed.
@@ -112,22 +112,22 @@ def build(
     allow_huge: bool = False,
     **params: Any,
 ) -> nn.Module:
-    """The torch module of a network.
+    """Build the torch module of a network.
 
     Args:
         spec: A Graph, a file, or the name of a shipped spec.
-        input: Another size of images than the spec declares, `(3, 96, 96)` or `"3x96x96"`; the weights stay as
-            they are, so it has to be one of `Graph.sizes`.
-        weights: What the weights start from, matched strictly by name: a `.safetensors`, `.pt` or `.ckpt` file,
-            or `torchvision:DEFAULT`, `torchvision:IMAGENET1K_V2` and their like for a network of torchvision's.
-        fresh: Paths of modules that start anew in spite of `weights`: the head, for other classes.
-        outputs: Paths of modules whose features are wanted in place of the logits; nothing behind the last
-            of them is built or run, and the module gives a `dict` from these paths to `[N, C, H, W]`.
-        allow_huge: Whether it may have more than 10,000,000,000 parameters.
-        **params: Values for the spec's `param`s.
+        input: Another image size than the spec declares, `(3, 96, 96)` or `"3x96x96"`. The shapes of the weights do
+            not change, so it must be in `Graph.sizes`.
+        weights: Pretrained weights, matched strictly by name: a `.safetensors`, `.pt` or `.ckpt` file, or
+            `torchvision:DEFAULT`, `torchvision:IMAGENET1K_V2` and so on for a network of torchvision.
+        fresh: Paths of modules to initialize in spite of `weights`, such as a head for other classes.
+        outputs: Paths of modules for feature extraction. The module returns a `dict` from these paths to tensors of
+            shape `[N, C, H, W]` in place of the logits, and layers after the last of them are not built.
+        allow_huge: Allow more than 10,000,000,000 parameters.
+        **params: Values for the parameters of the spec.
 
     Raises:
-        CnnspecError: The spec is at fault, an output is unknown, the weights do not match, or torch is not
+        CnnspecError: The spec has errors, an output does not exist, the weights do not match, or torch is not
             installed.
     """
     to_module = torch_backend().to_module

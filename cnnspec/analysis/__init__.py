@@ -1,1 +1,1 @@
-"""Facts about a checked Graph: liveness, cost, receptive fields, summaries, differences, feature taps."""
+"""Analyses of a Graph: liveness, cost, receptive fields, summaries, differences and feature taps."""

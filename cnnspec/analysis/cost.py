@@ -1,7 +1,7 @@
-"""What a network costs: floating-point operations, memory of training and of inference, by node and in total.
+"""Cost of a network: floating-point operations, and memory in training and inference, per node and in total.
 
-Memory is that of tensors in float32 as torch makes them on a CPU; what a kernel takes for itself while it
-runs is not counted. Figures are for one image and grow with the batch, but for the few that are `fixed`.
+Memory is the size of the float32 tensors that torch allocates on a CPU, without the workspace of kernels. Values are
+per image and grow with the batch, except those named `fixed`.
 """
 
 from __future__ import annotations
@@ -17,39 +17,39 @@ from cnnspec.recipe import OPTIMIZERS
 
 
 class Memory(NamedTuple):
-    """Bytes: those of each image, and those that every batch takes."""
+    """Bytes per image, and bytes per batch of any size."""
 
     image: int
     fixed: int = 0
 
     def at(self, batch: int) -> int:
-        """Bytes for so many images."""
+        """Return the bytes for a batch."""
         return self.image * batch + self.fixed
 
 
-NONE = Memory(0)
+_NO_MEMORY = Memory(0)
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Counts of a network, in lists with an entry for each node of its `Graph`.
+    """Counts of a network; lists have one entry per node of its Graph.
 
     Attributes:
-        flops: Floating-point operations of convolutions and linear layers forward, two for a multiply-add.
-        backward_flops: Those of the backward pass of a training step, in which the image has no gradient.
-        aside: What a node's operator sets aside for the backward pass: masks, indices, statistics.
-        stays: The nodes whose output stays between forward and backward pass, `IMAGE` for the image. A tensor
-            that several operators keep, or several nodes share, counts once, at the node that made it.
-        kept: What stays of a node: its output, if it does, and what it sets aside.
-        inference_flops: `flops` of all nodes without auxiliary heads.
-        training_flops: `flops` and `backward_flops` of all nodes with auxiliary heads: those of a training step.
-        kept_total: `kept` of all nodes, and the image where an operator keeps it.
+        flops: Floating-point operations of convolutions and linear layers in the forward pass, two per multiply-add.
+        backward_flops: Floating-point operations in the backward pass; the image has no gradient.
+        extra: Memory for masks, indices and statistics that an operator saves for the backward pass.
+        saved_outputs: Nodes whose output is saved for the backward pass, `IMAGE` for the image. A tensor that several
+            operators save, or several nodes share, counts once, at the node that allocates it.
+        kept: Memory saved for the backward pass at each node: its output, if it is saved, and `extra`.
+        inference_flops: The sum of `flops` without auxiliary heads.
+        training_flops: The sum of `flops` and `backward_flops` with auxiliary heads: one training step.
+        kept_total: The sum of `kept`, and the image if it is saved.
     """
 
     flops: list[int]
     backward_flops: list[int]
-    aside: list[Memory]
-    stays: frozenset[int]
+    extra: list[Memory]
+    saved_outputs: frozenset[int]
     kept: list[Memory]
     inference_flops: int
     training_flops: int
@@ -57,11 +57,11 @@ class Counts:
 
 
 def count(graph: Graph) -> Counts:
-    """Operations and kept activations of a network: sums of products of sizes, for symbolic sizes, too."""
+    """Count the operations and the saved activations of a network, also for symbolic sizes."""
     nodes = graph.nodes
     gradient, owner = tracked(graph), owners(graph, training=True)
-    flops, backward, aside = [0] * len(nodes), [0] * len(nodes), [NONE] * len(nodes)
-    stays: set[int] = set()
+    flops, backward, extra = [0] * len(nodes), [0] * len(nodes), [_NO_MEMORY] * len(nodes)
+    saved_outputs: set[int] = set()
     for index, node in enumerate(nodes):
         if node.macs:
             flops[index] = 2 * node.macs
@@ -70,25 +70,25 @@ def count(graph: Graph) -> Counts:
         inputs = graph.input_shapes(node)
         depends = [i != IMAGE and gradient[i] for i in node.inputs]
         if node.macs:
-            # The gradient of the weights takes as many as the forward pass, and that of the input, where it has one.
+            # The gradient of the weights costs as much as the forward pass, and so does the gradient of the input.
             backward[index] = flops[index] * (1 + depends[0])
         kept = node.op.kept(inputs, node.shape, depends)
         for position in kept.inputs:
             source = node.inputs[position]
-            stays.add(source if source == IMAGE else owner[source])
+            saved_outputs.add(source if source == IMAGE else owner[source])
         if kept.output:
-            stays.add(owner[index])
+            saved_outputs.add(owner[index])
         if kept.extra or kept.fixed:
-            aside[index] = Memory(kept.extra, kept.fixed)
-    kept = list(aside)
-    for index in stays - {IMAGE}:
-        kept[index] = Memory(aside[index].image + _size(nodes[index].shape), aside[index].fixed)
-    image = _size(graph.input_shape) if IMAGE in stays else 0
+            extra[index] = Memory(kept.extra, kept.fixed)
+    kept = list(extra)
+    for index in saved_outputs - {IMAGE}:
+        kept[index] = Memory(extra[index].image + _size(nodes[index].shape), extra[index].fixed)
+    image = _size(graph.input_shape) if IMAGE in saved_outputs else 0
     return Counts(
         flops,
         backward,
-        aside,
-        frozenset(stays),
+        extra,
+        frozenset(saved_outputs),
         kept,
         sum(flop for flop, node in zip(flops, nodes, strict=True) if node.aux is None),
         sum(flops) + sum(backward),
@@ -97,45 +97,48 @@ def count(graph: Graph) -> Counts:
 
 
 def live_memory(graph: Graph, counts: Counts | None = None) -> list[Memory]:
-    """For each node the bytes of all tensors that exist while it runs forward.
+    """Return the bytes of all live tensors while each node runs forward; the maximum is the peak.
 
-    These are its inputs and its output, what others need later, and the image, which the caller holds. With
-    `counts` it is the forward pass of training, in which activations stay for the backward pass; without it
-    is evaluation, where auxiliary heads do not run. The greatest is the peak.
+    Live tensors are the inputs and the output of the node, those that later nodes read, and the image.
+
+    Args:
+        graph: The network.
+        counts: The counts of the network for a training step, in which activations are saved for the backward pass.
+            Without them the network is in evaluation mode, and auxiliary heads do not run.
     """
     training = counts is not None
     order, owner, last = schedule(graph), owners(graph, training), last_uses(graph, training)
     ends: dict[int, list[int]] = {}
     for index, position in last.items():
         ends.setdefault(position, []).append(index)
-    found = [NONE] * len(graph.nodes)
+    live_at = [_NO_MEMORY] * len(graph.nodes)
     live, fixed = _size(graph.input_shape), 0
-    made: dict[int, int] = {}
+    allocated: dict[int, int] = {}
     for position, index in enumerate(order):
         node = graph.nodes[index]
         if training or node.aux is None:
-            aside = counts.aside[index] if counts else NONE
+            extra = counts.extra[index] if counts else _NO_MEMORY
             if owner[index] == index:
-                made[index] = _size(node.shape)
-                live += made[index]
+                allocated[index] = _size(node.shape)
+                live += allocated[index]
             scratch = node.op.scratch(graph.input_shapes(node), node.shape)
-            found[index] = Memory(live + max(scratch, aside.image), fixed + aside.fixed)
-            live, fixed = live + aside.image, fixed + aside.fixed
-        for done in ends.get(position, ()):
-            if done in made and not (counts and done in counts.stays):
-                live -= made.pop(done)
-    return found
+            live_at[index] = Memory(live + max(scratch, extra.image), fixed + extra.fixed)
+            live, fixed = live + extra.image, fixed + extra.fixed
+        for freed in ends.get(position, ()):
+            if freed in allocated and not (counts and freed in counts.saved_outputs):
+                live -= allocated.pop(freed)
+    return live_at
 
 
 class TrainingMemory(NamedTuple):
-    """Bytes of a training step in float32 by what they are for.
+    """Bytes of a training step in float32, by purpose.
 
     Attributes:
-        weights: Learned weights and the running statistics of normalisations.
-        gradients: Those of the weights.
-        optimizer: What the recipe's optimizer remembers, and the average of the weights where the recipe has one.
-        steps: The activations while the node that takes most of them runs forward, and in the backward pass:
-            the image, what is kept, and the gradients that its largest step reads and makes.
+        weights: Learned weights, and the running statistics of normalization.
+        gradients: Gradients of the weights.
+        optimizer: The state of the recipe's optimizer, and the average of the weights if the recipe has one.
+        steps: Activations while each node runs forward, and at the peak of the backward pass: the image, the saved
+            tensors, and the gradients that the largest step reads and writes.
     """
 
     weights: int
@@ -144,24 +147,21 @@ class TrainingMemory(NamedTuple):
     steps: tuple[Memory, ...]
 
     def activations(self, batch: int) -> int:
-        """Bytes that grow with the batch, for so many images."""
+        """Return the bytes of the activations for a batch."""
         return max(step.at(batch) for step in self.steps)
 
     def at(self, batch: int) -> int:
-        """Bytes for a batch of so many images."""
+        """Return the bytes for a batch."""
         return self.weights + self.gradients + self.optimizer + self.activations(batch)
 
     def largest_batch(self, memory: int) -> int:
-        """The most images whose training step takes no more than so many bytes; 0 where not even one does."""
+        """Return the largest batch that fits into `memory` bytes; 0 if one image does not fit."""
         left = memory - self.weights - self.gradients - self.optimizer
         return max(0, min((left - step.fixed) // step.image for step in self.steps))
 
 
 def training_memory(graph: Graph) -> TrainingMemory:
-    """What a training step takes.
-
-    The memory that kernels take for themselves is not counted, nor are the loss and images in preparation.
-    """
+    """Return the memory of a training step, without kernel workspaces, the loss and prefetched images."""
     counts, gradient = count(graph), tracked(graph)
     weights = FLOAT * graph.parameter_count
     buffers = sum(node.op.buffers(graph.input_shapes(node)[0]) for node in graph.nodes)
@@ -177,7 +177,7 @@ def training_memory(graph: Graph) -> TrainingMemory:
             inputs = (graph.nodes[i].shape for i in node.inputs if i != IMAGE and gradient[i])
             scratch = node.op.backward_scratch(graph.input_shapes(node), node.shape)
             working = max(working, _size(node.shape) + sum(_size(shape) for shape in inputs) + scratch)
-    kept, image = counts.kept_total, 0 if IMAGE in counts.stays else _size(graph.input_shape)
+    kept, image = counts.kept_total, 0 if IMAGE in counts.saved_outputs else _size(graph.input_shape)
     steps = (*set(live_memory(graph, counts)), Memory(kept.image + image + working, kept.fixed))
     return TrainingMemory(weights + buffers, weights, optimizer + average, steps)
 

@@ -1,4 +1,4 @@
-"""What changed between two networks, module by module."""
+"""Differences between two networks, module by module."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from cnnspec.ir.evaluate import show
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A module that is in one of two networks only, or not the same in both.
+    """A module that is in only one of two networks, or differs between them.
 
     Attributes:
-        path: Its place in the module tree.
-        kind: `added`, `removed`, or `changed`.
-        before: What it was: the operator with its settings, or the shape it gave.
-        after: What it is.
+        path: The path in the module tree.
+        kind: `added`, `removed` or `changed`.
+        before: The operator with its settings and its output shape in the first network; empty if added.
+        after: The same in the second network; empty if removed.
     """
 
     path: str
@@ -30,10 +30,12 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The changes from one network to another, and the totals of both.
+    """The differences between two networks.
 
     Attributes:
-        totals: Parameters, MACs, and bytes of activations, each before and after.
+        names: The names of the networks.
+        changes: The modules that differ.
+        totals: Parameters, MACs and bytes of activations, before and after.
     """
 
     names: tuple[str, str]
@@ -42,11 +44,11 @@ class Difference:
 
     @property
     def same(self) -> bool:
-        """Whether both are the same network, whatever they are called."""
+        """The networks are identical except for their names."""
         return not self.changes
 
     def to_json(self) -> dict[str, Any]:
-        """The difference as plain data."""
+        """Return the differences as plain data."""
         return {
             "a": self.names[0],
             "b": self.names[1],
@@ -57,11 +59,11 @@ class Difference:
 
 
 def compare(a: Graph, b: Graph) -> Difference:
-    """The changes from network `a` to network `b`.
+    """Compare two networks.
 
-    Operators are told apart by their path; a join, which has none of its own, by what stands around it.
+    Operators are matched by their path. A join has no path of its own: its position in its scope identifies it.
     """
-    before, after = _described(a), _described(b)
+    before, after = _descriptions(a), _descriptions(b)
     changes: list[Change] = []
     if a.input_shape != b.input_shape:
         changes.append(Change("input", "changed", shapes.text(a.input_shape), shapes.text(b.input_shape)))
@@ -79,24 +81,24 @@ def compare(a: Graph, b: Graph) -> Difference:
     return Difference((a.name, b.name), tuple(changes), totals)
 
 
-def _described(graph: Graph) -> dict[str, str]:
-    """Each operator in words, by a path that is its own."""
-    found: dict[str, str] = {}
+def _descriptions(graph: Graph) -> dict[str, str]:
+    """Return a description of each operator by a unique path."""
+    descriptions: dict[str, str] = {}
     keys: list[str] = []
     for node in graph.nodes:
         key = node.path
         if not node.op.owns_module:
             place = f"{node.path}.{node.op.name}" if node.path else node.op.name
             key, count = place, 1
-            while key in found:
+            while key in descriptions:
                 count += 1
                 key = f"{place}#{count}"
         reads = (
             "" if len(node.inputs) < 2 else " of " + ", ".join(keys[i] if i >= 0 else "the image" for i in node.inputs)
         )
-        found[key] = _text(node) + reads
+        descriptions[key] = _text(node) + reads
         keys.append(key)
-    return found
+    return descriptions
 
 
 def _text(node: Node) -> str:

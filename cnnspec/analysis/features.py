@@ -1,4 +1,4 @@
-"""Features of a network by name: the part of a Graph that gives them."""
+"""Feature extraction: the part of a Graph that computes the outputs of chosen modules."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from cnnspec.ir import IMAGE, Graph
 
 
 def tap(graph: Graph, outputs: Sequence[str]) -> Graph:
-    """The part of a network that gives the features of some modules, and nothing behind the last of them.
+    """Return the part of a network that computes the outputs of some modules.
 
     Args:
         graph: A network.
-        outputs: Paths of modules, `"layer2"` or `"layer4.1.conv2"`, in the order in which they are wanted.
+        outputs: Paths of modules in the order of the result, `"layer2"` or `"layer4.1.conv2"`.
 
     Returns:
-        A Graph whose module returns a `dict` from these paths to `[N, C, H, W]`.
+        A Graph whose module returns a `dict` from these paths to tensors of shape `[N, C, H, W]`.
 
     Raises:
-        CnnspecError: There is no such module, or it belongs to an auxiliary head.
+        CnnspecError: A module does not exist, or belongs to an auxiliary head.
     """
     if not outputs:
         raise failure(

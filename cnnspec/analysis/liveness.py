@@ -1,6 +1,6 @@
-"""When the values of a network are made, which share memory, and when they are let go.
+"""Liveness of tensors: the order of execution, shared memory, and the last use of each tensor.
 
-The torch backend writes `forward` in this order, and the counts of memory follow it.
+The torch backend writes `forward` in this order, and memory is counted in it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from cnnspec.ir import IMAGE, Graph
 
 
 def schedule(graph: Graph) -> list[int]:
-    """The nodes as they run: an auxiliary head as soon as what it reads is there, so that it can be let go."""
+    """Return the order of execution; an auxiliary head runs as soon as its inputs exist, to free them early."""
     starts = {head.name: IMAGE for head in graph.aux}
     if not starts:
         return list(range(len(graph.nodes)))
@@ -29,13 +29,13 @@ def schedule(graph: Graph) -> list[int]:
 
 
 def results(graph: Graph) -> tuple[int, ...]:
-    """The nodes whose values are given back, in training those of the auxiliary heads, too."""
+    """Return the nodes whose outputs `forward` returns, with those of the auxiliary heads."""
     given = tuple(graph.taps.values()) or (graph.output,)
     return (*given, *(head.output for head in graph.aux))
 
 
 def overwriting(graph: Graph) -> set[int]:
-    """The activations that write over their input, which nothing else reads; that saves a tensor of its size."""
+    """Return the activations that can run in place, because no other node reads their input."""
     readers = Counter(i for node in graph.nodes for i in node.inputs)
     readers.update(results(graph))
     return {
@@ -49,7 +49,7 @@ def overwriting(graph: Graph) -> set[int]:
 
 
 def owners(graph: Graph, training: bool) -> list[int]:
-    """For each node the one in whose memory its output lies; `IMAGE` for a part of the image."""
+    """Return, for each node, the node whose memory holds its output; `IMAGE` for a view of the image."""
     over = overwriting(graph)
     found: list[int] = []
     for index, node in enumerate(graph.nodes):
@@ -62,7 +62,7 @@ def owners(graph: Graph, training: bool) -> list[int]:
 
 
 def tracked(graph: Graph) -> list[bool]:
-    """For each node whether its output depends on learned weights, and so has a gradient."""
+    """Return, for each node, True if its output depends on learned weights and so has a gradient."""
     found: list[bool] = []
     for node in graph.nodes:
         found.append(bool(node.weights) or any(i != IMAGE and found[i] for i in node.inputs))
@@ -70,21 +70,22 @@ def tracked(graph: Graph) -> list[bool]:
 
 
 def last_uses(graph: Graph, training: bool) -> dict[int, int]:
-    """For each owner of memory the position in `schedule` at which it is used for the last time.
+    """Return the position in `schedule` of the last use of each owner of memory.
 
-    What an auxiliary head reads last is let go behind that head, in evaluation, too. Results stay to the end.
+    Tensors whose last reader is an auxiliary head are freed after that head, also in evaluation. Results live to the
+    end.
     """
     order, owner = schedule(graph), owners(graph, training)
     found: dict[int, int] = {}
-    behind, follows = 0, False
+    after_heads, is_head_next = 0, False
     for position in range(len(order) - 1, -1, -1):
         node = graph.nodes[order[position]]
-        if node.aux is None or not follows:
-            behind = position
-        follows = node.aux is not None
+        if node.aux is None or not is_head_next:
+            after_heads = position
+        is_head_next = node.aux is not None
         for source in node.inputs:
             if source != IMAGE:
-                found.setdefault(owner[source], behind if graph.nodes[source].aux is None else position)
+                found.setdefault(owner[source], after_heads if graph.nodes[source].aux is None else position)
         found.setdefault(owner[order[position]], position)
     found.update((owner[index], len(order)) for index in results(graph) if training or graph.nodes[index].aux is None)
     return found

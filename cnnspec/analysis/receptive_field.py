@@ -1,11 +1,12 @@
-"""Receptive fields: the part of the image on which a place of a map depends.
+"""Receptive fields: the part of the image on which a position of a feature map depends.
 
-Two figures. The *field* is the one of papers: how far a place of the map can see, were the image without
-end, the most over all places; nothing where it sees all of it, whatever its size. What a place *sees* is exact
-for an image of the network's input size, borders and gaps of dilated windows included. Both are taken
-along height and width, for the union over all paths, at evaluation: `bn` looks at no other place then,
-`gn` and `in_norm` look at the whole map. The channels of a map are taken together, those that a `slice` leaves
-away included, and so are flat features.
+There are two measures, both per axis and for the union over all paths:
+
+- The theoretical *field* is the one of papers: the largest extent over all positions, for an unbounded image.
+- The *masks* are exact for the input size of the network, with its borders and the gaps of dilated windows.
+
+Both are for evaluation mode, in which `bn` mixes no positions; `gn` and `in_norm` read the whole map. All channels
+of a map are taken together, including those that a `slice` removes, and so are flat features.
 
 Source: Araujo, Norris and Sim 2019, "Computing receptive fields of convolutional neural networks", Distill.
 """
@@ -21,19 +22,19 @@ from cnnspec.limits import MAX_PERIOD
 from cnnspec.shapes import ITSELF, Shape, Span
 
 AXES: tuple[Literal[0, 1], Literal[0, 1]] = (0, 1)
-Sight = Sequence[int]
-"""For each place along an axis the rows or columns of the image that it sees, as bits of an integer."""
+Mask = Sequence[int]
+"""For each position along an axis, the rows or columns of the image that it depends on, as bits of an integer."""
 
-Sights = list[tuple[Sight, ...]]
-"""Pairs of a sight along the height and one along the width."""
+Masks = list[tuple[Mask, ...]]
+"""Pairs of masks along the height and the width."""
 
 MAX_PATHS = 16
 MAX_PLACES = 500_000
-"""Places that are looked at, over all maps of a network."""
+"""The limit on positions, over all maps of a network."""
 
 
 def fields(graph: Graph) -> list[tuple[int | None, int | None]]:
-    """For each node the height and width of its receptive field; none for the whole image."""
+    """Return the theoretical field of each node, height and width; `None` for the whole image."""
     height, width = ([_extent(span) for span in _spans(graph, axis)] for axis in AXES)
     return list(zip(height, width, strict=True))
 
@@ -43,7 +44,7 @@ def _extent(span: Span | None) -> int | None:
 
 
 def _spans(graph: Graph, axis: Literal[0, 1]) -> list[Span | None]:
-    """What a place of each node's output sees of the image along an axis."""
+    """Return the span of the image that each node depends on along an axis."""
     found: list[Span | None] = []
     places = 0
     for node in graph.nodes:
@@ -51,14 +52,14 @@ def _spans(graph: Graph, axis: Literal[0, 1]) -> list[Span | None]:
         for source, shape in zip(node.inputs, graph.input_shapes(node), strict=True):
             before = ITSELF if source == IMAGE else found[source]
             own = node.op.span(axis, _size(shape, axis), size)
-            paths.append(None if before is None or own is None or places > MAX_PLACES else _behind(before, own))
+            paths.append(None if before is None or own is None or places > MAX_PLACES else _compose(before, own))
             places += len(paths[-1].low) if paths[-1] is not before and paths[-1] else 0
         found.append(paths[0] if len(paths) == 1 else _union(paths))
     return found
 
 
-def _behind(before: Span, own: Span) -> Span | None:
-    """The span of a window `own` on a map whose places have the span `before`."""
+def _compose(before: Span, own: Span) -> Span | None:
+    """Compose a window `own` with the span `before` of the map that it reads."""
     if own is ITSELF:
         return before
     period, step = before.period, before.step
@@ -77,7 +78,7 @@ def _behind(before: Span, own: Span) -> Span | None:
 
 
 def _union(paths: list[Span | None]) -> Span | None:
-    """What some paths see together; branches that thin out differently part without end."""
+    """Return the union over paths; `None` if they have different strides and so diverge."""
     total = paths[0]
     for path in paths[1:]:
         if total is None or path is None or total.step * path.period != path.step * total.period:
@@ -93,7 +94,7 @@ def _union(paths: list[Span | None]) -> Span | None:
 
 
 def _over(span: Span, period: int) -> tuple[Sequence[int], Sequence[int]]:
-    """The bounds of a span over a longer period."""
+    """Return the bounds of a span, repeated to a longer period."""
     if span.period == period:
         return span.low, span.high
     shifts = range(0, period // span.period * span.step, span.step)
@@ -101,71 +102,73 @@ def _over(span: Span, period: int) -> tuple[Sequence[int], Sequence[int]]:
     return low, high
 
 
-def sights(graph: Graph) -> list[Sights] | None:
-    """For each node what every place along its height and along its width sees of the image; none where that is long.
+def masks(graph: Graph) -> list[Masks] | None:
+    """Return the masks of each node; `None` if there are more positions than the limit.
 
-    A place sees what is in a row and in a column that it sees. There are several such products only where
-    places see nothing through one path, as between the places of a `conv_transpose`.
+    A position depends on the product of its rows and its columns. A node has several such products only if some
+    positions depend on nothing along one path, as between the inputs of a `conv_transpose`.
     """
-    found: list[Sights] = []
+    found: list[Masks] = []
     places = 0
-    image: Sights = [tuple([1 << place for place in range(graph.input_shape[1 + axis])] for axis in AXES)]
+    image: Masks = [tuple([1 << place for place in range(graph.input_shape[1 + axis])] for axis in AXES)]
     for node in graph.nodes:
-        paths: Sights = []
+        paths: Masks = []
         for source, shape in zip(node.inputs, graph.input_shapes(node), strict=True):
             if places > MAX_PLACES:
                 return None
             reads = [node.op.reads(axis, _size(shape, axis), _size(node.shape, axis)) for axis in AXES]
             places += sum(1 + len(places_read) for read in reads if read for places_read in read)
-            for sight in image if source == IMAGE else found[source]:
+            for mask in image if source == IMAGE else found[source]:
                 paths.append(
                     tuple(
-                        before if read is None else [_seen(before, places) for places in read]
-                        for before, read in zip(sight, reads, strict=True)
+                        before if read is None else [_read(before, places) for places in read]
+                        for before, read in zip(mask, reads, strict=True)
                     )
                 )
         found.append(paths if len(paths) == 1 else _merged(paths))
     return found
 
 
-def _merged(paths: Sights) -> Sights:
-    """Paths through which every place sees something as one, the others as they are while they are few."""
-    holed = [sight for sight in paths if not all(map(all, sight))]
-    joined = paths if len(holed) > MAX_PATHS else [sight for sight in paths if all(map(all, sight))]
-    if not joined:
-        return holed
-    union = tuple([_together(places) for places in zip(*sides, strict=True)] for sides in zip(*joined, strict=True))
-    return [union] if joined is paths else [union, *holed]
+def _merged(paths: Masks) -> Masks:
+    """Merge the paths along which every position depends on something; keep the others while they are few."""
+    partial = [mask for mask in paths if not all(map(all, mask))]
+    complete = paths if len(partial) > MAX_PATHS else [mask for mask in paths if all(map(all, mask))]
+    if not complete:
+        return partial
+    union = tuple(
+        [_union_of_bits(places) for places in zip(*sides, strict=True)] for sides in zip(*complete, strict=True)
+    )
+    return [union] if complete is paths else [union, *partial]
 
 
-def _seen(before: Sight, read: Sequence[int]) -> int:
+def _read(before: Mask, read: Sequence[int]) -> int:
     last = len(before) - 1
-    seen = 0
+    bits = 0
     for place in read:
         if 0 <= place <= last:
-            seen |= before[place]
-    return seen
+            bits |= before[place]
+    return bits
 
 
-def _together(seen: Sequence[int]) -> int:
+def _union_of_bits(bits: Sequence[int]) -> int:
     total = 0
-    for one in seen:
+    for one in bits:
         total |= one
     return total
 
 
-def centre(sights: Sights) -> tuple[int, int]:
-    """The height and width of what the centre of a map sees, from its first row and column to its last."""
+def center_extent(masks: Masks) -> tuple[int, int]:
+    """Return the height and width of the image region that the center of a map depends on."""
     rows = columns = 0
-    for height, width in sights:
+    for height, width in masks:
         row, column = height[len(height) // 2], width[len(width) // 2]
         if row and column:
             rows, columns = rows | row, columns | column
-    return _reach(rows), _reach(columns)
+    return _extent_of_bits(rows), _extent_of_bits(columns)
 
 
-def _reach(seen: int) -> int:
-    return seen.bit_length() - (seen & -seen).bit_length() + 1 if seen else 0
+def _extent_of_bits(bits: int) -> int:
+    return bits.bit_length() - (bits & -bits).bit_length() + 1 if bits else 0
 
 
 def _size(shape: Shape, axis: int) -> int:

@@ -5,46 +5,45 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
 from cnnspec import shapes
-from cnnspec.analysis.cost import count, live_memory, training_memory
-from cnnspec.analysis.receptive_field import centre, fields, sights
-from cnnspec.ir import Graph
+from cnnspec.analysis.cost import Counts, count, live_memory, training_memory
+from cnnspec.analysis.receptive_field import center_extent, fields, masks
+from cnnspec.ir import Graph, Node
 from cnnspec.ops.base import FLOAT
 from cnnspec.shapes import Shape
 from cnnspec.shapes.symbolic import Amount
 
 MAX_SIDE = 1024
-"""Of an image for which it is worked out exactly what a place sees."""
+"""The largest side of an image for which exact receptive fields are computed."""
 
 Field = tuple[int | None, int | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One module, or one operator where it is a module of its own. Figures are for a batch, bytes in float32.
+    """One module. Values are for a batch, memory is in bytes of float32.
 
     Attributes:
-        path: Its path in the module tree; empty for the whole network.
-        kind: The block that it is a call of, or the operator; empty for a plain scope.
-        level: How deep it lies in the module tree, from 1; 0 for the whole network.
-        shape: What it gives, without the batch axis.
-        parameters: Learned weights in it.
-        macs: Multiply-adds of its convolutions and linear layers in inference.
-        flops: Floating-point operations of the same, two for a multiply-add.
-        backward_flops: Those of the backward pass of a training step.
-        activations: Bytes of the outputs of all operators in it.
-        kept: Bytes of its activations that stay for the backward pass; a tensor counts once, where it is made.
-        peak: Bytes of all tensors that live while its operator that needs most of them runs in inference.
-        field: Height and width of the receptive field of what it gives, none for the whole image.
-        sees: Height and width of the part of the image that the centre of its map sees; none where that is
-            not worked out.
-        stride: Pixels of the image for one place of the map, in height and width.
-        depth: Convolutions and linear layers on the longest path from the image to what it gives.
+        path: The path in the module tree; empty for the whole network.
+        kind: The block or the operator; empty for a plain scope.
+        level: The depth in the module tree, from 1; 0 for the whole network.
+        shape: The output shape without the batch axis.
+        parameters: The number of learned weights.
+        macs: Multiply-adds of convolutions and linear layers in inference.
+        flops: Floating-point operations of the same, two per multiply-add.
+        backward_flops: Floating-point operations in the backward pass.
+        activations: Bytes of the outputs of all operators.
+        kept: Bytes saved for the backward pass; a tensor counts once, where it is allocated.
+        peak: The most bytes of live tensors while one of its operators runs in inference.
+        field: Height and width of the theoretical receptive field, `None` for the whole image.
+        sees: Height and width of the exact receptive field at the center of the map, `None` if not computed.
+        stride: Pixels of the image per position of the map, in height and width.
+        depth: Convolutions and linear layers on the longest path from the image.
     """
 
     path: str
@@ -64,7 +63,7 @@ class Row:
     depth: int
 
     def to_json(self) -> dict[str, Any]:
-        """The figures as plain data."""
+        """Return the values as plain data."""
         return {
             "parameters": self.parameters,
             "macs": self.macs,
@@ -82,7 +81,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of the table: its title, its cell as text, and whether it holds a figure."""
+    """A column of the table.
+
+    Attributes:
+        title: The heading.
+        cell: Formats the cell of a row.
+        figure: The cells are numbers.
+    """
 
     title: str
     cell: Callable[[Row], str]
@@ -90,7 +95,7 @@ class Column:
 
 
 def in_bytes(count: int | Amount) -> str:
-    """`2.90 MiB`."""
+    """Format a number of bytes: `2.90 MiB`."""
     if isinstance(count, Amount):
         return f"{count:,} B"
     size, unit = float(count), "B"
@@ -119,7 +124,7 @@ COLUMNS: dict[str, Column] = {
     "stride": Column("stride", lambda row: "x".join(map(str, row.stride))),
     "depth": Column("depth", lambda row: str(row.depth)),
 }
-"""Every column by the name that asks for it."""
+"""All columns by name."""
 
 KEYS = {
     "is": "kind",
@@ -128,24 +133,28 @@ KEYS = {
     "kept": "kept_bytes",
     "peak": "peak_bytes",
 }
-"""What columns are called in JSON, where that is not their name."""
+"""The keys of columns in JSON, where they differ from the name."""
 
 DECLARED = ("peak", "field", "sees", "stride")
-"""The columns that are those of the declared size where others are functions of the image's size."""
+"""Columns that are for the declared image size even if the others are functions of the image size."""
 
 DEFAULT_COLUMNS = ("is", "output", "parameters", "macs", "activations", "field")
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A network by module, with its totals, for a batch of images.
+    """The table of a network.
 
     Attributes:
-        rows: Every module, a scope in front of what it holds.
-        total: The whole network. Multiply-adds and operations are those of inference, without auxiliary heads,
-            the backward pass and what is kept are those of training, with them.
-        training_flops: Operations of a training step, forward and backward.
-        declared: The image that the spec declares, where shapes are functions of the image's size.
+        name: The name of the network.
+        batch: The number of images.
+        input_shape: The shape of the image.
+        output_shape: The shape of the output.
+        rows: All modules; a module comes before its submodules.
+        total: The whole network. `macs` and `flops` are for inference, without auxiliary heads; `backward_flops` and
+            `kept` are for training, with them.
+        training_flops: Floating-point operations of a training step, forward and backward.
+        declared: The image that the spec declares, if shapes are functions of the image size.
     """
 
     name: str
@@ -158,11 +167,11 @@ class Summary:
     declared: Shape | None = None
 
     def upto(self, level: int) -> list[Row]:
-        """The rows down to a level of the module tree."""
+        """Return the rows down to a level of the module tree."""
         return [row for row in self.rows if row.level <= level]
 
     def to_json(self, columns: Sequence[str] = tuple(COLUMNS), level: int | None = None) -> dict[str, Any]:
-        """Columns of the rows down to a level as plain data; of all rows without one."""
+        """Return the rows down to a level as plain data; all rows by default."""
         keys = {KEYS.get(name, name) for name in columns}
 
         def figures(row: Row) -> dict[str, Any]:
@@ -186,7 +195,7 @@ class Summary:
         }
 
     def to_csv(self, columns: Sequence[str] = DEFAULT_COLUMNS, level: int = 2) -> str:
-        """Columns of the rows down to a level as CSV, figures as plain numbers; the last row is the total."""
+        """Return the rows down to a level as CSV with plain numbers; the last row is the total."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["module", *columns])
@@ -201,7 +210,7 @@ class Summary:
         return text.getvalue()
 
     def to_markdown(self, columns: Sequence[str] = DEFAULT_COLUMNS, level: int = 2) -> str:
-        """Columns of the rows down to a level as a table in Markdown; the last row is the total."""
+        """Return the rows down to a level as a Markdown table; the last row is the total."""
         chosen = [COLUMNS[name] for name in columns]
         lines = [
             ["module", *(column.title for column in chosen)],
@@ -213,58 +222,71 @@ class Summary:
 
 
 def summarise(graph: Graph, batch: int = 1, *, symbolic: bool = False) -> Summary:
-    """The table of a graph; a module's figures are sums over all operators in it, its peak the greatest.
+    """Summarize a network. The values of a module are sums over its operators; its peak is the maximum.
 
     Args:
-        graph: A network.
-        batch: How many images; parameters do not grow with it, receptive fields neither.
-        symbolic: Whether shapes, operations, activations and what is kept are functions of the image's height and
-            width (`symbolic.Amount`) where they depend on it; all other figures are those of the declared size.
+        graph: The network.
+        batch: The number of images; parameters and receptive fields do not depend on it.
+        symbolic: Return shapes, operations, activations and saved memory as functions of the height and width of the
+            image (`symbolic.Amount`); the other values are for the declared size.
     """
     shown = graph.symbolic if symbolic else graph
-    counts, live, reach = count(shown), live_memory(graph), fields(graph)
-    seen = sights(graph) if max(graph.input_shape) <= MAX_SIDE else None
-    sight = [centre(each) for each in seen] if seen else [None] * len(graph.nodes)
+    counts, live, field = count(shown), live_memory(graph), fields(graph)
+    sees: list[tuple[int, int] | None] = [None] * len(graph.nodes)
+    if max(graph.input_shape) <= MAX_SIDE and (found := masks(graph)):
+        sees = [*map(center_extent, found)]
     kinds: dict[str, str] = dict(graph.scopes)
     sums: dict[str, list[int]] = {"": [0] * 7}
     last: dict[str, int] = {}
     for index, node in enumerate(shown.nodes):
-        runs = node.aux is None
-        figures = (
-            node.parameter_count,
-            batch * node.macs if runs else 0,
-            batch * counts.flops[index] if runs else 0,
-            batch * counts.backward_flops[index],
-            batch * FLOAT * shapes.numel(node.shape),
-            counts.kept[index].at(batch),
-        )
         if node.op.owns_module:
             kinds[node.path] = node.op.name
-        parts = node.path.split(".") if node.path else []
-        for end in range(len(parts) + 1):
-            path = ".".join(parts[:end])
+        values = _node_values(node, index, counts, batch)
+        for path in _ancestors(node.path):
             total = sums.setdefault(path, [0] * 7)
-            for place, figure in enumerate(figures):
-                total[place] += figure
+            for place, value in enumerate(values):
+                total[place] += value
             total[6] = max(total[6], live[index].at(batch))
             last[path] = index
     last[""] = graph.output
-    rows: list[Row] = []
-    for path, (parameters, macs, flops, backward, activations, kept, peak) in sums.items():
+
+    def row(path: str, values: Sequence[int]) -> Row:
         index, level = last[path], path.count(".") + 1 if path else 0
-        rows.append(
-            Row(
-                *(path, kinds.get(path, ""), level, shown.nodes[index].shape),
-                *(parameters, macs, flops, backward, activations, kept, peak),
-                *(reach[index], sight[index], graph.reductions[index], graph.depths[index]),
-            )
+        parameters, macs, flops, backward_flops, activations, kept, peak = values
+        return Row(
+            *(path, kinds.get(path, ""), level, shown.nodes[index].shape),
+            *(parameters, macs, flops, backward_flops, activations, kept, peak),
+            *(field[index], sees[index], graph.reductions[index], graph.depths[index]),
         )
-    whole = replace(rows[0], kept=counts.kept_total.at(batch))
+
+    rows = [row(path, values) for path, values in sums.items()]
+    total = replace(rows[0], kept=counts.kept_total.at(batch))
     return Summary(
-        *(graph.name, batch, shown.input_shape, shown.output_shape, tuple(rows[1:]), whole),
+        *(graph.name, batch, shown.input_shape, shown.output_shape, tuple(rows[1:]), total),
         batch * counts.training_flops,
         graph.input_shape if symbolic else None,
     )
+
+
+def _node_values(node: Node, index: int, counts: Counts, batch: int) -> tuple[int, ...]:
+    """Return parameters, MACs, FLOPs, backward FLOPs, activations and saved memory of a node."""
+    inference = node.aux is None
+    return (
+        node.parameter_count,
+        batch * node.macs if inference else 0,
+        batch * counts.flops[index] if inference else 0,
+        batch * counts.backward_flops[index],
+        batch * FLOAT * shapes.numel(node.shape),
+        counts.kept[index].at(batch),
+    )
+
+
+def _ancestors(path: str) -> Iterator[str]:
+    """Iterate over the modules that contain a path, from the whole network to the path itself."""
+    yield ""
+    parts = path.split(".") if path else []
+    for end in range(1, len(parts) + 1):
+        yield ".".join(parts[:end])
 
 
 # --- the largest batch ---------------------------------------------------------------------------
@@ -277,10 +299,10 @@ _UNITS = {
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes of `16GiB` or `500 MB`.
+    """Parse an amount of memory, `16GiB` or `500 MB`, and return bytes.
 
     Raises:
-        ValueError: It is no amount of memory.
+        ValueError: The text is not an amount of memory.
     """
     match = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([A-Za-z]+)\s*", text, re.ASCII)
     units = {unit.lower(): size for unit, size in _UNITS.items()}
@@ -291,15 +313,15 @@ def parse_bytes(text: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class LargestBatch:
-    """The most images whose training step fits into some memory, and what takes it, in bytes of float32.
+    """The largest batch that trains in some memory, and its use of that memory in bytes of float32.
 
     Attributes:
-        memory: What there is.
-        batch: The images; 0 where not even one fits, and then the other figures are those of one.
-        weights: Learned weights and the running statistics of normalisations.
-        gradients: Of the weights.
-        optimizer: What the recipe's optimizer remembers, and the average of the weights where there is one.
-        activations: Of the step that needs most: the image, what is kept, and the gradients of a backward step.
+        memory: The available memory.
+        batch: The number of images. If it is 0, not even one image fits, and the other values are for one image.
+        weights: Learned weights, and the running statistics of normalization.
+        gradients: Gradients of the weights.
+        optimizer: The state of the optimizer, and the average of the weights if the recipe has one.
+        activations: Activations and their gradients at the peak.
     """
 
     memory: int
@@ -314,25 +336,25 @@ class LargestBatch:
         return self.weights + self.gradients + self.optimizer + self.activations
 
     def to_json(self) -> dict[str, int]:
-        """The figures as plain data."""
+        """Return the values as plain data."""
         names = ("memory", "batch", "weights", "gradients", "optimizer", "activations", "total")
         return {name: getattr(self, name) for name in names}
 
     def text(self) -> str:
-        """The answer in words."""
+        """Return the answer as a sentence."""
         parts = ", ".join(
             f"{name} {in_bytes(getattr(self, name))}" for name in ("weights", "gradients", "optimizer", "activations")
         )
         if self.batch == 0:
             return f"not even one image trains in {in_bytes(self.memory)}: it takes {in_bytes(self.total)} ({parts})"
-        return f"largest batch that trains in {in_bytes(self.memory)}: {self.batch:,}, which takes {in_bytes(self.total)} ({parts})"
+        takes = f"{self.batch:,}, which takes {in_bytes(self.total)} ({parts})"
+        return f"largest batch that trains in {in_bytes(self.memory)}: {takes}"
 
 
 def largest_batch(graph: Graph, memory: int) -> LargestBatch:
-    """The largest batch that trains in so many bytes.
+    """Return the largest batch that trains in `memory` bytes.
 
-    Counted is what tensors of torch take in float32. What is not: the memory that kernels take for themselves,
-    the loss, images in preparation, and torch itself.
+    Only float32 tensors are counted, not kernel workspaces, the loss, prefetched images, or torch itself.
     """
     needs = training_memory(graph)
     batch = needs.largest_batch(memory)

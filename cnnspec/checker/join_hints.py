@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cnnspec import ir
-from cnnspec.checker.environment import Evaluator, Frame, Tensor
+from cnnspec.checker.call_stack import CallStack
+from cnnspec.checker.environment import Frame, Tensor
 from cnnspec.checker.shape_trace import ShapeTrace
+from cnnspec.checker.values import ValueEvaluator
 from cnnspec.diagnostics import Edit, Fix
 from cnnspec.ops import stacked
 
@@ -27,12 +29,13 @@ class JoinHints:
     """Find out how a join was misread.
 
     Args:
-        run: Decides conditions, and knows places and calls.
+        values: Evaluates conditions.
+        calls: The stack of block calls, and places.
         trace: The operators that led to each branch.
     """
 
-    def __init__(self, run: Evaluator, trace: ShapeTrace) -> None:
-        self.run, self.places, self.trace = run, run.places, trace
+    def __init__(self, values: ValueEvaluator, calls: CallStack, trace: ShapeTrace) -> None:
+        self.values, self.calls, self.places, self.trace = values, calls, calls.places, trace
 
     def guess(self, join: str, branches: Branches, frame: Frame) -> Hint | None:
         """Return the help and the fixes for the first misreading that fits."""
@@ -54,7 +57,7 @@ class JoinHints:
         """Suggest an `if` for `in when ...`, which passes the input on whether or not the condition holds."""
         for flow, _ in branches:
             condition = flow.condition if isinstance(passed_on(flow), ir.In) else None
-            if condition is not None and self.run.decide(condition, frame) is False:
+            if condition is not None and self.values.condition(condition, frame) is False:
                 whole, at = self.places.wholes.get(flow.origin), self.places[condition.origin]
                 code = f"if {at.text if at else '...'} {{ in }} else {{ nothing }}"
                 help = f"what enters takes this branch without its `when`, too: write `{code}`"
@@ -68,7 +71,7 @@ class JoinHints:
         for label, x in _labeled(branches):
             if frame.entering and x.node == frame.entering.node:
                 help = f"`in` is what enters these braces, which is what `{label}` gives"
-                if self.run.calls:
+                if self.calls:
                     return f"{help}: begin the block with `x: in`, and write `@x`"
                 return f"{help}: write the label of what comes before it"
         return None
@@ -80,7 +83,7 @@ class JoinHints:
             path = self.trace.path(y.node, x.node)
             direct = x.node < y.node and path and nodes[path[0]].inputs[0] == x.node
             if direct and all(f".{other}." in f".{nodes[i].path}." for i in path):
-                begin = "`in |`" if self.run.calls else "the label of what it is to read"
+                begin = "`in |`" if self.calls else "the label of what it is to read"
                 return f"`{other}` goes on from `{label}`, which stands in front of it: begin it with {begin}"
         return None
 

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeGuard
 
 from cnnspec import ir, shapes
-from cnnspec.checker.environment import Evaluator, Frame, Tensor
+from cnnspec.checker.call_stack import CallStack
+from cnnspec.checker.environment import Frame, Tensor
 from cnnspec.checker.join_hints import Branches, JoinHints, passed_on
 from cnnspec.checker.shape_trace import MAX_SHOWN, ShapeTrace
-from cnnspec.diagnostics import Edit, Fix, Label, Span
+from cnnspec.checker.values import ValueEvaluator
+from cnnspec.diagnostics import Edit, Fix, Label, Reporter, Span
 from cnnspec.diagnostics.suggestions import (
     AppendToBranches,
     Branch,
@@ -36,15 +38,25 @@ class ShapeConflicts:
     """Report shapes that an operator or a join does not take.
 
     Args:
-        run: Reports errors at pieces of the Model.
         model: The Model.
         nodes: The operators so far, in the order in which they run.
+        values: Evaluates conditions.
+        reporter: Receives the errors.
+        calls: Locates the errors.
     """
 
-    def __init__(self, run: Evaluator, model: ir.Model, nodes: Sequence[ir.Node]) -> None:
-        self.run, self.places, self.model, self.nodes = run, run.places, model, nodes
-        self.trace = ShapeTrace(nodes, run.image)
-        self.hints = JoinHints(run, self.trace)
+    def __init__(
+        self,
+        model: ir.Model,
+        nodes: Sequence[ir.Node],
+        values: ValueEvaluator,
+        reporter: Reporter,
+        calls: CallStack,
+    ) -> None:
+        self.model, self.nodes, self.image = model, nodes, model.input
+        self.reporter, self.calls, self.places = reporter, calls, calls.places
+        self.trace = ShapeTrace(nodes, model.input)
+        self.hints = JoinHints(values, calls, self.trace)
         self._calls: dict[int, ir.Call] | None = None
 
     # --- operators -------------------------------------------------------------------------------
@@ -66,12 +78,11 @@ class ShapeConflicts:
         if joined and isinstance(op, Linear):
             code = f"conv 1x1 {op.c}{' bias' if op.bias else ''}"
             suggestion = ReplaceCall(code, "write `{0}`: a linear layer at each place of the map")
-        self.run.fail(
+        caption = f"gets {shapes.text(x.shape)}" if error.code.startswith("E03") else ""
+        self.reporter.error(
             error.code,
             error.message,
-            at,
-            caption=f"gets {shapes.text(x.shape)}" if error.code.startswith("E03") else "",
-            labels=labels,
+            **self.calls.locate(at, caption, labels),
             help=describe(suggestion),
             fixes=fixes_of(suggestion, Site(self.places.wholes.get(call.origin), self._values(call))),
             notes=self._notes(error, x),
@@ -82,8 +93,8 @@ class ShapeConflicts:
 
     def _notes(self, error: ShapeError, x: Tensor) -> list[str]:
         notes: list[str] = []
-        if error.code.startswith("E03") and ir.channels_last(self.run.image):
-            c, height, width = self.run.image
+        if error.code.startswith("E03") and ir.channels_last(self.image):
+            c, height, width = self.image
             size = f"{c} channels, and is {height} high and {width} wide"
             notes.append(f"the image has {size}: `input` takes channels first")
         if error.code == "E0304" and len(path := self.trace.changes(self.trace.path(x.node), _SIDES)) > 1:
@@ -102,12 +113,11 @@ class ShapeConflicts:
             labels += self._branch_labels(flow, tensor, path)
         resized = paths if {"height", "width"} & {*differ} else []
         help, fixes = self._join_help(error, element, branches, frame, resized)
-        self.run.fail(
+        caption = f"the branches differ in {shapes.join_words(differ)}" if differ else "maps and flat features"
+        self.reporter.error(
             error.code,
             error.message,
-            element.origin,
-            caption=f"the branches differ in {shapes.join_words(differ)}" if differ else "maps and flat features",
-            labels=labels,
+            **self.calls.locate(element.origin, caption, labels),
             help=help,
             fixes=fixes,
             fallback=JOINS[element.join].advice,
@@ -120,18 +130,18 @@ class ShapeConflicts:
             text += f", {self.trace.origin(tensor.node)}"
             if len(changes) > 1:
                 text += f": {self.trace.chain(changes)}"
-            return self.run.label(flow.origin, text)
+            return self.calls.label(flow.origin, text)
         if changes == path[:1]:  # its first operator alone
-            return self.run.label(flow.origin, text)
+            return self.calls.label(flow.origin, text)
         whole = self.places.wholes.get(flow.origin)
         steps: dict[Span, list[str]] = {}
         for i in changes:
             at = self.nodes[i].origin
             if not _contains(at, whole):
-                return self.run.label(flow.origin, self.trace.chain(changes) if len(changes) > 1 else text)
+                return self.calls.label(flow.origin, self.trace.chain(changes) if len(changes) > 1 else text)
             steps.setdefault(at, []).append(shapes.text(self.nodes[i].shape))
         found = [Label(at, " -> ".join(texts[-MAX_SHOWN:])) for at, texts in steps.items()]
-        return found[-MAX_SHOWN:] or self.run.label(flow.origin, text)
+        return found[-MAX_SHOWN:] or self.calls.label(flow.origin, text)
 
     def _join_help(
         self, error: ShapeError, element: ir.Join, branches: Branches, frame: Frame, resized: Sequence[Sequence[int]]

@@ -1,74 +1,107 @@
-"""What lints of the text and of the network share."""
+"""Context of a lint, and the edits that lints offer."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from cnnspec import ir
-from cnnspec.diagnostics import Diagnostic, Edit, Fix, Span
-from cnnspec.semantics.context import FILLED
+from cnnspec.diagnostics import Diagnostic, Edit, Fix, Label, Reported, Reporter, Span
+from cnnspec.ir.evaluate import ExpressionError, UnknownShape, evaluate
+from cnnspec.schema import Parameter
+from cnnspec.semantics.context import FILLED, Context
+from cnnspec.semantics.names import ExpressionResolver
+from cnnspec.semantics.scope import FileScope, LocalScope
 from cnnspec.syntax import ast
 
 LITERALS = (ast.Number, ast.Bool, ast.Text, ast.SizeLiteral)
 
 
-def without_line(span: Span) -> Edit:
-    """Takes a statement out, with its line if nothing else stands there."""
+class LintContext:
+    """The file that is checked, and facts that several lints use.
+
+    Attributes:
+        file: The syntax tree of the file.
+        graph: Its network; `None` where it only defines blocks.
+        extends: The file extends another spec.
+        blocks: Its blocks by name.
+        nodes: Every node of the tree.
+    """
+
+    def __init__(self, file: ast.File, graph: ir.Graph | None) -> None:
+        self.file, self.graph = file, graph
+        self.extends = any(isinstance(statement, ast.Extends) for statement in file.statements)
+        self.blocks = {statement.name: statement for statement in file.statements if isinstance(statement, ast.Block)}
+        self.nodes = list(file.walk())
+        self._names: dict[int, set[str]] = {}
+
+    def names(self, node: ast.Node) -> set[str]:
+        """Return the words in a node that can refer to a value, an operator or a block."""
+        names = self._names.get(id(node))
+        if names is None:
+            names = self._names[id(node)] = {name for part in node.walk() for name in _names_of(part)}
+        return names
+
+    def owns(self, node: ir.Node) -> bool:
+        """Return True if a node of the network is written in the file itself."""
+        return node.origin is not None and node.origin.source is self.file.source
+
+    def literal(self, value: ast.Expr, parameter: Parameter) -> Any:
+        """Return the value of a literal for a parameter; `None` for any other expression."""
+        if not isinstance(value, LITERALS):
+            return None
+        try:
+            scope = FileScope(self.file, lambda _: None)
+            resolver = ExpressionResolver(Context(Reporter()))
+            given = evaluate(resolver.resolve(value, LocalScope(scope, {}), parameter.type), {})
+        except (Reported, ExpressionError, UnknownShape):
+            return None
+        if parameter.type.kind == "size" and isinstance(given, int) and not isinstance(given, bool):
+            given = (given, given)
+        return given
+
+
+def _names_of(node: ast.Node) -> Iterable[str]:
+    match node:
+        case ast.Name():
+            return (node.name,)
+        case ast.Call() | ast.Each():
+            return (node.callee,)
+        case ast.Text():
+            return FILLED.findall(node.value)
+        case ast.Require():
+            return FILLED.findall(node.message or "")
+        case _:
+            return ()
+
+
+def warning(
+    code: str,
+    message: str,
+    span: Span,
+    help: str,
+    edit: Edit | None = None,
+    *,
+    labels: tuple[Label, ...] = (),
+    certain: bool = True,
+) -> Diagnostic:
+    """Return a warning; `edit` applies its help, and `certain` edits are safe to apply unasked."""
+    fixes = (Fix(help, (edit,), certain),) if edit is not None else ()
+    return Diagnostic(code, message, span, labels=labels, help=help, fixes=fixes)
+
+
+def remove_statement(span: Span) -> Edit:
+    """Remove a statement, with its line if nothing else is in it."""
     text = span.source.text
     start, end = text.rfind("\n", 0, span.start) + 1, (text + "\n").index("\n", span.end)
     if not text[start : span.start].strip() and re.fullmatch(r"[ \t]*(#[^\n]*)?", text[span.end : end]):
         return Edit(Span(span.source, start, min(end + 1, len(text))), "")
-    behind = re.compile(r"[ \t]*;[ \t]*").match(text, span.end)
-    return Edit(Span(span.source, span.start, behind.end() if behind else span.end), "")
+    separator = re.compile(r"[ \t]*;[ \t]*").match(text, span.end)
+    return Edit(Span(span.source, span.start, separator.end() if separator else span.end), "")
 
 
-def without(span: Span) -> Edit:
-    """Takes an argument out, with the spaces in front of it."""
+def remove_argument(span: Span) -> Edit:
+    """Remove an argument, with the spaces before it."""
     start = len(span.source.text[: span.start].rstrip(" \t"))
     return Edit(Span(span.source, start, span.end), "")
-
-
-def _names(node: ast.Node) -> set[str]:
-    """The words in a piece of a spec that can mean a value, an operator or a block."""
-    found: set[str] = set()
-    for part in node.walk():
-        match part:
-            case ast.Name():
-                found.add(part.name)
-            case ast.Call() | ast.Each():
-                found.add(part.callee)
-            case ast.Text():
-                found.update(FILLED.findall(part.value))
-            case ast.Require():
-                found.update(FILLED.findall(part.message or ""))
-            case _:
-                pass
-    return found
-
-
-class Lints:
-    def __init__(self, file: ast.File, graph: ir.Graph | None) -> None:
-        self.file = file
-        self.graph = graph
-        self.found: dict[tuple[str, Span | None], Diagnostic] = {}
-        self.extends = any(isinstance(statement, ast.Extends) for statement in file.statements)
-        self.blocks = {s.name: s for s in file.statements if isinstance(s, ast.Block)}
-        self.defaults = {s.call.callee for s in file.statements if isinstance(s, ast.Default)}
-        self.parts = list(file.walk())
-        self._names: dict[int, set[str]] = {}
-
-    def names(self, node: ast.Node) -> set[str]:
-        """The words in a piece of a spec that can mean a value, an operator or a block."""
-        known = self._names.get(id(node))
-        if known is None:
-            known = self._names[id(node)] = _names(node)
-        return known
-
-    def say(self, code: str, message: str, span: Span, help: str, edit: Edit | None = None, **more: Any) -> None:
-        certain = more.pop("certain", True)
-        fixes = (Fix(help, (edit,), certain),) if edit is not None else ()
-        self.found.setdefault((code, span), Diagnostic(code, message, span, help=help, fixes=fixes, **more))
-
-    def own(self, node: ir.Node) -> bool:
-        return node.origin is not None and node.origin.source is self.file.source

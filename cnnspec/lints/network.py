@@ -1,16 +1,18 @@
-"""Lints of the network: what its Graph shows, as far as it was written in the user's file."""
+"""Lints of the network: rules over its Graph, for the parts that are written in the user's file.
+
+A rule is a function from a `Context` and its Graph to warnings, listed in `RULES`.
+"""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from cnnspec import ir, shapes
-from cnnspec.diagnostics import Edit, Label, Span
+from cnnspec.diagnostics import Diagnostic, Edit, Label, Span
 from cnnspec.ir.valid_sizes import SINGLE
-from cnnspec.lints.base import LITERALS, without, without_line
-from cnnspec.lints.text import TextLints
+from cnnspec.lints.base import LITERALS, LintContext, remove_argument, remove_statement, warning
 from cnnspec.ops import OPS
 from cnnspec.recipe import DATA_SETS
 from cnnspec.semantics.recipe_rules import no_classifier, other_classes, unlikely
@@ -18,183 +20,223 @@ from cnnspec.semantics.train_section import diagnosed
 from cnnspec.shapes import Window
 from cnnspec.syntax import ast
 
-DROPOUTS = ("dropout", "dropout2d", "drop_path")
-ACTIVATIONS = (
+_DROPOUTS = ("dropout", "dropout2d", "drop_path")
+_ACTIVATIONS = (
     "relu relu6 leaky_relu prelu elu celu selu gelu silu mish softplus tanh sigmoid hardswish hardsigmoid softmax"
 ).split()
 _CHANNELS = OPS["conv"].parameters["c"]
 
 
-class NetworkLints(TextLints):
-    def network(self, graph: ir.Graph) -> None:
-        """Looks at the Graph."""
-        readers: dict[int, list[ir.Node]] = defaultdict(list)
-        for node in graph.nodes:
-            for index in node.inputs:
-                readers[index].append(node)
-        for index, node in enumerate(graph.nodes):
-            if getattr(node.op, "bias", False) and "bias" in node.weights and self.own(node):
-                self.bias(node, readers[index])
-        joins = {part.span.start: part for part in self.parts if isinstance(part, ast.Join)}
-        for start, inputs in {n.origin.start: n.inputs for n in graph.nodes if n.origin and self.own(n)}.items():
-            if start in joins:
-                self.twice(joins[start], inputs)
-        for output in (graph.output, *(head.output for head in graph.aux)):
-            self.last(graph, output)
-            self.activated(graph.nodes[output])
-        self.channels_last(graph.input_shape)
-        self.classes(graph)
-        self.recipe(graph)
-        self.strides(graph)
-        started = {node.op.name for node in graph.nodes if node.weights}
-        for statement in self.file.statements:
-            if isinstance(statement, ast.Init) and statement.target not in started:
-                message = f"`init {statement.target}` has no effect: the network has no `{statement.target}`"
-                self.say("W0105", message, statement.target_span, "remove it", without_line(statement.span))
+# --- layers --------------------------------------------------------------------------------------
 
-    def twice(self, join: ast.Join, inputs: Sequence[int]) -> None:
-        """Reports branches of a join that hand on one tensor by two names."""
-        flows = [statement for statement in join.body if isinstance(statement, ast.Flow)]
-        names: dict[int, str] = {}
-        for flow, node in zip(flows, inputs, strict=False) if len(flows) == len(inputs) else ():
-            element = flow.elements[0] if len(flow.elements) == 1 else None
-            name = f"@{element.label}" if isinstance(element, ast.Reference) else "in"
-            if isinstance(element, (ast.In, ast.Reference)) and names.setdefault(node, name) != name:
-                within = any(block.span.start < join.span.start < block.span.end for block in self.blocks.values())
-                before = (
-                    "what enters the block: begin it with `x: in`, and write `@x`" if within else "an earlier label"
-                )
-                help = f"`in` is what enters the braces of `{join.kind}`; what was meant may be {before}"
-                self.say("W0115", f"`{names[node]}` and `{name}` are one tensor here", join.span, help)
 
-    def bias(self, node: ir.Node, readers: list[ir.Node]) -> None:
-        """Reports a bias that is subtracted again at once with the mean of its channel."""
-        norms = [reader for reader in readers if _centres_channels(reader)]
-        if not norms or len(norms) < len(readers) or node.origin is None:
-            return
-        norm = norms[0]
-        labels = (Label(norm.origin, "subtracts the mean of each channel"),) if norm.origin and self.own(norm) else ()
-        flag = re.compile(r"[^|\n{};]*?(\s+bias(?:=true)?)(?![A-Za-z0-9_=])").match(
-            self.file.source.text, node.origin.end
-        )
-        edit = Edit(Span(self.file.source, *flag.span(1)), "") if flag else None
-        help = "leave the bias out" if flag else "leave the bias out: `bias=false`"
-        message = f"the bias of this `{node.op.name}` has no effect before `{norm.op.name}`"
-        self.say("W0106", message, node.origin, help, edit, labels=labels, certain=False)
+def bias_before_norm(context: LintContext, graph: ir.Graph) -> Iterator[Diagnostic]:
+    """Report biases that the normalization after them subtracts with the mean of each channel."""
+    readers: dict[int, list[ir.Node]] = defaultdict(list)
+    for node in graph.nodes:
+        for index in node.inputs:
+            readers[index].append(node)
+    for index, node in enumerate(graph.nodes):
+        if node.origin is None or not (getattr(node.op, "bias", False) and "bias" in node.weights):
+            continue
+        if context.owns(node) and readers[index] and all(map(_subtracts_channel_mean, readers[index])):
+            yield _bias_warning(context, node, node.origin, readers[index][0])
 
-    def strides(self, graph: ir.Graph) -> None:
-        """Reports strides over a map of one place, and those that step over pixels."""
-        calls = {part.callee_span.start: part for part in self.parts if isinstance(part, ast.Call)}
-        sliding: dict[int, list[ir.Node]] = defaultdict(list)
-        single: dict[int, bool] = defaultdict(lambda: True)
-        for index, node in enumerate(graph.nodes):
-            if self.own(node) and node.origin is not None and isinstance(node.op.axis_rule(0), Window):
-                at, first = node.origin.start, node.inputs[0]
-                sliding[at].append(node)
-                both = [graph.sizes.lengths[i] for i in (first, index)] if first != ir.IMAGE else []
-                single[at] &= both == [SINGLE, SINGLE]
-        for at, nodes in sliding.items():
-            args = calls[at].args if at in calls else ()
-            stride = next((arg for arg in args if arg.name == "stride" and isinstance(arg.value, LITERALS)), None)
-            if single[at] and stride is not None:
-                message = "`stride` has no effect on a map of one place"
-                self.say("W0105", message, stride.span, "remove it", without(stride.span), certain=False)
-            elif not single[at]:
-                for node in nodes:
-                    self.steps_over(node, graph.input_shapes(node)[0][0], args)
 
-    def steps_over(self, node: ir.Node, channels: int, args: Iterable[ast.Argument]) -> None:
-        """Reports a stride that is larger than the window, as torch's order of arguments makes it."""
-        windows = [window for axis in (0, 1) if isinstance(window := node.op.axis_rule(axis), Window)]
-        reaches = [window.dilation * (window.kernel - 1) + 1 for window in windows]
-        if node.origin is None or not any(w.stride > reach > 1 for w, reach in zip(windows, reaches, strict=True)):
-            return
-        kernel, stride = (f"{high}x{wide}" for high, wide in (reaches, [window.stride for window in windows]))
-        message = f"the stride {stride} of `{node.op.name}` is larger than its {kernel} window: the pixels between are never read"
-        help, edit = "write a stride that is no larger than the window", None
-        by_place = [arg for arg in args if arg.name is None]
-        if node.op.name == "conv" and len(by_place) > 2 and self.written(by_place[1].value, _CHANNELS) == channels:
-            help = f"`conv` is not told how many channels come in: take `{channels}` out"
-            edit = without(by_place[1].span)
-        self.say("W0114", message, node.origin, help, edit, certain=False)
+def _bias_warning(context: LintContext, node: ir.Node, span: Span, norm: ir.Node) -> Diagnostic:
+    labels: tuple[Label, ...] = ()
+    if norm.origin and context.owns(norm):
+        labels = (Label(norm.origin, "subtracts the mean of each channel"),)
+    flag = re.compile(r"[^|\n{};]*?(\s+bias(?:=true)?)(?![A-Za-z0-9_=])").match(span.source.text, span.end)
+    edit = Edit(Span(span.source, *flag.span(1)), "") if flag else None
+    help = "leave the bias out" if flag else "leave the bias out: `bias=false`"
+    message = f"the bias of this `{node.op.name}` has no effect before `{norm.op.name}`"
+    return warning("W0106", message, span, help, edit, labels=labels, certain=False)
 
-    def last(self, graph: ir.Graph, output: int) -> None:
-        """Reports a dropout that no layer follows."""
-        index = output
+
+def _subtracts_channel_mean(node: ir.Node) -> bool:
+    """Return True if an operator subtracts the mean of each channel alone; a mean over several leaves a bias."""
+    if node.op.name == "gn":
+        return getattr(node.op, "groups", 0) == node.shape[0]
+    return node.op.name in ("bn", "in_norm")
+
+
+def identical_branches(context: LintContext, graph: ir.Graph) -> Iterator[Diagnostic]:
+    """Report branches of a join that pass on one tensor under two names."""
+    joins = {node.span.start: node for node in context.nodes if isinstance(node, ast.Join)}
+    inputs = {node.origin.start: node.inputs for node in graph.nodes if node.origin and context.owns(node)}
+    for start, sources in inputs.items():
+        if start in joins:
+            yield from _identical_branches_of(context, joins[start], sources)
+
+
+def _identical_branches_of(context: LintContext, join: ast.Join, sources: Sequence[int]) -> Iterator[Diagnostic]:
+    flows = [statement for statement in join.body if isinstance(statement, ast.Flow)]
+    names: dict[int, str] = {}
+    for flow, source in zip(flows, sources, strict=False) if len(flows) == len(sources) else ():
+        element = flow.elements[0] if len(flow.elements) == 1 else None
+        name = f"@{element.label}" if isinstance(element, ast.Reference) else "in"
+        if isinstance(element, (ast.In, ast.Reference)) and names.setdefault(source, name) != name:
+            if any(block.span.start < join.span.start < block.span.end for block in context.blocks.values()):
+                intended = "what enters the block: begin it with `x: in`, and write `@x`"
+            else:
+                intended = "an earlier label"
+            help = f"`in` is what enters the braces of `{join.kind}`; what was meant may be {intended}"
+            yield warning("W0115", f"`{names[source]}` and `{name}` are one tensor here", join.span, help)
+
+
+def strides(context: LintContext, graph: ir.Graph) -> Iterator[Diagnostic]:
+    """Report strides on maps of size 1x1, and strides that skip pixels."""
+    calls = {node.callee_span.start: node for node in context.nodes if isinstance(node, ast.Call)}
+    windows: dict[int, list[int]] = defaultdict(list)
+    for index, node in enumerate(graph.nodes):
+        if context.owns(node) and node.origin is not None and isinstance(node.op.axis_rule(0), Window):
+            windows[node.origin.start].append(index)
+    for start, indices in windows.items():
+        args = calls[start].args if start in calls else ()
+        stride = next((arg for arg in args if arg.name == "stride" and isinstance(arg.value, LITERALS)), None)
+        single = all(_is_single(graph, index) for index in indices)
+        if single and stride is not None:
+            message, edit = "`stride` has no effect on a map of one place", remove_argument(stride.span)
+            yield warning("W0105", message, stride.span, "remove it", edit, certain=False)
+        elif not single:
+            for node in (graph.nodes[index] for index in indices):
+                yield from _skipping_stride(context, node, graph.input_shapes(node)[0][0], args)
+
+
+def _is_single(graph: ir.Graph, index: int) -> bool:
+    """Return True if a node maps 1x1 to 1x1 for every size of image."""
+    source = graph.nodes[index].inputs[0]
+    return source != ir.IMAGE and all(graph.sizes.lengths[i] == SINGLE for i in (source, index))
+
+
+def _skipping_stride(
+    context: LintContext, node: ir.Node, channels: int, args: Sequence[ast.Argument]
+) -> Iterator[Diagnostic]:
+    """Report a stride larger than its window, as in `conv 3x3 16 32`, torch's order of arguments."""
+    windows = [window for axis in (0, 1) if isinstance(window := node.op.axis_rule(axis), Window)]
+    reaches = [window.dilation * (window.kernel - 1) + 1 for window in windows]
+    if node.origin is None or not any(w.stride > reach > 1 for w, reach in zip(windows, reaches, strict=True)):
+        return
+    kernel, stride = (f"{high}x{wide}" for high, wide in (reaches, [window.stride for window in windows]))
+    larger = f"the stride {stride} of `{node.op.name}` is larger than its {kernel} window"
+    help, edit = "write a stride that is no larger than the window", None
+    positional = [arg for arg in args if arg.name is None]
+    torch_order = node.op.name == "conv" and len(positional) > 2
+    if torch_order and context.literal(positional[1].value, _CHANNELS) == channels:
+        help = f"`conv` is not told how many channels come in: take `{channels}` out"
+        edit = remove_argument(positional[1].span)
+    message = f"{larger}: the pixels between are never read"
+    yield warning("W0114", message, node.origin, help, edit, certain=False)
+
+
+# --- the end of the network ----------------------------------------------------------------------
+
+
+def final_dropout(context: LintContext, graph: ir.Graph) -> Iterator[Diagnostic]:
+    """Report dropout after the last layer."""
+    for index in _outputs(graph):
         while index != ir.IMAGE:
             node = graph.nodes[index]
-            if node.op.name in DROPOUTS:
-                if self.own(node) and node.origin is not None:
+            if node.op.name in _DROPOUTS:
+                if context.owns(node) and node.origin is not None:
                     message = f"no layer follows this `{node.op.name}`: it zeroes what the network gives"
-                    self.say("W0107", message, node.origin, "put it in front of the last layer, or remove it")
-                return
+                    yield warning("W0107", message, node.origin, "put it in front of the last layer, or remove it")
+                break
             if node.weights or len(node.inputs) != 1:
-                return
+                break
             index = node.inputs[0]
 
-    def activated(self, node: ir.Node) -> None:
-        """Reports an activation of the logits."""
-        if node.op.name in ACTIVATIONS and len(node.shape) == 1 and self.own(node) and node.origin is not None:
-            text = self.file.source.text
-            bar = re.search(r"[ \t]*\|[ \t]*$", text[: node.origin.start])
-            behind = re.match(r"[ \t]*(?:[#\n;}]|$)", text[node.origin.end :])
-            cut = Edit(Span(self.file.source, bar.start(), node.origin.end), "") if bar else without_line(node.origin)
-            why = (
-                "which the loss of training applies, too" if node.op.name == "softmax" else "and the loss takes logits"
-            )
-            message = f"the network ends with `{node.op.name}`, {why}"
-            self.say("W0111", message, node.origin, "remove it", cut if behind else None, certain=False)
 
-    def classes(self, graph: ir.Graph) -> None:
-        """Reports `classes` that nothing reads, of a network that gives another number."""
-        stated = next((s for s in self.file.statements if isinstance(s, ast.Classes)), None)
-        read = any("classes" in self.names(s) for s in self.file.statements if s is not stated)
-        last, output = graph.nodes[graph.output], graph.output_shape
-        if stated is None or read or self.extends:
-            return
-        wanted = graph.model.constants["classes"].value
-        if output == (wanted,):
-            return
-        help, edit = "end the network with `linear classes`, or remove it", None
-        given = re.compile(r"[ \t]+(?:c[ \t]*=[ \t]*)?([0-9]+)(?=[ \t]*(?:[#\n;}]|$))")
-        own = last.op.name == "linear" and self.own(last) and last.origin
-        if own and (literal := given.match(self.file.source.text, own.end)):
-            help, edit = "write `linear classes`", Edit(Span(self.file.source, *literal.span(1)), "classes")
-        message = f"`classes` is {wanted}, and the network gives {shapes.text(output)}: nothing reads it"
-        self.say("W0102", message, stated.span, help, edit, certain=False)
-
-    def recipe(self, graph: ir.Graph) -> None:
-        """Reports what of the recipe cannot be meant, as far as this file states it."""
-        train = next((s for s in self.file.statements if isinstance(s, ast.Train)), None)
-        if train is None:
-            return
-        recipe, entries = graph.recipe, {entry.word: entry for entry in train.entries}
-        given, wanted = graph.output_shape, DATA_SETS[recipe.data.name].classes
-        found = [*unlikely(recipe, graph.input_shape), *no_classifier(graph.input_shape, given)]
-        if wanted is not None and len(given) == 1:
-            found += other_classes(graph.name, given[0], recipe.data.name, wanted, graph.model.constants.get("classes"))
-        for one in found:
-            if one.entry in entries:
-                told = diagnosed(one, "W0113", recipe, entries, self.file.source.name)
-                self.found.setdefault((told.code, told.span), told)
-            elif not one.entry:
-                word = Span(train.span.source, train.span.start, train.span.start + len("train"))
-                self.say("W0113", one.message, word, one.help)
-
-    def channels_last(self, shape: tuple[int, int, int]) -> None:
-        """Reports an image that has its channels behind its height and width, by all appearance."""
-        if ir.channels_last(shape):
-            stated = next((s for s in self.file.statements if isinstance(s, ast.Input)), None)
-            if stated is not None:
-                c, h, w = shape
-                help = f"if channels stand last here, write `input {w}x{c}x{h}`"
-                edit = Edit(stated.span, f"{w}x{c}x{h}")
-                message = f"the image has {c} channels, and is {h} high and {w} wide"
-                self.say("W0112", message, stated.span, help, edit, certain=False)
+def final_activation(context: LintContext, graph: ir.Graph) -> Iterator[Diagnostic]:
+    """Report activations of the logits."""
+    for node in (graph.nodes[index] for index in _outputs(graph)):
+        if node.op.name not in _ACTIVATIONS or len(node.shape) != 1 or not context.owns(node) or node.origin is None:
+            continue
+        text = context.file.source.text
+        pipe = re.search(r"[ \t]*\|[ \t]*$", text[: node.origin.start])
+        is_last = re.match(r"[ \t]*(?:[#\n;}]|$)", text[node.origin.end :])
+        edit = remove_statement(node.origin)
+        if pipe:
+            edit = Edit(Span(context.file.source, pipe.start(), node.origin.end), "")
+        softmax = node.op.name == "softmax"
+        reason = "which the loss of training applies, too" if softmax else "and the loss takes logits"
+        message = f"the network ends with `{node.op.name}`, {reason}"
+        yield warning("W0111", message, node.origin, "remove it", edit if is_last else None, certain=False)
 
 
-def _centres_channels(node: ir.Node) -> bool:
-    """Whether an operator subtracts the mean of each channel alone; a wider mean leaves a bias standing."""
-    return node.op.name in ("bn", "in_norm") or (
-        node.op.name == "gn" and getattr(node.op, "groups", 0) == node.shape[0]
-    )
+def _outputs(graph: ir.Graph) -> tuple[int, ...]:
+    return (graph.output, *(head.output for head in graph.aux))
+
+
+def unused_classes(context: LintContext, graph: ir.Graph) -> Iterator[Diagnostic]:
+    """Report `classes` that is never used, if the network has another number of outputs."""
+    statements = context.file.statements
+    stated = next((statement for statement in statements if isinstance(statement, ast.Classes)), None)
+    used = any("classes" in context.names(statement) for statement in statements if statement is not stated)
+    if stated is None or used or context.extends:
+        return
+    classes, last = graph.model.constants["classes"].value, graph.nodes[graph.output]
+    if graph.output_shape == (classes,):
+        return
+    help, edit = "end the network with `linear classes`, or remove it", None
+    literal = re.compile(r"[ \t]+(?:c[ \t]*=[ \t]*)?([0-9]+)(?=[ \t]*(?:[#\n;}]|$))")
+    own = last.op.name == "linear" and context.owns(last) and last.origin
+    if own and (outputs := literal.match(context.file.source.text, own.end)):
+        help, edit = "write `linear classes`", Edit(Span(context.file.source, *outputs.span(1)), "classes")
+    message = f"`classes` is {classes}, and the network gives {shapes.text(graph.output_shape)}: nothing reads it"
+    yield warning("W0102", message, stated.span, help, edit, certain=False)
+
+
+# --- statements about the network ----------------------------------------------------------------
+
+
+def channels_last(context: LintContext, graph: ir.Graph) -> Iterator[Diagnostic]:
+    """Report an `input` that looks like height x width x channels."""
+    stated = next((statement for statement in context.file.statements if isinstance(statement, ast.Input)), None)
+    if stated is not None and ir.channels_last(graph.input_shape):
+        c, h, w = graph.input_shape
+        help, edit = f"if channels stand last here, write `input {w}x{c}x{h}`", Edit(stated.span, f"{w}x{c}x{h}")
+        message = f"the image has {c} channels, and is {h} high and {w} wide"
+        yield warning("W0112", message, stated.span, help, edit, certain=False)
+
+
+def implausible_recipe(context: LintContext, graph: ir.Graph) -> Iterator[Diagnostic]:
+    """Report implausible values in the `train` section of this file."""
+    train = next((statement for statement in context.file.statements if isinstance(statement, ast.Train)), None)
+    if train is None:
+        return
+    recipe, entries = graph.recipe, {entry.word: entry for entry in train.entries}
+    outputs, classes = graph.output_shape, DATA_SETS[recipe.data.name].classes
+    found = [*unlikely(recipe, graph.input_shape), *no_classifier(graph.input_shape, outputs)]
+    if classes is not None and len(outputs) == 1:
+        constant = graph.model.constants.get("classes")
+        found += other_classes(graph.name, outputs[0], recipe.data.name, classes, constant)
+    for finding in found:
+        if finding.entry in entries:
+            yield diagnosed(finding, "W0113", recipe, entries, context.file.source.name)
+        elif not finding.entry:
+            word = Span(train.span.source, train.span.start, train.span.start + len("train"))
+            yield warning("W0113", finding.message, word, finding.help)
+
+
+def unused_inits(context: LintContext, graph: ir.Graph) -> Iterator[Diagnostic]:
+    """Report `init` statements for operators that the network does not have."""
+    initialized = {node.op.name for node in graph.nodes if node.weights}
+    for statement in context.file.statements:
+        if isinstance(statement, ast.Init) and statement.target not in initialized:
+            message = f"`init {statement.target}` has no effect: the network has no `{statement.target}`"
+            yield warning("W0105", message, statement.target_span, "remove it", remove_statement(statement.span))
+
+
+RULES: tuple[Callable[[LintContext, ir.Graph], Iterator[Diagnostic]], ...] = (
+    bias_before_norm,
+    identical_branches,
+    final_dropout,
+    final_activation,
+    channels_last,
+    unused_classes,
+    implausible_recipe,
+    strides,
+    unused_inits,
+)

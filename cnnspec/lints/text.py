@@ -1,4 +1,7 @@
-"""Lints of the text: what the tree of the user's file shows."""
+"""Lints of the text: rules over the syntax tree of the user's file.
+
+A rule is a function from a `Context` to warnings, listed in `RULES`.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from cnnspec import ir
-from cnnspec.diagnostics import Edit, Reported, Reporter, Span
-from cnnspec.ir.evaluate import ExpressionError, UnknownShape, evaluate
-from cnnspec.lints.base import LITERALS, Lints, without, without_line
+from cnnspec.diagnostics import Diagnostic, Edit, Span
+from cnnspec.lints.base import LITERALS, LintContext, remove_argument, remove_statement, warning
 from cnnspec.ops import OPS, stacked
 from cnnspec.schema import Parameter
 from cnnspec.semantics.blocks import signature
-from cnnspec.semantics.context import Context
 from cnnspec.semantics.loader import standard_block, standard_blocks
-from cnnspec.semantics.names import ExpressionResolver
-from cnnspec.semantics.scope import FileScope, LocalScope
 from cnnspec.syntax import ast
 
 MODULE_WORDS = frozenset(
@@ -29,232 +27,48 @@ MODULE_WORDS = frozenset(
     register_state_dict_pre_hook requires_grad_ set_extra_state set_submodule share_memory state_dict to to_empty
     train training type xpu zero_grad""".split()
 )
-"""What a torch module calls its own; a child of that name is no attribute."""
+"""Attributes of `torch.nn.Module`; a submodule of that name cannot be reached as an attribute."""
 
 _POOLS = ("maxpool", "avgpool")
-_IDLE: tuple[tuple[tuple[str, ...], str, Callable[[Mapping[str, Any]], bool], str], ...] = (
+_NO_EFFECT: tuple[tuple[tuple[str, ...], str, Callable[[Mapping[str, Any]], bool], str], ...] = (
     (("conv", "conv_transpose", "maxpool"), "dilation", lambda v: v["kernel"] == (1, 1), "on a kernel of one place"),
     (("avgpool",), "count_pad", lambda v: v["pad"] == (0, 0), "without padding"),
 )
-"""Arguments that do nothing: of which operators, for which values, and why."""
+"""Arguments without effect: operators, argument, condition on all values, and the reason."""
 
 
-class TextLints(Lints):
-    def text(self) -> None:
-        """Looks at the tree."""
-        self.unused_values(self.file.statements, top=True)
-        if self.graph is not None:
-            self.unused_blocks(self.graph)
-        for block in self.blocks.values():
-            self.block(block)
-        referred = {part.label for part in self.parts if isinstance(part, ast.Reference)}
-        called = {part.callee for part in self.parts if isinstance(part, (ast.Call, ast.Each))}
-        for part in self.parts:
-            if isinstance(part, ast.Flow) and part.label is not None:
-                self.label(part, part.label, referred)
-            elif isinstance(part, (ast.Call, ast.Each)):
-                self.arguments(part)
-            elif isinstance(part, ast.Join):
-                self.branches(part)
-        for flow in (part for part in self.parts if isinstance(part, ast.Flow) and part.condition is not None):
-            if len(flow.elements) == 1 and isinstance(flow.elements[0], ast.In):
-                help = "`in` flows on without it, too; a branch that may be absent is `if ... { in } else { nothing }`"
-                self.say("W0105", "`when` has no effect on `in`", flow.span, help)
-        defaults = [s for s in self.file.statements if isinstance(s, ast.Default)]
-        named = {name for s in self.file.statements if not isinstance(s, ast.Default) for name in self.names(s)}
-        for statement in defaults if not self.extends else ():
-            callee = statement.call.callee
-            if callee not in named:
-                said = "called" if callee in called else "called in this file"
-                self.say(
-                    "W0105",
-                    f"`default {callee}` has no effect: it is not {said}",
-                    statement.span,
-                    "remove it",
-                    without_line(statement.span),
-                )
-
-    def unused_values(self, body: Iterable[ast.Node], *, top: bool = False) -> None:
-        """Reports every `let`, and at the top every `param`, that nothing names."""
-        statements = list(body)
-        naming: dict[str, list[int]] = defaultdict(list)
-        for index, statement in enumerate(statements):
-            for name in self.names(statement):
-                naming[name].append(index)
-        for index, statement in enumerate(statements):
-            for child in _bodies(statement):
-                self.unused_values(child)
-            if isinstance(statement, ast.Let):
-                last = max(naming[statement.name], default=-1)
-                if last < 0 or (not top and last <= index):
-                    message = f"`{statement.name}` is never used"
-                    self.say("W0104", message, statement.name_span, "remove the `let`", without_line(statement.span))
-            elif isinstance(statement, ast.Param) and not self.extends and not set(naming[statement.name]) - {index}:
-                message = f"the parameter `{statement.name}` is never used"
-                edit = without_line(statement.span)
-                self.say("W0102", message, statement.name_span, "remove the `param`", edit)
-
-    def unused_blocks(self, graph: ir.Graph) -> None:
-        """Reports blocks of the file, and blocks that it uses, that no statement of the network leads to."""
-        reached = set(graph.scopes.values())
-        queue: list[ast.Node] = [
-            s for s in self.file.statements if not isinstance(s, (ast.Block, ast.Default, ast.Use))
-        ]
-        while queue:
-            for name in self.names(queue.pop()) - reached:
-                reached.add(name)
-                if name in self.blocks:
-                    queue.append(self.blocks[name])
-        for name in [name for name in reached if name in self.blocks]:
-            reached |= self.names(self.blocks[name])
-        for block in self.blocks.values():
-            if block.name not in reached:
-                message = f"the block `{block.name}` is never used"
-                self.say("W0101", message, block.name_span, "remove it", without_line(block.span))
-        for statement in self.file.statements:
-            if isinstance(statement, ast.Use):
-                for name in statement.names:
-                    if name.name not in reached:
-                        edit = without_line(statement.span) if len(statement.names) == 1 else None
-                        self.say("W0101", f"the block `{name.name}` is never used", name.span, "remove it", edit)
-
-    def block(self, block: ast.Block) -> None:
-        """Reports a block that hides another one, and what is never used in it."""
-        standard = standard_block(block.name) if block.name in standard_blocks() else None
-        if standard is not None and self.graph is not None and standard[1] != block:
-            self.say(
-                "W0108",
-                f"the block `{block.name}` hides a standard block that is another one",
-                block.name_span,
-                "give it another name, or remove it if the standard one will do",
-            )
-        body: set[str] = set()
-        for statement in block.body:
-            body |= self.names(statement)
-        defaults: dict[str, set[str]] = defaultdict(set)
-        for parameter in block.parameters:
-            for name in self.names(parameter.default) if parameter.default is not None else ():
-                defaults[name].add(parameter.name)
-        for parameter in block.parameters:
-            if parameter.name not in body and not defaults[parameter.name] - {parameter.name}:
-                message = f"the parameter `{parameter.name}` of the block `{block.name}` is never used"
-                self.say("W0102", message, parameter.span, "remove it, and the argument in its calls")
-        self.unused_values(block.body)
-
-    def label(self, flow: ast.Flow, label: ast.LabelName, referred: set[str]) -> None:
-        """Reports a label that names nothing, or what torch calls otherwise."""
-        single = flow.elements[0] if len(flow.elements) == 1 else None
-        names_module = not isinstance(single, (ast.In, ast.Reference))
-        if isinstance(single, ast.Call) and single.callee in OPS:
-            names_module = OPS[single.callee].owns_module
-        if not names_module and label.name not in referred and not label.word:
-            text = label.span.source.text
-            colon = text.index(":", label.span.end) + 1
-            end = colon + len(text[colon:]) - len(text[colon:].lstrip(" \t"))
-            edit = Edit(Span(label.span.source, label.span.start, end), "")
-            self.say(
-                "W0103",
-                f"the label `{label.name}` names no module, and nothing refers to it",
-                label.span,
-                "remove the label",
-                edit,
-            )
-        elif names_module and label.name in MODULE_WORDS:
-            self.say(
-                "W0109",
-                f"`{label.name}` is an attribute of every torch module",
-                label.span,
-                f'choose another label: this part could only be reached as `["{label.name}"]`',
-            )
-
-    def arguments(self, call: ast.Call | ast.Each) -> None:
-        """Reports arguments of a call that give a parameter the value that it has without them, or that do nothing."""
-        if call.callee in self.defaults or call.callee_span.start == call.span.end:
-            return
-        found = self.blocks.get(call.callee)
-        standard = standard_block(call.callee) if found is None and call.callee not in OPS else None
-        block = found or (standard[1] if standard else None)
-        if block is not None:
-            parameters = signature(block)
-        elif call.callee in OPS and call.callee not in self.blocks:
-            parameters = OPS[call.callee].parameters
-        else:
-            return
-        named = _named(call.args, parameters)
-        given = {name: self.written(arg.value, parameters[name]) for name, arg in named.items() if name in parameters}
-        columns = [column.name for column in call.columns] if isinstance(call, ast.Each) else []
-        values = {**{name: p.default for name, p in parameters.items()}, **dict.fromkeys(columns), **given}
-        by_place = [arg for arg in named.values() if arg.name is None and _flag(arg, parameters) is None]
-        for name, arg in named.items():
-            parameter = parameters.get(name)
-            # The first by its place says what the call is about, `dropout 0.5`; those behind it need the ones in front.
-            meant = any(arg is other for other in (*by_place[:1], *by_place[:-1]))
-            if parameter is None or parameter.required or meant:
-                continue
-            if _flag(arg, parameters):
-                known = parameter.default is True
-            else:
-                known = self.restates(arg.value, parameter)
-            if known or (call.callee in _POOLS and name == "stride" and given[name] == values["kernel"] is not None):
-                self.say("W0105", f"`{name}` has this value anyway", arg.span, "remove it", without(arg.span))
-            for callees, idle, holds, why in _IDLE:
-                if call.callee in callees and name == idle and holds(values):
-                    message = f"`{name}` has no effect {why}"
-                    self.say("W0105", message, arg.span, "remove it", without(arg.span), certain=False)
-
-    def restates(self, value: ast.Expr, parameter: Parameter) -> bool:
-        """Whether a value written out is the default of a parameter."""
-        default = parameter.default
-        if isinstance(default, ast.Node):
-            operator = isinstance(value, ast.Name) and value.name in OPS and parameter.type.kind == "op"
-            return (operator or isinstance(value, LITERALS)) and value == default
-        if isinstance(value, ast.Name):
-            return bool(parameter.type.words) and value.name == default
-        given = self.written(value, parameter)
-        return given is not None and type(given) is type(default) and given == default
-
-    def written(self, value: ast.Expr, parameter: Parameter) -> Any:
-        """The value of a literal, as the parameter takes it; none for any other expression."""
-        if not isinstance(value, LITERALS):
-            return None
-        try:
-            scope = FileScope(self.file, lambda _: None)
-            given = evaluate(
-                ExpressionResolver(Context(Reporter())).resolve(value, LocalScope(scope, {}), parameter.type), {}
-            )
-        except (Reported, ExpressionError, UnknownShape):
-            return None
-        if parameter.type.kind == "size" and isinstance(given, int) and not isinstance(given, bool):
-            given = (given, given)
-        return given
-
-    def branches(self, join: ast.Join) -> None:
-        """Reports statements in lines of their own that seem to be meant behind one another, and are branches."""
-        flows = [statement for statement in join.body if isinstance(statement, ast.Flow)]
-        called = [[e.callee if isinstance(e, ast.Call) else None for e in flow.elements] for flow in flows]
-        if stacked(called) and len({flow.span.line for flow in flows}) == len(flows):
-            message = (
-                f"each statement of `{join.kind}` is a branch of its own, and one is a norm or an activation alone"
-            )
-            help = "put those that follow one another in `{ }`, or join them with `|`"
-            self.say("W0115", message, join.span, help)
+# --- unused names --------------------------------------------------------------------------------
 
 
-def _flag(arg: ast.Argument, parameters: Mapping[str, Parameter]) -> str | None:
-    """The name of the flag that an argument is."""
-    word = arg.value.name if arg.name is None and isinstance(arg.value, ast.Name) else ""
-    return word if word in parameters and parameters[word].type.kind == "bool" else None
+def unused_values(context: LintContext) -> Iterator[Diagnostic]:
+    """Report each `let` and `param` that is never used."""
+    yield from _unused_in(context, context.file.statements, is_file=True)
+    for block in context.blocks.values():
+        yield from _unused_in(context, block.body)
 
 
-def _named(args: Iterable[ast.Argument], parameters: Mapping[str, Parameter]) -> dict[str, ast.Argument]:
-    """Arguments by the parameters that they are for."""
-    flags = {_flag(arg, parameters) for arg in args}
-    free = iter([name for name in parameters if name not in flags])
-    return {arg.name or _flag(arg, parameters) or next(free): arg for arg in args}
+def _unused_in(context: LintContext, body: Iterable[ast.Node], *, is_file: bool = False) -> Iterator[Diagnostic]:
+    """Report unused values of a body, and of the braces in it. In a file, a `let` may follow its use."""
+    statements = list(body)
+    uses: dict[str, list[int]] = defaultdict(list)
+    for index, statement in enumerate(statements):
+        for name in context.names(statement):
+            uses[name].append(index)
+    for index, statement in enumerate(statements):
+        for inner in _bodies(statement):
+            yield from _unused_in(context, inner)
+        if isinstance(statement, ast.Let):
+            last = max(uses[statement.name], default=-1)
+            if last < 0 or (not is_file and last <= index):
+                message, edit = f"`{statement.name}` is never used", remove_statement(statement.span)
+                yield warning("W0104", message, statement.name_span, "remove the `let`", edit)
+        elif isinstance(statement, ast.Param) and not context.extends and not set(uses[statement.name]) - {index}:
+            message, edit = f"the parameter `{statement.name}` is never used", remove_statement(statement.span)
+            yield warning("W0102", message, statement.name_span, "remove the `param`", edit)
 
 
 def _bodies(node: ast.Node) -> Iterator[tuple[ast.Node, ...]]:
-    """The outermost braces inside of a statement of a network, each with its own names."""
+    """Iterate over the outermost braces in a statement of a network; each is a scope of names."""
     if isinstance(node, (ast.Braces, ast.Repeat, ast.Join, ast.Aux)):
         yield node.body
     elif isinstance(node, ast.If):
@@ -263,3 +77,215 @@ def _bodies(node: ast.Node) -> Iterator[tuple[ast.Node, ...]]:
     elif not isinstance(node, ast.Block):
         for child in node.children():
             yield from _bodies(child)
+
+
+def unused_blocks(context: LintContext) -> Iterator[Diagnostic]:
+    """Report blocks of the file, and blocks that it imports, that the network does not use."""
+    if context.graph is None:
+        return
+    used = _used_blocks(context, set(context.graph.scopes.values()))
+    for block in context.blocks.values():
+        if block.name not in used:
+            message, edit = f"the block `{block.name}` is never used", remove_statement(block.span)
+            yield warning("W0101", message, block.name_span, "remove it", edit)
+    for use in (statement for statement in context.file.statements if isinstance(statement, ast.Use)):
+        for name in use.names:
+            if name.name not in used:
+                edit = remove_statement(use.span) if len(use.names) == 1 else None
+                yield warning("W0101", f"the block `{name.name}` is never used", name.span, "remove it", edit)
+
+
+def _used_blocks(context: LintContext, used: set[str]) -> set[str]:
+    """Return the names that the network refers to, directly or through other blocks; `used` are some of them."""
+    queue: list[ast.Node] = [
+        statement
+        for statement in context.file.statements
+        if not isinstance(statement, (ast.Block, ast.Default, ast.Use))
+    ]
+    while queue:
+        for name in context.names(queue.pop()) - used:
+            used.add(name)
+            if name in context.blocks:
+                queue.append(context.blocks[name])
+    return used.union(*(context.names(context.blocks[name]) for name in used if name in context.blocks))
+
+
+def unused_block_parameters(context: LintContext) -> Iterator[Diagnostic]:
+    """Report parameters of blocks that are never used."""
+    for block in context.blocks.values():
+        body = {name for statement in block.body for name in context.names(statement)}
+        in_defaults: dict[str, set[str]] = defaultdict(set)
+        for parameter in block.parameters:
+            for name in context.names(parameter.default) if parameter.default is not None else ():
+                in_defaults[name].add(parameter.name)
+        for parameter in block.parameters:
+            if parameter.name not in body and not in_defaults[parameter.name] - {parameter.name}:
+                message = f"the parameter `{parameter.name}` of the block `{block.name}` is never used"
+                yield warning("W0102", message, parameter.span, "remove it, and the argument in its calls")
+
+
+def hidden_standard_blocks(context: LintContext) -> Iterator[Diagnostic]:
+    """Report blocks with the name of a different standard block."""
+    for block in context.blocks.values() if context.graph is not None else ():
+        standard = standard_block(block.name) if block.name in standard_blocks() else None
+        if standard is not None and standard[1] != block:
+            message = f"the block `{block.name}` hides a standard block that is another one"
+            help = "give it another name, or remove it if the standard one will do"
+            yield warning("W0108", message, block.name_span, help)
+
+
+def unused_defaults(context: LintContext) -> Iterator[Diagnostic]:
+    """Report `default` statements for what is never called."""
+    if context.extends:
+        return
+    statements = context.file.statements
+    called = {node.callee for node in context.nodes if isinstance(node, (ast.Call, ast.Each))}
+    used = {name for other in statements if not isinstance(other, ast.Default) for name in context.names(other)}
+    for statement in statements:
+        if isinstance(statement, ast.Default) and (callee := statement.call.callee) not in used:
+            where = "called" if callee in called else "called in this file"
+            message, edit = f"`default {callee}` has no effect: it is not {where}", remove_statement(statement.span)
+            yield warning("W0105", message, statement.span, "remove it", edit)
+
+
+# --- labels and branches -------------------------------------------------------------------------
+
+
+def labels(context: LintContext) -> Iterator[Diagnostic]:
+    """Report labels that are never used and name no module, and labels that are attributes of torch modules."""
+    referenced = {node.label for node in context.nodes if isinstance(node, ast.Reference)}
+    for flow in context.nodes:
+        if not isinstance(flow, ast.Flow) or (label := flow.label) is None:
+            continue
+        names_module = _names_module(flow)
+        if not names_module and label.name not in referenced and not label.word:
+            message = f"the label `{label.name}` names no module, and nothing refers to it"
+            yield warning("W0103", message, label.span, "remove the label", _remove_label(label))
+        elif names_module and label.name in MODULE_WORDS:
+            message = f"`{label.name}` is an attribute of every torch module"
+            help = f'choose another label: this part could only be reached as `["{label.name}"]`'
+            yield warning("W0109", message, label.span, help)
+
+
+def _names_module(flow: ast.Flow) -> bool:
+    """Return True if the label of a pipeline is a path in the module tree."""
+    single = flow.elements[0] if len(flow.elements) == 1 else None
+    if isinstance(single, ast.Call) and single.callee in OPS:
+        return OPS[single.callee].owns_module
+    return not isinstance(single, (ast.In, ast.Reference))
+
+
+def _remove_label(label: ast.LabelName) -> Edit:
+    text = label.span.source.text
+    colon = text.index(":", label.span.end) + 1
+    end = colon + len(text[colon:]) - len(text[colon:].lstrip(" \t"))
+    return Edit(Span(label.span.source, label.span.start, end), "")
+
+
+def conditional_in(context: LintContext) -> Iterator[Diagnostic]:
+    """Report `in when ...`, which is `in` in both cases."""
+    help = "`in` flows on without it, too; a branch that may be absent is `if ... { in } else { nothing }`"
+    for flow in context.nodes:
+        if isinstance(flow, ast.Flow) and flow.condition is not None:
+            single = flow.elements[0] if len(flow.elements) == 1 else None
+            if isinstance(single, ast.In):
+                yield warning("W0105", "`when` has no effect on `in`", flow.span, help)
+
+
+def stacked_branches(context: LintContext) -> Iterator[Diagnostic]:
+    """Report joins whose branches look like the consecutive layers of one branch."""
+    for join in context.nodes:
+        if not isinstance(join, ast.Join):
+            continue
+        flows = [statement for statement in join.body if isinstance(statement, ast.Flow)]
+        called = [[e.callee if isinstance(e, ast.Call) else None for e in flow.elements] for flow in flows]
+        if stacked(called) and len({flow.span.line for flow in flows}) == len(flows):
+            branch = f"each statement of `{join.kind}` is a branch of its own"
+            message = f"{branch}, and one is a norm or an activation alone"
+            help = "put those that follow one another in `{ }`, or join them with `|`"
+            yield warning("W0115", message, join.span, help)
+
+
+# --- arguments -----------------------------------------------------------------------------------
+
+
+def redundant_arguments(context: LintContext) -> Iterator[Diagnostic]:
+    """Report arguments that equal the default of their parameter, or that have no effect."""
+    with_default = {s.call.callee for s in context.file.statements if isinstance(s, ast.Default)}
+    for call in context.nodes:
+        if isinstance(call, (ast.Call, ast.Each)) and call.callee not in with_default:
+            parameters = _parameters(context, call)
+            if parameters is not None and call.callee_span.start != call.span.end:
+                yield from _redundant_in(context, call, parameters)
+
+
+def _parameters(context: LintContext, call: ast.Call | ast.Each) -> Mapping[str, Parameter] | None:
+    """Return the parameters of the called block or operator, if it is known."""
+    block = context.blocks.get(call.callee)
+    if block is None and call.callee in OPS:
+        return OPS[call.callee].parameters
+    if block is None and (standard := standard_block(call.callee)) is not None:
+        block = standard[1]
+    return signature(block) if block is not None else None
+
+
+def _redundant_in(
+    context: LintContext, call: ast.Call | ast.Each, parameters: Mapping[str, Parameter]
+) -> Iterator[Diagnostic]:
+    args = _bind(call.args, parameters)
+    given = {name: context.literal(arg.value, parameters[name]) for name, arg in args.items() if name in parameters}
+    columns = [column.name for column in call.columns] if isinstance(call, ast.Each) else []
+    values = {**{name: p.default for name, p in parameters.items()}, **dict.fromkeys(columns), **given}
+    positional = [arg for arg in args.values() if arg.name is None and _flag(arg, parameters) is None]
+    # The first positional argument is the subject of a call, `dropout 0.5`; the others need those before them.
+    needed = {id(arg) for arg in (*positional[:1], *positional[:-1])}
+    for name, arg in args.items():
+        parameter = parameters.get(name)
+        if parameter is None or parameter.required or id(arg) in needed:
+            continue
+        is_default = parameter.default is True if _flag(arg, parameters) else _is_default(context, arg.value, parameter)
+        is_kernel = call.callee in _POOLS and name == "stride" and given[name] == values["kernel"] is not None
+        if is_default or is_kernel:
+            yield warning("W0105", f"`{name}` has this value anyway", arg.span, "remove it", remove_argument(arg.span))
+        for callees, unused, holds, reason in _NO_EFFECT:
+            if call.callee in callees and name == unused and holds(values):
+                message, edit = f"`{name}` has no effect {reason}", remove_argument(arg.span)
+                yield warning("W0105", message, arg.span, "remove it", edit, certain=False)
+
+
+def _is_default(context: LintContext, value: ast.Expr, parameter: Parameter) -> bool:
+    """Return True if an expression is the default of a parameter, written out."""
+    default = parameter.default
+    if isinstance(default, ast.Node):
+        operator = isinstance(value, ast.Name) and value.name in OPS and parameter.type.kind == "op"
+        return (operator or isinstance(value, LITERALS)) and value == default
+    if isinstance(value, ast.Name):
+        return bool(parameter.type.words) and value.name == default
+    given = context.literal(value, parameter)
+    return given is not None and type(given) is type(default) and given == default
+
+
+def _flag(arg: ast.Argument, parameters: Mapping[str, Parameter]) -> str | None:
+    """Return the name of a boolean parameter that an argument sets by its bare name."""
+    word = arg.value.name if arg.name is None and isinstance(arg.value, ast.Name) else ""
+    return word if word in parameters and parameters[word].type.kind == "bool" else None
+
+
+def _bind(args: Iterable[ast.Argument], parameters: Mapping[str, Parameter]) -> dict[str, ast.Argument]:
+    """Return the arguments by the name of their parameter."""
+    flags = {_flag(arg, parameters) for arg in args}
+    free = iter([name for name in parameters if name not in flags])
+    return {arg.name or _flag(arg, parameters) or next(free): arg for arg in args}
+
+
+RULES: tuple[Callable[[LintContext], Iterator[Diagnostic]], ...] = (
+    unused_values,
+    unused_blocks,
+    hidden_standard_blocks,
+    unused_block_parameters,
+    labels,
+    redundant_arguments,
+    stacked_branches,
+    conditional_in,
+    unused_defaults,
+)

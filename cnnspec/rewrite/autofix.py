@@ -1,4 +1,4 @@
-"""Applying the fixes that are certain to a file, which otherwise stays as it is, byte by byte."""
+"""Application of certain fixes to a file; the rest of the file stays the same, byte for byte."""
 
 from __future__ import annotations
 
@@ -17,40 +17,43 @@ _MAX_ROUNDS = 12
 def mend(
     text: str, name: str, path: Path | None = None, params: Mapping[str, Any] | None = None, *, allow_huge: bool = False
 ) -> tuple[str, list[Diagnostic]]:
-    """The text with every fix that is certain, and what was mended.
+    """Apply every certain fix.
 
-    Fixes that touch one another wait for the next round, as do those of faults that only show when others are gone.
-    A round that would leave more errors than there were is not taken.
+    Fixes are applied in rounds: one that touches another, or whose error only appears after others are fixed, is left
+    to the next round. A round that would increase the number of errors is not applied.
 
     Args:
-        text: A spec, with the line ends that it has on disk.
-        name: What to call it in diagnostics.
-        path: The file that it was read from; other files are looked up beside it.
-        params: Values for the spec's parameters.
-        allow_huge: Whether more parameters in total than the limit are no fault.
+        text: The spec, with its line endings on disk.
+        name: The name of the spec for diagnostics.
+        path: The file that it was read from; imports are relative to its folder.
+        params: Values for the parameters of the spec.
+        allow_huge: Allow more parameters than the limit.
+
+    Returns:
+        The text, and the diagnostics that were fixed.
     """
-    mended: list[Diagnostic] = []
-    done = compile_source(Source(name, Source.plain(text)), path, params, allow_huge=allow_huge)
+    fixed: list[Diagnostic] = []
+    current = compile_source(Source(name, Source.plain(text)), path, params, allow_huge=allow_huge)
     for _ in range(_MAX_ROUNDS):
-        chosen = _choose(done.diagnostics)
+        chosen = _choose(current.diagnostics)
         if not chosen:
             break
         edits = [edit for _, taken in chosen for edit in taken]
         changed = apply_edits(text, _on_disk(text, edits))
-        again = compile_source(Source(name, Source.plain(changed)), path, params, allow_huge=allow_huge)
-        if _errors(again.diagnostics) > _errors(done.diagnostics):
+        result = compile_source(Source(name, Source.plain(changed)), path, params, allow_huge=allow_huge)
+        if _count_errors(result.diagnostics) > _count_errors(current.diagnostics):
             break
-        text, done = changed, again
-        mended += [diagnostic for diagnostic, _ in chosen]
-    return text, mended
+        text, current = changed, result
+        fixed += [diagnostic for diagnostic, _ in chosen]
+    return text, fixed
 
 
-def _errors(diagnostics: Sequence[Diagnostic]) -> int:
+def _count_errors(diagnostics: Sequence[Diagnostic]) -> int:
     return sum(diagnostic.severity == "error" for diagnostic in diagnostics)
 
 
 def _choose(diagnostics: Sequence[Diagnostic]) -> list[tuple[Diagnostic, tuple[Edit, ...]]]:
-    """For each diagnostic the fix that is certain, as far as none touches another."""
+    """Return the certain fixes that do not touch one another, with their diagnostics."""
     chosen: list[tuple[Diagnostic, tuple[Edit, ...]]] = []
     taken: list[tuple[int, int]] = []
     for diagnostic in diagnostics:
@@ -65,7 +68,7 @@ def _choose(diagnostics: Sequence[Diagnostic]) -> list[tuple[Diagnostic, tuple[E
 
 
 def _on_disk(text: str, edits: Sequence[Edit]) -> list[Edit]:
-    """Edits of a text with plain line ends as edits of the text with the line ends that it has."""
+    r"""Convert edits of a text with `\n` line endings to edits of the text with its own line endings."""
     pairs = [match.start() for match in re.finditer("\r\n", text)]
     newline = re.search("\r\n|\r|\n", text)
     ends = [at - index for index, at in enumerate(pairs)]

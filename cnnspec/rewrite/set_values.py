@@ -1,4 +1,4 @@
-"""A spec with other values written into its text: what `--set` says for one run, said by the file itself."""
+"""Write the values of `--set` into the text of a spec."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from cnnspec.syntax import ast
 _DECLARED = {**DATA_SETS, **AUGMENTATIONS, **OPTIMIZERS, **SCHEDULES}
 _JOINTS = {"interval": "..", "size": "x"}
 _SIMPLE = re.compile(r'[A-Za-z0-9_.]+(?:[eE][+-][0-9]+)?|"[^"\n]*"|\[[^\[\]"\n]*\]|\([^()"\n]*\)')
-"""Texts that mean the same wherever a value can stand."""
+"""Values that need no parentheses in any position."""
 
 
 def restate(
     text: str, name: str, values: Mapping[str, str], path: Path | None = None, *, allow_huge: bool = False
 ) -> str:
-    """The text of a spec with other values in it, formatted; comments stay.
+    """Set values in the text of a spec, and format it; comments are kept.
 
-    Parameters change where they are stated, or in the arguments of `extends`; values of the recipe in the `train`
-    section, which is added where there is none. Plain figures of `expect` go when a parameter changes: they were
-    stated for another network.
+    Parameters are set in their `param` statement or in the arguments of `extends`, values of the recipe in the `train`
+    section, which is added if it is missing. If a parameter changes, `expect` statements with plain numbers are
+    removed, because they describe another network.
 
     Args:
-        text: A spec.
-        name: What to call it in messages.
-        values: What `--set` would say: values of the language for names of parameters and of the recipe.
-        path: The file that it was read from; other files are looked up beside it.
-        allow_huge: Whether more parameters in total than the limit are no fault.
+        text: The spec.
+        name: The name of the spec for diagnostics.
+        values: Values as in `--set`, by the names of parameters and of recipe entries.
+        path: The file that the spec was read from; imports are relative to its folder.
+        allow_huge: Allow more parameters than the limit.
 
     Raises:
-        CnnspecError: The spec is at fault, with these values or without; E0518 if no text is found that means the
-            same as the spec with these values.
+        CnnspecError: The spec has errors, with these values or without; E0518 if the result does not mean the same as
+            the spec with these values.
     """
 
     def compiled(text: str, given: Mapping[str, str]) -> Graph:
@@ -48,9 +48,9 @@ def restate(
     text = Source.plain(text)
     stated, wanted = compiled(text, {}), compiled(text, values)
     wanted = replace(wanted, recipe=_unstretched(wanted.recipe, name))
-    done = compile_source(Source(name, text), path)
-    assert done.tree is not None
-    writer = _Writer(done.tree, stated, wanted, values)
+    tree = compile_source(Source(name, text), path).tree
+    assert tree is not None
+    writer = _Writer(tree, stated, wanted, values)
     written = apply_edits(text, writer.edits())
     try:
         written = format_text(plain_source(written, name))
@@ -63,17 +63,17 @@ def restate(
 
 
 def same(a: Graph, b: Graph) -> bool:
-    """Whether two networks and their recipes are the same, wherever they are stated."""
+    """Return True if two networks and their recipes are equal, wherever they are stated."""
     recipe = a.recipe.model_copy(update={name: getattr(b.recipe, name) for name in ORIGINS})
     return replace(a, model=b.model, recipe=recipe) == b
 
 
 def setting_text(value: Any, *, full: bool = False) -> str:
-    """A value of a recipe as it is written in a spec.
+    """Return a value of a recipe as text of a spec.
 
     Args:
-        value: A choice with its arguments, several of them, or a plain value.
-        full: Whether arguments that have their default are written, too.
+        value: A setting with its arguments, a tuple of settings, or a plain value.
+        full: Include arguments that equal their default.
     """
     if isinstance(value, Setting):
         return " ".join([value.name, *_arguments(value, full)])
@@ -105,10 +105,10 @@ def _value_text(value: Any, kind: str = "") -> str:
 
 
 def _unstretched(recipe: Recipe, name: str) -> Recipe:
-    """A recipe whose schedule is written for its own epochs.
+    """Return a recipe whose schedule is stated for its own number of epochs.
 
     Raises:
-        CnnspecError: E0518 if a place in it would not be a whole epoch.
+        CnnspecError: E0518 if a step of the schedule would not be a whole epoch.
     """
     if recipe.planned in (None, recipe.epochs):
         return recipe.model_copy(update={"planned": None})
@@ -130,7 +130,7 @@ def _unstretched(recipe: Recipe, name: str) -> Recipe:
 
 
 class _Writer:
-    """Finds what has to change in a text."""
+    """Finds the edits that set values in a spec."""
 
     def __init__(self, file: ast.File, stated: Graph, wanted: Graph, values: Mapping[str, str]) -> None:
         self.file, self.stated, self.wanted, self.values = file, stated, wanted, values
@@ -147,7 +147,7 @@ class _Writer:
         return edits + recipe
 
     def _parameters(self) -> tuple[bool, list[Edit]]:
-        """Whether a parameter changes, and where it is said."""
+        """Return True if a parameter changes, and the edits."""
         own = {
             statement.name if isinstance(statement, ast.Param) else "classes": statement
             for statement in self.file.statements
@@ -184,7 +184,7 @@ class _Writer:
         if not changed:
             return []
         section = next((s for s in self.file.statements if isinstance(s, ast.Train)), None)
-        if section is None:  # its own section takes the place of one that it would have from elsewhere
+        if section is None:  # this section replaces an inherited one
             stated = [name for name in names if name in after.stated or name in changed]
             lines = "".join(_entry(after, name) for name in stated)
             end = len(self.file.source.text)
@@ -209,7 +209,7 @@ def _entry(recipe: Recipe, name: str) -> str:
 
 
 def _entry_edits(entry: ast.Entry, before: Any, after: Any) -> Iterator[Edit]:
-    """The changes of an entry of the `train` section."""
+    """Iterate over the edits of an entry of the `train` section."""
     many = isinstance(after, tuple)
     steps: list[tuple[Any, Any]] = list(zip(before, cast("tuple[Any, ...]", after), strict=False)) if many else []
     steps = steps if many else [(before, after)]
@@ -225,7 +225,7 @@ def _entry_edits(entry: ast.Entry, before: Any, after: Any) -> Iterator[Edit]:
 
 
 def _argument_edit(call: ast.Call, kind: str, name: str, value: Any) -> Edit:
-    """Another value for an argument, wherever it stands in its call."""
+    """Return the edit that sets an argument of a call, given by name or by position."""
     parameters = _DECLARED[kind].parameters
     text = f"{name}={_value_text(value, parameters[name].type.kind)}"
     flags = {n for n, parameter in parameters.items() if parameter.type.kind == "bool"}
@@ -248,7 +248,7 @@ def _insertion(span: Span, text: str) -> Edit:
 
 
 def _bare(expr: Any) -> Any:
-    """An expression without its place."""
+    """Return an expression without its origin."""
     return replace(expr, origin=0) if expr is not None else None
 
 

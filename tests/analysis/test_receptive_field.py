@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 from hypothesis import HealthCheck, example, given, settings
 from torch import Tensor, nn
 
-from cnnspec.analysis.receptive_field import centre, fields, sights
+from cnnspec.analysis.receptive_field import center_extent, fields, masks
 from cnnspec.api import build, load, loads
 from cnnspec.backends.torch.layers import EXPRESSIONS
 from cnnspec.ir import Graph
@@ -84,11 +84,11 @@ def test_what_sees_the_whole_image() -> None:
     for op in whole:
         graph = loads(f"{head}conv 3x3 4\n{op}\n")
         assert fields(graph)[graph.output] == (None, None), op
-        assert centre(sights(graph)[graph.output]) == (65, 33), op
+        assert center_extent(masks(graph)[graph.output]) == (65, 33), op
     for op in ("bn", "ln", "lrn 3", "softmax", "dropout", "add { in; relu }"):
         graph = loads(f"{head}conv 3x3 4\n{op}\n")
         assert fields(graph)[graph.output] == (3, 3), op
-        assert centre(sights(graph)[graph.output]) == (3, 3), op
+        assert center_extent(masks(graph)[graph.output]) == (3, 3), op
 
 
 @pytest.mark.parametrize(
@@ -138,24 +138,24 @@ def test_branches_of_other_periods_see_what_both_see() -> None:
 def test_a_place_between_those_of_a_transposed_convolution_sees_nothing() -> None:
     holes = "conv_transpose 1x1 1 stride=2"
     graph = loads(f"input 1x4x4\n{holes}\n")
-    assert [len(sights(graph)[0]), centre(sights(graph)[0])] == [1, (0, 0)]
+    assert [len(masks(graph)[0]), center_extent(masks(graph)[0])] == [1, (0, 0)]
     many = "".join(f"    {holes} | conv {k}x{k} 1\n" for k in (1, 1, 3, 3))
     graph = loads(f"input 1x4x4\nadd {{\n    {holes}\n{many}    {holes}\n}}\n")
-    assert centre(sights(graph)[graph.output]) == (2, 2)
+    assert center_extent(masks(graph)[graph.output]) == (2, 2)
     assert fields(graph)[graph.output] == (2, 2)
 
 
 def test_very_many_paths_with_holes() -> None:
     branch = "    conv_transpose 1x1 1 stride=2\n"
     graph = loads(f"input 1x4x4\nadd {{\n{branch * 40}}}\n")
-    assert len(sights(graph)[graph.output]) == 1
+    assert len(masks(graph)[graph.output]) == 1
 
 
 # --- gradients -----------------------------------------------------------------------------------
 
 
 def spread(size: int, kernel: int, stride: int, pad: int, dilation: int, ceil: bool) -> Tensor:
-    """A matrix `[size, places]` that sums over the windows along an axis; torch slides them over the numbers of places."""
+    """Return a matrix `[size, places]` that sums over the windows along an axis; torch slides the windows."""
     numbers = torch.arange(1.0, size + 1, dtype=torch.float64).view(1, 1, size, 1)
     places: list[Tensor] = []
     for row in range(size):
@@ -237,7 +237,7 @@ def hold_against_gradients(text: str) -> None:
         module = build(graph).double().eval()
     linearise(module)
     image = torch.ones(1, *graph.input_shape, dtype=torch.float64, requires_grad=True)
-    found, sight, field = values(graph, module, image), sights(graph), fields(graph)
+    found, sight, field = values(graph, module, image), masks(graph), fields(graph)
     for index, y in found.items():
         one = y[0, :, y.shape[2] // 2, y.shape[3] // 2] if y.ndim == 4 else y
         if one.requires_grad:
@@ -247,7 +247,7 @@ def hold_against_gradients(text: str) -> None:
         marks = torch.zeros(graph.input_shape[1:]) if gradient is None else gradient[0].abs().sum(0)
         marks = marks > 1e-9 * marks.max()
         seen = (extent(marks.any(1)), extent(marks.any(0)))
-        assert centre(sight[index]) == seen, f"{graph.nodes[index].path}: {graph.nodes[index].op!r}\n{text}"
+        assert center_extent(sight[index]) == seen, f"{graph.nodes[index].path}: {graph.nodes[index].op!r}\n{text}"
         for small, large in zip(seen, field[index], strict=True):
             assert large is None or small <= large, f"{graph.nodes[index].path}\n{text}"
 

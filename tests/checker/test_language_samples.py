@@ -345,7 +345,8 @@ def test_contracts() -> None:
 
 
 def test_a_requirement_shows_its_values() -> None:
-    block = 'block b(c, groups = 3) {\n    require c % groups == 0, "c must be a multiple of {groups}, got {c}"\n    conv 3x3 c\n}\n\n'
+    require = 'require c % groups == 0, "c must be a multiple of {groups}, got {c}"'
+    block = f"block b(c, groups = 3) {{\n    {require}\n    conv 3x3 c\n}}\n\n"
     assert graph_of(block + "b 9\n").output_shape == (9, 32, 32)
     (fault,) = api.check(HEADER.format("3x32x32") + block + "b 8\n")
     assert (fault.code, fault.message) == ("E0402", "c must be a multiple of 3, got 8")

@@ -19,10 +19,17 @@ SPECS = {
     "blocks call one another deeper": tower(60, top_first=True),
     "elements stand inside of one another deeper": tower(40, "{{ {{ {} }} }}"),
     "stand inside of one another deeper": tower(40, "{{ {{ {} }} }}", top_first=True),
-    "more values have a name here": "input 3x8x8\nblock b(\n" + "".join(f"p{n} = 1,\n" for n in range(MAX_NAMES + 1)) + ") { relu }\nb\n",
-    "the name of a module is longer": "input 3x8x8\n" + "".join(f"{'long' * 30}{n}: {{\n" for n in range(20)) + "a: relu\nb: relu\n" + "}\n" * 20,
+    "more values have a name here": "input 3x8x8\nblock b(\n"
+    + "".join(f"p{n} = 1,\n" for n in range(MAX_NAMES + 1))
+    + ") { relu }\nb\n",
+    "the name of a module is longer": "input 3x8x8\n"
+    + "".join(f"{'long' * 30}{n}: {{\n" for n in range(20))
+    + "a: relu\nb: relu\n"
+    + "}\n" * 20,
     "numbers": "input 3x8x8\n" + "upsample 1000000\n" * 3,
-    "terms of expressions": "input 3x8x8\nrepeat 4000 as i { let a = " + " + ".join(["i"] * 60) + "\nrelu  when a < 0 }\n",
+    "terms of expressions": "input 3x8x8\nrepeat 4000 as i { let a = "
+    + " + ".join(["i"] * 60)
+    + "\nrelu  when a < 0 }\n",
     "operators": "input 3x8x8\nrepeat 4000 { relu; relu; relu }\n",
     "parameters": "input 3x8x8\nflatten | linear 1000000000 | linear 100\n",
     "the name of a call is longer": 'input 3x8x8\nrelu name="' + "long" * 40 + '"\n',

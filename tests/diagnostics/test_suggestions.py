@@ -296,7 +296,7 @@ def offered(texts: Iterable[tuple[str, Path | None]]) -> tuple[list[Offered], li
     helps: list[str | None] = []
     for text, path in texts:
         done = compile_source(Source("spec", text), path)
-        for diagnostics in (done.found, done.diagnostics):
+        for diagnostics in (done.untested_diagnostics, done.diagnostics):
             edits.append(
                 [(d.code, d.line, d.column, *((fix.certain, places(fix)) for fix in d.fixes)) for d in diagnostics]
             )

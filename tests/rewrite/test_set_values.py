@@ -64,15 +64,24 @@ def changed(values: dict[str, str]) -> list[str]:
         ({"c": "2 + 2"}, ["- param c = 8 # width", "+ param c = (2 + 2) # width", *GONE]),
         ({"lr": "0.05"}, [OPTIMIZER, "+ optimizer sgd lr=0.05 nesterov momentum=0.9 # as ever"]),
         ({"optimizer.nesterov": "false"}, [OPTIMIZER, "+ optimizer sgd 0.1 nesterov=false momentum=0.9 # as ever"]),
-        ({"weight_decay": "5e-4"}, [OPTIMIZER, "+ optimizer sgd 0.1 nesterov momentum=0.9 weight_decay=0.0005 # as ever"]),
+        (
+            {"weight_decay": "5e-4"},
+            [OPTIMIZER, "+ optimizer sgd 0.1 nesterov momentum=0.9 weight_decay=0.0005 # as ever"],
+        ),
         ({"optimizer": "adamw", "lr": "0.003"}, [OPTIMIZER, "+ optimizer adamw lr=0.003 # as ever"]),
-        ({"schedule": "onecycle", "warmup": "0.2"}, ["- schedule multistep at=[5, 10]", "+ schedule onecycle warmup=0.2"]),
+        (
+            {"schedule": "onecycle", "warmup": "0.2"},
+            ["- schedule multistep at=[5, 10]", "+ schedule onecycle warmup=0.2"],
+        ),
         ({"at": "[7]"}, ["- schedule multistep at=[5, 10]", "+ schedule multistep at=[7]"]),
         ({"random_crop.pad": "4"}, ["- augment hflip | random_crop pad=2", "+ augment hflip | random_crop pad=4x4"]),
         ({"hflip.p": "0.25"}, ["- augment hflip | random_crop pad=2", "+ augment hflip p=0.25 | random_crop pad=2"]),
         ({"minutes": "10", "decay": "weights"}, ["- minutes 30", "+ minutes 10", "+ decay weights"]),
         ({"data": "mnist", "data.val": "100"}, ["+ data mnist val=100"]),
-        ({"epochs": "40"}, ["- schedule multistep at=[5, 10]", "- epochs 20", "+ schedule multistep at=[10, 20]", "+ epochs 40"]),
+        (
+            {"epochs": "40"},
+            ["- schedule multistep at=[5, 10]", "- epochs 20", "+ schedule multistep at=[10, 20]", "+ epochs 40"],
+        ),
     ],
 )  # fmt: skip
 def test_a_value_changes_where_it_is_stated(values: dict[str, str], expected: list[str]):
@@ -86,7 +95,8 @@ def test_a_value_changes_where_it_is_stated(values: dict[str, str], expected: li
 def test_a_spec_without_a_train_section_gets_one():
     text = "input 3x32x32\nparam c = 4\nconv 3x3 c\n"
     assert restate(text, "net.cnn", {"lr": "0.05", "batch": "64", "c": "5"}) == (
-        "network net\ninput 3x32x32\nparam c = 5\nconv 3x3 c\n\ntrain {\n    optimizer adamw lr=0.05\n    batch     64\n}\n"
+        "network net\ninput 3x32x32\nparam c = 5\nconv 3x3 c\n\n"
+        "train {\n    optimizer adamw lr=0.05\n    batch     64\n}\n"
     )
 
 

@@ -31,7 +31,7 @@ def check(call: str, recipe: str = "") -> Compilation:
     ],
 )
 def test_a_wrong_argument(call: str, code: str, help: str) -> None:
-    found = [(diagnostic.code, diagnostic.help) for diagnostic in check(call).found]
+    found = [(diagnostic.code, diagnostic.help) for diagnostic in check(call).untested_diagnostics]
     assert (code, help) in found
 
 
@@ -44,11 +44,11 @@ def test_a_wrong_argument(call: str, code: str, help: str) -> None:
 )
 def test_numbers_of_a_list_without_brackets(recipe: str, fixed: str) -> None:
     done = check("relu", recipe)
-    (found,) = [diagnostic for diagnostic in done.found if diagnostic.severity == "error"]
+    (found,) = [diagnostic for diagnostic in done.untested_diagnostics if diagnostic.severity == "error"]
     assert found.code == "E0204"
     assert fixed in found.fixes[0].apply(done.source.text)
 
 
 @pytest.mark.parametrize("call", ["conv 3x3 16 bias 2", "conv repeat=2 3x3 8", "dropout 1", "conv 3x3 8 init=zero"])
 def test_a_doubtful_argument_that_is_correct(call: str) -> None:
-    assert [diagnostic for diagnostic in check(call).found if diagnostic.severity == "error"] == []
+    assert [diagnostic for diagnostic in check(call).untested_diagnostics if diagnostic.severity == "error"] == []

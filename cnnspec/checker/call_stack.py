@@ -1,0 +1,68 @@
+"""The stack of block calls, and where an error inside them is reported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypedDict
+
+from cnnspec.diagnostics import Label, Span
+from cnnspec.semantics.context import Places
+
+
+class Location(TypedDict):
+    """The arguments of `Reporter.error` that state a place."""
+
+    span: Span | None
+    caption: str
+    labels: list[Label]
+
+
+class CallStack:
+    """The block calls that lead to the current element, outermost first.
+
+    Attributes:
+        places: The source position of each piece of the Model, by its origin.
+    """
+
+    def __init__(self, places: Places) -> None:
+        self.places = places
+        self._calls: list[tuple[int, int]] = []
+
+    def push(self, origin: int, round: int) -> None:
+        """Enter a block; `round` counts the rounds of a repeated call from 0."""
+        self._calls.append((origin, round))
+
+    def pop(self) -> None:
+        """Leave the innermost block."""
+        self._calls.pop()
+
+    def __bool__(self) -> bool:
+        return bool(self._calls)
+
+    def locate(self, origin: int, caption: str = "", labels: Iterable[Label] = ()) -> Location:
+        """Return where to report an error in a piece of the Model.
+
+        An error in a shipped block is reported at the innermost call in the user's own file. An error in the user's
+        own block gets a label at the call of the block.
+        """
+        span, labels = self.places[origin], list(labels)
+        calls = [(place, round) for call, round in self._calls if (place := self.places[call]) is not None]
+        own = [(place, round) for place, round in calls if not place.source.shipped]
+        if span is not None and span.source.shipped and own:
+            labels.insert(0, Label(span, caption))
+            span, round = own[-1]
+            caption = f"in this call{_round(round)}"
+        elif span is not None and calls:
+            call, round = calls[-1]
+            if not call.source.shipped and call is not span:
+                labels.append(Label(call, f"called from here{_round(round)}"))
+        return {"span": span, "caption": caption, "labels": labels}
+
+    def label(self, origin: int, text: str) -> list[Label]:
+        """Return a label at a piece of the Model; none where its position is unknown."""
+        span = self.places[origin]
+        return [Label(span, text)] if span is not None else []
+
+
+def _round(round: int) -> str:
+    return f", round {round + 1}" if round else ""

@@ -1,0 +1,102 @@
+"""Construction of the nodes and scopes of a Graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from cnnspec import ir, shapes
+from cnnspec.checker.call_stack import CallStack
+from cnnspec.checker.environment import MaybeTensor, Tensor
+from cnnspec.diagnostics import Reporter
+from cnnspec.limits import MAX_HUGE
+from cnnspec.ops import JOINS, OPS, Op
+from cnnspec.ops.inits import INITS, InitScheme
+from cnnspec.shapes import Shape
+
+
+class _Result(NamedTuple):
+    """The fields of a node that depend only on its operator and the shapes of its inputs."""
+
+    shape: Shape
+    weights: dict[str, Shape]
+    macs: int
+    init: InitScheme | None
+
+
+class GraphBuilder:
+    """Builds a Graph, one node after another.
+
+    Attributes:
+        nodes: The nodes so far, in the order in which they run.
+        scopes: Paths of modules that are not operators, with the name of their block.
+        ends: The same paths with the node that computes their output.
+        aux_heads: The auxiliary heads so far.
+        current_head: The auxiliary head that new nodes belong to.
+    """
+
+    def __init__(self, inits: Sequence[ir.Init], reporter: Reporter, calls: CallStack) -> None:
+        self._reporter, self._calls = reporter, calls
+        self.nodes: list[ir.Node] = []
+        self.scopes: dict[str, str] = {}
+        self.ends: dict[str, int] = {}
+        self.aux_heads: list[ir.AuxHead] = []
+        self.current_head: str | None = None
+        self._inits: dict[str, InitScheme] = {i.target: INITS[i.scheme.name](**i.scheme.args) for i in inits}
+        self._operators: dict[tuple[Any, ...], Op] = {}
+        self._results: dict[tuple[int, tuple[Shape, ...]], _Result] = {}
+
+    def operator(self, name: str, settings: dict[str, Any]) -> Op:
+        """Return an operator or a join; equal ones are one object."""
+        key = (name, *settings.items())
+        op = self._operators.get(key)
+        if op is None:
+            op = self._operators[key] = (OPS.get(name) or JOINS[name])(**settings)
+        return op
+
+    def add(self, op: Op, path: str, inputs: Sequence[Tensor], origin: int) -> Tensor:
+        """Add a node and return its output.
+
+        Raises:
+            ShapeFault: The operator does not accept the shapes of its inputs.
+            Reported: The output has more elements than the limit.
+        """
+        sources: tuple[int, ...]
+        input_shapes: tuple[Shape, ...]
+        sources, input_shapes = zip(*inputs, strict=True)
+        result = self._results.get((id(op), input_shapes)) or self._apply(op, input_shapes, origin)
+        self.nodes.append(ir.Node(path, op, sources, *result, self.current_head, self._calls.places[origin]))
+        return Tensor(len(self.nodes) - 1, result.shape)
+
+    def close_scope(self, path: str, output: object) -> None:
+        """Record the output of a scope."""
+        if isinstance(output, Tensor) and output.node != ir.IMAGE:
+            self.ends[path] = output.node
+
+    def add_aux_head(self, output: MaybeTensor, weight: float | None) -> None:
+        """Finish the current auxiliary head; it is left out after an error."""
+        if output is not None and weight is not None and self.current_head is not None:
+            self.aux_heads.append(ir.AuxHead(self.current_head, output.node, weight))
+        self.current_head = None
+
+    def _apply(self, op: Op, input_shapes: tuple[Shape, ...], origin: int) -> _Result:
+        shape = op.infer(*input_shapes)
+        if shapes.numel(shape) > MAX_HUGE:
+            raise self._reporter.error(
+                "E0405",
+                f"the tensor {shapes.text(shape)} has more than the limit of {MAX_HUGE} numbers",
+                **self._calls.locate(origin),
+                help="use smaller sizes",
+            )
+        weights = op.weights(input_shapes[0])
+        init = self._init_of(op) if weights else None
+        result = _Result(shape, weights, op.macs(input_shapes[0], shape), init)
+        self._results[id(op), input_shapes] = result
+        return result
+
+    def _init_of(self, op: Op) -> InitScheme | None:
+        """Return the initialization of an operator: its own argument, or the `init` statement of its kind."""
+        own = getattr(op, "init", None)
+        if isinstance(own, str):
+            return INITS[own]()
+        return own if isinstance(own, InitScheme) else self._inits.get(op.name)

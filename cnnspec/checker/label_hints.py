@@ -1,0 +1,65 @@
+"""Help for a reference to a label that is not in scope."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from cnnspec import ir
+from cnnspec.checker.call_stack import CallStack
+from cnnspec.diagnostics import Reporter, Span, respell
+
+_MAX_LISTED = 12
+
+
+class LabelHints:
+    """Reports references to labels that are not in scope."""
+
+    def __init__(self, model: ir.Model, reporter: Reporter, calls: CallStack) -> None:
+        self._model, self._reporter, self._calls = model, reporter, calls
+
+    def report(self, label: str, origin: int, known: Sequence[str]) -> None:
+        """Report a reference; `known` are the labels in scope."""
+        elsewhere = self._labels.get(label)
+        if elsewhere is not None:
+            self._report_out_of_scope(label, origin, elsewhere)
+        else:
+            self._report_unknown(label, origin, known)
+
+    def _report_out_of_scope(self, label: str, origin: int, elsewhere: int) -> None:
+        at, there = self._calls.places[origin], self._calls.places[elsewhere]
+        if at and there and there.source is at.source and there.start > at.start:
+            message = f"`@{label}` stands before its label"
+            help = "move the statement behind the one with the label"
+        else:
+            message = f"`@{label}` stands outside of the braces that hold its label"
+            help = "a label is known in its own braces alone: give the statement around it a label"
+        location = self._calls.locate(origin, labels=self._calls.label(elsewhere, "labelled here"))
+        self._reporter.error("E0208", message, **location, help=help)
+
+    def _report_unknown(self, label: str, origin: int, known: Sequence[str]) -> None:
+        at = self._calls.places[origin]
+        name = Span(at.source, at.start + 1, at.start + 1 + len(label)) if at else None
+        help, fixes = respell(name, label, known)
+        if help is None and known:
+            help = f"labels that can be named here: {', '.join(f'`{name}`' for name in known[:_MAX_LISTED])}"
+        help = help or "give an earlier statement the label"
+        location = self._calls.locate(origin)
+        self._reporter.error("E0208", f"there is no label `{label}`", **location, help=help, fixes=fixes)
+
+    @cached_property
+    def _labels(self) -> dict[str, int]:
+        """The origin of every label in the network and in its blocks."""
+        labels: dict[str, int] = {}
+
+        def visit(piece: Any) -> None:
+            if isinstance(piece, ir.Flow) and piece.label:
+                labels.setdefault(piece.label, piece.origin)
+            for part in ("body", "elements", "then", "otherwise"):
+                for inner in getattr(piece, part, ()):
+                    visit(inner)
+
+        for piece in (self._model, *self._model.blocks.values()):
+            visit(piece)
+        return labels

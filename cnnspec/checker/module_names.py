@@ -1,0 +1,142 @@
+"""Paths in the module tree."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from cnnspec import ir
+from cnnspec.checker.call_stack import CallStack
+from cnnspec.checker.environment import Frame
+from cnnspec.checker.values import ValueEvaluator
+from cnnspec.diagnostics import Reporter
+from cnnspec.ir.evaluate import show
+from cnnspec.limits import MAX_NAME, MAX_PATH
+from cnnspec.schema import Type
+from cnnspec.semantics.context import FILLED
+
+_NAME = Type("str")
+
+
+@dataclass(slots=True)
+class Namespace:
+    """A level of the module tree, in which names are unique.
+
+    Attributes:
+        path: The path of the module whose children are named here.
+        used: The origin of each name.
+    """
+
+    path: str
+    used: dict[str, int] = field(default_factory=dict[str, int])
+    _positions: int = 0
+    _stages: int = 0
+
+    def next_position(self) -> str:
+        """Return the name of the next unnamed child: `0`, `1`, ..."""
+        self._positions += 1
+        return str(self._positions - 1)
+
+    def next_stage(self) -> str:
+        """Return the name of the next `stage`: `stage1`, `stage2`, ..."""
+        self._stages += 1
+        return f"stage{self._stages}"
+
+    def join(self, name: str) -> str:
+        """Return the path of a child."""
+        return f"{self.path}.{name}" if self.path else name
+
+
+class ModuleNamer:
+    """Names calls and labeled pipelines."""
+
+    def __init__(self, reporter: Reporter, calls: CallStack, values: ValueEvaluator) -> None:
+        self._reporter, self._calls, self._values = reporter, calls, values
+
+    def claim(self, names: Namespace, name: str, origin: int) -> str:
+        """Return the path of a name, and report a second use of it.
+
+        Raises:
+            Reported: The path is too long.
+        """
+        if name in names.used:
+            self._report_duplicate(names, name, origin)
+        names.used[name] = origin
+        path = names.join(name)
+        if len(path) > MAX_PATH:
+            message = f"the name of a module is longer than the limit of {MAX_PATH} characters"
+            raise self._reporter.error("E0405", message, **self._calls.locate(origin), help="choose shorter labels")
+        return path
+
+    def _report_duplicate(self, names: Namespace, name: str, origin: int) -> None:
+        where = f"`{names.path}`" if names.path else "the network"
+        first = names.used[name]
+        if first == origin:  # an earlier round of the same call
+            labels = []
+            help = (
+                'count the rounds in the name: `repeat 3 as r { conv 3x3 8 name="conv{r}" }`; in the name of a'
+                " repeated call `{i}` and `{n}` count its own calls"
+            )
+        else:
+            labels, help = self._calls.label(first, "the first one"), "rename one of the two"
+        location = self._calls.locate(origin, labels=labels)
+        self._reporter.error("E0209", f"two elements of {where} are called `{name}`", **location, help=help)
+
+    def name(self, call: ir.Call, frame: Frame, names: Namespace, label: str | None, round: int | None) -> str:
+        """Return the name of a call: its label, its `name` pattern, or its position.
+
+        Args:
+            call: The call.
+            frame: The values for the pattern.
+            names: The namespace of the call.
+            label: The label of the statement, if the call is all of it.
+            round: The round of a repeated call, from 0: the value of `{i}`.
+
+        Raises:
+            Reported: The name is too long.
+        """
+        if call.name is None:
+            return label if label is not None else names.next_position()
+        pattern = self._values.argument(call.name, frame, _NAME, "name")
+        if label is not None:
+            location = self._calls.locate(call.name.origin)
+            message = f"the call has the label `{label}` and a name"
+            self._reporter.error("E0206", message, **location, help="keep one of the two")
+            return label
+        if pattern is None or (frame.shape is None and "{in." in pattern):
+            return names.next_position()
+        name = self._expand(pattern, frame, round, call.name.origin)
+        return name if name is not None else names.next_position()
+
+    def _expand(self, pattern: str, frame: Frame, round: int | None, origin: int) -> str | None:
+        """Expand a `name` pattern; `None` if the result is not a name, which is reported."""
+        counters: dict[str, int] = {} if round is None else {"i": round, "n": round + 1}
+        name = fill(pattern, frame, counters) if len(pattern) <= MAX_NAME else pattern
+        if len(name) > MAX_NAME:
+            message = f"the name of a call is longer than the limit of {MAX_NAME} characters"
+            raise self._reporter.error("E0405", message, **self._calls.locate(origin), help="choose a shorter one")
+        if not re.fullmatch(r"[A-Za-z_0-9]+", name):
+            help = "a name has letters, digits and `_`; `{i}` counts a repeat from 0, `{n}` from 1"
+            self._reporter.error("E0215", f"`{name}` cannot be a name", **self._calls.locate(origin), help=help)
+            return None
+        return name
+
+
+def fill(text: str, frame: Frame, counters: Mapping[str, int] = MappingProxyType({})) -> str:
+    """Replace each `{name}` in a text with its value; an unknown name stays as it is."""
+
+    def replacement(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name.startswith("in.") and frame.shape:
+            axis = "chw".find(name[3:])
+            return str(frame.shape[axis]) if 0 <= axis < len(frame.shape) else match.group()
+        values = counters if name in counters else frame.values
+        return _plain(values[name]) if name in values else match.group()
+
+    return FILLED.sub(replacement, text)
+
+
+def _plain(value: object) -> str:
+    return value if type(value) is str else show(value)

@@ -1,0 +1,123 @@
+"""Evaluation of expressions in a frame, with errors reported at the user's place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cnnspec import ir
+from cnnspec.checker.budget import Budget
+from cnnspec.checker.call_stack import CallStack
+from cnnspec.checker.environment import Frame, MaybeTensor
+from cnnspec.diagnostics import Reporter
+from cnnspec.diagnostics.suggestions import Site, fixes_of
+from cnnspec.ir.evaluate import ExpressionError, Unknown, UnknownShape, convert, evaluate, truth
+from cnnspec.limits import MAX_REPEAT
+from cnnspec.schema import Bounds, Type
+from cnnspec.semantics.blocks import BLOCK_TYPES
+
+_COUNT = Type("int", bounds=Bounds(1, MAX_REPEAT))
+
+
+class ValueEvaluator:
+    """Evaluates expressions.
+
+    A value is `None` after an error, which is reported. It is `None` without an error where it depends on an earlier
+    one.
+    """
+
+    def __init__(self, reporter: Reporter, calls: CallStack, budget: Budget) -> None:
+        self._reporter, self._calls, self._budget = reporter, calls, budget
+        self._constants: dict[int, dict[str, Any]] = {}
+
+    def argument(self, expr: ir.Expr, frame: Frame, type_: Type, name: str) -> Any:
+        """Evaluate an argument and convert it to the type of its parameter."""
+        try:
+            return convert(self._evaluate(expr, frame), type_, name, expr.origin)
+        except ExpressionError as error:
+            at = error.origin or expr.origin
+            fixes = fixes_of(error.suggestion, Site(value=self._calls.places[at]))
+            self._reporter.error(error.code, error.message, **self._calls.locate(at), help=error.help, fixes=fixes)
+        except UnknownShape:
+            pass
+        return None
+
+    def condition(self, expr: ir.Expr, frame: Frame) -> bool | None:
+        """Evaluate a condition."""
+        self._budget.evaluate(expr)
+        try:
+            return truth(expr, frame.values, frame.shape)
+        except ExpressionError as error:
+            self._report(error, expr)
+        except UnknownShape:
+            pass
+        return None
+
+    def repetitions(self, expr: ir.Expr, frame: Frame) -> int:
+        """Evaluate the count of a repeat; 0 after an error."""
+        try:
+            count: int = convert(self._evaluate(expr, frame), _COUNT, "repeat", expr.origin)
+            return count
+        except ExpressionError as error:
+            if error.code in ("E0215", "E0405"):
+                location = self._calls.locate(error.origin or expr.origin)
+                help = f"a repeat is from 1 to {MAX_REPEAT}; leave a part out with `when`"
+                self._reporter.error("E0403", error.message, **location, help=help)
+            else:
+                self._report(error, expr)
+        except UnknownShape:
+            pass
+        return 0
+
+    def local(self, expr: ir.Expr, frame: Frame) -> Any:
+        """Evaluate a `let`; its value is `Unknown` after an error."""
+        try:
+            return self._evaluate(expr, frame)
+        except ExpressionError as error:
+            self._report(error, expr)
+        except UnknownShape:
+            pass
+        return Unknown()
+
+    def block_frame(self, block: ir.Block, call: ir.Call, frame: Frame, x: MaybeTensor, round: int) -> Frame | None:
+        """Return the frame of a block's body, with a value for each parameter.
+
+        Args:
+            block: The block.
+            call: Its call.
+            frame: The frame of the call.
+            x: The tensor that enters.
+            round: The round of a repeated call, from 0; only the first passes its `once` parameters.
+
+        Returns:
+            `None` after an error.
+        """
+        self._budget.spend_terms(len(block.constants) + len(block.parameters), call.origin)
+        inner = Frame(dict(self._constants_of(block)), x)
+        valid = True
+        for parameter in block.parameters:
+            type_, value = BLOCK_TYPES[parameter.type], None
+            given = call.args.get(parameter.name)
+            if given is not None and not (parameter.once and round):
+                value = self.argument(given, frame, type_, parameter.name)
+            elif parameter.default is not None:
+                self._calls.push(call.origin, round)
+                value = self.argument(parameter.default, inner, type_, parameter.name)
+                self._calls.pop()
+            valid &= value is not None
+            inner.values[parameter.name] = value
+        return inner if valid else None
+
+    def _constants_of(self, block: ir.Block) -> dict[str, Any]:
+        constants = self._constants.get(id(block))
+        if constants is None:
+            constants = {name: evaluate(expr, {}) for name, expr in block.constants.items()}
+            self._constants[id(block)] = constants
+        return constants
+
+    def _evaluate(self, expr: ir.Expr, frame: Frame) -> Any:
+        self._budget.evaluate(expr)
+        return evaluate(expr, frame.values, frame.shape)
+
+    def _report(self, error: ExpressionError, expr: ir.Expr) -> None:
+        location = self._calls.locate(error.origin or expr.origin)
+        self._reporter.error(error.code, error.message, **location, help=error.help)
