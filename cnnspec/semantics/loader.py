@@ -1,7 +1,6 @@
-"""Finding and reading spec files: beside the file that asks, then among the shipped ones.
+"""Find and read spec files: next to the file that names them, then among the shipped ones.
 
-No file outside the folder of the file given by the user and the shipped folder is ever opened;
-symbolic links are resolved first.
+Only files in the folder of the user's file and in the shipped folder are opened, after symbolic links are resolved.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import stat
 from functools import lru_cache
 from pathlib import Path
 
-from cnnspec.diagnostics import Diagnostic, Reporter, Source, Span, did_you_mean, respell
+from cnnspec.diagnostics import Reporter, Source, Span, did_you_mean, respell
 from cnnspec.limits import MAX_FILE_BYTES, MAX_FILES, MAX_WORDS
 from cnnspec.resources import resource
 from cnnspec.syntax import ast, count_words, parse
@@ -19,24 +18,24 @@ SUFFIX = ".cnn"
 
 
 def shipped_folder() -> Path:
-    """The folder of the shipped specs; the standard blocks lie in `blocks` below it."""
+    """Return the folder of the shipped specs; its subfolder `blocks` has the standard blocks."""
     return resource("specs").resolve()
 
 
 @lru_cache(maxsize=1)
 def shipped_specs() -> dict[str, Path]:
-    """The shipped networks by name."""
+    """Return the files of the shipped networks by name."""
     return {path.stem: path for path in sorted(shipped_folder().glob(f"*{SUFFIX}"))}
 
 
 @lru_cache(maxsize=1)
 def standard_blocks() -> dict[str, Path]:
-    """The files of the standard blocks by the block's name."""
+    """Return the files of the standard blocks by name."""
     return {path.stem: path for path in sorted((shipped_folder() / "blocks").glob(f"*{SUFFIX}"))}
 
 
 def read_text(path: Path, name: str, reporter: Reporter) -> str | None:
-    """The text of a spec file, or nothing and a diagnostic."""
+    """Read the text of a spec file; returns None after an error, which is reported."""
     help = None
     try:
         mode = path.stat().st_mode
@@ -62,13 +61,13 @@ def read_text(path: Path, name: str, reporter: Reporter) -> str | None:
         code, problem, help = "E0107", f"`{name}` is not text", "a spec is a text file in UTF-8"
     except OSError as error:
         code, problem = "E0212", f"`{name}` cannot be read: {(error.strerror or str(error)).lower()}"
-    reporter.add(Diagnostic(code, problem, file=name, help=help))
+    reporter.error(code, problem, file=name, help=help)
     return None
 
 
 @lru_cache(maxsize=256)
 def _shipped_tree(path: Path) -> ast.File | None:
-    """A shipped file, read and parsed once."""
+    """Read and parse a shipped file once."""
     reporter = Reporter()
     name = path.relative_to(shipped_folder()).as_posix()
     text = read_text(path, name, reporter)
@@ -76,7 +75,7 @@ def _shipped_tree(path: Path) -> ast.File | None:
 
 
 def standard_block(name: str) -> tuple[ast.File, ast.Block] | None:
-    """A standard block and its file, read when it is first asked for."""
+    """Return a standard block and its file, which is read on first use."""
     path = standard_blocks().get(name)
     file = _shipped_tree(path) if path else None
     for statement in file.statements if file else ():
@@ -90,7 +89,7 @@ class Library:
     """The files that one compilation reads.
 
     Args:
-        folder: The folder of the user's file; none where the text came from memory.
+        folder: The folder of the user's file; None if the text is not from a file.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -100,28 +99,28 @@ class Library:
         self._words = 0
 
     def add(self, path: Path, file: ast.File) -> None:
-        """Makes a file known that was read elsewhere, so that one that names it gets the same tree."""
+        """Add a file that was read elsewhere, so that files that name it get the same tree."""
         self._trees[path.resolve()] = file
         self._words += count_words(file.source.text)
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The file of the spec, and those beside it that it takes from."""
+        """The file of the spec, and the files next to it that it uses or extends."""
         return tuple(self._trees)
 
     def folder_of(self, file: ast.File) -> Path | None:
-        """The folder in which a file that was found here lies."""
+        """Return the folder of a file that was found here."""
         if file.source.shipped:
             return (shipped_folder() / file.source.name).parent
         return self._folders.get(file.source.name, self._root)
 
     def find(self, wanted: str, asking: ast.File, at: Span, reporter: Reporter) -> ast.File | None:
-        """The tree of a file that another one names, or nothing and a diagnostic.
+        """Return the tree of a file that another one names; None after an error, which is reported.
 
         Args:
-            wanted: The path, with or without its ending.
-            asking: The file that names it.
-            at: Where it does.
+            wanted: The path, with or without its suffix.
+            asking: The file that names the path.
+            at: The span of the path.
             reporter: Takes the diagnostics.
         """
         relative = wanted if wanted.endswith(SUFFIX) else wanted + SUFFIX
@@ -133,18 +132,13 @@ class Library:
             try:
                 path = (place / relative).resolve()
                 there, exists = path.is_file(), path.exists()
-            except (OSError, ValueError, RuntimeError):  # a name that no file can have, or links in a circle
+            except (OSError, ValueError, RuntimeError):  # an invalid file name, or a cycle of links
                 continue
             roots = [root for root in (self._root, shipped_folder()) if root is not None]
             if not any(path.is_relative_to(root) for root in roots):
-                reporter.add(
-                    Diagnostic(
-                        "E0218",
-                        f"`{wanted}` lies outside of the folder of the spec",
-                        at,
-                        help="copy the file beside the spec; only that folder and the shipped one are read",
-                    )
-                )
+                message = f"`{wanted}` lies outside of the folder of the spec"
+                help = "copy the file beside the spec; only that folder and the shipped one are read"
+                reporter.error("E0218", message, at, help=help)
                 return None
             if there:
                 return self._read(path, at, reporter)
@@ -156,7 +150,7 @@ class Library:
         quoted = 1 if at.source.text[at.start] == '"' else 0
         help, fixes = respell(Span(at.source, at.start + quoted, at.end - quoted), wanted, known)
         help = help or "files are looked up beside the spec, then among the shipped ones"
-        reporter.add(Diagnostic("E0212", no_file or f"there is no file `{wanted}`", at, help=help, fixes=fixes))
+        reporter.error("E0212", no_file or f"there is no file `{wanted}`", at, help=help, fixes=fixes)
         return None
 
     def _read(self, path: Path, at: Span, reporter: Reporter) -> ast.File | None:
@@ -164,11 +158,8 @@ class Library:
             return _shipped_tree(path)
         if path not in self._trees:
             if len(self._trees) >= MAX_FILES:
-                reporter.add(
-                    Diagnostic(
-                        "E0405", f"more files than the limit of {MAX_FILES}", at, help="join small files into one"
-                    )
-                )
+                message = f"more files than the limit of {MAX_FILES}"
+                reporter.error("E0405", message, at, help="join small files into one")
                 return None
             assert self._root is not None
             name = path.relative_to(self._root).as_posix() if path.is_relative_to(self._root) else path.name
@@ -176,7 +167,7 @@ class Library:
             self._words += count_words(text or "")
             if self._words > MAX_WORDS:
                 message = f"the files have more than the limit of {MAX_WORDS} words and signs together"
-                reporter.add(Diagnostic("E0405", message, at, help="use `repeat`, `each`, and blocks"))
+                reporter.error("E0405", message, at, help="use `repeat`, `each`, and blocks")
                 return None
             self._folders[name] = path.parent
             self._trees[path] = parse(Source(name, text), reporter) if text is not None else None

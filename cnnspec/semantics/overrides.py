@@ -1,9 +1,9 @@
-"""Values of the recipe that are given from outside of a spec, as `--set lr=0.05` gives them."""
+"""Override values of the recipe from outside a spec, as with `--set lr=0.05`."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cnnspec.diagnostics import Diagnostic, Reporter, did_you_mean
+from cnnspec.diagnostics import Reporter, did_you_mean
 from cnnspec.diagnostics.suggestions import Advice
 from cnnspec.ir.evaluate import ExpressionError, convert, show
 from cnnspec.recipe import AUGMENTATIONS, DATA_SETS, OPTIMIZERS, ORIGINS, SCHEDULES, Recipe, Scalars, Setting, plain
@@ -14,11 +14,11 @@ TABLES: Mapping[str, Mapping[str, type[Declared]]] = {
     "schedule": SCHEDULES,
     "data": DATA_SETS,
 }
-"""The entries of one choice; a bare name means an argument of the first of them that has it."""
+"""The entries with one choice, in the order in which a bare argument name is looked up."""
 
 
 def names_of(recipe: Recipe) -> list[str]:
-    """What can be given: entries, arguments of what the recipe chose, and these with their entry, `optimizer.lr`."""
+    """List the names that can be set: entries, and arguments of the choices, bare or as `optimizer.lr`."""
     bare = [name for entry, table in TABLES.items() for name in table[getattr(recipe, entry).name].parameters]
     dotted = [f"{entry}.{name}" for entry in TABLES for name in TABLES[entry][getattr(recipe, entry).name].parameters]
     augment = [f"{step.name}.{name}" for step in recipe.augment for name in AUGMENTATIONS[step.name].parameters]
@@ -26,12 +26,12 @@ def names_of(recipe: Recipe) -> list[str]:
 
 
 def override(recipe: Recipe, key: str, value: Any) -> Recipe:
-    """A recipe with another value for one of `names_of`.
+    """Return a recipe with another value for one of `names_of`.
 
-    Other epochs keep the shape of the schedule, which moves in proportion.
+    A new number of epochs scales the schedule.
 
     Raises:
-        ExpressionError: The value does not fit.
+        ExpressionError: The value has the wrong type or is out of bounds.
     """
     if key in Scalars.parameters:
         given = _fitting(value, Scalars.parameters[key], key)
@@ -55,11 +55,13 @@ def override(recipe: Recipe, key: str, value: Any) -> Recipe:
 def override_all(
     recipe: Recipe, given: Mapping[str, Any], params: Iterable[str], file: str, reporter: Reporter
 ) -> Recipe:
-    """A recipe with other values; what does not fit is reported. A choice comes before its arguments.
+    """Return a recipe with other values; each invalid one is reported.
+
+    Choices are set before their arguments.
 
     Args:
         recipe: The recipe of a spec.
-        given: The values by their names.
+        given: The values by name.
         params: The parameters of the spec, for the help.
         file: The name of the spec.
         reporter: Takes the diagnostics.
@@ -72,10 +74,10 @@ def override_all(
             own = f"it has {', '.join(map(_code, params)) or 'none'}"
             help = did_you_mean(key, [*params, *names_of(recipe)]) or own
             message = f"neither a parameter of the network nor a value of its recipe is called `{key}`"
-            reporter.add(Diagnostic("E0217", message, file=file, help=help))
+            reporter.error("E0217", message, file=file, help=help)
         except ExpressionError as fault:
             note = f"it is given from outside of this file: `{key}` = {show(given[key])}"
-            reporter.add(Diagnostic(fault.code, str(fault), file=file, notes=(note,), help=fault.help))
+            reporter.error(fault.code, str(fault), file=file, notes=[note], help=fault.help)
     return recipe
 
 

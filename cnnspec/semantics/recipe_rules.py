@@ -1,4 +1,4 @@
-"""What of a recipe contradicts itself or the network: what can never be trained, and what is hardly meant."""
+"""Check a recipe for contradictions and implausible values."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from cnnspec.shapes import Shape, text
 
 @dataclass(frozen=True, slots=True)
 class Contradiction:
-    """One of them.
+    """A value of a recipe that contradicts another one, the data, or the network.
 
     Attributes:
-        entry: The entry of the `train` section that it is about; empty for the section.
-        argument: Which of its arguments; empty for the whole.
-        step: Which element of its pipeline.
-        code: What it is called where it is an error.
+        entry: The entry of the `train` section; empty for the whole section.
+        argument: The argument of the entry; empty for the whole entry.
+        step: The position in the pipeline of the entry.
+        code: The code of the diagnostic, if it is an error.
     """
 
     entry: str
@@ -38,20 +38,20 @@ class Contradiction:
 
 
 def refuse(found: Iterable[Contradiction]) -> None:
-    """Raises the first of some contradictions.
+    """Raise the first contradiction as an error.
 
     Raises:
-        CnnspecError: There is one.
+        CnnspecError: There is a contradiction.
     """
     for one in found:
         raise failure(one.code, one.message, help=one.help)
 
 
-# --- what can never be trained -------------------------------------------------------------------
+# --- contradictions ------------------------------------------------------------------------------
 
 
 def impossible(recipe: Recipe) -> Iterator[Contradiction]:
-    """What of a recipe no run can follow, whatever the network; as far as it can be told without the images."""
+    """Yield the contradictions of a recipe that no network and no images can resolve."""
     if recipe.optimizer.args.get("nesterov") and not recipe.optimizer.args["momentum"]:
         message = f"`{recipe.optimizer.name}` has `nesterov`, and no momentum"
         momentum = one_of("write `{0}`, or leave `nesterov` out", SetArgument("momentum", 0.9))
@@ -67,7 +67,7 @@ def impossible(recipe: Recipe) -> Iterator[Contradiction]:
 
 
 def nothing_left(name: str, held: int, count: int) -> Iterator[Contradiction]:
-    """That so many images held back for validation are all that there are."""
+    """Yield a contradiction if validation takes all `count` training images."""
     if held >= count:
         message = f"`val={held}` leaves no image of `{name}` to train on"
         wording = f"it has {count} training images; hold back fewer, or `{{0}}` for none"
@@ -75,7 +75,7 @@ def nothing_left(name: str, held: int, count: int) -> Iterator[Contradiction]:
 
 
 def too_few(data: Setting, part: str, count: int) -> Iterator[Contradiction]:
-    """That more images of a part are wanted than it has."""
+    """Yield a contradiction if the recipe asks for more images of a part than its `count`."""
     wanted: Any = data.args.get(part)
     if wanted is not None and wanted > count:
         message = f"`{part}={wanted}` is more than `{data.name}` has: {count} {part} images"
@@ -84,7 +84,7 @@ def too_few(data: Setting, part: str, count: int) -> Iterator[Contradiction]:
 
 
 def nothing_validated(recipe: Recipe, held: int) -> Iterator[Contradiction]:
-    """That a run would stop early by images that are not there."""
+    """Yield a contradiction if a run should stop early and has no validation images."""
     if recipe.early_stop is not None and not held:
         usual = DATA_SETS[recipe.data.name].parameters["val"].default
         message = "`early_stop` needs validation images, and none are held back"
@@ -93,7 +93,7 @@ def nothing_validated(recipe: Recipe, held: int) -> Iterator[Contradiction]:
 
 
 def no_classifier(image: Shape, output: Shape) -> Iterator[Contradiction]:
-    """That a network does not tell classes of images apart."""
+    """Yield a contradiction if a network is no image classifier."""
     if len(output) != 1:
         message = f"the output is {text(output)}, not one number per class"
         help = "end with `global_avgpool | flatten | linear classes` to train it as a classifier"
@@ -105,7 +105,15 @@ def no_classifier(image: Shape, output: Shape) -> Iterator[Contradiction]:
 
 
 def other_classes(network: str, given: int, data: str, wanted: int, stated: Expr | None) -> Iterator[Contradiction]:
-    """That data has another number of classes than a network gives; `stated` is the `classes` of its spec."""
+    """Yield a contradiction if the numbers of classes of a network and its data differ.
+
+    Args:
+        network: The name of the network.
+        given: Its number of classes.
+        data: The name of the data set.
+        wanted: Its number of classes.
+        stated: The `classes` of the spec.
+    """
     if given != wanted:
         message = f"`{network}` gives {given} classes, and `{data}` has {wanted}"
         number, layer = f"write `classes {wanted}` in the spec", "end the network with `linear classes`"
@@ -115,11 +123,11 @@ def other_classes(network: str, given: int, data: str, wanted: int, stated: Expr
         yield Contradiction("data", message, Advice(help), code="E0501")
 
 
-# --- what is hardly meant ------------------------------------------------------------------------
+# --- implausible values --------------------------------------------------------------------------
 
 
 def unlikely(recipe: Recipe, image: Shape) -> Iterator[Contradiction]:
-    """What of a recipe has no effect on images of this size, or one that nobody wants."""
+    """Yield the values of a recipe that have no effect, or an implausible one, on images of a shape [C, H, W]."""
     epochs = recipe.planned or recipe.epochs
     yield from _schedule(recipe, epochs)
     for place, step in enumerate(recipe.augment):
@@ -163,7 +171,7 @@ def _schedule(recipe: Recipe, epochs: int) -> Iterator[Contradiction]:
 
 
 def _augmentation(step: Setting, image: Shape) -> Iterator[tuple[str, str, Suggestion]]:
-    """What is said of an argument of an augmentation, and the help."""
+    """Yield the argument, message and suggestion for each implausible value of an augmentation."""
     args: dict[str, Any] = step.args
     _, height, width = image
     if step.name == "random_crop" and (args["pad"][0] >= height or args["pad"][1] >= width):

@@ -26,6 +26,7 @@ def check(call: str, recipe: str = "") -> Compilation:
         ("slice 0..k 3", "E0205", "`slice` takes `range`; elements are joined by `|`"),
         ("dropout 1 % 3 7", "E0205", "`dropout` takes `p`; elements are joined by `|`"),
         ("conv c=n[0] c=16", "E0101", "lists cannot be indexed: write a `param` for each value, or a row of `each`"),
+        ("relu name=foo", "E0207", 'a text stands in quotes: `"foo"`'),
         ("conv c=n[0] c=16", "E0206", "keep one of the two"),
         ("global_avgpool | flatten | linear 64 bais", "E0202", "did you mean `bias`?"),
     ],

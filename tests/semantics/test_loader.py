@@ -1,4 +1,4 @@
-"""Networks in several files: what they take from one another, and what happens where that goes wrong."""
+"""Networks in several files, and the errors of reading them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NETWORK = "input 3x8x8\nclasses 10\n"
 
 
 def write(folder: Path, **files: str) -> Compilation:
-    """Writes files, and checks the one that is called `net`."""
+    """Write files and check `net`."""
     for name, text in files.items():
         (folder / f"{name}.cnn").write_text(text)
     return compile_file(folder / "net.cnn")
@@ -140,3 +140,36 @@ def test_a_network_without_a_name_is_called_as_its_file_and_never_as_another_fol
 ) -> None:
     (tmp_path / file).write_text("input 1x8x8\nclasses 10\nglobal_avgpool | flatten | linear classes\n", "utf-8")
     assert load(tmp_path / file).name == name
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "folder.cnn").mkdir()
+    os.mkfifo(tmp_path / "pipe.cnn")
+    (tmp_path / "binary.cnn").write_bytes(b"input\0")
+    expected = {
+        "folder": ("E0212", "name a file in it"),
+        "pipe": ("E0212", None),
+        "binary": ("E0107", "a spec is a text file in UTF-8"),
+        "resnet21": ("E0212", "did you mean `resnet20`?"),
+        "quite_different": ("E0212", "`cnnspec list` shows the shipped networks"),
+        "x" * 300: ("E0212", None),
+    }
+    for name, (code, help) in expected.items():
+        (found,) = compile_file(tmp_path / f"{name}.cnn").diagnostics
+        assert (found.code, found.help) == (code, help)
+
+
+def test_files_with_links_in_a_circle(tmp_path: Path) -> None:
+    (tmp_path / "a.cnn").symlink_to(tmp_path / "b.cnn")
+    (tmp_path / "b.cnn").symlink_to(tmp_path / "a.cnn")
+    assert faults(write(tmp_path, net="extends a\n")) == [("E0212", 1)]
+
+
+def test_limits_of_the_files_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {name: f"block {name}() {{ relu }}\n" for name in ("a", "b")}
+    net = f'use a from "a"\nuse b from "b"\n{NETWORK}a | b\n'
+    assert faults(write(tmp_path, net=net, **files)) == []
+    monkeypatch.setattr("cnnspec.semantics.loader.MAX_WORDS", 25)
+    assert ("E0405", 2) in faults(write(tmp_path, net=net, **files))
+    monkeypatch.setattr("cnnspec.semantics.loader.MAX_FILES", 1)
+    assert ("E0405", 1) in faults(write(tmp_path, net=net, **files))
