@@ -78,11 +78,11 @@ def standard_block(name: str) -> tuple[ast.File, ast.Block] | None:
     """Return a standard block and its file, which is read on first use."""
     path = standard_blocks().get(name)
     file = _shipped_tree(path) if path else None
-    for statement in file.statements if file else ():
-        if isinstance(statement, ast.Block) and statement.name == name:
-            assert file is not None
-            return file, statement
-    return None
+    if file is None:
+        return None
+    blocks = (node for node in file.statements if isinstance(node, ast.Block) and node.name == name)
+    block = next(blocks, None)
+    return (file, block) if block else None
 
 
 class Library:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from cnnspec import ir, load
-from cnnspec.compiler import Compilation, compile_file
+from cnnspec.compiler import Compilation, compile_file, compile_source
+from cnnspec.diagnostics import Source
 from cnnspec.semantics.loader import Library
 
 NETWORK = "input 3x8x8\nclasses 10\n"
@@ -173,3 +174,9 @@ def test_limits_of_the_files_together(tmp_path: Path, monkeypatch: pytest.Monkey
     assert ("E0405", 2) in faults(write(tmp_path, net=net, **files))
     monkeypatch.setattr("cnnspec.semantics.loader.MAX_FILES", 1)
     assert ("E0405", 1) in faults(write(tmp_path, net=net, **files))
+
+
+def test_a_text_from_memory_extends_shipped_networks_only() -> None:
+    (found,) = compile_source(Source("text", "extends resnet21\n")).diagnostics
+    assert (found.code, found.help) == ("E0212", "did you mean `resnet20`?")
+    assert graph_of(compile_source(Source("text", "extends resnet20\n"))).parameter_count == 272_378
