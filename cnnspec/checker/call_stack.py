@@ -43,18 +43,16 @@ class CallStack:
         """Return where to report an error in a piece of the Model.
 
         An error in a shipped block is reported at the innermost call in the user's own file. An error in the user's
-        own block gets a label at the call of the block.
+        own block gets a label at that call.
         """
         span, labels = self.places[origin], list(labels)
-        calls = [(place, round) for call, round in self._calls if (place := self.places[call]) is not None]
-        own = [(place, round) for place, round in calls if not place.source.shipped]
-        if span is not None and span.source.shipped and own:
-            labels.insert(0, Label(span, caption))
-            span, round = own[-1]
-            caption = f"in this call{_round(round)}"
-        elif span is not None and calls:
-            call, round = calls[-1]
-            if not call.source.shipped and call is not span:
+        calls = ((self.places[call], round) for call, round in reversed(self._calls))
+        call, round = next(((call, round) for call, round in calls if call and not call.source.shipped), (None, 0))
+        if span is not None and call is not None:
+            if span.source.shipped:
+                labels.insert(0, Label(span, caption))
+                span, caption = call, f"in this call{_round(round)}"
+            else:
                 labels.append(Label(call, f"called from here{_round(round)}"))
         return {"span": span, "caption": caption, "labels": labels}
 

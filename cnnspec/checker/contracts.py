@@ -63,9 +63,8 @@ def _report_type(expect: ir.Expect, expected: object, places: Places, reporter: 
 def _report_within(expect: ir.Expect, places: Places, reporter: Reporter) -> None:
     span, value = places[expect.origin], places[expect.value.origin]
     help = "remove the `within`"
-    fixes: list[Fix] = []
-    if value and span:
-        fixes = [Fix(help, (Edit(Span(value.source, value.end, span.end), ""),), certain=True)]
+    edits = [Edit(Span(value.source, value.end, span.end), "")] if value and span else []
+    fixes = [Fix(help, (edit,), certain=True) for edit in edits]
     message = "`within` has no meaning for `output`, whose sizes are held exactly"
     reporter.error("E0204", message, span, help=help, fixes=fixes)
 

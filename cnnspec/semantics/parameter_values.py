@@ -44,10 +44,8 @@ def _evaluate(name: str, text: str, reporter: Reporter) -> Any:
         UnknownShape: It depends on a tensor.
     """
     file = parse(Source(f"--set {name}", f"let value = {text}\n"), reporter)
-    if file is None or reporter.failed or len(file.statements) != 1:
-        raise Reported
-    statement = file.statements[0]
-    if not isinstance(statement, ast.Let):
+    statement = file.statements[0] if file and not reporter.failed and len(file.statements) == 1 else None
+    if file is None or not isinstance(statement, ast.Let):
         raise Reported
     scope = LocalScope(FileScope(file, lambda _: None), {})
     return evaluate(ExpressionResolver(Context(reporter)).resolve(statement.value, scope), {})

@@ -350,3 +350,12 @@ def test_a_requirement_shows_its_values() -> None:
     assert graph_of(block + "b 9\n").output_shape == (9, 32, 32)
     (fault,) = api.check(HEADER.format("3x32x32") + block + "b 8\n")
     assert (fault.code, fault.message) == ("E0402", "c must be a multiple of 3, got 8")
+
+
+def test_an_output_of_one_axis_may_be_expected_as_a_number() -> None:
+    assert graph_of("flatten | linear classes\n\nexpect output = 10\n").output_shape == (10,)
+
+
+def test_a_labeled_branch_may_be_absent() -> None:
+    (error,) = api.check(HEADER.format("3x32x32") + "add {\n    in\n    a: nothing\n}\nadd {\n    in\n    @a\n}\n")
+    assert (error.code, error.line) == ("E0208", 11)

@@ -45,6 +45,12 @@ def test_a_limit_is_named(what: str) -> None:
     assert errors[0].help
 
 
+def test_parameters_are_limited_even_where_many_are_allowed() -> None:
+    (error,) = check("input 3x8x8\nflatten | linear 1000000000 | linear 1000000000\n", allow_huge=True)
+    assert "more than the limit of 1,000,000,000,000,000" in error.message
+    assert error.help == "use fewer channels or smaller kernels"
+
+
 def test_networks_below_the_limits() -> None:
     assert len(loads(f"input 3x8x8\nrepeat {MAX_NODES // 4} {{ relu; relu; relu }}\n").nodes) == MAX_NODES // 4 * 3
     assert loads(tower(40)).nodes[0].path == ".".join(["0"] * 42)
