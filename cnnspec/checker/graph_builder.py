@@ -58,7 +58,7 @@ class GraphBuilder:
         """Add a node and return its output.
 
         Raises:
-            ShapeFault: The operator does not accept the shapes of its inputs.
+            ShapeError: The operator does not accept the shapes of its inputs.
             Reported: The output has more elements than the limit.
         """
         sources: tuple[int, ...]

@@ -39,7 +39,7 @@ def _evaluate(name: str, text: str, reporter: Reporter) -> Any:
     """Evaluate an expression without names.
 
     Raises:
-        ExprFault: It has no value.
+        ExpressionError: It has no value.
         Reported: It is not an expression, or contains a name.
         UnknownShape: It depends on a tensor.
     """

@@ -359,3 +359,8 @@ def test_an_output_of_one_axis_may_be_expected_as_a_number() -> None:
 def test_a_labeled_branch_may_be_absent() -> None:
     (error,) = api.check(HEADER.format("3x32x32") + "add {\n    in\n    a: nothing\n}\nadd {\n    in\n    @a\n}\n")
     assert (error.code, error.line) == ("E0208", 11)
+
+
+def test_an_unknown_label_lists_those_in_scope() -> None:
+    (error,) = api.check(HEADER.format("3x32x32") + "left: relu\nright: bn\nadd {\n    in\n    @shortcut\n}\n")
+    assert error.help == "labels that can be named here: `left`, `right`"
