@@ -1,4 +1,4 @@
-"""Training against the tutorial's way, side by side: input and step in one process, epochs in processes that take turns.
+"""Compare training with the tutorial's way: input and step in one process, epochs in processes that take turns.
 
     python benchmarks/training_speed.py input
     python benchmarks/training_speed.py step resnet20

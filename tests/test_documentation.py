@@ -3,7 +3,7 @@
 Kinds of fences in `README.md` and `docs/**/*.md`, except for the pages of `docs/errors`:
 
     cnn                 a complete spec without diagnostics
-    cnn-part            statements without diagnostics after a header; `# input 64x16x16` in the first line sets the image
+    cnn-part            statements without diagnostics after a header; `# input 64x16x16` in line 1 sets the image
     cnn-error E0301 ... a spec or a part with exactly these diagnostics; if the next fence is `text` and starts with
                         `error[`, it is the printed diagnostic
     keys                the weight keys of the preceding sample; a line of dots stands for any keys

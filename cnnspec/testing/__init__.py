@@ -1,8 +1,8 @@
 """Test your own specs, and code that processes specs.
 
 `assert_sound` compares a spec with torch. The Hypothesis strategies generate specs: a spec is drawn as a syntax tree
-and printed by the formatter. Every choice depends on the current shape, so generated specs are valid by construction and
-none are filtered out. Values are written in every form of the language.
+and printed by the formatter. Every choice depends on the current shape, so generated specs are valid by construction
+and none are filtered out. Values are written in every form of the language.
 
     import cnnspec
     from cnnspec.testing import assert_sound, specs

@@ -1,4 +1,4 @@
-"""Receptive fields against published ones, against gradients of the built module, and against what spreads through it."""
+"""Receptive fields against published ones, gradients of the built module, and what spreads through it."""
 
 # ruff: noqa: E402
 

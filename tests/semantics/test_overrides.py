@@ -35,7 +35,10 @@ def recipe_of(
     [
         ({"lr": "0.05"}, {"optimizer": "sgd lr=0.05 momentum=0.9"}),
         ({"optimizer.lr": 0.05}, {"optimizer": "sgd lr=0.05 momentum=0.9"}),
-        ({"nesterov": True, "weight_decay": "5e-4"}, {"optimizer": "sgd lr=0.1 momentum=0.9 nesterov weight_decay=5e-4"}),
+        (
+            {"nesterov": True, "weight_decay": "5e-4"},
+            {"optimizer": "sgd lr=0.1 momentum=0.9 nesterov weight_decay=5e-4"},
+        ),
         ({"at": "[3]", "warmup": 1}, {"schedule": "multistep at=[3] warmup=1"}),
         ({"schedule": "onecycle", "schedule.anneal": "linear"}, {"schedule": "onecycle anneal=linear"}),
         ({"lr": 0.01, "optimizer": "adamw"}, {"optimizer": "adamw lr=0.01"}),
