@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from cnnspec.ir import Graph, Model
 
 __version__ = "0.1.0"
+LANGUAGE_VERSION = 1
+"""Version of the `.cnn` language; docs/reference/language/version.md has the policy for changes."""
+
 __all__ = [
+    "LANGUAGE_VERSION",
     "CnnspecError",
     "Diagnostic",
     "Edit",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import pkgutil
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 import cnnspec
 from cnnspec.resources import resource
 
+ROOT = Path(__file__).parents[1]
 HEAD = "network t\ninput 3x32x32\nclasses 10\n"
 
 
@@ -40,6 +43,13 @@ def test_every_public_name_survives_the_import_of_all_submodules() -> None:
 
 def test_the_version_is_that_of_the_installed_package() -> None:
     assert cnnspec.__version__ == importlib.metadata.version("cnnspec")
+
+
+def test_the_language_has_a_version_of_its_own() -> None:
+    page = (ROOT / "docs" / "reference" / "language" / "version.md").read_text("utf-8")
+    assert f"version {cnnspec.LANGUAGE_VERSION} of the language" in page
+    done = subprocess.run([sys.executable, "-m", "cnnspec", "--version"], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == f"cnnspec {cnnspec.__version__} (language version {cnnspec.LANGUAGE_VERSION})\n"
 
 
 def test_load_by_name_and_by_path() -> None:

@@ -382,7 +382,7 @@ def test_every_option_is_in_the_page_of_the_command_line() -> None:
 
 def test_every_name_of_the_package_is_in_the_page_of_the_api() -> None:
     pages = "\n".join(path.read_text("utf-8") for path in (DOCS / "reference" / "api").glob("*.md"))
-    documented = re.findall(r"^\.\. auto(?:function|class):: (?:cnnspec\.)?(\w+)(?:\(\))?$", pages, re.M)
+    documented = re.findall(r"^\.\. auto(?:function|class|data):: (?:cnnspec\.)?(\w+)(?:\(\))?$", pages, re.M)
     assert len(set(documented)) == len(documented)
     assert {*cnnspec.__all__, *training.__all__, *testing.__all__} <= set(documented)
 

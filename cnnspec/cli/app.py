@@ -81,7 +81,7 @@ def _version(show: bool) -> None:
     if show:
         import cnnspec
 
-        print(f"cnnspec {cnnspec.__version__}")
+        print(f"cnnspec {cnnspec.__version__} (language version {cnnspec.LANGUAGE_VERSION})")
         raise typer.Exit
 
 
