@@ -1,4 +1,4 @@
-"""Text and JSON of the stages (tree, Model, Graph), and the list of what ships with the package."""
+"""Text and JSON of the stages (tree, Model, Graph), and the list of shipped specs, blocks and operators."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def show(done: Compilation, stage: str, *, as_json: bool = False) -> str:
     """Return a stage of a compilation as text.
 
     Args:
-        done: What to show.
+        done: The compilation.
         stage: One of `STAGES`.
-        as_json: Whether to give JSON.
+        as_json: Whether to return JSON.
 
     Raises:
-        CnnspecError: The compilation did not get as far.
+        CnnspecError: The compilation failed before this stage.
     """
     if stage == "tree" and done.tree is not None and not done.tree.broken:
         data = _tree_json(done.tree)

@@ -25,7 +25,7 @@ class Checked:
         file: The file as the user named it.
         diagnostics: Its errors and warnings.
         graph: The network, if there is one.
-        fixed: Diagnostics that `--fix` fixed before.
+        fixed: Diagnostics that `--fix` fixed.
     """
 
     file: str
@@ -54,10 +54,10 @@ def github(diagnostic: Diagnostic, file: str) -> str:
         if end_line == diagnostic.line:
             fields |= {"col": str(diagnostic.column), "endColumn": str(end_column)}
     fields["title"] = diagnostic.code
-    said = ",".join(
+    properties = ",".join(
         f"{name}={_escape(value).replace(':', '%3A').replace(',', '%2C')}" for name, value in fields.items()
     )
-    return f"::{diagnostic.severity} {said}::{_escape(_whole_message(diagnostic))}"
+    return f"::{diagnostic.severity} {properties}::{_escape(_whole_message(diagnostic))}"
 
 
 def _escape(text: str) -> str:
@@ -101,9 +101,9 @@ def to_sarif(results: Iterable[Checked], version: str, titles: dict[str, str]) -
     """Return the results as a log in the Static Analysis Results Interchange Format (SARIF), version 2.1.0.
 
     Args:
-        results: What was found.
-        version: That of this package.
-        titles: What each code is about.
+        results: The result for each file.
+        version: The version of this package.
+        titles: The title of each code.
     """
     pairs = [(diagnostic, result.file) for result in results for diagnostic in result.diagnostics]
     codes = sorted({diagnostic.code for diagnostic, _ in pairs})
@@ -114,7 +114,9 @@ def to_sarif(results: Iterable[Checked], version: str, titles: dict[str, str]) -
             {
                 "id": code,
                 "shortDescription": {"text": titles.get(code, code)},
-                "help": {"text": f"`cnnspec explain {code}` tells why, with a sample that fails and the mended one."},
+                "help": {
+                    "text": f"`cnnspec explain {code}` explains it, with a sample that fails and the fixed sample."
+                },
             }
             for code in codes
         ],

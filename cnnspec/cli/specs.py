@@ -38,11 +38,13 @@ def check(
     files: SpecFiles,
     sets: Settings = None,
     huge: AllowHuge = False,
-    form: Annotated[str, typer.Option("--format", help="full, concise, json, sarif, or github.")] = "full",
+    form: Annotated[
+        str, typer.Option("--format", help="Output format: full, concise, json, sarif, or github.")
+    ] = "full",
     as_json: AsJson = False,
-    fix: Annotated[bool, typer.Option("--fix", help="Apply the remedies that are certain, then check again.")] = False,
+    fix: Annotated[bool, typer.Option("--fix", help="Apply the fixes that are certain, then check again.")] = False,
 ) -> int:
-    """Check shapes, names and contracts, and explain every fault at its place."""
+    """Check the syntax, names, shapes and contracts of specs."""
     from cnnspec.cli import formats as rendering
 
     form = format_of(form, as_json, rendering.FORMATS, "full")
@@ -105,7 +107,7 @@ def _print_figures(file: str, graph: Graph) -> None:
 
 def _fix(file: str, sets: list[str] | None, huge: bool) -> list[Diagnostic]:
     """Apply the fixes that are certain to a file, and return the diagnostics that were fixed."""
-    from cnnspec.rewrite.autofix import mend
+    from cnnspec.rewrite.autofix import apply_fixes
 
     path, name = locate(file)
     if path.resolve().is_relative_to(shipped_folder()):
@@ -116,31 +118,31 @@ def _fix(file: str, sets: list[str] | None, huge: bool) -> list[Diagnostic]:
     data = path.read_bytes()
     mark = codecs.BOM_UTF8 if data.startswith(codecs.BOM_UTF8) else b""
     text = data[len(mark) :].decode()
-    changed, mended = mend(text, name, path, settings(sets), allow_huge=huge)
+    changed, fixed = apply_fixes(text, name, path, settings(sets), allow_huge=huge)
     if changed != text:
         _write(path, mark + changed.encode())
-    return mended
+    return fixed
 
 
 def explain(code: Annotated[str, typer.Argument(metavar="CODE", help="A code such as E0301 or W0101.")]) -> None:
-    """Tell what a code means, with a sample that fails and the mended one."""
+    """Explain a code of an error or lint, with a sample that fails and the fixed sample."""
     from cnnspec.diagnostics.explain import explanation, titles
 
     try:
         print(explanation(code.upper()), end="")
     except KeyError:
-        hint = did_you_mean(code.upper(), titles()) or "a code is like `E0301`"
-        raise typer.BadParameter(f"there is no code `{code}`; {hint}", param_hint="CODE") from None
+        hint = did_you_mean(code.upper(), titles()) or "a code looks like `E0301`"
+        raise typer.BadParameter(f"unknown code `{code}`; {hint}", param_hint="CODE") from None
 
 
 def fmt(
     files: SpecFiles,
     check_only: Annotated[
-        bool, typer.Option("--check", help="Change nothing; exit 1 if a file is not formatted.")
+        bool, typer.Option("--check", help="Do not write files; exit with 1 if a file is not formatted.")
     ] = False,
-    diff: Annotated[bool, typer.Option("--diff", help="Change nothing; print what would change.")] = False,
+    diff: Annotated[bool, typer.Option("--diff", help="Do not write files; print the changes as a diff.")] = False,
 ) -> int:
-    """Write specs in the one obvious way; `-` reads from the standard input."""
+    """Format specs; `-` reads from the standard input and writes to the standard output."""
     pending = failed = 0
     for file in files:
         reporter = Reporter()
@@ -150,8 +152,10 @@ def fmt(
             if text is None:
                 raise CnnspecError(reporter.sorted())
             if path != Path(file) and not (check_only or diff):
-                help = f"copy {path}, or write a file that begins with `extends {path.stem}`"
-                raise failure("E0212", f"`{file}` is a shipped spec, which is never rewritten", file=file, help=help)
+                help = f"copy {path}, or write a file that starts with `extends {path.stem}`"
+                raise failure(
+                    "E0212", f"`{file}` is a shipped spec and cannot be formatted in place", file=file, help=help
+                )
             new = format_text(text, file)
         except CnnspecError as error:
             print_diagnostics(error.diagnostics)
@@ -185,9 +189,8 @@ def _write(path: Path, data: bytes) -> None:
         temporary.replace(path.resolve())
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise failure(
-            "E0212", f"`{path}` cannot be written: {(error.strerror or str(error)).lower()}", file=str(path)
-        ) from None
+        message = f"cannot write `{path}`: {(error.strerror or str(error)).lower()}"
+        raise failure("E0212", message, file=str(path)) from None
 
 
 FORMATS = ("table", "json", "csv", "markdown")
@@ -196,26 +199,28 @@ FORMATS = ("table", "json", "csv", "markdown")
 def summary(
     file: SpecFile,
     depth: Annotated[
-        int | None, typer.Option(help="How many levels of modules to show: 2, in JSON all without it.", min=1)
+        int | None, typer.Option(help="Levels of nested modules to show (default: 2; in JSON, all).", min=1)
     ] = None,
     columns: Annotated[
-        str | None, typer.Option("--columns", metavar="A,B,...", help="What to show of each module.")
+        str | None, typer.Option("--columns", metavar="A,B,...", help="Columns to show for each module.")
     ] = None,
-    format: Annotated[str, typer.Option("--format", help="table, json, csv, or markdown.")] = "table",
-    batch: Annotated[int, typer.Option(help="For how many images.", min=1, max=MAX_INTEGER)] = 1,
+    format: Annotated[str, typer.Option("--format", help="Output format: table, json, csv, or markdown.")] = "table",
+    batch: Annotated[int, typer.Option(help="Batch size.", min=1, max=MAX_INTEGER)] = 1,
     max_batch: Annotated[
         str | None,
-        typer.Option("--max-batch", metavar="MEMORY", help="Tell the largest batch that trains in 16GiB, 500MB, ..."),
+        typer.Option(
+            "--max-batch", metavar="MEMORY", help="Print the largest batch size that trains in 16GiB, 500MB, ..."
+        ),
     ] = None,
     symbolic: Annotated[
-        bool, typer.Option("--symbolic", help="Shapes, operations and memory as functions of the image's size.")
+        bool, typer.Option("--symbolic", help="Show shapes, operations and memory as functions of the image size.")
     ] = False,
     at: AtSize = None,
     sets: Settings = None,
     huge: AllowHuge = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show shapes, parameters, operations, memory and receptive fields by module."""
+    """Show shapes, parameters, operations, memory and receptive fields per module."""
     from cnnspec.analysis.summary import COLUMNS, DEFAULT_COLUMNS, largest_batch, parse_bytes, summarise
 
     one_of("--format", format, FORMATS)
@@ -223,7 +228,7 @@ def summary(
     for name in chosen:
         one_of("--columns", name, COLUMNS)
         if chosen.count(name) > 1:
-            raise typer.BadParameter(f"`{name}` is given twice", param_hint="--columns")
+            raise typer.BadParameter(f"duplicate column `{name}`", param_hint="--columns")
     try:
         memory = None if max_batch is None else parse_bytes(max_batch)
     except ValueError as error:
@@ -247,12 +252,12 @@ def summary(
 
 def show(
     file: SpecFile,
-    stage: Annotated[str, typer.Option(help="tree, model, or graph.")] = "graph",
+    stage: Annotated[str, typer.Option(help="Stage to print: tree, model, or graph.")] = "graph",
     sets: Settings = None,
     huge: AllowHuge = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print a stage of the compilation: what was read, what it means, what was proven."""
+    """Print a stage of the compilation: the syntax tree, the model, or the checked graph."""
     from cnnspec.cli import dump as inspection
 
     one_of("--stage", stage, inspection.STAGES)
@@ -262,12 +267,12 @@ def show(
 
 def diff(
     a: Annotated[str, typer.Argument(metavar="A", help="A spec file, or the name of a shipped spec.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="A second spec to compare with the first.")],
     sets: Settings = None,
     huge: AllowHuge = False,
     as_json: AsJson = False,
 ) -> int:
-    """Tell what changes from one network to another, by module; exit 1 when they differ."""
+    """Compare two networks module by module; exit with 1 if they differ."""
     from cnnspec.analysis.diff import compare
 
     done = compare(compile_spec(a, sets, huge).require_graph(), compile_spec(b, sets, huge).require_graph())

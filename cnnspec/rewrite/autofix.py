@@ -14,13 +14,13 @@ from cnnspec.diagnostics import Diagnostic, Edit, Source, Span, apply_edits
 _MAX_ROUNDS = 12
 
 
-def mend(
+def apply_fixes(
     text: str, name: str, path: Path | None = None, params: Mapping[str, Any] | None = None, *, allow_huge: bool = False
 ) -> tuple[str, list[Diagnostic]]:
     """Apply every certain fix.
 
-    Fixes are applied in rounds: one that touches another, or whose error only appears after others are fixed, is left
-    to the next round. A round that would increase the number of errors is not applied.
+    Fixes are applied in rounds: a fix that overlaps another one, or whose error only appears after others are fixed, is
+    left to the next round. A round that would increase the number of errors is not applied.
 
     Args:
         text: The spec, with its line endings on disk.
@@ -53,7 +53,7 @@ def _count_errors(diagnostics: Sequence[Diagnostic]) -> int:
 
 
 def _choose(diagnostics: Sequence[Diagnostic]) -> list[tuple[Diagnostic, tuple[Edit, ...]]]:
-    """Return the certain fixes that do not touch one another, with their diagnostics."""
+    """Return the certain fixes that do not overlap or touch, with their diagnostics."""
     chosen: list[tuple[Diagnostic, tuple[Edit, ...]]] = []
     taken: list[tuple[int, int]] = []
     for diagnostic in diagnostics:

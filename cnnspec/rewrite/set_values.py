@@ -38,8 +38,8 @@ def restate(
         allow_huge: Allow more parameters than the limit.
 
     Raises:
-        CnnspecError: The spec has errors, with these values or without; E0518 if the result does not mean the same as
-            the spec with these values.
+        CnnspecError: The spec has errors, with these values or without; E0518 if the result is not equivalent to the
+            spec with these values.
     """
 
     def compiled(text: str, given: Mapping[str, str]) -> Graph:
@@ -56,9 +56,9 @@ def restate(
         written = format_text(plain_source(written, name))
         found = compiled(written, {})
     except CnnspecError as error:
-        raise _refused(name, [f"the text would be at fault: {error.diagnostics[0].message}"]) from None
+        raise _refused(name, [f"the resulting spec has an error: {error.diagnostics[0].message}"]) from None
     if not same(found, wanted):
-        raise _refused(name, ["the text would mean another network or recipe"])
+        raise _refused(name, ["the resulting spec describes another network or recipe"])
     return written
 
 
@@ -122,8 +122,8 @@ def _unstretched(recipe: Recipe, name: str) -> Recipe:
             if any(place != int(place) for place in places):
                 raise _refused(
                     name,
-                    [f"with {recipe.epochs} epochs `{key}` of the schedule would be no whole number"],
-                    "leave `epochs` as it is, or give the schedule, too",
+                    [f"with {recipe.epochs} epochs, `{key}` of the schedule is not a whole number"],
+                    "keep `epochs`, or set the schedule as well",
                 )
             args[key] = tuple(map(int, places)) if key == "at" else int(places[0])
     return recipe.model_copy(update={"planned": None, "schedule": Setting(name=recipe.schedule.name, args=args)})
@@ -252,5 +252,5 @@ def _bare(expr: Any) -> Any:
     return replace(expr, origin=0) if expr is not None else None
 
 
-def _refused(name: str, notes: Sequence[str], help: str = "write the values by hand") -> CnnspecError:
-    return failure("E0518", "these values cannot be written into the spec", file=name, notes=list(notes), help=help)
+def _refused(name: str, notes: Sequence[str], help: str = "edit the spec by hand") -> CnnspecError:
+    return failure("E0518", "cannot write these values into the spec", file=name, notes=list(notes), help=help)

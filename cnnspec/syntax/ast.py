@@ -426,7 +426,7 @@ Top = Statement | Network | Input | Classes | Param | Block | Default | Init | E
 
 
 class Comment(Node):
-    """`# text`; `own_line` when nothing stands before it."""
+    """`# text`; `own_line` if there is nothing before it on its line."""
 
     compared: ClassVar[tuple[str, ...]] = ("text", "own_line")
     text: str

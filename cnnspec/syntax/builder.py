@@ -102,7 +102,7 @@ class Builder:
                 "E0405",
                 f"the expression has more than the limit of {MAX_TERMS} terms",
                 span,
-                help="name its parts with `let`",
+                help="define parts of it with `let`",
             )
         )
 
@@ -125,7 +125,7 @@ class Builder:
         if lost or value > MAX_LITERAL:
             message, help = f"the number is larger than the limit of {MAX_LITERAL}", "write a smaller number"
             if lost:
-                message, help = "the number is too small to be told from 0", "write `0.0`, or a larger number"
+                message, help = "the number is too small and rounds to 0", "write `0.0` or a larger number"
             self.reporter.add(Diagnostic("E0405", message, span, help=help))
             return 1.0
         return value
@@ -233,9 +233,9 @@ class Builder:
             if isinstance(child, Parsed) and child.data == "labeled":
                 wrong, child = child.children
                 span = self.label(wrong).span  # type: ignore[union-attr]
-                message = f"the label `{wrong.rstrip(': ')}` stands behind a `|`"
-                help = "put the element on a line of its own: a label names a whole statement"
-                self.fault(Diagnostic("E0104", message, span, help=help, fixes=self.own_line(span)), span)
+                message, note = f"label `{wrong.rstrip(': ')}` after a `|`", "a label names a whole statement"
+                help, fixes = "write the labeled element on its own line", self.own_line(span)
+                self.fault(Diagnostic("E0104", message, span, notes=(note,), help=help, fixes=fixes), span)
                 self.reporter.unsure.add(wrong.rstrip(": \t"))
             elements.append(self.build(child))
         when = self.build(condition) if condition is not None else None
@@ -248,7 +248,7 @@ class Builder:
         line = text.rfind("\n", 0, bar) + 1
         indent = text[line : line + len(text[line:bar]) - len(text[line:bar].lstrip())]
         end = len(text[:bar].rstrip())
-        return (Fix("put it on a line of its own", (Edit(self.at(end, label.start), f"\n{indent}"),)),)
+        return (Fix("write the labeled element on its own line", (Edit(self.at(end, label.start), f"\n{indent}"),)),)
 
     def let(self, node: Any) -> ast.Let:
         _, name, value = node.children
@@ -344,7 +344,7 @@ class Builder:
         if not isinstance(part, Parsed) and part.type in PREFIXES:
             strength = PREFIXES[part.type]
             if strength < least:
-                self.refuse(part, f"put it in parentheses: `({part} ...)`")
+                self.refuse(part, f"unexpected `{part}` after an operator", f"put it in parentheses: `({part} ...)`")
             inner = self.bound(rest, strength)
             operator = "-" if part.type == "MINUS" else "not"
             left: ast.Expr = ast.Unary(self.token(part).to(inner.span), operator, inner)
@@ -356,11 +356,11 @@ class Builder:
             right = self.bound(rest, strength + 1)
             left = ast.Binary(left.span.to(right.span), str(operator), left, right)
             if operator.type == "RELATION" and rest and rest[-1].type == "RELATION":
-                self.refuse(rest[-1], "join two comparisons with `and`: `a < b and b < c`")
+                help = "combine two comparisons with `and`: `a < b and b < c`"
+                self.refuse(rest[-1], "comparison operators cannot be chained", help)
         return left
 
-    def refuse(self, token: Token, help: str) -> None:
-        message = f"`{token}` cannot stand here"
+    def refuse(self, token: Token, message: str, help: str) -> None:
         self.misplaced = self.misplaced or Diagnostic("E0101", message, self.token(token), help=help)
 
     def number(self, token: Token, span: Span) -> ast.Number:
@@ -384,21 +384,25 @@ class Builder:
         axis = str(token)[3:]
         if axis not in ("c", "h", "w"):
             help = "write `in.c` (channels), `in.h` (height) or `in.w` (width)"
-            return self.fault(Diagnostic("E0207", f"a tensor has no `{axis}`", span, help=help), span)
+            return self.fault(Diagnostic("E0207", f"a tensor has no dimension `{axis}`", span, help=help), span)
         return ast.Dim(span, axis)
 
     def function(self, node: Any) -> ast.FunctionCall | ast.Broken:
         name, *args, _ = node.children
         if name not in FUNCTIONS and name not in SCHEMES:
-            meant = _FOREIGN_FUNCTIONS.get(name)
+            replacement = _FOREIGN_FUNCTIONS.get(name)
             help, fixes = respell(self.token(name), str(name), FUNCTIONS)
-            if meant is not None:
-                help, fixes = f"write `{meant}(...)`", (Fix(f"write `{meant}(...)`", (Edit(self.token(name), meant),)),)
+            if replacement is not None:
+                help = f"write `{replacement}(...)`"
+                fixes = (Fix(help, (Edit(self.token(name), replacement),)),)
             elif name in OPS and not OPS[name].required:
                 help, fixes = NO_SETTINGS, (Fix(f"write `{name}`", (Edit(self.span(node), str(name)),)),)
-            help = help or f"the functions are {', '.join(FUNCTIONS)}; a call of an operator takes no parentheses"
-            message = f"there is no function `{name}`"
-            return self.fault(Diagnostic("E0207", message, self.token(name), help=help, fixes=fixes), self.span(node))
+            notes = () if help else ("an operator is called without parentheses",)
+            help = help or f"use one of {', '.join(f'`{known}`' for known in FUNCTIONS)}"
+            wrong = Diagnostic(
+                "E0207", f"unknown function `{name}`", self.token(name), notes=notes, help=help, fixes=fixes
+            )
+            return self.fault(wrong, self.span(node))
         return ast.FunctionCall(self.span(node), str(name), tuple(self.build(arg) for arg in args))
 
     def list(self, node: Any) -> ast.ListLiteral:

@@ -10,22 +10,26 @@ from cnnspec.diagnostics import Edit, Fix, Source, Span
 
 
 @dataclass
-class Meaning:
+class Explanation:
     """The explanation of a syntax error by a rule.
 
     Attributes:
-        help: Advice.
-        fixes: Edits that follow the advice.
-        span: Span of the error; None for the word that cannot be read.
-        what: The message; None for "it cannot stand here".
+        help: What to do, if that is known.
+        fixes: Edits that follow the help.
+        span: Span of the error; None for the unexpected token.
+        message: The message; None for "unexpected ...", the text of the span, and `where`.
         code: Code of the diagnostic.
+        where: The context of the unexpected token: "in a list".
+        note: The reason.
     """
 
-    help: str
+    help: str | None
     fixes: list[Fix] = field(default_factory=list[Fix])
     span: Span | None = None
-    what: str | None = None
+    message: str | None = None
     code: str = "E0101"
+    where: str = ""
+    note: str | None = None
 
 
 @dataclass
@@ -56,6 +60,11 @@ class Place:
     def word(self) -> str:
         """The unexpected word or sign."""
         return self._found.group()
+
+    @property
+    def token(self) -> str:
+        """The unexpected token as messages name it."""
+        return "end of line" if self.line_end else f"`{self.word}`"
 
     @property
     def start(self) -> int:
@@ -99,17 +108,17 @@ class Place:
     def span(self, low: int, high: int) -> Span:
         return Span(self.source, low, high)
 
-    def fix(self, said: str, *edits: tuple[int, int, str], certain: bool = False) -> Fix:
+    def fix(self, help: str, *edits: tuple[int, int, str], certain: bool = False) -> Fix:
         """Make a fix of edits, each a start, an end and a replacement."""
-        return Fix(said, tuple(Edit(self.span(low, high), written) for low, high, written in edits), certain)
+        return Fix(help, tuple(Edit(self.span(low, high), written) for low, high, written in edits), certain)
 
-    def parted(self, written: str) -> str:
-        """Return a replacement for the sign at the error, followed by a blank if there is none yet."""
+    def spaced(self, written: str) -> str:
+        """Return a replacement for the sign at the error, followed by a space if there is none yet."""
         return written if self.rest[1:2].isspace() else f"{written} "
 
-    def first_word(self, help: str) -> Meaning:
+    def first_word(self, help: str) -> Explanation:
         """Explain an error by the first word of its line."""
         first = re.match(r"\s*([A-Za-z_]\w*)", self.whole)
         assert first is not None
         span = self.span(self.line + first.start(1), self.line + first.end(1))
-        return Meaning(help, [], span, f"`{first.group(1)}` cannot stand here")
+        return Explanation(help, [], span)

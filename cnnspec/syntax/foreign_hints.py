@@ -8,22 +8,22 @@ from cnnspec.diagnostics import Fix
 from cnnspec.limits import MAX_LITERAL
 from cnnspec.ops import FOREIGN_NAMES, JOINS, OPS, translated
 from cnnspec.recipe import ENTRIES
-from cnnspec.syntax.error_context import Meaning, Place
+from cnnspec.syntax.error_context import Explanation, Place
 from cnnspec.syntax.keywords import LABEL_WORDS, TOP_WORDS
 from cnnspec.syntax.recovery import in_train
 
-_BLOCK = "a block is defined with `block name(c, stride = 1) { ... }`"
-_REPEAT = "a group is repeated with `repeat 3 as i { ... }`"
+_BLOCK = "define a block with `block name(c, stride = 1) { ... }`"
+_REPEAT = "repeat a group with `repeat 3 as i { ... }`"
 _FIRST_WORDS = {
     **dict.fromkeys(("def", "func", "function", "fn", "class", "module"), _BLOCK),
     **dict.fromkeys(("for", "while", "loop"), _REPEAT),
 }
 """First words of statements in other languages."""
 
-_LAYERS = "a spec is a list of elements, in the order in which they run: `conv 3x3 16 | bn | relu`"
+_LAYERS = "list the elements in the order in which they run: `conv 3x3 16 | bn | relu`"
 _FIRST_LINES = {
     r"(?:import|from)\s+[A-Za-z_][\w.]*": (
-        "a spec imports nothing: operators and standard blocks are there, others come by `use`"
+        "remove it: operators and standard blocks need no import, and `use` imports other blocks"
     ),
     r"(?:self|super)\b(?=\s*[.(=])": _LAYERS,
     r"(?:[A-Za-z_]\w*\s*=\s*)?(?:torch\.)?(?:nn\.)?(?:Sequential|ModuleList)\s*\(": _LAYERS,
@@ -39,8 +39,10 @@ _CALL = re.compile(
 _THREE = r"[(\[]?\s*([0-9]+)\s*[,*\s]\s*([0-9]+)\s*[,*\s]\s*([0-9]+)\s*[)\]]?"
 """A shape of three numbers in other languages."""
 
-_STATED = ("network", "input", "classes", "extends")
+_SETTINGS = ("network", "input", "classes", "extends")
 """Top-level statements that other languages write as settings."""
+
+_NAME = "consists of letters, digits and `_`, and does not start with a digit"
 
 
 def operator_after(rest: str) -> str | None:
@@ -49,63 +51,68 @@ def operator_after(rest: str) -> str | None:
     return name.group(1) if name and name.group(1) in {*OPS, *JOINS, *FOREIGN_NAMES} else None
 
 
-def python(at: Place) -> Meaning | None:
+def python(at: Place) -> Explanation | None:
     """Lines that construct a torch module, and other lines of Python."""
     call = _CALL.fullmatch(at.whole)
     args = [arg for arg in call["args"].split(",") if arg.strip()] if call else []
-    if call and (meant := translated(call["name"], args)):
-        written = f"{call['label']}: {meant}" if call["label"] else meant
+    if call and (translation := translated(call["name"], args)):
+        written = f"{call['label']}: {translation}" if call["label"] else translation
         fix = at.fix(f"write `{written}`", (at.line + call.start("all"), at.line + call.end("all"), written))
         span = at.span(at.line + call.start("call"), at.line + call.end("call"))
-        return Meaning(fix.help, [fix], span, f"`{call['name']}(...)` cannot stand here")
-    for first, said in _FIRST_LINES.items():
+        return Explanation(fix.help, [fix], span, f"unexpected Python call `{call['name']}(...)`")
+    for first, help in _FIRST_LINES.items():
         if re.match(rf"\s*{first}", at.whole):
-            return at.first_word(said)
+            found = at.first_word(help)
+            assert found.span is not None
+            found.message = f"unexpected Python statement `{found.span.text} ...`"
+            return found
     path = re.search(r"(?:torch\.)?\b(?:nn|F)(?:\.functional)?$", at.before)
     if at.word == "." and path and (called := operator_after(at.rest)):
-        help = f"operators stand alone, with their arguments behind them: `{FOREIGN_NAMES.get(called, called)} ...`"
+        help = f"write the operator, followed by its arguments: `{FOREIGN_NAMES.get(called, called)} ...`"
         span = at.span(at.at - len(path.group()), at.at + 1 + len(called))
-        return Meaning(help, [], span, f"`{path.group()}.{called}` cannot stand here")
+        return Explanation(help, [], span)
     return None
 
 
-def first_words(at: Place) -> Meaning | None:
+def first_words(at: Place) -> Explanation | None:
     """Statements of other languages, recognized by their first word."""
     first = re.match(r"\s*([a-z]+)\s", at.whole)
-    meant = _FIRST_WORDS.get(first.group(1)) if first else None
-    if first is None or meant is None:
+    help = _FIRST_WORDS.get(first.group(1)) if first else None
+    if first is None or help is None:
         return None
-    meaning = at.first_word(meant)
-    if meant is _BLOCK:
-        meaning.fixes.append(at.fix("write `block`", (at.line + first.start(1), at.line + first.end(1), "block")))
-    return meaning
+    found = at.first_word(help)
+    if help is _BLOCK:
+        found.fixes.append(at.fix("write `block`", (at.line + first.start(1), at.line + first.end(1), "block")))
+    return found
 
 
-def lists(at: Place) -> Meaning | None:
+def lists(at: Place) -> Explanation | None:
     """Colons, equal signs and dashes of configuration files."""
     label = re.fullmatch(r"\s*([a-z]+)(\s*:\s*)", at.before)
     if label and label.group(1) in TOP_WORDS and not at.line_end:
         fix = at.fix("remove the colon", (at.line + label.start(2), at.line + label.end(2), " "), certain=True)
-        return Meaning(f"a statement of the top takes no colon: `{label.group(1)} ...`", [fix])
+        colon = at.line + at.before.index(":")
+        help = f"remove the colon: `{label.group(1)} ...`"
+        return Explanation(help, [fix], at.span(colon, colon + 1), where=f"after `{label.group(1)}`")
     setting = re.match(r"\s*(?P<word>[a-z]+)(?P<sign>\s*=\s*)(?P<value>[^\n#;]*[^\s#;])", at.whole)
     if (
         at.word == "="
         and setting
-        and setting["word"] in (*_STATED, *LABEL_WORDS)
+        and setting["word"] in (*_SETTINGS, *LABEL_WORDS)
         and not at.before[setting.end("word") :].strip()
     ):
         edit = (at.line + setting.start("sign"), at.line + setting.end("sign"), " ")
         written = f"{setting['word']} {setting['value']}"
-        return Meaning(
-            f"`{setting['word']}` takes no `=`: write `{written}`", [at.fix("remove the `=`", edit, certain=True)]
-        )
+        fix = at.fix("remove the `=`", edit, certain=True)
+        return Explanation(f"remove the `=`: `{written}`", [fix], where=f"after `{setting['word']}`")
     if at.word == "-" and not at.before.strip():
         fix = at.fix("remove the `-`", (at.start, at.start + 1 + at.rest[1:2].isspace(), ""), certain=True)
-        return Meaning("elements stand on lines of their own, with nothing in front of them", [fix])
+        note = "each element is written on its own line, without a list marker"
+        return Explanation(fix.help, [fix], where="at the start of a line", note=note)
     return None
 
 
-def names(at: Place) -> Meaning | None:
+def names(at: Place) -> Explanation | None:
     """Names of networks and labels with invalid characters."""
     network = re.match(r"\s*network\b\s*=?\s*(?P<name>[^\s#;=][^\n#;]*)", at.whole)
     if network and at.at <= at.line + network.end():
@@ -113,127 +120,137 @@ def names(at: Place) -> Meaning | None:
         name = f"_{name}" if name[:1].isdigit() else name
         start = at.whole.index("network") + len("network")
         edit = (at.line + start, at.line + network.start() + len(network.group().rstrip()), f" {name}")
-        return Meaning(
-            f"a network is named by one word of letters, digits and `_`: write `network {name}`",
-            [at.fix(f"write `network {name}`", edit, certain=True)],
-        )
+        fix = at.fix(f"write `network {name}`", edit, certain=True)
+        return Explanation(fix.help, [fix], where="in the name of a network", note=f"a name {_NAME}")
     label = re.match(r"\s*(?P<name>[A-Za-z_]\w*(?:[.-]\w+)+)\s*:", at.whole)
     if label and at.line + label.start("name") < at.at <= at.line + label.end("name"):
         name = re.sub(r"[.-]", "_", label["name"])
         fix = at.fix(f"write `{name}:`", (at.line + label.start("name"), at.line + label.end("name"), name))
-        help = f"a label is a single name, of letters, digits and `_`: `{name}: ...`"
-        return Meaning(f"{help}; parts inside of braces have their own", [fix])
+        span = at.span(at.line + label.start("name"), at.line + label.end("name"))
+        note = f"a label {_NAME}; elements inside braces have their own labels"
+        return Explanation(f"write `{name}: ...`", [fix], span, f"invalid label `{label['name']}`", note=note)
     filled = re.match(
         r"\s*(?P<name>\w*(?:\{\w+\}\w*)+)\s*:\s*(?P<call>[^\n#;|{}]*[^\s#;|{}])?(?P<more>[|{])?", at.whole
     )
     if filled and at.line <= at.at <= at.line + filled.end("name"):
         written, fixes = f'name="{filled["name"]}"', list[Fix]()
         if filled["call"] and not filled["more"]:
-            start, behind = at.line + filled.start("name"), at.line + filled.end("call")
-            edits = (start, at.line + filled.start("call"), ""), (behind, behind, f" {written}")
+            start, end = at.line + filled.start("name"), at.line + filled.end("call")
+            edits = (start, at.line + filled.start("call"), ""), (end, end, f" {written}")
             fixes.append(at.fix(f"write `{filled['call']} {written}`", *edits))
-        return Meaning(f"a label is a single name; a call that is repeated has `{written}` behind its arguments", fixes)
+        help, message = (
+            f"write `{written}` after the arguments of the repeated call",
+            f"invalid label `{filled['name']}`",
+        )
+        span = at.span(at.line + filled.start("name"), at.line + filled.end("name"))
+        return Explanation(help, fixes, span, message, note=f"a label {_NAME}")
     part = re.match(r"\.[\w.]+", at.rest)
     whole = re.search(r"@(\w+)$", at.before)
     if part and whole:
         fix = at.fix(f"write `{whole.group()}`", (at.at, at.at + part.end(), ""))
-        help = f"`{whole.group()}` is what comes out of it"
-        return Meaning(f"{help}; what is inside of `{whole.group(1)}` cannot be named from outside", [fix])
+        help = f"write `{whole.group()}` for the output of `{whole.group(1)}`"
+        note = f"elements inside `{whole.group(1)}` cannot be referenced from outside"
+        return Explanation(help, [fix], where=f"after `{whole.group()}`", note=note)
     return None
 
 
-def entries(at: Place) -> Meaning | None:
+def entries(at: Place) -> Explanation | None:
     """Entries of a `train` section with a `=` or a `:`, and augmentations with commas."""
     for entry in re.finditer(r"(?:^|[{;])\s*([a-z_]+)\s*([:=]\s*)", at.whole):
         name, sign = entry.group(1), entry.group(2).strip()
         here = at.line + entry.start(1) <= at.at <= at.line + entry.end(2)
         if here and sign == ":" and name in ENTRIES and not in_train(at.text, at.at):
-            said = re.match(r"[^\s#{};|]+", at.whole[entry.end(2) :])
-            written = f"{name} {said.group() if said else '...'}"
-            return Meaning(f"this is an entry of the recipe, which stands in braces: `train {{ {written} }}`")
+            value = re.match(r"[^\s#{};|]+", at.whole[entry.end(2) :])
+            written = f"{name} {value.group() if value else '...'}"
+            help = f"write it in the `train` section: `train {{ {written} }}`"
+            return Explanation(help, message=f"`{name}` is only allowed in the `train` section")
         if not here or not (in_train(at.text, at.at) or (sign == "=" and name in ENTRIES)):
             continue
         span = at.span(at.line + entry.start(2), at.line + entry.start(2) + 1)
         if name not in ENTRIES:
-            said = "an entry is a name and its arguments, such as `optimizer sgd lr=0.1`; there is none called"
-            return Meaning(f"{said} `{name}`", [], span, f"`{sign}` cannot stand here")
+            help = "write an entry as a name and its arguments: `optimizer sgd lr=0.1`"
+            note = f"the `train` section has no entry `{name}`"
+            return Explanation(help, [], span, where=f"after `{name}`", note=note)
         fix = at.fix("remove it", (at.line + entry.end(1), at.line + entry.end(2), " "), certain=True)
-        help = f"an entry of the train section takes no `{sign}`: `{name} ...`"
-        return Meaning(help, [fix], span, f"`{sign}` cannot stand here")
+        return Explanation(f"write `{name} ...` without `{sign}`", [fix], span, where=f"after `{name}`")
     return _in_entry(at) if in_train(at.text, at.at) else None
 
 
 _STEP = r"[^,\[\](){};|#\n]+"
 
 
-def _in_entry(at: Place) -> Meaning | None:
+def _in_entry(at: Place) -> Explanation | None:
     """Commas and braces in the entries of a `train` section, and paths without quotes."""
     word = re.search(r"(?:^|[{;])[ \t]*([a-z_]+)[^{};]*$", at.before)
     entry = word.group(1) if word else ""
-    behind = re.match(r",[ \t]*([A-Za-z_]+)", at.rest)
-    if behind and behind.group(1) in ENTRIES:
+    following = re.match(r",[ \t]*([A-Za-z_]+)", at.rest)
+    if following and following.group(1) in ENTRIES:
         fix = at.fix("write `;`", (at.start, at.start + 1, ";"), certain=True)
-        return Meaning("entries are separated by `;`, or stand on lines of their own", [fix])
+        return Explanation("separate entries with `;` or line breaks", [fix], where="between entries")
     if at.word == "," and entry == "augment":
         begin = at.line + at.before.rindex("augment")
         steps = re.compile(rf"augment[ \t]({_STEP}(?:,{_STEP})+)(?=[;}}#\n]|$)").match(at.text, begin)
         written = " | ".join(step.strip() for step in (steps.group(1) if steps else "hflip, random_crop 4").split(","))
-        help = f"augmentations are joined by `|`: `augment {written}`"
+        help = f"join augmentations with `|`: `augment {written}`"
         end = steps and begin + len(steps.group().rstrip())
-        return Meaning(help, [at.fix(help, (begin, end, f"augment {written}"), certain=True)] if end else [])
+        fixes = [at.fix(help, (begin, end, f"augment {written}"), certain=True)] if end else []
+        return Explanation(help, fixes, where="between augmentations")
     numbers = re.search(r"(?:=[ \t]*|[ \t])([0-9]+)[ \t]*$", at.before)
     more = re.match(r"(?:[ \t]*,[ \t]*[0-9]+(?![\w.]))+", at.rest)
     if entry == "schedule" and numbers and more:
         items = re.findall(r"[0-9]+", numbers.group(1) + more.group())
         edit = (at.line + numbers.start(1), at.at + more.end(), f"[{', '.join(items)}]")
-        fix = at.fix(f"a list stands in brackets: `{edit[2]}`", edit, certain=True)
-        return Meaning(fix.help, [fix])
+        fix = at.fix(f"write the list in brackets: `{edit[2]}`", edit, certain=True)
+        return Explanation(fix.help, [fix], where="in a list without brackets")
     if at.word == "{" and entry in ENTRIES:
-        said = "a choice and its arguments stand behind the word, without braces"
         named = re.match(r"\{\s*(?:name|type)\s*[:=]?\s*\"?([a-z][a-z0-9_]*)", at.text[at.at : at.at + 200])
-        return Meaning(f"{said}: `{entry} {named.group(1) if named else '...'}`")
+        help = f"write the value without braces: `{entry} {named.group(1) if named else '...'}`"
+        return Explanation(help, where=f"after `{entry}`")
     path = re.match(r"[~./\\A-Za-z][\w./\\:~-]*", at.rest)
     if path and re.search(r"\bfolder[ \t]+$", at.before):
         edit = (at.at, at.at + path.end(), f'"{path.group()}"')
-        fix = at.fix(f"a text stands in quotes: `{edit[2]}`", edit, certain=True)
-        return Meaning(fix.help, [fix])
+        fix = at.fix(f"put the path in quotes: `{edit[2]}`", edit, certain=True)
+        return Explanation(fix.help, [fix], where="in a path without quotes")
     return None
 
 
-def signs(at: Place) -> Meaning | None:
+def signs(at: Place) -> Explanation | None:
     """Comments, arrows and image shapes of other languages."""
     if at.rest.startswith(("//", "/*")):
         fixes = [at.fix("write `#`", (at.start, at.start + 2, "#"), certain=True)] if at.rest[1] == "/" else []
-        help = "a comment begins with `#` and ends with its line"
-        return Meaning(help, fixes, at.span(at.start, at.start + 2), f"`{at.rest[:2]}` cannot stand here")
+        span, note = at.span(at.start, at.start + 2), "a comment ends at the end of its line"
+        return Explanation("start a comment with `#`", fixes, span, note=note)
     arrow = re.compile(r"[-=]>|>>").match(at.text, at.start - (at.text[at.start - 1 : at.start] == "-"))
     if arrow:
         fix = at.fix("write `|`", (arrow.start(), arrow.end(), "|"), certain=True)
         span = at.span(arrow.start(), arrow.end())
-        return Meaning("elements are joined by `|`", [fix], span, f"`{arrow.group()}` cannot stand here")
+        return Explanation("join elements with `|`", [fix], span, where="between elements")
     if at.rest.rstrip() == "\\":
         fix = at.fix("remove it", (at.start, at.start + 1, ""), certain=True)
-        return Meaning("a statement goes on in the next line where that begins with `|`", [fix])
+        note = "a statement continues on the next line if that line starts with `|`"
+        return Explanation(fix.help, [fix], where="at the end of a line", note=note)
     if at.word == "^" or (at.word == "*" and at.before.endswith("*")):
         return _power(at)
     if re.search(r"\binput\s*$", at.before) and (three := re.match(_THREE, at.rest)):
         shape = "x".join(three.groups())
         fix = at.fix(f"write `input {shape}`", (at.at, at.at + three.end(), shape), certain=True)
         span = at.span(at.at, at.at + three.end())
-        return Meaning(f"{fix.help}: channels, height and width", [fix], span, f"`{three.group()}` is no size")
+        help, message = f"{fix.help}: channels, height and width", f"invalid size of the input `{three.group()}`"
+        return Explanation(help, [fix], span, message)
     return None
 
 
-def _power(at: Place) -> Meaning:
+def _power(at: Place) -> Explanation:
     """Explain how to write a power: `2**3`, `c**2`, or doubled channels, `16 * 2**i`."""
     power = re.compile(
         r"(?<![\w.])([0-9]{1,4}|[A-Za-z_]\w*)[ \t]*(?:\*\*|\^)[ \t]*([0-9]{1,2}(?![\w.]|[ \t]*(?:\*\*|\^)))?"
     )
     found = next((power for power in power.finditer(at.text, at.line, at.end + 8) if power.end() > at.start), None)
     base, exponent = found.groups() if found else ("", None)
+    message = f"there is no power operator `{'^' if at.word == '^' else '**'}`"
     if found and exponent and base.isdigit() and (value := int(base) ** int(exponent)) <= MAX_LITERAL:
-        fix = at.fix(f"there are no powers: write `{value}`", (*found.span(), str(value)), certain=True)
-        return Meaning(fix.help, [fix])
+        fix = at.fix(f"write `{value}`", (*found.span(), str(value)), certain=True)
+        return Explanation(fix.help, [fix], message=message)
     if found and base == "2" and at.text[found.end() : found.end() + 1].isidentifier():
-        return Meaning("there are no powers: twice as many channels as enter are `2 * in.c`")
-    return Meaning("there are no powers: write the product, `c * c`")
+        return Explanation("write `2 * in.c` to double the number of channels", message=message)
+    return Explanation("write a product: `c * c`", message=message)

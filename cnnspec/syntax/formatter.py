@@ -1,15 +1,15 @@
 """Format a tree as canonical text, with its comments.
 
-Three laws, which the tests hold: the text reads back as an equal tree, formatting twice is formatting
-once, and the comments are the same in the same order. So every choice of layout depends on the tree, on
-blank lines, and on which braces stand on one line, and all of these survive.
+The tests verify three properties: the formatted text parses to an equal tree, formatting is idempotent, and the
+comments are the same in the same order. The layout therefore depends only on the tree, on blank lines, and on which
+braces are on one line, all of which are preserved.
 
-- Four spaces for a level, one statement on a line, a blank line at most between statements and always one
-  around blocks, `train` and `aux`; braces that were written on one line stay there while they fit.
-- A pipeline that is too long goes on in the next line, in front of a `|`.
-- Labels below one another, `stem`/`stage`/`head`, the words of `train`, and tables stand in columns.
-- Operators have spaces around them, but not in arguments, where a space ends the argument.
-- A comment stays at the end of its line or on its own; one in the middle of a statement goes above it.
+- Indentation is four spaces, with one statement per line. There is at most one blank line between statements, and always
+  one around blocks, `train` and `aux`. Braces that were written on one line stay on one line if they fit.
+- A pipeline that is too long is broken before a `|`.
+- Consecutive labels, `stem`/`stage`/`head`, the entries of `train`, and tables are aligned in columns.
+- Operators have spaces around them, except in arguments, where a space ends the argument.
+- A comment stays at the end of its line or on its own line; a comment inside a statement moves above it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class _Line:
         return self.indent + len(self.code) + len(more) <= MAX_WIDTH
 
     def take(self, comment: ast.Comment) -> bool:
-        """True if a comment that followed something now follows this line."""
+        """Append a comment that followed code to this line; return False if that is not possible."""
         if comment.own_line or self.comment or not self.code:
             return False
         self.comment = comment.text
@@ -155,7 +155,7 @@ _comma = ", ".join
 
 
 def _expr(node: ast.Expr, tight: bool = False) -> str:
-    """Format an expression in one line; `tight` where a space would end it, in arguments and tables."""
+    """Format an expression in one line; `tight` without spaces, for arguments and tables."""
     return _EXPRESSIONS[type(node)](node, tight)
 
 
@@ -190,7 +190,7 @@ def _within(fraction: float | None) -> str:
     return "" if fraction is None else f" within {text}%"
 
 
-# every statement and element, up to its brace where it has one; pipelines and what shares columns are not here
+# Every statement and element, up to its brace if it has one; pipelines and aligned nodes are formatted elsewhere.
 _TEXTS: dict[type[Any], Callable[[Any], str]] = {
     ast.Network: lambda node: f"network {node.name}",
     ast.Input: lambda node: f"input {node.channels}x{node.height}x{node.width}",
@@ -334,7 +334,7 @@ class _Printer:
                 return self.pipeline([_Line(indent, label)], piece.elements, condition, first=True)
             case ast.Entry():
                 first, *rest = piece.calls
-                word = _call(first.replace(callee=piece.word, args=())).ljust(width)  # `x3` was read behind the word
+                word = _call(first.replace(callee=piece.word, args=())).ljust(width)  # `x3` was parsed after the word
                 start = f"{word} {first.callee}{_args(first.args)}" if first.callee else word + _args(first.args)
                 return self.pipeline([_Line(indent, start.rstrip())], rest)
             case ast.Row():

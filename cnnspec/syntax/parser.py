@@ -2,7 +2,7 @@
 
 Building a parser from the grammar takes 0.3 to 0.5 s, loading its tables about 15 ms. A wheel contains the tables
 (`hatch_build.py` writes them); otherwise they are stored in the user's cache folder when they are first needed.
-Both are plain JSON behind a line with a key and a checksum: nothing is unpickled, and tables that were damaged or
+Both are plain JSON after a line with a key and a checksum: nothing is unpickled, and tables that were damaged or
 that belong to another grammar or version of Lark are ignored. They then come from the grammar.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lark import Lark
 
     class Token(str):
-        """A token of Lark as the lexer makes it: with its position."""
+        """A token of Lark with its position."""
 
         type: str
         start_pos: int
@@ -64,8 +64,8 @@ class ParseFailure(Exception):
     """A text that the grammar does not accept.
 
     Attributes:
-        at: The offset of the first token that does not fit; after the last visible character at the end of the text.
-        expected: The names of the terminals that could stand there.
+        at: The offset of the first unexpected token; after the last visible character at the end of the text.
+        expected: The names of the terminals that the grammar accepts there.
     """
 
     def __init__(self, at: int, expected: set[str]) -> None:
@@ -126,7 +126,7 @@ def _options() -> dict[str, Any]:
 
 
 def table_key(grammar: str) -> str:
-    """Name the parser that Lark builds from a grammar: the tables of another one do not fit."""
+    """Return the key of the parser that Lark builds from a grammar; tables with another key are ignored."""
     import lark
 
     return f"{FORMAT}-{lark.__version__}-{hashlib.sha256(grammar.encode()).hexdigest()}"
@@ -202,7 +202,7 @@ def _cached(key: str) -> Path | None:
 
 
 def _load(path: Path, key: str, *, check_owner: bool) -> Lark | None:
-    """Load tables from a file, if there are some that fit."""
+    """Load tables from a file; None if it does not exist or does not match the grammar."""
     try:
         with path.open("rb") as file:
             if check_owner and not _private(os.fstat(file.fileno())):
@@ -224,7 +224,7 @@ def _private(status: os.stat_result) -> bool:
 def _store(path: Path, stored: bytes) -> None:
     """Write a file in one step, so that a process that reads it meanwhile finds all or nothing.
 
-    A folder that cannot be written to costs the next process the same time again, and is no error.
+    If the folder cannot be written to, the tables are built again by the next process; this is not an error.
     """
     partial = None
     try:

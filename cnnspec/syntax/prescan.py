@@ -7,16 +7,21 @@ import re
 from cnnspec.diagnostics import Diagnostic, Edit, Fix, Label, Reporter, Source, Span
 from cnnspec.limits import MAX_FILE_BYTES, MAX_LINE_LENGTH, MAX_NAME, MAX_NESTING, MAX_WORDS
 
+ASCII_ONLY = "outside comments and strings, a spec is plain ASCII"
+"""Note of errors about other characters."""
+
+_SHORTER = "use `repeat`, `each`, and blocks instead of writing out every layer"
+
 
 def within_limits(source: Source, reporter: Reporter) -> bool:
-    """Check the length of the file, its lines and its words."""
+    """Check the length of the file and of its lines and tokens."""
     if len(source.text.encode("utf-8", "replace")) > MAX_FILE_BYTES:
         reporter.add(
             Diagnostic(
                 "E0405",
                 f"the file is larger than the limit of {MAX_FILE_BYTES // 1024} KiB",
                 file=source.name,
-                help="use `repeat`, `each`, and blocks instead of writing every layer out",
+                help=_SHORTER,
             )
         )
         return False
@@ -28,7 +33,7 @@ def within_limits(source: Source, reporter: Reporter) -> bool:
                     "E0405",
                     f"the line is longer than the limit of {MAX_LINE_LENGTH} characters",
                     Span(source, offset, offset + 1),
-                    help="break the line in front of a `|`",
+                    help="break the line before a `|`",
                 )
             )
             return False
@@ -38,9 +43,9 @@ def within_limits(source: Source, reporter: Reporter) -> bool:
             reporter.add(
                 Diagnostic(
                     "E0405",
-                    f"the file has more than the limit of {MAX_WORDS} words and signs",
+                    f"the file has more tokens than the limit of {MAX_WORDS}",
                     Span(source, match.start(), match.end()),
-                    help="use `repeat`, `each`, and blocks instead of writing every layer out",
+                    help=_SHORTER,
                 )
             )
             return False
@@ -48,9 +53,9 @@ def within_limits(source: Source, reporter: Reporter) -> bool:
             reporter.add(
                 Diagnostic(
                     "E0405",
-                    f"the word is longer than the limit of {MAX_NAME} characters",
+                    f"the name or number is longer than the limit of {MAX_NAME} characters",
                     Span(source, match.start(), match.end()),
-                    help="choose a shorter one",
+                    help="use a shorter one",
                 )
             )
             return False
@@ -58,16 +63,16 @@ def within_limits(source: Source, reporter: Reporter) -> bool:
 
 
 def count_words(text: str) -> int:
-    """Count the names, numbers, signs and comments of a text."""
+    """Count the tokens and comments of a text."""
     return sum(1 for _ in _WORDS.finditer(text))
 
 
 _WORDS = re.compile(r'#[^\n]*|"[^"\n]*"|[A-Za-z0-9_.]+|[^\s]')
 _UNTIL_UNMATCHED = r"(?:[^\n\"#{}()\[\]]|\{[^\n{}]*\}|\([^\n()]*\))*"
-"""The contents of a string without an end: the rest of its line up to a sign without a partner in it."""
+"""The contents of an unterminated string: the rest of its line up to the first unmatched bracket."""
 MARKS = re.compile(rf'#[^\n]*|"[^"\n]*"|"{_UNTIL_UNMATCHED}|[{{}}()\[\]]')
 _ODD = re.compile(r'#[^\n]*|"[^"\n]*"?|([^\S \t\n])')
-"""Blanks and line ends that the language does not have, outside comments and strings."""
+"""Whitespace that is not part of the language, outside comments and strings."""
 _LINE_ENDS = dict.fromkeys("\x85\u2028\u2029", "\n")
 _CLOSING = {"}": "{", ")": "(", "]": "["}
 _OPENING = {opened: closing for closing, opened in _CLOSING.items()}
@@ -93,12 +98,12 @@ def _end(source: Source, closing: str, opened: int, limit: int) -> Fix:
     after = _line_end(text, last) + 1 if last is not None else limit
     if text[after:].strip():
         number = text.count("\n", 0, after) + 1
-        return _write(source, f"{add} in front of line {number}", after, f"{own}}}\n")
+        return _write(source, f"{add} before line {number}", after, f"{own}}}\n")
     return _write(source, f"{add} at the end", len(text.rstrip()), f"\n{own}}}")
 
 
-def _with_plain_blanks(source: Source, reporter: Reporter) -> str:
-    """Report characters that look like blanks or line ends, and replace them by those."""
+def _with_plain_whitespace(source: Source, reporter: Reporter) -> str:
+    """Report other whitespace than spaces, tabs and newlines, and replace it with spaces and newlines."""
     places: dict[str, list[Span]] = {}
     for match in _ODD.finditer(source.text):
         if match.group(1):
@@ -107,23 +112,22 @@ def _with_plain_blanks(source: Source, reporter: Reporter) -> str:
         return source.text
     for sign, spans in places.items():
         plain = _LINE_ENDS.get(sign, " ")
-        kind = "blank" if plain == " " else "line end"
-        help = f"outside comments and strings a spec is plain ASCII; write a plain {kind}"
+        help = f"replace it with a {'space' if plain == ' ' else 'newline'}"
         fix = Fix(help, tuple(Edit(span, plain) for span in spans), certain=plain == " ")
-        message = f"the character `U+{ord(sign):04X}` is not part of the language"
-        notes = (f"the file has it {len(spans)} times",) if spans[1:] else ()
+        message = f"invalid character `U+{ord(sign):04X}`"
+        notes = (ASCII_ONLY, *([f"the file contains it {len(spans)} times"] if spans[1:] else []))
         reporter.add(Diagnostic("E0103", message, spans[0], notes=notes, help=help, fixes=(fix,)))
     return _ODD.sub(lambda match: _LINE_ENDS.get(match.group(1), " ") if match.group(1) else match.group(), source.text)
 
 
 def balanced(source: Source, reporter: Reporter) -> tuple[str, list[int]] | None:
-    """Return the text with matching braces and the offsets at fault, or None if nesting cannot be repaired.
+    """Return the text with matching braces and the offsets of errors, or None if nesting cannot be repaired.
 
     A statement with such an offset cannot be read, but its neighbors can: in the returned text, every parenthesis and
     bracket that is closed by the wrong sign is closed by the correct one, and a brace that is never closed ends where
-    its indentation does. A superfluous closing brace is removed. The text keeps its length.
+    its indentation does. An unmatched closing brace is removed. The text keeps its length.
     """
-    braces = _Braces(source, reporter, _with_plain_blanks(source, reporter))
+    braces = _Braces(source, reporter, _with_plain_whitespace(source, reporter))
     found = [
         match for match in MARKS.finditer(braces.text) if match.group()[0] != "#" and not _is_string(match.group())
     ]
@@ -144,7 +148,7 @@ class _Braces:
 
     Attributes:
         text: The text, as repaired so far.
-        wrong: Offsets at fault.
+        wrong: Offsets of errors.
         opened: Signs that are open, with their offsets.
         pairs: Offsets of braces that match.
         early: Offsets of closing braces that seem to end their group too early.
@@ -158,24 +162,25 @@ class _Braces:
         self.early: list[int] = []
 
     def end_string(self, mark: str, at: int) -> None:
-        """Report a string without a closing quote, and make it unreadable."""
-        help, fixes = 'end it with `"` on the same line', (_write(self.source, 'add `"`', at + len(mark), '"'),)
+        """Report an unterminated string, and overwrite it with characters that do not parse."""
+        help, fixes = 'add `"` on the same line', (_write(self.source, 'add `"`', at + len(mark), '"'),)
         span = _sign(self.source, at)
-        self.reporter.add(Diagnostic("E0103", "the string has no closing quote", span, help=help, fixes=fixes))
+        self.reporter.add(Diagnostic("E0103", "unterminated string", span, help=help, fixes=fixes))
         self.text = self.text[:at] + "!" * len(mark) + self.text[at + len(mark) :]
         self.wrong.append(at)
 
     def open(self, mark: str, at: int) -> bool:
-        """Take an opening sign; False if it is nested too deeply."""
+        """Handle an opening bracket; False if it is nested too deeply."""
         self.opened.append((mark, at))
         if len(self.opened) <= MAX_NESTING:
             return True
-        message, help = f"nested deeper than the limit of {MAX_NESTING}", "name the inner part as a `block`"
+        message = f"braces are nested deeper than the limit of {MAX_NESTING}"
+        help = "move the inner part to a `block`"
         self.reporter.add(Diagnostic("E0405", message, _sign(self.source, at), help=help))
         return False
 
     def close(self, signs: list[tuple[str, int]], index: int) -> None:
-        """Take a closing sign."""
+        """Handle a closing bracket."""
         mark, at = signs[index]
         if self.opened and self.opened[-1][0] == _CLOSING[mark]:
             self.pairs.append((self.opened.pop()[1], at))
@@ -183,17 +188,17 @@ class _Braces:
                 self.early.append(at)
         elif mark == "}" and not self.opened:
             extra = self.early.pop() if self.early else at
-            self.reporter.add(_superfluous(self.source, extra, at))
+            self.reporter.add(_extra(self.source, extra, at))
             self.text = f"{self.text[:extra]} {self.text[extra + 1 :]}"
         else:
             self.reporter.add(_unmatched(self.source, mark, at, self.opened[-1] if self.opened else None))
             self._repair(signs, index)
 
     def _repair(self, signs: list[tuple[str, int]], index: int) -> None:
-        """Let a sign that closes something else close what is open, or end what is open with its line."""
+        """Close the open bracket with a closing bracket of another kind, or end it with its line."""
         mark, at = signs[index]
         if mark != "}" and (not self.opened or self.opened[-1][0] == "{"):
-            self.wrong.append(at)  # closes nothing in its statement
+            self.wrong.append(at)  # unmatched in its statement
             return
         self.wrong.append(self.opened[-1][1])
         if mark == "}":
@@ -204,36 +209,36 @@ class _Braces:
         self.text = self.text[:at] + _OPENING[self.opened.pop()[0]] + self.text[at + 1 :]
 
     def finish(self) -> tuple[str, list[int]] | None:
-        """Report what is still open at the end of the text, and close it."""
-        end, limit = Label(self.source.end, "the text ends here"), len(self.text)
+        """Report brackets that are still open at the end of the text, and close them."""
+        end, limit = Label(self.source.end, "end of file"), len(self.text)
         if _without_parentheses(self.opened):
             return self._close_brace(end, limit)
         for mark, at in self.opened:
-            self._never_closed(mark, at, end, limit)
+            self._unclosed(mark, at, end, limit)
             self.text = _close_with_line(self.text, at)
             self.wrong.append(at)
         return self.text, self.wrong
 
     def _close_brace(self, end: Label, limit: int) -> tuple[str, list[int]] | None:
-        """Close the brace that was left open where its indentation ends, if there is no further one around it."""
+        """Close an unclosed brace where its indentation ends, if it is the only one."""
         mark, at = self.opened[-1]
         if stolen := _by_indentation(self.text, at, self.pairs):
             (mark, at), limit = ("{", stolen[0]), self.text.rfind("\n", 0, stolen[1]) + 1
-            end = Label(_sign(self.source, stolen[1]), "by its indentation this closes another one")
-        self._never_closed(mark, at, end, limit)
+            end = Label(_sign(self.source, stolen[1]), "by its indentation, this closes an outer `{`")
+        self._unclosed(mark, at, end, limit)
         closed = _close_by_indentation(self.text, at) if len(self.opened) == 1 else None
         return None if closed is None else (closed, [*self.wrong, len(self.text[:at].rstrip()) - 1])
 
-    def _never_closed(self, mark: str, at: int, end: Label, limit: int) -> None:
+    def _unclosed(self, mark: str, at: int, end: Label, limit: int) -> None:
         fix = _end(self.source, _OPENING[mark], at, limit)
-        message, span = f"`{mark}` is never closed", _sign(self.source, at)
+        message, span = f"unclosed `{mark}`", _sign(self.source, at)
         self.reporter.add(Diagnostic("E0102", message, span, "opened here", labels=(end,), help=fix.help, fixes=(fix,)))
 
 
 def _close_with_line(text: str, at: int) -> str:
-    """End an open sign with its line and the lines that continue it.
+    """End an open bracket with its line and the lines that continue it.
 
-    A line continues the one before if it is indented further and that one ends with an open sign or a comma.
+    A line continues the previous one if it is indented further and the previous one ends with a bracket or a comma.
     """
     own, start, end = _indent(text, at), at, _line_end(text, at)
     while text[start:end].split("#")[0].rstrip().endswith(("(", "[", ",")):
@@ -270,7 +275,7 @@ def _continues(text: str, start: int, end: int) -> bool:
     """Check that a pair of braces seems to end too early.
 
     The second brace then begins a line that is indented further than the line of the first, and so is the next line.
-    If a later brace closes nothing, the second brace is the superfluous one.
+    If a later brace is unmatched, the second brace is the one to remove.
     """
     own = _indent(text, start)
     if _indent(text, end) <= own or not _begins_line(text, end):
@@ -280,10 +285,10 @@ def _continues(text: str, start: int, end: int) -> bool:
 
 
 def _by_indentation(text: str, opened: int, pairs: list[tuple[int, int]]) -> tuple[int, int] | None:
-    """Return the brace that was left open if `opened` has no partner, and the brace that closes it instead.
+    """Return the brace that is not closed if `opened` is unmatched, and the brace that closes it instead.
 
-    It is the last brace inside `opened` whose partner begins a line that is indented less than its own: that partner
-    belongs to a brace further out.
+    It is the last brace inside `opened` whose closing brace starts a line that is indented less than its own: that
+    closing brace belongs to an outer brace.
     """
     stolen = [
         (start, end)
@@ -310,8 +315,8 @@ def _last_inside(text: str, opened: int) -> int | None:
 def _close_by_indentation(text: str, opened: int) -> str | None:
     """End an open brace with the last line inside it.
 
-    The closing brace replaces the start of that line, so that the text keeps its length; the whole statement is at
-    fault.
+    The closing brace replaces the start of that line, so that the text keeps its length; the whole statement counts as
+    an error.
     """
     last, own = _last_inside(text, opened), _indent(text, opened)
     return None if last is None else f"{text[: last + own]}}}{text[last + own + 1 :]}"
@@ -326,7 +331,7 @@ def _is_string(mark: str) -> bool:
 
 
 def _without_parentheses(open_: list[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Return what is open around the innermost parentheses and brackets."""
+    """Return the open braces and brackets around the innermost parentheses and brackets."""
     end = len(open_)
     while end and open_[end - 1][0] != "{":
         end -= 1
@@ -334,7 +339,7 @@ def _without_parentheses(open_: list[tuple[str, int]]) -> list[tuple[str, int]]:
 
 
 def _match(signs: list[tuple[str, int]], open_: list[tuple[str, int]]) -> bool:
-    """Check that braces close everything that is open or will be opened."""
+    """Check that the closing braces match all opening ones."""
     depth = sum(mark == "{" for mark, _ in open_)
     for mark, _ in signs:
         depth += {"{": 1, "}": -1}.get(mark, 0)
@@ -343,31 +348,31 @@ def _match(signs: list[tuple[str, int]], open_: list[tuple[str, int]]) -> bool:
     return depth == 0
 
 
-def _superfluous(source: Source, at: int, last: int) -> Diagnostic:
-    """Describe a brace that closes too early, so that the last one, perhaps the same, closes nothing."""
+def _extra(source: Source, at: int, last: int) -> Diagnostic:
+    """Describe a brace that closes too early, which leaves the last one, perhaps the same, unmatched."""
     if at == last:
         return _unmatched(source, "}", at, None)
-    span, label = _sign(source, at), Label(_sign(source, last), "so that this one closes nothing")
+    span, label = _sign(source, at), Label(_sign(source, last), "this `}` is unmatched")
     fix = Fix("remove it", (Edit(span, ""),))
-    return Diagnostic("E0102", "`}` closes too early", span, labels=(label,), help=fix.help, fixes=(fix,))
+    return Diagnostic("E0102", "`}` closes its group too early", span, labels=(label,), help=fix.help, fixes=(fix,))
 
 
 def _unmatched(source: Source, mark: str, at: int, opened: tuple[str, int] | None) -> Diagnostic:
-    """Describe a sign that closes something else, or nothing."""
+    """Describe a closing bracket that does not match the open one, or is unmatched."""
     span = _sign(source, at)
     if opened is None:
-        help, fixes = f"remove it, or open it with `{_CLOSING[mark]}`", (Fix("remove it", (Edit(span, ""),)),)
-        return Diagnostic("E0102", f"`{mark}` closes nothing", span, help=help, fixes=fixes)
+        help, fixes = f"remove it, or add the missing `{_CLOSING[mark]}`", (Fix("remove it", (Edit(span, ""),)),)
+        return Diagnostic("E0102", f"unmatched `{mark}`", span, help=help, fixes=fixes)
     sign, where = opened
-    meant = _OPENING[sign]
-    fixes = (Fix(f"write `{meant}`", (Edit(span, meant),)), _write(source, f"add `{meant}`", at, meant))
+    closing = _OPENING[sign]
+    fixes = (Fix(f"write `{closing}`", (Edit(span, closing),)), _write(source, f"add `{closing}`", at, closing))
     if "\n" in source.text[where:at]:
-        fixes = (_end(source, meant, where, at),)
+        fixes = (_end(source, closing, where, at),)
     return Diagnostic(
         "E0102",
-        f"`{sign}` is closed by `{mark}`",
+        f"closing `{mark}` does not match opening `{sign}`",
         span,
         labels=(Label(_sign(source, where), "opened here"),),
-        help=f"close it with `{meant}` first",
+        help=f"close `{sign}` with `{closing}` first",
         fixes=fixes,
     )

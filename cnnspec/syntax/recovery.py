@@ -1,4 +1,4 @@
-"""Recover from a syntax error: find the statement at fault, and remove it from the text.
+"""Recover from a syntax error: find the statement with the error, and remove it from the text.
 
 A statement that cannot be read is overwritten in place, so that all others keep their positions. If a tensor flows
 through it, a mark is left, which becomes a `Broken` element of the tree: nothing that depends on it is checked. The
@@ -69,7 +69,7 @@ class Recovery:
             self.remove(piece)
 
     def locate(self, failure: ParseFailure) -> tuple[ParseFailure, Piece | None]:
-        """Return the failure and the statement at fault.
+        """Return the failure and the statement with the error.
 
         That is the previous statement if its line ends too early: alone, it cannot be read either.
         """

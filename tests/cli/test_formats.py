@@ -17,7 +17,7 @@ from cnnspec.api import check
 from cnnspec.cli.formats import FORMATS, Checked, concise, github, to_json, to_sarif
 from cnnspec.compiler import compile_source
 from cnnspec.diagnostics import Source
-from cnnspec.rewrite.autofix import mend
+from cnnspec.rewrite.autofix import apply_fixes
 from cnnspec.semantics.loader import shipped_folder
 
 HEAD = "network t\ninput 3x32x32\nclasses 10\n"
@@ -125,13 +125,13 @@ def test_forms_that_exclude_each_other() -> None:
 
 # --- --fix ---------------------------------------------------------------------------------------
 
-MENDED = HEAD + "stem conv 3x3 16 stride=2\nadd { conv 3x3 8; in }\nhead global_avgpool | flatten | linear classes\n"
+FIXED = HEAD + "stem conv 3x3 16 stride=2\nadd { conv 3x3 8; in }\nhead global_avgpool | flatten | linear classes\n"
 
 
-def test_mending_goes_on_until_nothing_is_certain() -> None:
-    text, mended = mend(BAD, "net.cnn")
-    assert text == MENDED
-    assert sorted(diagnostic.code for diagnostic in mended) == ["E0101", "E0201", "E0202", "E0207"]
+def test_fixes_are_applied_until_none_is_certain() -> None:
+    text, fixed = apply_fixes(BAD, "net.cnn")
+    assert text == FIXED
+    assert sorted(diagnostic.code for diagnostic in fixed) == ["E0101", "E0201", "E0202", "E0207"]
     assert [diagnostic.code for diagnostic in check(text)] == ["E0301"]
 
 
@@ -143,7 +143,7 @@ def test_fix_changes_nothing_else(newline: str, mark: bytes, tmp_path: Path) -> 
     path.chmod(0o640)
     done = cnnspec("check", "--fix", "--json", path)
     assert done.returncode == 1
-    assert path.read_bytes() == mark + ("# größe\n" + MENDED).replace("\n", newline).encode()
+    assert path.read_bytes() == mark + ("# größe\n" + FIXED).replace("\n", newline).encode()
     assert path.stat().st_mode & 0o777 == 0o640
     (result,) = json.loads(done.stdout)["files"]
     assert len(result["fixed"]) == 4
@@ -167,7 +167,7 @@ def test_fix_never_touches_what_is_shipped() -> None:
 
 def test_mixed_line_ends_stay() -> None:
     text = "input 3x8x8\r\nstem convv 3x3 8\nstage conv 3x3 8 bais\r\n\r\nrelou\r"
-    assert mend(text, "x")[0] == "input 3x8x8\r\nstem conv 3x3 8\nstage conv 3x3 8 bias\r\n\r\nrelu\r"
+    assert apply_fixes(text, "x")[0] == "input 3x8x8\r\nstem conv 3x3 8\nstage conv 3x3 8 bias\r\n\r\nrelu\r"
 
 
 def test_a_missing_file_is_a_fault(tmp_path: Path) -> None:

@@ -106,5 +106,5 @@ def test_explain_tells_the_page() -> None:
     assert run("e0301").stdout == explanation("E0301")
     unknown = run("E0391")
     assert unknown.returncode == 2
-    assert "there is no code `E0391`; did you mean `E0311` or `E0301`?" in " ".join(unknown.stderr.split())
+    assert "unknown code `E0391`; did you mean `E0311` or `E0301`?" in " ".join(unknown.stderr.split())
     assert "Traceback" not in unknown.stderr
