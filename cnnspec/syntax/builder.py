@@ -60,7 +60,7 @@ class Builder:
         """Check that a word marks a statement that was removed."""
         return token.start_pos in self.marks
 
-    def fault(self, diagnostic: Diagnostic, span: Span) -> ast.Broken:
+    def reject(self, diagnostic: Diagnostic, span: Span) -> ast.Broken:
         self.reporter.add(diagnostic)
         self.broken = True
         return ast.Broken(span)
@@ -235,7 +235,7 @@ class Builder:
                 span = self.label(wrong).span  # type: ignore[union-attr]
                 message, note = f"label `{wrong.rstrip(': ')}` after a `|`", "a label names a whole statement"
                 help, fixes = "write the labeled element on its own line", self.own_line(span)
-                self.fault(Diagnostic("E0104", message, span, notes=(note,), help=help, fixes=fixes), span)
+                self.reject(Diagnostic("E0104", message, span, notes=(note,), help=help, fixes=fixes), span)
                 self.reporter.unsure.add(wrong.rstrip(": \t"))
             elements.append(self.build(child))
         when = self.build(condition) if condition is not None else None
@@ -336,7 +336,7 @@ class Builder:
         result = self.bound(parts[::-1], 0)
         wrong, self.misplaced = self.misplaced, misplaced
         self.depth -= deep
-        return self.fault(wrong, result.span) if wrong is not None else result
+        return self.reject(wrong, result.span) if wrong is not None else result
 
     def bound(self, rest: list[Any], least: int) -> ast.Expr:
         """Build an expression of operators with at least this precedence, from the end of `rest`."""
@@ -384,7 +384,7 @@ class Builder:
         axis = str(token)[3:]
         if axis not in ("c", "h", "w"):
             help = "write `in.c` (channels), `in.h` (height) or `in.w` (width)"
-            return self.fault(Diagnostic("E0207", f"a tensor has no dimension `{axis}`", span, help=help), span)
+            return self.reject(Diagnostic("E0207", f"a tensor has no dimension `{axis}`", span, help=help), span)
         return ast.Dim(span, axis)
 
     def function(self, node: Any) -> ast.FunctionCall | ast.Broken:
@@ -402,7 +402,7 @@ class Builder:
             wrong = Diagnostic(
                 "E0207", f"unknown function `{name}`", self.token(name), notes=notes, help=help, fixes=fixes
             )
-            return self.fault(wrong, self.span(node))
+            return self.reject(wrong, self.span(node))
         return ast.FunctionCall(self.span(node), str(name), tuple(self.build(arg) for arg in args))
 
     def list(self, node: Any) -> ast.ListLiteral:

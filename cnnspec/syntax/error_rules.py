@@ -46,7 +46,7 @@ _WORDS = {
     "LABEL": "a label",
     "REFERENCE": "a reference like `@stage1`",
     "PERCENT": "a percentage like `1%`",
-    "RELATION": "one of `<=`, `>=`, `<`, `>`",
+    "RELATION": "`<`, `>`, `<=`, `>=`",
     "EQUAL": "`=`",
     "LBRACE": "`{`",
     "RBRACE": "`}`",
@@ -116,7 +116,7 @@ def _groups(at: Place) -> Explanation | None:
         help, note = f"write `repeat 3 as {loop.group(1)} {{ ... }}`", f"`{loop.group(1)}` counts from 0"
         return Explanation(help, where="in a `repeat` statement", note=note)
     if at.word == ":" and re.fullmatch(r"\s*(?:repeat|if|else)\b[^{]*", at.before):
-        return Explanation("write the group in braces: `repeat 3 { ... }`", where="before a group")
+        return Explanation(f"write the group in braces: `{at.before.strip()} {{ ... }}`", where="before a group")
     group = re.search(r"\brepeat\s+([0-9]+)\s+$", at.before)
     if group and "LBRACE" in at.expected and re.match(r"[A-Za-z_]", at.word):
         count, name = group.group(1), at.word
@@ -411,6 +411,7 @@ def _points(at: Place) -> Explanation | None:
         return None
     note = "a number has digits on both sides of the decimal point"
     if at.word == "-":
+        note += ", and a name consists of letters, digits and `_`"
         return Explanation("write a range as `0.8..1.0`", note=note)
     side, zero = "after" if digit else "before", at.start + digit
     fix = at.fix(f"write `0` {side} the decimal point", (zero, zero, "0"), certain=True)

@@ -4,8 +4,8 @@ The tests verify three properties: the formatted text parses to an equal tree, f
 comments are the same in the same order. The layout therefore depends only on the tree, on blank lines, and on which
 braces are on one line, all of which are preserved.
 
-- Indentation is four spaces, with one statement per line. There is at most one blank line between statements, and always
-  one around blocks, `train` and `aux`. Braces that were written on one line stay on one line if they fit.
+- Indentation is four spaces, with one statement per line. There is at most one blank line between statements, and
+  always one around blocks, `train` and `aux`. Braces that were written on one line stay on one line if they fit.
 - A pipeline that is too long is broken before a `|`.
 - Consecutive labels, `stem`/`stage`/`head`, the entries of `train`, and tables are aligned in columns.
 - Operators have spaces around them, except in arguments, where a space ends the argument.

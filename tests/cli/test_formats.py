@@ -1,4 +1,4 @@
-"""The forms of a check's result, and `check --fix`."""
+"""Output formats of `check`, and `check --fix`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def cnnspec(*args: object) -> subprocess.CompletedProcess[str]:
 
 
 def results() -> list[Checked]:
-    """The result of the check on every case."""
+    """Check every case and return the results."""
     found: list[Checked] = []
     for path in ERROR_CASES:
         done = compile_source(Source(path.name, read_marks(path.read_text("utf-8")).text), path)

@@ -1,4 +1,4 @@
-"""Values written into the text of a spec: it says for itself what `--set` would say, and keeps what else it says."""
+"""Values written into the text of a spec: the result equals the spec with `--set`, and the rest of the text is kept."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ train {
 
 
 GONE = ["- expect params = 1586 # by hand", "- expect params < 1M", "+ # by hand"]
-"""Figures that were stated for other parameters."""
+"""Numbers of `expect` that belong to other parameters."""
 OPTIMIZER = "- optimizer sgd 0.1 nesterov momentum=0.9 # as ever"
 
 
 def changed(values: dict[str, str]) -> list[str]:
-    """The lines that are other ones with these values, each with its sign."""
+    """Return a diff of the lines that change with these values."""
     before, after = (
         [" ".join(line.split()) for line in text.splitlines()] for text in (SPEC, restate(SPEC, "tiny.cnn", values))
     )
@@ -100,7 +100,7 @@ def test_a_spec_without_a_train_section_gets_one():
     )
 
 
-def test_what_is_taken_from_another_file_changes_in_the_arguments_of_extends(tmp_path: Path):
+def test_inherited_parameters_change_in_the_arguments_of_extends(tmp_path: Path):
     (tmp_path / "base.cnn").write_text(SPEC)
     path = tmp_path / "net.cnn"
     text = 'extends "base.cnn" act=gelu  # the base\nnetwork net\nexpect params = 1586\n'
@@ -129,13 +129,13 @@ def test_what_is_taken_from_another_file_changes_in_the_arguments_of_extends(tmp
         ({"c": '1"; let x = "'}, "E0204"),
     ],
 )
-def test_what_cannot_be_written_is_refused(values: dict[str, str], code: str):
+def test_invalid_values_are_rejected(values: dict[str, str], code: str):
     with pytest.raises(CnnspecError) as error:
         restate(SPEC, "tiny.cnn", values)
     assert error.value.diagnostics[0].code == code
 
 
-def test_a_text_at_fault_is_refused():
+def test_an_invalid_spec_is_rejected():
     for text in ("", "input 3x32x32\nconv 3x\n", "block b(c) { conv 1x1 c }\n"):
         with pytest.raises(CnnspecError):
             restate(text, "net.cnn", {})
@@ -164,7 +164,7 @@ def test_a_text_at_fault_is_refused():
     ),
     optimizer=st.sampled_from([None, "sgd", "adamw", "rmsprop"]),
 )
-def test_the_text_means_what_the_values_say(values: dict[str, str], optimizer: str | None):
+def test_the_written_spec_equals_the_spec_with_these_values(values: dict[str, str], optimizer: str | None):
     if optimizer is not None:
         values = {**values, "optimizer": optimizer}
         values.pop("nesterov", None)
@@ -180,7 +180,7 @@ def test_the_text_means_what_the_values_say(values: dict[str, str], optimizer: s
     assert not [d for d in compile_source(Source("tiny.cnn", written)).diagnostics if d.severity == "error"]
 
 
-def test_shipped_specs_can_be_written_anew():
+def test_shipped_specs_can_be_rewritten():
     for name, values in (("resnet20", {"n": "2", "lr": "0.05"}), ("densenet_cifar", {"batch": "64"})):
         compiled = compile_file(name)
         assert same(

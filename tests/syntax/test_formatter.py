@@ -1,4 +1,4 @@
-"""The laws of the formatter: an equal tree, the same comments, and nothing to do the second time."""
+"""Properties of the formatter: it keeps the tree and the comments, and is idempotent."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def read(text: str) -> ast.File:
-    """The tree of a text.
+    """Parse a text.
 
     Raises:
-        CnnspecError: It has none.
+        CnnspecError: The text has a syntax error.
     """
     reporter = Reporter()
     file = parse(Source("text", text), reporter)
@@ -31,8 +31,8 @@ def read(text: str) -> ast.File:
     return file
 
 
-def hold_laws(text: str) -> str:
-    """The formatted text, after every law was seen to hold for it."""
+def check_properties(text: str) -> str:
+    """Format a text and check every property of the formatter on it."""
     file = read(text)
     formatted = format_file(file)
     again = read(formatted)
@@ -46,7 +46,7 @@ def hold_laws(text: str) -> str:
 
 
 def samples() -> list[tuple[str, str]]:
-    """Every text in the language that the project holds: specs, examples, and fenced blocks of the documents."""
+    """Return all specs of the project: shipped specs, examples, cases, and code blocks of the documentation."""
     found = [
         (path.name, path.read_text("utf-8")) for name in ("specs", "examples") for path in (ROOT / name).rglob("*.cnn")
     ]
@@ -62,8 +62,8 @@ def samples() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("text", [pytest.param(text, id=name) for name, text in samples()])
-def test_laws_hold_for_every_text_of_the_project(text: str) -> None:
-    hold_laws(text)
+def test_properties_hold_for_every_text_of_the_project(text: str) -> None:
+    check_properties(text)
 
 
 @pytest.mark.parametrize(
@@ -71,15 +71,15 @@ def test_laws_hold_for_every_text_of_the_project(text: str) -> None:
     [*sorted((ROOT / "specs").rglob("*.cnn")), *sorted((ROOT / "examples").rglob("*.cnn"))],
     ids=lambda path: path.name,
 )
-def test_what_is_shipped_is_formatted(path: Path) -> None:
-    assert hold_laws(path.read_text("utf-8")) == path.read_text("utf-8")
+def test_shipped_files_are_formatted(path: Path) -> None:
+    assert check_properties(path.read_text("utf-8")) == path.read_text("utf-8")
 
 
 @pytest.mark.parametrize(
     ("text", "formatted"), [("", ""), ("\n\n", ""), ("  # only\n\n\n\n#this\n\n", "# only\n\n#this\n")]
 )
 def test_texts_without_statements(text: str, formatted: str) -> None:
-    assert hold_laws(text) == formatted
+    assert check_properties(text) == formatted
 
 
 def test_a_tree_without_a_text_can_be_printed() -> None:
@@ -99,34 +99,34 @@ def test_a_tree_without_a_text_can_be_printed() -> None:
 def test_deep_and_long_expressions_are_printed() -> None:
     deep = "(" * 30 + "1" + " + 1)" * 30
     text = f"let x = {' + '.join(['1'] * 60)}\nlet y = {deep} * 2\n"
-    assert re.sub(r"\n {8}", " ", hold_laws(text)) == text
+    assert re.sub(r"\n {8}", " ", check_properties(text)) == text
 
 
 @pytest.mark.parametrize("percent", ["1", "0.7", "7", "0.07", "33.333333", "100", "12.5", "0.0001"])
 def test_percentages_survive(percent: str) -> None:
-    assert hold_laws(f"expect macs == 1 within  {percent} %") == f"expect macs = 1 within {percent}%\n"
+    assert check_properties(f"expect macs == 1 within  {percent} %") == f"expect macs = 1 within {percent}%\n"
 
 
 # --- random texts --------------------------------------------------------------------------------
 
 
 class Writer:
-    """Writes random texts that follow the grammar, with blanks and comments wherever they may stand.
+    """Generator of random texts that follow the grammar, with whitespace and comments in all allowed places.
 
-    They need not mean anything: a formatter has to cope with all that can be read.
+    The texts need not be valid networks: the formatter handles every text that parses.
     """
 
-    def __init__(self, chance: random.Random) -> None:
-        self.chance = chance
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
         self.comments = 0
 
     def maybe(self, text: Callable[[], str] | str, share: float = 0.5) -> str:
-        if self.chance.random() >= share:
+        if self.rng.random() >= share:
             return ""
         return text() if callable(text) else text
 
     def many(self, part: Callable[[], str], least: int, most: int, joint: Callable[[], str]) -> str:
-        parts = [part() for _ in range(self.chance.randint(least, most))]
+        parts = [part() for _ in range(self.rng.randint(least, most))]
         return "".join(one + (joint() if i < len(parts) - 1 else "") for i, one in enumerate(parts))
 
     def comment(self) -> str:
@@ -134,30 +134,29 @@ class Writer:
         return f"#{self.maybe(' ')}{self.comments}{self.maybe(' {')}{self.maybe(' | }')}{self.maybe(' ')}\n"
 
     def gap(self) -> str:
-        """Blanks where a newline does not end a statement."""
+        """Return whitespace at a place where a newline does not end a statement."""
         return (
-            "".join(self.chance.choice([" ", " ", " ", "  ", "\n", self.maybe(self.comment, 0.3)]) for _ in range(2))
-            + " "
+            "".join(self.rng.choice([" ", " ", " ", "  ", "\n", self.maybe(self.comment, 0.3)]) for _ in range(2)) + " "
         )
 
     def end(self) -> str:
-        """What ends a statement."""
+        """Return the end of a statement: newlines, `;` and comments."""
         rest = self.maybe(
-            lambda: self.many(lambda: self.chance.choice(["\n", "\n\n", "  ", self.comment(), ";"]), 0, 4, str)
+            lambda: self.many(lambda: self.rng.choice(["\n", "\n\n", "  ", self.comment(), ";"]), 0, 4, str)
         )
         return (
-            self.chance.choice(["\n", "\n", "\n\n", ";", f"  {self.comment()}"])
+            self.rng.choice(["\n", "\n", "\n\n", ";", f"  {self.comment()}"])
             + rest
-            + self.chance.choice(["", "\n", ";", "    "])
+            + self.rng.choice(["", "\n", ";", "    "])
         )
 
     def name(self) -> str:
-        return self.chance.choice(["a", "conv", "bn1", "x2y", "width", "long_name_of_something", "in_norm", "stage1"])
+        return self.rng.choice(["a", "conv", "bn1", "x2y", "width", "long_name_of_something", "in_norm", "stage1"])
 
     def atom(self, depth: int) -> str:
-        kind = self.chance.randint(0, 13 if depth else 8)
+        kind = self.rng.randint(0, 13 if depth else 8)
         if kind < 6:
-            return self.chance.choice(
+            return self.rng.choice(
                 ["1", "64", "0.10", "1e-4", "true", "false", "3x5", "in.c", "in.h", '"a | text"', self.name()]
             )
         if kind < 9:
@@ -170,26 +169,26 @@ class Writer:
             return f"[{gap}{items}{self.maybe(' ')}]"
         if kind == 11:
             items = self.many(lambda: self.expression(depth - 1), 1, 3, lambda: "," + self.gap())
-            return f"{self.chance.choice(['min', 'round_to', 'ceil'])}({gap}{items})"
-        return f"({self.chance.choice(['-', 'not '])}{gap}{self.atom(depth - 1)})"
+            return f"{self.rng.choice(['min', 'round_to', 'ceil'])}({gap}{items})"
+        return f"({self.rng.choice(['-', 'not '])}{gap}{self.atom(depth - 1)})"
 
     def expression(self, depth: int = 2) -> str:
-        kind = self.chance.randint(0, 9)
+        kind = self.rng.randint(0, 9)
         if kind < 5 or not depth:
             return self.atom(depth)
         if kind < 8:
             operators = ["+", "-", "*", "/", "//", "%", " and ", " or "]
             return self.many(
-                lambda: self.atom(depth - 1), 2, 4, lambda: self.maybe(" ") + self.chance.choice(operators) + self.gap()
+                lambda: self.atom(depth - 1), 2, 4, lambda: self.maybe(" ") + self.rng.choice(operators) + self.gap()
             )
         if kind == 8:
-            left, relation = self.atom(depth), self.chance.choice(["==", "!=", "<=", "<", ">", ">="])
+            left, relation = self.atom(depth), self.rng.choice(["==", "!=", "<=", "<", ">", ">="])
             return f"{left} {relation}{self.gap()}{self.atom(depth)}"
         parts = (self.atom(depth - 1) for _ in range(3))
         return "if{0}{2} then{0}{3} else{1}{4}".format(self.gap(), self.gap(), *parts)
 
     def argument(self) -> str:
-        if self.chance.random() < 0.5:
+        if self.rng.random() < 0.5:
             return f" {self.maybe(lambda: self.name() + ' = ' + self.gap())}{self.expression(1)}"
         return f" {self.atom(1)}{self.maybe(lambda: ' ..' + self.gap() + self.atom(0), 0.1)}"
 
@@ -204,22 +203,22 @@ class Writer:
         return f"{{{self.maybe(self.end, 0.4)}{inner}{self.maybe(self.end, 0.4)}}}"
 
     def element(self, depth: int) -> str:
-        kind = self.chance.randint(0, 11 if depth > 0 else 5)
+        kind = self.rng.randint(0, 11 if depth > 0 else 5)
         if kind < 4:
             return self.call()
         if kind < 6:
-            return self.chance.choice(["in", "nothing", "@stage1", "relu"])
+            return self.rng.choice(["in", "nothing", "@stage1", "relu"])
         if kind == 6:
             return self.body(depth)
         if kind == 7:
             variable = self.maybe(lambda: f"as{self.gap()}i{self.gap()}")
             return f"repeat{self.gap()}{self.expression(1)} {variable}{self.body(depth)}"
         if kind < 10:
-            return f"{self.chance.choice(['add', 'mul', 'concat'])}{self.gap()}{self.body(depth)}"
+            return f"{self.rng.choice(['add', 'mul', 'concat'])}{self.gap()}{self.body(depth)}"
         if kind == 10:
-            other = self.maybe(lambda: f"{self.chance.choice([' ', self.gap()])}else{self.gap()}{self.body(depth)}")
+            other = self.maybe(lambda: f"{self.rng.choice([' ', self.gap()])}else{self.gap()}{self.body(depth)}")
             return f"if{self.gap()}{self.expression(1)} {self.body(depth)}{other}"
-        columns = self.many(self.name, 1, 4, lambda: self.chance.choice([" ", ", ", self.gap()]))
+        columns = self.many(self.name, 1, 4, lambda: self.rng.choice([" ", ", ", self.gap()]))
         rows = self.many(
             lambda: (
                 self.maybe(lambda: self.name() + self.maybe(" ") + ": ")
@@ -230,18 +229,18 @@ class Writer:
         return f"each f({columns}){self.arguments()} {{{self.maybe(self.end)}{rows}{self.maybe(self.end)}}}"
 
     def statement(self, depth: int = 2) -> str:
-        kind = self.chance.randint(0, 9)
+        kind = self.rng.randint(0, 9)
         if kind == 0:
             return f"let{self.gap()}{self.name()} = {self.gap()}{self.expression()}"
         if kind == 1:
             text = self.maybe(lambda: "," + self.gap() + '"text {c} # no comment"')
             return f"require{self.gap()}{self.expression()}{text}"
-        label = self.maybe(lambda: self.chance.choice(["stem ", "stage ", "head ", "net: ", "downsample :", "block: "]))
+        label = self.maybe(lambda: self.rng.choice(["stem ", "stage ", "head ", "net: ", "downsample :", "block: "]))
         elements = self.many(
             lambda: self.element(depth),
             1,
             5,
-            lambda: self.chance.choice([" ", "\n", "  " + self.comment(), "\n" + self.comment()]) + "|" + self.gap(),
+            lambda: self.rng.choice([" ", "\n", "  " + self.comment(), "\n" + self.comment()]) + "|" + self.gap(),
         )
         return f"{label}{elements}{self.maybe(lambda: ' when' + self.gap() + self.expression(1), 0.3)}"
 
@@ -250,10 +249,10 @@ class Writer:
         return f"{self.maybe('once ')}{self.name()}{self.maybe(lambda: ' :' + self.gap() + 'int')}{default}"
 
     def entry(self) -> str:
-        return self.many(self.call, 1, 3, lambda: self.chance.choice([" ", "\n", "  # c\n"]) + "|" + self.gap())
+        return self.many(self.call, 1, 3, lambda: self.rng.choice([" ", "\n", "  # c\n"]) + "|" + self.gap())
 
     def top(self) -> str:
-        kind = self.chance.randint(0, 16)
+        kind = self.rng.randint(0, 16)
         if kind > 8:
             return self.statement()
         if kind == 0:
@@ -264,10 +263,10 @@ class Writer:
         if kind == 2:
             return f"aux{self.gap()}a from @b{self.arguments()} {self.body(1)}"
         if kind == 3:
-            within = self.maybe(lambda: f" within{self.gap()}{self.chance.choice(['1', '0.7', '2.50', '13'])} %")
-            relation, gap = self.chance.choice(["=", "==", "<="]), self.gap()
-            return f"expect macs {relation}{gap}{self.chance.choice(['40.8M', '3', '[1, a]'])}{within}"
-        return self.chance.choice(
+            within = self.maybe(lambda: f" within{self.gap()}{self.rng.choice(['1', '0.7', '2.50', '13'])} %")
+            relation, gap = self.rng.choice(["=", "==", "<="]), self.gap()
+            return f"expect macs {relation}{gap}{self.rng.choice(['40.8M', '3', '[1, a]'])}{within}"
+        return self.rng.choice(
             [
                 f"input{self.gap()}3x32x32",
                 f"classes{self.gap()}{self.expression(1)}",
@@ -286,21 +285,21 @@ class Writer:
 
 @given(st.randoms(use_true_random=False))
 @settings(max_examples=150)
-def test_laws_hold_for_random_texts(chance: random.Random) -> None:
-    hold_laws(Writer(chance).file())
+def test_properties_hold_for_random_texts(rng: random.Random) -> None:
+    check_properties(Writer(rng).file())
 
 
 @pytest.mark.slow
 @given(st.randoms(use_true_random=False))
 @settings(max_examples=20_000)
-def test_laws_hold_for_very_many_random_texts(chance: random.Random) -> None:
-    hold_laws(Writer(chance).file())
+def test_properties_hold_for_very_many_random_texts(rng: random.Random) -> None:
+    check_properties(Writer(rng).file())
 
 
 @given(st.randoms(use_true_random=False))
 @settings(max_examples=50)
-def test_lines_are_short_where_they_can_be(chance: random.Random) -> None:
-    """A line is too long only if it is one element, or has a comment."""
-    for line in hold_laws(Writer(chance).file()).splitlines():
+def test_lines_are_short_where_possible(rng: random.Random) -> None:
+    """Check that a line is too long only if it is one element or has a comment."""
+    for line in check_properties(Writer(rng).file()).splitlines():
         if len(line) > MAX_WIDTH and "#" not in line:
             assert not re.search(r" \| \w+$", line), line

@@ -1,4 +1,4 @@
-"""Stored parser tables: they read like a parser built from the grammar, and unusable ones are ignored."""
+"""Stored parser tables: they parse like a parser built from the grammar, and invalid ones are ignored."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def plain(node: Any) -> Any:
-    """A tree as plain data."""
+    """Convert a tree to plain data."""
     if isinstance(node, Parsed):
         place = (getattr(node, "start_pos", None), getattr(node, "end_pos", None))
         return node.data, place, [plain(child) for child in node.children]
@@ -64,7 +64,7 @@ def plain(node: Any) -> Any:
 
 
 def outcome(parser: lark.Lark, text: str) -> Any:
-    """The tree of a text, or where it cannot be read and what could stand there."""
+    """Return the tree of a text, or the position of the syntax error and the expected terminals."""
     try:
         return plain(parser.parse(text))
     except lark.UnexpectedToken as error:
@@ -74,19 +74,19 @@ def outcome(parser: lark.Lark, text: str) -> Any:
 
 
 def start() -> lark.Lark:
-    """What the next process would load."""
+    """Return the parser that the next process would load."""
     parsing.load_parser.cache_clear()
     return parsing.load_parser()
 
 
 @pytest.mark.parametrize("path", [*shipped_specs().values(), *standard_blocks().values(), *CASES], ids=lambda p: p.name)
-def test_stored_tables_read_a_file_as_the_grammar_does(path: Path) -> None:
+def test_stored_tables_parse_files_like_the_grammar(path: Path) -> None:
     text = path.read_text("utf-8")
     assert outcome(loaded(), text) == outcome(built(), text)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_stored_tables_read_damaged_files_as_the_grammar_does(seed: int) -> None:
+def test_stored_tables_parse_damaged_files_like_the_grammar(seed: int) -> None:
     rng = random.Random(seed)
     for _ in range(8):
         text = rng.choice(CASES).read_text("utf-8")
@@ -97,7 +97,7 @@ def test_stored_tables_read_damaged_files_as_the_grammar_does(seed: int) -> None
 
 
 def usable(stored: bytes) -> bool:
-    """Whether tables can be loaded; Lark numbers the states of a parser differently in each process."""
+    """Check that tables can be loaded; Lark numbers the states of a parser differently in each process."""
     parser = parsing.deserialize(stored, KEY)
     return parser is not None and outcome(parser, "conv 3x3 16\n") == outcome(built(), "conv 3x3 16\n")
 
@@ -163,7 +163,7 @@ def test_tables_of_another_user_are_not_trusted(tmp_path: Path) -> None:
         assert parsing._private(os.stat_result(status)) is trusted
 
 
-def test_a_cache_that_cannot_be_written_is_no_error(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_cache_is_not_an_error(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache.write_text("a file in place of the folder")
     assert outcome(start(), "relu\n") == outcome(built(), "relu\n")
     cache.unlink()
@@ -176,7 +176,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(cache: Path, monkeypatch: py
     assert list(cache.iterdir()) == [], "nothing partial is left"
 
 
-def test_no_home_folder_is_no_error(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_home_folder_is_not_an_error(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
@@ -198,7 +198,7 @@ def test_several_processes_store_tables_at_once(tmp_path: Path) -> None:
     assert usable(file.read_bytes())
 
 
-def test_a_wheel_brings_its_tables(tmp_path: Path) -> None:
+def test_a_wheel_contains_its_tables(tmp_path: Path) -> None:
     pytest.importorskip("hatchling")
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
