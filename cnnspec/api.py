@@ -74,13 +74,13 @@ def resize(graph: ir.Graph, size: str | Sequence[int]) -> ir.Graph:
     """
     parts = size.split("x") if isinstance(size, str) else [str(n) for n in size] if hasattr(size, "__iter__") else []
     if len(parts) not in (2, 3) or not all(part.isascii() and part.isdigit() and len(part) < 8 for part in parts):
-        raise failure("E0204", f"`{size}` is not a size of images", help="write channels, height and width: `3x96x96`")
+        raise failure("E0204", f"invalid image size `{size}`", help="write channels, height and width: `3x96x96`")
     *channels, height, width = map(int, parts)
     if channels and channels[0] != graph.input_shape[0]:
         raise failure(
             "E0313",
-            f"`{graph.name}` takes images of {graph.input_shape[0]} channels, got {channels[0]}",
-            help="leave the channels out, or change `input` in the spec",
+            f"`{graph.name}` expects images with {graph.input_shape[0]} channels, got {channels[0]}",
+            help="omit the channels, or change `input` in the spec",
         )
     return graph.at(height, width)
 
@@ -135,8 +135,8 @@ def build(
         if params:
             raise failure(
                 "E0217",
-                "the parameters of a checked network cannot change",
-                help="hand them to `load`, or give `build` the file",
+                "cannot set parameters of a network that is already loaded",
+                help="pass them to `load`, or pass the file to `build`",
             )
         graph = spec
     else:

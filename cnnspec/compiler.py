@@ -18,7 +18,7 @@ from typing import Any
 
 from cnnspec import ir
 from cnnspec.checker.check import check as check_model
-from cnnspec.diagnostics import CnnspecError, Diagnostic, Reporter, Source, TooManyFaults, failure
+from cnnspec.diagnostics import CnnspecError, Diagnostic, Reporter, Source, TooManyErrors, failure
 from cnnspec.diagnostics.trials import prove
 from cnnspec.lints import lint
 from cnnspec.semantics.elaborate import elaborate
@@ -82,7 +82,7 @@ class Compilation:
             "E0108",
             f"`{self.source.name}` defines blocks but no network",
             file=self.source.name,
-            help="add `input` and layers, or take its blocks with `use`",
+            help="add `input` and layers, or import its blocks with `use`",
         )
 
 
@@ -144,7 +144,7 @@ def _run_stages(
             compilation.graph = check_model(
                 compilation.model, places, reporter, source.text, steps, allow_huge=allow_huge
             )
-    except TooManyFaults:
+    except TooManyErrors:
         pass
     compilation.files = library.files
 

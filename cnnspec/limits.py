@@ -37,7 +37,7 @@ MAX_PARAMETERS = 10_000_000_000
 """Learned weights of one network, unless the user allows more."""
 MAX_HUGE = 10**15
 """Learned weights of one network in any case, and elements of one tensor for one image."""
-MAX_FAULTS = 100
+MAX_ERRORS = 100
 """Errors that one run reports."""
 MAX_EFFORT = 200_000
 """Image sizes that are examined to describe which ones a network accepts."""

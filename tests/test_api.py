@@ -190,7 +190,7 @@ def test_build_refuses_what_is_no_size_of_images() -> None:
     pytest.importorskip("torch")
     strange: list[Any] = [96, (32.5, 32), "axb", [None, 3], {3: 4}]
     for size in strange:
-        with pytest.raises(cnnspec.CnnspecError, match="is not a size of images"):
+        with pytest.raises(cnnspec.CnnspecError, match="invalid image size"):
             cnnspec.build("resnet20", input=size)
 
 
@@ -200,5 +200,5 @@ def test_what_is_no_size_of_images_is_said() -> None:
     sides: list[Any] = [32.5, "32", None]
     for side in sides:
         assert not graph.accepts(side, 32)
-        with pytest.raises(cnnspec.CnnspecError, match="is not a size of images"):
+        with pytest.raises(cnnspec.CnnspecError, match="invalid image size"):
             graph.at(32, side)

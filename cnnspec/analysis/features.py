@@ -24,19 +24,19 @@ def tap(graph: Graph, outputs: Sequence[str]) -> Graph:
     """
     if not outputs:
         raise failure(
-            "E0219", "no outputs are asked for", help="name at least one module, as `cnnspec summary` shows them"
+            "E0219", "no output modules given", help="name at least one module; list them with `cnnspec summary`"
         )
     wanted: dict[str, int] = {}
     for path in outputs:
         index = graph.find(path)
         if index is None:
-            help = did_you_mean(path, graph.paths) or "`cnnspec summary` shows the modules"
+            help = did_you_mean(path, graph.paths) or "list the modules with `cnnspec summary`"
             raise failure("E0219", f"`{graph.name}` has no module `{path}`", help=help)
         if graph.nodes[index].aux is not None:
             raise failure(
                 "E0219",
-                f"`{path}` belongs to an auxiliary head, which exists in training only",
-                help="name a module of the network itself",
+                f"`{path}` belongs to an auxiliary head, which exists only in training",
+                help="name a module outside the auxiliary heads",
             )
         wanted[path] = index
     needed: set[int] = set()

@@ -307,7 +307,7 @@ def parse_bytes(text: str) -> int:
     match = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([A-Za-z]+)\s*", text, re.ASCII)
     units = {unit.lower(): size for unit, size in _UNITS.items()}
     if match is None or match.group(2).lower() not in units:
-        raise ValueError(f"`{text}` is no amount of memory such as 16GiB or 500MB")
+        raise ValueError(f"invalid amount of memory `{text}`: expected a value such as 16GiB or 500MB")
     return int(Fraction(match.group(1)) * units[match.group(2).lower()])
 
 
@@ -346,9 +346,9 @@ class LargestBatch:
             f"{name} {in_bytes(getattr(self, name))}" for name in ("weights", "gradients", "optimizer", "activations")
         )
         if self.batch == 0:
-            return f"not even one image trains in {in_bytes(self.memory)}: it takes {in_bytes(self.total)} ({parts})"
-        takes = f"{self.batch:,}, which takes {in_bytes(self.total)} ({parts})"
-        return f"largest batch that trains in {in_bytes(self.memory)}: {takes}"
+            return f"a batch of 1 does not fit into {in_bytes(self.memory)}: it needs {in_bytes(self.total)} ({parts})"
+        needs = f"{self.batch:,}, which needs {in_bytes(self.total)} ({parts})"
+        return f"largest training batch that fits into {in_bytes(self.memory)}: {needs}"
 
 
 def largest_batch(graph: Graph, memory: int) -> LargestBatch:

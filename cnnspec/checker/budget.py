@@ -27,13 +27,13 @@ class Budget:
         self._terms_of: dict[int, int] = {}
 
     def step(self, origin: int) -> None:
-        """Count an element or a round of a repeat."""
+        """Count an element or an iteration of a repeat."""
         self._steps += 1
         many = len(self._nodes) > MAX_NODES
         if many or self._steps > self._max_steps:
-            what = f"{MAX_NODES} operators" if many else f"{self._max_steps} elements and rounds of repeats"
-            message = f"the network has more than the limit of {what}"
-            raise self._reporter.error("E0404", message, **self._calls.locate(origin), help="repeat fewer times")
+            limit = f"{MAX_NODES} operators" if many else f"{self._max_steps} elements and repeat iterations"
+            message = f"the network exceeds the limit of {limit}"
+            raise self._reporter.error("E0404", message, **self._calls.locate(origin), help="reduce the repeat counts")
 
     def enter(self, origin: int) -> None:
         """Count an element and enter it."""
@@ -42,9 +42,9 @@ class Budget:
         if self._depth > MAX_DEPTH:
             raise self._reporter.error(
                 "E0405",
-                f"elements stand inside of one another deeper than the limit of {MAX_DEPTH}",
+                f"elements are nested deeper than the limit of {MAX_DEPTH}",
                 **self._calls.locate(origin),
-                help="call fewer blocks from within blocks",
+                help="nest fewer block calls",
             )
 
     def leave(self) -> None:
@@ -65,9 +65,9 @@ class Budget:
         if self._terms > MAX_EVALUATIONS:
             raise self._reporter.error(
                 "E0404",
-                f"the network evaluates more than the limit of {MAX_EVALUATIONS} terms of expressions",
+                f"the network exceeds the limit of {MAX_EVALUATIONS} evaluated expression terms",
                 **self._calls.locate(origin),
-                help="name a value with `let` outside of the repeat",
+                help="compute values once, with `let` outside the repeat",
             )
 
 

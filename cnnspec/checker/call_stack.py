@@ -28,9 +28,9 @@ class CallStack:
         self.places = places
         self._calls: list[tuple[int, int]] = []
 
-    def push(self, origin: int, round: int) -> None:
-        """Enter a block; `round` counts the rounds of a repeated call from 0."""
-        self._calls.append((origin, round))
+    def push(self, origin: int, iteration: int) -> None:
+        """Enter a block; `iteration` counts the iterations of a repeated call from 0."""
+        self._calls.append((origin, iteration))
 
     def pop(self) -> None:
         """Leave the innermost block."""
@@ -46,14 +46,14 @@ class CallStack:
         own block gets a label at that call.
         """
         span, labels = self.places[origin], list(labels)
-        calls = ((self.places[call], round) for call, round in reversed(self._calls))
-        call, round = next(((call, round) for call, round in calls if call and not call.source.shipped), (None, 0))
+        calls = ((self.places[call], iteration) for call, iteration in reversed(self._calls))
+        call, iteration = next((found for found in calls if found[0] and not found[0].source.shipped), (None, 0))
         if span is not None and call is not None:
             if span.source.shipped:
                 labels.insert(0, Label(span, caption))
-                span, caption = call, f"in this call{_round(round)}"
+                span, caption = call, f"in this call{_iteration(iteration)}"
             else:
-                labels.append(Label(call, f"called from here{_round(round)}"))
+                labels.append(Label(call, f"called from here{_iteration(iteration)}"))
         return {"span": span, "caption": caption, "labels": labels}
 
     def label(self, origin: int, text: str) -> list[Label]:
@@ -62,5 +62,5 @@ class CallStack:
         return [Label(span, text)] if span is not None else []
 
 
-def _round(round: int) -> str:
-    return f", round {round + 1}" if round else ""
+def _iteration(iteration: int) -> str:
+    return f", iteration {iteration + 1}" if iteration else ""

@@ -1,4 +1,4 @@
-"""The check of a Model: it becomes a Graph, or errors say why not."""
+"""The check of a Model: the result is a Graph, or errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check(
     """Check every shape and every `expect` of a Model.
 
     Args:
-        model: The Model. Nothing more is reported about `Broken` elements in it.
+        model: The Model. Elements that are `Broken` are not reported again.
         places: The source position of each piece of the Model.
         reporter: Receives the errors.
         text: The text of the spec, stored in the Graph.
@@ -41,7 +41,7 @@ def check(
     if reporter.failed or output is None:
         return None
     if output.node == ir.IMAGE:
-        help = "add a pipeline: `stem conv 3x3 c=16 | bn | relu`"
+        help = "add layers, such as `stem conv 3x3 c=16 | bn | relu`"
         reporter.error("E0108", "the network has no layers", places[model.origin], help=help)
         return None
     graph = ir.Graph(
@@ -71,11 +71,11 @@ def _check_parameter_count(graph: ir.Graph, reporter: Reporter, limit: int) -> N
         return
     largest = max(graph.nodes, key=lambda node: node.parameter_count)
     if limit < MAX_HUGE:
-        help = "if it is meant to be as large, say `--allow-huge` or `allow_huge=True`"
+        help = "to allow it, pass `--allow-huge` or `allow_huge=True`"
     else:
         help = "use fewer channels or smaller kernels"
     message = f"the network has {graph.parameter_count:,} parameters, more than the limit of {limit:,}"
-    caption = f"has {largest.parameter_count:,} of them"
+    caption = f"has {largest.parameter_count:,} parameters"
     reporter.error("E0405", message, largest.origin, caption=caption, help=help)
 
 
@@ -89,8 +89,8 @@ def _check_outputs_used(graph: ir.Graph, reporter: Reporter) -> None:
                 "E0311",
                 f"the output of {name} is never used",
                 node.origin,
-                caption=f"gives {shapes.text(node.shape)}",
-                help="join it with what follows (`concat`, `add`), name it with `@label` later, or remove it",
+                caption=f"outputs {shapes.text(node.shape)}",
+                help="use it later with `@label`, join it with `add` or `concat`, or remove it",
             )
 
 
@@ -101,10 +101,10 @@ def _check_aux_heads(graph: ir.Graph, reporter: Reporter) -> None:
         if node.shape != graph.output_shape:
             reporter.error(
                 "E0312",
-                f"the auxiliary head `{head.name}` does not give what the network gives",
+                f"the auxiliary head `{head.name}` and the network have different output shapes",
                 node.origin,
-                caption=f"gives {shapes.text(node.shape)}, the network {shapes.text(graph.output_shape)}",
-                help="end it as the network ends, with `linear classes`",
+                caption=f"outputs {shapes.text(node.shape)}, the network outputs {shapes.text(graph.output_shape)}",
+                help="end it with the same layer as the network, such as `linear classes`",
             )
 
 

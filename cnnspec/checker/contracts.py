@@ -6,7 +6,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-from cnnspec import ir, shapes
+from cnnspec import ir
 from cnnspec.diagnostics import Edit, Fix, Reporter, Span
 from cnnspec.ir.evaluate import evaluate, is_number, show
 from cnnspec.semantics.context import Places
@@ -37,61 +37,65 @@ def check_expectation(graph: ir.Graph, expect: ir.Expect, places: Places, report
         actual = _METRICS[expect.metric](graph)
         slack = Fraction(str(expect.within or 0)) * abs(expected)
         if not _RELATIONS[expect.relation](actual, expected, slack):
-            close = f", {(actual - expected) / expected:+.2%} off" if expected else ""
+            deviation = f" ({(actual - expected) / expected:+.2%})" if expected else ""
+            wanted = f"{expected:,}" if isinstance(expected, int) else show(expected)
+            wanted += f" within {100 * expect.within:g}%" if expect.within is not None else ""
             relation = expect.relation if expect.relation in ("<=", ">=") else "="
-            _report_mismatch(graph, expect, f"{actual:,}{close}", f"{relation} {show(actual)}", places, reporter)
+            correct = f"{relation} {show(actual)}"
+            _report_mismatch(graph, expect, wanted, f"{actual:,}{deviation}", correct, places, reporter)
 
 
 def _check_output(graph: ir.Graph, expect: ir.Expect, expected: Any, places: Places, reporter: Reporter) -> None:
     actual = list(graph.output_shape)
     if is_number(expected):
         expected = [expected]
+    wanted = show(expected)
     if not isinstance(expected, list):
         _report_type(expect, expected, places, reporter)
     elif expect.within is not None:
         _report_within(expect, places, reporter)
     elif expect.relation not in ("==", "!=") or (actual == expected) != (expect.relation == "=="):
-        _report_mismatch(graph, expect, shapes.text(graph.output_shape), f"= {show(actual)}", places, reporter)
+        _report_mismatch(graph, expect, wanted, show(actual), f"= {show(actual)}", places, reporter)
 
 
 def _report_type(expect: ir.Expect, expected: object, places: Places, reporter: Reporter) -> None:
-    message = f"`expect {expect.metric}` cannot be held against {show(expected)}"
-    help = "write a number; for `output` a list like `[classes]`"
+    message = f"`expect {expect.metric}` cannot be compared with {show(expected)}"
+    help = "write a number, or for `output` a list such as `[classes]`"
     reporter.error("E0204", message, places[expect.origin], help=help)
 
 
 def _report_within(expect: ir.Expect, places: Places, reporter: Reporter) -> None:
     span, value = places[expect.origin], places[expect.value.origin]
-    help = "remove the `within`"
+    help = "remove `within`"
     edits = [Edit(Span(value.source, value.end, span.end), "")] if value and span else []
     fixes = [Fix(help, (edit,), certain=True) for edit in edits]
-    message = "`within` has no meaning for `output`, whose sizes are held exactly"
+    message = "`within` is not allowed for `output`, which must match exactly"
     reporter.error("E0204", message, span, help=help, fixes=fixes)
 
 
 def _report_mismatch(
-    graph: ir.Graph, expect: ir.Expect, actual: str, correct: str, places: Places, reporter: Reporter
+    graph: ir.Graph, expect: ir.Expect, expected: str, actual: str, correct: str, places: Places, reporter: Reporter
 ) -> None:
     """Report an `expect` that does not hold.
 
     Args:
         graph: The Graph.
         expect: The statement.
+        expected: The value in the statement, for the message.
         actual: The actual value, for the message.
         correct: A relation and a value that hold, for the help.
         places: The source positions.
         reporter: Receives the error.
     """
-    help = f"write `expect {expect.metric} {correct}` if the network is as you want it"
+    help = f"if the network is correct, write `expect {expect.metric} {correct}`"
     value = places[expect.value.origin]
     fixes: list[Fix] = []
     if value is not None and expect.relation in ("==", "<=", ">="):  # never certain: the network may be wrong
         fixes = [Fix(help, (Edit(value, correct.partition(" ")[2]),))]
     reporter.error(
         "E0401",
-        f"`{expect.metric}` is {actual}",
+        f"expected `{expect.metric}` {expect.relation.replace('==', '=')} {expected}, got {actual}",
         places[expect.origin],
-        caption="this does not hold",
         notes=_inherited(graph, expect, places),
         help=help,
         fixes=fixes,
@@ -99,9 +103,9 @@ def _report_mismatch(
 
 
 def _inherited(graph: ir.Graph, expect: ir.Expect, places: Places) -> list[str]:
-    """A note for an `expect` of a base spec whose layers are replaced."""
+    """Return a note for an `expect` of a base spec whose layers are replaced."""
     own, span = places[graph.model.body[0].origin], places[expect.origin]
     if not own or not span or own.source is span.source:
         return []
-    replaced = f"which replace all layers of `{span.source.name}`: one part alone cannot be replaced"
-    return [f"`{own.source.name}` has layers of its own, {replaced}"]
+    replaced = f"which replace all layers of `{span.source.name}`: layers cannot be replaced one by one"
+    return [f"`{own.source.name}` defines layers, {replaced}"]

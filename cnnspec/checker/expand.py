@@ -101,8 +101,8 @@ class Expander:
             if isinstance(statement, ir.Flow):
                 output = self._flow(statement, frame, names, x)
                 if output is OMITTED:
-                    help = "only a branch of `add`, `mul` or `concat` can be absent"
-                    self._error("E0216", "`nothing` stands outside of a join", statement.origin, help)
+                    help = "use `nothing` only as a branch of `add`, `mul` or `concat`"
+                    self._error("E0216", "`nothing` is not allowed outside a join", statement.origin, help)
                     output = None
                 x = output
             elif not self._declare(statement, frame):
@@ -127,7 +127,7 @@ class Expander:
             value = self._values.local(statement.value, frame)
             frame.define(statement.name, value, varies=reads_image(statement.value))
         elif self._values.condition(statement.condition, frame) is False:
-            message = fill(statement.message, frame) if statement.message else "a requirement does not hold"
+            message = fill(statement.message, frame) if statement.message else "a `require` condition is false"
             self._error("E0402", message[:_MAX_MESSAGE], statement.origin)
             return False
         return True
@@ -154,8 +154,8 @@ class Expander:
         elif isinstance(single, (ir.In, ir.Reference, ir.Broken)):
             output = self._element(single, frame, names, x)
             if label in frame.labels and not isinstance(single, ir.Broken):
-                message = f"two elements of one scope are called `{label}`"
-                self._error("E0209", message, flow.origin, "rename one of the two")
+                message = f"duplicate name `{label}` in the same scope"
+                self._error("E0209", message, flow.origin, "rename one of them")
         else:
             path = self._namer.claim(names, label, flow.origin)
             self.graph.scopes.setdefault(path, "")
@@ -172,8 +172,8 @@ class Expander:
         output: MaybeTensor | Omitted = x
         for element in elements:
             if output is OMITTED:
-                message = "`nothing` stands alone in its branch"
-                self._error("E0216", message, element.origin, "remove the elements behind it")
+                message = "unexpected element after `nothing`"
+                self._error("E0216", message, element.origin, "remove the elements after `nothing`")
                 return None
             output = self._element(element, frame, names, output)
         return output
@@ -217,11 +217,11 @@ class Expander:
                 return None
 
     def _repeat(self, element: ir.Repeat, frame: Frame, names: Namespace, x: MaybeTensor) -> MaybeTensor:
-        for round in range(self._values.repetitions(element.count, frame)):
+        for iteration in range(self._values.repetitions(element.count, frame)):
             self._budget.step(element.origin)
             inner = frame.inner(x)
             if element.variable is not None:
-                inner.define(element.variable, round, varies=True)
+                inner.define(element.variable, iteration, varies=True)
             x = self._body(element.body, inner, names, x)
         return x
 
@@ -232,8 +232,8 @@ class Expander:
             if label in scope.labels:
                 return scope.labels[label]
             if label in scope.skipped_labels:
-                message = f"`{label}` is not there: its condition is false"
-                self._error("E0208", message, origin, "put the same `when` behind this statement")
+                message = f"the label `{label}` is not defined: the `when` condition of its statement is false"
+                self._error("E0208", message, origin, "add the same `when` to this statement")
                 return None
             known += scope.labels
         self._label_hints.report(label, origin, known)
@@ -244,8 +244,8 @@ class Expander:
         inner = frame.inner(x)
         branches = self._branches(element, inner, names, x)
         if not branches:
-            message = f"every branch of `{element.join}` is absent"
-            self._error("E0216", message, element.origin, "leave at least one branch")
+            message = f"`{element.join}` has no inputs: every branch is `nothing`"
+            self._error("E0216", message, element.origin, "keep at least one branch")
             return None
         if len(branches) == 1:
             return branches[0][1]
@@ -284,25 +284,25 @@ class Expander:
         label: str | None = None,
         label_origin: int | None = None,
     ) -> MaybeTensor:
-        """Run a call in each of its rounds."""
+        """Run a call in each of its iterations."""
         if call.repeat is None:
             name = self._namer.name(call, frame, names, label, None)
             path = self._namer.claim(names, name, label_origin or call.origin)
             return self._call_once(call, frame, path, x, 0)
-        for round in range(self._values.repetitions(call.repeat, frame)):
+        for iteration in range(self._values.repetitions(call.repeat, frame)):
             self._budget.step(call.origin)
-            name = self._namer.name(call, frame, names, None, round)
-            x = self._call_once(call, frame, self._namer.claim(names, name, call.origin), x, round)
+            name = self._namer.name(call, frame, names, None, iteration)
+            x = self._call_once(call, frame, self._namer.claim(names, name, call.origin), x, iteration)
         return x
 
-    def _call_once(self, call: ir.Call, frame: Frame, path: str, x: MaybeTensor, round: int) -> MaybeTensor:
+    def _call_once(self, call: ir.Call, frame: Frame, path: str, x: MaybeTensor, iteration: int) -> MaybeTensor:
         op = frame.operators.get(id(call)) if frame.operators else None
         if op is None:
             callee = self._callee(call, frame)
             if callee is None:
                 return None
             if callee in self._model.blocks and not call.variable:
-                return self._call_block(self._model.blocks[callee], call, frame, path, x, round)
+                return self._call_block(self._model.blocks[callee], call, frame, path, x, iteration)
             op = self._operator(callee, call, frame)
         if op is None or x is None:
             return None
@@ -321,7 +321,7 @@ class Expander:
             return str(value)
         if value is not None and not isinstance(value, Unknown):
             message = f"`{call.callee}` is {show(value)}, not an operator"
-            self._error("E0204", message, call.origin, f"give it the type `op`: `{call.callee}: op = relu`")
+            self._error("E0204", message, call.origin, f"declare it with the type `op`: `{call.callee}: op = relu`")
         return None
 
     def _operator(self, name: str, call: ir.Call, frame: Frame) -> Op | None:
@@ -334,8 +334,8 @@ class Expander:
             return None
         if missing := [required for required in kind.required if required not in settings]:
             listed = ", ".join(f"`{required}`" for required in missing)
-            message = f"the operator `{name}` cannot be used here: it needs {listed}"
-            self._error("E0203", message, call.origin, "hand on an operator that needs no arguments, such as `relu`")
+            message = f"the operator `{name}` cannot be used here: it requires {listed}"
+            self._error("E0203", message, call.origin, "pass an operator without required arguments, such as `relu`")
             return None
         if None in settings.values():
             return None
@@ -345,24 +345,24 @@ class Expander:
         return op
 
     def _accepts_init(self, name: str, call: ir.Call, scheme: object) -> bool:
-        """Check that an operator has weights which an initialization can start."""
+        """Check that an initialization applies to the weights of an operator."""
         if not isinstance(scheme, InitScheme) or scheme.name in (allowed := allowed_inits(name)):
             return True
-        message = f"`{scheme.name}` cannot start the weights of `{name}`"
+        message = f"`{scheme.name}` cannot initialize the weights of `{name}`"
         listed = ", ".join(f"`{other}`" for other in allowed)
-        self._error("E0215", message, call.args["init"].origin, f"there are {listed}")
+        self._error("E0215", message, call.args["init"].origin, f"use one of {listed}")
         return False
 
     def _call_block(
-        self, block: ir.Block, call: ir.Call, frame: Frame, path: str, x: MaybeTensor, round: int
+        self, block: ir.Block, call: ir.Call, frame: Frame, path: str, x: MaybeTensor, iteration: int
     ) -> MaybeTensor:
         self.graph.scopes[path] = block.name
-        inner = self._values.block_frame(block, call, frame, x, round)
+        inner = self._values.block_frame(block, call, frame, x, iteration)
         if inner is None:
             return None
         values = (id(block), *[repr(inner.values[parameter.name]) for parameter in block.parameters])
         inner.operators = self._operators.setdefault(values, {})
-        self._calls.push(call.origin, round)
+        self._calls.push(call.origin, iteration)
         output = self._body(block.body, inner, Namespace(path), x)
         self._calls.pop()
         self.graph.close_scope(path, output)

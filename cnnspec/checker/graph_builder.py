@@ -84,7 +84,7 @@ class GraphBuilder:
         if shapes.numel(shape) > MAX_HUGE:
             raise self._reporter.error(
                 "E0405",
-                f"the tensor {shapes.text(shape)} has more than the limit of {MAX_HUGE} numbers",
+                f"the tensor {shapes.text(shape)} exceeds the limit of {MAX_HUGE} elements",
                 **self._calls.locate(origin),
                 help="use smaller sizes",
             )

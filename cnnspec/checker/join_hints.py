@@ -1,4 +1,4 @@
-"""Hints for joins that were misread, looked for only after the shapes of the branches disagreed."""
+"""Hints for misunderstood joins, created only after the shapes of the branches differ."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _MAX_LABELS = 8
 """Labeled branches that are compared with one another."""
 
 
-def passed_on(flow: ir.Flow) -> ir.In | ir.Reference | None:
-    """Return the one element of a pipeline that only passes a tensor on."""
+def passed_through(flow: ir.Flow) -> ir.In | ir.Reference | None:
+    """Return the element of a pipeline that only passes a tensor through."""
     element = flow.elements[0]
     return element if len(flow.elements) == 1 and isinstance(element, (ir.In, ir.Reference)) else None
 
 
 class JoinHints:
-    """Find out how a join was misread.
+    """Guess how the user misunderstood a join.
 
     Args:
         values: Evaluates conditions.
@@ -38,10 +38,10 @@ class JoinHints:
         self.values, self.calls, self.places, self.trace = values, calls, calls.places, trace
 
     def guess(self, join: str, branches: Branches, frame: Frame) -> Hint | None:
-        """Return the help and the fixes for the first misreading that fits."""
+        """Return the help and the fixes for the first misunderstanding that applies."""
         if self._is_one_pipeline(branches):
-            help = f"each statement of `{join}` is a branch of its own: put those that follow one another in `{{ }}`"
-            return f"{help}, or join them with `|`", []
+            help = f"each statement of `{join}` is a separate branch: to chain statements, put them in `{{ }}`"
+            return f"{help} or join them with `|`", []
         if (optional := self._optional_input(branches, frame)) is not None:
             return optional
         help = self._labeled_input(branches, frame) or self._continued_branch(branches)
@@ -54,26 +54,26 @@ class JoinHints:
         return len(lines) == len(branches) and stacked(calls)
 
     def _optional_input(self, branches: Branches, frame: Frame) -> Hint | None:
-        """Suggest an `if` for `in when ...`, which passes the input on whether or not the condition holds."""
+        """Suggest an `if` for `in when ...`, which passes the input through whether or not the condition holds."""
         for flow, _ in branches:
-            condition = flow.condition if isinstance(passed_on(flow), ir.In) else None
+            condition = flow.condition if isinstance(passed_through(flow), ir.In) else None
             if condition is not None and self.values.condition(condition, frame) is False:
                 whole, at = self.places.wholes.get(flow.origin), self.places[condition.origin]
                 code = f"if {at.text if at else '...'} {{ in }} else {{ nothing }}"
-                help = f"what enters takes this branch without its `when`, too: write `{code}`"
+                help = f"`in` passes its input through even if its `when` is false: write `{code}`"
                 return help, [Fix(help, (Edit(whole.to(at), code),))] if whole and at else []
         return None
 
     def _labeled_input(self, branches: Branches, frame: Frame) -> str | None:
-        """Explain `in` where it is the tensor that another branch refers to by its label."""
-        if not any(isinstance(flow.elements[0], ir.In) and not passed_on(flow) for flow, _ in branches):
+        """Explain an `in` that is the tensor that another branch refers to by its label."""
+        if not any(isinstance(flow.elements[0], ir.In) and not passed_through(flow) for flow, _ in branches):
             return None
         for label, x in _labeled(branches):
             if frame.entering and x.node == frame.entering.node:
-                help = f"`in` is what enters these braces, which is what `{label}` gives"
+                help = f"`in` is the input of these braces, which is the output of `{label}`"
                 if self.calls:
-                    return f"{help}: begin the block with `x: in`, and write `@x`"
-                return f"{help}: write the label of what comes before it"
+                    return f"{help}: start the block with `x: in`, and write `@x`"
+                return f"{help}: use the label of an earlier statement"
         return None
 
     def _continued_branch(self, branches: Branches) -> str | None:
@@ -83,12 +83,14 @@ class JoinHints:
             path = self.trace.path(y.node, x.node)
             direct = x.node < y.node and path and nodes[path[0]].inputs[0] == x.node
             if direct and all(f".{other}." in f".{nodes[i].path}." for i in path):
-                begin = "`in |`" if self.calls else "the label of what it is to read"
-                return f"`{other}` goes on from `{label}`, which stands in front of it: begin it with {begin}"
+                start = "`in |`" if self.calls else "the label of its intended input"
+                return (
+                    f"the input of `{other}` is the output of `{label}`, the statement before it: start it with {start}"
+                )
         return None
 
 
 def _labeled(branches: Branches) -> list[tuple[str, Tensor]]:
     """Return the labels that branches refer to, with their tensors; only the first few."""
-    references = ((passed_on(flow), x) for flow, x in branches)
+    references = ((passed_through(flow), x) for flow, x in branches)
     return [(found.label, x) for found, x in references if isinstance(found, ir.Reference)][:_MAX_LABELS]

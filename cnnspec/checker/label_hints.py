@@ -30,12 +30,12 @@ class LabelHints:
     def _report_out_of_scope(self, label: str, origin: int, elsewhere: int) -> None:
         at, there = self._calls.places[origin], self._calls.places[elsewhere]
         if at and there and there.source is at.source and there.start > at.start:
-            message = f"`@{label}` stands before its label"
-            help = "move the statement behind the one with the label"
+            message = f"`@{label}` is used before it is defined"
+            help = "move the statement after the one with the label"
         else:
-            message = f"`@{label}` stands outside of the braces that hold its label"
-            help = "a label is known in its own braces alone: give the statement around it a label"
-        location = self._calls.locate(origin, labels=self._calls.label(elsewhere, "labelled here"))
+            message = f"the label `{label}` is not in scope: it is defined inside other braces"
+            help = "add a label to the statement around the braces: a label is only visible inside its own braces"
+        location = self._calls.locate(origin, labels=self._calls.label(elsewhere, "defined here"))
         self._reporter.error("E0208", message, **location, help=help)
 
     def _report_unknown(self, label: str, origin: int, known: Sequence[str]) -> None:
@@ -43,10 +43,10 @@ class LabelHints:
         name = Span(at.source, at.start + 1, at.start + 1 + len(label)) if at else None
         help, fixes = respell(name, label, known)
         if help is None and known:
-            help = f"labels that can be named here: {', '.join(f'`{name}`' for name in known[:_MAX_LISTED])}"
-        help = help or "give an earlier statement the label"
+            help = f"labels in scope: {', '.join(f'`{name}`' for name in known[:_MAX_LISTED])}"
+        help = help or "add the label to an earlier statement"
         location = self._calls.locate(origin)
-        self._reporter.error("E0208", f"there is no label `{label}`", **location, help=help, fixes=fixes)
+        self._reporter.error("E0208", f"unknown label `{label}`", **location, help=help, fixes=fixes)
 
     @cached_property
     def _labels(self) -> dict[str, int]:

@@ -66,25 +66,25 @@ class ModuleNamer:
         names.used[name] = origin
         path = names.join(name)
         if len(path) > MAX_PATH:
-            message = f"the name of a module is longer than the limit of {MAX_PATH} characters"
-            raise self._reporter.error("E0405", message, **self._calls.locate(origin), help="choose shorter labels")
+            message = f"a module path exceeds the limit of {MAX_PATH} characters"
+            raise self._reporter.error("E0405", message, **self._calls.locate(origin), help="use shorter labels")
         return path
 
     def _report_duplicate(self, names: Namespace, name: str, origin: int) -> None:
         where = f"`{names.path}`" if names.path else "the network"
         first = names.used[name]
-        if first == origin:  # an earlier round of the same call
+        if first == origin:  # an earlier iteration of the same call
             labels = []
             help = (
-                'count the rounds in the name: `repeat 3 as r { conv 3x3 8 name="conv{r}" }`; in the name of a'
-                " repeated call `{i}` and `{n}` count its own calls"
+                'number the iterations in the name: `repeat 3 as r { conv 3x3 8 name="conv{r}" }`; in a repeated'
+                " call, use `{i}`, which counts from 0, or `{n}`, which counts from 1"
             )
         else:
-            labels, help = self._calls.label(first, "the first one"), "rename one of the two"
+            labels, help = self._calls.label(first, "first used here"), "rename one of them"
         location = self._calls.locate(origin, labels=labels)
-        self._reporter.error("E0209", f"two elements of {where} are called `{name}`", **location, help=help)
+        self._reporter.error("E0209", f"duplicate name `{name}` in {where}", **location, help=help)
 
-    def name(self, call: ir.Call, frame: Frame, names: Namespace, label: str | None, round: int | None) -> str:
+    def name(self, call: ir.Call, frame: Frame, names: Namespace, label: str | None, iteration: int | None) -> str:
         """Return the name of a call: its label, its `name` pattern, or its position.
 
         Args:
@@ -92,7 +92,7 @@ class ModuleNamer:
             frame: The values for the pattern.
             names: The namespace of the call.
             label: The label of the statement, if the call is all of it.
-            round: The round of a repeated call, from 0: the value of `{i}`.
+            iteration: The iteration of a repeated call, from 0: the value of `{i}`.
 
         Raises:
             Reported: The name is too long.
@@ -102,24 +102,24 @@ class ModuleNamer:
         pattern = self._values.argument(call.name, frame, _NAME, "name")
         if label is not None:
             location = self._calls.locate(call.name.origin)
-            message = f"the call has the label `{label}` and a name"
-            self._reporter.error("E0206", message, **location, help="keep one of the two")
+            message = f"the call has both the label `{label}` and a `name`"
+            self._reporter.error("E0206", message, **location, help="remove one of them")
             return label
         if pattern is None or (frame.shape is None and "{in." in pattern):
             return names.next_position()
-        name = self._expand(pattern, frame, round, call.name.origin)
+        name = self._expand(pattern, frame, iteration, call.name.origin)
         return name if name is not None else names.next_position()
 
-    def _expand(self, pattern: str, frame: Frame, round: int | None, origin: int) -> str | None:
+    def _expand(self, pattern: str, frame: Frame, iteration: int | None, origin: int) -> str | None:
         """Expand a `name` pattern; `None` if the result is not a name, which is reported."""
-        counters: dict[str, int] = {} if round is None else {"i": round, "n": round + 1}
+        counters: dict[str, int] = {} if iteration is None else {"i": iteration, "n": iteration + 1}
         name = fill(pattern, frame, counters) if len(pattern) <= MAX_NAME else pattern
         if len(name) > MAX_NAME:
-            message = f"the name of a call is longer than the limit of {MAX_NAME} characters"
-            raise self._reporter.error("E0405", message, **self._calls.locate(origin), help="choose a shorter one")
+            message = f"the name of a call exceeds the limit of {MAX_NAME} characters"
+            raise self._reporter.error("E0405", message, **self._calls.locate(origin), help="use a shorter name")
         if not re.fullmatch(r"[A-Za-z_0-9]+", name):
-            help = "a name has letters, digits and `_`; `{i}` counts a repeat from 0, `{n}` from 1"
-            self._reporter.error("E0215", f"`{name}` cannot be a name", **self._calls.locate(origin), help=help)
+            help = "use letters, digits and `_`; `{i}` counts repeated calls from 0, `{n}` from 1"
+            self._reporter.error("E0215", f"invalid name `{name}`", **self._calls.locate(origin), help=help)
             return None
         return name
 

@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 from cnnspec import ir, shapes
 from cnnspec.checker.call_stack import CallStack
 from cnnspec.checker.environment import Frame, Tensor
-from cnnspec.checker.join_hints import Branches, JoinHints, passed_on
+from cnnspec.checker.join_hints import Branches, JoinHints, passed_through
 from cnnspec.checker.shape_trace import MAX_SHOWN, ShapeTrace
 from cnnspec.checker.values import ValueEvaluator
 from cnnspec.diagnostics import Edit, Fix, Label, Reporter, Span
@@ -35,7 +35,7 @@ _SIDES = slice(1, 3)
 
 
 class ShapeConflicts:
-    """Report shapes that an operator or a join does not take.
+    """Report shapes that an operator or a join does not accept.
 
     Args:
         model: The Model.
@@ -62,7 +62,7 @@ class ShapeConflicts:
     # --- operators -------------------------------------------------------------------------------
 
     def refuse(self, error: ShapeError, op: Op, call: ir.Call, x: Tensor, *, joined: bool) -> None:
-        """Report an operator that does not take its input, at the argument that is wrong.
+        """Report an operator that does not accept its input, at the argument that is wrong.
 
         Args:
             error: The error of its shape rule.
@@ -73,12 +73,12 @@ class ShapeConflicts:
         """
         at = call.args[error.argument].origin if error.argument in call.args else call.origin
         made = self.nodes[x.node].origin if x.node != ir.IMAGE else None
-        labels = [Label(made, f"{shapes.text(x.shape)} from here")] if made and made != self.places[at] else []
+        labels = [Label(made, f"outputs {shapes.text(x.shape)}")] if made and made != self.places[at] else []
         suggestion = error.suggestion
         if joined and isinstance(op, Linear):
             code = f"conv 1x1 {op.c}{' bias' if op.bias else ''}"
-            suggestion = ReplaceCall(code, "write `{0}`: a linear layer at each place of the map")
-        caption = f"gets {shapes.text(x.shape)}" if error.code.startswith("E03") else ""
+            suggestion = ReplaceCall(code, "write `{0}`, a linear layer at each position of the map")
+        caption = f"the input is {shapes.text(x.shape)}" if error.code.startswith("E03") else ""
         self.reporter.error(
             error.code,
             error.message,
@@ -95,10 +95,10 @@ class ShapeConflicts:
         notes: list[str] = []
         if error.code.startswith("E03") and ir.channels_last(self.image):
             c, height, width = self.image
-            size = f"{c} channels, and is {height} high and {width} wide"
-            notes.append(f"the image has {size}: `input` takes channels first")
+            size = f"{c} channels, height {height} and width {width}"
+            notes.append(f"the image has {size}: `input` expects channels first")
         if error.code == "E0304" and len(path := self.trace.changes(self.trace.path(x.node), _SIDES)) > 1:
-            notes.append(f"the map on its way here: {self.trace.chain(path, _SIDES)}")
+            notes.append(f"height and width up to here: {self.trace.chain(path, _SIDES)}")
         return notes
 
     # --- joins -----------------------------------------------------------------------------------
@@ -113,7 +113,11 @@ class ShapeConflicts:
             labels += self._branch_labels(flow, tensor, path)
         resized = paths if {"height", "width"} & {*differ} else []
         help, fixes = self._join_help(error, element, branches, frame, resized)
-        caption = f"the branches differ in {shapes.join_words(differ)}" if differ else "maps and flat features"
+        caption = (
+            f"the branches differ in {shapes.join_words(differ)}"
+            if differ
+            else "the branches mix maps and flat features"
+        )
         self.reporter.error(
             error.code,
             error.message,
@@ -161,7 +165,7 @@ class ShapeConflicts:
         site = Site(
             operator=self.places[element.origin],
             branches=[
-                Branch(self.places.wholes.get(flow.origin), tensor.shape, isinstance(passed_on(flow), ir.In))
+                Branch(self.places.wholes.get(flow.origin), tensor.shape, isinstance(passed_through(flow), ir.In))
                 for flow, tensor in branches
             ],
         )
@@ -176,12 +180,12 @@ class ShapeConflicts:
         return help, fixes
 
     def _shortcut(self, branches: Branches, frame: Frame) -> AppendToBranches | None:
-        """Suggest a projection of the branches of a sum that only pass a tensor on.
+        """Suggest a projection of the branches of a sum that only pass a tensor through.
 
         The projection is written in the code of the other branch: that of a block holds for all of its calls.
         """
-        made = {tensor.shape: flow for flow, tensor in branches if not passed_on(flow)}
-        shortcuts = {tensor.shape for flow, tensor in branches if passed_on(flow)} - made.keys()
+        made = {tensor.shape: flow for flow, tensor in branches if not passed_through(flow)}
+        shortcuts = {tensor.shape for flow, tensor in branches if passed_through(flow)} - made.keys()
         if len(made) != 1 or len(shortcuts) != 1:
             return None
         ((wanted, flow),) = made.items()
@@ -220,7 +224,7 @@ class ShapeConflicts:
             if found and found[0] not in edits:
                 written = " ".join(f"{name}={value}" for name, value in settings.items())
                 edits += found
-                fixed.append(f"give the `{node.op.name}` in line {node.origin.line} `{written}`")
+                fixed.append(f"set `{written}` for the `{node.op.name}` in line {node.origin.line}")
         return Fix(" and ".join(fixed), tuple(edits)) if 0 < len(fixed) <= _MAX_WINDOWS else None
 
 

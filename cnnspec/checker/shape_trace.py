@@ -1,4 +1,4 @@
-"""The operators that led to a tensor, and the shapes on the way, for the labels and notes of shape errors."""
+"""The operators that lead to a tensor and their shapes, for the labels and notes of shape errors."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from cnnspec.shapes import Shape
 MAX_SHOWN = 8
 """Shapes of a path that are shown."""
 _MAX_PATH = 1000
-"""Nodes of a path that are looked at."""
+"""Nodes of a path that are examined."""
 
 
 class ShapeTrace:
-    """Follow tensors back to where they were made.
+    """Trace tensors back to the operators that compute them.
 
     Args:
         nodes: The operators so far, in the order in which they run.
@@ -52,13 +52,13 @@ class ShapeTrace:
         return [i for i in path if self.nodes[i].shape[axes] != self._entering(i)[axes]]
 
     def chain(self, path: Sequence[int], axes: slice = slice(None)) -> str:
-        """Render the shapes, or these axes of them, and the operators between; of a long path without its middle."""
+        """Render shapes, or these axes of them, and the operators between; a long path is shortened in the middle."""
         steps = [_sizes(self._entering(path[0])[axes])]
         steps += [f"{self.nodes[i].op.name} {_sizes(self.nodes[i].shape[axes])}" for i in path]
         return " -> ".join(steps if len(steps) <= MAX_SHOWN else [*steps[:2], "...", *steps[3 - MAX_SHOWN :]])
 
     def origin(self, node: int) -> str:
-        """Name the operator that made a tensor, and its line."""
+        """Name the operator that computes a tensor, and its line."""
         if node == ir.IMAGE:
             return "the input image"
         made = self.nodes[node]

@@ -1,4 +1,4 @@
-"""Evaluation of expressions in a frame, with errors reported at the user's place."""
+"""Evaluation of expressions in a frame; errors are reported in the user's file."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class ValueEvaluator:
         except ExpressionError as error:
             if error.code in ("E0215", "E0405"):
                 location = self._calls.locate(error.origin or expr.origin)
-                help = f"a repeat is from 1 to {MAX_REPEAT}; leave a part out with `when`"
+                help = f"use a count from 1 to {MAX_REPEAT}; to skip a part, use `when`"
                 self._reporter.error("E0403", error.message, **location, help=help)
             else:
                 self._report(error, expr)
@@ -78,7 +78,7 @@ class ValueEvaluator:
             pass
         return Unknown()
 
-    def block_frame(self, block: ir.Block, call: ir.Call, frame: Frame, x: MaybeTensor, round: int) -> Frame | None:
+    def block_frame(self, block: ir.Block, call: ir.Call, frame: Frame, x: MaybeTensor, iteration: int) -> Frame | None:
         """Return the frame of a block's body, with a value for each parameter.
 
         Args:
@@ -86,7 +86,7 @@ class ValueEvaluator:
             call: Its call.
             frame: The frame of the call.
             x: The tensor that enters.
-            round: The round of a repeated call, from 0; only the first passes its `once` parameters.
+            iteration: The iteration of a repeated call, from 0; only the first passes its `once` parameters.
 
         Returns:
             `None` after an error.
@@ -97,10 +97,10 @@ class ValueEvaluator:
         for parameter in block.parameters:
             type_, value = BLOCK_TYPES[parameter.type], None
             given = call.args.get(parameter.name)
-            if given is not None and not (parameter.once and round):
+            if given is not None and not (parameter.once and iteration):
                 value = self.argument(given, frame, type_, parameter.name)
             elif parameter.default is not None:
-                self._calls.push(call.origin, round)
+                self._calls.push(call.origin, iteration)
                 value = self.argument(parameter.default, inner, type_, parameter.name)
                 self._calls.pop()
             valid &= value is not None

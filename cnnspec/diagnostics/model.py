@@ -14,7 +14,7 @@ from functools import cached_property
 from string import digits
 from typing import Any, Literal
 
-from cnnspec.limits import MAX_FAULTS
+from cnnspec.limits import MAX_ERRORS
 
 Severity = Literal["error", "warning"]
 
@@ -256,7 +256,7 @@ _UNKNOWN_NAME = ("E0201", "E0202", "E0207", "E0208")
 """The codes of errors about unknown names."""
 
 
-class TooManyFaults(Exception):
+class TooManyErrors(Exception):
     """The reporter is full: the stages stop, and its diagnostics are shown."""
 
 
@@ -282,7 +282,7 @@ class Reporter:
         """Add a diagnostic.
 
         Raises:
-            TooManyFaults: The reporter is full.
+            TooManyErrors: The reporter is full.
         """
         span = diagnostic.span
         place = (id(span.source), span.start) if span else (diagnostic.file, diagnostic.message)
@@ -292,9 +292,9 @@ class Reporter:
             if word in self.unsure:
                 return
         if key not in self._seen:
-            if len(self.diagnostics) >= MAX_FAULTS:
+            if len(self.diagnostics) >= MAX_ERRORS:
                 self.full = True
-                raise TooManyFaults
+                raise TooManyErrors
             self._seen.add(key)
             self.diagnostics.append(diagnostic)
 
@@ -318,7 +318,7 @@ class Reporter:
             The exception to raise where nothing can follow.
 
         Raises:
-            TooManyFaults: The reporter is full.
+            TooManyErrors: The reporter is full.
         """
         found = Diagnostic(
             code, message, span, caption, tuple(labels), tuple(notes), help, file, tuple(fixes), fallback
@@ -337,8 +337,8 @@ class Reporter:
             files.setdefault(diagnostic.name, len(files))
         found = sorted(self.diagnostics, key=lambda d: (files[d.name], d.span.start if d.span else -1))
         if self.full:
-            message = f"more faults than the limit of {MAX_FAULTS} that one run shows"
-            found.append(Diagnostic("E0405", message, help="mend these first, then check again"))
+            message = f"more errors than the limit of {MAX_ERRORS} per run"
+            found.append(Diagnostic("E0405", message, help="fix these first, then check again"))
         return found
 
 
@@ -437,8 +437,8 @@ def render(diagnostic: Diagnostic, *, color: bool = False) -> str:
             length = max(1, min(span.end - span.start, len(line) - span.column + 1))
             style = severity if primary else "second"
             mark = ("^" if primary else "-") * length
-            said = f" {text}" if text else ""
-            out.append(" " * width + paint(" |", "bar") + " " * span.column + paint(mark + said, style))
+            caption = f" {text}" if text else ""
+            out.append(" " * width + paint(" |", "bar") + " " * span.column + paint(mark + caption, style))
     if not marks and diagnostic.file:
         out.append(paint(" -->", "bar") + f" {diagnostic.file}")
     tail = [*(("note", note) for note in diagnostic.notes), *([("help", diagnostic.help)] if diagnostic.help else [])]

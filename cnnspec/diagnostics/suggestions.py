@@ -16,7 +16,7 @@ from cnnspec.diagnostics.model import Edit, Fix, Span
 NO_PLACES = "lists cannot be indexed: write a `param` for each value, or a row of `each`"
 """Help for `widths[0]`."""
 
-NO_SETTINGS = "an operator as a value has its defaults and takes no arguments: others need a block of your own"
+NO_SETTINGS = "an operator passed as a value uses its defaults; to set its arguments, call it in a block of your own"
 """Help for `act=leaky_relu(0.1)`."""
 
 # --- the suggestions -----------------------------------------------------------------------------
@@ -53,28 +53,28 @@ class SetNumbers(NamedTuple):
 
 
 class SwapArguments(NamedTuple):
-    """Exchange the values of two arguments; the default of one that is not given stays."""
+    """Swap the values of two arguments, if both are given."""
 
     first: str
     second: str
-    wording: str = "exchange the two"
+    wording: str = "swap the two values"
 
 
 class InsertBefore(NamedTuple):
     """Insert an operator before the call."""
 
     code: str
-    wording: str = "put `{0}` in front of it"
+    wording: str = "insert `{0}` before it"
 
     def __str__(self) -> str:
         return self.code
 
 
 class MoveFlattenAfter(NamedTuple):
-    """Move the `flatten` in front of the call to the place after it."""
+    """Move the `flatten` before the call to the place after it."""
 
     operator: str
-    wording: str = "put `{0.operator}` in front of `flatten`"
+    wording: str = "move `{0.operator}` before `flatten`"
 
 
 class ReplaceCall(NamedTuple):
@@ -101,14 +101,14 @@ class AppendToBranches(NamedTuple):
     """Append an operator to the branches of a join whose shape is not the wanted one.
 
     Attributes:
-        which: The branches in words: the first one, or the others.
+        which: The branches in words.
         first_axis: The axes from this one on must agree.
     """
 
     code: str
     wanted: tuple[int, ...]
     wording: str
-    which: str = "other"
+    which: str = "other branch"
     first_axis: int = 0
 
     def __str__(self) -> str:
@@ -157,7 +157,7 @@ class WrapValue(NamedTuple):
 class UseFloorDivision(NamedTuple):
     """Replace `/` by `//` in the value of an argument."""
 
-    wording: str = "divide with `{0}`"
+    wording: str = "use floor division `{0}`"
 
     def __str__(self) -> str:
         return "//"
@@ -276,7 +276,7 @@ def _new_value(change: ReplaceValue | WrapValue | UseFloorDivision, old: str) ->
 
 
 _FLATTEN = r"(?<![A-Za-z0-9_@.])(?P<element>flatten[ \t]*\|[ \t]*)(?:[^\n{};]*\|[ \t]*)?$"
-"""A `flatten` in the pipeline in front of a call."""
+"""A `flatten` in the pipeline before a call."""
 
 
 def _flatten_moved(call: Span | None) -> list[Edit]:
@@ -322,12 +322,12 @@ def _end(span: Span) -> Span:
 
 
 def share(at: Span) -> Fix:
-    """Replace a percentage by the number that it means."""
+    """Replace a percentage by a decimal number."""
     text = at.text
     written = f"{float(text.rstrip('%').rstrip()) / 100:.6g}"
-    return Fix(f"a share is written as a number from 0 to 1: `{written}`", (Edit(at, written),), certain=True)
+    return Fix(f"write a decimal number instead of a percentage: `{written}`", (Edit(at, written),), certain=True)
 
 
 def pipe_before(at: Span, element: str) -> tuple[Fix, ...]:
-    """Insert a `|` that makes a word an element of its own."""
-    return (Fix(f"elements are joined by `|`: `| {element}`", (Edit(Span(at.source, at.start, at.start), "| "),)),)
+    """Insert a `|` before a word, which makes it a separate element."""
+    return (Fix(f"separate elements with `|`: `| {element}`", (Edit(Span(at.source, at.start, at.start), "| "),)),)

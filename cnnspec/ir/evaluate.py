@@ -82,7 +82,7 @@ def show(value: object) -> str:
 def kind_of(value: object) -> str:
     """Name the kind of a value in words."""
     if isinstance(value, bool):
-        return "a truth value"
+        return "a boolean"
     if isinstance(value, int):
         return "an integer"
     if isinstance(value, (float, Fraction)):
@@ -149,8 +149,8 @@ _FUNCTIONS: dict[str, tuple[int | None, Callable[..., Any]]] = {
     "round_to": (2, round_to),
 }
 _ADVICE = {
-    "sqrt": Advice("a number below 0 has no root; state what must hold with `require`"),
-    "round_to": Advice("round to multiples of 1 or more: `round_to(x, 8)`"),
+    "sqrt": Advice("use a number of at least 0; check it with `require`"),
+    "round_to": Advice("round to a multiple of at least 1: `round_to(x, 8)`"),
 }
 
 
@@ -204,9 +204,9 @@ def _dim(expr: Expr, names: Names, entering: Shape | None) -> int:
     if len(entering) == 1:
         raise ExpressionError(
             "E0308",
-            f"`in.{expr.value}` of flat features, which have no height and width",
+            f"`in.{expr.value}` is not defined for flat features, which have no height and width",
             expr.origin,
-            Advice("use `in.c`, or take it before `flatten`"),
+            Advice(f"use `in.c`, or use `in.{expr.value}` before `flatten`"),
         )
     return entering[1 if expr.value == "h" else 2]
 
@@ -225,7 +225,7 @@ def truth(expr: Expr, names: Names, entering: Shape | None) -> bool:
     value = evaluate(expr, names, entering)
     if not isinstance(value, bool):
         message = f"a condition must be true or false, got {show(value)}"
-        raise ExpressionError("E0204", message, expr.origin, Advice("compare it: `x != 0`"))
+        raise ExpressionError("E0204", message, expr.origin, Advice("write a comparison, such as `x != 0`"))
     return value
 
 
@@ -245,14 +245,14 @@ def _scheme(expr: Expr, names: Names, entering: Shape | None) -> InitScheme:
     parameters = list(scheme.parameters.values())
     if len(values) > len(parameters):
         raise ExpressionError(
-            "E0205", f"`{scheme.name}` takes {len(parameters)} values, got {len(values)}", expr.origin
+            "E0205", f"`{scheme.name}` takes at most {len(parameters)} values, got {len(values)}", expr.origin
         )
     given = zip(parameters, values, expr.parts, strict=False)
     settings = {p.name: convert(value, p.type, p.name, part.origin) for p, value, part in given}
     missing = [p.name for p in parameters if p.required and p.name not in settings]
     if missing:
         written = ReplaceValue(f"{scheme.name}(0.01)")
-        raise ExpressionError("E0203", f"`{scheme.name}` needs `{missing[0]}`", expr.origin, written)
+        raise ExpressionError("E0203", f"`{scheme.name}` is missing its argument `{missing[0]}`", expr.origin, written)
     made = scheme(**settings)
     if refused := made.refused():
         raise ExpressionError("E0215", refused[0], expr.origin, refused[1])
@@ -272,10 +272,10 @@ def _number(expr: Expr, names: Names, entering: Shape | None) -> Any:
 
 def _not_a_number(expr: Expr, part: Expr, value: Any) -> ExpressionError:
     named = {"call": f"`{expr.value}`", "interval": "a range", "neg": "`-`"}
-    suggestion = Advice("a negative argument stands in parentheses: `conv 3x3 (-1)`") if expr.kind == "-" else None
+    suggestion = Advice("put a negative argument in parentheses: `conv 3x3 (-1)`") if expr.kind == "-" else None
     if isinstance(value, OpName):
-        suggestion = Advice(f"elements are joined by `|`: `| {value}`")
-    message = f"{named.get(expr.kind, f'`{expr.kind}`')} needs numbers, got {kind_of(value)}"
+        suggestion = Advice(f"separate elements with `|`: `| {value}`")
+    message = f"{named.get(expr.kind, f'`{expr.kind}`')} expects numbers, got {kind_of(value)}"
     return ExpressionError("E0204", message, part.origin, suggestion)
 
 
@@ -285,7 +285,7 @@ def _interval(expr: Expr, values: list[Any]) -> Interval:
         written = f"{show(high)}..{show(low)}"
         exact = isinstance(low, Fraction) or isinstance(high, Fraction)  # which `show` does not render as code
         suggestion = Advice(f"write `{written}`") if exact else ReplaceValue(written)
-        message = f"the range {show(low)}..{show(high)} ends before it starts"
+        message = f"the start of the range {show(low)}..{show(high)} is greater than its end"
         raise ExpressionError("E0215", message, expr.origin, suggestion)
     return Interval((low, high))
 
@@ -296,23 +296,23 @@ def _calculate(expr: Expr, values: list[Any]) -> Any:
             return -values[0]
         result = _call(expr, values) if expr.kind == "call" else _ARITHMETIC[expr.kind](*values)
     except ZeroDivisionError:
-        advice = Advice("state what must hold with `require`")
+        advice = Advice("check the divisor with `require`")
         raise ExpressionError("E0214", "division by zero", expr.origin, advice) from None
     except (ValueError, OverflowError):
-        message = f"`{expr.value or expr.kind}` has no value for {', '.join(map(show, values))}"
+        message = f"`{expr.value or expr.kind}` is not defined for {', '.join(map(show, values))}"
         raise ExpressionError("E0214", message, expr.origin, _ADVICE.get(str(expr.value))) from None
     result = _exact(result)
     if isinstance(result, float) and not math.isfinite(result):
         raise ExpressionError("E0214", "the result is not finite", expr.origin)
     if abs(result) > _MAX_VALUE or (isinstance(result, Fraction) and result.denominator > _MAX_VALUE):
-        raise ExpressionError("E0405", f"the result is larger than the limit of {_MAX_VALUE}", expr.origin)
+        raise ExpressionError("E0405", f"the result exceeds the limit of {_MAX_VALUE}", expr.origin)
     return result
 
 
 def _call(expr: Expr, values: list[Any]) -> Any:
     count, function = _FUNCTIONS[str(expr.value)]
     if len(values) != count if count is not None else len(values) < 2:
-        takes = f"{count} value{'s' * (count > 1)}" if count is not None else "two values or more"
+        takes = f"{count} value{'s' * (count > 1)}" if count is not None else "at least 2 values"
         raise ExpressionError("E0205", f"`{expr.value}` takes {takes}, got {len(values)}", expr.origin)
     return function(*values)
 
@@ -400,7 +400,7 @@ def _suggest(value: Any, type_: Type, name: str) -> Suggestion | None:
     given = cast(object, type(value))
     match type_.kind:
         case "int" if isinstance(value, Fraction):
-            return one_of("divide with `{0}`, or use `round_to(x, 8)`", UseFloorDivision())
+            return one_of("use floor division `{0}`, or `round_to(x, 8)`", UseFloorDivision())
         case "int" if isinstance(value, float):
             return one_of("use `{0}`, `ceil` or `round_to`", WrapValue("floor"))
         case "int" if given is tuple and name == "c":
@@ -420,8 +420,8 @@ def _suggest(value: Any, type_: Type, name: str) -> Suggestion | None:
 _LIMITS: tuple[tuple[str, Callable[[Any, Any], bool], str, str | None], ...] = (
     ("least", operator.lt, "at least", "write `{0}` or more"),
     ("greatest", operator.gt, "at most", "write `{0}` or less"),
-    ("above", operator.le, "above", None),
-    ("below", operator.ge, "below", None),
+    ("above", operator.le, "greater than", None),
+    ("below", operator.ge, "less than", None),
 )
 """The bounds of a type: their field, violation, and words, and the help if the bound itself is allowed."""
 
@@ -437,11 +437,11 @@ def _check_bounds(result: Any, type_: Type, name: str, origin: int) -> None:
                 suggestion = RespectBound(f"{bound:g}", name, nearest) if nearest else Advice(f"write a number {must}")
                 got: object = result
                 if type_.kind == "list":
-                    got, suggestion = list(numbers), Advice(f"each number is {must}")
+                    got, suggestion = list(numbers), Advice(f"each number must be {must}")
                 raise ExpressionError("E0215", f"`{name}` must be {must}, got {show(got)}", origin, suggestion)
         if isinstance(number, int) and abs(number) > MAX_INTEGER:
-            message = f"`{name}` is larger than the limit of {MAX_INTEGER}"
-            raise ExpressionError("E0405", message, origin, Advice("write a smaller number"))
+            message = f"`{name}` exceeds the limit of {MAX_INTEGER}"
+            raise ExpressionError("E0405", message, origin, Advice("use a smaller number"))
 
 
 _SEQUENCES: dict[type[Any], str] = {list: "list", Interval: "interval", tuple: "size"}

@@ -244,7 +244,7 @@ class Graph:
             CnnspecError: The network does not accept them; the diagnostic names the operator that fails, and why.
         """
         if not all(isinstance(side, Integral) for side in (height, width)):
-            raise failure("E0204", f"`{height}x{width}` is not a size of images", help="give two integers")
+            raise failure("E0204", f"invalid image size `{height}x{width}`", help="pass two integers")
         if (height, width) == self.input_shape[1:]:
             return self
         nodes: list[Node] = []
@@ -258,19 +258,19 @@ class Graph:
                 if node.op.weights(entering[0]) != node.weights or (
                     node.op.fixes_features and entering[0][0] != self.input_shapes(node)[0][0]
                 ):
-                    made = self.input_shapes(node)[0][0]
-                    why = f"`{node.path}` is made for {made:,} features and would get {entering[0][0]:,}"
-            except ShapeError as fault:
-                why = fault.message
+                    expected = self.input_shapes(node)[0][0]
+                    why = f"`{node.path}` expects {expected:,} features, got {entering[0][0]:,}"
+            except ShapeError as error:
+                why = error.message
             if min(height, width) < 1:
-                why = "a size is at least 1"
+                why = "height and width must be at least 1"
             if why is not None:
                 near = self.sizes.nearest(height, width)
                 c, (high, wide) = self.input_shape[0], near or self.sizes.declared
-                help = f"{'the nearest size' if near else 'a size that it takes'} is {c}x{high}x{wide}"
-                message = f"`{self.name}` does not take images of {self.input_shape[0]}x{height}x{width}: {why}"
-                notes = (f"it takes {self.sizes.words()}",)
-                raise CnnspecError([Diagnostic("E0313", message, node.origin, "here", (), notes, help)])
+                help = f"use {c}x{high}x{wide}, {'the nearest accepted size' if near else 'which it accepts'}"
+                message = f"`{self.name}` does not accept images of {self.input_shape[0]}x{height}x{width}: {why}"
+                notes = (f"accepted sizes: {self.sizes.words()}",)
+                raise CnnspecError([Diagnostic("E0313", message, node.origin, "", (), notes, help)])
             nodes.append(replace(node, shape=shape, macs=node.op.macs(entering[0], shape)))
         return replace(self, input_shape=image, nodes=tuple(nodes))
 

@@ -1,4 +1,4 @@
-"""The image sizes that a network takes: exactly those for which each of its operators works.
+"""The image sizes that a network accepts: exactly those for which each of its operators works.
 
 A network is built for the size that its spec declares, and runs at many others. `derive` walks over it with symbolic
 sizes and collects the conditions (`Demand`); `Sizes` checks one size, and describes the whole set in words and as data.
@@ -185,7 +185,7 @@ class Features(Demand):
 
 @dataclass(frozen=True)
 class Taken(Demand):
-    """Flat features that the operator takes by its own shape rule."""
+    """Flat features that the operator accepts by its own shape rule."""
 
     op: Op
     amounts: tuple[Amount | int, ...]
@@ -204,7 +204,7 @@ class Taken(Demand):
 
 @dataclass(frozen=True, repr=False)
 class Sizes:
-    """The image sizes that a network takes.
+    """The image sizes that a network accepts.
 
     Attributes:
         declared: Height and width in the spec.
@@ -234,15 +234,15 @@ class Sizes:
 
     @cached_property
     def in_evaluation(self) -> Sizes:
-        """The sizes that the network takes in evaluation, without auxiliary heads."""
+        """The sizes that the network accepts in evaluation, without auxiliary heads."""
         return replace(self, demands=tuple(demand for demand in self.demands if demand.node < self.main))
 
     def accepts(self, height: int, width: int) -> bool:
-        """Check whether the network takes images of this size, with its auxiliary heads."""
+        """Check whether the network accepts images of this size, with its auxiliary heads."""
         return height >= 1 and width >= 1 and all(demand.holds(height, width) for demand in self.demands)
 
     def nearest(self, height: int, width: int) -> tuple[int, int] | None:
-        """Return the nearest size that the network takes; None if the set cannot be written out and none is close."""
+        """Return the nearest size that the network accepts; None if the set cannot be written out and none is close."""
         if self.rectangles is not None:
             found = [(high.nearest(height), wide.nearest(width)) for high, wide in self.rectangles]
         else:
@@ -269,22 +269,26 @@ class Sizes:
             return None
 
     def words(self) -> str:
-        """Describe the set: `any HxW from 33x33 up`, `only 224x224: fc follows a flattened map`."""
+        """Describe the set: `any HxW of at least 33x33`, `only 224x224: fc follows a flattened map`."""
         if self.rectangles is None:
-            text = "{}x{}, and others as `accepts` tells".format(*self.declared)
+            text = "{}x{}, and others: check them with `Graph.accepts`".format(*self.declared)
         else:
             pinned = any(isinstance(demand, Features) for demand in self.demands)
             shown = 1 if pinned else 3
             text = "; or ".join(rectangle_words(both) for both in self.rectangles[:shown])
             if more := len(self.rectangles) - shown:
-                text += f" (or {more} more ranges{' with as many features' if pinned else ''})" if more > 0 else ""
+                text += (
+                    f" (or {more} more ranges{' with the same number of features' if pinned else ''})"
+                    if more > 0
+                    else ""
+                )
         reason = self._reason()
         text += f": {reason}" if reason else ""
         return f"{text}; in evaluation {self.in_evaluation.words()}" if self._differ else text
 
     @property
     def _differ(self) -> bool:
-        """Whether evaluation is known to take other sizes than training."""
+        """Whether evaluation is known to accept other sizes than training."""
         alone = self.in_evaluation
         return alone.demands != self.demands and (self.rectangles is None or alone.rectangles != self.rectangles)
 
@@ -295,7 +299,7 @@ class Sizes:
             if isinstance(demand, Features):
                 return f"{name} follows a flattened map"
             if isinstance(demand, (Agree, Factors)):
-                return f"the branches of {name} must agree"
+                return f"the branches of {name} must match"
         return None
 
     def to_json(self) -> dict[str, Any]:
@@ -326,7 +330,7 @@ class NodeLike(Protocol):
 
 
 def derive(nodes: Sequence[NodeLike], image: tuple[int, int, int]) -> Sizes:
-    """Derive the image sizes that a network takes.
+    """Derive the image sizes that a network accepts.
 
     Args:
         nodes: Its operators, with their shapes at the declared size.

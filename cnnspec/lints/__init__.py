@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from cnnspec import ir
 from cnnspec.diagnostics import Diagnostic, Span, counted
-from cnnspec.limits import MAX_FAULTS
+from cnnspec.limits import MAX_ERRORS
 from cnnspec.lints import network, text
 from cnnspec.lints.base import LintContext
 from cnnspec.lints.suppression import suppress
@@ -25,7 +25,7 @@ def lint(file: ast.File, graph: ir.Graph | None) -> list[Diagnostic]:
         graph: Its network; `None` where it only defines blocks.
 
     Returns:
-        The warnings in the order of their places, at most `MAX_FAULTS`; the last one counts the rest.
+        The warnings in the order of their places, at most `MAX_ERRORS`; the last one counts the rest.
     """
     context = LintContext(file, graph)
     warnings = [warning for rule in text.RULES for warning in rule(context)]
@@ -35,7 +35,7 @@ def lint(file: ast.File, graph: ir.Graph | None) -> list[Diagnostic]:
     for warning in warnings:
         unique.setdefault((warning.code, warning.span), warning)
     found = sorted(suppress(file, [*unique.values()]), key=lambda d: d.span.start if d.span else -1)
-    if len(found) > MAX_FAULTS:
-        note = f"{counted(len(found) - MAX_FAULTS, 'more warning')} not shown: mend these first, then check again"
-        found[MAX_FAULTS - 1 :] = [replace(found[MAX_FAULTS - 1], notes=(*found[MAX_FAULTS - 1].notes, note))]
+    if len(found) > MAX_ERRORS:
+        note = f"{counted(len(found) - MAX_ERRORS, 'more warning')} not shown: fix these first, then check again"
+        found[MAX_ERRORS - 1 :] = [replace(found[MAX_ERRORS - 1], notes=(*found[MAX_ERRORS - 1].notes, note))]
     return found

@@ -86,7 +86,7 @@ def warning(
     labels: tuple[Label, ...] = (),
     certain: bool = True,
 ) -> Diagnostic:
-    """Return a warning; `edit` applies its help, and `certain` edits are safe to apply unasked."""
+    """Return a warning; `edit` applies its help, and `certain` edits are safe to apply without asking."""
     fixes = (Fix(help, (edit,), certain),) if edit is not None else ()
     return Diagnostic(code, message, span, labels=labels, help=help, fixes=fixes)
 

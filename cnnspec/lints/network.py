@@ -49,7 +49,7 @@ def _bias_warning(context: LintContext, node: ir.Node, span: Span, norm: ir.Node
         labels = (Label(norm.origin, "subtracts the mean of each channel"),)
     flag = re.compile(r"[^|\n{};]*?(\s+bias(?:=true)?)(?![A-Za-z0-9_=])").match(span.source.text, span.end)
     edit = Edit(Span(span.source, *flag.span(1)), "") if flag else None
-    help = "leave the bias out" if flag else "leave the bias out: `bias=false`"
+    help = "remove the bias" if flag else "write `bias=false`"
     message = f"the bias of this `{node.op.name}` has no effect before `{norm.op.name}`"
     return warning("W0106", message, span, help, edit, labels=labels, certain=False)
 
@@ -62,7 +62,7 @@ def _subtracts_channel_mean(node: ir.Node) -> bool:
 
 
 def identical_branches(context: LintContext, graph: ir.Graph) -> Iterator[Diagnostic]:
-    """Report branches of a join that pass on one tensor under two names."""
+    """Report branches of a join that pass the same tensor through under two names."""
     joins = {node.span.start: node for node in context.nodes if isinstance(node, ast.Join)}
     inputs = {node.origin.start: node.inputs for node in graph.nodes if node.origin and context.owns(node)}
     for start, sources in inputs.items():
@@ -78,11 +78,11 @@ def _identical_branches_of(context: LintContext, join: ast.Join, sources: Sequen
         name = f"@{element.label}" if isinstance(element, ast.Reference) else "in"
         if isinstance(element, (ast.In, ast.Reference)) and names.setdefault(source, name) != name:
             if any(block.span.start < join.span.start < block.span.end for block in context.blocks.values()):
-                intended = "what enters the block: begin it with `x: in`, and write `@x`"
+                other = "for the input of the block, start it with `x: in`, and write `@x`"
             else:
-                intended = "an earlier label"
-            help = f"`in` is what enters the braces of `{join.kind}`; what was meant may be {intended}"
-            yield warning("W0115", f"`{names[source]}` and `{name}` are one tensor here", join.span, help)
+                other = "for another tensor, use its label"
+            help = f"`in` is the input of the braces of `{join.kind}`; {other}"
+            yield warning("W0115", f"`{names[source]}` and `{name}` are the same tensor here", join.span, help)
 
 
 def strides(context: LintContext, graph: ir.Graph) -> Iterator[Diagnostic]:
@@ -97,7 +97,7 @@ def strides(context: LintContext, graph: ir.Graph) -> Iterator[Diagnostic]:
         stride = next((arg for arg in args if arg.name == "stride" and isinstance(arg.value, LITERALS)), None)
         single = all(_is_single(graph, index) for index in indices)
         if single and stride is not None:
-            message, edit = "`stride` has no effect on a map of one place", remove_argument(stride.span)
+            message, edit = "`stride` has no effect on a 1x1 map", remove_argument(stride.span)
             yield warning("W0105", message, stride.span, "remove it", edit, certain=False)
         elif not single:
             for node in (graph.nodes[index] for index in indices):
@@ -120,13 +120,13 @@ def _skipping_stride(
         return
     kernel, stride = (f"{high}x{wide}" for high, wide in (reaches, [window.stride for window in windows]))
     larger = f"the stride {stride} of `{node.op.name}` is larger than its {kernel} window"
-    help, edit = "write a stride that is no larger than the window", None
+    help, edit = "use a stride that is not larger than the window", None
     positional = [arg for arg in args if arg.name is None]
     torch_order = node.op.name == "conv" and len(positional) > 2
     if torch_order and context.literal(positional[1].value, _CHANNELS) == channels:
-        help = f"`conv` is not told how many channels come in: take `{channels}` out"
+        help = f"remove `{channels}`: the input channels of `conv` are inferred"
         edit = remove_argument(positional[1].span)
-    message = f"{larger}: the pixels between are never read"
+    message = f"{larger}: the pixels between windows are skipped"
     yield warning("W0114", message, node.origin, help, edit, certain=False)
 
 
@@ -140,8 +140,8 @@ def final_dropout(context: LintContext, graph: ir.Graph) -> Iterator[Diagnostic]
             node = graph.nodes[index]
             if node.op.name in _DROPOUTS:
                 if context.owns(node) and node.origin is not None:
-                    message = f"no layer follows this `{node.op.name}`: it zeroes what the network gives"
-                    yield warning("W0107", message, node.origin, "put it in front of the last layer, or remove it")
+                    message = f"`{node.op.name}` after the last layer zeroes outputs of the network"
+                    yield warning("W0107", message, node.origin, "move it before the last layer, or remove it")
                 break
             if node.weights or len(node.inputs) != 1:
                 break
@@ -160,7 +160,7 @@ def final_activation(context: LintContext, graph: ir.Graph) -> Iterator[Diagnost
         if pipe:
             edit = Edit(Span(context.file.source, pipe.start(), node.origin.end), "")
         softmax = node.op.name == "softmax"
-        reason = "which the loss of training applies, too" if softmax else "and the loss takes logits"
+        reason = "which the training loss already applies" if softmax else "but the training loss expects logits"
         message = f"the network ends with `{node.op.name}`, {reason}"
         yield warning("W0111", message, node.origin, "remove it", edit if is_last else None, certain=False)
 
@@ -179,12 +179,12 @@ def unused_classes(context: LintContext, graph: ir.Graph) -> Iterator[Diagnostic
     classes, last = graph.model.constants["classes"].value, graph.nodes[graph.output]
     if graph.output_shape == (classes,):
         return
-    help, edit = "end the network with `linear classes`, or remove it", None
+    help, edit = "end the network with `linear classes`, or remove `classes`", None
     literal = re.compile(r"[ \t]+(?:c[ \t]*=[ \t]*)?([0-9]+)(?=[ \t]*(?:[#\n;}]|$))")
     own = last.op.name == "linear" and context.owns(last) and last.origin
     if own and (outputs := literal.match(context.file.source.text, own.end)):
         help, edit = "write `linear classes`", Edit(Span(context.file.source, *outputs.span(1)), "classes")
-    message = f"`classes` is {classes}, and the network gives {shapes.text(graph.output_shape)}: nothing reads it"
+    message = f"`classes` is never used: it is {classes}, but the network outputs {shapes.text(graph.output_shape)}"
     yield warning("W0102", message, stated.span, help, edit, certain=False)
 
 
@@ -196,8 +196,11 @@ def channels_last(context: LintContext, graph: ir.Graph) -> Iterator[Diagnostic]
     stated = next((statement for statement in context.file.statements if isinstance(statement, ast.Input)), None)
     if stated is not None and ir.channels_last(graph.input_shape):
         c, h, w = graph.input_shape
-        help, edit = f"if channels stand last here, write `input {w}x{c}x{h}`", Edit(stated.span, f"{w}x{c}x{h}")
-        message = f"the image has {c} channels, and is {h} high and {w} wide"
+        help, edit = (
+            f"if the order is height, width, channels, write `input {w}x{c}x{h}`",
+            Edit(stated.span, f"{w}x{c}x{h}"),
+        )
+        message = f"`input` looks like channels last: it has {c} channels, height {h} and width {w}"
         yield warning("W0112", message, stated.span, help, edit, certain=False)
 
 

@@ -53,15 +53,15 @@ def _unused(suppression: _Suppression, places: set[tuple[str, int | None]]) -> I
     """Report codes that suppress nothing; `places` are those of the warnings, without a line for the whole file."""
     comment, line, codes = suppression.comment, suppression.line, suppression.codes
     if not codes:
-        message = "the comment names no lint to ignore"
-        yield Diagnostic("W0110", message, comment.span, help="name one: `# cnnspec: ignore W0106`")
+        message = "the suppression comment has no lint code"
+        yield Diagnostic("W0110", message, comment.span, help="add a code: `# cnnspec: ignore W0106`")
     edit = remove_statement(comment.span) if comment.own_line else remove_argument(comment.span)
     fixes = (Fix("remove the comment", (edit,), certain=True),) if len(codes) == 1 else ()
     for code in codes:
         if (code, line) not in places:
             if code.startswith("E"):
-                reason = "errors cannot be ignored"
+                reason = "errors cannot be suppressed"
             else:
                 reason = f"there is no {code} {'in this file' if line is None else 'here'}"
-            message = f"the comment silences nothing: {reason}"
+            message = f"unused suppression comment: {reason}"
             yield Diagnostic("W0110", message, comment.span, help="remove it", fixes=fixes)

@@ -27,11 +27,11 @@ MODULE_WORDS = frozenset(
     register_state_dict_pre_hook requires_grad_ set_extra_state set_submodule share_memory state_dict to to_empty
     train training type xpu zero_grad""".split()
 )
-"""Attributes of `torch.nn.Module`; a submodule of that name cannot be reached as an attribute."""
+"""Attributes of `torch.nn.Module`; a submodule of that name is not accessible as an attribute."""
 
 _POOLS = ("maxpool", "avgpool")
 _NO_EFFECT: tuple[tuple[tuple[str, ...], str, Callable[[Mapping[str, Any]], bool], str], ...] = (
-    (("conv", "conv_transpose", "maxpool"), "dilation", lambda v: v["kernel"] == (1, 1), "on a kernel of one place"),
+    (("conv", "conv_transpose", "maxpool"), "dilation", lambda v: v["kernel"] == (1, 1), "with a 1x1 kernel"),
     (("avgpool",), "count_pad", lambda v: v["pad"] == (0, 0), "without padding"),
 )
 """Arguments without effect: operators, argument, condition on all values, and the reason."""
@@ -60,7 +60,7 @@ def _unused_in(context: LintContext, body: Iterable[ast.Node], *, is_file: bool 
         if isinstance(statement, ast.Let):
             last = max(uses[statement.name], default=-1)
             if last < 0 or (not is_file and last <= index):
-                message, edit = f"`{statement.name}` is never used", remove_statement(statement.span)
+                message, edit = f"the value `{statement.name}` is never used", remove_statement(statement.span)
                 yield warning("W0104", message, statement.name_span, "remove the `let`", edit)
         elif isinstance(statement, ast.Param) and not context.extends and not set(uses[statement.name]) - {index}:
             message, edit = f"the parameter `{statement.name}` is never used", remove_statement(statement.span)
@@ -129,22 +129,21 @@ def hidden_standard_blocks(context: LintContext) -> Iterator[Diagnostic]:
     for block in context.blocks.values() if context.graph is not None else ():
         standard = standard_block(block.name) if block.name in standard_blocks() else None
         if standard is not None and standard[1] != block:
-            message = f"the block `{block.name}` hides a standard block that is another one"
-            help = "give it another name, or remove it if the standard one will do"
+            message = f"the block `{block.name}` shadows the standard block `{block.name}`"
+            help = "rename it, or remove it to use the standard block"
             yield warning("W0108", message, block.name_span, help)
 
 
 def unused_defaults(context: LintContext) -> Iterator[Diagnostic]:
-    """Report `default` statements for what is never called."""
+    """Report `default` statements for operators and blocks that are never called."""
     if context.extends:
         return
     statements = context.file.statements
-    called = {node.callee for node in context.nodes if isinstance(node, (ast.Call, ast.Each))}
     used = {name for other in statements if not isinstance(other, ast.Default) for name in context.names(other)}
     for statement in statements:
         if isinstance(statement, ast.Default) and (callee := statement.call.callee) not in used:
-            where = "called" if callee in called else "called in this file"
-            message, edit = f"`default {callee}` has no effect: it is not {where}", remove_statement(statement.span)
+            message = f"`default {callee}` has no effect: `{callee}` is never called in this file"
+            edit = remove_statement(statement.span)
             yield warning("W0105", message, statement.span, "remove it", edit)
 
 
@@ -159,11 +158,11 @@ def labels(context: LintContext) -> Iterator[Diagnostic]:
             continue
         names_module = _names_module(flow)
         if not names_module and label.name not in referenced and not label.word:
-            message = f"the label `{label.name}` names no module, and nothing refers to it"
+            message = f"the label `{label.name}` is never used and names no module"
             yield warning("W0103", message, label.span, "remove the label", _remove_label(label))
         elif names_module and label.name in MODULE_WORDS:
-            message = f"`{label.name}` is an attribute of every torch module"
-            help = f'choose another label: this part could only be reached as `["{label.name}"]`'
+            message = f"the label `{label.name}` is an attribute of every `torch.nn.Module`"
+            help = f'rename it: the submodule would only be accessible as `["{label.name}"]`'
             yield warning("W0109", message, label.span, help)
 
 
@@ -184,7 +183,7 @@ def _remove_label(label: ast.LabelName) -> Edit:
 
 def conditional_in(context: LintContext) -> Iterator[Diagnostic]:
     """Report `in when ...`, which is `in` in both cases."""
-    help = "`in` flows on without it, too; a branch that may be absent is `if ... { in } else { nothing }`"
+    help = "remove `when`, or for an optional branch write `if ... { in } else { nothing }`"
     for flow in context.nodes:
         if isinstance(flow, ast.Flow) and flow.condition is not None:
             single = flow.elements[0] if len(flow.elements) == 1 else None
@@ -200,9 +199,8 @@ def stacked_branches(context: LintContext) -> Iterator[Diagnostic]:
         flows = [statement for statement in join.body if isinstance(statement, ast.Flow)]
         called = [[e.callee if isinstance(e, ast.Call) else None for e in flow.elements] for flow in flows]
         if stacked(called) and len({flow.span.line for flow in flows}) == len(flows):
-            branch = f"each statement of `{join.kind}` is a branch of its own"
-            message = f"{branch}, and one is a norm or an activation alone"
-            help = "put those that follow one another in `{ }`, or join them with `|`"
+            message = f"a branch of `{join.kind}` is only a norm or an activation: each statement is a separate branch"
+            help = "to chain statements, put them in `{ }` or join them with `|`"
             yield warning("W0115", message, join.span, help)
 
 
@@ -246,7 +244,9 @@ def _redundant_in(
         is_default = parameter.default is True if _flag(arg, parameters) else _is_default(context, arg.value, parameter)
         is_kernel = call.callee in _POOLS and name == "stride" and given[name] == values["kernel"] is not None
         if is_default or is_kernel:
-            yield warning("W0105", f"`{name}` has this value anyway", arg.span, "remove it", remove_argument(arg.span))
+            yield warning(
+                "W0105", f"`{name}` already has this value by default", arg.span, "remove it", remove_argument(arg.span)
+            )
         for callees, unused, holds, reason in _NO_EFFECT:
             if call.callee in callees and name == unused and holds(values):
                 message, edit = f"`{name}` has no effect {reason}", remove_argument(arg.span)

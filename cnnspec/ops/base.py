@@ -38,7 +38,7 @@ OUTPUT = Kept(output=True)
 
 
 class ShapeError(Exception):
-    """A shape rule that does not hold.
+    """Shapes or settings that violate the shape rule of an operator.
 
     Attributes:
         code: The code of the diagnostic.
@@ -88,7 +88,7 @@ class Op(Declared):
         """Return the output shape.
 
         Raises:
-            ShapeError: The operator does not take these inputs.
+            ShapeError: The operator does not accept these inputs.
         """
         raise NotImplementedError
 
@@ -189,7 +189,7 @@ def need_map(name: str, x: Shape) -> tuple[int, int, int]:
     if len(x) != 3:
         raise ShapeError(
             "E0308",
-            f"`{name}` needs a map [N, C, H, W], got flat features {shapes.text(x)}",
+            f"`{name}` expects a map [N, C, H, W], got flat features {shapes.text(x)}",
             MoveFlattenAfter(name),
         )
     return x[0], x[1], x[2]
@@ -213,10 +213,10 @@ def need_divisible(name: str, what: str, size: int, by: int, argument: str, othe
         common = math.gcd(size, other)
         divisors = [n for n in range(1, common + 1) if common % n == 0] if common <= 65_536 else [1]
         near = min(divisors, key=lambda n: (abs(n - by), n))
-        both = f"{size} and {other}" if other else f"{size}"
+        divisor = f"common divisor of {size} and {other}" if other else f"divisor of {size}"
         raise ShapeError(
             "E0306",
-            f"`{name}` cannot divide {size} {what} by {by}",
-            one_of(f"the nearest divisor of {both} is {near}: write `{{0}}`", SetArgument(argument, near)),
+            f"the {what} of `{name}` must be divisible by `{argument}`: {size} is not divisible by {by}",
+            one_of(f"write `{{0}}`, the nearest {divisor}", SetArgument(argument, near)),
             argument=argument,
         )

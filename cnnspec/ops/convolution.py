@@ -26,13 +26,14 @@ def slide(name: str, windows: tuple[Window, Window], h: int, w: int) -> tuple[in
         return height, width
     reach = [window.dilation * (window.kernel - 1) + 1 for window in windows]
     room = [size + 2 * window.pad for window, size in zip(windows, (h, w), strict=True)]
-    padded = f", {room[0]}x{room[1]} with its padding" if room != [h, w] else ""
+    dilated = "dilated " if any(window.dilation > 1 for window in windows) else ""
+    padded = f" ({room[0]}x{room[1]} with padding)" if room != [h, w] else ""
     least = max(1, min(h, w))
     smaller = kernel(least, least)
     raise ShapeError(
         "E0304",
-        f"the {reach[0]}x{reach[1]} window of `{name}` is larger than the {h}x{w} map{padded}",
-        one_of("use a kernel of at most {0.value}, pad more, or take out an earlier stride", smaller),
+        f"the {dilated}kernel size {reach[0]}x{reach[1]} of `{name}` is larger than the input size {h}x{w}{padded}",
+        one_of("use a kernel of at most {0.value}, increase the padding, or remove an earlier stride", smaller),
         argument="kernel",
     )
 
@@ -41,7 +42,7 @@ class Conv(Op):
     """Convolution, `[N, C, H, W] -> [N, c, H', W']`; see `shapes.Window` for H' and W'.
 
     `pad=same` pads by `dilation * (kernel - 1) / 2` on each side; `depthwise` is `groups=in.c`, and then
-    `c` may be left out.
+    `c` is optional.
 
     Source: torch.nn.Conv2d.
     """
@@ -67,7 +68,7 @@ class Conv(Op):
             raise ShapeError(
                 "E0203",
                 "`conv` is missing its argument `c`",
-                Advice("give its output channels: `conv 3x3 c=16`"),
+                Advice("add the number of output channels: `conv 3x3 c=16`"),
             )
         return self.c if self.c is not None else x[0]
 
@@ -81,7 +82,7 @@ class Conv(Op):
             return self.pad
         kh, kw = self.kernel
         if kh % 2 == 0 or kw % 2 == 0:
-            message = f"`pad=same` needs an odd kernel, got {kh}x{kw}"
+            message = f"`pad=same` requires an odd kernel size, got {kh}x{kw}"
             raise ShapeError("E0305", message, self._odd_kernel(), argument="kernel")
         return shapes.same_padding(kh, self.dilation[0]), shapes.same_padding(kw, self.dilation[1])
 
@@ -92,20 +93,20 @@ class Conv(Op):
             settings = (("kernel", f"{self.c}x{self.c}"), ("c", kh))
             return SetNumbers(settings, "the kernel comes first: `conv {0}`")
         half = SetArgument("pad", max(kh, kw) // 2 if min(kh, kw) > 1 else 0)
-        wording = "write `{0}` or `{1}` and take the change of size, or use `{2.value}`"
+        wording = "write `{0}` or `{1}`, which change the size of the map, or use a {2.value} kernel"
         return one_of(wording, half, SetArgument("pad", 0), kernel(kh | 1, kw | 1))
 
     def infer(self, *inputs: Shape) -> Shape:
         c, h, w = need_map(self.name, inputs[0])
         if self.depthwise and self.groups != 1:
-            message = "`depthwise` and `groups` exclude each other"
-            raise ShapeError("E0215", message, Advice("keep one of the two"), argument="groups")
+            message = "`depthwise` and `groups` cannot be used together"
+            raise ShapeError("E0215", message, Advice("remove one of them"), argument="groups")
         out, groups = self.channels(inputs[0]), self.group_count(inputs[0])
         if self.depthwise and out % c:
             raise ShapeError(
                 "E0306",
-                f"a depthwise `conv` gives a multiple of its {c} input channels, got {out}",
-                one_of("write `{0}`, or leave `c` out", SetArgument("c", max(1, round(out / c)) * c)),
+                f"the output channels of a depthwise `conv` must be a multiple of its {c} input channels, got {out}",
+                one_of("write `{0}`, or remove `c`", SetArgument("c", max(1, round(out / c)) * c)),
                 argument="c",
             )
         need_divisible(self.name, "input channels", c, groups, "groups", out)
@@ -159,7 +160,7 @@ class ConvTranspose(Op):
                 most = SetArgument("out_pad", max(self.stride[axis], self.dilation[axis]) - 1)
                 raise ShapeError(
                     "E0309",
-                    f"`out_pad` must be less than the stride or the dilation, got {self.out_pad[axis]}",
+                    f"`out_pad` must be smaller than the stride or the dilation, got {self.out_pad[axis]}",
                     one_of("write `{0}` or less", most),
                     argument="out_pad",
                 )
@@ -167,8 +168,8 @@ class ConvTranspose(Op):
         if height < 1 or width < 1:
             raise ShapeError(
                 "E0304",
-                f"`conv_transpose` would give a {height}x{width} map from {h}x{w}",
-                Advice("use less `pad`"),
+                f"the output size {height}x{width} of `conv_transpose` is too small: the input size is {h}x{w}",
+                Advice("reduce `pad`"),
                 argument="pad",
             )
         return self.c, height, width
@@ -208,10 +209,8 @@ class Linear(Op):
         if len(inputs[0]) != 1:
             raise ShapeError(
                 "E0307",
-                f"`linear` needs flat features, got the map {shapes.text(inputs[0])}",
-                one_of(
-                    "add `{0}` in front of it, or `{1}`", *map(InsertBefore, ("flatten", "global_avgpool | flatten"))
-                ),
+                f"`linear` expects flat features [N, F], got a map {shapes.text(inputs[0])}",
+                one_of("insert `{0}` before it, or `{1}`", *map(InsertBefore, ("flatten", "global_avgpool | flatten"))),
             )
         return (self.c,)
 

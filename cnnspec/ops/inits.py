@@ -22,10 +22,10 @@ class InitScheme(Declared):
         values = self.settings()
         low, high, std, mean = (values.get(name, 1.0) for name in ("low", "high", "std", "mean"))
         if low > high:
-            return f"`low` is above `high`: {low:g} and {high:g}", SwapArguments("low", "high")
+            return f"`low` is greater than `high`: {low:g} and {high:g}", SwapArguments("low", "high")
         if std == 0:
             written = f"{mean:g} 0" if mean > 0 else "0.01"
-            message = f"with a standard deviation of 0 `{self.name}` starts all weights alike"
+            message = f"`{self.name}` with a standard deviation of 0 makes all weights equal"
             wording = f"the standard deviation comes first, then the mean: `{self.name} {written}`"
             return message, SwapArguments("std", "mean", wording)
         return None

@@ -52,21 +52,35 @@ def projection(wanted: Shape, x: Shape) -> tuple[int, int] | None:
     return (wanted[0], found[2]) if found and found[0] == "other" else None
 
 
-def _append(code: str, which: str, inputs: Sequence[Shape], wording: str, first_axis: int = 0) -> AppendToBranches:
-    """Suggest an operator at the end of the `first` branch, or of the `other` ones."""
-    wanted = inputs[1 if which == "first" else 0]
-    return AppendToBranches(code, wanted, wording, which, first_axis)
+def _append(
+    code: str, which: str, wanted: Shape, inputs: Sequence[Shape], wording: str, first_axis: int = 0
+) -> AppendToBranches:
+    """Suggest an operator at the end of the branches that do not have the wanted shape.
+
+    Args:
+        code: The operator.
+        which: `first` if the first branch must change, else `other`.
+        wanted: The shape of the branches that stay as they are.
+        inputs: The shapes of all branches.
+        wording: The help; see `AppendToBranches`.
+        first_axis: The axes from this one on must be equal.
+    """
+    branches = f"{which} branch"
+    if sum(shape[first_axis:] != wanted[first_axis:] for shape in inputs) > 1:
+        branches = "larger branches" if which == "first" and shapes.is_map(wanted) else "other branches"
+    return AppendToBranches(code, wanted, wording, branches, first_axis)
 
 
 def _projection(first: Shape, other: Shape, inputs: Sequence[Shape]) -> AppendToBranches | None:
     """Suggest the operator that gives a branch the shape of another one, if there is one."""
     if not shapes.is_map(first):
-        return _append(f"linear {first[0]}", "other", inputs, "give the {0.which} branch as many features with `{0}`")
+        return _append(f"linear {first[0]}", "other", inputs[0], inputs, "append `{0}` to the {0.which}")
     for which, wanted, x in (("other", first, other), ("first", other, first)):
         if found := projection(wanted, x):
             c, stride = found
             code = f"conv 1x1 {c}{f' stride={stride}' if stride > 1 else ''}"
-            return _append(code, which, inputs, "project the {0.which} branch with `{0}`")
+            kept = other if which == "first" else inputs[0]
+            return _append(code, which, kept, inputs, "project the {0.which} with `{0}`")
     return None
 
 
@@ -89,7 +103,7 @@ class Add(Join):
     name: ClassVar[str] = "add"
     torch: ClassVar[str] = "torch.add"
     fresh: ClassVar[bool] = True
-    advice: ClassVar[str] = "give both branches the same kernels, paddings and strides in total"
+    advice: ClassVar[str] = "use the same kernel sizes, padding and total stride in all branches"
 
     def infer(self, *inputs: Shape) -> Shape:
         for other in inputs[1:]:
@@ -103,7 +117,7 @@ class Add(Join):
         if len(other) != len(first):  # their sizes would rarely agree once both are flat
             return Advice("use `flatten` in every branch, or in none")
         if _single(other) != _single(first) and other[0] == first[0]:
-            return ReplaceOperator("mul", "write `{0}`: it takes a 1x1 map as a factor of each channel")
+            return ReplaceOperator("mul", "write `{0}`, which scales each channel by a 1x1 map")
         return _projection(first, other, inputs) or Advice(self.advice)
 
 
@@ -112,7 +126,9 @@ class Mul(Join):
 
     name: ClassVar[str] = "mul"
     torch: ClassVar[str] = "torch.mul"
-    advice: ClassVar[str] = "the factors must agree in channels and map, or have 1 channel, or a 1x1 map"
+    advice: ClassVar[str] = (
+        "use equal channels and sizes in all branches, or 1 channel or a 1x1 map, which are broadcast"
+    )
 
     def infer(self, *inputs: Shape) -> Shape:
         result = inputs[0]
@@ -120,15 +136,17 @@ class Mul(Join):
             if len(other) != len(result):
                 raise ShapeError(
                     "E0303",
-                    "cannot multiply a map with flat features",
-                    Advice("leave `flatten` out and write `conv 1x1` for `linear`, or flatten every branch"),
+                    "cannot multiply a map and flat features",
+                    Advice("remove `flatten` and use `conv 1x1` instead of `linear`, or use `flatten` in every branch"),
                 )
             channels = {result[0], other[0]} - {1}
             maps = {result[1:], other[1:]} - {(1, 1)}
             if len(channels) > 1 or len(maps) > 1:
                 single = (1, 1) in (result[1:], other[1:])
                 found = _projection(result, (other[0], *result[1:]) if single else other, inputs)
-                raise ShapeError("E0303", "cannot multiply tensors of these shapes", found or Advice(self.advice))
+                raise ShapeError(
+                    "E0303", "cannot multiply tensors of incompatible shapes", found or Advice(self.advice)
+                )
             result = self.joined((result, other))
         return result
 
@@ -160,7 +178,7 @@ class Concat(Join):
     name: ClassVar[str] = "concat"
     torch: ClassVar[str] = "torch.cat"
     fresh: ClassVar[bool] = True
-    advice: ClassVar[str] = "give all branches maps of one size, or use `flatten` in all of them"
+    advice: ClassVar[str] = "make all branches maps of the same size, or use `flatten` in all of them"
 
     def scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
         return 0
@@ -168,8 +186,8 @@ class Concat(Join):
     def infer(self, *inputs: Shape) -> Shape:
         for other in inputs[1:]:
             if len(other) != len(inputs[0]):
-                which = "first" if shapes.is_map(inputs[0]) else "other"
-                both = _append("flatten", which, inputs, "flatten the {0.which} branch, too, with `{0}`", 1)
+                which, flat = ("first", other) if shapes.is_map(inputs[0]) else ("other", inputs[0])
+                both = _append("flatten", which, flat, inputs, "append `{0}` to the {0.which}, too", 1)
                 raise ShapeError("E0302", "cannot concatenate a map and flat features", both)
             if other[1:] != inputs[0][1:]:
                 message = "cannot concatenate maps of different sizes"
@@ -179,7 +197,7 @@ class Concat(Join):
     def _equal_sizes(self, other: Shape, inputs: Sequence[Shape]) -> Suggestion:
         found = _larger(inputs[0], other, lambda stride: Window(stride, stride))
         if found is None:
-            return Advice("give all branches the same stride in total, and padding that keeps the size")
-        which, _, stride = found
-        wording = "bring the {0.which} branch to the same size with `{0}`"
-        return _append(f"maxpool {stride}x{stride}", which, inputs, wording, 1)
+            return Advice("use the same total stride in all branches, and padding that keeps the size")
+        which, smaller, stride = found
+        wording = "downsample the {0.which} with `{0}`"
+        return _append(f"maxpool {stride}x{stride}", which, smaller, inputs, wording, 1)

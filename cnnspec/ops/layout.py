@@ -45,14 +45,14 @@ class Upsample(Op):
         if (self.factor is None) == (self.size is None):
             raise ShapeError(
                 "E0203",
-                "`upsample` needs either `factor` or `size`",
+                "`upsample` requires exactly one of `factor` and `size`",
                 Advice("write `upsample 2` or `upsample size=32x32`"),
             )
         if self.align_corners and self.mode == "nearest":
             raise ShapeError(
                 "E0215",
                 "`align_corners` has no effect with `mode=nearest`",
-                one_of("add `{0}`", SetArgument("mode", "bilinear")),
+                SetArgument("mode", "bilinear"),
                 argument="align_corners",
             )
         return c, *self.resized(h, w)
@@ -103,9 +103,10 @@ class PixelShuffle(Op):
         c, h, w = need_map(self.name, inputs[0])
         r = self.factor
         if c % (r * r):
+            message = "the channels of `pixel_shuffle` must be divisible by the square of `factor`"
             raise ShapeError(
                 "E0306",
-                f"`pixel_shuffle` cannot divide {c} channels by {r}x{r}",
+                f"{message}: {c} is not divisible by {r}x{r}",
                 InsertBefore(f"conv 1x1 {-(-c // (r * r)) * r * r}"),
                 argument="factor",
             )
@@ -152,7 +153,7 @@ class Pad(Op):
             return left, right, top, bottom
         raise ShapeError(
             "E0215",
-            f"`pad` takes one amount, a size, or four, got {len(self.amounts)}",
+            f"`pad` expects 1, 2 or 4 amounts, got {len(self.amounts)}",
             Advice("write `pad 1`, `pad 1x2`, or `pad [left, right, top, bottom]`"),
             argument="amounts",
         )
@@ -165,8 +166,8 @@ class Pad(Op):
             kept = (h + min(top, 0) + min(bottom, 0), w + min(left, 0) + min(right, 0))
             raise ShapeError(
                 "E0309",
-                f"`pad` cannot crop {h}x{w} by so much: {max(kept[0], 0)}x{max(kept[1], 0)} would be left",
-                Advice("crop less: negative amounts take away"),
+                f"`pad` crops the whole map: {max(kept[0], 0)}x{max(kept[1], 0)} is left of {h}x{w}",
+                Advice("crop less: negative amounts remove rows and columns"),
                 argument="amounts",
             )
         return c, *self.resized(h, w)
@@ -187,11 +188,11 @@ class Slice(Op):
     def infer(self, *inputs: Shape) -> Shape:
         low, high = self.range
         if not (isinstance(low, int) and isinstance(high, int) and 0 <= low < high <= inputs[0][0]):
-            wording = "channels count from 0, the end is not included: `slice {0.value}` is all of them"
+            wording = "channels are numbered from 0 and the end is exclusive: `slice {0.value}` selects all of them"
             every = SetArgument("range", f"0..{inputs[0][0]}", "write `slice {0.value}`")
             raise ShapeError(
                 "E0310",
-                f"`slice {low}..{high}` is not a range of the {inputs[0][0]} channels",
+                f"`slice {low}..{high}` is out of range for {inputs[0][0]} channels",
                 one_of(wording, every),
                 argument="range",
             )

@@ -62,11 +62,11 @@ class GroupNorm(_OverMap):
     def infer(self, *inputs: Shape) -> Shape:
         need_divisible(self.name, "channels", inputs[0][0], self.groups, "groups")
         if shapes.numel(inputs[0]) == self.groups:
-            what = f"`gn` with {self.groups} groups of {shapes.text(inputs[0])}"
+            grouped = f"{shapes.text(inputs[0])} in {self.groups} groups"
             raise ShapeError(
                 "E0309",
-                f"{what} would normalise single numbers, which gives 0",
-                Advice("use fewer groups, or put it in front of the pooling"),
+                f"`gn` expects more than 1 value per group: {grouped} is normalized to 0",
+                Advice("use fewer groups, or move it before the pooling"),
                 argument="groups",
             )
         return inputs[0]
@@ -120,8 +120,10 @@ class InstanceNorm(_OverMap):
     def infer(self, *inputs: Shape) -> Shape:
         shape = need_map(self.name, inputs[0])
         if shape[1:] == (1, 1):
-            advice = Advice("use `gn` or `bn`, or norm before the pool")
-            raise ShapeError("E0309", "`in_norm` of a 1x1 map is always zero", advice)
+            advice = Advice("use `gn` or `bn`, or move it before the pooling")
+            raise ShapeError(
+                "E0309", "`in_norm` expects more than 1 spatial element: a 1x1 map is normalized to 0", advice
+            )
         return shape
 
     def needs_places(self, x: Shape) -> bool:

@@ -22,10 +22,10 @@ class _Pool(Op):
         c, h, w = need_map(self.name, inputs[0])
         for axis in (0, 1):
             if 2 * self.pad[axis] > self.kernel[axis]:
-                got = f"got {self.pad[axis]} for {self.kernel[axis]}"
+                got = f"got {self.pad[axis]} for kernel size {self.kernel[axis]}"
                 raise ShapeError(
                     "E0309",
-                    f"`{self.name}` can pad by at most half of its kernel, {got}",
+                    f"`pad` of `{self.name}` must be at most half of the kernel size, {got}",
                     one_of("write `{0}` or less", SetArgument("pad", self.kernel[axis] // 2)),
                     argument="pad",
                 )

@@ -57,9 +57,10 @@ class ConstantEvaluator:
         except ExpressionError as fault:
             places = self.context.places
             span = places[fault.origin] or places[expr.origin]
-            suggestion, fixes = fault.suggestion, fixes_of(fault.suggestion, Site(value=span))
+            suggestion = fault.suggestion
             if isinstance(suggestion, (ReplaceValue, RespectBound)):
                 suggestion = suggestion._replace(sign=sign)
+            fixes = fixes_of(suggestion, Site(value=span))
             help = describe(suggestion) if suggestion else None
             raise self.context.reporter.error(fault.code, str(fault), span, help=help, fixes=fixes) from None
 

@@ -44,7 +44,7 @@ def spend(sizes: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class AxisSet:
-    """A set of sizes from 1 up that repeats from some size on.
+    """A set of positive sizes that is periodic from some size on.
 
     Attributes:
         few: Its members below `start`.
@@ -102,7 +102,7 @@ class AxisSet:
 
     @property
     def ray(self) -> bool:
-        """Whether it has every size from some size up."""
+        """Whether it contains every size from some size on."""
         return not self.few and self.period == 1 and bool(self.residues)
 
     def combined(self, other: AxisSet, rule: Callable[[bool, bool], bool]) -> AxisSet:
@@ -132,15 +132,15 @@ class AxisSet:
         first = next(n for n in range(self.start, self.start + self.period) if n in self)
         earliest = next(n for n in range(1, self.period + 1) if n % self.period in self.residues)
         if len(self.residues) == self.period:
-            text = f"from {self.start} up" if self.start > 1 else "any"
+            text = f"at least {self.start}" if self.start > 1 else "any"
         elif len(self.residues) == 1:
             rest = self.residues[0]
             text = f"multiples of {self.period}" if rest == 0 else f"{self.period}*k + {rest}"
-            text += f" from {first} up" if first > earliest else ""
+            text += f", at least {first}" if first > earliest else ""
         else:
-            residues = ", ".join(map(str, self.residues))
-            text = f"where the rest of the division by {self.period} is {residues}"
-            text += f", from {first} up" if first > earliest else ""
+            residues = " or ".join(map(str, self.residues))
+            text = f"with remainder {residues} modulo {self.period}"
+            text += f", at least {first}" if first > earliest else ""
         return f"{_listed(self.few)}, or {text}" if self.few else text
 
     def to_json(self) -> dict[str, Any]:
@@ -258,14 +258,14 @@ def includes(other: Rectangle, both: Rectangle) -> bool:
 
 
 def rectangle_words(both: Rectangle) -> str:
-    """Describe a rectangle: `any HxW from 33x33 up`, `H from 5 up, W from 3 up`."""
+    """Describe a rectangle: `any HxW of at least 33x33`, `H at least 5, W at least 3`."""
     high, wide = both
     if high != wide:
         return f"H {high.words()}, W {wide.words()}"
     if high == EVERY:
         return "any HxW"
     if high.ray:
-        return f"any HxW from {high.start}x{high.start} up"
+        return f"any HxW of at least {high.start}x{high.start}"
     if high.finite and len(high.few) == 1:
         return f"only {high.few[0]}x{high.few[0]}"
     return f"{'only ' if high.finite else ''}H and W {high.words()}"

@@ -6,7 +6,7 @@ continues after it.
 
 from __future__ import annotations
 
-from cnnspec.diagnostics import Reporter, Source, TooManyFaults
+from cnnspec.diagnostics import Reporter, Source, TooManyErrors
 from cnnspec.syntax import ast
 from cnnspec.syntax.builder import Builder
 from cnnspec.syntax.keywords import FUNCTIONS, LABEL_WORDS, RESERVED, TOP_WORDS
@@ -29,7 +29,7 @@ def parse(source: Source, reporter: Reporter) -> ast.File | None:
     """
     try:
         return _parse(source, reporter)
-    except TooManyFaults:
+    except TooManyErrors:
         return None
 
 

@@ -363,4 +363,4 @@ def test_a_labeled_branch_may_be_absent() -> None:
 
 def test_an_unknown_label_lists_those_in_scope() -> None:
     (error,) = api.check(HEADER.format("3x32x32") + "left: relu\nright: bn\nadd {\n    in\n    @shortcut\n}\n")
-    assert error.help == "labels that can be named here: `left`, `right`"
+    assert error.help == "labels in scope: `left`, `right`"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cnnspec.api import check, loads
-from cnnspec.limits import MAX_DEPTH, MAX_EVALUATIONS, MAX_FAULTS, MAX_NAMES, MAX_NODES
+from cnnspec.limits import MAX_DEPTH, MAX_ERRORS, MAX_EVALUATIONS, MAX_NAMES, MAX_NODES
 
 
 def tower(height: int, call: str = "{}", *, top_first: bool = False) -> str:
@@ -17,22 +17,22 @@ def tower(height: int, call: str = "{}", *, top_first: bool = False) -> str:
 
 SPECS = {
     "blocks call one another deeper": tower(60, top_first=True),
-    "elements stand inside of one another deeper": tower(40, "{{ {{ {} }} }}"),
-    "stand inside of one another deeper": tower(40, "{{ {{ {} }} }}", top_first=True),
+    "elements are nested deeper": tower(40, "{{ {{ {} }} }}"),
+    "are nested deeper": tower(40, "{{ {{ {} }} }}", top_first=True),
     "more values have a name here": "input 3x8x8\nblock b(\n"
     + "".join(f"p{n} = 1,\n" for n in range(MAX_NAMES + 1))
     + ") { relu }\nb\n",
-    "the name of a module is longer": "input 3x8x8\n"
+    "a module path exceeds": "input 3x8x8\n"
     + "".join(f"{'long' * 30}{n}: {{\n" for n in range(20))
     + "a: relu\nb: relu\n"
     + "}\n" * 20,
-    "numbers": "input 3x8x8\n" + "upsample 1000000\n" * 3,
-    "terms of expressions": "input 3x8x8\nrepeat 4000 as i { let a = "
+    "elements": "input 3x8x8\n" + "upsample 1000000\n" * 3,
+    "evaluated expression terms": "input 3x8x8\nrepeat 4000 as i { let a = "
     + " + ".join(["i"] * 60)
     + "\nrelu  when a < 0 }\n",
     "operators": "input 3x8x8\nrepeat 4000 { relu; relu; relu }\n",
     "parameters": "input 3x8x8\nflatten | linear 1000000000 | linear 100\n",
-    "the name of a call is longer": 'input 3x8x8\nrelu name="' + "long" * 40 + '"\n',
+    "the name of a call exceeds": 'input 3x8x8\nrelu name="' + "long" * 40 + '"\n',
 }  # fmt: skip
 
 
@@ -59,15 +59,15 @@ def test_networks_below_the_limits() -> None:
 
 
 def test_of_very_many_faults_the_first_are_shown() -> None:
-    values = "".join(f"let a{n} = b\n" for n in range(MAX_FAULTS + 50))
+    values = "".join(f"let a{n} = b\n" for n in range(MAX_ERRORS + 50))
     *shown, last = check(f"input 3x8x8\nrelu\n{values}")
-    assert [fault.line for fault in shown] == list(range(3, MAX_FAULTS + 3))
+    assert [fault.line for fault in shown] == list(range(3, MAX_ERRORS + 3))
     assert last.code == "E0405"
 
     warnings = check(f"param b = 3\ninput 3x8x8\nrelu\n{values}")
-    assert [warning.line for warning in warnings] == list(range(4, MAX_FAULTS + 4))
+    assert [warning.line for warning in warnings] == list(range(4, MAX_ERRORS + 4))
     assert all(not warning.notes for warning in warnings[:-1])
-    assert warnings[-1].notes == ("50 more warnings not shown: mend these first, then check again",)
+    assert warnings[-1].notes == ("50 more warnings not shown: fix these first, then check again",)
 
     silenced = check(f"# cnnspec: ignore-file W0104\nparam b = 3\ninput 3x8x8\nrelu\n{values}")
     assert silenced == []

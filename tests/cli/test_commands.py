@@ -141,7 +141,7 @@ def test_summary_shows_what_is_asked_for() -> None:
     *_, total, empty, largest = cnnspec(
         "summary", "resnet20", "--format", "markdown", "--max-batch", "1GiB"
     ).stdout.splitlines()
-    assert (total[:7], empty, largest[:13]) == ("| total", "", "largest batch")
+    assert (total[:7], empty, largest[:22]) == ("| total", "", "largest training batch")
 
 
 def test_nothing_of_a_table_is_cut_off() -> None:
@@ -203,14 +203,17 @@ def test_summary_as_data() -> None:
 
 
 def test_the_largest_batch_in_words() -> None:
-    assert "largest batch that trains in 1.86 GiB: 1" in cnnspec("summary", "resnet20", "--max-batch", "2 GB").stdout
     assert (
-        "not even one image trains in 1.0 KiB: it takes "
+        "largest training batch that fits into 1.86 GiB: 1"
+        in cnnspec("summary", "resnet20", "--max-batch", "2 GB").stdout
+    )
+    assert (
+        "a batch of 1 does not fit into 1.0 KiB: it needs "
         in cnnspec("summary", "resnet20", "--max-batch", "1kib").stdout
     )
     done = cnnspec("summary", "resnet20", "--max-batch", "2GB", "--format", "csv")
-    assert "largest batch" in done.stderr
-    assert "largest batch" not in done.stdout
+    assert "largest training batch" in done.stderr
+    assert "largest training batch" not in done.stdout
 
 
 @pytest.mark.parametrize(

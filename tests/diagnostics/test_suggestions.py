@@ -77,7 +77,7 @@ def test_what_a_fix_brings_to_light() -> None:
         check(HEAD + f"stem {words} | squeeze_excite ratio=32\n")[0] for words in ("convv 3x3 16", "conv 3x3 16 | gn 5")
     )
     assert [fix.certain for fix in convv.fixes] == [True]  # a slip of the pen hid the other fault
-    assert (gn.fixes, gn.help) == ((), "the nearest divisor of 16 is 4: write `groups=4`")  # or the change made it
+    assert (gn.fixes, gn.help) == ((), "write `groups=4`, the nearest divisor of 16")  # or the change made it
 
 
 def test_bounds_leave_the_choice() -> None:
@@ -109,6 +109,10 @@ FIXED_LINES = [
     ("add { conv 3x3 16; in }", "add { conv 3x3 16; conv 1x1 16 }"),
     ("concat { conv 3x3 9 stride=2; in }", "concat { conv 3x3 9 stride=2; maxpool 2x2 }"),
     ("concat { in; conv 3x3 9 stride=2 | relu }", "concat { maxpool 2x2; conv 3x3 9 stride=2 | relu }"),
+    (
+        "add { conv 3x3 9; conv 1x1 9; conv 3x3 9 stride=2 }",
+        "add { conv 3x3 9 | conv 1x1 9 stride=2; conv 1x1 9 | conv 1x1 9 stride=2; conv 3x3 9 stride=2 }",
+    ),
     (
         "concat { conv 1x1 9; conv 3x3 9 stride=2; relu }",
         "concat { conv 1x1 9 | maxpool 2x2; conv 3x3 9 stride=2; relu | maxpool 2x2 }",
@@ -230,10 +234,10 @@ def site_of(call: str, **values: str) -> Site:
         ),
         (SetNumbers((("kernel", "2x2"), ("c", 3)), "as `{0}`"), "as `2x2 3`", ["conv 2x2 c=3"]),
         (SetNumbers((("kernel", "2x2"), ("stride", 3)), "as `{0}`"), "as `2x2 3`", []),
-        (SwapArguments("kernel", "c"), "exchange the two", ["conv 2 c=3"]),
-        (SwapArguments("kernel", "stride"), "exchange the two", []),
-        (InsertBefore("flatten"), "put `flatten` in front of it", ["flatten | conv 3 c=2"]),
-        (MoveFlattenAfter("conv"), "put `conv` in front of `flatten`", []),
+        (SwapArguments("kernel", "c"), "swap the two values", ["conv 2 c=3"]),
+        (SwapArguments("kernel", "stride"), "swap the two values", []),
+        (InsertBefore("flatten"), "insert `flatten` before it", ["flatten | conv 3 c=2"]),
+        (MoveFlattenAfter("conv"), "move `conv` before `flatten`", []),
         (ReplaceCall("relu"), "write `relu`", ["relu"]),
         (ReplaceOperator("mul"), "write `mul`", []),
         (ReplaceValue("5", "kernel"), "write `kernel=5`", ["conv 5 c=2"]),

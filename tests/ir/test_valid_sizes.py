@@ -200,30 +200,30 @@ def test_the_set_is_that_of_the_rules(text: str) -> None:
 
 WORDS = {
     "3x32x32 conv 3x3 8 | global_avgpool | flatten | linear 10": "any HxW",
-    "3x32x32 conv 7x7 8 pad=0 | global_avgpool": "any HxW from 7x7 up",
-    "3x32x32 conv 5x3 8 pad=0 | global_avgpool": "H from 5 up, W from 3 up",
+    "3x32x32 conv 7x7 8 pad=0 | global_avgpool": "any HxW of at least 7x7",
+    "3x32x32 conv 5x3 8 pad=0 | global_avgpool": "H at least 5, W at least 3",
     "3x32x32 conv 32x32 8 pad=0 | flatten | linear 10": "only 32x32: `2` follows a flattened map",
     "3x32x32 conv 3x3 8 | maxpool 2x2 | flatten | linear 10": (
-        "only H and W from 32 to 33 (or 8 more ranges with as many features): `3` follows a flattened map"
+        "only H and W from 32 to 33 (or 8 more ranges with the same number of features): `3` follows a flattened map"
     ),
-    "3x32x32 maxpool 2x2 | in_norm": "H from 4 up, W from 2 up; or H from 2 up, W from 4 up",
-    "3x32x32 concat { in; maxpool 2x2 | upsample 2 }": "H and W multiples of 2: the branches of `concat` must agree",
+    "3x32x32 maxpool 2x2 | in_norm": "H at least 4, W at least 2; or H at least 2, W at least 4",
+    "3x32x32 concat { in; maxpool 2x2 | upsample 2 }": "H and W multiples of 2: the branches of `concat` must match",
     "3x32x32 concat { in; maxpool 4x4 | upsample 4 } | conv 3x3 8 pad=0 dilation=4": (
-        "H and W multiples of 4 from 12 up: the branches of `concat` must agree"
+        "H and W multiples of 4, at least 12: the branches of `concat` must match"
     ),
     "3x31x31 add { conv 3x3 3 stride=2; maxpool 2x2 | pad [0, 1, 0, 1] }": (
-        "H and W 2*k + 1 from 3 up: the branches of `add` must agree"
+        "H and W 2*k + 1, at least 3: the branches of `add` must match"
     ),
     "3x33x33 concat { maxpool 3x3; maxpool 2x2 stride=3 }": (
-        "H and W where the rest of the division by 3 is 0, 1, from 3 up: the branches of `concat` must agree"
+        "H and W with remainder 0 or 1 modulo 3, at least 3: the branches of `concat` must match"
     ),
     "3x8x8 add { conv 3x3 3 stride=2; adaptive_avgpool 4 }": (
-        "only H and W from 7 to 8: the branches of `add` must agree"
+        "only H and W from 7 to 8: the branches of `add` must match"
     ),
     "3x224x224 concat { conv 3x3 8 | flatten; maxpool 2 | flatten; conv 3x3 4 stride=3 | flatten } | linear 4": (
         "only 224x224: `6` follows a flattened map"
     ),
-    "3x8x8 flatten | gn 2 affine=false": "8x8, and others as `accepts` tells",
+    "3x8x8 flatten | gn 2 affine=false": "8x8, and others: check them with `Graph.accepts`",
 }
 
 
@@ -253,15 +253,15 @@ conv 1x1 2
         graph.at(100, 64)
     (diagnostic,) = caught.value.diagnostics
     assert diagnostic.code == "E0313"
-    assert "does not take images of 3x100x64" in diagnostic.message
+    assert "does not accept images of 3x100x64" in diagnostic.message
     assert diagnostic.line == 6
-    assert diagnostic.notes == ("it takes " + graph.sizes.words(),)
-    assert diagnostic.help == "the nearest size is 3x104x64"
+    assert diagnostic.notes == ("accepted sizes: " + graph.sizes.words(),)
+    assert diagnostic.help == "use 3x104x64, the nearest accepted size"
 
 
 def test_auxiliary_heads_have_sizes_of_their_own() -> None:
     sizes = cnnspec.load("inception_v3").sizes
-    assert sizes.words() == "any HxW from 299x299 up; in evaluation any HxW from 75x75 up"
+    assert sizes.words() == "any HxW of at least 299x299; in evaluation any HxW of at least 75x75"
     assert not sizes.accepts(75, 75)
     assert sizes.in_evaluation.accepts(75, 75)
     assert not sizes.in_evaluation.accepts(75, 74)
@@ -284,7 +284,7 @@ def test_the_weights_stay_at_another_size() -> None:
     assert [node.weights for node in there] == [node.weights for node in graph]
     assert there.parameter_count == 272_378
     assert there.macs == pytest.approx(graph.macs * 96 * 40 / 1024, rel=1e-3)
-    with pytest.raises(CnnspecError, match="a size is at least 1"):
+    with pytest.raises(CnnspecError, match="height and width must be at least 1"):
         graph.at(0, 32)
     fixed = loads("input 3x32x32\nflatten | fc\n".replace("fc", "linear 10"))
     with pytest.raises(CnnspecError, match="made for 3,072 features and would get 1,536"):
@@ -321,7 +321,7 @@ def test_a_formula() -> None:
 
 
 def test_strides_without_end_are_refused() -> None:
-    with pytest.raises(CnnspecError, match="strides on the way here multiply to more than the limit of 4,096"):
+    with pytest.raises(CnnspecError, match="product of the strides up to here exceeds the limit of 4,096"):
         loads("input 3x32x32\nconv 1x1 8 stride=100 | conv 1x1 8 stride=100\n")
 
 
@@ -331,7 +331,7 @@ def test_strides_without_end_are_refused() -> None:
 def test_a_set_in_words() -> None:
     assert AxisSet((2, 3, 9), 10, 1, ()).words() == "from 2 to 3 or 9"
     assert AxisSet(tuple(range(1, 20, 2)), 20, 1, ()).words() == "1 or 3 or 5 or 7 or 9 or 5 more"
-    assert AxisSet((3,), 8, 4, (0,)).words() == "3, or multiples of 4 from 8 up"
+    assert AxisSet((3,), 8, 4, (0,)).words() == "3, or multiples of 4, at least 8"
     assert AxisSet((3,), 8, 4, (0,)).to_json() == {"few": [3], "from": 8, "period": 4, "residues": [0]}
     assert AxisSet((3,), 4, 1, ()).to_json() == {"few": [3]}
 
@@ -352,7 +352,9 @@ def test_sets_that_are_too_intricate() -> None:
         with limited_effort(), pytest.raises(TooMany):
             make()
     graph = loads("input 3x1x1\nconcat { maxpool 1x1 stride=4093; maxpool 1x1 stride=4091 }\n")
-    assert graph.sizes.words() == "1x1, and others as `accepts` tells: the branches of `concat` must agree"
+    assert (
+        graph.sizes.words() == "1x1, and others: check them with `Graph.accepts`: the branches of `concat` must match"
+    )
     assert graph.sizes.to_json()["ranges"] is None
     assert graph.accepts(4091, 1)
     assert not graph.accepts(4092, 1)
@@ -373,7 +375,10 @@ def test_where_a_length_has_a_value() -> None:
 
 def test_a_large_image_is_answered_at_once() -> None:
     sizes = loads("input 3x1024x1024\nflatten | linear 4\n").sizes
-    assert sizes.words() == "only 1024x1024 (or 20 more ranges with as many features): `1` follows a flattened map"
+    assert (
+        sizes.words()
+        == "only 1024x1024 (or 20 more ranges with the same number of features): `1` follows a flattened map"
+    )
     assert Features(0, 2 * AREA, 7).rectangles() == []
     both = loads("input 3x64x64\nconcat { flatten; maxpool 2x2 | flatten } | linear 4\n").sizes
     assert both.rectangles is not None
@@ -386,7 +391,10 @@ def test_flat_features_that_depend_on_one_side() -> None:
     tall = loads("input 3x8x8\nadaptive_avgpool 2x2 | upsample 1x1 | flatten | linear 4\n")
     assert tall.sizes.words() == "any HxW"
     high = loads("input 3x8x8\nmaxpool 8x1 stride=8x1 | flatten | linear 4\n").sizes
-    assert high.words() == "H from 8 to 15, W 8 (or 3 more ranges with as many features): `2` follows a flattened map"
+    assert (
+        high.words()
+        == "H from 8 to 15, W 8 (or 3 more ranges with the same number of features): `2` follows a flattened map"
+    )
 
 
 @pytest.mark.parametrize(
@@ -460,8 +468,8 @@ def test_sets_are_shown_in_a_line() -> None:
 
 def test_the_help_names_a_size_that_is_taken() -> None:
     for text, help in (
-        ("input 3x128x128\nconv 101x101 4 pad=0\n", "the nearest size is 3x101x101"),
-        ("input 2x67x67\nflatten | gn 4489 affine=false\n", "a size that it takes is 2x67x67"),
+        ("input 3x128x128\nconv 101x101 4 pad=0\n", "use 3x101x101, the nearest accepted size"),
+        ("input 2x67x67\nflatten | gn 4489 affine=false\n", "use 2x67x67, which it accepts"),
     ):
         with pytest.raises(CnnspecError) as caught:
             loads(text).at(1, 1)
@@ -528,7 +536,7 @@ def test_functions_are_forgotten_when_there_are_very_many(monkeypatch: pytest.Mo
 def test_a_long_chain_survives_pickling() -> None:
     graph = loads("input 3x2000x2000\nrepeat 900 { conv 3x3 3 pad=0 }\n")
     sizes = pickle.loads(pickle.dumps(graph.sizes))
-    assert sizes.words() == graph.sizes.words() == "any HxW from 1801x1801 up"
+    assert sizes.words() == graph.sizes.words() == "any HxW of at least 1801x1801"
     assert str(copy.deepcopy(graph.sizes).shape(899, 3)[1]) == "H - 1800"
 
 

@@ -166,7 +166,7 @@ def test_what_needs_a_map_says_so(name: str) -> None:
     found = shape_of(lambda: op.infer((6,)))
     assert (found is not None) == takes_flat
     if found is None:
-        with pytest.raises(ShapeError, match=f"`{name}` needs a map") as caught:
+        with pytest.raises(ShapeError, match=f"`{name}` expects a map") as caught:
             op.infer((6,))
         assert caught.value.code == "E0308"
 
@@ -177,7 +177,7 @@ def test_depthwise_convolutions() -> None:
     assert kind(kernel=(3, 3), depthwise=True, c=12).weights((6, 5, 5)) == {"weight": (12, 1, 3, 3)}
     assert kind(kernel=(3, 3), depthwise=True, c=12).macs((6, 5, 5), (12, 5, 5)) == 12 * 25 * 9
     for wrong, code, help in (
-        (kind(kernel=(3, 3), depthwise=True, groups=2), "E0215", "keep one of the two"),
+        (kind(kernel=(3, 3), depthwise=True, groups=2), "E0215", "remove one of them"),
         (kind(kernel=(3, 3), depthwise=True, c=8), "E0306", "write `c=6`, or leave `c` out"),
         (kind(kernel=(3, 3), depthwise=True, c=10), "E0306", "write `c=12`, or leave `c` out"),
         (kind(kernel=(3, 3)), "E0203", "give its output channels: `conv 3x3 c=16`"),

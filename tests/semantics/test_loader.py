@@ -81,7 +81,7 @@ def test_an_expectation_of_layers_that_were_replaced(tmp_path: Path) -> None:
     base = f"{NETWORK}conv 3x3 8\nconv 3x3 8\nexpect depth = 2\n"
     (fault,) = write(tmp_path, net="extends base\nconv 3x3 4\n", base=base).diagnostics
     assert (fault.code, fault.name) == ("E0401", "base.cnn")
-    assert "has layers of its own, which replace all layers of" in fault.notes[0]
+    assert "defines layers, which replace all layers of" in fault.notes[0]
 
 
 def test_a_value_that_depends_on_the_image(tmp_path: Path) -> None:
