@@ -14,6 +14,7 @@ from cnnspec.diagnostics import Diagnostic, Edit, Label, Span
 from cnnspec.ir.valid_sizes import SINGLE
 from cnnspec.lints.base import LITERALS, LintContext, remove_argument, remove_statement, warning
 from cnnspec.ops import OPS
+from cnnspec.ops.activation import Activation
 from cnnspec.recipe import DATA_SETS
 from cnnspec.semantics.recipe_rules import no_classifier, other_classes, unlikely
 from cnnspec.semantics.train_section import diagnosed
@@ -21,9 +22,6 @@ from cnnspec.shapes import Window
 from cnnspec.syntax import ast
 
 _DROPOUTS = ("dropout", "dropout2d", "drop_path")
-_ACTIVATIONS = (
-    "relu relu6 leaky_relu prelu elu celu selu gelu silu mish softplus tanh sigmoid hardswish hardsigmoid softmax"
-).split()
 _CHANNELS = OPS["conv"].parameters["c"]
 
 
@@ -151,7 +149,7 @@ def final_dropout(context: LintContext, graph: ir.Graph) -> Iterator[Diagnostic]
 def final_activation(context: LintContext, graph: ir.Graph) -> Iterator[Diagnostic]:
     """Report activations of the logits."""
     for node in (graph.nodes[index] for index in _outputs(graph)):
-        if node.op.name not in _ACTIVATIONS or len(node.shape) != 1 or not context.owns(node) or node.origin is None:
+        if not isinstance(node.op, Activation) or len(node.shape) != 1 or not context.owns(node) or node.origin is None:
             continue
         text = context.file.source.text
         pipe = re.search(r"[ \t]*\|[ \t]*$", text[: node.origin.start])

@@ -10,7 +10,11 @@ from cnnspec.schema import Count, Probability
 from cnnspec.shapes import Shape
 
 
-class Relu(SameShape):
+class Activation(SameShape):
+    """A nonlinearity."""
+
+
+class Relu(Activation):
     """max(x, 0). Source: torch.nn.ReLU."""
 
     name: ClassVar[str] = "relu"
@@ -19,7 +23,7 @@ class Relu(SameShape):
     overwrites: ClassVar[bool] = True
 
 
-class Relu6(SameShape):
+class Relu6(Activation):
     """min(max(x, 0), 6). Source: torch.nn.ReLU6."""
 
     name: ClassVar[str] = "relu6"
@@ -27,7 +31,7 @@ class Relu6(SameShape):
     keeps: ClassVar[Kept] = INPUT
 
 
-class LeakyRelu(SameShape):
+class LeakyRelu(Activation):
     """x, or `negative_slope * x` below 0. Source: torch.nn.LeakyReLU."""
 
     name: ClassVar[str] = "leaky_relu"
@@ -36,7 +40,7 @@ class LeakyRelu(SameShape):
     negative_slope: float = 0.01
 
 
-class PRelu(SameShape):
+class PRelu(Activation):
     """leaky_relu with learned slopes: one, or one per channel. Source: torch.nn.PReLU."""
 
     name: ClassVar[str] = "prelu"
@@ -62,7 +66,7 @@ class PRelu(SameShape):
         return 2 * FLOAT * shapes.numel(y)  # input gradient, needed or not, and unreduced slope gradients
 
 
-class Elu(SameShape):
+class Elu(Activation):
     """x, or `alpha * (exp(x) - 1)` below 0. Source: torch.nn.ELU."""
 
     name: ClassVar[str] = "elu"
@@ -71,7 +75,7 @@ class Elu(SameShape):
     alpha: float = 1.0
 
 
-class Celu(SameShape):
+class Celu(Activation):
     """x, or `alpha * (exp(x / alpha) - 1)` below 0. Source: torch.nn.CELU."""
 
     name: ClassVar[str] = "celu"
@@ -80,7 +84,7 @@ class Celu(SameShape):
     alpha: float = 1.0
 
 
-class Selu(SameShape):
+class Selu(Activation):
     """Scaled elu. Source: torch.nn.SELU."""
 
     name: ClassVar[str] = "selu"
@@ -88,7 +92,7 @@ class Selu(SameShape):
     keeps: ClassVar[Kept] = INPUT
 
 
-class Gelu(SameShape):
+class Gelu(Activation):
     """x times the cumulative normal distribution at x. Source: torch.nn.GELU."""
 
     name: ClassVar[str] = "gelu"
@@ -97,7 +101,7 @@ class Gelu(SameShape):
     approximate: Literal["none", "tanh"] = "none"
 
 
-class Silu(SameShape):
+class Silu(Activation):
     """x times sigmoid(x). Source: torch.nn.SiLU."""
 
     name: ClassVar[str] = "silu"
@@ -105,7 +109,7 @@ class Silu(SameShape):
     keeps: ClassVar[Kept] = INPUT
 
 
-class Mish(SameShape):
+class Mish(Activation):
     """x times tanh(softplus(x)). Source: torch.nn.Mish."""
 
     name: ClassVar[str] = "mish"
@@ -113,7 +117,7 @@ class Mish(SameShape):
     keeps: ClassVar[Kept] = INPUT
 
 
-class Softplus(SameShape):
+class Softplus(Activation):
     """`log(1 + exp(beta * x)) / beta`. Source: torch.nn.Softplus."""
 
     name: ClassVar[str] = "softplus"
@@ -123,7 +127,7 @@ class Softplus(SameShape):
     threshold: float = 20.0
 
 
-class Tanh(SameShape):
+class Tanh(Activation):
     """Source: torch.nn.Tanh."""
 
     name: ClassVar[str] = "tanh"
@@ -131,7 +135,7 @@ class Tanh(SameShape):
     keeps: ClassVar[Kept] = OUTPUT
 
 
-class Sigmoid(SameShape):
+class Sigmoid(Activation):
     """Source: torch.nn.Sigmoid."""
 
     name: ClassVar[str] = "sigmoid"
@@ -139,7 +143,7 @@ class Sigmoid(SameShape):
     keeps: ClassVar[Kept] = OUTPUT
 
 
-class Hardswish(SameShape):
+class Hardswish(Activation):
     """Source: torch.nn.Hardswish."""
 
     name: ClassVar[str] = "hardswish"
@@ -147,7 +151,7 @@ class Hardswish(SameShape):
     keeps: ClassVar[Kept] = INPUT
 
 
-class Hardsigmoid(SameShape):
+class Hardsigmoid(Activation):
     """Source: torch.nn.Hardsigmoid."""
 
     name: ClassVar[str] = "hardsigmoid"
@@ -165,7 +169,7 @@ class Identity(SameShape):
         return True
 
 
-class Softmax(SameShape):
+class Softmax(Activation):
     """Softmax over the channels or features. Source: torch.nn.Softmax with `dim=1`."""
 
     name: ClassVar[str] = "softmax"
