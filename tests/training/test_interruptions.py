@@ -70,7 +70,7 @@ def test_the_last_two_checkpoints_and_the_best_are_kept(tmp_path: Path):
     assert torch.equal(read_weights(store.weights)["a"], state_of(2)["state_dict"]["network.a"])
     assert torch.load(store.last, weights_only=True)["progress"] == {"step": 4}
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        ["best.ckpt", "best.safetensors", "former.ckpt", "last.ckpt"]
+        ["best.ckpt", "best.safetensors", "previous.ckpt", "last.ckpt"]
     )
 
 

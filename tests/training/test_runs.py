@@ -287,7 +287,7 @@ def test_runs_that_cannot_be_resumed(run: Callable[..., Result], monkeypatch: py
         with pytest.raises(CnnspecError) as error:
             run(graph, resume=True, **options)
         assert code(error) == "E0506"
-    for name in ("last.ckpt", "former.ckpt"):
+    for name in ("last.ckpt", "previous.ckpt"):
         (stopped.folder / "checkpoints" / name).write_bytes(b"half")
     with pytest.raises(CnnspecError) as error:
         run(tiny(), resume=True)
@@ -414,7 +414,7 @@ def test_plots_of_a_run(run: Callable[..., Result]):
 
     text = NETWORK.replace("hflip | random_crop pad=2", "trivialaugment | cutout 4").replace("RECIPE", "")
     result = run(loads(text, name="tiny.cnn"), epochs=2, pictures=True)
-    for name in ("augmentation.png", "curves.png", "confusion.png", "wrong.png"):
+    for name in ("augmentation.png", "curves.png", "confusion.png", "misclassified.png"):
         with Image.open(result.folder / name) as image:
             assert min(image.size) > 200
             assert len(image.convert("RGB").getcolors(1 << 20) or []) > 20

@@ -117,7 +117,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.last, self.previous, self.best = (folder / name for name in ("last.ckpt", "former.ckpt", "best.ckpt"))
+        self.last, self.previous, self.best = (folder / name for name in ("last.ckpt", "previous.ckpt", "best.ckpt"))
         self.weights = folder / "best.safetensors"
 
     def save(self, state: State, *, best: bool = False) -> None:

@@ -24,10 +24,10 @@ MEMORY_FRACTION = 0.8
 """The fraction of a device's free memory that the estimate must fit into for the images to be placed there."""
 FILES = (
     "spec.cnn", "model.json", "result.json", "metrics.csv", "metrics.jsonl", "predictions.csv", "tensorboard/",
-    "checkpoints/last.ckpt", "checkpoints/former.ckpt", "checkpoints/best.ckpt", "checkpoints/best.safetensors",
+    "checkpoints/last.ckpt", "checkpoints/previous.ckpt", "checkpoints/best.ckpt", "checkpoints/best.safetensors",
 )  # fmt: skip
 PICTURES = (
-    "augmentation.png", "curves.svg", "curves.png", "confusion.csv", "confusion.png", "wrong.png",
+    "augmentation.png", "curves.svg", "curves.png", "confusion.csv", "confusion.png", "misclassified.png",
 )  # fmt: skip
 
 

@@ -116,7 +116,7 @@ def draw_confusion(folder: Path, labels: Tensor, predicted: Tensor, classes: int
 
 @_best_effort
 def draw_misclassified(folder: Path, images: Images, predicted: Tensor, size: tuple[int, int]) -> None:
-    """Draw the first misclassified images with their actual and predicted classes to `wrong.png`."""
+    """Draw the first misclassified images with their actual and predicted classes to `misclassified.png`."""
     misclassified = (images.labels != predicted).nonzero()[: 4 * COLUMNS, 0]
     if not len(misclassified):
         return
@@ -128,4 +128,4 @@ def draw_misclassified(folder: Path, images: Images, predicted: Tensor, size: tu
     for panel, image, index in zip(panels.flat, shown, misclassified.tolist(), strict=False):
         _show(panel, image)
         panel.set_title(f"{int(images.labels[index])} told {int(predicted[index])}", fontsize=8)
-    figure.savefig(folder / "wrong.png", dpi=100)
+    figure.savefig(folder / "misclassified.png", dpi=100)
