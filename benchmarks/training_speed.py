@@ -195,7 +195,7 @@ def our_steps(
     try:
         with tempfile.TemporaryDirectory() as folder:
             options = TrainOptions(
-                out=Path(folder), pictures=False, accelerator="cpu", devices=1, console=Console(file=io.StringIO()),
+                out=Path(folder), plots=False, accelerator="cpu", devices=1, console=Console(file=io.StringIO()),
                 batch=BATCH, save_every=60.0,
             )  # fmt: skip
             train(replace(graph, recipe=recipe), options)

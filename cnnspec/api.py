@@ -107,7 +107,7 @@ def build(
     *,
     input: str | Sequence[int] | None = None,
     weights: str | Path | None = None,
-    fresh: Sequence[str] = (),
+    reinit: Sequence[str] = (),
     outputs: Sequence[str] = (),
     allow_huge: bool = False,
     **params: Any,
@@ -120,7 +120,7 @@ def build(
             not change, so it must be in `Graph.sizes`.
         weights: Pretrained weights, matched strictly by name: a `.safetensors`, `.pt` or `.ckpt` file, or
             `torchvision:DEFAULT`, `torchvision:IMAGENET1K_V2` and so on for a network of torchvision.
-        fresh: Paths of modules to initialize in spite of `weights`, such as a head for other classes.
+        reinit: Paths of modules to initialize in spite of `weights`, such as a head for other classes.
         outputs: Paths of modules for feature extraction. The module returns a `dict` from these paths to tensors of
             shape `[N, C, H, W]` in place of the logits, and layers after the last of them are not built.
         allow_huge: Allow more than 10,000,000,000 parameters.
@@ -148,7 +148,7 @@ def build(
         from cnnspec.backends.torch.weights import load_weights, read_weights
 
         whole = to_module(graph) if outputs else module
-        load_weights(whole, read_weights(weights, "name", graph), file=str(weights), fresh=fresh)
+        load_weights(whole, read_weights(weights, "name", graph), file=str(weights), reinit=reinit)
         if outputs:
             kept = whole.state_dict()
             module.load_state_dict({key: kept[key] for key in module.state_dict()})

@@ -39,7 +39,7 @@ train {
 with tempfile.TemporaryDirectory() as folder:
     path = Path(folder) / "shortcuts.cnn"
     path.write_text(SPEC, "utf-8")
-    options = TrainOptions(pictures=False)
+    options = TrainOptions(plots=False)
     found = compare([path], grid={"residual": [True, False]}, seeds=3, options=options, out=Path(folder) / "compared")
     print(found.to_text())
     with_sum, without = (row.figure("test_acc") for row in found.rows)

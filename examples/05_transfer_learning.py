@@ -44,7 +44,7 @@ with tempfile.TemporaryDirectory() as scratch:
     options = TrainOptions(
         data=Setting.of(Folder(path=str(pictures), val=0)),
         weights="torchvision:DEFAULT",
-        fresh=("fc",),
+        reinit=("fc",),
         out=Path("transfer_runs"),
     )
     result = train(graph, options)

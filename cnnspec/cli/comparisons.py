@@ -20,7 +20,7 @@ GridOf = Annotated[
 ]
 
 
-@training_options(without=["seed", "out", "resume", "log", "pictures", "devices", "strategy"])
+@training_options(without=["seed", "out", "resume", "log", "plots", "devices", "strategy"])
 def compare(
     files: Networks = None,
     *,
@@ -37,8 +37,8 @@ def compare(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The folder (default: comparisons/ and the names).")
     ] = None,
-    pictures: Annotated[
-        bool, typer.Option("--pictures/--no-pictures", help="Draw curves and the like for each run, too.")
+    plots: Annotated[
+        bool, typer.Option("--plots/--no-plots", help="Draw curves and the like for each run, too.")
     ] = False,
     form: Annotated[str, typer.Option("--format", help="text, markdown, csv, or json.")] = "text",
     as_json: AsJson = False,
@@ -56,7 +56,7 @@ def compare(
     options = training.options(
         recipes,
         seed=seed,
-        pictures=pictures,
+        plots=plots,
         resume_command=shlex.join(["cnnspec", *sys.argv[1:]]),
         console=make_console(stderr=form != "text"),
     )

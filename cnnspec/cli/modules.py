@@ -36,7 +36,7 @@ def build(
     weights: Annotated[
         str | None, typer.Option(metavar="FILE", help="What the weights start from; also torchvision:DEFAULT.")
     ] = None,
-    fresh: Annotated[
+    reinit: Annotated[
         list[str] | None, typer.Option(metavar="MODULE", help="A module that starts anew in spite of --weights.")
     ] = None,
     as_json: AsJson = False,
@@ -46,19 +46,19 @@ def build(
         raise typer.BadParameter(
             "has no effect with --train: images are brought to the size of `input`", param_hint="--at"
         )
-    if fresh and weights is None:
-        raise typer.BadParameter("has no effect without --weights: every module starts anew", param_hint="--fresh")
+    if reinit and weights is None:
+        raise typer.BadParameter("has no effect without --weights: every module starts anew", param_hint="--reinit")
     graph = compile_at(file, sets, at, huge)
     if not train:
         for option in training.given():
             if option != "--seed":
                 raise typer.BadParameter("has no effect without --train", param_hint=option)
-        return _try_out(graph, weights, fresh or [], training.seed, as_json)
+        return _try_out(graph, weights, reinit or [], training.seed, as_json)
     stop_on_sigterm()
     options = training.options(
         [graph.recipe],
         weights=weights,
-        fresh=tuple(fresh or ()),
+        reinit=tuple(reinit or ()),
         resume_command=_resume_command(file, sets, training),
         console=make_console(stderr=as_json),
     )
@@ -125,7 +125,7 @@ def runs(
     print_table(table)
 
 
-def _try_out(graph: Graph, weights: str | None, fresh: list[str], seed: int | None, as_json: bool) -> int:
+def _try_out(graph: Graph, weights: str | None, reinit: list[str], seed: int | None, as_json: bool) -> int:
     """Build a module, and run it forward and backward on two random images."""
     from cnnspec import api
 
@@ -134,7 +134,7 @@ def _try_out(graph: Graph, weights: str | None, fresh: list[str], seed: int | No
 
     if seed is not None:
         torch.manual_seed(seed)
-    module = api.build(graph, weights=weights, fresh=fresh)
+    module = api.build(graph, weights=weights, reinit=reinit)
     images = torch.randn(2, *graph.input_shape)
     given = module(images)
     parts = [given] if isinstance(given, torch.Tensor) else [given[0], *given[1]]

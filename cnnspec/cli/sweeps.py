@@ -9,13 +9,13 @@ import typer
 
 from cnnspec.cli.options import AllowHuge, AsJson, Settings, SpecFile, compile_spec, grid, one_of
 from cnnspec.cli.output import make_console, print_json
-from cnnspec.cli.training_options import Pictures, Training, stop_on_sigterm, training_options
+from cnnspec.cli.training_options import Plots, Training, stop_on_sigterm, training_options
 
 SHOWN = 10
 """Number of trials in the final table."""
 
 
-@training_options(without=["out", "resume", "save_every", "log", "pictures", "devices", "strategy"])
+@training_options(without=["out", "resume", "save_every", "log", "plots", "devices", "strategy"])
 def sweep(
     file: SpecFile,
     *,
@@ -38,7 +38,7 @@ def sweep(
     ] = None,
     training: Training,
     huge: AllowHuge = False,
-    pictures: Pictures = False,
+    plots: Plots = False,
     as_json: AsJson = False,
 ) -> int:
     """Search for the best values of parameters and of the recipe; write the best spec."""
@@ -52,7 +52,7 @@ def sweep(
     }
     graph = compile_spec(file, [f"{name}={value}" for name, value in space.fixed.items()], huge).require_graph()
     stop_on_sigterm()
-    options = training.options([graph.recipe], pictures=pictures)
+    options = training.options([graph.recipe], plots=plots)
     console = make_console(stderr=as_json)
     from cnnspec.training import SweepOptions
     from cnnspec.training import sweep as run_sweep

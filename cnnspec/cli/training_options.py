@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cnnspec.training import TrainOptions
 
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed of weights, order and augmentation.")]
-Pictures = Annotated[bool, typer.Option("--pictures/--no-pictures", help="Draw curves and the like.")]
+Plots = Annotated[bool, typer.Option("--plots/--no-plots", help="Draw curves and the like.")]
 ForLightning = Annotated[str, typer.Option(help="Handed to Lightning.")]
 
 
@@ -56,7 +56,7 @@ class Training:
     allocator: Annotated[str, typer.Option(metavar="NAME", help="keep or default: whether large blocks are kept.")] = (
         "keep"
     )
-    pictures: Pictures = True
+    plots: Plots = True
     accelerator: ForLightning = "auto"
     devices: ForLightning = "auto"
     precision: Annotated[str | None, typer.Option(help="Handed to Lightning, e.g. bf16-mixed (default: 32-true).")] = (
@@ -67,7 +67,7 @@ class Training:
     def given(self) -> list[str]:
         """Return the options with a value other than the default, as spelled on the command line."""
         names = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
-        return ["--no-pictures" if name == "pictures" else f"--{name.replace('_', '-')}" for name in names]
+        return ["--no-plots" if name == "plots" else f"--{name.replace('_', '-')}" for name in names]
 
     def options(self, recipes: Sequence[Recipe], **more: Any) -> TrainOptions:
         """Return the options of the training.

@@ -70,7 +70,7 @@ def make_report(file: Path) -> None:
             text = f"network {name}\ninput 1x28x28\nclasses 10\n\nstem conv 3x3 16 stride=2 | bn | relu\n{stage}\n"
             (folder / f"{name}.cnn").write_text(text + "head global_avgpool | flatten | linear classes\n" + RECIPE)
         specs = [folder / f"{name}.cnn" for name in NETWORKS]
-        compare(specs, seeds=2, options=TrainOptions(pictures=False), out=folder / "compared")
+        compare(specs, seeds=2, options=TrainOptions(plots=False), out=folder / "compared")
         chromium = shutil.which("chromium") or shutil.which("google-chrome")
         with sync_playwright() as driver:
             browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])

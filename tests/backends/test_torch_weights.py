@@ -88,13 +88,13 @@ def test_a_fresh_head_keeps_its_own_weights(prefix: str) -> None:
     own = target.head[2].weight.clone()  # type: ignore[index, union-attr]
     with pytest.raises(CnnspecError, match=r"`head\.2` is to start anew"):
         load_weights(target, given)
-    assert load_weights(target, given, fresh=["head.2"]) == 6
+    assert load_weights(target, given, reinit=["head.2"]) == 6
     assert torch.equal(target.head[2].weight, own)  # type: ignore[index, union-attr]
     assert torch.equal(target.stem[0].weight, source["stem.0.weight"])  # type: ignore[index, union-attr]
     without = {key: tensor for key, tensor in given.items() if "head" not in key}
-    assert load_weights(tiny(), without, fresh=["head"]) == 6
+    assert load_weights(tiny(), without, reinit=["head"]) == 6
     with pytest.raises(CnnspecError, match="no module `haed`"):
-        load_weights(tiny(), given, fresh=["haed"])
+        load_weights(tiny(), given, reinit=["haed"])
 
 
 def test_other_shapes_are_rejected_and_nothing_is_loaded(tmp_path: Path):

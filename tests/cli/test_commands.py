@@ -296,14 +296,14 @@ def test_training_options_are_fields_with_the_same_defaults() -> None:
     from cnnspec.training import TrainOptions
 
     assert Training().given() == []
-    assert Training(pictures=False, save_every=0, log=["wandb"]).given() == ["--save-every", "--log", "--no-pictures"]
+    assert Training(plots=False, save_every=0, log=["wandb"]).given() == ["--save-every", "--log", "--no-plots"]
     assert Training().options([]) == TrainOptions()
-    assert Training(epochs=3, threads=2).options([], pictures=False) == TrainOptions(
-        epochs=3, threads=2, pictures=False
+    assert Training(epochs=3, threads=2).options([], plots=False) == TrainOptions(
+        epochs=3, threads=2, plots=False
     )
 
 
-@pytest.mark.parametrize("option", ["--epochs=3", "--save-every=0", "--no-pictures", "--resume", "--strategy=ddp"])
+@pytest.mark.parametrize("option", ["--epochs=3", "--save-every=0", "--no-plots", "--resume", "--strategy=ddp"])
 def test_training_options_need_train(good: Path, option: str) -> None:
     done = cnnspec("build", good, option)
     assert done.returncode == 2

@@ -65,7 +65,7 @@ def compare_once(out: Path) -> int:
 
     torch.set_num_threads(1)
     options = TrainOptions(
-        offline=True, save_every=0.05, console=Console(file=io.StringIO()), pictures=False,
+        offline=True, save_every=0.05, console=Console(file=io.StringIO()), plots=False,
         memory_format="channels_last", threads=1,
     )  # fmt: skip
     specs = [loads(text, name=f"{name}.cnn") for name, text in NETWORKS.items()]

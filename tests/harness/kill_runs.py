@@ -241,7 +241,7 @@ def train_once(out: Path, resume: bool, save_every: float) -> int:
 
     torch.set_num_threads(1)
     console = Console(file=io.StringIO())
-    options = TrainOptions(out=out, resume=resume, save_every=save_every, offline=True, console=console, pictures=False)
+    options = TrainOptions(out=out, resume=resume, save_every=save_every, offline=True, console=console, plots=False)
     return train(loads(SPEC, name="tiny.cnn"), options).exit_code
 
 

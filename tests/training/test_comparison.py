@@ -61,7 +61,7 @@ def run_compare(folder: Path, output: io.StringIO) -> Compare:
     def run(*specs: str | Graph, **given: Any) -> Comparison:
         stated = {"memory_format": "channels_last", "threads": 1, **given.pop("options", {})}
         console = Console(file=output, width=200)
-        options = TrainOptions(offline=True, pictures=False, console=console, **stated)
+        options = TrainOptions(offline=True, plots=False, console=console, **stated)
         return compare(specs, options=options, **{"seeds": 2, **given})
 
     return run

@@ -420,7 +420,7 @@ resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGESIZE") + room
 train(
     loads(text, name="tiny.cnn"),
     TrainOptions(
-        out=Path(out), offline=True, pictures=False, console=Console(width=200),
+        out=Path(out), offline=True, plots=False, console=Console(width=200),
         memory_format="contiguous", threads=1, allocator="default",
     ),
 )

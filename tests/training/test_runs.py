@@ -413,7 +413,7 @@ def test_plots_of_a_run(run: Callable[..., Result]):
     from PIL import Image
 
     text = NETWORK.replace("hflip | random_crop pad=2", "trivialaugment | cutout 4").replace("RECIPE", "")
-    result = run(loads(text, name="tiny.cnn"), epochs=2, pictures=True)
+    result = run(loads(text, name="tiny.cnn"), epochs=2, plots=True)
     for name in ("augmentation.png", "curves.png", "confusion.png", "misclassified.png"):
         with Image.open(result.folder / name) as image:
             assert min(image.size) > 200
@@ -448,7 +448,7 @@ def test_a_plan_is_what_a_run_uses_and_writes_nothing(run: Callable[..., Result]
     options = TrainOptions(out=tmp_path / "runs", epochs=2, offline=True, threads=1)
     planned = plan(graph, options)
     assert list(tmp_path.iterdir()) == []
-    result = run(graph, epochs=2, pictures=True)
+    result = run(graph, epochs=2, plots=True)
     origins = {row["entry"]: row["origin"] for row in planned["recipe"]}
     assert (origins["epochs"], origins["optimizer"], origins["seed"]) == ("option", "spec", "default")
     assert planned["files"]["folder"] == str(result.folder)

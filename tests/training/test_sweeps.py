@@ -56,7 +56,7 @@ def search(spec: Path, tmp_path: Path, output: io.StringIO) -> Callable[..., Swe
     """Run a sweep over a spec in the test's folder."""
 
     def search(space: dict[str, Any], train: dict[str, Any] | None = None, **options: Any) -> SweepResult:
-        settings = TrainOptions(offline=True, pictures=False, memory_format="contiguous", threads=1, **(train or {}))
+        settings = TrainOptions(offline=True, plots=False, memory_format="contiguous", threads=1, **(train or {}))
         given: dict[str, Any] = {"out": tmp_path / "sweep", "console": Console(file=output, width=200), **options}
         return sweep(spec, space, SweepOptions(train=settings, **given))
 

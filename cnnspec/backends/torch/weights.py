@@ -124,7 +124,7 @@ def load_weights(
     weights: Weights,
     match: Match = "name",
     file: str | None = None,
-    fresh: Sequence[str] = (),
+    reinit: Sequence[str] = (),
 ) -> int:
     """Load weights into a module.
 
@@ -134,21 +134,21 @@ def load_weights(
         match: `name` requires the same keys, after removing any of `PREFIXES` that all keys share. `order` requires the
             same shapes in the same order, with any keys.
         file: The name of the weights in error messages.
-        fresh: Paths of modules that keep their current weights. Only used when matching by name.
+        reinit: Paths of modules that keep their current weights. Only used when matching by name.
 
     Returns:
         The number of matched tensors.
 
     Raises:
-        CnnspecError: E0504 if the weights do not match, or a path of `fresh` is not a module.
+        CnnspecError: E0504 if the weights do not match, or a path of `reinit` is not a module.
     """
     own: Weights = dict(module.state_dict())
-    for path in fresh:
+    for path in reinit:
         if len(_without(own, [path])) == len(own):
             known = dict.fromkeys(key.split(".")[0] for key in own)
             help = did_you_mean(path, known) or f"there are {', '.join(f'`{name}`' for name in known)}"
             raise failure("E0504", f"the network has no module `{path}` with weights", help=help)
-    matched = _by_name(_without(own, fresh), weights, file, fresh) if match == "name" else _by_order(own, weights, file)
+    matched = _by_name(_without(own, reinit), weights, file, reinit) if match == "name" else _by_order(own, weights, file)
     module.load_state_dict({**own, **matched})
     return len(matched)
 
@@ -158,14 +158,14 @@ def _without(weights: Weights, paths: Sequence[str]) -> Weights:
     return {key: value for key, value in weights.items() if not any(key.startswith(f"{path}.") for path in paths)}
 
 
-def _by_name(own: Weights, given: Weights, file: str | None, fresh: Sequence[str] = ()) -> Weights:
+def _by_name(own: Weights, given: Weights, file: str | None, reinit: Sequence[str] = ()) -> Weights:
     stripped = given
-    while _without(stripped, fresh).keys() != own.keys():
+    while _without(stripped, reinit).keys() != own.keys():
         prefix = next((p for p in PREFIXES if stripped and all(key.startswith(p) for key in stripped)), None)
         if prefix is None:
             break
         stripped = {key[len(prefix) :]: tensor for key, tensor in stripped.items()}
-    stripped = _without(stripped, fresh)
+    stripped = _without(stripped, reinit)
     if stripped.keys() != own.keys():
         missing = [key for key in own if key not in stripped]
         unknown = [key for key in stripped if key not in own]
@@ -181,7 +181,7 @@ def _by_name(own: Weights, given: Weights, file: str | None, fresh: Sequence[str
     wrong = [(key, key) for key in own if own[key].shape != stripped[key].shape]
     if wrong:
         help = (
-            f"if `{wrong[0][0].rpartition('.')[0]}` is to start anew, say so with `fresh`" if len(wrong) < 3 else None
+            f"if `{wrong[0][0].rpartition('.')[0]}` is to start anew, say so with `reinit`" if len(wrong) < 3 else None
         )
         raise _mismatch(f"{len(wrong)} tensors have another shape", own, stripped, wrong, file, help)
     return {key: stripped[key] for key in own}

@@ -114,7 +114,7 @@ def compare(
         CnnspecError: A spec is invalid. E0506 if the folder is in use or not writable. Any error that would affect all
             networks. A network that diverges or does not fit into memory is reported as a failed run.
     """
-    options = options or TrainOptions(pictures=False)
+    options = options or TrainOptions(plots=False)
     console = options.console or Console()
 
     def log(text: str, style: str | None = None) -> None:

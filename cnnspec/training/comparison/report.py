@@ -39,7 +39,7 @@ class Matrix:
     """A confusion matrix as shares of the actual class (row) by predicted class (column), averaged over seeds."""
 
     shares: list[list[float]]
-    picture: str | None
+    image: str | None
     most_confused: list[tuple[str, str, float]]
 
 
@@ -47,7 +47,7 @@ class Matrix:
 class Misclassified:
     """A misclassified image: its class, its most frequent wrong prediction, and the seeds that misclassify it."""
 
-    picture: str
+    image: str
     label: str
     predicted: str
     seeds: str
@@ -168,12 +168,12 @@ def _misclassified(
     height, width = candidate.graph.input_shape[1:]
     scale = min(1.0, MAX_IMAGE_SIDE / max(height, width))
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    pictures = [image for group in images.read(shown) for image in resize_and_crop(group, size)]
-    for index, picture in zip(shown.tolist(), pictures, strict=True):
+    thumbnails = [image for group in images.read(shown) for image in resize_and_crop(group, size)]
+    for index, image in zip(shown.tolist(), thumbnails, strict=True):
         others = predicted[:, index][predicted[:, index] != labels[index]]
         most = int(others.mode().values)
         seeds = f"{int(errors[index])} of {len(predictions)}" if len(predictions) > 1 else ""
-        found.append(Misclassified(_png(V.to_pil_image(picture)), names[int(labels[index])], names[most], seeds))
+        found.append(Misclassified(_png(V.to_pil_image(image)), names[int(labels[index])], names[most], seeds))
     return found
 
 

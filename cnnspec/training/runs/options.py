@@ -32,7 +32,7 @@ class TrainOptions:
         batch: Images per step, over all devices.
         seed: The seed of weights, order and augmentation.
         weights: The initial weights: a file, or `torchvision:DEFAULT`.
-        fresh: Paths of modules that are initialized randomly, even with `weights`.
+        reinit: Paths of modules that are initialized randomly, even with `weights`.
         out: The folder of the run folders.
         resume: Resume the latest unfinished run, or the one in this folder, with its own recipe.
         accelerator: Passed to Lightning, as are `devices` and `strategy`.
@@ -40,7 +40,7 @@ class TrainOptions:
         memory_format: `channels_last` or `contiguous`. With None, the faster one is measured.
         threads: The number of torch threads. With None, it is measured.
         allocator: `keep` lets glibc keep large blocks, `default` does not change the allocator.
-        pictures: Whether to draw curves and other plots.
+        plots: Whether to draw curves and other plots.
         brief: Leave the recipe out of the first messages.
         save_every: Seconds between two checkpoints within an epoch.
         log: Additional loggers: `tensorboard`, `wandb`, `mlflow`.
@@ -57,7 +57,7 @@ class TrainOptions:
     batch: int | None = None
     seed: int | None = None
     weights: str | None = None
-    fresh: tuple[str, ...] = ()
+    reinit: tuple[str, ...] = ()
     out: Path = Path("runs")
     resume: bool | Path = False
     accelerator: str = "auto"
@@ -67,7 +67,7 @@ class TrainOptions:
     memory_format: str | None = None
     threads: int | None = None
     allocator: str = "keep"
-    pictures: bool = True
+    plots: bool = True
     brief: bool = False
     save_every: float = 300.0
     log: tuple[str, ...] = ()
@@ -78,8 +78,8 @@ class TrainOptions:
     @property
     def start(self) -> str | None:
         """A description of the initial weights, or None if they are random."""
-        fresh = f" without {', '.join(self.fresh)}" if self.fresh else ""
-        return None if self.weights is None else f"{self.weights}{fresh}"
+        reinit = f" without {', '.join(self.reinit)}" if self.reinit else ""
+        return None if self.weights is None else f"{self.weights}{reinit}"
 
     def changes(self) -> dict[str, Any]:
         """Return the fields of the recipe that these options override."""

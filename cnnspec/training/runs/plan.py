@@ -26,7 +26,7 @@ FILES = (
     "spec.cnn", "model.json", "result.json", "metrics.csv", "metrics.jsonl", "predictions.csv", "tensorboard/",
     "checkpoints/last.ckpt", "checkpoints/previous.ckpt", "checkpoints/best.ckpt", "checkpoints/best.safetensors",
 )  # fmt: skip
-PICTURES = (
+PLOTS = (
     "augmentation.png", "curves.svg", "curves.png", "confusion.csv", "confusion.png", "misclassified.png",
 )  # fmt: skip
 
@@ -59,7 +59,7 @@ def plan(graph: Graph, options: TrainOptions | None = None) -> dict[str, Any]:
             "allocator": options.allocator,
         },
         "memory": memory(graph, recipe, int(data.get("bytes", 0))),
-        "files": {"folder": str(folder), "names": [*FILES, *(PICTURES if options.pictures else ())]},
+        "files": {"folder": str(folder), "names": [*FILES, *(PLOTS if options.plots else ())]},
     }
 
 

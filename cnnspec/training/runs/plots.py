@@ -31,7 +31,7 @@ def _best_effort(draw: Callable[..., None]) -> Callable[..., None]:
         try:
             draw(*args)
         except Exception as error:  # noqa: BLE001 - a plot must not end the run
-            logging.getLogger(__name__).warning("no picture: %s", error)
+            logging.getLogger(__name__).warning("cannot draw a plot: %s", error)
 
     return attempt
 

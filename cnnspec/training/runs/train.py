@@ -97,7 +97,7 @@ def _make_network(graph: Graph, recipe: Recipe, options: TrainOptions) -> nn.Mod
     network = to_module(graph)
     if options.weights is not None and not options.resume:
         weights = read_weights(options.weights, "name", graph)
-        load_weights(network, weights, file=options.weights, fresh=options.fresh)
+        load_weights(network, weights, file=options.weights, reinit=options.reinit)
     optimizer_for(network, recipe, 1)
     return network
 
@@ -180,7 +180,7 @@ class _TrainingRun:
     def _start(self) -> None:
         """Write the first files of the run and log its settings."""
         self._write_result("running")
-        if self.options.pictures:
+        if self.options.plots:
             preprocess = Preprocess(self.graph.input_shape[1:], self.data.mean, self.data.std, self.recipe.augment)
             draw_augmentation(self.folder.path, self.data, preprocess, self.recipe.seed)
         self.context.journal = Journal(self.folder.path, self.task.progress.files)
@@ -198,7 +198,7 @@ class _TrainingRun:
                 logger.finalize("success")
         if self.context.journal is not None:
             self.context.journal.close()
-            if self.options.pictures:
+            if self.options.plots:
                 draw_curves(self.folder.path)
 
     def _choose_tuning(self, network: nn.Module) -> Tuning:
@@ -287,7 +287,7 @@ class _TrainingRun:
                 result = score(network, part, self.data, size, device, poll=self.stop.poll, tta=self.recipe.tta)
                 scores |= {f"{name}_acc": result.accuracy, f"{name}_loss": result.loss}
                 predictions[name] = part.labels, result.predicted
-                if name == "test" and self.options.pictures:
+                if name == "test" and self.options.plots:
                     classes, path = self.graph.output_shape[0], self.folder.path
                     draw_confusion(path, part.labels, result.predicted, classes)
                     draw_misclassified(path, part, result.predicted, self.graph.input_shape[1:])

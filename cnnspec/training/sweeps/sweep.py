@@ -66,7 +66,7 @@ class SweepOptions:
     storage: str | None = None
     pruner: str = "median"
     allow_huge: bool = False
-    train: TrainOptions = field(default_factory=lambda: TrainOptions(pictures=False))
+    train: TrainOptions = field(default_factory=lambda: TrainOptions(plots=False))
     console: Console | None = None
 
 
