@@ -72,8 +72,8 @@ def sweep(
         print_json(result.values)
     else:
         _print(result, console)
-    if result.fault is not None:
-        raise result.fault
+    if result.error is not None:
+        raise result.error
     return result.exit_code
 
 

@@ -221,7 +221,7 @@ def test_damaged_runs_from_other_folders_are_ignored(
     for changes in (
         {"test_acc": "high"},
         {"epoch_seconds": 3},
-        {"fault": ["x"]},
+        {"error": ["x"]},
         {"recipe": {"epochs": "many"}},
         {"seconds": []},
     ):

@@ -76,7 +76,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         data = load_data(graph, graph.recipe.data, folder, offline=True)
         runs = [make_run(folder, place, seed, data.test) for seed in (42, 43)]
         if place == 2:
-            runs.append(Run(44, "runs/x", {"state": "failed", "fault": {"code": "E0509", "message": EVIL}}))
+            runs.append(Run(44, "runs/x", {"state": "failed", "error": {"code": "E0509", "message": EVIL}}))
         candidates.append(candidate)
         rows.append(
             Row(

@@ -260,12 +260,12 @@ def test_the_best_spec_is_written_with_the_files_it_uses(
     (tmp_path / "parts" / "base.cnn").write_text(SPEC)
     spec.write_text('extends "parts/base.cnn"\nnetwork tiny\n')
     done = search({"c": [8, 16]}, trials=1, train={"epochs": 1})
-    assert done.fault is None
+    assert done.error is None
     assert load(tmp_path / "sweep" / "best.cnn").parameter_count == done.values["trials"][0]["parameters"]
     # An existing file of that name is not overwritten, and then there is no best spec.
     (tmp_path / "sweep" / "parts" / "base.cnn").write_text(SPEC.replace("relu", "gelu"))
     again = search({"c": [8, 16]}, trials=1, train={"epochs": 1})
-    assert (again.best, again.fault and again.fault.diagnostics[0].code) == (None, "E0518")
+    assert (again.best, again.error and again.error.diagnostics[0].code) == (None, "E0518")
     assert not (tmp_path / "sweep" / "best.cnn").exists()
 
 

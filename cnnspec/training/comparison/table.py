@@ -95,7 +95,7 @@ class Run:
         return ends[-1] if ends and reached else None
 
     def to_json(self) -> dict[str, Any]:
-        names = ("val_acc", "test_acc", "val_loss", "test_loss", "best_epoch", "seconds", "fault")
+        names = ("val_acc", "test_acc", "val_loss", "test_loss", "best_epoch", "seconds", "error")
         return {
             "seed": self.seed,
             "folder": self.folder,
@@ -257,8 +257,8 @@ def notes(rows: Sequence[Row]) -> list[str]:
         found.append("mean ± standard deviation over seeds (n - 1)")
     for row in rows:
         for run in row.failed:
-            fault = run.result.get("fault") or {}
-            reason = ": ".join(str(fault[name]) for name in ("code", "message") if fault.get(name))
+            error = run.result.get("error") or {}
+            reason = ": ".join(str(error[name]) for name in ("code", "message") if error.get(name))
             found.append(f"{row.label}, seed {run.seed} failed" + (f": {reason}" if reason else ""))
         waiting = [str(run.seed) for run in row.runs if run.state == "unfinished"]
         if waiting:

@@ -57,7 +57,7 @@ class StoredRun:
     @property
     def done(self) -> bool:
         """Whether there is nothing left to train."""
-        return self.finished or (self.result.get("fault") or {}).get("code") == DIVERGED
+        return self.finished or (self.result.get("error") or {}).get("code") == DIVERGED
 
 
 def run_key(graph: Graph, recipe: Recipe, weights: str | None = None) -> str:
@@ -108,9 +108,9 @@ def _network(model: str, spec: str) -> tuple[Graph, str] | None:
 def _has_valid_numbers(result: dict[str, Any]) -> bool:
     """Return whether all metrics are numbers, because a result may come from elsewhere."""
     figures = [result.get(name) for name in METRICS]
-    ends, fault = result.get("epoch_seconds", []), result.get("fault") or {}
+    ends, error = result.get("epoch_seconds", []), result.get("error") or {}
     numbers = [figure for figure in figures if figure is not None] + (ends if isinstance(ends, list) else [None])
-    return all(type(number) in (int, float) for number in numbers) and isinstance(fault, dict)
+    return all(type(number) in (int, float) for number in numbers) and isinstance(error, dict)
 
 
 def epoch_rows(folder: Path) -> tuple[dict[str, Any], ...]:

@@ -81,12 +81,12 @@ class TrainOptions:
         reinit = f" without {', '.join(self.reinit)}" if self.reinit else ""
         return None if self.weights is None else f"{self.weights}{reinit}"
 
-    def changes(self) -> dict[str, Any]:
+    def overrides(self) -> dict[str, Any]:
         """Return the fields of the recipe that these options override."""
-        stated = {"data": self.data, "epochs": self.epochs, "batch": self.batch, "seed": self.seed}
+        overrides = {"data": self.data, "epochs": self.epochs, "batch": self.batch, "seed": self.seed}
         if self.precision in PRECISIONS:
-            stated["precision"] = self.precision
-        return {name: value for name, value in stated.items() if value is not None}
+            overrides["precision"] = self.precision
+        return {name: value for name, value in overrides.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,9 @@ def effective_recipe(graph: Graph, options: TrainOptions) -> Recipe:
     Raises:
         CnnspecError: E0511 or E0512 if the recipe contradicts itself.
     """
-    changes = options.changes()
+    overrides = options.overrides()
     recipe = graph.recipe if options.epochs is None else graph.recipe.over(options.epochs)
-    recipe = recipe.model_copy(update=changes)
+    recipe = recipe.model_copy(update=overrides)
     refuse(impossible(recipe))
     return recipe
 
@@ -125,7 +125,7 @@ def folder_to_resume(graph: Graph, options: TrainOptions) -> tuple[RunFolder, Re
         folder = shared_folder(options.out)
         return folder, Recipe.model_validate(folder.read_result()["recipe"])
     folder, recipe = RunFolder.find(options.out, graph, options.resume if isinstance(options.resume, Path) else None)
-    for name, value in options.changes().items():
+    for name, value in options.overrides().items():
         if getattr(recipe, name) != value:
             folder.release()
             raise failure(

@@ -65,10 +65,10 @@ def plan(graph: Graph, options: TrainOptions | None = None) -> dict[str, Any]:
 
 def _describe_recipe(recipe: Recipe, options: TrainOptions) -> list[dict[str, str]]:
     """Return each entry with its value and origin."""
-    changed = options.changes()
+    overridden = options.overrides()
 
     def origin(name: str) -> str:
-        if name in changed:
+        if name in overridden:
             return "option"
         if name in recipe.given:
             return "--set"

@@ -219,7 +219,7 @@ class _TrainingRun:
         sizes = ((name, len(part)) for name, part in (("val", data.val), ("test", data.test)) if part is not None)
         counts = ", ".join([f"{len(data.train):,} train", *(f"{count:,} {name}" for name, count in sizes)])
         self._log(f"training {self.graph.name} ({self.graph.parameter_count:,} parameters) on {data.name} ({counts})")
-        stated = {*recipe.stated, *self.options.changes(), "planned"}
+        stated = {*recipe.stated, *self.options.overrides(), "planned"}
         for name, text in () if self.options.brief else recipe_lines(recipe):
             self._log(f"  {name:<15} {text}" + ("" if name in stated else "  (default)"))
         machine = self.tuning
@@ -266,11 +266,11 @@ class _TrainingRun:
 
     def _write_failure(self, error: BaseException) -> None:
         """Write the error into the result, if possible."""
-        fault = {"code": None, "message": str(error)}
+        entry: dict[str, Any] = {"code": None, "message": str(error)}
         if isinstance(error, CnnspecError):
-            fault = {"code": error.diagnostics[0].code, "message": error.diagnostics[0].message}
+            entry = {"code": error.diagnostics[0].code, "message": error.diagnostics[0].message}
         try:
-            self._write_result("failed", fault=fault)
+            self._write_result("failed", error=entry)
         except OSError:
             pass
 
@@ -295,7 +295,7 @@ class _TrainingRun:
         return scores
 
     def _write_result(
-        self, state: str, scores: dict[str, float] | None = None, fault: dict[str, Any] | None = None
+        self, state: str, scores: dict[str, float] | None = None, error: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         """Write `result.json` and return what it holds."""
         metrics = {"val_acc": None, "test_acc": None, "val_loss": None, "test_loss": None, **(scores or {})}
@@ -303,7 +303,7 @@ class _TrainingRun:
         values = {
             "network": self.graph.name,
             "state": state,
-            "fault": fault,
+            "error": error,
             **metrics,
             "parameters": self.graph.parameter_count,
             "macs": self.graph.macs,

@@ -80,7 +80,7 @@ class SweepResult:
         exit_code: 0, or 128 plus the number of the signal that stopped it.
         best: The spec of the best candidate, or None.
         values: The outcome as plain data, with `trials` from best to worst.
-        fault: The error that prevented writing the spec of the best candidate.
+        error: The error that prevented writing the spec of the best candidate.
     """
 
     folder: Path
@@ -88,7 +88,7 @@ class SweepResult:
     exit_code: int
     best: Path | None
     values: dict[str, Any]
-    fault: CnnspecError | None = None
+    error: CnnspecError | None = None
 
 
 def sweep(
@@ -147,9 +147,9 @@ class _Sweep:
 
     def _check_names(self) -> None:
         """Raise an error if the spec does not have a searched name, because no candidate would be valid."""
-        stated = self.options.train.changes()
+        overrides = self.options.train.overrides()
         for name, axis in self.space.axes.items():
-            if name in stated:
+            if name in overrides:
                 raise failure(
                     "E0204", f"`{name}` is searched, and stated as well", help=f"leave one of the two `{name}` out"
                 )
@@ -187,7 +187,7 @@ class _Sweep:
             "max_params": options.max_params,
             "max_macs": options.max_macs,
             "pruner": options.pruner,
-            **{name: value if type(value) is int else str(value) for name, value in given.changes().items()},
+            **{name: value if type(value) is int else str(value) for name, value in given.overrides().items()},
         }
 
     # --- the loop --------------------------------------------------------------------------------
@@ -379,7 +379,7 @@ class _Sweep:
         candidates = self.study.refresh()
         rows = [self._row(candidate) for candidate in sorted(candidates.ended, key=_rank)]
         best: Path | None = None
-        fault: CnnspecError | None = None
+        error: CnnspecError | None = None
         values: dict[str, Any] = {
             "network": self.base.name,
             "state": state,
@@ -390,7 +390,7 @@ class _Sweep:
             "best": None,
         }
         if rows and rows[0]["state"] == "finished":
-            best, fault = self._write_best(rows[0]["values"])
+            best, error = self._write_best(rows[0]["values"])
             run = self.folder / rows[0]["run"] if rows[0]["run"] else None
             weights = run / "checkpoints" / "best.safetensors" if run else None
             values["best"] = {
@@ -399,7 +399,7 @@ class _Sweep:
                 "weights": str(weights) if weights and weights.exists() else None,
                 "test_acc": read_result(run).get("test_acc") if run else None,
             }
-        return SweepResult(self.folder, state, self.exit_code, best, values, fault)
+        return SweepResult(self.folder, state, self.exit_code, best, values, error)
 
     def _row(self, candidate: TrainedCandidate) -> dict[str, Any]:
         run = _newest(self.folder / "trials" / str(candidate.number) / self.base.name)
