@@ -42,7 +42,7 @@ with tempfile.TemporaryDirectory() as folder:
     options = TrainOptions(plots=False)
     found = compare([path], grid={"residual": [True, False]}, seeds=3, options=options, out=Path(folder) / "compared")
     print(found.to_text())
-    with_sum, without = (row.figure("test_acc") for row in found.rows)
+    with_sum, without = (row.statistic("test_acc") for row in found.rows)
     assert with_sum is not None
     assert without is not None
     print(f"the sum is worth {100 * (with_sum.mean - without.mean):+.1f} points here")

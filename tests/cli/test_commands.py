@@ -298,9 +298,7 @@ def test_training_options_are_fields_with_the_same_defaults() -> None:
     assert Training().given() == []
     assert Training(plots=False, save_every=0, log=["wandb"]).given() == ["--save-every", "--log", "--no-plots"]
     assert Training().options([]) == TrainOptions()
-    assert Training(epochs=3, threads=2).options([], plots=False) == TrainOptions(
-        epochs=3, threads=2, plots=False
-    )
+    assert Training(epochs=3, threads=2).options([], plots=False) == TrainOptions(epochs=3, threads=2, plots=False)
 
 
 @pytest.mark.parametrize("option", ["--epochs=3", "--save-every=0", "--no-plots", "--resume", "--strategy=ddp"])

@@ -25,7 +25,7 @@ from cnnspec import CnnspecError, Graph, loads
 from cnnspec.cli.app import app
 from cnnspec.training import Comparison, TrainOptions, compare, train
 from cnnspec.training.comparison import compare as comparing
-from cnnspec.training.comparison.table import Figure, Row, Run
+from cnnspec.training.comparison.table import Row, Run, Statistic
 
 SPEC = """network NAME
 input 1x28x28
@@ -101,12 +101,12 @@ def test_the_table_matches_the_results_of_the_runs(run_compare: Compare, folder:
         own = [stored[row["label"], seed] for seed in (42, 43)]
         for name in ("val_acc", "test_acc"):
             values = [result[name] for result in own]
-            assert row[name] == {"mean": statistics.fmean(values), "deviation": statistics.stdev(values), "n": 2}
+            assert row[name] == {"mean": statistics.fmean(values), "std": statistics.stdev(values), "n": 2}
             assert float(line[f"{name}_mean"]) == row[name]["mean"]
-            assert float(line[f"{name}_deviation"]) == row[name]["deviation"]
-            mean, deviation = (f"{100 * row[name][part]:.2f}" for part in ("mean", "deviation"))
+            assert float(line[f"{name}_std"]) == row[name]["std"]
+            mean, std = (f"{100 * row[name][part]:.2f}" for part in ("mean", "std"))
             for text in (done.to_text(), (done.folder / "table.md").read_text()):
-                assert f"{mean} ± {deviation} %" in text
+                assert f"{mean} ± {std} %" in text
         assert (row["parameters"], row["macs"]) == (own[0]["parameters"], own[0]["macs"])
         assert (line["label"], int(line["seeds"]), int(line["parameters"])) == (row["label"], 2, row["parameters"])
         assert [run["folder"] for run in row["runs"]] == [f"runs/{row['label']}/{n}" for n in (1, 2)]
@@ -134,14 +134,14 @@ def test_time_of_a_run() -> None:
     assert (old.seconds_per_epoch, old.seconds_to(0.5)) == (3.0, None)
 
 
-def test_a_figure_of_one_value_has_no_deviation() -> None:
-    assert Figure.of([]) is None
-    assert Figure.of([None, 0.5]) == Figure(0.5, None, 1)
-    assert Figure(0.5, None, 1).text(1, 100) == "50.0"
-    assert Figure.of([0.1, 0.3]) == Figure(pytest.approx(0.2), pytest.approx(0.1414213562), 2)
+def test_a_statistic_of_one_value_has_no_deviation() -> None:
+    assert Statistic.of([]) is None
+    assert Statistic.of([None, 0.5]) == Statistic(0.5, None, 1)
+    assert Statistic(0.5, None, 1).text(1, 100) == "50.0"
+    assert Statistic.of([0.1, 0.3]) == Statistic(pytest.approx(0.2), pytest.approx(0.1414213562), 2)
     reached, missed = run_of([0.6], [4.0]), run_of([0.4], [5.0])
     row = Row("x", "x", {}, "k", 1, 1, (reached, missed), 0.5)
-    assert row.seconds_to_target == Figure(4.0, None, 1)
+    assert row.seconds_to_target == Statistic(4.0, None, 1)
     assert "4.0 (1 of 2)" in comparing.format_text([row], 0.5)
 
 
@@ -165,7 +165,7 @@ def test_nothing_is_trained_twice(run_compare: Compare, folder: Path, trained: l
     assert [len(row.finished) for row in done.rows] == [2, 2]
     assert "changed" not in output.getvalue()
     assert run_compare("a.cnn", "b.cnn", seeds=2, out="c").to_json() == done.to_json()
-    assert run_compare("a.cnn", seeds=1, out="c").rows[0].figure("test_acc").deviation is None
+    assert run_compare("a.cnn", seeds=1, out="c").rows[0].statistic("test_acc").std is None
     assert len(trained) == 4
 
 
@@ -204,7 +204,7 @@ def test_runs_from_other_folders_are_reused(
     assert trained == [("a", 43)]
     assert [r.seed for r in done.rows[0].runs] == [7, 42, 43]
     assert [r.folder for r in done.rows[0].runs] == ["../../runs/a/1", "../../runs/a/2", "runs/a/1"]
-    assert run_compare("a.cnn", seeds=1, runs=["runs"], out="d").rows[0].figure("val_acc").count == 2
+    assert run_compare("a.cnn", seeds=1, runs=["runs"], out="d").rows[0].statistic("val_acc").count == 2
     alone = run_compare(runs=["runs"], out="e")
     assert trained == [("a", 43)]
     assert [(row.label, len(row.finished)) for row in alone.rows] == [("a epochs=2", 2), ("a epochs=1 planned=2", 1)]

@@ -480,11 +480,11 @@ def test_measurements_are_cached_and_options_override_them(monkeypatch: pytest.M
     first = tuning.choose_tuning(graph, network, 8, device)
     assert (first.memory_format, first.origin) == ("contiguous", "measured")
     seconds["contiguous"] = 2.0
-    assert tuning.choose_tuning(graph, network, 8, device).origin == "kept"
+    assert tuning.choose_tuning(graph, network, 8, device).origin == "cached"
     assert tuning.choose_tuning(graph, network, 16, device).memory_format == "channels_last"
     assert tuning.choose_tuning(graph, network, 8, device, "channels_last").memory_format == "channels_last"
     stated = tuning.choose_tuning(graph, network, 8, device, "channels_last", 1)
-    assert (stated.memory_format, stated.threads, stated.origin) == ("channels_last", 1, "stated")
+    assert (stated.memory_format, stated.threads, stated.origin) == ("channels_last", 1, "requested")
     (tmp_path / "tuning.json").write_text("half")
     seconds["contiguous"] = 0.95  # not clearly faster
     assert tuning.choose_tuning(graph, network, 8, device).memory_format == "channels_last"

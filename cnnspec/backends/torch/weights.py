@@ -148,7 +148,9 @@ def load_weights(
             known = dict.fromkeys(key.split(".")[0] for key in own)
             help = did_you_mean(path, known) or f"there are {', '.join(f'`{name}`' for name in known)}"
             raise failure("E0504", f"the network has no module `{path}` with weights", help=help)
-    matched = _by_name(_without(own, reinit), weights, file, reinit) if match == "name" else _by_order(own, weights, file)
+    matched = (
+        _by_name(_without(own, reinit), weights, file, reinit) if match == "name" else _by_order(own, weights, file)
+    )
     module.load_state_dict({**own, **matched})
     return len(matched)
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import matplotlib as mpl
 from markupsafe import Markup, escape
-from matplotlib.figure import Figure as MplFigure
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from cnnspec.training.comparison.table import Figure, Row
+from cnnspec.training.comparison.table import Row, Statistic
 
 SERIES = 8
 """The number of colors. Further networks use the colors again with another line style."""
@@ -70,13 +70,15 @@ def cost_chart(rows: Sequence[Row], name: str, accuracy: str, title: str, prefix
         title: The title of the cost.
         prefix: A prefix for the ids in the SVG, unique on the page.
     """
-    points = [(n, getattr(row, name), figure) for n, row in enumerate(rows) if (figure := row.figure(accuracy))]
+    points = [
+        (n, getattr(row, name), statistic) for n, row in enumerate(rows) if (statistic := row.statistic(accuracy))
+    ]
     if not points:
         return None
     with mpl.rc_context(_STYLE):
         chart, panel = _empty(f"{_accuracy_title(accuracy)} over {title}", title)
-        for number, cost, figure in points:
-            _point(panel, number, cost, figure)
+        for number, cost, statistic in points:
+            _point(panel, number, cost, statistic)
         least, most = min(cost for _, cost, _ in points), max(cost for _, cost, _ in points)
         if least > 0 and most > 10 * least:
             panel.set_xscale("log")
@@ -85,18 +87,18 @@ def cost_chart(rows: Sequence[Row], name: str, accuracy: str, title: str, prefix
         panel.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
         panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
         description = "; ".join(
-            f"{rows[n].label}: {figure.text(2, 100)} % at {format_short(cost)}" for n, cost, figure in points
+            f"{rows[n].label}: {statistic.text(2, 100)} % at {format_short(cost)}" for n, cost, statistic in points
         )
         return _svg(chart, f"{_accuracy_title(accuracy)} over {title}: {description}", prefix)
 
 
-def _point(panel: Any, number: int, cost: float, figure: Figure) -> None:
+def _point(panel: Any, number: int, cost: float, statistic: Statistic) -> None:
     color = _color(number)
     panel.errorbar(
-        [cost], [figure.mean], yerr=figure.deviation, color=color, marker=_MARKS[number % SERIES],
+        [cost], [statistic.mean], yerr=statistic.std, color=color, marker=_MARKS[number % SERIES],
         markersize=7, capsize=3, linewidth=1.4, linestyle="none",
     )  # fmt: skip
-    panel.annotate(str(number + 1), (cost, figure.mean), (7, 5), textcoords="offset points", color=_INK)
+    panel.annotate(str(number + 1), (cost, statistic.mean), (7, 5), textcoords="offset points", color=_INK)
 
 
 def format_short(value: float) -> str:
@@ -119,9 +121,9 @@ def _line(number: int) -> str:
     return _LINES[number // SERIES % len(_LINES)]
 
 
-def _empty(title: str, x: str) -> tuple[MplFigure, Any]:
+def _empty(title: str, x: str) -> tuple[Figure, Any]:
     """Create a chart in the placeholder colors that `_svg` replaces."""
-    chart = MplFigure(figsize=(4.6, 3.3), layout="constrained")
+    chart = Figure(figsize=(4.6, 3.3), layout="constrained")
     panel: Any = chart.subplots()
     panel.set_title(title, color=_INK, fontsize=12)
     panel.set_xlabel(x, color=_INK)
@@ -135,7 +137,7 @@ def _empty(title: str, x: str) -> tuple[MplFigure, Any]:
     return chart, panel
 
 
-def _svg(chart: MplFigure, description: str, prefix: str) -> Markup:
+def _svg(chart: Figure, description: str, prefix: str) -> Markup:
     """Return the chart as an element of an HTML page."""
     text = io.StringIO()
     chart.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

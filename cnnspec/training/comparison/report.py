@@ -70,8 +70,8 @@ def render(
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["short"] = format_short
-    accuracy = "test_acc" if any(row.figure("test_acc") for row in rows) else "val_acc"
-    best = max((row for row in rows if row.figure(accuracy)), key=lambda r: r.figure(accuracy).mean, default=None)  # type: ignore[union-attr]
+    accuracy = "test_acc" if any(row.statistic("test_acc") for row in rows) else "val_acc"
+    best = max((row for row in rows if row.statistic(accuracy)), key=lambda r: r.statistic(accuracy).mean, default=None)  # type: ignore[union-attr]
     charts = [
         curve_chart(rows, "val_acc", "validation accuracy", "c1")
         or curve_chart(rows, "train_acc", "training accuracy", "c1"),

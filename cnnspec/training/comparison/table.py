@@ -16,20 +16,20 @@ NOT_AVERAGED = ("label", "seeds", "parameters", "macs")
 
 
 @dataclass(frozen=True)
-class Figure:
+class Statistic:
     """The mean of a metric over seeds.
 
     Attributes:
-        deviation: The sample standard deviation (n - 1), or None if there is one value.
+        std: The sample standard deviation (n - 1), or None if there is one value.
         count: The number of values.
     """
 
     mean: float
-    deviation: float | None
+    std: float | None
     count: int
 
     @classmethod
-    def of(cls, values: Iterable[float | None]) -> Figure | None:
+    def of(cls, values: Iterable[float | None]) -> Statistic | None:
         """Summarize the values that are not None. Return None if there are none."""
         known = [value for value in values if value is not None]
         if not known:
@@ -39,10 +39,10 @@ class Figure:
     def text(self, digits: int, scale: float = 1.0) -> str:
         """Format the mean and deviation: `91.06 ± 0.12`."""
         mean = f"{self.mean * scale:,.{digits}f}"
-        return mean if self.deviation is None else f"{mean} ± {self.deviation * scale:,.{digits}f}"
+        return mean if self.std is None else f"{mean} ± {self.std * scale:,.{digits}f}"
 
     def to_json(self) -> dict[str, Any]:
-        return {"mean": self.mean, "deviation": self.deviation, "n": self.count}
+        return {"mean": self.mean, "std": self.std, "n": self.count}
 
 
 @dataclass(frozen=True)
@@ -135,30 +135,30 @@ class Row:
     def failed(self) -> list[Run]:
         return [run for run in self.runs if run.state == "failed"]
 
-    def figure(self, name: str) -> Figure | None:
+    def statistic(self, name: str) -> Statistic | None:
         """Summarize `val_acc`, `test_acc`, `val_loss` or `test_loss` over the finished runs."""
-        return Figure.of(run.result.get(name) for run in self.finished)
+        return Statistic.of(run.result.get(name) for run in self.finished)
 
     @property
-    def seconds_per_epoch(self) -> Figure | None:
-        return Figure.of(run.seconds_per_epoch for run in self.finished)
+    def seconds_per_epoch(self) -> Statistic | None:
+        return Statistic.of(run.seconds_per_epoch for run in self.finished)
 
     @property
-    def seconds_to_target(self) -> Figure | None:
+    def seconds_to_target(self) -> Statistic | None:
         """The time over the runs that reach the target, or None."""
         if self.target is None:
             return None
-        return Figure.of(run.seconds_to(self.target) for run in self.finished)
+        return Statistic.of(run.seconds_to(self.target) for run in self.finished)
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as plain data. Accuracies are fractions, times are in seconds."""
-        figures = {
-            "val_acc": self.figure("val_acc"),
-            "test_acc": self.figure("test_acc"),
+        by_name = {
+            "val_acc": self.statistic("val_acc"),
+            "test_acc": self.statistic("test_acc"),
             "seconds_per_epoch": self.seconds_per_epoch,
         }
         if self.target is not None:
-            figures["seconds_to_target"] = self.seconds_to_target
+            by_name["seconds_to_target"] = self.seconds_to_target
         return {
             "label": self.label,
             "network": self.network,
@@ -166,7 +166,7 @@ class Row:
             "key": self.key,
             "parameters": self.parameters,
             "macs": self.macs,
-            **{name: figure and figure.to_json() for name, figure in figures.items()},
+            **{name: statistic and statistic.to_json() for name, statistic in by_name.items()},
             "runs": [run.to_json() for run in self.runs],
         }
 
@@ -179,7 +179,7 @@ class Column:
         name: The name for programs.
         title: The title for people.
         cell: Formats the cell of a row.
-        value: Returns the value of a row, plain or a `Figure`.
+        value: Returns the value of a row, plain or a `Statistic`.
         number: Whether the values are numbers.
     """
 
@@ -192,8 +192,8 @@ class Column:
 
 def _accuracy(name: str) -> Callable[[Row], str]:
     def cell(row: Row) -> str:
-        figure = row.figure(name)
-        return f"{figure.text(2, 100)} %" if figure else "-"
+        statistic = row.statistic(name)
+        return f"{statistic.text(2, 100)} %" if statistic else "-"
 
     return cell
 
@@ -204,14 +204,16 @@ def _seeds(row: Row) -> str:
 
 
 def _to_target(row: Row) -> str:
-    figure = row.seconds_to_target
-    if figure is None:
+    statistic = row.seconds_to_target
+    if statistic is None:
         return "not reached" if row.finished else "-"
-    return figure.text(1) + (f" ({figure.count} of {len(row.finished)})" if figure.count < len(row.finished) else "")
+    return statistic.text(1) + (
+        f" ({statistic.count} of {len(row.finished)})" if statistic.count < len(row.finished) else ""
+    )
 
 
 def _per_epoch(row: Row) -> str:
-    return figure.text(1 if figure.mean >= 10 else 2) if (figure := row.seconds_per_epoch) else "-"
+    return statistic.text(1 if statistic.mean >= 10 else 2) if (statistic := row.seconds_per_epoch) else "-"
 
 
 def columns(target: float | None) -> list[Column]:
@@ -219,8 +221,8 @@ def columns(target: float | None) -> list[Column]:
     found = [
         Column("label", "network", lambda row: row.label, lambda row: row.label, number=False),
         Column("seeds", "seeds", _seeds, lambda row: len(row.finished)),
-        Column("val_acc", "val acc", _accuracy("val_acc"), lambda row: row.figure("val_acc")),
-        Column("test_acc", "test acc", _accuracy("test_acc"), lambda row: row.figure("test_acc")),
+        Column("val_acc", "val acc", _accuracy("val_acc"), lambda row: row.statistic("val_acc")),
+        Column("test_acc", "test acc", _accuracy("test_acc"), lambda row: row.statistic("test_acc")),
         Column("parameters", "parameters", lambda row: f"{row.parameters:,}", lambda row: row.parameters),
         Column("macs", "MMACs", lambda row: f"{row.macs / 1e6:,.2f}", lambda row: row.macs),
         Column("seconds_per_epoch", "s/epoch", _per_epoch, lambda row: row.seconds_per_epoch),
@@ -290,13 +292,13 @@ def format_csv(rows: Sequence[Row], target: float | None) -> str:
         if column.name in NOT_AVERAGED:
             head.append(column.name)
         else:
-            head += [f"{column.name}_{part}" for part in ("mean", "deviation", "n")]
+            head += [f"{column.name}_{part}" for part in ("mean", "std", "n")]
         for line, row in zip(lines, rows, strict=True):
             value = column.value(row)
             if column.name in NOT_AVERAGED:
                 line.append(value)
             else:
-                line += [value.mean, value.deviation, value.count] if value else [None, None, 0]
+                line += [value.mean, value.std, value.count] if value else [None, None, 0]
     writer.writerow(head)
     writer.writerows(lines)
     return text.getvalue()

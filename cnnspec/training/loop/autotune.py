@@ -41,12 +41,12 @@ class Tuning:
     Attributes:
         memory_format: `channels_last` or `contiguous`.
         threads: The number of torch threads.
-        origin: `measured`, `kept` from an earlier measurement, `stated`, `resumed`, or `usual`.
+        origin: `measured`, `cached` from an earlier measurement, `requested`, `resumed`, or `default`.
     """
 
     memory_format: str
     threads: int
-    origin: str = "usual"
+    origin: str = "default"
 
     def apply(self, network: nn.Module) -> nn.Module:
         """Return the network in its memory format, and set the number of threads of the process."""
@@ -82,7 +82,7 @@ def read_cached(graph: Graph, batch: int, device: torch.device) -> Tuning | None
     """Return the cached settings, or None."""
     cached: Any = _read_cache().get(_key(graph, batch, device))
     try:
-        found = Tuning(str(cached["memory_format"]), int(cached["threads"]), "kept")
+        found = Tuning(str(cached["memory_format"]), int(cached["threads"]), "cached")
     except (TypeError, KeyError, ValueError):
         return None
     return found if found.memory_format in FORMATS and found.threads > 0 else None
@@ -110,7 +110,7 @@ def choose_tuning(
     requested = {"memory_format": memory_format, "threads": threads}
     requested = {name: value for name, value in requested.items() if value is not None}
     if len(requested) == 2 or (requested and device.type != "cpu"):
-        return replace(default, **requested, origin="stated")
+        return replace(default, **requested, origin="requested")
     found = read_cached(graph, batch, device)
     if found is None:
         found = _measure(graph, network, min(batch, IMAGES), device, default)

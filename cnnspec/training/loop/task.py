@@ -47,11 +47,11 @@ class Progress:
 
     Attributes:
         step: Completed steps.
-        closed: The step at the last epoch end that was validated and logged.
-        over: Whether training ended early, by early stopping or the time limit.
+        validated_step: The step at the end of the last epoch that was validated and logged.
+        stopped_early: Whether training ended early, by early stopping or the time limit.
         best_epoch: The best epoch, from 1. 0 before the first one ends.
         best_score: The validation accuracy of the best epoch.
-        waited: Epochs since the best one.
+        epochs_without_improvement: Epochs since the best one.
         seconds: Training time, over all parts of an interrupted run. Steps lost in a crash are not included, their
             repetition is.
         epoch_seconds: The training time at the end of each epoch.
@@ -61,11 +61,11 @@ class Progress:
     """
 
     step: int = 0
-    closed: int = 0
-    over: bool = False
+    validated_step: int = 0
+    stopped_early: bool = False
     best_epoch: int = 0
     best_score: float = -1.0
-    waited: int = 0
+    epochs_without_improvement: int = 0
     seconds: float = 0.0
     epoch_seconds: list[float] = field(default_factory=list[float])
     parts: int = 1
@@ -172,13 +172,13 @@ class Task(pl.LightningModule):
     @property
     def is_done(self) -> bool:
         """Whether all steps are done."""
-        return self.progress.over or self.progress.step >= self.steps * self.recipe.epochs
+        return self.progress.stopped_early or self.progress.step >= self.steps * self.recipe.epochs
 
     @property
     def epoch_is_pending(self) -> bool:
         """Whether an epoch has ended that is not closed yet."""
-        ends = self.progress.over or self.progress.step % self.steps == 0
-        return ends and self.progress.step > self.progress.closed
+        ends = self.progress.stopped_early or self.progress.step % self.steps == 0
+        return ends and self.progress.step > self.progress.validated_step
 
     # --- Lightning hooks -------------------------------------------------------------------------
 
@@ -254,7 +254,7 @@ class Task(pl.LightningModule):
         stop_requested, time_is_up, save_due = self._any_device(self.context.stop.requested, time_is_up, save_due)
         if time_is_up:
             self.context.log(f"the {recipe.minutes:g} minutes of the recipe are over")
-            self.progress.over = self.trainer.should_stop = True
+            self.progress.stopped_early = self.trainer.should_stop = True
         if self.epoch_is_pending:
             return
         if stop_requested or save_due:
@@ -264,7 +264,7 @@ class Task(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         self.close_epoch()
-        if self.progress.over:
+        if self.progress.stopped_early:
             self.trainer.should_stop = True
 
     # --- one step --------------------------------------------------------------------------------
@@ -371,15 +371,15 @@ class Task(pl.LightningModule):
         progress, train_loss = self.progress, sums[0] / sums[2]
         values = {"train_loss": train_loss, "train_acc": sums[1] / sums[2], **metrics}
         improved = "val_acc" not in metrics or metrics["val_acc"] > progress.best_score
-        progress.waited = 0 if improved else progress.waited + 1
+        progress.epochs_without_improvement = 0 if improved else progress.epochs_without_improvement + 1
         if improved:
             progress.best_epoch, progress.best_score = self.epoch, metrics.get("val_acc", -1.0)
-        if self.recipe.early_stop is not None and progress.waited >= self.recipe.early_stop:
-            progress.over = True
+        if self.recipe.early_stop is not None and progress.epochs_without_improvement >= self.recipe.early_stop:
+            progress.stopped_early = True
         if self.context.is_main_process:
             self._log(epoch=self.epoch, **values)
         self._sums.zero_()
-        progress.closed = progress.step
+        progress.validated_step = progress.step
         progress.epoch_seconds.append(round(self.seconds, 3))
         self.last_metrics = {**values, "best": float(improved)}
         self.save(best=improved)

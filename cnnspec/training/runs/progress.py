@@ -32,7 +32,7 @@ class ProgressDisplay(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start_step = self._task.progress.step
-        self._printed = self._task.progress.closed
+        self._printed = self._task.progress.validated_step
         if self._console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn())
             self._bar = Progress(*columns, console=self._console, transient=True)
@@ -41,7 +41,7 @@ class ProgressDisplay(Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # The module closes an epoch after the callbacks.
-        if self._task.progress.closed != self._printed:
+        if self._task.progress.validated_step != self._printed:
             self._end_epoch()
         self._epoch_start = self._last = time.monotonic()
         self._start_step = self._task.progress.step
@@ -74,7 +74,7 @@ class ProgressDisplay(Callback):
         )
 
     def _end_epoch(self) -> None:
-        self._printed = self._task.progress.closed
+        self._printed = self._task.progress.validated_step
         metrics = self._task.last_metrics
         epoch = -(-self._printed // self._task.steps)
         parts = [f"epoch {epoch:>{len(str(self._epochs))}}/{self._epochs}"]
@@ -86,7 +86,7 @@ class ProgressDisplay(Callback):
         print_line(self._console, "  ".join(parts))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._task.progress.closed != self._printed:
+        if self._task.progress.validated_step != self._printed:
             self._end_epoch()
         self._close()
 

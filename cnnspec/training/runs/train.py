@@ -307,7 +307,7 @@ class _TrainingRun:
             **metrics,
             "parameters": self.graph.parameter_count,
             "macs": self.graph.macs,
-            "epochs": task.progress.closed // task.steps,
+            "epochs": task.progress.validated_step // task.steps,
             "steps": task.progress.step,
             "best_epoch": task.progress.best_epoch or None,
             "seconds": round(task.seconds, 1),
