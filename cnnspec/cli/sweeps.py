@@ -92,8 +92,8 @@ def _print(result: Any, console: Any) -> None:
             figures = (accuracy, f"{row['parameters']:,}", f"{row['macs']:,}", str(row["epochs"]), row["state"])
             table.add_row(str(row["trial"]), *(row["values"][name] for name in names), *figures)
         console.print(table)
-    done, refused = len(rows), result.values["refused"]
-    more = f", {refused} candidate{'s' * (refused > 1)} refused" if refused else ""
+    done, rejected = len(rows), result.values["rejected"]
+    more = f", {rejected} candidate{'s' * (rejected > 1)} rejected" if rejected else ""
     trials = f"{done} trial{'s' * (done != 1)} done{more}"
     told = {
         "finished": trials,

@@ -1,4 +1,4 @@
-"""Test sweeps: candidates, refusals, several processes, and the best spec."""
+"""Test sweeps: candidates, rejections, several processes, and the best spec."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_a_sweep_trains_valid_candidates_and_writes_the_best(search: Callable[..
     assert graph.recipe.optimizer.args["lr"] == float(best["values"]["lr"])
     assert "# by hand" in graph.text
     assert done.values["best"]["test_acc"] == ran[best["trial"]]["test_acc"]
-    assert done.values["refused"] == output.getvalue().count("refused: ")
+    assert done.values["rejected"] == output.getvalue().count("rejected: ")
     # A second sweep has nothing to do.
     output.truncate(0)
     again = search(space, trials=3, max_params=900, max_macs=7000)
@@ -177,13 +177,13 @@ def test_an_exhausted_space_ends_the_sweep(search: Callable[..., SweepResult]):
     assert done.state == "exhausted"
     values = {(row["values"]["c"], row["values"]["batch"]) for row in done.values["trials"]}
     assert values == {(c, batch) for c in ("4", "8") for batch in ("1000", "2000")}
-    assert (len(done.values["trials"]), done.values["refused"]) == (4, 2)
+    assert (len(done.values["trials"]), done.values["rejected"]) == (4, 2)
 
 
 def test_a_sweep_without_valid_candidates_reports_the_reasons(
     search: Callable[..., SweepResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("cnnspec.training.sweeps.sweep.MAX_REFUSED", 5)
+    monkeypatch.setattr("cnnspec.training.sweeps.sweep.MAX_REJECTED", 5)
     with pytest.raises(CnnspecError) as error:
         search({"c": "4..400"}, max_params=100)
     assert code(error) == "E0517"
@@ -235,7 +235,7 @@ def test_a_diverged_run_does_not_end_the_sweep(search: Callable[..., SweepResult
     assert [(row["values"]["lr"], row["state"]) for row in done.values["trials"]] == [
         ("0.1", "finished"), ("1000000000000.0", "failed"),
     ]  # fmt: skip
-    assert done.values["trials"][1]["why"].startswith("training diverged")
+    assert done.values["trials"][1]["reason"].startswith("training diverged")
 
 
 def test_bad_trials_are_pruned(search: Callable[..., SweepResult], monkeypatch: pytest.MonkeyPatch):
@@ -388,7 +388,7 @@ def test_randomly_killed_processes_neither_lose_nor_repeat_trials(tmp_path: Path
             if len(seen.ended) >= trials:
                 shared.close()
                 return 0
-            orphan = next((candidate for candidate in seen.trained if candidate.state == "open"), None)
+            orphan = next((candidate for candidate in seen.trained if candidate.state == "retry"), None)
             if orphan is not None:
                 shared.reopen(orphan)
             elif any(c.state == "waiting" for c in seen.trained) or len(seen.trained) < trials:

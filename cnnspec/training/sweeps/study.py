@@ -3,7 +3,7 @@
 Optuna numbers trials in the order in which they start, and stores attributes for each. All agreement between processes
 follows from that, without a lock:
 
-- A **candidate** is a trial that Optuna proposed. Its own process decides once whether it is refused, a duplicate,
+- A **candidate** is a trial that Optuna proposed. Its own process decides once whether it is rejected, a duplicate,
   surplus, or trained. It waits until all earlier candidates are decided, so every process comes to the same decision.
 - A trained candidate has **attempts**: its own trial, and further ones if that fails. An attempt counts only if all
   earlier ones have failed. So one process at a time works on a candidate.
@@ -74,15 +74,15 @@ class Candidates:
         self.trials = trials
         self.proposed = [trial for trial in trials if "attempt_of" not in trial.user_attrs]
         self.trained = [self._candidate(trial) for trial in self.proposed if _verdict(trial) == "trained"]
-        self.refused = [trial for trial in self.proposed if _verdict(trial) == "refused"]
+        self.rejected = [trial for trial in self.proposed if _verdict(trial) == "rejected"]
 
     def _candidate(self, trial: FrozenTrial) -> TrainedCandidate:
         others = [t for t in self.trials if t.user_attrs.get("attempt_of") == trial.number]
         return TrainedCandidate(trial, [trial, *(t for t in others if "dropped" not in t.user_attrs)])
 
     def tried(self) -> set[tuple[str, ...]]:
-        """Return the values of all candidates that were trained or refused."""
-        return {_values_of(trial) for trial in self.proposed if _verdict(trial) in ("trained", "refused")}
+        """Return the values of all candidates that were trained or rejected."""
+        return {_values_of(trial) for trial in self.proposed if _verdict(trial) in ("trained", "rejected")}
 
     def undecided(self, before: int) -> list[FrozenTrial]:
         """Return the candidates before a number that are not decided yet."""
@@ -130,17 +130,17 @@ class TrainedCandidate:
 
     @property
     def state(self) -> str:
-        """The state: `running`, `waiting` or `open`, and at the end `finished`, `pruned`, `failed` or `lost`."""
+        """The state: `running`, `waiting` or `retry`, and at the end `finished`, `pruned`, `failed` or `crashed`."""
         last = self.last
         if last.state == TrialState.PRUNED:
-            return "failed" if "why" in last.user_attrs else "pruned"
+            return "failed" if "reason" in last.user_attrs else "pruned"
         states = {TrialState.COMPLETE: "finished", TrialState.RUNNING: "running", TrialState.WAITING: "waiting"}
         deaths = sum(1 for trial in self.attempts if "stopped" not in trial.user_attrs)
-        return states.get(last.state) or ("lost" if deaths >= DEATHS else "open")
+        return states.get(last.state) or ("crashed" if deaths >= DEATHS else "retry")
 
     @property
     def ended(self) -> bool:
-        return self.state in ("finished", "pruned", "failed", "lost")
+        return self.state in ("finished", "pruned", "failed", "crashed")
 
     @property
     def accuracy(self) -> float | None:
@@ -158,9 +158,9 @@ class TrainedCandidate:
 
 
 def _verdict(trial: FrozenTrial) -> str | None:
-    """Return the decision on a candidate: `refused`, `trained`, `double` or `surplus`, or None before."""
-    if trial.user_attrs.get("candidate", {}).get("why") is not None:
-        return "refused"
+    """Return the decision on a candidate: `rejected`, `trained`, `duplicate` or `surplus`, or None before."""
+    if trial.user_attrs.get("candidate", {}).get("reason") is not None:
+        return "rejected"
     return trial.user_attrs.get("verdict")
 
 
@@ -387,14 +387,14 @@ class SharedStudy:
         """Propose the values of a new candidate."""
         return self.space.candidate({name: _suggest(trial, name, axis) for name, axis in self.space.axes.items()})
 
-    def record(self, trial: Trial, values: Candidate, sizes: Mapping[str, int], refused: str | None) -> None:
-        """Store the description of a candidate, and the reason if it is refused.
+    def record(self, trial: Trial, values: Candidate, sizes: Mapping[str, int], rejection: str | None) -> None:
+        """Store the description of a candidate, and the reason if it is rejected.
 
         Raises:
-            Pruned: It is refused.
+            Pruned: It is rejected.
         """
-        trial.set_user_attr("candidate", {"values": values, "sizes": dict(sizes), "why": refused})
-        if refused is not None:
+        trial.set_user_attr("candidate", {"values": values, "sizes": dict(sizes), "reason": rejection})
+        if rejection is not None:
             raise Pruned
 
     def decide(self, trial: Trial, trials: int, poll: Callable[[], None]) -> None:
@@ -408,8 +408,8 @@ class SharedStudy:
             time.sleep(0.05)
         proposal = next(t for t in candidates.proposed if t.number == trial.number)
         earlier = [candidate for candidate in candidates.trained if candidate.number < trial.number]
-        double = any(_values_of(candidate.proposal) == _values_of(proposal) for candidate in earlier)
-        verdict = "double" if double else "surplus" if len(earlier) >= trials else "trained"
+        duplicate = any(_values_of(candidate.proposal) == _values_of(proposal) for candidate in earlier)
+        verdict = "duplicate" if duplicate else "surplus" if len(earlier) >= trials else "trained"
         trial.set_user_attr("verdict", verdict)
         if verdict != "trained":
             raise TrialDiscarded

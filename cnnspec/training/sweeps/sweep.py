@@ -35,8 +35,8 @@ from cnnspec.training.runs.train import train
 from cnnspec.training.sweeps.space import Candidate, Space
 from cnnspec.training.sweeps.study import Candidates, Pruned, SharedStudy, TrainedCandidate, Trial, storage_error
 
-MAX_REFUSED = 60
-"""The number of consecutive refused candidates after which a sweep ends."""
+MAX_REJECTED = 60
+"""The number of consecutive rejected candidates after which a sweep ends."""
 STATUS_INTERVAL = 20.0
 """Seconds between two lines about a running trial without a terminal."""
 CANDIDATE_ERRORS = ("E0509", "E0512", "E0513")
@@ -227,7 +227,7 @@ class _Sweep:
                     return "finished"
                 self._check_progress(candidates)
                 waiting = any(candidate.state == "waiting" for candidate in candidates.trained)
-                orphan = next((candidate for candidate in candidates.trained if candidate.state == "open"), None)
+                orphan = next((candidate for candidate in candidates.trained if candidate.state == "retry"), None)
                 if orphan is not None:
                     study.reopen(orphan)
                 elif waiting or len(candidates.trained) < self.options.trials:
@@ -252,19 +252,19 @@ class _Sweep:
             CnnspecError: E0517.
         """
         last = max((candidate.number for candidate in candidates.trained), default=-1)
-        refused = [trial for trial in candidates.refused if trial.number > last]
+        rejected = [trial for trial in candidates.rejected if trial.number > last]
         everything = (
             not candidates.trained and self.space.size is not None and len(candidates.tried()) >= self.space.size
         )
-        if len(refused) < MAX_REFUSED and not everything:
+        if len(rejected) < MAX_REJECTED and not everything:
             return
-        found = [trial.user_attrs["candidate"] for trial in refused]
-        notes = [f"{_format_values(found[0]['values'])}: {found[0]['why']}"]
+        found = [trial.user_attrs["candidate"] for trial in rejected]
+        notes = [f"{_format_values(found[0]['values'])}: {found[0]['reason']}"]
         if sizes := [one["sizes"] for one in found if one["sizes"]]:
             least = {key: min(size[key] for size in sizes) for key in ("parameters", "macs")}
             notes.append(f"the least were {least['parameters']:,} parameters and {least['macs']:,} multiply-adds")
         error = failure(
-            "E0517", f"no candidate passes: {len(found):,} were refused, one after the other", file=self.name,
+            "E0517", f"no candidate passes: {len(found):,} consecutive candidates were rejected", file=self.name,
             notes=notes, help="raise the limits, or search among other values",
         )  # fmt: skip
         own = self._compile(found[0]["values"])
@@ -280,10 +280,10 @@ class _Sweep:
         values = self.study.propose(trial)
         found = self._compile(values)
         sizes = {"parameters": found.parameter_count, "macs": found.macs} if isinstance(found, Graph) else {}
-        why = self._rejection(found)
-        if why is not None:
-            self._log(f"trial {trial.number}  {_format_values(values)}  refused: {why}")
-        self.study.record(trial, values, sizes, why)
+        reason = self._rejection(found)
+        if reason is not None:
+            self._log(f"trial {trial.number}  {_format_values(values)}  rejected: {reason}")
+        self.study.record(trial, values, sizes, reason)
         assert isinstance(found, Graph)
         self.study.decide(trial, self.options.trials, self.stop.poll)
         return self._train(trial, trial.number, values, found)
@@ -323,7 +323,7 @@ class _Sweep:
             except CnnspecError as error:
                 if error.diagnostics[0].code not in CANDIDATE_ERRORS:
                     raise
-                trial.set_user_attr("why", error.diagnostics[0].message)
+                trial.set_user_attr("reason", error.diagnostics[0].message)
                 self._log_end(number, values, error.diagnostics[0].message, start)
                 raise Pruned from None
         if result.state == "interrupted":
@@ -386,7 +386,7 @@ class _Sweep:
             "folder": str(self.folder),
             "space": self.space.to_json(),
             "trials": rows,
-            "refused": len(candidates.refused),
+            "rejected": len(candidates.rejected),
             "best": None,
         }
         if rows and rows[0]["state"] == "finished":
@@ -406,7 +406,7 @@ class _Sweep:
         return {
             "trial": candidate.number,
             "state": candidate.state,
-            "why": candidate.last.user_attrs.get("why"),
+            "reason": candidate.last.user_attrs.get("reason"),
             "values": candidate.values,
             **candidate.sizes,
             "val_acc": candidate.accuracy,
