@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from cnnspec.exports import lazy_exports
 
 if TYPE_CHECKING:
-    from cnnspec.analysis.summary import largest_batch, summarise
+    from cnnspec.analysis.summary import largest_batch, summarize
     from cnnspec.api import build, check, format, load, loads
     from cnnspec.diagnostics import CnnspecError, Diagnostic, Edit, Fix
     from cnnspec.ir import Graph, Model
@@ -33,7 +33,7 @@ __all__ = [
     "largest_batch",
     "load",
     "loads",
-    "summarise",
+    "summarize",
 ]
 
 __getattr__, __dir__ = lazy_exports(
@@ -42,6 +42,6 @@ __getattr__, __dir__ = lazy_exports(
         **dict.fromkeys(("build", "check", "format", "load", "loads"), "cnnspec.api"),
         **dict.fromkeys(("CnnspecError", "Diagnostic", "Edit", "Fix"), "cnnspec.diagnostics"),
         **dict.fromkeys(("Graph", "Model"), "cnnspec.ir"),
-        **dict.fromkeys(("largest_batch", "summarise"), "cnnspec.analysis.summary"),
+        **dict.fromkeys(("largest_batch", "summarize"), "cnnspec.analysis.summary"),
     },
 )

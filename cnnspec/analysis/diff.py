@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cnnspec import shapes
-from cnnspec.analysis.summary import summarise
+from cnnspec.analysis.summary import summarize
 from cnnspec.ir import Graph, Node
 from cnnspec.ir.evaluate import show
 
@@ -72,7 +72,7 @@ def compare(a: Graph, b: Graph) -> Difference:
         if old != new:
             kind = "added" if old is None else "removed" if new is None else "changed"
             changes.append(Change(path, kind, old or "", new or ""))
-    first, second = summarise(a), summarise(b)
+    first, second = summarize(a), summarize(b)
     totals = {
         "parameters": (first.total.parameters, second.total.parameters),
         "macs": (first.total.macs, second.total.macs),

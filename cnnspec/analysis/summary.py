@@ -221,7 +221,7 @@ class Summary:
         return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def summarise(graph: Graph, batch: int = 1, *, symbolic: bool = False) -> Summary:
+def summarize(graph: Graph, batch: int = 1, *, symbolic: bool = False) -> Summary:
     """Summarize a network. The values of a module are sums over its operators; its peak is the maximum.
 
     Args:

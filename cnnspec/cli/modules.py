@@ -146,14 +146,14 @@ def _try_out(graph: Graph, weights: str | None, reinit: list[str], seed: int | N
             f"the module gives {shape} with {counted} parameters, "
             f"the check says {graph.output_shape} with {graph.parameter_count}"
         )
-    from cnnspec.analysis.summary import summarise
+    from cnnspec.analysis.summary import summarize
 
     if as_json:
-        print_json(summarise(graph).to_json())
+        print_json(summarize(graph).to_json())
     else:
         from cnnspec.cli.tables import print_summary
 
-        print_summary(summarise(graph), 2)
+        print_summary(summarize(graph), 2)
         print(f"forward and backward pass on {tuple(images.shape)}: ok, {counted:,} parameters")
     return 0
 

@@ -221,7 +221,7 @@ def summary(
     as_json: AsJson = False,
 ) -> None:
     """Show shapes, parameters, operations, memory and receptive fields per module."""
-    from cnnspec.analysis.summary import COLUMNS, DEFAULT_COLUMNS, largest_batch, parse_bytes, summarise
+    from cnnspec.analysis.summary import COLUMNS, DEFAULT_COLUMNS, largest_batch, parse_bytes, summarize
 
     one_of("--format", format, FORMATS)
     chosen = DEFAULT_COLUMNS if columns is None else tuple(name.strip() for name in columns.split(","))
@@ -234,7 +234,7 @@ def summary(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--max-batch") from None
     graph = compile_at(file, sets, at, huge)
-    done = summarise(graph, batch, symbolic=symbolic)
+    done = summarize(graph, batch, symbolic=symbolic)
     largest = None if memory is None else largest_batch(graph, memory)
     if as_json or format == "json":
         data = done.to_json(tuple(COLUMNS) if columns is None else chosen, depth)
