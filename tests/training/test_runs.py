@@ -23,13 +23,15 @@ from torch.nn import functional as F
 
 from cnnspec import CnnspecError, Graph, build, load, loads
 from cnnspec.backends.torch.weights import read_weights
-from cnnspec.ir import Model
 from cnnspec.recipe import Cifar100, FashionMini, Folder, Recipe, Setting
 from cnnspec.training import Result, TrainOptions, evaluate, train
 from cnnspec.training.data.batches import EpochBatches
 from cnnspec.training.data.datasets import load_data
 from cnnspec.training.loop.journal import read_journal
 from cnnspec.training.runs.folder import RunFolder
+from cnnspec.training.runs.json_files import model_from_json
+from cnnspec.training.runs.listing import list_runs
+from cnnspec.training.runs.lookup import stored_runs
 
 NETWORK = (
     TINY
@@ -72,7 +74,11 @@ def test_a_run_writes_all_files_into_its_folder(run: Callable[..., Result], tmp_
     assert {"cnnspec", "torch", "python"} <= stored["versions"].keys()
     assert Recipe.model_validate(stored["recipe"]) == graph.recipe
     assert (result.folder / "spec.cnn").read_text() == graph.text
-    assert Model.model_validate_json((result.folder / "model.json").read_text()) == graph.model
+    assert model_from_json((result.folder / "model.json").read_text()) == graph.model
+    assert (stored["format_version"], json.loads((result.folder / "model.json").read_text())["format_version"]) == (
+        1,
+        1,
+    )
     for split in ("val", "test"):
         found = evaluate(graph, result.folder / "checkpoints" / "best.safetensors", split=split)  # type: ignore[arg-type]
         assert found[f"{split}_acc"] == stored[f"{split}_acc"]
@@ -426,8 +432,6 @@ def test_plots_of_a_run(run: Callable[..., Result]):
 
 
 def test_runs_are_listed_with_their_state(run: Callable[..., Result], tmp_path: Path):
-    from cnnspec.training.runs.listing import list_runs
-
     assert list_runs(tmp_path / "runs") == []
     finished = run(tiny(), epochs=1)
     for state in ("running", "failed"):
@@ -439,6 +443,24 @@ def test_runs_are_listed_with_their_state(run: Callable[..., Result], tmp_path: 
     found = list_runs(tmp_path / "runs")
     assert [entry["state"] for entry in found] == ["finished", "killed", "failed"]
     assert found[0]["test_acc"] == finished.values["test_acc"]
+
+
+@pytest.mark.parametrize("name", ["result.json", "model.json"])
+def test_files_of_another_format_version_are_an_error(tmp_path: Path, name: str):
+    graph = tiny()
+    folder = RunFolder.create(tmp_path, graph)
+    folder.write_result({"state": "interrupted", "recipe": graph.recipe.model_dump(mode="json")})
+    folder.release()
+    assert len(stored_runs(tmp_path)) == 1
+    path = folder.path / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 2}))
+    with pytest.raises(CnnspecError, match="expected format version 1, found format version 2") as error:
+        RunFolder.find(tmp_path, graph)
+    assert (code(error), error.value.diagnostics[0].file) == ("E0506", str(path))
+    if name == "result.json":
+        assert list_runs(tmp_path)[0]["state"] == "unsupported"
+        with pytest.raises(CnnspecError, match="unsupported file format"):
+            stored_runs(tmp_path)
 
 
 def test_a_plan_is_what_a_run_uses_and_writes_nothing(run: Callable[..., Result], tmp_path: Path):

@@ -28,7 +28,7 @@ from cnnspec.training.data.datasets import DatasetCache
 from cnnspec.training.loop.checkpoints import write_atomically
 from cnnspec.training.loop.optimizers import optimizer_for
 from cnnspec.training.loop.signals import StopHandler, Stopped
-from cnnspec.training.runs.listing import read_result
+from cnnspec.training.runs.json_files import read_result, with_version
 from cnnspec.training.runs.locks import LOCK, acquire, is_locked
 from cnnspec.training.runs.lookup import DIVERGED, StoredRun, epoch_rows, stored_runs
 from cnnspec.training.runs.options import TrainOptions
@@ -62,7 +62,7 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """Return the comparison as plain data."""
-        return {"state": self.state, "target": self.target, "rows": [row.to_json() for row in self.rows]}
+        return with_version({"state": self.state, "target": self.target, "rows": [row.to_json() for row in self.rows]})
 
     def to_text(self, width: int = 120) -> str:
         """Return the table as text for a terminal."""

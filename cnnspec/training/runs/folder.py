@@ -14,13 +14,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from cnnspec.diagnostics import CnnspecError, failure
 from cnnspec.ir import Graph, Model
 from cnnspec.recipe import Recipe
 from cnnspec.training.loop.checkpoints import Checkpoints, write_atomically
-from cnnspec.training.runs.listing import read_result
+from cnnspec.training.runs.json_files import model_from_json, model_to_json, read_result, with_version
 from cnnspec.training.runs.locks import LOCK, acquire
 
 SHARED_FOLDER_VARIABLE = "CNNSPEC_RUN_FOLDER"
@@ -102,7 +100,7 @@ class RunFolder:
             folder.lock()
             folder.checkpoints.folder.mkdir()
             (folder.path / "spec.cnn").write_text(graph.text, encoding="utf-8")
-            (folder.path / "model.json").write_text(graph.model.model_dump_json(indent=2), encoding="utf-8")
+            (folder.path / "model.json").write_text(model_to_json(graph.model), encoding="utf-8")
         except OSError as error:
             message = f"cannot make a run folder: {error.strerror}"
             raise _refusal(out, message, "choose another with `--out`") from None
@@ -118,19 +116,19 @@ class RunFolder:
         """
         runs = out / graph.name
         found = [cls(path)] if path else [cls(path) for _, path in sorted(_numbered_folders(runs), reverse=True)]
-        unfinished = [folder for folder in found if folder.state not in ("finished", "unknown")]
-        if not unfinished:
+        folder = next((folder for folder in found if folder.state not in ("finished", "unknown")), None)
+        if folder is None:
             finished = found and all(folder.state == "finished" for folder in found)
             reason = "every run is finished" if finished else "no run has begun"
             if not found:
                 reason = "there is no run yet"
             help = "train anew without `--resume`, or name the folder of the runs with `--out`"
             raise _refusal(runs, f"nothing to resume: {reason}", help)
-        folder = unfinished[0]
         try:
             recipe = Recipe.model_validate(folder.read_result().get("recipe"))
-            model = Model.model_validate_json((folder.path / "model.json").read_text(encoding="utf-8"))
-        except (OSError, ValidationError) as error:
+            file = folder.path / "model.json"
+            model = model_from_json(file.read_text(encoding="utf-8"), file)
+        except (OSError, ValueError) as error:
             message, notes = "the run cannot be resumed: its files are damaged", [str(error).splitlines()[0]]
             raise _refusal(folder.path, message, "train anew without `--resume`", notes) from None
         if _without_recipe(model) != _without_recipe(graph.model):
@@ -187,12 +185,18 @@ class RunFolder:
         return str(self.read_result().get("state", "unknown"))
 
     def read_result(self) -> dict[str, Any]:
-        """Read `result.json`. The result is empty if it cannot be read."""
+        """Read `result.json`. The result is empty if it cannot be read.
+
+        Raises:
+            CnnspecError: E0506 if it has another format version.
+        """
         return read_result(self.path)
 
-    def write_result(self, values: dict[str, Any]) -> None:
-        """Write `result.json` atomically."""
+    def write_result(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Write `result.json` atomically, and return its contents."""
+        values = with_version(values)
         write_atomically(self.path / "result.json", (json.dumps(values, indent=2) + "\n").encode())
+        return values
 
 
 def _refusal(path: Path, message: str, help: str, notes: Sequence[str] = ()) -> CnnspecError:

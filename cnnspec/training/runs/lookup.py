@@ -13,11 +13,11 @@ from pydantic import ValidationError
 
 from cnnspec.checker.check import check
 from cnnspec.diagnostics import CnnspecError, Reporter
-from cnnspec.ir import Graph, Model
+from cnnspec.ir import Graph
 from cnnspec.recipe import ORIGINS, Recipe
 from cnnspec.semantics.context import Places
 from cnnspec.training.loop.journal import read_journal
-from cnnspec.training.runs.listing import read_result
+from cnnspec.training.runs.json_files import model_from_json, read_result
 
 METRICS = ("val_acc", "test_acc", "val_loss", "test_loss", "seconds", "epochs", "best_epoch")
 DIVERGED = "E0509"
@@ -82,7 +82,11 @@ def _structure(graph: Graph) -> str:
 
 
 def stored_runs(folder: Path) -> list[StoredRun]:
-    """Return the runs in a folder and its subfolders, by name and number. Incomplete runs are left out."""
+    """Return the runs in a folder and its subfolders, by name and number. Incomplete runs are left out.
+
+    Raises:
+        CnnspecError: E0506 if a `result.json` has another format version.
+    """
     paths = sorted(folder.rglob("result.json"), key=lambda path: [part.zfill(9) for part in path.parts])
     return [found for path in paths if (found := _read(path.parent)) is not None]
 
@@ -101,7 +105,7 @@ def _read(folder: Path) -> StoredRun | None:
 @lru_cache(maxsize=128)
 def _network(model: str, spec: str) -> tuple[Graph, str] | None:
     """Check the model of a run, once for all runs of it, and return the graph and its structure."""
-    graph = check(Model.model_validate_json(model), Places(), Reporter(), spec, allow_huge=True)
+    graph = check(model_from_json(model), Places(), Reporter(), spec, allow_huge=True)
     return None if graph is None else (graph, _structure(graph))
 
 

@@ -323,8 +323,7 @@ class _TrainingRun:
             "recipe": self.recipe.model_dump(mode="json"),
             "versions": versions(),
         }
-        self.folder.write_result(values)
-        return values
+        return self.folder.write_result(values)
 
     def _make_trainer(self) -> pl.Trainer:
         recipe, options, path = self.recipe, self.options, self.folder.path

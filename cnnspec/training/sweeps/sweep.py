@@ -27,7 +27,7 @@ from cnnspec.training.loop.checkpoints import write_atomically
 from cnnspec.training.loop.machine import device_of
 from cnnspec.training.loop.signals import StopHandler, Stopped
 from cnnspec.training.runs.folder import is_main_process
-from cnnspec.training.runs.listing import read_result
+from cnnspec.training.runs.json_files import read_result
 from cnnspec.training.runs.locks import LOCK, is_locked
 from cnnspec.training.runs.options import Result, TrainOptions, effective_recipe
 from cnnspec.training.runs.progress import print_line
