@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("cnnspec")
     group.addoption(
-        "--cnnspec", action="store_true", help="collect .cnn files: check them, and hold them against torch"
+        "--cnnspec", action="store_true", help="collect .cnn files: check each one, and compare it with torch"
     )
 
 
@@ -36,7 +36,7 @@ class SpecFile(pytest.File):
         yield SpecItem.from_parent(self, name="check")  # pyright: ignore[reportUnknownMemberType]
 
 
-class SpecFault(Exception):
+class SpecError(Exception):
     """The errors of a spec, rendered as on the command line."""
 
 
@@ -48,7 +48,7 @@ class SpecItem(pytest.Item):
 
         done = compile_file(self.path)
         if done.reporter.failed:
-            raise SpecFault(_described(done))
+            raise SpecError(_render_all(done))
         if done.graph is None:
             return
         try:
@@ -62,7 +62,7 @@ class SpecItem(pytest.Item):
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         from cnnspec.diagnostics import CnnspecError
 
-        if isinstance(excinfo.value, (SpecFault, CnnspecError, AssertionError)):
+        if isinstance(excinfo.value, (SpecError, CnnspecError, AssertionError)):
             return str(excinfo.value)
         return super().repr_failure(excinfo, style)
 
@@ -70,7 +70,7 @@ class SpecItem(pytest.Item):
         return self.path, None, self.path.name
 
 
-def _described(done: Compilation) -> str:
+def _render_all(done: Compilation) -> str:
     from cnnspec.diagnostics import render
 
     return "\n\n".join(render(diagnostic) for diagnostic in done.diagnostics)

@@ -69,7 +69,7 @@ class CommandGroup(TyperGroup):
 
 app = typer.Typer(
     cls=CommandGroup,
-    help="Describe a convolutional network in a few lines of text; check it, build it, train it.",
+    help="Check, build and train convolutional networks that are described as text.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -16,7 +16,7 @@ from cnnspec.cli.training_options import Training, stop_on_sigterm, training_opt
 Networks = Annotated[list[str] | None, typer.Argument(metavar="FILE...", help="Spec files, or names of shipped specs.")]
 GridOf = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="K=V,V", help="Values of a `param` or of the recipe, all of which are compared."),
+    typer.Option("--set", metavar="K=V,V", help="Values of a parameter or recipe entry to compare."),
 ]
 
 
@@ -25,28 +25,26 @@ def compare(
     files: Networks = None,
     *,
     sets: GridOf = None,
-    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Runs of each network.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Runs per network.")] = 3,
     seed: Annotated[int | None, typer.Option(min=0, help="The first seed (default: that of the recipe).")] = None,
     runs: Annotated[
-        list[Path] | None, typer.Option(metavar="DIR", help="Finished runs in this folder are taken, of any seed.")
+        list[Path] | None, typer.Option(metavar="DIR", help="Reuse finished runs in this folder, with any seed.")
     ] = None,
     target: Annotated[
-        str | None, typer.Option(metavar="ACC", help="Compare the time to this accuracy: 0.9 or 90%.")
+        str | None, typer.Option(metavar="ACC", help="Also compare the training time until this accuracy, 0.9 or 90%.")
     ] = None,
     training: Training,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The folder (default: comparisons/ and the names).")
+        Path | None, typer.Option(metavar="DIR", help="Folder of the comparison (default: comparisons/NAMES).")
     ] = None,
-    plots: Annotated[
-        bool, typer.Option("--plots/--no-plots", help="Draw curves and the like for each run, too.")
-    ] = False,
+    plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Also draw plots for each run.")] = False,
     form: Annotated[str, typer.Option("--format", help="text, markdown, csv, or json.")] = "text",
     as_json: AsJson = False,
 ) -> int:
-    """Train networks over several seeds, and compare what they come to; a comparison that was stopped goes on."""
+    """Train networks with several seeds, and compare the results. Resumes a comparison that was stopped."""
     form = format_of(form, as_json, ("text", "markdown", "csv", "json"), "text")
     if not files and not runs:
-        raise typer.BadParameter("name networks, or a folder of runs with `--runs`")
+        raise typer.BadParameter("pass networks, or a folder of runs with `--runs`")
     if not files and sets:
         raise typer.BadParameter("has no effect without networks", param_hint="--set")
     goal = None if target is None else _accuracy(target)
@@ -88,5 +86,5 @@ def _accuracy(text: str) -> float:
     except ValueError:
         found = 0.0
     if not 0 < found <= 1:
-        raise typer.BadParameter(f"`{text}` is no accuracy such as 0.9 or 90%", param_hint="--target")
+        raise typer.BadParameter(f"`{text}` is not an accuracy such as 0.9 or 90%", param_hint="--target")
     return found

@@ -28,26 +28,31 @@ from cnnspec.ir import Graph
 def build(
     file: SpecFile,
     *,
-    train: Annotated[bool, typer.Option("--train", help="Train the network by its recipe.")] = False,
+    train: Annotated[bool, typer.Option("--train", help="Train the network with its recipe.")] = False,
     training: Training,
     at: AtSize = None,
     sets: Settings = None,
     huge: AllowHuge = False,
     weights: Annotated[
-        str | None, typer.Option(metavar="FILE", help="What the weights start from; also torchvision:DEFAULT.")
+        str | None, typer.Option(metavar="FILE", help="Initial weights: a file, or torchvision:DEFAULT.")
     ] = None,
     reinit: Annotated[
-        list[str] | None, typer.Option(metavar="MODULE", help="A module that starts anew in spite of --weights.")
+        list[str] | None,
+        typer.Option(
+            metavar="MODULE", help="A module to initialize at random in spite of --weights, such as a new head."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> int:
     """Compile a network to a torch module; with --train, train and test it."""
     if train and at is not None:
         raise typer.BadParameter(
-            "has no effect with --train: images are brought to the size of `input`", param_hint="--at"
+            "has no effect with --train: images are resized to the size of `input`", param_hint="--at"
         )
     if reinit and weights is None:
-        raise typer.BadParameter("has no effect without --weights: every module starts anew", param_hint="--reinit")
+        raise typer.BadParameter(
+            "has no effect without --weights: all modules are initialized at random", param_hint="--reinit"
+        )
     graph = compile_at(file, sets, at, huge)
     if not train:
         for option in training.given():
@@ -82,7 +87,7 @@ def _resume_command(file: str, sets: list[str] | None, training: Training) -> st
 
 @training_options(without=["resume", "save_every", "log"])
 def plan(file: SpecFile, *, training: Training, sets: Settings = None, as_json: AsJson = False) -> None:
-    """Print everything that a training run would use, and start nothing."""
+    """Print everything that a training run would use, without starting it."""
     graph = compile_spec(file, sets).require_graph()
     options = training.options([graph.recipe])
     from cnnspec.training import plan as plan_run
@@ -97,10 +102,10 @@ def plan(file: SpecFile, *, training: Training, sets: Settings = None, as_json: 
 
 
 def runs(
-    out: Annotated[Path, typer.Argument(metavar="DIR", help="Where run folders are.")] = Path("runs"),
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="Parent of the run folders.")] = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
-    """List what has been trained, with its state and result."""
+    """List training runs with their state and result."""
     from cnnspec.training.runs.listing import list_runs
 
     found = list_runs(out)
@@ -108,7 +113,7 @@ def runs(
         print_json(found)
         return
     if not found:
-        print(f"no runs in {out}")
+        print(f"no runs found in {out}")
         return
     from rich import box
     from rich.table import Table
@@ -143,8 +148,8 @@ def _try_out(graph: Graph, weights: str | None, reinit: list[str], seed: int | N
     counted = sum(weight.numel() for weight in module.parameters())
     if shape != graph.output_shape or counted != graph.parameter_count:
         raise AssertionError(
-            f"the module gives {shape} with {counted} parameters, "
-            f"the check says {graph.output_shape} with {graph.parameter_count}"
+            f"the module returns {shape} and has {counted} parameters, "
+            f"the checker computed {graph.output_shape} and {graph.parameter_count}"
         )
     from cnnspec.analysis.summary import summarize
 
@@ -171,7 +176,7 @@ def _print_result(result: Any) -> None:
     for key in ("val_acc", "test_acc"):
         if values[key] is not None:
             name = {"val_acc": "validation accuracy", "test_acc": "test accuracy"}[key]
-            table.add_row(name + (" (flips averaged)" if values["recipe"]["tta"] else ""), f"{values[key]:.2%}")
+            table.add_row(name + (" (averaged over flips)" if values["recipe"]["tta"] else ""), f"{values[key]:.2%}")
     table.add_row("parameters", f"{values['parameters']:,}")
     table.add_row("MACs", f"{values['macs']:,}")
     table.add_row("epochs", str(values["epochs"]))
@@ -185,10 +190,10 @@ def test(
     weights: Annotated[
         str, typer.Option(metavar="FILE", help="A .safetensors, .pt or Lightning .ckpt file; or torchvision:DEFAULT.")
     ],
-    match: Annotated[str, typer.Option(help="How tensors are matched: name or order.")] = "name",
+    match: Annotated[str, typer.Option(help="Match tensors by name or order.")] = "name",
     data: DataName = None,
     data_dir: DataDir = None,
-    split: Annotated[str, typer.Option(help="val or test.")] = "test",
+    split: Annotated[str, typer.Option(help="Split to evaluate: val or test.")] = "test",
     sets: Settings = None,
     huge: AllowHuge = False,
     offline: Offline = False,
@@ -196,9 +201,9 @@ def test(
 ) -> None:
     """Test a network with trained weights."""
     if match not in ("name", "order"):
-        raise typer.BadParameter(f"`{match}` is neither name nor order", param_hint="--match")
+        raise typer.BadParameter(f"`{match}` is not one of name, order", param_hint="--match")
     if split not in ("val", "test"):
-        raise typer.BadParameter(f"`{split}` is neither val nor test", param_hint="--split")
+        raise typer.BadParameter(f"`{split}` is not one of val, test", param_hint="--split")
     graph = compile_spec(file, sets, huge).require_graph()
     from cnnspec import training
 
@@ -214,7 +219,7 @@ def test(
     if as_json:
         print_json(found)
         return
-    print(f"{found['matched']} tensors matched by {match}" + (", flips averaged" if found["tta"] else ""))
+    print(f"{found['matched']} tensors matched by {match}" + (", averaged over flips" if found["tta"] else ""))
     print(
         f"{graph.name} on {found['data']['name']}, {split}: accuracy {found[f'{split}_acc']:.4f} "
         f"({found['correct']} of {found['images']}), loss {found[f'{split}_loss']:.4f}"

@@ -14,12 +14,13 @@ from cnnspec.ir import Graph
 
 SpecFile = Annotated[str, typer.Argument(metavar="FILE", help="A spec file, or the name of a shipped spec.")]
 SpecFiles = Annotated[list[str], typer.Argument(metavar="FILE...", help="Spec files, or names of shipped specs.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="K=V", help="Give a `param` of the spec another value.")
+    list[str] | None,
+    typer.Option("--set", metavar="K=V", help="Override a parameter of the spec or an entry of its recipe."),
 ]
 AtSize = Annotated[
-    str | None, typer.Option("--at", metavar="CxHxW", help="Another size of images than the spec declares.")
+    str | None, typer.Option("--at", metavar="CxHxW", help="Image size to use instead of the declared one.")
 ]
 AllowHuge = Annotated[
     bool, typer.Option("--allow-huge", help="Allow more than 10,000,000,000 parameters in a network.")
@@ -34,7 +35,9 @@ DataName = Annotated[
 ]
 DataDir = Annotated[
     Path | None,
-    typer.Option("--data-dir", metavar="DIR", help="Where data sets lie or are downloaded to (default: data)."),
+    typer.Option(
+        "--data-dir", metavar="DIR", help="Folder of the data sets; downloads are stored there (default: data)."
+    ),
 ]
 Offline = Annotated[bool, typer.Option("--offline", help="Never download.")]
 
@@ -58,9 +61,9 @@ def grid(pairs: list[str] | None) -> dict[str, list[str]]:
         key, text = _named(pair)
         values = split_values(text)
         if key in found:
-            raise typer.BadParameter(f"`{key}` is given twice; write `{key}=A,B`", param_hint="--set")
+            raise typer.BadParameter(f"`{key}` is given more than once; write `{key}=A,B`", param_hint="--set")
         if not all(values) or len(set(values)) < len(values):
-            what = "the same value twice" if all(values) else "an empty value"
+            what = "a duplicate value" if all(values) else "an empty value"
             raise typer.BadParameter(f"`{pair}` has {what}", param_hint="--set")
         found[key] = values
     return found
@@ -100,7 +103,7 @@ def format_of(form: str, as_json: bool, known: Iterable[str], usual: str) -> str
     """
     one_of("--format", form, known)
     if as_json and form not in (usual, "json"):
-        raise typer.BadParameter(f"`--json` and `--format {form}` exclude each other", param_hint="--format")
+        raise typer.BadParameter(f"`--json` and `--format {form}` cannot be used together", param_hint="--format")
     return "json" if as_json else form
 
 

@@ -20,28 +20,29 @@ def sweep(
     file: SpecFile,
     *,
     sets: Settings = None,
-    trials: Annotated[int, typer.Option(min=1, metavar="N", help="How many candidates are trained.")] = 20,
+    trials: Annotated[int, typer.Option(min=1, metavar="N", help="Number of candidates to train.")] = 20,
     max_params: Annotated[
-        str | None, typer.Option(metavar="FIGURE", help="Refuse candidates with more parameters, e.g. 300k.")
+        str | None, typer.Option(metavar="COUNT", help="Reject candidates with more parameters, e.g. 300k.")
     ] = None,
     max_macs: Annotated[
-        str | None, typer.Option(metavar="FIGURE", help="Refuse candidates with more multiply-adds, e.g. 50M.")
+        str | None, typer.Option(metavar="COUNT", help="Reject candidates with more multiply-adds, e.g. 50M.")
     ] = None,
     pruner: Annotated[
-        str, typer.Option(metavar="NAME", help="What ends a bad trial early: median, halving or none.")
+        str, typer.Option(metavar="NAME", help="Rule that stops bad trials early: median, halving or none.")
     ] = "median",
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="The folder of the sweep (default: sweeps/NAME).")
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder of the sweep (default: sweeps/NAME).")
     ] = None,
     storage: Annotated[
-        str | None, typer.Option(metavar="URL", help="A database for several machines, e.g. postgresql://HOST/NAME.")
+        str | None,
+        typer.Option(metavar="URL", help="Database shared by several machines, e.g. postgresql://HOST/NAME."),
     ] = None,
     training: Training,
     huge: AllowHuge = False,
     plots: Plots = False,
     as_json: AsJson = False,
 ) -> int:
-    """Search for the best values of parameters and of the recipe; write the best spec."""
+    """Search for the best parameter and recipe values, and write the best spec."""
     from cnnspec.training.sweeps.space import Space, parse_amount
 
     one_of("--pruner", pruner, ("median", "halving", "none"))
@@ -95,11 +96,11 @@ def _print(result: Any, console: Any) -> None:
     done, rejected = len(rows), result.values["rejected"]
     more = f", {rejected} candidate{'s' * (rejected > 1)} rejected" if rejected else ""
     trials = f"{done} trial{'s' * (done != 1)} done{more}"
-    told = {
+    lines = {
         "finished": trials,
-        "exhausted": f"{trials}: there are no further candidates in this space",
-        "interrupted": f"stopped; {trials}; the same command goes on",
+        "exhausted": f"{trials}: all candidates of the search space were tried",
+        "interrupted": f"stopped; {trials}; repeat the command to resume",
     }
-    print(told[result.state])
+    print(lines[result.state])
     if result.best is not None:
-        print(f"the best: {result.best}")
+        print(f"best spec: {result.best}")

@@ -41,13 +41,13 @@ def print_summary(done: Summary, level: int, columns: Sequence[str] = DEFAULT_CO
     table.add_row("total", *(column.cell(done.total) for column in chosen))
     print_table(table, f"{done.name}: {text(done.input_shape)} -> {text(done.output_shape)}")
     images = "one image" if done.batch == 1 else f"a batch of {done.batch:,} images"
-    notes = f"depth {done.total.depth}; figures for {images} in float32"
+    notes = f"depth {done.total.depth}; values for {images} in float32"
     if "activations" in columns:
         notes += "; activations: outputs of all operators"
     if "kept" in columns:
-        notes += "; kept: what training keeps for the backward pass"
+        notes += "; kept: memory that training keeps for the backward pass"
     if "peak" in columns:
-        notes += "; peak: all that lives at a time in inference"
+        notes += "; peak: memory of live tensors during inference"
     if done.declared and (fixed := [COLUMNS[name].title for name in columns if name in DECLARED]):
-        notes += f"; {', '.join(fixed)}: at {text(done.declared)}, the declared size"
+        notes += f"; {', '.join(fixed)}: at the declared size {text(done.declared)}"
     print(notes)

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from cnnspec.recipe import Recipe
     from cnnspec.training import TrainOptions
 
-Seed = Annotated[int | None, typer.Option(min=0, help="Seed of weights, order and augmentation.")]
-Plots = Annotated[bool, typer.Option("--plots/--no-plots", help="Draw curves and the like.")]
-ForLightning = Annotated[str, typer.Option(help="Handed to Lightning.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Seed of weights, data order and augmentation.")]
+Plots = Annotated[bool, typer.Option("--plots/--no-plots", help="Draw curves and other plots.")]
+ForLightning = Annotated[str, typer.Option(help="Passed to Lightning.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,31 +37,30 @@ class Training:
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None
     batch: Annotated[int | None, typer.Option(min=1, help="Images per step.")] = None
     seed: Seed = None
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where run folders go.")] = Path("runs")
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest unfinished run of this network.")] = (
-        False
-    )
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Parent of the run folders.")] = Path("runs")
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the latest unfinished run of this network.")] = False
     offline: Offline = False
     save_every: Annotated[
         float,
-        typer.Option("--save-every", metavar="S", min=0, help="Seconds between two checkpoints inside of an epoch."),
+        typer.Option("--save-every", metavar="S", min=0, help="Seconds between two checkpoints within an epoch."),
     ] = 300.0
-    log: Annotated[list[str] | None, typer.Option(metavar="NAME", help="A further logger: wandb or mlflow.")] = None
+    log: Annotated[list[str] | None, typer.Option(metavar="NAME", help="An additional logger: wandb or mlflow.")] = None
     memory_format: Annotated[
         str | None, typer.Option(metavar="NAME", help="channels_last or contiguous (default: measured).")
     ] = None
-    threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads of torch (default: measured).")] = (
-        None
-    )
-    allocator: Annotated[str, typer.Option(metavar="NAME", help="keep or default: whether large blocks are kept.")] = (
-        "keep"
-    )
+    threads: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Number of torch threads (default: measured).")
+    ] = None
+    allocator: Annotated[
+        str, typer.Option(metavar="NAME", help="keep: let glibc keep large memory blocks; or default.")
+    ] = "keep"
     plots: Plots = True
     accelerator: ForLightning = "auto"
     devices: ForLightning = "auto"
-    precision: Annotated[str | None, typer.Option(help="Handed to Lightning, e.g. bf16-mixed (default: 32-true).")] = (
-        None
-    )
+    precision: Annotated[
+        str | None,
+        typer.Option(help="fp32, bf16, fp16, or passed to Lightning, e.g. bf16-mixed (default: that of the recipe)."),
+    ] = None
     strategy: ForLightning = "auto"
 
     def given(self) -> list[str]:
@@ -137,9 +136,9 @@ def find_data(recipes: Sequence[Recipe], text: str | None, data_dir: Path | None
         return Setting.of(Folder(path=path))
     if name not in DATA_SETS or path or name == "folder":
         known = ", ".join("folder:PATH" if n == "folder" else n for n in DATA_SETS)
-        raise failure(
-            "E0502", f"there is no data set `{text}`", help=f"{did_you_mean(name, DATA_SETS) or 'choose one'} ({known})"
-        )
+        guess = did_you_mean(name, DATA_SETS)
+        notes = [f"the data sets are {known}"] if guess else []
+        raise failure("E0502", f"unknown data set `{text}`", notes=notes, help=guess or f"use one of {known}")
     own = (recipe.data for recipe in recipes if recipe.data.name == name)
     return next(own, None) or Setting.of(DATA_SETS[name]())
 

@@ -1,4 +1,4 @@
-"""Measures a figure of soundness: `python -m cnnspec.testing valid --count 10000`."""
+"""Measure the soundness of the checker: `python -m cnnspec.testing valid --count 10000`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def main() -> int:
     """Run the measurement named on the command line. Return 1 if it finds anything wrong."""
     parser = argparse.ArgumentParser(prog="python -m cnnspec.testing", description=__doc__)
     parser.add_argument("figure", choices=[*FIGURES, "all"])
-    parser.add_argument("--count", type=int, help="how many specs, texts or bombs")
+    parser.add_argument("--count", type=int, help="number of specs, texts or bombs")
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
-    parser.add_argument("--long", action="store_true", help="as many as a long run takes")
+    parser.add_argument("--long", action="store_true", help="use the count of a long run")
     parser.add_argument("--processes", type=int, default=1)
     options = parser.parse_args()
     failed = False
@@ -37,13 +37,13 @@ def main() -> int:
             stopped = True
         wrong = judge(name, tally)
         print(report(name, tally))
-        print(f"  {'wrong':<40} {len(wrong):>12,}")
+        print(f"  {'violations':<40} {len(wrong):>12,}")
         print(f"  {'seconds':<40} {time.perf_counter() - start:>12.1f}", flush=True)
         for line in wrong[:_SHOWN]:
-            print(f"  wrong: {line}")
+            print(f"  violation: {line}")
         failed |= bool(wrong)
         if stopped:
-            print(f"stopped before all {count:,} were done", file=sys.stderr)
+            print(f"stopped before all {count:,} were measured", file=sys.stderr)
             return 130
     return int(failed)
 

@@ -136,7 +136,7 @@ def compare_with_torch(graph: ir.Graph, sizes: Iterable[Size]) -> int:
 
 def _same(what: str, own: object, expected: object) -> None:
     if own != expected:
-        raise Unsound(f"{what}: the check says {own}, torch says {expected}")
+        raise Unsound(f"{what}: the checker computes {own}, torch returns {expected}")
 
 
 class Acceptance:
@@ -233,14 +233,19 @@ def compare_sizes_with_torch(graph: ir.Graph, sizes: Iterable[Size]) -> tuple[in
     for height, width in sizes:
         expected = oracle.accepts(height, width)
         if graph.accepts(height, width) != expected:
-            raise Unsound(f"{height}x{width}: torch {'takes' if expected else 'refuses'} it, the check does not")
+            raise Unsound(_size_mismatch(f"{height}x{width}", expected))
         if evaluation_sizes.demands != graph.sizes.demands:
             expected = oracle.accepts(height, width, heads=False)
             if evaluation_sizes.accepts(height, width) != expected:
-                raise Unsound(f"{height}x{width} in evaluation: torch {'takes' if expected else 'refuses'} it")
+                raise Unsound(_size_mismatch(f"{height}x{width} in evaluation", expected))
         accepted += expected
         rejected += not expected
     return accepted, rejected
+
+
+def _size_mismatch(size: str, by_torch: bool) -> str:
+    accepting, rejecting = ("torch", "the checker") if by_torch else ("the checker", "torch")
+    return f"{size}: accepted by {accepting}, rejected by {rejecting}"
 
 
 def draw_sizes(graph: ir.Graph, rng: random.Random, count: int, most: int = 80) -> list[Size]:

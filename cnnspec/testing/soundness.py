@@ -1,7 +1,7 @@
-"""Measure soundness: every measurement draws from seeds, counts, and is printed by one command.
+"""Measure soundness with random specs and texts: each measurement counts outcomes over seeds.
 
 A measurement is a function of one seed. So a run can be split among processes, and you can repeat a seed that shows a
-fault alone: `python -m cnnspec.testing valid --seed 4711 --count 1`.
+violation alone: `python -m cnnspec.testing valid --seed 4711 --count 1`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _draw_spec(seed: int, tally: Tally) -> tuple[ast.File, ir.Graph, random.Rand
         assert drawn.tree is not None
         return drawn.tree, graph, rng
     except CnnspecError as error:
-        tally.wrong.append(f"seed {seed} does not check: {error.diagnostics[0].message}")
+        tally.wrong.append(f"seed {seed} is invalid: {error.diagnostics[0].message}")
     return None
 
 
@@ -139,15 +139,15 @@ def sets(seed: int, tally: Tally) -> None:
     side = range(1, _SIDE + 1)
     pairs = [(rng.randint(1, _SIDE), rng.randint(1, _SIDE)) for _ in range(_SIDE // 2)]
     try:
-        taken, refused = compare_sizes_with_torch(
+        accepted, rejected = compare_sizes_with_torch(
             graph, [*((h, wide) for h in side), *((high, w) for w in side), *pairs]
         )
     except Unsound as error:
         tally.wrong.append(f"seed {seed}: {error}")
         return
-    tally.counts["sizes that torch takes"] += taken
-    tally.counts["sizes that torch refuses"] += refused
-    tally.counts["specs that refuse some"] += refused > 0
+    tally.counts["sizes that torch accepts"] += accepted
+    tally.counts["sizes that torch rejects"] += rejected
+    tally.counts["specs that reject some"] += rejected > 0
 
 
 def faults(seed: int, tally: Tally) -> None:
@@ -169,7 +169,7 @@ def faults(seed: int, tally: Tally) -> None:
         for fix in error.fixes:
             counts["edits"] += 1
             left = _errors(check(fix.apply(faulty.text)))
-            counts["edits after which all is well"] += not left
+            counts["edits that fix all errors"] += not left
             if any((other.code, other.message) not in known for other in left):
                 tally.wrong.append(f"seed {seed}: an edit for {error.code} leaves {left[0].code}")
 
@@ -197,7 +197,7 @@ def _check_text(where: str, text: str, tally: Tally) -> None:
         tally.wrong.append(f"{where}: raises {type(error).__name__}: {error}")
         return
     seconds = time.process_time() - start
-    tally.counts["texts that check"] += not _errors(found)
+    tally.counts["valid texts"] += not _errors(found)
     tally.counts["diagnostics"] += len(shown)
     tally.note("seconds of one text", seconds, where)
     if seconds > MAX_SECONDS:
@@ -224,7 +224,7 @@ def bombs(seed: int, tally: Tally) -> None:
     if not errors:
         tally.wrong.append(f"{name}: is accepted")
         return
-    tally.counts["refused"] += 1
+    tally.counts["rejected"] += 1
     tally.counts["naming a limit"] += "limit" in errors[0].message or "at most" in errors[0].message
     tally.note("seconds of one bomb", seconds, name)
     if seconds > MAX_SECONDS_PER_BOMB:
@@ -340,7 +340,7 @@ def judge(name: str, tally: Tally) -> list[str]:
     if name == "valid" and tally.counts["specs"] >= 10_000:
         for feature in (*FEATURES, "flatten", "linear"):
             if tally.counts[f"with `{feature}`"] * 20 < tally.counts["specs"]:
-                found.append(f"`{feature}` occurs in less than a twentieth of the specs")
+                found.append(f"`{feature}` occurs in fewer than 5 % of the specs")
     return found
 
 
@@ -350,5 +350,5 @@ def report(name: str, tally: Tally) -> str:
     for part, whole, _ in FIGURES[name].shares:
         share = 100 * tally.counts[part] / max(tally.counts[whole], 1)
         lines.append(f"{part + ', % of ' + whole:<40} {share:>12.2f}")
-    lines += [f"{'most ' + key:<40} {figure:>12.3f}  {where}" for key, (figure, where) in tally.greatest.items()]
+    lines += [f"{'maximum ' + key:<40} {figure:>12.3f}  {where}" for key, (figure, where) in tally.greatest.items()]
     return "\n".join([f"{name}:", *(f"  {line}" for line in lines)])

@@ -49,7 +49,7 @@ def sizes_outside(draw: st.DrawFn, graph: Graph, most: int = 96) -> tuple[int, i
     side = range(1, most + 1)
     found = _near(draw, graph, most, inside=False) or [(h, w) for h in side for w in side if not graph.accepts(h, w)]
     if not found:
-        raise ValueError(f"`{graph.name}` takes every size up to {most}x{most}: there is none outside")
+        raise ValueError(f"`{graph.name}` accepts every size up to {most}x{most}")
     return draw(st.sampled_from(found))
 
 

@@ -63,6 +63,6 @@ def __getattr__(name: str) -> Any:
         what, extra = ("a sweep", "sweep") if error.name == "optuna" else ("training", "train")
         raise failure(
             "E0507",
-            f"{what} needs `{error.name}`, which is not installed",
-            help=f"install what {what} needs with `pip install 'cnnspec[{extra}]'`",
+            f"{what} requires `{error.name}`, which is not installed",
+            help=f"install it with `pip install 'cnnspec[{extra}]'`",
         ) from None

@@ -81,12 +81,12 @@ def test_safetensors_have_no_order(tmp_path: Path):
 
 
 @pytest.mark.parametrize("prefix", ["", "model."])
-def test_a_fresh_head_keeps_its_own_weights(prefix: str) -> None:
+def test_a_reinitialized_head_keeps_its_own_weights(prefix: str) -> None:
     source = tiny().state_dict()
     given = {prefix + key: tensor for key, tensor in source.items()} | {prefix + "head.2.weight": torch.zeros(3, 8)}
     target = tiny()
     own = target.head[2].weight.clone()  # type: ignore[index, union-attr]
-    with pytest.raises(CnnspecError, match=r"`head\.2` is to start anew"):
+    with pytest.raises(CnnspecError, match=r"use `--reinit head\.2`"):
         load_weights(target, given)
     assert load_weights(target, given, reinit=["head.2"]) == 6
     assert torch.equal(target.head[2].weight, own)  # type: ignore[index, union-attr]

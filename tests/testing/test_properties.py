@@ -129,7 +129,7 @@ def test_sizes_are_drawn_inside_and_outside_the_set(text: str, data: st.DataObje
 @given(st.data())
 @settings(max_examples=2)
 def test_there_may_be_no_size_outside(data: st.DataObject) -> None:
-    with pytest.raises(ValueError, match="`resnet20` takes every size up to 96x96: there is none outside"):
+    with pytest.raises(ValueError, match="`resnet20` accepts every size up to 96x96"):
         data.draw(sizes_outside(load("resnet20")))
 
 

@@ -174,7 +174,7 @@ def test_time_left_after_a_run_that_took_no_time(run_compare: Compare, folder: P
     path = folder / "c/runs/a/1/result.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "seconds": 0.0}))
     run_compare("a.cnn", seeds=2, out="c")
-    assert "run 2 of 2: a, seed 43, about 0:00 left in all\n" in output.getvalue()
+    assert "run 2 of 2: a, seed 43, about 0:00 left in total\n" in output.getvalue()
 
 
 def test_changed_networks_are_trained_again(
@@ -185,7 +185,7 @@ def test_changed_networks_are_trained_again(
     path.write_text(path.read_text().replace("| bn | relu", "| bn | silu"))
     done = run_compare("a.cnn", seeds=1, out="c")
     assert trained == [("a", 42)] * 2
-    assert "`a` or its recipe has changed since it was compared here: it is trained anew" in output.getvalue()
+    assert "`a` or its recipe has changed since the last comparison in this folder: it is trained again" in output.getvalue()
     assert done.rows[0].runs[0].folder == "runs/a/2"
     path.write_text(path.read_text().replace("lr=0.1", "lr=0.2"))
     run_compare("a.cnn", seeds=1, out="c")
@@ -354,7 +354,7 @@ def test_a_signal_stops_the_comparison_and_it_resumes(
         time.sleep(0.01)
     os.kill(child, number)
     assert wait(child) == 128 + number
-    assert "go on with `this again`" in (folder / "output.txt").read_text()
+    assert "resume with `this again`" in (folder / "output.txt").read_text()
     assert json.loads((folder / "c/comparison.json").read_text())["state"] == "interrupted"
     stored = json.loads(journal.read_text())
     assert 0 < stored["epochs"] < epochs
@@ -378,7 +378,7 @@ def test_the_command(folder: Path, request: pytest.FixtureRequest) -> None:
     assert [row["settings"] for row in data["rows"]] == [{"c": "2"}, {"c": "3"}]
     assert (data["state"], data["target"]) == ("finished", 0.01)
     assert "run 1 of 2: a c=2, seed 42\n" in done.stderr, done.stderr
-    assert re.search(r"run 2 of 2: a c=3, seed 42, about \d+:\d\d left in all\n", done.stderr), done.stderr
+    assert re.search(r"run 2 of 2: a c=3, seed 42, about \d+:\d\d left in total\n", done.stderr), done.stderr
     again = CliRunner().invoke(app, ["compare", "a.cnn", "--set", "c=2,3", *stated, "--format", "markdown"])
     assert again.stdout.startswith("| network | seeds |")
     assert "2 runs, 2 of them done" in again.stderr

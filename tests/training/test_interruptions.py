@@ -219,7 +219,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_used(run: Call
     content = store.last.read_bytes()
     store.last.write_bytes(content[:-100] + b"x" + content[-99:])
     resumed = run(tiny(), resume=True)
-    assert "the checkpoint `last.ckpt` is damaged: its checksum does not fit" in output.getvalue()
+    assert "the checkpoint `last.ckpt` is damaged: the checksum does not match" in output.getvalue()
     assert resumed.folder == stopped.folder
     assert same(whole, resumed)
 
@@ -303,7 +303,7 @@ def test_a_nonfinite_loss_is_reported_with_step_learning_rate_and_layer(run: Cal
     text = str(error.value)
     assert f"at step {STEPS + 5} (epoch 2) with learning rate 0.1" in text
     assert "`stem.0.weight`" in text
-    assert "first layer whose output is not finite is `stem.0`" in text
+    assert "first layer whose output contains NaN or Inf is `stem.0`" in text
     folder = tmp_path / "runs" / "tiny" / "1"
     assert json.loads((folder / "result.json").read_text())["state"] == "failed"
     state, _ = RunFolder(folder).checkpoints.load()
@@ -317,7 +317,7 @@ def test_the_first_nonfinite_layer_is_found(run: Callable[..., Result]):
     with pytest.raises(CnnspecError) as error:
         run(loads(text, name="tiny.cnn"))
     assert "with learning rate 1e+14" in str(error.value)
-    assert "is not finite is `" in str(error.value)
+    assert "contains NaN or Inf is `" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -341,8 +341,8 @@ def test_out_of_memory_splits_the_batch(run: Callable[..., Result], output: io.S
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.nn.Conv2d, "forward", limited)
         result = run(tiny())
-    assert "from step 1 on a batch is computed in 2 parts" in output.getvalue()
-    assert "from step 1 on a batch is computed in 4 parts" in output.getvalue()
+    assert "from step 1 on, each batch is computed in 2 parts" in output.getvalue()
+    assert "from step 1 on, each batch is computed in 4 parts" in output.getvalue()
     state, _ = RunFolder(result.folder).checkpoints.load()
     assert (state["progress"]["step"], state["progress"]["parts"]) == (2 * STEPS, 4)
     with pytest.MonkeyPatch.context() as patch:

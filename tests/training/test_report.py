@@ -192,7 +192,7 @@ def test_many_classes_are_shown_as_an_image(tmp_path: Path) -> None:
     row = Row("many", "many", {}, "k", graph.parameter_count, graph.macs, (run,))
     text = render([candidate], [row], tmp_path, None, tmp_path)
     assert f"over {classes} classes" in text
-    assert "images are not at hand" in text
+    assert "images are not available" in text
 
 
 def test_predictions_are_not_trusted(tmp_path: Path) -> None:
@@ -217,4 +217,4 @@ def test_the_page_contains_the_numbers(page_file: Path) -> None:
     text = page_file.read_text("utf-8")
     assert json.dumps("E0509")[1:-1] in text
     assert text.count("±") > 6
-    assert "net1: 1 operators, 1 entries of the recipe differ" in text
+    assert "net1: 1 operator and 1 recipe entry differ" in text

@@ -260,7 +260,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         stopped = run(tiny(recipe), seed=3, console=Console(file=out, width=200), resume_command="the command")
     assert (stopped.state, stopped.exit_code) == ("interrupted", 130)
     assert json.loads((stopped.folder / "result.json").read_text())["state"] == "interrupted"
-    assert "go on with `the command`" in out.getvalue()
+    assert "resume with `the command`" in out.getvalue()
     assert signal.getsignal(signal.SIGINT) is before
     resumed = run(tiny(recipe), resume=True)
     assert resumed.folder == stopped.folder
@@ -482,11 +482,11 @@ def test_a_plan_is_what_a_run_uses_and_writes_nothing(run: Callable[..., Result]
     assert again["device"]["memory_format"] == result.values["machine"]["memory_format"]
     assert again["files"]["folder"].endswith("2")
     text = "\n".join(plan_lines(planned))
-    assert "32 in the run" in text
+    assert "32 in total" in text
     missing = plan(load("resnet20", lr=0.05), TrainOptions(data_dir=tmp_path / "none"))
     origins = {row["entry"]: row["origin"] for row in missing["recipe"]}
     assert (origins["optimizer"], origins["schedule"], origins["decay"]) == ("--set", "spec", "default")
-    assert "would be downloaded" in missing["data"]["state"]
+    assert "will be downloaded" in missing["data"]["state"]
     assert not (tmp_path / "none").exists()
 
 

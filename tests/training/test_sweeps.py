@@ -67,7 +67,7 @@ def results(folder: Path) -> dict[int, dict[str, Any]]:
     """Read the results of the runs of a sweep by the number of the trial."""
     paths = list(folder.glob("trials/*/tiny/*/result.json"))
     found = {int(path.parts[-4]): json.loads(path.read_text()) for path in paths}
-    assert len(found) == len(paths), "a trial was begun anew"
+    assert len(found) == len(paths), "a trial was started again"
     return found
 
 
@@ -187,8 +187,8 @@ def test_a_sweep_without_valid_candidates_reports_the_reasons(
     with pytest.raises(CnnspecError) as error:
         search({"c": "4..400"}, max_params=100)
     assert code(error) == "E0517"
-    assert "parameters are more than 100" in str(error.value)
-    assert "the least were " in str(error.value)
+    assert "parameters exceed the limit of 100" in str(error.value)
+    assert "the minimum was " in str(error.value)
     with pytest.raises(CnnspecError) as error:
         search({"c": [0, -1]}, out=tmp_path / "faults")
     assert [diagnostic.code for diagnostic in error.value.diagnostics][:2] == ["E0517", "E0215"]

@@ -67,25 +67,28 @@ def read_weights(source: str | os.PathLike[str], match: Match = "name", graph: G
 
     if ending not in _READERS:
         endings = ", ".join(f"`{known}`" for known in _READERS)
-        raise refusal(f"`{path.name}` has no ending of a weights file", f"known are {endings}")
+        raise refusal(f"`{path.name}` does not have the extension of a weights file", f"use a file with {endings}")
     if not path.is_file():
-        raise refusal("there is no such weights file", "look for `best.safetensors` in a run's folder `checkpoints`")
+        raise refusal(
+            "weights file not found", "check the path; a run stores its weights in `checkpoints/best.safetensors`"
+        )
     if match == "order" and ending == ".safetensors":
-        help = "match them with `--match name`, or load a `.ckpt` or `.pt` by order"
-        raise refusal("safetensors do not keep the order of the tensors", help, code="E0504")
+        help = "use `--match name`, or a `.ckpt` or `.pt` file"
+        raise refusal("safetensors files do not keep the order of tensors", help, code="E0504")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the file's pickle protocol
             loaded = _READERS[ending](path)
     except Exception as error:  # noqa: BLE001 - a broken or hostile file fails in many ways
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        help = "it must hold a `state_dict` of tensors and nothing else; nothing in it was run"
-        raise refusal("the file cannot be read as weights", help, notes=[reason]) from None
+        help = "use a file that contains a `state_dict` of tensors and nothing else"
+        notes = [reason, "no code in the file was executed"]
+        raise refusal("cannot read weights from the file", help, notes=notes) from None
     if not isinstance(loaded, Mapping) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in loaded.items()
     ):
-        help = "save a module's `state_dict()`, which is a table of tensors"
-        raise refusal("the file holds something else than weights", help)
+        help = "save the weights with `torch.save(module.state_dict(), PATH)`"
+        raise refusal("the file does not contain a `state_dict` of tensors", help)
     return dict(loaded)
 
 
@@ -98,12 +101,12 @@ def _published(graph: Graph, tag: str) -> Weights:
     except ValueError:
         raise failure(
             "E0505",
-            f"torchvision publishes no weights for `{graph.name}`",
-            help="they are found by the network's name, such as `resnet50`",
+            f"torchvision has no pretrained weights for `{graph.name}`",
+            help="name the network as torchvision does, such as `resnet50`",
         ) from None
     if tag not in known.__members__:
-        help = f"there are {', '.join(f'`{PUBLISHED}{name}`' for name in known.__members__)}"
-        raise failure("E0505", f"torchvision publishes no weights `{tag}` for `{graph.name}`", help=help)
+        help = f"use one of {', '.join(f'`{PUBLISHED}{name}`' for name in known.__members__)}"
+        raise failure("E0505", f"torchvision has no pretrained weights `{tag}` for `{graph.name}`", help=help)
     heads = {"aux_logits": True} if graph.aux else {}
     try:
         with warnings.catch_warnings():
@@ -112,9 +115,9 @@ def _published(graph: Graph, tag: str) -> Weights:
     except (OSError, RuntimeError, ValueError) as error:
         raise failure(
             "E0505",
-            f"torchvision cannot give the weights `{tag}` of `{graph.name}`",
+            f"cannot load the pretrained weights `{tag}` of `{graph.name}` from torchvision",
             notes=[f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"],
-            help="they are downloaded once; look at the network, or give a file with `--weights FILE`",
+            help="check the internet connection, because they are downloaded once, or pass a file with `--weights FILE`",
         ) from None
     return dict(reference.state_dict())
 
@@ -146,7 +149,7 @@ def load_weights(
     for path in reinit:
         if len(_without(own, [path])) == len(own):
             known = dict.fromkeys(key.split(".")[0] for key in own)
-            help = did_you_mean(path, known) or f"there are {', '.join(f'`{name}`' for name in known)}"
+            help = did_you_mean(path, known) or f"use one of {', '.join(f'`{name}`' for name in known)}"
             raise failure("E0504", f"the network has no module `{path}` with weights", help=help)
     matched = (
         _by_name(_without(own, reinit), weights, file, reinit) if match == "name" else _by_order(own, weights, file)
@@ -172,20 +175,19 @@ def _by_name(own: Weights, given: Weights, file: str | None, reinit: Sequence[st
         missing = [key for key in own if key not in stripped]
         unknown = [key for key in stripped if key not in own]
         raise _mismatch(
-            f"{len(missing)} of {len(own)} tensors of the network are not in the file, and {len(unknown)} of the file"
-            " are not in the network",
+            f"{len(missing)} of {len(own)} tensors of the network are missing in the file, and {len(unknown)} tensors"
+            " of the file are unexpected",
             own,
             stripped,
             [(a, b) for a, b in itertools.zip_longest(missing, unknown)],
             file,
-            "if it is the same network under other names, load it with `--match order`",
+            "if only the names differ, use `--match order`",
         )
     wrong = [(key, key) for key in own if own[key].shape != stripped[key].shape]
     if wrong:
-        help = (
-            f"if `{wrong[0][0].rpartition('.')[0]}` is to start anew, say so with `reinit`" if len(wrong) < 3 else None
-        )
-        raise _mismatch(f"{len(wrong)} tensors have another shape", own, stripped, wrong, file, help)
+        module = wrong[0][0].rpartition(".")[0]
+        help = f"use `--reinit {module}` to initialize this module at random" if len(wrong) < 3 else None
+        raise _mismatch(f"size mismatch for {len(wrong)} tensors", own, stripped, wrong, file, help)
     return {key: stripped[key] for key in own}
 
 
@@ -204,12 +206,12 @@ def _by_order(own: Weights, given: Weights, file: str | None) -> Weights:
     ]
     if wrong:
         raise _mismatch(
-            f"the network has {len(ours)} tensors and the file {len(theirs)}, and {len(wrong)} places differ in shape",
+            f"the network has {len(ours)} tensors, the file has {len(theirs)}, and {len(wrong)} positions differ in shape",
             own,
             given,
             wrong,
             file,
-            "`--match order` needs the same shapes in the same order",
+            "use `--match name`, or a file with the same shapes in the same order",
         )
     return {a: given[b] for a, b in zip(ours, theirs, strict=True)}
 
@@ -223,9 +225,9 @@ def _mismatch(
     help: str | None,
 ) -> CnnspecError:
     def show(key: str | None, tensors: Weights) -> str:
-        return f"`{key}` {list(tensors[key].shape)}" if key is not None else "nothing"
+        return f"`{key}` {list(tensors[key].shape)}" if key is not None else "none"
 
-    notes = [f"network {show(a, own)}, file {show(b, given)}" for a, b in pairs[:_SHOWN]]
+    notes = [f"network: {show(a, own)}, file: {show(b, given)}" for a, b in pairs[:_SHOWN]]
     if len(pairs) > _SHOWN:
         notes.append(f"and {len(pairs) - _SHOWN} more")
     return failure("E0504", f"the weights do not match: {message}", notes=notes, help=help, file=file)

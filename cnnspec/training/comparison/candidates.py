@@ -69,8 +69,8 @@ def make_candidates(
             twice.
     """
     if "seed" in grid:
-        help = "`--seeds` says how many there are of each network, `--seed` which is the first"
-        raise failure("E0204", "a comparison has its own seeds", help=help)
+        help = "use `--seeds` for the number of seeds per network, and `--seed` for the first one"
+        raise failure("E0204", "`seed` cannot be a setting of a comparison", help=help)
     found: list[tuple[Candidate, str]] = []
     missing: dict[str, dict[str, Diagnostic | None]] = {name: {} for name in grid}
     for spec in specs:
@@ -91,7 +91,11 @@ def make_candidates(
     for name, without in missing.items():
         if len(without) == len(specs):
             diagnostics = [diagnostic for diagnostic in without.values() if diagnostic is not None]
-            raise CnnspecError(diagnostics[:1]) if diagnostics else failure("E0217", f"no network has `{name}`")
+            raise (
+                CnnspecError(diagnostics[:1])
+                if diagnostics
+                else failure("E0217", f"no network has a parameter or recipe entry `{name}`")
+            )
         for source in without:
             log(f"`{source}` has no `{name}` and is compared without it")
     return _make_labels_unique(found)
@@ -137,7 +141,10 @@ def candidates_from_runs(runs: Iterable[StoredRun], folders: Sequence[str | Path
     if not by_key:
         places = ", ".join(str(folder) for folder in folders)
         raise failure(
-            "E0506", "there is no finished run to compare", file=places or None, help="name networks to train"
+            "E0506",
+            "no finished run found",
+            file=places or None,
+            help="pass the networks to train, or a folder of finished runs with `--runs`",
         )
     found: list[tuple[Candidate, str]] = []
     firsts = [min(same, key=lambda run: run.seed) for same in by_key.values()]
@@ -169,7 +176,7 @@ def _make_labels_unique(found: Sequence[tuple[Candidate, str]]) -> list[Candidat
     for candidate, source in found:
         label = candidate.label if labels[candidate.label] == 1 else f"{candidate.label} ({source})"
         if label in labeled:
-            raise failure("E0206", f"`{label}` is given twice", help="a network is compared with others than itself")
+            raise failure("E0206", f"`{label}` is given more than once", help="remove the duplicate")
         labeled[label] = replace(candidate, label=label)
     return list(labeled.values())
 

@@ -56,7 +56,7 @@ def curve_chart(rows: Sequence[Row], name: str, title: str, prefix: str) -> Mark
         if name.endswith("acc"):
             panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
         panel.xaxis.get_major_locator().set_params(integer=True)
-        description = f"{title} over the epochs of {', '.join(row.label for row in rows)}"
+        description = f"{title} by epoch of {', '.join(row.label for row in rows)}"
         return _svg(chart, description, prefix)
 
 
@@ -76,7 +76,7 @@ def cost_chart(rows: Sequence[Row], name: str, accuracy: str, title: str, prefix
     if not points:
         return None
     with mpl.rc_context(_STYLE):
-        chart, panel = _empty(f"{_accuracy_title(accuracy)} over {title}", title)
+        chart, panel = _empty(f"{_accuracy_title(accuracy)} vs. {title}", title)
         for number, cost, statistic in points:
             _point(panel, number, cost, statistic)
         least, most = min(cost for _, cost, _ in points), max(cost for _, cost, _ in points)
@@ -89,7 +89,7 @@ def cost_chart(rows: Sequence[Row], name: str, accuracy: str, title: str, prefix
         description = "; ".join(
             f"{rows[n].label}: {statistic.text(2, 100)} % at {format_short(cost)}" for n, cost, statistic in points
         )
-        return _svg(chart, f"{_accuracy_title(accuracy)} over {title}: {description}", prefix)
+        return _svg(chart, f"{_accuracy_title(accuracy)} vs. {title}: {description}", prefix)
 
 
 def _point(panel: Any, number: int, cost: float, statistic: Statistic) -> None:

@@ -195,7 +195,10 @@ class _ComparisonRuns:
                     if code:
                         return code
         except Stopped:
-            log(f"stopped; go on with `{self.options.resume_command or 'the same comparison'}`")
+            command = self.options.resume_command
+            log(
+                f"stopped; resume with `{command}`" if command else "stopped; start the same comparison again to resume"
+            )
             return stop.exit_code
         return 0
 
@@ -208,7 +211,7 @@ class _ComparisonRuns:
                 left += candidate.work
             elif found.finished and found.result.get("seconds") is not None:  # 0.0 for a very short run
                 operations, seconds = operations + candidate.work, seconds + found.result["seconds"]
-        return f", about {format_duration(left * seconds / operations)} left in all" if operations else ""
+        return f", about {format_duration(left * seconds / operations)} left in total" if operations else ""
 
     def _done(self, job: tuple[Candidate, int]) -> bool:
         found = self.find(*job)
@@ -244,7 +247,7 @@ class _ComparisonRuns:
         for candidate in self.candidates:
             label = first.setdefault(candidate.key, candidate.label)
             if label != candidate.label:
-                log(f"`{candidate.label}` is the same network with the same recipe as `{label}`: they share their runs")
+                log(f"`{candidate.label}` is the same network with the same recipe as `{label}`: their runs are shared")
 
     def _log_changes(self, log: Log) -> None:
         """Log which networks have changed since the last comparison in this folder."""
@@ -252,7 +255,9 @@ class _ComparisonRuns:
         keys = {row.get("label"): row.get("key") for row in previous if isinstance(row, dict)}
         for candidate in self.candidates:
             if keys.get(candidate.label, candidate.key) != candidate.key:
-                log(f"`{candidate.label}` or its recipe has changed since it was compared here: it is trained anew")
+                log(
+                    f"`{candidate.label}` or its recipe has changed since the last comparison in this folder: it is trained again"
+                )
 
     def row(self, candidate: Candidate, target: float | None) -> Row:
         """Collect the results of a network."""
@@ -281,10 +286,12 @@ def _locked(folder: Path) -> Iterator[None]:
         lock = acquire(folder / LOCK)
     except BlockingIOError:
         help = "wait for it, stop it, or choose another folder with `--out`"
-        raise failure("E0506", "another process compares in this folder", file=str(folder), help=help) from None
+        raise failure(
+            "E0506", "the folder of the comparison is in use by another process", file=str(folder), help=help
+        ) from None
     except OSError as error:
-        why = f"cannot make the folder of a comparison: {error.strerror}"
-        raise failure("E0506", why, file=str(folder), help="choose another with `--out`") from None
+        why = f"cannot create the folder of the comparison: {error.strerror}"
+        raise failure("E0506", why, file=str(folder), help="choose another folder with `--out`") from None
     with lock:
         yield
 

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 FORMATS = ("text", "markdown", "csv", "json")
 NOT_AVERAGED = ("label", "seeds", "parameters", "macs")
@@ -249,22 +249,29 @@ def format_text(rows: Sequence[Row], target: float | None, width: int = 120) -> 
     text = io.StringIO()
     Console(file=text, width=width, highlight=False).print(table)
     lines = [line.rstrip() for line in text.getvalue().splitlines()]
-    return "\n".join([*(line for line in lines if line), *notes(rows)]) + "\n"
+    return "\n".join([*(line for line in lines if line), *(note.text for note in notes(rows))]) + "\n"
 
 
-def notes(rows: Sequence[Row]) -> list[str]:
+class Note(NamedTuple):
+    """A line below the table."""
+
+    text: str
+    is_error: bool = False
+
+
+def notes(rows: Sequence[Row]) -> list[Note]:
     """Return the notes below the table: the meaning of the deviation, and failed or unfinished runs."""
-    found: list[str] = []
+    found: list[Note] = []
     if any(len(row.finished) > 1 for row in rows):
-        found.append("mean ± standard deviation over seeds (n - 1)")
+        found.append(Note("mean ± standard deviation over seeds (n - 1)"))
     for row in rows:
         for run in row.failed:
             error = run.result.get("error") or {}
             reason = ": ".join(str(error[name]) for name in ("code", "message") if error.get(name))
-            found.append(f"{row.label}, seed {run.seed} failed" + (f": {reason}" if reason else ""))
+            found.append(Note(f"{row.label}, seed {run.seed} failed" + (f": {reason}" if reason else ""), is_error=True))
         waiting = [str(run.seed) for run in row.runs if run.state == "unfinished"]
         if waiting:
-            found.append(f"{row.label} is not finished for seed {', '.join(waiting)}")
+            found.append(Note(f"{row.label} is not finished for seed {', '.join(waiting)}"))
     return found
 
 
@@ -274,7 +281,7 @@ def format_markdown(rows: Sequence[Row], target: float | None) -> str:
     lines = [[column.title for column in shown], ["--:" if column.number else "---" for column in shown]]
     lines += [[_escape_markdown(column.cell(row)) for column in shown] for row in rows]
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    return table + "".join(f"\n{_escape_markdown(note)}\n" for note in notes(rows))
+    return table + "".join(f"\n{_escape_markdown(note.text)}\n" for note in notes(rows))
 
 
 def _escape_markdown(text: str) -> str:

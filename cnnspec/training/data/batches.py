@@ -99,11 +99,11 @@ class EpochBatches(Dataset[Batch]):
                 if attempt == MAX_RESTARTS:
                     raise failure(
                         "E0514",
-                        "the processes that read the images die again and again",
+                        "the data loader workers keep failing",
                         notes=[" ".join(str(error).split())[:200]],
-                        help="look for a broken image or for too little memory, then go on with `--resume`",
+                        help="check for a corrupt image file or too little memory, then resume with `--resume`",
                     ) from None
-                print("a process that reads images died; its batches are made again", file=sys.stderr)
+                print("a data loader worker died; its batches are loaded again", file=sys.stderr)
 
     def _iterate_workers(self, number: int) -> Iterator[Batch | CnnspecError]:
         previous = signal.getsignal(signal.SIGCHLD) if _HAS_SIGCHLD else None

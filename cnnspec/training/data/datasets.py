@@ -100,7 +100,7 @@ def _decode(path: Path, channels: int) -> Tensor:
             f"cannot read the image `{path.name}`",
             notes=[str(error)],
             file=str(path),
-            help="remove the file or save it again",
+            help="remove the file, or save the image again",
         ) from None
     return torch.from_numpy(array).view(1, *array.shape[:2], -1).permute(0, 3, 1, 2)
 
@@ -283,7 +283,7 @@ def statistics(groups: Sequence[Tensor] | Iterator[Tensor]) -> tuple[tuple[float
 # --- folders -------------------------------------------------------------------------------------
 
 _EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
-_LAYOUT = "it needs `train/CLASS/*.png` (or jpg and the like), `test/CLASS/*`, and may have `val/CLASS/*`"
+_LAYOUT = "arrange the images as `train/CLASS/*.png` (or `.jpg` etc.), `test/CLASS/*`, and optionally `val/CLASS/*`"
 
 
 def _load_folder(graph: Graph, path: Path, val_fraction: float, channels: int, expected: int) -> ImageData:
@@ -311,7 +311,7 @@ def _class_names(folder: Path) -> list[str]:
 
 def _list_files(folder: Path, names: list[str], channels: int) -> Files:
     if unexpected := [name for name in _class_names(folder) if name not in names]:
-        raise failure("E0503", f"`{folder}` has the class `{unexpected[0]}`, and `train` has not", help=_LAYOUT)
+        raise failure("E0503", f"`{folder}` has a class `{unexpected[0]}` that `train` does not have", help=_LAYOUT)
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(names):
@@ -319,9 +319,9 @@ def _list_files(folder: Path, names: list[str], channels: int) -> Files:
             continue
         found = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in _EXTENSIONS and p.is_file())
         if not found and folder.name == "train":
-            raise failure("E0503", f"`{folder / name}` holds no images", help=_LAYOUT)
+            raise failure("E0503", f"`{folder / name}` contains no images", help=_LAYOUT)
         paths += found
         labels += [label] * len(found)
     if not paths:
-        raise failure("E0503", f"`{folder}` holds no images", help=_LAYOUT)
+        raise failure("E0503", f"`{folder}` contains no images", help=_LAYOUT)
     return Files(tuple(paths), torch.tensor(labels), channels)

@@ -50,13 +50,13 @@ def torchvision_set(name: str, data_dir: Path, offline: bool, train: bool) -> Ra
     except Exception as error:  # noqa: BLE001 - corrupt files fail in many ways
         if offline:
             raise _unavailable(
-                name, f"it is not in `{data_dir}`, and `--offline` forbids the download", error
+                name, f"it is not in `{data_dir}`, and `--offline` prevents the download", error
             ) from None
         _download(name, data_dir)
         try:
             return _read(name, data_dir, train)
         except Exception as second_error:  # noqa: BLE001
-            raise _unavailable(name, f"what is in `{data_dir}` cannot be read", second_error) from None
+            raise _unavailable(name, f"its files in `{data_dir}` cannot be read", second_error) from None
 
 
 def _read(name: str, data_dir: Path, train: bool) -> RawImages:
@@ -65,9 +65,9 @@ def _read(name: str, data_dir: Path, train: bool) -> RawImages:
     images, labels = np.asarray(data.data), np.asarray(data.targets, dtype=np.int64)
     classes = DATA_SETS[name].classes or 0
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or not 0 < len(images) == len(labels):
-        raise ValueError("the images and the labels do not fit together")
+        raise ValueError("the images and the labels do not match")
     if labels.min() < 0 or labels.max() >= classes:
-        raise ValueError(f"there are labels outside of 0 to {classes - 1}")
+        raise ValueError(f"some labels are outside 0 to {classes - 1}")
     return RawImages(images, labels)
 
 
@@ -89,7 +89,7 @@ def _download(name: str, data_dir: Path) -> None:
                     shutil.rmtree(data_dir / entry.name, ignore_errors=True)
                     entry.rename(data_dir / entry.name)
     except (OSError, RuntimeError, EOFError, ValueError, tarfile.TarError) as error:  # URLError is an OSError
-        raise _unavailable(name, f"it cannot be downloaded to `{data_dir}`", error) from None
+        raise _unavailable(name, f"the download to `{data_dir}` failed", error) from None
     finally:
         socket.setdefaulttimeout(previous_timeout)
         if not existed:
@@ -121,7 +121,7 @@ def check_archive(path: Path) -> None:
             total += member.size
             place = PurePosixPath(member.name.replace("\\", "/"))
             if place.is_absolute() or ".." in place.parts or PureWindowsPath(member.name).drive:
-                raise ValueError(f"the archive would write to `{member.name}`, outside of its folder")
+                raise ValueError(f"the archive would write to `{member.name}`, outside its folder")
             if not (member.isreg() or member.isdir()):
                 raise ValueError(f"`{member.name}` in the archive is neither a file nor a folder")
             if total > MAX_UNPACKED_BYTES:
@@ -135,7 +135,7 @@ def _unavailable(name: str, why: str, error: Exception) -> CnnspecError:
         f"the data set `{name}` is not available: {why}",
         notes=[reason] if reason else [],
         help=(
-            "train on the set that comes with the package with `--data fashion_mini`, name a directory that holds"
-            f" {name} with `--data-dir DIR`, or use your own images with `--data folder`"
+            "use `--data fashion_mini`, which is part of the package, pass the directory that contains"
+            f" {name} with `--data-dir DIR`, or use your own images with `--data folder:PATH`"
         ),
     )

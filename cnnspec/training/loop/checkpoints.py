@@ -49,15 +49,15 @@ def unseal(content: bytes) -> State:
     """
     body, magic, digest = content[:-40], content[-40:-32], content[-32:]
     if magic != MAGIC:
-        raise DamagedCheckpoint("its end is missing")
+        raise DamagedCheckpoint("the end of the file is missing")
     if hashlib.sha256(body).digest() != digest:
-        raise DamagedCheckpoint("its checksum does not fit")
+        raise DamagedCheckpoint("the checksum does not match")
     try:
         state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - a file from another program fails in many ways
         raise DamagedCheckpoint(" ".join(str(error).split())[:200]) from None
     if not isinstance(state, dict) or "progress" not in state:
-        raise DamagedCheckpoint("it is no checkpoint of a run")
+        raise DamagedCheckpoint("it is not a checkpoint of a run")
     return state
 
 
@@ -163,10 +163,10 @@ class Checkpoints:
                 problems.append(f"the checkpoint `{path.name}` cannot be read: {error.strerror}")
         raise failure(
             "E0506",
-            "the run cannot be resumed: none of its checkpoints is whole",
+            "cannot resume the run: all of its checkpoints are damaged",
             file=str(self.folder),
             notes=problems,
-            help="train anew without `--resume`",
+            help="train again without `--resume`",
         )
 
 

@@ -124,7 +124,7 @@ def evaluate(
     images = load_data(graph, setting, Path(data_dir), offline=offline)
     part = images.test if split == "test" else images.val
     if part is None:
-        raise failure("E0503", f"`{images.name}` has no {split} images", help="choose the other part with `--split`")
+        raise failure("E0503", f"`{images.name}` has no {split} images", help="choose another split with `--split`")
     result = score(network, part, images, graph.input_shape[1:], best_device(), tta=graph.recipe.tta)
     return {
         "network": graph.name,

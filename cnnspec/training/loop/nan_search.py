@@ -57,17 +57,17 @@ def divergence_error(
     """
     notes: list[str] = []
     if weight := first_nonfinite_weight(network):
-        notes.append(f"the first weight that is not finite is `{weight}`")
+        notes.append(f"the first weight that contains NaN or Inf is `{weight}`")
     layer = first_nonfinite_layer(network, images) if images is not None else None
     if layer:
-        notes.append(f"the first layer whose output is not finite is `{layer}`")
+        notes.append(f"the first layer whose output contains NaN or Inf is `{layer}`")
     elif images is not None and not weight:
-        notes.append("every layer's output is finite: the loss itself is too large")
-    notes.append("the checkpoint before it is kept")
+        notes.append("the outputs of all layers are finite: the loss itself overflows")
+    notes.append("the last checkpoint before this step is kept")
     return failure(
         "E0509",
         f"training diverged: the loss is {loss} at step {step} (epoch {(step - 1) // steps + 1})"
         f" with learning rate {lr:g}",
         notes=notes,
-        help="use a lower learning rate, a warm-up (`schedule cosine warmup=5`), or `clip 1`",
+        help="use a lower learning rate, a warm-up (`schedule cosine warmup=5`), or gradient clipping (`clip 1`)",
     )

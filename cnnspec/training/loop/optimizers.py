@@ -226,7 +226,9 @@ def make_optimizer(weights: Iterable[Any], recipe: Recipe, steps: int) -> tuple[
 
     def rejected(setting: Setting, error: Exception) -> Exception:
         return failure(
-            "E0512", f"torch refuses the settings of `{setting.name}`: {error}", help="see the `train` section"
+            "E0512",
+            f"torch rejects the arguments of `{setting.name}`: {error}",
+            help="change them in the `train` section",
         )
 
     try:

@@ -69,4 +69,4 @@ class StopHandler:
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number
-        self._log("stopping as soon as there is a checkpoint; once more to stop at once")
+        self._log("stopping after the next checkpoint; press Ctrl-C or send the signal again to stop immediately")

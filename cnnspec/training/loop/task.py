@@ -253,7 +253,7 @@ class Task(pl.LightningModule):
         save_due = now - self._last_save >= self.context.save_every
         stop_requested, time_is_up, save_due = self._any_device(self.context.stop.requested, time_is_up, save_due)
         if time_is_up:
-            self.context.log(f"the {recipe.minutes:g} minutes of the recipe are over")
+            self.context.log(f"stopping: the time limit of {recipe.minutes:g} minutes is reached")
             self.progress.stopped_early = self.trainer.should_stop = True
         if self.epoch_is_pending:
             return
@@ -325,8 +325,8 @@ class Task(pl.LightningModule):
             raise error
         self.progress.parts *= 2
         self.context.log(
-            f"memory is full: from step {self.progress.step + 1} on a batch is computed in {self.progress.parts} parts;"
-            " batch normalisation sees one part at a time"
+            f"out of memory: from step {self.progress.step + 1} on, each batch is computed in {self.progress.parts} parts;"
+            " batch normalization uses one part at a time"
         )
 
     def _check_finite(self, loss: Tensor, images: Tensor | None = None) -> None:

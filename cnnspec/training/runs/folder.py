@@ -62,7 +62,7 @@ def shared_folder(out: Path) -> RunFolder:
         except OSError:
             pass
         time.sleep(0.1)
-    raise _refusal(out, "the first process has made no run folder", "look at what it says")
+    raise _refusal(out, "the main process has not created a run folder", "see the output of the main process (rank 0)")
 
 
 def next_folder(out: Path, graph: Graph) -> Path:
@@ -102,8 +102,8 @@ class RunFolder:
             (folder.path / "spec.cnn").write_text(graph.text, encoding="utf-8")
             (folder.path / "model.json").write_text(model_to_json(graph.model), encoding="utf-8")
         except OSError as error:
-            message = f"cannot make a run folder: {error.strerror}"
-            raise _refusal(out, message, "choose another with `--out`") from None
+            message = f"cannot create the run folder: {error.strerror}"
+            raise _refusal(out, message, "choose another folder with `--out`") from None
         folder.announce(out)
         return folder
 
@@ -119,21 +119,21 @@ class RunFolder:
         folder = next((folder for folder in found if folder.state not in ("finished", "unknown")), None)
         if folder is None:
             finished = found and all(folder.state == "finished" for folder in found)
-            reason = "every run is finished" if finished else "no run has begun"
+            reason = "all runs are finished" if finished else "no run has started"
             if not found:
-                reason = "there is no run yet"
-            help = "train anew without `--resume`, or name the folder of the runs with `--out`"
+                reason = "no run found"
+            help = "train again without `--resume`, or pass the parent of the run folders with `--out`"
             raise _refusal(runs, f"nothing to resume: {reason}", help)
         try:
             recipe = Recipe.model_validate(folder.read_result().get("recipe"))
             file = folder.path / "model.json"
             model = model_from_json(file.read_text(encoding="utf-8"), file)
         except (OSError, ValueError) as error:
-            message, notes = "the run cannot be resumed: its files are damaged", [str(error).splitlines()[0]]
-            raise _refusal(folder.path, message, "train anew without `--resume`", notes) from None
+            message, notes = "cannot resume the run: its files are damaged", [str(error).splitlines()[0]]
+            raise _refusal(folder.path, message, "train again without `--resume`", notes) from None
         if _without_recipe(model) != _without_recipe(graph.model):
-            help = "train anew without `--resume`; `spec.cnn` in the run's folder is the spec that it started with"
-            raise _refusal(folder.path, "the run cannot be resumed: the network has changed since", help)
+            help = "restore the spec from `spec.cnn` in the run folder, or train again without `--resume`"
+            raise _refusal(folder.path, "cannot resume the run: the network has changed since it started", help)
         folder.lock()
         folder.announce(out)
         return folder, recipe
@@ -154,10 +154,10 @@ class RunFolder:
         try:
             self._lock_file = acquire(self.path / LOCK)
         except BlockingIOError:
-            help = "wait for it, stop it, or train anew without `--resume`"
+            help = "wait for it, stop it, or train again without `--resume`"
             raise _refusal(self.path, "the run is still running in another process", help) from None
         except OSError as error:
-            help = "make the folder writable, or train anew with another `--out`"
+            help = "make the folder writable, or choose another one with `--out`"
             raise _refusal(self.path, f"cannot write to the run folder: {error.strerror}", help) from None
 
     def release(self) -> None:

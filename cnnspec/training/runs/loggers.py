@@ -70,7 +70,9 @@ class ExternalLogger(Logger):
             action(self._logger)
         except Exception as error:  # noqa: BLE001 - servers and disks fail in many ways
             self._logger = None
-            self._log(f"{self._name} takes no more numbers: {' '.join(str(error).split())[:200]}")
+            self._log(
+                f"logging to {self._name} failed and is disabled for this run: {' '.join(str(error).split())[:200]}"
+            )
 
 
 def make_loggers(
@@ -97,27 +99,27 @@ def make_loggers(
     ]
     for name in dict.fromkeys(names):
         if name not in LOGGERS:
-            raise failure("E0510", f"there is no logger `{name}`", help=f"there are {', '.join(LOGGERS)}")
+            raise failure("E0510", f"unknown logger `{name}`", help=f"use one of {', '.join(LOGGERS)}")
         if name == "tensorboard":
             continue
         try:
             loggers.append(ExternalLogger(name, _start(name, folder, (run_ids or {}).get(name)), log))
         except ModuleNotFoundError as error:
             raise failure(
-                "E0507", f"`--log {name}` needs `{error.name or name}`, which is not installed",
+                "E0507", f"`--log {name}` requires `{error.name or name}`, which is not installed",
                 help=f"install it with `pip install {name}`",
             ) from None  # fmt: skip
         except Exception as error:  # noqa: BLE001 - external programs fail in many ways
             raise failure(
-                "E0510", f"`--log {name}` cannot begin", notes=[" ".join(str(error).split())[:300]],
+                "E0510", f"cannot start the logger `{name}`", notes=[" ".join(str(error).split())[:300]],
                 help=_HELP[name],
             ) from None  # fmt: skip
     return loggers
 
 
 _HELP = {
-    "wandb": "log in with `wandb login`, or keep the numbers in the run folder with `WANDB_MODE=offline`",
-    "mlflow": "look at `MLFLOW_TRACKING_URI`; without it the numbers are kept in the run folder",
+    "wandb": "log in with `wandb login`, or store the metrics in the run folder with `WANDB_MODE=offline`",
+    "mlflow": "check `MLFLOW_TRACKING_URI`, or unset it to store the metrics in the run folder",
 }
 
 

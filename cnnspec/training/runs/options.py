@@ -130,9 +130,10 @@ def folder_to_resume(graph: Graph, options: TrainOptions) -> tuple[RunFolder, Re
             folder.release()
             raise failure(
                 "E0506",
-                f"a run is resumed by its own recipe, and that has another `{name}`",
+                f"cannot change `{name}` when resuming a run",
+                notes=["a resumed run uses the recipe that it started with"],
                 file=str(folder.path),
-                help=f"leave `--{name}` out, or train anew without `--resume`",
+                help=f"remove `--{name}`, or train again without `--resume`",
             )
     return folder, recipe
 

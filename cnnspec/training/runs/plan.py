@@ -54,8 +54,9 @@ def plan(graph: Graph, options: TrainOptions | None = None) -> dict[str, Any]:
             "devices": options.devices,
             "strategy": options.strategy,
             "precision": options.precision or recipe.precision,
-            "memory_format": options.memory_format or (tuned.memory_format if tuned else "measured at the start"),
-            "threads": options.threads or (tuned.threads if tuned else "measured at the start"),
+            "memory_format": options.memory_format
+            or (tuned.memory_format if tuned else "measured at the start of the run"),
+            "threads": options.threads or (tuned.threads if tuned else "measured at the start of the run"),
             "allocator": options.allocator,
         },
         "memory": memory(graph, recipe, int(data.get("bytes", 0))),
@@ -85,9 +86,9 @@ def _describe_data(graph: Graph, recipe: Recipe, options: TrainOptions) -> tuple
     except CnnspecError as error:
         if error.diagnostics[0].code != "E0502":
             raise
-        return {**found, "state": "not there: it would be downloaded" if not options.offline else "not there"}, None
+        return {**found, "state": "not found, will be downloaded" if not options.offline else "not found"}, None
     parts = {"train": data.train, "val": data.val, "test": data.test}
-    found |= {"state": "there", "images": {name: len(part) for name, part in parts.items() if part is not None}}
+    found |= {"state": "found", "images": {name: len(part) for name, part in parts.items() if part is not None}}
     found |= {"mean": list(data.mean), "std": list(data.std)}
     found |= {"bytes": data.nbytes, "workers": 0 if data.train.in_memory else default_workers()}
     return found, EpochBatches(data.train, eval_preprocess(graph, data), recipe.batch, seed=recipe.seed).num_batches
@@ -121,10 +122,10 @@ def plan_lines(planned: dict[str, Any]) -> list[str]:
     counts = ", ".join(f"{count:,} {name}" for name, count in data.get("images", {}).items())
     lines.append(f"data     {data['name']}: {counts or data['state']}")
     steps = planned["steps"]
-    text = f"{steps['epoch']:,} in an epoch, {steps['run']:,} in the run" if steps["epoch"] else "known with the data"
+    text = f"{steps['epoch']:,} per epoch, {steps['run']:,} in total" if steps["epoch"] else "unknown without the data"
     lines.append(f"steps    {text}")
     lines += ["device", *(f"  {name:<13}  {value}" for name, value in device.items())]
     memory = planned["memory"]
-    lines += ["memory, about", *(f"  {name:<13}  {size / 2**20:,.1f} MiB" for name, size in memory.items())]
+    lines += ["memory (estimated)", *(f"  {name:<13}  {size / 2**20:,.1f} MiB" for name, size in memory.items())]
     lines += [f"files in {files['folder']}", *(f"  {name}" for name in files["names"])]
     return lines

@@ -88,7 +88,7 @@ def draw_augmentation(folder: Path, data: ImageData, preprocess: Preprocess, see
             images = torch.cat(augmented).mul(preprocess.std).add(preprocess.mean).mul(255).round().clamp(0, 255).byte()
         for panel, image in zip(panels[row], images, strict=True):
             _show(panel, image)
-    figure.suptitle("original, and changed three times")
+    figure.suptitle("first row: original images; other rows: augmented versions")
     figure.savefig(folder / "augmentation.png", dpi=100)
 
 
@@ -104,7 +104,7 @@ def draw_confusion(folder: Path, labels: Tensor, predicted: Tensor, classes: int
     figure = Figure(figsize=(side, side), layout="constrained")
     panel: Any = figure.subplots()
     panel.imshow((counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy(), cmap="Blues", vmin=0, vmax=1)
-    panel.set(xlabel="told", ylabel="is", title="confusion on the test images")
+    panel.set(xlabel="predicted label", ylabel="true label", title="confusion matrix of the test images")
     if classes <= 20:
         panel.set(xticks=range(classes), yticks=range(classes))
         for row in range(classes):
@@ -127,5 +127,5 @@ def draw_misclassified(folder: Path, images: Images, predicted: Tensor, size: tu
         panel.set_axis_off()
     for panel, image, index in zip(panels.flat, shown, misclassified.tolist(), strict=False):
         _show(panel, image)
-        panel.set_title(f"{int(images.labels[index])} told {int(predicted[index])}", fontsize=8)
+        panel.set_title(f"actual {int(images.labels[index])}, predicted {int(predicted[index])}", fontsize=7)
     figure.savefig(folder / "misclassified.png", dpi=100)

@@ -75,7 +75,7 @@ def train(graph: Graph, options: TrainOptions | None = None) -> Result:
                 folder = RunFolder.create(options.out, graph) if main_process else shared_folder(options.out)
             run = _TrainingRun(graph, options, recipe, data, network, folder, console, stop)
         except Stopped:
-            console.print("stopped before the run had begun", style="yellow")
+            console.print("stopped before the run started", style="yellow")
             if folder:
                 folder.release()
             return Result(options.out, "interrupted", stop.exit_code, {})
@@ -124,7 +124,7 @@ class _TrainingRun:
         if options.resume and folder.checkpoints.exists():
             state, problems = folder.checkpoints.load()
             for line in problems:
-                self._log(f"{line}; going on from the one before", style="yellow")
+                self._log(f"{line}; using the previous one", style="yellow")
         steps = EpochBatches(data.train, eval_preprocess(graph, data), recipe.batch, seed=recipe.seed).num_batches
         self.context = TrainingContext(
             data,
@@ -226,9 +226,9 @@ class _TrainingRun:
         self._log(f"machine: {machine.memory_format}, {machine.threads} threads ({machine.origin})")
         if self.context.data is not data:
             self._log(f"images in the memory of {self.trainer.strategy.root_device}")
-        self._log(f"run folder {self.folder.path}")
+        self._log(f"run folder: {self.folder.path}")
         if done := self.task.progress.step:
-            self._log(f"going on behind step {done} of {self.task.steps * recipe.epochs}")
+            self._log(f"resuming after step {done} of {self.task.steps * recipe.epochs}")
 
     def _log(self, text: str, style: str | None = None) -> None:
         print_line(self.console, text, style)
@@ -261,7 +261,7 @@ class _TrainingRun:
         self._exit_other_processes()
         values = self._write_result("interrupted")
         command = self.options.resume_command or f"cnnspec build {self.graph.name} --train --resume"
-        self._log(f"stopped behind step {self.task.progress.step}; go on with `{command}`", style="yellow")
+        self._log(f"stopped after step {self.task.progress.step}; resume with `{command}`", style="yellow")
         return Result(self.folder.path, "interrupted", self.stop.exit_code, values)
 
     def _write_failure(self, error: BaseException) -> None:
@@ -368,9 +368,9 @@ _LOST_PROCESS = ("gloo", "connection closed by peer", "connection reset by peer"
 def _settings_error(error: Exception) -> CnnspecError:
     return failure(
         "E0510",
-        "Lightning cannot train with these settings",
+        "Lightning does not support these settings",
         notes=[" ".join(str(error).split())[:300]],
-        help="see `--accelerator`, `--devices`, `--precision` and `--strategy`",
+        help="change `--accelerator`, `--devices`, `--precision` or `--strategy`",
     )
 
 
@@ -379,22 +379,22 @@ def _explain(error: BaseException, folder: Path) -> BaseException:
     if isinstance(error, MisconfigurationException):
         return _settings_error(error)
     if isinstance(error, RuntimeError) and is_out_of_memory(error):
-        help = "state `accumulate 2` or more in the recipe, or use a smaller network or image"
-        return failure("E0513", "memory is full", notes=[" ".join(str(error).split())[:200]], help=help)
+        help = "write `accumulate 2` or more in the recipe, or use a smaller network or image size"
+        return failure("E0513", "out of memory", notes=[" ".join(str(error).split())[:200]], help=help)
     if isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _LOST_PROCESS):
         return failure(
             "E0515",
             "another process of this run has ended",
             notes=[" ".join(str(error).split())[:200]],
-            help="look at what it said, then go on with `--resume`",
+            help="see the output of that process, then resume with `--resume`",
         )
     if isinstance(error, OSError) and error.errno is not None:
         room = error.errno in (errno.ENOSPC, errno.EDQUOT)
         return failure(
             "E0506",
             f"cannot write to the run folder: {error.strerror.lower() if error.strerror else error}",
-            notes=["the checkpoints that are there are whole"],
+            notes=["the existing checkpoints are intact"],
             file=str(error.filename or folder),
-            help=f"{'free space' if room else 'make the folder writable'}, then go on with `--resume`",
+            help=f"{'free disk space' if room else 'make the folder writable'}, then resume with `--resume`",
         )
     return error

@@ -122,7 +122,7 @@ class Space:
         for name, values in given.items():
             texts = [values] if isinstance(values, str) else [_text(name, value) for value in values]
             if not texts or not all(text.strip() for text in texts) or len(set(texts)) < len(texts):
-                raise _space_error(name, texts, "it has no values, an empty one, or one twice", "give each value once")
+                raise _space_error(name, texts, "a value is missing, empty, or given twice", "give each value once")
             axis = _range(name, texts[0]) if len(texts) == 1 else None
             if axis is not None and axis.low < axis.high:
                 axes[name] = axis
@@ -132,8 +132,8 @@ class Space:
                 axes[name] = Choice(tuple(texts))
         if not axes:
             raise failure(
-                "E0204", "there is nothing to search", notes=["every name has one value"] if fixed else [],
-                help="give a name several values, `c=16,32`, or a range, `lr=0.01..0.1`",
+                "E0204", "the search space is empty", notes=["every name has a single value"] if fixed else [],
+                help="write several values, `c=16,32`, or a range, `lr=0.01..0.1`",
             )  # fmt: skip
         return cls(axes, fixed)
 
@@ -165,7 +165,7 @@ def parse_amount(text: str) -> int:
     match = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,9})?)([kMG]?)\s*", text, re.ASCII)
     exact = Fraction(match.group(1)) * POWERS.get(match.group(2), 1) if match else None
     if exact is None or exact.denominator != 1:
-        raise failure("E0204", f"`{text}` is not an amount", help="write `300k`, `50M`, `1.5G` or a plain number")
+        raise failure("E0204", f"`{text}` is not a number", help="write `300k`, `50M`, `1.5G` or a plain number")
     return exact.numerator
 
 
@@ -174,7 +174,7 @@ def _text(name: str, value: Any) -> str:
         return value.strip()
     if type(value) in (bool, int, float, tuple):
         return repr(value) if type(value) is float else show(value)
-    raise _space_error(name, [repr(value)], "this is no value of the language", "give numbers, truth values or texts")
+    raise _space_error(name, [repr(value)], "unsupported type of value", "use numbers, booleans or strings")
 
 
 def _range(name: str, text: str) -> Range | None:
@@ -184,27 +184,27 @@ def _range(name: str, text: str) -> Range | None:
     match = _RANGE.fullmatch(text)
     if match is None:
         help = "write `16..64`, `16..64:8`, `0.001..0.1`, or `0.1..0.5:log`"
-        raise _space_error(name, [text], "this is no range of numbers", help)
+        raise _space_error(name, [text], "invalid range of numbers", help)
     low_text, high_text, option = match.groups()
     whole = all(re.fullmatch("[+-]?[0-9]+", end) for end in (low_text, high_text))
     low, high = float(low_text), float(high_text)
     if not low <= high or not math.isfinite(high):
-        raise _space_error(name, [text], "it ends before it begins", f"write `{high_text}..{low_text}`")
+        raise _space_error(
+            name, [text], "the end of the range is less than its start", f"write `{high_text}..{low_text}`"
+        )
     log = low > 0 and high >= LOG_FROM * low
     step = 1
     if option in ("log", "linear"):
         log = option == "log"
         if log and low <= 0:
-            raise _space_error(name, [text], "there is no logarithm of 0 or less", "begin above 0, or leave `:log` out")
+            raise _space_error(name, [text], "a log scale requires positive numbers", "start above 0, or remove `:log`")
     elif option is not None and option.isdigit() and whole and int(option) > 0:
         step, log = int(option), False
         high = low + (high - low) // step * step
     elif option is not None:
-        raise _space_error(
-            name, [text], f"`:{option}` has no meaning here", "write `:log`, `:linear`, or a step, `16..64:8`"
-        )
+        raise _space_error(name, [text], f"unexpected `:{option}`", "write `:log`, `:linear`, or a step, `16..64:8`")
     return Range(low, high, whole, log, step)
 
 
 def _space_error(name: str, texts: Sequence[str], why: str, help: str) -> CnnspecError:
-    return failure("E0204", f"`{name}={','.join(texts)}` cannot be searched", notes=[why], help=help)
+    return failure("E0204", f"`{name}={','.join(texts)}` is not a valid search space", notes=[why], help=help)

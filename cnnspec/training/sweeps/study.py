@@ -275,8 +275,8 @@ class SharedStudy:
             self._lock = locks.acquire(self._workers / f"{self.worker}.lock", wait=True)
         except OSError as error:
             raise failure(
-                "E0516", f"the folder of a sweep cannot be written: {error.strerror}", file=str(folder),
-                help="choose another with `--out`",
+                "E0516", f"cannot write to the folder of the sweep: {error.strerror}", file=str(folder),
+                help="choose another folder with `--out`",
             ) from None  # fmt: skip
         try:
             with locks.acquire(
@@ -301,9 +301,9 @@ class SharedStudy:
                 study = optuna.load_study(study_name=name, **common)
         except Exception as error:  # databases raise errors of many classes  # noqa: BLE001
             raise failure(
-                "E0516", "the storage of a sweep cannot be used", file=_without_password(url),
+                "E0516", "cannot open the storage of the sweep", file=_without_password(url),
                 notes=[" ".join(str(error).split())[:300]],
-                help="give `--storage` the address of a database, as `sqlite:///FILE` or `postgresql://HOST/NAME`",
+                help="pass the URL of a database with `--storage`, such as `sqlite:///FILE` or `postgresql://HOST/NAME`",
             ) from None  # fmt: skip
         end = time.monotonic() + 10
         while (stored := study.user_attrs.get("terms")) is None and time.monotonic() < end:
@@ -314,8 +314,8 @@ class SharedStudy:
             if stored.get(term) != value:
                 differs = f"its {term} is {_format_term(stored.get(term))}, not {_format_term(value)}"
                 raise failure(
-                    "E0516", f"this is another sweep: {differs if term != 'network' else 'it has another network'}",
-                    file=_without_password(url), help="choose another folder with `--out`, or go on as it was begun",
+                    "E0516", f"the storage belongs to another sweep: {differs if term != 'network' else 'its network differs'}",
+                    file=_without_password(url), help="choose another folder with `--out`, or use the settings that the sweep started with",
                 )  # fmt: skip
         return study
 
@@ -441,13 +441,13 @@ def storage_error(error: Exception) -> Exception:
         return error
     reason = error.__cause__ or error
     return failure(
-        "E0516", "the storage of a sweep cannot be used any more", notes=[" ".join(str(reason).split())[:300]],
-        help="look after it, and go on with the same command",
+        "E0516", "the storage of the sweep is no longer accessible", notes=[" ".join(str(reason).split())[:300]],
+        help="check the storage, then repeat the command to resume",
     )  # fmt: skip
 
 
 def _format_term(value: Any) -> str:
-    return "not stated" if value is None else f"{value:,}" if type(value) is int else f"`{value}`"
+    return "not set" if value is None else f"{value:,}" if type(value) is int else f"`{value}`"
 
 
 def _without_password(url: str) -> str:

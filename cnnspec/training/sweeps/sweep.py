@@ -110,8 +110,8 @@ def sweep(
     space = space if isinstance(space, Space) else Space.of(space)
     if not is_main_process():
         raise failure(
-            "E0516", "the processes of a sweep are not those of one run",
-            help="start each on its own, without torchrun and srun; they find each other in the storage",
+            "E0516", "a sweep cannot be started with torchrun or srun",
+            help="start each process of the sweep separately; they share the trials through the storage",
         )  # fmt: skip
     return _Sweep(spec, space, options).run()
 
@@ -139,8 +139,8 @@ class _Sweep:
         data = load_data(self.base, recipe.data, options.train.data_dir, offline=options.train.offline)
         if data.val is None:
             raise failure(
-                "E0511", "a sweep compares by validation images, and none are held back",
-                help="hold some back with `val=`; the test images are not for choosing",
+                "E0511", "a sweep requires validation images, and the data set has none",
+                notes=["the test images are not used to select a candidate"], help="hold out some images with `val=`",
             )  # fmt: skip
         self.train_options = self._tuned_options(recipe.batch)
         self.exit_code = 0
@@ -151,7 +151,7 @@ class _Sweep:
         for name, axis in self.space.axes.items():
             if name in overrides:
                 raise failure(
-                    "E0204", f"`{name}` is searched, and stated as well", help=f"leave one of the two `{name}` out"
+                    "E0204", f"`{name}` is both searched and set by an option", help=f"remove one of the two `{name}`"
                 )
             value = axis.text(axis.all()[0]) if axis.count is not None else axis.text(axis.low)  # type: ignore[union-attr]
             found = self._compile({**self.space.fixed, name: value})
@@ -262,10 +262,10 @@ class _Sweep:
         notes = [f"{_format_values(found[0]['values'])}: {found[0]['reason']}"]
         if sizes := [one["sizes"] for one in found if one["sizes"]]:
             least = {key: min(size[key] for size in sizes) for key in ("parameters", "macs")}
-            notes.append(f"the least were {least['parameters']:,} parameters and {least['macs']:,} multiply-adds")
+            notes.append(f"the minimum was {least['parameters']:,} parameters and {least['macs']:,} multiply-adds")
         error = failure(
-            "E0517", f"no candidate passes: {len(found):,} consecutive candidates were rejected", file=self.name,
-            notes=notes, help="raise the limits, or search among other values",
+            "E0517", f"no valid candidate: {len(found):,} consecutive candidates were rejected", file=self.name,
+            notes=notes, help="raise `--max-params` or `--max-macs`, or search other values",
         )  # fmt: skip
         own = self._compile(found[0]["values"])
         raise CnnspecError([*error.diagnostics, *(own.diagnostics if isinstance(own, CnnspecError) else ())])
@@ -291,11 +291,11 @@ class _Sweep:
     def _rejection(self, found: Graph | CnnspecError) -> str | None:
         """Return the reason why a candidate is not trained, or None."""
         if isinstance(found, CnnspecError):
-            return f"{found.diagnostics[0].code}, {found.diagnostics[0].message}"
+            return f"{found.diagnostics[0].code}: {found.diagnostics[0].message}"
         most = {"parameters": self.options.max_params, "multiply-adds": self.options.max_macs}
         for (what, limit), size in zip(most.items(), (found.parameter_count, found.macs), strict=True):
             if limit is not None and size > limit:
-                return f"{size:,} {what} are more than {limit:,}"
+                return f"{size:,} {what} exceed the limit of {limit:,}"
         return None
 
     def _train(self, trial: Trial, number: int, values: Candidate, graph: Graph) -> float:
@@ -330,7 +330,7 @@ class _Sweep:
             self.exit_code = result.exit_code
             raise _Interrupted
         if result.state == "pruned":
-            self._log_end(number, values, f"pruned behind epoch {result.values['epochs']}", start)
+            self._log_end(number, values, f"pruned after epoch {result.values['epochs']}", start)
             raise Pruned
         accuracy: float = result.values["val_acc"]
         self._log_end(number, values, f"val acc {accuracy:.4f}", start)
@@ -424,7 +424,7 @@ class _Sweep:
             others = [path for path in written.files if path != self.path.resolve() and path.is_relative_to(root)]
             if target.resolve() in (self.path.resolve(), *others):
                 raise failure(
-                    "E0518", "the best spec would take the place of one that was searched", file=str(target),
+                    "E0518", "the best spec would overwrite a file of the searched spec", file=str(target),
                     help="choose another folder with `--out`",
                 )  # fmt: skip
             for path in others:
@@ -437,8 +437,8 @@ class _Sweep:
             if found.graph is None or not same(found.graph, written.require_graph()):
                 target.unlink()
                 raise failure(
-                    "E0518", "the best spec means something else in the folder of the sweep", file=str(target),
-                    notes=["it takes from files beside it, and there are others of their names"],
+                    "E0518", "the best spec describes another network in the folder of the sweep", file=str(target),
+                    notes=["the spec uses other files, and the folder contains different files with their names"],
                     help="choose another folder with `--out`",
                 )  # fmt: skip
         except CnnspecError as error:
