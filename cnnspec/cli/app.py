@@ -1,4 +1,4 @@
-"""The application and its commands, each of which is imported when it is run or listed."""
+"""The command-line application. The module of a command is imported when the command is run or listed."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 
-from cnnspec.testing.soundness import FIGURES, Tally, judge, report, run
+from cnnspec.testing.soundness import MEASUREMENTS, Tally, judge, report, run
 
 _SHOWN = 20
 
@@ -14,16 +14,16 @@ _SHOWN = 20
 def main() -> int:
     """Run the measurement named on the command line. Return 1 if it finds anything wrong."""
     parser = argparse.ArgumentParser(prog="python -m cnnspec.testing", description=__doc__)
-    parser.add_argument("figure", choices=[*FIGURES, "all"])
+    parser.add_argument("measurement", choices=[*MEASUREMENTS, "all"])
     parser.add_argument("--count", type=int, help="number of specs, texts or bombs")
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--long", action="store_true", help="use the count of a long run")
     parser.add_argument("--processes", type=int, default=1)
     options = parser.parse_args()
     failed = False
-    for name in FIGURES if options.figure == "all" else [options.figure]:
-        figure = FIGURES[name]
-        count = options.count or (figure.long if options.long else figure.count)
+    for name in MEASUREMENTS if options.measurement == "all" else [options.measurement]:
+        measurement = MEASUREMENTS[name]
+        count = options.count or (measurement.long if options.long else measurement.count)
         start = time.perf_counter()
 
         def progress(done: int, name: str = name, count: int = count) -> None:

@@ -246,7 +246,7 @@ class SpecGenerator:
     def flow(self, x: Shape, frame: Frame, depth: int, label: str | None = None) -> tuple[ast.Flow, Shape]:
         """Generate a pipeline statement."""
         elements, y = self.elements(x, frame, depth)
-        if label is None and frame.labelling and self.rng.rarely():
+        if label is None and frame.labeling and self.rng.rarely():
             label = self.new_name("l")
         if self.rng.rarely(5):
             happens = self.rng.boolean()
@@ -265,7 +265,7 @@ class SpecGenerator:
 
     def repeat(self, x: Shape, frame: Frame, depth: int) -> tuple[ast.Element, Shape]:
         """Generate a repeated group. Its output shape equals its input shape, so that every iteration is valid."""
-        inner = frame.inner(x, labelling=False)
+        inner = frame.inner(x, labeling=False)
         count = self.rng.randint(1, 3)
         head = self.exprs.expr(count, frame)
         variable = self.new_name("i") if self.rng.rarely(2) else None
@@ -338,7 +338,7 @@ class SpecGenerator:
                 "stride": (1, 1),
                 "repeat": self.rng.randint(1, 2),
             }
-            label = self.new_name("row") if frame.labelling and "repeat" not in columns and self.rng.rarely() else None
+            label = self.new_name("row") if frame.labeling and "repeat" not in columns and self.rng.rarely() else None
             x = (cells["c"], *x[1:])
             row = [operand(self.exprs.expr(cells[name], inner)) for name in columns]
             if isinstance(row[0], ast.Name):  # `classes` at the start of a line would be parsed as a statement

@@ -54,14 +54,14 @@ class Tally:
 
     def add(self, other: Tally) -> None:
         self.counts += other.counts
-        for name, (figure, where) in other.greatest.items():
-            self.note(name, figure, where)
+        for name, (value, where) in other.greatest.items():
+            self.note(name, value, where)
         self.wrong += other.wrong
 
-    def note(self, name: str, figure: float, where: str) -> None:
+    def note(self, name: str, value: float, where: str) -> None:
         """Record a value if it is the maximum of its quantity."""
-        if name not in self.greatest or figure > self.greatest[name][0]:
-            self.greatest[name] = (figure, where)
+        if name not in self.greatest or value > self.greatest[name][0]:
+            self.greatest[name] = (value, where)
 
 
 def _errors(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
@@ -82,7 +82,7 @@ def _draw_spec(seed: int, tally: Tally) -> tuple[ast.File, ir.Graph, random.Rand
     return None
 
 
-# --- the figures ---------------------------------------------------------------------------------
+# --- measurements ---------------------------------------------------------------------------------
 
 
 def valid(seed: int, tally: Tally) -> None:
@@ -247,7 +247,7 @@ def _memory() -> float:
 
 
 @dataclass(frozen=True)
-class Figure:
+class Measurement:
     """A measurement.
 
     Attributes:
@@ -265,28 +265,28 @@ class Figure:
     torch: bool = False
 
 
-FIGURES: dict[str, Figure] = {
-    "valid": Figure(valid, 10_000, 200_000, torch=True),
-    "sets": Figure(sets, 2_000, 20_000, torch=True),
-    "faults": Figure(
+MEASUREMENTS: dict[str, Measurement] = {
+    "valid": Measurement(valid, 10_000, 200_000, torch=True),
+    "sets": Measurement(sets, 2_000, 20_000, torch=True),
+    "faults": Measurement(
         faults, 5_000, 50_000, (("first error on the statement", "specs", 99), ("errors with a help", "errors", 90))
     ),
-    "texts": Figure(texts, 100_000, 2_000_000),
-    "repetitions": Figure(repetitions, len(REPETITIONS), len(REPETITIONS)),
-    "bombs": Figure(bombs, len(BOMBS), len(BOMBS)),
+    "texts": Measurement(texts, 100_000, 2_000_000),
+    "repetitions": Measurement(repetitions, len(REPETITIONS), len(REPETITIONS)),
+    "bombs": Measurement(bombs, len(BOMBS), len(BOMBS)),
 }
 
 
 def _run_chunk(name: str, first: int, last: int) -> Tally:
     """Measure a range of seeds, in its own process."""
-    figure, tally = FIGURES[name], Tally()
-    if figure.torch:
+    measurement, tally = MEASUREMENTS[name], Tally()
+    if measurement.torch:
         import torch
 
         torch.set_num_threads(1)
     check("input 3x8x8\nconv_bn 3x3 8\n")  # load the grammar and the classes before timing
     for seed in range(first, last):
-        figure.measure(seed, tally)
+        measurement.measure(seed, tally)
     tally.note("MiB of memory of a process", _memory() / 2**20, f"seeds {first} to {last - 1}")
     return tally
 
@@ -302,7 +302,7 @@ def run(
     """Run a measurement.
 
     Args:
-        name: A key of `FIGURES`.
+        name: A key of `MEASUREMENTS`.
         count: The number of seeds.
         seed: The first seed.
         processes: The number of processes that share the seeds.
@@ -333,7 +333,7 @@ def run(
 def judge(name: str, tally: Tally) -> list[str]:
     """Return the violations of a run."""
     found = list(tally.wrong)
-    for part, whole, least in FIGURES[name].shares:
+    for part, whole, least in MEASUREMENTS[name].shares:
         share = 100 * tally.counts[part] / max(tally.counts[whole], 1)
         if share < least:
             found.append(f"{part}: {share:.2f} % of {whole}, less than {least:g} %")
@@ -347,8 +347,8 @@ def judge(name: str, tally: Tally) -> list[str]:
 def report(name: str, tally: Tally) -> str:
     """Format the counts of a run, one per line."""
     lines = [f"{key:<40} {count:>12,}" for key, count in sorted(tally.counts.items(), key=lambda item: item[0])]
-    for part, whole, _ in FIGURES[name].shares:
+    for part, whole, _ in MEASUREMENTS[name].shares:
         share = 100 * tally.counts[part] / max(tally.counts[whole], 1)
         lines.append(f"{part + ', % of ' + whole:<40} {share:>12.2f}")
-    lines += [f"{'maximum ' + key:<40} {figure:>12.3f}  {where}" for key, (figure, where) in tally.greatest.items()]
+    lines += [f"{'maximum ' + key:<40} {value:>12.3f}  {where}" for key, (value, where) in tally.greatest.items()]
     return "\n".join([f"{name}:", *(f"  {line}" for line in lines)])

@@ -24,10 +24,10 @@ class Frame:
     input_shape: Shape
     values: dict[str, Any] = field(default_factory=dict[str, Any])
     labels: dict[str, Shape] = field(default_factory=dict[str, Shape])
-    labelling: bool = True
+    labeling: bool = True
 
-    def inner(self, input_shape: Shape, labelling: bool = True) -> Frame:
-        return Frame(input_shape, dict(self.values), dict(self.labels), self.labelling and labelling)
+    def inner(self, input_shape: Shape, labeling: bool = True) -> Frame:
+        return Frame(input_shape, dict(self.values), dict(self.labels), self.labeling and labeling)
 
 
 def make_call(callee: str, args: Sequence[ast.Argument] = (), repeat: int | None = None) -> ast.Call:

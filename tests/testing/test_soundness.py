@@ -13,7 +13,7 @@ from cnnspec.testing import assert_sound, soundness
 from cnnspec.testing.faults import CODES, FaultySpec, draw_faulty
 from cnnspec.testing.fuzz import REPETITIONS
 from cnnspec.testing.oracle import Acceptance, Unsound, compare_sizes_with_torch, compare_with_torch
-from cnnspec.testing.soundness import FIGURES, Tally, judge, report, run
+from cnnspec.testing.soundness import MEASUREMENTS, Tally, judge, report, run
 
 AUX = "aux extra from @seen { global_avgpool | flatten | linear classes }\n"
 SHORT = {"valid": 80, "sets": 6, "faults": 200, "texts": 400}
@@ -29,7 +29,7 @@ def test_a_short_run_finds_nothing_wrong(name: str) -> None:
 
 
 def test_every_bomb_is_rejected_immediately() -> None:
-    count = FIGURES["bombs"].count
+    count = MEASUREMENTS["bombs"].count
     assert count >= 60
     tally = run("bombs", count, processes=2)
     wrong = [line for line in judge("bombs", tally) if "takes" not in line]  # a busy machine is not an error

@@ -185,7 +185,10 @@ def test_changed_networks_are_trained_again(
     path.write_text(path.read_text().replace("| bn | relu", "| bn | silu"))
     done = run_compare("a.cnn", seeds=1, out="c")
     assert trained == [("a", 42)] * 2
-    assert "`a` or its recipe has changed since the last comparison in this folder: it is trained again" in output.getvalue()
+    assert (
+        "`a` or its recipe has changed since the last comparison in this folder: it is trained again"
+        in output.getvalue()
+    )
     assert done.rows[0].runs[0].folder == "runs/a/2"
     path.write_text(path.read_text().replace("lr=0.1", "lr=0.2"))
     run_compare("a.cnn", seeds=1, out="c")

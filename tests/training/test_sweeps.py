@@ -79,18 +79,18 @@ def test_parse_space():
     assert space.fixed == {"e": "3"}
     assert space.axes == {
         "c": Choice(("16", "32")),
-        "lr": Range(0.001, 0.1, whole=False, log=True),
-        "n": Range(2, 6, whole=True, log=False),
-        "w": Range(16, 64, whole=True, log=False, step=8),
-        "p": Range(0.1, 0.5, whole=False, log=False),
+        "lr": Range(0.001, 0.1, integer=False, log=True),
+        "n": Range(2, 6, integer=True, log=False),
+        "w": Range(16, 64, integer=True, log=False, step=8),
+        "p": Range(0.1, 0.5, integer=False, log=False),
     }
     assert space.size is None
     assert space.candidate({"c": "32", "lr": 0.0123456, "n": 3, "w": 24, "p": 0.5}) == {
         "c": "32", "lr": "0.01235", "n": "3", "w": "24", "p": "0.5", "e": "3",
     }  # fmt: skip
     assert Space.of({"a": "0.1..0.2:log", "b": "1..100:linear"}).axes == {
-        "a": Range(0.1, 0.2, whole=False, log=True),
-        "b": Range(1, 100, whole=True, log=False),
+        "a": Range(0.1, 0.2, integer=False, log=True),
+        "b": Range(1, 100, integer=True, log=False),
     }
     assert Space.of({"w": "1..8:3", "b": [True, False], "k": [(3, 3), 0.5]}).size == 3 * 2 * 2
     assert [*Space.of({"w": "1..8:3"}).all_choices()] == [{"w": 1}, {"w": 4}, {"w": 7}]

@@ -268,7 +268,9 @@ def notes(rows: Sequence[Row]) -> list[Note]:
         for run in row.failed:
             error = run.result.get("error") or {}
             reason = ": ".join(str(error[name]) for name in ("code", "message") if error.get(name))
-            found.append(Note(f"{row.label}, seed {run.seed} failed" + (f": {reason}" if reason else ""), is_error=True))
+            found.append(
+                Note(f"{row.label}, seed {run.seed} failed" + (f": {reason}" if reason else ""), is_error=True)
+            )
         waiting = [str(run.seed) for run in row.runs if run.state == "unfinished"]
         if waiting:
             found.append(Note(f"{row.label} is not finished for seed {', '.join(waiting)}"))

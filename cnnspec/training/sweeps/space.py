@@ -62,25 +62,25 @@ class Range:
     """A number from `low` to `high`, both included.
 
     Attributes:
-        whole: Whether it is an integer.
+        integer: Whether it is an integer.
         log: Whether it is searched on a log scale.
         step: The step between integers.
     """
 
     low: float
     high: float
-    whole: bool
+    integer: bool
     log: bool
     step: int = 1
 
     @property
     def count(self) -> int | None:
         """The number of values, or None if it is a float."""
-        return (int(self.high) - int(self.low)) // self.step + 1 if self.whole else None
+        return (int(self.high) - int(self.low)) // self.step + 1 if self.integer else None
 
     def text(self, value: Any) -> str:
         """Return a value as written in a spec."""
-        if self.whole:
+        if self.integer:
             return str(int(value))
         return repr(min(max(float(f"{float(value):.{DIGITS}g}"), self.low), self.high))
 
@@ -88,8 +88,8 @@ class Range:
         return range(int(self.low), int(self.high) + 1, self.step)
 
     def __str__(self) -> str:
-        ends = f"{int(self.low)}..{int(self.high)}" if self.whole else f"{self.low!r}..{self.high!r}"
-        return f"{ends}:{'log' if self.log else self.step if self.whole else 'linear'}"
+        ends = f"{int(self.low)}..{int(self.high)}" if self.integer else f"{self.low!r}..{self.high!r}"
+        return f"{ends}:{'log' if self.log else self.step if self.integer else 'linear'}"
 
 
 Axis = Choice | Range
@@ -186,7 +186,7 @@ def _range(name: str, text: str) -> Range | None:
         help = "write `16..64`, `16..64:8`, `0.001..0.1`, or `0.1..0.5:log`"
         raise _space_error(name, [text], "invalid range of numbers", help)
     low_text, high_text, option = match.groups()
-    whole = all(re.fullmatch("[+-]?[0-9]+", end) for end in (low_text, high_text))
+    integer = all(re.fullmatch("[+-]?[0-9]+", end) for end in (low_text, high_text))
     low, high = float(low_text), float(high_text)
     if not low <= high or not math.isfinite(high):
         raise _space_error(
@@ -198,12 +198,12 @@ def _range(name: str, text: str) -> Range | None:
         log = option == "log"
         if log and low <= 0:
             raise _space_error(name, [text], "a log scale requires positive numbers", "start above 0, or remove `:log`")
-    elif option is not None and option.isdigit() and whole and int(option) > 0:
+    elif option is not None and option.isdigit() and integer and int(option) > 0:
         step, log = int(option), False
         high = low + (high - low) // step * step
     elif option is not None:
         raise _space_error(name, [text], f"unexpected `:{option}`", "write `:log`, `:linear`, or a step, `16..64:8`")
-    return Range(low, high, whole, log, step)
+    return Range(low, high, integer, log, step)
 
 
 def _space_error(name: str, texts: Sequence[str], why: str, help: str) -> CnnspecError:

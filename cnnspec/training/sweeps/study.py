@@ -232,7 +232,7 @@ def _distribution(axis: Axis) -> BaseDistribution:
     if isinstance(axis, Choice):
         choices: tuple[CategoricalChoiceType, ...] = axis.values
         return CategoricalDistribution(choices)
-    if axis.whole:
+    if axis.integer:
         return IntDistribution(int(axis.low), int(axis.high), log=axis.log, step=axis.step)
     return FloatDistribution(axis.low, axis.high, log=axis.log)
 
@@ -240,7 +240,7 @@ def _distribution(axis: Axis) -> BaseDistribution:
 def _suggest(trial: Trial, name: str, axis: Axis) -> Any:
     if isinstance(axis, Choice):
         return trial.suggest_categorical(name, axis.values)
-    if axis.whole:
+    if axis.integer:
         return trial.suggest_int(name, int(axis.low), int(axis.high), log=axis.log, step=axis.step)
     return trial.suggest_float(name, axis.low, axis.high, log=axis.log)
 
