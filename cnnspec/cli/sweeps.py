@@ -7,10 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from cnnspec.cli.options import AllowHuge, AsJson, Settings, SpecFile, compile_spec, grid, one_of
+from cnnspec.cli.options import AllowHuge, AsJson, SpecFile, compile_spec, grid, one_of
 from cnnspec.cli.output import make_console, print_json
 from cnnspec.cli.training_options import Plots, Training, stop_on_sigterm, training_options
 
+SearchSpace = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="K=A,B", help="Search space of a parameter or recipe entry: K=A,B or K=A..B."),
+]
 SHOWN = 10
 """Number of trials in the final table."""
 
@@ -19,7 +23,7 @@ SHOWN = 10
 def sweep(
     file: SpecFile,
     *,
-    sets: Settings = None,
+    sets: SearchSpace = None,
     trials: Annotated[int, typer.Option(min=1, metavar="N", help="Number of candidates to train.")] = 20,
     max_params: Annotated[
         str | None, typer.Option(metavar="COUNT", help="Reject candidates with more parameters, e.g. 300k.")
