@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 
-gc.disable()  # imports leave no garbage, and looking for it takes a fifth of the start-up time
+gc.disable()  # imports create no garbage, and collection would take a fifth of the start-up time
 
 import os  # noqa: E402
 import sys  # noqa: E402
@@ -42,5 +42,5 @@ def main() -> NoReturn:
         if os.environ.get("CNNSPEC_DEBUG"):
             raise
         print(f"internal error: {type(error).__name__}: {error}", file=sys.stderr)
-        print("this is a bug of cnnspec; CNNSPEC_DEBUG=1 shows where", file=sys.stderr)
+        print("this is a bug in cnnspec; set CNNSPEC_DEBUG=1 to see the traceback", file=sys.stderr)
         sys.exit(2)

@@ -17,10 +17,10 @@ SpecFiles = Annotated[list[str], typer.Argument(metavar="FILE...", help="Spec fi
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="K=V", help="Override a parameter of the spec or an entry of its recipe."),
+    typer.Option("--set", metavar="K=V", help="Override a `param` of the spec or an entry of its recipe."),
 ]
 AtSize = Annotated[
-    str | None, typer.Option("--at", metavar="CxHxW", help="Image size to use instead of the declared one.")
+    str | None, typer.Option("--at", metavar="CxHxW", help="Image size to use instead of the one in the spec.")
 ]
 AllowHuge = Annotated[
     bool, typer.Option("--allow-huge", help="Allow more than 10,000,000,000 parameters in a network.")
@@ -35,11 +35,9 @@ DataName = Annotated[
 ]
 DataDir = Annotated[
     Path | None,
-    typer.Option(
-        "--data-dir", metavar="DIR", help="Folder of the data sets; downloads are stored there (default: data)."
-    ),
+    typer.Option("--data-dir", metavar="DIR", help="Folder of data sets, also for downloads (default: data)."),
 ]
-Offline = Annotated[bool, typer.Option("--offline", help="Never download.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Do not download anything.")]
 
 
 def settings(pairs: list[str] | None) -> dict[str, str]:
@@ -61,7 +59,7 @@ def grid(pairs: list[str] | None) -> dict[str, list[str]]:
         key, text = _named(pair)
         values = split_values(text)
         if key in found:
-            raise typer.BadParameter(f"`{key}` is given more than once; write `{key}=A,B`", param_hint="--set")
+            raise typer.BadParameter(f"duplicate name `{key}`; write `{key}=A,B`", param_hint="--set")
         if not all(values) or len(set(values)) < len(values):
             what = "a duplicate value" if all(values) else "an empty value"
             raise typer.BadParameter(f"`{pair}` has {what}", param_hint="--set")
