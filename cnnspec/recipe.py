@@ -395,6 +395,8 @@ CHOICES: dict[str, dict[str, type[Any]]] = {
     "schedule": SCHEDULES,
 }
 """The entries whose value is a choice from a table."""
+NOUNS = {"data": "data set", "augment": "augmentation"}
+"""What messages call a choice, if not by the name of its entry."""
 
 
 def plain(value: Any) -> Any:

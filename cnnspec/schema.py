@@ -74,7 +74,7 @@ _PHRASES: dict[str, str] = {
     "str": "a string in quotes",
     "interval": "a range like `0.8..1.0`",
     "list": "a list like `[100, 150]`",
-    "init": "an initialisation like `normal(0.01)`",
+    "init": "an initialization like `normal(0.01)`",
 }
 
 
@@ -88,10 +88,8 @@ class Type:
     optional: bool = False
 
     def __str__(self) -> str:
-        words = " or ".join(f"`{word}`" for word in self.words)
-        if self.kind == "word":
-            return words
-        return _PHRASES[self.kind] + (f" or {words}" if words else "")
+        *others, last = [*([] if self.kind == "word" else [_PHRASES[self.kind]]), *(f"`{word}`" for word in self.words)]
+        return f"{', '.join(others)} or {last}" if others else last
 
 
 def type_of(annotation: Any) -> Type:
@@ -158,13 +156,13 @@ class Declared:
         for name, parameter in self.parameters.items():
             value = settings.pop(name, parameter.default)
             if value is REQUIRED:
-                raise TypeError(f"{self.name} needs `{name}`")
+                raise TypeError(f"missing argument `{name}` of {self.name}")
             object.__setattr__(self, name, value)
         if settings:
-            raise TypeError(f"{self.name} has no `{next(iter(settings))}`")
+            raise TypeError(f"{self.name} has no argument `{next(iter(settings))}`")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError(f"{self.name} is frozen")
+        raise AttributeError(f"cannot assign to `{name}`: {self.name} is immutable")
 
     def settings(self) -> dict[str, Any]:
         """Return the values of all parameters by name."""

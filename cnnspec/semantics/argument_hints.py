@@ -26,7 +26,7 @@ _EXAMPLES = {"size": "2", "int": "2", "float": "0.1"}
 """An example value by kind."""
 _FOREIGN_WORDS = ("padding", "strides", "stride", "downsample")
 """Arguments of other libraries that are never the name of a value."""
-_HALVED = "write `{}` to halve the map, and nothing to keep it"
+_HALVED = "write `{}` to halve the size of the feature map; without it the size is kept"
 _MAX_STRIDE = 7
 """The largest plausible stride."""
 
@@ -46,11 +46,11 @@ def _removal(arg: ast.Argument, help: str, *, certain: bool = True) -> Fix:
 
 
 def _stride_as_flag(flag: str, arg: ast.Argument | None) -> Sequence[Fix]:
-    """Replace a stride by the flag that stands for it."""
+    """Replace a stride by the flag for a stride of 2."""
     stride = arg.value.value if arg and isinstance(arg.value, ast.Number) else None
     if arg and stride == 2:
         return [Fix(f"write `{flag}`", (Edit(arg.span, flag),), certain=True)]
-    return [_removal(arg, "take it out")] if arg and stride == 1 else []
+    return [_removal(arg, "remove it")] if arg and stride == 1 else []
 
 
 def _is_word(value: ast.Expr, word: str) -> bool:
@@ -69,8 +69,8 @@ def _open_range(binding: Binding) -> Reported | None:
     if end < 0 or value.high.name in binding.site.scope.variables:
         return None
     span = Span(value.span.source, end, end)
-    help = "a range needs its end: `0..8`"
-    return binding.error("E0101", "the line ends too early", span, help=help, taken=len(binding.remaining))
+    help = "write the end of the range: `0..8`"
+    return binding.error("E0101", "missing end of the range", span, help=help, taken=len(binding.remaining))
 
 
 def _percent(value: ast.Expr) -> Span | None:
@@ -90,7 +90,7 @@ def report_percents(reporter: Reporter, values: Iterable[ast.Expr]) -> Reported 
     error = None
     for span in filter(None, map(_percent, values)):
         fix = share(span)
-        error = reporter.error("E0101", f"`{span.text}` cannot stand here", span, help=fix.help, fixes=[fix])
+        error = reporter.error("E0101", f"unexpected percentage `{span.text}`", span, help=fix.help, fixes=[fix])
     return error
 
 
@@ -107,7 +107,7 @@ def _index(binding: Binding) -> Reported | None:
     if following is None or arg.span.source.text[arg.span.end : following.span.start + 1] != "[":
         return None
     span = arg.value.span.to(following.span)
-    return binding.error("E0101", f"`{span.text}` cannot stand here", span, help=NO_PLACES, taken=2)
+    return binding.error("E0101", f"unexpected index `{span.text}`", span, help=NO_PLACES, taken=2)
 
 
 MALFORMED: Sequence[Hint] = (_open_range, _percents, _index)
@@ -123,10 +123,8 @@ def _late_repeat(binding: Binding) -> Reported | None:
     if not REPEAT_WORD.fullmatch(word):
         return None
     span = binding.arg.span
-    message, help = (
-        f"the repeat `{word}` does not stand right after the name",
-        f"write `{binding.site.callee} {word} ...`",
-    )
+    message = f"misplaced repeat `{word}`: it must directly follow `{binding.site.callee}`"
+    help = f"write `{binding.site.callee} {word} ...`"
     edits = _insertion(callee, callee.end, f" {word}"), Edit(Span(span.source, span.start - 1, span.end), "")
     return binding.error("E0106", message, help=help, fixes=[Fix(help, edits, certain=True)])
 
@@ -167,8 +165,8 @@ def _numbers_of_a_list(binding: Binding) -> Reported | None:
         return None
     span = items[0].to(items[-1])
     written = f"{name}=[{', '.join(item.text for item in items)}]"
-    message = f"the numbers of a list stand in brackets, and `{binding.site.callee}` takes one here"
-    fix = Fix(f"a list: `{written}`", (Edit(span, written),), certain=True)
+    message = f"`{binding.site.callee}` expects a list in brackets for `{name}`"
+    fix = Fix(f"write `{written}`", (Edit(span, written),), certain=True)
     return binding.error("E0204", message, span, help=fix.help, fixes=[fix], taken=len(items))
 
 
@@ -179,7 +177,7 @@ def _named_repeat(binding: Binding) -> Reported | None:
         return None
     span, written = binding.arg.span, f"repeat={word[1:]}"
     fix = Fix(f"write `{written}`", (Edit(span, written),))
-    help = f"{fix.help}; a number alone can follow the `x`"
+    help = f"{fix.help}; only a number can follow the `x`"
     return binding.error("E0207", f"unknown name `{span.text}`", help=help, fixes=[fix])
 
 
@@ -196,8 +194,8 @@ def _input_channels(binding: Binding) -> Reported | None:
         sized, strided = isinstance(args[0].value, ast.SizeLiteral), any(arg.name == "stride" for arg in args)
         if not (sized and strided and isinstance(after, ast.Number) and after.value > _MAX_STRIDE):
             return None
-    help = "take it out: that is known"
-    message = f"`{callee}` is not told that {binding.arg.span.text} channels come in"
+    help = "remove it: the number of input channels is inferred"
+    message = f"`{callee}` does not take the number of input channels, got `{binding.arg.span.text}`"
     return binding.error("E0205", message, help=help, fixes=[_removal(binding.arg, help, certain=callee != "conv")])
 
 
@@ -213,26 +211,27 @@ def _keyword_without_sign(binding: Binding) -> Reported | None:
     if type_.kind == "bool":  # the parameter's own name would be a flag
         fixes = _stride_as_flag(name, given)
         return binding.error("E0207", f"unknown name `{word}`", help=_HALVED.format(name), fixes=fixes, taken=2)
-    message = f"`{word}` is an argument without a value"
     if given is None:
-        help = f"write `{name}={_EXAMPLES.get(type_.kind, '...')}`: {name} is {type_}"
+        message = f"missing value for the argument `{word}`"
+        help = f"write `{name}={_EXAMPLES.get(type_.kind, '...')}`: `{name}` is {type_}"
         return binding.error("E0207", message, help=help, taken=2)
+    message = f"missing `=` after the argument `{word}`"
     written = f"{name}={given.value.span.text}"
     fix = Fix(f"write `{written}`", (Edit(given.span, written),), certain=True)
     return binding.error("E0207", message, help=fix.help, fixes=[fix], taken=2)
 
 
 def _value_of_another(binding: Binding) -> Reported | None:
-    """A word that only one of the other parameters knows."""
+    """A keyword of exactly one of the other parameters."""
     word, parameters = binding.word, binding.site.parameters
-    knowing = [name for name, parameter in parameters.items() if word in parameter.type.words]
-    written = f"{knowing[0]}={word}" if len(knowing) == 1 else ""
+    owners = [name for name, parameter in parameters.items() if word in parameter.type.words]
+    written = f"{owners[0]}={word}" if len(owners) == 1 else ""
     if word == "valid" and "pad" in parameters:
-        knowing, written = ["pad"], "pad=0"
-    if not written or word in binding.site.scope.variables or knowing[0] in (binding.next_parameter, *binding.values):
+        owners, written = ["pad"], "pad=0"
+    if not written or word in binding.site.scope.variables or owners[0] in (binding.next_parameter, *binding.values):
         return None
     fix = Fix(f"write `{written}`", (Edit(binding.arg.span, written),), certain=True)
-    message = f"`{binding.arg.span.text}` is the value of another argument"
+    message = f"unexpected positional argument `{binding.arg.span.text}`"
     return binding.error("E0207", message, help=fix.help, fixes=[fix])
 
 
@@ -244,7 +243,7 @@ def _settings_of_an_operator(binding: Binding) -> Reported | None:
     if not (isinstance(before, ast.Name) and before.name in OPS):
         return None
     fix = _removal(binding.arg, NO_SETTINGS, certain=False)
-    return binding.error("E0205", "positional arguments come first", help=fix.help, fixes=[fix])
+    return binding.error("E0205", "positional argument follows keyword argument", help=fix.help, fixes=[fix])
 
 
 def _after_a_keyword(binding: Binding) -> Reported | None:
@@ -255,7 +254,7 @@ def _after_a_keyword(binding: Binding) -> Reported | None:
     if name is not None:
         help = f"write `{name}={span.text}`"
         fixes = [Fix(help, (_insertion(span, span.start, f"{name}="),))]
-    return binding.error("E0205", "positional arguments come first", help=help, fixes=fixes)
+    return binding.error("E0205", "positional argument follows keyword argument", help=help, fixes=fixes)
 
 
 def _too_many(binding: Binding) -> Reported | None:
@@ -264,8 +263,8 @@ def _too_many(binding: Binding) -> Reported | None:
     site, word, span = binding.site, binding.word, binding.arg.span
     takes = _takes(site.callee, site.parameters)
     if not word or word in site.scope.variables:
-        help = f"{takes}; elements are joined by `|`"
-        return binding.error("E0205", f"`{site.callee}` has too many arguments", help=help)
+        help = f"{takes}; join elements with `|`"
+        return binding.error("E0205", f"too many arguments for `{site.callee}`", help=help)
     help, fixes = respell(span, word, site.parameters)
     if word in OPS or site.scope.file.find_block(word):
         fixes = pipe_before(span, word)
@@ -314,20 +313,20 @@ def _foreign_argument(binding: Binding) -> Advice | None:
     if parameters[own].type.kind == "bool" and not isinstance(binding.arg.value, ast.Bool):
         return _HALVED.format(own), _stride_as_flag(own, binding.arg)
     fix = Fix(f"write `{own}`", (Edit(binding.arg.name_span, own),), certain=True)
-    return f"it is called `{own}` here", [fix]
+    return f"use `{own}`", [fix]
 
 
 def _activation(binding: Binding) -> Advice | None:
     if binding.arg.name not in ("activation", "act") or binding.site.callee not in OPS:
         return None
-    return "an activation is an element of its own: `| relu`", ()
+    return "add the activation as a separate element: `| relu`", ()
 
 
 def _inferred(binding: Binding) -> Advice | None:
     """`in_channels=3`."""
     if binding.arg.name not in INFERRED:
         return None
-    return "take it out: what comes in is known", [_removal(binding.arg, "take it out")]
+    return "remove it: input channels and features are inferred", [_removal(binding.arg, "remove it")]
 
 
 def _misspelt_argument(binding: Binding) -> Advice | None:
@@ -355,7 +354,7 @@ def _unknown_argument(binding: Binding) -> Reported | None:
 
 
 def _kernel_after_channels(binding: Binding) -> Advice | None:
-    """`conv 16 kernel=3`, where the first number was taken for the kernel."""
+    """`conv 16 kernel=3`, where the first number was bound to the kernel."""
     site, arg, first = binding.site, binding.arg, binding.site.args[0]
     if binding.parameter != "kernel" or "c" not in site.parameters or "c" in binding.values:
         return None
@@ -363,7 +362,7 @@ def _kernel_after_channels(binding: Binding) -> Advice | None:
         return None
     channels, kernel = first.span.text, arg.value.span.text
     written = f"{kernel}x{kernel} {channels}" if kernel.isdigit() else f"{kernel} {channels}"
-    help = f"the kernel comes first: `{site.callee} {written}`"
+    help = f"write the kernel first: `{site.callee} {written}`"
     return help, [Fix(help, (Edit(first.span, written), *_removal(arg, help).edits))]
 
 
@@ -375,9 +374,11 @@ def _given_twice(binding: Binding) -> Reported | None:
     advice = _kernel_after_channels(binding)
     if advice is None:
         one, other = (span.text.split("=", 1)[-1].strip() for span in (first, arg.span))
-        advice = "keep one of the two", [_removal(arg, "keep the first one", certain=one == other)]
-    labels = [Label(first, "given here first")]
-    return binding.error("E0206", f"`{name}` is given twice", help=advice[0], labels=labels, fixes=advice[1])
+        advice = "remove one of the two", [_removal(arg, "remove the second one", certain=one == other)]
+    labels = [Label(first, "first value")]
+    return binding.error(
+        "E0206", f"multiple values for the argument `{name}`", help=advice[0], labels=labels, fixes=advice[1]
+    )
 
 
 NAMED: Sequence[Hint] = (_unknown_argument, _given_twice)
@@ -390,10 +391,10 @@ NAMED: Sequence[Hint] = (_unknown_argument, _given_twice)
 def missing_arguments(site: CallSite, missing: Sequence[Parameter]) -> Advice:
     """Advise on the required arguments that a call lacks."""
     if site.callee == "linear" and "classes" in site.scope.variables:
-        help = "for the last layer write `linear classes`"
+        help = "write `linear classes` for the last layer"
         return help, [Fix(help, (_insertion(site.span, site.span.end, " classes"),))]
     example = " ".join(f"{parameter.name}=..." for parameter in missing)
-    return f"add `{example}`: {missing[0].name} is {missing[0].type}", ()
+    return f"add `{example}`: `{missing[0].name}` is {missing[0].type}", ()
 
 
 def _takes(callee: str, parameters: Iterable[str]) -> str:

@@ -95,7 +95,7 @@ class ArgumentBinder:
             return
         listed = ", ".join(f"`{parameter.name}`" for parameter in missing)
         help, fixes = missing_arguments(site, missing)
-        message = f"`{site.callee}` is missing its argument{'s' if len(missing) > 1 else ''} {listed}"
+        message = f"`{site.callee}` is missing the required argument{'s' if len(missing) > 1 else ''} {listed}"
         raise binding.reporter.error("E0203", message, site.span, help=help, fixes=fixes)
 
 
@@ -107,7 +107,7 @@ def _place(site: CallSite) -> dict[str, ast.Argument] | None:
     """Assign each argument to a parameter: keywords and flags by name, the others in order.
 
     Returns:
-        The arguments by parameter; None where one has no parameter or does not evidently fit its own.
+        The arguments by parameter; None if an argument has no parameter, or may not fit its parameter.
     """
     placed: dict[str, ast.Argument] = {}
     end, named = -1, False
@@ -136,7 +136,7 @@ def _is_on_one_line(value: ast.Expr) -> bool:
 
 
 def _fits(value: ast.Expr, site: CallSite, type_: Type) -> bool:
-    """Return whether a positional value evidently fits a parameter; a value that only may fit does not count."""
+    """Return whether a positional value evidently fits a parameter; a value that may not fit does not count."""
     if type_.kind == "bool":
         return isinstance(value, ast.Bool)
     if isinstance(value, ast.Number):

@@ -30,7 +30,7 @@ _LOGIC = ("and", "or", "==", "!=", "<", "<=", ">", ">=")
 
 
 def signature(block: ast.Block) -> dict[str, Parameter]:
-    """Return the parameters of a block; one without a type has that of its default, or is an integer."""
+    """Return the parameters of a block; a parameter without a type has the type of its default, or `int`."""
     known: dict[str, Parameter] = {}
     for parameter in block.parameters:
         kind = parameter.type if parameter.type in BLOCK_TYPES else _kind(parameter.default)
@@ -40,7 +40,7 @@ def signature(block: ast.Block) -> dict[str, Parameter]:
 
 
 def _kind(value: ast.Expr | None) -> str:
-    """Return the type of an expression, as far as it shows without evaluation."""
+    """Infer the type of an expression without evaluating it."""
     match value:
         case ast.Group():
             return _kind(value.inner)
@@ -72,17 +72,17 @@ def check_header(block: ast.Block, reporter: Reporter) -> None:
     for parameter in block.parameters:
         name, span = parameter.name, parameter.span
         if name in seen:
-            labels = [Label(seen[name], "the first one")]
-            message, help = f"the parameter `{name}` is defined twice", "rename one of the two"
+            labels = [Label(seen[name], "first defined here")]
+            message, help = f"parameter `{name}` is defined twice", "rename or remove one of the two"
             reporter.error("E0211", message, span, labels=labels, help=help)
         if name in ("repeat", "name"):
-            help = "every call takes `repeat` and `name`; choose another word"
-            reporter.error("E0211", f"a parameter cannot be called `{name}`", span, help=help)
+            help = "choose another name: every call already takes `repeat` and `name`"
+            reporter.error("E0211", f"parameter name `{name}` is reserved", span, help=help)
         if parameter.type is not None and parameter.type not in BLOCK_TYPES:
             _unknown_type(span, parameter.type, reporter)
         if parameter.once and parameter.default is None:
-            message = f"the `once` parameter `{name}` needs a default"
-            help = f"the later calls of a repeat get it: `once {name} = ...`"
+            message = f"`once` parameter `{name}` has no default"
+            help = f"add a default for all repeats after the first: `once {name} = ...`"
             reporter.error("E0203", message, span, help=help)
         seen[name] = span
 
@@ -96,5 +96,5 @@ def _unknown_type(parameter: Span, name: str, reporter: Reporter) -> None:
     if own:
         fixes = tuple(Fix(f"write `{type_}`", (Edit(span, type_),), certain=len(own) == 1) for type_ in own)
         help = f"write {' or '.join(f'`{type_}`' for type_ in own)}"
-    help = help or f"the types are {', '.join(BLOCK_TYPES)}"
-    reporter.error("E0204", f"there is no type `{name}`", span, help=help, fixes=fixes)
+    help = help or f"choose from {', '.join(f'`{type_}`' for type_ in BLOCK_TYPES)}"
+    reporter.error("E0204", f"unknown type `{name}`", span, help=help, fixes=fixes)

@@ -57,8 +57,8 @@ class BodyElaborator:
         if key is not None:
             return key
         if len(self.context.open_blocks) >= _MAX_CALL_DEPTH and call is not None:
-            message = f"blocks call one another deeper than the limit of {_MAX_CALL_DEPTH}"
-            raise self.context.reporter.error("E0405", message, call, help="join some of the blocks")
+            message = f"block calls are nested deeper than the limit of {_MAX_CALL_DEPTH}"
+            raise self.context.reporter.error("E0405", message, call, help="merge some of the blocks")
         key = block.name
         while key in self._keys.values():
             key += "_"
@@ -80,9 +80,9 @@ class BodyElaborator:
             return
         cycle = [other.name for other in (*open_blocks[start:], block)]
         through = f" through {' -> '.join(f'`{name}`' for name in cycle)}" if len(cycle) > 2 else ""
-        message = f"the block `{block.name}` calls itself{through}"
+        message = f"block `{block.name}` calls itself{through}"
         labels = [Label(block.name_span, "defined here")]
-        help = "repeat a part with `repeat n { ... }`; a block cannot call itself"
+        help = "use `repeat n { ... }` to repeat elements"
         raise self.context.reporter.error("E0210", message, call, labels=labels, help=help)
 
     def _block(self, scope: FileScope, block: ast.Block) -> ir.Block:
@@ -187,12 +187,12 @@ class BodyElaborator:
         reporter = self.context.reporter
         if index and isinstance(element, (ast.In, ast.Reference)):
             word = "in" if isinstance(element, ast.In) else f"@{element.label}"
-            message = f"`{word}` behind a `|` throws away what flows in"
-            help = f"start a pipeline with it, or join both: `concat {{ ...; {word} }}`"
+            message = f"`{word}` after `|` discards the output of the element before it"
+            help = f"start a new pipeline with it, or join both: `concat {{ ...; {word} }}`"
             raise reporter.error("E0216", message, element.span, help=help)
         if isinstance(element, ast.Nothing) and count > 1:
             help = "remove the other elements, or `nothing`"
-            raise reporter.error("E0216", "`nothing` stands alone in its branch", element.span, help=help)
+            raise reporter.error("E0216", "`nothing` must be the only element of its branch", element.span, help=help)
 
     # --- elements --------------------------------------------------------------------------------
 
@@ -200,8 +200,8 @@ class BodyElaborator:
         context = self.context
         if context.depth >= MAX_DEPTH:
             context.too_deep = True
-            message = f"elements stand inside of one another deeper than the limit of {MAX_DEPTH}"
-            raise context.reporter.error("E0405", message, node.span, help="call fewer blocks from within blocks")
+            message = f"elements are nested deeper than the limit of {MAX_DEPTH}"
+            raise context.reporter.error("E0405", message, node.span, help="nest fewer blocks")
         context.depth += 1
         try:
             return self._one_element(node, scope, context.places.add(node.span))
@@ -241,8 +241,8 @@ class BodyElaborator:
 
     def _join(self, node: ast.Join, scope: LocalScope, origin: int) -> ir.Element:
         if not any(isinstance(statement, ast.Flow) for statement in node.body):
-            help = "write one statement for each branch into its braces"
-            raise self.context.reporter.error("E0216", f"`{node.kind}` has no branch", node.span, help=help)
+            help = "write one statement per branch in the braces"
+            raise self.context.reporter.error("E0216", f"`{node.kind}` has no branches", node.span, help=help)
         return ir.Join(join=node.kind, body=self.statements(node.body, scope), origin=origin)
 
     def _each(self, node: ast.Each, scope: LocalScope, origin: int) -> ir.Element:
@@ -254,8 +254,8 @@ class BodyElaborator:
             except Reported:
                 pass
         if not node.rows:
-            help = "write one row for each call"
-            raise self.context.reporter.error("E0203", "the table has no rows", node.callee_span, help=help)
+            help = "write one row per call"
+            raise self.context.reporter.error("E0203", "`each` table has no rows", node.callee_span, help=help)
         if len(flows) < len(node.rows):
             raise Reported
         return ir.Braces(table=True, body=tuple(flows), origin=origin)
@@ -263,9 +263,9 @@ class BodyElaborator:
     def _row(self, node: ast.Each, row: ast.Row, scope: LocalScope) -> ir.Flow:
         columns = node.columns
         if len(row.cells) != len(columns):
-            message = f"the row has {counted(len(row.cells), 'value')} for {counted(len(columns), 'column')}"
-            labels = [Label(columns[0].span.to(columns[-1].span), "the columns")]
-            help = "give one value for each column; put a negative value or an expression in parentheses"
+            message = f"row has {counted(len(row.cells), 'value')}, but the table has {counted(len(columns), 'column')}"
+            labels = [Label(columns[0].span.to(columns[-1].span), "columns")]
+            help = "write one value per column; put negative values and expressions in parentheses"
             raise self.context.reporter.error("E0205", message, row.span, labels=labels, help=help)
         pairs = zip(columns, row.cells, strict=True)
         cells = [ast.Argument(column.span, column.name, cell) for column, cell in pairs]

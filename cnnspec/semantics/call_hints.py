@@ -42,8 +42,8 @@ def _label_word(unknown: UnknownCallee) -> Reported | None:
         return None
     text = span.source.text
     if not re.search(_AFTER_LABEL, text[text.rfind("\n", 0, span.start) + 1 : span.start]):
-        return unknown.error(f"`{callee}` begins a statement: the line in front of it is not finished")
-    help = "there are two labels: keep one of them"
+        return unknown.error(f"complete the line before it: `{callee}` starts a new statement")
+    help = "remove one of the two labels"
     edits = [Edit(Span(span.source, span.start, arg.span.start), "") for arg in unknown.args[:1]]
     return unknown.error(help, [Fix(help, (edit,)) for edit in edits])
 
@@ -56,14 +56,14 @@ def _recipe_entry(unknown: UnknownCallee) -> Reported | None:
     if line is None or line.group(1) not in ENTRIES or at > line.start(2):
         return None
     entry = f"{line.group(1)} {line.group(2)}".rstrip()
-    return unknown.error(f"this is an entry of the recipe, which stands in braces: `train {{ {entry} }}`")
+    return unknown.error(f"write entries of the recipe in a `train` section: `train {{ {entry} }}`")
 
 
 def _top_level_word(unknown: UnknownCallee) -> Reported | None:
     callee = unknown.callee
     if callee not in TOP_WORDS:
         return None
-    return unknown.error(f"`{callee}` is a statement of the top of a file; is a `}}` missing in front of it?")
+    return unknown.error(f"move `{callee}` to the top level of the file, or add the missing `}}` before it")
 
 
 def _variable(unknown: UnknownCallee) -> Reported | None:
@@ -71,7 +71,7 @@ def _variable(unknown: UnknownCallee) -> Reported | None:
     if callee not in unknown.scope.variables:
         return None
     return unknown.error(
-        f"`{callee}` is a value; an operator handed to a block has the type `op`: `{callee}: op = relu`"
+        f"`{callee}` is a value; to pass an operator to a block, use the type `op`: `{callee}: op = relu`"
     )
 
 
@@ -84,14 +84,14 @@ def _repeat_before_callee(unknown: UnknownCallee) -> Reported | None:
         return None
     written = f"{first.value.name} {unknown.callee}"
     fix = Fix(f"write `{written}`", (Edit(unknown.span.to(first.value.span), written),), certain=True)
-    return unknown.error(f"a repeat stands behind the name: `{written}`", [fix])
+    return unknown.error(f"write the repeat after the name: `{written}`", [fix])
 
 
 def _label(unknown: UnknownCallee) -> Reported | None:
     callee = unknown.callee
     if callee not in unknown.scope.file.labels:
         return None
-    help = f"`{callee}` is a label: what it gives is `@{callee}`"
+    help = f"write `@{callee}` for the output of the label `{callee}`"
     return unknown.error(help, [Fix(help, (Edit(unknown.span, f"@{callee}"),), certain=not unknown.args)])
 
 
@@ -113,7 +113,7 @@ def _foreign_name(unknown: UnknownCallee) -> Reported | None:
         return unknown.error(help, [Fix(help, (Edit(whole, written),))])
     help = f"write `{own}`"
     fix = Fix(help, (Edit(span, own),), certain=same_order and own in OPS)
-    return unknown.error(help if same_order else f"{help}; its kernel comes first: `{own} 3x3 16`", [fix])
+    return unknown.error(help if same_order else f"{help} with the kernel first: `{own} 3x3 16`", [fix])
 
 
 HINTS: Sequence[Callable[[UnknownCallee], Reported | None]] = (
@@ -139,7 +139,7 @@ def misspelt_callee(unknown: UnknownCallee) -> Reported:
     """Report an unknown operator or block; the help names those with the nearest spelling."""
     known = [*OPS, *unknown.scope.file.block_names(), *unknown.scope.variables]
     help, fixes = respell(unknown.span, unknown.callee, known)
-    return unknown.error(help or "`cnnspec list` shows operators and blocks", fixes)
+    return unknown.error(help or "run `cnnspec list` to see all operators and blocks", fixes)
 
 
 def unnamed_choice(reporter: Reporter, span: Span, table: Mapping[str, type[Declared]], what: str) -> Reported:
@@ -149,9 +149,9 @@ def unnamed_choice(reporter: Reporter, span: Span, table: Mapping[str, type[Decl
     written = next((name for name in table if name.replace("_", "") == plain), None)
     if written is None and table is DATA_SETS and re.fullmatch(r"[\w./ -]*[A-Za-z][\w./ -]*", given):
         written = f'folder "{given.removeprefix("folder").strip()}"'
-    message = f"`{span.text}` is no {what}"
+    message = f"unknown {what} `{span.text}`"
     if written is None:
-        help = f"there are {', '.join(f'`{name}`' for name in table)}"
+        help = f"choose from {', '.join(f'`{name}`' for name in table)}"
         return reporter.error("E0201", message, span, help=help)
     help = f"write `{written}`"
     fix = Fix(help, (Edit(span, written),), certain=written in table)

@@ -63,8 +63,8 @@ class CallBinder:
         count = bound.pop("repeat", None)
         if repeat is not None:
             if count is not None:
-                help = f"keep `x{repeat}` or `repeat=`"
-                raise self.context.reporter.error("E0206", "the repeat is given twice", span, help=help)
+                help = f"keep either `x{repeat}` or `repeat=`"
+                raise self.context.reporter.error("E0206", "multiple values for the argument `repeat`", span, help=help)
             count = self._repeat(repeat, span)
         name = bound.pop("name", None)
         origin = self.context.places.add(span, node.span)

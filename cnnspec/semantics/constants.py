@@ -54,15 +54,15 @@ class ConstantEvaluator:
         try:
             result = evaluate(expr, scope.constants)
             return result if type_ is None else convert(result, type_, name, expr.origin)
-        except ExpressionError as fault:
+        except ExpressionError as error:
             places = self.context.places
-            span = places[fault.origin] or places[expr.origin]
-            suggestion = fault.suggestion
+            span = places[error.origin] or places[expr.origin]
+            suggestion = error.suggestion
             if isinstance(suggestion, (ReplaceValue, RespectBound)):
                 suggestion = suggestion._replace(sign=sign)
             fixes = fixes_of(suggestion, Site(value=span))
             help = describe(suggestion) if suggestion else None
-            raise self.context.reporter.error(fault.code, str(fault), span, help=help, fixes=fixes) from None
+            raise self.context.reporter.error(error.code, str(error), span, help=help, fixes=fixes) from None
 
     def default(self, expr: ir.Expr, scope: FileScope, parameter: Parameter) -> ir.Expr:
         """Evaluate an argument of a `default` statement.
@@ -73,29 +73,29 @@ class ConstantEvaluator:
         try:
             value = self.evaluate(expr, scope, parameter.type, parameter.name)
         except UnknownShape:
-            help = "a default of a file is a number or a `param`"
+            help = "use a number or a `param`: defaults cannot depend on the input shape"
             span = self.context.places[expr.origin]
-            raise self.context.reporter.error("E0207", "`in` has no meaning here", span, help=help) from None
+            raise self.context.reporter.error("E0207", "`in` is not allowed here", span, help=help) from None
         return replace(literal(value), origin=expr.origin)
 
     def refuse_image(self, span: Span) -> Reported:
         """Report a value that depends on the image where none is known."""
-        help = "write a number, or a `param` of the file"
-        return self.context.reporter.error("E0207", "`in` has no meaning here", span, help=help)
+        help = "use a number or a `param` of the file"
+        return self.context.reporter.error("E0207", "`in` is not allowed here", span, help=help)
 
     def choice(self, call: ast.Call, table: Mapping[str, type[Declared]], what: str, scope: FileScope) -> Setting:
-        """Evaluate a call of one of a table of declared choices.
+        """Evaluate a call of a choice from a table.
 
         Raises:
-            Reported: There is no such choice, or an argument is wrong.
+            Reported: The choice is unknown, or an argument is wrong.
         """
         reporter = self.context.reporter
         if not call.callee and call.args and call.args[0].name is None:
             raise unnamed_choice(reporter, call.args[0].value.span, table, what)
         if call.callee not in table:
             help, fixes = respell(call.callee_span, call.callee, table)
-            help = help or f"there are {', '.join(f'`{name}`' for name in table)}"
-            message = f"unknown {what} `{call.callee}`" if call.callee else f"{what} needs a name"
+            help = help or f"choose from {', '.join(f'`{name}`' for name in table)}"
+            message = f"unknown {what} `{call.callee}`" if call.callee else f"missing {what} name"
             raise reporter.error("E0201", message, call.callee_span, help=help, fixes=fixes)
         return self._setting(call, table[call.callee], scope)
 

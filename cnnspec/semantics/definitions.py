@@ -34,9 +34,9 @@ class UniqueNames:
     def add(self, what: str, name: str, span: Span) -> None:
         """Add a definition; `what` says of what kind, and `name` is empty where a file can have only one."""
         if (what, name) in self.spans:
-            labels = [Label(self.spans[what, name], "the first one")]
-            message = f"the {what} `{name}` is defined twice" if name else f"`{what}` is stated twice"
-            help = "rename or remove one of the two"
+            labels = [Label(self.spans[what, name], "first defined here")]
+            message = f"{what} `{name}` is defined twice" if name else f"`{what}` is defined twice"
+            help = f"{'rename or ' * bool(name)}remove one of the two"
             self.context.reporter.error("E0211", message, span, labels=labels, help=help)
         self.spans[what, name] = span
 
@@ -59,7 +59,7 @@ class Definitions:
 
 
 class FileDefiner:
-    """Collects the definitions of files; each file that lends blocks is read once."""
+    """Collects the definitions of files; each file that provides blocks is read once."""
 
     def __init__(
         self, context: Context, library: Library, constants: ConstantEvaluator, arguments: ArgumentBinder
@@ -75,7 +75,7 @@ class FileDefiner:
 
     @contextmanager
     def opened(self, file: ast.File, span: Span | None) -> Generator[None]:
-        """Mark a file as open, so that cycles and long chains of files are found.
+        """Mark a file as open, to detect cycles and long chains of files.
 
         Args:
             file: The file.
@@ -86,8 +86,8 @@ class FileDefiner:
         """
         self._refuse_cycle(file, span)
         if len(self._open) >= MAX_FILE_DEPTH and span is not None:
-            message = f"files take from one another deeper than the limit of {MAX_FILE_DEPTH}"
-            raise self.context.reporter.error("E0405", message, span, help="take from the last one directly")
+            message = f"`use` and `extends` are nested deeper than the limit of {MAX_FILE_DEPTH} files"
+            raise self.context.reporter.error("E0405", message, span, help="use or extend the last file directly")
         self._open.append(file)
         try:
             yield
@@ -97,20 +97,20 @@ class FileDefiner:
     def _refuse_cycle(self, file: ast.File, span: Span | None) -> None:
         if span is not None and any(other is file for other in self._open):
             names = [other.source.name for other in (*self._open[self._open.index(file) :], file)]
-            message = f"`{file.source.name}` takes from itself: {' -> '.join(names)}"
-            raise self.context.reporter.error("E0213", message, span, help="move what both need into a third file")
+            message = f"circular include: {' -> '.join(names)}"
+            raise self.context.reporter.error("E0213", message, span, help="move shared definitions into another file")
 
     def find(self, path: str, file: ast.File, span: Span) -> ast.File:
         """Read a file that another file names.
 
         Raises:
-            Reported: There is no such file, or it cannot be read.
+            Reported: The file does not exist or cannot be read.
         """
         reporter = self.context.reporter
         found = self.library.find(path, file, span, reporter)
         if found is not None:
             return found
-        raise Reported if reporter.failed else reporter.error("E0212", f"`{path}` cannot be read", span)
+        raise Reported if reporter.failed else reporter.error("E0212", f"cannot read `{path}`", span)
 
     # --- scopes ----------------------------------------------------------------------------------
 
@@ -123,7 +123,7 @@ class FileDefiner:
         return (self._scope_of(found[0], None), found[1]) if found else None
 
     def _scope_of(self, file: ast.File, span: Span | None) -> FileScope:
-        """Return the scope of a file that lends its blocks."""
+        """Return the scope of a file that provides blocks."""
         scope = self._scopes.get(id(file))
         if scope is not None:
             self._refuse_cycle(file, span)
@@ -153,8 +153,8 @@ class FileDefiner:
                 if isinstance(statement, ast.Let):
                     scope.image_dependent.add(statement.name)
                 else:
-                    help = "only a `let` can depend on the image"
-                    self.context.reporter.error("E0207", "`in` has no meaning here", statement.span, help=help)
+                    help = "use a number or a `param`: only `let` can depend on the input shape"
+                    self.context.reporter.error("E0207", "`in` is not allowed here", statement.span, help=help)
             except Reported:
                 if isinstance(statement, (ast.Param, ast.Let)):
                     scope.constants.setdefault(statement.name, own.declared.get(statement.name, 1))
@@ -202,22 +202,22 @@ class FileDefiner:
         kind = kinds.get(type(stated), cast(Any, type(stated)))
         try:
             return convert(given, type_of(kind), name, 0)
-        except ExpressionError as fault:
-            note = f"it is given from outside of this file: `{name}` = {show(given)}"
-            help, caption = f"give it a value like {show(stated)}", f"{show(stated)} here"
+        except ExpressionError as error:
+            note = f"the value comes from outside this file: `{name}` = {show(given)}"
+            help, caption = f"use a value like {show(stated)}", f"defined as {show(stated)} here"
             reporter = self.context.reporter
-            raise reporter.error(fault.code, str(fault), span, caption=caption, notes=[note], help=help) from None
+            raise reporter.error(error.code, str(error), span, caption=caption, notes=[note], help=help) from None
 
     def _block(self, statement: ast.Block, own: Definitions) -> None:
         name, span = statement.name, statement.name_span
         own.names.add("block", name, span)
         if name in OPS or name in RESERVED:
-            message = f"`{name}` is {'an operator' if name in OPS else 'a word of the language'}"
+            message = f"invalid block name `{name}`: it is {'an operator' if name in OPS else 'a reserved word'}"
             self.context.reporter.error("E0211", message, span, help="choose another name for the block")
         own.scope.blocks[name] = (own.scope, statement)
 
     def use(self, statement: ast.Use, scope: FileScope, names: UniqueNames) -> None:
-        """Take blocks from another file.
+        """Import blocks from another file.
 
         Raises:
             Reported: The file cannot be read.
@@ -234,7 +234,7 @@ class FileDefiner:
                 scope.blocks[name.name] = found
                 continue
             help, fixes = respell(name.span, name.name, other.blocks)
-            help = help or f"it has {', '.join(f'`{block}`' for block in other.blocks) or 'none'}"
+            help = help or f"available blocks: {', '.join(f'`{block}`' for block in other.blocks) or 'none'}"
             message = f"`{statement.path}` has no block `{name.name}`"
             self.context.reporter.error("E0201", message, name.span, help=help, fixes=fixes)
             scope.unavailable.add(name.name)
@@ -252,6 +252,6 @@ class FileDefiner:
         bound = self.arguments.bind(site, complete=False)
         if not bound:
             help = "add an argument, as in `default bn eps=1e-3`"
-            reporter.error("E0203", f"`default {call.callee}` sets nothing", statement.span, help=help)
+            reporter.error("E0203", f"`default {call.callee}` has no arguments", statement.span, help=help)
         values = {name: self.constants.default(expr, scope, parameters[name]) for name, expr in bound.items()}
         scope.defaults.setdefault(call.callee, {}).update(values)

@@ -80,8 +80,11 @@ class Elaborator:
             scope = self.files.new_scope(file)
             extends = [statement for statement in file.statements if isinstance(statement, ast.Extends)]
             if len(extends) > 1:
-                message, help = "a file extends one network only", "take single blocks with `use`"
-                labels = [Label(extends[0].span, "the first one")]
+                message, help = (
+                    "multiple `extends` in one file",
+                    "remove one of them, or import single blocks with `use`",
+                )
+                labels = [Label(extends[0].span, "first `extends`")]
                 self.context.reporter.error("E0211", message, extends[1].span, labels=labels, help=help)
             if not extends:
                 own = self.files.define(file, scope, given, {})
@@ -129,11 +132,12 @@ class Elaborator:
         reporter = self.context.reporter
         for arg in statement.args:
             if arg.name is None:
-                help = "write `n=9` for the parameter `n`"
-                reporter.error("E0205", "`extends` takes its arguments by name", arg.span, help=help)
+                help = "write the name of the parameter, as in `n=9`"
+                reporter.error("E0205", "`extends` takes keyword arguments only", arg.span, help=help)
                 continue
             if arg.name in values:
-                reporter.error("E0206", f"`{arg.name}` is given twice", arg.span, help="keep one of the two")
+                message = f"multiple values for the argument `{arg.name}`"
+                reporter.error("E0206", message, arg.span, help="remove one of the two")
             try:
                 values[arg.name], spans[arg.name] = self.constants.value(arg.value, own), arg.span
             except UnknownShape:
@@ -150,7 +154,7 @@ class Elaborator:
     def _unknown_parameter(self, statement: ast.Extends, name: str, arg: Span, base: Network) -> None:
         span = Span(arg.source, arg.start, arg.start + len(name))
         help, fixes = respell(span, name, base.declared)
-        help = help or f"it has {', '.join(f'`{other}`' for other in base.declared) or 'none'}"
+        help = help or f"available parameters: {', '.join(f'`{other}`' for other in base.declared) or 'none'}"
         message = f"`{statement.target}` has no parameter `{name}`"
         self.context.reporter.error("E0202", message, span, help=help, fixes=fixes)
 
@@ -193,7 +197,7 @@ class Elaborator:
                 own.expects.append((scope, statement))
             case ast.Train():
                 start = statement.span.start
-                names.add("train", "section", Span(statement.span.source, start, start + len("train")))
+                names.add("train", "", Span(statement.span.source, start, start + len("train")))
                 network.recipe = self.train.read(statement, scope)
             case _:
                 pass
@@ -201,7 +205,7 @@ class Elaborator:
     def _input(self, statement: ast.Input) -> ast.Input:
         if 0 not in (statement.channels, statement.height, statement.width):
             return statement
-        message, help = "every size of the input must be at least 1", "write channels x height x width: `3x32x32`"
+        message, help = "every size of `input` must be at least 1", "write channels x height x width: `3x32x32`"
         raise self.context.reporter.error("E0215", message, statement.span, help=help)
 
     # --- the model -------------------------------------------------------------------------------
@@ -265,7 +269,7 @@ class Elaborator:
             help = "add a pipeline: `stem conv 3x3 c=16 | bn | relu`"
             reporter.error("E0108", "the network has no layers", file=name, help=help)
         elif not any(isinstance(statement, ast.Input) for statement in file.statements):
-            help = "state the image that goes in, channels x height x width: `input 3x32x32`"
+            help = "add the input shape, channels x height x width: `input 3x32x32`"
             reporter.error("E0109", "the network has no `input`", file=name, help=help)
 
 

@@ -40,7 +40,7 @@ def read_text(path: Path, name: str, reporter: Reporter) -> str | None:
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
-            code, problem, help = "E0212", f"`{name}` is a folder", "name a file in it"
+            code, problem, help = "E0212", f"`{name}` is a folder", "choose a file in the folder"
         elif not stat.S_ISREG(mode):
             code, problem = "E0212", f"`{name}` is not a regular file"
         else:
@@ -50,17 +50,17 @@ def read_text(path: Path, name: str, reporter: Reporter) -> str | None:
                 raise ValueError
             return Source.plain(data.decode("utf-8-sig"))
     except FileNotFoundError:
-        code, problem = "E0212", f"there is no file `{name}`"
+        code, problem = "E0212", f"file `{name}` not found"
         near = (
             did_you_mean(path.stem, [*shipped_specs(), *(p.stem for p in path.parent.glob(f"*{SUFFIX}"))])
             if path.parent.is_dir()
             else None
         )
-        help = near or "`cnnspec list` shows the shipped networks"
+        help = near or "run `cnnspec list` to see the shipped networks"
     except ValueError:
-        code, problem, help = "E0107", f"`{name}` is not text", "a spec is a text file in UTF-8"
+        code, problem, help = "E0107", f"`{name}` is not a UTF-8 text file", "save the spec as UTF-8 text"
     except OSError as error:
-        code, problem = "E0212", f"`{name}` cannot be read: {(error.strerror or str(error)).lower()}"
+        code, problem = "E0212", f"cannot read `{name}`: {(error.strerror or str(error)).lower()}"
     reporter.error(code, problem, file=name, help=help)
     return None
 
@@ -136,8 +136,8 @@ class Library:
                 continue
             roots = [root for root in (self._root, shipped_folder()) if root is not None]
             if not any(path.is_relative_to(root) for root in roots):
-                message = f"`{wanted}` lies outside of the folder of the spec"
-                help = "copy the file beside the spec; only that folder and the shipped one are read"
+                message = f"`{wanted}` is outside the folder of the spec"
+                help = "copy the file next to the spec; only that folder and the shipped specs are read"
                 reporter.error("E0218", message, at, help=help)
                 return None
             if there:
@@ -149,8 +149,8 @@ class Library:
             known += [p.stem for p in folder.glob(f"*{SUFFIX}") if p.is_file()]
         quoted = 1 if at.source.text[at.start] == '"' else 0
         help, fixes = respell(Span(at.source, at.start + quoted, at.end - quoted), wanted, known)
-        help = help or "files are looked up beside the spec, then among the shipped ones"
-        reporter.error("E0212", no_file or f"there is no file `{wanted}`", at, help=help, fixes=fixes)
+        help = help or "check the path: files are searched next to the spec, then among the shipped specs"
+        reporter.error("E0212", no_file or f"file `{wanted}` not found", at, help=help, fixes=fixes)
         return None
 
     def _read(self, path: Path, at: Span, reporter: Reporter) -> ast.File | None:
@@ -158,16 +158,16 @@ class Library:
             return _shipped_tree(path)
         if path not in self._trees:
             if len(self._trees) >= MAX_FILES:
-                message = f"more files than the limit of {MAX_FILES}"
-                reporter.error("E0405", message, at, help="join small files into one")
+                message = f"the spec uses more than the limit of {MAX_FILES} files"
+                reporter.error("E0405", message, at, help="merge small files")
                 return None
             assert self._root is not None
             name = path.relative_to(self._root).as_posix() if path.is_relative_to(self._root) else path.name
             text = read_text(path, name, reporter)
             self._words += count_words(text or "")
             if self._words > MAX_WORDS:
-                message = f"the files have more than the limit of {MAX_WORDS} words and signs together"
-                reporter.error("E0405", message, at, help="use `repeat`, `each`, and blocks")
+                message = f"the files of the spec have more than the limit of {MAX_WORDS} tokens in total"
+                reporter.error("E0405", message, at, help="shorten them with `repeat`, `each` and blocks")
                 return None
             self._folders[name] = path.parent
             self._trees[path] = parse(Source(name, text), reporter) if text is not None else None

@@ -28,7 +28,7 @@ class UnknownName:
     """A bare word without a meaning.
 
     Attributes:
-        type: The type of the expected value; None where any value will do.
+        type: The type of the expected value; None if any value is valid.
     """
 
     reporter: Reporter
@@ -47,7 +47,7 @@ class UnknownName:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The words that the expected type has of its own."""
+        """The keywords of the expected type."""
         return self.type.words if self.type else ()
 
     @cached_property
@@ -74,25 +74,26 @@ def _label(unknown: UnknownName) -> Reported | None:
     word = unknown.word
     if word not in unknown.scope.file.labels:
         return None
-    return unknown.error(f"`{word}` is a label, and no value: branches are joined by `concat {{ in; @{word} }}`")
+    return unknown.error(f"`{word}` is a label, not a value; join branches with `concat {{ in; @{word} }}`")
 
 
 def _same_padding(unknown: UnknownName) -> Reported | None:
     if unknown.word != "same" or unknown.kind != "size":
         return None
-    return unknown.error("`conv` alone knows `pad=same`: write a number, such as `pad=1` with a 3x3 kernel")
+    return unknown.error("only `conv` supports `pad=same`: write a number, such as `pad=1` for a 3x3 kernel")
 
 
 def _classes(unknown: UnknownName) -> Reported | None:
     if unknown.word != "classes":
         return None
-    return unknown.error("state how many there are: `classes 10`", unknown.nearest[1])
+    return unknown.error("define the number of classes: `classes 10`", unknown.nearest[1])
 
 
 def _input_tensor(unknown: UnknownName) -> Reported | None:
     if unknown.word != "in":
         return None
-    return unknown.error("`in` is no number: `in.c` is; tensors are joined in braces, as in `add { in; conv 3x3 16 }`")
+    help = "`in` is a tensor; write `in.c` for its channels, or join tensors in braces: `add { in; conv 3x3 16 }`"
+    return unknown.error(help)
 
 
 def _truth_value(unknown: UnknownName) -> Reported | None:
@@ -107,8 +108,8 @@ def _operator(unknown: UnknownName) -> Reported | None:
     word, span = unknown.word, unknown.node.span
     if word not in OPS:
         return None
-    message = f"`{word}` is an operator, and {unknown.type} is wanted here"
-    help = f"elements are joined by `|`: `| {word}`; a parameter that takes an operator has the type `op`"
+    message = f"expected {unknown.type}, got the operator `{word}`"
+    help = f"join elements with `|`: `| {word}`; a block parameter for an operator needs the type `op`"
     return unknown.reporter.error("E0204", message, span, help=help, fixes=pipe_before(span, word))
 
 
@@ -120,18 +121,18 @@ def _misspelt(unknown: UnknownName) -> Reported | None:
 def _other_word(unknown: UnknownName) -> Reported | None:
     if not unknown.words:
         return None
-    return unknown.error(f"the words here are {', '.join(f'`{word}`' for word in unknown.words)}")
+    return unknown.error(f"write {unknown.type}")
 
 
 def _unknown_operator(unknown: UnknownName) -> Reported | None:
-    return unknown.error("name an operator, such as `relu` or `gelu`") if unknown.kind == "op" else None
+    return unknown.error("write the name of an operator, such as `relu` or `gelu`") if unknown.kind == "op" else None
 
 
 def _unquoted_string(unknown: UnknownName) -> Reported | None:
     if unknown.kind != "str":
         return None
     quoted = f'"{unknown.word}"'
-    return unknown.replaced(f"a text stands in quotes: `{quoted}`", quoted, certain=False)
+    return unknown.replaced(f"write the string in quotes: `{quoted}`", quoted, certain=False)
 
 
 HINTS: tuple[Callable[[UnknownName], Reported | None], ...] = (

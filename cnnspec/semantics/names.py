@@ -28,7 +28,7 @@ class ExpressionResolver:
         Args:
             node: The expression.
             scope: The names that it can use.
-            type_: The type of the expected value, whose words have a meaning; None where any value will do.
+            type_: The type of the expected value, whose words have a meaning; None if any value is valid.
 
         Raises:
             Reported: It uses an unknown name, or could not be parsed.
@@ -94,14 +94,16 @@ class ExpressionResolver:
         """Refuse a calculation where a string is expected, such as `my-name`."""
         text = node.span.text
         if type_ is not None and type_.kind == "str" and "\n" not in text:
-            help = f'a text stands in quotes: `"{text}"`'
+            help = f'write the string in quotes: `"{text}"`'
             fixes = [Fix(help, (Edit(node.span, f'"{text}"'),), certain=True)]
-            raise self.context.reporter.error("E0204", f"`{text}` is no text", node.span, help=help, fixes=fixes)
+            raise self.context.reporter.error(
+                "E0204", f"expected a string in quotes, got `{text}`", node.span, help=help, fixes=fixes
+            )
 
     def _scheme_types(self, node: ast.FunctionCall, type_: Type | None) -> list[Type]:
         """Return the types of the arguments of an initialization."""
         if type_ is None or type_.kind != "init":
-            help = "only the `init` of a call takes one: `conv 3x3 16 init=normal(0.01)`"
-            message = f"`{node.function}` is an initialisation"
+            help = "use it only as the `init` argument of a call: `conv 3x3 16 init=normal(0.01)`"
+            message = f"initialization `{node.function}` is not allowed here"
             raise self.context.reporter.error("E0207", message, node.span, help=help)
         return [parameter.type for parameter in INITS[node.function].parameters.values()]

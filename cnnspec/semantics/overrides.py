@@ -6,7 +6,18 @@ from typing import Any
 from cnnspec.diagnostics import Reporter, did_you_mean
 from cnnspec.diagnostics.suggestions import Advice
 from cnnspec.ir.evaluate import ExpressionError, convert, show
-from cnnspec.recipe import AUGMENTATIONS, DATA_SETS, OPTIMIZERS, ORIGINS, SCHEDULES, Recipe, Scalars, Setting, plain
+from cnnspec.recipe import (
+    AUGMENTATIONS,
+    DATA_SETS,
+    NOUNS,
+    OPTIMIZERS,
+    ORIGINS,
+    SCHEDULES,
+    Recipe,
+    Scalars,
+    Setting,
+    plain,
+)
 from cnnspec.schema import Declared, Parameter
 
 TABLES: Mapping[str, Mapping[str, type[Declared]]] = {
@@ -71,13 +82,13 @@ def override_all(
             if key in names_of(recipe):
                 recipe = override(recipe, key, given[key])
                 continue
-            own = f"it has {', '.join(map(_code, params)) or 'none'}"
+            own = f"available parameters: {', '.join(map(_code, params)) or 'none'}"
             help = did_you_mean(key, [*params, *names_of(recipe)]) or own
-            message = f"neither a parameter of the network nor a value of its recipe is called `{key}`"
+            message = f"unknown parameter or recipe value `{key}`"
             reporter.error("E0217", message, file=file, help=help)
-        except ExpressionError as fault:
-            note = f"it is given from outside of this file: `{key}` = {show(given[key])}"
-            reporter.error(fault.code, str(fault), file=file, notes=[note], help=fault.help)
+        except ExpressionError as error:
+            note = f"the value comes from outside this file: `{key}` = {show(given[key])}"
+            reporter.error(error.code, str(error), file=file, notes=[note], help=error.help)
     return recipe
 
 
@@ -94,12 +105,13 @@ def _argument(setting: Setting, kind: type[Declared], name: str, value: Any) -> 
 def _choice(table: Mapping[str, type[Declared]], entry: str, value: Any) -> Setting:
     kind = table.get(str(value))
     if kind is None:
-        known = Advice(f"there are {', '.join(map(_code, table))}")
-        raise ExpressionError("E0204", f"there is no {entry} `{value}`", 0, known)
+        known = Advice(f"choose from {', '.join(map(_code, table))}")
+        raise ExpressionError("E0204", f"unknown {NOUNS.get(entry, entry)} `{value}`", 0, known)
     if needed := [name for name, parameter in kind.parameters.items() if parameter.required]:
         fits = [name for name, other in table.items() if not any(p.required for p in other.parameters.values())]
-        help = f"state it in the `train` section; without arguments there are {', '.join(map(_code, fits))}"
-        raise ExpressionError("E0204", f"`{value}` needs `{'` and `'.join(needed)}`", 0, Advice(help))
+        help = f"set it in the `train` section, or choose from {', '.join(map(_code, fits))}, which need no arguments"
+        message = f"`{value}` is missing the required argument{'s' * (len(needed) > 1)} {', '.join(map(_code, needed))}"
+        raise ExpressionError("E0204", message, 0, Advice(help))
     return Setting.of(kind())
 
 

@@ -55,9 +55,9 @@ def _not_a_value(name: str, text: str, reporter: Reporter) -> CnnspecError:
     shown = text if len(text) <= MAX_NAME else f"{text[:MAX_NAME]}..."
     return failure(
         "E0204",
-        f"`{name}={shown}` is not a value",
-        notes=[f"as an expression: {error.message}" for error in reporter.diagnostics[:1]],
-        help="give a number, a size like 3x3, true or false, or the name of an operator",
+        f"invalid value `{name}={shown}`",
+        notes=[f"parsed as an expression: {error.message}" for error in reporter.diagnostics[:1]],
+        help="use a number, a size like `3x3`, `true` or `false`, or the name of an operator",
     )
 
 
@@ -67,13 +67,13 @@ def _require_value(name: str, value: object) -> None:
     parts = cast("tuple[Any, ...]", value) if kind is tuple else (cast(Any, value),)
     message = None
     if kind not in (bool, int, float, tuple):
-        message = f"`{name}` cannot be a value of the type `{kind.__name__}`"
+        message = f"unsupported type `{kind.__name__}` for `{name}`"
     elif kind is tuple and [type(part) for part in parts] != [int, int]:
-        message = f"`{name}` is a tuple, but not of two integers"
+        message = f"expected a tuple of two integers for `{name}`"
     elif kind is float and not isfinite(parts[0]):
-        message = f"`{name}` cannot be {value}"
+        message = f"`{name}` must be finite, got {value}"
     if message is not None:
-        help = "give a number, a size like `(3, 3)`, a truth value, or the name of an operator"
+        help = "use a number, a size like `(3, 3)`, `True` or `False`, or the name of an operator"
         raise failure("E0204", message, help=help)
     if any(abs(part) > MAX_LITERAL for part in parts):
-        raise failure("E0405", f"`{name}` is larger than the limit of {MAX_LITERAL}", help="give a smaller number")
+        raise failure("E0405", f"`{name}` is larger than the limit of {MAX_LITERAL}", help="use a smaller number")

@@ -53,8 +53,8 @@ def refuse(found: Iterable[Contradiction]) -> None:
 def impossible(recipe: Recipe) -> Iterator[Contradiction]:
     """Yield the contradictions of a recipe that no network and no images can resolve."""
     if recipe.optimizer.args.get("nesterov") and not recipe.optimizer.args["momentum"]:
-        message = f"`{recipe.optimizer.name}` has `nesterov`, and no momentum"
-        momentum = one_of("write `{0}`, or leave `nesterov` out", SetArgument("momentum", 0.9))
+        message = f"`{recipe.optimizer.name}` with `nesterov` requires a momentum"
+        momentum = one_of("write `{0}`, or remove `nesterov`", SetArgument("momentum", 0.9))
         yield Contradiction("optimizer", message, momentum, code="E0512")
     images = DATA_SETS[recipe.data.name].images
     if images is not None:
@@ -69,8 +69,8 @@ def impossible(recipe: Recipe) -> Iterator[Contradiction]:
 def nothing_left(name: str, held: int, count: int) -> Iterator[Contradiction]:
     """Yield a contradiction if validation takes all `count` training images."""
     if held >= count:
-        message = f"`val={held}` leaves no image of `{name}` to train on"
-        wording = f"it has {count} training images; hold back fewer, or `{{0}}` for none"
+        message = f"`val={held}` leaves no training images in `{name}`"
+        wording = f"hold out fewer of its {count} training images, or write `{{0}}` for none"
         yield Contradiction("data", message, one_of(wording, SetArgument("val", 0)), "val", code="E0511")
 
 
@@ -78,8 +78,8 @@ def too_few(data: Setting, part: str, count: int) -> Iterator[Contradiction]:
     """Yield a contradiction if the recipe asks for more images of a part than its `count`."""
     wanted: Any = data.args.get(part)
     if wanted is not None and wanted > count:
-        message = f"`{part}={wanted}` is more than `{data.name}` has: {count} {part} images"
-        fewer = one_of("write `{0}` or less, or leave it out for all", SetArgument(part, count))
+        message = f"`{part}={wanted}` exceeds the {count} {part} images of `{data.name}`"
+        fewer = one_of("write `{0}` or less, or remove it to use all images", SetArgument(part, count))
         yield Contradiction("data", message, fewer, part, code="E0511")
 
 
@@ -87,19 +87,19 @@ def nothing_validated(recipe: Recipe, held: int) -> Iterator[Contradiction]:
     """Yield a contradiction if a run should stop early and has no validation images."""
     if recipe.early_stop is not None and not held:
         usual = DATA_SETS[recipe.data.name].parameters["val"].default
-        message = "`early_stop` needs validation images, and none are held back"
-        some = one_of("hold some back with `{0}`, or leave `early_stop` out", SetArgument("val", usual))
+        message = "`early_stop` requires validation images, but none are held out"
+        some = one_of("hold out some with `{0}`, or remove `early_stop`", SetArgument("val", usual))
         yield Contradiction("data", message, some, "val", code="E0511")
 
 
 def no_classifier(image: Shape, output: Shape) -> Iterator[Contradiction]:
-    """Yield a contradiction if a network is no image classifier."""
+    """Yield a contradiction if a network is not an image classifier."""
     if len(output) != 1:
-        message = f"the output is {text(output)}, not one number per class"
-        help = "end with `global_avgpool | flatten | linear classes` to train it as a classifier"
+        message = f"expected one output per class, got an output of shape {text(output)}"
+        help = "end the network with `global_avgpool | flatten | linear classes` to train it as a classifier"
         yield Contradiction("", message, Advice(help), code="E0508")
     elif image[0] not in (1, 3):
-        message = f"the input has {image[0]} channels, and images have 1 or 3"
+        message = f"expected an input with 1 or 3 channels, got {image[0]}"
         help = "start with `input 3x32x32` or `input 1x28x28` to train on images"
         yield Contradiction("", message, Advice(help), code="E0508")
 
@@ -115,11 +115,11 @@ def other_classes(network: str, given: int, data: str, wanted: int, stated: Expr
         stated: The `classes` of the spec.
     """
     if given != wanted:
-        message = f"`{network}` gives {given} classes, and `{data}` has {wanted}"
+        message = f"`{network}` outputs {given} classes, but `{data}` has {wanted}"
         number, layer = f"write `classes {wanted}` in the spec", "end the network with `linear classes`"
-        said = stated and stated.value
-        what = layer if said == wanted else number if said == given else f"{number} and {layer}"
-        help = f"{what}, or choose data of {given} classes"
+        value = stated and stated.value
+        what = layer if value == wanted else number if value == given else f"{number} and {layer}"
+        help = f"{what}, or choose a data set with {given} classes"
         yield Contradiction("data", message, Advice(help), code="E0501")
 
 
@@ -134,15 +134,15 @@ def unlikely(recipe: Recipe, image: Shape) -> Iterator[Contradiction]:
         for argument, message, suggestion in _augmentation(step, image):
             yield Contradiction("augment", message, suggestion, argument, place)
     if recipe.early_stop is not None and recipe.early_stop >= epochs:
-        message = f"`early_stop` waits for {recipe.early_stop} epochs, and the run has {_epochs(recipe, epochs)}"
-        yield Contradiction("early_stop", message, Advice("write fewer, or leave it out"))
+        message = f"`early_stop` waits for {recipe.early_stop} epochs, but the run ends after {_epochs(recipe, epochs)}"
+        yield Contradiction("early_stop", message, Advice("use fewer epochs, or remove it"))
     if recipe.accumulate > recipe.batch:
-        message = f"`accumulate` wants {recipe.accumulate} parts of a batch of {recipe.batch} images"
-        yield Contradiction("accumulate", message, Advice("write a divisor of `batch`"))
+        message = f"`accumulate` cannot split a batch of {recipe.batch} images into {recipe.accumulate} parts"
+        yield Contradiction("accumulate", message, Advice("use a divisor of `batch`"))
 
 
 def _epochs(recipe: Recipe, epochs: int) -> str:
-    return f"{epochs} epochs" if "epochs" in recipe.stated else f"{epochs} epochs, as none are stated"
+    return f"{epochs} epochs" if "epochs" in recipe.stated else f"{epochs} epochs (the default)"
 
 
 def _schedule(recipe: Recipe, epochs: int) -> Iterator[Contradiction]:
@@ -151,23 +151,23 @@ def _schedule(recipe: Recipe, epochs: int) -> Iterator[Contradiction]:
 
     args: dict[str, Any] = recipe.schedule.args
     at: tuple[int, ...] = tuple(args.get("at", (args["every"],) if "every" in args else ()))
-    run = f"the run has {_epochs(recipe, epochs)}"
+    run = f"the run ends after {_epochs(recipe, epochs)}"
     name = "every" if "every" in args else "at"
     if list(at) != sorted(set(at)):
-        yield odd(name, f"the epochs in `at` do not rise: {list(at)}", SetArgument("at", f"{sorted(set(at))}"))
+        yield odd(name, f"the epochs in `at` are not increasing: {list(at)}", SetArgument("at", f"{sorted(set(at))}"))
     if at and max(at) >= epochs:
-        never = "never falls" if min(at) >= epochs else f"does not fall at epoch {max(at)}"
-        yield odd(name, f"the learning rate {never}: {run}", Advice("state more `epochs`, or name earlier ones here"))
+        never = "never decreases" if min(at) >= epochs else f"does not decrease at epoch {max(at)}"
+        yield odd(name, f"the learning rate {never}: {run}", Advice("increase `epochs`, or use earlier epochs here"))
     if args.get("gamma", 0) >= 1:
-        message = f"the learning rate does not fall with `gamma={args['gamma']:g}`"
-        yield odd("gamma", message, one_of("write a share, such as `{0}`", SetArgument("gamma", 0.1)))
+        message = f"the learning rate does not decrease with `gamma={args['gamma']:g}`"
+        yield odd("gamma", message, one_of("use a factor below 1, such as `{0}`", SetArgument("gamma", 0.1)))
     if recipe.schedule.name != "onecycle" and args.get("warmup", 0) >= epochs:
-        message = f"the warm-up takes {args['warmup']:g} epochs, and {run}"
-        yield odd("warmup", message, one_of("write fewer, such as `{0}`", SetArgument("warmup", 1)))
+        message = f"the warmup takes {args['warmup']:g} epochs, but {run}"
+        yield odd("warmup", message, one_of("use fewer epochs, such as `{0}`", SetArgument("warmup", 1)))
     rate: Any = recipe.optimizer.args["lr"]
     if args.get("end", 0) > rate:
-        message = f"the schedule ends at {args['end']:g}, above the `lr` of {rate:g}"
-        yield odd("end", message, one_of("write `{0}`, or another `lr`", SetArgument("end", 0)))
+        message = f"the schedule ends at {args['end']:g}, above the learning rate `lr={rate:g}`"
+        yield odd("end", message, one_of("write `{0}`, or increase `lr`", SetArgument("end", 0)))
 
 
 def _augmentation(step: Setting, image: Shape) -> Iterator[tuple[str, str, Suggestion]]:
@@ -176,11 +176,11 @@ def _augmentation(step: Setting, image: Shape) -> Iterator[tuple[str, str, Sugge
     _, height, width = image
     if step.name == "random_crop" and (args["pad"][0] >= height or args["pad"][1] >= width):
         pad = "x".join(map(str, args["pad"]))
-        wording = "its number is how far it pads: write `{0}`; it always cuts out the size of the input"
-        message = f"`random_crop` pads by {pad} pixels, and the image is {height}x{width}"
+        wording = "write `{0}`: `pad` is the padding, and the crop always has the size of the input"
+        message = f"`random_crop` pads by {pad} pixels, but the image is {height}x{width}"
         yield "pad", message, one_of(wording, SetArgument("pad", 4))
     if step.name == "cutout" and args["side"] >= min(height, width):
-        message = f"`cutout` blanks a square of {args['side']} pixels, and the image is {height}x{width}"
-        yield "side", message, one_of("write fewer: `{0}`", SetArgument("side", 8))
+        message = f"`cutout` erases a square of {args['side']} pixels per side, but the image is {height}x{width}"
+        yield "side", message, one_of("use a smaller square, such as `{0}`", SetArgument("side", 8))
     if step.name == "color_jitter" and not any(args.values()):
-        yield "", "`color_jitter` changes nothing", one_of("say by how much: `{0}`", SetArgument("brightness", 0.2))
+        yield "", "`color_jitter` has no effect", one_of("set a factor, such as `{0}`", SetArgument("brightness", 0.2))

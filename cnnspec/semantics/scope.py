@@ -24,7 +24,7 @@ class FileScope:
 
     Attributes:
         constants: The values of `param`, `classes`, and each top-level `let` that does not depend on the image.
-        blocks: The blocks that the file defines or takes with `use`, each with the scope of its definition.
+        blocks: The blocks that the file defines or imports with `use`, each with the scope of its definition.
         defaults: The arguments set by `default`, by callee.
         image_dependent: Each top-level `let` that depends on the image.
         unavailable: Blocks that a failed `use` names; calls of them are not checked.

@@ -31,15 +31,15 @@ def read_init(statement: ast.Init, scope: FileScope, constants: ConstantEvaluato
     reporter, call = constants.context.reporter, statement.scheme
     if statement.target_span.line != call.callee_span.line and call.callee in (*RESERVED, *OPS):
         end = statement.target_span.end
-        help = "an `init` names an operator and how its weights start: `init conv kaiming_normal`"
+        help = "write an operator and an initialization: `init conv kaiming_normal`"
         span = Span(statement.span.source, end, end)
-        raise reporter.error("E0101", "the line ends too early", span, help=help)
+        raise reporter.error("E0101", "unexpected end of line", span, help=help)
     _check_target(statement, reporter)
-    scheme = constants.choice(call, INITS, "initialisation", scope)
+    scheme = constants.choice(call, INITS, "initialization", scope)
     allowed = allowed_inits(statement.target)
     if scheme.name not in allowed:
-        message = f"`{scheme.name}` cannot start the weights of `{statement.target}`"
-        help = f"there are {', '.join(f'`{name}`' for name in allowed)}"
+        message = f"`{scheme.name}` cannot initialize the weights of `{statement.target}`"
+        help = f"choose from {', '.join(f'`{name}`' for name in allowed)}"
         raise reporter.error("E0215", message, call.callee_span, help=help)
     if refused := INITS[scheme.name](**scheme.args).refused():
         message, suggestion = refused
@@ -53,13 +53,13 @@ def _check_target(statement: ast.Init, reporter: Reporter) -> None:
     targets = [name for name, op in OPS.items() if "init" in op.parameters and op.parameters["init"].type.words]
     if target in targets:
         return
-    message = f"`{target}` has no weights to start" if target in OPS else f"unknown operator `{target}`"
+    message = f"`{target}` has no weights to initialize" if target in OPS else f"unknown operator `{target}`"
     help, fixes = respell(span, target, targets)
     own = FOREIGN_NAMES.get(target)
     if own in OPS:
         help = f"write `{own}`"
         fixes = (Fix(help, (Edit(span, own),), certain=True),)
-    help = help or f"there are {', '.join(f'`{name}`' for name in targets)}"
+    help = help or f"choose from {', '.join(f'`{name}`' for name in targets)}"
     raise reporter.error("E0201", message, span, help=help, fixes=fixes)
 
 
@@ -74,8 +74,8 @@ def read_expect(statement: ast.Expect, scope: FileScope, constants: ConstantEval
         start = whole.source.text.index(metric, whole.start + len("expect"))
         span = Span(whole.source, start, start + len(metric))
         help, fixes = respell(span, metric, _METRICS)
-        help = help or f"there are {', '.join(_METRICS)}"
-        raise constants.context.reporter.error("E0201", f"nothing is known of `{metric}`", span, help=help, fixes=fixes)
+        help = help or f"choose from {', '.join(f'`{name}`' for name in _METRICS)}"
+        raise constants.context.reporter.error("E0201", f"unknown metric `{metric}`", span, help=help, fixes=fixes)
     try:
         expr = constants.expressions.resolve(statement.value, scope.top_level())
         value = replace(literal(constants.evaluate(expr, scope)), origin=expr.origin)

@@ -8,7 +8,7 @@ from typing import Any
 from cnnspec.diagnostics import Diagnostic, Edit, Fix, Label, Reported, Span, respell
 from cnnspec.diagnostics.suggestions import Site, fixes_of
 from cnnspec.ir.evaluate import UnknownShape, show
-from cnnspec.recipe import CHOICES, ENTRIES, Recipe, Scalars, Setting
+from cnnspec.recipe import CHOICES, ENTRIES, NOUNS, Recipe, Scalars, Setting
 from cnnspec.schema import Declared, Word
 from cnnspec.semantics.argument_hints import report_percents
 from cnnspec.semantics.constants import ConstantEvaluator
@@ -59,26 +59,26 @@ class TrainReader:
         raise self._unknown(entry)
 
     def _defined_twice(self, first: ast.Entry, entry: ast.Entry) -> None:
-        """Report a second entry of the same word; the help joins augmentations."""
-        help, fixes = "rename or remove one of the two", list[Fix]()
+        """Report a second entry of the same name; the help combines augmentations."""
+        help, fixes = "remove one of the two", list[Fix]()
         if entry.word == "augment":
             source = entry.span.source
             steps = Span(source, entry.calls[0].span.start, entry.span.end)
-            help = f"join the two with `|`: `{first.span.text} | {steps.text}`"
+            help = f"combine the two with `|`: `{first.span.text} | {steps.text}`"
             start = len(source.text[: entry.span.start].rstrip(" \t\n;"))
             after = Span(source, first.span.end, first.span.end)
             edits = Edit(after, f" | {steps.text}"), Edit(Span(source, start, entry.span.end), "")
             fixes = [Fix(help, edits)]
-        labels = [Label(_word_span(first), "the first one")]
-        message = f"the entry `{entry.word}` is defined twice"
+        labels = [Label(_word_span(first), "first defined here")]
+        message = f"entry `{entry.word}` is defined twice"
         self.context.reporter.error("E0211", message, _word_span(entry), labels=labels, help=help, fixes=fixes)
 
     def _choice(self, entry: ast.Entry, scope: FileScope) -> Setting | tuple[Setting, ...]:
         """Read an entry that chooses from a table; each wrong choice is reported."""
         if len(entry.calls) > 1 and entry.word != "augment":
-            message, help = f"`{entry.word}` takes one choice", "remove what stands behind the `|`"
+            message, help = f"`{entry.word}` takes only one choice", "remove everything after the first choice"
             raise self.context.reporter.error("E0205", message, entry.calls[1].span, help=help)
-        what = {"data": "data set", "augment": "augmentation"}.get(entry.word, entry.word)
+        what = NOUNS.get(entry.word, entry.word)
         chosen: list[Setting] = []
         for call in entry.calls:
             try:
@@ -102,7 +102,7 @@ class TrainReader:
             written = f"{entry.word} {values[0].span.text if values else usual}"
             clear = len(values) == 1 or parameter.type.kind == "bool"
             fix = Fix(f"write `{written}`", (Edit(entry.span, written),), certain=clear)
-            message = f"`{entry.word}` takes one value: {parameter.type}"
+            message = f"`{entry.word}` expects one value: {parameter.type}"
             raise self.context.reporter.error("E0203", message, entry.span, help=fix.help, fixes=[fix])
         try:
             value = self.constants.value(values[0], scope, parameter.type, entry.word, " ")
@@ -117,9 +117,9 @@ class TrainReader:
             name for name, table in CHOICES.items() if any(entry.word in kind.parameters for kind in table.values())
         ]
         if owners and not fixes:
-            help = f"it is an argument of the {owners[0]}: `{owners[0]} ... {entry.word}=...`"
-        help = help or f"there are {', '.join(f'`{name}`' for name in ENTRIES)}"
-        message = f"unknown entry `{entry.word}` of the train section"
+            help = f"write it as an argument of `{owners[0]}`: `{owners[0]} ... {entry.word}=...`"
+        help = help or f"choose from {', '.join(f'`{name}`' for name in ENTRIES)}"
+        message = f"unknown entry `{entry.word}` in the `train` section"
         return self.context.reporter.error("E0201", message, span, help=help, fixes=fixes)
 
 

@@ -16,10 +16,10 @@ def tower(height: int, call: str = "{}", *, top_first: bool = False) -> str:
 
 
 SPECS = {
-    "blocks call one another deeper": tower(60, top_first=True),
+    "block calls are nested deeper": tower(60, top_first=True),
     "elements are nested deeper": tower(40, "{{ {{ {} }} }}"),
     "are nested deeper": tower(40, "{{ {{ {} }} }}", top_first=True),
-    "more values have a name here": "input 3x8x8\nblock b(\n"
+    "named values": "input 3x8x8\nblock b(\n"
     + "".join(f"p{n} = 1,\n" for n in range(MAX_NAMES + 1))
     + ") { relu }\nb\n",
     "a module path exceeds": "input 3x8x8\n"

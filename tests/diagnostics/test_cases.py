@@ -57,10 +57,10 @@ def test_every_code_has_a_case() -> None:
     ("params", "code", "help"),
     [
         ({"widht": 32}, "E0217", "did you mean `width`?"),
-        ({"k": 32}, "E0217", "it has `width`, `wide`, `classes`"),
-        ({"width": 1.5}, "E0204", "give it a value like 16"),
-        ({"wide": 3}, "E0204", "give it a value like true"),
-        ({"data.val": 50000}, "E0511", "it has 50000 training images; hold back fewer, or `val=0` for none"),
+        ({"k": 32}, "E0217", "available parameters: `width`, `wide`, `classes`"),
+        ({"width": 1.5}, "E0204", "use a value like 16"),
+        ({"wide": 3}, "E0204", "use a value like true"),
+        ({"data.val": 50000}, "E0511", "hold out fewer of its 50000 training images, or write `val=0` for none"),
     ],
 )
 def test_faults_of_given_parameters(params: dict[str, Any], code: str, help: str) -> None:

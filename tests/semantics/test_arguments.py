@@ -1,4 +1,4 @@
-"""Arguments that the normal rules cannot bind, and those that look doubtful and are correct."""
+"""Hints for invalid arguments, and valid arguments that need them."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def check(call: str, recipe: str = "") -> Compilation:
         (
             "conv 3x3 16 1 same same",
             "E0207",
-            "`conv` alone knows `pad=same`: write a number, such as `pad=1` with a 3x3 kernel",
+            "only `conv` supports `pad=same`: write a number, such as `pad=1` for a 3x3 kernel",
         ),
         ("conv kernel=3 c=16 16", "E0205", "write `stride=16`"),
         ('relu repeat=2 name="a" 16', "E0205", "remove it"),
-        ("slice 0..k 3", "E0205", "`slice` takes `range`; elements are joined by `|`"),
-        ("dropout 1 % 3 7", "E0205", "`dropout` takes `p`; elements are joined by `|`"),
+        ("slice 0..k 3", "E0205", "`slice` takes `range`; join elements with `|`"),
+        ("dropout 1 % 3 7", "E0205", "`dropout` takes `p`; join elements with `|`"),
         ("conv c=n[0] c=16", "E0101", "lists cannot be indexed: write a `param` for each value, or a row of `each`"),
-        ("relu name=foo", "E0207", 'a text stands in quotes: `"foo"`'),
-        ("conv c=n[0] c=16", "E0206", "keep one of the two"),
+        ("relu name=foo", "E0207", 'write the string in quotes: `"foo"`'),
+        ("conv c=n[0] c=16", "E0206", "remove one of the two"),
         ("global_avgpool | flatten | linear 64 bais", "E0202", "did you mean `bias`?"),
     ],
 )
@@ -51,5 +51,5 @@ def test_numbers_of_a_list_without_brackets(recipe: str, fixed: str) -> None:
 
 
 @pytest.mark.parametrize("call", ["conv 3x3 16 bias 2", "conv repeat=2 3x3 8", "dropout 1", "conv 3x3 8 init=zero"])
-def test_a_doubtful_argument_that_is_correct(call: str) -> None:
+def test_a_valid_argument(call: str) -> None:
     assert [diagnostic for diagnostic in check(call).untested_diagnostics if diagnostic.severity == "error"] == []

@@ -27,34 +27,34 @@ def graph_of(done: Compilation) -> ir.Graph:
     return done.require_graph()
 
 
-def faults(done: Compilation) -> list[tuple[str, int | None]]:
+def errors(done: Compilation) -> list[tuple[str, int | None]]:
     return [(diagnostic.code, diagnostic.line) for diagnostic in done.diagnostics if diagnostic.severity == "error"]
 
 
-def test_files_that_use_one_another(tmp_path: Path) -> None:
+def test_circular_use(tmp_path: Path) -> None:
     done = write(
         tmp_path,
         net=f'use one from "a"\n{NETWORK}one 8',
         a='use two from "b"\nblock one(c) { conv 3x3 c | two }',
         b='use one from "a"\nblock two() { relu }',
     )
-    assert faults(done) == [("E0213", 1)]
-    assert "takes from itself: a.cnn -> b.cnn -> a.cnn" in done.diagnostics[0].message
+    assert errors(done) == [("E0213", 1)]
+    assert "circular include: a.cnn -> b.cnn -> a.cnn" in done.diagnostics[0].message
 
 
 def test_a_file_that_uses_itself(tmp_path: Path) -> None:
     done = write(tmp_path, net=f'use one from "net"\n{NETWORK}block one(c) {{ conv 3x3 c }}\none 8\n')
-    assert [code for code, _ in faults(done)] == ["E0213"]
+    assert [code for code, _ in errors(done)] == ["E0213"]
 
 
 def test_a_chain_of_files(tmp_path: Path) -> None:
     chain = {f"f{n}": f"extends f{n + 1}\n" for n in range(12)}
     done = write(tmp_path, net="extends f0\n", **chain, f12=f"{NETWORK}conv 3x3 8\n")
-    assert [code for code, _ in faults(done)] == ["E0405"]
+    assert [code for code, _ in errors(done)] == ["E0405"]
     assert "deeper than the limit of 8" in done.diagnostics[0].message
 
 
-def test_blocks_of_one_name_from_two_files(tmp_path: Path) -> None:
+def test_blocks_with_the_same_name_from_two_files(tmp_path: Path) -> None:
     done = write(
         tmp_path,
         net=f'use one from "a"\nuse two from "b"\n{NETWORK}one | two\n',
@@ -66,7 +66,7 @@ def test_blocks_of_one_name_from_two_files(tmp_path: Path) -> None:
     assert sorted(done.model.blocks) == ["one", "same", "same_", "two"]
 
 
-def test_defaults_reach_what_is_extended(tmp_path: Path) -> None:
+def test_defaults_apply_to_the_extended_network(tmp_path: Path) -> None:
     done = write(
         tmp_path,
         net="extends base\ndefault conv bias\n",
@@ -79,9 +79,9 @@ def test_defaults_reach_what_is_extended(tmp_path: Path) -> None:
 
 def test_an_expectation_of_layers_that_were_replaced(tmp_path: Path) -> None:
     base = f"{NETWORK}conv 3x3 8\nconv 3x3 8\nexpect depth = 2\n"
-    (fault,) = write(tmp_path, net="extends base\nconv 3x3 4\n", base=base).diagnostics
-    assert (fault.code, fault.name) == ("E0401", "base.cnn")
-    assert "defines layers, which replace all layers of" in fault.notes[0]
+    (error,) = write(tmp_path, net="extends base\nconv 3x3 4\n", base=base).diagnostics
+    assert (error.code, error.name) == ("E0401", "base.cnn")
+    assert "defines layers, which replace all layers of" in error.notes[0]
 
 
 def test_a_value_that_depends_on_the_image(tmp_path: Path) -> None:
@@ -91,54 +91,52 @@ def test_a_value_that_depends_on_the_image(tmp_path: Path) -> None:
     assert [node.shape[0] for node in graph_of(done)] == [4, 7]
 
 
-def test_faults_in_a_file_of_blocks(tmp_path: Path) -> None:
+def test_errors_in_a_file_of_blocks(tmp_path: Path) -> None:
     text = "block one() { two }\nblock two() { one }\nblock three() { relou }\n"
-    assert {code for code, _ in faults(write(tmp_path, net=text))} == {"E0210", "E0201"}
-    assert {code for code, _ in faults(write(tmp_path, net=f"{NETWORK}relu\n{text}"))} == {"E0210", "E0201"}
+    assert {code for code, _ in errors(write(tmp_path, net=text))} == {"E0210", "E0201"}
+    assert {code for code, _ in errors(write(tmp_path, net=f"{NETWORK}relu\n{text}"))} == {"E0210", "E0201"}
 
 
 def test_the_parameters_of_a_file_that_extends(tmp_path: Path) -> None:
     base = f"{NETWORK}param c = 8\nparam act = relu\nconv 3x3 c | act\n"
     done = write(tmp_path, net="param c = 4\nextends base act=in.c\n", base=base)
-    assert faults(done) == [("E0207", 2)]
+    assert errors(done) == [("E0207", 2)]
     done = write(tmp_path, net="param width = 4\nextends base c=2*width act=gelu\n", base=base)
     assert [node.op.name for node in graph_of(done)] == ["conv", "gelu"]
     assert graph_of(done).nodes[0].shape == (8, 8, 8)
 
 
-def test_a_file_that_cannot_be_had_is_always_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unavailable_file_is_always_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Library, "find", lambda *_: None)
-    assert faults(write(tmp_path, net="extends base\n")) == [("E0212", 1)]
+    assert errors(write(tmp_path, net="extends base\n")) == [("E0212", 1)]
 
 
-def test_what_is_no_file(tmp_path: Path) -> None:
+def test_not_a_file(tmp_path: Path) -> None:
     (tmp_path / "d.cnn").mkdir()
     os.mkfifo(tmp_path / "f.cnn")
     for wanted, what in (("d", "a folder"), ("f", "not a regular file")):
         (found,) = write(tmp_path, net=f"extends {wanted}\n").diagnostics
         assert (found.code, found.message, found.line) == ("E0212", f"`{wanted}.cnn` is {what}", 1)
-        assert found.help == "files are looked up beside the spec, then among the shipped ones"
+        assert found.help == "check the path: files are searched next to the spec, then among the shipped specs"
     (tmp_path / "resnet20.cnn").mkdir()
     assert graph_of(write(tmp_path, net="extends resnet20\n")).parameter_count == 272_378
 
 
-def test_blocks_of_a_use_that_failed_are_not_judged(tmp_path: Path) -> None:
+def test_calls_of_unavailable_blocks_are_not_checked(tmp_path: Path) -> None:
     calls = "default conv_bn valid\naa 3 | bb | conv_bn 3x3 8 valid\nadd { in; aa 3 }\n"
     done = write(tmp_path, net=f'use aa, bb, conv_bn from "missing"\n{NETWORK}{calls}relou\n')
-    assert faults(done) == [("E0212", 1), ("E0201", 7)]
+    assert errors(done) == [("E0212", 1), ("E0201", 7)]
     done = write(tmp_path, net=f'use aa, bb, conv_bn from "has"\n{NETWORK}{calls}', has="block aa(c) { conv 3x3 c }\n")
-    assert faults(done) == [("E0201", 1), ("E0201", 1)]
+    assert errors(done) == [("E0201", 1), ("E0201", 1)]
     base = f'use aa from "missing"\n{NETWORK}aa 3\n'
     done = write(tmp_path, net="extends base\naa 3 | relu\n", base=base)
-    assert [code for code, _ in faults(done)] == ["E0212"]
+    assert [code for code, _ in errors(done)] == ["E0212"]
 
 
 @pytest.mark.parametrize(
     ("file", "name"), [("...cnn", "network"), ("my net-2.cnn", "my net-2"), (".hidden.cnn", "hidden")]
 )
-def test_a_network_without_a_name_is_called_as_its_file_and_never_as_another_folder(
-    tmp_path: Path, file: str, name: str
-) -> None:
+def test_a_network_without_a_name_has_the_name_of_its_file(tmp_path: Path, file: str, name: str) -> None:
     (tmp_path / file).write_text("input 1x8x8\nclasses 10\nglobal_avgpool | flatten | linear classes\n", "utf-8")
     assert load(tmp_path / file).name == name
 
@@ -148,11 +146,11 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.cnn")
     (tmp_path / "binary.cnn").write_bytes(b"input\0")
     expected = {
-        "folder": ("E0212", "name a file in it"),
+        "folder": ("E0212", "choose a file in the folder"),
         "pipe": ("E0212", None),
-        "binary": ("E0107", "a spec is a text file in UTF-8"),
+        "binary": ("E0107", "save the spec as UTF-8 text"),
         "resnet21": ("E0212", "did you mean `resnet20`?"),
-        "quite_different": ("E0212", "`cnnspec list` shows the shipped networks"),
+        "quite_different": ("E0212", "run `cnnspec list` to see the shipped networks"),
         "x" * 300: ("E0212", None),
     }
     for name, (code, help) in expected.items():
@@ -160,20 +158,20 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         assert (found.code, found.help) == (code, help)
 
 
-def test_files_with_links_in_a_circle(tmp_path: Path) -> None:
+def test_circular_links(tmp_path: Path) -> None:
     (tmp_path / "a.cnn").symlink_to(tmp_path / "b.cnn")
     (tmp_path / "b.cnn").symlink_to(tmp_path / "a.cnn")
-    assert faults(write(tmp_path, net="extends a\n")) == [("E0212", 1)]
+    assert errors(write(tmp_path, net="extends a\n")) == [("E0212", 1)]
 
 
-def test_limits_of_the_files_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_of_all_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {name: f"block {name}() {{ relu }}\n" for name in ("a", "b")}
     net = f'use a from "a"\nuse b from "b"\n{NETWORK}a | b\n'
-    assert faults(write(tmp_path, net=net, **files)) == []
+    assert errors(write(tmp_path, net=net, **files)) == []
     monkeypatch.setattr("cnnspec.semantics.loader.MAX_WORDS", 25)
-    assert ("E0405", 2) in faults(write(tmp_path, net=net, **files))
+    assert ("E0405", 2) in errors(write(tmp_path, net=net, **files))
     monkeypatch.setattr("cnnspec.semantics.loader.MAX_FILES", 1)
-    assert ("E0405", 1) in faults(write(tmp_path, net=net, **files))
+    assert ("E0405", 1) in errors(write(tmp_path, net=net, **files))
 
 
 def test_a_text_from_memory_extends_shipped_networks_only() -> None:

@@ -1,4 +1,4 @@
-"""Values of the recipe that are given from outside: the same as if the spec had stated them."""
+"""Overrides of the recipe have the same effect as values in the spec."""
 
 import pytest
 
@@ -49,7 +49,7 @@ def recipe_of(
         ({"label_smoothing": 0.1, "width": 16}, {"rest": "label_smoothing 0.1"}),
     ],
 )  # fmt: skip
-def test_as_if_the_spec_had_stated_it(given: dict[str, object], stated: dict[str, str]) -> None:
+def test_an_override_equals_the_value_in_the_spec(given: dict[str, object], stated: dict[str, str]) -> None:
     found, wanted = recipe_of(given), recipe_of(**stated)
     assert set(found.stated) == set(wanted.stated)
     assert found.given
@@ -58,7 +58,7 @@ def test_as_if_the_spec_had_stated_it(given: dict[str, object], stated: dict[str
     assert found.model_dump(exclude=ORIGINS) == wanted.model_dump(exclude=ORIGINS)
 
 
-def test_every_value_can_be_given_as_it_is() -> None:
+def test_overrides_with_the_current_value_change_nothing() -> None:
     recipe = recipe_of()
     for name in names_of(recipe):
         place, _, argument = name.rpartition(".")
@@ -85,15 +85,15 @@ def test_other_epochs_keep_the_shape_of_the_schedule() -> None:
     ("given", "code", "help"),
     [
         ({"wieght_decay": 1}, "E0217", "did you mean `weight_decay`?"),
-        ({"nothing_like_it": 1}, "E0217", "it has `width`"),
+        ({"nothing_like_it": 1}, "E0217", "available parameters: `width`"),
         ({"lr": -1}, "E0215", None),
         ({"lr": "true"}, "E0204", None),
-        ({"optimizer": "sdg"}, "E0204", "there are `sgd`, "),
-        ({"schedule": "step"}, "E0204", "state it in the `train` section; without arguments there are `constant`, "),
+        ({"optimizer": "sdg"}, "E0204", "choose from `sgd`, "),
+        ({"schedule": "step"}, "E0204", "set it in the `train` section, or choose from `constant`, "),
         ({"mode": "reflect"}, "E0217", None),
     ],
 )
-def test_what_does_not_fit(given: dict[str, object], code: str, help: str | None) -> None:
+def test_invalid_overrides(given: dict[str, object], code: str, help: str | None) -> None:
     with pytest.raises(CnnspecError) as caught:
         recipe_of(given)
     (diagnostic,) = caught.value.diagnostics

@@ -34,10 +34,10 @@ def test_a_value_of_the_language(given: Any, value: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("1\nrelu", "`name=1\nrelu` is not a value"),
-        ("in.c", "`name=in.c` is not a value"),
-        ("1 / 0", "`name=1 / 0` is not a value"),
-        ([3, 3], "`name` cannot be a value of the type `list`"),
+        ("1\nrelu", "invalid value `name=1\nrelu`"),
+        ("in.c", "invalid value `name=in.c`"),
+        ("1 / 0", "invalid value `name=1 / 0`"),
+        ([3, 3], "unsupported type `list` for `name`"),
     ],
 )
 def test_no_value_of_the_language(given: Any, message: str) -> None:

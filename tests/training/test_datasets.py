@@ -599,5 +599,5 @@ def test_subsets_always_have_the_same_images(tmp_path: Path) -> None:
     again = load_data(graph, Setting.of(FashionMini(val=100, train=200)), tmp_path)
     assert torch.equal(again.train.labels, part.train.labels)
     assert part.mean == whole.mean
-    with pytest.raises(CnnspecError, match="`train=6000` is more than"):
+    with pytest.raises(CnnspecError, match="`train=6000` exceeds"):
         load_data(graph, Setting.of(FashionMini(val=100, train=6000)), tmp_path)
