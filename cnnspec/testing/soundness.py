@@ -225,7 +225,7 @@ def bombs(seed: int, tally: Tally) -> None:
         tally.wrong.append(f"{name}: is accepted")
         return
     tally.counts["rejected"] += 1
-    tally.counts["naming a limit"] += "limit" in errors[0].message or "at most" in errors[0].message
+    tally.counts["by a limit"] += errors[0].code in ("E0402", "E0403", "E0404", "E0405")
     tally.note("seconds of one bomb", seconds, name)
     if seconds > MAX_SECONDS_PER_BOMB:
         tally.wrong.append(f"{name}: takes {seconds:.2f} s")

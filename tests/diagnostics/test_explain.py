@@ -24,7 +24,7 @@ REFERENCE = (ROOT / "docs" / "reference" / "errors.md").read_text("utf-8")
 LISTED = dict(re.findall(r"^\| \[`([EW][0-9]{4})`\]\([^)]*\) \| (.*) \|$", REFERENCE, re.M))
 PAGE = re.compile(
     r"# (?P<code>[EW][0-9]{4}): (?P<title>.+)\n\n(?P<why>(?:(?!#|```)[^\n]+\n)+)\n"
-    r"Fails:\n\n```(?P<kind>cnn|sh|python)\n(?P<bad>.*?)```\n\nMended:\n\n```(?P=kind)\n(?P<good>.*?)```\n",
+    r"Fails:\n\n```(?P<kind>cnn|sh|python)\n(?P<bad>.*?)```\n\nFixed:\n\n```(?P=kind)\n(?P<good>.*?)```\n",
     re.S,
 )
 

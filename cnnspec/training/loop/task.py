@@ -325,8 +325,8 @@ class Task(pl.LightningModule):
             raise error
         self.progress.parts *= 2
         self.context.log(
-            f"out of memory: from step {self.progress.step + 1} on, each batch is computed in {self.progress.parts} parts;"
-            " batch normalization uses one part at a time"
+            f"out of memory: from step {self.progress.step + 1} on, each batch is computed in {self.progress.parts}"
+            " parts; batch normalization uses one part at a time"
         )
 
     def _check_finite(self, loss: Tensor, images: Tensor | None = None) -> None:

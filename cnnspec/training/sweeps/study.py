@@ -314,9 +314,11 @@ class SharedStudy:
             if stored.get(term) != value:
                 differs = f"its {term} is {_format_term(stored.get(term))}, not {_format_term(value)}"
                 raise failure(
-                    "E0516", f"the storage belongs to another sweep: {differs if term != 'network' else 'its network differs'}",
-                    file=_without_password(url), help="choose another folder with `--out`, or use the settings that the sweep started with",
-                )  # fmt: skip
+                    "E0516",
+                    f"the storage belongs to another sweep: {differs if term != 'network' else 'its network differs'}",
+                    file=_without_password(url),
+                    help="choose another folder with `--out`, or use the settings that the sweep started with",
+                )
         return study
 
     def close(self) -> None:
