@@ -263,7 +263,7 @@ def _too_many(binding: Binding) -> Reported | None:
     site, word, span = binding.site, binding.word, binding.arg.span
     takes = _takes(site.callee, site.parameters)
     if not word or word in site.scope.variables:
-        help = f"{takes}; join elements with `|`"
+        help = f"{takes}; separate elements with `|`"
         return binding.error("E0205", f"too many arguments for `{site.callee}`", help=help)
     help, fixes = respell(span, word, site.parameters)
     if word in OPS or site.scope.file.find_block(word):

@@ -84,6 +84,6 @@ class Context:
             Reported: The limit is reached.
         """
         if count >= MAX_NAMES:
-            message = f"this scope has more than the limit of {MAX_NAMES} named values"
+            message = f"the named values of this scope exceed the limit of {MAX_NAMES}"
             help = "write values where they are used, or as rows of `each`"
             raise self.reporter.error("E0405", message, span, help=help)

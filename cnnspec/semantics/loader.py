@@ -158,7 +158,7 @@ class Library:
             return _shipped_tree(path)
         if path not in self._trees:
             if len(self._trees) >= MAX_FILES:
-                message = f"the spec uses more than the limit of {MAX_FILES} files"
+                message = f"the files of the spec exceed the limit of {MAX_FILES}"
                 reporter.error("E0405", message, at, help="merge small files")
                 return None
             assert self._root is not None
@@ -166,7 +166,7 @@ class Library:
             text = read_text(path, name, reporter)
             self._words += count_words(text or "")
             if self._words > MAX_WORDS:
-                message = f"the files of the spec have more than the limit of {MAX_WORDS} tokens in total"
+                message = f"the files of the spec exceed the limit of {MAX_WORDS} tokens in total"
                 reporter.error("E0405", message, at, help="shorten them with `repeat`, `each` and blocks")
                 return None
             self._folders[name] = path.parent

@@ -109,7 +109,7 @@ def _operator(unknown: UnknownName) -> Reported | None:
     if word not in OPS:
         return None
     message = f"expected {unknown.type}, got the operator `{word}`"
-    help = f"join elements with `|`: `| {word}`; a block parameter for an operator needs the type `op`"
+    help = f"separate elements with `|`: `| {word}`; a block parameter for an operator needs the type `op`"
     return unknown.reporter.error("E0204", message, span, help=help, fixes=pipe_before(span, word))
 
 
