@@ -287,7 +287,7 @@ def test_the_weights_stay_at_another_size() -> None:
     with pytest.raises(CnnspecError, match="height and width must be at least 1"):
         graph.at(0, 32)
     fixed = loads("input 3x32x32\nflatten | fc\n".replace("fc", "linear 10"))
-    with pytest.raises(CnnspecError, match="made for 3,072 features and would get 1,536"):
+    with pytest.raises(CnnspecError, match="expects 3,072 features, got 1,536"):
         fixed.at(16, 32)
 
 
