@@ -29,7 +29,7 @@ from cnnspec.syntax import ast, parse
 
 @dataclass
 class Compilation:
-    """The result of each stage, as far as they ran, and the diagnostics.
+    """The results of the stages that ran, and the diagnostics.
 
     Attributes:
         source: The text.

@@ -110,7 +110,7 @@ def _field(field: Field) -> str:
 
 
 COLUMNS: dict[str, Column] = {
-    "is": Column("is", lambda row: row.kind, False),
+    "kind": Column("kind", lambda row: row.kind, False),
     "output": Column("output", lambda row: shapes.text(row.shape), False),
     "parameters": Column("parameters", lambda row: f"{row.parameters:,}"),
     "macs": Column("MACs", lambda row: f"{row.macs:,}"),
@@ -127,7 +127,6 @@ COLUMNS: dict[str, Column] = {
 """All columns by name."""
 
 KEYS = {
-    "is": "kind",
     "output": "output_shape",
     "activations": "activation_bytes",
     "kept": "kept_bytes",
@@ -138,7 +137,7 @@ KEYS = {
 DECLARED = ("peak", "field", "sees", "stride")
 """Columns that are for the declared image size even if the others are functions of the image size."""
 
-DEFAULT_COLUMNS = ("is", "output", "parameters", "macs", "activations", "field")
+DEFAULT_COLUMNS = ("kind", "output", "parameters", "macs", "activations", "field")
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ class CallStack:
         return {"span": span, "caption": caption, "labels": labels}
 
     def label(self, origin: int, text: str) -> list[Label]:
-        """Return a label at a piece of the Model; none where its position is unknown."""
+        """Return a label at a piece of the Model; none if its position is unknown."""
         span = self.places[origin]
         return [Label(span, text)] if span is not None else []
 

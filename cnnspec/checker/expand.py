@@ -313,7 +313,7 @@ class Expander:
             return None
 
     def _callee(self, call: ir.Call, frame: Frame) -> str | None:
-        """Return the name of the called block or operator; a parameter of the type `op` stands for its value."""
+        """Return the name of the called block or operator; a parameter of the type `op` is replaced by its value."""
         if not call.variable:
             return call.callee
         value = frame.values.get(call.callee)

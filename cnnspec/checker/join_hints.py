@@ -77,7 +77,7 @@ class JoinHints:
         return None
 
     def _continued_branch(self, branches: Branches) -> str | None:
-        """Explain two labeled statements of which one reads the other only because it follows it."""
+        """Explain a labeled statement whose input is the other one only because it comes after it."""
         labeled, nodes = _labeled(branches), self.trace.nodes
         for (label, x), (other, y) in ((one, two) for one in labeled for two in labeled):
             path = self.trace.path(y.node, x.node)

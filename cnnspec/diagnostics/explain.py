@@ -9,17 +9,17 @@ from cnnspec.resources import resource
 
 @lru_cache(maxsize=1)
 def titles() -> dict[str, str]:
-    """Every code with what it is about, in the order of the codes."""
+    """Return the title of each code, sorted by code."""
     pages = sorted(resource("docs", "errors").glob("[EW]*.md"))
     firsts = (page.read_text("utf-8").split("\n", 1)[0] for page in pages)
     return {page.stem: first.partition(": ")[2] for page, first in zip(pages, firsts, strict=True)}
 
 
 def explanation(code: str) -> str:
-    """The page of a code.
+    """Return the page of a code.
 
     Raises:
-        KeyError: There is no such code.
+        KeyError: The code does not exist.
     """
     if code not in titles():
         raise KeyError(code)

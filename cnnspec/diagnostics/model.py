@@ -382,8 +382,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str | None:
 def respell(span: Span | None, word: str, known: Iterable[str]) -> tuple[str | None, tuple[Fix, ...]]:
     """Return a help that names the nearest known words, and the fixes that write one of them.
 
-    A fix is certain if only one word is close, at a distance of one letter that is not a digit. There is no help if no
-    word is close, and there are no fixes without a place.
+    A fix is certain if only one word is close, at a distance of one letter that is not a digit. The help is None if
+    no word is close, and fixes need a span.
     """
     near = nearest(word, known)
     if not near:

@@ -166,7 +166,7 @@ class Graph:
         return {**{node.path: i for i, node in enumerate(self.nodes) if node.op.owns_module}, **self.ends}
 
     def find(self, path: str) -> int | None:
-        """Return the index of the output node of a module, or `None` if there is no such module."""
+        """Return the index of the output node of a module, or `None` if the module does not exist."""
         return self._places.get(path)
 
     @property
@@ -188,7 +188,7 @@ class Graph:
         """Return shape and reduction of the output of a module.
 
         Raises:
-            KeyError: There is no such module.
+            KeyError: The module does not exist.
         """
         index = self._places[path]
         return Feature(path, self.nodes[index].shape, self.reductions[index])
@@ -210,7 +210,7 @@ class Graph:
         """Return the output shape of a module as a function of the image size, `[N, 512, H//32, W//32]`.
 
         Raises:
-            KeyError: There is no such module.
+            KeyError: The module does not exist.
         """
         index = self._places[path]
         return symbolic.text(self.sizes.shape(index, self.nodes[index].shape[0]))

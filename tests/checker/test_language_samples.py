@@ -1,4 +1,4 @@
-"""The samples that the language was designed by: each checks, formats to itself, and means what was said."""
+"""Samples of the language: each one is valid, is formatted already, and has the expected meaning."""
 
 from __future__ import annotations
 

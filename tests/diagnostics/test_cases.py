@@ -41,7 +41,7 @@ def test_error(path: Path, accept: bool) -> None:
 
 
 OUTSIDE = {"E0217", "E0219", "E0313"}
-"""Codes of faults that stand in no text, but in what a caller hands over with it."""
+"""Codes of errors in the arguments of a caller, which no text can show."""
 
 
 def test_every_code_has_a_case() -> None:

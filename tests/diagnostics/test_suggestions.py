@@ -1,4 +1,4 @@
-"""Suggestions and fixes: each fix is tried, and does what its help says."""
+"""Suggestions and fixes: each fix is tried, and does what its help states."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ from cnnspec.ops import ShapeError
 HEAD = "network t\ninput 3x32x32\nclasses 10\n"
 
 
-def mended(text: str) -> list[str]:
+def fixed_texts(text: str) -> list[str]:
     """Apply each fix of the first diagnostic."""
     return [fix.apply(text) for fix in check(text)[0].fixes]
 
 
 @pytest.mark.parametrize("path", ERROR_CASES, ids=lambda path: path.stem)
-def test_every_fix_makes_its_fault_go_away(path: Path) -> None:
+def test_every_fix_removes_its_error(path: Path) -> None:
     text = read_marks(path.read_text("utf-8")).text
     done = compile_source(Source(path.name, text), path)
     for diagnostic in done.diagnostics:
@@ -72,12 +72,12 @@ def test_every_fix_makes_its_fault_go_away(path: Path) -> None:
             assert fix.certain or not Counter(d.code for d in again if d.severity == "error") - others, fix
 
 
-def test_what_a_fix_brings_to_light() -> None:
+def test_errors_that_a_fix_reveals() -> None:
     convv, gn = (
         check(HEAD + f"stem {words} | squeeze_excite ratio=32\n")[0] for words in ("convv 3x3 16", "conv 3x3 16 | gn 5")
     )
-    assert [fix.certain for fix in convv.fixes] == [True]  # a slip of the pen hid the other fault
-    assert (gn.fixes, gn.help) == ((), "write `groups=4`, the nearest divisor of 16")  # or the change made it
+    assert [fix.certain for fix in convv.fixes] == [True]  # the misspelling hid the other error
+    assert (gn.fixes, gn.help) == ((), "write `groups=4`, the nearest divisor of 16")  # or the fix caused the error
 
 
 def test_bounds_leave_the_choice() -> None:
@@ -85,7 +85,7 @@ def test_bounds_leave_the_choice() -> None:
     assert (diagnostic.fixes, diagnostic.help) == ((), "write `p=1` or less")
 
 
-def test_many_kinds_of_faults_have_fixes() -> None:
+def test_many_codes_have_fixes() -> None:
     codes = set[str]()
     for path in ERROR_CASES:
         text = read_marks(path.read_text("utf-8")).text
@@ -158,7 +158,7 @@ FIXED_LINES = [
 @pytest.mark.parametrize(("line", "expected"), FIXED_LINES)
 def test_fix(line: str, expected: str) -> None:
     text, fixed = with_head(line, expected)
-    assert fixed in mended(text)
+    assert fixed in fixed_texts(text)
 
 
 def with_head(*lines: str) -> list[str]:
@@ -166,9 +166,9 @@ def with_head(*lines: str) -> list[str]:
     return [head + line + "\n" for line in lines]
 
 
-def test_a_remedy_that_does_not_work_is_not_shown() -> None:
+def test_a_fix_that_does_not_work_is_not_shown() -> None:
     block = "block wide(width) { conv 3x3 width }\nblock residual(width) { add { wide width; in } }\n"
-    diagnostic, *_ = check(HEAD + block + "residual 16\nresidual 32\n")  # `conv 1x1 16` is not right for both
+    diagnostic, *_ = check(HEAD + block + "residual 16\nresidual 32\n")  # `conv 1x1 16` is wrong for one of the calls
     assert diagnostic.code == "E0301"
     assert diagnostic.fixes == ()
     assert "conv 1x1" not in (diagnostic.help or "")
