@@ -544,7 +544,7 @@ def test_a_worker_that_dies_is_replaced(capsys: pytest.CaptureFixture[str]):
         if number == 3:
             for child in multiprocessing.active_children():
                 child.kill()
-    assert "died; its batches are made again" in capsys.readouterr().err
+    assert "died; its batches are loaded again" in capsys.readouterr().err
     for (ours, labels), (theirs, expected) in zip(seen, whole, strict=True):
         assert torch.equal(ours, theirs)
         assert torch.equal(labels, expected)

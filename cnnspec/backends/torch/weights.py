@@ -117,7 +117,7 @@ def _published(graph: Graph, tag: str) -> Weights:
             "E0505",
             f"cannot load the pretrained weights `{tag}` of `{graph.name}` from torchvision",
             notes=[f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"],
-            help="check the internet connection: they are downloaded once; or pass a file with `--weights FILE`",
+            help="check the internet connection (they are downloaded once), or pass a file with `--weights FILE`",
         ) from None
     return dict(reference.state_dict())
 
@@ -206,7 +206,8 @@ def _by_order(own: Weights, given: Weights, file: str | None) -> Weights:
     ]
     if wrong:
         raise _mismatch(
-            f"the network has {len(ours)} tensors, the file has {len(theirs)}, and {len(wrong)} differ in shape",
+            f"the network has {len(ours)} tensors, the file has {len(theirs)},"
+            f" and {len(wrong)} positions differ in shape",
             own,
             given,
             wrong,

@@ -255,8 +255,10 @@ class _ComparisonRuns:
         keys = {row.get("label"): row.get("key") for row in previous if isinstance(row, dict)}
         for candidate in self.candidates:
             if keys.get(candidate.label, candidate.key) != candidate.key:
-                changed = f"`{candidate.label}` or its recipe has changed since the last comparison in this folder"
-                log(f"{changed}: it is trained again")
+                log(
+                    f"`{candidate.label}` or its recipe has changed since the last comparison in this folder:"
+                    " it is trained again"
+                )
 
     def row(self, candidate: Candidate, target: float | None) -> Row:
         """Collect the results of a network."""
