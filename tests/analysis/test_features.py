@@ -94,5 +94,5 @@ def test_published_weights_come_from_torchvision(monkeypatch: pytest.MonkeyPatch
             cnnspec.build("resnet18", weights=wrong)
         assert caught.value.diagnostics[0].code == "E0505"
         assert "torchvision:DEFAULT" not in caught.value.diagnostics[0].message
-    with pytest.raises(cnnspec.CnnspecError, match="no weights for `resnet20`"):
+    with pytest.raises(cnnspec.CnnspecError, match="no pretrained weights for `resnet20`"):
         cnnspec.build("resnet20", weights="torchvision:DEFAULT")
