@@ -135,8 +135,8 @@ def test_summary_shows_what_is_asked_for() -> None:
     total = rows[-1]
     assert (total["module"], total["flops"]) == ("total", str(8 * 2 * 40813184))
     assert int(total["flops"]) < int(total["backward_flops"]) < 2 * int(total["flops"])
-    markdown = cnnspec("summary", "resnet20", "--format", "markdown", "--columns", "is,parameters").stdout.splitlines()
-    assert markdown[:2] == ["| module | is | parameters |", "| --- | --- | --: |"]
+    markdown = cnnspec("summary", "resnet20", "--format", "markdown", "--columns", "kind,parameters").stdout.splitlines()
+    assert markdown[:2] == ["| module | kind | parameters |", "| --- | --- | --: |"]
     assert markdown[-1] == "| total |  | 272,378 |"
     *_, total, empty, largest = cnnspec(
         "summary", "resnet20", "--format", "markdown", "--max-batch", "1GiB"
@@ -195,7 +195,7 @@ def test_summary_as_data() -> None:
         cnnspec("summary", "googlenet_cifar", "--json").stdout
         == cnnspec("summary", "googlenet_cifar", "--format", "json").stdout
     )
-    data = json.loads(cnnspec("summary", "resnet20", "--json", "--columns", "is,kept", "--depth", "1").stdout)
+    data = json.loads(cnnspec("summary", "resnet20", "--json", "--columns", "kind,kept", "--depth", "1").stdout)
     assert data["modules"][0] == {"path": "stem", "kind": "", "kept_bytes": 131200}
     assert [module["path"] for module in data["modules"]] == ["stem", "stage1", "stage2", "stage3", "head"]
     assert "macs" not in data

@@ -181,7 +181,7 @@ def test_depthwise_convolutions() -> None:
         (kind(kernel=(3, 3), depthwise=True, c=8), "E0306", "write `c=6`, or remove `c`"),
         (kind(kernel=(3, 3), depthwise=True, c=10), "E0306", "write `c=12`, or remove `c`"),
         (kind(kernel=(3, 3)), "E0203", "add the number of output channels: `conv 3x3 c=16`"),
-        (kind(kernel=(2, 3), c=4), "E0305", "write `pad=1` or `pad=0` and take the change of size, or use `3x3`"),
+        (kind(kernel=(2, 3), c=4), "E0305", "write `pad=1` or `pad=0`, which change the size of the map, or use a 3x3 kernel"),
         (kind(kernel=(4, 1), c=4), "E0305", "write `pad=0` or `pad=0` and take the change of size, or use `5x1`"),
     ):
         with pytest.raises(ShapeError) as caught:
