@@ -92,9 +92,11 @@ class Conv(Op):
         if kh == kw and self.c in range(1, kh, 2):
             settings = (("kernel", f"{self.c}x{self.c}"), ("c", kh))
             return SetNumbers(settings, "the kernel comes first: `conv {0}`")
-        half = SetArgument("pad", max(kh, kw) // 2 if min(kh, kw) > 1 else 0)
+        none, odd = SetArgument("pad", 0), kernel(kh | 1, kw | 1)
+        if min(kh, kw) == 1:
+            return one_of("write `{0}`, which changes the size of the map, or use a {1.value} kernel", none, odd)
         wording = "write `{0}` or `{1}`, which change the size of the map, or use a {2.value} kernel"
-        return one_of(wording, half, SetArgument("pad", 0), kernel(kh | 1, kw | 1))
+        return one_of(wording, SetArgument("pad", max(kh, kw) // 2), none, odd)
 
     def infer(self, *inputs: Shape) -> Shape:
         c, h, w = need_map(self.name, inputs[0])

@@ -135,7 +135,8 @@ def test_summary_shows_what_is_asked_for() -> None:
     total = rows[-1]
     assert (total["module"], total["flops"]) == ("total", str(8 * 2 * 40813184))
     assert int(total["flops"]) < int(total["backward_flops"]) < 2 * int(total["flops"])
-    markdown = cnnspec("summary", "resnet20", "--format", "markdown", "--columns", "kind,parameters").stdout.splitlines()
+    options = ("--format", "markdown", "--columns", "kind,parameters")
+    markdown = cnnspec("summary", "resnet20", *options).stdout.splitlines()
     assert markdown[:2] == ["| module | kind | parameters |", "| --- | --- | --: |"]
     assert markdown[-1] == "| total |  | 272,378 |"
     *_, total, empty, largest = cnnspec(

@@ -176,13 +176,15 @@ def test_depthwise_convolutions() -> None:
     assert kind(kernel=(3, 3), depthwise=True).infer((6, 5, 5)) == (6, 5, 5)
     assert kind(kernel=(3, 3), depthwise=True, c=12).weights((6, 5, 5)) == {"weight": (12, 1, 3, 3)}
     assert kind(kernel=(3, 3), depthwise=True, c=12).macs((6, 5, 5), (12, 5, 5)) == 12 * 25 * 9
+    size = "which changes the size of the map, or use a 5x1 kernel"
+    sizes = "which change the size of the map, or use a 3x3 kernel"
     for wrong, code, help in (
         (kind(kernel=(3, 3), depthwise=True, groups=2), "E0215", "remove one of them"),
         (kind(kernel=(3, 3), depthwise=True, c=8), "E0306", "write `c=6`, or remove `c`"),
         (kind(kernel=(3, 3), depthwise=True, c=10), "E0306", "write `c=12`, or remove `c`"),
         (kind(kernel=(3, 3)), "E0203", "add the number of output channels: `conv 3x3 c=16`"),
-        (kind(kernel=(2, 3), c=4), "E0305", "write `pad=1` or `pad=0`, which change the size of the map, or use a 3x3 kernel"),
-        (kind(kernel=(4, 1), c=4), "E0305", "write `pad=0` or `pad=0` and take the change of size, or use `5x1`"),
+        (kind(kernel=(2, 3), c=4), "E0305", f"write `pad=1` or `pad=0`, {sizes}"),
+        (kind(kernel=(4, 1), c=4), "E0305", f"write `pad=0`, {size}"),
     ):
         with pytest.raises(ShapeError) as caught:
             wrong.infer((6, 5, 5))
