@@ -31,7 +31,7 @@ def test_errors_are_shown_as_on_the_command_line(pytester: pytest.Pytester) -> N
     result = run(pytester, "--cnnspec")
     result.assert_outcomes(failed=2)
     shown = result.stdout.str()
-    assert "error[E0401]: `params` is 232" in shown
+    assert "error[E0401]: expected `params` = 233, got 232" in shown
     assert "error[E0307]" in shown
     assert "Traceback" not in shown
     assert "pytest_plugin.py" not in shown
