@@ -252,10 +252,10 @@ AxisRule = Window | Spread | Times | Fixed | Shift
 """The output size along one axis as a function of the input size, for every integer.
 
 A rule never decreases; `rate` is `(period, step)`: `rule(size + period) == rule(size) + step`. `least` is the
-least input size, for which the output size is at least 1. `text` renders the rule.
+smallest input size for which the output size is at least 1. `text` renders the rule.
 
-For an input of a size, `span` is the range that an output position reads on an unbounded map; None for the whole map,
-and if its period is above the limit. `reads` are the positions that each position reads; those outside the map are
+For an input of a size, `span` is the range that an output position reads on an unbounded map, or `None` for the whole map
+and for a period above the limit. `reads` are the positions that each position reads; those outside the map are
 padding.
 """
 KEEP = Times(1)
@@ -267,7 +267,7 @@ def same_padding(kernel: int, dilation: int) -> int:
 
 
 def differing_axes(shapes: list[Shape]) -> list[str]:
-    """Return the names of the axes in which shapes differ; none for a map and flat features."""
+    """Return the names of the axes in which shapes differ, or an empty list for a map and flat features."""
     if len({len(shape) for shape in shapes}) > 1:
         return []
     names = AXES if len(shapes[0]) == 3 else ("features",)

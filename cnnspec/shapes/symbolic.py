@@ -123,7 +123,7 @@ class Length:
 
     @property
     def constant(self) -> int | None:
-        """The value of a constant function; None for others."""
+        """The value of a constant function, otherwise `None`."""
         return self.cycle[0] if self.step == 0 and self.period == 1 and not self.head else None
 
     def through(self, rule: AxisRule) -> Length:
