@@ -254,8 +254,8 @@ AxisRule = Window | Spread | Times | Fixed | Shift
 A rule never decreases; `rate` is `(period, step)`: `rule(size + period) == rule(size) + step`. `least` is the
 smallest input size for which the output size is at least 1. `text` renders the rule.
 
-For an input of a size, `span` is the range that an output position reads on an unbounded map, or `None` for the whole map
-and for a period above the limit. `reads` are the positions that each position reads; those outside the map are
+For an input of a size, `span` is the range that an output position reads on an unbounded map, or `None` for the whole
+map and for a period above the limit. `reads` are the positions that each position reads; those outside the map are
 padding.
 """
 KEEP = Times(1)
