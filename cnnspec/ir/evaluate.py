@@ -164,7 +164,7 @@ _NUMBERS = (int, float, Fraction)
 
 def is_number(value: object) -> bool:
     """Check whether a value is a number; `true` and `false` are not."""
-    return type(value) in _NUMBERS  # `isinstance` would ask the abstract class behind Fraction, at ten times the cost
+    return type(value) in _NUMBERS  # `isinstance` would ask the abstract base class of Fraction, at ten times the cost
 
 
 def evaluate(expr: Expr, names: Mapping[str, Any], entering: Shape | None = None) -> Any:

@@ -41,7 +41,7 @@ def _suppressions(file: ast.File) -> Iterator[_Suppression]:
 
 
 def _line(file: ast.File, comment: ast.Comment) -> int:
-    """Return the line that a comment applies to: its own, or the next with code if it stands alone."""
+    """Return the line that a comment applies to: its own, or the next line with code if it is on its own line."""
     if not comment.own_line:
         return comment.span.line
     text = file.source.text
