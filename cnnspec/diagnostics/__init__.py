@@ -16,6 +16,7 @@ from cnnspec.diagnostics.model import (
     did_you_mean,
     failure,
     nearest,
+    one_line,
     render,
     respell,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "did_you_mean",
     "failure",
     "nearest",
+    "one_line",
     "render",
     "respell",
 ]

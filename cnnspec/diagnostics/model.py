@@ -247,6 +247,11 @@ def failure(
     return CnnspecError([Diagnostic(code, message, notes=tuple(notes), help=help, file=file)])
 
 
+def one_line(error: object, limit: int = 200) -> str:
+    """Return the message of another library's error in one line of at most `limit` characters."""
+    return " ".join(str(error).split())[:limit]
+
+
 def counted(number: int, noun: str) -> str:
     """Count a noun: `1 value`, `2 values`."""
     return f"{number} {noun}" + ("" if number == 1 else "s")

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cnnspec.diagnostics import CnnspecError, did_you_mean, failure
+from cnnspec.diagnostics import CnnspecError, did_you_mean, failure, one_line
 from cnnspec.ir import Graph
 
 Match = Literal["name", "order"]
@@ -80,7 +80,7 @@ def read_weights(source: str | os.PathLike[str], match: Match = "name", graph: G
             warnings.simplefilter("ignore")  # the file's pickle protocol
             loaded = _READERS[ending](path)
     except Exception as error:  # noqa: BLE001 - a broken or hostile file fails in many ways
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        reason = f"{type(error).__name__}: {one_line(error)}"
         help = "use a file that contains a `state_dict` of tensors and nothing else"
         notes = [reason, "no code in the file was executed"]
         raise refusal("cannot read weights from the file", help, notes=notes) from None
@@ -116,7 +116,7 @@ def _published(graph: Graph, tag: str) -> Weights:
         raise failure(
             "E0505",
             f"cannot load the pretrained weights `{tag}` of `{graph.name}` from torchvision",
-            notes=[f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"],
+            notes=[f"{type(error).__name__}: {one_line(error)}"],
             help="check the internet connection (they are downloaded once), or pass a file with `--weights FILE`",
         ) from None
     return dict(reference.state_dict())

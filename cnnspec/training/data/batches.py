@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cnnspec.diagnostics import CnnspecError, failure
+from cnnspec.diagnostics import CnnspecError, failure, one_line
 from cnnspec.ir import Graph
 from cnnspec.recipe import Recipe
 from cnnspec.training.data.augment import Preprocess
@@ -100,7 +100,7 @@ class EpochBatches(Dataset[Batch]):
                     raise failure(
                         "E0514",
                         "the data loader workers keep failing",
-                        notes=[" ".join(str(error).split())[:200]],
+                        notes=[one_line(error)],
                         help="check for a corrupt image file or too little memory, then resume with `--resume`",
                     ) from None
                 print("a data loader worker died; its batches are loaded again", file=sys.stderr)

@@ -16,7 +16,7 @@ import numpy as np
 from torchvision import datasets
 from torchvision.datasets.utils import download_url
 
-from cnnspec.diagnostics import CnnspecError, failure
+from cnnspec.diagnostics import CnnspecError, failure, one_line
 from cnnspec.recipe import DATA_SETS
 
 _CLASSES: dict[str, Any] = {
@@ -129,7 +129,7 @@ def check_archive(path: Path) -> None:
 
 
 def _unavailable(name: str, why: str, error: Exception) -> CnnspecError:
-    reason = " ".join(str(error).split())[:200]
+    reason = one_line(error)
     return failure(
         "E0502",
         f"the data set `{name}` is not available: {why}",

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from cnnspec.diagnostics import failure
+from cnnspec.diagnostics import failure, one_line
 
 MAGIC = b"CNNSPEC1"
 """The first bytes of a seal."""
@@ -55,7 +55,7 @@ def unseal(content: bytes) -> State:
     try:
         state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - a file from another program fails in many ways
-        raise DamagedCheckpoint(" ".join(str(error).split())[:200]) from None
+        raise DamagedCheckpoint(one_line(error)) from None
     if not isinstance(state, dict) or "progress" not in state:
         raise DamagedCheckpoint("it is not a checkpoint of a run")
     return state

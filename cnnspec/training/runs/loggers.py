@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
-from cnnspec.diagnostics import failure
+from cnnspec.diagnostics import failure, one_line
 from cnnspec.ir import Graph
 from cnnspec.training.loop.task import Task
 
@@ -70,9 +70,7 @@ class ExternalLogger(Logger):
             action(self._logger)
         except Exception as error:  # noqa: BLE001 - servers and disks fail in many ways
             self._logger = None
-            self._log(
-                f"logging to {self._name} failed and is disabled for this run: {' '.join(str(error).split())[:200]}"
-            )
+            self._log(f"logging to {self._name} failed and is disabled for this run: {one_line(error)}")
 
 
 def make_loggers(
@@ -111,7 +109,7 @@ def make_loggers(
             ) from None  # fmt: skip
         except Exception as error:  # noqa: BLE001 - external programs fail in many ways
             raise failure(
-                "E0510", f"cannot start the logger `{name}`", notes=[" ".join(str(error).split())[:300]],
+                "E0510", f"cannot start the logger `{name}`", notes=[one_line(error, 300)],
                 help=_HELP[name],
             ) from None  # fmt: skip
     return loggers

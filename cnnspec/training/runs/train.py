@@ -14,7 +14,7 @@ from torch import nn
 
 from cnnspec.backends.torch.module import to_module
 from cnnspec.backends.torch.weights import load_weights, read_weights
-from cnnspec.diagnostics import CnnspecError, failure
+from cnnspec.diagnostics import CnnspecError, failure, one_line
 from cnnspec.ir import Graph
 from cnnspec.recipe import Recipe
 from cnnspec.semantics.recipe_rules import nothing_validated, refuse
@@ -369,7 +369,7 @@ def _settings_error(error: Exception) -> CnnspecError:
     return failure(
         "E0510",
         "Lightning does not support these settings",
-        notes=[" ".join(str(error).split())[:300]],
+        notes=[one_line(error, 300)],
         help="change `--accelerator`, `--devices`, `--precision` or `--strategy`",
     )
 
@@ -380,12 +380,12 @@ def _explain(error: BaseException, folder: Path) -> BaseException:
         return _settings_error(error)
     if isinstance(error, RuntimeError) and is_out_of_memory(error):
         help = "write `accumulate 2` or more in the recipe, or use a smaller network or image size"
-        return failure("E0513", "out of memory", notes=[" ".join(str(error).split())[:200]], help=help)
+        return failure("E0513", "out of memory", notes=[one_line(error)], help=help)
     if isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _LOST_PROCESS):
         return failure(
             "E0515",
             "another process of this run has ended",
-            notes=[" ".join(str(error).split())[:200]],
+            notes=[one_line(error)],
             help="see the output of that process, then resume with `--resume`",
         )
     if isinstance(error, OSError) and error.errno is not None:

@@ -36,7 +36,7 @@ from optuna.distributions import (
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from cnnspec.diagnostics import failure
+from cnnspec.diagnostics import failure, one_line
 from cnnspec.training.runs import locks
 from cnnspec.training.sweeps.space import Axis, Candidate, Choice, Space
 
@@ -302,7 +302,7 @@ class SharedStudy:
         except Exception as error:  # databases raise errors of many classes  # noqa: BLE001
             raise failure(
                 "E0516", "cannot open the storage of the sweep", file=_without_password(url),
-                notes=[" ".join(str(error).split())[:300]],
+                notes=[one_line(error, 300)],
                 help="pass the URL of a database with `--storage`, such as `sqlite:///FILE` or `postgresql://HOST/NAME`",
             ) from None  # fmt: skip
         end = time.monotonic() + 10
@@ -443,7 +443,7 @@ def storage_error(error: Exception) -> Exception:
         return error
     reason = error.__cause__ or error
     return failure(
-        "E0516", "the storage of the sweep is no longer accessible", notes=[" ".join(str(reason).split())[:300]],
+        "E0516", "the storage of the sweep is no longer accessible", notes=[one_line(reason, 300)],
         help="check the storage, then repeat the command to resume",
     )  # fmt: skip
 
