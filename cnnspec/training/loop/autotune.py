@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import time
 from copy import deepcopy
@@ -20,6 +19,7 @@ import torch
 from torch import nn
 
 from cnnspec.ir import Graph
+from cnnspec.resources import cache_folder
 from cnnspec.training.loop.checkpoints import write_atomically
 
 FORMATS: dict[str, torch.memory_format] = {
@@ -58,10 +58,10 @@ class Tuning:
         return asdict(self)
 
 
-def cache_file() -> Path:
-    """Return the path of the cache, in `CNNSPEC_CACHE` or the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("CNNSPEC_CACHE") or Path(home) / "cnnspec") / "tuning.json"
+def cache_file() -> Path | None:
+    """Return the path of the cache, or None if the user has no home folder."""
+    folder = cache_folder()
+    return folder / "tuning.json" if folder else None
 
 
 def _key(graph: Graph, batch: int, device: torch.device) -> str:
@@ -71,11 +71,23 @@ def _key(graph: Graph, batch: int, device: torch.device) -> str:
 
 
 def _read_cache() -> dict[str, Any]:
+    path = cache_file()
     try:
-        cached = json.loads(cache_file().read_text(encoding="utf-8"))
+        cached = json.loads(path.read_text(encoding="utf-8")) if path else {}
     except (OSError, ValueError):
         return {}
     return cached if isinstance(cached, dict) else {}
+
+
+def _store(key: str, found: Tuning) -> None:
+    path = cache_file()
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps({**_read_cache(), key: found.to_json()}, indent=1).encode())
+    except OSError:  # the next run measures again
+        pass
 
 
 def read_cached(graph: Graph, batch: int, device: torch.device) -> Tuning | None:
@@ -114,12 +126,7 @@ def choose_tuning(
     found = read_cached(graph, batch, device)
     if found is None:
         found = _measure(graph, network, min(batch, IMAGES), device, default)
-        try:
-            cache_file().parent.mkdir(parents=True, exist_ok=True)
-            cached = {**_read_cache(), _key(graph, batch, device): found.to_json()}
-            write_atomically(cache_file(), json.dumps(cached, indent=1).encode())
-        except OSError:  # the next run measures again
-            pass
+        _store(_key(graph, batch, device), found)
     return replace(found, **requested) if requested else found
 
 
