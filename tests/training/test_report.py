@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,6 @@ train {{
     LINES
 }}
 """
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 OPEN_ALL = "document.querySelectorAll('details').forEach(one => one.open = true)"
 FAINT = """() => {
@@ -115,19 +112,6 @@ def make_run(folder: Path, place: int, seed: int, images: Any) -> Run:
         "seconds": 3.0,
     }
     return Run(seed, name, result, epochs)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """A headless browser."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    if found is None:
-        pytest.skip(f"there is none of {', '.join(BROWSERS)}, so that nobody looks at the report")
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @pytest.mark.parametrize("width", [360, 1600])
