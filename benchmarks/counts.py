@@ -26,7 +26,7 @@ import test_fields as fields
 
 CHECKS: dict[str, tuple[str, Callable[[str], None]]] = {
     "flops": ("operations forward and backward", lambda text: counts.hold_against_flop_counter(loads(text))),
-    "kept": ("activations kept for the backward pass", counts.hold_against_saved_tensors),
+    "saved": ("activations saved for the backward pass", counts.hold_against_saved_tensors),
     "peak": ("peak of memory in inference", counts.hold_against_live_storages),
     "fields": ("receptive field of every module", fields.hold_against_gradients),
 }
@@ -83,8 +83,8 @@ def main() -> None:
             print(f"operations of shipped specs: {len(shipped_specs())} networks, {len(wrong)} differ {wrong or ''}")
             for spec in counts.KEPT:
                 graph = load(spec)
-                own, kept = count(graph).kept_total.at(2), counts.kept_by_torch(graph, 2)
-                print(f"kept by {spec}, 2 images: {own:,} bytes, torch {kept:,}, {own / kept - 1:+.4%}")
+                own, kept = count(graph).saved_total.at(2), counts.saved_by_torch(graph, 2)
+                print(f"saved by {spec}, 2 images: {own:,} bytes, torch {kept:,}, {own / kept - 1:+.4%}")
                 failed += own != kept
         else:
             title, check = CHECKS[name]

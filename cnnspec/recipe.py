@@ -419,7 +419,7 @@ class Setting(BaseModel):
         )
 
 
-ORIGINS = {"stated", "given"}
+ORIGINS = {"specified", "overridden"}
 """Fields of a `Recipe` that record where its values come from. Recipes that differ only here train identically."""
 
 
@@ -441,8 +441,8 @@ class Recipe(BaseModel):
         minutes: Time limit of the training.
         compile: Whether the network runs through `torch.compile`.
         tta: Test-time augmentation: `hflip` averages the logits of an image and of its horizontal flip.
-        stated: Names of the fields that the spec or `--set` sets.
-        given: Names of the fields that `--set` sets.
+        specified: Names of the fields that the spec or `--set` sets.
+        overridden: Names of the fields that `--set` sets.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
@@ -467,12 +467,12 @@ class Recipe(BaseModel):
     minutes: float | None = None
     compile: bool = False
     tta: Literal["hflip"] | None = None
-    stated: tuple[str, ...] = ()
-    given: tuple[str, ...] = ()
+    specified: tuple[str, ...] = ()
+    overridden: tuple[str, ...] = ()
 
     def over(self, epochs: int) -> "Recipe":
         """Return the recipe for another number of epochs; the schedule keeps its shape."""
-        written = self.planned or (self.epochs if "epochs" in self.stated else None)
+        written = self.planned or (self.epochs if "epochs" in self.specified else None)
         return self.model_copy(update={"epochs": epochs, "planned": written if written != epochs else None})
 
 

@@ -40,20 +40,20 @@ class Counts:
         extra: Memory for masks, indices and statistics that an operator saves for the backward pass.
         saved_outputs: Nodes whose output is saved for the backward pass, `IMAGE` for the image. A tensor that several
             operators save, or several nodes share, counts once, at the node that allocates it.
-        kept: Memory saved for the backward pass at each node: its output, if it is saved, and `extra`.
+        saved: Memory saved for the backward pass at each node: its output, if it is saved, and `extra`.
         inference_flops: The sum of `flops` without auxiliary heads.
         training_flops: The sum of `flops` and `backward_flops` with auxiliary heads: one training step.
-        kept_total: The sum of `kept`, and the image if it is saved.
+        saved_total: The sum of `saved`, and the image if it is saved.
     """
 
     flops: list[int]
     backward_flops: list[int]
     extra: list[Memory]
     saved_outputs: frozenset[int]
-    kept: list[Memory]
+    saved: list[Memory]
     inference_flops: int
     training_flops: int
-    kept_total: Memory
+    saved_total: Memory
 
 
 def count(graph: Graph) -> Counts:
@@ -72,27 +72,27 @@ def count(graph: Graph) -> Counts:
         if node.macs:
             # The gradient of the weights costs as much as the forward pass, and so does the gradient of the input.
             backward[index] = flops[index] * (1 + depends[0])
-        kept = node.op.kept(inputs, node.shape, depends)
-        for position in kept.inputs:
+        saved = node.op.saved(inputs, node.shape, depends)
+        for position in saved.inputs:
             source = node.inputs[position]
             saved_outputs.add(source if source == IMAGE else owner[source])
-        if kept.output:
+        if saved.output:
             saved_outputs.add(owner[index])
-        if kept.extra or kept.fixed:
-            extra[index] = Memory(kept.extra, kept.fixed)
-    kept = list(extra)
+        if saved.extra or saved.fixed:
+            extra[index] = Memory(saved.extra, saved.fixed)
+    saved = list(extra)
     for index in saved_outputs - {IMAGE}:
-        kept[index] = Memory(extra[index].image + _size(nodes[index].shape), extra[index].fixed)
+        saved[index] = Memory(extra[index].image + _size(nodes[index].shape), extra[index].fixed)
     image = _size(graph.input_shape) if IMAGE in saved_outputs else 0
     return Counts(
         flops,
         backward,
         extra,
         frozenset(saved_outputs),
-        kept,
+        saved,
         sum(flop for flop, node in zip(flops, nodes, strict=True) if node.aux is None),
         sum(flops) + sum(backward),
-        Memory(sum(own.image for own in kept) + image, sum(own.fixed for own in kept)),
+        Memory(sum(own.image for own in saved) + image, sum(own.fixed for own in saved)),
     )
 
 
@@ -177,8 +177,8 @@ def training_memory(graph: Graph) -> TrainingMemory:
             inputs = (graph.nodes[i].shape for i in node.inputs if i != IMAGE and gradient[i])
             scratch = node.op.backward_scratch(graph.input_shapes(node), node.shape)
             working = max(working, _size(node.shape) + sum(_size(shape) for shape in inputs) + scratch)
-    kept, image = counts.kept_total, 0 if IMAGE in counts.saved_outputs else _size(graph.input_shape)
-    steps = (*set(live_memory(graph, counts)), Memory(kept.image + image + working, kept.fixed))
+    saved, image = counts.saved_total, 0 if IMAGE in counts.saved_outputs else _size(graph.input_shape)
+    steps = (*set(live_memory(graph, counts)), Memory(saved.image + image + working, saved.fixed))
     return TrainingMemory(weights + buffers, weights, optimizer + average, steps)
 
 

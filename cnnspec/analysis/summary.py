@@ -38,10 +38,10 @@ class Row:
         flops: Floating-point operations of the same, two per multiply-add.
         backward_flops: Floating-point operations in the backward pass.
         activations: Bytes of the outputs of all operators.
-        kept: Bytes saved for the backward pass; a tensor counts once, where it is allocated.
+        saved: Bytes saved for the backward pass; a tensor counts once, where it is allocated.
         peak: The most bytes of live tensors while one of its operators runs in inference.
         field: Height and width of the theoretical receptive field, `None` for the whole image.
-        sees: Height and width of the exact receptive field at the center of the map, `None` if not computed.
+        center_field: Height and width of the exact receptive field at the center of the map, `None` if not computed.
         stride: Pixels of the image per position of the map, in height and width.
         depth: Convolutions and linear layers on the longest path from the image.
     """
@@ -55,10 +55,10 @@ class Row:
     flops: int
     backward_flops: int
     activations: int
-    kept: int
+    saved: int
     peak: int
     field: Field
-    sees: tuple[int, int] | None
+    center_field: tuple[int, int] | None
     stride: tuple[Fraction, Fraction]
     depth: int
 
@@ -70,10 +70,10 @@ class Row:
             "flops": self.flops,
             "backward_flops": self.backward_flops,
             "activation_bytes": self.activations,
-            "kept_bytes": self.kept,
+            "saved_bytes": self.saved,
             "peak_bytes": self.peak,
             "field": list(self.field),
-            "sees": list(self.sees) if self.sees else None,
+            "center_field": list(self.center_field) if self.center_field else None,
             "stride": [int(s) if s == int(s) else float(s) for s in self.stride],
             "depth": self.depth,
         }
@@ -117,10 +117,10 @@ COLUMNS: dict[str, Column] = {
     "flops": Column("FLOPs", lambda row: f"{row.flops:,}"),
     "backward_flops": Column("backward FLOPs", lambda row: f"{row.backward_flops:,}"),
     "activations": Column("activations", lambda row: in_bytes(row.activations)),
-    "kept": Column("kept", lambda row: in_bytes(row.kept)),
+    "saved": Column("saved", lambda row: in_bytes(row.saved)),
     "peak": Column("peak", lambda row: in_bytes(row.peak)),
     "field": Column("field", lambda row: _field(row.field)),
-    "sees": Column("sees", lambda row: _field(row.sees) if row.sees else ""),
+    "center_field": Column("center field", lambda row: _field(row.center_field) if row.center_field else ""),
     "stride": Column("stride", lambda row: "x".join(map(str, row.stride))),
     "depth": Column("depth", lambda row: str(row.depth)),
 }
@@ -129,12 +129,12 @@ COLUMNS: dict[str, Column] = {
 KEYS = {
     "output": "output_shape",
     "activations": "activation_bytes",
-    "kept": "kept_bytes",
+    "saved": "saved_bytes",
     "peak": "peak_bytes",
 }
 """The keys of columns in JSON, where they differ from the name."""
 
-DECLARED = ("peak", "field", "sees", "stride")
+DECLARED = ("peak", "field", "center_field", "stride")
 """Columns that are for the declared image size even if the others are functions of the image size."""
 
 DEFAULT_COLUMNS = ("kind", "output", "parameters", "macs", "activations", "field")
@@ -151,7 +151,7 @@ class Summary:
         output_shape: The shape of the output.
         rows: All modules; a module comes before its submodules.
         total: The whole network. `macs` and `flops` are for inference, without auxiliary heads; `backward_flops` and
-            `kept` are for training, with them.
+            `saved` are for training, with them.
         training_flops: Floating-point operations of a training step, forward and backward.
         declared: The image that the spec declares, if shapes are functions of the image size.
     """
@@ -199,7 +199,7 @@ class Summary:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["module", *columns])
         for row in [*self.upto(level), self.total]:
-            plain = {"activations": row.activations, "kept": row.kept, "peak": row.peak}
+            plain = {"activations": row.activations, "saved": row.saved, "peak": row.peak}
             cells = (plain.get(name, COLUMNS[name].cell(row)) for name in columns)
             figures = (
                 cell.replace(",", "") if COLUMNS[name].figure and isinstance(cell, str) else cell
@@ -231,9 +231,9 @@ def summarize(graph: Graph, batch: int = 1, *, symbolic: bool = False) -> Summar
     """
     shown = graph.symbolic if symbolic else graph
     counts, live, field = count(shown), live_memory(graph), fields(graph)
-    sees: list[tuple[int, int] | None] = [None] * len(graph.nodes)
+    center_fields: list[tuple[int, int] | None] = [None] * len(graph.nodes)
     if max(graph.input_shape) <= MAX_SIDE and (found := masks(graph)):
-        sees = [*map(center_extent, found)]
+        center_fields = [*map(center_extent, found)]
     kinds: dict[str, str] = dict(graph.scopes)
     sums: dict[str, list[int]] = {"": [0] * 7}
     last: dict[str, int] = {}
@@ -251,15 +251,15 @@ def summarize(graph: Graph, batch: int = 1, *, symbolic: bool = False) -> Summar
 
     def row(path: str, values: Sequence[int]) -> Row:
         index, level = last[path], path.count(".") + 1 if path else 0
-        parameters, macs, flops, backward_flops, activations, kept, peak = values
+        parameters, macs, flops, backward_flops, activations, saved, peak = values
         return Row(
             *(path, kinds.get(path, ""), level, shown.nodes[index].shape),
-            *(parameters, macs, flops, backward_flops, activations, kept, peak),
-            *(field[index], sees[index], graph.reductions[index], graph.depths[index]),
+            *(parameters, macs, flops, backward_flops, activations, saved, peak),
+            *(field[index], center_fields[index], graph.reductions[index], graph.depths[index]),
         )
 
     rows = [row(path, values) for path, values in sums.items()]
-    total = replace(rows[0], kept=counts.kept_total.at(batch))
+    total = replace(rows[0], saved=counts.saved_total.at(batch))
     return Summary(
         *(graph.name, batch, shown.input_shape, shown.output_shape, tuple(rows[1:]), total),
         batch * counts.training_flops,
@@ -276,7 +276,7 @@ def _node_values(node: Node, index: int, counts: Counts, batch: int) -> tuple[in
         batch * counts.flops[index] if inference else 0,
         batch * counts.backward_flops[index],
         batch * FLOAT * shapes.numel(node.shape),
-        counts.kept[index].at(batch),
+        counts.saved[index].at(batch),
     )
 
 

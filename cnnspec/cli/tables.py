@@ -44,8 +44,8 @@ def print_summary(done: Summary, level: int, columns: Sequence[str] = DEFAULT_CO
     notes = f"depth {done.total.depth}; values for {images} in float32"
     if "activations" in columns:
         notes += "; activations: outputs of all operators"
-    if "kept" in columns:
-        notes += "; kept: memory that training keeps for the backward pass"
+    if "saved" in columns:
+        notes += "; saved: memory of tensors saved for the backward pass"
     if "peak" in columns:
         notes += "; peak: memory of live tensors during inference"
     if done.declared and (fixed := [COLUMNS[name].title for name in columns if name in DECLARED]):

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from cnnspec import shapes
 from cnnspec.diagnostics.suggestions import SetArgument, one_of
-from cnnspec.ops.base import FLOAT, INPUT, OUTPUT, Kept, SameShape, ShapeError, need_map
+from cnnspec.ops.base import FLOAT, INPUT, OUTPUT, Saved, SameShape, ShapeError, need_map
 from cnnspec.schema import Count, Probability
 from cnnspec.shapes import Shape
 
@@ -19,7 +19,7 @@ class Relu(Activation):
 
     name: ClassVar[str] = "relu"
     torch: ClassVar[str] = "torch.nn.ReLU"
-    keeps: ClassVar[Kept] = OUTPUT
+    keeps: ClassVar[Saved] = OUTPUT
     overwrites: ClassVar[bool] = True
 
 
@@ -28,7 +28,7 @@ class Relu6(Activation):
 
     name: ClassVar[str] = "relu6"
     torch: ClassVar[str] = "torch.nn.ReLU6"
-    keeps: ClassVar[Kept] = INPUT
+    keeps: ClassVar[Saved] = INPUT
 
 
 class LeakyRelu(Activation):
@@ -36,7 +36,7 @@ class LeakyRelu(Activation):
 
     name: ClassVar[str] = "leaky_relu"
     torch: ClassVar[str] = "torch.nn.LeakyReLU"
-    keeps: ClassVar[Kept] = INPUT
+    keeps: ClassVar[Saved] = INPUT
     negative_slope: float = 0.01
 
 
@@ -45,7 +45,7 @@ class PRelu(Activation):
 
     name: ClassVar[str] = "prelu"
     torch: ClassVar[str] = "torch.nn.PReLU"
-    keeps: ClassVar[Kept] = INPUT
+    keeps: ClassVar[Saved] = INPUT
     num_parameters: Count = 1
     init: float = 0.25
 
@@ -71,7 +71,7 @@ class Elu(Activation):
 
     name: ClassVar[str] = "elu"
     torch: ClassVar[str] = "torch.nn.ELU"
-    keeps: ClassVar[Kept] = INPUT
+    keeps: ClassVar[Saved] = INPUT
     alpha: float = 1.0
 
 
@@ -80,7 +80,7 @@ class Celu(Activation):
 
     name: ClassVar[str] = "celu"
     torch: ClassVar[str] = "torch.nn.CELU"
-    keeps: ClassVar[Kept] = INPUT
+    keeps: ClassVar[Saved] = INPUT
     alpha: float = 1.0
 
 
@@ -89,7 +89,7 @@ class Selu(Activation):
 
     name: ClassVar[str] = "selu"
     torch: ClassVar[str] = "torch.nn.SELU"
-    keeps: ClassVar[Kept] = INPUT
+    keeps: ClassVar[Saved] = INPUT
 
 
 class Gelu(Activation):
@@ -97,7 +97,7 @@ class Gelu(Activation):
 
     name: ClassVar[str] = "gelu"
     torch: ClassVar[str] = "torch.nn.GELU"
-    keeps: ClassVar[Kept] = INPUT
+    keeps: ClassVar[Saved] = INPUT
     approximate: Literal["none", "tanh"] = "none"
 
 
@@ -106,7 +106,7 @@ class Silu(Activation):
 
     name: ClassVar[str] = "silu"
     torch: ClassVar[str] = "torch.nn.SiLU"
-    keeps: ClassVar[Kept] = INPUT
+    keeps: ClassVar[Saved] = INPUT
 
 
 class Mish(Activation):
@@ -114,7 +114,7 @@ class Mish(Activation):
 
     name: ClassVar[str] = "mish"
     torch: ClassVar[str] = "torch.nn.Mish"
-    keeps: ClassVar[Kept] = INPUT
+    keeps: ClassVar[Saved] = INPUT
 
 
 class Softplus(Activation):
@@ -122,7 +122,7 @@ class Softplus(Activation):
 
     name: ClassVar[str] = "softplus"
     torch: ClassVar[str] = "torch.nn.Softplus"
-    keeps: ClassVar[Kept] = INPUT
+    keeps: ClassVar[Saved] = INPUT
     beta: float = 1.0
     threshold: float = 20.0
 
@@ -132,7 +132,7 @@ class Tanh(Activation):
 
     name: ClassVar[str] = "tanh"
     torch: ClassVar[str] = "torch.nn.Tanh"
-    keeps: ClassVar[Kept] = OUTPUT
+    keeps: ClassVar[Saved] = OUTPUT
 
 
 class Sigmoid(Activation):
@@ -140,7 +140,7 @@ class Sigmoid(Activation):
 
     name: ClassVar[str] = "sigmoid"
     torch: ClassVar[str] = "torch.nn.Sigmoid"
-    keeps: ClassVar[Kept] = OUTPUT
+    keeps: ClassVar[Saved] = OUTPUT
 
 
 class Hardswish(Activation):
@@ -148,7 +148,7 @@ class Hardswish(Activation):
 
     name: ClassVar[str] = "hardswish"
     torch: ClassVar[str] = "torch.nn.Hardswish"
-    keeps: ClassVar[Kept] = INPUT
+    keeps: ClassVar[Saved] = INPUT
 
 
 class Hardsigmoid(Activation):
@@ -156,7 +156,7 @@ class Hardsigmoid(Activation):
 
     name: ClassVar[str] = "hardsigmoid"
     torch: ClassVar[str] = "torch.nn.Hardsigmoid"
-    keeps: ClassVar[Kept] = INPUT
+    keeps: ClassVar[Saved] = INPUT
 
 
 class Identity(SameShape):
@@ -174,7 +174,7 @@ class Softmax(Activation):
 
     name: ClassVar[str] = "softmax"
     torch: ClassVar[str] = "torch.nn.Softmax"
-    keeps: ClassVar[Kept] = OUTPUT
+    keeps: ClassVar[Saved] = OUTPUT
 
 
 class Dropout(SameShape):
@@ -187,8 +187,8 @@ class Dropout(SameShape):
     def shares(self, training: bool) -> bool:
         return not training or self.p == 0
 
-    def kept(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Kept:
-        return Kept(extra=FLOAT * shapes.numel(y) if 0 < self.p < 1 else 0)
+    def saved(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Saved:
+        return Saved(extra=FLOAT * shapes.numel(y) if 0 < self.p < 1 else 0)
 
 
 class Dropout2d(SameShape):
@@ -204,8 +204,8 @@ class Dropout2d(SameShape):
     def shares(self, training: bool) -> bool:
         return not training or self.p == 0
 
-    def kept(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Kept:
-        return Kept(extra=FLOAT * y[0] if 0 < self.p < 1 else 0)
+    def saved(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Saved:
+        return Saved(extra=FLOAT * y[0] if 0 < self.p < 1 else 0)
 
 
 class DropPath(SameShape):
@@ -221,8 +221,8 @@ class DropPath(SameShape):
     def shares(self, training: bool) -> bool:
         return not training or self.p == 0
 
-    def kept(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Kept:
-        return Kept(extra=FLOAT if self.p else 0)
+    def saved(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Saved:
+        return Saved(extra=FLOAT if self.p else 0)
 
 
 class Scale(SameShape):
@@ -233,7 +233,7 @@ class Scale(SameShape):
 
     name: ClassVar[str] = "scale"
     torch: ClassVar[str] = "torch.mul"
-    keeps: ClassVar[Kept] = INPUT
+    keeps: ClassVar[Saved] = INPUT
     init: float = 1.0
 
     def weights(self, x: Shape) -> dict[str, Shape]:

@@ -17,7 +17,7 @@ INDEX = 8
 """Bytes of an int64."""
 
 
-class Kept(NamedTuple):
+class Saved(NamedTuple):
     """Tensors that an operator saves for its backward pass.
 
     Attributes:
@@ -33,8 +33,8 @@ class Kept(NamedTuple):
     fixed: int = 0
 
 
-INPUT = Kept(inputs=(0,))
-OUTPUT = Kept(output=True)
+INPUT = Saved(inputs=(0,))
+OUTPUT = Saved(output=True)
 
 
 class ShapeError(Exception):
@@ -80,7 +80,7 @@ class Op(Declared):
     callable: ClassVar[bool] = True
     fixes_features: ClassVar[bool] = False
 
-    keeps: ClassVar[Kept] = Kept()
+    keeps: ClassVar[Saved] = Saved()
     fresh: ClassVar[bool] = False
     overwrites: ClassVar[bool] = False
 
@@ -108,7 +108,7 @@ class Op(Declared):
         """Check whether its output is a view of its input."""
         return False
 
-    def kept(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Kept:
+    def saved(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Saved:
         """Return the tensors that torch saves in training, on a CPU in float32.
 
         Args:

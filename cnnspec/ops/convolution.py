@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from cnnspec import shapes
 from cnnspec.diagnostics.suggestions import Advice, InsertBefore, SetArgument, SetNumbers, Suggestion, one_of
-from cnnspec.ops.base import INPUT, Kept, Op, ShapeError, need_divisible, need_map
+from cnnspec.ops.base import INPUT, Saved, Op, ShapeError, need_divisible, need_map
 from cnnspec.ops.inits import FlatInitName, InitName, InitScheme
 from cnnspec.schema import Count, CountSize, Padding, Size
 from cnnspec.shapes import AxisRule, Shape, Spread, Window
@@ -50,7 +50,7 @@ class Conv(Op):
     name: ClassVar[str] = "conv"
     torch: ClassVar[str] = "torch.nn.Conv2d"
     counts_as_layer: ClassVar[bool] = True
-    keeps: ClassVar[Kept] = INPUT
+    keeps: ClassVar[Saved] = INPUT
     fresh: ClassVar[bool] = True
     kernel: CountSize
     c: Count | None = None
@@ -141,7 +141,7 @@ class ConvTranspose(Op):
     name: ClassVar[str] = "conv_transpose"
     torch: ClassVar[str] = "torch.nn.ConvTranspose2d"
     counts_as_layer: ClassVar[bool] = True
-    keeps: ClassVar[Kept] = INPUT
+    keeps: ClassVar[Saved] = INPUT
     fresh: ClassVar[bool] = True
     kernel: CountSize
     c: Count
@@ -201,7 +201,7 @@ class Linear(Op):
     name: ClassVar[str] = "linear"
     torch: ClassVar[str] = "torch.nn.Linear"
     counts_as_layer: ClassVar[bool] = True
-    keeps: ClassVar[Kept] = INPUT
+    keeps: ClassVar[Saved] = INPUT
     fresh: ClassVar[bool] = True
     c: Count
     bias: bool = True

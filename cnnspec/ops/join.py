@@ -5,7 +5,7 @@ from typing import ClassVar, cast
 
 from cnnspec import shapes
 from cnnspec.diagnostics.suggestions import Advice, AppendToBranches, ReplaceOperator, Suggestion
-from cnnspec.ops.base import FLOAT, Kept, Op, ShapeError
+from cnnspec.ops.base import FLOAT, Saved, Op, ShapeError
 from cnnspec.shapes import AxisRule, Shape, Window
 from cnnspec.shapes.symbolic import greatest
 
@@ -79,8 +79,8 @@ def _projection(first: Shape, other: Shape, inputs: Sequence[Shape]) -> AppendTo
         if found := projection(wanted, x):
             c, stride = found
             code = f"conv 1x1 {c}{f' stride={stride}' if stride > 1 else ''}"
-            kept = other if which == "first" else inputs[0]
-            return _append(code, which, kept, inputs, "project the {0.which} with `{0}`")
+            saved = other if which == "first" else inputs[0]
+            return _append(code, which, saved, inputs, "project the {0.which} with `{0}`")
     return None
 
 
@@ -157,16 +157,16 @@ class Mul(Join):
             result = tuple(cast(int, greatest(a, b)) for a, b in zip(result, other, strict=True))
         return result
 
-    def kept(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Kept:
+    def saved(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Saved:
         # A product saves a factor if the other one requires a gradient; so do the partial products of three or more.
-        kept: set[int] = set()
+        saved: set[int] = set()
         extra, before = 0, tracked[0]
         for i in range(1, len(inputs)):
-            kept |= ({i} if before else set()) | ({0} if i == 1 and tracked[1] else set())
+            saved |= ({i} if before else set()) | ({0} if i == 1 and tracked[1] else set())
             if i > 1 and tracked[i]:
                 extra += FLOAT * shapes.numel(self.joined(inputs[:i]))
             before = before or tracked[i]
-        return Kept(tuple(sorted(kept)), extra=extra)
+        return Saved(tuple(sorted(saved)), extra=extra)
 
     def backward_scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
         return len(inputs) * FLOAT * shapes.numel(y)  # unreduced gradients of the broadcast factors

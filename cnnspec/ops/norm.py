@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from cnnspec import shapes
 from cnnspec.diagnostics.suggestions import Advice
-from cnnspec.ops.base import FLOAT, INDEX, Kept, SameShape, ShapeError, need_divisible, need_map
+from cnnspec.ops.base import FLOAT, INDEX, Saved, SameShape, ShapeError, need_divisible, need_map
 from cnnspec.ops.inits import InitScheme
 from cnnspec.schema import Count, NotNegative, Probability
 from cnnspec.shapes import ITSELF, Shape, Span
@@ -41,8 +41,8 @@ class BatchNorm(SameShape):
     def weights(self, x: Shape) -> dict[str, Shape]:
         return _affine(x) if self.affine else {}
 
-    def kept(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Kept:
-        return Kept(inputs=(0,), fixed=2 * FLOAT * y[0])  # mean and deviation
+    def saved(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Saved:
+        return Saved(inputs=(0,), fixed=2 * FLOAT * y[0])  # mean and deviation
 
     def buffers(self, x: Shape) -> int:
         return 2 * FLOAT * x[0] + INDEX  # running mean, running variance, number of batches
@@ -77,8 +77,8 @@ class GroupNorm(_OverMap):
     def weights(self, x: Shape) -> dict[str, Shape]:
         return _affine(x) if self.affine else {}
 
-    def kept(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Kept:
-        return Kept(inputs=(0,), extra=2 * FLOAT * self.groups)  # mean and deviation
+    def saved(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Saved:
+        return Saved(inputs=(0,), extra=2 * FLOAT * self.groups)  # mean and deviation
 
     def scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
         return 2 * FLOAT * self.groups
@@ -100,8 +100,8 @@ class LayerNorm(SameShape):
     def weights(self, x: Shape) -> dict[str, Shape]:
         return _affine(x) if self.affine else {}
 
-    def kept(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Kept:
-        return Kept(inputs=(0,), extra=2 * FLOAT * shapes.numel(y[1:]))  # mean and deviation
+    def saved(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Saved:
+        return Saved(inputs=(0,), extra=2 * FLOAT * shapes.numel(y[1:]))  # mean and deviation
 
     def scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
         return 2 * FLOAT * shapes.numel(y[1:])
@@ -132,9 +132,9 @@ class InstanceNorm(_OverMap):
     def weights(self, x: Shape) -> dict[str, Shape]:
         return _affine(x) if self.affine else {}
 
-    def kept(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Kept:
+    def saved(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Saved:
         # Mean and deviation, and the weights repeated for every image.
-        return Kept(inputs=(0,), extra=(2 + self.affine) * FLOAT * y[0])
+        return Saved(inputs=(0,), extra=(2 + self.affine) * FLOAT * y[0])
 
     def scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
         return (2 + 2 * self.affine) * FLOAT * y[0]
@@ -156,10 +156,10 @@ class LocalResponseNorm(SameShape):
     def infer(self, *inputs: Shape) -> Shape:
         return need_map(self.name, inputs[0])
 
-    def kept(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Kept:
+    def saved(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Saved:
         # The padded squares, their mean, and its power.
         squares = (y[0] + self.size - 1) * shapes.numel(y[1:])
-        return Kept(inputs=(0,), extra=FLOAT * (squares + 2 * shapes.numel(y)))
+        return Saved(inputs=(0,), extra=FLOAT * (squares + 2 * shapes.numel(y)))
 
     def scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
         return FLOAT * max(y[0] + self.size - 1, 2 * y[0]) * shapes.numel(y[1:])

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from cnnspec import shapes
 from cnnspec.diagnostics.suggestions import SetArgument, one_of
-from cnnspec.ops.base import INDEX, INPUT, Kept, Op, ShapeError, need_map
+from cnnspec.ops.base import INDEX, INPUT, Saved, Op, ShapeError, need_map
 from cnnspec.ops.convolution import slide
 from cnnspec.schema import CountSize, Padding, Size
 from cnnspec.shapes import AxisRule, Fixed, Shape, Window
@@ -55,8 +55,8 @@ class MaxPool(_Pool):
         stride = self.stride or self.kernel
         return Window(self.kernel[axis], stride[axis], self.pad[axis], self.dilation[axis], self.ceil)
 
-    def kept(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Kept:
-        return Kept(inputs=(0,), extra=INDEX * shapes.numel(y))  # the position of each maximum
+    def saved(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Saved:
+        return Saved(inputs=(0,), extra=INDEX * shapes.numel(y))  # the position of each maximum
 
     def scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
         return INDEX * shapes.numel(y)  # torch computes the indices in evaluation, too
@@ -70,7 +70,7 @@ class AvgPool(_Pool):
 
     name: ClassVar[str] = "avgpool"
     torch: ClassVar[str] = "torch.nn.AvgPool2d"
-    keeps: ClassVar[Kept] = INPUT
+    keeps: ClassVar[Saved] = INPUT
     ceil: bool = False
     count_pad: bool = True
 
@@ -102,8 +102,8 @@ class GlobalMaxPool(_Global):
     name: ClassVar[str] = "global_maxpool"
     torch: ClassVar[str] = "torch.nn.AdaptiveMaxPool2d"
 
-    def kept(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Kept:
-        return Kept(inputs=(0,), extra=INDEX * shapes.numel(y))  # the position of each maximum
+    def saved(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Saved:
+        return Saved(inputs=(0,), extra=INDEX * shapes.numel(y))  # the position of each maximum
 
     def scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
         return INDEX * shapes.numel(y)  # torch computes the indices in evaluation, too
@@ -127,8 +127,8 @@ class AdaptiveAvgPool(_Adaptive):
     name: ClassVar[str] = "adaptive_avgpool"
     torch: ClassVar[str] = "torch.nn.AdaptiveAvgPool2d"
 
-    def kept(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Kept:
-        return Kept() if self.size == (1, 1) else INPUT
+    def saved(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Saved:
+        return Saved() if self.size == (1, 1) else INPUT
 
 
 class AdaptiveMaxPool(_Adaptive):
@@ -137,8 +137,8 @@ class AdaptiveMaxPool(_Adaptive):
     name: ClassVar[str] = "adaptive_maxpool"
     torch: ClassVar[str] = "torch.nn.AdaptiveMaxPool2d"
 
-    def kept(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Kept:
-        return Kept(inputs=(0,), extra=INDEX * shapes.numel(y))  # the position of each maximum
+    def saved(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Saved:
+        return Saved(inputs=(0,), extra=INDEX * shapes.numel(y))  # the position of each maximum
 
     def scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
         return INDEX * shapes.numel(y)  # torch computes the indices in evaluation, too

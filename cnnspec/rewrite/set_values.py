@@ -185,7 +185,7 @@ class _Writer:
             return []
         section = next((s for s in self.file.statements if isinstance(s, ast.Train)), None)
         if section is None:  # this section replaces an inherited one
-            stated = [name for name in names if name in after.stated or name in changed]
+            stated = [name for name in names if name in after.specified or name in changed]
             lines = "".join(_entry(after, name) for name in stated)
             end = len(self.file.source.text)
             return [Edit(Span(self.file.source, end, end), f"\n\ntrain {{\n{lines}}}\n")]

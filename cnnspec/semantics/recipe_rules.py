@@ -142,7 +142,7 @@ def unlikely(recipe: Recipe, image: Shape) -> Iterator[Contradiction]:
 
 
 def _epochs(recipe: Recipe, epochs: int) -> str:
-    return f"{epochs} epochs" if "epochs" in recipe.stated else f"{epochs} epochs (the default)"
+    return f"{epochs} epochs" if "epochs" in recipe.specified else f"{epochs} epochs (the default)"
 
 
 def _schedule(recipe: Recipe, epochs: int) -> Iterator[Contradiction]:

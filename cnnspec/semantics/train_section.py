@@ -44,7 +44,7 @@ class TrainReader:
                 self.entries[entry.word] = entry
             except Reported:
                 pass
-        return Recipe.model_construct(**fields, stated=tuple(fields))
+        return Recipe.model_construct(**fields, specified=tuple(fields))
 
     def check(self, recipe: Recipe, file: str) -> None:
         """Report each contradiction of a recipe, which may have values from outside the file."""
@@ -143,7 +143,7 @@ def diagnosed(
 ) -> Diagnostic:
     """Locate a contradiction at its entry, unless a value from outside the file replaces the entry."""
     entry = entries.get(found.entry)
-    if entry is None or found.entry in recipe.given:
+    if entry is None or found.entry in recipe.overridden:
         return Diagnostic(code, found.message, file=file, help=found.help)
     call, fixes = entry.calls[found.step], list[Fix]()
     span = call.span

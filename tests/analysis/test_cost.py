@@ -1,4 +1,4 @@
-"""Counts against torch: operations, kept activations, peaks of memory, and the largest batch that trains."""
+"""Counts against torch: operations, saved activations, peaks of memory, and the largest batch that trains."""
 
 # ruff: noqa: E402
 
@@ -159,7 +159,7 @@ def test_the_image_has_no_gradient() -> None:
     assert counts.backward_flops == [f * g for f, g in zip(counts.flops, [1, 1, 2, 1, 2], strict=True)]
 
 
-# --- kept activations ----------------------------------------------------------------------------
+# --- saved activations ----------------------------------------------------------------------------
 
 
 class Saved:
@@ -169,7 +169,7 @@ class Saved:
         self.tensor = tensor
 
 
-def kept_by_torch(graph: Graph, batch: int) -> int:
+def saved_by_torch(graph: Graph, batch: int) -> int:
     """Bytes of the storages that live from forward to backward, without weights and single numbers."""
     module = build(graph).train()
     weights = {tensor.untyped_storage()._cdata for tensor in (*module.parameters(), *module.buffers())}
@@ -192,10 +192,10 @@ def kept_by_torch(graph: Graph, batch: int) -> int:
 
 
 @pytest.mark.parametrize("name", KEPT)
-def test_kept_activations_of_published_networks(name: str) -> None:
+def test_saved_activations_of_published_networks(name: str) -> None:
     graph = load(name)
     batch = 2 if graph.aux else 1
-    assert count(graph).kept_total.at(batch) == kept_by_torch(graph, batch)
+    assert count(graph).saved_total.at(batch) == saved_by_torch(graph, batch)
 
 
 def copied(graph: Graph) -> int:
@@ -212,28 +212,28 @@ def copied(graph: Graph) -> int:
 def hold_against_saved_tensors(text: str) -> None:
     graph = loads(text)
     try:
-        kept = kept_by_torch(graph, 2)
+        kept = saved_by_torch(graph, 2)
     except ValueError as error:  # one number for each channel has no variance
         assume("more than 1 value per channel" not in str(error))
         assume("more than 1 spatial element" not in str(error))
         raise
-    own = count(graph).kept_total.at(2)
+    own = count(graph).saved_total.at(2)
     # `in_norm` keeps its copy of what a `slice` cuts out, and then the whole need not stay.
     cut = sum(8 * numel(graph.input_shapes(node)[0]) for node in graph.nodes if node.op.name == "slice")
     least = own - cut if any(node.op.name == "in_norm" for node in graph.nodes) else own
-    assert least <= kept <= own + copied(graph), f"{own}, torch keeps {kept}\n{text}"
+    assert least <= kept <= own + copied(graph), f"{own}, torch saves {kept}\n{text}"
 
 
 @given(specs())
 @QUICK
-def test_kept_activations(text: str) -> None:
+def test_saved_activations(text: str) -> None:
     hold_against_saved_tensors(text)
 
 
 @pytest.mark.slow
 @given(specs())
 @LONG
-def test_kept_activations_of_very_many(text: str) -> None:
+def test_saved_activations_of_very_many(text: str) -> None:
     hold_against_saved_tensors(text)
 
 
@@ -254,7 +254,7 @@ def test_kept_activations_of_very_many(text: str) -> None:
 )
 def test_memory_of_some_operators(layers: str) -> None:
     graph = loads(f"input 8x6x6\n{layers}\n")
-    assert count(graph).kept_total.at(2) == kept_by_torch(graph, 2)
+    assert count(graph).saved_total.at(2) == saved_by_torch(graph, 2)
     assert max(live_memory(graph)).at(2) == peak_in_inference(graph, 2)
 
 

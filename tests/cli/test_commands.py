@@ -125,12 +125,14 @@ def test_summary(good: Path) -> None:
 
 
 def test_summary_shows_what_is_asked_for() -> None:
-    text = cnnspec("summary", "resnet20", "--columns", "macs,kept,peak,field,sees,stride,depth", "--depth", 1).stdout
+    text = cnnspec(
+        "summary", "resnet20", "--columns", "macs,saved,peak,field,center_field,stride,depth", "--depth", 1
+    ).stdout
     head, *rest = [line.split() for line in text.splitlines() if line.strip()][1:]
-    assert head == ["module", "MACs", "kept", "peak", "field", "sees", "stride", "depth"]
+    assert head == ["module", "MACs", "saved", "peak", "field", "center", "field", "stride", "depth"]
     stage3 = next(line for line in rest if line[0] == "stage3")
     assert stage3[-4:] == ["81x81", "32x32", "4x4", "19"]
-    done = cnnspec("summary", "resnet20", "--format", "csv", "--batch", 8, "--columns", "flops,backward_flops,kept")
+    done = cnnspec("summary", "resnet20", "--format", "csv", "--batch", 8, "--columns", "flops,backward_flops,saved")
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
     total = rows[-1]
     assert (total["module"], total["flops"]) == ("total", str(8 * 2 * 40813184))
@@ -188,7 +190,7 @@ def test_summary_as_data() -> None:
     data = json.loads(cnnspec("summary", "googlenet_cifar", "--format", "json", "--max-batch", "2GiB").stdout)
     assert data["flops"] == 2 * data["macs"]
     assert data["training_flops"] == data["flops"] + data["backward_flops"]
-    assert data["kept_bytes"] > data["peak_bytes"]
+    assert data["saved_bytes"] > data["peak_bytes"]
     largest = data["max_batch"]
     assert largest["total"] <= largest["memory"] == 2 * 2**30
     assert largest["batch"] > 1
@@ -196,8 +198,8 @@ def test_summary_as_data() -> None:
         cnnspec("summary", "googlenet_cifar", "--json").stdout
         == cnnspec("summary", "googlenet_cifar", "--format", "json").stdout
     )
-    data = json.loads(cnnspec("summary", "resnet20", "--json", "--columns", "kind,kept", "--depth", "1").stdout)
-    assert data["modules"][0] == {"path": "stem", "kind": "", "kept_bytes": 131200}
+    data = json.loads(cnnspec("summary", "resnet20", "--json", "--columns", "kind,saved", "--depth", "1").stdout)
+    assert data["modules"][0] == {"path": "stem", "kind": "", "saved_bytes": 131200}
     assert [module["path"] for module in data["modules"]] == ["stem", "stage1", "stage2", "stage3", "head"]
     assert "macs" not in data
     assert "declared" not in data
@@ -369,7 +371,7 @@ def test_lints_are_told_by_check_alone(tmp_path: Path) -> None:
 
 def test_a_summary_in_formulas() -> None:
     done = cnnspec(
-        "summary", "resnet20", "--symbolic", "--depth", "1", "--columns", "output,macs,kept", "--format", "csv"
+        "summary", "resnet20", "--symbolic", "--depth", "1", "--columns", "output,macs,saved", "--format", "csv"
     )
     lines = done.stdout.splitlines()
     assert lines[2].startswith('stage1,"[N, 16, H, W]",13824*H*W,')
@@ -377,6 +379,9 @@ def test_a_summary_in_formulas() -> None:
     assert lines[-1].split(",")[-2].endswith(" + 640")
     data = json.loads(cnnspec("summary", "resnet20", "--symbolic", "--json").stdout)
     assert data["input_shape"] == [3, "H", "W"]
-    assert data["declared"] == {"input_shape": [3, 32, 32], "figures": ["peak_bytes", "field", "sees", "stride"]}
+    assert data["declared"] == {
+        "input_shape": [3, 32, 32],
+        "figures": ["peak_bytes", "field", "center_field", "stride"],
+    }
     assert data["parameters"] == 272_378
     assert "(H + 3)//4" in cnnspec("summary", "resnet20", "--symbolic").stdout

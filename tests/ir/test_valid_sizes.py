@@ -309,9 +309,9 @@ def test_counts_are_functions_of_the_size(text: str) -> None:
         assert at(symbolic.macs, height, width) == there.macs
         assert [at(flops, height, width) for flops in formulas.flops] == numbers.flops
         assert [at(flops, height, width) for flops in formulas.backward_flops] == numbers.backward_flops
-        assert [at(kept.image, height, width) for kept in formulas.kept] == [kept.image for kept in numbers.kept]
+        assert [at(kept.image, height, width) for kept in formulas.saved] == [kept.image for kept in numbers.saved]
         assert at(formulas.training_flops, height, width) == numbers.training_flops
-        assert at(formulas.kept_total.image, height, width) == numbers.kept_total.image
+        assert at(formulas.saved_total.image, height, width) == numbers.saved_total.image
 
 
 def test_a_formula() -> None:

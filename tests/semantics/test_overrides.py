@@ -51,10 +51,10 @@ def recipe_of(
 )  # fmt: skip
 def test_an_override_equals_the_value_in_the_spec(given: dict[str, object], stated: dict[str, str]) -> None:
     found, wanted = recipe_of(given), recipe_of(**stated)
-    assert set(found.stated) == set(wanted.stated)
-    assert found.given
-    assert set(found.given) <= set(found.stated)
-    assert not wanted.given
+    assert set(found.specified) == set(wanted.specified)
+    assert found.overridden
+    assert set(found.overridden) <= set(found.specified)
+    assert not wanted.overridden
     assert found.model_dump(exclude=ORIGINS) == wanted.model_dump(exclude=ORIGINS)
 
 

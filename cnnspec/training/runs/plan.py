@@ -71,9 +71,9 @@ def _describe_recipe(recipe: Recipe, options: TrainOptions) -> list[dict[str, st
     def origin(name: str) -> str:
         if name in overridden:
             return "option"
-        if name in recipe.given:
+        if name in recipe.overridden:
             return "--set"
-        return "spec" if name in recipe.stated or name == "planned" else "default"
+        return "spec" if name in recipe.specified or name == "planned" else "default"
 
     return [{"entry": name, "value": text, "origin": origin(name)} for name, text in recipe_lines(recipe)]
 
@@ -101,7 +101,7 @@ def memory(graph: Graph, recipe: Recipe, data: int) -> dict[str, int]:
         "weights": step.weights,
         "gradients": step.gradients,
         "optimizer": step.optimizer,
-        "activations": count(graph).kept_total.at(-(-recipe.batch // recipe.accumulate)),
+        "activations": count(graph).saved_total.at(-(-recipe.batch // recipe.accumulate)),
         "data": data,
     }
     return {**found, "total": sum(found.values()), "checkpoint": step.weights + step.optimizer}

@@ -219,7 +219,7 @@ class _TrainingRun:
         sizes = ((name, len(part)) for name, part in (("val", data.val), ("test", data.test)) if part is not None)
         counts = ", ".join([f"{len(data.train):,} train", *(f"{count:,} {name}" for name, count in sizes)])
         self._log(f"training {self.graph.name} ({self.graph.parameter_count:,} parameters) on {data.name} ({counts})")
-        stated = {*recipe.stated, *self.options.overrides(), "planned"}
+        stated = {*recipe.specified, *self.options.overrides(), "planned"}
         for name, text in () if self.options.brief else recipe_lines(recipe):
             self._log(f"  {name:<15} {text}" + ("" if name in stated else "  (default)"))
         machine = self.tuning
