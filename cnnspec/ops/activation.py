@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from cnnspec import shapes
 from cnnspec.diagnostics.suggestions import SetArgument, one_of
-from cnnspec.ops.base import FLOAT, INPUT, OUTPUT, Saved, SameShape, ShapeError, need_map
+from cnnspec.ops.base import FLOAT, INPUT, OUTPUT, SameShape, Saved, ShapeError, need_map
 from cnnspec.schema import Count, Probability
 from cnnspec.shapes import Shape
 

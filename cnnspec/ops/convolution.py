@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from cnnspec import shapes
 from cnnspec.diagnostics.suggestions import Advice, InsertBefore, SetArgument, SetNumbers, Suggestion, one_of
-from cnnspec.ops.base import INPUT, Saved, Op, ShapeError, need_divisible, need_map
+from cnnspec.ops.base import INPUT, Op, Saved, ShapeError, need_divisible, need_map
 from cnnspec.ops.inits import FlatInitName, InitName, InitScheme
 from cnnspec.schema import Count, CountSize, Padding, Size
 from cnnspec.shapes import AxisRule, Shape, Spread, Window

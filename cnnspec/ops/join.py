@@ -5,7 +5,7 @@ from typing import ClassVar, cast
 
 from cnnspec import shapes
 from cnnspec.diagnostics.suggestions import Advice, AppendToBranches, ReplaceOperator, Suggestion
-from cnnspec.ops.base import FLOAT, Saved, Op, ShapeError
+from cnnspec.ops.base import FLOAT, Op, Saved, ShapeError
 from cnnspec.shapes import AxisRule, Shape, Window
 from cnnspec.shapes.symbolic import greatest
 

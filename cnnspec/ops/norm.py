@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from cnnspec import shapes
 from cnnspec.diagnostics.suggestions import Advice
-from cnnspec.ops.base import FLOAT, INDEX, Saved, SameShape, ShapeError, need_divisible, need_map
+from cnnspec.ops.base import FLOAT, INDEX, SameShape, Saved, ShapeError, need_divisible, need_map
 from cnnspec.ops.inits import InitScheme
 from cnnspec.schema import Count, NotNegative, Probability
 from cnnspec.shapes import ITSELF, Shape, Span

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from cnnspec import shapes
 from cnnspec.diagnostics.suggestions import SetArgument, one_of
-from cnnspec.ops.base import INDEX, INPUT, Saved, Op, ShapeError, need_map
+from cnnspec.ops.base import INDEX, INPUT, Op, Saved, ShapeError, need_map
 from cnnspec.ops.convolution import slide
 from cnnspec.schema import CountSize, Padding, Size
 from cnnspec.shapes import AxisRule, Fixed, Shape, Window
