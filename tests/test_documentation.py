@@ -268,9 +268,9 @@ def test_network_of_the_tutorial_trains(tmp_path: Path) -> None:
 def typed(parameter: Parameter) -> str:
     """A parameter as the tables of the reference show it: `stride: size = 1x1`."""
     kind: Type = parameter.type
-    words = "scheme" if len(kind.words) > 4 and parameter.name == "init" else "/".join(kind.words)
-    named = {"interval": "range", "word": words}.get(kind.kind, kind.kind)
-    if kind.words and kind.kind != "word":
+    words = "/".join(kind.words)
+    named = {"interval": "range", "word": words, "init": "scheme"}.get(kind.kind, kind.kind)
+    if kind.words and kind.kind not in {"word", "init"}:
         named += f"/{words}"
     if parameter.required:
         return f"`{parameter.name}: {named}`"
