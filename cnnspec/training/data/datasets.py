@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import random_split
 from torchvision.transforms.v2 import functional as V
@@ -24,6 +23,7 @@ from cnnspec.ir import Graph
 from cnnspec.recipe import DATA_SETS, Setting
 from cnnspec.semantics.recipe_rules import no_classifier, nothing_left, other_classes, refuse, too_few
 from cnnspec.training.data.download import RawImages, torchvision_set
+from cnnspec.training.data.images import EXTENSIONS, read_image
 
 SPLIT_SEED = 42
 """The seed of the validation split. It does not depend on the seed of the run, so that runs are comparable."""
@@ -74,7 +74,7 @@ class Files:
 
     def read(self, indices: Tensor) -> Iterator[Tensor]:
         """Yield the images as groups `[1, C, h, w]`, in the order of the indices."""
-        return (_decode(self.paths[i], self.channels) for i in indices.tolist())
+        return (read_image(self.paths[i], self.channels) for i in indices.tolist())
 
     def subset(self, indices: Tensor) -> Files:
         """Return the images at these indices."""
@@ -87,22 +87,6 @@ class Files:
 
 Images = Pixels | Files
 """One split of a data set."""
-
-
-def _decode(path: Path, channels: int) -> Tensor:
-    """Read one image `[1, C, h, w]`."""
-    try:
-        with Image.open(path) as image:
-            array = np.array(image.convert("RGB" if channels == 3 else "L"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise failure(
-            "E0503",
-            f"cannot read the image `{path.name}`",
-            notes=[str(error)],
-            file=str(path),
-            help="remove the file, or save the image again",
-        ) from None
-    return torch.from_numpy(array).view(1, *array.shape[:2], -1).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -282,7 +266,6 @@ def statistics(groups: Sequence[Tensor] | Iterator[Tensor]) -> tuple[tuple[float
 
 # --- folders -------------------------------------------------------------------------------------
 
-_EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 _LAYOUT = "arrange the images as `train/CLASS/*.png` (or `.jpg` etc.), `test/CLASS/*`, and optionally `val/CLASS/*`"
 
 
@@ -317,7 +300,7 @@ def _list_files(folder: Path, names: list[str], channels: int) -> Files:
     for label, name in enumerate(names):
         if not (folder / name).is_dir():
             continue
-        found = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in _EXTENSIONS and p.is_file())
+        found = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
         if not found and folder.name == "train":
             raise failure("E0503", f"`{folder / name}` contains no images", help=_LAYOUT)
         paths += found

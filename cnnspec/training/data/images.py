@@ -1,0 +1,91 @@
+"""Read image files as 8-bit grayscale or RGB pixels.
+
+Pixels are those that a viewer shows: the EXIF orientation is applied, transparent pixels are blended with a white
+background, and 16-bit grayscale is scaled to 8 bits. Of an animation or a file with several pages, the first is read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, ImageOps
+from torch import Tensor
+
+from cnnspec.diagnostics import failure, one_line
+
+EXTENSIONS = frozenset(
+    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff"}
+)
+"""The file extensions of images, in lower case."""
+BACKGROUND = 255
+"""The gray value behind transparent pixels: white."""
+_BITS_PER_SAMPLE, _PHOTOMETRIC = ExifTags.Base.BitsPerSample, ExifTags.Base.PhotometricInterpretation
+_WHITE_IS_ZERO = 0
+_SIXTEEN_BITS = frozenset({"PNG", "PPM"})
+"""The formats in which Pillow's mode `I` holds 16-bit values from 0 to 65535. In others, the scale is unknown."""
+
+
+def read_image(path: Path, channels: int) -> Tensor:
+    """Read one image file.
+
+    Args:
+        path: The file.
+        channels: 1 for grayscale, 3 for RGB.
+
+    Returns:
+        Bytes `[1, channels, h, w]`.
+
+    Raises:
+        CnnspecError: E0503 if the file is not a readable image, or its values have no known range: floating-point
+            images, and integers of more than 16 bits.
+    """
+    try:
+        with Image.open(path) as image:
+            array = _pixels(image, "RGB" if channels == 3 else "L")
+    except Exception as error:  # noqa: BLE001  decoders raise many types for damaged files, also `struct.error`, `KeyError`
+        raise failure(
+            "E0503",
+            f"cannot read the image `{path.name}`",
+            notes=[one_line(error) or type(error).__name__],
+            file=str(path),
+            help="remove the file, or save the image again as 8-bit grayscale or RGB",
+        ) from None
+    return torch.from_numpy(array).view(1, *array.shape[:2], -1).permute(0, 3, 1, 2)
+
+
+def _pixels(image: Image.Image, mode: str) -> np.ndarray:
+    """Return the pixels `[h, w]` or `[h, w, 3]` of an opened image."""
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode[0] in "IF":
+        image = _eight_bits(image)
+    if image.has_transparency_data:
+        transparent = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (BACKGROUND,) * 4)
+        image = Image.alpha_composite(white, transparent)
+    if image.mode not in ("L", "RGB"):
+        image = image.convert("RGB")  # from which luminance is computed, also for `LAB` and `CMYK`
+    return np.array(image if image.mode == mode else image.convert(mode))
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grayscale to 8 bits.
+
+    Raises:
+        ValueError: The values have no known range.
+    """
+    if image.mode == "F" or (image.mode == "I" and image.format not in _SIXTEEN_BITS):
+        kind = "floating-point values" if image.mode == "F" else "integers of more than 16 bits, or signed integers"
+        raise ValueError(f"the image has {kind}, whose range is unknown")
+    tags = image.getexif() if image.format == "TIFF" else {}
+    bits = tags.get(_BITS_PER_SAMPLE, 16)
+    greatest = 2 ** int(bits[0] if isinstance(bits, tuple) else bits) - 1
+    values = np.array(image).astype(np.int64)
+    gray = (values * 255 + greatest // 2) // greatest
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        gray = 255 - gray
+    key = image.info.get("transparency")  # of a PNG: the value of transparent pixels
+    if isinstance(key, int):
+        gray[values == key] = BACKGROUND
+    return Image.fromarray(gray.astype(np.uint8))
