@@ -23,7 +23,8 @@ from cnnspec.ir import Graph
 from cnnspec.recipe import DATA_SETS, Setting
 from cnnspec.semantics.recipe_rules import no_classifier, nothing_left, other_classes, refuse, too_few
 from cnnspec.training.data.download import RawImages, torchvision_set
-from cnnspec.training.data.images import EXTENSIONS, read_image
+from cnnspec.training.data.folders import LAYOUT, Entry, list_images
+from cnnspec.training.data.images import read_image
 
 SPLIT_SEED = 42
 """The seed of the validation split. It does not depend on the seed of the run, so that runs are comparable."""
@@ -72,6 +73,11 @@ class Files:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @classmethod
+    def of(cls, entries: Sequence[Entry], channels: int) -> Files:
+        """Return the images of a listing."""
+        return cls(tuple(e.path for e in entries), torch.tensor([e.label for e in entries]), channels)
+
     def read(self, indices: Tensor) -> Iterator[Tensor]:
         """Yield the images as groups `[1, C, h, w]`, in the order of the indices."""
         return (read_image(self.paths[i], self.channels) for i in indices.tolist())
@@ -93,7 +99,7 @@ Images = Pixels | Files
 class ImageData:
     """A data set with its splits, and the mean and standard deviation of each channel on a scale from 0 to 1.
 
-    `names` are the names of the classes, if they have any.
+    `names` are the names of the classes, if they have any. `notes` is what a user should know about the files.
     """
 
     name: str
@@ -104,6 +110,7 @@ class ImageData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -266,45 +273,44 @@ def statistics(groups: Sequence[Tensor] | Iterator[Tensor]) -> tuple[tuple[float
 
 # --- folders -------------------------------------------------------------------------------------
 
-_LAYOUT = "arrange the images as `train/CLASS/*.png` (or `.jpg` etc.), `test/CLASS/*`, and optionally `val/CLASS/*`"
-
 
 def _load_folder(graph: Graph, path: Path, val_fraction: float, channels: int, expected: int) -> ImageData:
-    path = path.expanduser()
-    if not (path / "train").is_dir():
-        what = "has no folder `train`" if path.is_dir() else "is not a folder"
-        raise failure("E0503", f"`{path}` {what}", help=_LAYOUT)
-    names = _class_names(path / "train")
-    train = _list_files(path / "train", names, channels)
+    listing = list_images(path)
     # before any image is opened
-    _check_classes(graph, str(path), len(names), expected)
-    val = _list_files(path / "val", names, channels) if (path / "val").is_dir() else None
-    test = _list_files(path / "test", names, channels) if (path / "test").is_dir() else None
+    _check_classes(graph, str(path), len(listing.classes), expected)
+    parts = {split: Files.of(entries, channels) for split, entries in listing.splits.items()}
+    notes = list(listing.notes)
+    if "train" not in parts:
+        raise failure("E0503", f"`{path}` has no training images", help=LAYOUT)
+    train, val = parts["train"], parts.get("val")
+    if val is None and val_fraction > 0:
+        refuse(nothing_left(str(path), round(len(train) * val_fraction), len(train)))
+        train_indices, val_indices = split_by_class(train.labels, val_fraction)
+        if kept := sorted({*train.labels.tolist()} - {*train.labels[val_indices].tolist()}):
+            named = ", ".join(f"`{listing.classes[label]}`" for label in kept[:5]) + (", ..." if len(kept) > 5 else "")
+            notes.append(f"no validation images of {named}: a single image of a class stays in training")
+        train, val = train.subset(train_indices), train.subset(val_indices) if len(val_indices) else None
     sample = torch.randperm(len(train), generator=torch.Generator().manual_seed(SPLIT_SEED))[:STATISTICS_SAMPLE]
     mean, std = statistics(train.read(sample))
-    if val is None and val_fraction > 0:
-        train_indices, val_indices = split(len(train), round(len(train) * val_fraction), str(path))
-        train, val = train.subset(train_indices), train.subset(val_indices) if len(val_indices) else None
-    return ImageData(str(path), expected, train, val, test, mean, std, tuple(names))
+    return ImageData(str(path), expected, train, val, parts.get("test"), mean, std, listing.classes, tuple(notes))
 
 
-def _class_names(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+def split_by_class(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
+    """Return the indices of the training and the validation images, with the same fraction of each class held out.
 
+    Each class with at least two images has one in both parts. A class with a single image is not held out.
 
-def _list_files(folder: Path, names: list[str], channels: int) -> Files:
-    if unexpected := [name for name in _class_names(folder) if name not in names]:
-        raise failure("E0503", f"`{folder}` has a class `{unexpected[0]}` that `train` does not have", help=_LAYOUT)
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(names):
-        if not (folder / name).is_dir():
-            continue
-        found = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
-        if not found and folder.name == "train":
-            raise failure("E0503", f"`{folder / name}` contains no images", help=_LAYOUT)
-        paths += found
-        labels += [label] * len(found)
-    if not paths:
-        raise failure("E0503", f"`{folder}` contains no images", help=_LAYOUT)
-    return Files(tuple(paths), torch.tensor(labels), channels)
+    Args:
+        labels: The label of each image, `[N]`.
+        fraction: The fraction of images to hold out, in (0, 1).
+    """
+    generator = torch.Generator().manual_seed(SPLIT_SEED)
+    held_out: list[Tensor] = []
+    for label in labels.unique(sorted=True):
+        own = (labels == label).nonzero()[:, 0]
+        count = min(max(round(len(own) * fraction), 1), len(own) - 1)
+        held_out.append(own[torch.randperm(len(own), generator=generator)[:count]])
+    val = torch.cat(held_out).sort().values
+    is_train = torch.ones(len(labels), dtype=torch.bool)
+    is_train[val] = False
+    return is_train.nonzero()[:, 0], val

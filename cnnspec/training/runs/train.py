@@ -219,6 +219,8 @@ class _TrainingRun:
         sizes = ((name, len(part)) for name, part in (("val", data.val), ("test", data.test)) if part is not None)
         counts = ", ".join([f"{len(data.train):,} train", *(f"{count:,} {name}" for name, count in sizes)])
         self._log(f"training {self.graph.name} ({self.graph.parameter_count:,} parameters) on {data.name} ({counts})")
+        for note in data.notes:
+            self._log(f"  note: {note}")
         stated = {*recipe.specified, *self.options.overrides(), "planned"}
         for name, text in () if self.options.brief else recipe_lines(recipe):
             self._log(f"  {name:<15} {text}" + ("" if name in stated else "  (default)"))
@@ -315,6 +317,7 @@ class _TrainingRun:
             "seed": self.recipe.seed,
             "weights": self.weights,
             "data": self.data.name,
+            "data_notes": list(self.data.notes),
             "accelerator": self.trainer.strategy.root_device.type,
             "devices": self.trainer.world_size,
             "precision": str(self.trainer.precision),

@@ -1,0 +1,353 @@
+"""Find the labeled images below a folder, or those of a table of files and labels.
+
+Three layouts are read: splits with classes (`train/CLASS/*`, `test/CLASS/*`, `val/CLASS/*`), classes alone
+(`CLASS/*`), and a table (`labels.csv` or `labels.jsonl` with the columns `file`, `label` and optionally `split`).
+The result does not depend on the order of files on the disk.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cnnspec.diagnostics import CnnspecError, counted, failure, one_line
+from cnnspec.training.data.images import EXTENSIONS
+
+SPLITS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+"""The names of the folders of each split, in lower case. The case of a name does not matter."""
+TABLES = frozenset({".csv", ".jsonl"})
+"""The extensions of tables of files and labels."""
+LAYOUT = (
+    "arrange the images as `train/CLASS/*.png` (or `.jpg` etc.), `test/CLASS/*`, and optionally `val/CLASS/*`, or as "
+    "`CLASS/*`"
+)
+_IGNORED = frozenset({"__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information"})
+"""Names of files and folders that operating systems create, in lower case. So are all names that start with a dot."""
+_MAX_TABLE_BYTES = 1 << 30
+_MAX_COMPARED_BYTES = 1 << 28
+"""The number of bytes that are read at most to find duplicates."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One labeled image.
+
+    Attributes:
+        path: The file.
+        name: The path below the folder of the data, with `/`.
+        size: The size of the file in bytes.
+        label: The index of the class.
+    """
+
+    path: Path
+    name: str
+    size: int
+    label: int
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The labeled images of a folder or table.
+
+    Attributes:
+        classes: The class names, sorted, or those that were requested.
+        splits: The images of each split that exists, sorted by name; with classes alone, all are in `train`.
+        notes: What a user should know: skipped files, missing classes, duplicates.
+    """
+
+    classes: tuple[str, ...]
+    splits: dict[str, tuple[Entry, ...]]
+    notes: tuple[str, ...]
+
+
+def list_images(path: Path, classes: Sequence[str] | None = None) -> Listing:
+    """Find the images of a folder or a table.
+
+    Args:
+        path: A folder or a table.
+        classes: The class names of trained weights. The data may have some of them only.
+
+    Raises:
+        CnnspecError: E0503 if the path has none of the layouts, a class without training images, or a class that is not
+            in `classes`.
+    """
+    path = path.expanduser()
+    if path.suffix.lower() in TABLES and path.is_file():
+        found = _read_table(path)
+    elif path.is_dir():
+        found = _Walk().splits(path)
+    else:
+        raise failure(
+            "E0503", f"`{path}` does not exist" if not path.exists() else f"`{path}` is not a folder", help=LAYOUT
+        )
+    return found.listing(path, classes)
+
+
+@dataclass
+class _Found:
+    """Images by split and class name, as found."""
+
+    images: dict[str, dict[str, list[tuple[Path, str, int]]]]
+    notes: list[str] = field(default_factory=list[str])
+
+    def listing(self, root: Path, classes: Sequence[str] | None) -> Listing:
+        own = sorted({name for found in self.images.values() for name in found})
+        if not any(found for by_class in self.images.values() for found in by_class.values()):
+            raise failure("E0503", f"`{root}` contains no images", notes=self.notes, help=LAYOUT)
+        self._check_train(root)
+        if classes is not None and (unknown := [name for name in own if name not in set(classes)]):
+            raise failure(
+                "E0503",
+                f"the data has a class `{unknown[0]}` that the weights do not have",
+                notes=[f"classes of the data: {_some(own)}", f"classes of the weights: {_some(classes)}"],
+                help="rename the folders of the classes, or use weights that were trained with these classes",
+            )
+        names = tuple(classes) if classes is not None else tuple(own)
+        label = {name: index for index, name in enumerate(names)}
+        splits = {
+            split: tuple(
+                sorted(
+                    (
+                        Entry(path, name, size, label[class_name])
+                        for class_name, found in by_class.items()
+                        for path, name, size in found
+                    ),
+                    key=lambda entry: (entry.label, entry.name),
+                )
+            )
+            for split, by_class in self.images.items()
+        }
+        splits = {split: entries for split, entries in splits.items() if entries}
+        notes = [*self.notes, *self._missing(own), *_duplicates(splits)]
+        return Listing(names, splits, tuple(notes))
+
+    def _check_train(self, root: Path) -> None:
+        train = self.images.get("train")
+        if train is None:
+            return
+        for name, found in sorted(train.items()):
+            if not found:
+                raise failure(
+                    "E0503", f"the class `{name}` in `{root}` has no training images", notes=self.notes, help=LAYOUT
+                )
+        for split in self.images:
+            if unknown := sorted(self.images[split].keys() - train.keys()):
+                message = f"`{split}` in `{root}` has a class `{unknown[0]}` that `train` does not have"
+                raise failure("E0503", message, notes=[f"classes of `train`: {_some(sorted(train))}"], help=LAYOUT)
+
+    def _missing(self, names: Sequence[str]) -> Iterator[str]:
+        for split, by_class in self.images.items():
+            if missing := [name for name in names if not by_class.get(name)]:
+                yield f"{split} has no images of {_some(missing)}"
+
+
+class _Walk:
+    """A search of folders for images, which counts what it skips."""
+
+    def __init__(self) -> None:
+        self.skipped: Counter[str] = Counter()
+        self.extensions: dict[str, Counter[str]] = {}
+        self.notes: list[str] = []
+
+    def splits(self, root: Path) -> _Found:
+        folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not self._ignore(entry.name))
+        known = {alias: split for split, aliases in SPLITS.items() for alias in aliases}
+        by_split: dict[str, str] = {}
+        for name in folders:
+            if (split := known.get(name.lower())) is None:
+                continue
+            if split in by_split:
+                message = f"`{root}` has two folders for the split `{split}`: `{by_split[split]}` and `{name}`"
+                raise failure("E0503", message, help="rename or remove one of the two")
+            by_split[split] = name
+        if by_split and "train" not in by_split and "test" not in by_split:
+            message = f"`{root}` has a folder `{by_split['val']}` but none called `train` or `test`"
+            raise failure("E0503", message, help=LAYOUT)
+        if by_split:
+            images = {split: self._classes(root, root / by_split[split]) for split in SPLITS if split in by_split}
+            if others := [name for name in folders if name not in by_split.values()]:
+                self.notes.append(f"skipped {_some(others)} next to {_some(sorted(by_split.values()))}")
+            self.notes += [f"{split}: the folder `{name}`" for split, name in by_split.items() if name != split]
+        else:
+            images = {"train": self._classes(root, root)}
+        return _Found(images, [*self.notes, *self._summary()])
+
+    def _ignore(self, name: str) -> bool:
+        if name.startswith(".") or name.lower() in _IGNORED:
+            self.skipped[name if name.lower() in _IGNORED or not name.startswith("._") else "._*"] += 1
+            return True
+        return False
+
+    def _classes(self, root: Path, folder: Path) -> dict[str, list[tuple[Path, str, int]]]:
+        classes: dict[str, list[tuple[Path, str, int]]] = {}
+        loose = 0
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            if self._ignore(entry.name):
+                continue
+            if entry.is_dir():
+                classes[entry.name] = list(self._images(root, Path(entry.path), entry.name, frozenset()))
+            elif Path(entry.name).suffix.lower() in EXTENSIONS:
+                loose += 1
+        if loose:
+            verb = "is" if loose == 1 else "are"
+            self.notes.append(
+                f"skipped {counted(loose, 'image')} in `{_relative(folder, root)}` that {verb} in no class"
+            )
+        return classes
+
+    def _images(
+        self, root: Path, folder: Path, class_name: str, parents: frozenset[tuple[int, int]]
+    ) -> Iterator[tuple[Path, str, int]]:
+        state = folder.stat()
+        if (state.st_dev, state.st_ino) in parents:
+            self.notes.append(f"skipped `{_relative(folder, root)}`: a symbolic link to a folder that contains it")
+            return
+        parents |= {(state.st_dev, state.st_ino)}
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            if self._ignore(entry.name):
+                continue
+            path = Path(entry.path)
+            if entry.is_dir():
+                yield from self._images(root, path, class_name, parents)
+            elif (extension := path.suffix.lower()) not in EXTENSIONS:
+                self.extensions.setdefault(class_name, Counter())[extension or "no extension"] += 1
+            elif entry.is_file():
+                yield path, _relative(path, root), entry.stat().st_size
+            else:
+                what = "a broken symbolic link" if entry.is_symlink() else "not a regular file"
+                self.notes.append(f"skipped `{_relative(path, root)}`: {what}")
+
+    def _summary(self) -> Iterator[str]:
+        if self.skipped:
+            named = ", ".join(
+                f"`{name}`" + (f" ({count})" if count > 1 else "") for name, count in sorted(self.skipped.items())[:5]
+            )
+            yield f"skipped hidden and system files: {named}" + (", ..." if len(self.skipped) > 5 else "")
+        for class_name, found in sorted(self.extensions.items())[:5]:
+            named = ", ".join(
+                f"{count} with `{extension}`" if extension[0] == "." else f"{count} without an extension"
+                for extension, count in found.most_common(5)
+            )
+            yield f"skipped files in `{class_name}` that are not images: {named}"
+        if len(self.extensions) > 5:
+            rest = sum(count for _, found in sorted(self.extensions.items())[5:] for count in found.values())
+            yield f"skipped {counted(rest, 'file')} in other classes that are not images"
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+def _read_table(path: Path) -> _Found:
+    images: dict[str, dict[str, list[tuple[Path, str, int]]]] = {}
+    known = {alias: split for split, aliases in SPLITS.items() for alias in aliases}
+    seen: dict[str, int] = {}
+    for line, row in _rows(path):
+        try:
+            file, label, split = row["file"], row["label"], row.get("split") or "train"
+        except KeyError as error:
+            message = f"line {line} of `{path}` has no `{error.args[0]}`"
+            raise failure(
+                "E0503", message, file=str(path), help="the columns are `file`, `label` and `split`"
+            ) from None
+        if split.lower() not in known:
+            message = f"line {line} of `{path}` has the unknown split `{split}`"
+            raise failure("E0503", message, file=str(path), help="use `train`, `val` or `test`")
+        if file in seen:
+            message = f"lines {seen[file]} and {line} of `{path}` name the same file `{file}`"
+            raise failure("E0503", message, file=str(path), help="remove one of the two")
+        seen[file] = line
+        if Path(file).is_absolute() or ".." in Path(file).parts:
+            message = f"line {line} of `{path}` names a file outside the folder of the table: `{file}`"
+            raise failure("E0503", message, file=str(path), help="move the table to a folder above the images")
+        image = path.parent / file
+        try:
+            size = image.stat().st_size
+        except (OSError, ValueError) as error:
+            message = f"line {line} of `{path}` names a file that cannot be read: `{file}`"
+            raise failure("E0503", message, notes=[one_line(error)], file=str(path)) from None
+        images.setdefault(known[split.lower()], {}).setdefault(label, []).append((image, file, size))
+    return _Found(images)
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield the rows of a table and their line numbers."""
+    if path.stat().st_size > _MAX_TABLE_BYTES:
+        raise failure("E0503", f"`{path}` is larger than {_MAX_TABLE_BYTES:,} bytes", file=str(path))
+    try:
+        text = path.read_text("utf-8-sig")
+        if path.suffix.lower() == ".csv":
+            reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+            for row in reader:
+                yield (
+                    reader.line_num,
+                    {str(key).strip(): str(value).strip() for key, value in row.items() if value is not None},
+                )
+        else:
+            for line, written in enumerate(text.splitlines(), 1):
+                if written.strip():
+                    row = json.loads(written)
+                    if not isinstance(row, dict):
+                        raise ValueError(f"line {line} is not an object")
+                    yield line, {str(key): str(value) for key, value in row.items() if value is not None}
+    except CnnspecError:
+        raise
+    except (OSError, ValueError, csv.Error, RecursionError) as error:
+        message = f"cannot read the table `{path}`"
+        raise failure("E0503", message, notes=[one_line(error)], file=str(path)) from None
+
+
+# --- notes ---------------------------------------------------------------------------------------
+
+
+def _duplicates(splits: dict[str, tuple[Entry, ...]]) -> Iterator[str]:
+    """Report images whose contents are in more than one split. Only files of equal size are read."""
+    by_size: dict[int, list[tuple[str, Entry]]] = {}
+    for split, entries in splits.items():
+        for entry in entries:
+            by_size.setdefault(entry.size, []).append((split, entry))
+    candidates = [found for found in by_size.values() if len({split for split, _ in found}) > 1]
+    budget = _MAX_COMPARED_BYTES
+    pairs: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for found in sorted(candidates, key=lambda found: found[0][1].size):
+        by_content: dict[bytes, tuple[str, Entry]] = {}
+        for split, entry in found:
+            budget -= entry.size
+            if budget < 0:
+                break
+            first = by_content.setdefault(_digest(entry.path), (split, entry))
+            if first[0] != split:
+                pairs.setdefault((first[0], split), []).append((first[1].name, entry.name))
+    for (a, b), names in sorted(pairs.items()):
+        first, second = names[0]
+        verb = "is" if len(names) == 1 else "are"
+        yield f"{counted(len(names), 'image')} of {b} {verb} also in {a}, such as `{first}` and `{second}`"
+    if budget < 0:
+        yield f"the search for duplicates stopped after {_MAX_COMPARED_BYTES // 2**20} MiB"
+
+
+def _digest(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError:  # reading the image will report it
+        return str(path).encode()
+
+
+def _relative(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix()
+
+
+def _some(names: Sequence[str], limit: int = 8) -> str:
+    shown = ", ".join(f"`{name}`" for name in names[:limit])
+    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
