@@ -91,6 +91,62 @@ class Folder(DataSet):
     val: Probability = 0.1
 
 
+# --- preprocessing -------------------------------------------------------------------------------
+
+
+class Normalization(Declared):
+    """Subtract a mean from each channel and divide by a standard deviation, on a scale from 0 to 1."""
+
+    name: ClassVar[str] = ""
+
+
+class DatasetStatistics(Normalization):
+    """The mean and standard deviation of the training images."""
+
+    name: ClassVar[str] = "dataset"
+
+
+class ImageNetStatistics(Normalization):
+    """The mean and standard deviation of ImageNet. Source: torchvision and timm."""
+
+    name: ClassVar[str] = "imagenet"
+
+
+class Half(Normalization):
+    """Scale to -1..1: mean and standard deviation of 0.5."""
+
+    name: ClassVar[str] = "half"
+
+
+class NoNormalization(Normalization):
+    """Scale to 0..1."""
+
+    name: ClassVar[str] = "none"
+
+
+class Statistics(Normalization):
+    """The given mean and standard deviation, one number per channel or one for all."""
+
+    name: ClassVar[str] = "normalize"
+    mean: Annotated[tuple[float, ...], Bounds(-1000, 1000)]
+    std: Annotated[tuple[float, ...], Bounds(1e-6, 1000)]
+
+
+class Resize(Declared):
+    """Resize images to the input size of the network.
+
+    With `fit=crop`, the shorter side becomes `size` pixels, or the input size divided by `crop`, and the center is
+    cropped; without both, the image just covers the input. `squash` changes the aspect ratio. `letterbox` fits the
+    whole image into the input and pads it with black. Source: `torchvision.transforms.v2.Resize`, antialiased.
+    """
+
+    name: ClassVar[str] = "resize"
+    size: Count | None = None
+    crop: Annotated[float, Bounds(0.01, 1)] | None = None
+    mode: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    fit: Literal["crop", "squash", "letterbox"] = "crop"
+
+
 # --- augmentation --------------------------------------------------------------------------------
 
 
@@ -387,15 +443,19 @@ DATA_SETS: dict[str, type[DataSet]] = {**_table(SmallSet), Folder.name: Folder}
 AUGMENTATIONS: dict[str, type[Augmentation]] = _table(Augmentation)
 OPTIMIZERS: dict[str, type[Optimizer]] = _table(Optimizer)
 SCHEDULES: dict[str, type[Schedule]] = _table(Schedule)
+NORMALIZATIONS: dict[str, type[Normalization]] = _table(Normalization)
+RESIZES: dict[str, type[Resize]] = {Resize.name: Resize}
 PRECISIONS = ("fp32", "bf16", "fp16")
 CHOICES: dict[str, dict[str, type[Any]]] = {
     "data": DATA_SETS,
+    "normalize": NORMALIZATIONS,
+    "resize": RESIZES,
     "augment": AUGMENTATIONS,
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
 }
-"""The entries whose value is a choice from a table."""
-NOUNS = {"data": "data set", "augment": "augmentation"}
+"""The entries whose value is a choice from a table. A choice with the name of its entry is omitted: `resize 256`."""
+NOUNS = {"data": "data set", "augment": "augmentation", "normalize": "normalization"}
 """What messages call a choice, if not by the name of its entry."""
 
 
@@ -448,6 +508,8 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     data: Setting = Setting.of(Cifar10())
+    normalize: Setting = Setting.of(DatasetStatistics())
+    resize: Setting = Setting.of(Resize())
     augment: tuple[Setting, ...] = ()
     optimizer: Setting = Setting.of(AdamW())
     schedule: Setting = Setting.of(Cosine())

@@ -54,7 +54,7 @@ NotNegative = Annotated[float, Bounds(0)]
 Positive = Annotated[float, Bounds(above=0)]
 Probability = Annotated[float, Bounds(0, 1)]
 
-Kind = Literal["int", "float", "bool", "size", "op", "str", "interval", "list", "word", "init"]
+Kind = Literal["int", "float", "bool", "size", "op", "str", "interval", "list", "numbers", "word", "init"]
 
 _KINDS: dict[Any, Kind] = {
     int: "int",
@@ -74,6 +74,7 @@ _PHRASES: dict[str, str] = {
     "str": "a string in quotes",
     "interval": "a range like `0.8..1.0`",
     "list": "a list like `[100, 150]`",
+    "numbers": "a list of numbers like `[0.5, 0.5, 0.5]`",
     "init": "an initialization like `normal(0.01)`",
 }
 
@@ -108,7 +109,7 @@ def type_of(annotation: Any) -> Type:
         elif isinstance(member, type) and issubclass(member, Declared):
             kind = "init"
         else:
-            kind = "list"
+            kind = "numbers" if get_args(member)[0] is float else "list"
     return Type(kind or "word", words, bounds, optional)
 
 

@@ -38,7 +38,7 @@ from cnnspec.diagnostics import CnnspecError, Source, render
 from cnnspec.ir.evaluate import show
 from cnnspec.ops import JOINS, OPS
 from cnnspec.ops.inits import INITS
-from cnnspec.recipe import AUGMENTATIONS, DATA_SETS, OPTIMIZERS, SCHEDULES, Scalars
+from cnnspec.recipe import CHOICES, Scalars
 from cnnspec.schema import Parameter, Type
 from cnnspec.semantics.loader import shipped_specs, standard_block, standard_blocks
 
@@ -269,7 +269,7 @@ def typed(parameter: Parameter) -> str:
     """A parameter as the tables of the reference show it: `stride: size = 1x1`."""
     kind: Type = parameter.type
     words = "/".join(kind.words)
-    named = {"interval": "range", "word": words, "init": "scheme"}.get(kind.kind, kind.kind)
+    named = {"interval": "range", "word": words, "init": "scheme", "numbers": "list"}.get(kind.kind, kind.kind)
     if kind.words and kind.kind not in {"word", "init"}:
         named += f"/{words}"
     if parameter.required:
@@ -295,7 +295,7 @@ def operator_rows() -> Iterator[str]:
 
 
 def choice_rows() -> Iterator[str]:
-    for table in (INITS, DATA_SETS, AUGMENTATIONS, OPTIMIZERS, SCHEDULES):
+    for table in (INITS, *CHOICES.values()):
         for name, kind in table.items():
             yield f"| `{name}` | {told(kind.parameters)} | "
 

@@ -381,6 +381,11 @@ def _list(value: Any) -> tuple[int, ...] | None:
     return tuple(int(item) for item in items) if all(is_number(item) and item == int(item) for item in items) else None
 
 
+def _numbers(value: Any) -> tuple[float, ...] | None:
+    items: list[Any] = list(cast(Sequence[Any], value)) if type(value) is list else [value]
+    return tuple(map(float, items)) if all(map(is_number, items)) else None
+
+
 _CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "int": _integer,
     "float": lambda value: float(value) if is_number(value) else None,
@@ -388,6 +393,7 @@ _CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "size": _size,
     "interval": lambda value: value if isinstance(value, Interval) else None,
     "list": _list,
+    "numbers": _numbers,
     "op": lambda value: value if isinstance(value, OpName) else None,
     "init": lambda value: value if isinstance(value, InitScheme) else None,
     "str": lambda value: value if type(value) is str else None,
@@ -436,7 +442,7 @@ def _check_bounds(result: Any, type_: Type, name: str, origin: int) -> None:
                 must = f"{must} {bound:g}"
                 suggestion = RespectBound(f"{bound:g}", name, nearest) if nearest else Advice(f"write a number {must}")
                 got: object = result
-                if type_.kind == "list":
+                if type_.kind in ("list", "numbers"):
                     got, suggestion = list(numbers), Advice(f"each number must be {must}")
                 raise ExpressionError("E0215", f"`{name}` must be {must}, got {show(got)}", origin, suggestion)
         if isinstance(number, int) and abs(number) > MAX_INTEGER:

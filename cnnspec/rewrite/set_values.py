@@ -11,11 +11,11 @@ from typing import Any, cast
 from cnnspec.compiler import compile_source, format_text, plain_source
 from cnnspec.diagnostics import CnnspecError, Edit, Source, Span, apply_edits, failure
 from cnnspec.ir import Graph
-from cnnspec.recipe import AUGMENTATIONS, DATA_SETS, OPTIMIZERS, ORIGINS, SCHEDULES, Recipe, Setting, plain
+from cnnspec.recipe import CHOICES, ORIGINS, Recipe, Setting, plain
 from cnnspec.semantics.elaborate import is_plain
 from cnnspec.syntax import ast
 
-_DECLARED = {**DATA_SETS, **AUGMENTATIONS, **OPTIMIZERS, **SCHEDULES}
+_DECLARED = {name: kind for table in CHOICES.values() for name, kind in table.items()}
 _JOINTS = {"interval": "..", "size": "x"}
 _SIMPLE = re.compile(r'[A-Za-z0-9_.]+(?:[eE][+-][0-9]+)?|"[^"\n]*"|\[[^\[\]"\n]*\]|\([^()"\n]*\)')
 """Values that need no parentheses in any position."""
@@ -76,7 +76,8 @@ def setting_text(value: Any, *, full: bool = False) -> str:
         full: Include arguments that equal their default.
     """
     if isinstance(value, Setting):
-        return " ".join([value.name, *_arguments(value, full)])
+        name = () if value.name in CHOICES.get(value.name, ()) else (value.name,)
+        return " ".join([*name, *_arguments(value, full)])
     if isinstance(value, tuple):
         return " | ".join(setting_text(step, full=full) for step in cast("tuple[Setting, ...]", value))
     return _value_text(value)

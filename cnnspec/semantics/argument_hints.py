@@ -154,7 +154,7 @@ def _spaced_size(binding: Binding) -> Reported | None:
 def _numbers_of_a_list(binding: Binding) -> Reported | None:
     """`step 100 150` where a list is expected."""
     name = binding.unbound
-    if name is None or binding.site.parameters[name].type.kind != "list":
+    if name is None or binding.site.parameters[name].type.kind not in ("list", "numbers"):
         return None
     items: list[Span] = []
     for arg in binding.remaining:

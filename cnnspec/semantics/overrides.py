@@ -9,9 +9,11 @@ from cnnspec.ir.evaluate import ExpressionError, convert, show
 from cnnspec.recipe import (
     AUGMENTATIONS,
     DATA_SETS,
+    NORMALIZATIONS,
     NOUNS,
     OPTIMIZERS,
     ORIGINS,
+    RESIZES,
     SCHEDULES,
     Recipe,
     Scalars,
@@ -24,13 +26,17 @@ TABLES: Mapping[str, Mapping[str, type[Declared]]] = {
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
     "data": DATA_SETS,
+    "normalize": NORMALIZATIONS,
+    "resize": RESIZES,
 }
-"""The entries with one choice, in the order in which a bare argument name is looked up."""
+"""The entries with one choice."""
+BARE = ("optimizer", "schedule", "data")
+"""The entries in which an argument name without its entry is looked up, in this order."""
 
 
 def names_of(recipe: Recipe) -> list[str]:
     """List the names that can be set: entries, and arguments of the choices, bare or as `optimizer.lr`."""
-    bare = [name for entry, table in TABLES.items() for name in table[getattr(recipe, entry).name].parameters]
+    bare = [name for entry in BARE for name in TABLES[entry][getattr(recipe, entry).name].parameters]
     dotted = [f"{entry}.{name}" for entry in TABLES for name in TABLES[entry][getattr(recipe, entry).name].parameters]
     augment = [f"{step.name}.{name}" for step in recipe.augment for name in AUGMENTATIONS[step.name].parameters]
     return [*Scalars.parameters, *TABLES, *dict.fromkeys(bare), *dotted, *augment]
@@ -54,7 +60,7 @@ def override(recipe: Recipe, key: str, value: Any) -> Recipe:
     entry, _, name = key.rpartition(".")
     for place, table in TABLES.items():
         kind = table[getattr(recipe, place).name]
-        if entry in ("", place) and name in kind.parameters:
+        if (entry == place or (not entry and place in BARE)) and name in kind.parameters:
             return _with(recipe, place, _argument(getattr(recipe, place), kind, name, value))
     steps = tuple(
         _argument(step, AUGMENTATIONS[step.name], name, value) if step.name == entry else step

@@ -82,7 +82,7 @@ class TrainReader:
         chosen: list[Setting] = []
         for call in entry.calls:
             try:
-                chosen.append(self.constants.choice(call, CHOICES[entry.word], what, scope))
+                chosen.append(self.constants.choice(_named(call, entry.word), CHOICES[entry.word], what, scope))
             except Reported:
                 pass
         if len(chosen) < len(entry.calls):
@@ -123,6 +123,13 @@ class TrainReader:
         return self.context.reporter.error("E0201", message, span, help=help, fixes=fixes)
 
 
+def _named(call: ast.Call, word: str) -> ast.Call:
+    """Return the call with the name of its choice, which is not written if it is that of the entry."""
+    if call.callee or word not in CHOICES[word]:
+        return call
+    return ast.Call(call.span, word, call.repeat, call.args, call.callee_span)
+
+
 def _word_span(entry: ast.Entry) -> Span:
     return Span(entry.span.source, entry.span.start, entry.span.start + len(entry.word))
 
@@ -148,7 +155,7 @@ def diagnosed(
     call, fixes = entry.calls[found.step], list[Fix]()
     span = call.span
     if found.entry in CHOICES:
-        kind = CHOICES[found.entry][call.callee]
+        kind = CHOICES[found.entry][_named(call, found.entry).callee]
         spans = spans_of_values(call, kind)
         span = spans.get(found.argument, span)
         fixes = fixes_of(found.suggestion, Site(call.span, spans))

@@ -21,6 +21,7 @@ from cnnspec.recipe import Cifar10, FashionMini, Setting
 from cnnspec.training import evaluate
 from cnnspec.training.data.augment import Preprocess
 from cnnspec.training.data.datasets import ImageData, Pixels, load_data
+from cnnspec.training.data.preprocessing import Preprocessing
 from cnnspec.training.loop.checkpoints import weight_bytes
 from cnnspec.training.loop.evaluate import score
 
@@ -199,9 +200,9 @@ def test_a_published_checkpoint_predicts_a_slice_of_cifar10_as_torch_modules_do(
     module = build(graph)
     given = read_weights(published("resnet20"))
     load_weights(module, given, "order")
-    found = score(module, first, data, (32, 32), torch.device("cpu"))
+    found = score(module, first, Preprocessing((32, 32), data.mean, data.std), torch.device("cpu"))
     by_hand = _tutorial_resnet({re.sub(r"^model\.", "", key): tensor for key, tensor in given.items()})
-    images = Preprocess((32, 32), data.mean, data.std)(first.pixels)
+    images = Preprocess(Preprocessing((32, 32), data.mean, data.std))(first.pixels)
     with torch.no_grad():
         logits = by_hand(images)
         assert torch.allclose(logits, module.eval()(images), atol=1e-4)
@@ -252,9 +253,9 @@ def test_flips_are_averaged_with_tta(tmp_path: Path) -> None:
     module = build(graph).eval()
     data = load_data(graph, Setting.of(FashionMini(test=200)), tmp_path)
     assert isinstance(data.test, Pixels)
-    found = score(module, data.test, data, (28, 28), torch.device("cpu"), tta="hflip")
-    plain = score(module, data.test, data, (28, 28), torch.device("cpu"))
-    images = Preprocess((28, 28), data.mean, data.std)(data.test.pixels)
+    found = score(module, data.test, Preprocessing((28, 28), data.mean, data.std), torch.device("cpu"), tta="hflip")
+    plain = score(module, data.test, Preprocessing((28, 28), data.mean, data.std), torch.device("cpu"))
+    images = Preprocess(Preprocessing((28, 28), data.mean, data.std))(data.test.pixels)
     with torch.no_grad():
         logits = (module(images) + module(images.flip(3))) / 2
     assert torch.equal(found.predicted, logits.argmax(1))

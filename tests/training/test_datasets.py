@@ -33,9 +33,10 @@ from cnnspec.recipe import (
 )
 from cnnspec.training.data import batches as batches_module
 from cnnspec.training.data import download
-from cnnspec.training.data.augment import TRANSFORMS, Preprocess, crop_boxes, resize_and_crop, resize_boxes
+from cnnspec.training.data.augment import TRANSFORMS, Preprocess, crop_boxes, resize_boxes
 from cnnspec.training.data.batches import EpochBatches
 from cnnspec.training.data.datasets import SOURCES, Files, ImageData, Pixels, load_data, split, statistics
+from cnnspec.training.data.preprocessing import Preprocessing
 from cnnspec.training.data.rng import BatchRng
 
 REAL = os.environ.get("CNNSPEC_DATA")
@@ -52,6 +53,11 @@ def fashion_mini(input: str = "1x28x28") -> ImageData:
 
 def batch_rng(count: int, seed: int = 0) -> BatchRng:
     return BatchRng.for_batch(seed, count)
+
+
+def plain(size: tuple[int, int], channels: int) -> Preprocessing:
+    """A preprocessing with known statistics."""
+    return Preprocessing(size, (0.5,) * channels, (0.25,) * channels)
 
 
 # --- data sets ------------------------------------------------------------------------------------
@@ -218,7 +224,8 @@ def test_a_folder_with_a_validation_fraction(tmp_path: Path):
     write_images(tmp_path / "train")
     data = load_data(graph("3x8x8", 2), Setting.of(Folder(path=str(tmp_path), val=0.2)), Path())
     assert (len(data.train), data.val and len(data.val), data.test) == (16, 4, None)
-    (images, labels), *_ = EpochBatches(data.train, Preprocess((8, 8), data.mean, data.std), 4, seed=1, workers=2)
+    preprocess = Preprocess(Preprocessing((8, 8), data.mean, data.std))
+    (images, labels), *_ = EpochBatches(data.train, preprocess, 4, seed=1, workers=2)
     assert images.shape == (4, 3, 8, 8)
     assert set(labels.tolist()) <= {0, 1}
 
@@ -259,7 +266,7 @@ def test_folder_errors(tmp_path: Path):
 def test_test_images_equal_those_of_torchvision_exactly(channels: int):
     data = fashion_mini(f"{channels}x28x28")
     assert isinstance(data.test, Pixels)
-    ours = Preprocess((28, 28), data.mean, data.std)(data.test.pixels[:50])
+    ours = Preprocess(Preprocessing((28, 28), data.mean, data.std))(data.test.pixels[:50])
     old = transforms.Compose([transforms.ToTensor(), transforms.Normalize(data.mean, data.std)])
     arrays = data.test.pixels[:50].permute(0, 2, 3, 1).contiguous().numpy()
     assert torch.equal(ours, torch.stack([old(array) for array in arrays]))
@@ -268,9 +275,9 @@ def test_test_images_equal_those_of_torchvision_exactly(channels: int):
 def test_resizing_equals_torchvision_and_keeps_the_aspect_ratio():
     images = torch.randint(0, 256, (4, 3, 20, 30), dtype=torch.uint8)
     covering = v2.Compose([v2.Resize(40, antialias=True), v2.CenterCrop(40)])
-    assert torch.equal(resize_and_crop(images, (40, 40)), covering(images))
-    assert resize_and_crop(images, (20, 30)) is images
-    assert torch.equal(resize_and_crop(images, (10, 15)), v2.functional.resize(images, [10, 15], antialias=True))
+    assert torch.equal(plain((40, 40), 3).fit_images(images), covering(images))
+    assert plain((20, 30), 3).fit_images(images) is images
+    assert torch.equal(plain((10, 15), 3).fit_images(images), v2.functional.resize(images, [10, 15], antialias=True))
 
 
 @pytest.mark.parametrize("size", [(32, 32), (14, 20), (50, 41)])
@@ -366,7 +373,7 @@ def test_cutout_erases_squares_with_uniform_centers():
 def test_parts_of_a_batch_are_augmented_like_the_whole(name: str):
     setting = SETTINGS.get(name) or Setting.of(AUGMENTATIONS[name]())
     images = torch.randint(0, 256, (9, 3, 20, 24), dtype=torch.uint8)
-    preprocess = Preprocess((16, 16), [0.5] * 3, [0.25] * 3, [setting])
+    preprocess = Preprocess(plain((16, 16), 3), [setting])
     whole = preprocess(images, batch_rng(9))
     one_by_one = torch.cat([preprocess(images[i : i + 1], batch_rng(9).select(slice(i, i + 1))) for i in range(9)])
     assert torch.allclose(whole, one_by_one, atol=1e-5)
@@ -441,7 +448,7 @@ def test_every_augmentation_depends_only_on_its_generator(name: str, channels: i
     setting = SETTINGS.get(name) or Setting.of(AUGMENTATIONS[name]())
     images = torch.randint(0, 256, (16, channels, 20, 24), dtype=torch.uint8)
     kept = images.clone()
-    preprocess = Preprocess((16, 16), [0.5] * channels, [0.25] * channels, [setting])
+    preprocess = Preprocess(plain((16, 16), channels), [setting])
     before = torch.get_rng_state()
     first, again, other = (preprocess(images, batch_rng(16, seed)) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
@@ -451,12 +458,15 @@ def test_every_augmentation_depends_only_on_its_generator(name: str, channels: i
     assert torch.equal(first, again)
     if not (name == "color_jitter" and channels == 1):
         assert not torch.equal(first, other)
-    assert torch.equal(preprocess(images), Preprocess((16, 16), [0.5] * channels, [0.25] * channels)(images))
+    assert torch.equal(
+        preprocess(images),
+        Preprocess(plain((16, 16), channels))(images),
+    )
 
 
 # --- batches --------------------------------------------------------------------------------------
 
-CHANGING = Preprocess((28, 28), (0.5,), (0.25,), [Setting.of(RandomCrop(pad=(2, 2)))])
+CHANGING = Preprocess(plain((28, 28), 1), [Setting.of(RandomCrop(pad=(2, 2)))])
 
 
 def pixels(count: int = 50) -> Pixels:
@@ -467,7 +477,7 @@ def pixels(count: int = 50) -> Pixels:
 def test_batches_created_together_equal_those_created_one_by_one(name: str, monkeypatch: pytest.MonkeyPatch):
     setting = SETTINGS.get(name) or Setting.of(AUGMENTATIONS[name]())
     images = Pixels(torch.randint(0, 256, (30, 3, 12, 10), dtype=torch.uint8), torch.arange(30))
-    preprocess = Preprocess((12, 10), (0.5,) * 3, (0.25,) * 3, [setting])
+    preprocess = Preprocess(plain((12, 10), 3), [setting])
     monkeypatch.setattr(batches_module, "GROUP_VALUES", 3 * 4 * 3 * 12 * 10)  # three batches
     for rank in range(2):
         batches = EpochBatches(images, preprocess, 4, seed=1, skip=1, rank=rank, world=2)
@@ -564,7 +574,7 @@ def test_batches_are_created_on_the_device_of_the_images(name: str):
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     setting = SETTINGS.get(name) or Setting.of(AUGMENTATIONS[name]())
-    preprocess = Preprocess((16, 16), [0.5] * 3, [0.25] * 3, [setting])
+    preprocess = Preprocess(plain((16, 16), 3), [setting])
     shapes = ShapeEnv(allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True)
     with FakeTensorMode(allow_non_fake_inputs=True, shape_env=shapes):
         images = Pixels(torch.zeros(20, 3, 20, 24, dtype=torch.uint8), torch.zeros(20).long())

@@ -19,8 +19,8 @@ from cnnspec.diagnostics import CnnspecError
 from cnnspec.training.comparison.candidates import Candidate
 from cnnspec.training.comparison.charts import SERIES, cost_chart, curve_chart, format_short
 from cnnspec.training.comparison.table import Row, columns, notes
-from cnnspec.training.data.augment import resize_and_crop
 from cnnspec.training.data.datasets import DatasetCache, ImageData
+from cnnspec.training.data.preprocessing import Preprocessing
 from cnnspec.training.runs.options import recipe_lines
 from cnnspec.training.runs.predictions import Predictions, confusion, read_predictions
 
@@ -168,7 +168,8 @@ def _misclassified(
     height, width = candidate.graph.input_shape[1:]
     scale = min(1.0, MAX_IMAGE_SIDE / max(height, width))
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    thumbnails = [image for group in images.read(shown) for image in resize_and_crop(group, size)]
+    cover = Preprocessing(size, (0.0,), (1.0,)).fit_images
+    thumbnails = [image for group in images.read(shown) for image in cover(group)]
     for index, image in zip(shown.tolist(), thumbnails, strict=True):
         others = predicted[:, index][predicted[:, index] != labels[index]]
         most = int(others.mode().values)

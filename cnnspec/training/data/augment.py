@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as V
 
 from cnnspec.recipe import Setting
+from cnnspec.training.data.preprocessing import Preprocessing
 from cnnspec.training.data.rng import BatchRng
 
 Size = tuple[int, int]
@@ -33,24 +34,24 @@ class Preprocess:
     input size, so that `random_resized_crop` crops from the original image.
     """
 
-    def __init__(
-        self, size: Size, mean: Sequence[float], std: Sequence[float], augment: Sequence[Setting] = ()
-    ) -> None:
-        self.size = size
+    def __init__(self, fixed: Preprocessing, augment: Sequence[Setting] = ()) -> None:
+        self.fixed, self.size = fixed, fixed.size
         self.augment = tuple(augment)
-        self.mean = torch.tensor(mean, dtype=torch.float32)[:, None, None]
-        self.std = torch.tensor(std, dtype=torch.float32)[:, None, None]
+        self.mean = torch.tensor(fixed.mean, dtype=torch.float32)[:, None, None]
+        self.std = torch.tensor(fixed.std, dtype=torch.float32)[:, None, None]
 
     def __call__(self, images: Tensor, rng: BatchRng | None = None) -> Tensor:
         """Return float images `[N, C, H, W]` from bytes `[N, C, h, w]`. Without an rng, no augmentation is applied."""
         sized = False
         for step in self.augment if rng is not None else ():
             if step.name not in ANY_SIZE and not sized:
-                images, sized = resize_and_crop(images, self.size), True
+                images, sized = self.fixed.fit_images(images), True
             if images.is_floating_point() and step.name not in ANY_TYPE:
                 images = images.to(torch.uint8)
             images = TRANSFORMS[step.name](images, self.size, rng, **step.args)
-        images = resize_and_crop(images, self.size)
+            sized = sized or step.name == "random_resized_crop"
+        if not sized:
+            images = self.fixed.fit_images(images)
         mean, std = self.mean.to(images.device), self.std.to(images.device)
         out = torch.empty_like(images, dtype=torch.float32, memory_format=torch.channels_last)
         for chunk in _chunks(out):
@@ -68,19 +69,6 @@ def _chunks(images: Tensor) -> list[slice]:
     """Return slices of the images `[N, C, H, W]` to process at a time: chunks on a CPU, all images on other devices."""
     size = max(1, CHUNK_VALUES // images.shape[1:].numel()) if images.device.type == "cpu" else max(1, len(images))
     return [slice(start, start + size) for start in range(0, len(images), size)]
-
-
-def resize_and_crop(images: Tensor, size: Size) -> Tensor:
-    """Resize images to cover the size, keeping the aspect ratio, and crop the center.
-
-    Source: `torchvision.transforms.v2.Resize` (bilinear, antialiased) and `CenterCrop`.
-    """
-    height, width = images.shape[-2:]
-    if (height, width) == size:
-        return images
-    scale = max(size[0] / height, size[1] / width)
-    resized_size = [max(size[0], round(height * scale)), max(size[1], round(width * scale))]
-    return V.center_crop(V.resize(images, resized_size, antialias=True), list(size))
 
 
 def _make_flip(axis: int) -> Augmentation:

@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cnnspec.diagnostics import CnnspecError, failure, one_line
-from cnnspec.ir import Graph
 from cnnspec.recipe import Recipe
 from cnnspec.training.data.augment import Preprocess
 from cnnspec.training.data.datasets import ImageData, Images
+from cnnspec.training.data.preprocessing import Preprocessing
 from cnnspec.training.data.rng import BatchRng, make_generator
 
 Batch = tuple[Tensor, Tensor]
@@ -162,25 +162,25 @@ class _WorkerBatches(Dataset[Any]):
             return error
 
 
-def eval_preprocess(graph: Graph, data: ImageData) -> Preprocess:
-    """Return the preprocessing of a network's input without augmentation."""
-    return Preprocess(graph.input_shape[1:], data.mean, data.std)
+def steps_per_epoch(images: Images, batch: int) -> int:
+    """Return the number of optimizer steps of an epoch. An incomplete last batch is dropped."""
+    return max(1, len(images) // batch)
 
 
 class BatchDataModule(pl.LightningDataModule):
     """The data module that provides the batches of each epoch.
 
     Args:
-        graph: The network.
         recipe: The recipe.
         data: The data set.
+        preprocessing: Turns images into the input of the network.
         workers: The number of processes that read images from files.
     """
 
-    def __init__(self, graph: Graph, recipe: Recipe, data: ImageData, workers: int = 0) -> None:
+    def __init__(self, recipe: Recipe, data: ImageData, preprocessing: Preprocessing, workers: int = 0) -> None:
         super().__init__()
         self.recipe, self.data, self.workers = recipe, data, workers
-        self.preprocess = Preprocess(graph.input_shape[1:], data.mean, data.std, recipe.augment)
+        self.preprocess = Preprocess(preprocessing, recipe.augment)
         self.skip = 0
         """The number of batches to skip in the next epoch, after an interruption."""
 

@@ -18,7 +18,8 @@ from cnnspec.ir import Graph
 from cnnspec.recipe import Setting
 from cnnspec.training.data.augment import Preprocess
 from cnnspec.training.data.batches import EpochBatches
-from cnnspec.training.data.datasets import ImageData, Images, load_data
+from cnnspec.training.data.datasets import Images, load_data
+from cnnspec.training.data.preprocessing import Preprocessing, choose_preprocessing
 from cnnspec.training.loop.machine import best_device, default_workers, is_out_of_memory, keep_memory
 
 BATCH = 250
@@ -42,8 +43,7 @@ class Score:
 def score(
     network: nn.Module,
     images: Images,
-    data: ImageData,
-    size: tuple[int, int],
+    preprocessing: Preprocessing,
     device: torch.device,
     poll: Callable[[], None] = lambda: None,
     tta: Literal["hflip"] | None = None,
@@ -55,8 +55,7 @@ def score(
     Args:
         network: Maps `[N, C, H, W]` to logits `[N, classes]`. It is left in evaluation mode.
         images: The split.
-        data: The data set, for its statistics.
-        size: Height and width of the network's input.
+        preprocessing: Turns images into the input of the network.
         device: The device to compute on.
         poll: Called before each batch. An exception ends the evaluation.
         tta: `hflip` averages the logits of each image and of its mirror image.
@@ -66,7 +65,7 @@ def score(
     predicted: list[Tensor] = []
     workers = 0 if images.in_memory else default_workers()
     with torch.inference_mode():
-        for batch, labels in EpochBatches(images, Preprocess(size, data.mean, data.std), BATCH, workers=workers):
+        for batch, labels in EpochBatches(images, Preprocess(preprocessing), BATCH, workers=workers):
             poll()
             while True:
                 try:
@@ -125,7 +124,8 @@ def evaluate(
     part = images.test if split == "test" else images.val
     if part is None:
         raise failure("E0503", f"`{images.name}` has no {split} images", help="choose another split with `--split`")
-    result = score(network, part, images, graph.input_shape[1:], best_device(), tta=graph.recipe.tta)
+    preprocessing, origins = choose_preprocessing(graph.recipe, graph.input_shape, lambda: (images.mean, images.std))
+    result = score(network, part, preprocessing, best_device(), tta=graph.recipe.tta)
     return {
         "network": graph.name,
         "weights": str(weights),
@@ -134,6 +134,7 @@ def evaluate(
         "data": setting.model_dump(mode="json"),
         "split": split,
         "tta": graph.recipe.tta,
+        "preprocessing": {**preprocessing.to_json(), "origins": origins},
         f"{split}_acc": result.accuracy,
         f"{split}_loss": result.loss,
         "images": result.images,

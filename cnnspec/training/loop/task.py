@@ -26,6 +26,7 @@ from cnnspec.ir import Graph
 from cnnspec.recipe import Recipe
 from cnnspec.training.data.batches import Batch
 from cnnspec.training.data.datasets import ImageData
+from cnnspec.training.data.preprocessing import Preprocessing
 from cnnspec.training.loop.checkpoints import Checkpoints, State, network_weights
 from cnnspec.training.loop.conv1x1_grad import NarrowGradients, has_narrow
 from cnnspec.training.loop.evaluate import score
@@ -78,6 +79,7 @@ class TrainingContext:
     """The collaborators of a task: data, files, logging, and callbacks."""
 
     data: ImageData
+    preprocessing: Preprocessing
     checkpoints: Checkpoints
     journal: Journal | None
     stop: StopHandler
@@ -401,7 +403,7 @@ class Task(pl.LightningModule):
         try:
             if self._state is not None and self.recipe.ema is not None:
                 network = self._averaged_copy(self._state)
-            result = score(network, val, self.context.data, self.graph.input_shape[1:], self.device, poll=self._poll)
+            result = score(network, val, self.context.preprocessing, self.device, poll=self._poll)
         finally:
             network.train()
         return {"val_loss": result.loss, "val_acc": result.accuracy}

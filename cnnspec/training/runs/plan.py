@@ -12,7 +12,7 @@ from cnnspec.backends.torch.module import to_module
 from cnnspec.diagnostics import CnnspecError
 from cnnspec.ir import Graph
 from cnnspec.recipe import Recipe
-from cnnspec.training.data.batches import EpochBatches, eval_preprocess
+from cnnspec.training.data.batches import steps_per_epoch
 from cnnspec.training.data.datasets import ImageData, load_data
 from cnnspec.training.loop.autotune import read_cached
 from cnnspec.training.loop.machine import default_workers, device_of, free_memory
@@ -91,7 +91,7 @@ def _describe_data(graph: Graph, recipe: Recipe, options: TrainOptions) -> tuple
     found |= {"state": "found", "images": {name: len(part) for name, part in parts.items() if part is not None}}
     found |= {"mean": list(data.mean), "std": list(data.std)}
     found |= {"bytes": data.nbytes, "workers": 0 if data.train.in_memory else default_workers()}
-    return found, EpochBatches(data.train, eval_preprocess(graph, data), recipe.batch, seed=recipe.seed).num_batches
+    return found, steps_per_epoch(data.train, recipe.batch)
 
 
 def memory(graph: Graph, recipe: Recipe, data: int) -> dict[str, int]:

@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
-from cnnspec.training.data.augment import Preprocess, resize_and_crop
+from cnnspec.training.data.augment import Preprocess
 from cnnspec.training.data.datasets import ImageData, Images
+from cnnspec.training.data.preprocessing import Preprocessing
 from cnnspec.training.data.rng import BatchRng
 from cnnspec.training.loop.journal import read_journal
 from cnnspec.training.runs.predictions import confusion
@@ -72,8 +73,9 @@ def _show(panel: Any, image: Tensor) -> None:
 def draw_augmentation(folder: Path, data: ImageData, preprocess: Preprocess, seed: int) -> None:
     """Draw training images with three augmented versions of each to `augmentation.png`."""
     count = min(COLUMNS, len(data.train))
-    indices = torch.arange(count)
-    originals = torch.cat([resize_and_crop(group, preprocess.size) for group in data.train.read(indices)])
+    by_class = data.train.labels.cpu().argsort(stable=True)
+    indices = by_class[torch.linspace(0, len(by_class) - 1, count).long()]
+    originals = torch.cat([preprocess.fixed.fit_images(group) for group in data.train.read(indices)])
     figure = Figure(figsize=(1.3 * count, 5.6), layout="constrained")
     panels: Any = figure.subplots(4, count, squeeze=False)
     for row in range(4):
@@ -115,12 +117,12 @@ def draw_confusion(folder: Path, labels: Tensor, predicted: Tensor, classes: int
 
 
 @_best_effort
-def draw_misclassified(folder: Path, images: Images, predicted: Tensor, size: tuple[int, int]) -> None:
+def draw_misclassified(folder: Path, images: Images, predicted: Tensor, preprocessing: Preprocessing) -> None:
     """Draw the first misclassified images with their actual and predicted classes to `misclassified.png`."""
     misclassified = (images.labels != predicted).nonzero()[: 4 * COLUMNS, 0]
     if not len(misclassified):
         return
-    shown = torch.cat([resize_and_crop(group, size) for group in images.read(misclassified)])
+    shown = torch.cat([preprocessing.fit_images(group) for group in images.read(misclassified)])
     figure = Figure(figsize=(1.3 * COLUMNS, 7), layout="constrained")
     panels: Any = figure.subplots(4, COLUMNS)
     for panel in panels.flat:

@@ -19,8 +19,9 @@ from cnnspec.ir import Graph
 from cnnspec.recipe import Recipe
 from cnnspec.semantics.recipe_rules import nothing_validated, refuse
 from cnnspec.training.data.augment import Preprocess
-from cnnspec.training.data.batches import BatchDataModule, EpochBatches, eval_preprocess
+from cnnspec.training.data.batches import BatchDataModule, steps_per_epoch
 from cnnspec.training.data.datasets import ImageData, load_data
+from cnnspec.training.data.preprocessing import choose_preprocessing
 from cnnspec.training.loop.autotune import FORMATS, Tuning, choose_tuning
 from cnnspec.training.loop.evaluate import score
 from cnnspec.training.loop.journal import Journal
@@ -125,9 +126,13 @@ class _TrainingRun:
             state, problems = folder.checkpoints.load()
             for line in problems:
                 self._log(f"{line}; using the previous one", style="yellow")
-        steps = EpochBatches(data.train, eval_preprocess(graph, data), recipe.batch, seed=recipe.seed).num_batches
+        self.preprocessing, self._origins = choose_preprocessing(
+            recipe, graph.input_shape, lambda: (data.mean, data.std), training=True
+        )
+        steps = steps_per_epoch(data.train, recipe.batch)
         self.context = TrainingContext(
             data,
+            self.preprocessing,
             folder.checkpoints,
             None,
             stop,
@@ -181,7 +186,7 @@ class _TrainingRun:
         """Write the first files of the run and log its settings."""
         self._write_result("running")
         if self.options.plots:
-            preprocess = Preprocess(self.graph.input_shape[1:], self.data.mean, self.data.std, self.recipe.augment)
+            preprocess = Preprocess(self.preprocessing, self.recipe.augment)
             draw_augmentation(self.folder.path, self.data, preprocess, self.recipe.seed)
         self.context.journal = Journal(self.folder.path, self.task.progress.files)
         self._log_start()
@@ -224,6 +229,7 @@ class _TrainingRun:
         stated = {*recipe.specified, *self.options.overrides(), "planned"}
         for name, text in () if self.options.brief else recipe_lines(recipe):
             self._log(f"  {name:<15} {text}" + ("" if name in stated else "  (default)"))
+        self._log(f"preprocessing: {self.preprocessing}")
         machine = self.tuning
         self._log(f"machine: {machine.memory_format}, {machine.threads} threads ({machine.origin})")
         if self.context.data is not data:
@@ -253,7 +259,7 @@ class _TrainingRun:
             epoch, skip = divmod(task.progress.step, task.steps)
             progress: Any = trainer.fit_loop.epoch_progress.current
             progress.processed = progress.completed = epoch
-            batches = BatchDataModule(self.graph, self.recipe, self.context.data, default_workers())
+            batches = BatchDataModule(self.recipe, self.context.data, self.preprocessing, default_workers())
             batches.skip = skip
             trainer.fit(task, datamodule=batches)
         finally:
@@ -285,14 +291,13 @@ class _TrainingRun:
         device = self.trainer.strategy.root_device
         for name, part in (("val", self.data.val), ("test", self.data.test)):
             if part is not None:
-                size = self.graph.input_shape[1:]
-                result = score(network, part, self.data, size, device, poll=self.stop.poll, tta=self.recipe.tta)
+                result = score(network, part, self.preprocessing, device, poll=self.stop.poll, tta=self.recipe.tta)
                 scores |= {f"{name}_acc": result.accuracy, f"{name}_loss": result.loss}
                 predictions[name] = part.labels, result.predicted
                 if name == "test" and self.options.plots:
                     classes, path = self.graph.output_shape[0], self.folder.path
                     draw_confusion(path, part.labels, result.predicted, classes)
-                    draw_misclassified(path, part, result.predicted, self.graph.input_shape[1:])
+                    draw_misclassified(path, part, result.predicted, self.preprocessing)
         write_predictions(self.folder.path, predictions)
         return scores
 
@@ -318,6 +323,7 @@ class _TrainingRun:
             "weights": self.weights,
             "data": self.data.name,
             "data_notes": list(self.data.notes),
+            "preprocessing": {**self.preprocessing.to_json(), "origins": self._origins},
             "accelerator": self.trainer.strategy.root_device.type,
             "devices": self.trainer.world_size,
             "precision": str(self.trainer.precision),
