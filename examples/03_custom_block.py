@@ -14,14 +14,15 @@ param depth = 2
 
 # source: Liu et al. 2022, arXiv 2201.03545, figure 4
 block convnext_block(expand = 4) {
+    let c = in.c
     add {
         in
         {
             conv 7x7 depthwise bias
             ln
-            conv 1x1 expand*in.c bias
+            conv 1x1 expand*c bias
             gelu
-            conv 1x1 in.c bias
+            conv 1x1 c bias
             scale 1e-6
         }
     }
@@ -36,7 +37,7 @@ expect output = [classes]
 """
 
 # The second convolution of the block has the wrong number of output channels.
-for diagnostic in cnnspec.check(SPEC.replace("conv 1x1 in.c bias", "conv 1x1 2*in.c bias"), "convnext.cnn"):
+for diagnostic in cnnspec.check(SPEC.replace("conv 1x1 c bias", "conv 1x1 2*c bias"), "convnext.cnn"):
     print(diagnostic)
     print()
 

@@ -34,11 +34,11 @@ OMITTED: Omitted = _Branch.OMITTED
 
 @dataclass(slots=True)
 class Frame:
-    """The innermost braces: the values and labels in scope, and the tensor that enters.
+    """The innermost braces: the values and labels in scope, and the tensor that enters the current statement.
 
     Attributes:
         values: Values by name. Braces inside share them until they define a value of their own.
-        entering: The tensor that enters the braces.
+        entering: The tensor that enters the current statement: the meaning of `in`.
         parent: The enclosing braces in the same body; `None` at the top of the network or of a block.
         labels: Outputs of labeled statements.
         skipped_labels: Labels of statements whose condition is false.
@@ -76,5 +76,5 @@ class Frame:
 
     @property
     def shape(self) -> Shape | None:
-        """The shape of the tensor that enters, if it is known."""
+        """The shape of `in`, if it is known."""
         return self.entering.shape if self.entering else None

@@ -87,39 +87,43 @@ class Expander:
     def _aux_head(self, head: ir.Aux, frame: Frame, names: Namespace) -> None:
         self.graph.current_head = head.name
         source = self._reference(head.source, head.origin, frame)
+        inner = frame.inner(source)
+        weight = self._values.argument(head.weight, inner, _WEIGHT, "weight")
         path = self._namer.claim(names, head.name, head.origin)
         self.graph.scopes[path] = ""
-        output = self._body(head.body, frame.inner(source), Namespace(path), source)
+        output = self._body(head.body, inner, Namespace(path), source)
         self.graph.close_scope(path, output)
-        self.graph.add_aux_head(output, self._values.argument(head.weight, frame, _WEIGHT, "weight"))
+        self.graph.add_aux_head(output, weight)
 
     # --- statements ------------------------------------------------------------------------------
 
     def _body(self, body: Sequence[ir.Statement], frame: Frame, names: Namespace, x: MaybeTensor) -> MaybeTensor:
         """Run statements; the output of one is the input of the next."""
+        output = self._statements(body, frame, names, x)
+        assert output is not OMITTED
+        return output
+
+    def _statements(
+        self,
+        body: Sequence[ir.Statement],
+        frame: Frame,
+        names: Namespace,
+        x: MaybeTensor | Omitted,
+        *,
+        omittable: bool = False,
+    ) -> MaybeTensor | Omitted:
+        """Run statements; if `omittable`, the only pipeline may be omitted."""
         for statement in body:
-            if isinstance(statement, ir.Flow):
-                output = self._flow(statement, frame, names, x)
-                if output is OMITTED:
-                    help = "use `nothing` only as a branch of `add`, `mul` or `concat`"
-                    self._error("E0216", "`nothing` is not allowed outside a join", statement.origin, help)
-                    output = None
-                x = output
-            elif not self._declare(statement, frame):
+            frame.entering = entering = None if x is OMITTED else x
+            if not isinstance(statement, ir.Flow):
+                x = x if self._declare(statement, frame) else None
+                continue
+            x = self._flow(statement, frame, names, entering)
+            if x is OMITTED and not (omittable and sum(isinstance(other, ir.Flow) for other in body) == 1):
+                help = "use `nothing` only as a branch of `add`, `mul` or `concat`"
+                self._error("E0216", "`nothing` is not allowed outside a join", statement.origin, help)
                 x = None
         return x
-
-    def _branch(
-        self, body: Sequence[ir.Statement], frame: Frame, names: Namespace, x: MaybeTensor
-    ) -> MaybeTensor | Omitted:
-        """Run statements in braces, which may be the single word `nothing`."""
-        flows = [statement for statement in body if isinstance(statement, ir.Flow)]
-        if len(flows) != 1:
-            return self._body(body, frame, names, x)
-        for statement in body:
-            if not isinstance(statement, ir.Flow):
-                self._declare(statement, frame)
-        return self._flow(flows[0], frame, names, x)
 
     def _declare(self, statement: ir.Let | ir.Require, frame: Frame) -> bool:
         """Run a statement that has no tensor; return False if a `require` fails."""
@@ -193,11 +197,10 @@ class Expander:
         self, element: ir.Element, frame: Frame, names: Namespace, x: MaybeTensor
     ) -> MaybeTensor | Omitted:
         match element:
+            case ir.Braces(table=True):
+                return self._rows(element, frame, names, x)
             case ir.Braces():
-                inner = frame.inner(x)
-                if element.table:
-                    inner.labels = frame.labels
-                return self._branch(element.body, inner, names, x)
+                return self._statements(element.body, frame.inner(x), names, x, omittable=True)
             case ir.Repeat():
                 return self._repeat(element, frame, names, x)
             case ir.Join():
@@ -206,7 +209,8 @@ class Expander:
                 condition = self._values.condition(element.condition, frame)
                 if condition is None:
                     return None
-                return self._branch(element.then if condition else element.otherwise, frame.inner(x), names, x)
+                body = element.then if condition else element.otherwise
+                return self._statements(body, frame.inner(x), names, x, omittable=True)
             case ir.Reference():
                 return self._reference(element.label, element.origin, frame)
             case ir.In():
@@ -215,6 +219,14 @@ class Expander:
                 return OMITTED
             case _:
                 return None
+
+    def _rows(self, table: ir.Braces, frame: Frame, names: Namespace, x: MaybeTensor) -> MaybeTensor | Omitted:
+        """Run the calls of a table, which are part of its statement: `in` is the same in all of them."""
+        output: MaybeTensor | Omitted = x
+        for row in table.body:
+            if isinstance(row, ir.Flow) and output is not OMITTED:
+                output = self._flow(row, frame, names, output)
+        return output
 
     def _repeat(self, element: ir.Repeat, frame: Frame, names: Namespace, x: MaybeTensor) -> MaybeTensor:
         for iteration in range(self._values.repetitions(element.count, frame)):

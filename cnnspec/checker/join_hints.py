@@ -83,10 +83,9 @@ class JoinHints:
             path = self.trace.path(y.node, x.node)
             direct = x.node < y.node and path and nodes[path[0]].inputs[0] == x.node
             if direct and all(f".{other}." in f".{nodes[i].path}." for i in path):
-                start = "`in |`" if self.calls else "the label of its intended input"
-                return (
-                    f"the input of `{other}` is the output of `{label}`, the statement before it: start it with {start}"
-                )
+                start = "`@x`, and write `x: in` before both" if self.calls else "the label of its intended input"
+                reason = f"the input of `{other}` is the output of `{label}`, the statement before it"
+                return f"{reason}: start it with {start}"
         return None
 
 

@@ -191,6 +191,20 @@ def conditional_in(context: LintContext) -> Iterator[Diagnostic]:
                 yield warning("W0105", "`when` has no effect on `in`", flow.span, help)
 
 
+def leading_in(context: LintContext) -> Iterator[Diagnostic]:
+    """Report `in` at the head of a pipeline that continues the statement before it anyway."""
+    help = "remove it; for the input of the braces, begin them with `x: in`, and write `@x` here"
+    braces = [node for node in context.nodes if isinstance(node, (ast.Braces, ast.Repeat, ast.If, ast.Aux))]
+    blocks = [block.body for block in context.blocks.values()]
+    for body in (context.file.statements, *blocks, *(body for node in braces for body in _bodies(node))):
+        flows = [statement for statement in body if isinstance(statement, ast.Flow)]
+        for flow in flows[1:]:
+            first = flow.elements[0]
+            if isinstance(first, ast.In) and (len(flow.elements) > 1 or flow.label is None):
+                message = "`in` has no effect here: it is the output of the statement before it"
+                yield warning("W0105", message, first.span, help)
+
+
 def stacked_branches(context: LintContext) -> Iterator[Diagnostic]:
     """Report joins whose branches look like the consecutive layers of one branch."""
     for join in context.nodes:
@@ -287,5 +301,6 @@ RULES: tuple[Callable[[LintContext], Iterator[Diagnostic]], ...] = (
     redundant_arguments,
     stacked_branches,
     conditional_in,
+    leading_in,
     unused_defaults,
 )

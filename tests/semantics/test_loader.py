@@ -84,11 +84,11 @@ def test_an_expectation_of_layers_that_were_replaced(tmp_path: Path) -> None:
     assert "defines layers, which replace all layers of" in error.notes[0]
 
 
-def test_a_value_that_depends_on_the_image(tmp_path: Path) -> None:
+def test_a_value_of_the_file_that_depends_on_a_tensor(tmp_path: Path) -> None:
     done = write(
         tmp_path, net=f"{NETWORK}let half = in.w // 2\nconv 3x3 half\nlet again = half + in.c\nconv 3x3 again\n"
     )
-    assert [node.shape[0] for node in graph_of(done)] == [4, 7]
+    assert [node.shape[0] for node in graph_of(done)] == [4, 8]
 
 
 def test_errors_in_a_file_of_blocks(tmp_path: Path) -> None:
