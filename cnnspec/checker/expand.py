@@ -141,8 +141,9 @@ class Expander:
         if flow.condition is not None:
             condition = self._values.condition(flow.condition, frame)
             if condition is not True:
-                if flow.label:
-                    frame.skipped_labels.add(flow.label)
+                tables = [e for e in flow.elements if isinstance(e, ir.Braces) and e.table]
+                rows = [row for table in tables for row in table.body if isinstance(row, ir.Flow)]
+                frame.skipped_labels.update(skipped.label for skipped in (flow, *rows) if skipped.label)
                 return x if condition is False else None
         if flow.label is None:
             return self._pipeline(flow.elements, frame, names, x)

@@ -235,7 +235,7 @@ def _parts(expr: Expr, names: Names, entering: Shape | None) -> list[Any]:
 
 def _equal(expr: Expr, names: Names, entering: Shape | None) -> bool:
     left, right = _parts(expr, names, entering)
-    return left == right
+    return left == right and (type(left) is type(right) or (is_number(left) and is_number(right)))
 
 
 def _scheme(expr: Expr, names: Names, entering: Shape | None) -> InitScheme:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from cnnspec.ops import JOINS, OPS, ShapeError
 from cnnspec.schema import Interval, OpName, Word
 from cnnspec.shapes import Shape, is_map
 from cnnspec.syntax import ast
 from cnnspec.testing.draw import RandInt, Rng, T
+from cnnspec.testing.growth import GrowingBlock
 from cnnspec.testing.operator_settings import ACTIVATIONS, MAX_SIDE, SETTINGS, STANDARD_BLOCKS, Settings
 from cnnspec.testing.writing import (
     NO_SOURCE,
@@ -76,6 +77,7 @@ class SpecGenerator:
         self.inside = 0
         self.names = 0
         self.blocks: list[Template] = []
+        self.growing: list[GrowingBlock] = []
         self.constants: Settings = {}
 
     def new_name(self, prefix: str) -> str:
@@ -101,7 +103,17 @@ class SpecGenerator:
                     NOWHERE, None if flag else name, ast.Name(NOWHERE, name) if flag else self.exprs.expr(value, frame)
                 )
             )
-        return make_call(callee, args, repeat)
+        name = self.call_name(frame, repeat is not None)
+        return make_call(callee, [*args, name] if name else args, repeat)
+
+    def call_name(self, frame: Frame, repeated: bool) -> ast.Argument | None:
+        """Return the argument `name` of a call where its value is unique, sometimes."""
+        if not (frame.labeling or frame.counter) or not frame.input_shape or not self.rng.rarely(8):
+            return None
+        pattern = self.new_name("n") + self.rng.choice(["", "_{in.c}"])
+        pattern += f"_{{{frame.counter}}}" if not frame.labeling else ""
+        pattern += self.rng.choice(["_{i}", "_{n}"]) if repeated else ""
+        return ast.Argument(NOWHERE, "name", ast.Text(NOWHERE, pattern))
 
     def draw_settings(self, name: str, x: Shape) -> tuple[Settings, Shape] | None:
         """Draw settings of an operator for a shape, and return them with the output shape, or None.
@@ -144,6 +156,8 @@ class SpecGenerator:
 
     def block_call(self, x: Shape, frame: Frame) -> tuple[ast.Element, Shape]:
         """Build a call of a block: an earlier one with this input shape, a new one, or a standard block."""
+        if is_map(x) and self.rng.rarely(4):
+            return self.growing_call(x)
         fitting = [block for block in self.blocks if block.input_shape == x]
         standard = [name for name, block in STANDARD_BLOCKS.items() if is_map(x) and block.accepts(x)]
         if standard and self.rng.rarely(2):
@@ -155,6 +169,13 @@ class SpecGenerator:
         repeat = self.rng.randint(1, 3) if template.output_shape == template.input_shape and self.rng.rarely() else None
         order = [parameter.name for parameter in template.block.parameters]
         return self.call(template.block.name, template.arguments, frame, order, repeat), template.output_shape
+
+    def growing_call(self, x: Shape) -> tuple[ast.Element, Shape]:
+        """Build a call of a block that accepts every map; some are called several times."""
+        if not self.growing or self.rng.rarely():
+            self.growing.append(GrowingBlock(self.rng, self.new_name("growing")))
+        repeat = self.rng.randint(2, 3) if self.rng.boolean() else None
+        return self.rng.choice(self.growing).call(x, self.rng.choice([None, 2, 4]), repeat)
 
     def standard_call(self, name: str, x: Shape, frame: Frame) -> tuple[ast.Element, Shape]:
         """Build a call of a standard block for a map that it accepts."""
@@ -174,10 +195,15 @@ class SpecGenerator:
             for _ in range(self.rng.randint(0, 3))
         ):
             kind = {int: "int", float: "float", bool: "bool", tuple: "size", OpName: "op"}[type(value)]
-            name = self.new_name("p")
+            hidden = (
+                [name for name in self.constants if name not in ("classes", *arguments)] if type(value) is int else []
+            )
+            name = self.rng.choice(hidden) if hidden and self.rng.rarely(4) else self.new_name("p")
             default = None
             if self.rng.rarely(2) and not any(parameter.default is None for parameter in parameters):
-                default = self.exprs.expr(value, Frame(x, dict(self.constants)))
+                default = self.exprs.expr(value, Frame(x, {**self.constants, **arguments}))
+                if isinstance(value, OpName):  # any activation keeps the shape
+                    default = ast.Name(NOWHERE, self.rng.choice(ACTIVATIONS))
             typed = kind != "int" or self.rng.rarely()
             parameters.append(
                 ast.BlockParameter(
@@ -187,7 +213,7 @@ class SpecGenerator:
             arguments[name] = value
         frame = Frame(x, {**self.constants, **arguments})
         body, y = self.body(x, frame, 1)
-        # with `once`, later calls of a repeat use the default, which has the same value
+        # with `once`, later calls of a repeat use the default, which makes the same shapes
         given = {p.name: arguments[p.name] for p in parameters if p.default is None or self.rng.rarely(2)}
         block = ast.Block(NOWHERE, self.new_name("block"), tuple(parameters), tuple(body), NOWHERE)
         self.blocks.append(Template(block, given, x, y))
@@ -225,19 +251,36 @@ class SpecGenerator:
         """Generate a list of statements with at least one pipeline."""
         found: list[ast.Statement] = []
         for _ in range(self.rng.randint(1, 3)):
-            if self.rng.rarely(4):
-                found.append(self.let_or_require(frame))
+            found += self.before_flow(x, frame)
             flow, x = self.flow(x, frame, depth)
             found.append(flow)
+        frame.input_shape = x
+        if self.rng.rarely(6):
+            found.append(self.let_or_require(frame))
         return found, x
 
-    def let_or_require(self, frame: Frame) -> ast.Statement:
-        """Generate a `let` or a `require`."""
+    def before_flow(self, x: Shape, frame: Frame, *, shadowing: bool = True) -> list[ast.Statement]:
+        """Let `in` be the tensor that enters the next statement, and write something else before it, sometimes."""
+        frame.input_shape = x
+        found: list[ast.Statement] = []
+        if self.rng.rarely(4):
+            found.append(self.let_or_require(frame, shadowing=shadowing))
+        if frame.labeling and self.rng.rarely(6):
+            outer = [name for name in frame.labels if name not in frame.own]
+            label = self.rng.choice(outer) if outer and self.rng.rarely(2) else self.new_name("l")
+            frame.labels[label] = x
+            frame.own.add(label)
+            found.append(make_flow(ast.In(NOWHERE), label=label))
+        return found
+
+    def let_or_require(self, frame: Frame, *, shadowing: bool = True) -> ast.Statement:
+        """Generate a `let` or a `require`; with `shadowing`, the `let` may hide another value."""
         if self.rng.rarely():
             return ast.Require(
                 NOWHERE, self.exprs.boolean(True, frame), self.rng.choice([None, "it holds for {in.c} channels"])
             )
-        name = self.new_name("v")
+        hidden = [name for name in frame.values if name != frame.counter] if shadowing and self.rng.rarely() else []
+        name = self.rng.choice(hidden) if hidden else self.new_name("v")
         value = self.rng.choice([1, 2, 4, 8, True, 0.25, (1, 3)])
         statement = ast.Let(NOWHERE, name, self.exprs.expr(value, frame), NOWHERE)
         frame.values[name] = value
@@ -245,18 +288,26 @@ class SpecGenerator:
 
     def flow(self, x: Shape, frame: Frame, depth: int, label: str | None = None) -> tuple[ast.Flow, Shape]:
         """Generate a pipeline statement."""
+        labels = dict(frame.labels)
         elements, y = self.elements(x, frame, depth)
-        if label is None and frame.labeling and self.rng.rarely():
+        if len(elements) == 1 and _is_named(elements[0]):
+            if label is not None:
+                elements.append(make_call("identity"))
+        elif label is None and frame.labeling and self.rng.rarely():
             label = self.new_name("l")
+        if self.rng.rarely(8):
+            elements.insert(0, ast.In(NOWHERE))
         if self.rng.rarely(5):
             happens = self.rng.boolean()
             flow = make_flow(*elements, label=label, condition=self.exprs.boolean(happens, frame))
             if not happens:
+                frame.labels = labels  # without those of tables in the pipeline
                 return flow, x
         else:
             flow = make_flow(*elements, label=label)
         if label is not None and label != "stage":
             frame.labels[label] = y
+            frame.own.add(label)
         return flow, y
 
     def braces(self, x: Shape, frame: Frame, depth: int) -> tuple[ast.Element, Shape]:
@@ -265,10 +316,13 @@ class SpecGenerator:
 
     def repeat(self, x: Shape, frame: Frame, depth: int) -> tuple[ast.Element, Shape]:
         """Generate a repeated group. Its output shape equals its input shape, so that every iteration is valid."""
-        inner = frame.inner(x, labeling=False)
         count = self.rng.randint(1, 3)
         head = self.exprs.expr(count, frame)
         variable = self.new_name("i") if self.rng.rarely(2) else None
+        hidden = [name for name, value in frame.values.items() if type(value) is int and name != "classes"]
+        if variable and hidden and self.rng.rarely(4):
+            variable = self.rng.choice(hidden)
+        inner = frame.repeated(x, variable)
         body, y = self.body(x, inner, depth - 1)
         back = self.reshape(y, x, inner)
         if variable is not None:
@@ -325,27 +379,56 @@ class SpecGenerator:
         return shape
 
     def each(self, x: Shape, frame: Frame) -> tuple[ast.Element, Shape]:
-        """Generate a table of convolutions."""
-        columns = self.rng.choice([["kernel", "c"], ["c", "repeat"], ["kernel", "c", "stride"]])
-        rest = {} if "kernel" in columns else {"kernel": (3, 3)}
-        inner = frame.inner(x)
-        args = [ast.Argument(NOWHERE, name, self.exprs.expr(value, inner)) for name, value in rest.items()]
+        """Generate a table of convolutions, or of calls of a block."""
+        if self.rng.rarely():
+            template = self.new_block(x)
+            if template.arguments:
+                return self.each_block(template, frame), template.output_shape
+        columns = self.rng.choice([["kernel", "c"], ["c", "repeat"], ["kernel", "c", "stride"], ["kernel"]])
+        fixed: Settings = {} if "kernel" in columns else {"kernel": (3, 3)}
+        fixed |= {} if "c" in columns else {"c": self.rng.randint(1, 12)}
+        fixed |= {"bias": True} if self.rng.rarely() else {}
+        named = frame.labeling and self.rng.rarely(4)
         rows: list[ast.Row] = []
         for _ in range(self.rng.randint(1, 3)):
             cells = {
                 "kernel": self.rng.choice([(1, 1), (3, 3)]),
-                "c": self.rng.randint(1, 12),
+                "c": fixed.get("c", self.rng.randint(1, 12)),
                 "stride": (1, 1),
                 "repeat": self.rng.randint(1, 2),
             }
-            label = self.new_name("row") if frame.labeling and "repeat" not in columns and self.rng.rarely() else None
+            label = self.new_name("row") if frame.labeling and not named and self.rng.rarely() else None
             x = (cells["c"], *x[1:])
-            row = [operand(self.exprs.expr(cells[name], inner)) for name in columns]
-            if isinstance(row[0], ast.Name):  # `classes` at the start of a line would be parsed as a statement
-                row[0] = ast.Group(NOWHERE, row[0])
-            rows.append(ast.Row(NOWHERE, label, tuple(row)))
+            if label:
+                frame.labels[label] = x
+                frame.own.add(label)
+            name = [ast.Text(NOWHERE, self.new_name("n") + "_{n}" * ("repeat" in columns))] if named else []
+            rows.append(ast.Row(NOWHERE, label, (*self.cells([cells[name] for name in columns], frame), *name)))
+        return self.table("conv", [*columns, *(["name"] if named else [])], fixed, rows, frame), x
+
+    def each_block(self, template: Template, frame: Frame) -> ast.Each:
+        """Generate a table of calls of a block, with one row if it changes the shape."""
+        columns = list(template.arguments)
+        fixed = {columns[-1]: template.arguments[columns.pop()]} if len(columns) > 1 and self.rng.rarely(2) else {}
+        values = [template.arguments[name] for name in columns]
+        count = self.rng.randint(1, 2) if template.output_shape == template.input_shape else 1
+        rows = [ast.Row(NOWHERE, None, self.cells(values, frame)) for _ in range(count)]
+        return self.table(template.block.name, columns, fixed, rows, frame)
+
+    def cells(self, values: Sequence[Any], frame: Frame) -> tuple[ast.Expr, ...]:
+        """Return the cells of a row."""
+        cells = [operand(self.exprs.expr(value, frame)) for value in values]
+        if isinstance(cells[0], ast.Name):  # `classes` at the start of a line would be parsed as a statement
+            cells[0] = ast.Group(NOWHERE, cells[0])
+        return tuple(cells)
+
+    def table(
+        self, callee: str, columns: Sequence[str], fixed: Settings, rows: Sequence[ast.Row], frame: Frame
+    ) -> ast.Each:
+        """Return a table with arguments for all rows."""
+        args = [ast.Argument(NOWHERE, name, self.exprs.expr(value, frame)) for name, value in fixed.items()]
         names = tuple(ast.Name(NOWHERE, name) for name in columns)
-        return ast.Each(NOWHERE, "conv", names, tuple(args), tuple(rows), NOWHERE), x
+        return ast.Each(NOWHERE, callee, names, tuple(args), tuple(rows), NOWHERE)
 
     # required features
 
@@ -372,6 +455,7 @@ class SpecGenerator:
                 return [make_flow(plain, condition=self.exprs.boolean(happens, frame))], x
             case "reference":
                 frame.labels[label] = x
+                frame.own.add(label)
                 joined = ast.Join(NOWHERE, "add", (here, make_flow(ast.Reference(NOWHERE, label))))
                 return [make_flow(plain, label=label), make_flow(joined)], x
             case "nothing":
@@ -410,18 +494,26 @@ class SpecGenerator:
             for _ in range(self.rng.randint(0, 2))
         }
         self.constants = {"classes": classes, **params}
+        lets: list[ast.Top] = []
         frame = Frame(image, dict(self.constants))
         top: list[ast.Top] = [ast.Network(NOWHERE, "generated")] if self.rng.rarely(2) else []
         top += [ast.Input(NOWHERE, *image), ast.Classes(NOWHERE, make_integer(classes))]
         for name, value in params.items():
             top.append(ast.Param(NOWHERE, name, self.exprs.expr(value, Frame((), {"classes": classes})), NOWHERE))
         top += self.rules()
+        for name, value in (
+            (self.new_name("v"), self.rng.choice([1, 3, 6, True])) for _ in range(self.rng.randint(0, 2))
+        ):
+            lets.append(ast.Let(NOWHERE, name, self.exprs.expr(value, Frame((), dict(self.constants))), NOWHERE))
+            self.constants[name] = frame.values[name] = value
         body, y = self.network(image, frame)
         aux = self.aux(frame, classes) if y == (classes,) else []
-        blocks = [template.block for template in self.blocks]
+        blocks = [template.block for template in (*self.blocks, *self.growing)]
         promise = ast.ListLiteral(NOWHERE, tuple(make_integer(size) for size in y))
         end: list[ast.Top] = [ast.Expect(NOWHERE, "output", "==", promise, None)] if self.rng.rarely(2) else []
-        return ast.File(NOWHERE, NO_SOURCE, (*top, *blocks, *body, *aux, *end))
+        first = next((index for index, piece in enumerate(body) if isinstance(piece, ast.Let)), len(body))
+        split = self.rng.randint(0, first)  # layers and blocks can use a `let` before its line, another `let` cannot
+        return ast.File(NOWHERE, NO_SOURCE, (*top, *blocks, *body[:split], *lets, *body[split:], *aux, *end))
 
     def network(self, x: Shape, frame: Frame) -> tuple[list[ast.Statement], Shape]:
         """Generate the body of the network, with or without `stem`, `stage`, `head`, and a classifier."""
@@ -431,15 +523,16 @@ class SpecGenerator:
         features = self.rng.sample(FEATURES, 4)
         planted = self.rng.randint(0, count - 1) if self.plant else None
         for i in range(count):
-            if self.rng.rarely(5):
-                found.append(self.let_or_require(frame))
+            found += self.before_flow(x, frame, shadowing=False)
             if i == planted and self.plant:
                 found += self.plant_fault(self.plant, x)
             flow, x = self.flow(x, frame, 1, ("stem" if i == 0 else "stage") if words else None)
             found.append(flow)
             for name in features if i == count - 1 else [features.pop()]:
+                frame.input_shape = x
                 statements, x = self.statements_with(name, x, frame)
                 found += statements
+        frame.input_shape = x
         if self.rng.rarely(4):
             found.append(make_flow(make_call(self.rng.choice(ACTIVATIONS))))
             return found, x
@@ -448,10 +541,14 @@ class SpecGenerator:
         last = [*pool, make_call("flatten")]
         if self.rng.rarely(4):
             found.append(make_flow(*last))
-            flow, x = self.flow((x[0] if pool else math.prod(x),), frame, 1)
+            frame.input_shape = (x[0] if pool else math.prod(x),)
+            flow, x = self.flow(frame.input_shape, frame, 1)
             found.append(flow)
+            frame.input_shape = x
             last = []
         last.append(self.call("linear", {"c": target[0]}, frame, ["c"]))
+        if len(last) == 1 and _is_named(last[0]):
+            words = False
         found.append(make_flow(*last, label="head" if words else None))
         return found, target
 
@@ -490,8 +587,14 @@ class SpecGenerator:
         label = self.rng.choice(list(frame.labels))
         x = frame.labels[label]
         inner = Frame(x, dict(self.constants), dict(frame.labels))
+        weight_value = self.exprs.expr(self.rng.choice([0.3, 1, 2]), inner)
         body, y = self.body(x, inner, 0)
         flat = [make_call("flatten")] if is_map(y) else []
         body.append(make_flow(*flat, self.call("linear", {"c": classes}, inner, ["c"])))
-        weight = ast.Argument(NOWHERE, "weight", ast.Number(NOWHERE, 0.3, "0.3"))
+        weight = ast.Argument(NOWHERE, "weight", weight_value)
         return [ast.Aux(NOWHERE, self.new_name("aux"), ast.Reference(NOWHERE, label), (weight,), tuple(body))]
+
+
+def _is_named(element: ast.Element) -> bool:
+    """Return whether an element is a call with the argument `name`."""
+    return isinstance(element, ast.Call) and any(arg.name == "name" for arg in element.args)

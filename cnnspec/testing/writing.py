@@ -19,15 +19,31 @@ NOWHERE = NO_SOURCE.end
 
 @dataclass
 class Frame:
-    """The names in scope: values, labels with their shapes, and the shape of the input."""
+    """The names in scope.
+
+    Attributes:
+        input_shape: The shape of `in`, the tensor that enters the current statement.
+        values: Values by name.
+        labels: Labels with their shapes.
+        labeling: Whether labels can be defined here.
+        counter: The variable of the innermost repeat, if it makes the names of calls unique here.
+        own: The labels that are defined in these braces.
+    """
 
     input_shape: Shape
     values: dict[str, Any] = field(default_factory=dict[str, Any])
     labels: dict[str, Shape] = field(default_factory=dict[str, Shape])
     labeling: bool = True
+    counter: str | None = None
+    own: set[str] = field(default_factory=set[str])
 
-    def inner(self, input_shape: Shape, labeling: bool = True) -> Frame:
-        return Frame(input_shape, dict(self.values), dict(self.labels), self.labeling and labeling)
+    def inner(self, input_shape: Shape) -> Frame:
+        return Frame(input_shape, dict(self.values), dict(self.labels), self.labeling, self.counter)
+
+    def repeated(self, input_shape: Shape, counter: str | None) -> Frame:
+        """Return the frame of a repeated group, in which labels would occur twice."""
+        values = {name: value for name, value in self.values.items() if name != counter}
+        return Frame(input_shape, values, dict(self.labels), False, counter if self.labeling else None)
 
 
 def make_call(callee: str, args: Sequence[ast.Argument] = (), repeat: int | None = None) -> ast.Call:
@@ -101,6 +117,10 @@ class ExpressionWriter:
         ]
         if value % other == 0:
             ways.append(lambda: self.binary("*", value // other, other, frame))
+        if frame.input_shape:
+            axis, size = self.rng.choice(list(zip("chw", frame.input_shape, strict=False)))
+            rest = operand(self.expr(value - size, frame))
+            ways += [lambda: ast.Binary(NOWHERE, "+", ast.Dim(NOWHERE, axis), rest)] * 4
         if sizes:
             ways += [lambda: ast.Dim(NOWHERE, self.rng.choice(list(sizes)))] * 3
         return self.rng.choice(ways)()
