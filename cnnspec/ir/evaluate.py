@@ -173,7 +173,7 @@ def evaluate(expr: Expr, names: Mapping[str, Any], entering: Shape | None = None
     Args:
         expr: The expression.
         names: The values of the names in scope.
-        entering: Shape of the input of the innermost braces, for `in.c`, `in.h` and `in.w`.
+        entering: Shape of the input of the statement, for `in.c`, `in.h` and `in.w`.
 
     Raises:
         ExpressionError: It has no value.

@@ -100,7 +100,7 @@ class Reference(Piece):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class In(Piece):
-    """The input of the innermost braces."""
+    """The input of the statement."""
 
     kind: Literal["in"] = "in"
 
