@@ -49,7 +49,7 @@ class Training:
         str | None, typer.Option(metavar="NAME", help="channels_last or contiguous (default: measured).")
     ] = None
     threads: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Number of torch threads (default: measured).")
+        int | None, typer.Option(min=1, metavar="N", help="Number of torch threads (default: all available cores).")
     ] = None
     allocator: Annotated[
         str, typer.Option(metavar="NAME", help="keep: let glibc keep large memory blocks; or default.")

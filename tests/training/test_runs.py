@@ -490,29 +490,6 @@ def test_a_plan_is_what_a_run_uses_and_writes_nothing(run: Callable[..., Result]
     assert not (tmp_path / "none").exists()
 
 
-def test_measurements_are_cached_and_options_override_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    from cnnspec.training.loop import autotune as tuning
-
-    monkeypatch.setenv("CNNSPEC_CACHE", str(tmp_path))
-    graph, device = tiny(), torch.device("cpu")
-    network = build(graph)
-    before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
-    seconds = {"channels_last": 1.0, "contiguous": 0.5}
-    monkeypatch.setattr(tuning, "_time_step", lambda g, n, i, d, tried: seconds[tried.memory_format])
-    first = tuning.choose_tuning(graph, network, 8, device)
-    assert (first.memory_format, first.origin) == ("contiguous", "measured")
-    seconds["contiguous"] = 2.0
-    assert tuning.choose_tuning(graph, network, 8, device).origin == "cached"
-    assert tuning.choose_tuning(graph, network, 16, device).memory_format == "channels_last"
-    assert tuning.choose_tuning(graph, network, 8, device, "channels_last").memory_format == "channels_last"
-    stated = tuning.choose_tuning(graph, network, 8, device, "channels_last", 1)
-    assert (stated.memory_format, stated.threads, stated.origin) == ("channels_last", 1, "requested")
-    (tmp_path / "tuning.json").write_text("half")
-    seconds["contiguous"] = 0.95  # not clearly faster
-    assert tuning.choose_tuning(graph, network, 8, device).memory_format == "channels_last"
-    assert all(torch.equal(before[key], tensor) for key, tensor in network.state_dict().items())
-
-
 def test_both_memory_formats_compute_the_same(run: Callable[..., Result]):
     first, second = (
         checkpoint(run(tiny(), epochs=1, memory_format=name, threads=1))["state_dict"]

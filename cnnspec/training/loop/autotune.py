@@ -1,17 +1,19 @@
-"""Choose the fastest memory format and number of threads for a network by a short measurement.
+"""Choose the fastest memory format for a network by a short measurement.
 
-The settings do not change what is computed, only the memory layout and the division of work. The result is cached for
-the next run with the same network, batch size and machine. A resumed run keeps its settings.
+The format does not change what is computed, only the layout of tensors in memory. The choice is cached for the next run
+with the same network, batch size and machine. Nothing that was measured on a busy machine is cached or used. A resumed
+run keeps its settings.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import time
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +23,27 @@ from torch import nn
 from cnnspec.ir import Graph
 from cnnspec.resources import cache_folder
 from cnnspec.training.loop.checkpoints import write_atomically
+from cnnspec.training.loop.machine import default_threads
 
 FORMATS: dict[str, torch.memory_format] = {
     "channels_last": torch.channels_last,
     "contiguous": torch.contiguous_format,
 }
+DEFAULT_FORMAT = "channels_last"
 IMAGES = 64
 """The maximum number of images in a measured step."""
 GAIN = 0.9
-"""The fraction of the default's time that another setting must stay below, so that noise decides nothing."""
+"""The other format must take less than this fraction of the default's time, in every round."""
+ROUNDS = 6
+"""Both formats are measured once per round. The first round is a warm-up."""
+MIN_ROUNDS = 4
+"""The number of rounds, with the warm-up, that a choice needs."""
 MAX_SECONDS = 10.0
-"""The time after which no further setting is measured, in seconds."""
+"""The time after which no further round starts, in seconds."""
+MAX_WAIT = 0.05
+"""On a machine that is not busy, threads wait for a core during at most this fraction of the measurement."""
+MAX_SPREAD = 0.3
+"""Where waiting times are unknown, step times on a machine that is not busy differ by at most this fraction."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +53,8 @@ class Tuning:
     Attributes:
         memory_format: `channels_last` or `contiguous`.
         threads: The number of torch threads.
-        origin: `measured`, `cached` from an earlier measurement, `requested`, `resumed`, or `default`.
+        origin: The origin of the memory format: `measured`, `cached` from an earlier measurement, `requested`,
+            `resumed`, or `default` if the machine was too busy to measure.
     """
 
     memory_format: str
@@ -67,7 +80,7 @@ def cache_file() -> Path | None:
 def _key(graph: Graph, batch: int, device: torch.device) -> str:
     chip = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     network = hashlib.sha256(graph.model.model_dump_json(exclude={"recipe"}).encode()).hexdigest()[:16]
-    return "/".join([network, str(batch), chip, str(torch.get_num_threads()), torch.__version__])
+    return "/".join([network, str(batch), chip, str(torch.get_num_threads()), torch.__version__, "interleaved"])
 
 
 def _read_cache() -> dict[str, Any]:
@@ -90,14 +103,11 @@ def _store(key: str, found: Tuning) -> None:
         pass
 
 
-def read_cached(graph: Graph, batch: int, device: torch.device) -> Tuning | None:
-    """Return the cached settings, or None."""
+def read_cached(graph: Graph, batch: int, device: torch.device) -> str | None:
+    """Return the cached memory format, or None."""
     cached: Any = _read_cache().get(_key(graph, batch, device))
-    try:
-        found = Tuning(str(cached["memory_format"]), int(cached["threads"]), "cached")
-    except (TypeError, KeyError, ValueError):
-        return None
-    return found if found.memory_format in FORMATS and found.threads > 0 else None
+    memory_format = cached.get("memory_format") if isinstance(cached, dict) else None
+    return memory_format if memory_format in FORMATS else None
 
 
 def choose_tuning(
@@ -108,7 +118,9 @@ def choose_tuning(
     memory_format: str | None = None,
     threads: int | None = None,
 ) -> Tuning:
-    """Return the settings of a network: requested, cached, or measured now.
+    """Return the settings of a network. The memory format is requested, cached, or measured now.
+
+    A cached format other than the default is measured again; on a busy machine, it is used as it is.
 
     Args:
         graph: The graph of `network`.
@@ -116,53 +128,76 @@ def choose_tuning(
         batch: Images per step.
         device: The device to train on.
         memory_format: The requested memory format, or None.
-        threads: The requested number of threads, or None.
+        threads: The requested number of threads; None for all cores that this process may use.
     """
-    default = Tuning("channels_last", torch.get_num_threads())
-    requested = {"memory_format": memory_format, "threads": threads}
-    requested = {name: value for name, value in requested.items() if value is not None}
-    if len(requested) == 2 or (requested and device.type != "cpu"):
-        return replace(default, **requested, origin="requested")
-    found = read_cached(graph, batch, device)
-    if found is None:
-        found = _measure(graph, network, min(batch, IMAGES), device, default)
-        _store(_key(graph, batch, device), found)
-    return replace(found, **requested) if requested else found
+    threads = threads or default_threads()
+    if memory_format is not None:
+        return Tuning(memory_format, threads, "requested")
+    cached = read_cached(graph, batch, device)
+    if cached == DEFAULT_FORMAT:
+        return Tuning(cached, threads, "cached")
+    measured = _measure(graph, network, min(batch, IMAGES), device, threads)
+    if measured is None:
+        return Tuning(cached, threads, "cached") if cached else Tuning(DEFAULT_FORMAT, threads)
+    found = Tuning(measured, threads, "measured")
+    _store(_key(graph, batch, device), found)
+    return found
 
 
-def _measure(graph: Graph, network: nn.Module, images: int, device: torch.device, default: Tuning) -> Tuning:
-    candidates = [default, replace(default, memory_format="contiguous")]
-    if device.type == "cpu" and default.threads > 1:
-        candidates += [replace(candidate, threads=1) for candidate in candidates]
-    seconds: dict[Tuning, float] = {}
-    end = time.monotonic() + MAX_SECONDS
-    state = torch.get_rng_state()
+def _measure(graph: Graph, network: nn.Module, images: int, device: torch.device, threads: int) -> str | None:
+    """Return the faster memory format, or None if the machine is too busy or too slow to tell."""
+    seconds: dict[str, list[float]] = {name: [] for name in FORMATS}
+    state, threads_before = torch.get_rng_state(), torch.get_num_threads()
     try:
-        for candidate in candidates:
-            seconds[candidate] = _time_step(graph, deepcopy(network).to(device), images, device, candidate)
-            if time.monotonic() > end:
+        copies = {name: Tuning(name, threads).apply(deepcopy(network).to(device)).train() for name in FORMATS}
+        start, waited = time.perf_counter(), _waiting_seconds()
+        for number in range(ROUNDS):
+            for name in list(FORMATS)[:: 1 if number % 2 else -1]:
+                seconds[name].append(_time_step(graph, copies[name], images, device, name))
+            if time.perf_counter() - start > MAX_SECONDS:
                 break
+        elapsed, waited_after = time.perf_counter() - start, _waiting_seconds()
     except RuntimeError:  # running out of memory here does not mean that training will
-        pass
+        return None
     finally:
-        torch.set_num_threads(default.threads)
+        torch.set_num_threads(threads_before)
         torch.set_rng_state(state)
-    best = min(seconds, key=seconds.__getitem__, default=default)
-    is_better = best is not default and seconds[best] < GAIN * seconds.get(default, float("inf"))
-    return replace(best if is_better else default, origin="measured")
+    default = seconds[DEFAULT_FORMAT][1:]
+    if len(default) + 1 < MIN_ROUNDS:
+        return None
+    if waited is not None and waited_after is not None:
+        busy = waited_after - waited > MAX_WAIT * elapsed * threads
+    else:
+        busy = any(max(times[1:]) - min(times[1:]) > MAX_SPREAD * min(times[1:]) for times in seconds.values())
+    if busy:
+        return None
+    for name, times in seconds.items():
+        if all(other < GAIN * own for other, own in zip(times[1:], default, strict=True)):
+            return name
+    return DEFAULT_FORMAT
 
 
-def _time_step(graph: Graph, network: nn.Module, images: int, device: torch.device, tuning: Tuning) -> float:
-    """Return the time of a forward and backward pass in seconds, the better of two after a warm-up."""
-    network = tuning.apply(network).train()
-    x = torch.zeros(images, *graph.input_shape, device=device).to(memory_format=FORMATS[tuning.memory_format])
-    seconds: list[float] = []
-    for _ in range(3):
-        network.zero_grad()
-        start = time.perf_counter()
-        outputs = network(x)
-        getattr(outputs, "logits", outputs).square().mean().backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
+def _waiting_seconds() -> float | None:
+    """Return the time that the threads of this process have waited for a core, None where it is unknown.
+
+    Source: `/proc/PID/task/TID/schedstat` of Linux, second field, in nanoseconds.
+    """
+    try:
+        files = [Path("/proc/self/task", task, "schedstat") for task in os.listdir("/proc/self/task")]
+        return sum(int(file.read_text("ascii").split()[1]) for file in files) / 1e9
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _time_step(graph: Graph, network: nn.Module, images: int, device: torch.device, name: str) -> float:
+    """Return the time of a forward and backward pass in seconds."""
+    x = torch.zeros(images, *graph.input_shape, device=device).to(memory_format=FORMATS[name])
+    network.zero_grad()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    outputs = network(x)
+    getattr(outputs, "logits", outputs).square().mean().backward()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start

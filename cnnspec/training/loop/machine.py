@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
+import math
 import os
 import platform
 import re
 import sys
+from pathlib import Path
 
 import torch
 
@@ -30,9 +32,36 @@ def keep_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def available_cores() -> int:
+    """Return the number of cores that this process may use: its affinity, and the quota of its control group."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for folder in ("/sys/fs/cgroup", "/sys/fs/cgroup/cpu"):
+        try:
+            quota = _quota(Path(folder))
+        except (OSError, ValueError):
+            continue
+        if quota is not None:
+            cores = min(cores, max(1, math.ceil(quota)))
+    return cores
+
+
+def _quota(folder: Path) -> float | None:
+    """Return the number of cores that a control group may use, None without a limit. Source: cgroups(7)."""
+    if (folder / "cpu.max").exists():  # version 2
+        quota, period = (folder / "cpu.max").read_text("ascii").split()
+        return None if quota == "max" else int(quota) / int(period)
+    quota, period = ((folder / f"cpu.cfs_{name}_us").read_text("ascii") for name in ("quota", "period"))
+    return int(quota) / int(period) if int(quota) > 0 else None
+
+
+def default_threads() -> int:
+    """Return the number of torch threads: that of torch or of `OMP_NUM_THREADS`, at most the available cores."""
+    return min(torch.get_num_threads(), available_cores())
+
+
 def default_workers() -> int:
-    """Return the number of processes that read images from files: one per core, at most eight."""
-    return min(8, os.cpu_count() or 1)
+    """Return the number of processes that read images from files: one per available core, at most eight."""
+    return min(8, available_cores())
 
 
 def best_device() -> torch.device:

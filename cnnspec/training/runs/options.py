@@ -38,7 +38,7 @@ class TrainOptions:
         accelerator: Passed to Lightning, as are `devices` and `strategy`.
         precision: `fp32`, `bf16`, `fp16`, or one of Lightning's names.
         memory_format: `channels_last` or `contiguous`. With None, the faster one is measured.
-        threads: The number of torch threads. With None, it is measured.
+        threads: The number of torch threads. With None, all available cores are used.
         allocator: `keep` lets glibc keep large blocks, `default` does not change the allocator.
         plots: Whether to draw curves and other plots.
         brief: Leave the recipe out of the first messages.

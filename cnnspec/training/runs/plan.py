@@ -14,8 +14,8 @@ from cnnspec.ir import Graph
 from cnnspec.recipe import Recipe
 from cnnspec.training.data.batches import steps_per_epoch
 from cnnspec.training.data.datasets import ImageData, load_data
-from cnnspec.training.loop.autotune import read_cached
-from cnnspec.training.loop.machine import default_workers, device_of, free_memory
+from cnnspec.training.loop.autotune import cache_file, read_cached
+from cnnspec.training.loop.machine import default_threads, default_workers, device_of, free_memory
 from cnnspec.training.loop.optimizers import optimizer_for
 from cnnspec.training.runs.folder import next_folder
 from cnnspec.training.runs.options import TrainOptions, effective_recipe, recipe_lines
@@ -41,7 +41,7 @@ def plan(graph: Graph, options: TrainOptions | None = None) -> dict[str, Any]:
     recipe = effective_recipe(graph, options)
     optimizer_for(to_module(graph), recipe, 1)  # raises if torch rejects the recipe
     device = device_of(options.accelerator)
-    tuned = read_cached(graph, recipe.batch, device)
+    cached = read_cached(graph, recipe.batch, device)
     folder = next_folder(options.out, graph)
     data, steps = _describe_data(graph, recipe, options)
     return {
@@ -54,10 +54,10 @@ def plan(graph: Graph, options: TrainOptions | None = None) -> dict[str, Any]:
             "devices": options.devices,
             "strategy": options.strategy,
             "precision": options.precision or recipe.precision,
-            "memory_format": options.memory_format
-            or (tuned.memory_format if tuned else "measured at the start of the run"),
-            "threads": options.threads or (tuned.threads if tuned else "measured at the start of the run"),
+            "memory_format": options.memory_format or cached or "measured at the start of the run",
+            "threads": options.threads or default_threads(),
             "allocator": options.allocator,
+            **({"cache": str(cache_file())} if cached and not options.memory_format else {}),
         },
         "memory": memory(graph, recipe, int(data.get("bytes", 0))),
         "files": {"folder": str(folder), "names": [*FILES, *(PLOTS if options.plots else ())]},
@@ -124,7 +124,8 @@ def plan_lines(planned: dict[str, Any]) -> list[str]:
     steps = planned["steps"]
     text = f"{steps['epoch']:,} per epoch, {steps['run']:,} in total" if steps["epoch"] else "unknown without the data"
     lines.append(f"steps    {text}")
-    lines += ["device", *(f"  {name:<13}  {value}" for name, value in device.items())]
+    notes = {"cache": " (the memory format was measured before; delete the file to measure it again)"}
+    lines += ["device", *(f"  {name:<13}  {value}{notes.get(name, '')}" for name, value in device.items())]
     memory = planned["memory"]
     lines += ["memory (estimated)", *(f"  {name:<13}  {size / 2**20:,.1f} MiB" for name, size in memory.items())]
     lines += [f"files in {files['folder']}", *(f"  {name}" for name in files["names"])]
