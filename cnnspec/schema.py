@@ -89,7 +89,7 @@ class Type:
     optional: bool = False
 
     def __str__(self) -> str:
-        *others, last = [*([] if self.kind == "word" else [_PHRASES[self.kind]]), *(f"`{word}`" for word in self.words)]
+        *others, last = [*(f"`{word}`" for word in self.words), *([] if self.kind == "word" else [_PHRASES[self.kind]])]
         return f"{', '.join(others)} or {last}" if others else last
 
 

@@ -60,7 +60,7 @@ def _check_output(graph: ir.Graph, expect: ir.Expect, expected: Any, places: Pla
 
 def _report_type(expect: ir.Expect, expected: object, places: Places, reporter: Reporter) -> None:
     message = f"`expect {expect.metric}` cannot be compared with {show(expected)}"
-    help = "write a number, or for `output` a list such as `[classes]`"
+    help = "write a list of sizes, such as `[classes]`" if expect.metric == "output" else "write a number"
     reporter.error("E0204", message, places[expect.origin], help=help)
 
 

@@ -159,8 +159,7 @@ class Expander:
         elif isinstance(single, (ir.In, ir.Reference, ir.Broken)):
             output = self._element(single, frame, names, x)
             if label in frame.labels and not isinstance(single, ir.Broken):
-                message = f"duplicate name `{label}` in the same scope"
-                self._error("E0209", message, flow.origin, "rename one of them")
+                self._namer.report_duplicate(names, label, flow.origin)
         else:
             path = self._namer.claim(names, label, flow.origin)
             self.graph.scopes.setdefault(path, "")
@@ -175,10 +174,14 @@ class Expander:
     ) -> MaybeTensor | Omitted:
         """Run elements; the output of one is the input of the next."""
         output: MaybeTensor | Omitted = x
-        for element in elements:
+        for index, element in enumerate(elements):
             if output is OMITTED:
-                message = "unexpected element after `nothing`"
-                self._error("E0216", message, element.origin, "remove the elements after `nothing`")
+                message, help = "unexpected element after `nothing`", "remove the elements after `nothing`"
+                places = self._calls.places
+                span = places.wholes.get(element.origin) or places[element.origin]
+                if span is not None and isinstance(elements[index - 1], ir.If):
+                    help = f"write `| {span.text}` inside the braces of the other branch"
+                self._error("E0216", message, element.origin, help)
                 return None
             output = self._element(element, frame, names, output)
         return output
@@ -246,7 +249,7 @@ class Expander:
                 return scope.labels[label]
             if label in scope.skipped_labels:
                 message = f"the label `{label}` is not defined: the `when` condition of its statement is false"
-                self._error("E0208", message, origin, "add the same `when` to this statement")
+                self._error("E0208", message, origin, f"use `@{label}` only where the same condition holds")
                 return None
             known += scope.labels
         self._label_hints.report(label, origin, known)
@@ -333,8 +336,10 @@ class Expander:
         if isinstance(value, OpName):
             return str(value)
         if value is not None and not isinstance(value, Unknown):
-            message = f"`{call.callee}` is {show(value)}, not an operator"
-            self._error("E0204", message, call.origin, f"declare it with the type `op`: `{call.callee}: op = relu`")
+            message = f"`{call.callee}` is {show(value)}, not an operator or block"
+            name = call.callee
+            help = f"call an operator or block by its name, or define `{name}` as an operator: `let {name} = relu`"
+            self._error("E0204", message, call.origin, help)
         return None
 
     def _operator(self, name: str, call: ir.Call, frame: Frame) -> Op | None:
@@ -363,7 +368,7 @@ class Expander:
             return True
         message = f"`{scheme.name}` cannot initialize the weights of `{name}`"
         listed = ", ".join(f"`{other}`" for other in allowed)
-        self._error("E0215", message, call.args["init"].origin, f"use one of {listed}")
+        self._error("E0215", message, call.args["init"].origin, f"choose from {listed}")
         return False
 
     def _call_block(

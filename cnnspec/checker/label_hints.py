@@ -9,6 +9,7 @@ from typing import Any
 from cnnspec import ir
 from cnnspec.checker.call_stack import CallStack
 from cnnspec.diagnostics import Reporter, Span, respell
+from cnnspec.syntax.prescan import MARKS
 
 _MAX_LISTED = 12
 
@@ -18,6 +19,7 @@ class LabelHints:
 
     def __init__(self, model: ir.Model, reporter: Reporter, calls: CallStack) -> None:
         self._model, self._reporter, self._calls = model, reporter, calls
+        self._owners: dict[str, str] = {}
 
     def report(self, label: str, origin: int, known: Sequence[str]) -> None:
         """Report a reference; `known` are the labels in scope."""
@@ -29,12 +31,14 @@ class LabelHints:
 
     def _report_out_of_scope(self, label: str, origin: int, elsewhere: int) -> None:
         at, there = self._calls.places[origin], self._calls.places[elsewhere]
-        if at and there and there.source is at.source and there.start > at.start:
+        if at and there and there.source is at.source and _is_later_in_scope(at, there):
             message = f"`@{label}` is used before it is defined"
             help = "move the statement after the one with the label"
         else:
             message = f"the label `{label}` is not in scope: it is defined inside other braces"
-            help = "add a label to the statement around the braces: a label is only visible inside its own braces"
+            block = self._owners.get(label)
+            outer = f"the call of `{block}`" if block else "the statement around the braces"
+            help = f"label {outer} instead: a label is only visible inside its own braces"
         location = self._calls.locate(origin, labels=self._calls.label(elsewhere, "defined here"))
         self._reporter.error("E0208", message, **location, help=help)
 
@@ -44,7 +48,7 @@ class LabelHints:
         help, fixes = respell(name, label, known)
         if help is None and known:
             help = f"labels in scope: {', '.join(f'`{name}`' for name in known[:_MAX_LISTED])}"
-        help = help or "add the label to an earlier statement"
+        help = help or f"add the label to an earlier statement, as in `{label}: conv 3x3 16`"
         location = self._calls.locate(origin)
         self._reporter.error("E0208", f"unknown label `{label}`", **location, help=help, fixes=fixes)
 
@@ -53,13 +57,25 @@ class LabelHints:
         """The origin of every label in the network and in its blocks."""
         labels: dict[str, int] = {}
 
-        def visit(piece: Any) -> None:
-            if isinstance(piece, ir.Flow) and piece.label:
-                labels.setdefault(piece.label, piece.origin)
+        def visit(piece: Any, block: str | None) -> None:
+            if isinstance(piece, ir.Flow) and piece.label and piece.label not in labels:
+                labels[piece.label] = piece.origin
+                if block is not None:
+                    self._owners[piece.label] = block
             for part in ("body", "elements", "then", "otherwise"):
                 for inner in getattr(piece, part, ()):
-                    visit(inner)
+                    visit(inner, block)
 
-        for piece in (self._model, *self._model.blocks.values()):
-            visit(piece)
+        visit(self._model, None)
+        for block in self._model.blocks.values():
+            visit(block, block.name)
         return labels
+
+
+def _is_later_in_scope(reference: Span, label: Span) -> bool:
+    """Check whether a label would be visible at an earlier reference if it were defined before it."""
+    depth = least = 0
+    for mark in MARKS.findall(reference.source.text, reference.end, label.start):
+        depth += (mark == "{") - (mark == "}")
+        least = min(least, depth)
+    return label.start > reference.start and depth == least

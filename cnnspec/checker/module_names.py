@@ -11,7 +11,7 @@ from cnnspec import ir
 from cnnspec.checker.call_stack import CallStack
 from cnnspec.checker.environment import Frame
 from cnnspec.checker.values import ValueEvaluator
-from cnnspec.diagnostics import Reporter
+from cnnspec.diagnostics import Label, Reporter
 from cnnspec.ir.evaluate import show
 from cnnspec.limits import MAX_NAME, MAX_PATH
 from cnnspec.schema import Type
@@ -54,6 +54,7 @@ class ModuleNamer:
 
     def __init__(self, reporter: Reporter, calls: CallStack, values: ValueEvaluator) -> None:
         self._reporter, self._calls, self._values = reporter, calls, values
+        self._patterns: dict[int, tuple[ir.Call, str, Frame]] = {}
 
     def claim(self, names: Namespace, name: str, origin: int) -> str:
         """Return the path of a name, and report a second use of it.
@@ -62,7 +63,7 @@ class ModuleNamer:
             Reported: The path is too long.
         """
         if name in names.used:
-            self._report_duplicate(names, name, origin)
+            self.report_duplicate(names, name, origin)
         names.used[name] = origin
         path = names.join(name)
         if len(path) > MAX_PATH:
@@ -70,19 +71,27 @@ class ModuleNamer:
             raise self._reporter.error("E0405", message, **self._calls.locate(origin), help="use shorter labels")
         return path
 
-    def _report_duplicate(self, names: Namespace, name: str, origin: int) -> None:
-        where = f"`{names.path}`" if names.path else "the network"
-        first = names.used[name]
+    def report_duplicate(self, names: Namespace, name: str, origin: int) -> None:
+        """Report a second use of a name."""
+        where = f"the module `{names.path}`" if names.path else "the network"
+        first = names.used.get(name)
+        labels, help = list[Label](), "rename one of them"
         if first == origin:  # an earlier iteration of the same call
-            labels = []
-            help = (
-                'number the iterations in the name: `repeat 3 as r { conv 3x3 8 name="conv{r}" }`; in a repeated'
-                " call, use `{i}`, which counts from 0, or `{n}`, which counts from 1"
-            )
-        else:
-            labels, help = self._calls.label(first, "first used here"), "rename one of them"
+            help = self._distinguish(*self._patterns[origin]) if origin in self._patterns else help
+        elif first is not None:
+            labels = self._calls.label(first, "first used here")
         location = self._calls.locate(origin, labels=labels)
         self._reporter.error("E0209", f"duplicate name `{name}` in {where}", **location, help=help)
+
+    def _distinguish(self, call: ir.Call, pattern: str, frame: Frame) -> str:
+        """Return the help for a `name` that is the same in several iterations."""
+        if call.repeat is None:
+            return f'add the variable of the loop to the name: `repeat 3 as r` and `name="{pattern}{{r}}"`'
+        if "{i}" in pattern and "i" in frame.values:
+            other = pattern.replace("{i}", "{r}")
+            hides = "in a repeated call, `{i}` is the index of the call, which hides the loop variable `i`"
+            return f'{hides}: rename the variable to `r`, and write `name="{other}"`'
+        return f'add the index of the call to the name: `name="{pattern}{{i}}"`'
 
     def name(self, call: ir.Call, frame: Frame, names: Namespace, label: str | None, iteration: int | None) -> str:
         """Return the name of a call: its label, its `name` pattern, or its position.
@@ -107,6 +116,7 @@ class ModuleNamer:
             return label
         if pattern is None or (frame.shape is None and "{in." in pattern):
             return names.next_position()
+        self._patterns[call.origin] = call, pattern, frame
         name = self._expand(pattern, frame, iteration, call.name.origin)
         return name if name is not None else names.next_position()
 
@@ -118,7 +128,8 @@ class ModuleNamer:
             message = f"the name of a call exceeds the limit of {MAX_NAME} characters"
             raise self._reporter.error("E0405", message, **self._calls.locate(origin), help="use a shorter name")
         if not re.fullmatch(r"[A-Za-z_0-9]+", name):
-            help = "use letters, digits and `_`; `{i}` counts repeated calls from 0, `{n}` from 1"
+            plain = re.sub(r"[^A-Za-z_0-9{}.]", "_", pattern)
+            help = f'use only letters, digits and `_`: `name="{plain}"`'
             self._reporter.error("E0215", f"invalid name `{name}`", **self._calls.locate(origin), help=help)
             return None
         return name

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from cnnspec import ir
 from cnnspec.checker.budget import Budget
 from cnnspec.checker.call_stack import CallStack
 from cnnspec.checker.environment import Frame, MaybeTensor
-from cnnspec.diagnostics import Reporter
+from cnnspec.diagnostics import Fix, Reporter, Span
 from cnnspec.diagnostics.suggestions import Site, fixes_of
 from cnnspec.ir.evaluate import ExpressionError, Unknown, UnknownShape, convert, evaluate, truth
 from cnnspec.limits import MAX_REPEAT
@@ -34,9 +35,7 @@ class ValueEvaluator:
         try:
             return convert(self._evaluate(expr, frame), type_, name, expr.origin)
         except ExpressionError as error:
-            at = error.origin or expr.origin
-            fixes = fixes_of(error.suggestion, Site(value=self._calls.places[at]))
-            self._reporter.error(error.code, error.message, **self._calls.locate(at), help=error.help, fixes=fixes)
+            self._report(error, expr, fixes_of(error.suggestion, Site(value=self._span(error, expr))))
         except UnknownShape:
             pass
         return None
@@ -118,6 +117,10 @@ class ValueEvaluator:
         self._budget.evaluate(expr)
         return evaluate(expr, frame.values, frame.shape)
 
-    def _report(self, error: ExpressionError, expr: ir.Expr) -> None:
-        location = self._calls.locate(error.origin or expr.origin)
-        self._reporter.error(error.code, error.message, **location, help=error.help)
+    def _span(self, error: ExpressionError, expr: ir.Expr) -> Span | None:
+        return self._calls.places[error.origin or expr.origin]
+
+    def _report(self, error: ExpressionError, expr: ir.Expr, fixes: Iterable[Fix] = ()) -> None:
+        location, span = self._calls.locate(error.origin or expr.origin), self._span(error, expr)
+        help = error.help_for(span.text if span else "x")
+        self._reporter.error(error.code, error.message, **location, help=help, fixes=fixes)

@@ -366,7 +366,11 @@ def _distance(a: str, b: str) -> int:
 
 
 def nearest(word: str, known: Iterable[str]) -> list[str]:
-    """Return the known words nearest to a misspelled one, all at the same distance; none if none is close."""
+    """Return the known words nearest to a misspelled one, all at the same distance; none if none is close.
+
+    A word is close if a third of its letters or fewer are wrong, or if it abbreviates or extends a known word. Several
+    wrong digits count twice: `resnet99` is not a misspelled `resnet56`.
+    """
     words = list(dict.fromkeys(known))
     folded = [other for other in words if other.lower() == word.lower()]
     if folded:
@@ -374,9 +378,24 @@ def nearest(word: str, known: Iterable[str]) -> list[str]:
     if len(words) > _MANY:  # compare only words with the same first letters: comparing is slow
         words = [other for other in words if other[:2] == word[:2]][:_MANY]
     near = difflib.get_close_matches(word, words, n=8, cutoff=0.5 if len(word) <= 3 else 0.6)
-    distances = {other: _distance(word, other) for other in near}
+    distances = {other: _distance(word, other) for other in near if _is_close(word, other)}
     least = min(distances.values(), default=0)
-    return [other for other in near if distances[other] == least][:3]
+    return [other for other in near if distances.get(other) == least][:3]
+
+
+def _is_close(word: str, other: str) -> bool:
+    short, long = sorted((word.lower(), other.lower()), key=len)
+    letters = iter(long)
+    if len(short) >= 4 and short[:3] == long[:3] and all(letter in letters for letter in short):
+        return True
+    digits_differ = sum(a != b and a.isdigit() and b.isdigit() for a, b in zip(word, other, strict=False))
+    return _distance(word, other) + digits_differ * (digits_differ > 1) <= max(1, len(word) // 3)
+
+
+def alternatives(words: Iterable[object], last: str = "or") -> str:
+    """List words as code: `a`, `b` or `c`."""
+    *others, final = [f"`{word}`" for word in words]
+    return f"{', '.join(others)} {last} {final}" if others else final
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
@@ -393,7 +412,7 @@ def respell(span: Span | None, word: str, known: Iterable[str]) -> tuple[str | N
     near = nearest(word, known)
     if not near:
         return None, ()
-    help = f"did you mean {' or '.join(f'`{other}`' for other in near)}?"
+    help = f"did you mean {alternatives(near)}?"
     if span is None:
         return help, ()
     slip = _distance(word, near[0]) == 1 and word.translate(_NO_DIGITS) != near[0].translate(_NO_DIGITS)

@@ -13,11 +13,20 @@ from typing import NamedTuple
 
 from cnnspec.diagnostics.model import Edit, Fix, Span
 
-NO_PLACES = "lists cannot be indexed: write a `param` for each value, or a row of `each`"
+INDEXED = "lists cannot be indexed"
+"""Message for `widths[0]`."""
+
+NO_INDEX = "define a `param` for each value, or write the values as rows of `each`"
 """Help for `widths[0]`."""
 
-NO_SETTINGS = "an operator passed as a value uses its defaults; to set its arguments, call it in a block of your own"
-"""Help for `act=leaky_relu(0.1)`."""
+
+def no_settings(call: str) -> str:
+    """Return the help for `act=leaky_relu(0.1)`; `call` is `leaky_relu 0.1`."""
+    return (
+        "operators passed as arguments use their default settings; for others, write your own version of the block"
+        f" that calls `{call}`"
+    )
+
 
 # --- the suggestions -----------------------------------------------------------------------------
 #
@@ -155,9 +164,9 @@ class WrapValue(NamedTuple):
 
 
 class UseFloorDivision(NamedTuple):
-    """Replace `/` by `//` in the value of an argument."""
+    """Replace `/` by `//` in the value of an argument, if it is a division."""
 
-    wording: str = "use floor division `{0}`"
+    wording: str = "use floor division: `{value}`"
 
     def __str__(self) -> str:
         return "//"
@@ -220,7 +229,7 @@ class Site(NamedTuple):
     branches: Sequence[Branch] = ()
 
 
-def describe(suggestion: Suggestion, value: str = "...") -> str:
+def describe(suggestion: Suggestion, value: str = "x") -> str:
     """Render a suggestion as help.
 
     Args:
@@ -229,6 +238,11 @@ def describe(suggestion: Suggestion, value: str = "...") -> str:
     """
     if isinstance(suggestion, Advice):
         return suggestion.text
+    if isinstance(suggestion, UseFloorDivision):
+        divided = _new_value(suggestion, value)
+        if divided == value:
+            return "round it with `floor`, `ceil` or `round_to`"
+        value = divided
     parts = suggestion.options if isinstance(suggestion, OneOf) else (suggestion,)
     return suggestion.wording.format(*parts, value=value)
 
@@ -238,7 +252,7 @@ def fixes_of(suggestion: Suggestion | None, site: Site) -> list[Fix]:
     if suggestion is None or isinstance(suggestion, (Advice, RespectBound)):
         return []
     options = suggestion.options if isinstance(suggestion, OneOf) else (suggestion,)
-    value = site.value.text if site.value else "..."
+    value = site.value.text if site.value else "x"
     found = ((option, _edits(option, site)) for option in options)
     return [Fix(describe(option, value), tuple(edits)) for option, edits in found if edits]
 
@@ -329,5 +343,8 @@ def share(at: Span) -> Fix:
 
 
 def pipe_before(at: Span, element: str) -> tuple[Fix, ...]:
-    """Insert a `|` before a word, which makes it a separate element."""
-    return (Fix(f"separate elements with `|`: `| {element}`", (Edit(Span(at.source, at.start, at.start), "| "),)),)
+    """Insert a `|` before a word, or write it in place of a `>`, which makes the word a separate element."""
+    text = at.source.text
+    sign = re.compile(r">[ \t]*\Z").search(text[max(0, at.start - 80) : at.start])
+    start = at.start - len(sign.group()) if sign else at.start
+    return (Fix(f"separate elements with `|`: `| {element}`", (Edit(Span(at.source, start, at.start), "| "),)),)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, cast
 
+from cnnspec.diagnostics import counted
 from cnnspec.diagnostics.suggestions import (
     Advice,
     ReplaceValue,
@@ -44,10 +45,9 @@ class ExpressionError(Exception):
         super().__init__(message)
         self.code, self.message, self.origin, self.suggestion = code, message, origin, suggestion
 
-    @property
-    def help(self) -> str | None:
-        """The suggestion in words."""
-        return describe(self.suggestion) if self.suggestion else None
+    def help_for(self, value: str) -> str | None:
+        """Return the suggestion in words; `value` is the code that is wrong."""
+        return describe(self.suggestion, value) if self.suggestion else None
 
 
 class Unknown:
@@ -149,8 +149,8 @@ _FUNCTIONS: dict[str, tuple[int | None, Callable[..., Any]]] = {
     "round_to": (2, round_to),
 }
 _ADVICE = {
-    "sqrt": Advice("use a number of at least 0; check it with `require`"),
-    "round_to": Advice("round to a multiple of at least 1: `round_to(x, 8)`"),
+    "sqrt": Advice("use a number that is at least 0"),
+    "round_to": Advice("use a multiple of at least 1, as in `round_to(12, 8)`"),
 }
 
 
@@ -245,14 +245,16 @@ def _scheme(expr: Expr, names: Names, entering: Shape | None) -> InitScheme:
     parameters = list(scheme.parameters.values())
     if len(values) > len(parameters):
         raise ExpressionError(
-            "E0205", f"`{scheme.name}` takes at most {len(parameters)} values, got {len(values)}", expr.origin
+            "E0205", f"`{scheme.name}` takes at most {len(parameters)} arguments, got {len(values)}", expr.origin
         )
     given = zip(parameters, values, expr.parts, strict=False)
     settings = {p.name: convert(value, p.type, p.name, part.origin) for p, value, part in given}
     missing = [p.name for p in parameters if p.required and p.name not in settings]
     if missing:
         written = ReplaceValue(f"{scheme.name}(0.01)")
-        raise ExpressionError("E0203", f"`{scheme.name}` is missing its argument `{missing[0]}`", expr.origin, written)
+        raise ExpressionError(
+            "E0203", f"`{scheme.name}` is missing the required argument `{missing[0]}`", expr.origin, written
+        )
     made = scheme(**settings)
     if refused := made.refused():
         raise ExpressionError("E0215", refused[0], expr.origin, refused[1])
@@ -272,7 +274,9 @@ def _number(expr: Expr, names: Names, entering: Shape | None) -> Any:
 
 def _not_a_number(expr: Expr, part: Expr, value: Any) -> ExpressionError:
     named = {"call": f"`{expr.value}`", "interval": "a range", "neg": "`-`"}
-    suggestion = Advice("put a negative argument in parentheses: `conv 3x3 (-1)`") if expr.kind == "-" else None
+    suggestion = None
+    if expr.kind == "-" and expr.parts[1].kind == "number":
+        suggestion = Advice(f"put a negative argument in parentheses: `(-{show(expr.parts[1].value)})`")
     if isinstance(value, OpName):
         suggestion = Advice(f"separate elements with `|`: `| {value}`")
     message = f"{named.get(expr.kind, f'`{expr.kind}`')} expects numbers, got {kind_of(value)}"
@@ -296,8 +300,10 @@ def _calculate(expr: Expr, values: list[Any]) -> Any:
             return -values[0]
         result = _call(expr, values) if expr.kind == "call" else _ARITHMETIC[expr.kind](*values)
     except ZeroDivisionError:
-        advice = Advice("check the divisor with `require`")
-        raise ExpressionError("E0214", "division by zero", expr.origin, advice) from None
+        divisor = expr.parts[1]
+        named = divisor.kind == "name"
+        advice = f"change `{divisor.value}`, which is 0 here" if named else "use a divisor that is not 0"
+        raise ExpressionError("E0214", "division by zero", expr.origin, Advice(advice)) from None
     except (ValueError, OverflowError):
         message = f"`{expr.value or expr.kind}` is not defined for {', '.join(map(show, values))}"
         raise ExpressionError("E0214", message, expr.origin, _ADVICE.get(str(expr.value))) from None
@@ -312,7 +318,7 @@ def _calculate(expr: Expr, values: list[Any]) -> Any:
 def _call(expr: Expr, values: list[Any]) -> Any:
     count, function = _FUNCTIONS[str(expr.value)]
     if len(values) != count if count is not None else len(values) < 2:
-        takes = f"{count} value{'s' * (count > 1)}" if count is not None else "at least 2 values"
+        takes = counted(count, "argument") if count is not None else "at least 2 arguments"
         raise ExpressionError("E0205", f"`{expr.value}` takes {takes}, got {len(values)}", expr.origin)
     return function(*values)
 
@@ -361,7 +367,7 @@ def convert(value: Any, type_: Type, name: str, origin: int) -> Any:
     if result is None:
         message = f"`{name}` must be {type_}, got {show(cast(object, value))}"
         raise ExpressionError("E0204", message, origin, _suggest(value, type_, name))
-    _check_bounds(result, type_, name, origin)
+    _check_bounds(result, type_, name, origin, value)
     return result
 
 
@@ -406,11 +412,13 @@ def _suggest(value: Any, type_: Type, name: str) -> Suggestion | None:
     given = cast(object, type(value))
     match type_.kind:
         case "int" if isinstance(value, Fraction):
-            return one_of("use floor division `{0}`, or `round_to(x, 8)`", UseFloorDivision())
+            return UseFloorDivision()
         case "int" if isinstance(value, float):
-            return one_of("use `{0}`, `ceil` or `round_to`", WrapValue("floor"))
+            return one_of("round it with `{0}`, `ceil` or `round_to`", WrapValue("floor"))
         case "int" if given is tuple and name == "c":
-            return Advice(f"the kernel comes first: `{show(value)} c=...`")
+            return Advice("write a number of channels, such as `c=16`")
+        case "str" if is_number(value) and not isinstance(value, Fraction):
+            return ReplaceValue(f'"{show(value)}"', name)
         case "bool" if is_number(value):
             return ReplaceValue(show(bool(value)), name)
         case "size" if given is str and value in type_.words:
@@ -418,7 +426,7 @@ def _suggest(value: Any, type_: Type, name: str) -> Suggestion | None:
         case "size" if given is list and (pair := _list(value)) and len(pair) == 2:
             return ReplaceValue(f"{pair[0]}x{pair[1]}")
         case "interval" if name == "range" and given is int:
-            return Advice(f"write `0..{value}` for the first {value}")
+            return Advice(f"write `0..{value}` for the first {'channel' if value == 1 else f'{value} channels'}")
         case _:
             return None
 
@@ -432,7 +440,7 @@ _LIMITS: tuple[tuple[str, Callable[[Any, Any], bool], str, str | None], ...] = (
 """The bounds of a type: their field, violation, and words, and the help if the bound itself is allowed."""
 
 
-def _check_bounds(result: Any, type_: Type, name: str, origin: int) -> None:
+def _check_bounds(result: Any, type_: Type, name: str, origin: int, value: Any) -> None:
     several = type(result) in (tuple, Interval)
     numbers = cast("tuple[Any, ...]", result) if several else (result,)
     for number in filter(is_number, numbers):
@@ -441,10 +449,11 @@ def _check_bounds(result: Any, type_: Type, name: str, origin: int) -> None:
             if bound is not None and breaks(number, bound):
                 must = f"{must} {bound:g}"
                 suggestion = RespectBound(f"{bound:g}", name, nearest) if nearest else Advice(f"write a number {must}")
-                got: object = result
+                what = f"`{name}`"
                 if type_.kind in ("list", "numbers"):
-                    got, suggestion = list(numbers), Advice(f"each number must be {must}")
-                raise ExpressionError("E0215", f"`{name}` must be {must}, got {show(got)}", origin, suggestion)
+                    what, suggestion = f"each number in `{name}`", Advice(f"use only numbers that are {must}")
+                message = f"{what} must be {must}, got {show(cast(object, value))}"
+                raise ExpressionError("E0215", message, origin, suggestion)
         if isinstance(number, int) and abs(number) > MAX_INTEGER:
             message = f"`{name}` exceeds the limit of {MAX_INTEGER}"
             raise ExpressionError("E0405", message, origin, Advice("use a smaller number"))

@@ -3,12 +3,20 @@
 from collections.abc import Sequence
 
 from cnnspec.ops import activation, convolution, join, layout, norm, pool
-from cnnspec.ops.aliases import FOREIGN_ARGUMENTS, FOREIGN_NAMES, INFERRED, KERNEL_FIRST, translated
+from cnnspec.ops.aliases import (
+    FOREIGN_ARGUMENTS,
+    FOREIGN_CHOICES,
+    FOREIGN_NAMES,
+    INFERRED,
+    KERNEL_FIRST,
+    translated,
+)
 from cnnspec.ops.base import Op, SameShape, ShapeError
 from cnnspec.ops.join import Add, Concat, Join, Mul
 
 __all__ = [
     "FOREIGN_ARGUMENTS",
+    "FOREIGN_CHOICES",
     "FOREIGN_NAMES",
     "INFERRED",
     "JOINS",

@@ -47,10 +47,26 @@ FOREIGN_NAMES = {
     **dict.fromkeys(("mbconv", "MBConv"), "inverted_residual"),
     **dict.fromkeys(("inception", "InceptionBlock"), "inception_block"),
     **dict.fromkeys("dw dwconv dw_conv depthwise depthwise_conv DepthwiseConv2D".split(), "conv depthwise"),
-    "cat": "concat { ... }",
-    "sum": "add { ... }",
+    **dict.fromkeys(("cat", "concatenate", "Concatenate"), "concat"),
+    "sum": "add",
 }
 """Operators and standard blocks in other libraries, with the code to write here."""
+
+FOREIGN_CHOICES = {
+    **dict.fromkeys(("fmnist", "fashion"), "fashion_mnist"),
+    **dict.fromkeys(("imagefolder", "image_folder"), "folder"),
+    **dict.fromkeys(("flip", "horizontal_flip", "random_horizontal_flip", "fliplr"), "hflip"),
+    **dict.fromkeys(("vertical_flip", "random_vertical_flip", "flipud"), "vflip"),
+    **dict.fromkeys(("crop", "pad_crop", "random_pad_crop", "crop_pad"), "random_crop"),
+    **dict.fromkeys(("rotation", "random_rotation"), "rotate"),
+    "jitter": "color_jitter",
+    "sgdm": "sgd",
+    **dict.fromkeys(("steplr", "step_lr"), "step"),
+    **dict.fromkeys(("multisteplr", "multi_step"), "multistep"),
+    **dict.fromkeys(("cosine_annealing", "cosineannealinglr"), "cosine"),
+    "one_cycle": "onecycle",
+}
+"""Choices of a recipe in other libraries, in lower case, with their names here."""
 
 _ARGUMENTS = {
     "c": "out_channels out_features num_filters out filters channels units width dim",

@@ -6,7 +6,7 @@ it, biases are initialized as in torch.
 
 from typing import ClassVar, Literal
 
-from cnnspec.diagnostics.suggestions import SwapArguments
+from cnnspec.diagnostics.suggestions import Advice, Suggestion, SwapArguments
 from cnnspec.schema import Declared, NotNegative
 
 Nonlinearity = Literal["linear", "sigmoid", "tanh", "relu", "leaky_relu", "selu"]
@@ -17,17 +17,18 @@ class InitScheme(Declared):
 
     name: ClassVar[str] = ""
 
-    def refused(self) -> tuple[str, SwapArguments] | None:
+    def refused(self) -> tuple[str, Suggestion] | None:
         """Check the values against one another; return a message and a suggestion if they are implausible."""
         values = self.settings()
         low, high, std, mean = (values.get(name, 1.0) for name in ("low", "high", "std", "mean"))
         if low > high:
-            return f"`low` is greater than `high`: {low:g} and {high:g}", SwapArguments("low", "high")
+            return f"`low` must be at most `high`, got {low:g} and {high:g}", SwapArguments("low", "high")
         if std == 0:
-            written = f"{mean:g} 0" if mean > 0 else "0.01"
             message = f"`{self.name}` with a standard deviation of 0 makes all weights equal"
-            wording = f"the standard deviation comes first, then the mean: `{self.name} {written}`"
-            return message, SwapArguments("std", "mean", wording)
+            if mean > 0:
+                wording = f"the standard deviation comes first, then the mean: write {mean:g} and 0"
+                return message, SwapArguments("std", "mean", wording)
+            return message, Advice("write a standard deviation above 0, such as 0.01")
         return None
 
 

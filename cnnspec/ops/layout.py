@@ -153,7 +153,7 @@ class Pad(Op):
             return left, right, top, bottom
         raise ShapeError(
             "E0215",
-            f"`pad` expects 1, 2 or 4 amounts, got {len(self.amounts)}",
+            f"`pad` takes 1, 2 or 4 amounts, got {len(self.amounts)}",
             Advice("write `pad 1`, `pad 1x2`, or `pad [left, right, top, bottom]`"),
             argument="amounts",
         )

@@ -8,12 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-from cnnspec.diagnostics import Edit, Fix, Label, Reported, Reporter, Span, nearest, respell
-from cnnspec.diagnostics.suggestions import NO_PLACES, NO_SETTINGS, pipe_before, share
+from cnnspec.diagnostics import Edit, Fix, Label, Reported, Reporter, Span, alternatives, nearest, respell
+from cnnspec.diagnostics.suggestions import INDEXED, NO_INDEX, no_settings, pipe_before, share
 from cnnspec.ops import FOREIGN_ARGUMENTS, INFERRED, OPS
+from cnnspec.ops.examples import example_value, meaning
 from cnnspec.recipe import ENTRIES
 from cnnspec.schema import Parameter
 from cnnspec.semantics.call_site import REPEAT_WORD, Binding, CallSite
+from cnnspec.semantics.name_hints import TRUTH_VALUES
 from cnnspec.syntax import LABEL_WORDS, ast
 
 Hint = Callable[[Binding], Reported | None]
@@ -22,11 +24,8 @@ Advice = tuple[str, Sequence[Fix]]
 
 _INPUT_CHANNELS = {"conv": 1, "bn": 0, "ln": 0, "in_norm": 0, "gn": 1, "linear": 0}
 """The position at which torch's modules take the number of input channels."""
-_EXAMPLES = {"size": "2", "int": "2", "float": "0.1"}
-"""An example value by kind."""
 _FOREIGN_WORDS = ("padding", "strides", "stride", "downsample")
 """Arguments of other libraries that are never the name of a value."""
-_HALVED = "write `{}` to halve the size of the feature map; without it the size is kept"
 _MAX_STRIDE = 7
 """The largest plausible stride."""
 
@@ -45,12 +44,16 @@ def _removal(arg: ast.Argument, help: str, *, certain: bool = True) -> Fix:
     return Fix(help, (Edit(Span(span.source, start, span.end), ""),), certain)
 
 
-def _stride_as_flag(flag: str, arg: ast.Argument | None) -> Sequence[Fix]:
+def _stride_as_flag(flag: str, arg: ast.Argument | None) -> Advice:
     """Replace a stride by the flag for a stride of 2."""
     stride = arg.value.value if arg and isinstance(arg.value, ast.Number) else None
+    if arg and stride == 1:
+        help = f"remove it: without `{flag}`, the resolution is unchanged"
+        return help, [_removal(arg, help)]
     if arg and stride == 2:
-        return [Fix(f"write `{flag}`", (Edit(arg.span, flag),), certain=True)]
-    return [_removal(arg, "remove it")] if arg and stride == 1 else []
+        help = f"write `{flag}` to halve the resolution"
+        return help, [Fix(help, (Edit(arg.span, flag),), certain=True)]
+    return f"write `{flag}` to halve the resolution; other strides are not supported", ()
 
 
 def _is_word(value: ast.Expr, word: str) -> bool:
@@ -69,7 +72,9 @@ def _open_range(binding: Binding) -> Reported | None:
     if end < 0 or value.high.name in binding.site.scope.variables:
         return None
     span = Span(value.span.source, end, end)
-    help = "write the end of the range: `0..8`"
+    low = value.low.span.text
+    end_value = "1.0" if isinstance(value.low, ast.Number) and isinstance(value.low.value, float) else "in.c"
+    help = f"write the end of the range, as in `{low}..{end_value}`"
     return binding.error("E0101", "missing end of the range", span, help=help, taken=len(binding.remaining))
 
 
@@ -106,8 +111,11 @@ def _index(binding: Binding) -> Reported | None:
     arg, following = binding.arg, binding.following
     if following is None or arg.span.source.text[arg.span.end : following.span.start + 1] != "[":
         return None
-    span = arg.value.span.to(following.span)
-    return binding.error("E0101", f"unexpected index `{span.text}`", span, help=NO_PLACES, taken=2)
+    text = arg.span.source.text
+    name = re.search(r"\w+\Z", text[: arg.span.end])
+    start = name.start() if name else arg.span.start
+    end = text.find("]", following.span.start) + 1 or following.span.end
+    return binding.error("E0101", INDEXED, Span(arg.span.source, start, end), help=NO_INDEX, taken=2)
 
 
 MALFORMED: Sequence[Hint] = (_open_range, _percents, _index)
@@ -123,8 +131,10 @@ def _late_repeat(binding: Binding) -> Reported | None:
     if not REPEAT_WORD.fullmatch(word):
         return None
     span = binding.arg.span
-    message = f"misplaced repeat `{word}`: it must directly follow `{binding.site.callee}`"
-    help = f"write `{binding.site.callee} {word} ...`"
+    message = f"misplaced repeat count `{word}`"
+    others = " ".join(arg.span.text for arg in binding.site.args if arg is not binding.arg)
+    written = f"{binding.site.callee} {word} {others}".rstrip()
+    help = f"write the repeat count directly after the name: `{written}`"
     edits = _insertion(callee, callee.end, f" {word}"), Edit(Span(span.source, span.start - 1, span.end), "")
     return binding.error("E0106", message, help=help, fixes=[Fix(help, edits, certain=True)])
 
@@ -141,14 +151,15 @@ def _spaced_size(binding: Binding) -> Reported | None:
     kinds = [parameter.type.kind for parameter in site.parameters.values()]
     is_height = before and before.name is None and isinstance(before.value, ast.Number)
     if before and is_height and kinds[binding.index - 1 : binding.index] == ["size"]:
-        written = f"{before.span.text}x{count}"
-        edits = (Edit(before.span.to(following.span), written),)
-    else:
-        written = f"{site.callee} x{count}"
-        start = before.span.end if before else callee.end
-        edits = _insertion(callee, callee.end, f" x{count}"), Edit(Span(callee.source, start, following.span.end), "")
-    fix = Fix(f"write `{written}`", edits, certain=True)
-    return binding.error("E0207", "unknown name `x`", help=fix.help, fixes=[fix], taken=2)
+        span, written = before.span.to(following.span), f"{before.span.text}x{count}"
+        fix = Fix(f"write `{written}`", (Edit(span, written),), certain=True)
+        return binding.error("E0101", f"invalid size `{span.text}`", span, help=fix.help, fixes=[fix], taken=2)
+    start = before.span.end if before else callee.end
+    edits = _insertion(callee, callee.end, f" x{count}"), Edit(Span(callee.source, start, following.span.end), "")
+    fix = Fix(f"write the repeat count directly after the name: `{site.callee} x{count}`", edits, certain=True)
+    span = binding.arg.span.to(following.span)
+    message = f"misplaced repeat count `{span.text}`"
+    return binding.error("E0106", message, span, help=fix.help, fixes=[fix], taken=2)
 
 
 def _numbers_of_a_list(binding: Binding) -> Reported | None:
@@ -206,19 +217,54 @@ def _keyword_without_sign(binding: Binding) -> Reported | None:
     name = next((name for name in (word, *foreign) if name in site.known), None)
     if name is None or word in site.scope.variables or word in site.known[name].type.words:
         return None
-    type_ = site.known[name].type
+    parameter = site.known[name]
     given = ast.Argument(binding.arg.span.to(following.span), name, following.value) if following else None
-    if type_.kind == "bool":  # the parameter's own name would be a flag
-        fixes = _stride_as_flag(name, given)
-        return binding.error("E0207", f"unknown name `{word}`", help=_HALVED.format(name), fixes=fixes, taken=2)
+    code, message = "E0202", f"`{site.callee}` has no argument `{word}`"
+    if parameter.type.kind == "bool":  # the parameter's own name would be a flag
+        help, fixes = _stride_as_flag(name, given)
+        return binding.error(code, message, help=help, fixes=fixes, taken=2)
     if given is None:
-        message = f"missing value for the argument `{word}`"
-        help = f"write `{name}={_EXAMPLES.get(type_.kind, '...')}`: `{name}` is {type_}"
-        return binding.error("E0207", message, help=help, taken=2)
-    message = f"missing `=` after the argument `{word}`"
+        examples = [f"`{name}={value}`" for value in (example_value(parameter), *parameter.type.words[:1])]
+        help = f"write a value, such as {' or '.join(dict.fromkeys(examples))}"
+        if name == word:
+            code, message = "E0207", f"missing value for the argument `{word}`"
+        return binding.error(code, message, help=help, taken=2)
+    if name == word:
+        code, message = "E0207", f"missing `=` after the argument `{word}`"
     written = f"{name}={given.value.span.text}"
     fix = Fix(f"write `{written}`", (Edit(given.span, written),), certain=True)
-    return binding.error("E0207", message, help=fix.help, fixes=[fix], taken=2)
+    return binding.error(code, message, help=fix.help, fixes=[fix], taken=2)
+
+
+def _flag_without_name(binding: Binding) -> Reported | None:
+    """`conv 3x3 16 true`, where the next parameter is a stride."""
+    name, site, value = binding.next_parameter, binding.site, binding.arg.value
+    if name is None or site.parameters[name].type.kind == "bool":
+        return None
+    if not isinstance(value, ast.Bool) and (binding.word not in TRUTH_VALUES or binding.word in site.scope.variables):
+        return None
+    flags = [
+        name
+        for name, parameter in site.parameters.items()
+        if parameter.type.kind == "bool" and name not in binding.values
+    ]
+    if not flags:
+        return None
+    help = f"write a flag by its name: {alternatives(flags)}"
+    return binding.error("E0207", f"unexpected positional argument `{binding.arg.span.text}`", help=help)
+
+
+def _channels_before_kernel(binding: Binding) -> Reported | None:
+    """`conv 16 3x3`."""
+    first, arg = binding.site.args[0], binding.arg
+    if binding.index != 1 or binding.next_parameter != "c" or not isinstance(arg.value, ast.SizeLiteral):
+        return None
+    if not isinstance(first.value, ast.Number) or first.name is not None:
+        return None
+    help = f"write the kernel size first: `{binding.site.callee} {arg.span.text} {first.span.text}`"
+    fix = Fix(help, (Edit(first.span, arg.span.text), Edit(arg.span, first.span.text)), certain=True)
+    message = f"`c` must be an integer, got {arg.span.text}"
+    return binding.error("E0204", message, help=help, fixes=[fix])
 
 
 def _value_of_another(binding: Binding) -> Reported | None:
@@ -242,7 +288,7 @@ def _settings_of_an_operator(binding: Binding) -> Reported | None:
     before = binding.site.args[binding.index - 1].value
     if not (isinstance(before, ast.Name) and before.name in OPS):
         return None
-    fix = _removal(binding.arg, NO_SETTINGS, certain=False)
+    fix = _removal(binding.arg, no_settings(f"{before.name} {binding.arg.span.text}"), certain=False)
     return binding.error("E0205", "positional argument follows keyword argument", help=fix.help, fixes=[fix])
 
 
@@ -263,13 +309,15 @@ def _too_many(binding: Binding) -> Reported | None:
     site, word, span = binding.site, binding.word, binding.arg.span
     takes = _takes(site.callee, site.parameters)
     if not word or word in site.scope.variables:
-        help = f"{takes}; separate elements with `|`"
-        return binding.error("E0205", f"too many arguments for `{site.callee}`", help=help)
+        fix = _removal(binding.arg, f"remove it: {takes}", certain=False)
+        return binding.error("E0205", f"too many arguments for `{site.callee}`", help=fix.help, fixes=[fix])
     help, fixes = respell(span, word, site.parameters)
     if word in OPS or site.scope.file.find_block(word):
         fixes = pipe_before(span, word)
         help = fixes[0].help
-    return binding.error("E0202", f"`{site.callee}` has no flag `{word}`", help=help or takes, fixes=fixes)
+    return binding.error(
+        "E0202", f"`{site.callee}` has no flag `{word}`", help=help or f"remove it: {takes}", fixes=fixes
+    )
 
 
 def _misspelt_flag(binding: Binding) -> Reported | None:
@@ -293,6 +341,8 @@ POSITIONAL: Sequence[Hint] = (
     _input_channels,
     _keyword_without_sign,
     _value_of_another,
+    _flag_without_name,
+    _channels_before_kernel,
     _settings_of_an_operator,
     _after_a_keyword,
     _too_many,
@@ -311,22 +361,25 @@ def _foreign_argument(binding: Binding) -> Advice | None:
     if own is None:
         return None
     if parameters[own].type.kind == "bool" and not isinstance(binding.arg.value, ast.Bool):
-        return _HALVED.format(own), _stride_as_flag(own, binding.arg)
-    fix = Fix(f"write `{own}`", (Edit(binding.arg.name_span, own),), certain=True)
-    return f"use `{own}`", [fix]
+        return _stride_as_flag(own, binding.arg)
+    fix = Fix(f"write `{own}={binding.arg.value.span.text}`", (Edit(binding.arg.name_span, own),), certain=True)
+    return fix.help, [fix]
 
 
 def _activation(binding: Binding) -> Advice | None:
     if binding.arg.name not in ("activation", "act") or binding.site.callee not in OPS:
         return None
-    return "add the activation as a separate element: `| relu`", ()
+    given = binding.arg.value
+    written = given.name if isinstance(given, ast.Name) and given.name in OPS else "relu"
+    return f"write the activation as a separate element: `| {written}`", ()
 
 
 def _inferred(binding: Binding) -> Advice | None:
     """`in_channels=3`."""
     if binding.arg.name not in INFERRED:
         return None
-    return "remove it: input channels and features are inferred", [_removal(binding.arg, "remove it")]
+    help = "remove it: the number of input channels is inferred"
+    return help, [_removal(binding.arg, help)]
 
 
 def _misspelt_argument(binding: Binding) -> Advice | None:
@@ -362,7 +415,7 @@ def _kernel_after_channels(binding: Binding) -> Advice | None:
         return None
     channels, kernel = first.span.text, arg.value.span.text
     written = f"{kernel}x{kernel} {channels}" if kernel.isdigit() else f"{kernel} {channels}"
-    help = f"write the kernel first: `{site.callee} {written}`"
+    help = f"write the kernel size first: `{site.callee} {written}`"
     return help, [Fix(help, (Edit(first.span, written), *_removal(arg, help).edits))]
 
 
@@ -393,8 +446,23 @@ def missing_arguments(site: CallSite, missing: Sequence[Parameter]) -> Advice:
     if site.callee == "linear" and "classes" in site.scope.variables:
         help = "write `linear classes` for the last layer"
         return help, [Fix(help, (_insertion(site.span, site.span.end, " classes"),))]
-    example = " ".join(f"{parameter.name}=..." for parameter in missing)
-    return f"add `{example}`: `{missing[0].name}` is {missing[0].type}", ()
+    named = {parameter.name for parameter in missing}
+    if any(arg.name == arg.span.text for arg in site.args):  # a table, whose columns are its arguments
+        given = " ".join(f"{parameter.name}={example_value(parameter)}" for parameter in missing)
+        what = "a column" if len(missing) == 1 else "columns"
+        return f"add {what} for {alternatives(sorted(named), 'and')}, or write `{given}` after the columns", ()
+    if site.callee == "conv" and not {"c", "depthwise"} & {arg.name or arg.span.text for arg in site.args}:
+        named.add("c")
+    order = [name for name in site.parameters if name in named]
+    given = [arg.span.text for arg in site.args]
+    positional = [arg.span.text for arg in site.args if arg.name is None and not site.is_flag(arg)]
+    following = list(site.parameters)[len(positional) : len(positional) + len(order)]
+    examples = [example_value(site.parameters[name]) for name in order]
+    if following == order:
+        written = [*positional, *examples, *(text for text in given if text not in positional)]
+    else:
+        written = [*given, *(f"{name}={value}" for name, value in zip(order, examples, strict=True))]
+    return f"add {meaning(site.callee, missing[0])}: `{' '.join((site.callee, *written))}`", ()
 
 
 def _takes(callee: str, parameters: Iterable[str]) -> str:

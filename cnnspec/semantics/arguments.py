@@ -11,6 +11,7 @@ from cnnspec.schema import Type
 from cnnspec.semantics.argument_hints import MALFORMED, NAMED, POSITIONAL, Hint, missing_arguments
 from cnnspec.semantics.call_site import Binding, CallSite
 from cnnspec.semantics.context import Context
+from cnnspec.semantics.name_hints import Use
 from cnnspec.semantics.names import ExpressionResolver
 from cnnspec.syntax import ast
 
@@ -57,7 +58,9 @@ class ArgumentBinder:
             else:
                 parameter = site.parameter(name)
                 assert parameter is not None
-                binding.values[name] = self.expressions.resolve(arg.value, site.scope, parameter.type)
+                binding.values[name] = self.expressions.resolve(
+                    arg.value, site.scope, parameter.type, Use(site.callee, name)
+                )
         except Reported:
             binding.fail(name)
 
@@ -139,6 +142,8 @@ def _fits(value: ast.Expr, site: CallSite, type_: Type) -> bool:
     """Return whether a positional value evidently fits a parameter; a value that may not fit does not count."""
     if type_.kind == "bool":
         return isinstance(value, ast.Bool)
+    if isinstance(value, (ast.Bool, ast.SizeLiteral)):
+        return isinstance(value, ast.SizeLiteral) and type_.kind == "size"
     if isinstance(value, ast.Number):
         return type_.kind in ("int", "size") or (type_.kind == "float" and value.value < 2)
     if isinstance(value, ast.Name):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cnnspec.diagnostics import Edit, Fix, Label, Reporter, Span, respell
 from cnnspec.ops import OPS
+from cnnspec.ops.examples import example_value
 from cnnspec.schema import REQUIRED, Parameter, Type
 from cnnspec.syntax import ast
 
@@ -73,7 +74,7 @@ def check_header(block: ast.Block, reporter: Reporter) -> None:
         name, span = parameter.name, parameter.span
         if name in seen:
             labels = [Label(seen[name], "first defined here")]
-            message, help = f"parameter `{name}` is defined twice", "rename or remove one of the two"
+            message, help = f"parameter `{name}` is defined multiple times", "rename or remove one of them"
             reporter.error("E0211", message, span, labels=labels, help=help)
         if name in ("repeat", "name"):
             help = "choose another name: every call already takes `repeat` and `name`"
@@ -82,7 +83,8 @@ def check_header(block: ast.Block, reporter: Reporter) -> None:
             _unknown_type(span, parameter.type, reporter)
         if parameter.once and parameter.default is None:
             message = f"`once` parameter `{name}` has no default"
-            help = f"add a default for all repeats after the first: `once {name} = ...`"
+            value = example_value(Parameter(name, BLOCK_TYPES.get(parameter.type or "int", BLOCK_TYPES["int"])))
+            help = f"add a default for all repeats after the first: `{span.text} = {value}`"
             reporter.error("E0203", message, span, help=help)
         seen[name] = span
 

@@ -5,7 +5,7 @@ No shape is known yet. A wrong statement becomes `Broken`, so that the check can
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -82,7 +82,7 @@ class BodyElaborator:
         through = f" through {' -> '.join(f'`{name}`' for name in cycle)}" if len(cycle) > 2 else ""
         message = f"block `{block.name}` calls itself{through}"
         labels = [Label(block.name_span, "defined here")]
-        help = "use `repeat n { ... }` to repeat elements"
+        help = "use `repeat` to repeat elements: a block cannot be recursive"
         raise self.context.reporter.error("E0210", message, call, labels=labels, help=help)
 
     def _block(self, scope: FileScope, block: ast.Block) -> ir.Block:
@@ -143,7 +143,7 @@ class BodyElaborator:
                 return ir.Let(name=node.name, value=self.expressions.resolve(node.value, scope), origin=origin)
             case ast.Require():
                 self.context.used_names.update(FILLED.findall(node.message or ""))
-                condition = self.expressions.resolve(node.condition, scope)
+                condition = self.expressions.resolve(node.condition, scope, BLOCK_TYPES["bool"])
                 return ir.Require(condition=condition, message=node.message, origin=origin)
             case _:
                 return self._flow(node, scope)
@@ -164,11 +164,12 @@ class BodyElaborator:
         failed = False
         for index, element in enumerate(node.elements):
             try:
-                self._refuse_misplaced(element, index, len(node.elements))
+                self._refuse_misplaced(element, index, node.elements)
                 elements.append(self._element(element, scope))
             except Reported:
                 failed = True
-        condition = self.expressions.resolve(node.condition, scope) if node.condition is not None else None
+        truth = BLOCK_TYPES["bool"]
+        condition = self.expressions.resolve(node.condition, scope, truth) if node.condition is not None else None
         if failed:
             raise Reported
         label = node.label
@@ -182,15 +183,16 @@ class BodyElaborator:
             origin=self.context.places.add(span, node.pipeline_span),
         )
 
-    def _refuse_misplaced(self, element: ast.Element, index: int, count: int) -> None:
+    def _refuse_misplaced(self, element: ast.Element, index: int, elements: Sequence[ast.Element]) -> None:
         """Refuse an element that ignores its input after another one, and `nothing` next to others."""
         reporter = self.context.reporter
         if index and isinstance(element, (ast.In, ast.Reference)):
             word = "in" if isinstance(element, ast.In) else f"@{element.label}"
+            before = elements[0].span.to(elements[index - 1].span)
             message = f"`{word}` after `|` discards the output of the element before it"
-            help = f"start a new pipeline with it, or join both: `concat {{ ...; {word} }}`"
+            help = f"start a new pipeline with it, or join both: `concat {{ {before.text}; {word} }}`"
             raise reporter.error("E0216", message, element.span, help=help)
-        if isinstance(element, ast.Nothing) and count > 1:
+        if isinstance(element, ast.Nothing) and len(elements) > 1:
             help = "remove the other elements, or `nothing`"
             raise reporter.error("E0216", "`nothing` must be the only element of its branch", element.span, help=help)
 
@@ -216,14 +218,14 @@ class BodyElaborator:
                 return ir.Braces(body=self.statements(node.body, scope), origin=origin)
             case ast.Repeat():
                 inner = scope.with_variable(node.variable, BLOCK_TYPES["int"]) if node.variable else scope
-                count = self.expressions.resolve(node.count, scope)
+                count = self.expressions.resolve(node.count, scope, BLOCK_TYPES["int"])
                 body = self.statements(node.body, inner)
                 return ir.Repeat(count=count, variable=node.variable, body=body, origin=origin)
             case ast.Join():
                 return self._join(node, scope, origin)
             case ast.If():
                 return ir.If(
-                    condition=self.expressions.resolve(node.condition, scope),
+                    condition=self.expressions.resolve(node.condition, scope, BLOCK_TYPES["bool"]),
                     then=self.statements(node.then, scope),
                     otherwise=self.statements(node.otherwise or (), scope),
                     origin=origin,
@@ -241,7 +243,7 @@ class BodyElaborator:
 
     def _join(self, node: ast.Join, scope: LocalScope, origin: int) -> ir.Element:
         if not any(isinstance(statement, ast.Flow) for statement in node.body):
-            help = "write one statement per branch in the braces"
+            help = f"write one statement per branch in the braces: `{node.kind} {{ in; conv 3x3 16 }}`"
             raise self.context.reporter.error("E0216", f"`{node.kind}` has no branches", node.span, help=help)
         return ir.Join(join=node.kind, body=self.statements(node.body, scope), origin=origin)
 
@@ -254,7 +256,7 @@ class BodyElaborator:
             except Reported:
                 pass
         if not node.rows:
-            help = "write one row per call"
+            help = "add a row for each call, with one value per column"
             raise self.context.reporter.error("E0203", "`each` table has no rows", node.callee_span, help=help)
         if len(flows) < len(node.rows):
             raise Reported

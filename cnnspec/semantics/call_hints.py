@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cnnspec.diagnostics import Edit, Fix, Reported, Reporter, Span, respell
-from cnnspec.ops import FOREIGN_NAMES, KERNEL_FIRST, OPS, translated
+from cnnspec.ir.evaluate import show
+from cnnspec.ops import FOREIGN_CHOICES, FOREIGN_NAMES, JOINS, KERNEL_FIRST, OPS, translated
+from cnnspec.ops.examples import example_entry
 from cnnspec.recipe import DATA_SETS, ENTRIES
 from cnnspec.schema import Declared
 from cnnspec.semantics.call_site import REPEAT_WORD
-from cnnspec.semantics.scope import LocalScope
+from cnnspec.semantics.scope import FILE_VALUE, LocalScope
 from cnnspec.syntax import LABEL_WORDS, TOP_WORDS, ast
 
 _AFTER_LABEL = rf"(?:[A-Za-z0-9_]+[ \t]*:|\b(?:{'|'.join(LABEL_WORDS)}))[ \t]*\Z"
@@ -30,9 +32,9 @@ class UnknownCallee:
     scope: LocalScope
     args: Sequence[ast.Argument] = ()
 
-    def error(self, help: str, fixes: Iterable[Fix] = ()) -> Reported:
-        message = f"unknown operator or block `{self.callee}`"
-        return self.reporter.error("E0201", message, self.span, help=help, fixes=fixes)
+    def error(self, help: str, fixes: Iterable[Fix] = (), message: str = "", span: Span | None = None) -> Reported:
+        message = message or f"unknown operator or block `{self.callee}`"
+        return self.reporter.error("E0201", message, span or self.span, help=help, fixes=fixes)
 
 
 def _label_word(unknown: UnknownCallee) -> Reported | None:
@@ -40,39 +42,47 @@ def _label_word(unknown: UnknownCallee) -> Reported | None:
     span, callee = unknown.span, unknown.callee
     if callee not in LABEL_WORDS:
         return None
-    text = span.source.text
+    text, message = span.source.text, f"`{callee}` is a label, not an operator or block"
     if not re.search(_AFTER_LABEL, text[text.rfind("\n", 0, span.start) + 1 : span.start]):
-        return unknown.error(f"complete the line before it: `{callee}` starts a new statement")
+        help = f"complete the statement before it: `{callee}` starts a new one"
+        return unknown.error(help, message=message)
     help = "remove one of the two labels"
     edits = [Edit(Span(span.source, span.start, arg.span.start), "") for arg in unknown.args[:1]]
-    return unknown.error(help, [Fix(help, (edit,)) for edit in edits])
+    return unknown.error(help, [Fix(help, (edit,)) for edit in edits], message)
 
 
 def _recipe_entry(unknown: UnknownCallee) -> Reported | None:
     """An entry of the recipe outside `train`: `optimizer sgd`, `optimizer: sgd`."""
-    text, at = unknown.span.source.text, unknown.span.start
-    start = text.rfind("\n", 0, at) + 1
-    line = re.compile(r"[ \t]*([a-z_]+)[ \t]*:?[ \t]*([^\n#{};|]*)").match(text, start)
+    source, at = unknown.span.source, unknown.span.start
+    start = source.text.rfind("\n", 0, at) + 1
+    line = re.compile(r"[ \t]*([a-z_]+)[ \t]*:?[ \t]*([^\n#{};|]*)").match(source.text, start)
     if line is None or line.group(1) not in ENTRIES or at > line.start(2):
         return None
-    entry = f"{line.group(1)} {line.group(2)}".rstrip()
-    return unknown.error(f"write entries of the recipe in a `train` section: `train {{ {entry} }}`")
+    word, value = line.group(1), line.group(2).rstrip()
+    help = f"write it in the `train` section: `train {{ {f'{word} {value}' if value else example_entry(word)} }}`"
+    return unknown.error(help, (), f"`{word}` is only allowed in the `train` section", Span(source, *line.span(1)))
 
 
 def _top_level_word(unknown: UnknownCallee) -> Reported | None:
     callee = unknown.callee
     if callee not in TOP_WORDS:
         return None
-    return unknown.error(f"move `{callee}` to the top level of the file, or add the missing `}}` before it")
+    message = f"`{callee}` is only allowed at the top level of the file"
+    return unknown.error("write it on its own line at the top level, or add the missing `}` before it", (), message)
 
 
 def _variable(unknown: UnknownCallee) -> Reported | None:
-    callee = unknown.callee
-    if callee not in unknown.scope.variables:
+    """A value that is not an operator: a number of the file, or a parameter of the enclosing block."""
+    callee, scope = unknown.callee, unknown.scope
+    if callee not in scope.variables:
         return None
-    return unknown.error(
-        f"`{callee}` is a value; to pass an operator to a block, use the type `op`: `{callee}: op = relu`"
-    )
+    type_ = scope.variables[callee]
+    if type_ is FILE_VALUE and callee in scope.file.constants:
+        value = show(scope.file.constants[callee])
+        help = f"call an operator or block by its name, or define `{callee}` as an operator: `let {callee} = relu`"
+        return unknown.error(help, (), f"`{callee}` is {value}, not an operator or block")
+    help = f"to pass an operator to a block, declare the parameter as `{callee}: op`"
+    return unknown.error(help, (), f"`{callee}` is {type_}, not an operator or block")
 
 
 def _repeat_before_callee(unknown: UnknownCallee) -> Reported | None:
@@ -83,16 +93,19 @@ def _repeat_before_callee(unknown: UnknownCallee) -> Reported | None:
     if not REPEAT_WORD.fullmatch(unknown.callee):
         return None
     written = f"{first.value.name} {unknown.callee}"
-    fix = Fix(f"write `{written}`", (Edit(unknown.span.to(first.value.span), written),), certain=True)
-    return unknown.error(f"write the repeat after the name: `{written}`", [fix])
+    help = f"write the repeat count directly after the name: `{written}`"
+    fix = Fix(help, (Edit(unknown.span.to(first.value.span), written),), certain=True)
+    message = f"misplaced repeat count `{unknown.callee}`"
+    return unknown.reporter.error("E0106", message, unknown.span, help=help, fixes=[fix])
 
 
 def _label(unknown: UnknownCallee) -> Reported | None:
     callee = unknown.callee
     if callee not in unknown.scope.file.labels:
         return None
-    help = f"write `@{callee}` for the output of the label `{callee}`"
-    return unknown.error(help, [Fix(help, (Edit(unknown.span, f"@{callee}"),), certain=not unknown.args)])
+    help = f"write `@{callee}` for the output of this label"
+    fix = Fix(help, (Edit(unknown.span, f"@{callee}"),), certain=not unknown.args)
+    return unknown.error(help, [fix], f"`{callee}` is a label, not an operator or block")
 
 
 def _foreign_name(unknown: UnknownCallee) -> Reported | None:
@@ -101,19 +114,25 @@ def _foreign_name(unknown: UnknownCallee) -> Reported | None:
     if own is None:
         return None
     name, _, setting = own.partition(" ")
+    given = [arg.span.text for arg in args]
     same_order = not args or isinstance(args[0].value, ast.SizeLiteral) or own not in KERNEL_FIRST
-    if not same_order and (written := translated(unknown.callee, [arg.span.text for arg in args])):
+    if not same_order and (written := translated(unknown.callee, given)):
         help = f"write `{written}`"
         edits = Edit(span, own), Edit(args[0].span.to(args[-1].span), written.removeprefix(f"{own} "))
         return unknown.error(help, [Fix(help, edits)])
     if name in OPS and setting:
         whole = span.to(args[-1].span) if args else span
-        written = f"{name}{span.source.text[span.end : whole.end]} {setting}"
+        written = f"{name}{span.source.text[span.end : whole.end] or ' 3x3'} {setting}"
         help = f"write `{written}`"
         return unknown.error(help, [Fix(help, (Edit(whole, written),))])
+    if own in JOINS:
+        return unknown.error(f"write `{own}` and its branches in braces: `{own} {{ in; conv 3x3 16 }}`")
     help = f"write `{own}`"
     fix = Fix(help, (Edit(span, own),), certain=same_order and own in OPS)
-    return unknown.error(help if same_order else f"{help} with the kernel first: `{own} 3x3 16`", [fix])
+    if not same_order:
+        channels, kernel = given if len(given) == 2 and all(map(str.isdigit, given)) else ("16", "3")
+        help = f"write `{own}` with the kernel first: `{own} {kernel}x{kernel} {channels}`"
+    return unknown.error(help, [fix])
 
 
 HINTS: Sequence[Callable[[UnknownCallee], Reported | None]] = (
@@ -137,22 +156,33 @@ def unknown_callee(unknown: UnknownCallee) -> Reported:
 
 def misspelt_callee(unknown: UnknownCallee) -> Reported:
     """Report an unknown operator or block; the help names those with the nearest spelling."""
-    known = [*OPS, *unknown.scope.file.block_names(), *unknown.scope.variables]
+    operators = [name for name, type_ in unknown.scope.variables.items() if type_ is None or type_.kind == "op"]
+    known = [*OPS, *unknown.scope.file.block_names(), *operators]
     help, fixes = respell(unknown.span, unknown.callee, known)
     return unknown.error(help or "run `cnnspec list` to see all operators and blocks", fixes)
 
 
 def unnamed_choice(reporter: Reporter, span: Span, table: Mapping[str, type[Declared]], what: str) -> Reported:
     """Report a value where the name of a choice is expected: a name in quotes or with signs in it, or a folder."""
-    given = span.text.strip('"')
+    given, quoted = span.text.strip('"'), span.text[:1] == '"'
     plain = re.sub(r"[\W_]", "", given.lower())
     written = next((name for name in table if name.replace("_", "") == plain), None)
-    if written is None and table is DATA_SETS and re.fullmatch(r"[\w./ -]*[A-Za-z][\w./ -]*", given):
-        written = f'folder "{given.removeprefix("folder").strip()}"'
+    folder = table is DATA_SETS and re.fullmatch(r"[\w./ -]*[A-Za-z][\w./ -]*", given)
     message = f"unknown {what} `{span.text}`"
+    place = span
+    if written is None and folder:
+        path = given.removeprefix("folder").strip()
+        if path != given:
+            message = f"expected a path in quotes, found `{path}`"
+            place = Span(span.source, span.end - len(path), span.end)
+        written = f'folder "{path}"'
+    elif quoted:
+        message = f"the name of {'an' if what[0] in 'aeiou' else 'a'} {what} is written without quotes"
+        written = written or FOREIGN_CHOICES.get(given.lower())
     if written is None:
-        help = f"choose from {', '.join(f'`{name}`' for name in table)}"
-        return reporter.error("E0201", message, span, help=help)
+        help, fixes = respell(span, given, table)
+        help = help or f"choose from {', '.join(f'`{name}`' for name in table)}"
+        return reporter.error("E0201", message, span, help=help, fixes=fixes)
     help = f"write `{written}`"
     fix = Fix(help, (Edit(span, written),), certain=written in table)
-    return reporter.error("E0201", message, span, help=help, fixes=[fix])
+    return reporter.error("E0201", message, place, help=help, fixes=[fix])

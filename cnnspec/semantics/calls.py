@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from cnnspec import ir
-from cnnspec.diagnostics import Reported, Span
+from cnnspec.diagnostics import Label, Reported, Span
 from cnnspec.ops import OPS
 from cnnspec.schema import Parameter
 from cnnspec.semantics.arguments import ArgumentBinder
@@ -63,8 +63,11 @@ class CallBinder:
         count = bound.pop("repeat", None)
         if repeat is not None:
             if count is not None:
-                help = f"keep either `x{repeat}` or `repeat=`"
-                raise self.context.reporter.error("E0206", "multiple values for the argument `repeat`", span, help=help)
+                given = next(arg for arg in args if arg.name == "repeat")
+                help = f"keep either `x{repeat}` or `{given.span.text}`"
+                labels = [Label(self._times(repeat, span), "first value")]
+                message = "multiple values for the argument `repeat`"
+                raise self.context.reporter.error("E0206", message, given.span, labels=labels, help=help)
             count = self._repeat(repeat, span)
         name = bound.pop("name", None)
         origin = self.context.places.add(span, node.span)
@@ -96,7 +99,11 @@ class CallBinder:
         return known
 
     def _repeat(self, repeat: int, span: Span) -> ir.Expr:
-        written = re.compile(r"\s*").match(span.source.text, span.end)
-        start = written.end() if written else span.end
-        origin = self.context.places.add(Span(span.source, start, start + 1 + len(str(repeat))))
-        return ir.Expr(kind="number", value=repeat, origin=origin)
+        return ir.Expr(kind="number", value=repeat, origin=self.context.places.add(self._times(repeat, span)))
+
+    @staticmethod
+    def _times(repeat: int, callee: Span) -> Span:
+        """Return the span of the repeat count after a callee."""
+        written = re.compile(r"\s*").match(callee.source.text, callee.end)
+        start = written.end() if written else callee.end
+        return Span(callee.source, start, start + 1 + len(str(repeat)))

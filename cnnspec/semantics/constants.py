@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from cnnspec import ir
-from cnnspec.diagnostics import Reported, Span, respell
+from cnnspec.diagnostics import Edit, Fix, Reported, Span, respell
 from cnnspec.diagnostics.suggestions import ReplaceValue, RespectBound, Site, describe, fixes_of
 from cnnspec.ir.evaluate import ExpressionError, UnknownShape, convert, evaluate, literal
+from cnnspec.ops import FOREIGN_CHOICES
 from cnnspec.recipe import Setting
 from cnnspec.schema import Declared, Parameter, Type
 from cnnspec.semantics.arguments import ArgumentBinder
@@ -61,7 +63,7 @@ class ConstantEvaluator:
             if isinstance(suggestion, (ReplaceValue, RespectBound)):
                 suggestion = suggestion._replace(sign=sign)
             fixes = fixes_of(suggestion, Site(value=span))
-            help = describe(suggestion) if suggestion else None
+            help = describe(suggestion, span.text if span else "x") if suggestion else None
             raise self.context.reporter.error(error.code, str(error), span, help=help, fixes=fixes) from None
 
     def default(self, expr: ir.Expr, scope: FileScope, parameter: Parameter) -> ir.Expr:
@@ -73,15 +75,17 @@ class ConstantEvaluator:
         try:
             value = self.evaluate(expr, scope, parameter.type, parameter.name)
         except UnknownShape:
-            help = "use a number or a `param`: defaults cannot depend on the input shape"
             span = self.context.places[expr.origin]
-            raise self.context.reporter.error("E0207", "`in` is not allowed here", span, help=help) from None
+            assert span is not None
+            raise self.refuse_image(span, "`default`") from None
         return replace(literal(value), origin=expr.origin)
 
-    def refuse_image(self, span: Span) -> Reported:
-        """Report a value that depends on the image where none is known."""
-        help = "use a number or a `param` of the file"
-        return self.context.reporter.error("E0207", "`in` is not allowed here", span, help=help)
+    def refuse_image(self, span: Span, what: str) -> Reported:
+        """Report a value that depends on the image where none is known; `what` cannot depend on it."""
+        used = re.compile(r"\bin\.\w+").search(span.source.text, span.start, span.end)
+        place = Span(span.source, *used.span()) if used else span
+        message, help = f"{what} cannot depend on the input shape", "use a number, or a `param` of the file"
+        return self.context.reporter.error("E0207", message, place, help=help)
 
     def choice(self, call: ast.Call, table: Mapping[str, type[Declared]], what: str, scope: FileScope) -> Setting:
         """Evaluate a call of a choice from a table.
@@ -94,12 +98,16 @@ class ConstantEvaluator:
             raise unnamed_choice(reporter, call.args[0].value.span, table, what)
         if call.callee not in table:
             help, fixes = respell(call.callee_span, call.callee, table)
+            own = FOREIGN_CHOICES.get(call.callee.lower())
+            if own in table:
+                help = f"write `{own}`"
+                fixes = (Fix(help, (Edit(call.callee_span, own),)),)
             help = help or f"choose from {', '.join(f'`{name}`' for name in table)}"
             message = f"unknown {what} `{call.callee}`" if call.callee else f"missing {what} name"
             raise reporter.error("E0201", message, call.callee_span, help=help, fixes=fixes)
-        return self._setting(call, table[call.callee], scope)
+        return self._setting(call, table[call.callee], scope, what)
 
-    def _setting(self, call: ast.Call, kind: type[Declared], scope: FileScope) -> Setting:
+    def _setting(self, call: ast.Call, kind: type[Declared], scope: FileScope, what: str) -> Setting:
         site = CallSite(call.callee, call.callee_span, call.args, kind.parameters, scope.top_level())
         bound = self.arguments.bind(site)
         values: dict[str, Any] = {}
@@ -107,7 +115,7 @@ class ConstantEvaluator:
             try:
                 values[name] = self.evaluate(expr, scope, kind.parameters[name].type, name)
             except UnknownShape:
-                self.refuse_image(call.span)
+                self.refuse_image(call.span, f"the {what}")
             except Reported:
                 pass
         if len(values) < len(bound):

@@ -35,10 +35,11 @@ class UniqueNames:
         """Add a definition; `what` says of what kind, and `name` is empty where a file can have only one."""
         if (what, name) in self.spans:
             labels = [Label(self.spans[what, name], "first defined here")]
-            message = f"{what} `{name}` is defined twice" if name else f"`{what}` is defined twice"
-            help = f"{'rename or ' * bool(name)}remove one of the two"
+            defined = f"{what} `{name}`" if name else f"`{what}`"
+            help = "rename or remove one of them" if name else f"keep only one `{what}`"
+            message = f"{defined} is defined multiple times"
             self.context.reporter.error("E0211", message, span, labels=labels, help=help)
-        self.spans[what, name] = span
+        self.spans.setdefault((what, name), span)
 
 
 @dataclass
@@ -98,7 +99,10 @@ class FileDefiner:
         if span is not None and any(other is file for other in self._open):
             names = [other.source.name for other in (*self._open[self._open.index(file) :], file)]
             message = f"circular include: {' -> '.join(names)}"
-            raise self.context.reporter.error("E0213", message, span, help="move shared definitions into another file")
+            help = "remove one of these includes, or move the shared blocks to a file that includes none of them"
+            if len(names) == 2:
+                help = "remove this statement, or name another file: a file cannot include itself"
+            raise self.context.reporter.error("E0213", message, span, help=help)
 
     def find(self, path: str, file: ast.File, span: Span) -> ast.File:
         """Read a file that another file names.
@@ -153,8 +157,8 @@ class FileDefiner:
                 if isinstance(statement, ast.Let):
                     scope.image_dependent.add(statement.name)
                 else:
-                    help = "use a number or a `param`: only `let` can depend on the input shape"
-                    self.context.reporter.error("E0207", "`in` is not allowed here", statement.span, help=help)
+                    word = "classes" if isinstance(statement, ast.Classes) else "param"
+                    self.constants.refuse_image(statement.span, f"`{word}`")
             except Reported:
                 if isinstance(statement, (ast.Param, ast.Let)):
                     scope.constants.setdefault(statement.name, own.declared.get(statement.name, 1))
@@ -204,7 +208,7 @@ class FileDefiner:
             return convert(given, type_of(kind), name, 0)
         except ExpressionError as error:
             note = f"the value comes from outside this file: `{name}` = {show(given)}"
-            help, caption = f"use a value like {show(stated)}", f"defined as {show(stated)} here"
+            help, caption = f"use a value such as {show(stated)}", f"defined as {show(stated)} here"
             reporter = self.context.reporter
             raise reporter.error(error.code, str(error), span, caption=caption, notes=[note], help=help) from None
 
@@ -252,6 +256,8 @@ class FileDefiner:
         bound = self.arguments.bind(site, complete=False)
         if not bound:
             help = "add an argument, as in `default bn eps=1e-3`"
+            if not parameters:
+                help = f"remove it: `{call.callee}` takes no arguments"
             reporter.error("E0203", f"`default {call.callee}` has no arguments", statement.span, help=help)
         values = {name: self.constants.default(expr, scope, parameters[name]) for name, expr in bound.items()}
         scope.defaults.setdefault(call.callee, {}).update(values)

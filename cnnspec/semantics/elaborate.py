@@ -80,11 +80,9 @@ class Elaborator:
             scope = self.files.new_scope(file)
             extends = [statement for statement in file.statements if isinstance(statement, ast.Extends)]
             if len(extends) > 1:
-                message, help = (
-                    "multiple `extends` in one file",
-                    "remove one of them, or import single blocks with `use`",
-                )
-                labels = [Label(extends[0].span, "first `extends`")]
+                message = "`extends` is defined multiple times"
+                help = "keep only one `extends`; `use` imports single blocks of another file"
+                labels = [Label(extends[0].span, "first defined here")]
                 self.context.reporter.error("E0211", message, extends[1].span, labels=labels, help=help)
             if not extends:
                 own = self.files.define(file, scope, given, {})
@@ -132,16 +130,17 @@ class Elaborator:
         reporter = self.context.reporter
         for arg in statement.args:
             if arg.name is None:
-                help = "write the name of the parameter, as in `n=9`"
+                help = f"write the name of the parameter before the value, as in `n={arg.span.text}`"
                 reporter.error("E0205", "`extends` takes keyword arguments only", arg.span, help=help)
                 continue
             if arg.name in values:
                 message = f"multiple values for the argument `{arg.name}`"
-                reporter.error("E0206", message, arg.span, help="remove one of the two")
+                labels = [Label(spans[arg.name], "first value")] if arg.name in spans else []
+                reporter.error("E0206", message, arg.span, labels=labels, help="remove one of the two")
             try:
                 values[arg.name], spans[arg.name] = self.constants.value(arg.value, own), arg.span
             except UnknownShape:
-                self.constants.refuse_image(arg.span)
+                self.constants.refuse_image(arg.span, "`extends`")
                 values[arg.name] = None
             except Reported:
                 values[arg.name] = None
@@ -205,7 +204,8 @@ class Elaborator:
     def _input(self, statement: ast.Input) -> ast.Input:
         if 0 not in (statement.channels, statement.height, statement.width):
             return statement
-        message, help = "every size of `input` must be at least 1", "write channels x height x width: `3x32x32`"
+        message = "channels, height and width of `input` must be at least 1"
+        help = "write channels x height x width: `input 3x32x32`"
         raise self.context.reporter.error("E0215", message, statement.span, help=help)
 
     # --- the model -------------------------------------------------------------------------------
@@ -263,10 +263,10 @@ class Elaborator:
         if file.broken:
             return  # the missing part may be among what could not be parsed
         if not file.statements:
-            help = "start with `network NAME`, `input 3x32x32`, and a pipeline: `stem conv 3x3 c=16 | bn | relu`"
+            help = "write `input 3x32x32`, and layers such as `stem conv 3x3 16 | bn | relu`"
             reporter.error("E0108", "the file is empty", file=name, help=help)
         elif network.input is not None:
-            help = "add a pipeline: `stem conv 3x3 c=16 | bn | relu`"
+            help = "add layers, such as `stem conv 3x3 16 | bn | relu`"
             reporter.error("E0108", "the network has no layers", file=name, help=help)
         elif not any(isinstance(statement, ast.Input) for statement in file.statements):
             help = "add the input shape, channels x height x width: `input 3x32x32`"

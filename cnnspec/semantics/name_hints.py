@@ -12,15 +12,28 @@ from functools import cached_property
 from cnnspec.diagnostics import Edit, Fix, Reported, Reporter, respell
 from cnnspec.diagnostics.suggestions import pipe_before
 from cnnspec.ops import OPS
-from cnnspec.schema import Type
+from cnnspec.ops.examples import example_value
+from cnnspec.ops.inits import INITS, allowed_inits
+from cnnspec.schema import Parameter, Type
 from cnnspec.semantics.scope import LocalScope
 from cnnspec.syntax import ast
 
-_TRUTH_VALUES = {
+TRUTH_VALUES = {
     **dict.fromkeys(("yes", "on", "True"), "true"),
     **dict.fromkeys(("no", "off", "False", "none", "None"), "false"),
 }
 """Truth values of other languages."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a value is for: an argument of a call, or else nothing in particular."""
+
+    callee: str = ""
+    parameter: str = ""
+
+
+NO_USE, EXPECTED = Use(), Use("expect")
 
 
 @dataclass(frozen=True)
@@ -29,12 +42,14 @@ class UnknownName:
 
     Attributes:
         type: The type of the expected value; None if any value is valid.
+        use: What the value is for.
     """
 
     reporter: Reporter
     node: ast.Name
     scope: LocalScope
     type: Type | None
+    use: Use
 
     @property
     def word(self) -> str:
@@ -53,11 +68,12 @@ class UnknownName:
     @cached_property
     def nearest(self) -> tuple[str | None, tuple[Fix, ...]]:
         """The help and fixes that name the words with the nearest spelling."""
-        operators = OPS if self.kind in (None, "op") else ()
+        operators = OPS if self.kind in (None, "op") and self.use != EXPECTED else ()
         return respell(self.node.span, self.word, [*self.scope.variables, *self.words, *operators])
 
-    def error(self, help: str, fixes: Iterable[Fix] = ()) -> Reported:
-        return self.reporter.error("E0207", f"unknown name `{self.word}`", self.node.span, help=help, fixes=fixes)
+    def error(self, help: str, fixes: Iterable[Fix] = (), message: str = "") -> Reported:
+        message = message or f"unknown name `{self.word}`"
+        return self.reporter.error("E0207", message, self.node.span, help=help, fixes=fixes)
 
     def replaced(self, help: str, text: str, *, certain: bool = True) -> Reported:
         """Report the error with a fix that writes `text` in place of the word."""
@@ -74,13 +90,15 @@ def _label(unknown: UnknownName) -> Reported | None:
     word = unknown.word
     if word not in unknown.scope.file.labels:
         return None
-    return unknown.error(f"`{word}` is a label, not a value; join branches with `concat {{ in; @{word} }}`")
+    help = f"to use its output, write `@{word}` as an element, or join it: `concat {{ in; @{word} }}`"
+    return unknown.error(help, (), f"`{word}` is a label, not a value")
 
 
 def _same_padding(unknown: UnknownName) -> Reported | None:
     if unknown.word != "same" or unknown.kind != "size":
         return None
-    return unknown.error("only `conv` supports `pad=same`: write a number, such as `pad=1` for a 3x3 kernel")
+    help = "write a number, such as `pad=1` for a kernel size of 3x3"
+    return unknown.error(help, (), "`pad=same` is only supported by `conv`")
 
 
 def _classes(unknown: UnknownName) -> Reported | None:
@@ -92,12 +110,12 @@ def _classes(unknown: UnknownName) -> Reported | None:
 def _input_tensor(unknown: UnknownName) -> Reported | None:
     if unknown.word != "in":
         return None
-    help = "`in` is a tensor; write `in.c` for its channels, or join tensors in braces: `add { in; conv 3x3 16 }`"
-    return unknown.error(help)
+    help = "write `in.c` for its number of channels, or join tensors in braces: `add { in; conv 3x3 16 }`"
+    return unknown.error(help, (), "`in` is a tensor, not a value")
 
 
 def _truth_value(unknown: UnknownName) -> Reported | None:
-    value = _TRUTH_VALUES.get(unknown.word)
+    value = TRUTH_VALUES.get(unknown.word)
     if value is None or not (unknown.kind == "bool" or unknown.word in ("True", "False")):
         return None
     return unknown.replaced(f"write `{value}`", value, certain=unknown.kind in (None, "bool"))
@@ -108,9 +126,30 @@ def _operator(unknown: UnknownName) -> Reported | None:
     word, span = unknown.word, unknown.node.span
     if word not in OPS:
         return None
-    message = f"expected {unknown.type}, got the operator `{word}`"
-    help = f"separate elements with `|`: `| {word}`; a block parameter for an operator needs the type `op`"
-    return unknown.reporter.error("E0204", message, span, help=help, fixes=pipe_before(span, word))
+    parameter = unknown.use.parameter
+    message = f"`{parameter}` must be" if parameter else "expected"
+    fixes = pipe_before(span, word)
+    help = fixes[0].help
+    own = unknown.scope.file.blocks.get(unknown.use.callee)
+    if own is not None and own[0] is unknown.scope.file:
+        help = f"to pass an operator, declare the parameter as `{parameter}: op`; to add an element, write `| {word}`"
+    message = f"{message} {unknown.type or 'a value'}, got the operator `{word}`"
+    return unknown.reporter.error("E0204", message, span, help=help, fixes=fixes)
+
+
+def _initialization(unknown: UnknownName) -> Reported | None:
+    """An initialization that does not apply to the weights of the callee, or that needs arguments."""
+    word, callee = unknown.word, unknown.use.callee
+    if unknown.kind != "init" or word not in INITS:
+        return None
+    allowed = allowed_inits(callee) if callee in OPS else ()
+    if word in allowed or not allowed:
+        written = f"{word}({', '.join(example_value(p) for p in INITS[word].parameters.values() if p.required)})"
+        fix = Fix(f"write `{written}`", (Edit(unknown.node.span, written),))
+        return unknown.error(fix.help, [fix], f"`{word}` is missing its arguments")
+    message = f"`{word}` cannot initialize the weights of `{callee}`"
+    help = f"choose from {', '.join(f'`{name}`' for name in allowed)}"
+    return unknown.reporter.error("E0215", message, unknown.node.span, help=help)
 
 
 def _misspelt(unknown: UnknownName) -> Reported | None:
@@ -143,6 +182,7 @@ HINTS: tuple[Callable[[UnknownName], Reported | None], ...] = (
     _input_tensor,
     _truth_value,
     _operator,
+    _initialization,
     _misspelt,
     _other_word,
     _unknown_operator,
@@ -150,11 +190,11 @@ HINTS: tuple[Callable[[UnknownName], Reported | None], ...] = (
 )
 
 
-def unknown_name(reporter: Reporter, node: ast.Name, scope: LocalScope, type_: Type | None) -> Reported:
+def unknown_name(reporter: Reporter, node: ast.Name, scope: LocalScope, type_: Type | None, use: Use) -> Reported:
     """Report a bare word without a meaning."""
-    unknown = UnknownName(reporter, node, scope, type_)
+    unknown = UnknownName(reporter, node, scope, type_, use)
     for hint in HINTS:
         if (error := hint(unknown)) is not None:
             return error
-    word = node.name
-    return unknown.error(f"define it with `let {word} = ...`, or at the top of the file with `param {word} = ...`")
+    example = example_value(Parameter(use.parameter, type_)) if type_ and use.parameter else "16"
+    return unknown.error(f"define it at the top of the file: `let {node.name} = {example}`")

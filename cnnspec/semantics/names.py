@@ -11,9 +11,13 @@ from cnnspec.diagnostics import Edit, Fix, Reported
 from cnnspec.ops.inits import INITS
 from cnnspec.schema import Type
 from cnnspec.semantics.context import FILLED, Context
-from cnnspec.semantics.name_hints import unknown_name
+from cnnspec.semantics.name_hints import NO_USE, Use, unknown_name
 from cnnspec.semantics.scope import LocalScope
 from cnnspec.syntax import ast
+
+_NUMBER, _CONDITION = Type("float"), Type("bool")
+_OPERANDS: dict[str, Type | None] = {"and": _CONDITION, "or": _CONDITION, "==": None, "!=": None}
+"""Types of the operands of binary operators; the others take numbers."""
 
 
 @dataclass
@@ -22,13 +26,14 @@ class ExpressionResolver:
 
     context: Context
 
-    def resolve(self, node: ast.Expr, scope: LocalScope, type_: Type | None = None) -> ir.Expr:
+    def resolve(self, node: ast.Expr, scope: LocalScope, type_: Type | None = None, use: Use = NO_USE) -> ir.Expr:
         """Resolve the names in an expression.
 
         Args:
             node: The expression.
             scope: The names that it can use.
             type_: The type of the expected value, whose words have a meaning; None if any value is valid.
+            use: What the value is for, for messages.
 
         Raises:
             Reported: It uses an unknown name, or could not be parsed.
@@ -36,7 +41,7 @@ class ExpressionResolver:
         origin = self.context.places.add(node.span)
         match node:
             case ast.Name():
-                return self._name(node, scope, type_, origin)
+                return self._name(node, scope, type_, origin, use)
             case ast.Number() | ast.Figure():
                 return ir.Expr(kind="number", value=node.value, origin=origin)
             case ast.SizeLiteral():
@@ -50,14 +55,14 @@ class ExpressionResolver:
                 self.context.used_names.update(FILLED.findall(node.value))
                 return ir.Expr(kind="text", value=node.value, origin=origin)
             case ast.Group():
-                return self.resolve(node.inner, scope, type_)
+                return self.resolve(node.inner, scope, type_, use)
             case _:
                 return self._operation(node, scope, type_, origin)
 
-    def _name(self, node: ast.Name, scope: LocalScope, type_: Type | None, origin: int) -> ir.Expr:
+    def _name(self, node: ast.Name, scope: LocalScope, type_: Type | None, origin: int, use: Use) -> ir.Expr:
         kind = scope.meaning(node.name, type_)
         if kind is None:
-            raise unknown_name(self.context.reporter, node, scope, type_)
+            raise unknown_name(self.context.reporter, node, scope, type_, use)
         if kind == "name":
             self.context.used_names.add(node.name)
         return ir.Expr(kind=kind, value=node.name, origin=origin)
@@ -69,21 +74,23 @@ class ExpressionResolver:
         match node:
             case ast.Unary():
                 kind, parts = "neg" if node.operator == "-" else "not", [node.operand]
+                types = repeat(_NUMBER if kind == "neg" else _CONDITION)
             case ast.Binary():
                 self._refuse_unquoted(node, type_)
                 kind, parts = node.operator, [node.left, node.right]
+                types = repeat(_OPERANDS.get(kind, _NUMBER))
             case ast.FunctionCall() if node.function in INITS:
                 kind, value, parts = "init", node.function, node.args
                 types = self._scheme_types(node, type_)
             case ast.FunctionCall():
-                kind, value, parts = "call", node.function, node.args
+                kind, value, parts, types = "call", node.function, node.args, repeat(_NUMBER)
             case ast.Choice():
                 kind, parts = "choice", [node.condition, node.then, node.otherwise]
-                types = (None, type_, type_)
+                types = (_CONDITION, type_, type_)
             case ast.Interval():
-                kind, parts = "interval", [node.low, node.high]
+                kind, parts, types = "interval", [node.low, node.high], repeat(_NUMBER)
             case ast.ListLiteral():
-                kind, parts = "list", node.items
+                kind, parts, types = "list", node.items, repeat(_NUMBER)
             case _:
                 raise Reported
         pairs = zip(parts, chain(types, repeat(None)), strict=False)

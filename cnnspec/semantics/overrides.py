@@ -94,7 +94,7 @@ def override_all(
             reporter.error("E0217", message, file=file, help=help)
         except ExpressionError as error:
             note = f"the value comes from outside this file: `{key}` = {show(given[key])}"
-            reporter.error(error.code, str(error), file=file, notes=[note], help=error.help)
+            reporter.error(error.code, str(error), file=file, notes=[note], help=error.help_for("x"))
     return recipe
 
 

@@ -13,7 +13,9 @@ from cnnspec.schema import OpName, Type
 from cnnspec.semantics.loader import standard_blocks
 from cnnspec.syntax import ast
 
-_OPERATOR, _OTHER = Type("op"), Type("int")
+_OPERATOR = Type("op")
+FILE_VALUE = Type("int")
+"""The type of a constant of the file that is not an operator; compare it with `is`."""
 
 FoundBlock = tuple["FileScope", ast.Block]
 
@@ -56,7 +58,7 @@ class FileScope:
     def local(self) -> LocalScope:
         """Return a scope whose variables are the constants, with the type of operators marked."""
         types: dict[str, Type | None] = {
-            name: _OPERATOR if isinstance(value, OpName) else _OTHER for name, value in self.constants.items()
+            name: _OPERATOR if isinstance(value, OpName) else FILE_VALUE for name, value in self.constants.items()
         }
         return LocalScope(self, types)
 

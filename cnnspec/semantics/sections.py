@@ -14,6 +14,7 @@ from cnnspec.schema import Parameter, Type
 from cnnspec.semantics.bodies import BodyElaborator
 from cnnspec.semantics.call_site import CallSite
 from cnnspec.semantics.constants import ConstantEvaluator
+from cnnspec.semantics.name_hints import EXPECTED
 from cnnspec.semantics.scope import FileScope
 from cnnspec.semantics.train_section import spans_of_values
 from cnnspec.syntax import RESERVED, ast
@@ -55,8 +56,8 @@ def _check_target(statement: ast.Init, reporter: Reporter) -> None:
         return
     message = f"`{target}` has no weights to initialize" if target in OPS else f"unknown operator `{target}`"
     help, fixes = respell(span, target, targets)
-    own = FOREIGN_NAMES.get(target)
-    if own in OPS:
+    own = FOREIGN_NAMES.get(target, "").split(" ")[0]
+    if own in targets:
         help = f"write `{own}`"
         fixes = (Fix(help, (Edit(span, own),), certain=True),)
     help = help or f"choose from {', '.join(f'`{name}`' for name in targets)}"
@@ -77,10 +78,10 @@ def read_expect(statement: ast.Expect, scope: FileScope, constants: ConstantEval
         help = help or f"choose from {', '.join(f'`{name}`' for name in _METRICS)}"
         raise constants.context.reporter.error("E0201", f"unknown metric `{metric}`", span, help=help, fixes=fixes)
     try:
-        expr = constants.expressions.resolve(statement.value, scope.top_level())
+        expr = constants.expressions.resolve(statement.value, scope.top_level(), use=EXPECTED)
         value = replace(literal(constants.evaluate(expr, scope)), origin=expr.origin)
     except UnknownShape:
-        raise constants.refuse_image(whole) from None
+        raise constants.refuse_image(whole, "`expect`") from None
     return ir.Expect(
         metric=metric,
         relation=statement.relation,  # type: ignore[arg-type]

@@ -7,7 +7,8 @@ from typing import Any
 
 from cnnspec.diagnostics import Diagnostic, Edit, Fix, Label, Reported, Span, respell
 from cnnspec.diagnostics.suggestions import Site, fixes_of
-from cnnspec.ir.evaluate import UnknownShape, show
+from cnnspec.ir.evaluate import UnknownShape
+from cnnspec.ops.examples import entry_with, example_entry
 from cnnspec.recipe import CHOICES, ENTRIES, NOUNS, Recipe, Scalars, Setting
 from cnnspec.schema import Declared, Word
 from cnnspec.semantics.argument_hints import report_percents
@@ -60,24 +61,26 @@ class TrainReader:
 
     def _defined_twice(self, first: ast.Entry, entry: ast.Entry) -> None:
         """Report a second entry of the same name; the help combines augmentations."""
-        help, fixes = "remove one of the two", list[Fix]()
+        help, fixes = f"keep only one `{entry.word}`", list[Fix]()
         if entry.word == "augment":
             source = entry.span.source
             steps = Span(source, entry.calls[0].span.start, entry.span.end)
-            help = f"combine the two with `|`: `{first.span.text} | {steps.text}`"
+            help = f"combine them with `|`: `{first.span.text} | {steps.text}`"
             start = len(source.text[: entry.span.start].rstrip(" \t\n;"))
             after = Span(source, first.span.end, first.span.end)
             edits = Edit(after, f" | {steps.text}"), Edit(Span(source, start, entry.span.end), "")
             fixes = [Fix(help, edits)]
         labels = [Label(_word_span(first), "first defined here")]
-        message = f"entry `{entry.word}` is defined twice"
+        message = f"entry `{entry.word}` is defined multiple times"
         self.context.reporter.error("E0211", message, _word_span(entry), labels=labels, help=help, fixes=fixes)
 
     def _choice(self, entry: ast.Entry, scope: FileScope) -> Setting | tuple[Setting, ...]:
         """Read an entry that chooses from a table; each wrong choice is reported."""
         if len(entry.calls) > 1 and entry.word != "augment":
-            message, help = f"`{entry.word}` takes only one choice", "remove everything after the first choice"
-            raise self.context.reporter.error("E0205", message, entry.calls[1].span, help=help)
+            message = f"`{entry.word}` takes only one choice"
+            first, rest = entry.calls[0].span, Span(entry.span.source, entry.calls[0].span.end, entry.span.end)
+            fix = Fix(f"write `{entry.word} {first.text}`", (Edit(rest, ""),))
+            raise self.context.reporter.error("E0205", message, entry.calls[1].span, help=fix.help, fixes=[fix])
         what = NOUNS.get(entry.word, entry.word)
         chosen: list[Setting] = []
         for call in entry.calls:
@@ -98,26 +101,24 @@ class TrainReader:
         if error := report_percents(self.context.reporter, values):
             raise error
         if len(values) != 1 or len(entry.calls) > 1 or any(arg.name for arg in call.args):
-            usual = "true" if parameter.type.kind == "bool" else show(parameter.default or 5)
-            written = f"{entry.word} {values[0].span.text if values else usual}"
+            written = f"{entry.word} {values[0].span.text}" if values else example_entry(entry.word)
             clear = len(values) == 1 or parameter.type.kind == "bool"
             fix = Fix(f"write `{written}`", (Edit(entry.span, written),), certain=clear)
-            message = f"`{entry.word}` expects one value: {parameter.type}"
+            message = f"`{entry.word}` expects one value, {parameter.type}"
             raise self.context.reporter.error("E0203", message, entry.span, help=fix.help, fixes=[fix])
         try:
             value = self.constants.value(values[0], scope, parameter.type, entry.word, " ")
         except UnknownShape:
-            raise self.constants.refuse_image(entry.span) from None
+            raise self.constants.refuse_image(entry.span, "the recipe") from None
         return str(value) if isinstance(value, Word) else value
 
     def _unknown(self, entry: ast.Entry) -> Reported:
         span = _word_span(entry)
         help, fixes = respell(span, entry.word, ENTRIES)
-        owners = [
-            name for name, table in CHOICES.items() if any(entry.word in kind.parameters for kind in table.values())
-        ]
-        if owners and not fixes:
-            help = f"write it as an argument of `{owners[0]}`: `{owners[0]} ... {entry.word}=...`"
+        value = entry.calls[0].args[0].span.text if entry.calls[0].args else "0.1"
+        owner = entry_with(entry.word, value)
+        if owner and not fixes:
+            help = f"write it as an argument of an entry: `{owner}`"
         help = help or f"choose from {', '.join(f'`{name}`' for name in ENTRIES)}"
         message = f"unknown entry `{entry.word}` in the `train` section"
         return self.context.reporter.error("E0201", message, span, help=help, fixes=fixes)

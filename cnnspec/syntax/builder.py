@@ -8,9 +8,10 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from cnnspec.diagnostics import Diagnostic, Edit, Fix, Reporter, Source, Span, respell
-from cnnspec.diagnostics.suggestions import NO_SETTINGS
+from cnnspec.diagnostics.suggestions import no_settings
 from cnnspec.limits import MAX_LITERAL, MAX_TERMS
-from cnnspec.ops import OPS
+from cnnspec.ops import FOREIGN_NAMES, OPS, translated
+from cnnspec.ops.examples import example_call
 from cnnspec.syntax import ast
 from cnnspec.syntax.keywords import FUNCTIONS, SCHEMES
 from cnnspec.syntax.parser import Parsed
@@ -234,7 +235,8 @@ class Builder:
                 wrong, child = child.children
                 span = self.label(wrong).span  # type: ignore[union-attr]
                 message, note = f"label `{wrong.rstrip(': ')}` after a `|`", "a label names a whole statement"
-                help, fixes = "write the labeled element on its own line", self.own_line(span)
+                fixes = self.own_line(span)
+                help = fixes[0].help
                 self.reject(Diagnostic("E0104", message, span, notes=(note,), help=help, fixes=fixes), span)
                 self.reporter.unsure.add(wrong.rstrip(": \t"))
             elements.append(self.build(child))
@@ -248,6 +250,8 @@ class Builder:
         line = text.rfind("\n", 0, bar) + 1
         indent = text[line : line + len(text[line:bar]) - len(text[line:bar].lstrip())]
         end = len(text[:bar].rstrip())
+        if "\n" in text[bar : label.start]:  # the end of the line before it
+            return (Fix("remove the `|` at the end of the line before", (Edit(self.at(end, bar + 1), ""),)),)
         return (Fix("write the labeled element on its own line", (Edit(self.at(end, label.start), f"\n{indent}"),)),)
 
     def let(self, node: Any) -> ast.Let:
@@ -343,9 +347,10 @@ class Builder:
         part = rest.pop()
         if not isinstance(part, Parsed) and part.type in PREFIXES:
             strength = PREFIXES[part.type]
-            if strength < least:
-                self.refuse(part, f"unexpected `{part}` after an operator", f"put it in parentheses: `({part} ...)`")
             inner = self.bound(rest, strength)
+            if strength < least:
+                help = f"put it in parentheses: `({part} {inner.span.text})`"
+                self.refuse(part, f"unexpected `{part}` after an operator", help)
             operator = "-" if part.type == "MINUS" else "not"
             left: ast.Expr = ast.Unary(self.token(part).to(inner.span), operator, inner)
         else:
@@ -356,7 +361,11 @@ class Builder:
             right = self.bound(rest, strength + 1)
             left = ast.Binary(left.span.to(right.span), str(operator), left, right)
             if operator.type == "RELATION" and rest and rest[-1].type == "RELATION":
-                help = "combine two comparisons with `and`: `a < b and b < c`"
+                following = rest[-2] if len(rest) > 1 else None
+                third = self.span(following).text if isinstance(following, Parsed) else str(following)
+                help = (
+                    f"combine two comparisons with `and`: `{left.span.text} and {right.span.text} {rest[-1]} {third}`"
+                )
                 self.refuse(rest[-1], "comparison operators cannot be chained", help)
         return left
 
@@ -390,20 +399,31 @@ class Builder:
     def function(self, node: Any) -> ast.FunctionCall | ast.Broken:
         name, *args, _ = node.children
         if name not in FUNCTIONS and name not in SCHEMES:
-            replacement = _FOREIGN_FUNCTIONS.get(name)
-            help, fixes = respell(self.token(name), str(name), FUNCTIONS)
-            if replacement is not None:
-                help = f"write `{replacement}(...)`"
-                fixes = (Fix(help, (Edit(self.token(name), replacement),)),)
-            elif name in OPS and not OPS[name].required:
-                help, fixes = NO_SETTINGS, (Fix(f"write `{name}`", (Edit(self.span(node), str(name)),)),)
-            notes = () if help else ("an operator is called without parentheses",)
-            help = help or f"use one of {', '.join(f'`{known}`' for known in FUNCTIONS)}"
-            wrong = Diagnostic(
-                "E0207", f"unknown function `{name}`", self.token(name), notes=notes, help=help, fixes=fixes
-            )
-            return self.reject(wrong, self.span(node))
+            return self.reject(self.unknown_function(node), self.span(node))
         return ast.FunctionCall(self.span(node), str(name), tuple(self.build(arg) for arg in args))
+
+    def unknown_function(self, node: Any) -> Diagnostic:
+        """Describe a call of a function that does not exist."""
+        name, *args, _ = node.children
+        token, whole, given = str(name), self.span(node), [self.build(arg).span.text for arg in args]
+        rest, notes = whole.text[len(token) :], tuple[str, ...]()
+        help, fixes = respell(self.token(name), token, FUNCTIONS)
+        own = FOREIGN_NAMES.get(token, token)
+        if replacement := _FOREIGN_FUNCTIONS.get(token):
+            help = f"write `{replacement}{rest}`"
+            fixes = (Fix(help, (Edit(self.token(name), replacement),)),)
+        elif token == "round" and len(given) == 1:
+            help = f"write `floor({given[0]} + 0.5)`"
+            fixes = (Fix(help, (Edit(whole, help[7:-1]),)),)
+        elif own in OPS and not OPS[own].required:
+            help = no_settings(" ".join((own, *given)))
+            fixes = (Fix(f"write `{own}`", (Edit(whole, own),)),)
+        elif own in OPS:
+            written = translated(token, given) or example_call(own, OPS[own].parameters.values())
+            notes = (f"`{token}` is an operator, not a function",)
+            help, fixes = f"write it as an element, without parentheses: `{written}`", ()
+        help = help or f"choose from {', '.join(f'`{known}`' for known in FUNCTIONS)}"
+        return Diagnostic("E0207", f"unknown function `{token}`", self.token(name), notes=notes, help=help, fixes=fixes)
 
     def list(self, node: Any) -> ast.ListLiteral:
         return ast.ListLiteral(self.span(node), tuple(self.build(item) for item in node.children[1:-1]))

@@ -105,6 +105,22 @@ class Place:
         """The whole line."""
         return self.before + self.rest
 
+    def until_end(self, start: int, stop: str = ";") -> tuple[str, int]:
+        """Return the code from an offset to the end of its statement, and the offset after it.
+
+        The statement ends with its line, before a comment, an unmatched closing brace, or one of the signs `stop`
+        outside of braces and parentheses.
+        """
+        depth, end = 0, start
+        for token in re.compile(r'"[^"\n]*"|[\s\S]').finditer(self.text, start):
+            sign = token.group()
+            depth += (sign in "{([") - (sign in "})]")
+            if sign in "\n#" or depth < 0 or (depth == (sign in "{([") and sign in stop):
+                break
+            end = token.end()
+        code = self.text[start:end].strip() if depth <= 0 or self.text[end : end + 1] in stop else ""
+        return code, start + len(self.text[start:end].rstrip())
+
     def span(self, low: int, high: int) -> Span:
         return Span(self.source, low, high)
 

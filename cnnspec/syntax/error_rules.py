@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable
 
 from cnnspec.diagnostics import Diagnostic, Fix, Source, respell
-from cnnspec.diagnostics.suggestions import NO_PLACES, share
-from cnnspec.ops import JOINS, translated
+from cnnspec.diagnostics.suggestions import INDEXED, NO_INDEX, share
+from cnnspec.ops import JOINS, OPS, translated
 from cnnspec.syntax import foreign_hints as foreign
 from cnnspec.syntax.error_context import Explanation, Place
 from cnnspec.syntax.foreign_hints import operator_after
@@ -29,9 +29,31 @@ _REACH = 500
 _REPEATED = r"(?:^|[|{;])\s*(?:(?:stem|stage|head)\s+|[A-Za-z_]\w*\s*:\s*)?(x([0-9]+)\s*)$"
 """A repeat without a name before it."""
 
-_CALL = "write a call without parentheses, and separate its arguments with spaces: `conv 3x3 c=16`"
+_CALL = "write a call without parentheses, and separate its arguments with spaces: `conv 3x3 16`"
 
-_REPEAT_PLACE = "a repeat directly follows the name of the call"
+_INCOMPLETE = {
+    "network": "network small",
+    "input": "input 3x32x32",
+    "classes": "classes 10",
+    "param": "param width = 64",
+    "let": "let width = 64",
+    "block": "block conv_relu(c) { conv 3x3 c | relu }",
+    "default": "default bn eps=1e-3",
+    "init": "init conv kaiming_normal",
+    "expect": "expect params <= 1M",
+    "require": "require in.c > 3",
+    "use": 'use conv_bn from "blocks/conv_bn.cnn"',
+    "extends": "extends resnet20",
+    "aux": "aux early from @stem { global_avgpool | flatten | linear classes }",
+    "train": "train { optimizer sgd lr=0.1; epochs 20 }",
+    "repeat": "repeat 3 { conv 3x3 16 }",
+    "if": "if deep { conv 3x3 16 }",
+    "each": "each conv(kernel c) { 3x3 16; 3x3 32 }",
+}
+"""A complete statement for each first word."""
+
+_ENDS = {"SEMICOLON", "RBRACE", "_NEWLINE", "$END", "VBAR", "_WITHIN", "_WHEN"}
+"""Terminals that end a statement or continue it."""
 
 _WORDS = {
     "_NEWLINE": "end of line",
@@ -88,82 +110,109 @@ def _without_parentheses(at: Place) -> list[Fix]:
         if at.line + call.start() <= at.at <= at.line + call.end() and name not in (*FUNCTIONS, *SCHEMES):
             plain = re.sub(r"\s*=\s*", "=", re.sub(r"\s*,\s*", " ", args.strip()))
             written = translated(name, [arg for arg in args.split(",") if arg.strip()]) or f"{name} {plain}"
-            return [at.fix(f"write `{written}`", (at.line + call.start(), at.line + call.end(), written))]
+            help = f"write a call without parentheses: `{written}`"
+            return [at.fix(help, (at.line + call.start(), at.line + call.end(), written))]
     return []
 
 
 def _blocks(at: Place) -> Explanation | None:
     """Heads of blocks."""
-    if at.expected == {"LPAR"} and (block := re.fullmatch(r"\s*block\s+[A-Za-z_]\w*(\s*)", at.before)):
-        end = at.at - len(block.group(1))
-        help = "add a parameter list, `()` if there are no parameters: `block name() { ... }`"
-        fix = at.fix("write `()`", (end, end, "()"), certain=True)
-        return Explanation(help, [fix], message="missing parameters for block definition")
-    if at.word == "=" and re.fullmatch(r"\s*block\s+[^{}]*\)\s*", at.before):
+    if at.expected == {"LPAR"} and (block := re.fullmatch(r"\s*block\s+([A-Za-z_]\w*)(\s*)", at.before)):
+        end = at.at - len(block.group(2))
+        fix = at.fix(f"add a parameter list: `block {block.group(1)}()`", (end, end, "()"), certain=True)
+        return Explanation(fix.help, [fix], message=f"missing parameter list of the block `{block.group(1)}`")
+    head = re.fullmatch(r"\s*(block\b[^{}]*)", at.code)
+    if head is None:
+        return None
+    written = head.group(1).strip()
+    if at.word == "=" and written.endswith(")"):
         fix = at.fix("remove the `=`", (at.start, at.start + 1 + at.rest[1:2].isspace(), ""), certain=True)
-        return Explanation("remove the `=`: `block name(c) { ... }`", [fix], where="in a block definition")
-    if at.word == ":" and re.fullmatch(r"\s*block\b[^{]*", at.before):
-        return Explanation("write the body in braces: `block name(c) { ... }`", where="in a block definition")
-    if at.word == "," and re.fullmatch(r"\s*block\b[^{]*", at.before):
-        help = "separate parameters with one comma: `block name(c, stride = 1)`"
-        return Explanation(help, where="in a parameter list")
+        return Explanation(fix.help, [fix], where="in a block definition")
+    if at.word == ":":
+        return Explanation(f"write the body in braces: `{written} {{ relu }}`", where="in a block definition")
+    if at.line_end and at.expected == {"LBRACE"}:
+        fix = at.fix("add `{` at the end of the line", (at.line + len(at.code.rstrip()),) * 2 + (" {",))
+        message = "expected `{` after the parameter list, found end of line"
+        return Explanation(fix.help, [fix], message=message)
+    if at.word == "," and written.endswith(","):
+        fix = at.fix("remove one of the two commas", (at.start, at.start + 1, ""), certain=True)
+        return Explanation(fix.help, [fix], where="in a parameter list")
+    if at.word == ",":
+        return Explanation("write a name between `(` and `,`, or remove the comma", where="in a parameter list")
     return None
 
 
 def _groups(at: Place) -> Explanation | None:
     """Heads of repeated and conditional groups."""
     if loop := re.match(r"\s*repeat\s+([A-Za-z_]\w*)\s+in\b", at.whole):
-        help, note = f"write `repeat 3 as {loop.group(1)} {{ ... }}`", f"`{loop.group(1)}` counts from 0"
+        help = f"write `repeat 3 as {loop.group(1)}`, where 3 is the number of iterations"
+        note = f"`{loop.group(1)}` is the index of the iteration, counted from 0"
         return Explanation(help, where="in a `repeat` statement", note=note)
-    if at.word == ":" and re.fullmatch(r"\s*(?:repeat|if|else)\b[^{]*", at.before):
-        return Explanation(f"write the group in braces: `{at.before.strip()} {{ ... }}`", where="before a group")
+    if at.word == ":" and (head := re.fullmatch(r"\s*(?:\}\s*)?((?:repeat|if|else)\b[^{]*)", at.before)):
+        body, end = at.until_end(at.at + 1)
+        written = f"{head.group(1).strip()} {{ {body or 'relu'} }}"
+        fixes = [at.fix(f"write `{written}`", (at.at, end, f" {{ {body} }}"))] if body else []
+        return Explanation(f"write the group in braces: `{written}`", fixes, where="before a group")
     group = re.search(r"\brepeat\s+([0-9]+)\s+$", at.before)
     if group and "LBRACE" in at.expected and re.match(r"[A-Za-z_]", at.word):
         count, name = group.group(1), at.word
-        help = f"write `{name} x{count}` to repeat a call, or `repeat {count} {{ ... }}` to repeat a group"
-        fix = at.fix(f"write `{name} x{count}`", (at.line + group.start(), at.end, f"{name} x{count}"))
+        call, end = at.until_end(at.start, stop="|{};")
+        written = f"{name} x{count}{call[len(name) :]}"
+        fix = at.fix(f"write `{written}`", (at.line + group.start(), end, written))
+        help = f"write `{written}` to repeat a call, or `repeat {count} {{ {call} }}` to repeat a group"
         return Explanation(help, [fix], where=f"after `repeat {count}`")
     if at.word == "{" and re.search(r"\brepeat\s*$", at.before):
-        return Explanation("write `repeat 2 { ... }`", message="missing number of repetitions after `repeat`")
+        return Explanation("write the number, as in `repeat 2`", message="missing number of repetitions after `repeat`")
     if at.word == "{" and (times := re.search(_REPEATED, at.before)):
-        fix = at.fix(
-            f"write `repeat {times.group(2)} {{ ... }}`",
-            (at.line + times.start(1), at.at, f"repeat {times.group(2)} "),
-            certain=True,
-        )
+        edit = (at.line + times.start(1), at.at, f"repeat {times.group(2)} ")
+        fix = at.fix(f"write `repeat {times.group(2)}` before the `{{`", edit, certain=True)
         where = f"after `{times.group(1).rstrip()}`"
         return Explanation(fix.help, [fix], where=where, note=f"`x{times.group(2)}` repeats a call, not a group")
     return None
 
 
 def _tables(at: Place) -> Explanation | None:
-    """Columns of a table with a value for all rows."""
-    where = "in the columns of `each`"
+    """Columns of a table with a value for all rows, and bars in its rows."""
+    if at.word == "|" and re.search(r"\beach\s+[A-Za-z_]\w*\([^()]*\)[^{}]*\{[^{}]*\Z", at.text[: at.at]):
+        fix = at.fix("remove the `|`", (at.start, at.end, ""))
+        return Explanation(fix.help, [fix], where="in a row of a table", note="a row consists of values")
     table = re.search(r"\beach\s+([A-Za-z_]\w*)\(([^()]*)\)", at.whole)
-    if at.word == "=" and table and at.line + table.start(2) <= at.at <= at.line + table.end():
-        columns = re.findall(r"[A-Za-z_]\w*(?:=[^\s,()]+)?", re.sub(r"\s*=\s*", "=", table.group(2)))
-        names = [column for column in columns if "=" not in column]
-        if not names:
-            written = " ".join(column.partition("=")[0] for column in columns)
-            help = (
-                f"write only the names of the columns, and the values in the rows: `each {table.group(1)}({written})`"
-            )
-            return Explanation(help, where=where)
+    if at.word != "=" or not table or not at.line + table.start(2) <= at.at <= at.line + table.end():
+        return None
+    where = "in the columns of `each`"
+    columns = re.findall(r"[A-Za-z_]\w*(?:=[^\s,()]+)?", re.sub(r"\s*=\s*", "=", table.group(2)))
+    names = [column for column in columns if "=" not in column]
+    words = [word for column in columns for word in column.split("=")]
+    row = re.compile(r"[^{}\n]*\{\s*(?:\w+[ \t]*:)?([^\n;{}]*)").match(at.text, at.line + table.end())
+    cells = len(row.group(1).split("#")[0].split()) if row else 0
+    if cells == len(words) and all(map(str.isidentifier, words)):
+        written = f"each {table.group(1)}({' '.join(words)})"
+        help = f"separate columns with spaces: `{written}`"
+    elif names:
         same = "".join(f" {column}" for column in columns if "=" in column)
         written = f"each {table.group(1)}({' '.join(names)}){same}"
-        fix = at.fix(f"write `{written} {{ ... }}`", (at.line + table.start(), at.line + table.end(), written))
-        help = f"write arguments that are the same in all rows after the columns: `{written} {{ ... }}`"
-        return Explanation(help, [fix], where=where, note="a column has a name and no value")
-    return None
+        help = f"write an argument with one value for all rows after the columns: `{written}`"
+    else:
+        written = f"each {table.group(1)}({' '.join(column.partition('=')[0] for column in columns)})"
+        help = f"write only names here, and their values in the rows: `{written}`"
+        return Explanation(help, where=where)
+    fix = at.fix(f"write `{written}`", (at.line + table.start(), at.line + table.end(), written))
+    return Explanation(help, [fix], where=where)
 
 
 def _branches(at: Place) -> Explanation | None:
     """Joins without braces."""
     join = re.search(rf"\b({'|'.join(JOINS)})\s*$", at.before)
-    if join and "LBRACE" in at.expected and not re.match(r"x[0-9]", at.word):
-        help = f"write the branches in braces: `{join.group(1)} {{ @a; @b }}`"
-        return Explanation(help, where=f"after `{join.group(1)}`")
-    return None
+    if not join or "LBRACE" not in at.expected or re.match(r"x[0-9]", at.word):
+        return None
+    body, end = at.until_end(at.start, stop="|;")
+    branches = re.split(r"\s*,\s*", body[1:-1].strip() if body[:1] in ("(", "[") else body)
+    help, fixes = f"write the branches in braces: `{join.group(1)} {{ in; conv 3x3 16 }}`", list[Fix]()
+    if body and not re.search(r"[()\[\]{}]", "".join(branches)):
+        written = f"{{ {'; '.join(branches)} }}"
+        help = f"write the branches in braces: `{join.group(1)} {written}`"
+        fixes.append(at.fix(help, (at.line + join.end(1), end, f" {written}")))
+    return Explanation(help, fixes, where=f"after `{join.group(1)}`")
 
 
 def _unfinished(at: Place) -> Explanation | None:
@@ -176,14 +225,37 @@ def _unfinished(at: Place) -> Explanation | None:
         fix = share(span)
         return Explanation(fix.help, [fix], span, f"unexpected percentage `{percent.group()}`")
     if at.line_end and re.fullmatch(r"\s*train\s*:\s*", at.code):
-        return Explanation(
-            "write the recipe in braces: `train { optimizer sgd lr=0.1; epochs 20 }`", where="after `train:`"
-        )
-    if at.text[max(0, at.at - _REACH) : at.at].rstrip().endswith("..") and (at.line_end or at.word in ("|", "}")):
-        return Explanation("write the end of the range: `0..8`", message="missing end of the range")
+        return Explanation(f"write the recipe in braces: `{_INCOMPLETE['train']}`", where="after `train:`")
+    reach = max(0, at.at - _REACH)
+    low = re.search(r"([\w.()/*]*)\.\.\s*$", at.text[reach : at.at])
+    if low and (at.line_end or at.word in ("|", "}")):
+        end = reach + len(at.text[reach : at.at].rstrip())
+        scale = re.fullmatch(r"0\.[0-9]+", low.group(1))
+        help = f"write the end of the range, as in `{low.group(1)}..{'1.0' if scale else 'in.c'}`"
+        return Explanation(help, span=at.span(end, end), message="missing end of the range")
     if at.line_end and (label := re.fullmatch(r"\s*([A-Za-z_]\w*)\s*:\s*", at.code)):
         message = f"expected an element after the label `{label.group(1)}`, found end of line"
-        return Explanation("write the element on the same line: `conv1: conv 3x3 16`", message=message)
+        if re.match(r"[^\n]*\n\s*-", at.text[at.at :]):
+            return Explanation("remove this line: layers are not listed under a heading", message=message)
+        return Explanation(f"write the element on the same line: `{label.group(1)}: conv 3x3 16`", message=message)
+    return None
+
+
+def _incomplete(at: Place) -> Explanation | None:
+    """Statements and expressions that end too early."""
+    if not at.line_end:
+        return None
+    operator = re.search(r"(?:[-+*/%<=>]|[<>=!]=|//|\b(?:and|or|not))$", at.code.rstrip())
+    if operator and not re.search(r"(?<![<>=!])=$", operator.group()):
+        message = f"expected an expression after `{operator.group()}`, found end of line"
+        return Explanation("complete the expression, or remove the operator", message=message)
+    first = re.search(r"(?:^|[;{}|])\s*(?:(?:stem|stage|head|\w+\s*:)\s+)?([a-z]+)\b([^;{}|]*)$", at.code)
+    if first and first.group(1) == "init" and first.group(2).strip() not in OPS:
+        help = "write an operator and an initialization: `init conv kaiming_normal`"
+        return Explanation(help, where=f"after `{first.group().strip()}`")
+    if first and first.group(1) in _INCOMPLETE:
+        help = f"complete the statement, as in `{_INCOMPLETE[first.group(1)]}`"
+        return Explanation(help, where=f"after `{first.group().strip()}`")
     return None
 
 
@@ -194,8 +266,13 @@ def _else(at: Place) -> Explanation | None:
     if re.match(r"else\s*\{", at.rest) and (parted := re.search(r"\}(\s*;)\s*$", at.before)):
         fix = at.fix("remove the `;`", (at.line + parted.start(1), at.line + parted.end(1), ""), certain=True)
         return Explanation(fix.help, [fix], where="after `;`", note="`else` directly follows the `}` of its `if`")
-    help = "write `else` after the `}` of an `if`: `if deep { ... } else { ... }`"
-    return Explanation(help, note="`else` is a reserved word and cannot be used as a name")
+    if re.search(r"[;{}]\s*$|^\s*$", at.before) and not re.match(r"else\s*=", at.rest):
+        body, _ = at.until_end(at.end)
+        written = f"else {{ {body.lstrip(': ').strip('{ }')} }}".replace("{  }", "").rstrip()
+        help = f"write `{written}` directly after the `}}` of an `if`"
+        note = "`else` cannot be used as a label" if body[:1] == ":" else None
+        return Explanation(help, message="`else` without an `if`", note=note)
+    return Explanation("choose another name", message="`else` is a reserved word and cannot be used as a name")
 
 
 def _tensors(at: Place) -> Explanation | None:
@@ -203,9 +280,10 @@ def _tensors(at: Place) -> Explanation | None:
     named = re.fullmatch(r"\s*(let\s+([A-Za-z_]\w*)\s*=\s*)([A-Za-z_]\w*)\s*", at.before)
     if named is None or not re.match(r"[A-Za-z0-9_|{]", at.rest):
         return None
-    label, called = named.group(2, 3)
-    fix = at.fix(f"write `{label}: {called} ...`", (at.line + named.start(1), at.line + named.end(1), f"{label}: "))
-    help = f"name the output of an element with a label: `{label}: {called} ...`"
+    called, _ = at.until_end(at.line + named.start(3))
+    written = f"{named.group(2)}: {called or named.group(3)}"
+    fix = at.fix(f"write `{written}`", (at.line + named.start(1), at.line + named.end(1), f"{named.group(2)}: "))
+    help = f"name the output of an element with a label: `{written}`"
     return Explanation(help, [fix], where="in a `let` statement", note="`let` defines a value, not an element")
 
 
@@ -221,7 +299,8 @@ def _contracts(at: Place) -> Explanation | None:
     metric = re.fullmatch(r"\s*expect\s+([A-Za-z_]\w*)(\s*)", at.before)
     if metric and (sign := re.match(r":?\s*(?=[0-9\[])", at.rest)):
         fix = at.fix("write `=`", (at.at - len(metric.group(2)), at.at + sign.end(), " = "))
-        help = f"write `=`, `<=` or `>=` before the expected value: `expect {metric.group(1)} = ...`"
+        value, _ = at.until_end(at.at + sign.end())
+        help = f"write `=`, `<=` or `>=` before the expected value: `expect {metric.group(1)} = {value}`"
         word = re.match(r":|\[|[\w.]+", at.rest)
         assert word is not None
         span = at.span(at.at, at.at + word.end())
@@ -233,6 +312,10 @@ def _contracts(at: Place) -> Explanation | None:
         fix = at.fix(f"write `{written}`", (at.line + number.start(), at.at + parts.end(), written), certain=True)
         help = f"write the number without commas or spaces: `{written}`"
         return Explanation(help, [fix], where="in a number")
+    if "_WITHIN" in at.expected and not at.line_end:
+        _, end = at.until_end(at.start)
+        fix = at.fix("remove it", (at.line + len(at.before.rstrip()), end, ""))
+        return Explanation("remove it, or write a tolerance: `within 1%`", [fix], where="after the expected value")
     return None
 
 
@@ -246,15 +329,17 @@ def _references(at: Place) -> Explanation | None:
         message = f"expected a reference such as `@stem`, found `{at.word}`"
         return Explanation(f"write `@{at.word}` to refer to the element with this label", [fix], message=message)
     if re.match(r"\s*aux\s*$", at.before):
-        help = "name the auxiliary head: `aux early from @stem { ... }`"
-        return Explanation(help, message="missing name of the auxiliary head")
+        rest, _ = at.until_end(at.start, stop=";{")
+        help = f"name the auxiliary head: `aux early from {rest or '@stem'}`"
+        fix = at.fix(help, (at.start, at.start, "early from "))
+        fixes = [fix] if at.word == "@" else []
+        return Explanation(fix.help, fixes, message="missing name of the auxiliary head")
     path = re.compile(r"\s*(?:use\b.*\bfrom|extends)\s+([\w./-]+)").match(at.whole)
     if path and at.line + path.start(1) <= at.at <= at.line + path.end(1) and not at.line_end and at.word != ",":
-        fix = at.fix(
-            f'write `"{path.group(1)}"`', (at.line + path.start(1), at.line + path.end(1), f'"{path.group(1)}"')
-        )
+        span = at.span(at.line + path.start(1), at.line + path.end(1))
+        fix = at.fix(f'write `"{path.group(1)}"`', (span.start, span.end, f'"{path.group(1)}"'))
         message = f"expected a file name in quotes, found `{path.group(1)}`"
-        return Explanation(f'put the file name in quotes: `"{path.group(1)}"`', [fix], message=message)
+        return Explanation(fix.help, [fix], span, message)
     if (used := re.fullmatch(r"\s*use\s+([A-Za-z_]\w*)\s*", at.before)) and at.line_end:
         help = f'write the file that defines it: `use {used.group(1)} from "blocks.cnn"`'
         message = f"missing `from` after `use {used.group(1)}`"
@@ -277,23 +362,25 @@ def _characters(at: Place) -> Explanation | None:
 
 
 def _repeats(at: Place) -> Explanation | None:
-    """Repeats that do not follow a name."""
-    if re.match(r"x[0-9]+$", at.word):
-        message = f"misplaced repeat `{at.word}`"
-        call = re.search(r"([A-Za-z_][A-Za-z0-9_]*)[^|{};]*$", at.before)
-        if call is None:
-            help = "move it directly after the name of the call"
-            return Explanation(help, message=message, code="E0106", note=_REPEAT_PLACE)
-        name = call.group(1)
-        if name in JOINS:
-            help = f"repeat a group that contains it: `repeat {at.word[1:]} {{ {name} {{ ... }} }}`"
-            note = f"`{name}` cannot be repeated with `{at.word}`"
-            return Explanation(help, message=message, code="E0106", note=note)
-        end = at.line + call.end(1)
-        edits = (end, end, f" {at.word}"), (at.start - 1, at.end, "")
-        fix = at.fix(f"write `{name} {at.word} ...`", *edits, certain=True)
-        return Explanation(fix.help, [fix], message=message, code="E0106", note=_REPEAT_PLACE)
-    return None
+    """Repeat counts that do not follow a name."""
+    if not re.match(r"x[0-9]+$", at.word):
+        return None
+    message = f"misplaced repeat count `{at.word}`"
+    call = re.search(r"([A-Za-z_][A-Za-z0-9_]*)([^|{};]*)$", at.before)
+    if call is None:
+        help = "write the repeat count directly after the name of an operator or block: `conv_bn x3 3x3 16`"
+        return Explanation(help, message=message, code="E0106")
+    name, end = call.group(1), at.line + call.end(1)
+    rest, last = at.until_end(at.end, stop="|;")
+    if name in JOINS:
+        written = f"repeat {at.word[1:]} {{ {name} {rest or '{ in; conv 3x3 16 }'} }}"
+        fixes = [at.fix(f"write `{written}`", (at.line + call.start(), last, written))] if rest else []
+        note = f"`{name}` is not a call, and only calls have a repeat count"
+        return Explanation(f"repeat a group that contains it: `{written}`", fixes, None, message, "E0106", note=note)
+    written = " ".join(f"{name} {at.word} {call.group(2)} {rest}".split())
+    edits = (end, end, f" {at.word}"), (at.start - 1, at.end, "")
+    fix = at.fix(f"write the repeat count directly after the name: `{written}`", *edits, certain=True)
+    return Explanation(fix.help, [fix], message=message, code="E0106")
 
 
 def _repeats_of_others(at: Place) -> Explanation | None:
@@ -301,9 +388,10 @@ def _repeats_of_others(at: Place) -> Explanation | None:
     if repeat := re.match(r"([0-9]+)(?:x\s|\s*\*)\s*([A-Za-z_][A-Za-z0-9_]*)", at.rest):
         count, name = repeat.groups()
         sign = at.rest[: repeat.start(2)].rstrip()
-        fix = at.fix(f"write `{name} x{count}`", (at.at, at.at + repeat.end(), f"{name} x{count}"), certain=True)
+        help = f"write the repeat count directly after the name: `{name} x{count}`"
+        fix = at.fix(help, (at.at, at.at + repeat.end(), f"{name} x{count}"), certain=True)
         span = at.span(at.at, at.at + len(sign))
-        return Explanation(fix.help, [fix], span, f"misplaced repeat `{sign}`", "E0106", note=_REPEAT_PLACE)
+        return Explanation(fix.help, [fix], span, f"misplaced repeat count `{sign}`", "E0106")
     times, call = re.match(r"\*\s*([0-9]+)(?![A-Za-z0-9_.])", at.rest), re.search(_NAMED, at.before)
     if times and call:
         edit = (at.at - len(call.group(2)), at.at + times.end(), f" x{times.group(1)}")
@@ -326,8 +414,8 @@ def _numbers(at: Place) -> Explanation | None:
             kernel = "x".join(size.group().split("x")[:2])
             fixes.append(at.fix(f"write `{kernel}`", (at.at, at.at + size.end(), kernel)))
             note = None if near else "only `input` takes three numbers"
-            return Explanation(near or f"write a kernel as `{kernel}`", fixes, span, message, note=note)
-        return Explanation(near or "start the statement with a name: `conv 3x3 c=16`", fixes, span, message)
+            return Explanation(near or f"write the kernel size as `{kernel}`", fixes, span, message, note=note)
+        return Explanation(near or "write the name of an operator before it: `conv 3x3 16`", fixes, span, message)
     if size := re.match(r"[0-9]+(?:[xX][0-9]+)+(?!\w)", at.rest):
         written = size.group().lower()
         fix = at.fix(f"write `{written}`", (at.at, at.at + size.end(), written), certain=True)
@@ -346,8 +434,6 @@ def _calls(at: Place) -> Explanation | None:
     if at.word == ")" and (call := re.search(r"[A-Za-z_][A-Za-z0-9_]*(\(\s*)$", at.before)):
         fix = at.fix("remove the parentheses", (at.start - len(call.group(1)), at.start + 1, ""), certain=True)
         return Explanation(fix.help, [fix], where="in a call without arguments")
-    if re.match(r"[A-Za-z_][A-Za-z0-9_]*\(", at.rest):
-        return Explanation(_CALL, _without_parentheses(at), message=f"unexpected `{at.word}(`")
     pair = re.search(r"(?:=|\s)(\(\s*([0-9]+)\s*)$", at.before)
     if pair and (second := re.match(r",\s*([0-9]+)\s*\)", at.rest)):
         written = f"{pair.group(2)}x{second.group(1)}"
@@ -356,11 +442,10 @@ def _calls(at: Place) -> Explanation | None:
     if at.word == "," and not at.rest[1:].strip():
         fix = at.fix("remove the comma", (at.start, at.start + 1, ""), certain=True)
         return Explanation(fix.help, [fix], where="at the end of a line")
-    if at.word == "," and re.search(r"\(\s*[^()]*$", at.before):
-        help = "separate arguments with spaces: `conv 3x3 c=16`"
-        return Explanation(help, _without_parentheses(at), where="between arguments")
-    if at.word == "(" and re.search(r"[A-Za-z0-9_]\s*$", at.before):
-        return Explanation(_CALL, _without_parentheses(at))
+    if opened := _opened(at):
+        fixes = _without_parentheses(at)
+        help = fixes[0].help if fixes else _CALL
+        return Explanation(help, fixes, at.span(opened[1], opened[1] + 1), where=f"after `{opened[0]}`")
     if at.word != "," or "COMMA" in at.expected:
         return None
     if re.match(r",\s*(?:@|(?:in|nothing|[A-Za-z_][A-Za-z0-9_]*\s*:)(?!\.|\w))", at.rest):
@@ -369,9 +454,36 @@ def _calls(at: Place) -> Explanation | None:
     if operator := operator_after(at.rest):
         fix = at.fix("write `|`", (at.start, at.start + 1, at.spaced(" |")))
         return Explanation(f"join elements with `|`: `| {operator}`", [fix], where="between elements")
-    fix = at.fix("remove the comma", (at.start, at.start + 1, "" if at.rest[1:2].isspace() else " "), certain=True)
-    note = "only list items in `[...]` are separated by commas"
-    return Explanation("separate arguments with spaces", [fix], note=note)
+    return _commas(at)
+
+
+def _opened(at: Place) -> tuple[str, int] | None:
+    """Return the callee and the offset of the parenthesis around the arguments of a call."""
+    name = r"([A-Za-z_][\w.]*)[ \t]*"
+    if at.word in (",", "=") and not re.match(r"\s*(?:block|each|stage\s+each|\w+\s*:\s*each)\b", at.before):
+        call = re.search(rf"{name}(\()[^()]*$", at.before)
+        return (call.group(1), at.line + call.start(2)) if call else None
+    if at.word == "(":
+        call = re.search(rf"{name}$", at.before)
+        return (call.group(1), at.start) if call else None
+    call = re.match(r"([A-Za-z_]\w*)\(", at.rest)
+    return (call.group(1), at.at + call.end() - 1) if call else None
+
+
+def _commas(at: Place) -> Explanation:
+    """Explain commas between the arguments of a call."""
+    call = re.search(r"(?:[A-Za-z_]\w*\s*:|\b(?:stem|stage|head)\b)?\s*([^|{};:]*)$", at.before)
+    start = at.line + call.start(1) if call else at.start
+    code, end = at.until_end(start, stop="|;{")
+    commas = [found.start() for found in re.finditer(r",", at.text[start:end])] if code else []
+    edits = [
+        (start + comma, start + comma + 1, "" if at.text[start + comma + 1 : start + comma + 2].isspace() else " ")
+        for comma in commas
+    ] or [(at.start, at.start + 1, at.spaced("").replace(" ", " "))]
+    written = re.sub(r"\s*,\s*", " ", code)
+    fix = at.fix("remove the comma", *edits, certain=True)
+    help = f"separate arguments with spaces: `{written}`" if code else "separate arguments with spaces"
+    return Explanation(help, [fix], where="between arguments")
 
 
 def _names(at: Place) -> Explanation | None:
@@ -381,7 +493,10 @@ def _names(at: Place) -> Explanation | None:
         end = at.start + (spaces.end() if spaces else 1)
         fix = at.fix("write `=`", (at.start - len(name.group(1)), end, "="))
         note = "a label is only allowed at the start of a statement"
-        return Explanation("write an argument as `name=value`", [fix], note=note)
+        written = re.search(r"\w*\s*$", at.before), re.match(r"[^\s|{};#]*", at.text[end:])
+        code = "=".join(part.group().strip() for part in written if part)
+        help = f"write an argument as `{code}`" if code[-1:] != "=" else "write an argument as `name=value`"
+        return Explanation(help, [fix], note=note)
     if at.word != "=":
         return None
     if re.search(r"\b(?:require|if|when)\b[^{}|;]*$", at.before):
@@ -390,18 +505,17 @@ def _names(at: Place) -> Explanation | None:
     if (word := at.before.strip()) in ("let", "param"):
         return Explanation(f"name the value: `{word} width = 64`", message=f"missing name after `{word}`")
     if (name := re.match(rf"\s*{_NAMED}", at.before)) and (called := operator_after(at.rest)):
-        written = f"{name.group(1)}: {called} ..."
+        element, _ = at.until_end(at.start + 1)
+        written = f"{name.group(1)}: {element or called}"
         fix = at.fix(f"write `{written}`", (at.start - len(name.group(2)), at.start + 1, ":"))
         help = f"name the output of an element with a label: `{written}`"
         return Explanation(help, [fix], where=f"after `{name.group(1)}`")
     if re.match(r"\s*[A-Za-z_][A-Za-z0-9_]*\s*$", at.before):
         head = at.at - len(at.before.lstrip())
-        fix = at.fix(f"write `let {word} = ...`", (head, head, "let "))
-        return Explanation(f"define a value with `let`: `let {word} = ...`", [fix], where=f"after `{word}`")
-    if re.search(r"[A-Za-z_]\(\s*[^()]*$", at.before):
-        fixes = _without_parentheses(at)
-        return Explanation(fixes[0].help if fixes else _CALL, fixes)
-    return Explanation("write an argument as `name=value`: `conv 3x3 c=16`")
+        value, _ = at.until_end(at.start + 1)
+        fix = at.fix(f"define a value with `let`: `let {word} = {value or 16}`", (head, head, "let "))
+        return Explanation(fix.help, [fix], where=f"after `{word}`")
+    return Explanation("write the name of the argument before the `=`, as in `c=16`")
 
 
 def _points(at: Place) -> Explanation | None:
@@ -409,14 +523,15 @@ def _points(at: Place) -> Explanation | None:
     digit = at.text[at.at - 1 : at.at].isdigit()
     if at.word != "-" and not (at.word == "." and (digit or re.match(r"\.[0-9]", at.rest))):
         return None
-    note = "a number has digits on both sides of the decimal point"
     if at.word == "-":
-        note += ", and a name consists of letters, digits and `_`"
-        return Explanation("write a range as `0.8..1.0`", note=note)
+        return Explanation("write a range as `0.8..1.0`, and a name with `_`")
     side, zero = "after" if digit else "before", at.start + digit
-    fix = at.fix(f"write `0` {side} the decimal point", (zero, zero, "0"), certain=True)
+    written = re.search(r"[0-9]*$", at.before), re.match(r"\.[0-9]*", at.rest)
+    number = "".join(part.group() for part in written if part)
+    number = f"{number}0" if digit else f"0{number}"
+    fix = at.fix(f"write `{number}`", (zero, zero, "0"), certain=True)
     message = f"missing digit {side} the decimal point"
-    return Explanation(fix.help, [fix], message=message, note=f"{note}, and a range is written as `0.8..1.0`")
+    return Explanation(fix.help, [fix], message=message)
 
 
 def _bars(at: Place) -> Explanation | None:
@@ -439,14 +554,17 @@ def _bars(at: Place) -> Explanation | None:
 
 def _items(at: Place) -> Explanation | None:
     """List items without commas, and indexing."""
-    if at.word == "[" and re.search(r"[A-Za-z_]\w*$", at.before):
-        return Explanation(NO_PLACES)
+    if at.word == "[" and (indexed := re.search(r"[A-Za-z_]\w*$", at.before)):
+        end = at.rest.find("]") + 1 or 1
+        return Explanation(NO_INDEX, span=at.span(at.line + indexed.start(), at.at + end), message=INDEXED)
     if "COMMA" in at.expected and (items := re.search(r"\[([^\[\]]*)$", at.before)):
         begin, end, fixes = at.at - len(items.group(1)), at.text.find("]", at.at), list[Fix]()
+        help = "separate list items with commas: `[16, 32]`"
         if end > 0:
             written = ", ".join(re.split(r"[\s,]+", at.text[begin:end].strip()))
-            fixes.append(at.fix("write the commas", (begin, end, written), certain=True))
-        return Explanation("separate list items with commas: `[16, 32]`", fixes, where="in a list")
+            help = f"separate list items with commas: `[{written}]`"
+            fixes.append(at.fix(help, (begin, end, written), certain=True))
+        return Explanation(help, fixes, where="in a list")
     return None
 
 
@@ -463,15 +581,16 @@ def _conditions(at: Place) -> Explanation | None:
     if at.line_end and "_THEN" in at.expected and (condition := re.search(r"\S\s+(if)\s", at.before)):
         low = at.line + condition.start(1)
         fix = at.fix("write `when`", (low, low + 2, "when"), certain=True)
-        help = "write the condition of a statement with `when`: `conv 3x3 16 when deep`"
+        start = max((at.before.rfind(sign) + 1 for sign in "|;{}"), default=0)
+        written = re.sub(r"\bif\b", "when", at.code[start:].strip())
+        help = f"write the condition of a statement with `when`: `{written}`"
         return Explanation(help, [fix], at.span(low, low + 2), where="after an element")
     elif_ = re.match(r"\s*(?:\}\s*)?(?:elif|elseif)\b", at.whole) or re.match(r"elif\b|elseif\b", at.rest)
     if elif_ or (at.word == "if" and re.search(r"\belse\s*$", at.before)):
-        help = "write the second `if` in the braces of `else`: `else { if deep { ... } }`"
-        return Explanation(help, where="after `else`" if at.word == "if" else "", note="there is no `else if`")
+        return _else_if(at)
     if at.word == "then" and "LBRACE" in at.expected:
         fix = at.fix("remove the `then`", (at.start - 1, at.end, ""), certain=True)
-        return Explanation("remove the `then`: `if deep { ... }`", [fix], where="before a group")
+        return Explanation("remove the `then`", [fix], where="before a group")
     for choice in _CHOICE.finditer(at.whole) if at.word in ("if", "else") else ():
         if choice.start() <= at.at - at.line <= choice.end():
             yes, condition, no = choice.groups()
@@ -486,8 +605,31 @@ def _conditions(at: Place) -> Explanation | None:
     return None
 
 
+def _else_if(at: Place) -> Explanation:
+    """Explain `elif` and `else if`: a second `if` in the braces of `else`."""
+    start = at.start if at.word == "if" else at.end
+    body, end = at.until_end(start)
+    condition = body.removeprefix("if").strip()
+    help, fixes = "write the second `if` in the braces of `else`", list[Fix]()
+    head, _ = at.until_end(start, stop="{;")
+    if head := head.removeprefix("if").strip():
+        help = f"write `else {{ if {head} {{`, and close both groups"
+    if condition and condition.count("{") == condition.count("}") > 0:
+        written = f"else {{ if {condition} }}"
+        help = f"write the second `if` in the braces of `else`: `{written}`"
+        low = at.line + at.before.rindex("else") if at.word == "if" else at.start
+        fixes.append(at.fix(f"write `{written}`", (low, end, written)))
+    where = "after `else`" if at.word == "if" else ""
+    return Explanation(help, fixes, where=where, note="the language has no `else if`")
+
+
 def _expected(at: Place) -> Explanation:
     """List the expected terminals if there are few."""
+    if at.expected and at.expected <= _ENDS and not at.line_end:
+        value = re.search(r"=\s*([0-9.]+)\s*$", at.before)
+        more = re.match(r"[0-9.]+(?=\s*(?:#|;|$))", at.rest)
+        help = f"remove it, or write a list: `[{value.group(1)}, {more.group()}]`" if value and more else "remove it"
+        return Explanation(help, where="at the end of a statement")
     if at.expected and len(at.expected) <= 4:
         *names, last = sorted({_WORDS.get(name, f"`{name.strip('_').lower()}`") for name in at.expected})
         expected = f"{', '.join(names)} or {last}" if names else last
@@ -513,6 +655,7 @@ _RULES: tuple[Callable[[Place], Explanation | None], ...] = (
     _contracts,
     _references,
     _unfinished,
+    _incomplete,
     _characters,
     _repeats,
     _repeats_of_others,

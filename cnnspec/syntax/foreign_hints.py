@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import re
 
-from cnnspec.diagnostics import Fix
+from cnnspec.diagnostics import Fix, did_you_mean
 from cnnspec.limits import MAX_LITERAL
-from cnnspec.ops import FOREIGN_NAMES, JOINS, OPS, translated
-from cnnspec.recipe import ENTRIES
+from cnnspec.ops import FOREIGN_CHOICES, FOREIGN_NAMES, JOINS, OPS, translated
+from cnnspec.ops.examples import entry_with, example_call, example_entry
+from cnnspec.recipe import AUGMENTATIONS, ENTRIES, Scalars
 from cnnspec.syntax.error_context import Explanation, Place
 from cnnspec.syntax.keywords import LABEL_WORDS, TOP_WORDS
 from cnnspec.syntax.recovery import in_train
 
-_BLOCK = "define a block with `block name(c, stride = 1) { ... }`"
-_REPEAT = "repeat a group with `repeat 3 as i { ... }`"
-_FIRST_WORDS = {
-    **dict.fromkeys(("def", "func", "function", "fn", "class", "module"), _BLOCK),
-    **dict.fromkeys(("for", "while", "loop"), _REPEAT),
-}
+_BLOCKS = ("def", "func", "function", "fn", "class", "module")
+_LOOPS = ("for", "while", "loop")
 """First words of statements in other languages."""
 
-_LAYERS = "list the elements in the order in which they run: `conv 3x3 16 | bn | relu`"
+_LAYERS = "write the layers in the order in which they run: `conv 3x3 16 | bn | relu`"
 _FIRST_LINES = {
     r"(?:import|from)\s+[A-Za-z_][\w.]*": (
         "remove it: operators and standard blocks need no import, and `use` imports other blocks"
@@ -64,26 +61,48 @@ def python(at: Place) -> Explanation | None:
         if re.match(rf"\s*{first}", at.whole):
             found = at.first_word(help)
             assert found.span is not None
-            found.message = f"unexpected Python statement `{found.span.text} ...`"
+            found.message = "unexpected Python statement"
             return found
     path = re.search(r"(?:torch\.)?\b(?:nn|F)(?:\.functional)?$", at.before)
-    if at.word == "." and path and (called := operator_after(at.rest)):
-        help = f"write the operator, followed by its arguments: `{FOREIGN_NAMES.get(called, called)} ...`"
-        span = at.span(at.at - len(path.group()), at.at + 1 + len(called))
-        return Explanation(help, [], span)
+    module = re.match(r"\.([A-Za-z_]\w*)(?:\(([^()\n]*)\))?", at.rest)
+    if path and module:
+        return _module(at, at.at - len(path.group()), module)
     return None
+
+
+def _module(at: Place, start: int, module: re.Match[str]) -> Explanation:
+    """Explain a module of torch in a pipeline: `nn.Conv2d(3, 16, 3)`."""
+    name, span = module.group(1), at.span(start, at.at + module.end(1))
+    own = FOREIGN_NAMES.get(name) or next((own for own in OPS if own == name.lower()), None)
+    if own is None:
+        return Explanation("run `cnnspec list` to see all operators and blocks", [], span)
+    if module.group(2) is not None:
+        args = [arg for arg in module.group(2).split(",") if arg.strip()]
+        if written := translated(name, args):
+            fix = at.fix(f"write `{written}`", (start, at.at + module.end(), written))
+            return Explanation(fix.help, [fix], span)
+    example = example_call(own, OPS[own].parameters.values()) if own in OPS else own
+    return Explanation(f"write the operator, followed by its arguments: `{example}`", [], span)
 
 
 def first_words(at: Place) -> Explanation | None:
     """Statements of other languages, recognized by their first word."""
     first = re.match(r"\s*([a-z]+)\s", at.whole)
-    help = _FIRST_WORDS.get(first.group(1)) if first else None
-    if first is None or help is None:
-        return None
-    found = at.first_word(help)
-    if help is _BLOCK:
+    if first and first.group(1) in _BLOCKS:
+        head = re.match(r"\s*[a-z]+\s+(\w+\s*(?:\([^()]*\))?)", at.whole)
+        written = head.group(1).strip() if head and "(" in head.group(1) else "conv_relu(c)"
+        found = at.first_word(f"define a block with `block`: `block {written}`")
         found.fixes.append(at.fix("write `block`", (at.line + first.start(1), at.line + first.end(1), "block")))
-    return found
+        return found
+    if first and first.group(1) in _LOOPS:
+        loop = re.match(r"\s*for\s+([A-Za-z_]\w*)\s+in\s+range\(\s*(\w+)\s*\)", at.whole)
+        variable, count = loop.groups() if loop else ("i", "3")
+        found = at.first_word(f"repeat a group with `repeat`: `repeat {count} as {variable} {{ conv 3x3 16 }}`")
+        if loop:
+            edit = (at.line + len(at.whole) - len(at.whole.lstrip()), at.line + loop.end())
+            found.fixes.append(at.fix("write `repeat`", (*edit, f"repeat {count} as {variable}")))
+        return found
+    return None
 
 
 def lists(at: Place) -> Explanation | None:
@@ -92,7 +111,8 @@ def lists(at: Place) -> Explanation | None:
     if label and label.group(1) in TOP_WORDS and not at.line_end:
         fix = at.fix("remove the colon", (at.line + label.start(2), at.line + label.end(2), " "), certain=True)
         colon = at.line + at.before.index(":")
-        help = f"remove the colon: `{label.group(1)} ...`"
+        value, _ = at.until_end(at.at)
+        help = f"remove the colon: `{label.group(1)} {value}`"
         return Explanation(help, [fix], at.span(colon, colon + 1), where=f"after `{label.group(1)}`")
     setting = re.match(r"\s*(?P<word>[a-z]+)(?P<sign>\s*=\s*)(?P<value>[^\n#;]*[^\s#;])", at.whole)
     if (
@@ -107,7 +127,7 @@ def lists(at: Place) -> Explanation | None:
         return Explanation(f"remove the `=`: `{written}`", [fix], where=f"after `{setting['word']}`")
     if at.word == "-" and not at.before.strip():
         fix = at.fix("remove the `-`", (at.start, at.start + 1 + at.rest[1:2].isspace(), ""), certain=True)
-        note = "each element is written on its own line, without a list marker"
+        note = "layers are written without list markers"
         return Explanation(fix.help, [fix], where="at the start of a line", note=note)
     return None
 
@@ -127,23 +147,11 @@ def names(at: Place) -> Explanation | None:
         name = re.sub(r"[.-]", "_", label["name"])
         fix = at.fix(f"write `{name}:`", (at.line + label.start("name"), at.line + label.end("name"), name))
         span = at.span(at.line + label.start("name"), at.line + label.end("name"))
-        note = f"a label {_NAME}; elements inside braces have their own labels"
-        return Explanation(f"write `{name}: ...`", [fix], span, f"invalid label `{label['name']}`", note=note)
-    filled = re.match(
-        r"\s*(?P<name>\w*(?:\{\w+\}\w*)+)\s*:\s*(?P<call>[^\n#;|{}]*[^\s#;|{}])?(?P<more>[|{])?", at.whole
-    )
+        note = f"a label {_NAME}"
+        return Explanation(f"write `{name}:`", [fix], span, f"invalid label `{label['name']}`", note=note)
+    filled = re.match(r"\s*(?P<name>\w*(?:\{\w+\}\w*)+)\s*:\s*(?P<call>[^\n#;|{}]*[^\s#;|{}])?", at.whole)
     if filled and at.line <= at.at <= at.line + filled.end("name"):
-        written, fixes = f'name="{filled["name"]}"', list[Fix]()
-        if filled["call"] and not filled["more"]:
-            start, end = at.line + filled.start("name"), at.line + filled.end("call")
-            edits = (start, at.line + filled.start("call"), ""), (end, end, f" {written}")
-            fixes.append(at.fix(f"write `{filled['call']} {written}`", *edits))
-        help, message = (
-            f"write `{written}` after the arguments of the repeated call",
-            f"invalid label `{filled['name']}`",
-        )
-        span = at.span(at.line + filled.start("name"), at.line + filled.end("name"))
-        return Explanation(help, fixes, span, message, note=f"a label {_NAME}")
+        return _pattern(at, filled)
     part = re.match(r"\.[\w.]+", at.rest)
     whole = re.search(r"@(\w+)$", at.before)
     if part and whole:
@@ -154,47 +162,84 @@ def names(at: Place) -> Explanation | None:
     return None
 
 
+def _pattern(at: Place, filled: re.Match[str]) -> Explanation:
+    """Explain a label with a placeholder, which only the name of a call can have: `conv{i}: conv 3x3 16`."""
+    name, call = f'name="{filled["name"]}"', filled["call"] or ""
+    more = at.whole[filled.end() :].lstrip()[:1] in ("|", "{")
+    help, fixes = f"name the calls inside instead, as in `conv 3x3 16 {name}`", list[Fix]()
+    if call and not more:
+        start, end = at.line + filled.start("name"), at.line + filled.end("call")
+        edits = (start, at.line + filled.start("call"), ""), (end, end, f" {name}")
+        fixes = [at.fix(f"name the call instead: `{call} {name}`", *edits)]
+        help = fixes[0].help
+    span = at.span(at.line + filled.start("name"), at.line + filled.end("name"))
+    return Explanation(help, fixes, span, f"invalid label `{filled['name']}`", note=f"a label {_NAME}")
+
+
 def entries(at: Place) -> Explanation | None:
     """Entries of a `train` section with a `=` or a `:`, and augmentations with commas."""
     for entry in re.finditer(r"(?:^|[{;])\s*([a-z_]+)\s*([:=]\s*)", at.whole):
         name, sign = entry.group(1), entry.group(2).strip()
         here = at.line + entry.start(1) <= at.at <= at.line + entry.end(2)
-        if here and sign == ":" and name in ENTRIES and not in_train(at.text, at.at):
-            value = re.match(r"[^\s#{};|]+", at.whole[entry.end(2) :])
-            written = f"{name} {value.group() if value else '...'}"
-            help = f"write it in the `train` section: `train {{ {written} }}`"
-            return Explanation(help, message=f"`{name}` is only allowed in the `train` section")
-        if not here or not (in_train(at.text, at.at) or (sign == "=" and name in ENTRIES)):
+        inside = in_train(at.text, at.at)
+        if not here or not (inside or name in ENTRIES):
             continue
+        value, _ = at.until_end(at.line + entry.end(2))
+        if not inside and sign == ":":
+            written = f"{name} {value}" if value else example_entry(name)
+            span = at.span(at.line + entry.start(1), at.line + entry.end(1))
+            message = f"`{name}` is only allowed in the `train` section"
+            return Explanation(f"write it in the `train` section: `train {{ {written} }}`", [], span, message)
         span = at.span(at.line + entry.start(2), at.line + entry.start(2) + 1)
         if name not in ENTRIES:
-            help = "write an entry as a name and its arguments: `optimizer sgd lr=0.1`"
+            owner = entry_with(name, value) if value else None
+            help = f"write it as an argument of an entry: `{owner}`"
+            if owner is None:
+                near = did_you_mean(name, ENTRIES)
+                help = near or "write an entry as a name and its arguments: `optimizer sgd lr=0.1`"
             note = f"the `train` section has no entry `{name}`"
             return Explanation(help, [], span, where=f"after `{name}`", note=note)
         fix = at.fix("remove it", (at.line + entry.end(1), at.line + entry.end(2), " "), certain=True)
-        return Explanation(f"write `{name} ...` without `{sign}`", [fix], span, where=f"after `{name}`")
+        written = f"{name} {value}" if value else example_entry(name)
+        remove = "remove the colon" if sign == ":" else "remove the `=`"
+        return Explanation(f"{remove}: `{written}`", [fix], span, where=f"after `{name}`")
     return _in_entry(at) if in_train(at.text, at.at) else None
 
 
-_STEP = r"[^,\[\](){};|#\n]+"
+def _augmentations(at: Place, begin: int) -> Explanation:
+    """Explain commas between augmentations: `augment hflip, random_crop 4`."""
+    code, end = at.until_end(begin)
+    steps = re.split(r",(?![^()]*\))\s*", code.removeprefix("augment").strip(" ,"))
+    number = r"\s*([0-9]+(?:\.[0-9]+)?)\s*"
+    written: list[str] = []
+    for step in steps:
+        name, _, args = step.strip().partition(" ")
+        args = re.sub(rf"\({number},{number}\)", r"\1..\2", args)
+        written.append(f"{FOREIGN_CHOICES.get(name.lower(), name)} {args}".rstrip())
+    where = "between augmentations"
+    if not code or not all(step.split()[0] in AUGMENTATIONS for step in written if step):
+        return Explanation("join augmentations with `|`", where=where)
+    help = f"join augmentations with `|`: `augment {' | '.join(written)}`"
+    return Explanation(help, [at.fix(help, (begin, end, f"augment {' | '.join(written)}"))], where=where)
 
 
 def _in_entry(at: Place) -> Explanation | None:
-    """Commas and braces in the entries of a `train` section, and paths without quotes."""
-    word = re.search(r"(?:^|[{;])[ \t]*([a-z_]+)[^{};]*$", at.before)
+    """Commas, bars and braces in the entries of a `train` section, and paths without quotes."""
+    word = re.search(r"(?:^|[{;])[ \t]*([a-z_]+)([^{};]*)$", at.before)
     entry = word.group(1) if word else ""
     following = re.match(r",[ \t]*([A-Za-z_]+)", at.rest)
     if following and following.group(1) in ENTRIES:
         fix = at.fix("write `;`", (at.start, at.start + 1, ";"), certain=True)
         return Explanation("separate entries with `;` or line breaks", [fix], where="between entries")
+    if word and entry in Scalars.parameters and (at.word == "," or word.group(2).rstrip().endswith("|")):
+        sign = at.line + len(at.before.rstrip()) - (at.word != ",")
+        sign += at.word == "," and at.start - sign
+        value, (_, end) = word.group(2).strip(" \t|"), at.until_end(at.start)
+        fix = at.fix(f"write `{entry} {value}`", (at.line + word.start(2), end, f" {value}"))
+        message = f"`{entry}` expects one value, {Scalars.parameters[entry].type}"
+        return Explanation(fix.help, [fix], at.span(sign, sign + 1), message)
     if at.word == "," and entry == "augment":
-        begin = at.line + at.before.rindex("augment")
-        steps = re.compile(rf"augment[ \t]({_STEP}(?:,{_STEP})+)(?=[;}}#\n]|$)").match(at.text, begin)
-        written = " | ".join(step.strip() for step in (steps.group(1) if steps else "hflip, random_crop 4").split(","))
-        help = f"join augmentations with `|`: `augment {written}`"
-        end = steps and begin + len(steps.group().rstrip())
-        fixes = [at.fix(help, (begin, end, f"augment {written}"), certain=True)] if end else []
-        return Explanation(help, fixes, where="between augmentations")
+        return _augmentations(at, at.line + at.before.rindex("augment"))
     numbers = re.search(r"(?:=[ \t]*|[ \t])([0-9]+)[ \t]*$", at.before)
     more = re.match(r"(?:[ \t]*,[ \t]*[0-9]+(?![\w.]))+", at.rest)
     if entry == "schedule" and numbers and more:
@@ -204,13 +249,15 @@ def _in_entry(at: Place) -> Explanation | None:
         return Explanation(fix.help, [fix], where="in a list without brackets")
     if at.word == "{" and entry in ENTRIES:
         named = re.match(r"\{\s*(?:name|type)\s*[:=]?\s*\"?([a-z][a-z0-9_]*)", at.text[at.at : at.at + 200])
-        help = f"write the value without braces: `{entry} {named.group(1) if named else '...'}`"
+        written = f"{entry} {named.group(1)}" if named else example_entry(entry)
+        help = f"write the value without braces: `{written}`"
         return Explanation(help, where=f"after `{entry}`")
     path = re.match(r"[~./\\A-Za-z][\w./\\:~-]*", at.rest)
     if path and re.search(r"\bfolder[ \t]+$", at.before):
         edit = (at.at, at.at + path.end(), f'"{path.group()}"')
-        fix = at.fix(f"put the path in quotes: `{edit[2]}`", edit, certain=True)
-        return Explanation(fix.help, [fix], where="in a path without quotes")
+        fix = at.fix(f"write `{edit[2]}`", edit, certain=True)
+        message = f"expected a path in quotes, found `{path.group()}`"
+        return Explanation(fix.help, [fix], at.span(*edit[:2]), message)
     return None
 
 
@@ -235,7 +282,7 @@ def signs(at: Place) -> Explanation | None:
         shape = "x".join(three.groups())
         fix = at.fix(f"write `input {shape}`", (at.at, at.at + three.end(), shape), certain=True)
         span = at.span(at.at, at.at + three.end())
-        help, message = f"{fix.help}: channels, height and width", f"invalid size of the input `{three.group()}`"
+        help, message = f"{fix.help}: channels, height and width", f"invalid input shape `{three.group()}`"
         return Explanation(help, [fix], span, message)
     return None
 
@@ -253,4 +300,5 @@ def _power(at: Place) -> Explanation:
         return Explanation(fix.help, [fix], message=message)
     if found and base == "2" and at.text[found.end() : found.end() + 1].isidentifier():
         return Explanation("write `2 * in.c` to double the number of channels", message=message)
-    return Explanation("write a product: `c * c`", message=message)
+    times = int(exponent) if exponent and 2 <= int(exponent) <= 4 else 2
+    return Explanation(f"write a product, such as `{' * '.join([base or 'c'] * times)}`", message=message)

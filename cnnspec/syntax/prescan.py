@@ -82,19 +82,30 @@ def _write(source: Source, help: str, at: int, text: str) -> Fix:
     return Fix(help, (Edit(Span(source, at, at), text),))
 
 
+_MEMBERS = {"add": "branch", "mul": "branch", "concat": "branch", "train": "entry", "each": "row"}
+"""What the braces after a word contain, if not statements."""
+
+
 def _end(source: Source, closing: str, opened: int, limit: int) -> Fix:
-    """Suggest an end for an open sign.
+    """Suggest an end for an open sign; the fix has no edit if the end is unknown.
 
     A brace ends with the following lines that are indented further than its own, or at `limit` if there are none;
-    other signs end with their line.
+    other signs end with their line and those that continue it.
     """
     text, add = source.text, f"add `{closing}`"
     line = text.rfind("\n", 0, opened) + 1
-    end = _line_end(text, opened)
     if closing != "}":
-        return _write(source, add, line + len(text[line:end].split("#")[0].rstrip()), closing)
+        last = _end_of_lines(text, opened)
+        start = text.rfind("\n", 0, last) + 1
+        help = f"{add} at the end of line {text.count(chr(10), 0, last) + 1}"
+        return _write(source, help, start + len(text[start:last].split("#")[0].rstrip()), closing)
     own = text[line : line + _indent(text, opened)]
     last = _last_inside(text, opened)
+    if last is None and limit == len(text) and text[_line_end(text, opened) :].strip():
+        head = text[line:opened].split()
+        word = next((word for word in head if word in _MEMBERS), None)
+        where = f"{_MEMBERS[word]} of `{word}`" if word else "statement of the group"
+        return Fix(f"{add} after the last {where}", ())
     after = _line_end(text, last) + 1 if last is not None else limit
     if text[after:].strip():
         number = text.count("\n", 0, after) + 1
@@ -151,7 +162,7 @@ class _Braces:
         wrong: Offsets of errors.
         opened: Signs that are open, with their offsets.
         pairs: Offsets of braces that match.
-        early: Offsets of closing braces that seem to end their group too early.
+        early: Offsets of matching braces that seem to end their group too early.
     """
 
     def __init__(self, source: Source, reporter: Reporter, text: str) -> None:
@@ -159,11 +170,12 @@ class _Braces:
         self.wrong: list[int] = []
         self.opened: list[tuple[str, int]] = []
         self.pairs: list[tuple[int, int]] = []
-        self.early: list[int] = []
+        self.early: list[tuple[int, int]] = []
 
     def end_string(self, mark: str, at: int) -> None:
         """Report an unterminated string, and overwrite it with characters that do not parse."""
-        help, fixes = 'add `"` on the same line', (_write(self.source, 'add `"`', at + len(mark), '"'),)
+        help = 'add the closing `"` on the same line'
+        fixes = (_write(self.source, help, at + len(mark), '"'),)
         span = _sign(self.source, at)
         self.reporter.add(Diagnostic("E0103", "unterminated string", span, help=help, fixes=fixes))
         self.text = self.text[:at] + "!" * len(mark) + self.text[at + len(mark) :]
@@ -185,10 +197,10 @@ class _Braces:
         if self.opened and self.opened[-1][0] == _CLOSING[mark]:
             self.pairs.append((self.opened.pop()[1], at))
             if mark == "}" and _continues(self.text, *self.pairs[-1]):
-                self.early.append(at)
+                self.early.append(self.pairs[-1])
         elif mark == "}" and not self.opened:
-            extra = self.early.pop() if self.early else at
-            self.reporter.add(_extra(self.source, extra, at))
+            opened, extra = self.early.pop() if self.early else (at, at)
+            self.reporter.add(_extra(self.source, extra, at, opened))
             self.text = f"{self.text[:extra]} {self.text[extra + 1 :]}"
         else:
             self.reporter.add(_unmatched(self.source, mark, at, self.opened[-1] if self.opened else None))
@@ -231,8 +243,8 @@ class _Braces:
 
     def _unclosed(self, mark: str, at: int, end: Label, limit: int) -> None:
         fix = _end(self.source, _OPENING[mark], at, limit)
-        message, span = f"unclosed `{mark}`", _sign(self.source, at)
-        self.reporter.add(Diagnostic("E0102", message, span, "opened here", labels=(end,), help=fix.help, fixes=(fix,)))
+        message, span, fixes = f"unclosed `{mark}`", _sign(self.source, at), (fix,) if fix.edits else ()
+        self.reporter.add(Diagnostic("E0102", message, span, "opened here", labels=(end,), help=fix.help, fixes=fixes))
 
 
 def _close_with_line(text: str, at: int) -> str:
@@ -240,14 +252,20 @@ def _close_with_line(text: str, at: int) -> str:
 
     A line continues the previous one if it is indented further and the previous one ends with a bracket or a comma.
     """
+    end = _end_of_lines(text, at)
+    inside = re.sub(r"#[^\n]*|\n", lambda found: " " * len(found.group()), text[at + 1 : end])
+    return f"{text[:at]}!{inside}{text[end:]}"
+
+
+def _end_of_lines(text: str, at: int) -> int:
+    """Return the end of the line at an offset and of the lines that continue it."""
     own, start, end = _indent(text, at), at, _line_end(text, at)
     while text[start:end].split("#")[0].rstrip().endswith(("(", "[", ",")):
         after = _NEXT_LINE.match(text, end)
         if after is None or len(after.group(1)) <= own:
             break
         start, end = after.end(), _line_end(text, after.end())
-    inside = re.sub(r"#[^\n]*|\n", lambda found: " " * len(found.group()), text[at + 1 : end])
-    return f"{text[:at]}!{inside}{text[end:]}"
+    return end
 
 
 def _line_end(text: str, at: int) -> int:
@@ -348,13 +366,14 @@ def _match(signs: list[tuple[str, int]], open_: list[tuple[str, int]]) -> bool:
     return depth == 0
 
 
-def _extra(source: Source, at: int, last: int) -> Diagnostic:
-    """Describe a brace that closes too early, which leaves the last one, perhaps the same, unmatched."""
+def _extra(source: Source, at: int, last: int, opened: int) -> Diagnostic:
+    """Describe a brace that closes `opened` too early, which leaves the last one, perhaps the same, unmatched."""
     if at == last:
         return _unmatched(source, "}", at, None)
-    span, label = _sign(source, at), Label(_sign(source, last), "this `}` is unmatched")
-    fix = Fix("remove it", (Edit(span, ""),))
-    return Diagnostic("E0102", "`}` closes its group too early", span, labels=(label,), help=fix.help, fixes=(fix,))
+    span, label = _sign(source, at), Label(_sign(source, last), "no `{` is left for this `}`")
+    fix = Fix(f"remove the `}}` on line {span.line}", (Edit(span, ""),))
+    caption = f"this closes the `{{` on line {_sign(source, opened).line}"
+    return Diagnostic("E0102", "unmatched `}`", span, caption, labels=(label,), help=fix.help, fixes=(fix,))
 
 
 def _unmatched(source: Source, mark: str, at: int, opened: tuple[str, int] | None) -> Diagnostic:

@@ -58,8 +58,8 @@ def test_every_code_has_a_case() -> None:
     [
         ({"widht": 32}, "E0217", "did you mean `width`?"),
         ({"k": 32}, "E0217", "available parameters: `width`, `wide`, `classes`"),
-        ({"width": 1.5}, "E0204", "use a value like 16"),
-        ({"wide": 3}, "E0204", "use a value like true"),
+        ({"width": 1.5}, "E0204", "use a value such as 16"),
+        ({"wide": 3}, "E0204", "use a value such as true"),
         ({"data.val": 50000}, "E0511", "hold out fewer of its 50000 training images, or write `val=0` for none"),
     ],
 )

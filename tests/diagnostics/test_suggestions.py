@@ -242,7 +242,7 @@ def site_of(call: str, **values: str) -> Site:
         (ReplaceOperator("mul"), "write `mul`", []),
         (ReplaceValue("5", "kernel"), "write `kernel=5`", ["conv 5 c=2"]),
         (RespectBound("1", "kernel", "write `{0}` or more", " "), "write `kernel 1` or more", []),
-        (WrapValue("floor"), "write `floor(...)`", ["conv floor(3) c=2"]),
+        (WrapValue("floor"), "write `floor(x)`", ["conv floor(3) c=2"]),
         (Advice("use {any} `kernel`"), "use {any} `kernel`", []),
     ],
 )

@@ -1,0 +1,100 @@
+"""Example code for the help of errors: plausible values, calls, and entries of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from cnnspec.recipe import CHOICES, Scalars
+from cnnspec.schema import Declared, Parameter
+
+_VALUES = {
+    "c": "16",
+    "kernel": "3x3",
+    "groups": "4",
+    "factor": "2",
+    "stride": "2",
+    "pad": "1",
+    "dilation": "2",
+    "repeat": "2",
+    "range": "0..8",
+    "amounts": "1",
+    "every": "30",
+    "at": "[60, 120]",
+    "path": '"images"',
+    "side": "8",
+    "degrees": "15",
+    "std": "0.01",
+    "low": "-0.1",
+}
+_VALUES_BY_KIND = {
+    "int": "4",
+    "float": "0.1",
+    "bool": "true",
+    "size": "7x7",
+    "op": "relu",
+    "str": '"text"',
+    "interval": "0.8..1.0",
+    "list": "[1, 2]",
+    "init": "zero",
+}
+_MEANINGS = {"c": "number of output channels", "kernel": "kernel size", "groups": "number of groups"}
+_ENTRIES = {"data": "cifar10", "augment": "hflip", "optimizer": "sgd", "schedule": "cosine"}
+_ENTRY_VALUES = {
+    "label_smoothing": "0.1",
+    "precision": "bf16",
+    "ema": "0.99",
+    "early_stop": "5",
+    "mixup": "0.2",
+    "cutmix": "1.0",
+    "clip": "1.0",
+    "accumulate": "4",
+    "minutes": "30",
+}
+
+
+def example_value(parameter: Parameter) -> str:
+    """Return a plausible value of a parameter."""
+    words = parameter.type.words
+    return _VALUES.get(parameter.name) or _VALUES_BY_KIND.get(parameter.type.kind) or words[0]
+
+
+def example_call(callee: str, parameters: Iterable[Parameter]) -> str:
+    """Return a call with values for the required parameters: `conv 3x3 16`."""
+    named = [parameter for parameter in parameters if parameter.required or parameter.name == "c"]
+    return " ".join((callee, *map(example_value, named)))
+
+
+def meaning(callee: str, parameter: Parameter) -> str:
+    """Describe a parameter: the number of output channels."""
+    if callee == "linear":
+        return "the number of output features"
+    described = _MEANINGS.get(parameter.name)
+    return f"the {described}" if described else f"a value for `{parameter.name}`"
+
+
+def example_choice(choice: type[Declared]) -> str:
+    """Return a choice of a recipe with values for its required arguments: `step 30`."""
+    required = [parameter for parameter in choice.parameters.values() if parameter.required]
+    return " ".join((choice.name, *map(example_value, required)))
+
+
+def example_entry(word: str) -> str:
+    """Return an entry of the `train` section with a plausible value: `optimizer sgd`."""
+    if word in _ENTRIES:
+        return f"{word} {_ENTRIES[word]}"
+    parameter = Scalars.parameters[word]
+    if parameter.type.kind == "bool":
+        return f"{word} true"
+    value = _ENTRY_VALUES.get(word) or (parameter.type.words or (parameter.default,))[-1]
+    return f"{word} {value}"
+
+
+def entry_with(argument: str, value: str) -> str | None:
+    """Return an entry of the `train` section with this argument, `optimizer sgd lr=0.1`; None if there is none."""
+    for word, table in CHOICES.items():
+        for choice in table.values():
+            if argument in choice.parameters and word != "augment":
+                required = choice.parameters[argument].required
+                written = choice.name if required else example_choice(choice)
+                return f"{word} {written} {argument}={value}"
+    return None
