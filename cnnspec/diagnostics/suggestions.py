@@ -244,6 +244,8 @@ def describe(suggestion: Suggestion, value: str = "x") -> str:
             return "round it with `floor`, `ceil` or `round_to`"
         value = divided
     parts = suggestion.options if isinstance(suggestion, OneOf) else (suggestion,)
+    if isinstance(parts[0], WrapValue) and re.fullmatch(r"[0-9]+\.[0-9]+", value):
+        return f"write an integer, such as `{max(int(float(value)), 1)}`"
     return suggestion.wording.format(*parts, value=value)
 
 

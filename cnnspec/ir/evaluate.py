@@ -416,13 +416,13 @@ def _suggest(value: Any, type_: Type, name: str) -> Suggestion | None:
         case "int" if isinstance(value, float):
             return one_of("round it with `{0}`, `ceil` or `round_to`", WrapValue("floor"))
         case "int" if given is tuple and name == "c":
-            return Advice("write a number of channels, such as `c=16`")
+            return Advice("write a number of channels, such as 16")
         case "str" if is_number(value) and not isinstance(value, Fraction):
             return ReplaceValue(f'"{show(value)}"', name)
         case "bool" if is_number(value):
             return ReplaceValue(show(bool(value)), name)
-        case "size" if given is str and value in type_.words:
-            return ReplaceValue(value)
+        case _ if given is str and value in type_.words:
+            return ReplaceValue(str(value))
         case "size" if given is list and (pair := _list(value)) and len(pair) == 2:
             return ReplaceValue(f"{pair[0]}x{pair[1]}")
         case "interval" if name == "range" and given is int:

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from cnnspec.ops import activation, convolution, join, layout, norm, pool
 from cnnspec.ops.aliases import (
     FOREIGN_ARGUMENTS,
-    FOREIGN_CHOICES,
     FOREIGN_NAMES,
     INFERRED,
     KERNEL_FIRST,
+    foreign_choice,
     translated,
 )
 from cnnspec.ops.base import Op, SameShape, ShapeError
@@ -16,7 +16,6 @@ from cnnspec.ops.join import Add, Concat, Join, Mul
 
 __all__ = [
     "FOREIGN_ARGUMENTS",
-    "FOREIGN_CHOICES",
     "FOREIGN_NAMES",
     "INFERRED",
     "JOINS",
@@ -27,6 +26,7 @@ __all__ = [
     "Mul",
     "Op",
     "ShapeError",
+    "foreign_choice",
     "stacked",
     "translated",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 FOREIGN_NAMES = {
     "conv2d": "conv",
@@ -52,21 +52,22 @@ FOREIGN_NAMES = {
 }
 """Operators and standard blocks in other libraries, with the code to write here."""
 
-FOREIGN_CHOICES = {
+_CHOICES = {
     **dict.fromkeys(("fmnist", "fashion"), "fashion_mnist"),
-    **dict.fromkeys(("imagefolder", "image_folder"), "folder"),
-    **dict.fromkeys(("flip", "horizontal_flip", "random_horizontal_flip", "fliplr"), "hflip"),
-    **dict.fromkeys(("vertical_flip", "random_vertical_flip", "flipud"), "vflip"),
-    **dict.fromkeys(("crop", "pad_crop", "random_pad_crop", "crop_pad"), "random_crop"),
-    **dict.fromkeys(("rotation", "random_rotation"), "rotate"),
+    "imagefolder": "folder",
+    **dict.fromkeys("flip horizontalflip randomflip randomhorizontalflip fliplr".split(), "hflip"),
+    **dict.fromkeys("verticalflip randomverticalflip flipud".split(), "vflip"),
+    **dict.fromkeys("crop padcrop randompadcrop croppad".split(), "random_crop"),
+    **dict.fromkeys("rotation randomrotation".split(), "rotate"),
     "jitter": "color_jitter",
+    "trivialaugmentwide": "trivialaugment",
     "sgdm": "sgd",
-    **dict.fromkeys(("steplr", "step_lr"), "step"),
-    **dict.fromkeys(("multisteplr", "multi_step"), "multistep"),
-    **dict.fromkeys(("cosine_annealing", "cosineannealinglr"), "cosine"),
-    "one_cycle": "onecycle",
+    "steplr": "step",
+    "multisteplr": "multistep",
+    **dict.fromkeys("cosineannealing cosineannealinglr cosinelr".split(), "cosine"),
+    "onecyclelr": "onecycle",
 }
-"""Choices of a recipe in other libraries, in lower case, with their names here."""
+"""Choices of a recipe in other libraries, in lower case and without `_`, with their names here."""
 
 _ARGUMENTS = {
     "c": "out_channels out_features num_filters out filters channels units width dim",
@@ -81,6 +82,14 @@ FOREIGN_ARGUMENTS = {
     for other in " ".join(_ARGUMENTS.values()).split()
 }
 """Arguments in other libraries, with their possible names here."""
+
+
+def foreign_choice(name: str, table: Collection[str]) -> str | None:
+    """Return the choice of a recipe that other libraries, or other spellings, call by a name."""
+    plain = re.sub(r"[\W_]", "", name.lower())
+    own = next((own for own in table if own.replace("_", "") == plain), _CHOICES.get(plain, ""))
+    return own if own in table else None
+
 
 INFERRED = ("in_channels", "in_features", "num_features")
 """Arguments in other libraries that are inferred here."""

@@ -30,7 +30,7 @@ _VALUES_BY_KIND = {
     "int": "4",
     "float": "0.1",
     "bool": "true",
-    "size": "7x7",
+    "size": "3x3",
     "op": "relu",
     "str": '"text"',
     "interval": "0.8..1.0",
@@ -55,6 +55,8 @@ _ENTRY_VALUES = {
 def example_value(parameter: Parameter) -> str:
     """Return a plausible value of a parameter."""
     words = parameter.type.words
+    if parameter.name == "size":
+        return "7x7" if parameter.type.kind == "size" else "5"
     return _VALUES.get(parameter.name) or _VALUES_BY_KIND.get(parameter.type.kind) or words[0]
 
 

@@ -6,7 +6,7 @@ Each table is ordered. A hint reports the error and returns it, or returns None 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from cnnspec.diagnostics import Edit, Fix, Label, Reported, Reporter, Span, alternatives, nearest, respell
 from cnnspec.diagnostics.suggestions import INDEXED, NO_INDEX, no_settings, pipe_before, share
@@ -78,6 +78,21 @@ def _open_range(binding: Binding) -> Reported | None:
     return binding.error("E0101", "missing end of the range", span, help=help, taken=len(binding.remaining))
 
 
+def _empty_keyword(binding: Binding) -> Reported | None:
+    """`stride=` at the end of a line, where a word of the next line was read as the value."""
+    name, arg = binding.arg.name, binding.arg
+    if name is None or not isinstance(arg.value, ast.Name) or "\n" not in arg.span.text:
+        return None
+    if binding.site.scope.meaning(arg.value.name, None) == "name":
+        return None
+    end = arg.span.start + len(arg.span.text.split("\n")[0].split("#")[0].rstrip())
+    parameter = binding.site.parameter(name)
+    help = f"write a value, such as `{name}={example_value(parameter)}`" if parameter else "write a value"
+    span = Span(arg.span.source, end, end)
+    message = f"missing value for the argument `{name}`"
+    return binding.error("E0101", message, span, help=help, taken=len(binding.remaining))
+
+
 def _percent(value: ast.Expr) -> Span | None:
     """Find a percentage at the end of a line, where a word of the next line was read as the divisor."""
     if not (isinstance(value, ast.Binary) and value.operator == "%" and isinstance(value.left, ast.Number)):
@@ -118,7 +133,7 @@ def _index(binding: Binding) -> Reported | None:
     return binding.error("E0101", INDEXED, Span(arg.span.source, start, end), help=NO_INDEX, taken=2)
 
 
-MALFORMED: Sequence[Hint] = (_open_range, _percents, _index)
+MALFORMED: Sequence[Hint] = (_open_range, _empty_keyword, _percents, _index)
 """Hints for positional and keyword arguments."""
 
 
@@ -218,17 +233,19 @@ def _keyword_without_sign(binding: Binding) -> Reported | None:
     if name is None or word in site.scope.variables or word in site.known[name].type.words:
         return None
     parameter = site.known[name]
+    if following and isinstance(following.value, ast.Name):
+        following = following if site.scope.meaning(following.value.name, parameter.type) else None
     given = ast.Argument(binding.arg.span.to(following.span), name, following.value) if following else None
     code, message = "E0202", f"`{site.callee}` has no argument `{word}`"
     if parameter.type.kind == "bool":  # the parameter's own name would be a flag
         help, fixes = _stride_as_flag(name, given)
-        return binding.error(code, message, help=help, fixes=fixes, taken=2)
+        return binding.error(code, message, help=help, fixes=fixes, taken=1 + (given is not None))
     if given is None:
         examples = [f"`{name}={value}`" for value in (example_value(parameter), *parameter.type.words[:1])]
         help = f"write a value, such as {' or '.join(dict.fromkeys(examples))}"
         if name == word:
             code, message = "E0207", f"missing value for the argument `{word}`"
-        return binding.error(code, message, help=help, taken=2)
+        return binding.error(code, message, help=help)
     if name == word:
         code, message = "E0207", f"missing `=` after the argument `{word}`"
     written = f"{name}={given.value.span.text}"
@@ -248,10 +265,12 @@ def _flag_without_name(binding: Binding) -> Reported | None:
         for name, parameter in site.parameters.items()
         if parameter.type.kind == "bool" and name not in binding.values
     ]
-    if not flags:
-        return None
-    help = f"write a flag by its name: {alternatives(flags)}"
-    return binding.error("E0207", f"unexpected positional argument `{binding.arg.span.text}`", help=help)
+    message, fixes = f"unexpected positional argument `{binding.arg.span.text}`", list[Fix]()
+    help = f"write a flag by its name: {alternatives(flags)}" if flags else None
+    if binding.index and site.is_flag(site.args[binding.index - 1]):
+        fixes = [_removal(binding.arg, "remove it: a flag has no value")]
+        help = fixes[0].help
+    return binding.error("E0207", message, help=help, fixes=fixes) if help else None
 
 
 def _channels_before_kernel(binding: Binding) -> Reported | None:
@@ -292,10 +311,25 @@ def _settings_of_an_operator(binding: Binding) -> Reported | None:
     return binding.error("E0205", "positional argument follows keyword argument", help=fix.help, fixes=[fix])
 
 
+_KINDS: Mapping[type[ast.Expr], Sequence[str]] = {
+    ast.Bool: ("bool",),
+    ast.SizeLiteral: ("size",),
+    ast.Text: ("str",),
+    ast.Number: ("int", "float", "size", "list"),
+}
+"""The kinds of parameters that take a literal."""
+
+
+def _accepts(parameter: Parameter, value: ast.Expr) -> bool:
+    return parameter.type.kind in _KINDS.get(type(value), (parameter.type.kind,))
+
+
 def _after_a_keyword(binding: Binding) -> Reported | None:
     if not binding.keyword_seen:
         return None
-    span, name = binding.arg.span, binding.unbound
+    span, site = binding.arg.span, binding.site
+    unbound = (name for name in site.parameters if name not in binding.values)
+    name = next((name for name in unbound if _accepts(site.parameters[name], binding.arg.value)), None)
     help, fixes = "remove it", list[Fix]()
     if name is not None:
         help = f"write `{name}={span.text}`"
@@ -462,7 +496,9 @@ def missing_arguments(site: CallSite, missing: Sequence[Parameter]) -> Advice:
         written = [*positional, *examples, *(text for text in given if text not in positional)]
     else:
         written = [*given, *(f"{name}={value}" for name, value in zip(order, examples, strict=True))]
-    return f"add {meaning(site.callee, missing[0])}: `{' '.join((site.callee, *written))}`", ()
+    meanings = [meaning(site.callee, site.parameters[name]) for name in order]
+    added = " and ".join(meanings) if len(meanings) <= 2 else "the missing arguments"
+    return f"add {added}: `{' '.join((site.callee, *written))}`", ()
 
 
 def _takes(callee: str, parameters: Iterable[str]) -> str:

@@ -120,6 +120,8 @@ def _place(site: CallSite) -> dict[str, ast.Argument] | None:
         end = arg.span.end
         name = arg.name
         if name is not None:
+            if "\n" in arg.span.text:
+                return None
             named = True
         elif site.is_flag(arg):
             assert isinstance(arg.value, ast.Name)

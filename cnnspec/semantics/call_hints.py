@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from cnnspec.diagnostics import Edit, Fix, Reported, Reporter, Span, respell
 from cnnspec.ir.evaluate import show
-from cnnspec.ops import FOREIGN_CHOICES, FOREIGN_NAMES, JOINS, KERNEL_FIRST, OPS, translated
+from cnnspec.ops import FOREIGN_NAMES, JOINS, KERNEL_FIRST, OPS, foreign_choice, translated
 from cnnspec.ops.examples import example_entry
 from cnnspec.recipe import DATA_SETS, ENTRIES
 from cnnspec.schema import Declared
@@ -165,8 +165,7 @@ def misspelt_callee(unknown: UnknownCallee) -> Reported:
 def unnamed_choice(reporter: Reporter, span: Span, table: Mapping[str, type[Declared]], what: str) -> Reported:
     """Report a value where the name of a choice is expected: a name in quotes or with signs in it, or a folder."""
     given, quoted = span.text.strip('"'), span.text[:1] == '"'
-    plain = re.sub(r"[\W_]", "", given.lower())
-    written = next((name for name in table if name.replace("_", "") == plain), None)
+    written = foreign_choice(given, table)
     folder = table is DATA_SETS and re.fullmatch(r"[\w./ -]*[A-Za-z][\w./ -]*", given)
     message = f"unknown {what} `{span.text}`"
     place = span
@@ -178,7 +177,6 @@ def unnamed_choice(reporter: Reporter, span: Span, table: Mapping[str, type[Decl
         written = f'folder "{path}"'
     elif quoted:
         message = f"the name of {'an' if what[0] in 'aeiou' else 'a'} {what} is written without quotes"
-        written = written or FOREIGN_CHOICES.get(given.lower())
     if written is None:
         help, fixes = respell(span, given, table)
         help = help or f"choose from {', '.join(f'`{name}`' for name in table)}"

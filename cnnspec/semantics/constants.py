@@ -11,7 +11,7 @@ from cnnspec import ir
 from cnnspec.diagnostics import Edit, Fix, Reported, Span, respell
 from cnnspec.diagnostics.suggestions import ReplaceValue, RespectBound, Site, describe, fixes_of
 from cnnspec.ir.evaluate import ExpressionError, UnknownShape, convert, evaluate, literal
-from cnnspec.ops import FOREIGN_CHOICES
+from cnnspec.ops import foreign_choice
 from cnnspec.recipe import Setting
 from cnnspec.schema import Declared, Parameter, Type
 from cnnspec.semantics.arguments import ArgumentBinder
@@ -98,8 +98,8 @@ class ConstantEvaluator:
             raise unnamed_choice(reporter, call.args[0].value.span, table, what)
         if call.callee not in table:
             help, fixes = respell(call.callee_span, call.callee, table)
-            own = FOREIGN_CHOICES.get(call.callee.lower())
-            if own in table:
+            own = foreign_choice(call.callee, table)
+            if own is not None and own.lower() != call.callee.lower():
                 help = f"write `{own}`"
                 fixes = (Fix(help, (Edit(call.callee_span, own),)),)
             help = help or f"choose from {', '.join(f'`{name}`' for name in table)}"

@@ -65,6 +65,11 @@ class UnknownName:
         """The keywords of the expected type."""
         return self.type.words if self.type else ()
 
+    @property
+    def expected(self) -> str:
+        """What is expected, for a message."""
+        return f"`{self.use.parameter}` must be {self.type}" if self.use.parameter else f"expected {self.type}"
+
     @cached_property
     def nearest(self) -> tuple[str | None, tuple[Fix, ...]]:
         """The help and fixes that name the words with the nearest spelling."""
@@ -118,7 +123,10 @@ def _truth_value(unknown: UnknownName) -> Reported | None:
     value = TRUTH_VALUES.get(unknown.word)
     if value is None or not (unknown.kind == "bool" or unknown.word in ("True", "False")):
         return None
-    return unknown.replaced(f"write `{value}`", value, certain=unknown.kind in (None, "bool"))
+    if unknown.kind in (None, "bool"):
+        return unknown.replaced(f"write `{value}`", value)
+    message = f"{unknown.expected}, got `{unknown.word}`"
+    return unknown.reporter.error("E0204", message, unknown.node.span, help=f"write {unknown.type}")
 
 
 def _operator(unknown: UnknownName) -> Reported | None:
@@ -126,14 +134,19 @@ def _operator(unknown: UnknownName) -> Reported | None:
     word, span = unknown.word, unknown.node.span
     if word not in OPS:
         return None
-    parameter = unknown.use.parameter
-    message = f"`{parameter}` must be" if parameter else "expected"
-    fixes = pipe_before(span, word)
-    help = fixes[0].help
-    own = unknown.scope.file.blocks.get(unknown.use.callee)
+    callee, parameter = unknown.use.callee, unknown.use.parameter
+    before, fixes = span.source.text[: span.start].rstrip(), tuple[Fix, ...]()
+    is_positional = (callee in OPS or unknown.scope.file.find_block(callee)) and before[-1:] != "="
+    help = f"write {unknown.type}"
+    if is_positional or before[-1:] == ">":
+        fixes = pipe_before(span, word)
+        help = fixes[0].help
+    own = unknown.scope.file.blocks.get(callee)
     if own is not None and own[0] is unknown.scope.file:
-        help = f"to pass an operator, declare the parameter as `{parameter}: op`; to add an element, write `| {word}`"
-    message = f"{message} {unknown.type or 'a value'}, got the operator `{word}`"
+        help = f"to pass an operator, declare the parameter as `{parameter}: op`"
+        if is_positional:
+            help += f"; to add an element, write `| {word}`"
+    message = f"{unknown.expected}, got the operator `{word}`"
     return unknown.reporter.error("E0204", message, span, help=help, fixes=fixes)
 
 
@@ -160,7 +173,8 @@ def _misspelt(unknown: UnknownName) -> Reported | None:
 def _other_word(unknown: UnknownName) -> Reported | None:
     if not unknown.words:
         return None
-    return unknown.error(f"write {unknown.type}")
+    listed = f"choose from {', '.join(f'`{word}`' for word in unknown.words)}"
+    return unknown.error(f"write {unknown.type}" if len(unknown.words) == 1 else listed)
 
 
 def _unknown_operator(unknown: UnknownName) -> Reported | None:
@@ -196,5 +210,6 @@ def unknown_name(reporter: Reporter, node: ast.Name, scope: LocalScope, type_: T
     for hint in HINTS:
         if (error := hint(unknown)) is not None:
             return error
-    example = example_value(Parameter(use.parameter, type_)) if type_ and use.parameter else "16"
+    by_type = type_ is not None and (use.parameter or type_.kind == "bool")
+    example = example_value(Parameter(use.parameter, type_)) if type_ and by_type else "16"
     return unknown.error(f"define it at the top of the file: `let {node.name} = {example}`")

@@ -34,7 +34,8 @@ def read_init(statement: ast.Init, scope: FileScope, constants: ConstantEvaluato
         end = statement.target_span.end
         help = "write an operator and an initialization: `init conv kaiming_normal`"
         span = Span(statement.span.source, end, end)
-        raise reporter.error("E0101", "unexpected end of line", span, help=help)
+        message = f"unexpected end of line after `init {statement.target}`"
+        raise reporter.error("E0101", message, span, help=help)
     _check_target(statement, reporter)
     scheme = constants.choice(call, INITS, "initialization", scope)
     allowed = allowed_inits(statement.target)

@@ -420,7 +420,7 @@ class Builder:
             fixes = (Fix(f"write `{own}`", (Edit(whole, own),)),)
         elif own in OPS:
             written = translated(token, given) or example_call(own, OPS[own].parameters.values())
-            notes = (f"`{token}` is an operator, not a function",)
+            notes = ("an operator cannot be called in an expression",)
             help, fixes = f"write it as an element, without parentheses: `{written}`", ()
         help = help or f"choose from {', '.join(f'`{known}`' for known in FUNCTIONS)}"
         return Diagnostic("E0207", f"unknown function `{token}`", self.token(name), notes=notes, help=help, fixes=fixes)

@@ -8,9 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from cnnspec.diagnostics import Diagnostic, Fix, Source, respell
+from cnnspec.diagnostics import Diagnostic, Fix, Source, alternatives, respell
 from cnnspec.diagnostics.suggestions import INDEXED, NO_INDEX, share
-from cnnspec.ops import JOINS, OPS, translated
+from cnnspec.ops import FOREIGN_NAMES, JOINS, OPS, translated
+from cnnspec.ops.examples import example_value
+from cnnspec.schema import Parameter, Type
 from cnnspec.syntax import foreign_hints as foreign
 from cnnspec.syntax.error_context import Explanation, Place
 from cnnspec.syntax.foreign_hints import operator_after
@@ -131,7 +133,8 @@ def _blocks(at: Place) -> Explanation | None:
     if at.word == ":":
         return Explanation(f"write the body in braces: `{written} {{ relu }}`", where="in a block definition")
     if at.line_end and at.expected == {"LBRACE"}:
-        fix = at.fix("add `{` at the end of the line", (at.line + len(at.code.rstrip()),) * 2 + (" {",))
+        end = at.line + len(at.code.rstrip())
+        fix = at.fix("add `{` at the end of the line", (end, end, " {"))
         message = "expected `{` after the parameter list, found end of line"
         return Explanation(fix.help, [fix], message=message)
     if at.word == "," and written.endswith(","):
@@ -203,6 +206,8 @@ def _tables(at: Place) -> Explanation | None:
 def _branches(at: Place) -> Explanation | None:
     """Joins without braces."""
     join = re.search(rf"\b({'|'.join(JOINS)})\s*$", at.before)
+    if at.word == "{" and (called := re.search(r"(?:^|[|;{:]|\b(?:stem|stage|head)\s)\s*(\w+)\s*$", at.before)):
+        return _braces_of(at, called)
     if not join or "LBRACE" not in at.expected or re.match(r"x[0-9]", at.word):
         return None
     body, end = at.until_end(at.start, stop="|;")
@@ -213,6 +218,19 @@ def _branches(at: Place) -> Explanation | None:
         help = f"write the branches in braces: `{join.group(1)} {written}`"
         fixes.append(at.fix(help, (at.line + join.end(1), end, f" {written}")))
     return Explanation(help, fixes, where=f"after `{join.group(1)}`")
+
+
+def _braces_of(at: Place, called: re.Match[str]) -> Explanation | None:
+    """Explain braces after something else than a join."""
+    name = called.group(1)
+    own = FOREIGN_NAMES.get(name)
+    if own in JOINS:
+        fix = at.fix(f"write `{own}`", (at.line + called.start(1), at.line + called.end(1), own))
+        return Explanation(fix.help, [fix], at.span(at.line + called.start(1), at.line + called.end(1)))
+    if not re.fullmatch(r"[A-Za-z_]\w*", name) or name in (*TOP_WORDS, "repeat", "if", "else", "each"):
+        return None
+    note = f"only {alternatives((*JOINS, 'repeat', 'if', 'else'), 'and')} are followed by a group"
+    return Explanation("separate them with `|`, or remove the braces", where=f"after `{name}`", note=note)
 
 
 def _unfinished(at: Place) -> Explanation | None:
@@ -249,13 +267,24 @@ def _incomplete(at: Place) -> Explanation | None:
     if operator and not re.search(r"(?<![<>=!])=$", operator.group()):
         message = f"expected an expression after `{operator.group()}`, found end of line"
         return Explanation("complete the expression, or remove the operator", message=message)
+    if words := re.search(r"\b(when|if|then|else)$", at.code.rstrip()):
+        what = "a condition" if words.group() in ("when", "if") else "a value"
+        message = f"expected {what} after `{words.group()}`, found end of line"
+        return Explanation("complete the expression on the same line", message=message)
     first = re.search(r"(?:^|[;{}|])\s*(?:(?:stem|stage|head|\w+\s*:)\s+)?([a-z]+)\b([^;{}|]*)$", at.code)
     if first and first.group(1) == "init" and first.group(2).strip() not in OPS:
         help = "write an operator and an initialization: `init conv kaiming_normal`"
         return Explanation(help, where=f"after `{first.group().strip()}`")
     if first and first.group(1) in _INCOMPLETE:
-        help = f"complete the statement, as in `{_INCOMPLETE[first.group(1)]}`"
-        return Explanation(help, where=f"after `{first.group().strip()}`")
+        word, named = first.group(1), re.match(r"\s*([A-Za-z_]\w*)", first.group(2))
+        example = _INCOMPLETE[word].replace("width", named.group(1)) if named else _INCOMPLETE[word]
+        help = f"complete the statement, as in `{example}`"
+        return Explanation(help, where=f"after `{first.group().strip(' ;{}|')}`")
+    if argument := re.search(r"\b([A-Za-z_]\w*)\s*=\s*$", at.code):
+        name = argument.group(1)
+        example = example_value(Parameter(name, Type("int")))
+        message = f"missing value for the argument `{name}`"
+        return Explanation(f"write a value, such as `{name}={example}`", message=message)
     return None
 
 
@@ -340,6 +369,11 @@ def _references(at: Place) -> Explanation | None:
         fix = at.fix(f'write `"{path.group(1)}"`', (span.start, span.end, f'"{path.group(1)}"'))
         message = f"expected a file name in quotes, found `{path.group(1)}`"
         return Explanation(fix.help, [fix], span, message)
+    if re.match(r"\s*aux\s+[A-Za-z_]\w*(?:\s+from)?\s*$", at.before) and at.word != "@":
+        written = f"{at.before.strip().removesuffix('from').strip()} from @stem"
+        return Explanation(
+            f"write the label that the head starts from: `{written}`", where=f"after `{at.before.strip()}`"
+        )
     if (used := re.fullmatch(r"\s*use\s+([A-Za-z_]\w*)\s*", at.before)) and at.line_end:
         help = f'write the file that defines it: `use {used.group(1)} from "blocks.cnn"`'
         message = f"missing `from` after `use {used.group(1)}`"
@@ -463,11 +497,17 @@ def _opened(at: Place) -> tuple[str, int] | None:
     if at.word in (",", "=") and not re.match(r"\s*(?:block|each|stage\s+each|\w+\s*:\s*each)\b", at.before):
         call = re.search(rf"{name}(\()[^()]*$", at.before)
         return (call.group(1), at.line + call.start(2)) if call else None
+    if "RPAR" in at.expected and (call := re.search(r"(?<![\w.])([A-Za-z_]\w*)[ \t]+(\()[^(){}]*$", at.before)):
+        return None if call.group(1) in ("block", "if", "when", "and", "or", "not", "require") else _place(at, call)
     if at.word == "(":
         call = re.search(rf"{name}$", at.before)
         return (call.group(1), at.start) if call else None
     call = re.match(r"([A-Za-z_]\w*)\(", at.rest)
     return (call.group(1), at.at + call.end() - 1) if call else None
+
+
+def _place(at: Place, call: re.Match[str]) -> tuple[str, int]:
+    return call.group(1), at.line + call.start(2)
 
 
 def _commas(at: Place) -> Explanation:
@@ -513,7 +553,8 @@ def _names(at: Place) -> Explanation | None:
     if re.match(r"\s*[A-Za-z_][A-Za-z0-9_]*\s*$", at.before):
         head = at.at - len(at.before.lstrip())
         value, _ = at.until_end(at.start + 1)
-        fix = at.fix(f"define a value with `let`: `let {word} = {value or 16}`", (head, head, "let "))
+        value = value if re.search(r"[\w)\]\"]$", value) else "16"
+        fix = at.fix(f"define a value with `let`: `let {word} = {value}`", (head, head, "let "))
         return Explanation(fix.help, [fix], where=f"after `{word}`")
     return Explanation("write the name of the argument before the `=`, as in `c=16`")
 
@@ -630,6 +671,16 @@ def _expected(at: Place) -> Explanation:
         more = re.match(r"[0-9.]+(?=\s*(?:#|;|$))", at.rest)
         help = f"remove it, or write a list: `[{value.group(1)}, {more.group()}]`" if value and more else "remove it"
         return Explanation(help, where="at the end of a statement")
+    if at.expected == {"NAME"} and re.match(r"[0-9]", at.word):
+        return Explanation("write a name that starts with a letter", message=f"expected a name, found {at.token}")
+    if at.expected == {"LPAR"} and (table := re.search(r"\beach\s+([A-Za-z_]\w*)\s*$", at.before)):
+        help = f"write the names of the columns in parentheses: `each {table.group(1)}(c)`"
+        return Explanation(help, where=f"after `{table.group().strip()}`")
+    if "LBRACE" in at.expected and not at.line_end and re.search(r"\b(?:block|if|else|repeat)\b", at.before):
+        body, end = at.until_end(at.start)
+        fixes = [at.fix(f"write the group in braces: `{{ {body} }}`", (at.start, end, f"{{ {body} }}"))] if body else []
+        help = fixes[0].help if fixes else "write the group in braces"
+        return Explanation(help, fixes, message=f"expected `{{`, found {at.token}")
     if at.expected and len(at.expected) <= 4:
         *names, last = sorted({_WORDS.get(name, f"`{name.strip('_').lower()}`") for name in at.expected})
         expected = f"{', '.join(names)} or {last}" if names else last

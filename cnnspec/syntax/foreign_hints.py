@@ -6,7 +6,7 @@ import re
 
 from cnnspec.diagnostics import Fix, did_you_mean
 from cnnspec.limits import MAX_LITERAL
-from cnnspec.ops import FOREIGN_CHOICES, FOREIGN_NAMES, JOINS, OPS, translated
+from cnnspec.ops import FOREIGN_NAMES, JOINS, OPS, foreign_choice, translated
 from cnnspec.ops.examples import entry_with, example_call, example_entry
 from cnnspec.recipe import AUGMENTATIONS, ENTRIES, Scalars
 from cnnspec.syntax.error_context import Explanation, Place
@@ -22,6 +22,7 @@ _FIRST_LINES = {
     r"(?:import|from)\s+[A-Za-z_][\w.]*": (
         "remove it: operators and standard blocks need no import, and `use` imports other blocks"
     ),
+    r"class\s+\w+\s*\([\w.]*Module\)": _LAYERS,
     r"(?:self|super)\b(?=\s*[.(=])": _LAYERS,
     r"(?:[A-Za-z_]\w*\s*=\s*)?(?:torch\.)?(?:nn\.)?(?:Sequential|ModuleList)\s*\(": _LAYERS,
 }
@@ -185,7 +186,7 @@ def entries(at: Place) -> Explanation | None:
         if not here or not (inside or name in ENTRIES):
             continue
         value, _ = at.until_end(at.line + entry.end(2))
-        if not inside and sign == ":":
+        if not inside:
             written = f"{name} {value}" if value else example_entry(name)
             span = at.span(at.line + entry.start(1), at.line + entry.end(1))
             message = f"`{name}` is only allowed in the `train` section"
@@ -215,7 +216,7 @@ def _augmentations(at: Place, begin: int) -> Explanation:
     for step in steps:
         name, _, args = step.strip().partition(" ")
         args = re.sub(rf"\({number},{number}\)", r"\1..\2", args)
-        written.append(f"{FOREIGN_CHOICES.get(name.lower(), name)} {args}".rstrip())
+        written.append(f"{foreign_choice(name, AUGMENTATIONS) or name} {args}".rstrip())
     where = "between augmentations"
     if not code or not all(step.split()[0] in AUGMENTATIONS for step in written if step):
         return Explanation("join augmentations with `|`", where=where)

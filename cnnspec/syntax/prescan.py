@@ -97,6 +97,8 @@ def _end(source: Source, closing: str, opened: int, limit: int) -> Fix:
     if closing != "}":
         last = _end_of_lines(text, opened)
         start = text.rfind("\n", 0, last) + 1
+        if (brace := text.find("{", opened, last)) >= 0:
+            return _write(source, f"{add} before the `{{`", len(text[:brace].rstrip()), closing)
         help = f"{add} at the end of line {text.count(chr(10), 0, last) + 1}"
         return _write(source, help, start + len(text[start:last].split("#")[0].rstrip()), closing)
     own = text[line : line + _indent(text, opened)]

@@ -14,7 +14,7 @@ from harness.cases import ERROR_CASES, FORMAT_CASES, read_marks
 import cnnspec
 from cnnspec.api import format
 from cnnspec.compiler import compile_source
-from cnnspec.diagnostics import Source, render
+from cnnspec.diagnostics import Source, nearest, render
 
 
 def name(path: Path) -> str:
@@ -91,3 +91,31 @@ def test_accept_rewrites_and_fails_once(tmp_path: Path) -> None:
     cases.compare(path, "new", accept=True)
     with pytest.raises(pytest.fail.Exception, match="-new"):
         cases.compare(path, "newer", accept=False)
+
+
+def test_help_shows_code_that_can_be_written() -> None:
+    """A help of an error in syntax, names or arguments has no `...` in place of code that is known."""
+    texts = [path.with_suffix(".txt") for path in ERROR_CASES if path.stem[:3] in ("E01", "E02")]
+    assert [
+        f"{path.stem}: {line}"
+        for path in texts
+        for line in path.read_text("utf-8").splitlines()
+        if line.strip().startswith("= help:") and "..." in line.replace("0..", "")
+    ] == []
+
+
+@pytest.mark.parametrize(
+    ("word", "known", "near"),
+    [
+        ("widht", ["width", "w"], ["width"]),
+        ("size", ["slice"], []),
+        ("foo", ["floor"], []),
+        ("resnet21", ["resnet20", "resnet50"], ["resnet20"]),
+        ("resnet99", ["resnet20", "resnet56"], []),
+        ("kaiming", ["kaiming_normal"], ["kaiming_normal"]),
+        ("parameters", ["params"], ["params"]),
+        ("E0391", ["E0311", "E0301"], ["E0311", "E0301"]),
+    ],
+)
+def test_only_close_words_are_suggested(word: str, known: list[str], near: list[str]) -> None:
+    assert nearest(word, known) == near
