@@ -35,10 +35,18 @@ _VALUES_BY_KIND = {
     "str": '"text"',
     "interval": "0.8..1.0",
     "list": "[1, 2]",
+    "numbers": "[0.5, 0.5, 0.5]",
     "init": "zero",
 }
 _MEANINGS = {"c": "number of output channels", "kernel": "kernel size", "groups": "number of groups"}
-_ENTRIES = {"data": "cifar10", "augment": "hflip", "optimizer": "sgd", "schedule": "cosine"}
+_ENTRIES = {
+    "data": "cifar10",
+    "normalize": "imagenet",
+    "resize": "256",
+    "augment": "hflip",
+    "optimizer": "sgd",
+    "schedule": "cosine",
+}
 _ENTRY_VALUES = {
     "label_smoothing": "0.1",
     "precision": "bf16",
@@ -55,6 +63,8 @@ _ENTRY_VALUES = {
 def example_value(parameter: Parameter) -> str:
     """Return a plausible value of a parameter."""
     words = parameter.type.words
+    if parameter.type.kind == "numbers":
+        return _VALUES_BY_KIND["numbers"]
     if parameter.name == "size":
         return "7x7" if parameter.type.kind == "size" else "5"
     return _VALUES.get(parameter.name) or _VALUES_BY_KIND.get(parameter.type.kind) or words[0]
@@ -96,7 +106,9 @@ def entry_with(argument: str, value: str) -> str | None:
     for word, table in CHOICES.items():
         for choice in table.values():
             if argument in choice.parameters and word != "augment":
-                required = choice.parameters[argument].required
-                written = choice.name if required else example_choice(choice)
-                return f"{word} {written} {argument}={value}"
+                others = [p for p in choice.parameters.values() if p.required and p.name != argument]
+                given = [f"{p.name}={example_value(p)}" for p in others] if choice.parameters[argument].required else []
+                written = choice.name if given or not others else example_choice(choice)
+                entry = " ".join((word, written, f"{argument}={value}", *given))
+                return entry.replace(f"{word} {word} ", f"{word} ")
     return None

@@ -118,7 +118,7 @@ class TrainReader:
         value = entry.calls[0].args[0].span.text if entry.calls[0].args else "0.1"
         owner = entry_with(entry.word, value)
         if owner and not fixes:
-            help = f"write it as an argument of an entry: `{owner}`"
+            help = f"write it as an argument of `{owner.split()[0]}`: `{owner}`"
         help = help or f"choose from {', '.join(f'`{name}`' for name in ENTRIES)}"
         message = f"unknown entry `{entry.word}` in the `train` section"
         return self.context.reporter.error("E0201", message, span, help=help, fixes=fixes)

@@ -515,12 +515,13 @@ def _commas(at: Place) -> Explanation:
     call = re.search(r"(?:[A-Za-z_]\w*\s*:|\b(?:stem|stage|head)\b)?\s*([^|{};:]*)$", at.before)
     start = at.line + call.start(1) if call else at.start
     code, end = at.until_end(start, stop="|;{")
-    commas = [found.start() for found in re.finditer(r",", at.text[start:end])] if code else []
+    outside = r",(?![^\[\]()]*[\])])"
+    commas = [found.start() for found in re.finditer(outside, at.text[start:end])] if code else [at.start - start]
     edits = [
         (start + comma, start + comma + 1, "" if at.text[start + comma + 1 : start + comma + 2].isspace() else " ")
         for comma in commas
-    ] or [(at.start, at.start + 1, at.spaced("").replace(" ", " "))]
-    written = re.sub(r"\s*,\s*", " ", code)
+    ]
+    written = re.sub(rf"\s*{outside}\s*", " ", code)
     fix = at.fix("remove the comma", *edits, certain=True)
     help = f"separate arguments with spaces: `{written}`" if code else "separate arguments with spaces"
     return Explanation(help, [fix], where="between arguments")
