@@ -31,7 +31,7 @@ class Budget:
         self._steps += 1
         many = len(self._nodes) > MAX_NODES
         if many or self._steps > self._max_steps:
-            limit = f"{MAX_NODES} operators" if many else f"{self._max_steps} elements and repeat iterations"
+            limit = f"{MAX_NODES:,} operators" if many else f"{self._max_steps:,} elements and repeat iterations"
             message = f"the network exceeds the limit of {limit}"
             raise self._reporter.error("E0404", message, **self._calls.locate(origin), help="reduce the repeat counts")
 
@@ -65,9 +65,9 @@ class Budget:
         if self._terms > MAX_EVALUATIONS:
             raise self._reporter.error(
                 "E0404",
-                f"the network exceeds the limit of {MAX_EVALUATIONS} evaluated expression terms",
+                f"the network exceeds the limit of {MAX_EVALUATIONS:,} evaluated expression terms",
                 **self._calls.locate(origin),
-                help="compute values once, with `let` outside the repeat",
+                help="compute values once, with `let` outside the `repeat`",
             )
 
 

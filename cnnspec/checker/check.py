@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from cnnspec import ir, shapes
 from cnnspec.checker.contracts import check_expectation
 from cnnspec.checker.expand import Expander
@@ -90,8 +92,16 @@ def _check_outputs_used(graph: ir.Graph, reporter: Reporter) -> None:
                 f"the output of {name} is never used",
                 node.origin,
                 caption=f"outputs {shapes.text(node.shape)}",
-                help="use it later with `@label`, join it with `add` or `concat`, or remove it",
+                help=_advice_on_unused(node),
             )
+
+
+def _advice_on_unused(node: ir.Node) -> str:
+    label = node.path.rpartition(".")[2]
+    at = node.origin
+    labeled = at is not None and re.search(rf"(?<![\w@.]){re.escape(label)}[ \t]*:[ \t]*$", at.source.text[: at.start])
+    use = f"use it as `@{label}` in a later statement" if labeled else "label it and use the label in a later statement"
+    return f"{use}, such as `add` or `concat`, or remove the layer"
 
 
 def _check_aux_heads(graph: ir.Graph, reporter: Reporter) -> None:
@@ -103,8 +113,8 @@ def _check_aux_heads(graph: ir.Graph, reporter: Reporter) -> None:
                 "E0312",
                 f"the auxiliary head `{head.name}` and the network have different output shapes",
                 node.origin,
-                caption=f"outputs {shapes.text(node.shape)}, the network outputs {shapes.text(graph.output_shape)}",
-                help="end it with the same layer as the network, such as `linear classes`",
+                caption=f"outputs {shapes.text(node.shape)}, but the network outputs {shapes.text(graph.output_shape)}",
+                help="end the auxiliary head with the same layer as the network, such as `linear classes`",
             )
 
 

@@ -37,7 +37,7 @@ def check_expectation(graph: ir.Graph, expect: ir.Expect, places: Places, report
         actual = _METRICS[expect.metric](graph)
         slack = Fraction(str(expect.within or 0)) * abs(expected)
         if not _RELATIONS[expect.relation](actual, expected, slack):
-            deviation = f" ({(actual - expected) / expected:+.2%})" if expected else ""
+            deviation = f" ({(actual - expected) / expected:+.2%})" if expected not in (0, actual) else ""
             wanted = f"{expected:,}" if isinstance(expected, int) else show(expected)
             wanted += f" within {100 * expect.within:g}%" if expect.within is not None else ""
             relation = expect.relation if expect.relation in ("<=", ">=") else "="
@@ -54,7 +54,9 @@ def _check_output(graph: ir.Graph, expect: ir.Expect, expected: Any, places: Pla
         _report_type(expect, expected, places, reporter)
     elif expect.within is not None:
         _report_within(expect, places, reporter)
-    elif expect.relation not in ("==", "!=") or (actual == expected) != (expect.relation == "=="):
+    elif expect.relation not in ("==", "!="):
+        _report_order(expect, places, reporter)
+    elif (actual == expected) != (expect.relation == "=="):
         _report_mismatch(graph, expect, wanted, show(actual), f"= {show(actual)}", places, reporter)
 
 
@@ -62,6 +64,17 @@ def _report_type(expect: ir.Expect, expected: object, places: Places, reporter: 
     message = f"`expect {expect.metric}` cannot be compared with {show(expected)}"
     help = "write a list of sizes, such as `[classes]`" if expect.metric == "output" else "write a number"
     reporter.error("E0204", message, places[expect.origin], help=help)
+
+
+def _report_order(expect: ir.Expect, places: Places, reporter: Reporter) -> None:
+    message = f"`output` cannot be compared with `{expect.relation}`: shapes have no order"
+    span, value = places[expect.origin], places[expect.value.origin]
+    help = "compare shapes with `=` or `!=`"
+    fixes: list[Fix] = []
+    if span and value:
+        help = f"write `expect output = {value.text}`"
+        fixes = [Fix(help, (Edit(Span(span.source, span.start, value.start), "expect output = "),))]
+    reporter.error("E0204", message, span, help=help, fixes=fixes)
 
 
 def _report_within(expect: ir.Expect, places: Places, reporter: Reporter) -> None:

@@ -84,9 +84,9 @@ class GraphBuilder:
         if shapes.numel(shape) > MAX_HUGE:
             raise self._reporter.error(
                 "E0405",
-                f"the tensor {shapes.text(shape)} exceeds the limit of {MAX_HUGE} elements",
+                f"the tensor {shapes.text(shape)} exceeds the limit of {MAX_HUGE:,} elements",
                 **self._calls.locate(origin),
-                help="use smaller sizes",
+                help="use fewer channels, or a smaller height and width",
             )
         weights = op.weights(input_shapes[0])
         init = self._init_of(op) if weights else None

@@ -15,6 +15,8 @@ from cnnspec.ops import stacked
 Branches = Sequence[tuple[ir.Flow, Tensor]]
 Hint = tuple[str, list[Fix]]
 
+USE_BLOCK_INPUT = "to use the input of the block, add `x: in` as its first statement, and write `@x` {place}"
+"""Help for an `in` that is not the input of the block."""
 _MAX_LABELS = 8
 """Labeled branches that are compared with one another."""
 
@@ -44,7 +46,7 @@ class JoinHints:
             return f"{help} or join them with `|`", []
         if (optional := self._optional_input(branches, frame)) is not None:
             return optional
-        help = self._labeled_input(branches, frame) or self._continued_branch(branches)
+        help = self._labeled_input(join, branches, frame) or self._continued_branch(branches, frame)
         return (help, []) if help is not None else None
 
     def _is_one_pipeline(self, branches: Branches) -> bool:
@@ -59,34 +61,45 @@ class JoinHints:
             condition = flow.condition if isinstance(passed_through(flow), ir.In) else None
             if condition is not None and self.values.condition(condition, frame) is False:
                 whole, at = self.places.wholes.get(flow.origin), self.places[condition.origin]
-                code = f"if {at.text if at else '...'} {{ in }} else {{ nothing }}"
+                code = f"if {at.text if at else 'false'} {{ in }} else {{ nothing }}"
                 help = f"`in` passes its input through even if its `when` is false: write `{code}`"
                 return help, [Fix(help, (Edit(whole.to(at), code),))] if whole and at else []
         return None
 
-    def _labeled_input(self, branches: Branches, frame: Frame) -> str | None:
+    def _labeled_input(self, join: str, branches: Branches, frame: Frame) -> str | None:
         """Explain an `in` that is the tensor that another branch refers to by its label."""
         if not any(isinstance(flow.elements[0], ir.In) and not passed_through(flow) for flow, _ in branches):
             return None
         for label, x in _labeled(branches):
             if frame.entering and x.node == frame.entering.node:
-                help = f"`in` is the input of these braces, which is the output of `{label}`"
+                help = f"inside `{join}`, `in` is the input of `{join}`, here the output of `{label}`"
                 if self.calls:
-                    return f"{help}: start the block with `x: in`, and write `@x`"
-                return f"{help}: use the label of an earlier statement"
+                    return f"{help}: {USE_BLOCK_INPUT.format(place='instead of `in`')}"
+                return f"{help}: to use another tensor, write its label instead of `in`"
         return None
 
-    def _continued_branch(self, branches: Branches) -> str | None:
+    def _continued_branch(self, branches: Branches, frame: Frame) -> str | None:
         """Explain a labeled statement whose input is the other one only because it comes after it."""
         labeled, nodes = _labeled(branches), self.trace.nodes
         for (label, x), (other, y) in ((one, two) for one in labeled for two in labeled):
             path = self.trace.path(y.node, x.node)
             direct = x.node < y.node and path and nodes[path[0]].inputs[0] == x.node
             if direct and all(f".{other}." in f".{nodes[i].path}." for i in path):
-                start = "`@x`, and write `x: in` before both" if self.calls else "the label of its intended input"
-                reason = f"the input of `{other}` is the output of `{label}`, the statement before it"
-                return f"{reason}: start it with {start}"
+                help = f"the input of `{other}` is the output of `{label}`, the previous statement"
+                return f"{help}: {self._start(other, label, x.node, frame)}"
         return None
+
+    def _start(self, other: str, label: str, node: int, frame: Frame) -> str:
+        """Advise to start a labeled statement with the input of another one, which ends at a node."""
+        nodes = self.trace.nodes
+        while node != ir.IMAGE and f".{label}." in f".{nodes[node].path}.":
+            node = nodes[node].inputs[0]
+        known = {x.node: name for scope in frame.outward() for name, x in scope.labels.items() if x}
+        if node in known:
+            return f"start `{other}` with `@{known[node]} |` to use the input of `{label}`"
+        if self.calls:
+            return f"start `{other}` with `in |` to use the input of the block"
+        return f"add a label to the input of `{label}`, and start `{other}` with a reference to it"
 
 
 def _labeled(branches: Branches) -> list[tuple[str, Tensor]]:

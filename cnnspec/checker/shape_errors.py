@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, TypeGuard
+import re
+from collections.abc import Sequence
 
 from cnnspec import ir, shapes
 from cnnspec.checker.call_stack import CallStack
 from cnnspec.checker.environment import Frame, Tensor
+from cnnspec.checker.join_fixes import JoinFixes, Paths, contains
 from cnnspec.checker.join_hints import Branches, JoinHints, passed_through
 from cnnspec.checker.shape_trace import MAX_SHOWN, ShapeTrace
 from cnnspec.checker.values import ValueEvaluator
-from cnnspec.diagnostics import Edit, Fix, Label, Reporter, Span
+from cnnspec.diagnostics import Edit, Fix, Label, Reporter, Span, counted
 from cnnspec.diagnostics.suggestions import (
     AppendToBranches,
     Branch,
     ReplaceCall,
     ReplaceOperator,
+    SetArgument,
     Site,
     Suggestion,
     describe,
     fixes_of,
-    set_arguments,
 )
-from cnnspec.ir.evaluate import evaluate, show
 from cnnspec.ops import JOINS, Op, ShapeError
-from cnnspec.ops.convolution import Linear
-from cnnspec.ops.join import disagreement, projection
+from cnnspec.ops.convolution import Conv, ConvTranspose, Linear, show_size
+from cnnspec.ops.join import MIXED, disagreement, projection, strided
+from cnnspec.schema import Size
+from cnnspec.shapes import Shape
 
-_MAX_WINDOWS = 4
-"""Calls that one fix changes."""
 _SIDES = slice(1, 3)
 """Height and width of a shape."""
 
@@ -56,8 +56,7 @@ class ShapeConflicts:
         self.model, self.nodes, self.image = model, nodes, model.input
         self.reporter, self.calls, self.places = reporter, calls, calls.places
         self.trace = ShapeTrace(nodes, model.input)
-        self.hints = JoinHints(values, calls, self.trace)
-        self._calls: dict[int, ir.Call] | None = None
+        self.hints, self.fixes = JoinHints(values, calls, self.trace), JoinFixes(model, calls, self.trace)
 
     # --- operators -------------------------------------------------------------------------------
 
@@ -77,16 +76,65 @@ class ShapeConflicts:
         suggestion = error.suggestion
         if joined and isinstance(op, Linear):
             code = f"conv 1x1 {op.c}{' bias' if op.bias else ''}"
-            suggestion = ReplaceCall(code, "write `{0}`, a linear layer at each position of the map")
-        caption = f"the input is {shapes.text(x.shape)}" if error.code.startswith("E03") else ""
+            suggestion = ReplaceCall(code, "write `{0}`, a linear layer at each position of the feature map")
+        site = Site(self.places.wholes.get(call.origin), self._values(call))
+        help, fixes = describe(suggestion), fixes_of(suggestion, site)
+        if not fixes and error.fallback:
+            help = error.fallback
+        if error.code == "E0304" and not isinstance(op, ConvTranspose):
+            help, fixes = self._smaller_window(suggestion, op, call, x, site)
+        caption = ""
+        if error.code.startswith("E03"):
+            caption = f"{'the input is' if at == call.origin else 'for input'} {shapes.text(x.shape)}"
         self.reporter.error(
             error.code,
             error.message,
             **self.calls.locate(at, caption, labels),
-            help=describe(suggestion),
-            fixes=fixes_of(suggestion, Site(self.places.wholes.get(call.origin), self._values(call))),
+            help=help,
+            fixes=fixes,
             notes=self._notes(error, x),
+            fallback=error.fallback,
         )
+
+    def _smaller_window(
+        self, suggestion: Suggestion, op: Op, call: ir.Call, x: Tensor, site: Site
+    ) -> tuple[str, list[Fix]]:
+        """Return help and fixes for a window that is larger than its map.
+
+        Args:
+            suggestion: The largest kernel that fits.
+            op: The operator.
+            call: The call of it.
+            x: Its input.
+            site: The place of the call.
+        """
+        if ir.channels_last(self.image):
+            c, height, width = self.image
+            help = f"write `input {width}x{c}x{height}`"
+            return help, [Fix(help, (edit,)) for edit in self._edits_of_input(f"{width}x{c}x{height}")]
+        path = self.trace.path(x.node)
+        earlier = sum(self.nodes[i].origin == self.places[call.origin] for i in path)
+        options = [f"apply this `{op.name}` at most {counted(earlier, 'time')}"] if earlier else []
+        suggestions: list[Suggestion] = []
+        if isinstance(op, Conv):
+            settings = op.even() or {"pad": _padding(op, x.shape)}
+            suggestions += [
+                SetArgument(name, size if isinstance(size, str) else show_size(size)) for name, size in settings.items()
+            ]
+        if min(x.shape[1:]) > 1:
+            suggestions.append(suggestion)
+        options += map(describe, suggestions)
+        shrinks = bool(self.trace.changes(path, _SIDES))
+        options.append(f"downsample less before `{op.name}`" if shrinks else "use a larger `input`")
+        fixes = [fix for one in suggestions for fix in fixes_of(one, site)]
+        return ", or ".join([", ".join(options[:-1]), options[-1]] if options[:-1] else options), fixes
+
+    def _edits_of_input(self, code: str) -> list[Edit]:
+        """Write another shape in the `input` statement of the file."""
+        start = self.places[self.model.origin]
+        stated = "x".join(map(str, self.image))
+        found = re.search(rf"^[ \t]*input[ \t]+({stated})\b", start.source.text, re.MULTILINE) if start else None
+        return [Edit(Span(start.source, *found.span(1)), code)] if start and found else []
 
     def _values(self, call: ir.Call) -> dict[str, Span | None]:
         return {name: self.places[expr.origin] for name, expr in call.args.items()}
@@ -111,20 +159,17 @@ class ShapeConflicts:
         labels: list[Label] = []
         for (flow, tensor), path in zip(branches, paths, strict=True):
             labels += self._branch_labels(flow, tensor, path)
-        resized = paths if {"height", "width"} & {*differ} else []
-        help, fixes = self._join_help(error, element, branches, frame, resized)
-        caption = (
-            f"the branches differ in {shapes.join_words(differ)}"
-            if differ
-            else "the branches mix maps and flat features"
-        )
+        mixed = len({len(tensor.shape) for _, tensor in branches}) > 1
+        help, fixes = self._join_help(error, element, branches, frame, paths)
+        caption = f"differ in {'the number of features' if differ == ['features'] else shapes.join_words(differ)}"
+        caption = "mix feature maps and flat features" if mixed else caption
         self.reporter.error(
             error.code,
             error.message,
-            **self.calls.locate(element.origin, caption, labels),
+            **self.calls.locate(element.origin, f"the branches {caption}", labels),
             help=help,
             fixes=fixes,
-            fallback=JOINS[element.join].advice,
+            fallback=MIXED if mixed else JOINS[element.join].advice,
         )
 
     def _branch_labels(self, flow: ir.Flow, tensor: Tensor, path: Sequence[int]) -> list[Label]:
@@ -141,14 +186,14 @@ class ShapeConflicts:
         steps: dict[Span, list[str]] = {}
         for i in changes:
             at = self.nodes[i].origin
-            if not _contains(at, whole):
+            if not contains(at, whole):
                 return self.calls.label(flow.origin, self.trace.chain(changes) if len(changes) > 1 else text)
             steps.setdefault(at, []).append(shapes.text(self.nodes[i].shape))
         found = [Label(at, " -> ".join(texts[-MAX_SHOWN:])) for at, texts in steps.items()]
         return found[-MAX_SHOWN:] or self.calls.label(flow.origin, text)
 
     def _join_help(
-        self, error: ShapeError, element: ir.Join, branches: Branches, frame: Frame, resized: Sequence[Sequence[int]]
+        self, error: ShapeError, element: ir.Join, branches: Branches, frame: Frame, paths: Paths
     ) -> tuple[str, list[Fix]]:
         """Return help and fixes for a join.
 
@@ -157,11 +202,12 @@ class ShapeConflicts:
             element: The join.
             branches: Its branches.
             frame: The frame of its braces.
-            resized: The path to each branch if their sizes differ; empty if only their channels do.
+            paths: The operators of each branch.
         """
         suggestion: Suggestion = error.suggestion
-        if element.join == "add" and not isinstance(suggestion, ReplaceOperator):
-            suggestion = self._shortcut(branches, frame) or suggestion
+        shortcut = self._shortcut(branches, frame) if element.join == "add" else None
+        if shortcut and not isinstance(suggestion, ReplaceOperator):
+            suggestion = shortcut
         site = Site(
             operator=self.places[element.origin],
             branches=[
@@ -174,10 +220,16 @@ class ShapeConflicts:
             return help, fixes
         if (hint := self.hints.guess(element.join, branches, frame)) is not None:
             return hint
-        if resized:
-            fixes = [fix for fix in dict.fromkeys(map(self._keep_size, resized)) if fix] + fixes
-            help = ", or ".join(dict.fromkeys(fix.help for fix in fixes)) or help
-        return help, fixes
+        differ = disagreement(element.join, [tensor.shape for _, tensor in branches])
+        if not differ:  # feature maps and flat features
+            better = [self.fixes.without_flatten(element.join, branches, paths)]
+        elif {"height", "width"} & {*differ}:
+            better = [self.fixes.keep_size(path) for path in paths]
+        else:
+            better = [] if shortcut else [self.fixes.same_channels(branches, paths, frame)]
+            fixes = fixes if better == [None] or shortcut else []
+        fixes = [fix for fix in dict.fromkeys(better) if fix] + fixes
+        return ", or ".join(dict.fromkeys(fix.help for fix in fixes)) or help, fixes
 
     def _shortcut(self, branches: Branches, frame: Frame) -> AppendToBranches | None:
         """Suggest a projection of the branches of a sum that only pass a tensor through.
@@ -192,59 +244,18 @@ class ShapeConflicts:
         found = projection(wanted, shortcuts.pop()) if shapes.is_map(wanted) else None
         if found is None:
             return None
-        c, stride = (
-            self._code_of(flow, name, value, frame) for name, value in zip(("c", "stride"), found, strict=True)
+        code = strided(
+            *(self.fixes.code_of(flow, *setting, frame) for setting in zip(("c", "stride"), found, strict=True))
         )
-        code = f"conv 1x1 {c}{f' stride={stride}' if stride != '1' else ''}"
-        return AppendToBranches(code, wanted, "project the shortcut with `{0}`")
-
-    def _code_of(self, flow: ir.Flow, name: str, value: int, frame: Frame) -> str:
-        """Return the code of an argument in a pipeline that has this value, or else the number."""
-        whole = self.places.wholes.get(flow.origin)
-        for element in reversed(flow.elements):
-            expr = element.args.get(name) if isinstance(element, ir.Call) else None
-            at = self.places[expr.origin] if expr else None
-            if expr and _contains(at, whole) and evaluate(expr, frame.values, frame.shape) == value:
-                return at.text
-        return str(value)
-
-    def _keep_size(self, path: Sequence[int]) -> Fix | None:
-        """Fix the padding of those windows on a path that do not keep the size, apart from their strides."""
-        if self._calls is None:
-            bodies = [self.model.body, *(block.body for block in self.model.blocks.values())]
-            self._calls = {id(self.places[call.origin]): call for body in bodies for call in _calls(body)}
-        edits: list[Edit] = []
-        fixed: list[str] = []
-        for node in (self.nodes[i] for i in path):
-            settings = {name: _code(size) for name, size in node.op.even().items()}
-            call = self._calls.get(id(node.origin))
-            if call is None or not settings or node.origin is None:
-                continue
-            found = set_arguments(self.places.wholes.get(call.origin), self._values(call), settings)
-            if found and found[0] not in edits:
-                written = " ".join(f"{name}={value}" for name, value in settings.items())
-                edits += found
-                fixed.append(f"set `{written}` for the `{node.op.name}` in line {node.origin.line}")
-        return Fix(" and ".join(fixed), tuple(edits)) if 0 < len(fixed) <= _MAX_WINDOWS else None
+        which = "shortcuts" if sum(passed_through(flow) is not None for flow, _ in branches) > 1 else "shortcut"
+        return AppendToBranches(code, wanted, f"project the {which} with `{{0}}`")
 
 
-def _contains(at: Span | None, whole: Span | None) -> TypeGuard[Span]:
-    """Check whether a place lies in another one."""
-    return whole is not None and at is not None and at.source is whole.source and whole.start <= at.start < whole.end
-
-
-def _code(size: tuple[int, int] | str) -> str:
-    return size if isinstance(size, str) else show(size[0] if size[0] == size[1] else size)
-
-
-def _calls(pieces: Sequence[Any]) -> Iterator[ir.Call]:
-    """Iterate over the calls in elements, and in the braces among them."""
-    for piece in pieces:
-        if isinstance(piece, ir.Call):
-            yield piece
-        elif isinstance(piece, ir.Flow):
-            yield from _calls(piece.elements)
-        elif isinstance(piece, (ir.Braces, ir.Repeat, ir.Join)):
-            yield from _calls(piece.body)
-        elif isinstance(piece, ir.If):
-            yield from _calls((*piece.then, *piece.otherwise))
+def _padding(op: Conv, x: Shape) -> Size:
+    """Return the smallest padding with which a window fits its map."""
+    windows = (op.axis_rule(0), op.axis_rule(1))
+    reaches = [window.dilation * (window.kernel - 1) + 1 for window in windows]
+    height, width = (
+        max(window.pad, -(-(reach - size) // 2)) for window, reach, size in zip(windows, reaches, x[1:], strict=True)
+    )
+    return height, width

@@ -49,11 +49,11 @@ class ShapeTrace:
 
     def changes(self, path: Sequence[int], axes: slice = slice(None)) -> list[int]:
         """Keep the nodes of a path that change the shape, or these axes of it."""
-        return [i for i in path if self.nodes[i].shape[axes] != self._entering(i)[axes]]
+        return [i for i in path if self.nodes[i].shape[axes] != self.entering(i)[axes]]
 
     def chain(self, path: Sequence[int], axes: slice = slice(None)) -> str:
         """Render shapes, or these axes of them, and the operators between; a long path is shortened in the middle."""
-        steps = [_sizes(self._entering(path[0])[axes])]
+        steps = [_sizes(self.entering(path[0])[axes])]
         steps += [f"{self.nodes[i].op.name} {_sizes(self.nodes[i].shape[axes])}" for i in path]
         return " -> ".join(steps if len(steps) <= MAX_SHOWN else [*steps[:2], "...", *steps[3 - MAX_SHOWN :]])
 
@@ -62,10 +62,12 @@ class ShapeTrace:
         if node == ir.IMAGE:
             return "the input image"
         made = self.nodes[node]
-        line = f" in line {made.origin.line}" if made.origin and not made.origin.source.shipped else ""
-        return f"from `{made.path or made.op.name}`{line}"
+        if made.origin is None or made.origin.source.shipped:
+            return f"from `{made.path or made.op.name}`"
+        return f"from `{made.op.name}` on line {made.origin.line}"
 
-    def _entering(self, node: int) -> Shape:
+    def entering(self, node: int) -> Shape:
+        """Return the shape of the first input of a node."""
         before = self.nodes[node].inputs[0]
         return self.image if before == ir.IMAGE else self.nodes[before].shape
 

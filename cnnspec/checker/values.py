@@ -11,7 +11,7 @@ from cnnspec.checker.call_stack import CallStack
 from cnnspec.checker.environment import Frame, MaybeTensor
 from cnnspec.diagnostics import Fix, Reporter, Span
 from cnnspec.diagnostics.suggestions import Site, fixes_of
-from cnnspec.ir.evaluate import ExpressionError, Unknown, UnknownShape, convert, evaluate, truth
+from cnnspec.ir.evaluate import ExpressionError, Unknown, UnknownShape, convert, evaluate, is_number, truth
 from cnnspec.limits import MAX_REPEAT
 from cnnspec.schema import Bounds, Type
 from cnnspec.semantics.blocks import BLOCK_TYPES
@@ -53,13 +53,16 @@ class ValueEvaluator:
 
     def repetitions(self, expr: ir.Expr, frame: Frame) -> int:
         """Evaluate the count of a repeat; 0 after an error."""
+        value: Any = None
         try:
-            count: int = convert(self._evaluate(expr, frame), _COUNT, "repeat", expr.origin)
+            value = self._evaluate(expr, frame)
+            count: int = convert(value, _COUNT, "repeat", expr.origin)
             return count
         except ExpressionError as error:
             if error.code in ("E0215", "E0405"):
                 location = self._calls.locate(error.origin or expr.origin)
-                help = f"use a count from 1 to {MAX_REPEAT}; to skip a part, use `when`"
+                skip = "; to skip a part, use `when`" if is_number(value) and value < 1 else ""
+                help = f"use a count from 1 to {MAX_REPEAT}{skip}"
                 self._reporter.error("E0403", error.message, **location, help=help)
             else:
                 self._report(error, expr)

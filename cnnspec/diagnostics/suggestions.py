@@ -86,6 +86,12 @@ class MoveFlattenAfter(NamedTuple):
     wording: str = "move `{0.operator}` before `flatten`"
 
 
+class RemoveFlatten(NamedTuple):
+    """Remove the `flatten` before the call."""
+
+    wording: str = "remove `flatten`"
+
+
 class ReplaceCall(NamedTuple):
     """Replace the call and its arguments."""
 
@@ -185,6 +191,7 @@ Change = (
     | SwapArguments
     | InsertBefore
     | MoveFlattenAfter
+    | RemoveFlatten
     | ReplaceCall
     | ReplaceOperator
     | AppendToBranches
@@ -275,6 +282,8 @@ def _edits(change: Change, site: Site) -> list[Edit]:
             return _appended(change, site.branches)
         case MoveFlattenAfter():
             return _flatten_moved(site.call)
+        case RemoveFlatten():
+            return _flatten_moved(site.call)[:1]
         case InsertBefore():
             return [Edit(Span(site.call.source, site.call.start, site.call.start), f"{change} | ")] if site.call else []
         case ReplaceCall():

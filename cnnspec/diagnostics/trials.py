@@ -43,7 +43,7 @@ def prove(
     out: list[Diagnostic] = []
     for d in diagnostics:
         fixes, help = tuple(works.get(id(d), ())), d.help
-        if id(d) in tried - open_ and len(fixes) < len(d.fixes):
+        if (fixes or id(d) in tried - open_) and len(fixes) < len(d.fixes):
             help = ", or ".join(dict.fromkeys(fix.help for fix in fixes)) or d.fallback or help
         out.append(replace(d, fixes=fixes, help=help) if d.fixes else d)
     return out

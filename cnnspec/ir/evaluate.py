@@ -311,7 +311,8 @@ def _calculate(expr: Expr, values: list[Any]) -> Any:
     if isinstance(result, float) and not math.isfinite(result):
         raise ExpressionError("E0214", "the result is not finite", expr.origin)
     if abs(result) > _MAX_VALUE or (isinstance(result, Fraction) and result.denominator > _MAX_VALUE):
-        raise ExpressionError("E0405", f"the result exceeds the limit of {_MAX_VALUE}", expr.origin)
+        message = f"the result exceeds the limit of {_MAX_VALUE:,}"
+        raise ExpressionError("E0405", message, expr.origin, Advice("use smaller numbers"))
     return result
 
 
@@ -455,7 +456,7 @@ def _check_bounds(result: Any, type_: Type, name: str, origin: int, value: Any) 
                 message = f"{what} must be {must}, got {show(cast(object, value))}"
                 raise ExpressionError("E0215", message, origin, suggestion)
         if isinstance(number, int) and abs(number) > MAX_INTEGER:
-            message = f"`{name}` exceeds the limit of {MAX_INTEGER}"
+            message = f"`{name}` exceeds the limit of {MAX_INTEGER:,}"
             raise ExpressionError("E0405", message, origin, Advice("use a smaller number"))
 
 

@@ -76,10 +76,10 @@ def _identical_branches_of(context: LintContext, join: ast.Join, sources: Sequen
         name = f"@{element.label}" if isinstance(element, ast.Reference) else "in"
         if isinstance(element, (ast.In, ast.Reference)) and names.setdefault(source, name) != name:
             if any(block.span.start < join.span.start < block.span.end for block in context.blocks.values()):
-                other = "for the input of the block, start it with `x: in`, and write `@x`"
+                other = "to use the input of the block, add `x: in` as its first statement, and write `@x` here"
             else:
-                other = "for another tensor, use its label"
-            help = f"`in` is the input of the braces of `{join.kind}`; {other}"
+                other = "to use another tensor, write its label"
+            help = f"inside `{join.kind}`, `in` is the input of `{join.kind}`; {other}"
             yield warning("W0115", f"`{names[source]}` and `{name}` are the same tensor here", join.span, help)
 
 
@@ -95,7 +95,7 @@ def strides(context: LintContext, graph: ir.Graph) -> Iterator[Diagnostic]:
         stride = next((arg for arg in args if arg.name == "stride" and isinstance(arg.value, LITERALS)), None)
         single = all(_is_single(graph, index) for index in indices)
         if single and stride is not None:
-            message, edit = "`stride` has no effect on a 1x1 map", remove_argument(stride.span)
+            message, edit = "`stride` has no effect on a 1x1 feature map", remove_argument(stride.span)
             yield warning("W0105", message, stride.span, "remove it", edit, certain=False)
         elif not single:
             for node in (graph.nodes[index] for index in indices):
@@ -117,14 +117,15 @@ def _skipping_stride(
     if node.origin is None or not any(w.stride > reach > 1 for w, reach in zip(windows, reaches, strict=True)):
         return
     kernel, stride = (f"{high}x{wide}" for high, wide in (reaches, [window.stride for window in windows]))
-    larger = f"the stride {stride} of `{node.op.name}` is larger than its {kernel} window"
-    help, edit = "use a stride that is not larger than the window", None
+    dilated = "dilated " if any(window.dilation > 1 for window in windows) else ""
+    larger = f"the stride {stride} of `{node.op.name}` is larger than its {dilated}{kernel} kernel"
+    help, edit = f"use a stride of at most {kernel}", None
     positional = [arg for arg in args if arg.name is None]
     torch_order = node.op.name == "conv" and len(positional) > 2
     if torch_order and context.literal(positional[1].value, _CHANNELS) == channels:
         help = f"remove `{channels}`: the input channels of `conv` are inferred"
         edit = remove_argument(positional[1].span)
-    message = f"{larger}: the pixels between windows are skipped"
+    message = f"{larger}: some inputs are never read"
     yield warning("W0114", message, node.origin, help, edit, certain=False)
 
 
@@ -133,7 +134,7 @@ def _skipping_stride(
 
 def final_dropout(context: LintContext, graph: ir.Graph) -> Iterator[Diagnostic]:
     """Report dropout after the last layer."""
-    for index in _outputs(graph):
+    for index in (graph.output, *(head.output for head in graph.aux)):
         while index != ir.IMAGE:
             node = graph.nodes[index]
             if node.op.name in _DROPOUTS:
@@ -148,7 +149,7 @@ def final_dropout(context: LintContext, graph: ir.Graph) -> Iterator[Diagnostic]
 
 def final_activation(context: LintContext, graph: ir.Graph) -> Iterator[Diagnostic]:
     """Report activations of the logits."""
-    for node in (graph.nodes[index] for index in _outputs(graph)):
+    for head, node in _outputs_of(graph):
         if not isinstance(node.op, Activation) or len(node.shape) != 1 or not context.owns(node) or node.origin is None:
             continue
         text = context.file.source.text
@@ -159,12 +160,16 @@ def final_activation(context: LintContext, graph: ir.Graph) -> Iterator[Diagnost
             edit = Edit(Span(context.file.source, pipe.start(), node.origin.end), "")
         softmax = node.op.name == "softmax"
         reason = "which the training loss already applies" if softmax else "but the training loss expects logits"
-        message = f"the network ends with `{node.op.name}`, {reason}"
-        yield warning("W0111", message, node.origin, "remove it", edit if is_last else None, certain=False)
+        message = f"{head} ends with `{node.op.name}`, {reason}"
+        yield warning(
+            "W0111", message, node.origin, f"remove `{node.op.name}`", edit if is_last else None, certain=False
+        )
 
 
-def _outputs(graph: ir.Graph) -> tuple[int, ...]:
-    return (graph.output, *(head.output for head in graph.aux))
+def _outputs_of(graph: ir.Graph) -> Iterator[tuple[str, ir.Node]]:
+    yield "the network", graph.nodes[graph.output]
+    for head in graph.aux:
+        yield f"the auxiliary head `{head.name}`", graph.nodes[head.output]
 
 
 def unused_classes(context: LintContext, graph: ir.Graph) -> Iterator[Diagnostic]:
@@ -181,7 +186,8 @@ def unused_classes(context: LintContext, graph: ir.Graph) -> Iterator[Diagnostic
     literal = re.compile(r"[ \t]+(?:c[ \t]*=[ \t]*)?([0-9]+)(?=[ \t]*(?:[#\n;}]|$))")
     own = last.op.name == "linear" and context.owns(last) and last.origin
     if own and (outputs := literal.match(context.file.source.text, own.end)):
-        help, edit = "write `linear classes`", Edit(Span(context.file.source, *outputs.span(1)), "classes")
+        help = f"write `linear classes` instead of `linear {outputs[1]}`"
+        edit = Edit(Span(context.file.source, *outputs.span(1)), "classes")
     message = f"`classes` is never used: it is {classes}, but the network outputs {shapes.text(graph.output_shape)}"
     yield warning("W0102", message, stated.span, help, edit, certain=False)
 
@@ -209,16 +215,18 @@ def implausible_recipe(context: LintContext, graph: ir.Graph) -> Iterator[Diagno
         return
     recipe, entries = graph.recipe, {entry.word: entry for entry in train.entries}
     outputs, classes = graph.output_shape, DATA_SETS[recipe.data.name].classes
-    found = [*unlikely(recipe, graph.input_shape), *no_classifier(graph.input_shape, outputs)]
+    constant = graph.model.constants.get("classes")
+    found = [*unlikely(recipe, graph.input_shape), *no_classifier(graph.input_shape, outputs, constant)]
     if classes is not None and len(outputs) == 1:
-        constant = graph.model.constants.get("classes")
         found += other_classes(graph.name, outputs[0], recipe.data.name, classes, constant)
     for finding in found:
         if finding.entry in entries:
             yield diagnosed(finding, "W0113", recipe, entries, context.file.source.name)
-        elif not finding.entry:
+        elif finding.entry in ("", "input"):
+            stated = next((one for one in context.file.statements if isinstance(one, ast.Input)), None)
             word = Span(train.span.source, train.span.start, train.span.start + len("train"))
-            yield warning("W0113", finding.message, word, finding.help)
+            at = stated.span if finding.entry and stated else word
+            yield warning("W0113", finding.message, at, finding.help)
 
 
 def unused_inits(context: LintContext, graph: ir.Graph) -> Iterator[Diagnostic]:

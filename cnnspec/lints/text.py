@@ -9,12 +9,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from cnnspec.diagnostics import Diagnostic, Edit, Span
+from cnnspec.diagnostics import Diagnostic, Edit, Label, Span
 from cnnspec.lints.base import LITERALS, LintContext, remove_argument, remove_statement, warning
-from cnnspec.ops import OPS, stacked
+from cnnspec.ops import OPS, keeps_shape, stacked
 from cnnspec.schema import Parameter
 from cnnspec.semantics.blocks import signature
 from cnnspec.semantics.loader import standard_block, standard_blocks
+from cnnspec.shapes import join_words
 from cnnspec.syntax import ast
 
 MODULE_WORDS = frozenset(
@@ -61,10 +62,10 @@ def _unused_in(context: LintContext, body: Iterable[ast.Node], *, is_file: bool 
             last = max(uses[statement.name], default=-1)
             if last < 0 or (not is_file and last <= index):
                 message, edit = f"the value `{statement.name}` is never used", remove_statement(statement.span)
-                yield warning("W0104", message, statement.name_span, "remove the `let`", edit)
+                yield warning("W0104", message, statement.name_span, f"remove `let {statement.name}`", edit)
         elif isinstance(statement, ast.Param) and not context.extends and not set(uses[statement.name]) - {index}:
             message, edit = f"the parameter `{statement.name}` is never used", remove_statement(statement.span)
-            yield warning("W0102", message, statement.name_span, "remove the `param`", edit)
+            yield warning("W0102", message, statement.name_span, f"remove `param {statement.name}`", edit)
 
 
 def _bodies(node: ast.Node) -> Iterator[tuple[ast.Node, ...]]:
@@ -87,12 +88,13 @@ def unused_blocks(context: LintContext) -> Iterator[Diagnostic]:
     for block in context.blocks.values():
         if block.name not in used:
             message, edit = f"the block `{block.name}` is never used", remove_statement(block.span)
-            yield warning("W0101", message, block.name_span, "remove it", edit)
+            yield warning("W0101", message, block.name_span, "remove the block", edit)
     for use in (statement for statement in context.file.statements if isinstance(statement, ast.Use)):
         for name in use.names:
             if name.name not in used:
                 edit = remove_statement(use.span) if len(use.names) == 1 else None
-                yield warning("W0101", f"the block `{name.name}` is never used", name.span, "remove it", edit)
+                help = "remove the `use` statement" if edit else "remove it from the `use` statement"
+                yield warning("W0101", f"the imported block `{name.name}` is never used", name.span, help, edit)
 
 
 def _used_blocks(context: LintContext, used: set[str]) -> set[str]:
@@ -121,7 +123,7 @@ def unused_block_parameters(context: LintContext) -> Iterator[Diagnostic]:
         for parameter in block.parameters:
             if parameter.name not in body and not in_defaults[parameter.name] - {parameter.name}:
                 message = f"the parameter `{parameter.name}` of the block `{block.name}` is never used"
-                yield warning("W0102", message, parameter.span, "remove it, and the argument in its calls")
+                yield warning("W0102", message, parameter.span, f"remove it, also from the calls of `{block.name}`")
 
 
 def hidden_standard_blocks(context: LintContext) -> Iterator[Diagnostic]:
@@ -162,7 +164,7 @@ def labels(context: LintContext) -> Iterator[Diagnostic]:
             yield warning("W0103", message, label.span, "remove the label", _remove_label(label))
         elif names_module and label.name in MODULE_WORDS:
             message = f"the label `{label.name}` is an attribute of every `torch.nn.Module`"
-            help = f'rename it: the submodule would only be accessible as `["{label.name}"]`'
+            help = f"rename the label: `net.{label.name}` is the attribute of `torch.nn.Module`, not this submodule"
             yield warning("W0109", message, label.span, help)
 
 
@@ -183,11 +185,12 @@ def _remove_label(label: ast.LabelName) -> Edit:
 
 def conditional_in(context: LintContext) -> Iterator[Diagnostic]:
     """Report `in when ...`, which is `in` in both cases."""
-    help = "remove `when`, or for an optional branch write `if ... { in } else { nothing }`"
     for flow in context.nodes:
         if isinstance(flow, ast.Flow) and flow.condition is not None:
             single = flow.elements[0] if len(flow.elements) == 1 else None
             if isinstance(single, ast.In):
+                branch = f"if {flow.condition.span.text} {{ in }} else {{ nothing }}"
+                help = f"remove `when`, or write `{branch}` for an optional branch"
                 yield warning("W0105", "`when` has no effect on `in`", flow.span, help)
 
 
@@ -213,9 +216,12 @@ def stacked_branches(context: LintContext) -> Iterator[Diagnostic]:
         flows = [statement for statement in join.body if isinstance(statement, ast.Flow)]
         called = [[e.callee if isinstance(e, ast.Call) else None for e in flow.elements] for flow in flows]
         if stacked(called) and len({flow.span.line for flow in flows}) == len(flows):
-            message = f"a branch of `{join.kind}` is only a norm or an activation: each statement is a separate branch"
+            alone = [flow for flow, names in zip(flows, called, strict=True) if keeps_shape(names)]
+            names = join_words([f"`{flow.elements[0].span.text}`" for flow in alone])
+            branches = "is a separate branch" if len(alone) == 1 else "are separate branches"
+            labels = tuple(Label(flow.span, "a branch of its own") for flow in alone)
             help = "to chain statements, put them in `{ }` or join them with `|`"
-            yield warning("W0115", message, join.span, help)
+            yield warning("W0115", f"{names} {branches} of `{join.kind}`", join.span, help, labels=labels)
 
 
 # --- arguments -----------------------------------------------------------------------------------

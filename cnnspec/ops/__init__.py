@@ -27,6 +27,7 @@ __all__ = [
     "Op",
     "ShapeError",
     "foreign_choice",
+    "keeps_shape",
     "stacked",
     "translated",
 ]
@@ -54,8 +55,13 @@ def stacked(branches: Sequence[Sequence[str | None]]) -> bool:
         branches: The callees of each branch in order; None for an element that is not a call.
     """
     ends = [OPS.get(branch[-1] or "") for branch in branches[:-1]]
-    alone = [OPS.get(branch[0] or "") if len(branch) == 1 else None for branch in branches[1:]]
     return any(
-        end is not None and end.counts_as_layer and kind is not None and issubclass(kind, SameShape)
-        for end, kind in zip(ends, alone, strict=True)
+        end is not None and end.counts_as_layer and keeps_shape(branch)
+        for end, branch in zip(ends, branches[1:], strict=True)
     )
+
+
+def keeps_shape(branch: Sequence[str | None]) -> bool:
+    """Check whether a branch is a norm or an activation alone."""
+    kind = OPS.get(branch[0] or "") if len(branch) == 1 else None
+    return kind is not None and issubclass(kind, SameShape)

@@ -53,8 +53,8 @@ class PRelu(Activation):
         if self.num_parameters != 1 and self.num_parameters != inputs[0][0]:
             raise ShapeError(
                 "E0306",
-                f"`num_parameters` must be 1 or the number of channels, {inputs[0][0]}, got {self.num_parameters}",
-                one_of("write `{0}`, or remove it", SetArgument("num_parameters", inputs[0][0])),
+                f"`num_parameters` must be 1 or {inputs[0][0]} (the number of channels), got {self.num_parameters}",
+                one_of("write `{0}`, or remove the argument", SetArgument("num_parameters", inputs[0][0])),
                 argument="num_parameters",
             )
         return inputs[0]

@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import ClassVar, Literal, NamedTuple
 
 from cnnspec import shapes
-from cnnspec.diagnostics.suggestions import MoveFlattenAfter, SetArgument, Suggestion, describe, one_of
+from cnnspec.diagnostics.suggestions import MoveFlattenAfter, RemoveFlatten, SetArgument, Suggestion, describe, one_of
 from cnnspec.schema import Declared, Size
 from cnnspec.shapes import ITSELF, KEEP, AxisRule, Shape, Span, is_map
 
@@ -45,11 +45,15 @@ class ShapeError(Exception):
         message: The problem.
         suggestion: The action to take.
         argument: The argument that is wrong, if it is one.
+        fallback: The help where the suggestion cannot be applied to the text.
     """
 
-    def __init__(self, code: str, message: str, suggestion: Suggestion, *, argument: str = "") -> None:
+    def __init__(
+        self, code: str, message: str, suggestion: Suggestion, *, argument: str = "", fallback: str | None = None
+    ) -> None:
         super().__init__(message)
         self.code, self.message, self.suggestion, self.argument = code, message, suggestion, argument
+        self.fallback = fallback
 
     @property
     def help(self) -> str:
@@ -189,13 +193,16 @@ def need_map(name: str, x: Shape) -> tuple[int, int, int]:
     if len(x) != 3:
         raise ShapeError(
             "E0308",
-            f"`{name}` expects a map [N, C, H, W], got flat features {shapes.text(x)}",
-            MoveFlattenAfter(name),
+            f"`{name}` expects a feature map [N, C, H, W], got flat features {shapes.text(x)}",
+            one_of("move `{0.operator}` before `flatten`, or {1.wording}", MoveFlattenAfter(name), RemoveFlatten()),
+            fallback=f"move `{name}` before `flatten`",
         )
     return x[0], x[1], x[2]
 
 
-def need_divisible(name: str, what: str, size: int, by: int, argument: str, other: int = 0) -> None:
+def need_divisible(
+    name: str, what: str, size: int, by: int, argument: str, other: int = 0, *, proper: bool = False
+) -> None:
     """Require that `size` is a multiple of `by`.
 
     Args:
@@ -205,18 +212,25 @@ def need_divisible(name: str, what: str, size: int, by: int, argument: str, othe
         by: The divisor.
         argument: The argument that sets the divisor.
         other: A size that the suggested divisor must divide, too; 0 for none.
+        proper: Whether the suggested divisor must be smaller than the size.
 
     Raises:
         ShapeError: It is not.
     """
     if size % by:
         common = math.gcd(size, other)
-        divisors = [n for n in range(1, common + 1) if common % n == 0] if common <= 65_536 else [1]
+        divisors = [n for n in _divisors(common) if n < size or not proper] or [1]
         near = min(divisors, key=lambda n: (abs(n - by), n))
-        divisor = f"common divisor of {size} and {other}" if other else f"divisor of {size}"
+        divisor = f"common divisor of {size} and {other}" if other not in (0, size) else f"divisor of {size}"
+        divisor = f"proper {divisor}" if proper else divisor
         raise ShapeError(
             "E0306",
             f"the {what} of `{name}` must be divisible by `{argument}`: {size} is not divisible by {by}",
-            one_of(f"write `{{0}}`, the nearest {divisor}", SetArgument(argument, near)),
+            one_of(f"write `{{0}}`, the {divisor} closest to {by}", SetArgument(argument, near)),
             argument=argument,
         )
+
+
+def _divisors(number: int) -> list[int]:
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return [*small, *(number // n for n in small)]

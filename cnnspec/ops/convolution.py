@@ -1,5 +1,6 @@
 """Convolutions and linear layers."""
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from cnnspec import shapes
@@ -15,6 +16,40 @@ def kernel(height: int, width: int) -> SetArgument:
     return SetArgument("kernel", f"{height}x{width}", "use a {0.value} kernel")
 
 
+def _rounding(window: Window) -> int:
+    """Return by how much a window may exceed the map; 0 if its stride may depend on the kernel."""
+    return window.stride - 1 if window.ceil and window.stride != window.kernel else 0
+
+
+def show_size(size: Size) -> str:
+    """Render a size as `3` or `1x2`."""
+    return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
+
+
+def wrong_axis(given: Size, limits: Sequence[int]) -> Literal[0, 1] | None:
+    """Return the first axis in which a size exceeds its limit."""
+    return 0 if given[0] > limits[0] else 1 if given[1] > limits[1] else None
+
+
+def in_axis(axis: Literal[0, 1], given: Size, limits: Sequence[int]) -> str:
+    """Name the axis of a wrong value, unless it is wrong in both axes alike."""
+    return "" if given[0] == given[1] and limits[0] == limits[1] else f" for the {('height', 'width')[axis]}"
+
+
+def at_most(name: str, given: Size, limits: Sequence[int]) -> Suggestion:
+    """Suggest the largest values of an argument, in each axis, that are at most the given ones."""
+    most = min(given[0], limits[0]), min(given[1], limits[1])
+    wording = "write `{0}` or less" if any(most) else f"remove `{name}`"
+    return one_of(wording, SetArgument(name, show_size(most)))
+
+
+def _flattened(*pooled: str) -> Suggestion:
+    """Suggest operators before `linear` that make flat features."""
+    codes = ("flatten", *pooled)
+    wording = f"insert {' or '.join(f'`{{{i}}}`' for i in range(len(codes)))} before `linear`"
+    return one_of(wording, *(InsertBefore(code, "insert `{0}` before `linear`") for code in codes))
+
+
 def slide(name: str, windows: tuple[Window, Window], h: int, w: int) -> tuple[int, int]:
     """Return the output height and width of sliding windows on a map.
 
@@ -28,12 +63,14 @@ def slide(name: str, windows: tuple[Window, Window], h: int, w: int) -> tuple[in
     room = [size + 2 * window.pad for window, size in zip(windows, (h, w), strict=True)]
     dilated = "dilated " if any(window.dilation > 1 for window in windows) else ""
     padded = f" ({room[0]}x{room[1]} with padding)" if room != [h, w] else ""
-    least = max(1, min(h, w))
-    smaller = kernel(least, least)
+    fitting = [
+        window.kernel if length >= 1 else (size - 1 + _rounding(window)) // window.dilation + 1
+        for window, length, size in zip(windows, (height, width), room, strict=True)
+    ]
     raise ShapeError(
         "E0304",
         f"the {dilated}kernel size {reach[0]}x{reach[1]} of `{name}` is larger than the input size {h}x{w}{padded}",
-        one_of("use a kernel of at most {0.value}, increase the padding, or remove an earlier stride", smaller),
+        one_of("use a kernel of at most {0.value}", kernel(*fitting)),
         argument="kernel",
     )
 
@@ -67,8 +104,8 @@ class Conv(Op):
         if self.c is None and not self.depthwise:
             raise ShapeError(
                 "E0203",
-                "`conv` is missing its argument `c`",
-                Advice("add the number of output channels: `conv 3x3 c=16`"),
+                "`conv` is missing the required argument `c`",
+                Advice("add the number of output channels, such as `c=16`"),
             )
         return self.c if self.c is not None else x[0]
 
@@ -83,7 +120,8 @@ class Conv(Op):
         kh, kw = self.kernel
         if kh % 2 == 0 or kw % 2 == 0:
             message = f"`pad=same` requires an odd kernel size, got {kh}x{kw}"
-            raise ShapeError("E0305", message, self._odd_kernel(), argument="kernel")
+            swapped = f"`kernel` is {show_size(self.kernel)} and `c` is {self.c}: the two values seem to be swapped"
+            raise ShapeError("E0305", message, self._odd_kernel(), argument="kernel", fallback=swapped)
         return shapes.same_padding(kh, self.dilation[0]), shapes.same_padding(kw, self.dilation[1])
 
     def _odd_kernel(self) -> Suggestion:
@@ -94,9 +132,9 @@ class Conv(Op):
             return SetNumbers(settings, "the kernel comes first: `conv {0}`")
         none, odd = SetArgument("pad", 0), kernel(kh | 1, kw | 1)
         if min(kh, kw) == 1:
-            return one_of("write `{0}`, which changes the size of the map, or use a {1.value} kernel", none, odd)
-        wording = "write `{0}` or `{1}`, which change the size of the map, or use a {2.value} kernel"
-        return one_of(wording, SetArgument("pad", max(kh, kw) // 2), none, odd)
+            return one_of("use a {0.value} kernel, or set the padding explicitly: `{1}`", odd, none)
+        wording = "use a {0.value} kernel, or set the padding explicitly: `{1}` or `{2}`"
+        return one_of(wording, odd, SetArgument("pad", max(kh, kw) // 2), none)
 
     def infer(self, *inputs: Shape) -> Shape:
         c, h, w = need_map(self.name, inputs[0])
@@ -108,7 +146,10 @@ class Conv(Op):
             raise ShapeError(
                 "E0306",
                 f"the output channels of a depthwise `conv` must be a multiple of its {c} input channels, got {out}",
-                one_of("write `{0}`, or remove `c`", SetArgument("c", max(1, round(out / c)) * c)),
+                one_of(
+                    f"write `{{0}}`, or remove `c` for {c} output channels",
+                    SetArgument("c", max(1, round(out / c)) * c),
+                ),
                 argument="c",
             )
         need_divisible(self.name, "input channels", c, groups, "groups", out)
@@ -157,21 +198,27 @@ class ConvTranspose(Op):
         c, h, w = need_map(self.name, inputs[0])
         need_divisible(self.name, "input channels", c, self.groups, "groups", self.c)
         need_divisible(self.name, "output channels", self.c, self.groups, "groups", c)
-        for axis in (0, 1):
-            if self.out_pad[axis] >= max(self.stride[axis], self.dilation[axis]):
-                most = SetArgument("out_pad", max(self.stride[axis], self.dilation[axis]) - 1)
-                raise ShapeError(
-                    "E0309",
-                    f"`out_pad` must be smaller than the stride or the dilation, got {self.out_pad[axis]}",
-                    one_of("write `{0}` or less", most),
-                    argument="out_pad",
-                )
+        limits = [max(stride, dilation) - 1 for stride, dilation in zip(self.stride, self.dilation, strict=True)]
+        axis = wrong_axis(self.out_pad, limits)
+        if axis is not None:
+            got = f"got {self.out_pad[axis]}{in_axis(axis, self.out_pad, limits)}"
+            raise ShapeError(
+                "E0309",
+                "`out_pad` must be smaller than the stride or the dilation, "
+                f"{got} (stride {self.stride[axis]}, dilation {self.dilation[axis]})",
+                at_most("out_pad", self.out_pad, limits),
+                argument="out_pad",
+            )
         height, width = self.resized(h, w)
         if height < 1 or width < 1:
             raise ShapeError(
                 "E0304",
                 f"the output size {height}x{width} of `conv_transpose` is too small: the input size is {h}x{w}",
-                Advice("reduce `pad`"),
+                at_most(
+                    "pad",
+                    self.pad,
+                    [(size - 1 + 2 * pad) // 2 for size, pad in ((height, self.pad[0]), (width, self.pad[1]))],
+                ),
                 argument="pad",
             )
         return self.c, height, width
@@ -211,8 +258,8 @@ class Linear(Op):
         if len(inputs[0]) != 1:
             raise ShapeError(
                 "E0307",
-                f"`linear` expects flat features [N, F], got a map {shapes.text(inputs[0])}",
-                one_of("insert `{0}` before it, or `{1}`", *map(InsertBefore, ("flatten", "global_avgpool | flatten"))),
+                f"`linear` expects flat features [N, F], got a feature map {shapes.text(inputs[0])}",
+                _flattened() if inputs[0][1:] == (1, 1) else _flattened("global_avgpool | flatten"),
             )
         return (self.c,)
 

@@ -6,8 +6,13 @@ from typing import ClassVar, cast
 from cnnspec import shapes
 from cnnspec.diagnostics.suggestions import Advice, AppendToBranches, ReplaceOperator, Suggestion
 from cnnspec.ops.base import FLOAT, Op, Saved, ShapeError
+from cnnspec.ops.convolution import show_size
+from cnnspec.schema import Size
 from cnnspec.shapes import AxisRule, Shape, Window
 from cnnspec.shapes.symbolic import greatest
+
+MIXED = "use feature maps in all branches, or `flatten` in all of them"
+"""Help for branches of which some are feature maps and some are flat."""
 
 
 class Join(Op):
@@ -31,23 +36,29 @@ class Join(Op):
         return FLOAT * shapes.numel(self.joined(inputs[:-1])) if len(inputs) > 2 else 0
 
 
-def _larger(first: Shape, other: Shape, window: Callable[[int], AxisRule]) -> tuple[str, Shape, int] | None:
+def _larger(first: Shape, other: Shape, window: Callable[[int], AxisRule]) -> tuple[str, Shape, Size] | None:
     """Return which of two maps is larger, the smaller map, and the stride of a window that makes the sizes equal."""
     for small, large, which in ((first, other, "other"), (other, first, "first")):
-        for stride in (-(-large[1] // small[1]), large[1] // small[1]):
-            if stride > 1 and all(window(stride)(large[i]) == small[i] for i in (1, 2)):
-                return which, small, stride
+        height, width = (_stride(large[i], small[i], window) for i in (1, 2))
+        if height and width and (height, width) != (1, 1):
+            return which, small, (height, width)
     return None
+
+
+def _stride(large: int, small: int, window: Callable[[int], AxisRule]) -> int | None:
+    """Return the stride of a window from one size to another, if there is one."""
+    candidates = (-(-large // small), large // small)
+    return next((stride for stride in candidates if stride and window(stride)(large) == small), None)
 
 
 def _single(shape: Shape) -> bool:
     return shape[1:] == (1, 1)
 
 
-def projection(wanted: Shape, x: Shape) -> tuple[int, int] | None:
+def projection(wanted: Shape, x: Shape) -> tuple[int, Size] | None:
     """Return channels and stride of the 1x1 convolution from the map `x` to the wanted shape, if there is one."""
     if x[1:] == wanted[1:]:
-        return wanted[0], 1
+        return wanted[0], (1, 1)
     found = _larger(wanted, x, lambda stride: Window(1, stride))
     return (wanted[0], found[2]) if found and found[0] == "other" else None
 
@@ -65,10 +76,26 @@ def _append(
         wording: The help; see `AppendToBranches`.
         first_axis: The axes from this one on must be equal.
     """
-    branches = f"{which} branch"
-    if sum(shape[first_axis:] != wanted[first_axis:] for shape in inputs) > 1:
-        branches = "larger branches" if which == "first" and shapes.is_map(wanted) else "other branches"
+    wrong = [i for i, shape in enumerate(inputs) if shape[first_axis:] != wanted[first_axis:]]
+    branches = "larger branches" if which == "first" and shapes.is_map(wanted) else "other branches"
+    if len(wrong) == 1:
+        branches = f"{ordinal(wrong[0])} branch"
     return AppendToBranches(code, wanted, wording, branches, first_axis)
+
+
+def ordinal(index: int) -> str:
+    """Return `first`, `second`, ... for a position from 0."""
+    number = index + 1
+    words = ("first", "second", "third", "fourth", "fifth", "sixth")
+    if number <= len(words):
+        return words[index]
+    endings = {1: "st", 2: "nd", 3: "rd"} if number // 10 % 10 != 1 else {}
+    return f"{number}{endings.get(number % 10, 'th')}"
+
+
+def strided(c: object, stride: str) -> str:
+    """Return the code of a projection; a stride of 1 is left out."""
+    return f"conv 1x1 {c}{f' stride={stride}' if stride != '1' else ''}"
 
 
 def _projection(first: Shape, other: Shape, inputs: Sequence[Shape]) -> AppendToBranches | None:
@@ -77,8 +104,7 @@ def _projection(first: Shape, other: Shape, inputs: Sequence[Shape]) -> AppendTo
         return _append(f"linear {first[0]}", "other", inputs[0], inputs, "append `{0}` to the {0.which}")
     for which, wanted, x in (("other", first, other), ("first", other, first)):
         if found := projection(wanted, x):
-            c, stride = found
-            code = f"conv 1x1 {c}{f' stride={stride}' if stride > 1 else ''}"
+            code = strided(found[0], show_size(found[1]))
             saved = other if which == "first" else inputs[0]
             return _append(code, which, saved, inputs, "project the {0.which} with `{0}`")
     return None
@@ -103,7 +129,7 @@ class Add(Join):
     name: ClassVar[str] = "add"
     torch: ClassVar[str] = "torch.add"
     fresh: ClassVar[bool] = True
-    advice: ClassVar[str] = "use the same kernel sizes, padding and total stride in all branches"
+    advice: ClassVar[str] = "use the same total stride and `pad=same` in all branches"
 
     def infer(self, *inputs: Shape) -> Shape:
         for other in inputs[1:]:
@@ -115,9 +141,11 @@ class Add(Join):
     def _equal_shapes(self, other: Shape, inputs: Sequence[Shape]) -> Suggestion:
         first = inputs[0]
         if len(other) != len(first):  # their sizes would rarely agree once both are flat
-            return Advice("use `flatten` in every branch, or in none")
+            return Advice(MIXED)
         if _single(other) != _single(first) and other[0] == first[0]:
-            return ReplaceOperator("mul", "write `{0}`, which scales each channel by a 1x1 map")
+            return ReplaceOperator(
+                "mul", "write `{0}`, which multiplies each channel by its value in the 1x1 feature map"
+            )
         return _projection(first, other, inputs) or Advice(self.advice)
 
 
@@ -127,18 +155,14 @@ class Mul(Join):
     name: ClassVar[str] = "mul"
     torch: ClassVar[str] = "torch.mul"
     advice: ClassVar[str] = (
-        "use equal channels and sizes in all branches, or 1 channel or a 1x1 map, which are broadcast"
+        "use the same channels, height and width in all branches; only 1 channel or a 1x1 feature map is broadcast"
     )
 
     def infer(self, *inputs: Shape) -> Shape:
         result = inputs[0]
         for other in inputs[1:]:
             if len(other) != len(result):
-                raise ShapeError(
-                    "E0303",
-                    "cannot multiply a map and flat features",
-                    Advice("remove `flatten` and use `conv 1x1` instead of `linear`, or use `flatten` in every branch"),
-                )
+                raise ShapeError("E0303", "cannot multiply a feature map and flat features", Advice(MIXED))
             channels = {result[0], other[0]} - {1}
             maps = {result[1:], other[1:]} - {(1, 1)}
             if len(channels) > 1 or len(maps) > 1:
@@ -178,7 +202,7 @@ class Concat(Join):
     name: ClassVar[str] = "concat"
     torch: ClassVar[str] = "torch.cat"
     fresh: ClassVar[bool] = True
-    advice: ClassVar[str] = "make all branches maps of the same size, or use `flatten` in all of them"
+    advice: ClassVar[str] = "use the same total stride and `pad=same` in all branches"
 
     def scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
         return 0
@@ -187,17 +211,17 @@ class Concat(Join):
         for other in inputs[1:]:
             if len(other) != len(inputs[0]):
                 which, flat = ("first", other) if shapes.is_map(inputs[0]) else ("other", inputs[0])
-                both = _append("flatten", which, flat, inputs, "append `{0}` to the {0.which}, too", 1)
-                raise ShapeError("E0302", "cannot concatenate a map and flat features", both)
+                both = _append("flatten", which, flat, inputs, "append `{0}` to the {0.which}", 1)
+                raise ShapeError("E0302", "cannot concatenate a feature map and flat features", both)
             if other[1:] != inputs[0][1:]:
-                message = "cannot concatenate maps of different sizes"
+                message = "cannot concatenate feature maps of different sizes"
                 raise ShapeError("E0302", message, self._equal_sizes(other, inputs))
         return sum(shape[0] for shape in inputs), *inputs[0][1:]
 
     def _equal_sizes(self, other: Shape, inputs: Sequence[Shape]) -> Suggestion:
         found = _larger(inputs[0], other, lambda stride: Window(stride, stride))
         if found is None:
-            return Advice("use the same total stride in all branches, and padding that keeps the size")
+            return Advice(self.advice)
         which, smaller, stride = found
         wording = "downsample the {0.which} with `{0}`"
-        return _append(f"maxpool {stride}x{stride}", which, smaller, inputs, wording, 1)
+        return _append(f"maxpool {stride[0]}x{stride[1]}", which, smaller, inputs, wording, 1)

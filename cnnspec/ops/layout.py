@@ -6,7 +6,7 @@ from math import floor
 from typing import ClassVar, Literal
 
 from cnnspec import shapes
-from cnnspec.diagnostics.suggestions import Advice, InsertBefore, SetArgument, one_of
+from cnnspec.diagnostics.suggestions import Advice, InsertBefore, SetArgument
 from cnnspec.limits import MAX_PERIOD
 from cnnspec.ops.base import Op, ShapeError, need_divisible, need_map
 from cnnspec.schema import Count, CountSize, Interval
@@ -103,11 +103,11 @@ class PixelShuffle(Op):
         c, h, w = need_map(self.name, inputs[0])
         r = self.factor
         if c % (r * r):
-            message = "the channels of `pixel_shuffle` must be divisible by the square of `factor`"
+            message = "the channels of `pixel_shuffle` must be divisible by `factor` squared"
             raise ShapeError(
                 "E0306",
-                f"{message}: {c} is not divisible by {r}x{r}",
-                InsertBefore(f"conv 1x1 {-(-c // (r * r)) * r * r}"),
+                f"{message}: {c} is not divisible by {r * r}",
+                InsertBefore(f"conv 1x1 {-(-c // (r * r)) * r * r}", "insert `{0}` before `pixel_shuffle`"),
                 argument="factor",
             )
         return c // (r * r), *self.resized(h, w)
@@ -164,10 +164,15 @@ class Pad(Op):
         if h < least[0] or w < least[1]:
             left, right, top, bottom = self.sides()
             kept = (h + min(top, 0) + min(bottom, 0), w + min(left, 0) + min(right, 0))
+            less = [
+                f"fewer than {size} {what}"
+                for size, limit, what in zip((h, w), least, ("rows", "columns"), strict=True)
+                if size < limit
+            ]
             raise ShapeError(
                 "E0309",
-                f"`pad` crops the whole map: {max(kept[0], 0)}x{max(kept[1], 0)} is left of {h}x{w}",
-                Advice("crop less: negative amounts remove rows and columns"),
+                f"`pad` crops away the entire feature map: {h}x{w} becomes {max(kept[0], 0)}x{max(kept[1], 0)}",
+                Advice(f"crop {' and '.join(less)} in total"),
                 argument="amounts",
             )
         return c, *self.resized(h, w)
@@ -188,12 +193,16 @@ class Slice(Op):
     def infer(self, *inputs: Shape) -> Shape:
         low, high = self.range
         if not (isinstance(low, int) and isinstance(high, int) and 0 <= low < high <= inputs[0][0]):
-            wording = "channels are numbered from 0 and the end is exclusive: `slice {0.value}` selects all of them"
-            every = SetArgument("range", f"0..{inputs[0][0]}", "write `slice {0.value}`")
+            start, end = max(floor(low), 0), min(floor(high), inputs[0][0])
+            start, end = (start, end) if start < end else (0, inputs[0][0])
             raise ShapeError(
                 "E0310",
                 f"`slice {low}..{high}` is out of range for {inputs[0][0]} channels",
-                one_of(wording, every),
+                SetArgument(
+                    "range",
+                    f"{start}..{end}",
+                    "write `slice {0.value}`: channels are numbered from 0, and the end is exclusive",
+                ),
                 argument="range",
             )
         return high - low, *inputs[0][1:]

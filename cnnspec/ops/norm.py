@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from cnnspec import shapes
+from cnnspec.diagnostics import counted
 from cnnspec.diagnostics.suggestions import Advice
 from cnnspec.ops.base import FLOAT, INDEX, SameShape, Saved, ShapeError, need_divisible, need_map
 from cnnspec.ops.inits import InitScheme
@@ -60,15 +61,19 @@ class GroupNorm(_OverMap):
     init: Literal["zero"] | InitScheme | None = None
 
     def infer(self, *inputs: Shape) -> Shape:
-        need_divisible(self.name, "channels", inputs[0][0], self.groups, "groups")
-        if shapes.numel(inputs[0]) == self.groups:
-            grouped = f"{shapes.text(inputs[0])} in {self.groups} groups"
+        channels, values = inputs[0][0], shapes.numel(inputs[0])
+        if values == 1 or values == channels == self.groups:
+            grouped = f"{shapes.text(inputs[0])} in {counted(self.groups, 'group')}"
+            fewer = ["use fewer groups"] if values > 1 else []
+            elsewhere = ["move `gn` to a larger feature map" if shapes.is_map(inputs[0]) else "remove `gn`"]
             raise ShapeError(
                 "E0309",
-                f"`gn` expects more than 1 value per group: {grouped} is normalized to 0",
-                Advice("use fewer groups, or move it before the pooling"),
+                f"`gn` expects more than 1 value per group, got {grouped}, where every output is 0",
+                Advice(", or ".join(fewer + elsewhere)),
                 argument="groups",
             )
+        proper = values == channels  # as many groups would have a single value each
+        need_divisible(self.name, "channels", channels, self.groups, "groups", proper=proper)
         return inputs[0]
 
     def needs_places(self, x: Shape) -> bool:
@@ -120,9 +125,10 @@ class InstanceNorm(_OverMap):
     def infer(self, *inputs: Shape) -> Shape:
         shape = need_map(self.name, inputs[0])
         if shape[1:] == (1, 1):
-            advice = Advice("use `gn` or `bn`, or move it before the pooling")
             raise ShapeError(
-                "E0309", "`in_norm` expects more than 1 spatial element: a 1x1 map is normalized to 0", advice
+                "E0309",
+                f"`in_norm` expects more than 1 spatial element, got {shapes.text(shape)}, where every output is 0",
+                Advice("use `bn`, or move `in_norm` to a larger feature map"),
             )
         return shape
 

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from cnnspec import shapes
-from cnnspec.diagnostics.suggestions import SetArgument, one_of
 from cnnspec.ops.base import INDEX, INPUT, Op, Saved, ShapeError, need_map
-from cnnspec.ops.convolution import slide
+from cnnspec.ops.convolution import at_most, in_axis, slide, wrong_axis
 from cnnspec.schema import CountSize, Padding, Size
 from cnnspec.shapes import AxisRule, Fixed, Shape, Window
 
@@ -20,15 +19,16 @@ class _Pool(Op):
 
     def infer(self, *inputs: Shape) -> Shape:
         c, h, w = need_map(self.name, inputs[0])
-        for axis in (0, 1):
-            if 2 * self.pad[axis] > self.kernel[axis]:
-                got = f"got {self.pad[axis]} for kernel size {self.kernel[axis]}"
-                raise ShapeError(
-                    "E0309",
-                    f"`pad` of `{self.name}` must be at most half of the kernel size, {got}",
-                    one_of("write `{0}` or less", SetArgument("pad", self.kernel[axis] // 2)),
-                    argument="pad",
-                )
+        limits = [size // 2 for size in self.kernel]
+        axis = wrong_axis(self.pad, limits)
+        if axis is not None:
+            got = f"got {self.pad[axis]}{in_axis(axis, self.pad, limits)} with kernel size {self.kernel[axis]}"
+            raise ShapeError(
+                "E0309",
+                f"`pad` of `{self.name}` must be at most half of the kernel size, {got}",
+                at_most("pad", self.pad, limits),
+                argument="pad",
+            )
         return c, *slide(self.name, (self.axis_rule(0), self.axis_rule(1)), h, w)
 
     def axis_rule(self, axis: Literal[0, 1]) -> Window:

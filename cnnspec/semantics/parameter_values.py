@@ -76,4 +76,4 @@ def _require_value(name: str, value: object) -> None:
         help = "use a number, a size like `(3, 3)`, `True` or `False`, or the name of an operator"
         raise failure("E0204", message, help=help)
     if any(abs(part) > MAX_LITERAL for part in parts):
-        raise failure("E0405", f"`{name}` exceeds the limit of {MAX_LITERAL}", help="use a smaller number")
+        raise failure("E0405", f"`{name}` exceeds the limit of {MAX_LITERAL:,}", help="use a smaller number")

@@ -61,7 +61,7 @@ def impossible(recipe: Recipe) -> Iterator[Contradiction]:
         train, test = images
         held: Any = recipe.data.args["val"]
         yield from nothing_left(recipe.data.name, held, train)
-        yield from too_few(recipe.data, "train", max(0, train - held))
+        yield from too_few(recipe.data, "train", max(0, train - held), held)
         yield from too_few(recipe.data, "test", test)
         yield from nothing_validated(recipe, held)
 
@@ -70,16 +70,25 @@ def nothing_left(name: str, held: int, count: int) -> Iterator[Contradiction]:
     """Yield a contradiction if validation takes all `count` training images."""
     if held >= count:
         message = f"`val={held}` leaves no training images in `{name}`"
-        wording = f"hold out fewer of its {count} training images, or write `{{0}}` for none"
+        wording = f"hold out fewer than its {count:,} training images, or write `{{0}}` to hold out none"
         yield Contradiction("data", message, one_of(wording, SetArgument("val", 0)), "val", code="E0511")
 
 
-def too_few(data: Setting, part: str, count: int) -> Iterator[Contradiction]:
-    """Yield a contradiction if the recipe asks for more images of a part than its `count`."""
+def too_few(data: Setting, part: str, count: int, held: int = 0) -> Iterator[Contradiction]:
+    """Yield a contradiction if the recipe asks for more images of a part than its `count`.
+
+    Args:
+        data: The data set of the recipe.
+        part: `train` or `test`.
+        count: The number of its images, without those that are held out.
+        held: The number of images that are held out from it.
+    """
     wanted: Any = data.args.get(part)
     if wanted is not None and wanted > count:
-        message = f"`{part}={wanted}` exceeds the {count} {part} images of `{data.name}`"
-        fewer = one_of("write `{0}` or less, or remove it to use all images", SetArgument(part, count))
+        images = "training images" if part == "train" else f"{part} images"
+        rest = f" that remain with `val={held}`" if held else ""
+        message = f"`{part}={wanted}` exceeds the {count:,} {images} of `{data.name}`{rest}"
+        fewer = one_of(f"write `{{0}}` or less, or remove `{part}` to use all images", SetArgument(part, count))
         yield Contradiction("data", message, fewer, part, code="E0511")
 
 
@@ -88,20 +97,28 @@ def nothing_validated(recipe: Recipe, held: int) -> Iterator[Contradiction]:
     if recipe.early_stop is not None and not held:
         usual = DATA_SETS[recipe.data.name].parameters["val"].default
         message = "`early_stop` requires validation images, but none are held out"
-        some = one_of("hold out some with `{0}`, or remove `early_stop`", SetArgument("val", usual))
+        some = one_of("hold out some images with `{0}`, or remove `early_stop`", SetArgument("val", usual))
         yield Contradiction("data", message, some, "val", code="E0511")
 
 
-def no_classifier(image: Shape, output: Shape) -> Iterator[Contradiction]:
-    """Yield a contradiction if a network is not an image classifier."""
+def no_classifier(image: Shape, output: Shape, classes: Expr | None) -> Iterator[Contradiction]:
+    """Yield a contradiction if a network is not an image classifier.
+
+    Args:
+        image: The input shape.
+        output: The output shape.
+        classes: The `classes` of the spec.
+    """
     if len(output) != 1:
-        message = f"expected one output per class, got an output of shape {text(output)}"
-        help = "end the network with `global_avgpool | flatten | linear classes` to train it as a classifier"
+        message = f"training expects one output per class, but the network outputs {text(output)}"
+        add = "" if classes else "add `classes 10`, and "
+        help = f"{add}end the network with `global_avgpool | flatten | linear classes`"
         yield Contradiction("", message, Advice(help), code="E0508")
     elif image[0] not in (1, 3):
-        message = f"expected an input with 1 or 3 channels, got {image[0]}"
-        help = "start with `input 3x32x32` or `input 1x28x28` to train on images"
-        yield Contradiction("", message, Advice(help), code="E0508")
+        message = f"training expects images with 1 or 3 channels, but `input` has {image[0]}"
+        color, gray = (f"`input {channels}x{image[1]}x{image[2]}`" for channels in (3, 1))
+        help = f"write {color}, or {gray} for grayscale images"
+        yield Contradiction("input", message, Advice(help), code="E0508")
 
 
 def other_classes(network: str, given: int, data: str, wanted: int, stated: Expr | None) -> Iterator[Contradiction]:
@@ -135,10 +152,11 @@ def unlikely(recipe: Recipe, image: Shape) -> Iterator[Contradiction]:
             yield Contradiction("augment", message, suggestion, argument, place)
     if recipe.early_stop is not None and recipe.early_stop >= epochs:
         message = f"`early_stop` waits for {recipe.early_stop} epochs, but the run ends after {_epochs(recipe, epochs)}"
-        yield Contradiction("early_stop", message, Advice("use fewer epochs, or remove it"))
+        fewer = f"wait for fewer epochs, such as `early_stop {epochs // 4 or 1}`, or " if epochs > 1 else ""
+        yield Contradiction("early_stop", message, Advice(f"{fewer}remove `early_stop`"))
     if recipe.accumulate > recipe.batch:
         message = f"`accumulate` cannot split a batch of {recipe.batch} images into {recipe.accumulate} parts"
-        yield Contradiction("accumulate", message, Advice("use a divisor of `batch`"))
+        yield Contradiction("accumulate", message, Advice(f"use a divisor of the batch size {recipe.batch}"))
 
 
 def _epochs(recipe: Recipe, epochs: int) -> str:
@@ -154,20 +172,34 @@ def _schedule(recipe: Recipe, epochs: int) -> Iterator[Contradiction]:
     run = f"the run ends after {_epochs(recipe, epochs)}"
     name = "every" if "every" in args else "at"
     if list(at) != sorted(set(at)):
-        yield odd(name, f"the epochs in `at` are not increasing: {list(at)}", SetArgument("at", f"{sorted(set(at))}"))
+        within = sorted({epoch for epoch in at if epoch < epochs})
+        order: Suggestion = SetArgument("at", f"{within}")
+        if len(within) < len(set(at)):
+            order = Advice(f"use increasing epochs below {epochs}, or increase `epochs`")
+        yield odd(name, f"the epochs in `at` are not increasing: {list(at)}", order)
     if at and max(at) >= epochs:
         never = "never decreases" if min(at) >= epochs else f"does not decrease at epoch {max(at)}"
-        yield odd(name, f"the learning rate {never}: {run}", Advice("increase `epochs`, or use earlier epochs here"))
+        yield odd(name, f"the learning rate {never}: {run}", Advice(_earlier(name, epochs)))
     if args.get("gamma", 0) >= 1:
         message = f"the learning rate does not decrease with `gamma={args['gamma']:g}`"
         yield odd("gamma", message, one_of("use a factor below 1, such as `{0}`", SetArgument("gamma", 0.1)))
     if recipe.schedule.name != "onecycle" and args.get("warmup", 0) >= epochs:
         message = f"the warmup takes {args['warmup']:g} epochs, but {run}"
-        yield odd("warmup", message, one_of("use fewer epochs, such as `{0}`", SetArgument("warmup", 1)))
+        shorter = one_of("use a shorter warmup, such as `{0}`", SetArgument("warmup", -(-epochs // 10)))
+        yield odd("warmup", message, shorter if epochs > 1 else one_of("write `{0}`", SetArgument("warmup", 0)))
     rate: Any = recipe.optimizer.args["lr"]
     if args.get("end", 0) > rate:
-        message = f"the schedule ends at {args['end']:g}, above the learning rate `lr={rate:g}`"
+        default = "" if "optimizer" in recipe.specified else " (the default)"
+        message = f"the schedule ends at {args['end']:g}, above the learning rate `lr={rate:g}`{default}"
         yield odd("end", message, one_of("write `{0}`, or increase `lr`", SetArgument("end", 0)))
+
+
+def _earlier(name: str, epochs: int) -> str:
+    """Advise on a schedule whose last step is after the end of the run."""
+    if epochs == 1:
+        return "increase `epochs`"
+    earlier = f"reduce `every` to less than {epochs}" if name == "every" else f"use epochs below {epochs} in `at`"
+    return f"increase `epochs`, or {earlier}"
 
 
 def _augmentation(step: Setting, image: Shape) -> Iterator[tuple[str, str, Suggestion]]:
@@ -178,9 +210,17 @@ def _augmentation(step: Setting, image: Shape) -> Iterator[tuple[str, str, Sugge
         pad = "x".join(map(str, args["pad"]))
         wording = "write `{0}`: `pad` is the padding, and the crop always has the size of the input"
         message = f"`random_crop` pads by {pad} pixels, but the image is {height}x{width}"
-        yield "pad", message, one_of(wording, SetArgument("pad", 4))
+        yield "pad", message, one_of(wording, SetArgument("pad", min(height, width) // 8))
     if step.name == "cutout" and args["side"] >= min(height, width):
         message = f"`cutout` erases a square of {args['side']} pixels per side, but the image is {height}x{width}"
-        yield "side", message, one_of("use a smaller square, such as `{0}`", SetArgument("side", 8))
+        yield (
+            "side",
+            message,
+            one_of("use a smaller square, such as `{0}`", SetArgument("side", min(height, width) // 4 or 1)),
+        )
     if step.name == "color_jitter" and not any(args.values()):
-        yield "", "`color_jitter` has no effect", one_of("set a factor, such as `{0}`", SetArgument("brightness", 0.2))
+        yield (
+            "",
+            "`color_jitter` has no effect: all of its factors are 0",
+            one_of("set a factor, such as `{0}`", SetArgument("brightness", 0.2)),
+        )

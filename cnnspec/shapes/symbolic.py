@@ -24,7 +24,7 @@ class PeriodLimit(Exception):
         node: The operator.
     """
 
-    message = f"the product of the strides up to here exceeds the limit of {MAX_PERIOD:,}"
+    message = f"the product of all strides up to this layer exceeds the limit of {MAX_PERIOD:,}"
 
     def __init__(self, node: int = 0) -> None:
         super().__init__(node)
@@ -34,7 +34,7 @@ class PeriodLimit(Exception):
 class LengthsLimit(PeriodLimit):
     """The sizes up to an operator take more values to represent than the limit."""
 
-    message = f"the sizes up to here, as functions of the image size, exceed the limit of {MAX_LENGTHS:,} values"
+    message = f"the layers up to this one have more feature map sizes to analyze than the limit of {MAX_LENGTHS:,}"
 
 
 class Length:

@@ -112,7 +112,7 @@ class Builder:
             self.reporter.add(
                 Diagnostic(
                     "E0405",
-                    f"the integer is larger than the limit of {MAX_LITERAL}",
+                    f"the integer is larger than the limit of {MAX_LITERAL:,}",
                     span,
                     help="write a smaller number",
                 )
@@ -124,7 +124,7 @@ class Builder:
         value = float(token)
         lost = value == 0 and re.match("[0.]*[1-9]", token)
         if lost or value > MAX_LITERAL:
-            message, help = f"the number is larger than the limit of {MAX_LITERAL}", "write a smaller number"
+            message, help = f"the number is larger than the limit of {MAX_LITERAL:,}", "write a smaller number"
             if lost:
                 message, help = "the number is too small and rounds to 0", "write `0.0` or a larger number"
             self.reporter.add(Diagnostic("E0405", message, span, help=help))

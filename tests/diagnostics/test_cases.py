@@ -60,7 +60,11 @@ def test_every_code_has_a_case() -> None:
         ({"k": 32}, "E0217", "available parameters: `width`, `wide`, `classes`"),
         ({"width": 1.5}, "E0204", "use a value such as 16"),
         ({"wide": 3}, "E0204", "use a value such as true"),
-        ({"data.val": 50000}, "E0511", "hold out fewer of its 50000 training images, or write `val=0` for none"),
+        (
+            {"data.val": 50000},
+            "E0511",
+            "hold out fewer than its 50,000 training images, or write `val=0` to hold out none",
+        ),
     ],
 )
 def test_faults_of_given_parameters(params: dict[str, Any], code: str, help: str) -> None:

@@ -77,7 +77,10 @@ def test_errors_that_a_fix_reveals() -> None:
         check(HEAD + f"stem {words} | squeeze_excite ratio=32\n")[0] for words in ("convv 3x3 16", "conv 3x3 16 | gn 5")
     )
     assert [fix.certain for fix in convv.fixes] == [True]  # the misspelling hid the other error
-    assert (gn.fixes, gn.help) == ((), "write `groups=4`, the nearest divisor of 16")  # or the fix caused the error
+    assert (gn.fixes, gn.help) == (
+        (),
+        "write `groups=4`, the divisor of 16 closest to 5",
+    )  # or the fix caused the error
 
 
 def test_bounds_leave_the_choice() -> None:
@@ -117,6 +120,27 @@ FIXED_LINES = [
         "concat { conv 1x1 9; conv 3x3 9 stride=2; relu }",
         "concat { conv 1x1 9 | maxpool 2x2; conv 3x3 9 stride=2; relu | maxpool 2x2 }",
     ),
+    ("add { conv 3x3 16; conv 1x1 8 | bn }", "add { conv 3x3 16; conv 1x1 16 | bn }"),
+    ("add { conv 1x1 4*2; conv 1x1 6; conv 3x3 7 }", "add { conv 1x1 4*2; conv 1x1 4*2; conv 3x3 4*2 }"),
+    ("flatten | add { linear 9; linear 10 | relu }", "flatten | add { linear 9; linear 9 | relu }"),
+    ("add { conv 3x3 8 stride=2x1; conv 3x3 8 }", "add { conv 3x3 8 stride=2x1; conv 3x3 8 | conv 1x1 8 stride=2x1 }"),
+    ("concat { in; conv 1x1 8 stride=1x2 }", "concat { maxpool 1x2; conv 1x1 8 stride=1x2 }"),
+    ("add { conv 3x3 8; flatten }", "add { conv 3x3 8; conv 1x1 8 }"),
+    ("add { conv 3x3 3; flatten }", "add { conv 3x3 3; in }"),
+    ("add { conv 3x3 8; conv 3x3 8 | relu | flatten }", "add { conv 3x3 8; conv 3x3 8 | relu }"),
+    (
+        "mul { conv 1x1 8; global_avgpool | flatten | linear 8 | relu }",
+        "mul { conv 1x1 8; global_avgpool | conv 1x1 8 bias | relu }",
+    ),
+    ("concat { flatten; conv 1x1 2 } | conv 1x1 1", "concat { in; conv 1x1 2 } | conv 1x1 1"),
+    ("stem flatten | conv 3x3 8 | bn", "stem conv 3x3 8 | bn"),
+    ("conv 3x3 8 stride=8 | conv 5x5 8 pad=0", "conv 3x3 8 stride=8 | conv 5x5 8 pad=same"),
+    ("conv 3x3 8 stride=8 | conv 6x6 8 pad=0", "conv 3x3 8 stride=8 | conv 6x6 8 pad=1"),
+    ("conv_transpose 1x2 4 pad=17x1", "conv_transpose 1x2 4 pad=15x1"),
+    ("conv_transpose 2x2 4 dilation=2x3 out_pad=1x3", "conv_transpose 2x2 4 dilation=2x3 out_pad=1x2"),
+    ("maxpool 2x4 pad=2x2", "maxpool 2x4 pad=1x2"),
+    ("stem conv 3x3 16 | slice 8..20", "stem conv 3x3 16 | slice 8..16"),
+    ("conv 1x1 131072 | gn 3", "conv 1x1 131072 | gn 2"),
     ("concat { flatten; conv 1x1 2 } | gn 1", "concat { flatten; conv 1x1 2 | flatten } | gn 1"),
     ("mul { conv 1x1 8; global_avgpool | gelu }", "mul { conv 1x1 8; global_avgpool | gelu | conv 1x1 8 }"),
     ("stem flatten | dropout 0.5 | conv 3x3 8 | linear 9", "stem dropout 0.5 | conv 3x3 8 | flatten | linear 9"),

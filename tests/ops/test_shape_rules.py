@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cnnspec.diagnostics.suggestions import OneOf, SetArgument
 from cnnspec.ops import JOINS, OPS, Op, ShapeError
 from cnnspec.schema import Interval
 from cnnspec.shapes import Shape, Shift, Window, differing_axes, is_map, join_words, numel, same_padding, text
@@ -143,6 +144,53 @@ def test_a_rule_is_that_of_torch(name: str) -> None:
     assert refused or name not in ("conv", "conv_transpose", "maxpool", "avgpool", "pad", "slice", "gn", "prelu")
 
 
+def suggested(error: ShapeError) -> list[tuple[str, Any]]:
+    """The arguments that the suggestion of an error sets."""
+    options = error.suggestion.options if isinstance(error.suggestion, OneOf) else (error.suggestion,)
+    found = [option for option in options if isinstance(option, SetArgument)]
+    return [(option.name, value_of(option.name, str(option.value))) for option in found]
+
+
+def value_of(name: str, code: str) -> Any:
+    if name == "range":
+        low, high = map(int, code.split(".."))
+        return Interval((low, high))
+    parts = tuple(map(int, code.split("x")))
+    return both(parts[0] if len(parts) == 1 else parts) if name in ("kernel", "pad", "out_pad") else parts[0]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_suggested_values_are_accepted_and_bounds_are_tight(name: str) -> None:
+    settings, _, inputs = RULES[name]
+    tried = 0
+    extra = {"pad": [(3, 1), (1, 3)], "out_pad": [(2, 0), (1, 3)], "groups": [5], "dilation": [(3, 1), (1, 2)]}
+    wider = {key: [*values, *(extra.get(key, []) if values[0] != (0,) else [])] for key, values in settings.items()}
+    for values, x in itertools.product(grid(wider), inputs):
+        try:
+            OPS[name](**values).infer(x)
+        except ShapeError as error:
+            for argument, value in suggested(error):
+                tried += 1
+                fixed = {**values, argument: value}
+                again = error_of(OPS[name](**fixed), x)
+                assert again is None or again.argument != argument, (values, x, value)
+                if argument in ("kernel", "pad", "out_pad") and again is None:
+                    for axis in (0, 1):
+                        more = tuple(part + (i == axis) for i, part in enumerate(value))
+                        unsure = values.get("ceil") and values["stride"][axis] == values["kernel"][axis]
+                        at_limit = more[axis] <= values[argument][axis] and not unsure
+                        assert not at_limit or error_of(OPS[name](**{**values, argument: more}), x), (values, x, more)
+    assert tried or name not in ("conv", "conv_transpose", "maxpool", "avgpool", "channel_shuffle", "gn", "prelu")
+
+
+def error_of(op: Op, x: Shape) -> ShapeError | None:
+    try:
+        op.infer(x)
+    except ShapeError as error:
+        return error
+    return None
+
+
 def test_every_operator_with_a_rule_of_its_own_is_on_the_grid() -> None:
     own = {name for name, kind in OPS.items() if kind.infer is not OPS["relu"].infer}
     assert own == set(RULES)
@@ -166,7 +214,7 @@ def test_what_needs_a_map_says_so(name: str) -> None:
     found = shape_of(lambda: op.infer((6,)))
     assert (found is not None) == takes_flat
     if found is None:
-        with pytest.raises(ShapeError, match=f"`{name}` expects a map") as caught:
+        with pytest.raises(ShapeError, match=f"`{name}` expects a feature map") as caught:
             op.infer((6,))
         assert caught.value.code == "E0308"
 
@@ -176,15 +224,14 @@ def test_depthwise_convolutions() -> None:
     assert kind(kernel=(3, 3), depthwise=True).infer((6, 5, 5)) == (6, 5, 5)
     assert kind(kernel=(3, 3), depthwise=True, c=12).weights((6, 5, 5)) == {"weight": (12, 1, 3, 3)}
     assert kind(kernel=(3, 3), depthwise=True, c=12).macs((6, 5, 5), (12, 5, 5)) == 12 * 25 * 9
-    size = "which changes the size of the map, or use a 5x1 kernel"
-    sizes = "which change the size of the map, or use a 3x3 kernel"
+    padding = "kernel, or set the padding explicitly"
     for wrong, code, help in (
         (kind(kernel=(3, 3), depthwise=True, groups=2), "E0215", "remove one of them"),
-        (kind(kernel=(3, 3), depthwise=True, c=8), "E0306", "write `c=6`, or remove `c`"),
-        (kind(kernel=(3, 3), depthwise=True, c=10), "E0306", "write `c=12`, or remove `c`"),
-        (kind(kernel=(3, 3)), "E0203", "add the number of output channels: `conv 3x3 c=16`"),
-        (kind(kernel=(2, 3), c=4), "E0305", f"write `pad=1` or `pad=0`, {sizes}"),
-        (kind(kernel=(4, 1), c=4), "E0305", f"write `pad=0`, {size}"),
+        (kind(kernel=(3, 3), depthwise=True, c=8), "E0306", "write `c=6`, or remove `c` for 6 output channels"),
+        (kind(kernel=(3, 3), depthwise=True, c=10), "E0306", "write `c=12`, or remove `c` for 6 output channels"),
+        (kind(kernel=(3, 3)), "E0203", "add the number of output channels, such as `c=16`"),
+        (kind(kernel=(2, 3), c=4), "E0305", f"use a 3x3 {padding}: `pad=1` or `pad=0`"),
+        (kind(kernel=(4, 1), c=4), "E0305", f"use a 5x1 {padding}: `pad=0`"),
     ):
         with pytest.raises(ShapeError) as caught:
             wrong.infer((6, 5, 5))

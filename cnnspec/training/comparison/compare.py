@@ -286,12 +286,12 @@ def _locked(folder: Path) -> Iterator[None]:
         (folder / "runs").mkdir(parents=True, exist_ok=True)
         lock = acquire(folder / LOCK)
     except BlockingIOError:
-        help = "wait for it, stop it, or choose another folder with `--out`"
+        help = "wait for that process, stop it, or choose another folder with `--out`"
         raise failure(
-            "E0506", "the folder of the comparison is in use by another process", file=str(folder), help=help
+            "E0506", "the comparison folder is in use by another process", file=str(folder), help=help
         ) from None
     except OSError as error:
-        why = f"cannot create the folder of the comparison: {error.strerror}"
+        why = f"cannot create the comparison folder: {error.strerror}"
         raise failure("E0506", why, file=str(folder), help="choose another folder with `--out`") from None
     with lock:
         yield

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
-from cnnspec.diagnostics import failure
+from cnnspec.diagnostics import failure, one_line
 from cnnspec.recipe import Recipe, Setting
 
 
@@ -227,7 +227,7 @@ def make_optimizer(weights: Iterable[Any], recipe: Recipe, steps: int) -> tuple[
     def rejected(setting: Setting, error: Exception) -> Exception:
         return failure(
             "E0512",
-            f"torch rejects the arguments of `{setting.name}`: {error}",
+            f"torch rejects the arguments of `{setting.name}`: {one_line(error)}",
             help="change them in the `train` section",
         )
 

@@ -68,5 +68,5 @@ def _check_version(values: Mapping[str, Any], path: Path | None) -> None:
             "E0506",
             f"unsupported file format: expected format version {FORMAT_VERSION}, found {found}",
             file=None if path is None else str(path),
-            help="use the version of cnnspec that wrote the file, or move the folder of the run away",
+            help="use the version of cnnspec that wrote the file, or move the run folder elsewhere",
         )

@@ -275,7 +275,7 @@ class SharedStudy:
             self._lock = locks.acquire(self._workers / f"{self.worker}.lock", wait=True)
         except OSError as error:
             raise failure(
-                "E0516", f"cannot write to the folder of the sweep: {error.strerror}", file=str(folder),
+                "E0516", f"cannot write to the sweep folder: {error.strerror}", file=str(folder),
                 help="choose another folder with `--out`",
             ) from None  # fmt: skip
         try:
@@ -301,9 +301,9 @@ class SharedStudy:
                 study = optuna.load_study(study_name=name, **common)
         except Exception as error:  # databases raise errors of many classes  # noqa: BLE001
             raise failure(
-                "E0516", "cannot open the storage of the sweep", file=_without_password(url),
+                "E0516", "cannot open the sweep storage", file=_without_password(url),
                 notes=[one_line(error, 300)],
-                help="pass the URL of a database with `--storage`, such as `sqlite:///FILE` or `postgresql://HOST/NAME`",
+                help="pass the URL of a database with `--storage`, such as `sqlite:///sweep.db` or `postgresql://localhost/sweeps`",
             ) from None  # fmt: skip
         end = time.monotonic() + 10
         while (stored := study.user_attrs.get("terms")) is None and time.monotonic() < end:
@@ -443,7 +443,7 @@ def storage_error(error: Exception) -> Exception:
         return error
     reason = error.__cause__ or error
     return failure(
-        "E0516", "the storage of the sweep is no longer accessible", notes=[one_line(reason, 300)],
+        "E0516", "the sweep storage is no longer accessible", notes=[one_line(reason, 300)],
         help="check the storage, then repeat the command to resume",
     )  # fmt: skip
 

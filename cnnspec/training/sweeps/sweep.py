@@ -424,7 +424,7 @@ class _Sweep:
             others = [path for path in written.files if path != self.path.resolve() and path.is_relative_to(root)]
             if target.resolve() in (self.path.resolve(), *others):
                 raise failure(
-                    "E0518", "the best spec would overwrite a file of the searched spec", file=str(target),
+                    "E0518", "the best spec would overwrite a file of the original spec", file=str(target),
                     help="choose another folder with `--out`",
                 )  # fmt: skip
             for path in others:
@@ -437,7 +437,7 @@ class _Sweep:
             if found.graph is None or not same(found.graph, written.require_graph()):
                 target.unlink()
                 raise failure(
-                    "E0518", "the best spec describes another network in the folder of the sweep", file=str(target),
+                    "E0518", "the best spec describes another network in the sweep folder", file=str(target),
                     notes=["the spec uses other files, and the folder contains different files with their names"],
                     help="choose another folder with `--out`",
                 )  # fmt: skip
