@@ -86,7 +86,8 @@ def _check_outputs_used(graph: ir.Graph, reporter: Reporter) -> None:
     used = {i for node in graph.nodes for i in node.inputs} | {graph.output} | {head.output for head in graph.aux}
     for index, node in enumerate(graph.nodes):
         if index not in used:
-            name = f"`{node.path}`" if node.op.owns_module else f"this `{node.op.name}`"
+            named = node.op.owns_module and not node.path.rpartition(".")[2].isdecimal()
+            name = f"`{node.path}`" if named else f"this `{node.op.name}`"
             reporter.error(
                 "E0311",
                 f"the output of {name} is never used",

@@ -89,7 +89,7 @@ class JoinFixes:
                     return None
                 written += found[0]
                 edits += found[1]
-        return Fix(", and ".join(dict.fromkeys(written)), tuple(edits))
+        return Fix(shapes.join_words([*dict.fromkeys(written)]), tuple(edits))
 
     def code_of(self, flow: ir.Flow, name: str, value: Size | int, frame: Frame) -> str:
         """Return the code of an argument in a pipeline that has this value, or else the value."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from cnnspec import ir
 from cnnspec.checker.call_stack import CallStack
@@ -31,12 +32,14 @@ class JoinHints:
     """Guess how the user misunderstood a join.
 
     Args:
+        model: The Model.
         values: Evaluates conditions.
         calls: The stack of block calls, and places.
         trace: The operators that led to each branch.
     """
 
-    def __init__(self, values: ValueEvaluator, calls: CallStack, trace: ShapeTrace) -> None:
+    def __init__(self, model: ir.Model, values: ValueEvaluator, calls: CallStack, trace: ShapeTrace) -> None:
+        self.model = model
         self.values, self.calls, self.places, self.trace = values, calls, calls.places, trace
 
     def guess(self, join: str, branches: Branches, frame: Frame) -> Hint | None:
@@ -84,10 +87,16 @@ class JoinHints:
         for (label, x), (other, y) in ((one, two) for one in labeled for two in labeled):
             path = self.trace.path(y.node, x.node)
             direct = x.node < y.node and path and nodes[path[0]].inputs[0] == x.node
-            if direct and all(f".{other}." in f".{nodes[i].path}." for i in path):
+            continues = direct and all(f".{other}." in f".{nodes[i].path}." for i in path)
+            if continues and not self._has_input(other):
                 help = f"the input of `{other}` is the output of `{label}`, the previous statement"
                 return f"{help}: {self._start(other, label, x.node, frame)}"
         return None
+
+    def _has_input(self, label: str) -> bool:
+        """Check whether a labeled pipeline starts with `in` or a reference."""
+        flows = [flow for body in (self.model, *self.model.blocks.values()) for flow in _flows(body)]
+        return any(flow.label == label and isinstance(flow.elements[0], (ir.In, ir.Reference)) for flow in flows)
 
     def _start(self, other: str, label: str, node: int, frame: Frame) -> str:
         """Advise to start a labeled statement with the input of another one, which ends at a node."""
@@ -100,6 +109,15 @@ class JoinHints:
         if self.calls:
             return f"start `{other}` with `in |` to use the input of the block"
         return f"add a label to the input of `{label}`, and start `{other}` with a reference to it"
+
+
+def _flows(piece: Any) -> Iterator[ir.Flow]:
+    """Iterate over the pipelines in a piece of the Model."""
+    if isinstance(piece, ir.Flow):
+        yield piece
+    for part in ("body", "elements", "then", "otherwise"):
+        for inner in getattr(piece, part, ()):
+            yield from _flows(inner)
 
 
 def _labeled(branches: Branches) -> list[tuple[str, Tensor]]:

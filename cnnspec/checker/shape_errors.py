@@ -56,7 +56,7 @@ class ShapeConflicts:
         self.model, self.nodes, self.image = model, nodes, model.input
         self.reporter, self.calls, self.places = reporter, calls, calls.places
         self.trace = ShapeTrace(nodes, model.input)
-        self.hints, self.fixes = JoinHints(values, calls, self.trace), JoinFixes(model, calls, self.trace)
+        self.hints, self.fixes = JoinHints(model, values, calls, self.trace), JoinFixes(model, calls, self.trace)
 
     # --- operators -------------------------------------------------------------------------------
 
@@ -115,6 +115,8 @@ class ShapeConflicts:
         path = self.trace.path(x.node)
         earlier = sum(self.nodes[i].origin == self.places[call.origin] for i in path)
         options = [f"apply this `{op.name}` at most {counted(earlier, 'time')}"] if earlier else []
+        if not earlier and not isinstance(op, Conv) and x.shape[1:] == (1, 1):
+            options.append(f"remove `{op.name}`")
         suggestions: list[Suggestion] = []
         if isinstance(op, Conv):
             settings = op.even() or {"pad": _padding(op, x.shape)}

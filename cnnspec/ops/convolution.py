@@ -13,7 +13,11 @@ from cnnspec.shapes import AxisRule, Shape, Spread, Window
 
 def kernel(height: int, width: int) -> SetArgument:
     """Suggest another kernel."""
-    return SetArgument("kernel", f"{height}x{width}", "use a {0.value} kernel")
+    return SetArgument("kernel", f"{height}x{width}", "use a kernel size of {0.value}")
+
+
+_SWAPPED = 8
+"""Even kernels from this size on, with fewer output channels, are probably channels: `conv 64 3`."""
 
 
 def _rounding(window: Window) -> int:
@@ -70,7 +74,7 @@ def slide(name: str, windows: tuple[Window, Window], h: int, w: int) -> tuple[in
     raise ShapeError(
         "E0304",
         f"the {dilated}kernel size {reach[0]}x{reach[1]} of `{name}` is larger than the input size {h}x{w}{padded}",
-        one_of("use a kernel of at most {0.value}", kernel(*fitting)),
+        one_of("use a kernel size of at most {0.value}", kernel(*fitting)),
         argument="kernel",
     )
 
@@ -120,20 +124,22 @@ class Conv(Op):
         kh, kw = self.kernel
         if kh % 2 == 0 or kw % 2 == 0:
             message = f"`pad=same` requires an odd kernel size, got {kh}x{kw}"
-            swapped = f"`kernel` is {show_size(self.kernel)} and `c` is {self.c}: the two values seem to be swapped"
+            swapped = (
+                f"`kernel` is {show_size(self.kernel)} and `c` is {self.c}: swap the values, or set `pad` explicitly"
+            )
             raise ShapeError("E0305", message, self._odd_kernel(), argument="kernel", fallback=swapped)
         return shapes.same_padding(kh, self.dilation[0]), shapes.same_padding(kw, self.dilation[1])
 
     def _odd_kernel(self) -> Suggestion:
         """Suggest what to do about an even kernel with `pad=same`."""
         kh, kw = self.kernel
-        if kh == kw and self.c in range(1, kh, 2):
+        if kh == kw >= _SWAPPED and self.c in range(1, kh, 2):
             settings = (("kernel", f"{self.c}x{self.c}"), ("c", kh))
             return SetNumbers(settings, "the kernel comes first: `conv {0}`")
         none, odd = SetArgument("pad", 0), kernel(kh | 1, kw | 1)
         if min(kh, kw) == 1:
-            return one_of("use a {0.value} kernel, or set the padding explicitly: `{1}`", odd, none)
-        wording = "use a {0.value} kernel, or set the padding explicitly: `{1}` or `{2}`"
+            return one_of("use a kernel size of {0.value}, or set the padding explicitly: `{1}`", odd, none)
+        wording = "use a kernel size of {0.value}, or set the padding explicitly: `{1}` or `{2}`"
         return one_of(wording, odd, SetArgument("pad", max(kh, kw) // 2), none)
 
     def infer(self, *inputs: Shape) -> Shape:

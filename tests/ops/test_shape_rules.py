@@ -224,14 +224,14 @@ def test_depthwise_convolutions() -> None:
     assert kind(kernel=(3, 3), depthwise=True).infer((6, 5, 5)) == (6, 5, 5)
     assert kind(kernel=(3, 3), depthwise=True, c=12).weights((6, 5, 5)) == {"weight": (12, 1, 3, 3)}
     assert kind(kernel=(3, 3), depthwise=True, c=12).macs((6, 5, 5), (12, 5, 5)) == 12 * 25 * 9
-    padding = "kernel, or set the padding explicitly"
+    padding = "or set the padding explicitly"
     for wrong, code, help in (
         (kind(kernel=(3, 3), depthwise=True, groups=2), "E0215", "remove one of them"),
         (kind(kernel=(3, 3), depthwise=True, c=8), "E0306", "write `c=6`, or remove `c` for 6 output channels"),
         (kind(kernel=(3, 3), depthwise=True, c=10), "E0306", "write `c=12`, or remove `c` for 6 output channels"),
         (kind(kernel=(3, 3)), "E0203", "add the number of output channels, such as `c=16`"),
-        (kind(kernel=(2, 3), c=4), "E0305", f"use a 3x3 {padding}: `pad=1` or `pad=0`"),
-        (kind(kernel=(4, 1), c=4), "E0305", f"use a 5x1 {padding}: `pad=0`"),
+        (kind(kernel=(2, 3), c=4), "E0305", f"use a kernel size of 3x3, {padding}: `pad=1` or `pad=0`"),
+        (kind(kernel=(4, 1), c=4), "E0305", f"use a kernel size of 5x1, {padding}: `pad=0`"),
     ):
         with pytest.raises(ShapeError) as caught:
             wrong.infer((6, 5, 5))
