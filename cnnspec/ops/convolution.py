@@ -124,10 +124,11 @@ class Conv(Op):
         kh, kw = self.kernel
         if kh % 2 == 0 or kw % 2 == 0:
             message = f"`pad=same` requires an odd kernel size, got {kh}x{kw}"
-            swapped = (
-                f"`kernel` is {show_size(self.kernel)} and `c` is {self.c}: swap the values, or set `pad` explicitly"
-            )
-            raise ShapeError("E0305", message, self._odd_kernel(), argument="kernel", fallback=swapped)
+            suggestion, fallback = self._odd_kernel(), None
+            if isinstance(suggestion, SetNumbers):
+                given = f"`kernel` is {show_size(self.kernel)} and `c` is {self.c}"
+                fallback = f"{given}: swap the values, or set `pad` explicitly"
+            raise ShapeError("E0305", message, suggestion, argument="kernel", fallback=fallback)
         return shapes.same_padding(kh, self.dilation[0]), shapes.same_padding(kw, self.dilation[1])
 
     def _odd_kernel(self) -> Suggestion:

@@ -321,7 +321,7 @@ def test_a_formula() -> None:
 
 
 def test_strides_without_end_are_refused() -> None:
-    with pytest.raises(CnnspecError, match="product of the strides up to here exceeds the limit of 4,096"):
+    with pytest.raises(CnnspecError, match="product of all strides up to this layer exceeds the limit of 4,096"):
         loads("input 3x32x32\nconv 1x1 8 stride=100 | conv 1x1 8 stride=100\n")
 
 
