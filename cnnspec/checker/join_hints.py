@@ -94,9 +94,9 @@ class JoinHints:
         return None
 
     def _has_input(self, label: str) -> bool:
-        """Check whether a labeled pipeline starts with `in` or a reference."""
+        """Check whether a labeled pipeline starts with a reference."""
         flows = [flow for body in (self.model, *self.model.blocks.values()) for flow in _flows(body)]
-        return any(flow.label == label and isinstance(flow.elements[0], (ir.In, ir.Reference)) for flow in flows)
+        return any(flow.label == label and isinstance(flow.elements[0], ir.Reference) for flow in flows)
 
     def _start(self, other: str, label: str, node: int, frame: Frame) -> str:
         """Advise to start a labeled statement with the input of another one, which ends at a node."""
@@ -105,10 +105,8 @@ class JoinHints:
             node = nodes[node].inputs[0]
         known = {x.node: name for scope in frame.outward() for name, x in scope.labels.items() if x}
         if node in known:
-            return f"start `{other}` with `@{known[node]} |` to use the input of `{label}`"
-        if self.calls:
-            return f"start `{other}` with `in |` to use the input of the block"
-        return f"add a label to the input of `{label}`, and start `{other}` with a reference to it"
+            return f"start `{other}` with `@{known[node]} |` to use the same input"
+        return f"add `x: in` before `{label}`, and start `{other}` with `@x |` to use the same input"
 
 
 def _flows(piece: Any) -> Iterator[ir.Flow]:

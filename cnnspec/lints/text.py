@@ -196,15 +196,18 @@ def conditional_in(context: LintContext) -> Iterator[Diagnostic]:
 
 def leading_in(context: LintContext) -> Iterator[Diagnostic]:
     """Report `in` at the head of a pipeline that continues the statement before it anyway."""
-    help = "remove it; for the input of the braces, begin them with `x: in`, and write `@x` here"
     braces = [node for node in context.nodes if isinstance(node, (ast.Braces, ast.Repeat, ast.If, ast.Aux))]
-    blocks = [block.body for block in context.blocks.values()]
-    for body in (context.file.statements, *blocks, *(body for node in braces for body in _bodies(node))):
+    bodies: list[tuple[str, Iterable[ast.Node]]] = [("network", context.file.statements)]
+    bodies += [("block", block.body) for block in context.blocks.values()]
+    bodies += [("braces", body) for node in braces for body in _bodies(node)]
+    for scope, body in bodies:
         flows = [statement for statement in body if isinstance(statement, ast.Flow)]
         for flow in flows[1:]:
             first = flow.elements[0]
             if isinstance(first, ast.In) and (len(flow.elements) > 1 or flow.label is None):
-                message = "`in` has no effect here: it is the output of the statement before it"
+                label = f"add `x: in` as {'their' if scope == 'braces' else 'its'} first statement, and write `@x` here"
+                help = f"remove `in`; to use the input of the {scope}, {label}"
+                message = "`in` has no effect here: it is the output of the previous statement"
                 yield warning("W0105", message, first.span, help)
 
 
