@@ -36,7 +36,7 @@ def wrong_axis(given: Size, limits: Sequence[int]) -> Literal[0, 1] | None:
 
 
 def in_axis(axis: Literal[0, 1], given: Size, limits: Sequence[int]) -> str:
-    """Name the axis of a wrong value, unless it is wrong in both axes alike."""
+    """Name the axis of a wrong value, unless both axes have the same wrong value."""
     return "" if given[0] == given[1] and limits[0] == limits[1] else f" for the {('height', 'width')[axis]}"
 
 
