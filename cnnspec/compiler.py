@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 from cnnspec import ir
 from cnnspec.checker.check import check as check_model
 from cnnspec.diagnostics import CnnspecError, Diagnostic, Reporter, Source, TooManyErrors, failure
+from cnnspec.diagnostics.spelling import Search, searching
 from cnnspec.diagnostics.trials import prove
 from cnnspec.lints import lint
 from cnnspec.semantics.elaborate import elaborate
@@ -39,6 +40,7 @@ class Compilation:
         graph: The checked network.
         recompile: Compiles another text in place of this one, with a limit on elements.
         files: The file that the text was read from, and those that it imports.
+        search: The search for names with a similar spelling, which trials of fixes share.
     """
 
     source: Source
@@ -48,6 +50,7 @@ class Compilation:
     graph: ir.Graph | None = None
     recompile: Callable[[str, int], Compilation] | None = None
     files: tuple[Path, ...] = ()
+    search: Search = field(default_factory=Search)
 
     @cached_property
     def untested_diagnostics(self) -> list[Diagnostic]:
@@ -64,9 +67,10 @@ class Compilation:
             return self.untested_diagnostics
         if self.reporter.full:  # too many fixes to test
             return [replace(diagnostic, fixes=()) for diagnostic in self.untested_diagnostics]
-        return prove(
-            self.untested_diagnostics, self.source, lambda text, steps: recompile(text, steps).untested_diagnostics
-        )
+        with searching(self.search):
+            return prove(
+                self.untested_diagnostics, self.source, lambda text, steps: recompile(text, steps).untested_diagnostics
+            )
 
     def require_graph(self) -> ir.Graph:
         """Return the Graph.
@@ -109,7 +113,7 @@ def compile_source(
         return compile_source(Source(source.name, text), path, params, steps=steps, allow_huge=allow_huge)
 
     compilation.recompile = recompile
-    with _without_garbage_collection():
+    with _without_garbage_collection(), searching(compilation.search):
         _run_stages(compilation, path, params, steps, allow_huge)
     return compilation
 
@@ -180,7 +184,8 @@ def format_text(source: Source) -> str:
     from cnnspec.syntax.formatter import format_file
 
     reporter = Reporter()
-    file = parse(source, reporter)
+    with searching(Search()):
+        file = parse(source, reporter)
     if file is None or reporter.failed:
         raise CnnspecError(reporter.sorted())
     return format_file(file)

@@ -41,3 +41,7 @@ MAX_ERRORS = 100
 """Errors that one run reports."""
 MAX_EFFORT = 200_000
 """Image sizes that are examined to describe which ones a network accepts."""
+MAX_COMPARED = 2_000_000
+"""Pairs of characters that one run compares to find names with a spelling like that of an unknown one."""
+MAX_CELL = 200
+"""Characters of a cell in a table on the terminal."""

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from cnnspec import shapes
-from cnnspec.analysis.summary import summarize
 from cnnspec.ir import Graph, Node
 from cnnspec.ir.evaluate import show
+from cnnspec.ops.base import FLOAT
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,27 +72,33 @@ def compare(a: Graph, b: Graph) -> Difference:
         if old != new:
             kind = "added" if old is None else "removed" if new is None else "changed"
             changes.append(Change(path, kind, old or "", new or ""))
-    first, second = summarize(a), summarize(b)
     totals = {
-        "parameters": (first.total.parameters, second.total.parameters),
-        "macs": (first.total.macs, second.total.macs),
-        "activation_bytes": (first.total.activations, second.total.activations),
+        "parameters": (a.parameter_count, b.parameter_count),
+        "macs": (a.macs, b.macs),
+        "activation_bytes": (_activations(a), _activations(b)),
     }
     return Difference((a.name, b.name), tuple(changes), totals)
+
+
+def _activations(graph: Graph) -> int:
+    """Return the bytes of the outputs of all operators for one image."""
+    return sum(FLOAT * shapes.numel(node.shape) for node in graph.nodes)
 
 
 def _descriptions(graph: Graph) -> dict[str, str]:
     """Return a description of each operator by a unique path."""
     descriptions: dict[str, str] = {}
     keys: list[str] = []
+    counts: dict[str, int] = {}
     for node in graph.nodes:
         key = node.path
         if not node.op.owns_module:
             place = f"{node.path}.{node.op.name}" if node.path else node.op.name
-            key, count = place, 1
+            key, count = place, counts.get(place, 1)
             while key in descriptions:
                 count += 1
                 key = f"{place}#{count}"
+            counts[place] = count
         reads = (
             "" if len(node.inputs) < 2 else " of " + ", ".join(keys[i] if i >= 0 else "the image" for i in node.inputs)
         )

@@ -29,8 +29,10 @@ Masks = list[tuple[Mask, ...]]
 """Pairs of masks along the height and the width."""
 
 MAX_PATHS = 16
-MAX_PLACES = 500_000
-"""The limit on positions, over all maps of a network."""
+MAX_PLACES = 300_000
+"""The limit on positions of masks, over all maps of a network."""
+MAX_BOUNDS = 100_000
+"""The limit on positions of spans along one axis, over all maps of a network."""
 
 
 def fields(graph: Graph) -> list[tuple[int | None, int | None]]:
@@ -46,15 +48,16 @@ def _extent(span: Span | None) -> int | None:
 def _spans(graph: Graph, axis: Literal[0, 1]) -> list[Span | None]:
     """Return the span of the image that each node depends on along an axis."""
     found: list[Span | None] = []
-    places = 0
+    bounds = 0
     for node in graph.nodes:
-        size, paths = _size(node.shape, axis), list[Span | None]()
+        size, paths = _size(node.shape, axis), dict[int, Span | None]()
         for source, shape in zip(node.inputs, graph.input_shapes(node), strict=True):
             before = ITSELF if source == IMAGE else found[source]
-            own = node.op.span(axis, _size(shape, axis), size)
-            paths.append(None if before is None or own is None or places > MAX_PLACES else _compose(before, own))
-            places += len(paths[-1].low) if paths[-1] is not before and paths[-1] else 0
-        found.append(paths[0] if len(paths) == 1 else _union(paths))
+            own = None if before is None or bounds > MAX_BOUNDS else node.op.span(axis, _size(shape, axis), size)
+            path = None if before is None or own is None else _compose(before, own)
+            bounds += len(path.low) if path and (path is not before or len(node.inputs) > 1) else 0
+            paths[id(path)] = path
+        found.append(_union([*paths.values()]))
     return found
 
 
@@ -114,15 +117,20 @@ def masks(graph: Graph) -> list[Masks] | None:
     for node in graph.nodes:
         paths: Masks = []
         for source, shape in zip(node.inputs, graph.input_shapes(node), strict=True):
+            before = image if source == IMAGE else found[source]
+            sides = [_size(node.shape, axis) for axis in AXES]
+            if places + sum(sides) > MAX_PLACES:
+                return None
+            reads = [node.op.reads(axis, _size(shape, axis), side) for axis, side in zip(AXES, sides, strict=True)]
+            places += len(before) * sum(1 + len(places_read) for read in reads if read for places_read in read)
+            places += sum(sides) if len(node.inputs) > 1 else 0
             if places > MAX_PLACES:
                 return None
-            reads = [node.op.reads(axis, _size(shape, axis), _size(node.shape, axis)) for axis in AXES]
-            places += sum(1 + len(places_read) for read in reads if read for places_read in read)
-            for mask in image if source == IMAGE else found[source]:
+            for mask in before:
                 paths.append(
                     tuple(
-                        before if read is None else [_read(before, places) for places in read]
-                        for before, read in zip(mask, reads, strict=True)
+                        side if read is None else [_read(side, places_read) for places_read in read]
+                        for side, read in zip(mask, reads, strict=True)
                     )
                 )
         found.append(paths if len(paths) == 1 else _merged(paths))

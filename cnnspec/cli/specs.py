@@ -31,6 +31,7 @@ from cnnspec.semantics.loader import read_text, shipped_folder
 
 if TYPE_CHECKING:
     from cnnspec.cli.formats import Checked
+    from cnnspec.compiler import Compilation
     from cnnspec.ir import Graph
 
 
@@ -53,9 +54,10 @@ def check(
     for file in files:
         fixed: list[Diagnostic] | None = None
         try:
+            done = None
             if fix:
-                fixed = _fix(file, sets, huge)
-            done = compile_spec(file, sets, huge)
+                fixed, done = _fix(file, sets, huge)
+            done = done or compile_spec(file, sets, huge)
             result = rendering.Checked(file, done.diagnostics, done.graph, fixed)
         except CnnspecError as error:
             result = rendering.Checked(file, error.diagnostics, None, fixed)
@@ -105,23 +107,26 @@ def _print_figures(file: str, graph: Graph) -> None:
     )
 
 
-def _fix(file: str, sets: list[str] | None, huge: bool) -> list[Diagnostic]:
-    """Apply the fixes that are certain to a file, and return the diagnostics that were fixed."""
+def _fix(file: str, sets: list[str] | None, huge: bool) -> tuple[list[Diagnostic], Compilation | None]:
+    """Apply the fixes that are certain to a file, and return what was fixed and the compilation of the new text.
+
+    A shipped spec stays as it is, and is not compiled.
+    """
     from cnnspec.rewrite.autofix import apply_fixes
 
     path, name = locate(file)
     if path.resolve().is_relative_to(shipped_folder()):
-        return []
+        return [], None
     reporter = Reporter()
     if read_text(path, name, reporter) is None:
         raise CnnspecError(reporter.sorted())
     data = path.read_bytes()
     mark = codecs.BOM_UTF8 if data.startswith(codecs.BOM_UTF8) else b""
     text = data[len(mark) :].decode()
-    changed, fixed = apply_fixes(text, name, path, settings(sets), allow_huge=huge)
+    changed, fixed, done = apply_fixes(text, name, path, settings(sets), allow_huge=huge)
     if changed != text:
         _write(path, mark + changed.encode())
-    return fixed
+    return fixed, done
 
 
 def explain(code: Annotated[str, typer.Argument(metavar="CODE", help="A code such as E0301 or W0101.")]) -> None:

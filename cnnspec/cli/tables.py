@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from cnnspec.analysis.summary import COLUMNS, DECLARED, DEFAULT_COLUMNS, Summary
 from cnnspec.cli.output import make_console
+from cnnspec.limits import MAX_CELL
 from cnnspec.shapes import text
+
+_WRAPPED = 1_000
+"""Rows of a summary up to which its cells wrap on a narrow terminal; `rich` takes a millisecond per row."""
 
 
 def print_table(table: Any, title: str | None = None) -> None:
@@ -26,20 +31,19 @@ def print_table(table: Any, title: str | None = None) -> None:
 
 def print_summary(done: Summary, level: int, columns: Sequence[str] = DEFAULT_COLUMNS) -> None:
     """Print the modules of a network down to a level, and the total."""
-    from rich import box
-    from rich.table import Table
-
     chosen = [COLUMNS[name] for name in columns]
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("module", no_wrap=True)
-    for column in chosen:
-        table.add_column(column.title, justify="right" if column.figure else "left", no_wrap=True)
-    for row in done.upto(level):
-        indent = "  " * (row.level - 1)
-        table.add_row(indent + row.path.rpartition(".")[2], *(column.cell(row) for column in chosen))
-    table.add_section()
-    table.add_row("total", *(column.cell(done.total) for column in chosen))
-    print_table(table, f"{done.name}: {text(done.input_shape)} -> {text(done.output_shape)}")
+    figures = [False, *(column.figure for column in chosen)]
+    head = ["module", *(column.title for column in chosen)]
+    rows = [
+        ["  " * (row.level - 1) + row.path.rpartition(".")[2], *(_short(column.cell(row)) for column in chosen)]
+        for row in done.upto(level)
+    ]
+    total = ["total", *(_short(column.cell(done.total)) for column in chosen)]
+    title = f"{done.name}: {text(done.input_shape)} -> {text(done.output_shape)}"
+    if sys.stdout.isatty() and len(rows) <= _WRAPPED:
+        _print_wrapped(head, rows, total, figures, title)
+    else:
+        print("\n".join([title, *_lines(head, rows, total, figures)]))
     images = "one image" if done.batch == 1 else f"a batch of {done.batch:,} images"
     notes = f"depth {done.total.depth}; values for {images} in float32"
     if "activations" in columns:
@@ -51,3 +55,35 @@ def print_summary(done: Summary, level: int, columns: Sequence[str] = DEFAULT_CO
     if done.declared and (fixed := [COLUMNS[name].title for name in columns if name in DECLARED]):
         notes += f"; {', '.join(fixed)}: at the declared size {text(done.declared)}"
     print(notes)
+
+
+def _short(cell: str) -> str:
+    """Cut a cell to the limit: every row is as wide as its longest cell."""
+    return cell if len(cell) <= MAX_CELL else f"{cell[: MAX_CELL - 3]}..."
+
+
+def _print_wrapped(
+    head: Sequence[str], rows: Sequence[Sequence[str]], total: Sequence[str], figures: Sequence[bool], title: str
+) -> None:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for name, figure in zip(head, figures, strict=True):
+        table.add_column(name, justify="right" if figure else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    table.add_section()
+    table.add_row(*total)
+    print_table(table, title)
+
+
+def _lines(
+    head: Sequence[str], rows: Sequence[Sequence[str]], total: Sequence[str], figures: Sequence[bool]
+) -> list[str]:
+    """Lay out a table as `rich` does with `box.SIMPLE_HEAD`, without wrapping its cells."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, total, strict=True)]
+    places = "".join(f"  {{:{'>' if figure else '<'}{width}}} " for figure, width in zip(figures, widths, strict=True))
+    rule = " " + "─" * (sum(widths) + 3 * len(widths) - 1)
+    body = [places.format(*row).rstrip() for row in rows]
+    return ["", places.format(*head).rstrip(), rule, *body, "", places.format(*total).rstrip(), ""]

@@ -11,16 +11,13 @@ from cnnspec.diagnostics.model import (
     Source,
     Span,
     TooManyErrors,
-    alternatives,
     apply_edits,
     counted,
-    did_you_mean,
     failure,
-    nearest,
     one_line,
     render,
-    respell,
 )
+from cnnspec.diagnostics.spelling import alternatives, did_you_mean, nearest, respell
 
 __all__ = [
     "CnnspecError",

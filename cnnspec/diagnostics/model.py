@@ -6,12 +6,10 @@ functions that cannot return them raise `CnnspecError`.
 
 from __future__ import annotations
 
-import difflib
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from string import digits
 from typing import Any, Literal
 
 from cnnspec.limits import MAX_ERRORS
@@ -345,79 +343,6 @@ class Reporter:
             message = f"more errors than the limit of {MAX_ERRORS} per run"
             found.append(Diagnostic("E0405", message, help="fix these first, then check again"))
         return found
-
-
-_MANY = 256
-_NO_DIGITS = str.maketrans("", "", digits)
-
-
-def _distance(a: str, b: str) -> int:
-    """Return the Damerau-Levenshtein distance (optimal string alignment) of two words."""
-    before: list[int] = []
-    row = list(range(len(b) + 1))
-    for i, left in enumerate(a):
-        earlier, before, row = before, row, [i + 1]
-        for j, right in enumerate(b):
-            cost = min(row[j] + 1, before[j + 1] + 1, before[j] + (left != right))
-            if i and j and left == b[j - 1] and a[i - 1] == right:
-                cost = min(cost, earlier[j - 1] + 1)
-            row.append(cost)
-    return row[-1]
-
-
-def nearest(word: str, known: Iterable[str]) -> list[str]:
-    """Return the known words nearest to a misspelled one, all at the same distance; none if none is close.
-
-    A word is close if a third of its letters or fewer are wrong, or if it abbreviates or extends a known word. Several
-    wrong digits count twice: `resnet99` is not a misspelled `resnet56`.
-    """
-    words = list(dict.fromkeys(known))
-    folded = [other for other in words if other.lower() == word.lower()]
-    if folded:
-        return folded[:1]
-    if len(words) > _MANY:  # compare only words with the same first letters: comparing is slow
-        words = [other for other in words if other[:2] == word[:2]][:_MANY]
-    near = difflib.get_close_matches(word, words, n=8, cutoff=0.5 if len(word) <= 3 else 0.6)
-    distances = {other: _distance(word, other) for other in near if _is_close(word, other)}
-    least = min(distances.values(), default=0)
-    return [other for other in near if distances.get(other) == least][:3]
-
-
-def _is_close(word: str, other: str) -> bool:
-    short, long = sorted((word.lower(), other.lower()), key=len)
-    letters = iter(long)
-    if len(short) >= 4 and short[:3] == long[:3] and all(letter in letters for letter in short):
-        return True
-    digits_differ = sum(a != b and a.isdigit() and b.isdigit() for a, b in zip(word, other, strict=False))
-    return _distance(word, other) + digits_differ * (digits_differ > 1) <= max(1, len(word) // 3)
-
-
-def alternatives(words: Iterable[object], last: str = "or") -> str:
-    """List words as code: `a`, `b` or `c`."""
-    *others, final = [f"`{word}`" for word in words]
-    return f"{', '.join(others)} {last} {final}" if others else final
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str | None:
-    """Return a help that names the nearest known words, or None if none is close."""
-    return respell(None, word, known)[0]
-
-
-def respell(span: Span | None, word: str, known: Iterable[str]) -> tuple[str | None, tuple[Fix, ...]]:
-    """Return a help that names the nearest known words, and the fixes that write one of them.
-
-    A fix is certain if only one word is close, at a distance of one letter that is not a digit. The help is None if
-    no word is close, and fixes need a span.
-    """
-    near = nearest(word, known)
-    if not near:
-        return None, ()
-    help = f"did you mean {alternatives(near)}?"
-    if span is None:
-        return help, ()
-    slip = _distance(word, near[0]) == 1 and word.translate(_NO_DIGITS) != near[0].translate(_NO_DIGITS)
-    certain = len(near) == 1 and len(word) > 2 and (slip or near[0].lower() == word.lower())
-    return help, tuple(Fix(help, (Edit(span, other),), certain) for other in near)
 
 
 _COLORS = {"error": "1;31", "warning": "1;33", "head": "1", "bar": "1;34", "second": "1;34", "help": "1;36"}

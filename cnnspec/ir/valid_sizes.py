@@ -263,6 +263,7 @@ class Sizes:
             with limited_effort():
                 for demand in self.demands:
                     found = meet(found, demand.rectangles())
+                spend(len(found) ** 2 // 2)
                 found.sort(key=lambda both: not (self.declared[0] in both[0] and self.declared[1] in both[1]))
                 return tuple(one for i, one in enumerate(found) if not any(includes(o, one) for o in found[:i]))
         except TooMany:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from fractions import Fraction
-from math import floor
+from math import lcm
 from typing import ClassVar, Literal
 
 from cnnspec import shapes
@@ -66,21 +66,19 @@ class Upsample(Op):
         rate, middle = self._position(x, y)
         if rate.denominator > MAX_PERIOD:
             return None
-        at = [rate * place + middle for place in range(rate.denominator)]
         low, high = TAPS[self.mode][0], TAPS[self.mode][-1]
-        first = tuple(floor(place) + (low if place % 1 else 0) for place in at)
-        last = tuple(floor(place) + (high if place % 1 else 0) for place in at)
+        at = _divided(rate, middle, rate.denominator)
+        first = tuple(place + (low if rest else 0) for place, rest in at)
+        last = tuple(place + (high if rest else 0) for place, rest in at)
         return Span(rate.denominator, rate.numerator, first, last)
 
     def reads(self, axis: Literal[0, 1], x: int, y: int) -> Sequence[Sequence[int]]:
-        rate, middle = self._position(x, y)
+        whole, last = (0,), x - 1
         found: list[Sequence[int]] = []
-        for place in range(y):
-            at = rate * place + middle
-            at = max(at, Fraction(0)) if self.mode == "bilinear" else at
-            first = floor(at)
-            taps = TAPS[self.mode] if at % 1 else (0,)
-            found.append(sorted({min(max(first + tap, 0), x - 1) for tap in taps}))
+        for place, rest in _divided(*self._position(x, y), y):
+            outside = place < 0 and self.mode == "bilinear"  # torch clamps it to the first position
+            taps = TAPS[self.mode] if rest and not outside else whole
+            found.append([min(max(place + tap, 0), last) for tap in taps])
         return found
 
     def _position(self, x: int, y: int) -> tuple[Fraction, Fraction]:
@@ -90,6 +88,13 @@ class Upsample(Op):
         if self.align_corners:
             return Fraction(x - 1, y - 1) if y > 1 else Fraction(0), Fraction(0)
         return Fraction(x, y), (Fraction(x, y) - 1) / 2
+
+
+def _divided(rate: Fraction, middle: Fraction, count: int) -> list[tuple[int, int]]:
+    """Return `rate * place + middle` for places from 0 as whole numbers and remainders, without slow fractions."""
+    common = lcm(rate.denominator, middle.denominator)
+    step, start = int(rate * common), int(middle * common)
+    return [divmod(step * place + start, common) for place in range(count)]
 
 
 class PixelShuffle(Op):

@@ -8,19 +8,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cnnspec.compiler import compile_source
+from cnnspec.compiler import Compilation, compile_source
 from cnnspec.diagnostics import Diagnostic, Edit, Source, Span, apply_edits
 
 _MAX_ROUNDS = 12
+_MAX_EFFORT = 128 * 1024
+"""Characters and operators of the texts that are compiled; beyond it there are no more rounds."""
+_EFFORT_PER_NODE = 8
 
 
 def apply_fixes(
     text: str, name: str, path: Path | None = None, params: Mapping[str, Any] | None = None, *, allow_huge: bool = False
-) -> tuple[str, list[Diagnostic]]:
+) -> tuple[str, list[Diagnostic], Compilation]:
     """Apply every certain fix.
 
     Fixes are applied in rounds: a fix that overlaps another one, or whose error only appears after others are fixed, is
-    left to the next round. A round that would increase the number of errors is not applied.
+    left to the next round. A round that would increase the number of errors is not applied. A large spec gets fewer
+    rounds, to bound the time.
 
     Args:
         text: The spec, with its line endings on disk.
@@ -30,11 +34,15 @@ def apply_fixes(
         allow_huge: Allow more parameters than the limit.
 
     Returns:
-        The text, and the diagnostics that were fixed.
+        The text, the diagnostics that were fixed, and the compilation of the text.
     """
     fixed: list[Diagnostic] = []
     current = compile_source(Source(name, Source.plain(text)), path, params, allow_huge=allow_huge)
+    effort = 0
     for _ in range(_MAX_ROUNDS):
+        effort += len(text) + _EFFORT_PER_NODE * (len(current.graph.nodes) if current.graph else 0)
+        if effort > _MAX_EFFORT and fixed:
+            break
         chosen = _choose(current.diagnostics)
         if not chosen:
             break
@@ -45,7 +53,7 @@ def apply_fixes(
             break
         text, current = changed, result
         fixed += [diagnostic for diagnostic, _ in chosen]
-    return text, fixed
+    return text, fixed, current
 
 
 def _count_errors(diagnostics: Sequence[Diagnostic]) -> int:

@@ -84,6 +84,11 @@ class AxisSet:
         assert isinstance(size, int)
         return size % self.period in self.residues if size >= self.start else size in self.few
 
+    def lookup(self) -> Callable[[int], bool]:
+        """Return a fast test for membership, for many sizes."""
+        few, residues = frozenset(self.few), frozenset(self.residues)
+        return lambda size: size % self.period in residues if size >= self.start else size in few
+
     def nearest(self, size: int) -> int:
         """Return the member nearest to a size, the larger of two; the set must not be empty."""
         found = list(self.few)
@@ -108,7 +113,8 @@ class AxisSet:
     def combined(self, other: AxisSet, rule: Callable[[bool, bool], bool]) -> AxisSet:
         """Combine two sets by a rule for membership."""
         period = math.lcm(self.period, other.period)
-        return AxisSet.of(lambda n: rule(n in self, n in other), max(self.start, other.start), period)
+        one, two = self.lookup(), other.lookup()
+        return AxisSet.of(lambda n: rule(one(n), two(n)), max(self.start, other.start), period)
 
     def __and__(self, other: AxisSet) -> AxisSet:
         if self == EVERY:
@@ -117,7 +123,8 @@ class AxisSet:
             return self
         if self.finite or other.finite:
             finite, any_ = (self, other) if self.finite else (other, self)
-            return finite_set([n for n in finite.few if n in any_])
+            spend(len(finite.few))
+            return finite_set([*filter(any_.lookup(), finite.few)])
         if self.ray and other.ray:
             return self if self.start > other.start else other
         return self.combined(other, lambda a, b: a and b)

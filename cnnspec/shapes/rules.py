@@ -145,13 +145,20 @@ class Spread:
         return Span(self.stride, 1, low, high)
 
     def reads(self, size: int) -> Sequence[Sequence[int]]:
-        # Input position q adds to the output positions q * stride - pad + dilation * k.
-        found: list[list[int]] = [[] for _ in range(self(size))]
-        for q in range(size):
-            for k in range(self.kernel):
-                place = q * self.stride - self.pad + self.dilation * k
-                if 0 <= place < len(found):
-                    found[place].append(q)
+        # Input position q adds to the output positions q * stride - pad + dilation * k. For one output position, the
+        # solutions are a progression: with each step of k by `every`, q falls by `less`.
+        common = gcd(self.stride, self.dilation)
+        every, less = self.stride // common, self.dilation // common
+        inverse = pow(less, -1, every)
+        found: list[Sequence[int]] = []
+        for place in range(self(size)):
+            at, rest = divmod(place + self.pad, common)
+            k = at * inverse % every
+            q = (at - less * k) // every
+            outside = max(0, -((size - 1 - q) // less))
+            k, q = k + outside * every, q - outside * less
+            more = min((self.kernel - 1 - k) // every, q // less)
+            found.append(range(q - more * less, q + 1, less) if not rest and more >= 0 else ())
         return found
 
 

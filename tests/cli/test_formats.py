@@ -129,7 +129,7 @@ FIXED = HEAD + "stem conv 3x3 16 stride=2\nadd { conv 3x3 8; in }\nhead global_a
 
 
 def test_fixes_are_applied_until_none_is_certain() -> None:
-    text, fixed = apply_fixes(BAD, "net.cnn")
+    text, fixed, _ = apply_fixes(BAD, "net.cnn")
     assert text == FIXED
     assert sorted(diagnostic.code for diagnostic in fixed) == ["E0101", "E0201", "E0202", "E0207"]
     assert [diagnostic.code for diagnostic in check(text)] == ["E0301"]
