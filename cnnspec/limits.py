@@ -45,3 +45,11 @@ MAX_COMPARED = 2_000_000
 """Pairs of characters that one run compares to find names with a spelling like that of an unknown one."""
 MAX_CELL = 200
 """Characters of a cell in a table on the terminal."""
+MAX_SIZES = 1_000
+"""Different sizes of maps as functions of the image size, for a symbolic summary."""
+MAX_FLAT_TERMS = 10_000
+"""Terms of all flat features as functions of the image size, for a symbolic summary."""
+MAX_FORMULA = 1_000
+"""Characters of a size as a function of the image size; longer parts are shown as `...`."""
+MAX_SHOWN_TERMS = 128
+"""Terms of a sum of such sizes that are shown."""

@@ -5,18 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 from cnnspec import shapes
 from cnnspec.analysis.cost import Counts, count, live_memory, training_memory
 from cnnspec.analysis.receptive_field import center_extent, fields, masks
+from cnnspec.diagnostics import CnnspecError, failure
 from cnnspec.ir import Graph, Node
+from cnnspec.limits import MAX_FLAT_TERMS, MAX_SIZES
 from cnnspec.ops.base import FLOAT
 from cnnspec.shapes import Shape
-from cnnspec.shapes.symbolic import Amount
+from cnnspec.shapes.symbolic import Amount, Length, PeriodLimit
 
 MAX_SIDE = 1024
 """The largest side of an image for which exact receptive fields are computed."""
@@ -229,7 +231,34 @@ def summarize(graph: Graph, batch: int = 1, *, symbolic: bool = False) -> Summar
         symbolic: Return shapes, operations, activations and saved memory as functions of the height and width of the
             image (`symbolic.Amount`); the other values are for the declared size.
     """
-    shown = graph.symbolic if symbolic else graph
+    if not symbolic:
+        return _summarize(graph, graph, batch)
+    _limit_terms(graph.symbolic)
+    try:
+        return _summarize(graph, graph.symbolic, batch)
+    except PeriodLimit as limit:
+        raise _too_complex(limit.message) from None
+
+
+def _limit_terms(graph: Graph) -> None:
+    """Check the number of different terms of a symbolic network, and of all terms of its flat features.
+
+    Raises:
+        CnnspecError: There are more than the limit.
+    """
+    amounts = [size for node in graph.nodes for size in node.shape if isinstance(size, Amount)]
+    if len({term for amount in amounts for term in amount.terms}) > MAX_SIZES:
+        raise _too_complex(f"the maps have more than {MAX_SIZES:,} different sizes as functions of the image size")
+    if sum(len(amount.terms) - 1 for amount in amounts) > MAX_FLAT_TERMS:
+        raise _too_complex(f"the flat features have more than {MAX_FLAT_TERMS:,} terms as functions of the image size")
+
+
+def _too_complex(message: str) -> CnnspecError:
+    return failure("E0405", message, help="omit `--symbolic`, and choose sizes with `--at`")
+
+
+def _summarize(graph: Graph, shown: Graph, batch: int) -> Summary:
+    """Summarize a network, whose shapes in `shown` may be symbolic."""
     counts, live, field = count(shown), live_memory(graph), fields(graph)
     center_fields: list[tuple[int, int] | None] = [None] * len(graph.nodes)
     if max(graph.input_shape) <= MAX_SIDE and (found := masks(graph)):
@@ -240,16 +269,26 @@ def summarize(graph: Graph, batch: int = 1, *, symbolic: bool = False) -> Summar
     for index, node in enumerate(shown.nodes):
         if node.op.owns_module:
             kinds[node.path] = node.op.name
-        values = _node_values(node, index, counts, batch)
-        for path in _ancestors(node.path):
-            total = sums.setdefault(path, [0] * 7)
-            for place, value in enumerate(values):
-                total[place] += value
-            total[6] = max(total[6], live[index].at(batch))
-            last[path] = index
+        if node.path not in sums:
+            _enter(node.path, sums)
+        _add(sums[node.path], (*_node_values(node, index, counts, batch), live[index].at(batch)))
+        last[node.path] = index
+    for path in reversed([*sums][1:]):  # a module comes before its submodules
+        parent = path.rpartition(".")[0]
+        _add(sums[parent], sums[path])
+        last[parent] = max(last.get(parent, 0), last[path])
     last[""] = graph.output
+    ranks: dict[tuple[Length, Length], int] = {}
+    for amount in (size for node in shown.nodes for size in (node.macs, shapes.numel(node.shape))):
+        if isinstance(amount, Amount):
+            for term in amount.terms:
+                ranks.setdefault(term, len(ranks))
+
+    def ordered(value: int) -> int:
+        return cast(int, value.ordered(ranks)) if isinstance(value, Amount) else value
 
     def row(path: str, values: Sequence[int]) -> Row:
+        values = [*map(ordered, values)]
         index, level = last[path], path.count(".") + 1 if path else 0
         parameters, macs, flops, backward_flops, activations, saved, peak = values
         return Row(
@@ -259,12 +298,28 @@ def summarize(graph: Graph, batch: int = 1, *, symbolic: bool = False) -> Summar
         )
 
     rows = [row(path, values) for path, values in sums.items()]
-    total = replace(rows[0], saved=counts.saved_total.at(batch))
+    total = replace(rows[0], saved=ordered(counts.saved_total.at(batch)))
     return Summary(
         *(graph.name, batch, shown.input_shape, shown.output_shape, tuple(rows[1:]), total),
-        batch * counts.training_flops,
-        graph.input_shape if symbolic else None,
+        ordered(batch * counts.training_flops),
+        graph.input_shape if shown is not graph else None,
     )
+
+
+def _enter(path: str, sums: dict[str, list[int]]) -> None:
+    """Start the totals of a module and of the modules that contain it, from the outside in."""
+    missing: list[str] = []
+    while path not in sums:
+        missing.append(path)
+        path = path.rpartition(".")[0]
+    sums.update((path, [0] * 7) for path in reversed(missing))
+
+
+def _add(total: list[int], values: Sequence[int]) -> None:
+    """Add the values of a part to a total; the last one is a peak, of which the maximum counts."""
+    for place, value in enumerate(values[:-1]):
+        total[place] += value
+    total[-1] = max(total[-1], values[-1])
 
 
 def _node_values(node: Node, index: int, counts: Counts, batch: int) -> tuple[int, ...]:
@@ -278,14 +333,6 @@ def _node_values(node: Node, index: int, counts: Counts, batch: int) -> tuple[in
         batch * FLOAT * shapes.numel(node.shape),
         counts.saved[index].at(batch),
     )
-
-
-def _ancestors(path: str) -> Iterator[str]:
-    """Iterate over the modules that contain a path, from the whole network to the path itself."""
-    yield ""
-    parts = path.split(".") if path else []
-    for end in range(1, len(parts) + 1):
-        yield ".".join(parts[:end])
 
 
 # --- the largest batch ---------------------------------------------------------------------------

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from cnnspec.diagnostics.model import Diagnostic, Edit, Fix, Source
 
-_MAX_TRIALS = 16
-_MAX_CHARACTERS = 64 * 1024
+MAX_TRIALS = 16
+MAX_CHARACTERS = 48 * 1024
 """Length of all texts that are tried together."""
 _MAX_STEPS = 4_000
 """Elements that are expanded in all trials together."""
@@ -30,7 +30,7 @@ def prove(
         again: Returns the diagnostics of another text in its place, given a limit of elements to expand.
     """
     wanted = [(d, fix) for d in diagnostics for fix in d.fixes if all(e.span.source is source for e in fix.edits)]
-    trials = min(len(wanted), _MAX_TRIALS, _MAX_CHARACTERS // max(len(source.text), 1))
+    trials = min(len(wanted), MAX_TRIALS, MAX_CHARACTERS // max(len(source.text), 1))
     works: dict[int, list[Fix]] = {}
     open_: set[int] = set()
     for diagnostic, fix in wanted[:trials]:

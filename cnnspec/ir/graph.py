@@ -178,10 +178,16 @@ class Graph:
     def reductions(self) -> list[tuple[Fraction, Fraction]]:
         """Image pixels per position of the output map of each node, in height and width."""
         found: list[tuple[Fraction, Fraction]] = []
+        one = Fraction(1)
+        known: dict[tuple[int, Shape], tuple[Fraction, Fraction]] = {}  # repeats share operators
         for node in self.nodes:
-            before = [(Fraction(1), Fraction(1)) if i == IMAGE else found[i] for i in node.inputs]
-            own = node.op.reduction(self.input_shapes(node)[0], node.shape)
-            found.append((max(b[0] for b in before) * own[0], max(b[1] for b in before) * own[1]))
+            before = [(one, one) if i == IMAGE else found[i] for i in node.inputs]
+            high, wide = before[0] if len(before) == 1 else (max(sides) for sides in zip(*before, strict=True))
+            shape = self.input_shapes(node)[0]
+            if (id(node.op), shape) not in known:
+                known[id(node.op), shape] = node.op.reduction(shape, node.shape)
+            own = known[id(node.op), shape]
+            found.append((high, wide) if own == (one, one) else (high * own[0], wide * own[1]))
         return found
 
     def feature(self, path: str) -> Feature:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial, reduce
 from typing import Any, Protocol
 
-from cnnspec.limits import MAX_LENGTHS
+from cnnspec.limits import MAX_EFFORT, MAX_LENGTHS
 from cnnspec.ops import OPS, Op, ShapeError
 from cnnspec.ops.base import SameShape
 from cnnspec.shapes import Shape, is_map
@@ -253,7 +253,8 @@ class Sizes:
             high, wide = abs(size[0] - height), abs(size[1] - width)
             return max(high, wide), high + wide, -size[0], -size[1]
 
-        return next((size for size in sorted(found, key=distance) if self.accepts(*size)), None)
+        tried = sorted(found, key=distance)[: MAX_EFFORT // max(len(self.demands), 1)]
+        return next((size for size in tried if self.accepts(*size)), None)
 
     @cached_property
     def rectangles(self) -> tuple[Rectangle, ...] | None:
@@ -422,6 +423,7 @@ class _Walk:
             if op.name == "mul":
                 if SINGLE not in (first, other):
                     self.demand(Factors(index, first, other))
+                    self.spend(sum(length.period for length in (*first, *other)))
                 first = (first[0].greatest(other[0]), first[1].greatest(other[1]))
                 self.spend(sum(length.period + length.start for length in first))
             else:

@@ -10,10 +10,11 @@ from typing import Any
 
 from cnnspec.compiler import Compilation, compile_source
 from cnnspec.diagnostics import Diagnostic, Edit, Source, Span, apply_edits
+from cnnspec.diagnostics.trials import MAX_CHARACTERS, MAX_TRIALS
 
 _MAX_ROUNDS = 12
 _MAX_EFFORT = 128 * 1024
-"""Characters and operators of the texts that are compiled; beyond it there are no more rounds."""
+"""Characters of all texts that are compiled, with those of the trials of fixes; beyond it there are no more rounds."""
 _EFFORT_PER_NODE = 8
 
 
@@ -40,7 +41,9 @@ def apply_fixes(
     current = compile_source(Source(name, Source.plain(text)), path, params, allow_huge=allow_huge)
     effort = 0
     for _ in range(_MAX_ROUNDS):
-        effort += len(text) + _EFFORT_PER_NODE * (len(current.graph.nodes) if current.graph else 0)
+        trials = min(sum(len(diagnostic.fixes) for diagnostic in current.untested_diagnostics), MAX_TRIALS)
+        effort += min(len(text) * trials, MAX_CHARACTERS) + 2 * len(text)
+        effort += _EFFORT_PER_NODE * (len(current.graph.nodes) if current.graph else 0)
         if effort > _MAX_EFFORT and fixed:
             break
         chosen = _choose(current.diagnostics)

@@ -7,10 +7,10 @@ is such a function in normal form: equal functions are one object.
 from __future__ import annotations
 
 import math
-from itertools import chain
+from itertools import chain, islice
 from typing import ClassVar
 
-from cnnspec.limits import MAX_LENGTHS, MAX_PERIOD
+from cnnspec.limits import MAX_FORMULA, MAX_LENGTHS, MAX_PERIOD, MAX_SHOWN_TERMS
 from cnnspec.shapes.rules import AxisRule, quotient
 
 _MAX_TERMS = 6
@@ -48,7 +48,7 @@ class Length:
         source: The operands of the function, to render it if it has no closed form.
     """
 
-    __slots__ = ("_hash", "_through", "cycle", "head", "period", "source", "step")
+    __slots__ = ("_hash", "_texts", "_through", "cycle", "head", "period", "source", "step")
 
     _known: ClassVar[dict[tuple[int, int, tuple[int, ...], tuple[int, ...]], Length]] = {}
     _values: ClassVar[int] = 0
@@ -58,7 +58,8 @@ class Length:
     cycle: tuple[int, ...]
     head: tuple[int, ...]
     source: tuple[Length, AxisRule] | tuple[Length, Length] | None
-    _through: dict[AxisRule, Length]
+    _through: dict[AxisRule | Length, Length]
+    _texts: dict[str, str]
     _hash: int
 
     @classmethod
@@ -91,7 +92,7 @@ class Length:
                 Length._values = 0
             known = cls.__new__(cls)
             known.period, known.step, known.cycle, known.head = key
-            known.source, known._through, known._hash = source, {}, hash(key)
+            known.source, known._through, known._texts, known._hash = source, {}, {}, hash(key)
             cls._known[key] = known
         return known
 
@@ -154,6 +155,12 @@ class Length:
             return self
         if self.constant == 1:
             return other
+        known = self._through.get(other)
+        if known is None:
+            known = self._through[other] = self._greatest(other)
+        return known
+
+    def _greatest(self, other: Length) -> Length:
         period = math.lcm(self.period, other.period)
         rise, fall = self.step * period // self.period, other.step * period // other.period
         start = max(self.start, other.start)
@@ -182,15 +189,25 @@ class Length:
         return low
 
     def text(self, letter: str) -> str:
-        """Render the function of `H` or `W` in its shortest form."""
-        closed = self._closed(letter)
-        if closed is not None:
-            return closed
-        assert self.source is not None
-        before, after = self.source
-        if isinstance(after, Length):
-            return f"max({', '.join(sorted([before.text(letter), after.text(letter)]))})"
-        return after.text(before.text(letter))
+        """Render the function of `H` or `W` in its shortest form; a part that is too long is `...`."""
+        pending = [self]
+        while pending:  # not recursive: a chain of operands may be as long as the network
+            length = pending[-1]
+            if letter in length._texts:
+                pending.pop()
+                continue
+            written = length._closed(letter)
+            if written is None:
+                assert length.source is not None
+                before, after = length.source
+                operands = [one for one in (before, after) if isinstance(one, Length)]
+                if left := [one for one in operands if letter not in one._texts]:
+                    pending += left
+                    continue
+                first, *second = sorted(one._texts[letter] for one in operands)
+                written = f"max({first}, {second[0]})" if isinstance(after, Length) else after.text(first)
+            length._texts[letter] = written if len(written) <= MAX_FORMULA else "..."
+        return self._texts[letter]
 
     def _closed(self, letter: str) -> str | None:
         """Render the function as a few quotients, or return None."""
@@ -252,10 +269,11 @@ class Amount:
     Equal sums have equal normal forms.
     """
 
-    __slots__ = ("terms",)
+    __slots__ = ("_text", "terms")
 
     def __init__(self, terms: dict[tuple[Length, Length], int]) -> None:
-        self.terms = {key: value for key, value in terms.items() if value}
+        self._text: str | None = None
+        self.terms = terms if all(terms.values()) else {key: value for key, value in terms.items() if value}
 
     @staticmethod
     def height(length: Length) -> Amount | int:
@@ -269,6 +287,8 @@ class Amount:
         return sum(count * h(height) * w(width) for (h, w), count in self.terms.items())
 
     def __add__(self, other: Amount | int) -> Amount:
+        if other == 0:
+            return self
         added = other.terms if isinstance(other, Amount) else {(ONE, ONE): other}
         terms = dict(self.terms)
         for key, count in added.items():
@@ -279,6 +299,8 @@ class Amount:
 
     def __mul__(self, other: Amount | int) -> Amount:
         if isinstance(other, int):
+            if other == 1:
+                return self
             return Amount({key: count * other for key, count in self.terms.items()})
         terms: dict[tuple[Length, Length], int] = {}
         for (h, w), count in self.terms.items():
@@ -291,6 +313,12 @@ class Amount:
 
     __rmul__ = __mul__
 
+    def ordered(self, ranks: dict[tuple[Length, Length], int]) -> Amount:
+        """Return the same sum with its terms in ascending order of their ranks, and others last."""
+        if len(self.terms) < 2:
+            return self
+        return Amount(dict(sorted(self.terms.items(), key=lambda term: ranks.get(term[0], len(ranks)))))
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Amount) and self.terms == other.terms
 
@@ -298,10 +326,16 @@ class Amount:
         return hash(frozenset(self.terms.items()))
 
     def __str__(self) -> str:
-        return format(self, "d")
+        if self._text is None:
+            self._text = format(self, "d")
+        return self._text
 
     def __format__(self, spec: str) -> str:
-        return " + ".join(_term(h, w, format(count, spec)) for (h, w), count in self.terms.items()) or "0"
+        shown = islice(self.terms.items(), MAX_SHOWN_TERMS)
+        terms = [_term(h, w, format(count, spec)) for (h, w), count in shown]
+        if more := len(self.terms) - len(terms):
+            terms.append(f"... ({more:,} more terms)")
+        return " + ".join(terms) or "0"
 
     def __repr__(self) -> str:
         return f"Amount({self})"
@@ -322,6 +356,9 @@ class Greatest(Amount):
         self.amounts = frozenset(chain.from_iterable(inner))
         if len(self.amounts) > _MAX_AMOUNTS:
             raise LengthsLimit
+
+    def ordered(self, ranks: dict[tuple[Length, Length], int]) -> Amount:
+        return self
 
     def __call__(self, height: int, width: int) -> int:
         return max(amount(height, width) for amount in self.amounts)

@@ -1,7 +1,9 @@
-"""Generate hostile or meaningless text: damaged specs, noise, and text as long as the limits allow."""
+"""Generate hostile or meaningless text: damaged specs, noise, similar names, and text as long as the limits allow."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cnnspec.limits import MAX_FILE_BYTES, MAX_WORDS
@@ -45,6 +47,34 @@ class Repetition:
 
 
 _CONSTANTS = "".join(f"let v{i} = {i}\n" for i in range(1_000))
+
+_STEMS = {"long": "a" * 120, "medium": "ab" * 14, "various": "abcdefgh" * 3}
+_SIMILAR: dict[str, Repetition] = {}
+for _kind, _stem in _STEMS.items():
+    _many = [f"{_stem}{i}" for i in range(250)]
+    _parameters = ",\n".join(f"{name} = 1" for name in _many)
+    _flags = ",\n".join(f"{name} = false" for name in _many)
+    _SIMILAR |= {
+        f"{_kind} references": Repetition(f"{_stem}$: relu\n@{_stem}x$ | relu"),
+        f"{_kind} calls": Repetition(f"{_stem}x$", "\n".join(f"block {name}() {{ relu }}" for name in _many)),
+        f"{_kind} values": Repetition(f"times {_stem}x$", "\n".join(f"param {name} = 1" for name in _many)),
+        f"{_kind} arguments": Repetition(f"b {_stem}x$=3", f"block b({_parameters}) {{ relu }}"),
+        f"{_kind} flags": Repetition(f"b {_stem}x$", f"block b({_flags}) {{ relu }}"),
+        f"{_kind} functions": Repetition(f"times {_stem}$(2)"),
+        f"{_kind} types": Repetition(f"block b$(x: {_stem}$) {{ relu }}"),
+        f"{_kind} inits": Repetition(f"init {_stem}$ {_stem}"),
+        f"{_kind} schemes": Repetition(f"init conv {_stem}$"),
+        f"{_kind} metrics": Repetition(f"expect {_stem}$ > 2"),
+        f"{_kind} entries": Repetition(f"{_stem}$ 2", "relu\ntrain {", "}"),
+        f"{_kind} augmentations": Repetition(f"| {_stem}$", "relu\ntrain {\naugment hflip", "}"),
+        f"{_kind} data sets": Repetition(f"data {_stem}$", "relu\ntrain {", "}"),
+        f"{_kind} statements": Repetition(f"{_stem}$ 3 = 4"),
+        f"{_kind} defaults": Repetition(f"default conv {_stem}$=2"),
+        f"{_kind} heads": Repetition(f"a{_stem}$: relu\naux h$ from @{_stem}$ {{ flatten | linear classes }}"),
+        f"{_kind} uses": Repetition(f'use {_stem}$ from "blocks/conv_bn.cnn"'),
+        f"{_kind} files": Repetition(f'use b$ from "{_stem}$.cnn"'),
+        f"{_kind} extensions": Repetition(f"extends resnet20 {_stem}$=3"),
+    }
 
 REPETITIONS: dict[str, Repetition] = {
     "labels": Repetition("l$: relu"),
@@ -142,16 +172,29 @@ REPETITIONS: dict[str, Repetition] = {
     "stages": Repetition("stage relu"),
     "colons": Repetition("a:"),
     "carriage returns": Repetition("relu\r"),
+    "wide sums": Repetition("conv 1x1 $ + 1", "add {", "}"),
+    "sums of many": Repetition("add { " + "; ".join(f"conv 1x1 {i + 1}" for i in range(60)) + " }"),
+    "long calls": Repetition("relu " + " ".join(f"a{i}=1" for i in range(300))),
+    "misspelt operators": Repetition("convv 3x3 $ + 1"),
+    "mistakes that are fixed in turn": Repetition("relu | convv 3x3 4 biass | batchnorm | reluu x 3"),
+    "long comments": Repetition("# " + "x" * 1_990),
+    "nested joins": Repetition("add { in; " * 28 + "relu | bn | conv 3x3 3 | relu" + " }" * 28),
+    "nested branches": Repetition("if 1 == 1 { " * 28 + "relu" + " } else { relu }" * 28),
+    **_SIMILAR,
 }
 """Every kind of statement and mistake, repeated."""
 
 
 def draw_text(randint: RandInt) -> tuple[str, str]:
-    """Generate a text, and return its kind and the text: damaged, words, letters, bytes, or repetitive."""
+    """Generate a text, and return its kind and the text."""
     rng = Rng(randint)
     kind = rng.randint(0, 99)
-    if kind < 60:
+    if kind < 50:
         return "damaged", _damaged(rng)
+    if kind < 55:
+        return "similar names", _similar_names(rng)
+    if kind < 60:
+        return "heavy", _heavy(rng)
     if kind < 85:
         words = [rng.choice(WORDS) for _ in range(rng.randint(1, 80))]
         return "words", ("input 3x8x8\n" if rng.boolean() else "") + " ".join(words)
@@ -176,3 +219,67 @@ def _damaged(rng: Rng) -> str:
         )
         text = text[:at] + new + text[end:]
     return text
+
+
+def _similar_names(rng: Rng) -> str:
+    """Generate a spec with many similar names that are defined, and misspelled where they are used."""
+    stem = "".join(rng.choice("ab_") for _ in range(rng.randint(1, 110))).strip("_") or "a"
+    names = [f"{stem}{i}" for i in range(rng.randint(1, 200))]
+    misspelled = [_misspell(rng, rng.choice(names)) for _ in range(rng.randint(1, 60))]
+    define, use = rng.choice(
+        [("$: relu", "@$ | relu"), ("param $ = 1", "times $"), ("block $() { relu }", "$"), ("let $ = 2", "relu $=1")]
+    )
+    lines = [*(define.replace("$", name) for name in names), *(use.replace("$", name) for name in misspelled)]
+    return _HEAD + "\n".join(lines) + "\n"
+
+
+def _misspell(rng: Rng, name: str) -> str:
+    at = rng.randint(0, len(name))
+    return name[:at] + rng.choice(["", "x", "ab", "_"]) + name[at + rng.randint(0, 2) :] or "x"
+
+
+_SAME = (
+    "relu", "bn", "in_norm", "times 2", "dropout 0.1", "maxpool s stride=1 pad=s // 2", "conv 3x3 in.c", "gn 1",
+    "conv s in.c groups=in.c", "upsample s | maxpool s", "pad s | pad -s", "conv_transpose 3x3 in.c pad=1",
+)  # fmt: skip
+"""Elements that keep the shape of a map, or most of it, with a size `s`."""
+_HEAVY = (
+    *_SAME, "conv 1x1 c", "conv 3x3 c stride=s pad=1", "maxpool s", "maxpool 3 stride=s pad=1 ceil", "upsample s",
+    "adaptive_avgpool s", "upsample size=sxs", "upsample s mode=bilinear",
+    "upsample size=sxs mode=bicubic align_corners", "conv_transpose 3x3 c stride=s",
+    "conv_transpose sxs c pad=s // 2", "pad -1", "slice 0..1",
+)  # fmt: skip
+"""Elements with a size `s` and channels `c`."""
+_SIZES = (1, 2, 3, 5, 7, 16, 61, 64, 255, 1021, 1024, 4093)
+
+
+def _heavy(rng: Rng) -> str:
+    """Generate a short spec that can be slow to analyze: large maps, strides and repeats, joins, deep modules."""
+    side = rng.choice([1, 7, 32, 64, 255, 1021, 1024])
+    body = "\n".join(_heavy_flow(rng, rng.randint(0, 3)) for _ in range(rng.randint(1, 4)))
+    tail = rng.choice(["", "flatten\n", "flatten | linear 2\n", "global_avgpool | flatten | linear 2\n"])
+    return f"input {rng.choice([1, 2, 4])}x{side}x{side}\nx: relu\n{body}\n{tail}"
+
+
+def _heavy_flow(rng: Rng, depth: int, elements: Sequence[str] = _HEAVY) -> str:
+    """Generate elements, of which those in repeats and joins keep the shape of their input."""
+    size = rng.choice(_SIZES)
+    flow = " | ".join(rng.choice(elements) for _ in range(rng.randint(1, 3)))
+    flow = re.sub(r"\bc\b", str(rng.choice([1, 2, 4])), re.sub(r"\bs\b", str(size | 1), flow.replace("in.c", "IN")))
+    flow = flow.replace("IN", "in.c").replace("sxs", f"{size}x{size}")
+    if depth == 0:
+        return flow
+    inner = _heavy_flow(rng, depth - 1, _SAME)
+    count = rng.choice([2, 3, 10, 60, 300, 1_000, 4_096])
+    joined = rng.choice(
+        [
+            f"repeat {count} {{ {inner} }}",
+            f"repeat {count} as i {{ {inner} | pad i + 1 | pad -(i + 1) }}",
+            f"add {{ in; {inner} }}",
+            f"mul {{ in; {inner} }}",
+            f"concat {{ {'in; ' * min(count, 300)} {inner} }}",
+            f"{{ {inner} }}",
+            f"y: {inner}",
+        ]
+    )
+    return joined if elements is _SAME else f"{flow}\n{joined}"

@@ -1,9 +1,12 @@
-"""Named attacks: small specs that would exhaust time or memory without limits, and files that are not specs."""
+"""Named attacks: small specs that would exhaust time or memory without limits, and files that are not specs.
+
+Most must be rejected; the heavy ones are valid.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from cnnspec.limits import MAX_FILE_BYTES
@@ -206,3 +209,102 @@ BOMBS: dict[str, Attack] = {
     "byte_order_mark_inside": _spec("\ufeffrelu"),
 }
 """Each attack must be rejected immediately, with an error that names the limit or the mistake."""
+
+
+def _deep(levels: int, name: str, inner: str, count: int) -> str:
+    """Return calls of a chain of blocks with labels, for modules at the end of long paths."""
+    blocks = [f"block b0() {{ {inner} }}"]
+    blocks += [f"block b{i}() {{ {name}: b{i - 1} }}" for i in range(1, levels)]
+    return "\n".join([*blocks, *(f"l{i}: b{levels - 1}" for i in range(count))])
+
+
+def _each(values: Iterable[object], line: str) -> str:
+    """Return a line for each value, with the value in place of `$`."""
+    return "\n".join(line.replace("$", str(value)) for value in values)
+
+
+def _image(shape: str, body: str) -> Attack:
+    return _spec(body, f"network heavy\ninput {shape}\n")
+
+
+_PRIMES = (4093, 4091, 4079, 4073, 4057, 4051, 4049, 4027, 4021, 4019, 4013, 4007, 4003, 4001, 3989, 3967)
+_SHARED_RATE = "repeat 1000 { maxpool 3x3 stride=2 pad=1 | conv_transpose 3x3 1 stride=2 }"
+
+HEAVY: dict[str, Attack] = {
+    # receptive fields of large maps, large windows and long periods
+    "upsamples": _image("3x64x64", "repeat 300 { upsample 4096 | maxpool 4096 }\nconv 1x1 4"),
+    **{
+        f"resizes, {mode}": _image(
+            "3x1021x1021",
+            f"repeat 3000 {{ upsample size=1023x1023 mode={mode} | upsample size=1021x1021 mode={mode} }}",
+        )
+        for mode in ("nearest", "bilinear", "bicubic")
+    },
+    "large transposed kernels": _image("1x1024x1024", "repeat 100 { conv_transpose 4095x4095 1 pad=2047 }"),
+    "large transposed strides": _image("1x1024x1024", "repeat 300 { conv_transpose 1x1 1 stride=4096 | maxpool 4096 }"),
+    "joins with a long period": _image(
+        "1x1024x1024", "x: conv_transpose 1x1 1 stride=4096\nrepeat 2000 { add { in; conv 1x1 1; @x } }"
+    ),
+    "branches with a long period": _image(
+        "1x64x64", "x: upsample 4093\nconcat {\n" + "in\n" * 2000 + "@x | maxpool 3 stride=1 pad=1\n" * 500 + "}"
+    ),
+    "large kernels": _image("1x1024x1", "repeat 1000 { conv 1001x1 1 pad=500x0 }"),
+    "large windows": _image("1x1024x1024", "repeat 3000 { avgpool 1023 stride=1 pad=511 }"),
+    "whole maps": _image("4x1024x1024", "repeat 4096 { gn 2 }\nrepeat 4096 { gn 2 }"),
+    "pools of a fixed size": _image("3x1024x1024", "repeat 3000 { adaptive_avgpool 1023 | adaptive_avgpool 1024 }"),
+    # many modules, long paths
+    "chain": _spec("repeat 4096 { relu }\nrepeat 4096 { conv 1x1 3 }\nrepeat 1700 { bn }"),
+    "slices of one scope": _image("9000x1x1", "slice 0..9000\n" * 1500),
+    "joins of one scope": _spec("add { in; in }\n" * 1300),
+    "joins in repeats": _spec("repeat 4096 { add { in; in } }\nrepeat 4096 { add { in; in } }"),
+    "repeats in repeats": _spec(_nested(13, "repeat 2 { ", "relu ")),
+    "dense joins": _spec("conv 1x1 8\nrepeat 1500 { concat { in; bn | relu | conv 3x3 4 } }"),
+    "wide joins": _spec("repeat 9 { concat {\n" + "in\n" * 3000 + "}\nconv 1x1 3 }"),
+    "blocks in a repeat": _spec("conv 1x1 8\nrepeat 1400 { resnet_block 8 }"),
+    "long labels": _spec(_deep(15, "a" * 120, "relu x600", 16)),
+    "long labels of joins": _spec(_deep(15, "a" * 120, "repeat 300 { add { in; in } }", 16)),
+    "deep modules": _spec(_deep(90, "a" * 15, "relu x600", 16)),
+    "deep joins": _spec(_deep(90, "a" * 15, "repeat 300 { add { in; in } }", 16)),
+    "many heads": _spec(
+        "a: relu\nflatten | linear classes\n"
+        + _each(range(500), "aux h$ from @a { relu x14; flatten | linear classes }")
+    ),
+    # sizes as functions of the image size
+    "different crops": _image("1x64x64", "conv 3x3 1 pad=4096\nrepeat 3000 { pad -1 }"),
+    "different pads": _image("1x64x64", "conv 3x3 1 stride=4 pad=4096\nrepeat 3000 as i { pad i+1 | pad -(i+1) }"),
+    "flattened maps": _image(
+        "1x4096x4096", "x: relu\nflatten\nrepeat 200 as i { concat { in; @x | maxpool i+1 | flatten } }\nrelu x4000"
+    ),
+    "no closed form": _image("1x640x640", _SHARED_RATE),
+    "products of products": _image(
+        "1x1x1", "repeat 12 { mul { maxpool 3 stride=2 pad=1; conv 2x2 1 pad=1 stride=2 } }\nrelu x2000"
+    ),
+    "products of strides": _image(
+        "1x1x1",
+        _each([*range(2, 10)] * 30, "mul { conv 3x3 1 pad=1 stride=$; conv 5x5 1 pad=2; adaptive_avgpool 1 }"),
+    ),
+    "products of flattened maps": _image(
+        "1x1x1", _each(range(2, 9), "a$: mul { in; maxpool 3 stride=$ pad=1 }") + "\nflatten"
+    ),
+    # sets of valid sizes
+    "sums of strides": _image(
+        "1x4096x4096",
+        _each(range(2, 400), "add { maxpool 1x1 stride=$; maxpool $ stride=$ ceil }\nupsample size=4096x4096"),
+    ),
+    "sums of prime strides": _image(
+        "1x4096x4096",
+        "x: relu\nconcat {\n"
+        + _each(_PRIMES * 6, "add { @x | maxpool 1x1 stride=$; @x | maxpool $ stride=$ ceil } | adaptive_avgpool 1")
+        + "\n}",
+    ),
+    "layers of flattened maps": _image(
+        "1x400x400", "x: relu\nconcat {\n" + _each(range(2, 300), "@x | maxpool $ stride=$ | flatten | linear 2") + "}"
+    ),
+    # fixes and lints
+    "biases": _spec("conv 3x3 4 bias | bn\n" * 1100),
+    "repeated biases": _spec("repeat 2000 { conv 3x3 4 bias | bn }"),
+    "strides of points": _spec("global_avgpool\n" + "maxpool 1 stride=2\n" * 1200),
+    "unused values": _spec(_each(range(1000), "let v$ = $") + "\nrelu x4096\nrelu x4096"),
+    "unused blocks": _spec(_each(range(1000), "block b$() { relu }") + "\nrelu x4096\nrelu x4096"),
+}
+"""Valid specs on which a command took, or could take, a long time."""
