@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cnnspec import shapes
-from cnnspec.cli.output import to_json
+from cnnspec.cli.output import json_text
 from cnnspec.compiler import Compilation
 from cnnspec.diagnostics import CnnspecError
 from cnnspec.ir import IMAGE, Graph
@@ -30,14 +30,14 @@ def show(done: Compilation, stage: str, *, as_json: bool = False) -> str:
     """
     if stage == "tree" and done.tree is not None and not done.tree.broken:
         data = _tree_json(done.tree)
-        return to_json(data) if as_json else "\n".join(_tree_lines(data, 0))
+        return json_text(data) if as_json else "\n".join(_tree_lines(data, 0))
     if stage == "model" and done.model is not None:
         if done.reporter.failed:
             raise CnnspecError(done.diagnostics)
         return done.model.model_dump_json(indent=2)
     if stage == "graph" or done.tree is None or done.reporter.failed:
         graph = done.require_graph()
-        return to_json(graph.to_json()) if as_json else graph_text(graph)
+        return json_text(graph.to_json()) if as_json else graph_text(graph)
     done.require_graph()
     raise AssertionError(stage)
 

@@ -17,10 +17,10 @@ def print_diagnostics(diagnostics: Any) -> None:
 
 
 def print_json(data: Any) -> None:
-    print(to_json(data))
+    print(json_text(data))
 
 
-def to_json(data: Any, newline: str = "\n") -> str:
+def json_text(data: Any, newline: str = "\n") -> str:
     """Return the same as `json.dumps(data, indent=2, default=str)`, which takes twice as long."""
     kind = type(data)
     if kind is str:
@@ -29,10 +29,10 @@ def to_json(data: Any, newline: str = "\n") -> str:
         return str(data)
     inner = f"{newline}  "
     if kind is dict and {*map(type, data)} <= {str}:
-        items = [f"{encode_basestring_ascii(key)}: {to_json(value, inner)}" for key, value in data.items()]
+        items = [f"{encode_basestring_ascii(key)}: {json_text(value, inner)}" for key, value in data.items()]
         return f"{{{inner}{f',{inner}'.join(items)}{newline}}}" if items else "{}"
     if kind is list or kind is tuple:
-        items = [to_json(value, inner) for value in data]
+        items = [json_text(value, inner) for value in data]
         return f"[{inner}{f',{inner}'.join(items)}{newline}]" if items else "[]"
     if data is None or isinstance(data, (bool, float, int)):
         return json.dumps(data)

@@ -3,38 +3,91 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from cnnspec import ir
 from cnnspec.api import check, load, loads
 from cnnspec.compiler import compile_file
-from cnnspec.testing import assert_sound, soundness
+from cnnspec.testing import assert_sound, front_commands, fuzz, soundness
+from cnnspec.testing.draw import Rng
 from cnnspec.testing.faults import CODES, FaultySpec, draw_faulty
-from cnnspec.testing.fuzz import REPETITIONS
+from cnnspec.testing.fuzz import REPETITIONS, draw_text
 from cnnspec.testing.oracle import Acceptance, Unsound, compare_sizes_with_torch, compare_with_torch
-from cnnspec.testing.soundness import MEASUREMENTS, Tally, judge, report, run
+from cnnspec.testing.resource_attacks import BOMBS, HEAVY
+from cnnspec.testing.soundness import Tally, judge, report, run
 
 AUX = "aux extra from @seen { global_avgpool | flatten | linear classes }\n"
-SHORT = {"valid": 80, "sets": 6, "faults": 200, "texts": 400}
+SHORT = {"valid": 80, "sets": 6, "faults": 200, "texts": 60}
 
 
 @pytest.mark.parametrize("name", SHORT)
 def test_a_short_run_finds_nothing_wrong(name: str) -> None:
-    tally = run(
-        name, SHORT[name], processes=2 if name == "texts" else 1
-    )  # this process has loaded torch, which counts as memory
+    # This process has loaded torch, which counts as memory.
+    tally = run(name, SHORT[name], processes=2 if name == "texts" else 1)
     wrong = [line for line in judge(name, tally) if ": takes" not in line]  # a busy machine is not an error
     assert wrong == [], report(name, tally)
 
 
-def test_every_bomb_is_rejected_immediately() -> None:
-    count = MEASUREMENTS["bombs"].count
-    assert count >= 60
-    tally = run("bombs", count, processes=2)
-    wrong = [line for line in judge("bombs", tally) if "takes" not in line]  # a busy machine is not an error
-    assert wrong == []
-    assert tally.counts["rejected"] == count
+def test_every_bomb_is_rejected(tmp_path: Path) -> None:
+    assert len(BOMBS) >= 60
+    for number, place in enumerate(BOMBS.values()):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        assert any(d.severity == "error" for d in compile_file(place(folder)).diagnostics), number
+
+
+def test_every_heavy_spec_is_valid(tmp_path: Path) -> None:
+    for name, place in HEAVY.items():
+        assert compile_file(place(tmp_path)).graph is not None, name
+
+
+@pytest.mark.parametrize(("name", "seeds"), [("bombs", (0, 31, 62, 93, 105, 126, 139)), ("repetitions", (3, 77, 112))])
+def test_commands_on_some_attacks(name: str, seeds: Sequence[int]) -> None:
+    for seed in seeds:
+        tally = run(name, 1, seed)
+        wrong = [line for line in judge(name, tally) if " in use" not in line]  # this process may have loaded torch
+        assert [line for line in wrong if " takes " not in line] == []  # a busy machine is not an error,
+        assert tally.greatest["seconds of one command"][0] < 4  # up to a point
+        assert tally.counts["commands"] >= 12
+
+
+def test_commands_that_raise_or_exceed_a_limit_are_violations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(front_commands, "MAX_SECONDS", -1.0)
+    monkeypatch.setattr(front_commands, "MAX_BYTES", 1)
+    monkeypatch.setitem(front_commands.NETWORKS, "summary --json", ("summary", "FILE", "--no-such-option"))
+    (tmp_path / "a.cnn").write_text("input 3x8x8\nrelu\n")
+    outcomes = [*front_commands.run_all(tmp_path / "a.cnn")]
+    names = {*front_commands.ANY_TEXT, *front_commands.NETWORKS, *front_commands.CHANGES, "loads"}
+    assert {outcome.command for outcome in outcomes} == names
+    for outcome in outcomes:
+        wrong = [*outcome.violations()]
+        assert any(" takes " in line for line in wrong)
+        assert any(" in use" in line for line in wrong)
+        assert any(" raises " in line for line in wrong) == (outcome.command == "summary --json")
+
+
+def test_a_command_that_does_not_end_is_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def endless(*_: object, **__: object) -> None:
+        while True:
+            pass
+
+    monkeypatch.setattr(front_commands, "_ABORT", 0.05)
+    monkeypatch.setattr(front_commands, "app", endless)
+    (tmp_path / "a.cnn").write_text("input 3x8x8\nrelu\n")
+    first = next(front_commands.run_all(tmp_path / "a.cnn"))
+    assert first.fault == "TimeoutError: stopped after 0.05 s"
+
+
+def test_drawn_texts_are_of_every_kind() -> None:
+    drawn = [draw_text(random.Random(seed).randint) for seed in range(300)]
+    kinds = Counter(kind if kind not in REPETITIONS else "repetitive" for kind, _ in drawn)
+    assert {*kinds} == {"damaged", "similar names", "heavy", "words", "letters", "bytes", "repetitive"}
+    heavy = [text for seed in range(30) for text in [fuzz._heavy(Rng(random.Random(seed).randint))]]
+    assert sum(not any(d.severity == "error" for d in check(text)) for text in heavy) >= 10
 
 
 def test_the_same_seed_draws_the_same() -> None:

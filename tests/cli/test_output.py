@@ -1,0 +1,57 @@
+"""Output of the commands: JSON and tables, which are written without slow libraries."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich import box
+from rich.table import Table
+
+from cnnspec.analysis.summary import COLUMNS, DEFAULT_COLUMNS, summarize
+from cnnspec.api import load
+from cnnspec.cli.output import json_text
+from cnnspec.cli.tables import _short, print_summary, print_table
+from cnnspec.limits import MAX_CELL
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.builds(Path, st.just("a/b")),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner) | st.tuples(inner),
+    max_leaves=10,
+)
+
+
+@settings(max_examples=40)
+@given(JSON)
+def test_json_is_that_of_the_standard_library(data: Any) -> None:
+    assert json_text(data) == json.dumps(data, indent=2, default=str)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "densenet121"])
+def test_a_table_in_a_file_is_that_of_rich(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    done = summarize(load(name), symbolic=name == "resnet20")
+    print_summary(done, 3)
+    plain = capsys.readouterr().out.splitlines()
+    chosen = [COLUMNS[column] for column in DEFAULT_COLUMNS]
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("module", no_wrap=True)
+    for column in chosen:
+        table.add_column(column.title, justify="right" if column.figure else "left", no_wrap=True)
+    for row in done.upto(3):
+        cells = [_short(column.cell(row)) for column in chosen]
+        table.add_row("  " * (row.level - 1) + row.path.rpartition(".")[2], *cells)
+    table.add_section()
+    table.add_row("total", *(_short(column.cell(done.total)) for column in chosen))
+    print_table(table, plain[0])
+    expected = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert plain[:-1] == expected
+
+
+def test_a_long_cell_is_cut() -> None:
+    assert _short("x" * MAX_CELL) == "x" * MAX_CELL
+    assert len(_short("x" * (MAX_CELL + 1))) == MAX_CELL
+    assert _short("x" * (MAX_CELL + 1)).endswith("...")
