@@ -134,6 +134,13 @@ def test_a_symbolic_summary_has_limits() -> None:
     assert "as functions of the image size" in too_complex(maxima)
 
 
+def test_the_maximum_of_two_sizes_is_in_a_symbolic_summary() -> None:
+    graph = loads("input 1x1x1\nrelu\nmul { flatten; maxpool 3 stride=2 pad=1 | flatten }")
+    total = summarize(graph, symbolic=True).total
+    assert str(total.activations).startswith("max(")
+    assert total.activations(1, 1) == summarize(graph).total.activations  # type: ignore[operator]
+
+
 STRIDES = "maxpool 3 stride=2 pad=1 | upsample 3\n"
 """Twice in a row, the size has no closed form."""
 

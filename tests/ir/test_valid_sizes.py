@@ -135,7 +135,7 @@ def test_amounts_add_and_multiply() -> None:
 
 def test_what_a_place_reads() -> None:
     # A kernel of 3 by stride 2: the two inputs add to places -1..1 and 1..3, of which 0..2 are there.
-    assert Spread(3, 2, 1).reads(2) == [[0], [0, 1], [1]]
+    assert [list(places) for places in Spread(3, 2, 1).reads(2)] == [[0], [0, 1], [1]]
     assert Times(MAX_PERIOD + 1).span(8) is None
     for rule in (Times(3), Window(1, 2), Spread(3, 3, 0)):  # the same in short, where no border is
         span = rule.span(8)
