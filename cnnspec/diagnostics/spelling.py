@@ -144,7 +144,8 @@ def nearest(word: str, known: Iterable[str]) -> list[str]:
     """Return the known words nearest to a misspelled one, all at the same distance.
 
     A word is close if a third of its letters or fewer are wrong, or if it abbreviates or extends a known word. Several
-    wrong digits count twice: `resnet99` is not a misspelled `resnet56`. There are none if none is close, or if the comparisons of this run have reached `limits.MAX_COMPARED`.
+    wrong digits count twice: `resnet99` is not a misspelled `resnet56`. There are none if none is close, or if
+    the comparisons of this run have reached `limits.MAX_COMPARED`.
     """
     return (_active.get() or Search()).nearest(word, tuple(dict.fromkeys(known)))
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from fractions import Fraction
-from math import lcm
+from math import floor, lcm
 from typing import ClassVar, Literal
 
 from cnnspec import shapes

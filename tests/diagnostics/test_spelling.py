@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import time
 
 import pytest
@@ -28,11 +29,21 @@ def distance(a: str, b: str) -> int:
     return rows[-1][-1]
 
 
+def is_close(word: str, other: str) -> bool:
+    """A third of the letters or fewer are wrong, several wrong digits count twice; or an abbreviation."""
+    short, long = sorted((word.lower(), other.lower()), key=len)
+    if len(short) >= 4 and short[:3] == long[:3] and re.fullmatch(".*".join(map(re.escape, short)) + ".*", long):
+        return True
+    wrong_digits = sum(a != b and a.isdigit() and b.isdigit() for a, b in zip(word, other, strict=False))
+    return distance(word, other) + (wrong_digits if wrong_digits > 1 else 0) <= max(1, len(word) // 3)
+
+
 def exhaustive(word: str, known: list[str]) -> list[str]:
     words = list(dict.fromkeys(known))
     if folded := [other for other in words if other.lower() == word.lower()]:
         return folded[:1]
     near = difflib.get_close_matches(word, words, n=8, cutoff=0.5 if len(word) <= 3 else 0.6)
+    near = [other for other in near if is_close(word, other)]
     least = min((distance(word, other) for other in near), default=0)
     return [other for other in near if distance(word, other) == least][:3]
 
