@@ -145,9 +145,8 @@ def _run_stages(
     try:
         compilation.model, places = elaborate(compilation.tree, library, values, name, reporter)
         if compilation.model is not None:
-            compilation.graph = check_model(
-                compilation.model, places, reporter, source.text, steps, allow_huge=allow_huge
-            )
+            graph = check_model(compilation.model, places, reporter, source.text, steps, allow_huge=allow_huge)
+            compilation.graph = graph and replace(graph, files=library.texts(path))
     except TooManyErrors:
         pass
     compilation.files = library.files

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cnnspec.cli.options import (
+    AcceptChanges,
     AllowHuge,
     AsJson,
     AtSize,
@@ -16,6 +17,7 @@ from cnnspec.cli.options import (
     Offline,
     Settings,
     SpecFile,
+    VerifyData,
     compile_at,
     compile_spec,
 )
@@ -53,6 +55,8 @@ def build(
         raise typer.BadParameter(
             "has no effect without --weights: all modules are initialized at random", param_hint="--reinit"
         )
+    if training.accept_changes and not training.resume:
+        raise typer.BadParameter("has no effect without --resume", param_hint="--accept-changes")
     graph = compile_at(file, sets, at, huge)
     if not train:
         for option in training.given():
@@ -85,7 +89,7 @@ def _resume_command(file: str, sets: list[str] | None, training: Training) -> st
     return f"cnnspec build {file}{settings} --train --resume{out}{data_dir}"
 
 
-@training_options(without=["resume", "save_every", "log"])
+@training_options(without=["resume", "accept_changes", "verify_data", "save_every", "log"])
 def plan(file: SpecFile, *, training: Training, sets: Settings = None, as_json: AsJson = False) -> None:
     """Print everything that a training run would use, without starting it."""
     graph = compile_spec(file, sets).require_graph()
@@ -196,6 +200,8 @@ def test(
     split: Annotated[str, typer.Option(help="Split to evaluate: val or test.")] = "test",
     sets: Settings = None,
     huge: AllowHuge = False,
+    verify_data: VerifyData = False,
+    accept_changes: AcceptChanges = False,
     offline: Offline = False,
     as_json: AsJson = False,
 ) -> None:
@@ -215,10 +221,14 @@ def test(
         data_dir=data_dir or Path("data"),
         offline=offline,
         split=split,
+        verify_data=verify_data,
+        accept_changes=accept_changes,
     )
     if as_json:
         print_json(found)
         return
+    for change in found["data_changes"]:
+        print(f"accepted change: {change}")
     print(f"{found['matched']} tensors matched by {match}" + (", averaged over flips" if found["tta"] else ""))
     print(
         f"{graph.name} on {found['data']['name']}, {split}: accuracy {found[f'{split}_acc']:.4f} "

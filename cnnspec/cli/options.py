@@ -37,6 +37,12 @@ DataDir = Annotated[
     Path | None,
     typer.Option("--data-dir", metavar="DIR", help="Folder of data sets, also for downloads (default: data)."),
 ]
+AcceptChanges = Annotated[
+    bool, typer.Option("--accept-changes", help="Use settings, spec and data as they are now, even if they changed.")
+]
+VerifyData = Annotated[
+    bool, typer.Option("--verify-data", help="Hash the contents of all images, to notice when they change.")
+]
 Offline = Annotated[bool, typer.Option("--offline", help="Do not download anything.")]
 
 

@@ -19,7 +19,7 @@ SHOWN = 10
 """Number of trials in the final table."""
 
 
-@training_options(without=["out", "resume", "save_every", "log", "plots", "devices", "strategy"])
+@training_options(without=["out", "resume", "accept_changes", "save_every", "log", "plots", "devices", "strategy"])
 def sweep(
     file: SpecFile,
     *,

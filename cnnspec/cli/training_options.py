@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnnspec.cli.options import DataDir, DataName, Offline, one_of
+from cnnspec.cli.options import AcceptChanges, DataDir, DataName, Offline, VerifyData, one_of
 from cnnspec.diagnostics import did_you_mean, failure
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ class Training:
     seed: Seed = None
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Parent of the run folders.")] = Path("runs")
     resume: Annotated[bool, typer.Option("--resume", help="Resume the latest unfinished run of this network.")] = False
+    accept_changes: AcceptChanges = False
+    verify_data: VerifyData = False
     offline: Offline = False
     save_every: Annotated[
         float,

@@ -107,6 +107,8 @@ class Graph:
         model: The Model that it was made from.
         text: Source text of the spec.
         taps: Output nodes of features by name; if there are any, the module returns these in place of the logits.
+        files: Source texts of the files that it uses or extends, by their path relative to it; shipped specs are left
+            out.
     """
 
     name: str
@@ -120,6 +122,7 @@ class Graph:
     model: Model
     text: str = field(default="", compare=False)
     taps: dict[str, int] = field(default_factory=dict[str, int])
+    files: dict[str, str] = field(default_factory=dict[str, str], compare=False)
 
     def __repr__(self) -> str:
         return f"Graph({self.name!r}, input={self.input_shape}, output={self.output_shape}, nodes={len(self.nodes)})"

@@ -108,6 +108,11 @@ class Library:
         """The file of the spec, and the files next to it that it uses or extends."""
         return tuple(self._trees)
 
+    def texts(self, main: Path | None) -> dict[str, str]:
+        """Return the texts of the files next to the spec that it uses or extends, by their relative path."""
+        main = main.resolve() if main else None
+        return {file.source.name: file.source.text for path, file in self._trees.items() if file and path != main}
+
     def folder_of(self, file: ast.File) -> Path | None:
         """Return the folder of a file that was found here."""
         if file.source.shipped:

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from harness.images import write_images
 from harness.runs import code
-from PIL import Image
 from torch.utils.data import random_split
 from torchvision import transforms
 from torchvision.transforms import v2
@@ -209,15 +209,6 @@ def test_a_complete_download_is_moved_into_place(tmp_path: Path, monkeypatch: py
 
 
 # --- folders --------------------------------------------------------------------------------------
-
-
-def write_images(folder: Path, classes: str = "ab", count: int = 10, size: tuple[int, int] = (8, 6)) -> None:
-    random = np.random.default_rng(0)
-    for name in classes:
-        (folder / name).mkdir(parents=True)
-        for i in range(count):
-            pixels = random.integers(0, 256, (*size, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{i}.png")
 
 
 def test_a_folder_with_a_validation_fraction(tmp_path: Path):

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import count, zip_longest
 from pathlib import Path
@@ -28,6 +28,7 @@ from cnnspec.training.data.datasets import DatasetCache
 from cnnspec.training.loop.checkpoints import write_atomically
 from cnnspec.training.loop.optimizers import optimizer_for
 from cnnspec.training.loop.signals import StopHandler, Stopped
+from cnnspec.training.runs.folder import write_error
 from cnnspec.training.runs.json_files import read_result, with_version
 from cnnspec.training.runs.locks import LOCK, acquire, is_locked
 from cnnspec.training.runs.lookup import DIVERGED, StoredRun, epoch_rows, stored_runs
@@ -132,9 +133,14 @@ def compare(
         failed = any(row.failed for row in rows)
         state = "interrupted" if code else "failed" if failed else "finished"
         done = Comparison(folder, state, code or int(failed), rows, target)
-        done.write()
-        if state != "interrupted":
-            write_atomically(folder / REPORT, render(candidates, rows, folder, target, own.data_dir).encode())
+        try:
+            done.write()
+            if state != "interrupted":
+                write_atomically(folder / REPORT, render(candidates, rows, folder, target, own.data_dir).encode())
+        except OSError as error:
+            if error.errno is None:
+                raise
+            raise write_error(error, folder, then=", then repeat the comparison; finished runs are reused") from None
     return done
 
 
@@ -291,10 +297,14 @@ def _locked(folder: Path) -> Iterator[None]:
             "E0506", "the comparison folder is in use by another process", file=str(folder), help=help
         ) from None
     except OSError as error:
-        why = f"cannot create the comparison folder: {error.strerror}"
-        raise failure("E0506", why, file=str(folder), help="choose another folder with `--out`") from None
-    with lock:
+        why = f"cannot create the comparison folder: {(error.strerror or str(error)).lower()}"
+        place = str(error.filename or folder / LOCK)
+        raise failure("E0506", why, file=place, help="choose another folder with `--out`") from None
+    try:
         yield
+    finally:
+        with suppress(OSError):  # it is empty
+            lock.close()
 
 
 def _remove_unstarted(runs: Path) -> None:

@@ -24,6 +24,7 @@ from cnnspec.recipe import DATA_SETS, Setting
 from cnnspec.semantics.recipe_rules import no_classifier, nothing_left, other_classes, refuse, too_few
 from cnnspec.training.data.download import RawImages, torchvision_set
 from cnnspec.training.data.folders import LAYOUT, Entry, list_images
+from cnnspec.training.data.identity import Inventory, identify_arrays, identify_folder
 from cnnspec.training.data.images import read_image
 
 SPLIT_SEED = 42
@@ -100,6 +101,7 @@ class ImageData:
     """A data set with its splits, and the mean and standard deviation of each channel on a scale from 0 to 1.
 
     `names` are the names of the classes, if they have any. `notes` is what a user should know about the files.
+    `inventory` identifies the data set.
     """
 
     name: str
@@ -111,6 +113,7 @@ class ImageData:
     std: tuple[float, ...]
     names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    inventory: Inventory | None = None
 
     @property
     def nbytes(self) -> int:
@@ -149,7 +152,19 @@ def class_count(graph: Graph) -> int:
     return graph.output_shape[0]
 
 
-def load_data(graph: Graph, setting: Setting, data_dir: Path, *, offline: bool = False) -> ImageData:
+Examine = Callable[[Inventory], None]
+"""A function that is called with the identity of a data set before its layout is checked."""
+
+
+def load_data(
+    graph: Graph,
+    setting: Setting,
+    data_dir: Path,
+    *,
+    offline: bool = False,
+    verify: bool = False,
+    examine: Examine = lambda inventory: None,
+) -> ImageData:
     """Load a data set for a network.
 
     Args:
@@ -157,6 +172,8 @@ def load_data(graph: Graph, setting: Setting, data_dir: Path, *, offline: bool =
         setting: The data set and its arguments.
         data_dir: The directory of downloaded data sets, a torchvision `root`.
         offline: Never download.
+        verify: Hash the contents of all images.
+        examine: Called with the identity of the data set before its layout and classes are checked.
 
     Raises:
         CnnspecError: E0501 if the number of classes differs from the network's, E0502 if the data set is not available,
@@ -166,16 +183,20 @@ def load_data(graph: Graph, setting: Setting, data_dir: Path, *, offline: bool =
     _check_classes(graph, setting.name, DATA_SETS[setting.name].classes or expected, expected)
     channels = graph.input_shape[0]
     if setting.name == "folder":
-        return _load_folder(graph, Path(str(setting.args["path"])), setting.args["val"], channels, expected)  # type: ignore[arg-type]
-    load = SOURCES[setting.name]
-    train = _pixels(load(data_dir, offline, True), channels)
-    test = _pixels(load(data_dir, offline, False), channels)
+        path, fraction = Path(str(setting.args["path"])), setting.args["val"]
+        return _load_folder(graph, path, fraction, channels, expected, verify, examine)  # type: ignore[arg-type]
+    load, names = SOURCES[setting.name], CLASS_NAMES.get(setting.name, ())
+    raw = {split: load(data_dir, offline, split == "train") for split in ("train", "test")}
+    arrays = {split: (found.images, found.labels) for split, found in raw.items()}
+    inventory = identify_arrays(setting.name, arrays, names, verify=verify)
+    examine(inventory)
+    train, test = (_pixels(raw[split], channels) for split in ("train", "test"))
     mean, std = statistics([train.pixels])
     train_indices, val_indices = split(len(train), int(setting.args["val"]), setting.name)  # type: ignore[arg-type]
     val = train.subset(val_indices) if len(val_indices) else None
     train = _select(train.subset(train_indices), setting, "train")
-    names = CLASS_NAMES.get(setting.name, ())
-    return ImageData(setting.name, expected, train, val, _select(test, setting, "test"), mean, std, names)
+    test = _select(test, setting, "test")
+    return ImageData(setting.name, expected, train, val, test, mean, std, names, (), inventory)
 
 
 def _select(images: Pixels, setting: Setting, subset: str) -> Pixels:
@@ -274,8 +295,12 @@ def statistics(groups: Sequence[Tensor] | Iterator[Tensor]) -> tuple[tuple[float
 # --- folders -------------------------------------------------------------------------------------
 
 
-def _load_folder(graph: Graph, path: Path, val_fraction: float, channels: int, expected: int) -> ImageData:
+def _load_folder(
+    graph: Graph, path: Path, val_fraction: float, channels: int, expected: int, verify: bool, examine: Examine
+) -> ImageData:
     listing = list_images(path)
+    inventory = identify_folder(path.expanduser(), listing, verify=verify)
+    examine(inventory)
     # before any image is opened
     _check_classes(graph, str(path), len(listing.classes), expected)
     parts = {split: Files.of(entries, channels) for split, entries in listing.splits.items()}
@@ -292,7 +317,8 @@ def _load_folder(graph: Graph, path: Path, val_fraction: float, channels: int, e
         train, val = train.subset(train_indices), train.subset(val_indices) if len(val_indices) else None
     sample = torch.randperm(len(train), generator=torch.Generator().manual_seed(SPLIT_SEED))[:STATISTICS_SAMPLE]
     mean, std = statistics(train.read(sample))
-    return ImageData(str(path), expected, train, val, parts.get("test"), mean, std, listing.classes, tuple(notes))
+    test = parts.get("test")
+    return ImageData(str(path), expected, train, val, test, mean, std, listing.classes, tuple(notes), inventory)
 
 
 def split_by_class(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:

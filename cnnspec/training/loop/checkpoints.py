@@ -7,15 +7,19 @@ to disk, and renamed, so a complete one exists at every moment.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
+import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -23,6 +27,8 @@ from cnnspec.diagnostics import failure, one_line
 
 MAGIC = b"CNNSPEC1"
 """The first bytes of a seal."""
+METADATA = "cnnspec"
+"""The metadata key in a safetensors file."""
 CHUNK = 1 << 20
 """The number of bytes per call of `write`."""
 
@@ -61,6 +67,36 @@ def unseal(content: bytes) -> State:
     return state
 
 
+# --- files ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let errors of the file system name a file: failed writes name none, or the temporary file."""
+    try:
+        yield
+    except OSError as error:
+        name_file(error, path)
+        raise
+
+
+def name_file(error: OSError, path: Path) -> None:
+    """Let an error of the file system name a file, unless it names another one already."""
+    if error.errno is not None and error.filename in (None, f"{path}.part", path.with_name(f"{path.name}.part")):
+        error.filename, error.filename2 = str(path), None
+
+
+def write_all(file: BinaryIO, content: bytes | memoryview) -> None:
+    """Write bytes to a file without a buffer, so that an error appears here and not when the file is closed."""
+    view = memoryview(content)
+    while view:
+        view = view[file.write(view[:CHUNK]) :]
+
+
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM)
+"""The errors of systems that cannot sync a folder."""
+
+
 def _sync_folder(folder: Path) -> None:
     """Sync the directory entries to disk, if the system supports it."""
     try:
@@ -69,8 +105,9 @@ def _sync_folder(folder: Path) -> None:
         return
     try:
         os.fsync(handle)
-    except OSError:
-        pass
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
     finally:
         os.close(handle)
 
@@ -78,31 +115,37 @@ def _sync_folder(folder: Path) -> None:
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file atomically: on failure, the old content stays."""
     temporary = path.with_name(path.name + ".part")
-    try:
-        with temporary.open("wb", buffering=0) as file:
-            view = memoryview(content)
-            while view:
-                view = view[file.write(view[:CHUNK]) :]
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
+    with naming(path):
         try:
-            temporary.unlink(missing_ok=True)
+            with temporary.open("wb", buffering=0) as file:
+                write_all(file, content)
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
         except OSError:
-            pass
-        raise
-    _sync_folder(path.parent)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
 
 
 def _hard_link(source: Path, target: Path) -> None:
     """Create a hard link. Checkpoints are never modified, so both names stay valid."""
     temporary = target.with_name(target.name + ".part")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:  # the file system has no links
-        shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
+    with naming(target):
+        try:
+            temporary.unlink(missing_ok=True)
+            try:
+                os.link(source, temporary)
+            except OSError:  # the file system has no links
+                shutil.copyfile(source, temporary)
+            os.replace(temporary, target)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+# --- checkpoints ---------------------------------------------------------------------------------
 
 
 class Checkpoints:
@@ -134,12 +177,14 @@ class Checkpoints:
         new = self.folder / "new.ckpt"
         write_atomically(new, seal(state))
         if best:
-            write_atomically(self.weights, weight_bytes(network_weights(state["state_dict"])))
+            weights = network_weights(state["state_dict"])
+            write_atomically(self.weights, weight_bytes(weights, {"data": state.get("run", {}).get("data")}))
             _hard_link(new, self.best)
         if self.last.exists():
             _hard_link(self.last, self.previous)
-        os.replace(new, self.last)
-        _sync_folder(self.folder)
+        with naming(self.last):
+            os.replace(new, self.last)
+            _sync_folder(self.folder)
 
     def exists(self) -> bool:
         """Return whether there is a checkpoint to resume from."""
@@ -175,6 +220,25 @@ def network_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix("network."): value for key, value in state_dict.items()}
 
 
-def weight_bytes(weights: Mapping[str, Tensor]) -> bytes:
-    """Serialize tensors to the bytes of a safetensors file."""
-    return save({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}, {"format": "pt"})
+def weight_bytes(weights: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> bytes:
+    """Serialize tensors to the bytes of a safetensors file.
+
+    Args:
+        weights: The tensors.
+        about: Plain data on the run that trained them, stored in the metadata.
+    """
+    metadata = {"format": "pt"} | ({METADATA: json.dumps(about, sort_keys=True)} if about else {})
+    return save({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}, metadata)
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint or a safetensors file says about the run that wrote it. Other files say nothing."""
+    try:
+        if path.suffix.lower() == ".safetensors":
+            with safe_open(path, "pt") as file:
+                about = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+        else:
+            about = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("run")
+    except Exception:  # noqa: BLE001 - a file from another program fails in many ways
+        return {}
+    return about if isinstance(about, dict) else {}

@@ -13,13 +13,15 @@ from torch.nn import functional as F
 
 from cnnspec.backends.torch.module import to_module
 from cnnspec.backends.torch.weights import Match, load_weights, read_weights
-from cnnspec.diagnostics import failure
+from cnnspec.diagnostics import CnnspecError, failure
 from cnnspec.ir import Graph
 from cnnspec.recipe import Setting
 from cnnspec.training.data.augment import Preprocess
 from cnnspec.training.data.batches import EpochBatches
 from cnnspec.training.data.datasets import Images, load_data
+from cnnspec.training.data.identity import FILE, DataIdentity, Inventory, differences
 from cnnspec.training.data.preprocessing import Preprocessing, choose_preprocessing
+from cnnspec.training.loop.checkpoints import read_about
 from cnnspec.training.loop.machine import best_device, default_workers, is_out_of_memory, keep_memory
 
 BATCH = 250
@@ -48,7 +50,7 @@ def score(
     poll: Callable[[], None] = lambda: None,
     tta: Literal["hflip"] | None = None,
 ) -> Score:
-    """Evaluate a network on one split of a data set, in float32 and without augmentation.
+    """Evaluate a network on one split of a data set, in the precision of its weights and without augmentation.
 
     If memory runs out, batches are split.
 
@@ -64,12 +66,13 @@ def score(
     correct, loss, parts = 0, 0.0, 1
     predicted: list[Tensor] = []
     workers = 0 if images.in_memory else default_workers()
+    dtype = next((weight.dtype for weight in network.parameters()), torch.float32)  # of `--precision 64-true`
     with torch.inference_mode():
         for batch, labels in EpochBatches(images, Preprocess(preprocessing), BATCH, workers=workers):
             poll()
             while True:
                 try:
-                    outputs = [_logits(network, x.to(device), tta) for x in batch.chunk(parts)]
+                    outputs = [_logits(network, x.to(device, dtype), tta) for x in batch.chunk(parts)]
                     break
                 except RuntimeError as error:
                     if parts >= len(batch) or not is_out_of_memory(error):
@@ -97,6 +100,8 @@ def evaluate(
     data_dir: str | Path = "data",
     offline: bool = False,
     split: Literal["val", "test"] = "test",
+    verify_data: bool = False,
+    accept_changes: bool = False,
 ) -> dict[str, Any]:
     """Test a network with weights from a file.
 
@@ -108,19 +113,29 @@ def evaluate(
         data_dir: The directory of downloaded data sets.
         offline: Never download.
         split: The split to test on.
+        verify_data: Compare the contents of all images with those that the weights were trained on.
+        accept_changes: Test on data that has changed since the training.
 
     Returns:
         Plain data: `test_acc` or `val_acc` as a fraction, `test_loss` or `val_loss`, `images`, `correct`, `matched`
-        (tensors), and the settings.
+        (tensors), and the settings. `data_identity` identifies the data, `data_changes` describes how it differs from
+        that of the training.
 
     Raises:
-        CnnspecError: E0501 to E0505, E0508, E0511.
+        CnnspecError: E0501 to E0505, E0508, E0511. E0519 if the data set has changed since the training.
     """
     keep_memory()
     network = to_module(graph).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     matched = load_weights(network, read_weights(weights, match, graph), match, str(weights))
     setting = data or graph.recipe.data
-    images = load_data(graph, setting, Path(data_dir), offline=offline)
+    found = _DataComparison(Path(weights), setting.name, verify_data)
+    try:
+        images = load_data(graph, setting, Path(data_dir), offline=offline, verify=verify_data, examine=found.examine)
+    except CnnspecError:
+        found.refuse(accept_changes)
+        raise
+    found.refuse(accept_changes)
+    assert images.inventory is not None
     part = images.test if split == "test" else images.val
     if part is None:
         raise failure("E0503", f"`{images.name}` has no {split} images", help="choose another split with `--split`")
@@ -132,6 +147,8 @@ def evaluate(
         "match": match,
         "matched": matched,
         "data": setting.model_dump(mode="json"),
+        "data_identity": images.inventory.identity.model_dump(mode="json"),
+        "data_changes": found.changes,
         "split": split,
         "tta": graph.recipe.tta,
         "preprocessing": {**preprocessing.to_json(), "origins": origins},
@@ -142,3 +159,47 @@ def evaluate(
         "parameters": graph.parameter_count,
         "macs": graph.macs,
     }
+
+
+class _DataComparison:
+    """The comparison of a data set with the one that weights were trained on. Another named data set is not compared.
+
+    Args:
+        weights: The file of the weights.
+        name: The name of the data set.
+        verify: Whether contents are to be compared.
+    """
+
+    def __init__(self, weights: Path, name: str, verify: bool) -> None:
+        self._file, self._verify = weights, verify
+        self.changes: list[str] = []
+        self._trained: Inventory | None = None
+        try:
+            identity = DataIdentity.model_validate(read_about(weights).get("data"))
+        except ValueError:
+            return
+        if identity.name == name:
+            self._trained = Inventory.read(identity, weights.parent.parent / FILE)
+
+    def examine(self, inventory: Inventory) -> None:
+        """Compare a data set. The differences are in `changes`."""
+        if self._trained is not None:
+            self.changes = differences(self._trained, inventory)
+        if self._verify and (self._trained is None or self._trained.identity.contents is None):
+            raise failure(
+                "E0519",
+                "cannot verify the data set: the weights do not contain a hash of its images",
+                file=str(self._file),
+                help="train with `--verify-data`, or omit it to compare names and sizes",
+            )
+
+    def refuse(self, accept: bool) -> None:
+        """Raise an error if the data set has changed, unless changes are accepted."""
+        if self.changes and not accept:
+            raise failure(
+                "E0519",
+                "the data set has changed since the weights were trained",
+                notes=self.changes,
+                file=str(self._file),
+                help="restore the data set, or accept the changes with `--accept-changes`",
+            )

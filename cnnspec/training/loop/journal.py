@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from cnnspec.training.loop.checkpoints import naming, write_all
 
 COLUMNS = ("step", "epoch", "lr", "loss", "train_loss", "train_acc", "val_loss", "val_acc")
 
@@ -21,33 +23,46 @@ class Journal:
     Args:
         folder: The folder of the run.
         lengths: The lengths to truncate the files to, in bytes. With None, they start empty.
+        changes: Rows on accepted changes. Those that are missing are appended to `metrics.jsonl`.
     """
 
-    def __init__(self, folder: Path, lengths: dict[str, int] | None = None) -> None:
-        self._files = {name: (folder / name) for name in ("metrics.csv", "metrics.jsonl")}
-        for name, path in self._files.items():
-            length = (lengths or {}).get(name, 0)
-            with path.open("ab") as file:
-                file.truncate(min(length, path.stat().st_size))
-        self._csv, self._lines = (path.open("ab") for path in self._files.values())
-        if not self._files["metrics.csv"].stat().st_size:
-            self._csv.write((",".join(COLUMNS) + "\n").encode())
+    def __init__(
+        self, folder: Path, lengths: dict[str, int] | None = None, changes: Iterable[Mapping[str, Any]] = ()
+    ) -> None:
+        self._paths = {name: (folder / name) for name in ("metrics.csv", "metrics.jsonl")}
+        self._files: dict[str, Any] = {}
+        for name, path in self._paths.items():
+            with naming(path):
+                self._files[name] = file = path.open("ab", buffering=0)
+                file.truncate(min((lengths or {}).get(name, 0), path.stat().st_size))
+        if not self._paths["metrics.csv"].stat().st_size:
+            self._append("metrics.csv", ",".join(COLUMNS))
+        recorded = [row for row in read_journal(folder) if "changes" in row]
+        for row in changes:
+            if row not in recorded:
+                self._append("metrics.jsonl", json.dumps(row))
+
+    def _append(self, name: str, line: str) -> None:
+        with naming(self._paths[name]):
+            write_all(self._files[name], f"{line}\n".encode())
 
     def write(self, **values: float | int) -> None:
         """Append a row. Missing values stay empty."""
-        self._csv.write((",".join(f"{values[name]!r}" if name in values else "" for name in COLUMNS) + "\n").encode())
-        self._lines.write((json.dumps(values) + "\n").encode())
+        self._append("metrics.csv", ",".join(f"{values[name]!r}" if name in values else "" for name in COLUMNS))
+        self._append("metrics.jsonl", json.dumps(values))
 
     def lengths(self) -> dict[str, int]:
         """Sync the files to disk and return their lengths."""
-        for file in (self._csv, self._lines):
-            file.flush()
-            os.fsync(file.fileno())
-        return {name: path.stat().st_size for name, path in self._files.items()}
+        for name, file in self._files.items():
+            with naming(self._paths[name]):
+                os.fsync(file.fileno())
+        return {name: path.stat().st_size for name, path in self._paths.items()}
 
     def close(self) -> None:
-        self._csv.close()
-        self._lines.close()
+        """Close the files. Closing again does nothing."""
+        for name, file in self._files.items():
+            with naming(self._paths[name]):
+                file.close()
 
 
 def read_journal(folder: Path) -> Iterator[dict[str, Any]]:

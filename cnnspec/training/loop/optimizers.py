@@ -76,7 +76,7 @@ class Muon(Optimizer):
         inner = state_dict["inner"]
         super().load_state_dict({name: value for name, value in state_dict.items() if name != "inner"})
         for (optimizer, _), state in zip(self._inner, inner, strict=True):
-            optimizer.load_state_dict(state)
+            optimizer.load_state_dict({**state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _matrix(weight: torch.Tensor, like: torch.Tensor | None = None) -> torch.Tensor:

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.transforms import v2
 
+from cnnspec.diagnostics import failure
 from cnnspec.ir import Graph
 from cnnspec.recipe import Recipe
 from cnnspec.training.data.batches import Batch
@@ -34,6 +35,7 @@ from cnnspec.training.loop.journal import Journal
 from cnnspec.training.loop.machine import is_out_of_memory
 from cnnspec.training.loop.nan_search import divergence_error
 from cnnspec.training.loop.optimizers import optimizer_for
+from cnnspec.training.loop.restore import convert, restore_optimizer, run_facts
 from cnnspec.training.loop.signals import Pruned, StopHandler, Stopped
 
 LOG_EVERY = 50
@@ -90,6 +92,26 @@ class TrainingContext:
     memory_format: torch.memory_format = torch.channels_last
 
 
+def _load_checkpoint(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load the weights of a checkpoint into a network, which may have changed since.
+
+    Raises:
+        CnnspecError: E0506 if the weights have other names or shapes.
+    """
+    own = network.state_dict()
+    differing = [key for key in own if key not in weights or weights[key].shape != own[key].shape]
+    differing += [key for key in weights if key not in own]
+    if differing:
+        rest = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+        raise failure(
+            "E0506",
+            "cannot resume the run: the weights of the changed network do not match its checkpoint",
+            notes=[f"differing: {', '.join(f'`{key}`' for key in differing[:5])}{rest}"],
+            help="restore the spec from `spec.cnn` in the run folder, or train again without `--resume`",
+        )
+    network.load_state_dict(dict(weights))
+
+
 class Task(pl.LightningModule):
     """Train an image classifier.
 
@@ -126,16 +148,23 @@ class Task(pl.LightningModule):
         self._gradients = NarrowGradients() if has_narrow(network) and not recipe.compile else nullcontext()
         self._state = state
         self.progress = Progress(parts=recipe.accumulate)
+        self._run = run_facts(recipe, steps, self._data_identity())
         if state is not None:
+            self._state = state = convert(state, recipe, self._run, self.context.log)
             self.progress = Progress(**state["progress"])
             trained = state["trained"] if recipe.ema is not None else state["state_dict"]
-            network.load_state_dict(network_weights(trained))
+            _load_checkpoint(network, network_weights(trained))
         self._sums = torch.tensor(self.progress.sums, dtype=torch.float64)
         self._last_save = time.monotonic()
         self._clock_start: float | None = None
         self.loss = torch.zeros(())
         self.last_metrics: dict[str, float] = {}
         """Loss and accuracy of the last closed epoch."""
+
+    def _data_identity(self) -> dict[str, Any] | None:
+        context = self._hidden["context"]
+        inventory = context.data.inventory if context is not None else None
+        return inventory.identity.to_json() if inventory is not None else None
 
     @property
     def context(self) -> TrainingContext:
@@ -190,8 +219,7 @@ class Task(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer, schedule = optimizer_for(self.network, self.recipe, self.steps)
         if self._state is not None:
-            optimizer.load_state_dict(self._state["optimizer_states"][0])
-            schedule.load_state_dict(self._state["lr_schedulers"][0])
+            restore_optimizer(optimizer, schedule, self._state)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
 
     def on_train_start(self) -> None:
@@ -204,7 +232,7 @@ class Task(pl.LightningModule):
                 average.n_averaged.fill_(state["averaged"])
             self._hidden["average"] = average
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if state is not None and scaler is not None:
+        if state is not None and scaler is not None and "scaler" in state:
             scaler.load_state_dict(state["scaler"])
         if recipe.compile:
             self._hidden["forward"] = torch.compile(self.network)
@@ -459,7 +487,7 @@ class Task(pl.LightningModule):
 
     def _make_state(self, progress: dict[str, Any]) -> State:
         if self._state is not None:  # nothing else has changed between loading and the first step
-            return {**self._state, "progress": progress}
+            return {**self._state, "progress": progress, "run": self._run}
         average, optimizer = self.average, self.trainer.optimizers[0]
         trained_weights = self.network.state_dict()
         eval_weights = average.module.state_dict() if average is not None else trained_weights
@@ -471,6 +499,7 @@ class Task(pl.LightningModule):
             "epoch": self.progress.step // self.steps,
             "pytorch-lightning_version": pl.__version__,
             "progress": progress,
+            "run": self._run,
         }
         if average is not None:
             state |= {"trained": trained_weights, "averaged": int(average.n_averaged)}

@@ -6,20 +6,22 @@ The folder contains the spec as used (`spec.cnn`, `model.json`), `result.json`, 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from cnnspec.diagnostics import CnnspecError, failure
-from cnnspec.ir import Graph, Model
-from cnnspec.recipe import Recipe
+from cnnspec.ir import Graph
 from cnnspec.training.loop.checkpoints import Checkpoints, write_atomically
-from cnnspec.training.runs.json_files import model_from_json, model_to_json, read_result, with_version
+from cnnspec.training.runs.json_files import model_to_json, read_result, with_version
 from cnnspec.training.runs.locks import LOCK, acquire
+from cnnspec.training.runs.lookup import StoredRun, read_run
 
 SHARED_FOLDER_VARIABLE = "CNNSPEC_RUN_FOLDER"
 """The environment variable that names the run folder for the processes of the other devices."""
@@ -87,32 +89,39 @@ class RunFolder:
             CnnspecError: E0506 if it cannot be written.
         """
         runs = out / graph.name
+        folder: RunFolder | None = None
         try:
             runs.mkdir(parents=True, exist_ok=True)
             number = int(next_folder(out, graph).name)
-            while True:
-                folder = cls(runs / str(number))
+            while folder is None:
                 try:
-                    folder.path.mkdir()
-                    break
+                    (runs / str(number)).mkdir()
+                    folder = cls(runs / str(number))
                 except FileExistsError:  # another run took the number
                     number += 1
             folder.lock()
             folder.checkpoints.folder.mkdir()
-            (folder.path / "spec.cnn").write_text(graph.text, encoding="utf-8")
-            (folder.path / "model.json").write_text(model_to_json(graph.model), encoding="utf-8")
-        except OSError as error:
-            message = f"cannot create the run folder: {error.strerror}"
-            raise _refusal(out, message, "choose another folder with `--out`") from None
-        folder.announce(out)
+            folder.write_spec(graph)
+        except (OSError, CnnspecError) as error:
+            if folder is not None:
+                folder.remove()
+            if isinstance(error, CnnspecError):
+                raise
+            message = f"cannot create the run folder: {(error.strerror or str(error)).lower()}"
+            raise _refusal(Path(error.filename or out), message, "choose another folder with `--out`") from None
         return folder
 
+    def write_spec(self, graph: Graph) -> None:
+        """Write the spec and the resolved network."""
+        write_atomically(self.path / "spec.cnn", graph.text.encode("utf-8", "surrogatepass"))
+        write_atomically(self.path / "model.json", model_to_json(graph.model).encode())
+
     @classmethod
-    def find(cls, out: Path, graph: Graph, path: Path | None = None) -> tuple[RunFolder, Recipe]:
-        """Find the latest unfinished run of a network, or the one at `path`, and return it with its recipe.
+    def find(cls, out: Path, graph: Graph, path: Path | None = None) -> tuple[RunFolder, StoredRun]:
+        """Find the latest unfinished run of a network, or the one at `path`. Lock it, and return it with its contents.
 
         Raises:
-            CnnspecError: E0506 if there is none, if it is still running, or if the network has changed.
+            CnnspecError: E0506 if there is none, if it is still running, or if its files are damaged.
         """
         runs = out / graph.name
         found = [cls(path)] if path else [cls(path) for _, path in sorted(_numbered_folders(runs), reverse=True)]
@@ -125,18 +134,12 @@ class RunFolder:
             help = "train again without `--resume`, or pass the parent of the run folders with `--out`"
             raise _refusal(runs, f"nothing to resume: {reason}", help)
         try:
-            recipe = Recipe.model_validate(folder.read_result().get("recipe"))
-            file = folder.path / "model.json"
-            model = model_from_json(file.read_text(encoding="utf-8"), file)
+            run = read_run(folder.path)
         except (OSError, ValueError) as error:
             message, notes = "cannot resume the run: its files are damaged", [str(error).splitlines()[0]]
             raise _refusal(folder.path, message, "train again without `--resume`", notes) from None
-        if _without_recipe(model) != _without_recipe(graph.model):
-            help = "restore the spec from `spec.cnn` in the run folder, or train again without `--resume`"
-            raise _refusal(folder.path, "cannot resume the run: the network has changed since it started", help)
         folder.lock()
-        folder.announce(out)
-        return folder, recipe
+        return folder, run
 
     def announce(self, out: Path) -> None:
         """Share the path with the processes of the other devices."""
@@ -158,16 +161,19 @@ class RunFolder:
             raise _refusal(self.path, "the run is still running in another process", help) from None
         except OSError as error:
             help = "make the folder writable, or choose another one with `--out`"
-            raise _refusal(self.path, f"cannot write to the run folder: {error.strerror}", help) from None
+            reason = (error.strerror or str(error)).lower()
+            raise _refusal(self.path / LOCK, f"cannot write to the run folder: {reason}", help) from None
 
     def release(self) -> None:
         """Release the lock of the run."""
         os.environ.pop(SHARED_FOLDER_VARIABLE, None)
         if self._rendezvous is not None:
-            self._rendezvous.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._rendezvous.unlink(missing_ok=True)
             self._rendezvous = None
         if self._lock_file is not None:
-            self._lock_file.close()
+            with suppress(OSError):  # it is empty
+                self._lock_file.close()
             self._lock_file = None
 
     def remove(self) -> None:
@@ -199,6 +205,23 @@ class RunFolder:
         return values
 
 
+def write_error(error: OSError, folder: Path, notes: Sequence[str] = (), then: str = "") -> CnnspecError:
+    """Convert an error of the file system while a folder is written to a diagnostic that names the file.
+
+    Args:
+        error: The error.
+        folder: The folder, which is named if the error names no file.
+        notes: The state of the folder.
+        then: What to do when the cause is removed.
+    """
+    named = error.filename if isinstance(error.filename, str | bytes) else None
+    path = Path(os.fsdecode(named)) if named else folder
+    room = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    reason = (error.strerror or str(error)).lower()
+    cause = "free disk space" if room else "make the file and its folder writable"
+    return _refusal(path, f"cannot write `{path.name}`: {reason}", f"{cause}{then}", notes)
+
+
 def _refusal(path: Path, message: str, help: str, notes: Sequence[str] = ()) -> CnnspecError:
     return failure("E0506", message, notes=notes, file=str(path), help=help)
 
@@ -206,7 +229,3 @@ def _refusal(path: Path, message: str, help: str, notes: Sequence[str] = ()) -> 
 def _numbered_folders(runs: Path) -> Iterator[tuple[int, Path]]:
     if runs.is_dir():
         yield from ((int(entry.name), entry) for entry in runs.iterdir() if entry.name.isdigit() and entry.is_dir())
-
-
-def _without_recipe(model: Model) -> Model:
-    return model.model_copy(update={"recipe": Recipe()})

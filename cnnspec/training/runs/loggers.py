@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,9 +14,11 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from torch import nn
 
 from cnnspec.diagnostics import failure, one_line
 from cnnspec.ir import Graph
+from cnnspec.training.loop.checkpoints import name_file, naming
 from cnnspec.training.loop.task import Task
 
 LOGGERS = ("tensorboard", "wandb", "mlflow")
@@ -73,6 +76,52 @@ class ExternalLogger(Logger):
             self._log(f"logging to {self._name} failed and is disabled for this run: {one_line(error)}")
 
 
+class EventLogger(TensorBoardLogger):
+    """The TensorBoard logger of a run, whose errors name its file."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        super().__init__(folder, name="", version="tensorboard", default_hp_metric=False, purge_step=step + 1)
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:  # the file may have been created by the call
+            folder = Path(self.log_dir)
+            name_file(error, max(folder.glob("events.out.*"), key=lambda path: path.name, default=folder))
+            raise
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        with self._naming():
+            super().log_metrics(metrics, step)
+
+    def log_hyperparams(self, params: Any, *args: Any, **options: Any) -> None:
+        with self._naming():
+            super().log_hyperparams(params, *args, **options)
+
+    def log_module(self, network: nn.Module, image: torch.Tensor) -> None:
+        """Log the graph of a module. This traces it."""
+        with self._naming():
+            self.experiment.add_graph(network, image)
+
+    def save(self) -> None:
+        with self._naming():
+            if self._experiment is not None:
+                self.experiment.flush()  # its errors appear here
+        with naming(Path(self.log_dir, self.NAME_HPARAMS_FILE)):
+            super().save()
+
+    def finalize(self, status: str) -> None:
+        with self._naming():
+            super().finalize(status)
+
+
+def _ignore_event_writer(arguments: threading.ExceptHookArgs, previous: Callable[[Any], Any]) -> None:
+    """Report an exception of a thread, unless TensorBoard raises it again in the main thread."""
+    if type(arguments.thread).__name__ != "_AsyncWriterThread":
+        previous(arguments)
+
+
 def make_loggers(
     folder: Path,
     names: Sequence[str] = (),
@@ -92,9 +141,7 @@ def make_loggers(
     Raises:
         CnnspecError: E0507 if a logger is not installed, E0510 if the name is unknown or the logger cannot start.
     """
-    loggers: list[Logger] = [
-        TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False, purge_step=step + 1)
-    ]
+    loggers: list[Logger] = [EventLogger(folder, step)]
     for name in dict.fromkeys(names):
         if name not in LOGGERS:
             raise failure("E0510", f"unknown logger `{name}`", help=f"use one of {', '.join(LOGGERS)}")
@@ -145,8 +192,11 @@ def draw_graph(trainer: pl.Trainer, graph: Graph, task: Task) -> None:
         warnings.simplefilter("ignore")
         try:
             for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_graph(task.network, torch.zeros(1, *graph.input_shape))
+                if isinstance(logger, EventLogger):
+                    logger.log_module(task.network, torch.zeros(1, *graph.input_shape))
+        except OSError as error:
+            if error.errno is not None:  # of the file; tracing raises others
+                raise
         except Exception as error:  # noqa: BLE001 - tracing fails in many ways
             logging.getLogger(__name__).debug("no graph for TensorBoard: %s", error)
     task.network.train()
@@ -160,12 +210,15 @@ def quiet() -> Iterator[None]:
         for name in ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero")
     ]
     levels = [logger.level for logger in loggers]
+    hook = threading.excepthook
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|torch|torchmetrics)\b")
         try:
             for logger in loggers:
                 logger.setLevel(logging.ERROR)
+            threading.excepthook = lambda arguments: _ignore_event_writer(arguments, hook)
             yield
         finally:
+            threading.excepthook = hook
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)

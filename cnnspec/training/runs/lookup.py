@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
-
-from pydantic import ValidationError
 
 from cnnspec.checker.check import check
 from cnnspec.diagnostics import CnnspecError, Reporter
@@ -68,7 +66,7 @@ def run_key(graph: Graph, recipe: Recipe, weights: str | None = None) -> str:
         recipe: The recipe.
         weights: The source of the initial weights, or None if they are random.
     """
-    return _hash(_structure(graph), recipe, weights)
+    return _hash(structure(graph), recipe, weights)
 
 
 def _hash(structure: str, recipe: Recipe, weights: str | None) -> str:
@@ -77,7 +75,8 @@ def _hash(structure: str, recipe: Recipe, weights: str | None) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _structure(graph: Graph) -> str:
+def structure(graph: Graph) -> str:
+    """Return everything about a network that its modules depend on, as text."""
     return json.dumps(graph.to_json(), sort_keys=True, default=str)
 
 
@@ -92,21 +91,38 @@ def stored_runs(folder: Path) -> list[StoredRun]:
 
 
 def _read(folder: Path) -> StoredRun | None:
-    result = read_result(folder)
+    read_result(folder)  # raises an error for another version
     try:
-        recipe = Recipe.model_validate(result.get("recipe"))
-        model, spec = ((folder / name).read_text(encoding="utf-8") for name in ("model.json", "spec.cnn"))
-        found = _network(model, spec)
-    except (OSError, ValueError, ValidationError, CnnspecError):
+        return read_run(folder)
+    except (OSError, ValueError, CnnspecError):
         return None
-    return StoredRun(folder, *found, recipe, result) if found is not None and _has_valid_numbers(result) else None
+
+
+def read_run(folder: Path) -> StoredRun:
+    """Read a run from its folder.
+
+    Raises:
+        CnnspecError: E0506 if a file has another format version.
+        OSError: A file cannot be read.
+        ValueError: A file is damaged.
+    """
+    result = read_result(folder)
+    recipe = Recipe.model_validate(result.get("recipe"))
+    model, spec = ((folder / name).read_text(encoding="utf-8") for name in ("model.json", "spec.cnn"))
+    try:
+        found = _network(model, spec)
+    except CnnspecError as error:
+        raise CnnspecError([replace(one, file=str(folder / "model.json")) for one in error.diagnostics]) from None
+    if found is None or not _has_valid_numbers(result):
+        raise ValueError(f"`{'model.json' if found is None else 'result.json'}` contains invalid values")
+    return StoredRun(folder, *found, recipe, result)
 
 
 @lru_cache(maxsize=128)
 def _network(model: str, spec: str) -> tuple[Graph, str] | None:
     """Check the model of a run, once for all runs of it, and return the graph and its structure."""
     graph = check(model_from_json(model), Places(), Reporter(), spec, allow_huge=True)
-    return None if graph is None else (graph, _structure(graph))
+    return None if graph is None else (graph, structure(graph))
 
 
 def _has_valid_numbers(result: dict[str, Any]) -> bool:

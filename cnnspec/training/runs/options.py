@@ -1,4 +1,4 @@
-"""Command-line overrides of the recipe, the result of a run, and the choice of the run to resume."""
+"""Command-line overrides of the recipe, and the result of a run."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 from rich.console import Console
 
-from cnnspec.diagnostics import failure
 from cnnspec.ir import Graph
 from cnnspec.recipe import ORIGINS, Recipe, Setting
 from cnnspec.rewrite.set_values import setting_text
 from cnnspec.semantics.recipe_rules import impossible, refuse
-from cnnspec.training.runs.folder import RunFolder, is_main_process, shared_folder
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 """Lightning's names of the precisions."""
+REQUESTS = ("accelerator", "devices", "strategy", "precision")
+"""The options that a resumed run takes from the run if they are not given again."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,9 @@ class TrainOptions:
         weights: The initial weights: a file, or `torchvision:DEFAULT`.
         reinit: Paths of modules that are initialized randomly, even with `weights`.
         out: The folder of the run folders.
-        resume: Resume the latest unfinished run, or the one in this folder, with its own recipe.
+        resume: Resume the latest unfinished run, or the one in this folder, with its own settings.
+        accept_changes: Resume with the settings, spec and data as they are now, even if they have changed.
+        verify_data: Hash the contents of all images, and compare them when the run is resumed.
         accelerator: Passed to Lightning, as are `devices` and `strategy`.
         precision: `fp32`, `bf16`, `fp16`, or one of Lightning's names.
         memory_format: `channels_last` or `contiguous`. With None, the faster one is measured.
@@ -60,6 +62,8 @@ class TrainOptions:
     reinit: tuple[str, ...] = ()
     out: Path = Path("runs")
     resume: bool | Path = False
+    accept_changes: bool = False
+    verify_data: bool = False
     accelerator: str = "auto"
     devices: str | int = "auto"
     precision: str | None = None
@@ -112,30 +116,15 @@ def effective_recipe(graph: Graph, options: TrainOptions) -> Recipe:
     Raises:
         CnnspecError: E0511 or E0512 if the recipe contradicts itself.
     """
-    overrides = options.overrides()
-    recipe = graph.recipe if options.epochs is None else graph.recipe.over(options.epochs)
-    recipe = recipe.model_copy(update=overrides)
+    recipe = overridden(graph, options)
     refuse(impossible(recipe))
     return recipe
 
 
-def folder_to_resume(graph: Graph, options: TrainOptions) -> tuple[RunFolder, Recipe]:
-    """Return the run to resume and its recipe. The options must not contradict the recipe."""
-    if not is_main_process():
-        folder = shared_folder(options.out)
-        return folder, Recipe.model_validate(folder.read_result()["recipe"])
-    folder, recipe = RunFolder.find(options.out, graph, options.resume if isinstance(options.resume, Path) else None)
-    for name, value in options.overrides().items():
-        if getattr(recipe, name) != value:
-            folder.release()
-            raise failure(
-                "E0506",
-                f"cannot change `{name}` when resuming a run",
-                notes=["a resumed run uses the recipe that it started with"],
-                file=str(folder.path),
-                help=f"remove `--{name}`, or train again without `--resume`",
-            )
-    return folder, recipe
+def overridden(graph: Graph, options: TrainOptions) -> Recipe:
+    """Return the recipe of the spec with the overrides of the options, which may contradict itself."""
+    recipe = graph.recipe if options.epochs is None else graph.recipe.over(options.epochs)
+    return recipe.model_copy(update=options.overrides())
 
 
 def recipe_lines(recipe: Recipe) -> list[tuple[str, str]]:

@@ -12,6 +12,7 @@ from cnnspec.backends.torch.module import to_module
 from cnnspec.diagnostics import CnnspecError
 from cnnspec.ir import Graph
 from cnnspec.recipe import Recipe
+from cnnspec.training.data import identity
 from cnnspec.training.data.batches import steps_per_epoch
 from cnnspec.training.data.datasets import ImageData, load_data
 from cnnspec.training.loop.autotune import cache_file, read_cached
@@ -60,7 +61,14 @@ def plan(graph: Graph, options: TrainOptions | None = None) -> dict[str, Any]:
             **({"cache": str(cache_file())} if cached and not options.memory_format else {}),
         },
         "memory": memory(graph, recipe, int(data.get("bytes", 0))),
-        "files": {"folder": str(folder), "names": [*FILES, *(PLOTS if options.plots else ())]},
+        "files": {
+            "folder": str(folder),
+            "names": [
+                *FILES,
+                *([identity.FILE] if recipe.data.name == "folder" else ()),
+                *(PLOTS if options.plots else ()),
+            ],
+        },
     }
 
 

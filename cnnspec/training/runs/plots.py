@@ -1,11 +1,12 @@
 """Plot a run: curves, augmented images, the confusion matrix, and misclassified images.
 
-A run never fails because of a plot.
+A run never fails because something cannot be drawn, only because a file cannot be written.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from cnnspec.training.data.augment import Preprocess
 from cnnspec.training.data.datasets import ImageData, Images
 from cnnspec.training.data.preprocessing import Preprocessing
 from cnnspec.training.data.rng import BatchRng
+from cnnspec.training.loop.checkpoints import write_atomically
 from cnnspec.training.loop.journal import read_journal
 from cnnspec.training.runs.predictions import confusion
 
@@ -31,6 +33,10 @@ def _best_effort(draw: Callable[..., None]) -> Callable[..., None]:
     def attempt(*args: Any) -> None:
         try:
             draw(*args)
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            logging.getLogger(__name__).warning("cannot draw a plot: %s", error)
         except Exception as error:  # noqa: BLE001 - a plot must not end the run
             logging.getLogger(__name__).warning("cannot draw a plot: %s", error)
 
@@ -60,7 +66,13 @@ def draw_curves(folder: Path) -> None:
     panels[2].set(title="learning rate", xlabel="step")
     panels[2].grid(alpha=0.3)
     for ending in ("svg", "png"):
-        figure.savefig(folder / f"curves.{ending}", dpi=120)
+        _write(figure, folder / f"curves.{ending}", 120)
+
+
+def _write(figure: Figure, path: Path, dpi: int) -> None:
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix[1:], dpi=dpi)
+    write_atomically(path, content.getvalue())
 
 
 def _show(panel: Any, image: Tensor) -> None:
@@ -91,17 +103,18 @@ def draw_augmentation(folder: Path, data: ImageData, preprocess: Preprocess, see
         for panel, image in zip(panels[row], images, strict=True):
             _show(panel, image)
     figure.suptitle("first row: original images; other rows: augmented versions")
-    figure.savefig(folder / "augmentation.png", dpi=100)
+    _write(figure, folder / "augmentation.png", 100)
 
 
 @_best_effort
 def draw_confusion(folder: Path, labels: Tensor, predicted: Tensor, classes: int) -> None:
     """Write the confusion matrix to `confusion.csv` and `confusion.png`: rows are actual, columns predicted classes."""
     counts = confusion((labels, predicted), classes)
-    with (folder / "confusion.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["class", *range(classes)])
-        writer.writerows([number, *row] for number, row in enumerate(counts.tolist()))
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["class", *range(classes)])
+    writer.writerows([number, *row] for number, row in enumerate(counts.tolist()))
+    write_atomically(folder / "confusion.csv", text.getvalue().encode())
     side = min(4 + 0.3 * classes, 20)
     figure = Figure(figsize=(side, side), layout="constrained")
     panel: Any = figure.subplots()
@@ -113,7 +126,7 @@ def draw_confusion(folder: Path, labels: Tensor, predicted: Tensor, classes: int
             for col in range(classes):
                 color = "white" if counts[row, col] > counts[row].sum() / 2 else "black"
                 panel.text(col, row, int(counts[row, col]), ha="center", va="center", fontsize=7, color=color)
-    figure.savefig(folder / "confusion.png", dpi=100)
+    _write(figure, folder / "confusion.png", 100)
 
 
 @_best_effort
@@ -130,4 +143,4 @@ def draw_misclassified(folder: Path, images: Images, predicted: Tensor, preproce
     for panel, image, index in zip(panels.flat, shown, misclassified.tolist(), strict=False):
         _show(panel, image)
         panel.set_title(f"actual {int(images.labels[index])}, predicted {int(predicted[index])}", fontsize=7)
-    figure.savefig(folder / "misclassified.png", dpi=100)
+    _write(figure, folder / "misclassified.png", 100)

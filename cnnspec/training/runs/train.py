@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import errno
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from cnnspec.diagnostics import CnnspecError, failure, one_line
 from cnnspec.ir import Graph
 from cnnspec.recipe import Recipe
 from cnnspec.semantics.recipe_rules import nothing_validated, refuse
+from cnnspec.training.data import identity
 from cnnspec.training.data.augment import Preprocess
 from cnnspec.training.data.batches import BatchDataModule, steps_per_epoch
 from cnnspec.training.data.datasets import ImageData, load_data
 from cnnspec.training.data.preprocessing import choose_preprocessing
 from cnnspec.training.loop.autotune import FORMATS, Tuning, choose_tuning
+from cnnspec.training.loop.checkpoints import write_atomically
 from cnnspec.training.loop.evaluate import score
 from cnnspec.training.loop.journal import Journal
 from cnnspec.training.loop.machine import default_workers, is_out_of_memory, keep_memory, versions
@@ -30,20 +33,21 @@ from cnnspec.training.loop.optimizers import optimizer_for
 from cnnspec.training.loop.signals import Pruned, StopHandler, Stopped
 from cnnspec.training.loop.sync_batchnorm import sync_batch_norm
 from cnnspec.training.loop.task import Task, TrainingContext
-from cnnspec.training.runs.folder import RunFolder, is_main_process, shared_folder
+from cnnspec.training.runs.folder import RunFolder, is_main_process, shared_folder, write_error
 from cnnspec.training.runs.loggers import ExternalLogger, draw_graph, make_loggers, quiet
 from cnnspec.training.runs.options import (
     PRECISIONS,
+    REQUESTS,
     Result,
     TrainOptions,
     effective_recipe,
-    folder_to_resume,
     recipe_lines,
 )
 from cnnspec.training.runs.plan import place_data
 from cnnspec.training.runs.plots import draw_augmentation, draw_confusion, draw_curves, draw_misclassified
 from cnnspec.training.runs.predictions import Predictions, write_predictions
 from cnnspec.training.runs.progress import ProgressDisplay, print_line
+from cnnspec.training.runs.resume import Change, find_run, resolved_settings, spec_hashes
 
 
 def train(graph: Graph, options: TrainOptions | None = None) -> Result:
@@ -61,35 +65,83 @@ def train(graph: Graph, options: TrainOptions | None = None) -> Result:
     threads = torch.get_num_threads()
     main_process = is_main_process()
     console = options.console or Console() if main_process else Console(quiet=True)
-    folder: RunFolder | None = None
+    start: _Start | None = None
+    run: _TrainingRun | None = None
     with StopHandler(lambda text: console.print(text, style="yellow", markup=False, soft_wrap=True)) as stop, quiet():
         try:
-            if options.resume:
-                folder, recipe = folder_to_resume(graph, options)
-            else:
-                recipe = effective_recipe(graph, options)
-            data = load_data(graph, recipe.data, options.data_dir, offline=options.offline)
-            check_recipe(recipe, data)
-            network = _make_network(graph, recipe, options)
-            stop.poll()
-            if folder is None:
-                folder = RunFolder.create(options.out, graph) if main_process else shared_folder(options.out)
-            run = _TrainingRun(graph, options, recipe, data, network, folder, console, stop)
+            start = _Start(graph, options)
+            start.prepare(stop)
+            run = _TrainingRun(start, console, stop)
+            return run.run()
         except Stopped:
             console.print("stopped before the run started", style="yellow")
-            if folder:
-                folder.release()
             return Result(options.out, "interrupted", stop.exit_code, {})
-        except BaseException:
-            if folder:
-                folder.release()
-            raise
-        try:
-            return run.run()
+        except OSError as error:  # before the first step; later ones are converted by the run
+            if error.errno is None:
+                raise
+            raise write_error(error, options.out) from error
         finally:
-            run.close()
-            folder.release()
+            if run is not None:
+                run.close()
+            if start is not None and start.folder is not None:
+                start.folder.release()
             torch.set_num_threads(threads)  # the choice of one run must not affect the next
+
+
+class _Start:
+    """Everything that a run starts with, checked in this order.
+
+    Attributes:
+        resumed: The run to resume, or None for a new one.
+        folder: Its folder, or None before a new one is created.
+        changes: The accepted changes of a resumed run.
+    """
+
+    def __init__(self, graph: Graph, options: TrainOptions) -> None:
+        self.graph, self.options = graph, options
+        self.resumed = resumed = find_run(graph, options) if options.resume else None
+        self.folder: RunFolder | None = resumed.folder if resumed is not None else None
+        if resumed is not None:
+            self.options, self.recipe = resumed.options, resumed.recipe
+        else:
+            self.recipe = effective_recipe(graph, options)
+        self.is_listed = False
+
+    def prepare(self, stop: StopHandler) -> None:
+        """Load the data, create the network and the trainer, and then the folder of a new run.
+
+        Raises:
+            CnnspecError: Something is invalid, or a resumed run has changed. Nothing is written.
+        """
+        graph, options, resumed = self.graph, self.options, self.resumed
+        self.trainer = _make_trainer(options, self.recipe, self.folder)
+        if resumed is not None:
+            resumed.compare_machine(self.trainer)
+        self.data = self._load_data()
+        check_recipe(self.recipe, self.data)
+        self.network = _make_network(graph, self.recipe, options)
+        stop.poll()
+        if self.folder is None:
+            self.folder = RunFolder.create(options.out, graph) if is_main_process() else shared_folder(options.out)
+
+    def _load_data(self) -> ImageData:
+        options, resumed = self.options, self.resumed
+        settings: dict[str, Any] = {"offline": options.offline, "verify": options.verify_data}
+        if resumed is None:
+            return load_data(self.graph, self.recipe.data, options.data_dir, **settings)
+        try:
+            data = load_data(self.graph, self.recipe.data, options.data_dir, **settings, examine=resumed.examine)
+        except CnnspecError:
+            resumed.refuse()  # what has changed explains more than what is wrong now
+            raise
+        resumed.refuse()
+        assert data.inventory is not None
+        inventory, self.is_listed = resumed.inventory(data.inventory)
+        return replace(data, inventory=inventory)
+
+    @property
+    def changes(self) -> list[Change]:
+        return self.resumed.changes if self.resumed is not None else []
 
 
 def _make_network(graph: Graph, recipe: Recipe, options: TrainOptions) -> nn.Module:
@@ -106,28 +158,23 @@ def _make_network(graph: Graph, recipe: Recipe, options: TrainOptions) -> nn.Mod
 class _TrainingRun:
     """A training run with its collaborators."""
 
-    def __init__(
-        self,
-        graph: Graph,
-        options: TrainOptions,
-        recipe: Recipe,
-        data: ImageData,
-        network: nn.Module,
-        folder: RunFolder,
-        console: Console,
-        stop: StopHandler,
-    ) -> None:
-        self.graph, self.options, self.recipe, self.data = graph, options, recipe, data
+    def __init__(self, start: _Start, console: Console, stop: StopHandler) -> None:
+        folder, network = start.folder, start.network
+        assert folder is not None
+        self.start = start
+        self.graph, self.options, self.recipe, self.data = start.graph, start.options, start.recipe, start.data
         self.folder, self.console, self.stop = folder, console, stop
-        self._external_runs: dict[str, str] = folder.read_result().get("loggers", {}) if options.resume else {}
+        self.previous = start.resumed.result if start.resumed is not None else {}
+        self._external_runs: dict[str, str] = {**self.previous.get("loggers", {})}
         self.is_main_process = is_main_process()
         state = None
-        if options.resume and folder.checkpoints.exists():
+        if start.resumed is not None and folder.checkpoints.exists():
             state, problems = folder.checkpoints.load()
             for line in problems:
                 self._log(f"{line}; using the previous one", style="yellow")
+        data, recipe = self.data, self.recipe
         self.preprocessing, self._origins = choose_preprocessing(
-            recipe, graph.input_shape, lambda: (data.mean, data.std), training=True
+            recipe, self.graph.input_shape, lambda: (data.mean, data.std), training=True
         )
         steps = steps_per_epoch(data.train, recipe.batch)
         self.context = TrainingContext(
@@ -138,25 +185,49 @@ class _TrainingRun:
             stop,
             self._log,
             is_main_process=self.is_main_process,
-            save_every=options.save_every,
-            watch=options.watch,
+            save_every=self.options.save_every,
+            watch=self.options.watch,
         )
-        self.task = Task(graph, network, recipe, steps, self.context, state)
-        self.trainer = self._make_trainer()
-        others = [logger for logger in self.trainer.loggers if isinstance(logger, ExternalLogger)]
-        self._external_runs |= {logger.name: logger.version for logger in others}
+        self.task = Task(self.graph, network, self.recipe, steps, self.context, state)
+        self.changes = _change_rows(self.previous.get("changes", []), start.changes, self.task.progress.step)
+        self.trainer = start.trainer
+        self._add_loggers()
         self.task.trainer = self.trainer
-        self.context.data = place_data(data, graph, recipe, self.trainer.strategy.root_device)
-        previous = self.folder.read_result() if options.resume else {}
-        self.weights = previous.get("weights") if options.resume else options.start
+        self.context.data = place_data(self.data, self.graph, self.recipe, self.trainer.strategy.root_device)
+        self.weights = self.previous.get("weights") if start.resumed is not None else self.options.start
         self.tuning = self._choose_tuning(network)
         if self.trainer.world_size > 1:  # after the measurement, which only one process makes
             sync_batch_norm(network, self.trainer.strategy.root_device)
         self.tuning.apply(network)
         self.context.memory_format = FORMATS[self.tuning.memory_format]
 
+    def _add_loggers(self) -> None:
+        step = self.task.progress.step
+        try:
+            loggers = make_loggers(self.folder.path, self.options.log, step, self._external_runs, self._log)
+        except CnnspecError:
+            if self.start.resumed is None:
+                self.folder.remove()
+            raise
+        self.trainer.loggers = loggers
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        callbacks.append(ProgressDisplay(self.console, self.task))
+        self._external_runs |= {logger.name: logger.version for logger in loggers if isinstance(logger, ExternalLogger)}
+
     def run(self) -> Result:
         """Train, test, and write the result."""
+        try:
+            return self._run()
+        except BaseException as error:
+            diagnosed = _explain(error, self.folder.path)
+            if self.is_main_process and not isinstance(error, SystemExit):
+                self._write_failure(diagnosed)
+            if diagnosed is error:
+                raise
+            raise diagnosed from error
+
+    def _run(self) -> Result:
+        state, scores, exit_code = "finished", None, 0
         try:
             if self.is_main_process:
                 self._start()
@@ -165,30 +236,35 @@ class _TrainingRun:
             self._exit_other_processes()
             scores = self._test()
         except (Stopped, KeyboardInterrupt):
-            return self._interrupted()
+            state = "interrupted"
         except Pruned:
-            self._exit_other_processes()
-            return Result(self.folder.path, "pruned", 0, self._write_result("pruned"))
+            state = "pruned"
         except SystemExit:
-            if self.is_main_process and self.stop.requested:  # Lightning turns a second signal into this
-                return self._interrupted()
-            raise
-        except BaseException as error:
-            diagnosed = _explain(error, self.folder.path)
-            if self.is_main_process:
-                self._write_failure(diagnosed)
-            if diagnosed is error:
+            if not (self.is_main_process and self.stop.requested):  # Lightning turns a second signal into this
                 raise
-            raise diagnosed from error
-        return Result(self.folder.path, "finished", 0, self._write_result("finished", scores))
+            state = "interrupted"
+        self._exit_other_processes()
+        self._finish_files()
+        values = self._write_result(state, scores)
+        if state == "interrupted":
+            exit_code = self.stop.exit_code
+            command = self.options.resume_command or f"cnnspec build {self.graph.name} --train --resume"
+            self._log(f"stopped after step {self.task.progress.step}; resume with `{command}`", style="yellow")
+        return Result(self.folder.path, state, exit_code, values)
 
     def _start(self) -> None:
         """Write the first files of the run and log its settings."""
+        inventory = self.data.inventory
+        if inventory is not None and inventory.splits and not self.start.is_listed:
+            write_atomically(self.folder.path / identity.FILE, inventory.to_bytes())
         self._write_result("running")
+        if self.start.changes:
+            self.folder.write_spec(self.graph)
+        self.folder.announce(self.options.out)
         if self.options.plots:
             preprocess = Preprocess(self.preprocessing, self.recipe.augment)
             draw_augmentation(self.folder.path, self.data, preprocess, self.recipe.seed)
-        self.context.journal = Journal(self.folder.path, self.task.progress.files)
+        self.context.journal = Journal(self.folder.path, self.task.progress.files, self.changes)
         self._log_start()
 
     def _exit_other_processes(self) -> None:
@@ -196,25 +272,39 @@ class _TrainingRun:
         if not self.is_main_process:
             raise SystemExit(0)
 
-    def close(self) -> None:
-        """Close the files and loggers, and draw the curves."""
+    def _finish_files(self) -> None:
+        """Close the files and loggers, and draw the curves.
+
+        Raises:
+            OSError: A file cannot be written.
+        """
         for logger in self.trainer.loggers:
-            if isinstance(logger, ExternalLogger):  # Lightning finalizes them only after a fit
-                logger.finalize("success")
+            logger.finalize("success")  # Lightning finalizes them only after a fit
         if self.context.journal is not None:
             self.context.journal.close()
             if self.options.plots:
                 draw_curves(self.folder.path)
 
+    def close(self) -> None:
+        """Close what an error has left open."""
+        for logger in self.trainer.loggers:
+            with suppress(Exception):  # the first error is reported
+                logger.finalize("failed")
+        if self.context.journal is not None:
+            with suppress(OSError):
+                self.context.journal.close()
+
     def _choose_tuning(self, network: nn.Module) -> Tuning:
         """Return the machine settings. A resumed run and other processes use the settings chosen before."""
-        options = self.options
-        if options.resume or not self.is_main_process:
+        options, resumed = self.options, self.start.resumed is not None
+        if resumed or not self.is_main_process:
             stored = self.folder.read_result().get("machine", {})
             if {"memory_format", "threads"} <= stored.keys():
-                return Tuning(
-                    stored["memory_format"], stored["threads"], "resumed" if options.resume else stored["origin"]
-                )
+                requested = {"memory_format": options.memory_format, "threads": options.threads} if resumed else {}
+                requested = {name: value for name, value in requested.items() if value not in (None, stored[name])}
+                origin = "requested" if requested else "resumed" if resumed else stored["origin"]
+                chosen = {**stored, **requested}
+                return Tuning(chosen["memory_format"], chosen["threads"], origin)
         device = self.trainer.strategy.root_device
         return choose_tuning(self.graph, network, self.recipe.batch, device, options.memory_format, options.threads)
 
@@ -235,6 +325,10 @@ class _TrainingRun:
         if self.context.data is not data:
             self._log(f"images in the memory of {self.trainer.strategy.root_device}")
         self._log(f"run folder: {self.folder.path}")
+        for line in self.start.resumed.remarks if self.start.resumed is not None else ():
+            self._log(line)
+        for change in self.start.changes:
+            self._log(f"accepted change: {change}")
         if done := self.task.progress.step:
             self._log(f"resuming after step {done} of {self.task.steps * recipe.epochs}")
 
@@ -264,13 +358,6 @@ class _TrainingRun:
             trainer.fit(task, datamodule=batches)
         finally:
             task.stop_clock()
-
-    def _interrupted(self) -> Result:
-        self._exit_other_processes()
-        values = self._write_result("interrupted")
-        command = self.options.resume_command or f"cnnspec build {self.graph.name} --train --resume"
-        self._log(f"stopped after step {self.task.progress.step}; resume with `{command}`", style="yellow")
-        return Result(self.folder.path, "interrupted", self.stop.exit_code, values)
 
     def _write_failure(self, error: BaseException) -> None:
         """Write the error into the result, if possible."""
@@ -306,7 +393,7 @@ class _TrainingRun:
     ) -> dict[str, Any]:
         """Write `result.json` and return what it holds."""
         metrics = {"val_acc": None, "test_acc": None, "val_loss": None, "test_loss": None, **(scores or {})}
-        task = self.task
+        task, inventory = self.task, self.data.inventory
         values = {
             "network": self.graph.name,
             "state": state,
@@ -324,41 +411,51 @@ class _TrainingRun:
             "data": self.data.name,
             "data_notes": list(self.data.notes),
             "preprocessing": {**self.preprocessing.to_json(), "origins": self._origins},
-            "accelerator": self.trainer.strategy.root_device.type,
-            "devices": self.trainer.world_size,
-            "precision": str(self.trainer.precision),
+            "data_identity": inventory and inventory.identity.model_dump(mode="json"),
+            "spec": spec_hashes(self.graph),
+            **resolved_settings(self.trainer),
+            "requested": {name: getattr(self.options, name) for name in REQUESTS},
             "machine": {**self.tuning.to_json(), "allocator": self.options.allocator},
             "loggers": self._external_runs,
             "recipe": self.recipe.model_dump(mode="json"),
+            "changes": self.changes,
             "versions": versions(),
         }
         return self.folder.write_result(values)
 
-    def _make_trainer(self) -> pl.Trainer:
-        recipe, options, path = self.recipe, self.options, self.folder.path
-        precision: Any = PRECISIONS.get(options.precision or recipe.precision, options.precision)
-        try:
-            return pl.Trainer(
-                accelerator=options.accelerator,
-                devices=options.devices,
-                strategy=options.strategy,
-                precision=precision,
-                max_epochs=recipe.epochs,
-                callbacks=[ProgressDisplay(self.console, self.task)],
-                logger=make_loggers(path, options.log, self.task.progress.step, self._external_runs, self._log),
-                limit_val_batches=0,
-                reload_dataloaders_every_n_epochs=1,
-                use_distributed_sampler=False,
-                num_sanity_val_steps=0,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                default_root_dir=path,
-            )
-        except (MisconfigurationException, ValueError, RuntimeError, TypeError, ImportError, CnnspecError) as error:
-            if not options.resume:
-                self.folder.remove()
-            raise error if isinstance(error, CnnspecError) else _settings_error(error) from None
+
+def _change_rows(earlier: list[dict[str, Any]], changes: list[Change], step: int) -> list[dict[str, Any]]:
+    """Return the accepted changes of all resumptions, each with the step after which it applies."""
+    rows = [{**row, "step": min(row["step"], step)} for row in earlier]
+    return rows + ([{"step": step, "changes": [change.to_json() for change in changes]}] if changes else [])
+
+
+def _make_trainer(options: TrainOptions, recipe: Recipe, folder: RunFolder | None) -> pl.Trainer:
+    """Create the trainer, without the loggers and callbacks of the run.
+
+    Raises:
+        CnnspecError: E0510 if Lightning does not support the settings.
+    """
+    precision: Any = PRECISIONS.get(options.precision or recipe.precision, options.precision)
+    try:
+        return pl.Trainer(
+            accelerator=options.accelerator,
+            devices=options.devices,
+            strategy=options.strategy,
+            precision=precision,
+            max_epochs=recipe.epochs,
+            logger=False,
+            limit_val_batches=0,
+            reload_dataloaders_every_n_epochs=1,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=folder.path if folder is not None else options.out,
+        )
+    except (MisconfigurationException, ValueError, RuntimeError, TypeError, ImportError) as error:
+        raise _settings_error(error) from None
 
 
 def check_recipe(recipe: Recipe, data: ImageData) -> None:
@@ -398,12 +495,5 @@ def _explain(error: BaseException, folder: Path) -> BaseException:
             help="see the output of that process, then resume with `--resume`",
         )
     if isinstance(error, OSError) and error.errno is not None:
-        room = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        return failure(
-            "E0506",
-            f"cannot write to the run folder: {error.strerror.lower() if error.strerror else error}",
-            notes=["the existing checkpoints are intact"],
-            file=str(error.filename or folder),
-            help=f"{'free disk space' if room else 'make the folder writable'}, then resume with `--resume`",
-        )
+        return write_error(error, folder, ["the existing checkpoints are intact"], ", then resume with `--resume`")
     return error

@@ -1,0 +1,285 @@
+"""Identify a data set, so that a run, its weights and a later test can notice that it has changed.
+
+The identity of a folder is a hash of the relative names, the sizes and the labels of its images; that of any other data
+set a hash of its labels. Contents are hashed on request. Paths and times do not count: a copied or moved folder is the
+same data set.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from cnnspec.diagnostics import failure, one_line
+from cnnspec.training.data.folders import SPLITS, Entry, Listing
+
+FILE = "data.json.gz"
+"""The list of the images of a folder, in the folder of a run."""
+NAMED = 10
+"""The number of files that a message names, of those that changed in the same way."""
+MAX_BYTES = 1 << 30
+"""The maximum unpacked size of the list of images, some 25 times that of ImageNet."""
+
+
+class DataIdentity(BaseModel):
+    """The identity of a data set, as stored in `result.json` and in checkpoints.
+
+    Attributes:
+        name: The name of the data set, `folder` for every folder.
+        digest: A hash of everything that counts: of `splits` and `classes`.
+        splits: A hash of the relative names, sizes and labels of the images of each split, or of the labels alone.
+        classes: The names of the classes in the order of the labels, if they have any.
+        images: The number of images by split and class.
+        contents: A hash of the contents of all images, or None if they were not hashed.
+        path: The folder. It is informative.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    digest: str
+    splits: dict[str, str]
+    classes: tuple[str, ...]
+    images: dict[str, dict[str, int]]
+    contents: str | None = None
+    path: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the identity as plain data, without the path."""
+        return self.model_dump(mode="json", exclude={"path"})
+
+    def same(self, other: DataIdentity) -> bool:
+        """Return whether two data sets are the same, with their contents if both are known."""
+        contents = self.contents == other.contents or None in (self.contents, other.contents)
+        return (self.name, self.digest) == (other.name, other.digest) and contents
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of one split of a folder.
+
+    Attributes:
+        names: The paths below the folder.
+        sizes: The sizes of the files in bytes.
+        classes: The names of their classes.
+        hashes: The SHA-256 of the contents, or nothing.
+    """
+
+    names: Sequence[str]
+    sizes: Sequence[int]
+    classes: Sequence[str]
+    hashes: Sequence[str] = ()
+
+    def by_name(self) -> dict[str, tuple[int, str, str]]:
+        """Return size, class and hash of each image."""
+        hashes = self.hashes or [""] * len(self.names)
+        return dict(zip(self.names, zip(self.sizes, self.classes, hashes, strict=True), strict=True))
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether all values have the right type, because they may come from a damaged file."""
+        texts = all(isinstance(text, str) for text in (*self.names, *self.classes, *self.hashes))
+        sizes = all(isinstance(size, int) for size in self.sizes)
+        count = len(self.names)
+        return texts and sizes and len(self.sizes) == len(self.classes) == count and len(self.hashes) in (0, count)
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """The identity of a data set, and the list of its images if it is a folder."""
+
+    identity: DataIdentity
+    splits: Mapping[str, Images] = field(default_factory=dict[str, Images])
+
+    def to_bytes(self) -> bytes:
+        """Return the compressed list of images. It is the same for the same images."""
+        splits = {
+            name: {key: list(values) for key, values in vars(found).items()} for name, found in self.splits.items()
+        }
+        text = json.dumps({"digest": self.identity.digest, "splits": splits}, separators=(",", ":"))
+        return gzip.compress(text.encode(), compresslevel=3, mtime=0)
+
+    @classmethod
+    def read(cls, identity: DataIdentity, path: Path) -> Inventory:
+        """Return an identity with the list of images in a file, or without one if the file does not belong to it."""
+        try:
+            with gzip.open(path) as file:
+                values = json.loads(file.read(MAX_BYTES))
+            splits = {name: Images(**found) for name, found in values["splits"].items()}
+            if values["digest"] == identity.digest and all(found.is_valid for found in splits.values()):
+                return cls(identity, splits)
+        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            pass  # the identity alone shows whether the data changed, and how many images per class
+        return cls(identity)
+
+
+# --- folders -------------------------------------------------------------------------------------
+
+
+def identify_folder(path: Path, listing: Listing, *, verify: bool = False) -> Inventory:
+    """Identify the images of a folder or a table.
+
+    Args:
+        path: The folder or the table.
+        listing: Its images.
+        verify: Hash the contents of the images.
+
+    Raises:
+        CnnspecError: E0503 if an image cannot be read.
+    """
+    digests: dict[str, str] = {}
+    splits: dict[str, Images] = {}
+    for split, entries in sorted(listing.splits.items()):
+        kinds = [listing.classes[entry.label] for entry in entries]
+        found = Images([e.name for e in entries], [e.size for e in entries], kinds)
+        lines = (f"{name}\0{size}\0{kind}\n" for name, size, kind in zip(found.names, found.sizes, kinds, strict=True))
+        digests[split] = _sha256(["".join(lines).encode("utf-8", "surrogateescape")])
+        splits[split] = replace(found, hashes=_hash_files(entries)) if verify else found
+    images = {split: dict(sorted(Counter(found.classes).items())) for split, found in splits.items()}
+    contents = _sha256(value.encode() for found in splits.values() for value in found.hashes) if verify else None
+    return Inventory(_identity("folder", digests, listing.classes, images, contents, str(path.absolute())), splits)
+
+
+def _hash_files(entries: Sequence[Entry]) -> list[str]:
+    def hash_file(entry: Entry) -> str:
+        try:
+            with entry.path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise failure(
+                "E0503",
+                f"cannot read the image `{entry.name}`",
+                notes=[one_line(error)],
+                file=str(entry.path),
+                help="check the file and its permissions",
+            ) from None
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(hash_file, entries))
+
+
+def _identity(
+    name: str,
+    splits: dict[str, str],
+    classes: Sequence[str],
+    images: dict[str, dict[str, int]],
+    contents: str | None,
+    path: str | None = None,
+) -> DataIdentity:
+    digest = _sha256([json.dumps([name, splits, list(classes)], sort_keys=True).encode()])
+    return DataIdentity(
+        name=name, digest=digest, splits=splits, classes=tuple(classes), images=images, contents=contents, path=path
+    )
+
+
+def _sha256(parts: Iterable[bytes | memoryview]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+# --- other data sets -----------------------------------------------------------------------------
+
+
+def identify_arrays(
+    name: str, splits: Mapping[str, tuple[np.ndarray, np.ndarray]], classes: Sequence[str] = (), *, verify: bool = False
+) -> Inventory:
+    """Identify a data set in memory.
+
+    Args:
+        name: The name of the data set.
+        splits: The images and the labels of each split.
+        classes: The names of the classes.
+        verify: Hash the images.
+    """
+    digests: dict[str, str] = {}
+    images: dict[str, dict[str, int]] = {}
+    for split, (_, labels) in sorted(splits.items()):
+        digests[split] = _sha256([np.ascontiguousarray(labels, "<i8").data.cast("B")])
+        counts = np.bincount(labels).tolist()
+        images[split] = {classes[k] if k < len(classes) else str(k): count for k, count in enumerate(counts) if count}
+    pixels = (np.ascontiguousarray(values).data.cast("B") for _, (values, _) in sorted(splits.items()))
+    return Inventory(_identity(name, digests, classes, images, _sha256(pixels) if verify else None))
+
+
+# --- differences ---------------------------------------------------------------------------------
+
+
+def differences(old: Inventory, new: Inventory) -> list[str]:
+    """Describe how a data set has changed. The result is empty if it has not."""
+    if old.identity.same(new.identity):
+        return []
+    if old.identity.name != new.identity.name:
+        return [f"the data set was `{old.identity.name}`, now `{new.identity.name}`"]
+    found = _changed_classes(old.identity.images, new.identity.images)
+    if old.splits and new.splits:
+        for split in SPLITS:
+            found += _changed_files(old.splits.get(split), new.splits.get(split))
+    if found:
+        return found
+    if old.identity.digest == new.identity.digest:
+        return ["the contents of images have changed"]
+    changed = [name for name, value in old.identity.splits.items() if new.identity.splits.get(name) != value]
+    if changed:
+        return [f"names, sizes or labels of images in `{split}` have changed" for split in changed]
+    return ["the names of the classes have changed"]
+
+
+def _changed_classes(old: Mapping[str, Mapping[str, int]], new: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Describe splits and classes whose numbers of images differ."""
+    found: list[str] = []
+    for split in dict.fromkeys((*old, *new)):
+        if split not in old or split not in new:
+            counts = new.get(split) or old.get(split) or {}
+            what = "added" if split not in old else "removed"
+            found.append(f"`{split}` was {what} ({sum(counts.values()):,} images)")
+            continue
+        for name in dict.fromkeys((*old[split], *new[split])):
+            before, after = old[split].get(name), new[split].get(name)
+            if before is None or after is None:
+                what = "added" if before is None else "removed"
+                found.append(f"the class `{name}` was {what} in `{split}` ({before or after:,} images)")
+            elif before != after:
+                found.append(f"`{split}/{name}` had {before:,} images, now {after:,}")
+    return found
+
+
+def _changed_files(old: Images | None, new: Images | None) -> list[str]:
+    """Name the files of a split that differ. Splits and classes that were added or removed as a whole are left out."""
+    if old is None or new is None:
+        return []
+    before, after = old.by_name(), new.by_name()
+    shared = {*old.classes} & {*new.classes}
+
+    def only(first: Mapping[str, tuple[int, str, str]], second: Mapping[str, Any]) -> list[str]:
+        return [name for name, (_, kind, _) in first.items() if name not in second and kind in shared]
+
+    def differing(place: int) -> list[str]:
+        return [name for name in before if name in after and before[name][place] != after[name][place]]
+
+    resized = differing(0)
+    rewritten = [name for name in differing(2) if old.hashes and new.hashes and before[name][0] == after[name][0]]
+    return [
+        *_some(only(before, after), "was removed"),
+        *_some(only(after, before), "was added"),
+        *_some(resized, "has another size", lambda name: f" ({before[name][0]:,} bytes, now {after[name][0]:,})"),
+        *_some(differing(1), "has another class", lambda name: f" (`{before[name][1]}`, now `{after[name][1]}`)"),
+        *_some(rewritten, "has other contents"),
+    ]
+
+
+def _some(names: Sequence[str], what: str, more: Callable[[str], str] = lambda name: "") -> list[str]:
+    shown = [f"`{name}` {what}{more(name)}" for name in names[:NAMED]]
+    rest = len(names) - len(shown)
+    return [*shown, f"{rest:,} more files: each {what}"] if rest else shown
