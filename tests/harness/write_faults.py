@@ -130,7 +130,7 @@ class Injector:
         path = os.path.abspath(os.fsdecode(file)) if isinstance(file, str | bytes | os.PathLike) else ""
         if not path.startswith(self._root) or not {*mode} & {*"wax+"}:
             return self._open(file, mode, buffering, encoding, errors, newline, closefd, opener)
-        self.call("open", path, named=file)
+        self.call("open", path, named=os.fspath(file))
         raw = _CountedFile(self, path, mode.replace("b", "").replace("t", ""))
         if buffering == 0:
             return raw

@@ -82,7 +82,7 @@ def naming(path: Path) -> Iterator[None]:
 
 def name_file(error: OSError, path: Path) -> None:
     """Let an error of the file system name a file, unless it names another one already."""
-    if error.errno is not None and error.filename in (None, f"{path}.part", path.with_name(f"{path.name}.part")):
+    if error.errno is not None and error.filename in (None, f"{path}.part"):
         error.filename, error.filename2 = str(path), None
 
 
