@@ -156,12 +156,14 @@ class Checkpoints:
         previous: The one before it.
         best: The checkpoint of the best epoch.
         weights: The best weights alone.
+        new: The next checkpoint, while it is written.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.last, self.previous, self.best = (folder / name for name in ("last.ckpt", "previous.ckpt", "best.ckpt"))
         self.weights = folder / "best.safetensors"
+        self.new = folder / "new.ckpt"
 
     def save(self, state: State, *, best: bool = False) -> None:
         """Write a state as the latest checkpoint. The latest so far becomes the previous one.
@@ -174,16 +176,15 @@ class Checkpoints:
         Raises:
             OSError: It cannot be written. The existing checkpoints stay.
         """
-        new = self.folder / "new.ckpt"
-        write_atomically(new, seal(state))
+        write_atomically(self.new, seal(state))
         if best:
             weights = network_weights(state["state_dict"])
             write_atomically(self.weights, weight_bytes(weights, {"data": state.get("run", {}).get("data")}))
-            _hard_link(new, self.best)
+            _hard_link(self.new, self.best)
         if self.last.exists():
             _hard_link(self.last, self.previous)
         with naming(self.last):
-            os.replace(new, self.last)
+            os.replace(self.new, self.last)
             _sync_folder(self.folder)
 
     def exists(self) -> bool:

@@ -116,6 +116,12 @@ class RunFolder:
         write_atomically(self.path / "spec.cnn", graph.text.encode("utf-8", "surrogatepass"))
         write_atomically(self.path / "model.json", model_to_json(graph.model).encode())
 
+    def remove_partial_files(self) -> None:
+        """Delete what a killed process or a failed write has left: partial files, and a checkpoint not yet in place."""
+        for path in (*self.path.glob("*.part"), *self.checkpoints.folder.glob("*.part"), self.checkpoints.new):
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
     @classmethod
     def find(cls, out: Path, graph: Graph, path: Path | None = None) -> tuple[RunFolder, StoredRun]:
         """Find the latest unfinished run of a network, or the one at `path`. Lock it, and return it with its contents.

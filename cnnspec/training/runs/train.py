@@ -254,6 +254,7 @@ class _TrainingRun:
 
     def _start(self) -> None:
         """Write the first files of the run and log its settings."""
+        self.folder.remove_partial_files()
         inventory = self.data.inventory
         if inventory is not None and inventory.splits and not self.start.is_listed:
             write_atomically(self.folder.path / identity.FILE, inventory.to_bytes())
