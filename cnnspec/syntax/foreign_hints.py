@@ -194,11 +194,10 @@ def entries(at: Place) -> Explanation | None:
         span = at.span(at.line + entry.start(2), at.line + entry.start(2) + 1)
         if name not in ENTRIES:
             owner = entry_with(name, value) if value else None
+            near = did_you_mean(name, ENTRIES)
+            help = near or "write an entry as a name and its arguments: `optimizer sgd lr=0.1`"
             if owner is not None:
                 help = f"write it as an argument of `{owner.split()[0]}`: `{owner}`"
-            else:
-                near = did_you_mean(name, ENTRIES)
-                help = near or "write an entry as a name and its arguments: `optimizer sgd lr=0.1`"
             note = f"the `train` section has no entry `{name}`"
             return Explanation(help, [], span, where=f"after `{name}`", note=note)
         fix = at.fix("remove it", (at.line + entry.end(1), at.line + entry.end(2), " "), certain=True)
