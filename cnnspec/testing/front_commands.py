@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import sys
 import tempfile
@@ -96,7 +97,7 @@ def run_all(path: Path) -> Iterator[Outcome]:
     yield first
     for name, arguments in [*[*ANY_TEXT.items()][1:], *(() if first.failed else NETWORKS.items())]:
         yield _measure(name, path, arguments)
-    if path.is_file():
+    if os.path.isfile(path):  # unlike `Path.is_file`, False if the name is too long
         yield _measure("loads", path, ())
     for name, arguments in CHANGES.items():
         yield _measure(name, path, arguments)
