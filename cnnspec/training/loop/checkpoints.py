@@ -139,10 +139,9 @@ def _hard_link(source: Path, target: Path) -> None:
             except OSError:  # the file system has no links
                 shutil.copyfile(source, temporary)
             os.replace(temporary, target)
-        except OSError:
-            with suppress(OSError):
+        finally:
+            with suppress(OSError):  # it also stays if both names are already links to one file
                 temporary.unlink(missing_ok=True)
-            raise
 
 
 # --- checkpoints ---------------------------------------------------------------------------------
