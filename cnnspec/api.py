@@ -24,7 +24,7 @@ def load(path_or_name: str | Path, *, allow_huge: bool = False, **params: Any) -
 
     Args:
         path_or_name: A path, `"my/net.cnn"`, or the name of a shipped spec, `"resnet20"`.
-        allow_huge: Allow more than 10,000,000,000 parameters.
+        allow_huge: Allow more than 10,000,000,000 parameters, and tensors of more than 100,000,000,000 elements.
         **params: Values for the parameters of the spec.
 
     Raises:
@@ -39,7 +39,7 @@ def loads(text: str, name: str = "network", *, allow_huge: bool = False, **param
     Args:
         text: The spec.
         name: The name for diagnostics, and of the network if the text states none.
-        allow_huge: Allow more than 10,000,000,000 parameters.
+        allow_huge: Allow more than 10,000,000,000 parameters, and tensors of more than 100,000,000,000 elements.
         **params: Values for the parameters of the spec.
 
     Raises:
@@ -123,7 +123,7 @@ def build(
         reinit: Paths of modules to initialize in spite of `weights`, such as a head for other classes.
         outputs: Paths of modules for feature extraction. The module returns a `dict` from these paths to tensors of
             shape `[N, C, H, W]` in place of the logits, and layers after the last of them are not built.
-        allow_huge: Allow more than 10,000,000,000 parameters.
+        allow_huge: Allow more than 10,000,000,000 parameters, and tensors of more than 100,000,000,000 elements.
         **params: Values for the parameters of the spec.
 
     Raises:

@@ -105,7 +105,7 @@ def compile_source(
         path: The file that it was read from; imports are relative to its folder.
         params: Values for the parameters of the spec.
         steps: The limit on elements, if lower than `limits.MAX_STEPS`.
-        allow_huge: Allow more than `limits.MAX_PARAMETERS` parameters.
+        allow_huge: Allow more than `limits.MAX_PARAMETERS` parameters and `limits.MAX_ELEMENTS` elements.
     """
     compilation = Compilation(source, Reporter())
 

@@ -17,6 +17,8 @@ MAX_TERMS = 64
 """Operands of one chain such as `a + b + c`, and depth of nested expressions."""
 MAX_INTEGER = 1_000_000_000
 """Maximum of an integer argument."""
+MIN_NUMBER = 1.2e-38
+"""Minimum absolute value of a number that is an argument and not 0: torch computes in float32."""
 MAX_LITERAL = 10**15
 """Maximum of a number in the text, large enough for every figure of an `expect`."""
 MAX_REPEAT = 4_096
@@ -35,8 +37,10 @@ MAX_EVALUATIONS = 200_000
 """Expression terms that are evaluated while a network is expanded."""
 MAX_PARAMETERS = 10_000_000_000
 """Learned weights of one network, unless the user allows more."""
+MAX_ELEMENTS = 10**11
+"""Elements of one tensor for one image, with the workspace of its operator, unless the user allows more."""
 MAX_HUGE = 10**15
-"""Learned weights of one network in any case, and elements of one tensor for one image."""
+"""Learned weights of one network and elements of one tensor for one image in any case."""
 MAX_ERRORS = 100
 """Errors that one run reports."""
 MAX_EFFORT = 200_000

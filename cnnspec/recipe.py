@@ -12,6 +12,8 @@ from cnnspec.schema import Bounds, Count, Declared, Interval, NotNegative, Paddi
 
 Share = Annotated[float, Bounds(0, below=1)]
 """Decay factor per step, in [0, 1)."""
+Ratios = Annotated[Interval, Bounds(above=0)]
+"""Aspect ratios."""
 
 
 # --- data ----------------------------------------------------------------------------------------
@@ -195,8 +197,8 @@ class RandomResizedCrop(Augmentation):
     """Crop a region of relative area `scale` and aspect `ratio`, then resize it to the input size."""
 
     name: ClassVar[str] = "random_resized_crop"
-    scale: Interval = Interval((0.08, 1.0))
-    ratio: Interval = Interval((3 / 4, 4 / 3))
+    scale: Annotated[Interval, Bounds(0)] = Interval((0.08, 1.0))
+    ratio: Ratios = Interval((3 / 4, 4 / 3))
 
 
 class Rotate(Augmentation):
@@ -221,8 +223,8 @@ class RandomErasing(Augmentation):
 
     name: ClassVar[str] = "random_erasing"
     p: Probability = 0.5
-    scale: Interval = Interval((0.02, 0.33))
-    ratio: Interval = Interval((0.3, 3.3))
+    scale: Annotated[Interval, Bounds(0, 1)] = Interval((0.02, 0.33))
+    ratio: Ratios = Interval((0.3, 3.3))
 
 
 class Cutout(Augmentation):
@@ -243,7 +245,7 @@ class RandAugment(Augmentation):
     """Apply `ops` random transforms of strength `magnitude`. Source: Cubuk et al. 2019, arXiv 1909.13719."""
 
     name: ClassVar[str] = "randaugment"
-    ops: Count = 2
+    ops: Annotated[int, Bounds(0, 100)] = 2
     magnitude: Annotated[int, Bounds(0, 30)] = 9
 
 
@@ -260,7 +262,7 @@ class Optimizer(Declared):
     """Base class of optimizers. Source: `torch.optim`."""
 
     name: ClassVar[str] = ""
-    lr: Positive
+    lr: NotNegative
 
     def remembers(self, axes: int) -> int:
         """Return the number of optimizer state values per element of a weight with `axes` dimensions."""
@@ -271,7 +273,7 @@ class Sgd(Optimizer):
     """torch.optim.SGD."""
 
     name: ClassVar[str] = "sgd"
-    lr: Positive = 0.1
+    lr: NotNegative = 0.1
     momentum: NotNegative = 0.0
     weight_decay: NotNegative = 0.0
     nesterov: bool = False
@@ -284,7 +286,7 @@ class Adam(Optimizer):
     """torch.optim.Adam."""
 
     name: ClassVar[str] = "adam"
-    lr: Positive = 1e-3
+    lr: NotNegative = 1e-3
     weight_decay: NotNegative = 0.0
     beta1: Share = 0.9
     beta2: Share = 0.999
@@ -294,7 +296,7 @@ class AdamW(Optimizer):
     """torch.optim.AdamW."""
 
     name: ClassVar[str] = "adamw"
-    lr: Positive = 1e-3
+    lr: NotNegative = 1e-3
     weight_decay: NotNegative = 0.01
     beta1: Share = 0.9
     beta2: Share = 0.999
@@ -304,7 +306,7 @@ class NAdam(Optimizer):
     """torch.optim.NAdam."""
 
     name: ClassVar[str] = "nadam"
-    lr: Positive = 2e-3
+    lr: NotNegative = 2e-3
     weight_decay: NotNegative = 0.0
     beta1: Share = 0.9
     beta2: Share = 0.999
@@ -314,7 +316,7 @@ class RAdam(Optimizer):
     """torch.optim.RAdam."""
 
     name: ClassVar[str] = "radam"
-    lr: Positive = 1e-3
+    lr: NotNegative = 1e-3
     weight_decay: NotNegative = 0.0
     beta1: Share = 0.9
     beta2: Share = 0.999
@@ -324,7 +326,7 @@ class Adamax(Optimizer):
     """torch.optim.Adamax."""
 
     name: ClassVar[str] = "adamax"
-    lr: Positive = 2e-3
+    lr: NotNegative = 2e-3
     weight_decay: NotNegative = 0.0
     beta1: Share = 0.9
     beta2: Share = 0.999
@@ -334,7 +336,7 @@ class Adagrad(Optimizer):
     """torch.optim.Adagrad."""
 
     name: ClassVar[str] = "adagrad"
-    lr: Positive = 1e-2
+    lr: NotNegative = 1e-2
     weight_decay: NotNegative = 0.0
 
     def remembers(self, axes: int) -> int:
@@ -345,7 +347,7 @@ class Adadelta(Optimizer):
     """torch.optim.Adadelta."""
 
     name: ClassVar[str] = "adadelta"
-    lr: Positive = 1.0
+    lr: NotNegative = 1.0
     weight_decay: NotNegative = 0.0
     rho: Share = 0.9
 
@@ -354,11 +356,11 @@ class Muon(Optimizer):
     """torch.optim.Muon for convolution and linear weights, scaled to AdamW's rates; AdamW at `adam_lr` for the rest."""
 
     name: ClassVar[str] = "muon"
-    lr: Positive = 1e-3
+    lr: NotNegative = 1e-3
     momentum: NotNegative = 0.95
     weight_decay: NotNegative = 0.1
     nesterov: bool = True
-    adam_lr: Positive = 1e-3
+    adam_lr: NotNegative = 1e-3
 
     def remembers(self, axes: int) -> int:
         return 1 if axes > 1 else 2
@@ -368,7 +370,7 @@ class RmsProp(Optimizer):
     """torch.optim.RMSprop."""
 
     name: ClassVar[str] = "rmsprop"
-    lr: Positive = 1e-2
+    lr: NotNegative = 1e-2
     momentum: NotNegative = 0.0
     weight_decay: NotNegative = 0.0
     alpha: Share = 0.99

@@ -17,6 +17,17 @@ def resource(folder: str, *parts: str) -> Path:
     return (inside if inside.exists() else _PACKAGE.parent / folder).joinpath(*parts)
 
 
+def machine_memory() -> int:
+    """Return the memory that this process may use in bytes: that of the machine, or of its container."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            found.append(int(Path(limit).read_text(encoding="utf-8")))
+        except (OSError, ValueError):  # no container, or one without a limit
+            pass
+    return min(found)
+
+
 def cache_folder() -> Path | None:
     """Return the folder for what can be computed again: `CNNSPEC_CACHE`, or the platform's folder for such files.
 

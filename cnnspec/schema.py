@@ -39,12 +39,13 @@ REQUIRED: Final = _Required()
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The valid range of a value; `least` and `greatest` are inclusive, `above` and `below` exclusive."""
+    """The valid range of a value; `least` and `greatest` are inclusive, `above`, `below` and `other_than` exclusive."""
 
     least: float | None = None
     greatest: float | None = None
     above: float | None = None
     below: float | None = None
+    other_than: float | None = None
 
 
 Count = Annotated[int, Bounds(1)]
@@ -52,6 +53,7 @@ CountSize = Annotated[Size, Bounds(1)]
 Padding = Annotated[Size, Bounds(0)]
 NotNegative = Annotated[float, Bounds(0)]
 Positive = Annotated[float, Bounds(above=0)]
+NotZero = Annotated[float, Bounds(other_than=0)]
 Probability = Annotated[float, Bounds(0, 1)]
 
 Kind = Literal["int", "float", "bool", "size", "op", "str", "interval", "list", "numbers", "word", "init"]

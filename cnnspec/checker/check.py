@@ -30,12 +30,12 @@ def check(
         reporter: Receives the errors.
         text: The text of the spec, stored in the Graph.
         steps: The limit on elements, if lower than `MAX_STEPS`.
-        allow_huge: Raise the limit on parameters from `MAX_PARAMETERS` to `MAX_HUGE`.
+        allow_huge: Raise the limits on parameters and on the elements of a tensor to `MAX_HUGE`.
 
     Returns:
         The Graph, or `None` if the reporter holds an error.
     """
-    expander = Expander(model, places, reporter, steps)
+    expander = Expander(model, places, reporter, steps, allow_huge=allow_huge)
     try:
         output = expander.run()
     except Reported:

@@ -40,15 +40,24 @@ class Expander:
         places: The source position of each piece.
         reporter: Receives the errors.
         max_steps: The limit on elements, if lower than `MAX_STEPS`.
+        allow_huge: Raise the limit on the elements of a tensor from `MAX_ELEMENTS` to `MAX_HUGE`.
 
     Attributes:
         graph: The nodes and scopes so far.
     """
 
-    def __init__(self, model: ir.Model, places: Places, reporter: Reporter, max_steps: int | None = None) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        places: Places,
+        reporter: Reporter,
+        max_steps: int | None = None,
+        *,
+        allow_huge: bool = False,
+    ) -> None:
         self._model, self._reporter = model, reporter
         self._calls = CallStack(places)
-        self.graph = GraphBuilder(model.inits, reporter, self._calls)
+        self.graph = GraphBuilder(model.inits, reporter, self._calls, allow_huge=allow_huge)
         self._budget = Budget(reporter, self._calls, self.graph.nodes, max_steps)
         self._values = ValueEvaluator(reporter, self._calls, self._budget)
         self._namer = ModuleNamer(reporter, self._calls, self._values)
@@ -76,6 +85,7 @@ class Expander:
         Raises:
             Reported: A limit is reached.
         """
+        self.graph.check_image(self._model.input, self._model.origin)
         constants = {name: evaluate(expr, {}) for name, expr in self._model.constants.items()}
         image = Tensor(ir.IMAGE, self._model.input)
         frame, names = Frame(constants, image), Namespace("")

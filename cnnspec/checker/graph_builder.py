@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 from cnnspec import ir, shapes
 from cnnspec.checker.call_stack import CallStack
 from cnnspec.checker.environment import MaybeTensor, Tensor
-from cnnspec.diagnostics import Reporter
-from cnnspec.limits import MAX_HUGE
+from cnnspec.diagnostics import Reported, Reporter
+from cnnspec.limits import MAX_ELEMENTS, MAX_HUGE
 from cnnspec.ops import JOINS, OPS, Op
+from cnnspec.ops.base import FLOAT
 from cnnspec.ops.inits import INITS, InitScheme
 from cnnspec.shapes import Shape
 
@@ -35,8 +36,11 @@ class GraphBuilder:
         current_head: The auxiliary head that new nodes belong to.
     """
 
-    def __init__(self, inits: Sequence[ir.Init], reporter: Reporter, calls: CallStack) -> None:
+    def __init__(
+        self, inits: Sequence[ir.Init], reporter: Reporter, calls: CallStack, *, allow_huge: bool = False
+    ) -> None:
         self._reporter, self._calls = reporter, calls
+        self._max_elements = MAX_HUGE if allow_huge else MAX_ELEMENTS
         self.nodes: list[ir.Node] = []
         self.scopes: dict[str, str] = {}
         self.ends: dict[str, int] = {}
@@ -59,7 +63,7 @@ class GraphBuilder:
 
         Raises:
             ShapeError: The operator does not accept the shapes of its inputs.
-            Reported: The output has more elements than the limit.
+            Reported: The output or the workspace has more elements than the limit.
         """
         sources: tuple[int, ...]
         input_shapes: tuple[Shape, ...]
@@ -81,18 +85,38 @@ class GraphBuilder:
 
     def _apply(self, op: Op, input_shapes: tuple[Shape, ...], origin: int) -> _Result:
         shape = op.infer(*input_shapes)
-        if shapes.numel(shape) > MAX_HUGE:
-            raise self._reporter.error(
-                "E0405",
-                f"the tensor {shapes.text(shape)} exceeds the limit of {MAX_HUGE:,} elements",
-                **self._calls.locate(origin),
-                help="use fewer channels, or a smaller height and width",
-            )
+        self._check_elements(op, input_shapes, shape, origin)
         weights = op.weights(input_shapes[0])
         init = self._init_of(op) if weights else None
         result = _Result(shape, weights, op.macs(input_shapes[0], shape), init)
         self._results[id(op), input_shapes] = result
         return result
+
+    def check_image(self, shape: Shape, origin: int) -> None:
+        """Report an image with more elements than the limit.
+
+        Raises:
+            Reported: It has more.
+        """
+        if shapes.numel(shape) > self._max_elements:
+            raise self._too_large(f"the image {shapes.text(shape)}", origin)
+
+    def _check_elements(self, op: Op, inputs: tuple[Shape, ...], output: Shape, origin: int) -> None:
+        """Report an output, or a workspace in one of the passes, with more elements than the limit."""
+        if shapes.numel(output) > self._max_elements:
+            raise self._too_large(f"the tensor {shapes.text(output)}", origin)
+        saved = op.saved(inputs, output, [True] * len(inputs)).extra
+        workspaces = (saved, op.scratch(inputs, output), op.backward_scratch(inputs, output))
+        elements = max(op.workspace(inputs, output), *(size // FLOAT for size in workspaces))
+        if elements > self._max_elements:
+            raise self._too_large(f"the workspace of `{op.name}` with {elements:,} elements", origin)
+
+    def _too_large(self, what: str, origin: int) -> Reported:
+        help = "use smaller sizes"
+        if self._max_elements < MAX_HUGE:
+            help += ", or pass `--allow-huge` or `allow_huge=True`"
+        message = f"{what} exceeds the limit of {self._max_elements:,} elements for one image"
+        return self._reporter.error("E0405", message, **self._calls.locate(origin), help=help)
 
     def _init_of(self, op: Op) -> InitScheme | None:
         """Return the initialization of an operator: its own argument, or the `init` statement of its kind."""

@@ -23,7 +23,11 @@ AtSize = Annotated[
     str | None, typer.Option("--at", metavar="CxHxW", help="Image size to use instead of the one in the spec.")
 ]
 AllowHuge = Annotated[
-    bool, typer.Option("--allow-huge", help="Allow more than 10,000,000,000 parameters in a network.")
+    bool,
+    typer.Option(
+        "--allow-huge",
+        help="Allow more than 10,000,000,000 parameters, and tensors of more than 100,000,000,000 elements.",
+    ),
 ]
 DataName = Annotated[
     str | None,

@@ -23,7 +23,7 @@ from cnnspec.diagnostics.suggestions import (
     one_of,
 )
 from cnnspec.ir.model import Expr
-from cnnspec.limits import MAX_INTEGER
+from cnnspec.limits import MAX_INTEGER, MIN_NUMBER
 from cnnspec.ops.inits import INITS, InitScheme
 from cnnspec.schema import Interval, OpName, Size, Type, Word
 from cnnspec.shapes import Shape
@@ -437,6 +437,7 @@ _LIMITS: tuple[tuple[str, Callable[[Any, Any], bool], str, str | None], ...] = (
     ("greatest", operator.gt, "at most", "write `{0}` or less"),
     ("above", operator.le, "greater than", None),
     ("below", operator.ge, "less than", None),
+    ("other_than", operator.eq, "different from", None),
 )
 """The bounds of a type: their field, violation, and words, and the help if the bound itself is allowed."""
 
@@ -455,6 +456,10 @@ def _check_bounds(result: Any, type_: Type, name: str, origin: int, value: Any) 
                     what, suggestion = f"each number in `{name}`", Advice(f"use only numbers that are {must}")
                 message = f"{what} must be {must}, got {show(cast(object, value))}"
                 raise ExpressionError("E0215", message, origin, suggestion)
+        if number and type_.kind in ("float", "interval") and abs(number) < MIN_NUMBER:
+            message = f"`{name}` is too small for float32, got {show(number)}"
+            help = f"use a larger number: the smallest is {MIN_NUMBER:g}"
+            raise ExpressionError("E0405", message, origin, Advice(help))
         if isinstance(number, int) and abs(number) > MAX_INTEGER:
             message = f"`{name}` exceeds the limit of {MAX_INTEGER:,}"
             raise ExpressionError("E0405", message, origin, Advice("use a smaller number"))

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from cnnspec import shapes
 from cnnspec.diagnostics.suggestions import SetArgument, one_of
 from cnnspec.ops.base import FLOAT, INPUT, OUTPUT, SameShape, Saved, ShapeError, need_map
-from cnnspec.schema import Count, Probability
+from cnnspec.schema import Count, NotZero, Probability
 from cnnspec.shapes import Shape
 
 
@@ -81,7 +81,7 @@ class Celu(Activation):
     name: ClassVar[str] = "celu"
     torch: ClassVar[str] = "torch.nn.CELU"
     keeps: ClassVar[Saved] = INPUT
-    alpha: float = 1.0
+    alpha: NotZero = 1.0
 
 
 class Selu(Activation):
@@ -123,7 +123,7 @@ class Softplus(Activation):
     name: ClassVar[str] = "softplus"
     torch: ClassVar[str] = "torch.nn.Softplus"
     keeps: ClassVar[Saved] = INPUT
-    beta: float = 1.0
+    beta: NotZero = 1.0
     threshold: float = 20.0
 
 

@@ -126,6 +126,10 @@ class Op(Declared):
         """Return the peak bytes per image of temporary tensors in evaluation, besides the output."""
         return 0
 
+    def workspace(self, inputs: Sequence[Shape], y: Shape) -> int:
+        """Return the elements per image of the largest buffer that a kernel may need, which no estimate counts."""
+        return 0
+
     def backward_scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
         """Return the bytes per image of temporary tensors in the backward pass, besides the input gradients."""
         return 0

@@ -179,6 +179,10 @@ class Conv(Op):
     def macs(self, x: Shape, y: Shape) -> int:
         return shapes.numel(y) * (x[0] // self.group_count(x)) * self.kernel[0] * self.kernel[1]
 
+    def workspace(self, inputs: Sequence[Shape], y: Shape) -> int:
+        # One column per output position (im2col), for one group at a time. torch avoids it for most sizes.
+        return inputs[0][0] // self.group_count(inputs[0]) * self.kernel[0] * self.kernel[1] * shapes.numel(y[1:])
+
 
 class ConvTranspose(Op):
     """Transposed convolution, `[N, C, H, W] -> [N, c, H', W']`.
@@ -247,6 +251,10 @@ class ConvTranspose(Op):
 
     def macs(self, x: Shape, y: Shape) -> int:
         return shapes.numel(x) * (self.c // self.groups) * self.kernel[0] * self.kernel[1]
+
+    def workspace(self, inputs: Sequence[Shape], y: Shape) -> int:
+        # One column per input position.
+        return self.c // self.groups * self.kernel[0] * self.kernel[1] * shapes.numel(inputs[0][1:])
 
 
 class Linear(Op):

@@ -123,7 +123,7 @@ class Orthogonal(InitScheme):
     """A random (semi-)orthogonal matrix. Source: Saxe et al. 2013, arXiv 1312.6120."""
 
     name: ClassVar[str] = "orthogonal"
-    gain: NotNegative = 1.0
+    gain: float = 1.0
     bias: float | None = None
 
 

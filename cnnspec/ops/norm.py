@@ -8,7 +8,7 @@ from cnnspec.diagnostics import counted
 from cnnspec.diagnostics.suggestions import Advice
 from cnnspec.ops.base import FLOAT, INDEX, SameShape, Saved, ShapeError, need_divisible, need_map
 from cnnspec.ops.inits import InitScheme
-from cnnspec.schema import Count, NotNegative, Probability
+from cnnspec.schema import Count, NotNegative, Positive, Probability
 from cnnspec.shapes import ITSELF, Shape, Span
 
 
@@ -34,7 +34,7 @@ class BatchNorm(SameShape):
     fixes_features: ClassVar[bool] = True
 
     fresh: ClassVar[bool] = True
-    eps: NotNegative = 1e-5
+    eps: Positive = 1e-5
     momentum: Probability = 0.1
     affine: bool = True
     init: Literal["zero"] | InitScheme | None = None
@@ -159,16 +159,20 @@ class LocalResponseNorm(SameShape):
     beta: float = 0.75
     k: float = 1.0
 
+    def window(self, x: Shape) -> int:
+        """Return the channels of a window; wider ones would only add channels that are not there."""
+        return min(self.size, 2 * x[0] - 1)
+
     def infer(self, *inputs: Shape) -> Shape:
         return need_map(self.name, inputs[0])
 
     def saved(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Saved:
         # The padded squares, their mean, and its power.
-        squares = (y[0] + self.size - 1) * shapes.numel(y[1:])
+        squares = (y[0] + self.window(y) - 1) * shapes.numel(y[1:])
         return Saved(inputs=(0,), extra=FLOAT * (squares + 2 * shapes.numel(y)))
 
     def scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
-        return FLOAT * max(y[0] + self.size - 1, 2 * y[0]) * shapes.numel(y[1:])
+        return FLOAT * max(y[0] + self.window(y) - 1, 2 * y[0]) * shapes.numel(y[1:])
 
     def backward_scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
         return 3 * FLOAT * shapes.numel(y)

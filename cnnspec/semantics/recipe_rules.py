@@ -9,7 +9,7 @@ from typing import Any
 from cnnspec.diagnostics import failure
 from cnnspec.diagnostics.suggestions import Advice, SetArgument, Suggestion, describe, one_of
 from cnnspec.ir import Expr
-from cnnspec.recipe import DATA_SETS, Recipe, Setting
+from cnnspec.recipe import DATA_SETS, OPTIMIZERS, Recipe, Setting
 from cnnspec.shapes import Shape, text
 
 
@@ -56,6 +56,7 @@ def impossible(recipe: Recipe) -> Iterator[Contradiction]:
         message = f"`{recipe.optimizer.name}` with `nesterov` requires a momentum"
         momentum = one_of("write `{0}`, or remove `nesterov`", SetArgument("momentum", 0.9))
         yield Contradiction("optimizer", message, momentum, code="E0512")
+    yield from _no_rate(recipe)
     images = DATA_SETS[recipe.data.name].images
     if images is not None:
         train, test = images
@@ -64,6 +65,21 @@ def impossible(recipe: Recipe) -> Iterator[Contradiction]:
         yield from too_few(recipe.data, "train", max(0, train - held), held)
         yield from too_few(recipe.data, "test", test)
         yield from nothing_validated(recipe, held)
+
+
+def _no_rate(recipe: Recipe) -> Iterator[Contradiction]:
+    """Yield the rates that are relative to a learning rate of 0."""
+    if recipe.optimizer.args["lr"]:
+        return
+    for entry, setting, argument in (
+        ("optimizer", recipe.optimizer, "adam_lr"),
+        ("schedule", recipe.schedule, "end"),
+    ):
+        rate: Any = setting.args.get(argument)
+        if rate:
+            message = f"`{argument}={rate:g}` requires a learning rate `lr` greater than 0, to which it is relative"
+            zero = one_of("write `{0}`, or increase `lr`", SetArgument(argument, 0))
+            yield Contradiction(entry, message, zero, argument, code="E0512")
 
 
 def nothing_left(name: str, held: int, count: int) -> Iterator[Contradiction]:
@@ -146,6 +162,10 @@ def other_classes(network: str, given: int, data: str, wanted: int, stated: Expr
 def unlikely(recipe: Recipe, image: Shape) -> Iterator[Contradiction]:
     """Yield the values of a recipe that have no effect, or an implausible one, on images of a shape [C, H, W]."""
     epochs = recipe.planned or recipe.epochs
+    if not recipe.optimizer.args["lr"]:
+        usual = OPTIMIZERS[recipe.optimizer.name].parameters["lr"].default
+        message = "the learning rate is 0: the weights do not change"
+        yield Contradiction("optimizer", message, one_of("use a rate such as `{0}`", SetArgument("lr", usual)), "lr")
     yield from _schedule(recipe, epochs)
     for place, step in enumerate(recipe.augment):
         for argument, message, suggestion in _augmentation(step, image):

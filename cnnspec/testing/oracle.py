@@ -19,6 +19,7 @@ from torch.utils.flop_counter import flop_registry
 
 from cnnspec import ir
 from cnnspec.api import build, load, loads
+from cnnspec.training.loop.nan_search import first_nonfinite_weight
 
 Size = tuple[int, int]
 Lengths = tuple[int, ...]
@@ -137,6 +138,35 @@ def compare_with_torch(graph: ir.Graph, sizes: Iterable[Size]) -> int:
 def _same(what: str, own: object, expected: object) -> None:
     if own != expected:
         raise Unsound(f"{what}: the checker computes {own}, torch returns {expected}")
+
+
+def compare_training_step(graph: ir.Graph, seed: int = 0) -> int:
+    """Train a network for one step on two random images on the CPU, and compare the shapes of its outputs.
+
+    Every weight must get a gradient, and all of them must be finite after the step.
+
+    Returns:
+        The number of weights.
+
+    Raises:
+        Unsound: torch disagrees.
+    """
+    from cnnspec.training.loop.optimizers import optimizer_for
+
+    torch.manual_seed(seed)
+    network = build(graph).train()
+    optimizer, schedule = optimizer_for(network, graph.recipe, 1)
+    outputs = network(torch.randn(2, *graph.input_shape))
+    heads = [outputs.logits, *outputs.aux] if graph.aux else [outputs]
+    shape = (2, *graph.output_shape)
+    _same("the outputs in training", [shape] * (1 + len(graph.aux)), [tuple(head.shape) for head in heads])
+    sum(head.tanh().square().mean() for head in heads).backward()  # type: ignore[union-attr]
+    missing = [name for name, weight in network.named_parameters() if weight.grad is None]
+    _same("the weights without a gradient", [], missing)
+    optimizer.step()
+    schedule.step()
+    _same("the first weight that is not finite", None, first_nonfinite_weight(network))
+    return len(list(network.parameters()))
 
 
 class Acceptance:

@@ -28,6 +28,8 @@ from cnnspec.testing.generator import FEATURES, SpecGenerator
 from cnnspec.testing.resource_attacks import BOMBS, HEAVY
 
 _SIDE = 80
+_TRAINED_ONE_IN = 10
+"""`valid` trains one in so many specs on the CPU; the others run on the meta device only."""
 _CHUNK = 25
 
 
@@ -79,8 +81,8 @@ def _draw_spec(seed: int, tally: Tally) -> tuple[ast.File, ir.Graph, random.Rand
 
 
 def valid(seed: int, tally: Tally) -> None:
-    """Compare shapes, parameters and multiply-adds of a generated spec with torch at five sizes."""
-    from cnnspec.testing.oracle import Unsound, compare_with_torch, draw_sizes
+    """Compare shapes, parameters and multiply-adds of a generated spec with torch at five sizes, and train some."""
+    from cnnspec.testing.oracle import Unsound, compare_training_step, compare_with_torch, draw_sizes
 
     drawn = _draw_spec(seed, tally)
     if drawn is None:
@@ -89,6 +91,9 @@ def valid(seed: int, tally: Tally) -> None:
     sizes = draw_sizes(graph, rng, 5)
     try:
         tally.counts["shapes compared"] += compare_with_torch(graph, sizes)
+        if seed % _TRAINED_ONE_IN == 0:
+            tally.counts["weights trained"] += compare_training_step(graph, seed)
+            tally.counts["specs trained"] += 1
     except (Unsound, RuntimeError, ValueError) as error:
         tally.wrong.append(f"seed {seed}: {error}")
     tally.counts["sizes"] += len(sizes)
@@ -224,6 +229,22 @@ def bombs(seed: int, tally: Tally) -> None:
         tally.counts["by a limit"] += errors[0].code in ("E0402", "E0403", "E0404", "E0405")
 
 
+def bounds(seed: int, tally: Tally) -> None:
+    """Train a spec with an argument at or beyond its bounds. `seed` is the index of the case."""
+    from cnnspec.testing.bounds import cases, try_case
+
+    case = cases()[seed]
+    what, about, call = try_case(seed)
+    tally.counts["cases"] += 1
+    tally.counts[what] += 1
+    if what == "ended with a named error":
+        tally.counts[f"{what} {about[:5]}"] += 1
+    tally.note("seconds of one case", call.seconds, case.name)
+    tally.note("MiB of one case", call.bytes / 2**20, case.name)
+    if what == "wrong":
+        tally.wrong.append(f"case {seed}, {case.name}: {about}")
+
+
 # --- runs ----------------------------------------------------------------------------------------
 
 
@@ -255,6 +276,7 @@ MEASUREMENTS: dict[str, Measurement] = {
     "texts": Measurement(texts, 20_000, 400_000),
     "repetitions": Measurement(repetitions, len(REPETITIONS), len(REPETITIONS)),
     "bombs": Measurement(bombs, len(BOMBS) + len(HEAVY), len(BOMBS) + len(HEAVY)),
+    "bounds": Measurement(bounds, 0, 0, torch=True),
 }
 
 

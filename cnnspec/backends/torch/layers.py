@@ -126,6 +126,12 @@ def _layer_norm(op: Any, x: Shape) -> nn.Module:
     return kind(x[0], eps=op.eps, elementwise_affine=op.affine)
 
 
+def _local_response_norm(op: Any, x: Shape) -> nn.Module:
+    # The sum over a window is divided by its size. torch takes as long for a window as it has channels, real or not.
+    window = op.window(x)
+    return nn.LocalResponseNorm(window, op.alpha * window / op.size, op.beta, op.k)
+
+
 def _upsample(op: Any, x: Shape) -> nn.Module:
     align = op.align_corners if op.mode != "nearest" else None
     return nn.Upsample(size=op.size, scale_factor=op.factor, mode=op.mode, align_corners=align)
@@ -139,7 +145,7 @@ ROWS: dict[str, Callable[[Any, Shape], nn.Module]] = {
     "gn": lambda op, x: nn.GroupNorm(op.groups, x[0], eps=op.eps, affine=op.affine),
     "ln": _layer_norm,
     "in_norm": lambda op, x: nn.InstanceNorm2d(x[0], eps=op.eps, momentum=op.momentum, affine=op.affine),
-    "lrn": lambda op, x: nn.LocalResponseNorm(op.size, op.alpha, op.beta, op.k),
+    "lrn": _local_response_norm,
     "relu": lambda op, x: nn.ReLU(),
     "relu6": lambda op, x: nn.ReLU6(),
     "leaky_relu": lambda op, x: nn.LeakyReLU(op.negative_slope),

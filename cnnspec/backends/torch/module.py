@@ -18,7 +18,10 @@ from cnnspec.analysis.liveness import overwriting
 from cnnspec.backends.torch.forward import write_forward
 from cnnspec.backends.torch.inits import initialize, sets_all
 from cnnspec.backends.torch.layers import ROWS, UNINITIALIZED, Scope
+from cnnspec.diagnostics import failure
 from cnnspec.ir import Graph, Node
+from cnnspec.ops.base import FLOAT
+from cnnspec.resources import machine_memory
 
 
 class Outputs(NamedTuple):
@@ -70,8 +73,13 @@ def to_module(graph: Graph) -> Network:
     - A graph with taps returns a `dict` of its features.
 
     Raises:
+        CnnspecError: E0513 if the weights do not fit into the memory of this machine.
         KeyError: An operator or an initialization has no row in the tables of this backend.
     """
+    needed = FLOAT * graph.parameter_count
+    if torch.get_default_device().type == "cpu" and needed > machine_memory():
+        sizes = f"{needed / 2**30:,.1f} GiB of weights do not fit into the {machine_memory() / 2**30:,.1f} GiB"
+        raise failure("E0513", f"out of memory: {sizes} of this machine", help="use a smaller network")
     return _network_class(write_forward(graph))(graph)
 
 

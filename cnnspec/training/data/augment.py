@@ -154,7 +154,7 @@ def crop_boxes(size: Size, scale: Sequence[float], ratio: Sequence[float], rng: 
     w, h = widths.gather(1, first)[:, 0], heights.gather(1, first)[:, 0]
     top, left = rng.randint(height - h + 1), rng.randint(width - w + 1)
     whole = min(max(width / height, ratio[0]), ratio[1])
-    w0, h0 = min(width, round(height * whole)), min(height, round(width / whole))
+    w0, h0 = (max(1, min(side, round(other))) for side, other in ((width, height * whole), (height, width / whole)))
     center = torch.tensor([(height - h0) // 2, (width - w0) // 2, h0, w0], device=fits.device)
     return torch.where(fits.any(1)[:, None], torch.stack([top, left, h, w], 1), center)
 

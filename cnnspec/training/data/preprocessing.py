@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional as F
@@ -75,6 +76,9 @@ class Preprocessing:
     def _resize(self, images: Tensor, size: Size) -> Tensor:
         if images.shape[-2:] == size:
             return images
+        if size == (1, 1):
+            # torch's kernel for bytes fails on three planes that become single pixels, unless they are channels last.
+            images = images.contiguous(memory_format=torch.channels_last)
         return V.resize(images, list(size), InterpolationMode(self.mode), antialias=self.mode != "nearest")
 
     def __str__(self) -> str:

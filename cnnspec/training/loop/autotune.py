@@ -157,7 +157,7 @@ def _measure(graph: Graph, network: nn.Module, images: int, device: torch.device
             if time.perf_counter() - start > MAX_SECONDS:
                 break
         elapsed, waited_after = time.perf_counter() - start, _waiting_seconds()
-    except RuntimeError:  # running out of memory here does not mean that training will
+    except (RuntimeError, MemoryError):  # running out of memory here does not mean that training will
         return None
     finally:
         torch.set_num_threads(threads_before)

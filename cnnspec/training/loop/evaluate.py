@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cnnspec.backends.torch.module import to_module
+from cnnspec.backends.torch.module import Network, to_module
 from cnnspec.backends.torch.weights import Match, load_weights, read_weights
 from cnnspec.diagnostics import CnnspecError, failure
 from cnnspec.ir import Graph
@@ -22,7 +22,8 @@ from cnnspec.training.data.datasets import Images, load_data
 from cnnspec.training.data.identity import FILE, DataIdentity, Inventory, differences
 from cnnspec.training.data.preprocessing import Preprocessing, choose_preprocessing
 from cnnspec.training.loop.checkpoints import read_about
-from cnnspec.training.loop.machine import best_device, default_workers, is_out_of_memory, keep_memory
+from cnnspec.training.loop.machine import best_device, check_fits, default_workers, is_out_of_memory, keep_memory
+from cnnspec.training.loop.nan_search import first_nonfinite_layer
 
 BATCH = 250
 """Images per batch."""
@@ -52,7 +53,7 @@ def score(
 ) -> Score:
     """Evaluate a network on one split of a data set, in the precision of its weights and without augmentation.
 
-    If memory runs out, batches are split.
+    Batches are split if memory runs out, and on a CPU if the whole batch would not fit.
 
     Args:
         network: Maps `[N, C, H, W]` to logits `[N, classes]`. It is left in evaluation mode.
@@ -61,9 +62,13 @@ def score(
         device: The device to compute on.
         poll: Called before each batch. An exception ends the evaluation.
         tta: `hflip` averages the logits of each image and of its mirror image.
+
+    Raises:
+        CnnspecError: E0509 if an output is NaN or Inf, E0513 if not even one image fits into the memory.
     """
     network = network.to(device).eval()
-    correct, loss, parts = 0, 0.0, 1
+    fits = check_fits(network.graph, device, training=False) if isinstance(network, Network) else None
+    correct, loss, parts = 0, 0.0, -(-BATCH // (fits or BATCH))
     predicted: list[Tensor] = []
     workers = 0 if images.in_memory else default_workers()
     dtype = next((weight.dtype for weight in network.parameters()), torch.float32)  # of `--precision 64-true`
@@ -74,11 +79,20 @@ def score(
                 try:
                     outputs = [_logits(network, x.to(device, dtype), tta) for x in batch.chunk(parts)]
                     break
-                except RuntimeError as error:
+                except (RuntimeError, MemoryError) as error:
                     if parts >= len(batch) or not is_out_of_memory(error):
                         raise
                     parts *= 2
             logits, labels = torch.cat(outputs), labels.cpu()
+            if not logits.isfinite().all():
+                raise failure(
+                    "E0509",
+                    "the output of the network is not finite in evaluation: the training diverged",
+                    notes=[f"the first layer whose output contains NaN or Inf is `{layer}`"]
+                    if (layer := first_nonfinite_layer(network, batch.to(device)))
+                    else [],
+                    help="use a lower learning rate, or other weights",
+                )
             predicted.append(logits.argmax(1))
             correct += int((predicted[-1] == labels).sum())
             loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))

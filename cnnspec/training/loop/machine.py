@@ -14,6 +14,11 @@ from pathlib import Path
 import torch
 
 import cnnspec
+from cnnspec.analysis.cost import live_memory, training_memory
+from cnnspec.diagnostics import failure
+from cnnspec.ir import Graph
+from cnnspec.ops.base import FLOAT
+from cnnspec.resources import machine_memory
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
@@ -79,15 +84,48 @@ def free_memory(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
+def images_that_fit(graph: Graph, device: torch.device, *, training: bool) -> int | None:
+    """Return how many images at a time fit into the memory of a CPU, by the estimate of the check.
+
+    An allocation beyond the memory of the machine need not fail: the system may end the process instead. Other devices
+    report that memory has run out, so the result is None for them.
+    """
+    if device.type != "cpu":
+        return None
+    if training:
+        return training_memory(graph).largest_batch(machine_memory())
+    left = machine_memory() - FLOAT * graph.parameter_count
+    return max(0, left // max(live.image for live in live_memory(graph)))
+
+
+def check_fits(graph: Graph, device: torch.device, *, training: bool) -> int | None:
+    """Return `images_that_fit`.
+
+    Raises:
+        CnnspecError: E0513 if not even one image fits.
+    """
+    images = images_that_fit(graph, device, training=training)
+    if images == 0:
+        raise failure(
+            "E0513",
+            f"out of memory: one image does not fit into the {machine_memory() / 2**30:.1f} GiB of this machine",
+            notes=["`cnnspec summary --batch 1` shows where memory is needed"],
+            help="use a smaller network or image size",
+        )
+    return images
+
+
 _OUT_OF_MEMORY = re.compile(r"can't allocate memory|could not create a primitive(?! descriptor)")
 """Error messages of torch on a CPU and of oneDNN, which reports no reason."""
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error is a failed allocation on a GPU or CPU, and release cached GPU memory."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return isinstance(error, torch.OutOfMemoryError) or _OUT_OF_MEMORY.search(str(error)) is not None
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def versions() -> dict[str, str]:

@@ -43,14 +43,14 @@ def first_nonfinite_layer(network: nn.Module, images: Tensor) -> str | None:
 
 
 def divergence_error(
-    network: nn.Module, images: Tensor | None, loss: float, step: int, steps: int, lr: float
+    network: nn.Module, images: Tensor | None, loss: float | None, step: int, steps: int, lr: float
 ) -> CnnspecError:
     """Return the error of a diverged run: the step, the learning rate, and the first layer that is not finite.
 
     Args:
         network: The network in the state that produced the loss.
         images: The batch `[N, C, H, W]`, or None.
-        loss: The loss.
+        loss: The loss, or None if the update of the weights is not finite.
         step: The step, from 1.
         steps: Steps per epoch.
         lr: The learning rate of the step.
@@ -61,13 +61,13 @@ def divergence_error(
     layer = first_nonfinite_layer(network, images) if images is not None else None
     if layer:
         notes.append(f"the first layer whose output contains NaN or Inf is `{layer}`")
-    elif images is not None and not weight:
+    elif images is not None and loss is not None and not weight:
         notes.append("the outputs of all layers are finite: the loss itself overflows")
     notes.append("the last checkpoint before this step is kept")
+    what = "a weight is not finite after" if loss is None else f"the loss is {loss} at"
     return failure(
         "E0509",
-        f"training diverged: the loss is {loss} at step {step} (epoch {(step - 1) // steps + 1})"
-        f" with learning rate {lr:g}",
+        f"training diverged: {what} step {step} (epoch {(step - 1) // steps + 1}) with learning rate {lr:g}",
         notes=notes,
         help="use a lower learning rate, a warm-up (`schedule cosine warmup=5`), or gradient clipping (`clip 1`)",
     )

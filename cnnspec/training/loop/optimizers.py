@@ -54,7 +54,7 @@ class Muon(Optimizer):
             )
             inner.append((muon, 1.0))
         if vectors:
-            inner.append((torch.optim.AdamW(vectors, lr=adam_lr), adam_lr / lr))
+            inner.append((torch.optim.AdamW(vectors, lr=adam_lr), adam_lr / lr if adam_lr else 0.0))
         self._inner = inner
 
     @torch.no_grad()
@@ -164,7 +164,8 @@ def _lambda_schedule(setting: Setting, optimizer: Optimizer, epochs: int, steps:
     lr = optimizer.param_groups[0]["lr"]
     from_warmup = setting.name in ("cosine", "linear")
     if from_warmup:
-        args["end"] = float(args["end"]) / lr  # type: ignore[arg-type]
+        end = float(args["end"])  # type: ignore[arg-type]
+        args["end"] = end / lr if end else 0.0
     curve = CURVES[setting.name](max(epochs - warmup, 1 / steps) if from_warmup else epochs, **args)
     warmup_steps = round(warmup * steps)
 

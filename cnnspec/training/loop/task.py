@@ -33,7 +33,7 @@ from cnnspec.training.loop.conv1x1_grad import NarrowGradients, has_narrow
 from cnnspec.training.loop.evaluate import score
 from cnnspec.training.loop.journal import Journal
 from cnnspec.training.loop.machine import is_out_of_memory
-from cnnspec.training.loop.nan_search import divergence_error
+from cnnspec.training.loop.nan_search import divergence_error, first_nonfinite_weight
 from cnnspec.training.loop.optimizers import optimizer_for
 from cnnspec.training.loop.restore import convert, restore_optimizer, run_facts
 from cnnspec.training.loop.signals import Pruned, StopHandler, Stopped
@@ -257,7 +257,7 @@ class Task(pl.LightningModule):
             try:
                 loss, correct = self._add_gradients(images, labels)
                 break
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 self._split_further(error, len(labels))
         if self.device.type == "cpu" or self.progress.step % NAN_CHECK == 0:
             self._check_finite(loss, images)
@@ -344,7 +344,7 @@ class Task(pl.LightningModule):
             kinds.append(v2.CutMix(alpha=self.recipe.cutmix, num_classes=self.classes))
         return kinds[int(torch.randint(len(kinds), (1,)))](images, labels)
 
-    def _split_further(self, error: RuntimeError, images: int) -> None:
+    def _split_further(self, error: RuntimeError | MemoryError, images: int) -> None:
         """Double the number of parts after a failed allocation, or raise the error again.
 
         The step is repeated from the start. Batch norm statistics that the failed attempt updated are kept; they come
@@ -390,7 +390,7 @@ class Task(pl.LightningModule):
             Stopped: A stop was requested. The state is saved, and the resumed run closes the epoch.
             Pruned: The `watch` callback ended the run.
         """
-        self._check_sums_finite()
+        self._check_state_finite()
         try:
             self._poll()
             metrics = self._validate()
@@ -419,9 +419,16 @@ class Task(pl.LightningModule):
             if self._any_device(prune)[0] and not self.is_done:
                 raise Pruned
 
-    def _check_sums_finite(self) -> None:
+    def _check_state_finite(self) -> None:
+        """Check the sums of the epoch and the weights, which the last update may have made infinite.
+
+        Raises:
+            CnnspecError: E0509 if one of them is not finite.
+        """
         if not torch.isfinite(self._sums).all():
             self._check_finite(self._sums[0])
+        if self.progress.step and first_nonfinite_weight(self.network) is not None:
+            raise divergence_error(self.network, None, None, self.progress.step, self.steps, self._lr)
 
     def _validate(self) -> dict[str, float]:
         val = self.context.data.val
@@ -473,10 +480,10 @@ class Task(pl.LightningModule):
         """Write a checkpoint.
 
         Raises:
-            CnnspecError: E0509 if the sums of the epoch are not finite.
+            CnnspecError: E0509 if the sums of the epoch or the weights are not finite.
             OSError: It cannot be written.
         """
-        self._check_sums_finite()
+        self._check_state_finite()
         sums = self._reduce_sums()
         if self.context.is_main_process:
             journal = self.context.journal

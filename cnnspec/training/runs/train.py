@@ -28,7 +28,15 @@ from cnnspec.training.loop.autotune import FORMATS, Tuning, choose_tuning
 from cnnspec.training.loop.checkpoints import write_atomically
 from cnnspec.training.loop.evaluate import score
 from cnnspec.training.loop.journal import Journal
-from cnnspec.training.loop.machine import default_workers, is_out_of_memory, keep_memory, versions
+from cnnspec.training.loop.machine import (
+    check_fits,
+    default_workers,
+    device_of,
+    images_that_fit,
+    is_out_of_memory,
+    keep_memory,
+    versions,
+)
 from cnnspec.training.loop.optimizers import optimizer_for
 from cnnspec.training.loop.signals import Pruned, StopHandler, Stopped
 from cnnspec.training.loop.sync_batchnorm import sync_batch_norm
@@ -114,6 +122,7 @@ class _Start:
             CnnspecError: Something is invalid, or a resumed run has changed. Nothing is written.
         """
         graph, options, resumed = self.graph, self.options, self.resumed
+        check_fits(replace(graph, recipe=self.recipe), device_of(options.accelerator), training=True)
         self.trainer = _make_trainer(options, self.recipe, self.folder)
         if resumed is not None:
             resumed.compare_machine(self.trainer)
@@ -189,6 +198,9 @@ class _TrainingRun:
             watch=self.options.watch,
         )
         self.task = Task(self.graph, network, self.recipe, steps, self.context, state)
+        self._limit_parts(
+            images_that_fit(replace(self.graph, recipe=recipe), device_of(self.options.accelerator), training=True)
+        )
         self.changes = _change_rows(self.previous.get("changes", []), start.changes, self.task.progress.step)
         self.trainer = start.trainer
         self._add_loggers()
@@ -200,6 +212,17 @@ class _TrainingRun:
             sync_batch_norm(network, self.trainer.strategy.root_device)
         self.tuning.apply(network)
         self.context.memory_format = FORMATS[self.tuning.memory_format]
+
+    def _limit_parts(self, images: int | None) -> None:
+        """Divide batches into parts of at most as many images as fit into the memory of a CPU."""
+        self._images_at_once = min(self.recipe.batch, images or self.recipe.batch)
+        parts = -(-min(self.recipe.batch, len(self.data.train)) // self._images_at_once)
+        if parts > self.task.progress.parts:
+            self.task.progress.parts = parts
+            self._log(
+                f"memory: each batch is computed in {parts} parts; batch normalization uses one part at a time",
+                style="yellow",
+            )
 
     def _add_loggers(self) -> None:
         step = self.task.progress.step
@@ -307,7 +330,7 @@ class _TrainingRun:
                 chosen = {**stored, **requested}
                 return Tuning(chosen["memory_format"], chosen["threads"], origin)
         device = self.trainer.strategy.root_device
-        return choose_tuning(self.graph, network, self.recipe.batch, device, options.memory_format, options.threads)
+        return choose_tuning(self.graph, network, self._images_at_once, device, options.memory_format, options.threads)
 
     def _log_start(self) -> None:
         """Log what the run will do. Defaults of the recipe are marked, because the spec does not show them."""
@@ -485,7 +508,7 @@ def _explain(error: BaseException, folder: Path) -> BaseException:
     """Convert an error that the user can fix to a diagnostic. Return other errors unchanged."""
     if isinstance(error, MisconfigurationException):
         return _settings_error(error)
-    if isinstance(error, RuntimeError) and is_out_of_memory(error):
+    if is_out_of_memory(error):
         help = "write `accumulate 2` or more in the recipe, or use a smaller network or image size"
         return failure("E0513", "out of memory", notes=[one_line(error)], help=help)
     if isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _LOST_PROCESS):
