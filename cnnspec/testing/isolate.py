@@ -100,7 +100,8 @@ class Isolated:
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)
         before = memory_in_use("VmRSS")
-        resource.setrlimit(resource.RLIMIT_AS, (memory_in_use("VmSize") + self.memory,) * 2)
+        most = memory_in_use("VmSize") + self.memory
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
         with open(numbers, encoding="utf-8") as lines:
             for line in lines:
                 start = time.process_time()

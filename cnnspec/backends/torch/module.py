@@ -18,10 +18,8 @@ from cnnspec.analysis.liveness import overwriting
 from cnnspec.backends.torch.forward import write_forward
 from cnnspec.backends.torch.inits import initialize, sets_all
 from cnnspec.backends.torch.layers import ROWS, UNINITIALIZED, Scope
-from cnnspec.diagnostics import failure
+from cnnspec.backends.torch.memory import check_weights_fit, is_out_of_memory, out_of_memory
 from cnnspec.ir import Graph, Node
-from cnnspec.ops.base import FLOAT
-from cnnspec.resources import machine_memory
 
 
 class Outputs(NamedTuple):
@@ -76,11 +74,13 @@ def to_module(graph: Graph) -> Network:
         CnnspecError: E0513 if the weights do not fit into the memory of this machine.
         KeyError: An operator or an initialization has no row in the tables of this backend.
     """
-    needed = FLOAT * graph.parameter_count
-    if torch.get_default_device().type == "cpu" and needed > machine_memory():
-        sizes = f"{needed / 2**30:,.1f} GiB of weights do not fit into the {machine_memory() / 2**30:,.1f} GiB"
-        raise failure("E0513", f"out of memory: {sizes} of this machine", help="use a smaller network")
-    return _network_class(write_forward(graph))(graph)
+    check_weights_fit(graph)
+    try:
+        return _network_class(write_forward(graph))(graph)
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise out_of_memory(error) from None
+        raise
 
 
 def _make_layer(node: Node, x: shapes.Shape) -> nn.Module:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cnnspec.backends.torch.memory import is_out_of_memory
 from cnnspec.backends.torch.module import Network, to_module
 from cnnspec.backends.torch.weights import Match, load_weights, read_weights
 from cnnspec.diagnostics import CnnspecError, failure
@@ -22,7 +23,7 @@ from cnnspec.training.data.datasets import Images, load_data
 from cnnspec.training.data.identity import FILE, DataIdentity, Inventory, differences
 from cnnspec.training.data.preprocessing import Preprocessing, choose_preprocessing
 from cnnspec.training.loop.checkpoints import read_about
-from cnnspec.training.loop.machine import best_device, check_fits, default_workers, is_out_of_memory, keep_memory
+from cnnspec.training.loop.machine import best_device, check_fits, default_workers, keep_memory
 from cnnspec.training.loop.nan_search import first_nonfinite_layer
 
 BATCH = 250

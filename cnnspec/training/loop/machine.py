@@ -7,7 +7,6 @@ import importlib.metadata
 import math
 import os
 import platform
-import re
 import sys
 from pathlib import Path
 
@@ -113,19 +112,6 @@ def check_fits(graph: Graph, device: torch.device, *, training: bool) -> int | N
             help="use a smaller network or image size",
         )
     return images
-
-
-_OUT_OF_MEMORY = re.compile(r"can't allocate memory|could not create a primitive(?! descriptor)")
-"""Error messages of torch on a CPU and of oneDNN, which reports no reason."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error is a failed allocation on a GPU or CPU, and release cached GPU memory."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def versions() -> dict[str, str]:

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.transforms import v2
 
+from cnnspec.backends.torch.memory import is_out_of_memory
 from cnnspec.diagnostics import failure
 from cnnspec.ir import Graph
 from cnnspec.recipe import Recipe
@@ -32,7 +33,6 @@ from cnnspec.training.loop.checkpoints import Checkpoints, State, network_weight
 from cnnspec.training.loop.conv1x1_grad import NarrowGradients, has_narrow
 from cnnspec.training.loop.evaluate import score
 from cnnspec.training.loop.journal import Journal
-from cnnspec.training.loop.machine import is_out_of_memory
 from cnnspec.training.loop.nan_search import divergence_error, first_nonfinite_weight
 from cnnspec.training.loop.optimizers import optimizer_for
 from cnnspec.training.loop.restore import convert, restore_optimizer, run_facts

@@ -13,6 +13,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from torch import nn
 
+from cnnspec.backends.torch.memory import is_out_of_memory, out_of_memory
 from cnnspec.backends.torch.module import to_module
 from cnnspec.backends.torch.weights import load_weights, read_weights
 from cnnspec.diagnostics import CnnspecError, failure, one_line
@@ -33,7 +34,6 @@ from cnnspec.training.loop.machine import (
     default_workers,
     device_of,
     images_that_fit,
-    is_out_of_memory,
     keep_memory,
     versions,
 )
@@ -88,6 +88,10 @@ def train(graph: Graph, options: TrainOptions | None = None) -> Result:
             if error.errno is None:
                 raise
             raise write_error(error, options.out) from error
+        except BaseException as error:
+            if is_out_of_memory(error):
+                raise out_of_memory(error) from None
+            raise
         finally:
             if run is not None:
                 run.close()
@@ -509,8 +513,7 @@ def _explain(error: BaseException, folder: Path) -> BaseException:
     if isinstance(error, MisconfigurationException):
         return _settings_error(error)
     if is_out_of_memory(error):
-        help = "write `accumulate 2` or more in the recipe, or use a smaller network or image size"
-        return failure("E0513", "out of memory", notes=[one_line(error)], help=help)
+        return out_of_memory(error)
     if isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _LOST_PROCESS):
         return failure(
             "E0515",
