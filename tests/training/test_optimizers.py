@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -68,6 +69,29 @@ def test_schedules():
 @pytest.mark.parametrize("steps", [1, 2, 10])
 def test_one_cycle_of_few_steps(warmup: float, steps: int):
     assert all(0 <= rate <= 1 for rate in rates(Setting.of(SCHEDULES["onecycle"](warmup=warmup)), 1, steps))
+
+
+@pytest.mark.parametrize("lr", [0.0, 1.2e-38, 1e15])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_rates_of_extreme_schedules_are_numbers(name: str, lr: float) -> None:
+    kind = SCHEDULES[name]
+    extreme: dict[str, list[Any]] = {"at": [(1,), (1, 10**9), (*range(1, 60),)], "every": [1, 10**9], "anneal": ["cos"]}
+    tried = {
+        p: extreme.get(p, [0.0, 1.0] if name == "onecycle" else [0.0, 1.2e-38, 1.0, 1e15]) for p in kind.parameters
+    }
+    for values in product(*tried.values()):
+        args = dict(zip(tried, values, strict=True))
+        if lr == 0:
+            args |= {"end": 0.0} if "end" in args else {}
+        recipe = Recipe(
+            optimizer=Setting.of(OPTIMIZERS["sgd"](lr=lr)), schedule=Setting.of(kind(**args)), epochs=60, batch=2
+        )
+        optimizer, schedule = make_optimizer([nn.Parameter(torch.zeros(1))], recipe, 1)
+        for _ in range(60):
+            rate = optimizer.param_groups[0]["lr"]
+            assert rate >= 0, (args, rate)  # which no NaN is
+            optimizer.step()
+            schedule.step()
 
 
 def test_the_warm_up_is_linear():

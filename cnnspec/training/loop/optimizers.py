@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -128,12 +129,20 @@ def _constant(epochs: float) -> Curve:
     return lambda epoch: 1.0
 
 
+def _power(gamma: float, times: float) -> float:
+    """Return `gamma ** times`, or the largest number where that overflows: the run diverges, or its rate is 0."""
+    try:
+        return gamma**times
+    except OverflowError:
+        return sys.float_info.max
+
+
 def _multistep(epochs: float, *, at: tuple[int, ...], gamma: float) -> Curve:
-    return lambda epoch: gamma ** bisect_right(sorted(at), epoch)
+    return lambda epoch: _power(gamma, bisect_right(sorted(at), epoch))
 
 
 def _step(epochs: float, *, every: int, gamma: float) -> Curve:
-    return lambda epoch: gamma ** (epoch // every)
+    return lambda epoch: _power(gamma, epoch // every)
 
 
 def _cosine(epochs: float, *, end: float) -> Curve:
