@@ -16,7 +16,7 @@ from cnnspec.api import loads
 from cnnspec.backends.torch import memory as backend
 from cnnspec.backends.torch.inits import truncated_normal
 from cnnspec.testing.bounds import two_images
-from cnnspec.training.data.augment import resize_and_crop
+from cnnspec.training.data.preprocessing import Preprocessing
 from cnnspec.training.loop import machine
 from cnnspec.training.loop.evaluate import score
 from cnnspec.training.runs import train as runs
@@ -116,7 +116,7 @@ def test_a_learning_rate_of_zero_keeps_the_weights(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_images_are_resized_to_single_pixels(size: tuple[int, int], channels: int) -> None:
     images = torch.randint(256, (2, channels, 28, 28), dtype=torch.uint8)
-    assert resize_and_crop(images, size).shape == (2, channels, *size)
+    assert Preprocessing(size, (0.0,), (1.0,)).fit_images(images).shape == (2, channels, *size)
 
 
 INTERVALS = [
