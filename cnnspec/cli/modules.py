@@ -189,6 +189,15 @@ def _print_result(result: Any) -> None:
     print(f"{result.folder}/result.json")
 
 
+def preprocessing_line(values: dict[str, Any]) -> str:
+    """Describe the preprocessing of a test and where it comes from."""
+    from cnnspec.training.data.preprocessing import Preprocessing
+
+    origins = values["origins"]
+    used = Preprocessing.from_json({name: value for name, value in values.items() if name != "origins"})
+    return f"preprocessing: {used} (normalize: {origins['normalize']}, resize: {origins['resize']})"
+
+
 def test(
     file: SpecFile,
     weights: Annotated[
@@ -229,6 +238,11 @@ def test(
         return
     for change in found["data_changes"]:
         print(f"accepted change: {change}")
+    if found["data_is_other"]:
+        print("the data is another data set than that of the training")
+    for note in found["data_notes"]:
+        print(f"note: {note}")
+    print(preprocessing_line(found["preprocessing"]))
     print(f"{found['matched']} tensors matched by {match}" + (", averaged over flips" if found["tta"] else ""))
     print(
         f"{graph.name} on {found['data']['name']}, {split}: accuracy {found[f'{split}_acc']:.4f} "

@@ -508,7 +508,7 @@ def two_images(channels: int, classes: int) -> Any:
 
     drawn = torch.randint(256, (4, channels, 12, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(7))
     train, test = (Pixels(part, torch.tensor([0, 1]) % classes) for part in (drawn[:2], drawn[2:]))
-    return ImageData("two", classes, train, None, test, (0.5,) * channels, (0.25,) * channels)
+    return ImageData("two", classes, train, None, test, lambda: ((0.5,) * channels, (0.25,) * channels))
 
 
 def _write_images(folder: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,6 +26,7 @@ from cnnspec.training.data.download import RawImages, torchvision_set
 from cnnspec.training.data.folders import LAYOUT, Entry, list_images
 from cnnspec.training.data.identity import Inventory, identify_arrays, identify_folder
 from cnnspec.training.data.images import read_image
+from cnnspec.training.data.preprocessing import Statistics
 
 SPLIT_SEED = 42
 """The seed of the validation split. It does not depend on the seed of the run, so that runs are comparable."""
@@ -98,10 +99,11 @@ Images = Pixels | Files
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set with its splits, and the mean and standard deviation of each channel on a scale from 0 to 1.
+    """A data set with its splits.
 
-    `names` are the names of the classes, if they have any. `notes` is what a user should know about the files.
-    `inventory` identifies the data set.
+    `compute_statistics` returns the mean and standard deviation of each channel on a scale from 0 to 1. `names` are the
+    names of the classes, if they have any. `notes` is what a user should know about the files. `inventory` identifies
+    the data set.
     """
 
     name: str
@@ -109,11 +111,20 @@ class ImageData:
     train: Images
     val: Images | None
     test: Images | None
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    compute_statistics: Callable[[], Statistics]
     names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     inventory: Inventory | None = None
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """The mean of each channel of the training images."""
+        return self.compute_statistics()[0]
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """The standard deviation of each channel of the training images."""
+        return self.compute_statistics()[1]
 
     @property
     def nbytes(self) -> int:
@@ -164,6 +175,7 @@ def load_data(
     offline: bool = False,
     verify: bool = False,
     examine: Examine = lambda inventory: None,
+    classes: Sequence[str] | None = None,
 ) -> ImageData:
     """Load a data set for a network.
 
@@ -174,6 +186,8 @@ def load_data(
         offline: Never download.
         verify: Hash the contents of all images.
         examine: Called with the identity of the data set before its layout and classes are checked.
+        classes: The class names of trained weights, to test them: a folder may have some of these classes only, and no
+            training images.
 
     Raises:
         CnnspecError: E0501 if the number of classes differs from the network's, E0502 if the data set is not available,
@@ -184,19 +198,19 @@ def load_data(
     channels = graph.input_shape[0]
     if setting.name == "folder":
         path, fraction = Path(str(setting.args["path"])), setting.args["val"]
-        return _load_folder(graph, path, fraction, channels, expected, verify, examine)  # type: ignore[arg-type]
+        return _load_folder(graph, path, fraction, channels, expected, verify, examine, classes)  # type: ignore[arg-type]
     load, names = SOURCES[setting.name], CLASS_NAMES.get(setting.name, ())
     raw = {split: load(data_dir, offline, split == "train") for split in ("train", "test")}
     arrays = {split: (found.images, found.labels) for split, found in raw.items()}
     inventory = identify_arrays(setting.name, arrays, names, verify=verify)
     examine(inventory)
     train, test = (_pixels(raw[split], channels) for split in ("train", "test"))
-    mean, std = statistics([train.pixels])
+    found = statistics([train.pixels])  # of all training images, also those held out for validation
     train_indices, val_indices = split(len(train), int(setting.args["val"]), setting.name)  # type: ignore[arg-type]
     val = train.subset(val_indices) if len(val_indices) else None
     train = _select(train.subset(train_indices), setting, "train")
     test = _select(test, setting, "test")
-    return ImageData(setting.name, expected, train, val, test, mean, std, names, (), inventory)
+    return ImageData(setting.name, expected, train, val, test, lambda: found, names, (), inventory)
 
 
 def _select(images: Pixels, setting: Setting, subset: str) -> Pixels:
@@ -296,29 +310,44 @@ def statistics(groups: Sequence[Tensor] | Iterator[Tensor]) -> tuple[tuple[float
 
 
 def _load_folder(
-    graph: Graph, path: Path, val_fraction: float, channels: int, expected: int, verify: bool, examine: Examine
+    graph: Graph,
+    path: Path,
+    val_fraction: float,
+    channels: int,
+    expected: int,
+    verify: bool,
+    examine: Examine,
+    classes: Sequence[str] | None,
 ) -> ImageData:
-    listing = list_images(path)
+    listing = list_images(path, classes or None)
     inventory = identify_folder(path.expanduser(), listing, verify=verify)
     examine(inventory)
     # before any image is opened
     _check_classes(graph, str(path), len(listing.classes), expected)
     parts = {split: Files.of(entries, channels) for split, entries in listing.splits.items()}
     notes = list(listing.notes)
-    if "train" not in parts:
+    if "train" not in parts and classes is None:
         raise failure("E0503", f"`{path}` has no training images", help=LAYOUT)
-    train, val = parts["train"], parts.get("val")
-    if val is None and val_fraction > 0:
+    train, val = parts.get("train", Files((), torch.zeros(0, dtype=torch.long), channels)), parts.get("val")
+    if val is None and val_fraction > 0 and len(train):
         refuse(nothing_left(str(path), round(len(train) * val_fraction), len(train)))
         train_indices, val_indices = split_by_class(train.labels, val_fraction)
         if kept := sorted({*train.labels.tolist()} - {*train.labels[val_indices].tolist()}):
             named = ", ".join(f"`{listing.classes[label]}`" for label in kept[:5]) + (", ..." if len(kept) > 5 else "")
             notes.append(f"no validation images of {named}: a single image of a class stays in training")
         train, val = train.subset(train_indices), train.subset(val_indices) if len(val_indices) else None
-    sample = torch.randperm(len(train), generator=torch.Generator().manual_seed(SPLIT_SEED))[:STATISTICS_SAMPLE]
-    mean, std = statistics(train.read(sample))
+
+    @cache
+    def compute() -> Statistics:
+        if not len(train):
+            help = "set one: `--set normalize=imagenet`"
+            message = f"`{path}` has no training images to compute the mean and standard deviation of"
+            raise failure("E0503", message, help=help)
+        sample = torch.randperm(len(train), generator=torch.Generator().manual_seed(SPLIT_SEED))[:STATISTICS_SAMPLE]
+        return statistics(train.read(sample))
+
     test = parts.get("test")
-    return ImageData(str(path), expected, train, val, test, mean, std, listing.classes, tuple(notes), inventory)
+    return ImageData(str(path), expected, train, val, test, compute, listing.classes, tuple(notes), inventory)
 
 
 def split_by_class(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:

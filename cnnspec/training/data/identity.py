@@ -11,7 +11,7 @@ import gzip
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -216,10 +216,39 @@ def identify_arrays(
 # --- differences ---------------------------------------------------------------------------------
 
 
-def differences(old: Inventory, new: Inventory) -> list[str]:
-    """Describe how a data set has changed. The result is empty if it has not."""
+OVERLAP = 0.5
+"""A folder with a smaller fraction of the old images in one of its splits is another data set."""
+
+
+def is_other(old: Inventory, new: Inventory) -> bool:
+    """Return whether a folder is another data set and not a changed one: a split has few of the old images."""
+    shared = [split for split in old.splits if split in new.splits]
+    if not old.splits or not new.splits:
+        return old.identity.name == new.identity.name == "folder" and old.identity.digest != new.identity.digest
+    return not shared or any(_overlap(old.splits[split], new.splits[split]) < OVERLAP for split in shared)
+
+
+def _overlap(old: Images, new: Images) -> float:
+    """Return the fraction of the images of two splits that are in both."""
+    before, after = old.by_name(), new.by_name()
+    same = sum(after.get(name, ("", ""))[:2] == value[:2] for name, value in before.items())
+    return same / max(1, len(before), len(after))
+
+
+def differences(old: Inventory, new: Inventory, *, shared: bool = False) -> list[str]:
+    """Describe how a data set has changed. The result is empty if it has not.
+
+    Args:
+        old: The data set before.
+        new: The data set now.
+        shared: Compare only the splits that both have.
+    """
     if old.identity.same(new.identity):
         return []
+    if shared and old.splits and new.splits and old.splits.keys() != new.splits.keys():
+        old, new = (_only(found, old.splits.keys() & new.splits.keys()) for found in (old, new))
+        if old.identity.splits == new.identity.splits:
+            return []
     if old.identity.name != new.identity.name:
         return [f"the data set was `{old.identity.name}`, now `{new.identity.name}`"]
     found = _changed_classes(old.identity.images, new.identity.images)
@@ -234,6 +263,16 @@ def differences(old: Inventory, new: Inventory) -> list[str]:
     if changed:
         return [f"names, sizes or labels of images in `{split}` have changed" for split in changed]
     return ["the names of the classes have changed"]
+
+
+def _only(found: Inventory, splits: Collection[str]) -> Inventory:
+    """Return an inventory with some of its splits."""
+    own = found.identity
+    kept = {
+        "splits": {name: digest for name, digest in own.splits.items() if name in splits},
+        "images": {name: counts for name, counts in own.images.items() if name in splits},
+    }
+    return Inventory(own.model_copy(update=kept), {name: found.splits[name] for name in found.splits if name in splits})
 
 
 def _changed_classes(old: Mapping[str, Mapping[str, int]], new: Mapping[str, Mapping[str, int]]) -> list[str]:

@@ -26,7 +26,9 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and standard deviation of ImageNet. Source: torchvision and timm."""
-_FIXED: dict[str, Statistics] = {"imagenet": IMAGENET, "half": ((0.5,), (0.5,)), "none": ((0.0,), (1.0,))}
+HALF: Statistics = ((0.5,), (0.5,))
+"""Scale to -1..1."""
+_FIXED: dict[str, Statistics] = {"imagenet": IMAGENET, "half": HALF, "none": ((0.0,), (1.0,))}
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,8 @@ class Checkpoints:
         write_atomically(self.new, seal(state))
         if best:
             weights = network_weights(state["state_dict"])
-            write_atomically(self.weights, weight_bytes(weights, {"data": state.get("run", {}).get("data")}))
+            about = {key: state.get("run", {}).get(key) for key in ("data", "about")}
+            write_atomically(self.weights, weight_bytes(weights, about))
             _hard_link(self.new, self.best)
         if self.last.exists():
             _hard_link(self.last, self.previous)

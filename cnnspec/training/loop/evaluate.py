@@ -20,9 +20,9 @@ from cnnspec.recipe import Setting
 from cnnspec.training.data.augment import Preprocess
 from cnnspec.training.data.batches import EpochBatches
 from cnnspec.training.data.datasets import Images, load_data
-from cnnspec.training.data.identity import FILE, DataIdentity, Inventory, differences
+from cnnspec.training.data.identity import FILE, DataIdentity, Inventory, differences, is_other
 from cnnspec.training.data.preprocessing import Preprocessing, choose_preprocessing
-from cnnspec.training.loop.checkpoints import read_about
+from cnnspec.training.loop.about import about_weights
 from cnnspec.training.loop.machine import best_device, check_fits, default_workers, keep_memory
 from cnnspec.training.loop.nan_search import first_nonfinite_layer
 
@@ -143,9 +143,11 @@ def evaluate(
     network = to_module(graph).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     matched = load_weights(network, read_weights(weights, match, graph), match, str(weights))
     setting = data or graph.recipe.data
-    found = _DataComparison(Path(weights), setting.name, verify_data)
+    about = about_weights(weights, graph)
+    found = _DataComparison(Path(weights), about.data, setting.name, verify_data)
+    options: dict[str, Any] = {"offline": offline, "verify": verify_data, "classes": about.classes}
     try:
-        images = load_data(graph, setting, Path(data_dir), offline=offline, verify=verify_data, examine=found.examine)
+        images = load_data(graph, setting, Path(data_dir), **options, examine=found.examine)
     except CnnspecError:
         found.refuse(accept_changes)
         raise
@@ -154,7 +156,9 @@ def evaluate(
     part = images.test if split == "test" else images.val
     if part is None:
         raise failure("E0503", f"`{images.name}` has no {split} images", help="choose another split with `--split`")
-    preprocessing, origins = choose_preprocessing(graph.recipe, graph.input_shape, lambda: (images.mean, images.std))
+    preprocessing, origins = choose_preprocessing(
+        graph.recipe, graph.input_shape, images.compute_statistics, about.preprocessing
+    )
     result = score(network, part, preprocessing, best_device(), tta=graph.recipe.tta)
     return {
         "network": graph.name,
@@ -164,6 +168,9 @@ def evaluate(
         "data": setting.model_dump(mode="json"),
         "data_identity": images.inventory.identity.model_dump(mode="json"),
         "data_changes": found.changes,
+        "data_is_other": found.is_other,
+        "classes": list(images.names),
+        "data_notes": list(images.notes),
         "split": split,
         "tta": graph.recipe.tta,
         "preprocessing": {**preprocessing.to_json(), "origins": origins},
@@ -181,25 +188,24 @@ class _DataComparison:
 
     Args:
         weights: The file of the weights.
+        identity: The data set that they were trained on, if it is known.
         name: The name of the data set.
         verify: Whether contents are to be compared.
     """
 
-    def __init__(self, weights: Path, name: str, verify: bool) -> None:
+    def __init__(self, weights: Path, identity: DataIdentity | None, name: str, verify: bool) -> None:
         self._file, self._verify = weights, verify
         self.changes: list[str] = []
+        self.is_other = False
         self._trained: Inventory | None = None
-        try:
-            identity = DataIdentity.model_validate(read_about(weights).get("data"))
-        except ValueError:
-            return
-        if identity.name == name:
+        if identity is not None and identity.name == name:
             self._trained = Inventory.read(identity, weights.parent.parent / FILE)
 
     def examine(self, inventory: Inventory) -> None:
         """Compare a data set. The differences are in `changes`."""
         if self._trained is not None:
-            self.changes = differences(self._trained, inventory)
+            self.is_other = is_other(self._trained, inventory)
+            self.changes = [] if self.is_other else differences(self._trained, inventory, shared=True)
         if self._verify and (self._trained is None or self._trained.identity.contents is None):
             raise failure(
                 "E0519",

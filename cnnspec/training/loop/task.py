@@ -89,6 +89,7 @@ class TrainingContext:
     is_main_process: bool = True
     save_every: float = 300.0
     watch: Callable[[int, Mapping[str, float]], bool] | None = None
+    about: Mapping[str, Any] | None = None
     memory_format: torch.memory_format = torch.channels_last
 
 
@@ -148,7 +149,7 @@ class Task(pl.LightningModule):
         self._gradients = NarrowGradients() if has_narrow(network) and not recipe.compile else nullcontext()
         self._state = state
         self.progress = Progress(parts=recipe.accumulate)
-        self._run = run_facts(recipe, steps, self._data_identity())
+        self._run = run_facts(recipe, steps, self._data_identity()) | {"about": context and context.about}
         if state is not None:
             self._state = state = convert(state, recipe, self._run, self.context.log)
             self.progress = Progress(**state["progress"])

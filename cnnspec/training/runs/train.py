@@ -24,9 +24,10 @@ from cnnspec.training.data import identity
 from cnnspec.training.data.augment import Preprocess
 from cnnspec.training.data.batches import BatchDataModule, steps_per_epoch
 from cnnspec.training.data.datasets import ImageData, load_data
-from cnnspec.training.data.preprocessing import choose_preprocessing
+from cnnspec.training.data.preprocessing import Preprocessing, choose_preprocessing
+from cnnspec.training.loop.about import about_weights, describe
 from cnnspec.training.loop.autotune import FORMATS, Tuning, choose_tuning
-from cnnspec.training.loop.checkpoints import write_atomically
+from cnnspec.training.loop.checkpoints import State, write_atomically
 from cnnspec.training.loop.evaluate import score
 from cnnspec.training.loop.journal import Journal
 from cnnspec.training.loop.machine import (
@@ -187,7 +188,7 @@ class _TrainingRun:
                 self._log(f"{line}; using the previous one", style="yellow")
         data, recipe = self.data, self.recipe
         self.preprocessing, self._origins = choose_preprocessing(
-            recipe, self.graph.input_shape, lambda: (data.mean, data.std), training=True
+            recipe, self.graph.input_shape, data.compute_statistics, self._carried(state), training=True
         )
         steps = steps_per_epoch(data.train, recipe.batch)
         self.context = TrainingContext(
@@ -200,6 +201,7 @@ class _TrainingRun:
             is_main_process=self.is_main_process,
             save_every=self.options.save_every,
             watch=self.options.watch,
+            about=describe(self.graph, data.names, self.preprocessing),
         )
         self.task = Task(self.graph, network, self.recipe, steps, self.context, state)
         self._limit_parts(
@@ -227,6 +229,15 @@ class _TrainingRun:
                 f"memory: each batch is computed in {parts} parts; batch normalization uses one part at a time",
                 style="yellow",
             )
+
+    def _carried(self, state: State | None) -> Preprocessing | None:
+        """Return the preprocessing of the checkpoint, or of the weights that training starts from."""
+        about = ((state or {}).get("run") or {}).get("about")
+        if about:
+            return Preprocessing.from_json(about["preprocessing"])
+        if self.options.weights is None or self.start.resumed is not None:
+            return None
+        return about_weights(self.options.weights, self.graph).preprocessing
 
     def _add_loggers(self) -> None:
         step = self.task.progress.step
@@ -347,7 +358,8 @@ class _TrainingRun:
         stated = {*recipe.specified, *self.options.overrides(), "planned"}
         for name, text in () if self.options.brief else recipe_lines(recipe):
             self._log(f"  {name:<15} {text}" + ("" if name in stated else "  (default)"))
-        self._log(f"preprocessing: {self.preprocessing}")
+        origins = ", ".join(f"{entry}: {origin}" for entry, origin in self._origins.items())
+        self._log(f"preprocessing: {self.preprocessing} ({origins})")
         machine = self.tuning
         self._log(f"machine: {machine.memory_format}, {machine.threads} threads ({machine.origin})")
         if self.context.data is not data:
@@ -437,6 +449,7 @@ class _TrainingRun:
             "seed": self.recipe.seed,
             "weights": self.weights,
             "data": self.data.name,
+            "classes": list(self.data.names),
             "data_notes": list(self.data.notes),
             "preprocessing": {**self.preprocessing.to_json(), "origins": self._origins},
             "data_identity": inventory and inventory.identity.model_dump(mode="json"),
