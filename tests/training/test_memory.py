@@ -96,11 +96,11 @@ def test_an_infinite_weight_is_found_after_the_last_step(tmp_path: Path, monkeyp
 def test_an_output_that_is_not_finite_is_an_error() -> None:
     data, network = two_images(3, 10), build(loads(TINY))
     assert data.test is not None
-    score(network, data.test, data, (12, 12), torch.device("cpu"))
+    score(network, data.test, Preprocessing((12, 12), data.mean, data.std), torch.device("cpu"))
     with torch.no_grad():
         network.get_parameter("head.2.bias")[3] = math.nan
     with pytest.raises(CnnspecError) as error:
-        score(network, data.test, data, (12, 12), torch.device("cpu"))
+        score(network, data.test, Preprocessing((12, 12), data.mean, data.std), torch.device("cpu"))
     assert code(error) == "E0509"
     assert "`head.2`" in error.value.diagnostics[0].notes[0]
 
