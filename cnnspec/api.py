@@ -109,6 +109,7 @@ def build(
     weights: str | Path | None = None,
     reinit: Sequence[str] = (),
     outputs: Sequence[str] = (),
+    offline: bool = False,
     allow_huge: bool = False,
     **params: Any,
 ) -> nn.Module:
@@ -123,6 +124,7 @@ def build(
         reinit: Paths of modules to initialize in spite of `weights`, such as a head for other classes.
         outputs: Paths of modules for feature extraction. The module returns a `dict` from these paths to tensors of
             shape `[N, C, H, W]` in place of the logits, and layers after the last of them are not built.
+        offline: Never download weights.
         allow_huge: Allow more than 10,000,000,000 parameters, and tensors of more than 100,000,000,000 elements.
         **params: Values for the parameters of the spec.
 
@@ -148,7 +150,7 @@ def build(
         from cnnspec.backends.torch.weights import load_weights, read_weights
 
         whole = to_module(graph) if outputs else module
-        load_weights(whole, read_weights(weights, "name", graph), file=str(weights), reinit=reinit)
+        load_weights(whole, read_weights(weights, "name", graph, offline=offline), file=str(weights), reinit=reinit)
         if outputs:
             kept = whole.state_dict()
             module.load_state_dict({key: kept[key] for key in module.state_dict()})

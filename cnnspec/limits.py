@@ -57,3 +57,36 @@ MAX_FORMULA = 1_000
 """Characters of a size as a function of the image size; longer parts are shown as `...`."""
 MAX_SHOWN_TERMS = 128
 """Terms of a sum of such sizes that are shown."""
+
+# --- files of unknown origin, see `files.py` ------------------------------------------------------
+
+MAX_JSON_BYTES = 8 << 20
+"""Bytes of a JSON file of a run or a comparison."""
+MAX_JSON_VALUES = 400_000
+"""Values of a JSON file."""
+MAX_LIST_BYTES = 32 << 20
+"""Bytes of the predictions of a run."""
+MAX_JOURNAL_BYTES = 256 << 20
+"""Bytes of the metrics of a run."""
+MAX_EPOCHS = 100_000
+"""Epochs of a run that are read from its metrics."""
+CHECKPOINT_RATIO = 16
+"""Bytes of a checkpoint of a run per byte of the weights, and as many MiB."""
+MAX_ARCHIVE_RATIO = 4
+"""Bytes of the entries of a checkpoint per byte of the file."""
+MAX_DIRECTORY_BYTES = 4 << 20
+"""Bytes of the directory of the entries of a checkpoint."""
+MAX_PICKLE_BYTES = 16 << 20
+"""Bytes of the description of the tensors of a checkpoint."""
+MAX_PICKLE_OPCODES = 400_000
+"""Opcodes of this description, thirty per tensor. A file with an entry for each tensor may have more."""
+OPCODES_PER_ENTRY = 40
+"""Further opcodes for each entry of a checkpoint."""
+MAX_PICKLE_VALUES = 10_000_000
+"""Values in one object of this description, where shared ones count each time."""
+MAX_PICKLE_DEPTH = 64
+"""Nesting depth of the objects of a checkpoint."""
+MAX_PIXELS = 40_000_000
+"""Pixels of an image in a file."""
+MAX_DATABASE_BYTES = 1 << 30
+"""Bytes of the database of a sweep."""

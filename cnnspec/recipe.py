@@ -6,7 +6,7 @@ Learning rates are per optimizer step, and epochs are passes over the training i
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from cnnspec.schema import Bounds, Count, Declared, Interval, NotNegative, Padding, Positive, Probability
 
@@ -86,7 +86,10 @@ class FashionMini(SmallSet):
 
 
 class Folder(DataSet):
-    """A folder of images by class: `train/CLASS/*.png`, `test/`, and `val/` or a fraction `val` of `train/`."""
+    """A folder of images by class: `train/CLASS/*.png`, `test/`, and `val/` or a fraction `val` of `train/`.
+
+    In a spec, `path` is relative to the folder of the spec and stays in it, with symbolic links resolved.
+    """
 
     name: ClassVar[str] = "folder"
     path: str
@@ -467,12 +470,27 @@ def plain(value: Any) -> Any:
 
 
 class Setting(BaseModel):
-    """A choice with the values of all its arguments, as stored in a Model and in `result.json`."""
+    """A choice with the values of all its arguments, as stored in a Model and in `result.json`.
+
+    Attributes:
+        name: The name of the choice.
+        args: The values of its arguments.
+        base: The folder of the spec that states a path. The path is relative to it and must stay in it. None if the
+            path comes from the user, or there is none.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     name: str
     args: dict[str, bool | int | float | str | tuple[int | float, ...] | None] = {}
+    base: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_base(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found = serialize(self)
+        if found["base"] is None:
+            del found["base"]
+        return found
 
     @classmethod
     def of(cls, declared: Declared) -> "Setting":

@@ -8,10 +8,11 @@ gc.disable()  # imports create no garbage, and collection would take a fifth of 
 
 import os  # noqa: E402
 import sys  # noqa: E402
-from typing import NoReturn  # noqa: E402
+from typing import Any, NoReturn  # noqa: E402
 
 from cnnspec.cli.app import app  # noqa: E402
-from cnnspec.diagnostics import CnnspecError  # noqa: E402
+from cnnspec.cli.output import guard_streams, print_diagnostics  # noqa: E402
+from cnnspec.diagnostics import CnnspecError, echo, printable  # noqa: E402
 
 gc.freeze()
 gc.enable()
@@ -19,28 +20,36 @@ gc.enable()
 
 def main() -> NoReturn:
     """Run the command line. Exit code 0 is success, 1 an error in the spec or its data, 2 wrong usage or a bug."""
+    guard_streams()
     try:
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except CnnspecError as error:
-        from cnnspec.cli.output import print_diagnostics
-
         print_diagnostics(error.diagnostics)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        echo("interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # usage errors of the command line
-            error.show()  # type: ignore[attr-defined]
+            _show_usage_error(error)
             sys.exit(2)
         if type(error).__name__ == "Abort":
             sys.exit(130)
         if os.environ.get("CNNSPEC_DEBUG"):
             raise
-        print(f"internal error: {type(error).__name__}: {error}", file=sys.stderr)
-        print("this is a bug in cnnspec; set CNNSPEC_DEBUG=1 to see the traceback", file=sys.stderr)
+        echo(
+            f"internal error: {type(error).__name__}: {error}",
+            "this is a bug in cnnspec; set CNNSPEC_DEBUG=1 to see the traceback",
+            file=sys.stderr,
+        )
         sys.exit(2)
+
+
+def _show_usage_error(error: Any) -> None:
+    if type(error).__name__ != "NoArgsIsHelpError" and error.message:  # that message is the help
+        error.message = printable(error.message)
+    error.show(file=sys.stderr)

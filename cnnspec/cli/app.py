@@ -80,8 +80,9 @@ app = typer.Typer(
 def _version(show: bool) -> None:
     if show:
         import cnnspec
+        from cnnspec.diagnostics import echo
 
-        print(f"cnnspec {cnnspec.__version__} (language version {cnnspec.LANGUAGE_VERSION})")
+        echo(f"cnnspec {cnnspec.__version__} (language version {cnnspec.LANGUAGE_VERSION})")
         raise typer.Exit
 
 

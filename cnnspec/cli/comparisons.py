@@ -12,6 +12,7 @@ import typer
 from cnnspec.cli.options import AsJson, compile_spec, format_of, grid
 from cnnspec.cli.output import make_console, print_json
 from cnnspec.cli.training_options import Training, stop_on_sigterm, training_options
+from cnnspec.diagnostics import echo
 
 Networks = Annotated[list[str] | None, typer.Argument(metavar="FILE...", help="Spec files, or names of shipped specs.")]
 GridOf = Annotated[
@@ -67,11 +68,11 @@ def compare(
     if form == "json":
         print_json(done.to_json())
     elif form == "text":
-        print()
-        print(done.to_text(), end="")
-        print(f"\n{done.folder}" if done.state == "interrupted" else f"\n{done.folder / REPORT}")
+        place = done.folder if done.state == "interrupted" else done.folder / REPORT
+        echo("", *done.to_text().split("\n"), str(place))
     else:
-        print(done.to_markdown() if form == "markdown" else done.to_csv(), end="")
+        text = done.to_markdown() if form == "markdown" else done.to_csv()
+        echo(*text.removesuffix("\n").split("\n"))
     return done.exit_code
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from cnnspec import shapes
 from cnnspec.cli.output import json_text
 from cnnspec.compiler import Compilation
-from cnnspec.diagnostics import CnnspecError
+from cnnspec.diagnostics import CnnspecError, printable
 from cnnspec.ir import IMAGE, Graph
 from cnnspec.ir.evaluate import show as show_value
 from cnnspec.ops import OPS, Op
@@ -34,7 +34,7 @@ def show(done: Compilation, stage: str, *, as_json: bool = False) -> str:
     if stage == "model" and done.model is not None:
         if done.reporter.failed:
             raise CnnspecError(done.diagnostics)
-        return done.model.model_dump_json(indent=2)
+        return json_text(done.model.model_dump(mode="json"))
     if stage == "graph" or done.tree is None or done.reporter.failed:
         graph = done.require_graph()
         return json_text(graph.to_json()) if as_json else graph_text(graph)
@@ -44,7 +44,7 @@ def show(done: Compilation, stage: str, *, as_json: bool = False) -> str:
 
 def graph_text(graph: Graph) -> str:
     """Return one line per operator: number, path, operator with its settings, inputs, shape."""
-    lines = [f"{graph.name}: {shapes.text(graph.input_shape)} -> {shapes.text(graph.output_shape)}"]
+    lines = [f"{printable(graph.name)}: {shapes.text(graph.input_shape)} -> {shapes.text(graph.output_shape)}"]
     width = max(len(node.path) for node in graph.nodes)
     for index, node in enumerate(graph.nodes):
         settings = " ".join(f"{name}={_setting(node.op, name)}" for name in node.op.changed())

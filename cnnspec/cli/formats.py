@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from cnnspec.diagnostics import Diagnostic, Edit, Span
+from cnnspec.diagnostics import Diagnostic, Edit, Span, printable, printable_line
 from cnnspec.ir import Graph
 
 FORMATS = ("full", "concise", "json", "sarif", "github")
@@ -42,7 +42,8 @@ def concise(diagnostic: Diagnostic, file: str) -> str:
     """Return a diagnostic in one line: `net.cnn:3:6: error[E0201]: message (help)`."""
     place = f":{diagnostic.line}:{diagnostic.column}" if diagnostic.span else ""
     help = f" ({diagnostic.help})" if diagnostic.help else ""
-    return f"{diagnostic.name or file}{place}: {diagnostic.severity}[{diagnostic.code}]: {diagnostic.message}{help}"
+    text = f"{diagnostic.name or file}{place}: {diagnostic.severity}[{diagnostic.code}]: {diagnostic.message}{help}"
+    return printable_line(text)
 
 
 def github(diagnostic: Diagnostic, file: str) -> str:
@@ -55,19 +56,20 @@ def github(diagnostic: Diagnostic, file: str) -> str:
             fields |= {"col": str(diagnostic.column), "endColumn": str(end_column)}
     fields["title"] = diagnostic.code
     properties = ",".join(
-        f"{name}={_escape(value).replace(':', '%3A').replace(',', '%2C')}" for name, value in fields.items()
+        f"{name}={_escape(printable(value)).replace(':', '%3A').replace(',', '%2C')}" for name, value in fields.items()
     )
-    return f"::{diagnostic.severity} {properties}::{_escape(_whole_message(diagnostic))}"
+    message = "\n".join(map(printable, _message_lines(diagnostic)))
+    return f"::{diagnostic.severity} {properties}::{_escape(message)}"
 
 
 def _escape(text: str) -> str:
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
-def _whole_message(diagnostic: Diagnostic) -> str:
+def _message_lines(diagnostic: Diagnostic) -> list[str]:
     caption = f"{diagnostic.message} ({diagnostic.caption})" if diagnostic.caption else diagnostic.message
     notes = [f"note: {note}" for note in diagnostic.notes]
-    return "\n".join([caption, *notes, *([f"help: {diagnostic.help}"] if diagnostic.help else [])])
+    return [caption, *notes, *([f"help: {diagnostic.help}"] if diagnostic.help else [])]
 
 
 def to_json(results: Iterable[Checked]) -> dict[str, Any]:
@@ -137,7 +139,7 @@ def _result(diagnostic: Diagnostic, file: str, index: int) -> dict[str, Any]:
         "ruleId": diagnostic.code,
         "ruleIndex": index,
         "level": diagnostic.severity,
-        "message": {"text": _whole_message(diagnostic)},
+        "message": {"text": "\n".join(_message_lines(diagnostic))},
         "locations": [{"physicalLocation": location}],
     }
     related = [

@@ -23,7 +23,12 @@ from cnnspec.cli.options import (
 )
 from cnnspec.cli.output import make_console, print_json
 from cnnspec.cli.training_options import Training, find_data, stop_on_sigterm, training_options
+from cnnspec.diagnostics import echo
 from cnnspec.ir import Graph
+
+InitialWeights = Annotated[
+    str | None, typer.Option("--weights", metavar="FILE", help="Initial weights: a file, or torchvision:DEFAULT.")
+]
 
 
 @training_options()
@@ -35,9 +40,7 @@ def build(
     at: AtSize = None,
     sets: Settings = None,
     huge: AllowHuge = False,
-    weights: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Initial weights: a file, or torchvision:DEFAULT.")
-    ] = None,
+    weights: InitialWeights = None,
     reinit: Annotated[
         list[str] | None,
         typer.Option(
@@ -60,9 +63,9 @@ def build(
     graph = compile_at(file, sets, at, huge)
     if not train:
         for option in training.given():
-            if option != "--seed":
+            if option != "--seed" and not (option == "--offline" and weights):
                 raise typer.BadParameter("has no effect without --train", param_hint=option)
-        return _try_out(graph, weights, reinit or [], training.seed, as_json)
+        return _try_out(graph, weights, reinit or [], training, as_json)
     stop_on_sigterm()
     options = training.options(
         [graph.recipe],
@@ -90,10 +93,17 @@ def _resume_command(file: str, sets: list[str] | None, training: Training) -> st
 
 
 @training_options(without=["resume", "accept_changes", "verify_data", "save_every", "log"])
-def plan(file: SpecFile, *, training: Training, sets: Settings = None, as_json: AsJson = False) -> None:
-    """Print everything that a training run would use, without starting it."""
+def plan(
+    file: SpecFile,
+    *,
+    training: Training,
+    sets: Settings = None,
+    weights: InitialWeights = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print everything that a training run would use and download, without starting it."""
     graph = compile_spec(file, sets).require_graph()
-    options = training.options([graph.recipe])
+    options = training.options([graph.recipe], weights=weights)
     from cnnspec.training import plan as plan_run
 
     planned = plan_run(graph, options)
@@ -102,7 +112,7 @@ def plan(file: SpecFile, *, training: Training, sets: Settings = None, as_json: 
         return
     from cnnspec.training.runs.plan import plan_lines
 
-    print("\n".join(plan_lines(planned)))
+    echo(*plan_lines(planned))
 
 
 def runs(
@@ -117,33 +127,32 @@ def runs(
         print_json(found)
         return
     if not found:
-        print(f"no runs found in {out}")
+        echo(f"no runs found in {out}")
         return
-    from rich import box
-    from rich.table import Table
+    from cnnspec.cli.tables import Justify, print_table
 
-    from cnnspec.cli.tables import print_table
-
-    table = Table(box=box.SIMPLE_HEAD)
-    for title in ("run", "state", "data", "epochs", "val acc", "test acc", "seconds"):
-        table.add_column(title, justify="left" if title in ("run", "state", "data") else "right", no_wrap=True)
+    titles: dict[str, Justify] = {}
+    titles |= dict.fromkeys(("run", "state", "data"), "left")
+    titles |= dict.fromkeys(("epochs", "val acc", "test acc", "seconds"), "right")
+    rows: list[list[str]] = []
     for run in found:
         accuracies = ("" if run[key] is None else f"{run[key]:.2%}" for key in ("val_acc", "test_acc"))
-        figures = (str(run["epochs"]), *accuracies, f"{run['seconds'] or 0:,.1f}")
-        table.add_row(run["folder"], run["state"], str(run["data"]), *figures)
-    print_table(table)
+        seconds = "" if run["seconds"] is None else f"{run['seconds']:,.1f}"
+        rows.append([run["folder"], run["state"], run["data"] or "", str(run["epochs"] or 0), *accuracies, seconds])
+    print_table([*titles.items()], rows)
+    echo(*(f"{run['folder']}: {run['reason']}" for run in found if run["reason"]))
 
 
-def _try_out(graph: Graph, weights: str | None, reinit: list[str], seed: int | None, as_json: bool) -> int:
+def _try_out(graph: Graph, weights: str | None, reinit: list[str], training: Training, as_json: bool) -> int:
     """Build a module, and run it forward and backward on two random images."""
     from cnnspec import api
 
     api.torch_backend()
     import torch
 
-    if seed is not None:
-        torch.manual_seed(seed)
-    module = api.build(graph, weights=weights, reinit=reinit)
+    if training.seed is not None:
+        torch.manual_seed(training.seed)
+    module = api.build(graph, weights=weights, reinit=reinit, offline=training.offline)
     images = torch.randn(2, *graph.input_shape)
     given = module(images)
     parts = [given] if isinstance(given, torch.Tensor) else [given[0], *given[1]]
@@ -163,30 +172,24 @@ def _try_out(graph: Graph, weights: str | None, reinit: list[str], seed: int | N
         from cnnspec.cli.tables import print_summary
 
         print_summary(summarize(graph), 2)
-        print(f"forward and backward pass on {tuple(images.shape)}: ok, {counted:,} parameters")
+        echo(f"forward and backward pass on {tuple(images.shape)}: ok, {counted:,} parameters")
     return 0
 
 
 def _print_result(result: Any) -> None:
-    from rich import box
-    from rich.table import Table
-
     from cnnspec.cli.tables import print_table
 
     values = result.values
-    table = Table(box=box.SIMPLE_HEAD, show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True, justify="right")
+    rows: list[list[str]] = []
     for key in ("val_acc", "test_acc"):
         if values[key] is not None:
             name = {"val_acc": "validation accuracy", "test_acc": "test accuracy"}[key]
-            table.add_row(name + (" (averaged over flips)" if values["recipe"]["tta"] else ""), f"{values[key]:.2%}")
-    table.add_row("parameters", f"{values['parameters']:,}")
-    table.add_row("MACs", f"{values['macs']:,}")
-    table.add_row("epochs", str(values["epochs"]))
-    table.add_row("seconds", f"{values['seconds']:,.1f}")
-    print_table(table, f"{values['network']} on {values['data']}")
-    print(f"{result.folder}/result.json")
+            rows.append([name + (" (averaged over flips)" if values["recipe"]["tta"] else ""), f"{values[key]:.2%}"])
+    rows += [["parameters", f"{values['parameters']:,}"], ["MACs", f"{values['macs']:,}"]]
+    rows += [["epochs", str(values["epochs"])], ["seconds", f"{values['seconds']:,.1f}"]]
+    title = f"{values['network']} on {values['data']}"
+    print_table([("", "left"), ("", "right")], rows, title, header=False)
+    echo(f"{result.folder}/result.json")
 
 
 def preprocessing_line(values: dict[str, Any]) -> str:
@@ -236,15 +239,13 @@ def test(
     if as_json:
         print_json(found)
         return
-    for change in found["data_changes"]:
-        print(f"accepted change: {change}")
+    echo(*(f"accepted change: {change}" for change in found["data_changes"]))
     if found["data_is_other"]:
-        print("the data is another data set than that of the training")
-    for note in found["data_notes"]:
-        print(f"note: {note}")
-    print(preprocessing_line(found["preprocessing"]))
-    print(f"{found['matched']} tensors matched by {match}" + (", averaged over flips" if found["tta"] else ""))
-    print(
+        echo("the data is another data set than that of the training")
+    echo(*(f"note: {note}" for note in found["data_notes"]))
+    echo(preprocessing_line(found["preprocessing"]))
+    echo(
+        f"{found['matched']} tensors matched by {match}" + (", averaged over flips" if found["tta"] else ""),
         f"{graph.name} on {found['data']['name']}, {split}: accuracy {found[f'{split}_acc']:.4f} "
-        f"({found['correct']} of {found['images']}), loss {found[f'{split}_loss']:.4f}"
+        f"({found['correct']} of {found['images']}), loss {found[f'{split}_loss']:.4f}",
     )

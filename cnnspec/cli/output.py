@@ -1,27 +1,76 @@
-"""Output of the commands: diagnostics, JSON and the console of rich."""
+"""Output of the commands: diagnostics, JSON, the console of rich, and streams that nothing can control."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
+from collections.abc import Iterable
 from json.encoder import encode_basestring_ascii
 from typing import Any
 
-from cnnspec.diagnostics import render
+from cnnspec.diagnostics import Diagnostic, printable, render, without_commands
 
 
-def print_diagnostics(diagnostics: Any) -> None:
+class GuardedStream:
+    """A text stream that escapes control characters, for messages of other libraries.
+
+    Attributes:
+        stream: The stream without the guard, for text that is escaped already and has colors.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text. Its line breaks and tabs stay, and so does the carriage return before a progress bar."""
+        bar = text.startswith("\r")
+        self.stream.write("\r" * bar + printable(text[bar:], keep="\n\t"))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def guard_streams() -> None:
+    """Escape what is written to the standard streams, also characters that their encoding lacks."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+            setattr(sys, name, GuardedStream(stream))
+
+
+def _unguarded(stream: Any) -> Any:
+    return stream.stream if isinstance(stream, GuardedStream) else stream
+
+
+def print_diagnostics(diagnostics: Iterable[Diagnostic]) -> None:
     color = sys.stderr.isatty() and "NO_COLOR" not in os.environ
-    print("\n\n".join(render(diagnostic, color=color) for diagnostic in diagnostics), file=sys.stderr)
+    text = "\n\n".join(render(diagnostic, color=color) for diagnostic in diagnostics)
+    _unguarded(sys.stderr).write("".join(f"{without_commands(line)}\n" for line in text.split("\n")))
 
 
 def print_json(data: Any) -> None:
-    print(json_text(data))
+    """Print data as JSON in ASCII."""
+    sys.stdout.write(f"{escape_json(json_text(data))}\n")
+
+
+def escape_json(text: str) -> str:
+    """Escape what is left of control characters and workflow commands in JSON of ASCII characters."""
+    return text.replace("\x7f", "\\u007f").replace("##[", "#\\u0023[")
 
 
 def json_text(data: Any, newline: str = "\n") -> str:
-    """Return the same as `json.dumps(data, indent=2, default=str)`, which takes twice as long."""
+    """Return the same as `json.dumps(data, indent=2, default=str)`, which takes twice as long.
+
+    NaN and infinity, which JSON lacks, become null.
+    """
     kind = type(data)
     if kind is str:
         return encode_basestring_ascii(data)
@@ -34,6 +83,8 @@ def json_text(data: Any, newline: str = "\n") -> str:
     if kind is list or kind is tuple:
         items = [json_text(value, inner) for value in data]
         return f"[{inner}{f',{inner}'.join(items)}{newline}]" if items else "[]"
+    if isinstance(data, float) and not math.isfinite(data):
+        return "null"
     if data is None or isinstance(data, (bool, float, int)):
         return json.dumps(data)
     if isinstance(data, (str, dict, list, tuple)):
@@ -42,7 +93,10 @@ def json_text(data: Any, newline: str = "\n") -> str:
 
 
 def make_console(*, stderr: bool = False) -> Any:
+    """Return a console that interprets no markup. What it prints must be printable."""
     from rich.console import Console
 
-    stream = sys.stderr if stderr else sys.stdout
-    return Console(width=None if stream.isatty() else 120, highlight=False, stderr=stderr)
+    stream = _unguarded(sys.stderr if stderr else sys.stdout)
+    return Console(
+        file=stream, width=None if stream.isatty() else 120, highlight=False, markup=False, emoji=False, stderr=stderr
+    )

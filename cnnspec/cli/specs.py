@@ -23,11 +23,21 @@ from cnnspec.cli.options import (
     one_of,
     settings,
 )
-from cnnspec.cli.output import print_diagnostics, print_json
+from cnnspec.cli.output import escape_json, print_diagnostics, print_json
 from cnnspec.compiler import locate
-from cnnspec.diagnostics import CnnspecError, Diagnostic, Reporter, counted, did_you_mean, failure
-from cnnspec.limits import MAX_INTEGER
-from cnnspec.semantics.loader import read_text, shipped_folder
+from cnnspec.diagnostics import (
+    CnnspecError,
+    Diagnostic,
+    Reporter,
+    counted,
+    did_you_mean,
+    echo,
+    failure,
+    printable,
+    reason_of,
+)
+from cnnspec.limits import MAX_FILE_BYTES, MAX_INTEGER
+from cnnspec.semantics.loader import read_stdin, read_text, shipped_folder
 
 if TYPE_CHECKING:
     from cnnspec.cli.formats import Checked
@@ -80,28 +90,28 @@ def _print_result(result: Checked, form: str) -> None:
     from cnnspec.cli import formats as rendering
 
     for diagnostic in result.fixed or ():
-        print(f"{result.file}:{diagnostic.line}: fixed {diagnostic.code}: {diagnostic.message}", file=sys.stderr)
+        echo(f"{result.file}:{diagnostic.line}: fixed {diagnostic.code}: {diagnostic.message}", file=sys.stderr)
     if form != "full":
         line = rendering.concise if form == "concise" else rendering.github
         for diagnostic in result.diagnostics:
-            print(line(diagnostic, result.file))
+            sys.stdout.write(f"{line(diagnostic, result.file)}\n")
         return
     if result.diagnostics:
         sys.stdout.flush()
         print_diagnostics(result.diagnostics)
     if not result.ok:
         count = sum(d.severity == "error" for d in result.diagnostics)
-        print(f"{result.file}: {counted(count, 'error')}", file=sys.stderr)
+        echo(f"{result.file}: {counted(count, 'error')}", file=sys.stderr)
     elif result.graph is not None:
         _print_figures(result.file, result.graph)
     else:
-        print(f"{result.file}: ok, blocks only")
+        echo(f"{result.file}: ok, blocks only")
 
 
 def _print_figures(file: str, graph: Graph) -> None:
     from cnnspec.shapes import text
 
-    print(
+    echo(
         f"{file}: ok, {text(graph.input_shape)} -> {text(graph.output_shape)}, "
         f"{graph.parameter_count:,} parameters, {graph.macs / 1e6:,.2f} MMACs, {graph.sizes.words()}"
     )
@@ -120,7 +130,10 @@ def _fix(file: str, sets: list[str] | None, huge: bool) -> tuple[list[Diagnostic
     reporter = Reporter()
     if read_text(path, name, reporter) is None:
         raise CnnspecError(reporter.sorted())
-    data = path.read_bytes()
+    with path.open("rb") as opened:
+        data = opened.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:  # the check reports it
+        return [], None
     mark = codecs.BOM_UTF8 if data.startswith(codecs.BOM_UTF8) else b""
     text = data[len(mark) :].decode()
     changed, fixed, done = apply_fixes(text, name, path, settings(sets), allow_huge=huge)
@@ -134,7 +147,7 @@ def explain(code: Annotated[str, typer.Argument(metavar="CODE", help="A code suc
     from cnnspec.diagnostics.explain import explanation, titles
 
     try:
-        print(explanation(code.upper()), end="")
+        echo(*explanation(code.upper()).removesuffix("\n").split("\n"))
     except KeyError:
         hint = did_you_mean(code.upper(), titles()) or "a code looks like `E0301`"
         raise typer.BadParameter(f"unknown code `{code}`; {hint}", param_hint="CODE") from None
@@ -152,7 +165,7 @@ def fmt(
     for file in files:
         reporter = Reporter()
         path, name = locate(file)
-        text = sys.stdin.read().removeprefix("\ufeff") if file == "-" else read_text(path, name, reporter)
+        text = read_stdin(reporter) if file == "-" else read_text(path, name, reporter)
         try:
             if text is None:
                 raise CnnspecError(reporter.sorted())
@@ -167,7 +180,7 @@ def fmt(
             failed += 1
             continue
         if file == "-" and not (check_only or diff):
-            print(new, end="")
+            _write_text(new)
             continue
         if new == text and (file == "-" or path.read_bytes() == new.encode()):
             continue
@@ -175,26 +188,38 @@ def fmt(
         if diff:
             import difflib
 
-            lines = difflib.unified_diff(text.splitlines(True), new.splitlines(True), file, f"{file} (formatted)")
-            print("".join(lines), end="")
+            names = printable(file), f"{printable(file)} (formatted)"
+            for line in difflib.unified_diff(text.splitlines(True), new.splitlines(True), *names):
+                sys.stdout.write(printable(line, keep="\t\n"))
         elif check_only:
-            print(f"{file}: not formatted")
+            echo(f"{file}: not formatted")
         else:
             _write(path, new.encode())
-            print(f"{file}: formatted")
+            echo(f"{file}: formatted")
     return int(bool(failed or (pending and (check_only or diff))))
+
+
+def _write_text(text: str) -> None:
+    """Write a spec to the standard output, in the encoding of specs. On a terminal, it is escaped."""
+    if sys.stdout.isatty():
+        sys.stdout.write(printable(text, keep="\t\n"))
+        return
+    sys.stdout.flush()
+    sys.stdout.buffer.write(text.encode())
 
 
 def _write(path: Path, data: bytes) -> None:
     """Replace a file atomically: if writing fails, the old file remains."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_bytes(data)
+        temporary.unlink(missing_ok=True)  # a link would lead the data to another place
+        with temporary.open("xb") as file:
+            file.write(data)
         temporary.chmod(path.stat().st_mode & 0o777)
         temporary.replace(path.resolve())
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        message = f"cannot write `{path}`: {(error.strerror or str(error)).lower()}"
+        message = f"cannot write `{path}`: {reason_of(error)}"
         raise failure("E0212", message, file=str(path)) from None
 
 
@@ -250,9 +275,11 @@ def summary(
 
         print_summary(done, depth or 2, chosen)
     else:
-        print(done.to_csv(chosen, depth or 2) if format == "csv" else done.to_markdown(chosen, depth or 2), end="")
+        lines = done.to_csv(chosen, depth or 2) if format == "csv" else done.to_markdown(chosen, depth or 2)
+        echo(*lines.removesuffix("\n").split("\n"))
     if largest:
-        print("\n" * (format == "markdown") + largest.text(), file=sys.stderr if format == "csv" else sys.stdout)
+        blank = [""] if format == "markdown" else []
+        echo(*blank, *largest.text().split("\n"), file=sys.stderr if format == "csv" else sys.stdout)
 
 
 def show(
@@ -267,7 +294,11 @@ def show(
 
     one_of("--stage", stage, inspection.STAGES)
     done = compile_spec(file, sets, huge)
-    print(inspection.show(done, stage, as_json=as_json))
+    text = inspection.show(done, stage, as_json=as_json)
+    if as_json or stage == "model":
+        sys.stdout.write(f"{escape_json(text)}\n")
+    else:
+        echo(*text.split("\n"))
 
 
 def diff(
@@ -285,16 +316,16 @@ def diff(
         print_json(done.to_json())
         return int(not done.same)
     if done.same:
-        print(f"{done.names[0]} and {done.names[1]} are the same network")
+        echo(f"{done.names[0]} and {done.names[1]} are the same network")
         return 0
     signs = {"added": "+", "removed": "-"}
     for change in done.changes:
         if change.kind == "changed":
-            print(f"~ {change.path}: {change.before}\n  {' ' * len(change.path)}  {change.after}")
+            echo(f"~ {change.path}: {change.before}", f"  {' ' * len(change.path)}  {change.after}")
         else:
-            print(f"{signs[change.kind]} {change.path}: {change.before or change.after}")
+            echo(f"{signs[change.kind]} {change.path}: {change.before or change.after}")
     for name, (before, after) in done.totals.items():
-        print(f"{name.replace('_', ' ')}: {before:,} -> {after:,} ({after - before:+,})")
+        echo(f"{name.replace('_', ' ')}: {before:,} -> {after:,} ({after - before:+,})")
     return 1
 
 
@@ -307,8 +338,8 @@ def list_(as_json: AsJson = False) -> None:
         print_json(listing)
         return
     for title, entries in listing.items():
-        print(f"{title}:")
+        echo(f"{title}:")
         width = max(len(name) for name in entries)
         for name, text in entries.items():
-            print(f"  {name:<{width}}  {text}".rstrip())
-        print()
+            echo(f"  {name:<{width}}  {text}".rstrip())
+        echo("")

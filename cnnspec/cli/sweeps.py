@@ -10,6 +10,7 @@ import typer
 from cnnspec.cli.options import AllowHuge, AsJson, SpecFile, compile_spec, grid, one_of
 from cnnspec.cli.output import make_console, print_json
 from cnnspec.cli.training_options import Plots, Training, stop_on_sigterm, training_options
+from cnnspec.diagnostics import echo
 
 SearchSpace = Annotated[
     list[str] | None,
@@ -83,20 +84,20 @@ def sweep(
 
 
 def _print(result: Any, console: Any) -> None:
-    from rich import box
-    from rich.table import Table
+    from cnnspec.cli.tables import Justify, print_table
 
     rows = result.values["trials"]
     if rows:
         names = list(rows[0]["values"])
-        table = Table(box=box.SIMPLE_HEAD)
-        for title in ("trial", *names, "val acc", "parameters", "MACs", "epochs", "state"):
-            table.add_column(title, justify="left" if title == "state" else "right", no_wrap=True)
+        titles: list[tuple[str, Justify]] = [
+            (title, "right") for title in ("trial", *names, "val acc", "parameters", "MACs", "epochs")
+        ]
+        cells: list[list[str]] = []
         for row in rows[:SHOWN]:
             accuracy = "" if row["val_acc"] is None else f"{row['val_acc']:.2%}"
             figures = (accuracy, f"{row['parameters']:,}", f"{row['macs']:,}", str(row["epochs"]), row["state"])
-            table.add_row(str(row["trial"]), *(row["values"][name] for name in names), *figures)
-        console.print(table)
+            cells.append([str(row["trial"]), *(row["values"][name] for name in names), *figures])
+        print_table([*titles, ("state", "left")], cells, console=console)
     done, rejected = len(rows), result.values["rejected"]
     more = f", {rejected} candidate{'s' * (rejected > 1)} rejected" if rejected else ""
     trials = f"{done} trial{'s' * (done != 1)} done{more}"
@@ -105,6 +106,6 @@ def _print(result: Any, console: Any) -> None:
         "exhausted": f"{trials}: all candidates of the search space were tried",
         "interrupted": f"stopped; {trials}; repeat the command to resume",
     }
-    print(lines[result.state])
+    echo(lines[result.state])
     if result.best is not None:
-        print(f"best spec: {result.best}")
+        echo(f"best spec: {result.best}")

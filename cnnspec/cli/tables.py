@@ -3,21 +3,50 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 from cnnspec.analysis.summary import COLUMNS, DECLARED, DEFAULT_COLUMNS, Summary
 from cnnspec.cli.output import make_console
+from cnnspec.diagnostics import echo, printable_line
 from cnnspec.limits import MAX_CELL
 from cnnspec.shapes import text
 
+Justify = Literal["left", "right"]
 _WRAPPED = 1_000
 """Rows of a summary up to which its cells wrap on a narrow terminal; `rich` takes a millisecond per row."""
 
 
-def print_table(table: Any, title: str | None = None) -> None:
-    """Print a table without truncating it: on a narrow terminal, cells wrap between words."""
-    console = make_console()
+def print_table(
+    columns: Sequence[tuple[str, Justify]],
+    rows: Iterable[Sequence[str] | None],
+    title: str | None = None,
+    *,
+    header: bool = True,
+    console: Any = None,
+) -> None:
+    """Print a table without truncating it: on a narrow terminal, cells wrap between words.
+
+    Args:
+        columns: The title and alignment of each column.
+        rows: The cells of each row. None draws a line.
+        title: The text above the table.
+        header: Whether to show the titles of the columns.
+        console: The console, by default the standard output.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    console = console or make_console()
+    table = Table(box=box.SIMPLE_HEAD, show_header=header)
+    for name, justify in columns:
+        table.add_column(Text(printable_line(name)), justify=justify, no_wrap=True)
+    for row in rows:
+        if row is None:
+            table.add_section()
+        else:
+            table.add_row(*(Text(printable_line(cell)) for cell in row))
     if console.is_terminal:
         for column in table.columns:
             words = [word for cell in (column.header, *column.cells) for word in str(cell).split()]
@@ -25,7 +54,7 @@ def print_table(table: Any, title: str | None = None) -> None:
     else:
         console.width = console.measure(table, options=console.options.update(width=100_000)).maximum
     if title is not None:
-        console.print(title, style="table.title", soft_wrap=True)
+        console.print(printable_line(title), style="table.title", soft_wrap=True)
     console.print(table, crop=False)
 
 
@@ -41,9 +70,10 @@ def print_summary(done: Summary, level: int, columns: Sequence[str] = DEFAULT_CO
     total = ["total", *(_short(column.cell(done.total)) for column in chosen)]
     title = f"{done.name}: {text(done.input_shape)} -> {text(done.output_shape)}"
     if sys.stdout.isatty() and len(rows) <= _WRAPPED:
-        _print_wrapped(head, rows, total, figures, title)
+        justified: list[Justify] = ["right" if figure else "left" for figure in figures]
+        print_table(list(zip(head, justified, strict=True)), [*rows, None, total], title)
     else:
-        print("\n".join([title, *_lines(head, rows, total, figures)]))
+        echo(title, *_lines(head, rows, total, figures))
     images = "one image" if done.batch == 1 else f"a batch of {done.batch:,} images"
     notes = f"depth {done.total.depth}; values for {images} in float32"
     if "activations" in columns:
@@ -54,28 +84,12 @@ def print_summary(done: Summary, level: int, columns: Sequence[str] = DEFAULT_CO
         notes += "; peak: memory of live tensors during inference"
     if done.declared and (fixed := [COLUMNS[name].title for name in columns if name in DECLARED]):
         notes += f"; {', '.join(fixed)}: at the declared size {text(done.declared)}"
-    print(notes)
+    echo(notes)
 
 
 def _short(cell: str) -> str:
     """Cut a cell to the limit: every row is as wide as its longest cell."""
     return cell if len(cell) <= MAX_CELL else f"{cell[: MAX_CELL - 3]}..."
-
-
-def _print_wrapped(
-    head: Sequence[str], rows: Sequence[Sequence[str]], total: Sequence[str], figures: Sequence[bool], title: str
-) -> None:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD)
-    for name, figure in zip(head, figures, strict=True):
-        table.add_column(name, justify="right" if figure else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    table.add_section()
-    table.add_row(*total)
-    print_table(table, title)
 
 
 def _lines(

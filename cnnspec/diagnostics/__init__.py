@@ -1,5 +1,6 @@
 """Source text, spans, diagnostics as data, and the suggestions that come with them."""
 
+from cnnspec.diagnostics.escape import echo, printable, printable_line, without_commands
 from cnnspec.diagnostics.model import (
     CnnspecError,
     Diagnostic,
@@ -15,6 +16,7 @@ from cnnspec.diagnostics.model import (
     counted,
     failure,
     one_line,
+    reason_of,
     render,
 )
 from cnnspec.diagnostics.spelling import alternatives, did_you_mean, nearest, respell
@@ -34,9 +36,14 @@ __all__ = [
     "apply_edits",
     "counted",
     "did_you_mean",
+    "echo",
     "failure",
     "nearest",
     "one_line",
+    "printable",
+    "printable_line",
+    "reason_of",
     "render",
     "respell",
+    "without_commands",
 ]

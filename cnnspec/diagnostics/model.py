@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from cnnspec.diagnostics.escape import printable
 from cnnspec.limits import MAX_ERRORS
 
 Severity = Literal["error", "warning"]
@@ -250,6 +251,11 @@ def one_line(error: object, limit: int = 200) -> str:
     return " ".join(str(error).split())[:limit]
 
 
+def reason_of(error: OSError) -> str:
+    """Return the reason of an error of the system, in lower case."""
+    return (error.strerror or str(error) or type(error).__name__).lower()
+
+
 def counted(number: int, noun: str) -> str:
     """Count a noun: `1 value`, `2 values`."""
     return f"{number} {noun}" + ("" if number == 1 else "s")
@@ -351,12 +357,15 @@ _COLORS = {"error": "1;31", "warning": "1;33", "head": "1", "bar": "1;34", "seco
 def render(diagnostic: Diagnostic, *, color: bool = False) -> str:
     """Render a diagnostic as text: message, place, marked source lines, notes, help.
 
+    Control characters in names, source lines and messages are escaped.
+
     Args:
         diagnostic: The diagnostic.
         color: Whether to add ANSI colors.
     """
 
     def paint(text: str, style: str) -> str:
+        text = printable(text)
         return f"\x1b[{_COLORS[style]}m{text}\x1b[0m" if color and text else text
 
     severity = diagnostic.severity
@@ -372,7 +381,7 @@ def render(diagnostic: Diagnostic, *, color: bool = False) -> str:
         )
         first = next((mark[0] for mark in own if mark[2]), own[0][0])
         arrow = "-->" if source is marks[0][0].source else ":::"
-        out.append(" " * width + paint(arrow, "bar") + f" {source.name}:{first.line}:{first.column}")
+        out.append(" " * width + paint(arrow, "bar") + f" {printable(source.name)}:{first.line}:{first.column}")
         out.append(" " * width + paint(" |", "bar"))
         previous = 0
         for span, text, primary in own:
@@ -381,18 +390,19 @@ def render(diagnostic: Diagnostic, *, color: bool = False) -> str:
             if number != previous:
                 if previous and number > previous + 1:
                     out.append(paint("...", "bar"))
-                out.append(paint(f"{number:>{width}} |", "bar") + (f" {line}" if line.strip() else ""))
+                out.append(paint(f"{number:>{width}} |", "bar") + (f" {printable(line)}" if line.strip() else ""))
             previous = number
-            length = max(1, min(span.end - span.start, len(line) - span.column + 1))
+            before, marked = line[: span.column - 1], line[span.column - 1 :][: span.end - span.start]
             style = severity if primary else "second"
-            mark = ("^" if primary else "-") * length
+            mark = ("^" if primary else "-") * max(1, len(printable(marked)))
             caption = f" {text}" if text else ""
-            out.append(" " * width + paint(" |", "bar") + " " * span.column + paint(mark + caption, style))
+            indent = " " * (1 + len(printable(before)))
+            out.append(" " * width + paint(" |", "bar") + indent + paint(mark + caption, style))
     if not marks and diagnostic.file:
-        out.append(paint(" -->", "bar") + f" {diagnostic.file}")
+        out.append(paint(" -->", "bar") + f" {printable(diagnostic.file)}")
     tail = [*(("note", note) for note in diagnostic.notes), *([("help", diagnostic.help)] if diagnostic.help else [])]
     if tail and marks:
         out.append(" " * width + paint(" |", "bar"))
     for word, text in tail:
-        out.append(" " * width + paint(" =", "bar") + paint(f" {word}: ", "help") + text)
+        out.append(" " * width + paint(" =", "bar") + paint(f" {word}: ", "help") + printable(text))
     return "\n".join(out)

@@ -64,7 +64,8 @@ def restate(
 
 def same(a: Graph, b: Graph) -> bool:
     """Return True if two networks and their recipes are equal, wherever they are stated."""
-    recipe = a.recipe.model_copy(update={name: getattr(b.recipe, name) for name in ORIGINS})
+    data = a.recipe.data.model_copy(update={"base": b.recipe.data.base})
+    recipe = a.recipe.model_copy(update={**{name: getattr(b.recipe, name) for name in ORIGINS}, "data": data})
     return replace(a, model=b.model, recipe=recipe) == b
 
 

@@ -174,6 +174,9 @@ def unnamed_choice(reporter: Reporter, span: Span, table: Mapping[str, type[Decl
         if path != given:
             message = f"expected a path in quotes, found `{path}`"
             place = Span(span.source, span.end - len(path), span.end)
+        if path.startswith("/"):
+            help = f"use `--data folder:{path}`: a spec can only name a folder next to it"
+            return reporter.error("E0201", message, place, help=help)
         written = f'folder "{path}"'
     elif quoted:
         message = f"the name of {'an' if what[0] in 'aeiou' else 'a'} {what} is written without quotes"

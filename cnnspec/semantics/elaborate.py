@@ -61,7 +61,7 @@ class Elaborator:
         self.constants = ConstantEvaluator(context, expressions, arguments)
         self.files = FileDefiner(context, library, self.constants, arguments)
         self.bodies = BodyElaborator(context, expressions, arguments)
-        self.train = TrainReader(context, self.constants)
+        self.train = TrainReader(context, self.constants, library)
 
     # --- networks --------------------------------------------------------------------------------
 

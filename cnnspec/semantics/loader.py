@@ -6,10 +6,11 @@ Only files in the folder of the user's file and in the shipped folder are opened
 from __future__ import annotations
 
 import stat
+import sys
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from cnnspec.diagnostics import Reporter, Source, Span, did_you_mean, respell
+from cnnspec.diagnostics import Reporter, Source, Span, did_you_mean, reason_of, respell
 from cnnspec.limits import MAX_FILE_BYTES, MAX_FILES, MAX_WORDS
 from cnnspec.resources import resource
 from cnnspec.syntax import ast, count_words, parse
@@ -45,10 +46,7 @@ def read_text(path: Path, name: str, reporter: Reporter) -> str | None:
             code, problem = "E0212", f"`{name}` is not a regular file"
         else:
             with path.open("rb") as file:
-                data = file.read(MAX_FILE_BYTES + 1)
-            if b"\0" in data:
-                raise ValueError
-            return Source.plain(data.decode("utf-8-sig"))
+                return _decode(file.read(MAX_FILE_BYTES + 1))
     except FileNotFoundError:
         code, problem = "E0212", f"file `{name}` not found"
         near = (
@@ -58,11 +56,36 @@ def read_text(path: Path, name: str, reporter: Reporter) -> str | None:
         )
         help = near or "run `cnnspec list` to see the shipped networks"
     except ValueError:
-        code, problem, help = "E0107", f"`{name}` is not a UTF-8 text file", "save the spec as UTF-8 text"
+        _report_encoding(name, reporter)
+        return None
     except OSError as error:
-        code, problem = "E0212", f"cannot read `{name}`: {(error.strerror or str(error)).lower()}"
+        code, problem = "E0212", f"cannot read `{name}`: {reason_of(error)}"
     reporter.error(code, problem, file=name, help=help)
     return None
+
+
+def read_stdin(reporter: Reporter) -> str | None:
+    """Read the text of a spec from the standard input; returns None after an error, which is reported."""
+    try:
+        return _decode(sys.stdin.buffer.read(MAX_FILE_BYTES + 1))
+    except ValueError:
+        _report_encoding("-", reporter)
+        return None
+
+
+def _decode(data: bytes) -> str:
+    """Decode the bytes of a spec.
+
+    Raises:
+        ValueError: They are not text.
+    """
+    if b"\0" in data:
+        raise ValueError
+    return Source.plain(data.decode("utf-8-sig"))
+
+
+def _report_encoding(name: str, reporter: Reporter) -> None:
+    reporter.error("E0107", f"`{name}` is not a UTF-8 text file", file=name, help="save the spec as UTF-8 text")
 
 
 @lru_cache(maxsize=256)
@@ -85,6 +108,25 @@ def standard_block(name: str) -> tuple[ast.File, ast.Block] | None:
     return (file, block) if block else None
 
 
+def path_below(base: Path, path: str) -> Path | None:
+    """Return a path that a spec states, relative to its folder; None if it is absolute or leaves the folder.
+
+    Symbolic links are resolved.
+    """
+    if path.startswith("~") or PurePosixPath(path).is_absolute() or PureWindowsPath(path).anchor:
+        return None
+    found = base / path
+    return found if is_below(found, base) else None
+
+
+def is_below(path: Path, base: Path) -> bool:
+    """Return whether a path is in a folder, with symbolic links resolved."""
+    try:
+        return path.resolve().is_relative_to(base.resolve())
+    except (OSError, ValueError, RuntimeError):  # an invalid file name, or a cycle of links
+        return False
+
+
 class Library:
     """The files that one compilation reads.
 
@@ -93,6 +135,7 @@ class Library:
     """
 
     def __init__(self, folder: Path | None) -> None:
+        self._given = folder or Path()
         self._root = folder.resolve() if folder else None
         self._trees: dict[Path, ast.File | None] = {}
         self._folders: dict[str, Path] = {}
@@ -118,6 +161,13 @@ class Library:
         if file.source.shipped:
             return (shipped_folder() / file.source.name).parent
         return self._folders.get(file.source.name, self._root)
+
+    def base_of(self, file: ast.File) -> Path:
+        """Return the folder that other paths in a file are relative to, as the user wrote it."""
+        folder = self.folder_of(file)
+        if folder is None or self._root is None or not folder.is_relative_to(self._root):
+            return self._given
+        return self._given / folder.relative_to(self._root)
 
     def find(self, wanted: str, asking: ast.File, at: Span, reporter: Reporter) -> ast.File | None:
         """Return the tree of a file that another one names; None after an error, which is reported.

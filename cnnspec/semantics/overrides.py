@@ -105,7 +105,8 @@ def _with(recipe: Recipe, entry: str, value: Any) -> Recipe:
 
 def _argument(setting: Setting, kind: type[Declared], name: str, value: Any) -> Setting:
     given = plain(_fitting(value, kind.parameters[name], name))
-    return Setting(name=setting.name, args={**setting.args, name: given})
+    base = None if name == "path" else setting.base
+    return Setting(name=setting.name, args={**setting.args, name: given}, base=base)
 
 
 def _choice(table: Mapping[str, type[Declared]], entry: str, value: Any) -> Setting:

@@ -14,6 +14,7 @@ from cnnspec.schema import Declared, Word
 from cnnspec.semantics.argument_hints import report_percents
 from cnnspec.semantics.constants import ConstantEvaluator
 from cnnspec.semantics.context import Context
+from cnnspec.semantics.loader import Library, path_below
 from cnnspec.semantics.recipe_rules import Contradiction, impossible
 from cnnspec.semantics.scope import FileScope
 from cnnspec.syntax import ast
@@ -26,9 +27,10 @@ class TrainReader:
         entries: The entries without errors, by their word.
     """
 
-    def __init__(self, context: Context, constants: ConstantEvaluator) -> None:
+    def __init__(self, context: Context, constants: ConstantEvaluator, library: Library) -> None:
         self.context = context
         self.constants = constants
+        self.library = library
         self.entries: dict[str, ast.Entry] = {}
 
     def read(self, statement: ast.Train, scope: FileScope) -> Recipe:
@@ -85,12 +87,27 @@ class TrainReader:
         chosen: list[Setting] = []
         for call in entry.calls:
             try:
-                chosen.append(self.constants.choice(_named(call, entry.word), CHOICES[entry.word], what, scope))
+                named = _named(call, entry.word)
+                setting = self.constants.choice(named, CHOICES[entry.word], what, scope)
+                chosen.append(self._located(setting, named, scope) if "path" in setting.args else setting)
             except Reported:
                 pass
         if len(chosen) < len(entry.calls):
             raise Reported
         return tuple(chosen) if entry.word == "augment" else chosen[0]
+
+    def _located(self, setting: Setting, call: ast.Call, scope: FileScope) -> Setting:
+        """Return a setting with the folder that its path is relative to.
+
+        Raises:
+            Reported: The path leaves the folder of the spec.
+        """
+        base, path = self.library.base_of(scope.file), str(setting.args["path"])
+        if path_below(base, path) is not None:
+            return setting.model_copy(update={"base": str(base)})
+        span = spans_of_values(call, CHOICES["data"][setting.name]).get("path", call.span)
+        help = f"move the images to the folder of the spec, or use `--data {setting.name}:{path}`"
+        raise self.context.reporter.error("E0218", f"`{path}` is outside the folder of the spec", span, help=help)
 
     def _scalar(self, entry: ast.Entry, scope: FileScope) -> Any:
         """Read an entry of one value, `epochs 180`."""

@@ -256,8 +256,11 @@ def _in_entry(at: Place) -> Explanation | None:
     path = re.match(r"[~./\\A-Za-z][\w./\\:~-]*", at.rest)
     if path and re.search(r"\bfolder[ \t]+$", at.before):
         edit = (at.at, at.at + path.end(), f'"{path.group()}"')
-        fix = at.fix(f"write `{edit[2]}`", edit, certain=True)
         message = f"expected a path in quotes, found `{path.group()}`"
+        if path.group()[0] in "~/":
+            help = f"use `--data folder:{path.group()}`: a spec can only name a folder next to it"
+            return Explanation(help, [], at.span(*edit[:2]), message)
+        fix = at.fix(f"write `{edit[2]}`", edit, certain=True)
         return Explanation(fix.help, [fix], at.span(*edit[:2]), message)
     return None
 

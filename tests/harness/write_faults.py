@@ -43,7 +43,7 @@ from harness.runs import TINY
 SPEC = (
     TINY.replace("classes 10", "classes 2")
     + """train {
-    data      folder "../images"
+    data      folder "images"
     optimizer sgd lr=0.1 momentum=0.9
     batch     4
     epochs    1
@@ -256,7 +256,8 @@ def train(folder: Path, *options: str, number: int = 0, fault: str = "") -> tupl
 def new_folder(folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    (folder / "tiny.cnn").write_text(SPEC.replace('"../images"', f'path="{folder.parent / "images"}"'))
+    shutil.copytree(folder.parent / "images", folder / "images")
+    (folder / "tiny.cnn").write_text(SPEC)
     return folder
 
 

@@ -602,3 +602,30 @@ def test_subsets_always_have_the_same_images(tmp_path: Path) -> None:
     assert part.mean == whole.mean
     with pytest.raises(CnnspecError, match="`train=6000` exceeds"):
         load_data(graph, Setting.of(FashionMini(val=100, train=6000)), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashion_mnist", "mnist"])
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_plan_lists_what_would_be_downloaded(name: str, offline: bool, tmp_path: Path):
+    from cnnspec.training.runs.options import TrainOptions
+    from cnnspec.training.runs.plan import plan, plan_lines
+
+    channels, classes = (3 if "cifar" in name else 1), (100 if name == "cifar100" else 10)
+    text = f"input {channels}x8x8\nhead global_avgpool | flatten | linear {classes}\ntrain {{ data {name} }}"
+    planned = plan(loads(text, name="net.cnn"), TrainOptions(data_dir=tmp_path, offline=offline))
+    assert all(file["url"].startswith("http") and file["bytes"] > 1000 for file in planned["data"]["downloads"])
+    assert planned["data"]["state"] == ("not found" if offline else "not found, will be downloaded")
+    assert all(any(file["url"] in line for line in plan_lines(planned)) for file in planned["data"]["downloads"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_lists_weights_that_would_be_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from cnnspec import load
+    from cnnspec.training.runs.options import TrainOptions
+    from cnnspec.training.runs.plan import plan, plan_lines
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    options = TrainOptions(data_dir=tmp_path, weights="torchvision:DEFAULT")
+    planned = plan(load("resnet18", classes=10), options)
+    assert planned["weights"]["downloads"][0]["url"] in "\n".join(plan_lines(planned))
+    assert list(tmp_path.iterdir()) == []

@@ -457,8 +457,10 @@ def test_workers_that_die_repeatedly_end_the_run_with_a_saved_state(
                 shade = (number * 5 + (kind == "b") * 120) % 256
                 image = Image.new("L", (28, 28), shade)
                 image.save(tmp_path / "images" / part / kind / f"{number}.png")
-    text = NETWORK.replace("RECIPE", "").replace("fashion_mini val=2000", f'folder path="{tmp_path / "images"}"')
-    graph = loads(text.replace("classes 10", "classes 2").replace("batch     250", "batch     10"), name="tiny.cnn")
+    text = NETWORK.replace("RECIPE", "").replace("fashion_mini val=2000", 'folder "images"')
+    text = text.replace("classes 10", "classes 2").replace("batch     250", "batch     10")
+    (tmp_path / "tiny.cnn").write_text(text)
+    graph = load(tmp_path / "tiny.cnn")
     monkeypatch.setattr("cnnspec.training.runs.train.default_workers", lambda: 1)
     monkeypatch.setattr("cnnspec.training.loop.evaluate.default_workers", lambda: 0)
     whole = run(graph, seed=8)

@@ -429,7 +429,9 @@ FOLDER = SPEC.replace("fashion_mini val=100 train=200 test=100", "folder path=PA
 
 
 def folder_spec(path: Path) -> Graph:
-    return loads(FOLDER.replace("PATH", f'"{path}"'), name="tiny.cnn")
+    spec = path.parent / "tiny.cnn"
+    spec.write_text(FOLDER.replace("PATH", f'"{path.name}"'))
+    return load(spec)
 
 
 def edit_remove(folder: Path) -> list[str]:

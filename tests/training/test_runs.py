@@ -29,7 +29,7 @@ from cnnspec.training.data.batches import EpochBatches
 from cnnspec.training.data.datasets import load_data
 from cnnspec.training.loop.journal import read_journal
 from cnnspec.training.runs.folder import RunFolder
-from cnnspec.training.runs.json_files import model_from_json
+from cnnspec.training.runs.json_files import read_model
 from cnnspec.training.runs.listing import list_runs
 from cnnspec.training.runs.lookup import stored_runs
 
@@ -74,7 +74,7 @@ def test_a_run_writes_all_files_into_its_folder(run: Callable[..., Result], tmp_
     assert {"cnnspec", "torch", "python"} <= stored["versions"].keys()
     assert Recipe.model_validate(stored["recipe"]) == graph.recipe
     assert (result.folder / "spec.cnn").read_text() == graph.text
-    assert model_from_json((result.folder / "model.json").read_text()) == graph.model
+    assert read_model(result.folder) == graph.model
     assert (stored["format_version"], json.loads((result.folder / "model.json").read_text())["format_version"]) == (
         1,
         1,
@@ -459,8 +459,9 @@ def test_files_of_another_format_version_are_an_error(tmp_path: Path, name: str)
     assert (code(error), error.value.diagnostics[0].file) == ("E0506", str(path))
     if name == "result.json":
         assert list_runs(tmp_path)[0]["state"] == "unsupported"
-        with pytest.raises(CnnspecError, match="unsupported file format"):
-            stored_runs(tmp_path)
+        skipped: list[CnnspecError] = []
+        assert stored_runs(tmp_path, skipped.append) == []
+        assert "unsupported file format" in str(skipped[0])
 
 
 def test_a_plan_is_what_a_run_uses_and_writes_nothing(run: Callable[..., Result], tmp_path: Path):

@@ -10,14 +10,17 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, Literal
+from urllib.parse import urlparse
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cnnspec.diagnostics import CnnspecError, did_you_mean, failure, one_line
+from cnnspec.files import check_pickled_tensors, open_regular
 from cnnspec.ir import Graph
 
 Match = Literal["name", "order"]
@@ -31,20 +34,62 @@ _COUNTER = "num_batches_tracked"
 _SHOWN = 5
 
 
-def _load_pickled(path: Path) -> Any:
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
+def load_pickled(file: IO[bytes], size: int) -> Any:
+    """Read a file of `torch.save`. Only tensors and plain values are unpickled.
+
+    Args:
+        file: The file, at its start.
+        size: Its size in bytes.
+
+    Raises:
+        Exception: The file is damaged or hostile, in one of many ways.
+    """
+    check_pickled_tensors(file, size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the file's pickle protocol
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _load_state_dict(path: Path) -> Any:
+    with open_regular(path, sys.maxsize, "E0505") as file:
+        assert file is not None
+        loaded = load_pickled(file, os.fstat(file.fileno()).st_size)
     return loaded["state_dict"] if isinstance(loaded, Mapping) and "state_dict" in loaded else loaded
 
 
 _READERS: dict[str, Callable[[Path], Any]] = {
-    ".ckpt": _load_pickled,
-    ".pt": _load_pickled,
-    ".pth": _load_pickled,
+    ".ckpt": _load_state_dict,
+    ".pt": _load_state_dict,
+    ".pth": _load_state_dict,
     ".safetensors": lambda path: load_file(path),
 }
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+"""The types of weights. Integers are quantized values, which have no meaning without their scale."""
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+"""The types of counters."""
 
 
-def read_weights(source: str | os.PathLike[str], match: Match = "name", graph: Graph | None = None) -> Weights:
+def weights_file(source: str | os.PathLike[str]) -> Path:
+    """Return the path of a weights file.
+
+    Raises:
+        CnnspecError: E0505 if it does not exist, or does not have the extension of one.
+    """
+    path = Path(source)
+    if path.suffix.lower() not in _READERS:
+        endings = ", ".join(f"`{known}`" for known in _READERS)
+        message = f"`{path.name}` does not have the extension of a weights file"
+        raise failure("E0505", message, file=str(path), help=f"use a file with {endings}")
+    with open_regular(path, sys.maxsize, "E0505") as file:
+        if file is None:
+            help = "check the path; a run stores its weights in `checkpoints/best.safetensors`"
+            raise failure("E0505", "weights file not found", file=str(path), help=help)
+    return path
+
+
+def read_weights(
+    source: str | os.PathLike[str], match: Match = "name", graph: Graph | None = None, *, offline: bool = False
+) -> Weights:
     """Read the tensors of a file by their keys, in the order of the file.
 
     Args:
@@ -52,33 +97,27 @@ def read_weights(source: str | os.PathLike[str], match: Match = "name", graph: G
             `torchvision:DEFAULT` or `torchvision:IMAGENET1K_V2`, the published weights of `graph`.
         match: How `load_weights` will match them.
         graph: The network that will load them.
+        offline: Never download.
 
     Raises:
         CnnspecError: E0505 if the file is missing or broken or contains anything but tensors, or if torchvision cannot
             provide the weights. E0504 if they are to be matched by order and the file does not keep it.
     """
     if graph is not None and str(source).startswith(PUBLISHED):
-        return _published(graph, str(source).removeprefix(PUBLISHED))
-    path = Path(source)
+        return _read_published(graph, str(source).removeprefix(PUBLISHED), offline)
+    path = weights_file(source)
     ending = path.suffix.lower()
 
     def refusal(message: str, help: str, *, code: str = "E0505", notes: Sequence[str] = ()) -> CnnspecError:
         return failure(code, message, notes=notes, file=str(path), help=help)
 
-    if ending not in _READERS:
-        endings = ", ".join(f"`{known}`" for known in _READERS)
-        raise refusal(f"`{path.name}` does not have the extension of a weights file", f"use a file with {endings}")
-    if not path.is_file():
-        raise refusal(
-            "weights file not found", "check the path; a run stores its weights in `checkpoints/best.safetensors`"
-        )
     if match == "order" and ending == ".safetensors":
         help = "use `--match name`, or a `.ckpt` or `.pt` file"
         raise refusal("safetensors files do not keep the order of tensors", help, code="E0504")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the file's pickle protocol
-            loaded = _READERS[ending](path)
+        loaded = _READERS[ending](path)
+    except CnnspecError:
+        raise
     except Exception as error:  # noqa: BLE001 - a broken or hostile file fails in many ways
         reason = f"{type(error).__name__}: {one_line(error)}"
         help = "use a file that contains a `state_dict` of tensors and nothing else"
@@ -89,11 +128,49 @@ def read_weights(source: str | os.PathLike[str], match: Match = "name", graph: G
     ):
         help = "save the weights with `torch.save(module.state_dict(), PATH)`"
         raise refusal("the file does not contain a `state_dict` of tensors", help)
+    for key, tensor in loaded.items():
+        if (what := unusual(tensor)) is not None:
+            help = "save the weights of an ordinary network with `torch.save(module.state_dict(), PATH)`"
+            raise refusal("the file contains a tensor that is not a weight", help, notes=[f"`{key}` is {what}"])
     return dict(loaded)
 
 
-def _published(graph: Graph, tag: str) -> Weights:
-    """Return the weights that torchvision publishes for the network of this name, verified by their hash."""
+def unusual(tensor: Tensor) -> str | None:
+    """Return what distinguishes a value from a dense tensor in memory, or None."""
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_nested:
+        return "nested" if tensor.is_nested else f"a `{type(tensor).__name__}`"
+    if tensor.device.type != "cpu":
+        return f"on the device `{tensor.device}`, without values"
+    if tensor.layout != torch.strided:
+        return f"sparse (`{tensor.layout}`)"
+    if tensor.is_quantized or tensor.dtype not in (*FLOATS, *INTEGERS, torch.bool):
+        return f"of the type `{tensor.dtype}`"
+    return None
+
+
+@dataclass(frozen=True)
+class Published:
+    """Weights that torchvision publishes.
+
+    Attributes:
+        url: Their address.
+        file: The file in torch's cache that they are downloaded to.
+        megabytes: The size of the file in MB.
+        member: The member of torchvision's enumeration.
+    """
+
+    url: str
+    file: Path
+    megabytes: float
+    member: Any
+
+
+def find_published(graph: Graph, tag: str) -> Published:
+    """Return the weights that torchvision publishes for the network of this name.
+
+    Raises:
+        CnnspecError: E0505 if there are none.
+    """
     from torchvision import models
 
     try:
@@ -107,16 +184,35 @@ def _published(graph: Graph, tag: str) -> Weights:
     if tag not in known.__members__:
         help = f"use one of {', '.join(f'`{PUBLISHED}{name}`' for name in known.__members__)}"
         raise failure("E0505", f"torchvision has no pretrained weights `{tag}` for `{graph.name}`", help=help)
+    member: Any = known[tag]
+    file = Path(torch.hub.get_dir(), "checkpoints", PurePosixPath(urlparse(member.url).path).name)
+    return Published(member.url, file, float(member.meta["_file_size"]), member)
+
+
+def _read_published(graph: Graph, tag: str, offline: bool) -> Weights:
+    """Return the weights that torchvision publishes, verified by their hash when they are downloaded."""
+    from torchvision import models
+
+    found = find_published(graph, tag)
+    if offline and not found.file.is_file():
+        raise failure(
+            "E0505",
+            f"the pretrained weights `{tag}` of `{graph.name}` are not in `{found.file.parent}`,"
+            " and `--offline` prevents the download",
+            notes=[f"{found.url}, {found.megabytes:,.1f} MB"],
+            help="remove `--offline`, or pass a file with `--weights FILE`",
+        )
     heads = {"aux_logits": True} if graph.aux else {}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the initialization of the other weights
-            reference = models.get_model(graph.name, weights=known[tag], progress=sys.stderr.isatty(), **heads)
-    except (OSError, RuntimeError, ValueError) as error:
+            reference = models.get_model(graph.name, weights=found.member, progress=sys.stderr.isatty(), **heads)
+    except Exception as error:  # noqa: BLE001 - the network and a damaged file fail in many ways
         raise failure(
             "E0505",
             f"cannot load the pretrained weights `{tag}` of `{graph.name}` from torchvision",
             notes=[f"{type(error).__name__}: {one_line(error)}"],
+            file=str(found.file) if found.file.exists() else None,
             help="check the internet connection (they are downloaded once), or pass a file with `--weights FILE`",
         ) from None
     return dict(reference.state_dict())
@@ -183,7 +279,10 @@ def _by_name(own: Weights, given: Weights, file: str | None, reinit: Sequence[st
             file,
             "if only the names differ, use `--match order`",
         )
-    wrong = [(key, key) for key in own if own[key].shape != stripped[key].shape]
+    wrong = [(key, key) for key in own if not _fits(own[key], stripped[key])]
+    if wrong and all(own[key].shape == stripped[key].shape for key, _ in wrong):
+        message, help = f"{len(wrong)} tensors have the wrong type", "use weights that are not quantized"
+        raise _mismatch(message, own, stripped, wrong, file, help)
     if wrong:
         module = wrong[0][0].rpartition(".")[0]
         help = f"use `--reinit {module}` to initialize this module at random" if len(wrong) < 3 else None
@@ -197,17 +296,12 @@ def _by_order(own: Weights, given: Weights, file: str | None) -> Weights:
     if not any(key.endswith(_COUNTER) for key in theirs):
         ours = [key for key in ours if not key.endswith(_COUNTER)]
     wrong = [
-        (a, b)
-        for a, b in itertools.zip_longest(ours, theirs)
-        if a is None
-        or b is None
-        or own[a].shape != given[b].shape
-        or own[a].is_floating_point() != given[b].is_floating_point()
+        (a, b) for a, b in itertools.zip_longest(ours, theirs) if a is None or b is None or not _fits(own[a], given[b])
     ]
     if wrong:
         raise _mismatch(
             f"the network has {len(ours)} tensors, the file has {len(theirs)},"
-            f" and {len(wrong)} positions differ in shape",
+            f" and {len(wrong)} positions differ in shape or type",
             own,
             given,
             wrong,
@@ -215,6 +309,11 @@ def _by_order(own: Weights, given: Weights, file: str | None) -> Weights:
             "use `--match name`, or a file with the same shapes in the same order",
         )
     return {a: given[b] for a, b in zip(ours, theirs, strict=True)}
+
+
+def _fits(own: Tensor, given: Tensor) -> bool:
+    """Return whether a tensor of a file has the shape and a type of a tensor of the network."""
+    return own.shape == given.shape and given.dtype in (FLOATS if own.is_floating_point() else INTEGERS)
 
 
 def _mismatch(
@@ -226,7 +325,10 @@ def _mismatch(
     help: str | None,
 ) -> CnnspecError:
     def show(key: str | None, tensors: Weights) -> str:
-        return f"`{key}` {list(tensors[key].shape)}" if key is not None else "none"
+        if key is None:
+            return "none"
+        kind = "" if tensors[key].dtype in FLOATS else f" {str(tensors[key].dtype).removeprefix('torch.')}"
+        return f"`{key}` {list(tensors[key].shape)}{kind}"
 
     notes = [f"network: {show(a, own)}, file: {show(b, given)}" for a, b in pairs[:_SHOWN]]
     if len(pairs) > _SHOWN:

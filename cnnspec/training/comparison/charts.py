@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
+from cnnspec.diagnostics import printable
 from cnnspec.training.comparison.table import Row, Statistic
 
 SERIES = 8
@@ -152,4 +153,4 @@ def _svg(chart: Figure, description: str, prefix: str) -> Markup:
     svg = re.sub(r"font: ([0-9.]+px)[^;\"]*", r"font: \1 inherit; font-size: \1", svg)
     svg = svg.replace(_INK, "currentColor").replace(_GRID, "var(--line)")
     svg = re.sub(r"#a0b0c([0-7])", lambda match: f"var(--s{match.group(1)})", svg)
-    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1))
+    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{escape(printable(description))}"', 1))

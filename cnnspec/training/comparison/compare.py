@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from cnnspec.backends.torch.module import to_module
-from cnnspec.diagnostics import CnnspecError, failure
+from cnnspec.diagnostics import CnnspecError, failure, reason_of
 from cnnspec.ir import Graph
 from cnnspec.training.comparison.candidates import Candidate, Grid, candidates_from_runs, folder_name, make_candidates
 from cnnspec.training.comparison.report import render
@@ -28,8 +28,8 @@ from cnnspec.training.data.datasets import DatasetCache
 from cnnspec.training.loop.checkpoints import write_atomically
 from cnnspec.training.loop.optimizers import optimizer_for
 from cnnspec.training.loop.signals import StopHandler, Stopped
-from cnnspec.training.runs.folder import write_error
-from cnnspec.training.runs.json_files import read_result, with_version
+from cnnspec.training.runs.folder import is_number, write_error
+from cnnspec.training.runs.json_files import read_comparison, with_version
 from cnnspec.training.runs.locks import LOCK, acquire, is_locked
 from cnnspec.training.runs.lookup import DIVERGED, StoredRun, epoch_rows, stored_runs
 from cnnspec.training.runs.options import TrainOptions
@@ -121,13 +121,18 @@ def compare(
     def log(text: str, style: str | None = None) -> None:
         print_line(console, text, style)
 
-    reused = [found for folder in runs for found in stored_runs(Path(folder)) if found.finished]
+    damaged: list[CnnspecError] = []
+    reused = [found for folder in runs for found in stored_runs(Path(folder), damaged.append) if found.finished]
+    if not specs and not reused and damaged:
+        raise CnnspecError(diagnostic for error in damaged for diagnostic in error.diagnostics)
+    for error in damaged:
+        log_skipped(error, log)
     candidates = make_candidates(specs, grid or {}, options, log) if specs else candidates_from_runs(reused, runs)
     folder = Path(out) if out is not None else Path("comparisons") / folder_name(candidates)
     with _locked(folder), StopHandler(lambda text: log(text, "yellow")) as stop:
         _remove_unstarted(folder / "runs")
         own = replace(options, out=folder / "runs", devices=1, console=console)
-        work = _ComparisonRuns(candidates, seeds if specs else 0, reused, folder, own)
+        work = _ComparisonRuns(candidates, seeds if specs else 0, reused, folder, own, log)
         code = work.train_all(log, stop)
         rows = tuple(work.row(candidate, target) for candidate in candidates)
         failed = any(row.failed for row in rows)
@@ -136,7 +141,8 @@ def compare(
         try:
             done.write()
             if state != "interrupted":
-                write_atomically(folder / REPORT, render(candidates, rows, folder, target, own.data_dir).encode())
+                page = render(candidates, rows, folder, target, own.data_dir, own.data, stored=not specs)
+                write_atomically(folder / REPORT, page.encode())
         except OSError as error:
             if error.errno is None:
                 raise
@@ -144,22 +150,34 @@ def compare(
     return done
 
 
+def log_skipped(error: CnnspecError, log: Log) -> None:
+    """Log that a file is left out because it cannot be read."""
+    found = error.diagnostics[0]
+    log(f"{found.file} is left out: {'; '.join([found.message, *found.notes])}")
+
+
 class _ComparisonRuns:
     """The runs of a comparison, existing and missing."""
 
     def __init__(
-        self, candidates: list[Candidate], seeds: int, reused: list[StoredRun], folder: Path, options: TrainOptions
+        self,
+        candidates: list[Candidate],
+        seeds: int,
+        reused: list[StoredRun],
+        folder: Path,
+        options: TrainOptions,
+        log: Log,
     ) -> None:
         self.candidates, self.seeds, self.folder, self.options = candidates, seeds, folder, options
         self._reused: dict[str, dict[int, StoredRun]] = {}
         for found in reused:
             self._reused.setdefault(found.key, {}).setdefault(found.seed, found)
         self._own: dict[tuple[str, int], StoredRun] = {}
-        self._scan()
+        self._scan(lambda error: log_skipped(error, log))
 
-    def _scan(self) -> None:
+    def _scan(self, skipped: Callable[[CnnspecError], None] = lambda error: None) -> None:
         """Read the runs in the folder. Among duplicates, keep one that is done, or the latest."""
-        for found in stored_runs(self.folder / "runs"):
+        for found in stored_runs(self.folder / "runs", skipped):
             previous = self._own.get((found.key, found.seed))
             if previous is None or not previous.done:
                 self._own[found.key, found.seed] = found
@@ -257,8 +275,11 @@ class _ComparisonRuns:
 
     def _log_changes(self, log: Log) -> None:
         """Log which networks have changed since the last comparison in this folder."""
-        previous: Any = read_result(self.folder, RESULT).get("rows", [])
-        keys = {row.get("label"): row.get("key") for row in previous if isinstance(row, dict)}
+        try:
+            keys = read_comparison(self.folder / RESULT)
+        except CnnspecError as error:
+            log_skipped(error, log)
+            return
         for candidate in self.candidates:
             if keys.get(candidate.label, candidate.key) != candidate.key:
                 log(
@@ -297,7 +318,7 @@ def _locked(folder: Path) -> Iterator[None]:
             "E0506", "the comparison folder is in use by another process", file=str(folder), help=help
         ) from None
     except OSError as error:
-        why = f"cannot create the comparison folder: {(error.strerror or str(error)).lower()}"
+        why = f"cannot create the comparison folder: {reason_of(error)}"
         place = str(error.filename or folder / LOCK)
         raise failure("E0506", why, file=place, help="choose another folder with `--out`") from None
     try:
@@ -311,5 +332,5 @@ def _remove_unstarted(runs: Path) -> None:
     """Delete runs that were killed before they had a result, so that the numbering has no gaps."""
     for path in runs.glob("*/*"):
         begun = (path / "result.json").exists() or any((path / "checkpoints").glob("*"))
-        if path.name.isdigit() and not begun and not is_locked(path / LOCK):
+        if is_number(path.name) and not begun and not is_locked(path / LOCK):
             shutil.rmtree(path, ignore_errors=True)

@@ -15,7 +15,8 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as V
 
 from cnnspec.analysis.diff import compare
-from cnnspec.diagnostics import CnnspecError
+from cnnspec.diagnostics import CnnspecError, printable
+from cnnspec.recipe import Setting
 from cnnspec.training.comparison.candidates import Candidate
 from cnnspec.training.comparison.charts import SERIES, cost_chart, curve_chart, format_short
 from cnnspec.training.comparison.table import Row, columns, notes
@@ -54,7 +55,14 @@ class Misclassified:
 
 
 def render(
-    candidates: Sequence[Candidate], rows: Sequence[Row], folder: Path, target: float | None, data_dir: Path
+    candidates: Sequence[Candidate],
+    rows: Sequence[Row],
+    folder: Path,
+    target: float | None,
+    data_dir: Path,
+    data: Setting | None = None,
+    *,
+    stored: bool = False,
 ) -> str:
     """Render the page.
 
@@ -64,10 +72,13 @@ def render(
         folder: The folder of the comparison.
         target: The accuracy up to which time was measured.
         data_dir: The directory of data sets, for the images. Nothing is downloaded.
+        data: The data set that the user named.
+        stored: Whether the recipes come from run folders. A folder of images that they name is only read if it is
+            below the current folder, or if `data` is this folder.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        finalize=_visible, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["short"] = format_short
     accuracy = "test_acc" if any(row.statistic("test_acc") for row in rows) else "val_acc"
@@ -80,7 +91,10 @@ def render(
         cost_chart(rows, "macs", accuracy, "MACs", "c4"),
     ]
     datasets = DatasetCache(data_dir, offline=True)
-    details = [_details(candidate, row, folder, datasets) for candidate, row in zip(candidates, rows, strict=True)]
+    details = [
+        _details(candidate, row, folder, datasets, _readable_data(candidate.recipe.data, data) if stored else None)
+        for candidate, row in zip(candidates, rows, strict=True)
+    ]
     return environment.get_template("report.html.j2").render(
         rows=rows,
         columns=columns(target),
@@ -97,14 +111,31 @@ def render(
     )
 
 
-def _details(candidate: Candidate, row: Row, folder: Path, datasets: DatasetCache) -> dict[str, Any]:
+def _visible(value: Any) -> Any:
+    """Escape control characters of a value in the page. Charts are Markup and stay as they are."""
+    return printable(value, keep="\n\t") if type(value) is str else value
+
+
+def _readable_data(stored: Setting, given: Setting | None) -> Setting:
+    """Return the data set of a run folder, which may come from somebody else, restricted to the current folder."""
+    path = stored.args.get("path")
+    if path is None or (given is not None and given.args.get("path") == path):
+        return stored
+    return stored.model_copy(
+        update={"base": ".", "args": {**stored.args, "path": str(Path(stored.base or "", str(path)))}}
+    )
+
+
+def _details(
+    candidate: Candidate, row: Row, folder: Path, datasets: DatasetCache, setting: Setting | None
+) -> dict[str, Any]:
     """Return the details of one network for the page."""
     files = [read_predictions(folder / run.folder) for run in row.finished if run.folder is not None]
     split = "test" if any("test" in splits for splits in files) else "val"
     classes = candidate.graph.output_shape[0]
     predictions = _comparable([splits[split] for splits in files if split in splits], classes)
     try:
-        data = datasets.load(candidate.graph, candidate.recipe.data)
+        data = datasets.load(candidate.graph, setting or candidate.recipe.data)
     except CnnspecError:  # the data set was moved or deleted
         data = None
     names = data.names if data is not None and data.names else [str(n) for n in range(classes)]

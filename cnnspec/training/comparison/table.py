@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from cnnspec.diagnostics import printable, printable_line
+
 FORMATS = ("text", "markdown", "csv", "json")
 NOT_AVERAGED = ("label", "seeds", "parameters", "macs")
 """Columns that are not means over seeds."""
@@ -245,11 +247,11 @@ def format_text(rows: Sequence[Row], target: float | None, width: int = 120) -> 
     for column in shown:
         table.add_column(column.title, justify="right" if column.number else "left", no_wrap=column.number)
     for row in rows:
-        table.add_row(*(Text(column.cell(row)) for column in shown))
+        table.add_row(*(Text(printable_line(column.cell(row))) for column in shown))
     text = io.StringIO()
     Console(file=text, width=width, highlight=False).print(table)
     lines = [line.rstrip() for line in text.getvalue().splitlines()]
-    return "\n".join([*(line for line in lines if line), *(note.text for note in notes(rows))]) + "\n"
+    return "\n".join([*(line for line in lines if line), *(printable_line(note.text) for note in notes(rows))]) + "\n"
 
 
 class Note(NamedTuple):
@@ -288,7 +290,7 @@ def format_markdown(rows: Sequence[Row], target: float | None) -> str:
 
 def _escape_markdown(text: str) -> str:
     """Escape a text for Markdown."""
-    return "".join(f"\\{letter}" if letter in "\\`*_[]<>|#" else letter for letter in " ".join(text.split()))
+    return "".join(f"\\{letter}" if letter in "\\`*_[]<>|#" else letter for letter in printable(text))
 
 
 def format_csv(rows: Sequence[Row], target: float | None) -> str:
@@ -305,7 +307,7 @@ def format_csv(rows: Sequence[Row], target: float | None) -> str:
         for line, row in zip(lines, rows, strict=True):
             value = column.value(row)
             if column.name in NOT_AVERAGED:
-                line.append(value)
+                line.append(printable_line(value) if isinstance(value, str) else value)
             else:
                 line += [value.mean, value.std, value.count] if value else [None, None, 0]
     writer.writerow(head)

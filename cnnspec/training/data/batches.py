@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cnnspec.diagnostics import CnnspecError, failure, one_line
+from cnnspec.diagnostics import CnnspecError, echo, failure, one_line
 from cnnspec.recipe import Recipe
 from cnnspec.training.data.augment import Preprocess
 from cnnspec.training.data.datasets import ImageData, Images
@@ -103,7 +103,7 @@ class EpochBatches(Dataset[Batch]):
                         notes=[one_line(error)],
                         help="check for a corrupt image file or too little memory, then resume with `--resume`",
                     ) from None
-                print("a data loader worker died; its batches are loaded again", file=sys.stderr)
+                echo("a data loader worker died; its batches are loaded again", file=sys.stderr)
 
     def _iterate_workers(self, number: int) -> Iterator[Batch | CnnspecError]:
         previous = signal.getsignal(signal.SIGCHLD) if _HAS_SIGCHLD else None

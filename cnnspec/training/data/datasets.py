@@ -23,7 +23,7 @@ from cnnspec.ir import Graph
 from cnnspec.recipe import DATA_SETS, Setting
 from cnnspec.semantics.recipe_rules import no_classifier, nothing_left, other_classes, refuse, too_few
 from cnnspec.training.data.download import RawImages, torchvision_set
-from cnnspec.training.data.folders import LAYOUT, Entry, list_images
+from cnnspec.training.data.folders import LAYOUT, Entry, data_path, list_images
 from cnnspec.training.data.identity import Inventory, identify_arrays, identify_folder
 from cnnspec.training.data.images import read_image
 from cnnspec.training.data.preprocessing import Statistics
@@ -197,8 +197,9 @@ def load_data(
     _check_classes(graph, setting.name, DATA_SETS[setting.name].classes or expected, expected)
     channels = graph.input_shape[0]
     if setting.name == "folder":
-        path, fraction = Path(str(setting.args["path"])), setting.args["val"]
-        return _load_folder(graph, path, fraction, channels, expected, verify, examine, classes)  # type: ignore[arg-type]
+        path, base = data_path(setting)
+        fraction = setting.args["val"]
+        return _load_folder(graph, path, base, fraction, channels, expected, verify, examine, classes)  # type: ignore[arg-type]
     load, names = SOURCES[setting.name], CLASS_NAMES.get(setting.name, ())
     raw = {split: load(data_dir, offline, split == "train") for split in ("train", "test")}
     arrays = {split: (found.images, found.labels) for split, found in raw.items()}
@@ -312,6 +313,7 @@ def statistics(groups: Sequence[Tensor] | Iterator[Tensor]) -> tuple[tuple[float
 def _load_folder(
     graph: Graph,
     path: Path,
+    base: Path | None,
     val_fraction: float,
     channels: int,
     expected: int,
@@ -319,8 +321,8 @@ def _load_folder(
     examine: Examine,
     classes: Sequence[str] | None,
 ) -> ImageData:
-    listing = list_images(path, classes or None)
-    inventory = identify_folder(path.expanduser(), listing, verify=verify)
+    listing = list_images(path, classes or None, base=base)
+    inventory = identify_folder(path, listing, verify=verify)
     examine(inventory)
     # before any image is opened
     _check_classes(graph, str(path), len(listing.classes), expected)

@@ -16,7 +16,8 @@ import numpy as np
 from torchvision import datasets
 from torchvision.datasets.utils import download_url
 
-from cnnspec.diagnostics import CnnspecError, failure, one_line
+from cnnspec.diagnostics import CnnspecError, echo, failure, one_line
+from cnnspec.files import open_regular
 from cnnspec.recipe import DATA_SETS
 
 _CLASSES: dict[str, Any] = {
@@ -25,8 +26,17 @@ _CLASSES: dict[str, Any] = {
     "fashion_mnist": datasets.FashionMNIST,
     "mnist": datasets.MNIST,
 }
+_SIZES = {
+    "cifar10": (170_498_071,),
+    "cifar100": (169_001_437,),
+    "fashion_mnist": (26_421_880, 29_515, 4_422_102, 5_148),
+    "mnist": (9_912_422, 28_881, 1_648_877, 4_542),
+}
+"""The sizes of the files to download, in bytes."""
 TIMEOUT = 30.0
 """The timeout of a connection without data, in seconds."""
+MAX_DATA_FILE_BYTES = 256 << 20
+"""The maximum size of one file of a data set, in bytes. The largest has 170 MB."""
 MAX_UNPACKED_BYTES = 1 << 30
 """The maximum unpacked size of an archive, in bytes. The largest data set has 190 MB."""
 
@@ -39,6 +49,13 @@ class RawImages:
     labels: np.ndarray
 
 
+def downloads(name: str) -> list[tuple[str, int]]:
+    """Return the address and the size in bytes of each file of a data set."""
+    kind = _CLASSES[name]
+    urls = [kind.url] if hasattr(kind, "url") else [f"{kind.mirrors[0]}{file}" for file, _ in kind.resources]
+    return list(zip(urls, _SIZES[name], strict=True))
+
+
 def torchvision_set(name: str, data_dir: Path, offline: bool, train: bool) -> RawImages:
     """Read a data set from its directory, and download it first if it is missing.
 
@@ -47,7 +64,9 @@ def torchvision_set(name: str, data_dir: Path, offline: bool, train: bool) -> Ra
     """
     try:
         return _read(name, data_dir, train)
-    except Exception as error:  # noqa: BLE001 - corrupt files fail in many ways
+    except Exception as error:
+        if isinstance(error, CnnspecError):
+            raise
         if offline:
             raise _unavailable(
                 name, f"it is not in `{data_dir}`, and `--offline` prevents the download", error
@@ -61,6 +80,7 @@ def torchvision_set(name: str, data_dir: Path, offline: bool, train: bool) -> Ra
 
 def _read(name: str, data_dir: Path, train: bool) -> RawImages:
     """Read a downloaded data set. torchvision unpickles CIFAR only if the checksums match those of the originals."""
+    _check_files(name, data_dir)
     data = _CLASSES[name](data_dir, train=train, download=False)
     images, labels = np.asarray(data.data), np.asarray(data.targets, dtype=np.int64)
     classes = DATA_SETS[name].classes or 0
@@ -71,6 +91,19 @@ def _read(name: str, data_dir: Path, train: bool) -> RawImages:
     return RawImages(images, labels)
 
 
+def _check_files(name: str, data_dir: Path) -> None:
+    """Check the files of a data set before torchvision reads them as a whole.
+
+    Raises:
+        CnnspecError: E0502 if one is not a regular file, or is larger than any of a data set.
+    """
+    kind = _CLASSES[name]
+    folder = data_dir / getattr(kind, "base_folder", f"{kind.__name__}/raw")
+    for path in folder.iterdir() if folder.is_dir() else ():
+        with open_regular(path, MAX_DATA_FILE_BYTES, "E0502"):
+            pass
+
+
 def _download(name: str, data_dir: Path) -> None:
     """Download into a temporary folder, and move complete files into place."""
     existed = data_dir.exists()
@@ -78,7 +111,7 @@ def _download(name: str, data_dir: Path) -> None:
     socket.setdefaulttimeout(TIMEOUT)
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        print(f"downloading {name} to {data_dir}", file=sys.stderr)
+        echo(f"downloading {name} to {data_dir}", file=sys.stderr)
         with tempfile.TemporaryDirectory(dir=data_dir, prefix=".download-") as folder:
             with contextlib.redirect_stdout(sys.stderr):
                 _fetch_archive(name, folder)

@@ -17,7 +17,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cnnspec.diagnostics import CnnspecError, counted, failure, one_line
+from cnnspec.diagnostics import CnnspecError, counted, failure, one_line, reason_of
+from cnnspec.recipe import Setting
+from cnnspec.semantics.loader import is_below, path_below
 from cnnspec.training.data.images import EXTENSIONS
 
 SPLITS = {
@@ -34,7 +36,7 @@ LAYOUT = (
 )
 _IGNORED = frozenset({"__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information"})
 """Names of files and folders that operating systems create, in lower case. So are all names that start with a dot."""
-_MAX_TABLE_BYTES = 1 << 30
+_MAX_TABLE_BYTES = 1 << 28
 _MAX_COMPARED_BYTES = 1 << 28
 """The number of bytes that are read at most to find duplicates."""
 
@@ -71,26 +73,53 @@ class Listing:
     notes: tuple[str, ...]
 
 
-def list_images(path: Path, classes: Sequence[str] | None = None) -> Listing:
+def data_path(setting: Setting) -> tuple[Path, Path | None]:
+    """Return the folder or table that a setting names, and the folder that it must not leave if a spec names it.
+
+    Raises:
+        CnnspecError: E0218 if it is outside the folder of the spec. E0503 if its user does not exist.
+    """
+    text = str(setting.args["path"])
+    if setting.base is None:
+        try:
+            return Path(text).expanduser(), None
+        except RuntimeError as error:
+            raise failure("E0503", f"`{text}` does not exist", notes=[one_line(error)], help=LAYOUT) from None
+    path = path_below(Path(setting.base), text)
+    if path is None:
+        raise _outside(Path(text))
+    return path, Path(setting.base)
+
+
+def _outside(path: Path) -> CnnspecError:
+    help = "copy the images to the folder of the spec, or use `--data folder:PATH`"
+    return failure("E0218", f"`{path}` is outside the folder of the spec", file=str(path), help=help)
+
+
+def list_images(path: Path, classes: Sequence[str] | None = None, base: Path | None = None) -> Listing:
     """Find the images of a folder or a table.
 
     Args:
         path: A folder or a table.
         classes: The class names of trained weights. The data may have some of them only.
+        base: A folder that all files must be in, with symbolic links resolved.
 
     Raises:
         CnnspecError: E0503 if the path has none of the layouts, a class without training images, or a class that is not
-            in `classes`.
+            in `classes`, or cannot be read. E0218 if a file is outside of `base`.
     """
-    path = path.expanduser()
-    if path.suffix.lower() in TABLES and path.is_file():
-        found = _read_table(path)
-    elif path.is_dir():
-        found = _Walk().splits(path)
-    else:
-        raise failure(
-            "E0503", f"`{path}` does not exist" if not path.exists() else f"`{path}` is not a folder", help=LAYOUT
-        )
+    try:
+        if path.suffix.lower() in TABLES and path.is_file():
+            found = _read_table(path, base)
+        elif path.is_dir():
+            found = _Walk(base).splits(path)
+        else:
+            raise failure(
+                "E0503", f"`{path}` does not exist" if not path.exists() else f"`{path}` is not a folder", help=LAYOUT
+            )
+    except OSError as error:
+        place = str(error.filename or path)
+        raise failure("E0503", f"cannot read `{place}`: {reason_of(error)}", file=place, help=LAYOUT) from None
     return found.listing(path, classes)
 
 
@@ -155,13 +184,14 @@ class _Found:
 class _Walk:
     """A search of folders for images, which counts what it skips."""
 
-    def __init__(self) -> None:
+    def __init__(self, base: Path | None) -> None:
+        self.base = base
         self.skipped: Counter[str] = Counter()
         self.extensions: dict[str, Counter[str]] = {}
         self.notes: list[str] = []
 
     def splits(self, root: Path) -> _Found:
-        folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not self._ignore(entry.name))
+        folders = sorted(entry.name for entry in self._scan(root) if entry.is_dir() and not self._ignore(entry.name))
         known = {alias: split for split, aliases in SPLITS.items() for alias in aliases}
         by_split: dict[str, str] = {}
         for name in folders:
@@ -183,6 +213,18 @@ class _Walk:
             images = {"train": self._classes(root, root)}
         return _Found(images, [*self.notes, *self._summary()])
 
+    def _scan(self, folder: Path) -> list[os.DirEntry[str]]:
+        """Return the entries of a folder, sorted by name.
+
+        Raises:
+            CnnspecError: E0218 if one is a symbolic link that leaves the folder of the spec.
+        """
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        for entry in entries:
+            if self.base is not None and entry.is_symlink() and not is_below(Path(entry.path), self.base):
+                raise _outside(Path(entry.path))
+        return entries
+
     def _ignore(self, name: str) -> bool:
         if name.startswith(".") or name.lower() in _IGNORED:
             self.skipped[name if name.lower() in _IGNORED or not name.startswith("._") else "._*"] += 1
@@ -192,7 +234,7 @@ class _Walk:
     def _classes(self, root: Path, folder: Path) -> dict[str, list[tuple[Path, str, int]]]:
         classes: dict[str, list[tuple[Path, str, int]]] = {}
         loose = 0
-        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        for entry in self._scan(folder):
             if self._ignore(entry.name):
                 continue
             if entry.is_dir():
@@ -214,7 +256,7 @@ class _Walk:
             self.notes.append(f"skipped `{_relative(folder, root)}`: a symbolic link to a folder that contains it")
             return
         parents |= {(state.st_dev, state.st_ino)}
-        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        for entry in self._scan(folder):
             if self._ignore(entry.name):
                 continue
             path = Path(entry.path)
@@ -248,7 +290,7 @@ class _Walk:
 # --- tables --------------------------------------------------------------------------------------
 
 
-def _read_table(path: Path) -> _Found:
+def _read_table(path: Path, base: Path | None) -> _Found:
     images: dict[str, dict[str, list[tuple[Path, str, int]]]] = {}
     known = {alias: split for split, aliases in SPLITS.items() for alias in aliases}
     seen: dict[str, int] = {}
@@ -271,6 +313,8 @@ def _read_table(path: Path) -> _Found:
             message = f"line {line} of `{path}` names a file outside the folder of the table: `{file}`"
             raise failure("E0503", message, file=str(path), help="move the table to a folder above the images")
         image = path.parent / file
+        if base is not None and not is_below(image, base):
+            raise _outside(image)
         try:
             size = image.stat().st_size
         except (OSError, ValueError) as error:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
+import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,15 +22,16 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from cnnspec.diagnostics import failure, one_line
+from cnnspec.diagnostics import CnnspecError, failure, one_line
+from cnnspec.files import read_bytes
 from cnnspec.training.data.folders import SPLITS, Entry, Listing
 
 FILE = "data.json.gz"
 """The list of the images of a folder, in the folder of a run."""
 NAMED = 10
 """The number of files that a message names, of those that changed in the same way."""
-MAX_BYTES = 1 << 30
-"""The maximum unpacked size of the list of images, some 25 times that of ImageNet."""
+MAX_BYTES = 64 << 20
+"""The maximum unpacked size of the list of images, more than that of ImageNet."""
 
 
 class DataIdentity(BaseModel):
@@ -113,12 +116,25 @@ class Inventory:
     def read(cls, identity: DataIdentity, path: Path) -> Inventory:
         """Return an identity with the list of images in a file, or without one if the file does not belong to it."""
         try:
-            with gzip.open(path) as file:
+            data = read_bytes(path, MAX_BYTES, "E0506", inside=path.parent)
+            if data is None:
+                return cls(identity)
+            with gzip.open(io.BytesIO(data)) as file:
                 values = json.loads(file.read(MAX_BYTES))
             splits = {name: Images(**found) for name, found in values["splits"].items()}
             if values["digest"] == identity.digest and all(found.is_valid for found in splits.values()):
                 return cls(identity, splits)
-        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (
+            CnnspecError,
+            OSError,
+            EOFError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+            zlib.error,
+        ):
             pass  # the identity alone shows whether the data changed, and how many images per class
         return cls(identity)
 

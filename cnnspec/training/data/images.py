@@ -6,6 +6,7 @@ background, and 16-bit grayscale is scaled to 8 bits. Of an animation or a file 
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,16 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from cnnspec.diagnostics import failure, one_line
+from cnnspec.limits import MAX_PIXELS
 
 EXTENSIONS = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff"}
 )
 """The file extensions of images, in lower case."""
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""The formats of images, whatever the extension is. Pillow starts other programs for some of the others."""
+_STRIP = 256
+"""Rows that are converted at a time, so that no converted image is in memory as a whole."""
 BACKGROUND = 255
 """The gray value behind transparent pixels: white."""
 _BITS_PER_SAMPLE, _PHOTOMETRIC = ExifTags.Base.BitsPerSample, ExifTags.Base.PhotometricInterpretation
@@ -42,7 +48,11 @@ def read_image(path: Path, channels: int) -> Tensor:
             images, and integers of more than 16 bits.
     """
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings(), Image.open(path, formats=FORMATS) as image:
+            warnings.simplefilter("ignore")  # of damaged metadata and large images
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ValueError(f"it has {width:,} x {height:,} pixels, more than the limit of {MAX_PIXELS:,}")
             array = _pixels(image, "RGB" if channels == 3 else "L")
     except Exception as error:  # noqa: BLE001  decoders raise many types for damaged files, also `struct.error`, `KeyError`
         raise failure(
@@ -58,8 +68,17 @@ def read_image(path: Path, channels: int) -> Tensor:
 def _pixels(image: Image.Image, mode: str) -> np.ndarray:
     """Return the pixels `[h, w]` or `[h, w, 3]` of an opened image."""
     ImageOps.exif_transpose(image, in_place=True)
-    if image.mode[0] in "IF":
-        image = _eight_bits(image)
+    width, height = image.size
+    array = np.empty((height, width, 3) if mode == "RGB" else (height, width), np.uint8)
+    greatest = _greatest_value(image)
+    for top in range(0, height, _STRIP):
+        strip = image.crop((0, top, width, min(top + _STRIP, height)))
+        array[top : top + _STRIP] = _convert(_eight_bits(image, strip, greatest) if greatest else strip, mode)
+    return array
+
+
+def _convert(image: Image.Image, mode: str) -> np.ndarray:
+    """Return the pixels of an 8-bit image."""
     if image.has_transparency_data:
         transparent = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (BACKGROUND,) * 4)
@@ -69,19 +88,29 @@ def _pixels(image: Image.Image, mode: str) -> np.ndarray:
     return np.array(image if image.mode == mode else image.convert(mode))
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grayscale to 8 bits.
+def _greatest_value(image: Image.Image) -> int | None:
+    """Return the value of white in grayscale of up to 16 bits, or None for an 8-bit image.
 
     Raises:
         ValueError: The values have no known range.
     """
+    if image.mode[0] not in "IF":
+        return None
     if image.mode == "F" or (image.mode == "I" and image.format not in _SIXTEEN_BITS):
         kind = "floating-point values" if image.mode == "F" else "integers of more than 16 bits, or signed integers"
         raise ValueError(f"the image has {kind}, whose range is unknown")
     tags = image.getexif() if image.format == "TIFF" else {}
     bits = tags.get(_BITS_PER_SAMPLE, 16)
-    greatest = 2 ** int(bits[0] if isinstance(bits, tuple) else bits) - 1
-    values = np.array(image).astype(np.int64)
+    bits = int(bits[0] if isinstance(bits, tuple) else bits)
+    if not 1 <= bits <= 16:
+        raise ValueError(f"the image has {bits} bits per value")
+    return 2**bits - 1
+
+
+def _eight_bits(image: Image.Image, strip: Image.Image, greatest: int) -> Image.Image:
+    """Scale a part of 16-bit grayscale to 8 bits."""
+    tags = image.getexif() if image.format == "TIFF" else {}
+    values = np.array(strip).astype(np.int64)
     gray = (values * 255 + greatest // 2) // greatest
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         gray = 255 - gray

@@ -18,9 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 
+from cnnspec.diagnostics import CnnspecError
+from cnnspec.files import read_json
 from cnnspec.ir import Graph
+from cnnspec.limits import MAX_JSON_BYTES
 from cnnspec.resources import cache_folder
 from cnnspec.training.loop.checkpoints import write_atomically
 from cnnspec.training.loop.machine import default_threads
@@ -83,13 +87,15 @@ def _key(graph: Graph, batch: int, device: torch.device) -> str:
     return "/".join([network, str(batch), chip, str(torch.get_num_threads()), torch.__version__, "interleaved"])
 
 
+_CACHE: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
+
+
 def _read_cache() -> dict[str, Any]:
     path = cache_file()
     try:
-        cached = json.loads(path.read_text(encoding="utf-8")) if path else {}
-    except (OSError, ValueError):
+        return (path and read_json(path, _CACHE, MAX_JSON_BYTES, "E0506")) or {}
+    except CnnspecError:  # it is measured again
         return {}
-    return cached if isinstance(cached, dict) else {}
 
 
 def _store(key: str, found: Tuning) -> None:
@@ -107,7 +113,7 @@ def read_cached(graph: Graph, batch: int, device: torch.device) -> str | None:
     """Return the cached memory format, or None."""
     cached: Any = _read_cache().get(_key(graph, batch, device))
     memory_format = cached.get("memory_format") if isinstance(cached, dict) else None
-    return memory_format if memory_format in FORMATS else None
+    return memory_format if isinstance(memory_format, str) and memory_format in FORMATS else None
 
 
 def choose_tuning(

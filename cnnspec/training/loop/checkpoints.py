@@ -13,7 +13,8 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,7 +24,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from cnnspec.diagnostics import failure, one_line
+from cnnspec.backends.torch.weights import load_pickled
+from cnnspec.diagnostics import CnnspecError, failure, one_line
+from cnnspec.files import read_bytes
 
 MAGIC = b"CNNSPEC1"
 """The first bytes of a seal."""
@@ -59,7 +62,7 @@ def unseal(content: bytes) -> State:
     if hashlib.sha256(body).digest() != digest:
         raise DamagedCheckpoint("the checksum does not match")
     try:
-        state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+        state = load_pickled(io.BytesIO(body), len(body))
     except Exception as error:  # noqa: BLE001 - a file from another program fails in many ways
         raise DamagedCheckpoint(one_line(error)) from None
     if not isinstance(state, dict) or "progress" not in state:
@@ -117,7 +120,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary = path.with_name(path.name + ".part")
     with naming(path):
         try:
-            with temporary.open("wb", buffering=0) as file:
+            temporary.unlink(missing_ok=True)  # a link would lead the data to another place
+            with temporary.open("xb", buffering=0) as file:
                 write_all(file, content)
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -191,8 +195,14 @@ class Checkpoints:
         """Return whether there is a checkpoint to resume from."""
         return self.last.exists() or self.previous.exists()
 
-    def load(self) -> tuple[State, list[str]]:
+    def load(
+        self, check: Callable[[State], None] = lambda state: None, limit: int = sys.maxsize
+    ) -> tuple[State, list[str]]:
         """Return the latest intact state, and a message for each damaged checkpoint.
+
+        Args:
+            check: Called with a state. It raises `DamagedCheckpoint` if the state is not one of the run.
+            limit: The maximum size of a checkpoint in bytes.
 
         Raises:
             CnnspecError: E0506 if no checkpoint is intact.
@@ -200,13 +210,18 @@ class Checkpoints:
         problems: list[str] = []
         for path in (self.last, self.previous):
             try:
-                return unseal(path.read_bytes()), problems
-            except FileNotFoundError:
-                continue
+                content = read_bytes(path, limit, "E0506", inside=self.folder)
+                if content is None:
+                    continue
+                state = unseal(content)
+                check(state)
+                return state, problems
             except DamagedCheckpoint as damage:
                 problems.append(f"the checkpoint `{path.name}` is damaged: {damage}")
-            except OSError as error:
-                problems.append(f"the checkpoint `{path.name}` cannot be read: {error.strerror}")
+            except CnnspecError as error:
+                problems.append(f"the checkpoint `{path.name}` cannot be read: {error.diagnostics[0].notes[0]}")
+            except MemoryError:
+                problems.append(f"the checkpoint `{path.name}` does not fit into memory")
         raise failure(
             "E0506",
             "cannot resume the run: all of its checkpoints are damaged",

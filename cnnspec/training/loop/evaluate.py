@@ -141,7 +141,7 @@ def evaluate(
     """
     keep_memory()
     network = to_module(graph).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    matched = load_weights(network, read_weights(weights, match, graph), match, str(weights))
+    matched = load_weights(network, read_weights(weights, match, graph, offline=offline), match, str(weights))
     setting = data or graph.recipe.data
     about = about_weights(weights, graph)
     found = _DataComparison(Path(weights), about.data, setting.name, verify_data)

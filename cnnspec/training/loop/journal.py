@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from cnnspec.files import open_regular
+from cnnspec.limits import MAX_JOURNAL_BYTES
 from cnnspec.training.loop.checkpoints import naming, write_all
 
 COLUMNS = ("step", "epoch", "lr", "loss", "train_loss", "train_acc", "val_loss", "val_acc")
@@ -67,7 +69,6 @@ class Journal:
 
 def read_journal(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a run."""
-    path = folder / "metrics.jsonl"
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
+    with open_regular(folder / "metrics.jsonl", MAX_JOURNAL_BYTES, "E0506") as file:
+        for line in file or ():
             yield json.loads(line)

@@ -6,30 +6,37 @@ repeats the arithmetic of an uninterrupted one.
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.transforms import v2
 
 from cnnspec.backends.torch.memory import is_out_of_memory
-from cnnspec.diagnostics import failure
+from cnnspec.backends.torch.weights import unusual
+from cnnspec.diagnostics import failure, one_line
+from cnnspec.files import first_problem
 from cnnspec.ir import Graph
+from cnnspec.ir.stored_recipe import read_recipe
+from cnnspec.limits import CHECKPOINT_RATIO, MAX_INTEGER
 from cnnspec.recipe import Recipe
 from cnnspec.training.data.batches import Batch
 from cnnspec.training.data.datasets import ImageData
+from cnnspec.training.data.identity import DataIdentity
 from cnnspec.training.data.preprocessing import Preprocessing
-from cnnspec.training.loop.checkpoints import Checkpoints, State, network_weights
+from cnnspec.training.loop.checkpoints import Checkpoints, DamagedCheckpoint, State, network_weights
 from cnnspec.training.loop.conv1x1_grad import NarrowGradients, has_narrow
 from cnnspec.training.loop.evaluate import score
 from cnnspec.training.loop.journal import Journal
@@ -74,6 +81,98 @@ class Progress:
     parts: int = 1
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     files: dict[str, int] = field(default_factory=dict[str, int])
+
+
+_PROGRESS = TypeAdapter(Progress)
+
+
+@dataclass
+class StateCheck:
+    """Checks that the state of a checkpoint is one of a run, whose parts have the types and shapes that it needs."""
+
+    network: nn.Module
+    recipe: Recipe
+    steps: int
+
+    @property
+    def max_bytes(self) -> int:
+        """The maximum size of a checkpoint of the network."""
+        weights = sum(tensor.nbytes for tensor in self.network.state_dict().values())
+        return CHECKPOINT_RATIO * (weights + (1 << 20))
+
+    def __call__(self, state: State) -> None:
+        """Check a state by the recipe that it was saved with.
+
+        Raises:
+            DamagedCheckpoint: It does not fit the network or this recipe.
+        """
+        try:
+            recipe, steps = self._saved_with(state.get("run"))
+            averaged = ["trained", "averaged"] if recipe.ema is not None else []
+            if missing := [key for key in ("state_dict", "optimizer_states", *averaged) if key not in state]:
+                raise ValueError(f"`{missing[0]}` is missing")
+            _check_progress(state["progress"], recipe, steps)
+            for name in ["state_dict", *averaged[:1]]:
+                _check_weights(state[name], dict(self.network.state_dict()))
+            optimizer, _ = optimizer_for(self.network, recipe, steps)
+            for saved in state["optimizer_states"]:
+                _check_optimizer(optimizer, saved["state"])
+            if averaged and not (type(state["averaged"]) is int and state["averaged"] >= 0):
+                raise ValueError("`averaged` is not a number of steps")
+            if not all(type(value) in (int, float) for value in state.get("scaler", {}).values()):
+                raise ValueError("`scaler` has values that are not numbers")
+        except ValidationError as error:
+            raise DamagedCheckpoint(first_problem(error)) from None
+        except Exception as error:  # noqa: BLE001 - a forged state can have any type in any place
+            raise DamagedCheckpoint(one_line(error) or type(error).__name__) from None
+
+    def _saved_with(self, run: Any) -> tuple[Recipe, int]:
+        """Return the recipe and the steps per epoch of the run that saved a state."""
+        if run is None:
+            return self.recipe, self.steps
+        if run["data"] is not None:
+            DataIdentity.model_validate(run["data"])
+        steps = run["steps_per_epoch"]
+        if type(steps) is not int or not 1 <= steps <= MAX_INTEGER:
+            raise ValueError("`steps_per_epoch` is not a number of steps")
+        return read_recipe(run["recipe"]), steps
+
+
+def _check_progress(values: Any, recipe: Recipe, steps: int) -> None:
+    progress = _PROGRESS.validate_python(values)
+    if values.keys() != {part.name for part in fields(Progress)}:
+        raise ValueError("`progress` has other keys than this version of cnnspec writes")
+    numbers = (progress.seconds, progress.best_score, *progress.epoch_seconds, *progress.sums)
+    counts = (progress.best_epoch, progress.epochs_without_improvement, *progress.files.values())
+    if not (
+        0 <= progress.validated_step <= progress.step <= steps * recipe.epochs
+        and 1 <= progress.parts <= recipe.batch
+        and len(progress.sums) == 3
+        and all(math.isfinite(number) for number in numbers)
+        and min(counts) >= 0
+    ):
+        raise ValueError("`progress` has values that no run has")
+
+
+def _check_weights(weights: Any, own: Mapping[str, Tensor]) -> None:
+    """Check the types of weights. Their names and shapes may differ from those of a network that has changed."""
+    for name, tensor in network_weights(weights).items():
+        if (what := unusual(tensor)) is not None:
+            raise ValueError(f"`{name}` is {what}")
+        if name in own and own[name].is_floating_point() != tensor.is_floating_point():
+            raise ValueError(f"`{name}` has the type `{tensor.dtype}`")
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, values in state.items():
+        for value in values.values():
+            if isinstance(value, Tensor) and (value.layout != torch.strided or value.device.type != "cpu"):
+                raise ValueError("a state of the optimizer is not a dense tensor")
+            if isinstance(value, Tensor) and value.shape not in (parameters[number].shape, ()):
+                raise ValueError("a state of the optimizer has another shape than its parameter")
+            if not (value is None or isinstance(value, (Tensor, int, float))):
+                raise ValueError("a state of the optimizer is not a tensor")
 
 
 @dataclass
@@ -152,7 +251,7 @@ class Task(pl.LightningModule):
         self._run = run_facts(recipe, steps, self._data_identity()) | {"about": context and context.about}
         if state is not None:
             self._state = state = convert(state, recipe, self._run, self.context.log)
-            self.progress = Progress(**state["progress"])
+            self.progress = _PROGRESS.validate_python(state["progress"])
             trained = state["trained"] if recipe.ema is not None else state["state_dict"]
             _load_checkpoint(network, network_weights(trained))
         self._sums = torch.tensor(self.progress.sums, dtype=torch.float64)

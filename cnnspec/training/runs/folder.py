@@ -16,7 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cnnspec.diagnostics import CnnspecError, failure
+from cnnspec.diagnostics import CnnspecError, failure, reason_of
+from cnnspec.files import read_text
 from cnnspec.ir import Graph
 from cnnspec.training.loop.checkpoints import Checkpoints, write_atomically
 from cnnspec.training.runs.json_files import model_to_json, read_result, with_version
@@ -58,10 +59,10 @@ def shared_folder(out: Path) -> RunFolder:
     rendezvous, end = _rendezvous_file(out), time.monotonic() + WAIT_SECONDS
     while rendezvous is not None and time.monotonic() < end:
         try:
-            folder = RunFolder(Path(rendezvous.read_text(encoding="utf-8")))
+            folder = RunFolder(Path(read_text(rendezvous, 4096, "E0506") or ""))
             if folder.read_result():
                 return folder
-        except OSError:
+        except (OSError, CnnspecError):
             pass
         time.sleep(0.1)
     raise _refusal(out, "the main process has not created a run folder", "see the output of the main process (rank 0)")
@@ -107,7 +108,7 @@ class RunFolder:
                 folder.remove()
             if isinstance(error, CnnspecError):
                 raise
-            message = f"cannot create the run folder: {(error.strerror or str(error)).lower()}"
+            message = f"cannot create the run folder: {reason_of(error)}"
             raise _refusal(Path(error.filename or out), message, "choose another folder with `--out`") from None
         return folder
 
@@ -139,11 +140,8 @@ class RunFolder:
                 reason = "no run found"
             help = "train again without `--resume`, or pass the parent of the run folders with `--out`"
             raise _refusal(runs, f"nothing to resume: {reason}", help)
-        try:
-            run = read_run(folder.path)
-        except (OSError, ValueError) as error:
-            message, notes = "cannot resume the run: its files are damaged", [str(error).splitlines()[0]]
-            raise _refusal(folder.path, message, "train again without `--resume`", notes) from None
+        _refuse_links(folder.path)
+        run = read_run(folder.path)
         folder.lock()
         return folder, run
 
@@ -167,8 +165,8 @@ class RunFolder:
             raise _refusal(self.path, "the run is still running in another process", help) from None
         except OSError as error:
             help = "make the folder writable, or choose another one with `--out`"
-            reason = (error.strerror or str(error)).lower()
-            raise _refusal(self.path / LOCK, f"cannot write to the run folder: {reason}", help) from None
+            message = f"cannot write to the run folder: {reason_of(error)}"
+            raise _refusal(self.path / LOCK, message, help) from None
 
     def release(self) -> None:
         """Release the lock of the run."""
@@ -197,10 +195,10 @@ class RunFolder:
         return str(self.read_result().get("state", "unknown"))
 
     def read_result(self) -> dict[str, Any]:
-        """Read `result.json`. The result is empty if it cannot be read.
+        """Read `result.json`. The result is empty if it does not exist.
 
         Raises:
-            CnnspecError: E0506 if it has another format version.
+            CnnspecError: E0506 if it is damaged or has another format version.
         """
         return read_result(self.path)
 
@@ -232,6 +230,32 @@ def _refusal(path: Path, message: str, help: str, notes: Sequence[str] = ()) -> 
     return failure("E0506", message, notes=notes, file=str(path), help=help)
 
 
+def _refuse_links(folder: Path) -> None:
+    """Raise an error if a file of a run is a link or a device: resuming would write to another place.
+
+    Raises:
+        CnnspecError: E0506.
+    """
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(place, name)
+            if path.is_symlink() or not (path.is_dir() or path.is_file()):
+                what = "a symbolic link" if path.is_symlink() else "not a regular file"
+                help = "replace it with a copy of the file, or train again without `--resume`"
+                raise _refusal(path, f"cannot resume the run: `{name}` is {what}", help)
+
+
 def _numbered_folders(runs: Path) -> Iterator[tuple[int, Path]]:
-    if runs.is_dir():
-        yield from ((int(entry.name), entry) for entry in runs.iterdir() if entry.name.isdigit() and entry.is_dir())
+    if not runs.is_dir():
+        return
+    try:
+        entries = list(runs.iterdir())
+    except OSError as error:
+        help = "choose another folder with `--out`"
+        raise _refusal(runs, f"cannot read the folder: {reason_of(error)}", help) from None
+    yield from ((int(entry.name), entry) for entry in entries if is_number(entry.name) and entry.is_dir())
+
+
+def is_number(name: str) -> bool:
+    """Return whether a name is the number of a run."""
+    return name.isascii() and name.isdigit() and len(name) <= 9

@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from cnnspec.diagnostics import CnnspecError
-from cnnspec.training.runs.json_files import read_result
+from cnnspec.training.runs.json_files import is_unsupported, read_result
 from cnnspec.training.runs.locks import LOCK, is_locked
+
+FIGURES = ("data", "epochs", "steps", "best_epoch", "val_acc", "test_acc", "seconds", "seed")
 
 
 def list_runs(out: Path) -> list[dict[str, Any]]:
     """List all runs under a folder by network and number, as plain data.
 
     A run with the state `running` that no process has locked was killed. A run whose files have another format version
-    has the state `unsupported`.
+    has the state `unsupported`, and one whose files are damaged `unreadable`; `reason` says why.
     """
-    found: list[dict[str, Any]] = []
-    for path in sorted(out.glob("*/*/result.json"), key=lambda p: (p.parts[-3], p.parts[-2].zfill(9))):
-        try:
-            result = read_result(path.parent)
-        except CnnspecError:
-            result = {"state": "unsupported", "network": path.parts[-3]}
-        if not result:
-            continue
-        state = str(result.get("state", "unknown"))
-        names = ("data", "epochs", "steps", "best_epoch", "val_acc", "test_acc", "seconds", "seed")
-        found.append(
-            {
-                "folder": str(path.parent),
-                "network": result.get("network"),
-                "state": "killed" if state == "running" and not is_locked(path.parent / LOCK) else state,
-                **{name: result.get(name) for name in names},
-            }
-        )
-    return found
+    paths = [path for path in out.glob("*/*") if os.path.lexists(path / "result.json")]
+    return [_describe(path) for path in sorted(paths, key=lambda path: (path.parts[-2], path.name.zfill(9)))]
+
+
+def _describe(folder: Path) -> dict[str, Any]:
+    reason = None
+    try:
+        result = read_result(folder) or {"state": "unreadable"}
+    except CnnspecError as error:
+        result = {"state": "unsupported" if is_unsupported(folder) else "unreadable"}
+        reason = "; ".join([error.diagnostics[0].message, *error.diagnostics[0].notes])
+    state = str(result.get("state", "unknown"))
+    return {
+        "folder": str(folder),
+        "network": result.get("network") or folder.parts[-2],
+        "state": "killed" if state == "running" and not is_locked(folder / LOCK) else state,
+        "reason": reason,
+        **{name: result.get(name) for name in FIGURES},
+    }

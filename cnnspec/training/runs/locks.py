@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import IO
 
@@ -12,6 +13,8 @@ except ImportError:  # Windows
 
 LOCK = ".lock"
 """The name of the lock file of a folder."""
+_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+"""The file of a lock is neither a link to another file nor a pipe, which would block."""
 SUPPORTED = fcntl is not None
 """Whether the system has file locks. Without them, no file is ever locked."""
 
@@ -27,7 +30,7 @@ def acquire(path: Path, *, wait: bool = False) -> IO[str]:
         BlockingIOError: Another process holds the lock.
         OSError: The file cannot be written.
     """
-    file = path.open("w")
+    file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | _FLAGS, 0o666), "w")
     if fcntl is not None:
         try:
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -40,7 +43,7 @@ def acquire(path: Path, *, wait: bool = False) -> IO[str]:
 def is_locked(path: Path) -> bool:
     """Return whether a process holds the lock of a file. A missing file is not locked."""
     try:
-        file = path.open("r")
+        file = os.fdopen(os.open(path, os.O_RDONLY | _FLAGS))
     except OSError:
         return False
     with file:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
 from cnnspec.checker.check import check
-from cnnspec.diagnostics import CnnspecError, Reporter
-from cnnspec.ir import Graph
+from cnnspec.diagnostics import CnnspecError, Reporter, one_line
+from cnnspec.files import open_regular, parse_json, read_text, unreadable
+from cnnspec.ir import Graph, Model
+from cnnspec.limits import MAX_EPOCHS, MAX_FILE_BYTES, MAX_JOURNAL_BYTES
 from cnnspec.recipe import ORIGINS, Recipe
 from cnnspec.semantics.context import Places
-from cnnspec.training.loop.journal import read_journal
-from cnnspec.training.runs.json_files import model_from_json, read_result
+from cnnspec.training.runs.json_files import Accuracy, Count, Number, read_model, read_result, recipe_of
 
-METRICS = ("val_acc", "test_acc", "val_loss", "test_loss", "seconds", "epochs", "best_epoch")
 DIVERGED = "E0509"
 """The only error that a run would meet again, because training is deterministic."""
 
@@ -80,64 +84,78 @@ def structure(graph: Graph) -> str:
     return json.dumps(graph.to_json(), sort_keys=True, default=str)
 
 
-def stored_runs(folder: Path) -> list[StoredRun]:
-    """Return the runs in a folder and its subfolders, by name and number. Incomplete runs are left out.
+def stored_runs(folder: Path, skipped: Callable[[CnnspecError], None] = lambda error: None) -> list[StoredRun]:
+    """Return the runs in a folder and its subfolders, by name and number. Runs that have not started are left out.
 
-    Raises:
-        CnnspecError: E0506 if a `result.json` has another format version.
+    Args:
+        folder: The folder.
+        skipped: Called with the error of a run that is left out because its files are damaged or of another version.
     """
-    paths = sorted(folder.rglob("result.json"), key=lambda path: [part.zfill(9) for part in path.parts])
-    return [found for path in paths if (found := _read(path.parent)) is not None]
-
-
-def _read(folder: Path) -> StoredRun | None:
-    read_result(folder)  # raises an error for another version
-    try:
-        return read_run(folder)
-    except (OSError, ValueError, CnnspecError):
-        return None
+    found: list[StoredRun] = []
+    places = [Path(place) for place, *names in os.walk(folder) if any("result.json" in group for group in names)]
+    for path in sorted(places, key=lambda path: [part.zfill(9) for part in path.parts]):
+        try:
+            found.append(read_run(path))
+        except CnnspecError as error:
+            skipped(error)
+    return found
 
 
 def read_run(folder: Path) -> StoredRun:
-    """Read a run from its folder.
+    """Read a run.
 
     Raises:
-        CnnspecError: E0506 if a file has another format version.
-        OSError: A file cannot be read.
-        ValueError: A file is damaged.
+        CnnspecError: E0506 if a file is missing, damaged, or of another version.
     """
     result = read_result(folder)
-    recipe = Recipe.model_validate(result.get("recipe"))
-    model, spec = ((folder / name).read_text(encoding="utf-8") for name in ("model.json", "spec.cnn"))
+    recipe, model = recipe_of(result, folder), read_model(folder)
+    spec = read_text(folder / "spec.cnn", MAX_FILE_BYTES, "E0506", inside=folder)
+    if spec is None:
+        raise unreadable(folder / "spec.cnn", "the file does not exist", "E0506")
     try:
-        found = _network(model, spec)
-    except CnnspecError as error:
-        raise CnnspecError([replace(one, file=str(folder / "model.json")) for one in error.diagnostics]) from None
-    if found is None or not _has_valid_numbers(result):
-        raise ValueError(f"`{'model.json' if found is None else 'result.json'}` contains invalid values")
+        found = _network(model.model_dump_json(), spec)
+    except Exception as error:  # noqa: BLE001 - a forged model can break any rule that the elaboration ensures
+        raise unreadable(folder / "model.json", f"it is not a valid network: {one_line(error)}", "E0506") from None
+    if found is None:
+        raise unreadable(folder / "model.json", "it is not a valid network", "E0506")
     return StoredRun(folder, *found, recipe, result)
 
 
 @lru_cache(maxsize=128)
 def _network(model: str, spec: str) -> tuple[Graph, str] | None:
     """Check the model of a run, once for all runs of it, and return the graph and its structure."""
-    graph = check(model_from_json(model), Places(), Reporter(), spec, allow_huge=True)
+    graph = check(Model.model_validate_json(model), Places(), Reporter(), spec, allow_huge=True)
     return None if graph is None else (graph, structure(graph))
 
 
-def _has_valid_numbers(result: dict[str, Any]) -> bool:
-    """Return whether all metrics are numbers, because a result may come from elsewhere."""
-    figures = [result.get(name) for name in METRICS]
-    ends, error = result.get("epoch_seconds", []), result.get("error") or {}
-    numbers = [figure for figure in figures if figure is not None] + (ends if isinstance(ends, list) else [None])
-    return all(type(number) in (int, float) for number in numbers) and isinstance(error, dict)
+class EpochRow(BaseModel):
+    """A row of the journal at the end of an epoch."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    epoch: Count
+    step: Count | None = None
+    train_loss: Number
+    train_acc: Accuracy | None = None
+    val_loss: Number | None = None
+    val_acc: Accuracy | None = None
+
+
+_ROW = TypeAdapter(EpochRow)
 
 
 def epoch_rows(folder: Path) -> tuple[dict[str, Any], ...]:
     """Return the rows of the journal at the ends of epochs. The result is empty if the journal is damaged."""
+    path = folder / "metrics.jsonl"
+    rows: list[dict[str, Any]] = []
     try:
-        rows = [row for row in read_journal(folder) if "train_loss" in row]
-        valid = all(type(value) in (int, float) for row in rows for value in row.values())
-    except (OSError, ValueError, TypeError, AttributeError):
+        with open_regular(path, MAX_JOURNAL_BYTES, "E0506", inside=folder) as file:
+            for line in file or ():
+                if b'"train_loss"' in line:
+                    row = parse_json(line, _ROW, path, "E0506")
+                    rows.append(row.model_dump(exclude_none=True))
+                if len(rows) > MAX_EPOCHS:
+                    return ()
+    except (OSError, CnnspecError):
         return ()
-    return tuple(rows) if valid and all("epoch" in row for row in rows) else ()
+    return tuple(rows)

@@ -9,12 +9,14 @@ import torch
 
 from cnnspec.analysis.cost import count, training_memory
 from cnnspec.backends.torch.module import to_module
+from cnnspec.backends.torch.weights import PUBLISHED, find_published, weights_file
 from cnnspec.diagnostics import CnnspecError
 from cnnspec.ir import Graph
 from cnnspec.recipe import Recipe
 from cnnspec.training.data import identity
 from cnnspec.training.data.batches import steps_per_epoch
 from cnnspec.training.data.datasets import ImageData, load_data
+from cnnspec.training.data.download import downloads
 from cnnspec.training.loop.autotune import cache_file, read_cached
 from cnnspec.training.loop.machine import default_threads, default_workers, device_of, free_memory
 from cnnspec.training.loop.optimizers import optimizer_for
@@ -49,6 +51,7 @@ def plan(graph: Graph, options: TrainOptions | None = None) -> dict[str, Any]:
         "network": {"name": graph.name, "parameters": graph.parameter_count, "macs": graph.macs},
         "recipe": _describe_recipe(recipe, options),
         "data": data,
+        "weights": _describe_weights(graph, options),
         "steps": {"epoch": steps, "run": steps and steps * recipe.epochs},
         "device": {
             "accelerator": device.type,
@@ -94,12 +97,33 @@ def _describe_data(graph: Graph, recipe: Recipe, options: TrainOptions) -> tuple
     except CnnspecError as error:
         if error.diagnostics[0].code != "E0502":
             raise
-        return {**found, "state": "not found, will be downloaded" if not options.offline else "not found"}, None
+        found["downloads"] = [{"url": url, "bytes": size} for url, size in downloads(recipe.data.name)]
+        return {**found, "state": "not found" if options.offline else "not found, will be downloaded"}, None
     parts = {"train": data.train, "val": data.val, "test": data.test}
     found |= {"state": "found", "images": {name: len(part) for name, part in parts.items() if part is not None}}
     found |= {"mean": list(data.mean), "std": list(data.std)}
     found |= {"bytes": data.nbytes, "workers": 0 if data.train.in_memory else default_workers()}
     return found, steps_per_epoch(data.train, recipe.batch)
+
+
+def _describe_weights(graph: Graph, options: TrainOptions) -> dict[str, Any] | None:
+    """Return a description of the initial weights, or None if they are random.
+
+    Raises:
+        CnnspecError: E0505 if a file does not exist, or torchvision has no such weights.
+    """
+    source = options.weights
+    if source is None:
+        return None
+    if not source.startswith(PUBLISHED):
+        weights_file(source)
+        return {"source": source, "state": "found"}
+    found = find_published(graph, source.removeprefix(PUBLISHED))
+    if found.file.is_file():
+        return {"source": source, "state": "found", "file": str(found.file)}
+    state = "not found" if options.offline else "not found, will be downloaded"
+    size = round(found.megabytes * 1e6)
+    return {"source": source, "state": state, "downloads": [{"url": found.url, "bytes": size}]}
 
 
 def memory(graph: Graph, recipe: Recipe, data: int) -> dict[str, int]:
@@ -129,6 +153,10 @@ def plan_lines(planned: dict[str, Any]) -> list[str]:
     lines += ["recipe", *(f"  {r['entry']:<{width}}  {r['value']}  ({r['origin']})" for r in planned["recipe"])]
     counts = ", ".join(f"{count:,} {name}" for name, count in data.get("images", {}).items())
     lines.append(f"data     {data['name']}: {counts or data['state']}")
+    lines += [f"  {file['url']}  {file['bytes'] / 1e6:,.1f} MB" for file in data.get("downloads", [])]
+    if weights := planned["weights"]:
+        lines.append(f"weights  {weights['source']}: {weights['state']}")
+        lines += [f"  {file['url']}  {file['bytes'] / 1e6:,.1f} MB" for file in weights.get("downloads", [])]
     steps = planned["steps"]
     text = f"{steps['epoch']:,} per epoch, {steps['run']:,} in total" if steps["epoch"] else "unknown without the data"
     lines.append(f"steps    {text}")

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+from array import array
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from cnnspec.diagnostics import CnnspecError
+from cnnspec.files import read_text
+from cnnspec.limits import MAX_LIST_BYTES
 from cnnspec.training.loop.checkpoints import write_atomically
 
 FILE = "predictions.csv"
@@ -34,14 +38,20 @@ def write_predictions(folder: Path, parts: Mapping[str, Predictions]) -> None:
 
 def read_predictions(folder: Path) -> dict[str, Predictions]:
     """Read the predictions of a run by split. The result is empty if they cannot be read."""
-    found: dict[str, list[tuple[int, int]]] = {}
+    found: dict[str, tuple[array[int], array[int]]] = {}
     try:
-        with (folder / FILE).open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                found.setdefault(row["split"], []).append((int(row["label"]), int(row["predicted"])))
-    except (OSError, ValueError, KeyError, TypeError):
+        text = read_text(folder / FILE, MAX_LIST_BYTES, "E0506", inside=folder)
+        for row in csv.DictReader(io.StringIO(text or ""), strict=True):
+            columns = found.setdefault(row["split"], (array("q"), array("q")))
+            for column, name in zip(columns, ("label", "predicted"), strict=True):
+                column.append(int(row[name]))
+    except (CnnspecError, ValueError, KeyError, TypeError, OverflowError, csv.Error):
         return {}
-    return {split: (pairs[:, 0], pairs[:, 1]) for split, pairs in ((s, torch.tensor(r)) for s, r in found.items())}
+    return {
+        split: (torch.tensor(labels), torch.tensor(predicted))
+        for split, (labels, predicted) in found.items()
+        if split in ("val", "test")
+    }
 
 
 def confusion(pairs: Predictions, classes: int) -> Tensor:

@@ -10,6 +10,7 @@ from pytorch_lightning.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from cnnspec.diagnostics import printable_line
 from cnnspec.training.loop.task import Task
 
 
@@ -100,8 +101,8 @@ class ProgressDisplay(Callback):
 
 
 def print_line(console: Console, text: str, style: str | None = None) -> None:
-    """Print text without markup, highlighting or wrapping."""
-    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+    """Print a line of text without control characters, markup, highlighting or wrapping."""
+    console.print(printable_line(text), style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 def format_duration(seconds: float) -> str:

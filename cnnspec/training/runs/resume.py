@@ -24,6 +24,7 @@ from cnnspec.training.data.identity import FILE, DataIdentity, Inventory, differ
 from cnnspec.training.loop.machine import versions
 from cnnspec.training.loop.restore import same_split
 from cnnspec.training.runs.folder import RunFolder, is_main_process, shared_folder
+from cnnspec.training.runs.json_files import recipe_of
 from cnnspec.training.runs.lookup import StoredRun, structure
 from cnnspec.training.runs.options import REQUESTS, TrainOptions, overridden
 
@@ -166,7 +167,7 @@ def find_run(graph: Graph, options: TrainOptions) -> Resumption:
     if not is_main_process():
         folder = shared_folder(options.out)
         result = folder.read_result()
-        return Resumption(folder, Recipe.model_validate(result["recipe"]), _completed(options, result), result)
+        return Resumption(folder, recipe_of(result, folder.path), _completed(options, result), result)
     folder, run = RunFolder.find(options.out, graph, options.resume if not isinstance(options.resume, bool) else None)
     try:
         return _compare(folder, run, graph, options)

@@ -41,7 +41,7 @@ from cnnspec.training.loop.machine import (
 from cnnspec.training.loop.optimizers import optimizer_for
 from cnnspec.training.loop.signals import Pruned, StopHandler, Stopped
 from cnnspec.training.loop.sync_batchnorm import sync_batch_norm
-from cnnspec.training.loop.task import Task, TrainingContext
+from cnnspec.training.loop.task import StateCheck, Task, TrainingContext
 from cnnspec.training.runs.folder import RunFolder, is_main_process, shared_folder, write_error
 from cnnspec.training.runs.loggers import ExternalLogger, draw_graph, make_loggers, quiet
 from cnnspec.training.runs.options import (
@@ -76,14 +76,14 @@ def train(graph: Graph, options: TrainOptions | None = None) -> Result:
     console = options.console or Console() if main_process else Console(quiet=True)
     start: _Start | None = None
     run: _TrainingRun | None = None
-    with StopHandler(lambda text: console.print(text, style="yellow", markup=False, soft_wrap=True)) as stop, quiet():
+    with StopHandler(lambda text: print_line(console, text, "yellow")) as stop, quiet():
         try:
             start = _Start(graph, options)
             start.prepare(stop)
             run = _TrainingRun(start, console, stop)
             return run.run()
         except Stopped:
-            console.print("stopped before the run started", style="yellow")
+            print_line(console, "stopped before the run started", "yellow")
             return Result(options.out, "interrupted", stop.exit_code, {})
         except OSError as error:  # before the first step; later ones are converted by the run
             if error.errno is None:
@@ -163,7 +163,7 @@ def _make_network(graph: Graph, recipe: Recipe, options: TrainOptions) -> nn.Mod
     pl.seed_everything(recipe.seed, workers=True, verbose=False)
     network = to_module(graph)
     if options.weights is not None and not options.resume:
-        weights = read_weights(options.weights, "name", graph)
+        weights = read_weights(options.weights, "name", graph, offline=options.offline)
         load_weights(network, weights, file=options.weights, reinit=options.reinit)
     optimizer_for(network, recipe, 1)
     return network
@@ -182,15 +182,16 @@ class _TrainingRun:
         self._external_runs: dict[str, str] = {**self.previous.get("loggers", {})}
         self.is_main_process = is_main_process()
         state = None
+        data, recipe = self.data, self.recipe
+        steps = steps_per_epoch(data.train, recipe.batch)
         if start.resumed is not None and folder.checkpoints.exists():
-            state, problems = folder.checkpoints.load()
+            check = StateCheck(network, recipe, steps)
+            state, problems = folder.checkpoints.load(check, check.max_bytes)
             for line in problems:
                 self._log(f"{line}; using the previous one", style="yellow")
-        data, recipe = self.data, self.recipe
         self.preprocessing, self._origins = choose_preprocessing(
             recipe, self.graph.input_shape, data.compute_statistics, self._carried(state), training=True
         )
-        steps = steps_per_epoch(data.train, recipe.batch)
         self.context = TrainingContext(
             data,
             self.preprocessing,

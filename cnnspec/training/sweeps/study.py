@@ -15,15 +15,18 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import secrets
 import socket
+import sqlite3
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import optuna
 from optuna.distributions import (
@@ -35,8 +38,11 @@ from optuna.distributions import (
 )
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from cnnspec.diagnostics import failure, one_line
+from cnnspec.diagnostics import CnnspecError, failure, one_line, reason_of
+from cnnspec.files import first_problem, open_regular, unreadable
+from cnnspec.limits import MAX_DATABASE_BYTES
 from cnnspec.training.runs import locks
 from cnnspec.training.sweeps.space import Axis, Candidate, Choice, Space
 
@@ -57,6 +63,63 @@ PRUNERS: Mapping[str, Callable[[], optuna.pruners.BasePruner]] = {
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 warnings.filterwarnings("ignore", "Heartbeat of storage")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+
+class _Sizes(_Part):
+    parameters: int | None = None
+    macs: int | None = None
+
+
+class _Candidate(_Part):
+    values: dict[str, str]
+    sizes: _Sizes
+    reason: str | None
+
+
+class _Attributes(_Part):
+    """The attributes of a trial."""
+
+    candidate: _Candidate | None = None
+    attempt_of: int | None = None
+    verdict: Literal["trained", "duplicate", "surplus"] | None = None
+    worker: str | None = None
+    stopped: bool | None = None
+    dropped: bool | None = None
+    reason: str | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        trained = self.verdict == "trained"
+        if trained and (self.candidate is None or None in (self.candidate.sizes.parameters, self.candidate.sizes.macs)):
+            raise ValueError("a trained candidate has no values or sizes")
+        return self
+
+
+def _check_database(path: Path) -> None:
+    """Check that a file is a database with plain tables, in which reading a table runs nothing else.
+
+    Raises:
+        CnnspecError: E0516 if it is not.
+    """
+    with open_regular(path, MAX_DATABASE_BYTES, "E0516", inside=path.parent) as file:
+        start = b"" if file is None else file.read(16)
+    if not start:  # new
+        return
+    if start != b"SQLite format 3\0":
+        raise unreadable(path, "it is not an SQLite database", "E0516")
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=60)) as database:
+            objects = database.execute("SELECT type, name, coalesce(sql, '') FROM sqlite_master LIMIT 1000").fetchall()
+            for kind, name, sql in objects:
+                plain = kind in ("table", "index") and not re.search(r"\bvirtual\b|\bgenerated\b|\bas\s*\(", sql, re.I)
+                if not plain:
+                    raise unreadable(path, f"`{name}` is not a plain table", "E0516")
+    except (sqlite3.Error, UnicodeDecodeError, TypeError) as error:
+        raise unreadable(path, one_line(error), "E0516") from None
 
 
 Pruned = optuna.TrialPruned
@@ -268,20 +331,24 @@ class SharedStudy:
         self._workers = folder / "workers"
         self._first_seen: dict[int, float] = {}
         self.worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-        file = str(folder.resolve() / "study.db").replace("{", "{{").replace("}", "}}")  # Optuna expands braces
-        url = url or f"sqlite:///{file}"
+        database = folder.resolve() / "study.db"
+        file = str(database).replace("{", "{{").replace("}", "}}")  # Optuna expands braces
+        own_file, url = url is None, url or f"sqlite:///{file}"
+        self.place = _without_password(url)
         try:
             self._workers.mkdir(parents=True, exist_ok=True)
             self._lock = locks.acquire(self._workers / f"{self.worker}.lock", wait=True)
         except OSError as error:
             raise failure(
-                "E0516", f"cannot write to the sweep folder: {error.strerror}", file=str(folder),
+                "E0516", f"cannot write to the sweep folder: {reason_of(error)}", file=str(folder),
                 help="choose another folder with `--out`",
             ) from None  # fmt: skip
         try:
             with locks.acquire(
                 folder / ".opening", wait=True
             ):  # two processes must not create the tables at the same time
+                if own_file:
+                    _check_database(database)
                 self._study = self._open(url, name, _Proposals(space, seed), pruner, terms)
         except BaseException:
             self.close()
@@ -306,10 +373,12 @@ class SharedStudy:
                 help="pass the URL of a database with `--storage`, such as `sqlite:///sweep.db` or `postgresql://localhost/sweeps`",
             ) from None  # fmt: skip
         end = time.monotonic() + 10
-        while (stored := study.user_attrs.get("terms")) is None and time.monotonic() < end:
+        while (stored := self._terms(study)) is None and time.monotonic() < end:
             time.sleep(0.1)
         if stored is None:  # the process that created the study died immediately
             study.set_user_attr("terms", stored := dict(terms))
+        if not isinstance(stored, dict):
+            raise self._damaged("its terms are not an object")
         for term, value in terms.items():
             if stored.get(term) != value:
                 differs = f"its {term} is {_format_term(stored.get(term))}, not {_format_term(value)}"
@@ -330,15 +399,43 @@ class SharedStudy:
 
     def refresh(self) -> Candidates:
         """Read the trials, after marking those of dead processes as failed."""
-        optuna.storages.fail_stale_trials(self._study)
-        trials = self._study.get_trials(deepcopy=False)
+        trials = self._read()
         dead = [trial for trial in trials if trial.state == TrialState.RUNNING and self._is_dead(trial)]
         for trial in dead:
             try:
                 self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
             except optuna.exceptions.UpdateFinishedTrialError:  # another process was faster
                 pass
-        return Candidates(self._study.get_trials(deepcopy=False) if dead else trials)
+        return Candidates(self._read() if dead else trials)
+
+    def _read(self) -> list[FrozenTrial]:
+        """Return the trials, whose attributes fit their schema.
+
+        Raises:
+            CnnspecError: E0516 if the storage is damaged.
+        """
+        try:
+            optuna.storages.fail_stale_trials(self._study)
+            trials, names = self._study.get_trials(deepcopy=False), self.space.to_json().keys()
+            for trial in trials:
+                attributes = _Attributes.model_validate(trial.user_attrs)
+                if attributes.candidate and attributes.candidate.values.keys() != names:
+                    raise self._damaged(f"trial {trial.number} has other values than the search space")
+        except ValidationError as error:
+            raise self._damaged(first_problem(error)) from None
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:  # from Optuna
+            raise self._damaged(one_line(error)) from None
+        return trials
+
+    def _terms(self, study: optuna.Study) -> Any:
+        try:
+            return study.user_attrs.get("terms")
+        except (ValueError, RecursionError) as error:
+            raise self._damaged(one_line(error)) from None
+
+    def _damaged(self, reason: str) -> CnnspecError:
+        help = "choose another folder with `--out`, or restore the storage"
+        return failure("E0516", "the sweep storage is damaged", file=self.place, notes=[reason], help=help)
 
     def _is_dead(self, trial: FrozenTrial) -> bool:
         worker = trial.user_attrs.get("worker")
@@ -429,7 +526,9 @@ class SharedStudy:
             TrialDiscarded: It has ended, or another process works on it.
         """
         number = trial.user_attrs["attempt_of"]
-        candidate = next(c for c in self.refresh().trained if c.number == number)
+        candidate = next((c for c in self.refresh().trained if c.number == number), None)
+        if candidate is None:
+            raise self._damaged(f"trial {trial.number} is an attempt of an unknown candidate")
         earlier = [attempt for attempt in candidate.attempts if attempt.number < trial.number]
         if any(attempt.state != TrialState.FAIL for attempt in earlier):
             trial.set_user_attr("dropped", True)
@@ -437,13 +536,13 @@ class SharedStudy:
         return candidate
 
 
-def storage_error(error: Exception) -> Exception:
+def storage_error(error: Exception, place: str) -> Exception:
     """Convert an error of the storage to a diagnostic. Return other errors unchanged."""
     if type(error).__module__.split(".")[0] not in ("optuna", "sqlalchemy"):
         return error
     reason = error.__cause__ or error
     return failure(
-        "E0516", "the sweep storage is no longer accessible", notes=[one_line(reason, 300)],
+        "E0516", "the sweep storage is no longer accessible", file=place, notes=[one_line(reason, 300)],
         help="check the storage, then repeat the command to resume",
     )  # fmt: skip
 

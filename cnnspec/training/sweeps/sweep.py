@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from cnnspec.backends.torch.module import to_module
 from cnnspec.compiler import compile_file, compile_source, locate
-from cnnspec.diagnostics import CnnspecError, Reporter, Source, failure
+from cnnspec.diagnostics import CnnspecError, Reporter, Source, failure, printable_line
 from cnnspec.ir import Graph
 from cnnspec.rewrite.set_values import restate, same
 from cnnspec.semantics.loader import read_text
@@ -26,7 +26,7 @@ from cnnspec.training.loop.autotune import choose_tuning
 from cnnspec.training.loop.checkpoints import write_atomically
 from cnnspec.training.loop.machine import device_of
 from cnnspec.training.loop.signals import StopHandler, Stopped
-from cnnspec.training.runs.folder import is_main_process
+from cnnspec.training.runs.folder import is_main_process, is_number
 from cnnspec.training.runs.json_files import read_result
 from cnnspec.training.runs.locks import LOCK, is_locked
 from cnnspec.training.runs.options import Result, TrainOptions, effective_recipe
@@ -204,7 +204,7 @@ class _Sweep:
                 state = self._work()
             return self._result(state)
         except Exception as error:
-            if (diagnosed := storage_error(error)) is error:
+            if (diagnosed := storage_error(error, study.place)) is error:
                 raise
             raise diagnosed from error
         finally:
@@ -301,8 +301,8 @@ class _Sweep:
     def _train(self, trial: Trial, number: int, values: Candidate, graph: Graph) -> float:
         out = self.folder / "trials" / str(number)
         run = _newest(out / graph.name)
-        begun = read_result(run) if run is not None else {}
-        if begun.get("state") == "finished":  # its process died after the end
+        begun = _result_of(run)
+        if begun.get("state") == "finished" and begun.get("val_acc") is not None:  # its process died after the end
             self._log_end(number, values, f"val acc {begun['val_acc']:.4f}")
             return begun["val_acc"]
         out.mkdir(parents=True, exist_ok=True)
@@ -361,7 +361,7 @@ class _Sweep:
         """Provide a function that shows the progress of a trial, in one updating line on a terminal."""
         if self.console.is_terminal:
             with self.console.status("") as status:
-                yield lambda text: status.update(escape(text))
+                yield lambda text: status.update(Text(printable_line(text)))
             return
         last = time.monotonic()
 
@@ -397,7 +397,7 @@ class _Sweep:
                 **rows[0],
                 "spec": str(best) if best else None,
                 "weights": str(weights) if weights and weights.exists() else None,
-                "test_acc": read_result(run).get("test_acc") if run else None,
+                "test_acc": _result_of(run).get("test_acc"),
             }
         return SweepResult(self.folder, state, self.exit_code, best, values, error)
 
@@ -446,8 +446,16 @@ class _Sweep:
         return target, None
 
 
+def _result_of(run: Path | None) -> dict[str, Any]:
+    """Return the result of a run. It is empty if there is none, or if it is damaged: the trial then starts again."""
+    try:
+        return {} if run is None else read_result(run)
+    except CnnspecError:
+        return {}
+
+
 def _newest(runs: Path) -> Path | None:
-    return max((path for path in runs.glob("*") if path.name.isdigit()), key=lambda path: int(path.name), default=None)
+    return max((path for path in runs.glob("*") if is_number(path.name)), key=lambda path: int(path.name), default=None)
 
 
 def _rank(candidate: TrainedCandidate) -> tuple[bool, float, int, int]:
