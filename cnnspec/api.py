@@ -107,6 +107,7 @@ def build(
     *,
     input: str | Sequence[int] | None = None,
     weights: str | Path | None = None,
+    match: str = "name",
     reinit: Sequence[str] = (),
     outputs: Sequence[str] = (),
     offline: bool = False,
@@ -119,8 +120,9 @@ def build(
         spec: A Graph, a file, or the name of a shipped spec.
         input: Another image size than the spec declares, `(3, 96, 96)` or `"3x96x96"`. The shapes of the weights do
             not change, so it must be in `Graph.sizes`.
-        weights: Pretrained weights, matched strictly by name: a `.safetensors`, `.pt` or `.ckpt` file, or
+        weights: Pretrained weights: a `.safetensors`, `.pt` or `.ckpt` file, or
             `torchvision:DEFAULT`, `torchvision:IMAGENET1K_V2` and so on for a network of torchvision.
+        match: How the tensors are matched: by `name`, by `order`, or by a map that `cnnspec match` wrote (its path).
         reinit: Paths of modules to initialize in spite of `weights`, such as a head for other classes.
         outputs: Paths of modules for feature extraction. The module returns a `dict` from these paths to tensors of
             shape `[N, C, H, W]` in place of the logits, and layers after the last of them are not built.
@@ -147,10 +149,12 @@ def build(
         graph = resize(graph, input)
     module = to_module(tap(graph, outputs) if outputs else graph)
     if weights is not None:
-        from cnnspec.backends.torch.weights import load_weights, read_weights
+        from cnnspec.backends.torch.matching import load_weights
+        from cnnspec.backends.torch.weights import read_weights
 
         whole = to_module(graph) if outputs else module
-        load_weights(whole, read_weights(weights, "name", graph, offline=offline), file=str(weights), reinit=reinit)
+        given = read_weights(weights, match, graph, offline=offline)
+        load_weights(whole, given, match, file=str(weights), reinit=reinit)
         if outputs:
             kept = whole.state_dict()
             module.load_state_dict({key: kept[key] for key in module.state_dict()})

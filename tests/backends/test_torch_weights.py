@@ -16,7 +16,8 @@ from harness.runs import code
 from torch import nn
 
 from cnnspec import CnnspecError, build, load, loads
-from cnnspec.backends.torch.weights import load_weights, read_weights
+from cnnspec.backends.torch.matching import load_weights
+from cnnspec.backends.torch.weights import read_weights
 from cnnspec.recipe import Cifar10, FashionMini, Setting
 from cnnspec.training import evaluate
 from cnnspec.training.data.augment import Preprocess
@@ -54,7 +55,7 @@ def save(state: Any, folder: Path, ending: str) -> Path:
 def test_every_kind_of_file_is_loaded_by_name(tmp_path: Path, ending: str, prefix: str):
     source, target = tiny(), tiny()
     path = save({prefix + key: tensor for key, tensor in source.state_dict().items()}, tmp_path, ending)
-    assert load_weights(target, read_weights(path)) == 8
+    assert load_weights(target, read_weights(path)).count == 8
     for key, tensor in source.state_dict().items():
         assert torch.equal(target.state_dict()[key], tensor)
 
@@ -66,7 +67,7 @@ def test_weights_are_matched_by_order(tmp_path: Path, counted: bool):
     if not counted:
         renamed = {key: tensor for key, tensor in renamed.items() if "num_batches_tracked" not in key}
     path = save(renamed, tmp_path, ".pt")
-    assert load_weights(target, read_weights(path), "order") == (8 if counted else 7)
+    assert load_weights(target, read_weights(path), "order").count == (8 if counted else 7)
     assert torch.equal(target.head[2].weight, source.head[2].weight)  # type: ignore[index, union-attr]
     with pytest.raises(CnnspecError) as error:
         load_weights(target, read_weights(path), "name")
@@ -89,11 +90,11 @@ def test_a_reinitialized_head_keeps_its_own_weights(prefix: str) -> None:
     own = target.head[2].weight.clone()  # type: ignore[index, union-attr]
     with pytest.raises(CnnspecError, match=r"use `--reinit head\.2`"):
         load_weights(target, given)
-    assert load_weights(target, given, reinit=["head.2"]) == 6
+    assert load_weights(target, given, reinit=["head.2"]).count == 6
     assert torch.equal(target.head[2].weight, own)  # type: ignore[index, union-attr]
     assert torch.equal(target.stem[0].weight, source["stem.0.weight"])  # type: ignore[index, union-attr]
     without = {key: tensor for key, tensor in given.items() if "head" not in key}
-    assert load_weights(tiny(), without, reinit=["head"]) == 6
+    assert load_weights(tiny(), without, reinit=["head"]).count == 6
     with pytest.raises(CnnspecError, match="no module `haed`"):
         load_weights(tiny(), given, reinit=["haed"])
 
@@ -184,7 +185,7 @@ def published(name: str) -> Path:
 def test_published_checkpoints_match_by_order(name: str):
     given = read_weights(published(name))
     module = build(name)
-    assert load_weights(module, given, "order") == PUBLISHED[name][1]
+    assert load_weights(module, given, "order").count == PUBLISHED[name][1]
     for ours, theirs in zip(module.state_dict().values(), given.values(), strict=True):
         assert torch.equal(ours, theirs)
 

@@ -30,8 +30,9 @@ from harness.runs import code
 from torchvision import datasets
 
 from cnnspec import CnnspecError, Graph, loads
+from cnnspec.backends.torch.matching import load_weights
 from cnnspec.backends.torch.module import to_module
-from cnnspec.backends.torch.weights import load_weights, read_weights
+from cnnspec.backends.torch.weights import read_weights
 from cnnspec.recipe import Cifar10, Folder, Mnist, Setting
 from cnnspec.training.data import download
 from cnnspec.training.data.datasets import load_data

@@ -1,37 +1,32 @@
-"""Read weights from files and from torchvision, and load them by name or by order.
+"""Read weights from files and from torchvision.
 
 Checkpoints are read with `weights_only=True`, so a file cannot run code.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Literal
+from typing import IO, Any
 from urllib.parse import urlparse
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cnnspec.diagnostics import CnnspecError, did_you_mean, failure, one_line
+from cnnspec.backends.torch.matching import FLOATS, INTEGERS, Weights
+from cnnspec.diagnostics import CnnspecError, failure, one_line
 from cnnspec.files import check_pickled_tensors, open_regular
 from cnnspec.ir import Graph
 
-Match = Literal["name", "order"]
-Weights = dict[str, Tensor]
-
-PREFIXES = ("model.", "network.", "module.", "_orig_mod.")
-"""Prefixes that wrappers add to every key: Lightning modules, DistributedDataParallel, torch.compile."""
 PUBLISHED = "torchvision:"
 """The prefix of weights that torchvision publishes."""
-_COUNTER = "num_batches_tracked"
-_SHOWN = 5
+TABLES = ("state_dict", "model_state_dict", "model", "net", "network", "module", "state_dict_ema", "model_ema", "ema")
+"""The names under which training scripts save a `state_dict`, in the order in which they are looked for."""
 
 
 def load_pickled(file: IO[bytes], size: int) -> Any:
@@ -54,19 +49,44 @@ def _load_state_dict(path: Path) -> Any:
     with open_regular(path, sys.maxsize, "E0505") as file:
         assert file is not None
         loaded = load_pickled(file, os.fstat(file.fileno()).st_size)
-    return loaded["state_dict"] if isinstance(loaded, Mapping) and "state_dict" in loaded else loaded
+    return _enter_table(loaded, path)
+
+
+def _enter_table(loaded: Any, path: Path) -> Any:
+    """Return the table of tensors in a checkpoint, at any depth of the names in `TABLES`.
+
+    Raises:
+        CnnspecError: E0505 if there are several.
+    """
+    while isinstance(loaded, Mapping) and not all(isinstance(value, Tensor) for value in loaded.values()):
+        tables = [name for name in TABLES if isinstance(loaded.get(name), Mapping) and loaded[name]]
+        if "state_dict" in tables:
+            tables = ["state_dict"]
+        if not tables:
+            break
+        if len(tables) > 1:
+            named = ", ".join(f"`{name}`" for name in tables)
+            help = "save one of them on its own: `torch.save(torch.load(FILE)[NAME], NEW)`"
+            raise failure("E0505", f"the file contains several networks: {named}", file=str(path), help=help)
+        loaded = loaded[tables[0]]
+    return loaded
+
+
+def _load_any(path: Path) -> Any:
+    """Read a file whose extension does not say what it is."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return load_file(path) if start[8:9] == b"{" and start[:2] != b"PK" else _load_state_dict(path)
 
 
 _READERS: dict[str, Callable[[Path], Any]] = {
     ".ckpt": _load_state_dict,
-    ".pt": _load_state_dict,
-    ".pth": _load_state_dict,
+    ".pt": _load_any,
+    ".pth": _load_any,
+    ".tar": _load_any,
+    ".bin": _load_any,
     ".safetensors": lambda path: load_file(path),
 }
-FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-"""The types of weights. Integers are quantized values, which have no meaning without their scale."""
-INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-"""The types of counters."""
 
 
 def weights_file(source: str | os.PathLike[str]) -> Path:
@@ -88,7 +108,7 @@ def weights_file(source: str | os.PathLike[str]) -> Path:
 
 
 def read_weights(
-    source: str | os.PathLike[str], match: Match = "name", graph: Graph | None = None, *, offline: bool = False
+    source: str | os.PathLike[str], match: str = "name", graph: Graph | None = None, *, offline: bool = False
 ) -> Weights:
     """Read the tensors of a file by their keys, in the order of the file.
 
@@ -216,121 +236,3 @@ def _read_published(graph: Graph, tag: str, offline: bool) -> Weights:
             help="check the internet connection (they are downloaded once), or pass a file with `--weights FILE`",
         ) from None
     return dict(reference.state_dict())
-
-
-def load_weights(
-    module: nn.Module,
-    weights: Weights,
-    match: Match = "name",
-    file: str | None = None,
-    reinit: Sequence[str] = (),
-) -> int:
-    """Load weights into a module.
-
-    Args:
-        module: The module. It stays unchanged if the weights do not match.
-        weights: The tensors, as returned by `read_weights`.
-        match: `name` requires the same keys, after removing any of `PREFIXES` that all keys share. `order` requires the
-            same shapes in the same order, with any keys.
-        file: The name of the weights in error messages.
-        reinit: Paths of modules that keep their current weights. Only used when matching by name.
-
-    Returns:
-        The number of matched tensors.
-
-    Raises:
-        CnnspecError: E0504 if the weights do not match, or a path of `reinit` is not a module.
-    """
-    own: Weights = dict(module.state_dict())
-    for path in reinit:
-        if len(_without(own, [path])) == len(own):
-            known = dict.fromkeys(key.split(".")[0] for key in own)
-            help = did_you_mean(path, known) or f"use one of {', '.join(f'`{name}`' for name in known)}"
-            raise failure("E0504", f"the network has no module `{path}` with weights", help=help)
-    matched = (
-        _by_name(_without(own, reinit), weights, file, reinit) if match == "name" else _by_order(own, weights, file)
-    )
-    module.load_state_dict({**own, **matched})
-    return len(matched)
-
-
-def _without(weights: Weights, paths: Sequence[str]) -> Weights:
-    """Return the weights without those of the modules at these paths."""
-    return {key: value for key, value in weights.items() if not any(key.startswith(f"{path}.") for path in paths)}
-
-
-def _by_name(own: Weights, given: Weights, file: str | None, reinit: Sequence[str] = ()) -> Weights:
-    stripped = given
-    while _without(stripped, reinit).keys() != own.keys():
-        prefix = next((p for p in PREFIXES if stripped and all(key.startswith(p) for key in stripped)), None)
-        if prefix is None:
-            break
-        stripped = {key[len(prefix) :]: tensor for key, tensor in stripped.items()}
-    stripped = _without(stripped, reinit)
-    if stripped.keys() != own.keys():
-        missing = [key for key in own if key not in stripped]
-        unknown = [key for key in stripped if key not in own]
-        raise _mismatch(
-            f"{len(missing)} of {len(own)} tensors of the network are missing in the file, and {len(unknown)} tensors"
-            " of the file are unexpected",
-            own,
-            stripped,
-            [(a, b) for a, b in itertools.zip_longest(missing, unknown)],
-            file,
-            "if only the names differ, use `--match order`",
-        )
-    wrong = [(key, key) for key in own if not _fits(own[key], stripped[key])]
-    if wrong and all(own[key].shape == stripped[key].shape for key, _ in wrong):
-        message, help = f"{len(wrong)} tensors have the wrong type", "use weights that are not quantized"
-        raise _mismatch(message, own, stripped, wrong, file, help)
-    if wrong:
-        module = wrong[0][0].rpartition(".")[0]
-        help = f"use `--reinit {module}` to initialize this module at random" if len(wrong) < 3 else None
-        raise _mismatch(f"size mismatch for {len(wrong)} tensors", own, stripped, wrong, file, help)
-    return {key: stripped[key] for key in own}
-
-
-def _by_order(own: Weights, given: Weights, file: str | None) -> Weights:
-    ours, theirs = list(own), list(given)
-    # Files written before torch 0.4.1 have no batch counters of batch normalization.
-    if not any(key.endswith(_COUNTER) for key in theirs):
-        ours = [key for key in ours if not key.endswith(_COUNTER)]
-    wrong = [
-        (a, b) for a, b in itertools.zip_longest(ours, theirs) if a is None or b is None or not _fits(own[a], given[b])
-    ]
-    if wrong:
-        raise _mismatch(
-            f"the network has {len(ours)} tensors, the file has {len(theirs)},"
-            f" and {len(wrong)} positions differ in shape or type",
-            own,
-            given,
-            wrong,
-            file,
-            "use `--match name`, or a file with the same shapes in the same order",
-        )
-    return {a: given[b] for a, b in zip(ours, theirs, strict=True)}
-
-
-def _fits(own: Tensor, given: Tensor) -> bool:
-    """Return whether a tensor of a file has the shape and a type of a tensor of the network."""
-    return own.shape == given.shape and given.dtype in (FLOATS if own.is_floating_point() else INTEGERS)
-
-
-def _mismatch(
-    message: str,
-    own: Weights,
-    given: Weights,
-    pairs: Sequence[tuple[str | None, str | None]],
-    file: str | None,
-    help: str | None,
-) -> CnnspecError:
-    def show(key: str | None, tensors: Weights) -> str:
-        if key is None:
-            return "none"
-        kind = "" if tensors[key].dtype in FLOATS else f" {str(tensors[key].dtype).removeprefix('torch.')}"
-        return f"`{key}` {list(tensors[key].shape)}{kind}"
-
-    notes = [f"network: {show(a, own)}, file: {show(b, given)}" for a, b in pairs[:_SHOWN]]
-    if len(pairs) > _SHOWN:
-        notes.append(f"and {len(pairs) - _SHOWN} more")
-    return failure("E0504", f"the weights do not match: {message}", notes=notes, help=help, file=file)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cnnspec.backends.torch.matching import load_weights
 from cnnspec.backends.torch.memory import is_out_of_memory
 from cnnspec.backends.torch.module import Network, to_module
-from cnnspec.backends.torch.weights import Match, load_weights, read_weights
+from cnnspec.backends.torch.weights import read_weights
 from cnnspec.diagnostics import CnnspecError, failure
 from cnnspec.ir import Graph
 from cnnspec.recipe import Setting
@@ -110,7 +111,7 @@ def evaluate(
     graph: Graph,
     weights: str | Path,
     *,
-    match: Match = "name",
+    match: str = "name",
     data: Setting | None = None,
     data_dir: str | Path = "data",
     offline: bool = False,
@@ -123,7 +124,7 @@ def evaluate(
     Args:
         graph: The network.
         weights: A checkpoint, a saved `state_dict`, or safetensors.
-        match: Whether the tensors in the file are matched by `name` or by `order`.
+        match: How the tensors in the file are matched: by `name`, by `order`, or by a map (the path of a JSON file).
         data: The data set, by default that of the recipe.
         data_dir: The directory of downloaded data sets.
         offline: Never download.
@@ -141,7 +142,8 @@ def evaluate(
     """
     keep_memory()
     network = to_module(graph).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    matched = load_weights(network, read_weights(weights, match, graph, offline=offline), match, str(weights))
+    given = read_weights(weights, match, graph, offline=offline)
+    matched = load_weights(network, given, match, str(weights), optional=[head.name for head in graph.aux])
     setting = data or graph.recipe.data
     about = about_weights(weights, graph)
     found = _DataComparison(Path(weights), about.data, setting.name, verify_data)
@@ -164,7 +166,8 @@ def evaluate(
         "network": graph.name,
         "weights": str(weights),
         "match": match,
-        "matched": matched,
+        "matched": matched.count,
+        "notes": matched.notes(),
         "data": setting.model_dump(mode="json"),
         "data_identity": images.inventory.identity.model_dump(mode="json"),
         "data_changes": found.changes,

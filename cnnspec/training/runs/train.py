@@ -13,9 +13,10 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from torch import nn
 
+from cnnspec.backends.torch.matching import load_weights
 from cnnspec.backends.torch.memory import is_out_of_memory, out_of_memory
 from cnnspec.backends.torch.module import to_module
-from cnnspec.backends.torch.weights import load_weights, read_weights
+from cnnspec.backends.torch.weights import read_weights
 from cnnspec.diagnostics import CnnspecError, failure, one_line
 from cnnspec.ir import Graph
 from cnnspec.recipe import Recipe
