@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,11 +24,14 @@ from cnnspec.cli.options import (
 )
 from cnnspec.cli.output import make_console, print_json
 from cnnspec.cli.training_options import Training, find_data, stop_on_sigterm, training_options
-from cnnspec.diagnostics import echo
+from cnnspec.diagnostics import echo, failure
 from cnnspec.ir import Graph
 
 InitialWeights = Annotated[
     str | None, typer.Option("--weights", metavar="FILE", help="Initial weights: a file, or torchvision:DEFAULT.")
+]
+Match = Annotated[
+    str, typer.Option(metavar="HOW", help="Match tensors by name, by order, or by a map that `cnnspec match` wrote.")
 ]
 
 
@@ -41,6 +45,7 @@ def build(
     sets: Settings = None,
     huge: AllowHuge = False,
     weights: InitialWeights = None,
+    match: Match = "name",
     reinit: Annotated[
         list[str] | None,
         typer.Option(
@@ -58,6 +63,11 @@ def build(
         raise typer.BadParameter(
             "has no effect without --weights: all modules are initialized at random", param_hint="--reinit"
         )
+    if match != "name" and weights is None:
+        raise typer.BadParameter("has no effect without --weights", param_hint="--match")
+    if match == "order" and reinit:
+        raise typer.BadParameter("has no effect with --match order", param_hint="--reinit")
+    _check_match(match)
     if training.accept_changes and not training.resume:
         raise typer.BadParameter("has no effect without --resume", param_hint="--accept-changes")
     graph = compile_at(file, sets, at, huge)
@@ -65,11 +75,12 @@ def build(
         for option in training.given():
             if option != "--seed" and not (option == "--offline" and weights):
                 raise typer.BadParameter("has no effect without --train", param_hint=option)
-        return _try_out(graph, weights, reinit or [], training, as_json)
+        return _try_out(graph, weights, match, reinit or [], training, as_json)
     stop_on_sigterm()
     options = training.options(
         [graph.recipe],
         weights=weights,
+        match=match,
         reinit=tuple(reinit or ()),
         resume_command=_resume_command(file, sets, training),
         console=make_console(stderr=as_json),
@@ -143,7 +154,15 @@ def runs(
     echo(*(f"{run['folder']}: {run['reason']}" for run in found if run["reason"]))
 
 
-def _try_out(graph: Graph, weights: str | None, reinit: list[str], training: Training, as_json: bool) -> int:
+def _check_match(match: str) -> None:
+    """Raise an error if `--match` is neither `name` nor `order` nor a JSON file."""
+    if match not in ("name", "order") and not match.endswith(".json"):
+        raise typer.BadParameter(f"`{match}` is not `name`, `order` or a `.json` file", param_hint="--match")
+
+
+def _try_out(
+    graph: Graph, weights: str | None, match: str, reinit: list[str], training: Training, as_json: bool
+) -> int:
     """Build a module, and run it forward and backward on two random images."""
     from cnnspec import api
 
@@ -152,7 +171,7 @@ def _try_out(graph: Graph, weights: str | None, reinit: list[str], training: Tra
 
     if training.seed is not None:
         torch.manual_seed(training.seed)
-    module = api.build(graph, weights=weights, reinit=reinit, offline=training.offline)
+    module = api.build(graph, weights=weights, match=match, reinit=reinit, offline=training.offline)
     images = torch.randn(2, *graph.input_shape)
     given = module(images)
     parts = [given] if isinstance(given, torch.Tensor) else [given[0], *given[1]]
@@ -206,7 +225,7 @@ def test(
     weights: Annotated[
         str, typer.Option(metavar="FILE", help="A .safetensors, .pt or Lightning .ckpt file; or torchvision:DEFAULT.")
     ],
-    match: Annotated[str, typer.Option(help="Match tensors by name or order.")] = "name",
+    match: Match = "name",
     data: DataName = None,
     data_dir: DataDir = None,
     split: Annotated[str, typer.Option(help="Split to evaluate: val or test.")] = "test",
@@ -218,8 +237,7 @@ def test(
     as_json: AsJson = False,
 ) -> None:
     """Test a network with trained weights."""
-    if match not in ("name", "order"):
-        raise typer.BadParameter(f"`{match}` is not one of name, order", param_hint="--match")
+    _check_match(match)
     if split not in ("val", "test"):
         raise typer.BadParameter(f"`{split}` is not one of val, test", param_hint="--split")
     graph = compile_spec(file, sets, huge).require_graph()
@@ -242,10 +260,42 @@ def test(
     echo(*(f"accepted change: {change}" for change in found["data_changes"]))
     if found["data_is_other"]:
         echo("the data is another data set than that of the training")
-    echo(*(f"note: {note}" for note in found["data_notes"]))
+    echo(*(f"note: {note}" for note in (*found["data_notes"], *found["notes"])))
     echo(preprocessing_line(found["preprocessing"]))
     echo(
         f"{found['matched']} tensors matched by {match}" + (", averaged over flips" if found["tta"] else ""),
         f"{graph.name} on {found['data']['name']}, {split}: accuracy {found[f'{split}_acc']:.4f} "
         f"({found['correct']} of {found['images']}), loss {found[f'{split}_loss']:.4f}",
     )
+
+
+def match(
+    file: SpecFile,
+    weights: Annotated[str, typer.Argument(metavar="WEIGHTS", help="A weights file.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write the map to this file (default: stdout).")
+    ] = None,
+    sets: Settings = None,
+    huge: AllowHuge = False,
+) -> None:
+    """Propose a map from the modules of a network to those of a weights file, for --match."""
+    graph = compile_spec(file, sets, huge).require_graph()
+    from cnnspec import api
+
+    network = api.torch_backend().to_module(graph)
+    from cnnspec.backends.torch.matching import propose_map
+    from cnnspec.backends.torch.weights import read_weights
+
+    ordered = Path(weights).suffix.lower() != ".safetensors"
+    found = propose_map(network, read_weights(weights, graph=graph, offline=True), ordered)
+    text = found.model_dump_json(indent=1)
+    if out is None:
+        echo(*text.splitlines())
+    else:
+        try:
+            out.write_text(text + "\n", "utf-8")
+        except OSError as error:
+            help = "choose another file with `--out`"
+            raise failure("E0506", f"cannot write the map: {error.strerror}", file=str(out), help=help) from None
+    paired = f"{len(found.modules)} modules matched"
+    echo(f"{paired}, {len(found.uncertain)} uncertain: check them before you use the map", file=sys.stderr)

@@ -32,6 +32,7 @@ class TrainOptions:
         batch: Images per step, over all devices.
         seed: The seed of weights, order and augmentation.
         weights: The initial weights: a file, or `torchvision:DEFAULT`.
+        match: How the tensors of `weights` are matched: by `name`, by `order`, or by a map (its path).
         reinit: Paths of modules that are initialized randomly, even with `weights`.
         out: The folder of the run folders.
         resume: Resume the latest unfinished run, or the one in this folder, with its own settings.
@@ -59,6 +60,7 @@ class TrainOptions:
     batch: int | None = None
     seed: int | None = None
     weights: str | None = None
+    match: str = "name"
     reinit: tuple[str, ...] = ()
     out: Path = Path("runs")
     resume: bool | Path = False

@@ -164,8 +164,8 @@ def _make_network(graph: Graph, recipe: Recipe, options: TrainOptions) -> nn.Mod
     pl.seed_everything(recipe.seed, workers=True, verbose=False)
     network = to_module(graph)
     if options.weights is not None and not options.resume:
-        weights = read_weights(options.weights, "name", graph, offline=options.offline)
-        load_weights(network, weights, file=options.weights, reinit=options.reinit)
+        weights = read_weights(options.weights, options.match, graph, offline=options.offline)
+        load_weights(network, weights, options.match, file=options.weights, reinit=options.reinit)
     optimizer_for(network, recipe, 1)
     return network
 
