@@ -94,6 +94,12 @@ class Type:
         *others, last = [*(f"`{word}`" for word in self.words), *([] if self.kind == "word" else [_PHRASES[self.kind]])]
         return f"{', '.join(others)} or {last}" if others else last
 
+    @property
+    def single(self) -> str:
+        """One value of this type, for a message: a single integer."""
+        article, _, noun = str(self).partition(" ")
+        return f"a single {noun}" if article in ("a", "an") else f"a single value, {self}"
+
 
 def type_of(annotation: Any) -> Type:
     """Return the type in the language for a Python annotation."""

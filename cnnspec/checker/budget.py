@@ -42,7 +42,7 @@ class Budget:
         if self._depth > MAX_DEPTH:
             raise self._reporter.error(
                 "E0405",
-                f"elements are nested deeper than the limit of {MAX_DEPTH}",
+                f"the nesting of elements exceeds the limit of {MAX_DEPTH}",
                 **self._calls.locate(origin),
                 help="nest fewer block calls",
             )

@@ -76,7 +76,7 @@ def _check_parameter_count(graph: ir.Graph, reporter: Reporter, limit: int) -> N
         help = "to allow it, pass `--allow-huge` or `allow_huge=True`"
     else:
         help = "use fewer channels or smaller kernels"
-    message = f"the network has {graph.parameter_count:,} parameters, more than the limit of {limit:,}"
+    message = f"the network has {graph.parameter_count:,} parameters, which exceeds the limit of {limit:,}"
     caption = f"has {largest.parameter_count:,} parameters"
     reporter.error("E0405", message, largest.origin, caption=caption, help=help)
 
@@ -124,4 +124,4 @@ def _check_period(graph: ir.Graph, reporter: Reporter) -> None:
     try:
         _ = graph.sizes
     except PeriodLimit as limit:
-        reporter.error("E0405", limit.message, graph.nodes[limit.node].origin, help="use smaller strides")
+        reporter.error("E0405", limit.message, graph.nodes[limit.node].origin, help=limit.help)

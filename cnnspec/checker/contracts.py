@@ -42,6 +42,8 @@ def check_expectation(graph: ir.Graph, expect: ir.Expect, places: Places, report
             wanted += f" within {100 * expect.within:g}%" if expect.within is not None else ""
             relation = expect.relation if expect.relation in ("<=", ">=") else "="
             correct = f"{relation} {show(actual)}"
+            if expect.within is not None and relation == "=":
+                correct += f" within {100 * expect.within:g}%"
             _report_mismatch(graph, expect, wanted, f"{actual:,}{deviation}", correct, places, reporter)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal, NamedTuple
 
+from cnnspec import ir
 from cnnspec.ops import Op
 from cnnspec.shapes import Shape
 
@@ -41,7 +42,9 @@ class Frame:
         entering: The tensor that enters the current statement: the meaning of `in`.
         parent: The enclosing braces in the same body; `None` at the top of the network or of a block.
         labels: Outputs of labeled statements.
+        label_origins: The origins of these statements.
         skipped_labels: Labels of statements whose condition is false.
+        repeat: The repeated group whose iteration these braces are.
         shares_values: `values` belongs to `parent`.
         operators: Operators of earlier calls with the same values, by the `id` of the call; `None` where a value
             may differ each time.
@@ -51,7 +54,9 @@ class Frame:
     entering: MaybeTensor
     parent: Frame | None = None
     labels: dict[str, MaybeTensor] = field(default_factory=dict[str, MaybeTensor])
+    label_origins: dict[str, int] = field(default_factory=dict[str, int])
     skipped_labels: set[str] = field(default_factory=set[str])
+    repeat: ir.Repeat | None = None
     shares_values: bool = False
     operators: dict[int, Op] | None = None
 

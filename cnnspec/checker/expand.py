@@ -169,7 +169,7 @@ class Expander:
         elif isinstance(single, (ir.In, ir.Reference, ir.Broken)):
             output = self._element(single, frame, names, x)
             if label in frame.labels and not isinstance(single, ir.Broken):
-                self._namer.report_duplicate(names, label, flow.origin)
+                self._namer.report_duplicate(names, label, flow.origin, frame.label_origins.get(label))
         else:
             path = self._namer.claim(names, label, flow.origin)
             self.graph.scopes.setdefault(path, "")
@@ -177,6 +177,7 @@ class Expander:
             self.graph.close_scope(path, output)
         if output is not OMITTED:
             frame.labels[label] = output
+            frame.label_origins[label] = flow.origin
         return output
 
     def _pipeline(
@@ -187,14 +188,30 @@ class Expander:
         for index, element in enumerate(elements):
             if output is OMITTED:
                 message, help = "unexpected element after `nothing`", "remove the elements after `nothing`"
-                places = self._calls.places
-                span = places.wholes.get(element.origin) or places[element.origin]
-                if span is not None and isinstance(elements[index - 1], ir.If):
-                    help = f"write `| {span.text}` inside the braces of the other branch"
+                help = self._moved_into(elements[index - 1], elements[index:]) or help
                 self._error("E0216", message, element.origin, help)
                 return None
             output = self._element(element, frame, names, output)
         return output
+
+    def _moved_into(self, choice: ir.Element, following: Sequence[ir.Element]) -> str | None:
+        """Return help that moves elements after an `if` into its group that is not `nothing`."""
+        places = self._calls.places
+        first, last = (places.wholes.get(e.origin) or places[e.origin] for e in (following[0], following[-1]))
+        if not isinstance(choice, ir.If) or (whole := places[choice.origin]) is None or not (first and last):
+            return None
+        moved, code = first.to(last).text, whole.text
+        bodies = [body for body in (choice.then, choice.otherwise) if not _is_nothing(body)]
+        if len(bodies) != 1:
+            return None
+        if not bodies[0]:
+            written = f"{code} else {{ {moved} }}"
+        elif (end := places.wholes.get(bodies[0][-1].origin)) is not None:
+            cut = end.end - whole.start
+            written = f"{code[:cut]} | {moved}{code[cut:]}"
+        else:
+            return None
+        return f"move `| {moved}` into the braces: `{' '.join(written.split())}`"
 
     # --- elements --------------------------------------------------------------------------------
 
@@ -246,6 +263,7 @@ class Expander:
         for iteration in range(self._values.repetitions(element.count, frame)):
             self._budget.step(element.origin)
             inner = frame.inner(x)
+            inner.repeat = element
             if element.variable is not None:
                 inner.define(element.variable, iteration, varies=True)
             x = self._body(element.body, inner, names, x)
@@ -395,3 +413,17 @@ class Expander:
         self._calls.pop()
         self.graph.close_scope(path, output)
         return output
+
+
+def _is_nothing(body: Sequence[ir.Statement]) -> bool:
+    """Return whether a body consists of `nothing`, perhaps in braces of its own."""
+    flows = [statement for statement in body if isinstance(statement, ir.Flow)]
+    if len(flows) != 1 or len(flows[0].elements) != 1:
+        return False
+    match flows[0].elements[0]:
+        case ir.Nothing():
+            return True
+        case ir.Braces(body=inner):
+            return _is_nothing(inner)
+        case _:
+            return False

@@ -15,6 +15,9 @@ from cnnspec.ops.base import FLOAT
 from cnnspec.ops.inits import INITS, InitScheme
 from cnnspec.shapes import Shape
 
+_GROWTH = {"pad": "less padding", "conv_transpose": "a smaller stride", "conv": "less padding"}
+"""How a map grows less, for operators that do not upsample by a factor."""
+
 
 class _Result(NamedTuple):
     """The fields of a node that depend only on its operator and the shapes of its inputs."""
@@ -99,24 +102,42 @@ class GraphBuilder:
             Reported: It has more.
         """
         if shapes.numel(shape) > self._max_elements:
-            raise self._too_large(f"the image {shapes.text(shape)}", origin)
+            raise self._too_large(f"the image {shapes.text(shape)}", origin, "use a smaller `input`")
 
     def _check_elements(self, op: Op, inputs: tuple[Shape, ...], output: Shape, origin: int) -> None:
         """Report an output, or a workspace in one of the passes, with more elements than the limit."""
         if shapes.numel(output) > self._max_elements:
-            raise self._too_large(f"the tensor {shapes.text(output)}", origin)
+            raise self._too_large(
+                f"the tensor {shapes.text(output)}", origin, self._smaller(op, output, inputs[0], origin)
+            )
         saved = op.saved(inputs, output, [True] * len(inputs)).extra
         workspaces = (saved, op.scratch(inputs, output), op.backward_scratch(inputs, output))
         elements = max(op.workspace(inputs, output), *(size // FLOAT for size in workspaces))
         if elements > self._max_elements:
-            raise self._too_large(f"the workspace of `{op.name}` with {elements:,} elements", origin)
+            raise self._too_large(
+                f"the workspace of `{op.name}` with {elements:,} elements", origin, "use smaller sizes"
+            )
 
-    def _too_large(self, what: str, origin: int) -> Reported:
-        help = "use smaller sizes"
+    def _too_large(self, what: str, origin: int, help: str) -> Reported:
         if self._max_elements < MAX_HUGE:
             help += ", or pass `--allow-huge` or `allow_huge=True`"
         message = f"{what} exceeds the limit of {self._max_elements:,} elements for one image"
         return self._reporter.error("E0405", message, **self._calls.locate(origin), help=help)
+
+    def _smaller(self, op: Op, shape: Shape, before: Shape, origin: int) -> str:
+        """Return the help for an output that is too large: how it can grow less."""
+        if len(shape) < 3:
+            remedies = ["fewer features"]
+        elif shape[1:] != before[1:] and shapes.numel(shape[1:]) > shapes.numel(before[1:]):
+            remedies = [_GROWTH.get(op.name, "a smaller upsampling factor")]
+        elif shape[0] > before[0]:
+            remedies = ["fewer channels"]
+        else:
+            remedies = ["fewer channels", "a smaller height and width"]
+        place = self._calls.places[origin]
+        if place is not None and any(node.origin == place for node in self.nodes):
+            remedies.append("a smaller repeat count")
+        return f"use {' or '.join(remedies)}"
 
     def _init_of(self, op: Op) -> InitScheme | None:
         """Return the initialization of an operator: its own argument, or the `init` statement of its kind."""

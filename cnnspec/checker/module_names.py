@@ -67,31 +67,62 @@ class ModuleNamer:
         names.used[name] = origin
         path = names.join(name)
         if len(path) > MAX_PATH:
-            message = f"a module path exceeds the limit of {MAX_PATH} characters"
+            message = f"a module path exceeds the limit of {MAX_PATH:,} characters"
             raise self._reporter.error("E0405", message, **self._calls.locate(origin), help="use shorter labels")
         return path
 
-    def report_duplicate(self, names: Namespace, name: str, origin: int) -> None:
-        """Report a second use of a name."""
+    def report_duplicate(self, names: Namespace, name: str, origin: int, first: int | None = None) -> None:
+        """Report a second use of a name; `first` is the origin of the first use, if it is not a module."""
         where = f"the module `{names.path}`" if names.path else "the network"
-        first = names.used.get(name)
+        first = names.used.get(name, first)
         labels, help = list[Label](), "rename one of them"
         if first == origin:  # an earlier iteration of the same call
-            help = self._distinguish(*self._patterns[origin]) if origin in self._patterns else help
+            help = "a label is the same in every iteration: name the calls instead, for example "
+            help += f'`repeat 3 as i {{ conv 3x3 16 name="{name}{{i}}" }}`'
+            if origin in self._patterns:
+                help = self._distinguish(*self._patterns[origin])
         elif first is not None:
-            labels = self._calls.label(first, "first used here")
+            labels = self._calls.label(first, "first defined here")
         location = self._calls.locate(origin, labels=labels)
         self._reporter.error("E0209", f"duplicate name `{name}` in {where}", **location, help=help)
 
     def _distinguish(self, call: ir.Call, pattern: str, frame: Frame) -> str:
         """Return the help for a `name` that is the same in several iterations."""
-        if call.repeat is None:
-            return f'add the variable of the loop to the name: `repeat 3 as r` and `name="{pattern}{{r}}"`'
-        if "{i}" in pattern and "i" in frame.values:
-            other = pattern.replace("{i}", "{r}")
-            hides = "in a repeated call, `{i}` is the index of the call, which hides the loop variable `i`"
-            return f'{hides}: rename the variable to `r`, and write `name="{other}"`'
-        return f'add the index of the call to the name: `name="{pattern}{{i}}"`'
+        counters = ("i", "n") if call.repeat else ()
+        fresh = (letter for letter in "rstuvw" if letter not in frame.values)
+        indices, heads, renamed = list[str](), list[str](), list[str]()
+        for group in reversed([scope.repeat for scope in frame.outward() if scope.repeat]):
+            index = group.variable
+            if index is None or index in counters:
+                renamed += [index] if index in counters else []
+                index, count = next(fresh, "r"), self._calls.places[group.count.origin]
+                heads.append(f"repeat {count.text if count else '2'} as {index}")
+            indices.append(index)
+        if counters and not any(f"{{{counter}}}" in pattern for counter in counters):
+            indices.append("i")
+        missing = "_".join(f"{{{index}}}" for index in indices if f"{{{index}}}" not in pattern)
+        stem, brace, filled = pattern.partition("{")
+        name = f'name="{stem}{missing}_{brace}{filled}"' if brace else f'name="{stem}{missing}"'
+        if not heads:
+            what = "call" if counters and missing == "{i}" else "iteration"
+            return f"add the index of the {what} to the name: `{name}`"
+        written = " { ".join([*heads, self._code(call, name)]) + " }" * len(heads)
+        if renamed:
+            return (
+                f"in a repeated call, `{{{renamed[0]}}}` is the index of the call, which shadows the variable "
+                f"`{renamed[0]}` of the group: rename the variable, and use both: `{written}`"
+            )
+        return f"add the index of the iteration to the name: `{written}`"
+
+    def _code(self, call: ir.Call, name: str) -> str:
+        """Return the code of a call with another `name`."""
+        places = self._calls.places
+        whole, pattern = places.wholes.get(call.origin), call.name and places[call.name.origin]
+        if whole is None or pattern is None:
+            return f"{call.callee} {name}"
+        text = whole.source.text
+        before = re.sub(r"\bname[ \t]*=[ \t]*$", "", text[whole.start : pattern.start])
+        return " ".join(f"{before}{name}{text[pattern.end : whole.end]}".split())
 
     def name(self, call: ir.Call, frame: Frame, names: Namespace, label: str | None, iteration: int | None) -> str:
         """Return the name of a call: its label, its `name` pattern, or its position.

@@ -54,7 +54,7 @@ class ShapeTrace:
     def chain(self, path: Sequence[int], axes: slice = slice(None)) -> str:
         """Render shapes, or these axes of them, and the operators between; a long path is shortened in the middle."""
         steps = [_sizes(self.entering(path[0])[axes])]
-        steps += [f"{self.nodes[i].op.name} {_sizes(self.nodes[i].shape[axes])}" for i in path]
+        steps += [f"{_sizes(self.nodes[i].shape[axes])} (`{self.nodes[i].op.name}`)" for i in path]
         return " -> ".join(steps if len(steps) <= MAX_SHOWN else [*steps[:2], "...", *steps[3 - MAX_SHOWN :]])
 
     def origin(self, node: int) -> str:

@@ -62,7 +62,7 @@ class ValueEvaluator:
             if error.code in ("E0215", "E0405"):
                 location = self._calls.locate(error.origin or expr.origin)
                 skip = "; to skip a part, use `when`" if is_number(value) and value < 1 else ""
-                help = f"use a count from 1 to {MAX_REPEAT}{skip}"
+                help = f"use a count from 1 to {MAX_REPEAT:,}{skip}"
                 self._reporter.error("E0403", error.message, **location, help=help)
             else:
                 self._report(error, expr)

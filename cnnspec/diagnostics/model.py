@@ -346,7 +346,7 @@ class Reporter:
             files.setdefault(diagnostic.name, len(files))
         found = sorted(self.diagnostics, key=lambda d: (files[d.name], d.span.start if d.span else -1))
         if self.full:
-            message = f"more errors than the limit of {MAX_ERRORS} per run"
+            message = f"the number of errors exceeds the limit of {MAX_ERRORS} per run"
             found.append(Diagnostic("E0405", message, help="fix these first, then check again"))
         return found
 

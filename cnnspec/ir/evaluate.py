@@ -418,6 +418,8 @@ def _suggest(value: Any, type_: Type, name: str) -> Suggestion | None:
             return one_of("round it with `{0}`, `ceil` or `round_to`", WrapValue("floor"))
         case "int" if given is tuple and name == "c":
             return Advice("write a number of channels, such as 16")
+        case "int" if given in (tuple, list) and (same := _list(value)) and len(set(same)) == 1:
+            return ReplaceValue(str(same[0]), name)
         case "str" if is_number(value) and not isinstance(value, Fraction):
             return ReplaceValue(f'"{show(value)}"', name)
         case "bool" if is_number(value):
@@ -454,7 +456,9 @@ def _check_bounds(result: Any, type_: Type, name: str, origin: int, value: Any) 
                 what = f"`{name}`"
                 if type_.kind in ("list", "numbers"):
                     what, suggestion = f"each number in `{name}`", Advice(f"use only numbers that are {must}")
-                message = f"{what} must be {must}, got {show(cast(object, value))}"
+                must = must.replace(f"{bound:g}", f"{bound:,}") if bound >= 1000 else must
+                given = f"{value:,}" if type(value) is int else show(cast(object, value))
+                message = f"{what} must be {must}, got {given}"
                 raise ExpressionError("E0215", message, origin, suggestion)
         if number and type_.kind in ("float", "interval") and abs(number) < MIN_NUMBER:
             message = f"`{name}` is too small for float32, got {show(number)}"

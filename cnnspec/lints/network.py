@@ -182,7 +182,8 @@ def unused_classes(context: LintContext, graph: ir.Graph) -> Iterator[Diagnostic
     classes, last = graph.model.constants["classes"].value, graph.nodes[graph.output]
     if graph.output_shape == (classes,):
         return
-    help, edit = "end the network with `linear classes`, or remove `classes`", None
+    layers = "global_avgpool | flatten | linear classes" if shapes.is_map(graph.output_shape) else "linear classes"
+    help, edit = f"end the network with `{layers}`, or remove `classes`", None
     literal = re.compile(r"[ \t]+(?:c[ \t]*=[ \t]*)?([0-9]+)(?=[ \t]*(?:[#\n;}]|$))")
     own = last.op.name == "linear" and context.owns(last) and last.origin
     if own and (outputs := literal.match(context.file.source.text, own.end)):

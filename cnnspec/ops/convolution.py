@@ -123,7 +123,7 @@ class Conv(Op):
             return self.pad
         kh, kw = self.kernel
         if kh % 2 == 0 or kw % 2 == 0:
-            message = f"`pad=same` requires an odd kernel size, got {kh}x{kw}"
+            message = f"`pad=same` (the default) requires an odd kernel size, got {kh}x{kw}"
             suggestion, fallback = self._odd_kernel(), None
             if isinstance(suggestion, SetNumbers):
                 given = f"`kernel` is {show_size(self.kernel)} and `c` is {self.c}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from cnnspec.recipe import CHOICES, Scalars
@@ -10,13 +11,13 @@ from cnnspec.schema import Declared, Parameter
 _VALUES = {
     "c": "16",
     "kernel": "3x3",
-    "groups": "4",
+    "groups": "1",
     "factor": "2",
     "stride": "2",
     "pad": "1",
     "dilation": "2",
     "repeat": "2",
-    "range": "0..8",
+    "range": "0..in.c//2",
     "amounts": "1",
     "every": "30",
     "at": "[60, 120]",
@@ -101,14 +102,30 @@ def example_entry(word: str) -> str:
     return f"{word} {value}"
 
 
+def move_into_train(text: str, word: str, value: str) -> str:
+    """Return the help for an entry of the recipe outside the `train` section.
+
+    Args:
+        text: The file.
+        word: The first word of the entry.
+        value: The rest of it; if there is none, the help has an example.
+    """
+    sign, written = (":", f"{word} {value}") if value else (", for example", example_entry(word))
+    if re.search(r"^[ \t]*train\b", text, re.MULTILINE):
+        return f"move it into the `train` section{sign} `{written}`"
+    return f"write it in a `train` section{sign} `train {{ {written} }}`"
+
+
 def entry_with(argument: str, value: str) -> str | None:
     """Return an entry of the `train` section with this argument, `optimizer sgd lr=0.1`; None if there is none."""
     for word, table in CHOICES.items():
         for choice in table.values():
             if argument in choice.parameters and word != "augment":
                 others = [p for p in choice.parameters.values() if p.required and p.name != argument]
-                given = [f"{p.name}={example_value(p)}" for p in others] if choice.parameters[argument].required else []
-                written = choice.name if given or not others else example_choice(choice)
-                entry = " ".join((word, written, f"{argument}={value}", *given))
+                named = [p for p in choice.parameters.values() if p.name == argument or p.required]
+                given = [f"{p.name}={value if p.name == argument else example_value(p)}" for p in named]
+                if not choice.parameters[argument].required:
+                    given = [*(example_value(p) for p in others), f"{argument}={value}"]
+                entry = " ".join((word, choice.name, *given))
                 return entry.replace(f"{word} {word} ", f"{word} ")
     return None

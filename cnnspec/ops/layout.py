@@ -108,10 +108,10 @@ class PixelShuffle(Op):
         c, h, w = need_map(self.name, inputs[0])
         r = self.factor
         if c % (r * r):
-            message = "the channels of `pixel_shuffle` must be divisible by `factor` squared"
+            message = "the number of input channels of `pixel_shuffle` must be divisible by the square of `factor`"
             raise ShapeError(
                 "E0306",
-                f"{message}: {c} is not divisible by {r * r}",
+                f"{message}, got {c:,} and {r:,}",
                 InsertBefore(f"conv 1x1 {-(-c // (r * r)) * r * r}", "insert `{0}` before `pixel_shuffle`"),
                 argument="factor",
             )
@@ -130,7 +130,7 @@ class ChannelShuffle(Op):
 
     def infer(self, *inputs: Shape) -> Shape:
         c, h, w = need_map(self.name, inputs[0])
-        need_divisible(self.name, "channels", c, self.groups, "groups")
+        need_divisible(self.name, "input channels", c, self.groups, "groups")
         return c, h, w
 
 

@@ -73,7 +73,7 @@ class GroupNorm(_OverMap):
                 argument="groups",
             )
         proper = values == channels  # as many groups would have a single value each
-        need_divisible(self.name, "channels", channels, self.groups, "groups", proper=proper)
+        need_divisible(self.name, "input channels", channels, self.groups, "groups", proper=proper)
         return inputs[0]
 
     def needs_places(self, x: Shape) -> bool:

@@ -220,8 +220,9 @@ def _input_channels(binding: Binding) -> Reported | None:
         sized, strided = isinstance(args[0].value, ast.SizeLiteral), any(arg.name == "stride" for arg in args)
         if not (sized and strided and isinstance(after, ast.Number) and after.value > _MAX_STRIDE):
             return None
-    help = "remove it: the number of input channels is inferred"
-    message = f"`{callee}` does not take the number of input channels, got `{binding.arg.span.text}`"
+    what = "number of input features" if callee == "linear" else "number of input channels"
+    help = f"remove it: the {what} is inferred"
+    message = f"`{callee}` does not take the {what}, got `{binding.arg.span.text}`"
     return binding.error("E0205", message, help=help, fixes=[_removal(binding.arg, help, certain=callee != "conv")])
 
 
@@ -412,7 +413,8 @@ def _inferred(binding: Binding) -> Advice | None:
     """`in_channels=3`."""
     if binding.arg.name not in INFERRED:
         return None
-    help = "remove it: the number of input channels is inferred"
+    what = "features" if binding.site.callee == "linear" else "channels"
+    help = f"remove it: the number of input {what} is inferred"
     return help, [_removal(binding.arg, help)]
 
 
@@ -475,6 +477,15 @@ NAMED: Sequence[Hint] = (_unknown_argument, _given_twice)
 # --- missing arguments ---------------------------------------------------------------------------
 
 
+def without_channels(site: CallSite) -> list[Parameter]:
+    """Return the parameter for the output channels of a `conv` that lacks them, unless it is depthwise."""
+    given = {arg.name or arg.span.text for arg in site.args}
+    positional = [arg for arg in site.args if arg.name is None and not site.is_flag(arg)]
+    if site.callee != "conv" or given & {"c", "depthwise"} or len(positional) > 1:
+        return []
+    return [site.parameters["c"]]
+
+
 def missing_arguments(site: CallSite, missing: Sequence[Parameter]) -> Advice:
     """Advise on the required arguments that a call lacks."""
     if site.callee == "linear" and "classes" in site.scope.variables:
@@ -484,9 +495,9 @@ def missing_arguments(site: CallSite, missing: Sequence[Parameter]) -> Advice:
     if any(arg.name == arg.span.text for arg in site.args):  # a table, whose columns are its arguments
         given = " ".join(f"{parameter.name}={example_value(parameter)}" for parameter in missing)
         what = "a column" if len(missing) == 1 else "columns"
-        return f"add {what} for {alternatives(sorted(named), 'and')}, or write `{given}` after the columns", ()
-    if site.callee == "conv" and not {"c", "depthwise"} & {arg.name or arg.span.text for arg in site.args}:
-        named.add("c")
+        values = "a value" if len(missing) == 1 else "values"
+        columns = alternatives(sorted(named), "and")
+        return f"add {what} for {columns}, or write {values} after the columns, for example `{given}`", ()
     order = [name for name in site.parameters if name in named]
     given = [arg.span.text for arg in site.args]
     positional = [arg.span.text for arg in site.args if arg.name is None and not site.is_flag(arg)]
@@ -498,7 +509,9 @@ def missing_arguments(site: CallSite, missing: Sequence[Parameter]) -> Advice:
         written = [*given, *(f"{name}={value}" for name, value in zip(order, examples, strict=True))]
     meanings = [meaning(site.callee, site.parameters[name]) for name in order]
     added = " and ".join(meanings) if len(meanings) <= 2 else "the missing arguments"
-    return f"add {added}: `{' '.join((site.callee, *written))}`", ()
+    repeat = re.match(r"[ \t]*(x[0-9]+)(?![\w.])", site.span.source.text[site.span.end :])
+    call = " ".join((site.callee, *(repeat.groups() if repeat else ()), *written))
+    return f"add {added}, for example `{call}`", ()
 
 
 def _takes(callee: str, parameters: Iterable[str]) -> str:

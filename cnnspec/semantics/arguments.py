@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cnnspec import ir
 from cnnspec.diagnostics import Reported
 from cnnspec.schema import Type
-from cnnspec.semantics.argument_hints import MALFORMED, NAMED, POSITIONAL, Hint, missing_arguments
+from cnnspec.semantics.argument_hints import MALFORMED, NAMED, POSITIONAL, Hint, missing_arguments, without_channels
 from cnnspec.semantics.call_site import Binding, CallSite
 from cnnspec.semantics.context import Context
 from cnnspec.semantics.name_hints import Use
@@ -96,6 +96,7 @@ class ArgumentBinder:
         missing = [p for p in site.parameters.values() if p.required and p.name not in binding.values]
         if not missing or binding.failed:
             return
+        missing += without_channels(site)
         listed = ", ".join(f"`{parameter.name}`" for parameter in missing)
         help, fixes = missing_arguments(site, missing)
         message = f"`{site.callee}` is missing the required argument{'s' if len(missing) > 1 else ''} {listed}"

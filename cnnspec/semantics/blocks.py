@@ -27,6 +27,11 @@ _FOREIGN_TYPES = {
 }
 """Types of other languages, each with the types that it may mean."""
 
+_NEUTRAL = {"int": "1", "bool": "false", "size": "1x1"}
+"""Plausible defaults of `once` parameters, which later calls use."""
+_CHANNELS = ("c", "channels", "width")
+"""Parameters of which 1 is no plausible value."""
+
 _LOGIC = ("and", "or", "==", "!=", "<", "<=", ">", ">=")
 
 
@@ -83,8 +88,10 @@ def check_header(block: ast.Block, reporter: Reporter) -> None:
             _unknown_type(span, parameter.type, reporter)
         if parameter.once and parameter.default is None:
             message = f"`once` parameter `{name}` has no default"
-            value = example_value(Parameter(name, BLOCK_TYPES.get(parameter.type or "int", BLOCK_TYPES["int"])))
-            help = f"add a default for all repeats after the first: `{span.text} = {value}`"
+            type_ = BLOCK_TYPES.get(parameter.type or "int", BLOCK_TYPES["int"])
+            value = _NEUTRAL.get(type_.kind) if name not in _CHANNELS else None
+            value = value or example_value(Parameter(name, type_))
+            help = f"add a default for the calls after the first: `{span.text} = {value}`"
             reporter.error("E0203", message, span, help=help)
         seen[name] = span
 

@@ -57,7 +57,7 @@ class BodyElaborator:
         if key is not None:
             return key
         if len(self.context.open_blocks) >= _MAX_CALL_DEPTH and call is not None:
-            message = f"block calls are nested deeper than the limit of {_MAX_CALL_DEPTH}"
+            message = f"the nesting of block calls exceeds the limit of {_MAX_CALL_DEPTH}"
             raise self.context.reporter.error("E0405", message, call, help="merge some of the blocks")
         key = block.name
         while key in self._keys.values():
@@ -164,7 +164,7 @@ class BodyElaborator:
         failed = False
         for index, element in enumerate(node.elements):
             try:
-                self._refuse_misplaced(element, index, node.elements)
+                self._refuse_misplaced(element, index, node.elements, scope)
                 elements.append(self._element(element, scope))
             except Reported:
                 failed = True
@@ -183,18 +183,26 @@ class BodyElaborator:
             origin=self.context.places.add(span, node.pipeline_span),
         )
 
-    def _refuse_misplaced(self, element: ast.Element, index: int, elements: Sequence[ast.Element]) -> None:
+    def _refuse_misplaced(
+        self, element: ast.Element, index: int, elements: Sequence[ast.Element], scope: LocalScope
+    ) -> None:
         """Refuse an element that ignores its input after another one, and `nothing` next to others."""
         reporter = self.context.reporter
         if index and isinstance(element, (ast.In, ast.Reference)):
             word = "in" if isinstance(element, ast.In) else f"@{element.label}"
             before = elements[0].span.to(elements[index - 1].span)
             message = f"`{word}` after `|` discards the output of the element before it"
-            help = f"start a new pipeline with it, or join both: `concat {{ {before.text}; {word} }}`"
+            text = " ".join(before.text.split())
+            help = f"join both: `concat {{ {text}; {word} }}`, or remove `{text} |`"
             raise reporter.error("E0216", message, element.span, help=help)
         if isinstance(element, ast.Nothing) and len(elements) > 1:
-            help = "remove the other elements, or `nothing`"
-            raise reporter.error("E0216", "`nothing` must be the only element of its branch", element.span, help=help)
+            message, help = (
+                "`nothing` must be the only element of its branch",
+                "remove the other elements, or `nothing`",
+            )
+            if not scope.in_join:
+                message, help = "`nothing` is not allowed outside a join", "remove `nothing`"
+            raise reporter.error("E0216", message, element.span, help=help)
 
     # --- elements --------------------------------------------------------------------------------
 
@@ -202,7 +210,7 @@ class BodyElaborator:
         context = self.context
         if context.depth >= MAX_DEPTH:
             context.too_deep = True
-            message = f"elements are nested deeper than the limit of {MAX_DEPTH}"
+            message = f"the nesting of elements exceeds the limit of {MAX_DEPTH}"
             raise context.reporter.error("E0405", message, node.span, help="nest fewer blocks")
         context.depth += 1
         try:
@@ -218,6 +226,7 @@ class BodyElaborator:
                 return ir.Braces(body=self.statements(node.body, scope), origin=origin)
             case ast.Repeat():
                 inner = scope.with_variable(node.variable, BLOCK_TYPES["int"]) if node.variable else scope
+                inner = replace(inner, in_join=False)
                 count = self.expressions.resolve(node.count, scope, BLOCK_TYPES["int"])
                 body = self.statements(node.body, inner)
                 return ir.Repeat(count=count, variable=node.variable, body=body, origin=origin)
@@ -245,7 +254,7 @@ class BodyElaborator:
         if not any(isinstance(statement, ast.Flow) for statement in node.body):
             help = f"write one statement per branch in the braces: `{node.kind} {{ in; conv 3x3 16 }}`"
             raise self.context.reporter.error("E0216", f"`{node.kind}` has no branches", node.span, help=help)
-        return ir.Join(join=node.kind, body=self.statements(node.body, scope), origin=origin)
+        return ir.Join(join=node.kind, body=self.statements(node.body, replace(scope, in_join=True)), origin=origin)
 
     def _each(self, node: ast.Each, scope: LocalScope, origin: int) -> ir.Element:
         """Elaborate a table into one call for each row."""

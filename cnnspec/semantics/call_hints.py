@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from cnnspec.diagnostics import Edit, Fix, Reported, Reporter, Span, respell
 from cnnspec.ir.evaluate import show
 from cnnspec.ops import FOREIGN_NAMES, JOINS, KERNEL_FIRST, OPS, foreign_choice, translated
-from cnnspec.ops.examples import example_entry
+from cnnspec.ops.examples import move_into_train
 from cnnspec.recipe import DATA_SETS, ENTRIES
 from cnnspec.schema import Declared
 from cnnspec.semantics.call_site import REPEAT_WORD
@@ -20,6 +20,12 @@ from cnnspec.semantics.scope import FILE_VALUE, LocalScope
 from cnnspec.syntax import LABEL_WORDS, TOP_WORDS, ast
 
 _AFTER_LABEL = rf"(?:[A-Za-z0-9_]+[ \t]*:|\b(?:{'|'.join(LABEL_WORDS)}))[ \t]*\Z"
+
+_TRAIN_WITHOUT_BRACES = re.compile(
+    rf"^[ \t]*(?P<head>train[ \t]*:)[ \t]*\n(?P<entries>(?:[ \t]*(?:{'|'.join(ENTRIES)})\b[^\n:#]*(?:\n|\Z))+)",
+    re.MULTILINE,
+)
+"""A recipe in the style of Python or YAML."""
 
 
 @dataclass(frozen=True)
@@ -59,16 +65,33 @@ def _recipe_entry(unknown: UnknownCallee) -> Reported | None:
     if line is None or line.group(1) not in ENTRIES or at > line.start(2):
         return None
     word, value = line.group(1), line.group(2).rstrip()
-    help = f"write it in the `train` section: `train {{ {f'{word} {value}' if value else example_entry(word)} }}`"
-    return unknown.error(help, (), f"`{word}` is only allowed in the `train` section", Span(source, *line.span(1)))
+    for section in _TRAIN_WITHOUT_BRACES.finditer(source.text):
+        if section.start("entries") <= start < section.end():
+            entries = "; ".join(" ".join(entry.split()) for entry in section["entries"].strip().splitlines())
+            end = Span(source, section.end("head"), section.end("head"))
+            if any(diagnostic.span == end for diagnostic in unknown.reporter.diagnostics):
+                return Reported()  # reported at an entry above
+            help = f"write the recipe in braces: `train {{ {entries} }}`"
+            return unknown.reporter.error("E0101", "unexpected end of line after `train:`", end, help=help)
+    message, span = f"`{word}` is only allowed in the `train` section", Span(source, *line.span(1))
+    return unknown.error(move_into_train(source.text, word, value), (), message, span)
 
 
 def _top_level_word(unknown: UnknownCallee) -> Reported | None:
     callee = unknown.callee
     if callee not in TOP_WORDS:
         return None
-    message = f"`{callee}` is only allowed at the top level of the file"
-    return unknown.error("write it on its own line at the top level, or add the missing `}` before it", (), message)
+    message, what = f"`{callee}` is only allowed at the top level of the file", "it"
+    if callee == "train":
+        what = "the recipe as a section, such as `train { epochs 20 }`,"
+    help = f"write {what} on its own line"
+    source, start = unknown.span.source, unknown.span.start
+    before = re.sub(r'"[^"\n]*"|#[^\n]*', "", source.text[:start])
+    if before.rstrip(" \t").endswith("|"):
+        message = f"unexpected `{callee}` after `|`"
+    if before.count("{") > before.count("}"):
+        help = f"{help} at the top level, or add the missing `}}` before it"
+    return unknown.error(help, (), message)
 
 
 def _variable(unknown: UnknownCallee) -> Reported | None:
@@ -81,7 +104,7 @@ def _variable(unknown: UnknownCallee) -> Reported | None:
         value = show(scope.file.constants[callee])
         help = f"call an operator or block by its name, or define `{callee}` as an operator: `let {callee} = relu`"
         return unknown.error(help, (), f"`{callee}` is {value}, not an operator or block")
-    help = f"to pass an operator to a block, declare the parameter as `{callee}: op`"
+    help = f"to pass an operator to a block, declare `{callee}: op = relu`, and call it without arguments"
     return unknown.error(help, (), f"`{callee}` is {type_}, not an operator or block")
 
 
@@ -179,7 +202,7 @@ def unnamed_choice(reporter: Reporter, span: Span, table: Mapping[str, type[Decl
             return reporter.error("E0201", message, place, help=help)
         written = f'folder "{path}"'
     elif quoted:
-        message = f"the name of {'an' if what[0] in 'aeiou' else 'a'} {what} is written without quotes"
+        message = f"unexpected quotes around the {what} name"
     if written is None:
         help, fixes = respell(span, given, table)
         help = help or f"choose from {', '.join(f'`{name}`' for name in table)}"

@@ -87,7 +87,7 @@ class FileDefiner:
         """
         self._refuse_cycle(file, span)
         if len(self._open) >= MAX_FILE_DEPTH and span is not None:
-            message = f"`use` and `extends` are nested deeper than the limit of {MAX_FILE_DEPTH} files"
+            message = f"the nesting of `use` and `extends` exceeds the limit of {MAX_FILE_DEPTH} files"
             raise self.context.reporter.error("E0405", message, span, help="use or extend the last file directly")
         self._open.append(file)
         try:

@@ -69,14 +69,19 @@ class FileScope:
 
 @dataclass(frozen=True, slots=True)
 class LocalScope:
-    """The names that an expression can use: variables, with their type where it is known, and those of the file."""
+    """The names that an expression can use: variables, with their type where it is known, and those of the file.
+
+    Attributes:
+        in_join: Whether the pipelines here are branches of a join, or all of such a branch.
+    """
 
     file: FileScope
     variables: Mapping[str, Type | None]
+    in_join: bool = False
 
     def with_variable(self, name: str, type_: Type | None = None) -> LocalScope:
         """Return this scope with one more variable."""
-        return LocalScope(self.file, {**self.variables, name: type_})
+        return LocalScope(self.file, {**self.variables, name: type_}, self.in_join)
 
     def meaning(self, word: str, type_: Type | None) -> Literal["name", "word", "op"] | None:
         """Return the kind of expression that a bare word is where a value of a type is expected, or None."""

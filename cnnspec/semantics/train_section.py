@@ -120,8 +120,9 @@ class TrainReader:
         if len(values) != 1 or len(entry.calls) > 1 or any(arg.name for arg in call.args):
             written = f"{entry.word} {values[0].span.text}" if values else example_entry(entry.word)
             clear = len(values) == 1 or parameter.type.kind == "bool"
-            fix = Fix(f"write `{written}`", (Edit(entry.span, written),), certain=clear)
-            message = f"`{entry.word}` expects one value, {parameter.type}"
+            example = "" if values else "a value, for example "
+            fix = Fix(f"write {example}`{written}`", (Edit(entry.span, written),), certain=clear)
+            message = f"`{entry.word}` expects {parameter.type.single}"
             raise self.context.reporter.error("E0203", message, entry.span, help=fix.help, fixes=[fix])
         try:
             value = self.constants.value(values[0], scope, parameter.type, entry.word, " ")
@@ -135,7 +136,7 @@ class TrainReader:
         value = entry.calls[0].args[0].span.text if entry.calls[0].args else "0.1"
         owner = entry_with(entry.word, value)
         if owner and not fixes:
-            help = f"write it as an argument of `{owner.split()[0]}`: `{owner}`"
+            help = f"write it as an argument of `{owner.split()[0]}`, for example `{owner}`"
         help = help or f"choose from {', '.join(f'`{name}`' for name in ENTRIES)}"
         message = f"unknown entry `{entry.word}` in the `train` section"
         return self.context.reporter.error("E0201", message, span, help=help, fixes=fixes)

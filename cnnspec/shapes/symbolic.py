@@ -24,6 +24,7 @@ class PeriodLimit(Exception):
         node: The operator.
     """
 
+    help = "use smaller strides"
     message = f"the product of all strides up to this layer exceeds the limit of {MAX_PERIOD:,}"
 
     def __init__(self, node: int = 0) -> None:
@@ -32,9 +33,10 @@ class PeriodLimit(Exception):
 
 
 class LengthsLimit(PeriodLimit):
-    """The sizes up to an operator take more values to represent than the limit."""
+    """The sizes up to an operator take more terms to represent than the limit."""
 
-    message = f"the layers up to this one have more feature map sizes to analyze than the limit of {MAX_LENGTHS:,}"
+    message = f"the analysis of accepted image sizes exceeds the limit of {MAX_LENGTHS:,} terms at this layer"
+    help = "use smaller strides or fewer layers"
 
 
 class Length:

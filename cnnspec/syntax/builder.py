@@ -101,7 +101,7 @@ class Builder:
         self.reporter.add(
             Diagnostic(
                 "E0405",
-                f"the expression has more than the limit of {MAX_TERMS} terms",
+                f"the expression exceeds the limit of {MAX_TERMS} operands",
                 span,
                 help="define parts of it with `let`",
             )
@@ -112,7 +112,7 @@ class Builder:
             self.reporter.add(
                 Diagnostic(
                     "E0405",
-                    f"the integer is larger than the limit of {MAX_LITERAL:,}",
+                    f"the integer exceeds the limit of {MAX_LITERAL:,}",
                     span,
                     help="write a smaller number",
                 )
@@ -124,7 +124,7 @@ class Builder:
         value = float(token)
         lost = value == 0 and re.match("[0.]*[1-9]", token)
         if lost or value > MAX_LITERAL:
-            message, help = f"the number is larger than the limit of {MAX_LITERAL:,}", "write a smaller number"
+            message, help = f"the number exceeds the limit of {MAX_LITERAL:,}", "write a smaller number"
             if lost:
                 message, help = "the number is too small and rounds to 0", "write `0.0` or a larger number"
             self.reporter.add(Diagnostic("E0405", message, span, help=help))
@@ -234,7 +234,7 @@ class Builder:
             if isinstance(child, Parsed) and child.data == "labeled":
                 wrong, child = child.children
                 span = self.label(wrong).span  # type: ignore[union-attr]
-                message, note = f"label `{wrong.rstrip(': ')}` after a `|`", "a label names a whole statement"
+                message, note = f"unexpected label `{wrong.rstrip(': ')}` after `|`", "a label names a whole statement"
                 fixes = self.own_line(span)
                 help = fixes[0].help
                 self.reject(Diagnostic("E0104", message, span, notes=(note,), help=help, fixes=fixes), span)
@@ -251,7 +251,7 @@ class Builder:
         indent = text[line : line + len(text[line:bar]) - len(text[line:bar].lstrip())]
         end = len(text[:bar].rstrip())
         if "\n" in text[bar : label.start]:  # the end of the line before it
-            return (Fix("remove the `|` at the end of the line before", (Edit(self.at(end, bar + 1), ""),)),)
+            return (Fix("remove the `|` at the end of the previous line", (Edit(self.at(end, bar + 1), ""),)),)
         return (Fix("write the labeled element on its own line", (Edit(self.at(end, label.start), f"\n{indent}"),)),)
 
     def let(self, node: Any) -> ast.Let:

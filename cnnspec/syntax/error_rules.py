@@ -168,7 +168,10 @@ def _groups(at: Place) -> Explanation | None:
         return Explanation("write the number, as in `repeat 2`", message="missing number of repetitions after `repeat`")
     if at.word == "{" and (times := re.search(_REPEATED, at.before)):
         edit = (at.line + times.start(1), at.at, f"repeat {times.group(2)} ")
-        fix = at.fix(f"write `repeat {times.group(2)}` before the `{{`", edit, certain=True)
+        body, _ = at.until_end(at.start)
+        written = f"repeat {times.group(2)}"
+        help = f"replace `{times.group(1).rstrip()}` with `{written}`: `{f'{written} {body}'.rstrip()}`"
+        fix = at.fix(help, edit, certain=True)
         where = f"after `{times.group(1).rstrip()}`"
         return Explanation(fix.help, [fix], where=where, note=f"`x{times.group(2)}` repeats a call, not a group")
     return None
@@ -370,10 +373,11 @@ def _references(at: Place) -> Explanation | None:
         message = f"expected a file name in quotes, found `{path.group(1)}`"
         return Explanation(fix.help, [fix], span, message)
     if re.match(r"\s*aux\s+[A-Za-z_]\w*(?:\s+from)?\s*$", at.before) and at.word != "@":
-        written = f"{at.before.strip().removesuffix('from').strip()} from @stem"
-        return Explanation(
-            f"write the label that the head starts from: `{written}`", where=f"after `{at.before.strip()}`"
-        )
+        body, _ = at.until_end(at.start)
+        head = at.before.strip().removesuffix("from").strip()
+        written = f"{head} from @LABEL {body if body.startswith('{') else ''}".rstrip()
+        help = f"add the label of the statement whose output the auxiliary head reads: `{written}`"
+        return Explanation(help, where=f"after `{at.before.strip()}`")
     if (used := re.fullmatch(r"\s*use\s+([A-Za-z_]\w*)\s*", at.before)) and at.line_end:
         help = f'write the file that defines it: `use {used.group(1)} from "blocks.cnn"`'
         message = f"missing `from` after `use {used.group(1)}`"
@@ -675,8 +679,7 @@ def _expected(at: Place) -> Explanation:
     if at.expected == {"NAME"} and re.match(r"[0-9]", at.word):
         return Explanation("write a name that starts with a letter", message=f"expected a name, found {at.token}")
     if at.expected == {"LPAR"} and (table := re.search(r"\beach\s+([A-Za-z_]\w*)\s*$", at.before)):
-        help = f"write the names of the columns in parentheses: `each {table.group(1)}(c)`"
-        return Explanation(help, where=f"after `{table.group().strip()}`")
+        return _without_columns(at, table.group(1))
     if "LBRACE" in at.expected and not at.line_end and re.search(r"\b(?:block|if|else|repeat)\b", at.before):
         body, end = at.until_end(at.start)
         fixes = [at.fix(f"write the group in braces: `{{ {body} }}`", (at.start, end, f"{{ {body} }}"))] if body else []
@@ -689,6 +692,24 @@ def _expected(at: Place) -> Explanation:
     near, fixes = _top_word(at)
     note = None if near else "a statement ends at the end of its line, and elements are joined with `|`"
     return Explanation(near, fixes, note=note)
+
+
+def _without_columns(at: Place, callee: str) -> Explanation:
+    """Explain a table without columns: name those of its first row."""
+    where, row = f"after `each {callee}`", re.match(r"\{\s*(?:\w+[ \t]*:)?([^\n;{}#]*)", at.text[at.start :])
+    defined = re.search(rf"\bblock[ \t]+{callee}[ \t]*\(([^()]*)\)", at.text)
+    names = list(OPS[callee].parameters) if callee in OPS else []
+    if defined:
+        names = re.findall(r"(?:^|,)\s*(?:once\s+)?([A-Za-z_]\w*)", defined.group(1))
+    columns = names[: len(row.group(1).split())] if row else []
+    if row is None or not columns or len(columns) < len(row.group(1).split()):
+        help = f"write the names of the columns in parentheses after `{callee}`"
+        return Explanation(help, where=where)
+    body, _ = at.until_end(at.start)
+    written = f"each {callee}({' '.join(columns)})"
+    fix = at.fix(f"write `{written}`", (at.start, at.start, f"({' '.join(columns)}) "))
+    help = f"write the names of the columns in parentheses: `{f'{written} {body}'.rstrip()}`"
+    return Explanation(help, [fix], where=where)
 
 
 _RULES: tuple[Callable[[Place], Explanation | None], ...] = (

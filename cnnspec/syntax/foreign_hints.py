@@ -7,7 +7,7 @@ import re
 from cnnspec.diagnostics import Fix, did_you_mean
 from cnnspec.limits import MAX_LITERAL
 from cnnspec.ops import FOREIGN_NAMES, JOINS, OPS, foreign_choice, translated
-from cnnspec.ops.examples import entry_with, example_call, example_entry
+from cnnspec.ops.examples import entry_with, example_call, example_entry, move_into_train
 from cnnspec.recipe import AUGMENTATIONS, ENTRIES, Scalars
 from cnnspec.syntax.error_context import Explanation, Place
 from cnnspec.syntax.keywords import LABEL_WORDS, TOP_WORDS
@@ -187,23 +187,22 @@ def entries(at: Place) -> Explanation | None:
             continue
         value, _ = at.until_end(at.line + entry.end(2))
         if not inside:
-            written = f"{name} {value}" if value else example_entry(name)
             span = at.span(at.line + entry.start(1), at.line + entry.end(1))
             message = f"`{name}` is only allowed in the `train` section"
-            return Explanation(f"write it in the `train` section: `train {{ {written} }}`", [], span, message)
+            return Explanation(move_into_train(at.source.text, name, value), [], span, message, "E0201")
         span = at.span(at.line + entry.start(2), at.line + entry.start(2) + 1)
         if name not in ENTRIES:
             owner = entry_with(name, value) if value else None
             near = did_you_mean(name, ENTRIES)
-            help = near or "write an entry as a name and its arguments: `optimizer sgd lr=0.1`"
+            help = near or f"remove it, or choose from {', '.join(f'`{word}`' for word in ENTRIES)}"
             if owner is not None:
-                help = f"write it as an argument of `{owner.split()[0]}`: `{owner}`"
+                help = f"write it as an argument of `{owner.split()[0]}`, for example `{owner}`"
             note = f"the `train` section has no entry `{name}`"
             return Explanation(help, [], span, where=f"after `{name}`", note=note)
         fix = at.fix("remove it", (at.line + entry.end(1), at.line + entry.end(2), " "), certain=True)
-        written = f"{name} {value}" if value else example_entry(name)
         remove = "remove the colon" if sign == ":" else "remove the `=`"
-        return Explanation(f"{remove}: `{written}`", [fix], span, where=f"after `{name}`")
+        written = f": `{name} {value}`" if value else f", and write a value, for example `{example_entry(name)}`"
+        return Explanation(f"{remove}{written}", [fix], span, where=f"after `{name}`")
     return _in_entry(at) if in_train(at.text, at.at) else None
 
 
@@ -237,10 +236,18 @@ def _in_entry(at: Place) -> Explanation | None:
         sign += at.word == "," and at.start - sign
         value, (_, end) = word.group(2).strip(" \t|"), at.until_end(at.start)
         fix = at.fix(f"write `{entry} {value}`", (at.line + word.start(2), end, f" {value}"))
-        message = f"`{entry}` expects one value, {Scalars.parameters[entry].type}"
+        message = f"`{entry}` expects {Scalars.parameters[entry].type.single}"
         return Explanation(fix.help, [fix], at.span(sign, sign + 1), message)
     if at.word == "," and entry == "augment":
         return _augmentations(at, at.line + at.before.rindex("augment"))
+    sizes = re.fullmatch(r"[ \t]*(?:size[ \t]*=)?[ \t]*([([]?)[ \t]*([0-9]+)[ \t]*", word.group(2)) if word else None
+    if entry == "resize" and word and sizes and re.match(r",[ \t]*[0-9]+(?![\w.])", at.rest):
+        help, (_, end) = (
+            f"`resize` takes one size, that of the shorter side: `resize {sizes[2]}`",
+            at.until_end(at.start),
+        )
+        fix = at.fix(f"write `resize {sizes[2]}`", (at.line + word.start(2), end, f" {sizes[2]}"))
+        return Explanation(help, [] if sizes[1] else [fix], where="between arguments")
     numbers = re.search(r"(?:=[ \t]*|[ \t])([0-9]+)[ \t]*$", at.before)
     more = re.match(r"(?:[ \t]*,[ \t]*[0-9]+(?![\w.]))+", at.rest)
     if entry == "schedule" and numbers and more:
@@ -251,7 +258,7 @@ def _in_entry(at: Place) -> Explanation | None:
     if at.word == "{" and entry in ENTRIES:
         named = re.match(r"\{\s*(?:name|type)\s*[:=]?\s*\"?([a-z][a-z0-9_]*)", at.text[at.at : at.at + 200])
         written = f"{entry} {named.group(1)}" if named else example_entry(entry)
-        help = f"write the value without braces: `{written}`"
+        help = f"write the value without braces{':' if named else ', for example'} `{written}`"
         return Explanation(help, where=f"after `{entry}`")
     path = re.match(r"[~./\\A-Za-z][\w./\\:~-]*", at.rest)
     if path and re.search(r"\bfolder[ \t]+$", at.before):

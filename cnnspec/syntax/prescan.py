@@ -19,7 +19,7 @@ def within_limits(source: Source, reporter: Reporter) -> bool:
         reporter.add(
             Diagnostic(
                 "E0405",
-                f"the file is larger than the limit of {MAX_FILE_BYTES // 1024} KiB",
+                f"the size of the file exceeds the limit of {MAX_FILE_BYTES // 1024} KiB",
                 file=source.name,
                 help=_SHORTER,
             )
@@ -31,7 +31,7 @@ def within_limits(source: Source, reporter: Reporter) -> bool:
             reporter.add(
                 Diagnostic(
                     "E0405",
-                    f"the line is longer than the limit of {MAX_LINE_LENGTH} characters",
+                    f"the length of the line exceeds the limit of {MAX_LINE_LENGTH:,} characters",
                     Span(source, offset, offset + 1),
                     help="break the line before a `|`",
                 )
@@ -43,7 +43,7 @@ def within_limits(source: Source, reporter: Reporter) -> bool:
             reporter.add(
                 Diagnostic(
                     "E0405",
-                    f"the file has more tokens than the limit of {MAX_WORDS}",
+                    f"the file exceeds the limit of {MAX_WORDS:,} tokens",
                     Span(source, match.start(), match.end()),
                     help=_SHORTER,
                 )
@@ -53,7 +53,7 @@ def within_limits(source: Source, reporter: Reporter) -> bool:
             reporter.add(
                 Diagnostic(
                     "E0405",
-                    f"the name or number is longer than the limit of {MAX_NAME} characters",
+                    f"the length of the name or number exceeds the limit of {MAX_NAME} characters",
                     Span(source, match.start(), match.end()),
                     help="use a shorter one",
                 )
@@ -188,7 +188,7 @@ class _Braces:
         self.opened.append((mark, at))
         if len(self.opened) <= MAX_NESTING:
             return True
-        message = f"braces are nested deeper than the limit of {MAX_NESTING}"
+        message = f"the nesting of braces exceeds the limit of {MAX_NESTING}"
         help = "move the inner part to a `block`"
         self.reporter.add(Diagnostic("E0405", message, _sign(self.source, at), help=help))
         return False
