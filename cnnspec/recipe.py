@@ -1,4 +1,4 @@
-"""The vocabulary of the `train` section: data sets, augmentations, optimizers, schedules, and the `Recipe`.
+"""The vocabulary of the `train` section: datasets, augmentations, optimizers, schedules, and the `Recipe`.
 
 Each choice is a class whose fields are its arguments; `cnnspec.training` has one table with their implementations.
 Learning rates are per optimizer step, and epochs are passes over the training images.
@@ -33,7 +33,7 @@ class DataSet(Declared):
 
 
 class SmallSet(DataSet):
-    """A data set that fits in memory.
+    """A dataset that fits in memory.
 
     `val` training images are held out for validation. `train` and `test` limit the numbers of training and test
     images; `None` means all. The selection does not depend on the seed of a run.
@@ -140,8 +140,9 @@ class Statistics(Normalization):
 class Resize(Declared):
     """Resize images to the input size of the network.
 
-    With `fit=crop`, the shorter side becomes `size` pixels, or the input size divided by `crop`, and the center is
-    cropped; without both, the image just covers the input. `squash` changes the aspect ratio. `letterbox` fits the
+    With `fit=crop`, the image is resized so that its shorter side has `size` pixels (or the input size divided by
+    `crop`), then center-cropped; if neither is given, it is resized to the smallest size that contains the input, then
+    center-cropped. `squash` changes the aspect ratio. `letterbox` fits the
     whole image into the input and pads it with black. Source: `torchvision.transforms.v2.Resize`, antialiased.
     """
 
@@ -238,7 +239,7 @@ class Cutout(Augmentation):
 
 
 class AutoAugment(Augmentation):
-    """AutoAugment with a policy learned on a data set. Source: Cubuk et al. 2018, arXiv 1805.09501."""
+    """AutoAugment with a policy learned on a dataset. Source: Cubuk et al. 2018, arXiv 1805.09501."""
 
     name: ClassVar[str] = "autoaugment"
     policy: Literal["cifar10", "imagenet", "svhn"] = "cifar10"
@@ -460,7 +461,7 @@ CHOICES: dict[str, dict[str, type[Any]]] = {
     "schedule": SCHEDULES,
 }
 """The entries whose value is a choice from a table. A choice with the name of its entry is omitted: `resize 256`."""
-NOUNS = {"data": "data set", "augment": "augmentation", "normalize": "normalization"}
+NOUNS = {"data": "dataset", "augment": "augmentation", "normalize": "normalization"}
 """What messages call a choice, if not by the name of its entry."""
 
 

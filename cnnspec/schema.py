@@ -1,6 +1,6 @@
 """Parameter schemas, derived from class annotations, and the value types of the language.
 
-The annotations of an operator, initialization, optimizer, schedule, augmentation or data set class are its parameters.
+The annotations of an operator, initialization, optimizer, schedule, augmentation or dataset class are its parameters.
 Blocks declare theirs in the language. Both are bound by the same rules.
 """
 

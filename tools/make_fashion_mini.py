@@ -1,4 +1,4 @@
-"""Create the data set `fashion_mini` from Fashion-MNIST: `python tools/make_fashion_mini.py DATA_DIR`.
+"""Create the dataset `fashion_mini` from Fashion-MNIST: `python tools/make_fashion_mini.py DATA_DIR`.
 
 It contains the first 600 training images and the first 100 test images of each of the ten classes, in the order of the
 original files. The same original files result in the same bytes.
@@ -22,7 +22,7 @@ def first_of_each(labels: np.ndarray, count: int) -> np.ndarray:
 
 
 def main(data_dir: str) -> None:
-    """Write the data set."""
+    """Write the dataset."""
     arrays: dict[str, np.ndarray] = {}
     for part, train, count in (("train", True, 600), ("test", False, 100)):
         original = FashionMNIST(data_dir, train=train, download=False)

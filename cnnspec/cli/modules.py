@@ -259,7 +259,7 @@ def test(
         return
     echo(*(f"accepted change: {change}" for change in found["data_changes"]))
     if found["data_is_other"]:
-        echo("the data is another data set than that of the training")
+        echo("the data is another dataset than that of the training")
     echo(*(f"note: {note}" for note in (*found["data_notes"], *found["notes"])))
     echo(preprocessing_line(found["preprocessing"]))
     echo(

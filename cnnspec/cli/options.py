@@ -39,7 +39,7 @@ DataName = Annotated[
 ]
 DataDir = Annotated[
     Path | None,
-    typer.Option("--data-dir", metavar="DIR", help="Folder of data sets, also for downloads (default: data)."),
+    typer.Option("--data-dir", metavar="DIR", help="Folder of datasets, also for downloads (default: data)."),
 ]
 AcceptChanges = Annotated[
     bool, typer.Option("--accept-changes", help="Use settings, spec and data as they are now, even if they changed.")

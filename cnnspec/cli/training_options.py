@@ -51,7 +51,7 @@ class Training:
         str | None, typer.Option(metavar="NAME", help="channels_last or contiguous (default: measured).")
     ] = None
     threads: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Number of torch threads (default: all available cores).")
+        int | None, typer.Option(min=1, metavar="N", help="Number of PyTorch threads (default: all available cores).")
     ] = None
     allocator: Annotated[
         str, typer.Option(metavar="NAME", help="keep: let glibc keep large memory blocks; or default.")
@@ -79,7 +79,7 @@ class Training:
 
         Raises:
             BadParameter: The value of `--memory-format` or `--allocator` does not exist.
-            CnnspecError: The data set does not exist, or the extra `train` is not installed.
+            CnnspecError: The dataset does not exist, or the extra `train` is not installed.
         """
         if self.memory_format is not None:
             one_of("--memory-format", self.memory_format, ("channels_last", "contiguous"))
@@ -122,10 +122,10 @@ def training_options(*, without: Iterable[str] = ()) -> Callable[[Callable[..., 
 
 
 def find_data(recipes: Sequence[Recipe], text: str | None, data_dir: Path | None) -> Any:
-    """Return the data set of `--data`, with the arguments of the first recipe that uses it.
+    """Return the dataset of `--data`, with the arguments of the first recipe that uses it.
 
     Raises:
-        CnnspecError: The data set does not exist.
+        CnnspecError: The dataset does not exist.
     """
     from cnnspec.recipe import DATA_SETS, Folder, Setting
 
@@ -139,8 +139,8 @@ def find_data(recipes: Sequence[Recipe], text: str | None, data_dir: Path | None
     if name not in DATA_SETS or path or name == "folder":
         known = ", ".join("folder:PATH" if n == "folder" else n for n in DATA_SETS)
         guess = did_you_mean(name, DATA_SETS)
-        notes = [f"the data sets are {known}"] if guess else []
-        raise failure("E0502", f"unknown data set `{text}`", notes=notes, help=guess or f"use one of {known}")
+        notes = [f"the datasets are {known}"] if guess else []
+        raise failure("E0502", f"unknown dataset `{text}`", notes=notes, help=guess or f"use one of {known}")
     own = (recipe.data for recipe in recipes if recipe.data.name == name)
     return next(own, None) or Setting.of(DATA_SETS[name]())
 

@@ -273,7 +273,7 @@ class Sizes:
     def words(self) -> str:
         """Describe the set: `any HxW of at least 33x33`, `only 224x224: fc follows a flattened map`."""
         if self.rectangles is None:
-            text = "{}x{}, and others: check them with `Graph.accepts`".format(*self.declared)
+            text = "{}x{} and possibly others; use `Graph.accepts` to check a size".format(*self.declared)
         else:
             pinned = any(isinstance(demand, Features) for demand in self.demands)
             shown = 1 if pinned else 3

@@ -94,7 +94,7 @@ def too_few(data: Setting, part: str, count: int, held: int = 0) -> Iterator[Con
     """Yield a contradiction if the recipe asks for more images of a part than its `count`.
 
     Args:
-        data: The data set of the recipe.
+        data: The dataset of the recipe.
         part: `train` or `test`.
         count: The number of its images, without those that are held out.
         held: The number of images that are held out from it.
@@ -143,7 +143,7 @@ def other_classes(network: str, given: int, data: str, wanted: int, stated: Expr
     Args:
         network: The name of the network.
         given: Its number of classes.
-        data: The name of the data set.
+        data: The name of the dataset.
         wanted: Its number of classes.
         stated: The `classes` of the spec.
     """
@@ -152,7 +152,7 @@ def other_classes(network: str, given: int, data: str, wanted: int, stated: Expr
         number, layer = f"write `classes {wanted}` in the spec", "end the network with `linear classes`"
         value = stated and stated.value
         what = layer if value == wanted else number if value == given else f"{number} and {layer}"
-        help = f"{what}, or choose a data set with {given} classes"
+        help = f"{what}, or choose a dataset with {given} classes"
         yield Contradiction("data", message, Advice(help), code="E0501")
 
 

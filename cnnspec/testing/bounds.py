@@ -1,6 +1,6 @@
 """Try every argument of the language at and beyond its bounds, in a real training step of two images.
 
-The cases are made from the signatures: of operators, initializations, augmentations, optimizers, schedules, data sets,
+The cases are made from the signatures: of operators, initializations, augmentations, optimizers, schedules, datasets,
 and the other entries of a recipe. Each value is refused by the check, or the run completes with finite weights and
 losses, or it ends with a named error E04xx or E05xx. Nothing else is allowed.
 """
@@ -295,7 +295,7 @@ def _scalars() -> Iterator[Case]:
 
 
 def _others() -> Iterator[Case]:
-    """Arguments that no class declares: the input, the classes, the weight of a head; and data sets."""
+    """Arguments that no class declares: the input, the classes, the weight of a head; and datasets."""
     for size in _SIZES:
         text = _spec(f"conv 3x3 8{_POOLED}").replace("12x12", written(size))
         yield Case("input", None, (("size", size),), text, size in _DANGEROUS_SIZES)
@@ -501,7 +501,7 @@ def _train(case: Case, graph: Any, folder: Path) -> Any:
 
 
 def two_images(channels: int, classes: int) -> Any:
-    """Return a data set of two images of 12x12 to train on and two others to test on."""
+    """Return a dataset of two images of 12x12 to train on and two others to test on."""
     import torch
 
     from cnnspec.training.data.datasets import ImageData, Pixels
@@ -512,7 +512,7 @@ def two_images(channels: int, classes: int) -> Any:
 
 
 def _write_images(folder: Path) -> None:
-    """Write a data set of ten classes with two images each to train on, and one to test on."""
+    """Write a dataset of ten classes with two images each to train on, and one to test on."""
     import numpy as np
     from PIL import Image
 

@@ -67,7 +67,7 @@ for _kind, _stem in _STEMS.items():
         f"{_kind} metrics": Repetition(f"expect {_stem}$ > 2"),
         f"{_kind} entries": Repetition(f"{_stem}$ 2", "relu\ntrain {", "}"),
         f"{_kind} augmentations": Repetition(f"| {_stem}$", "relu\ntrain {\naugment hflip", "}"),
-        f"{_kind} data sets": Repetition(f"data {_stem}$", "relu\ntrain {", "}"),
+        f"{_kind} datasets": Repetition(f"data {_stem}$", "relu\ntrain {", "}"),
         f"{_kind} statements": Repetition(f"{_stem}$ 3 = 4"),
         f"{_kind} defaults": Repetition(f"default conv {_stem}$=2"),
         f"{_kind} heads": Repetition(f"a{_stem}$: relu\naux h$ from @{_stem}$ {{ flatten | linear classes }}"),

@@ -27,7 +27,7 @@ from cnnspec.training.loop.checkpoints import weight_bytes
 from cnnspec.training.loop.evaluate import score
 
 REAL = os.environ.get("CNNSPEC_DATA")
-needs_real_data = pytest.mark.skipif(REAL is None, reason="needs the real data sets in CNNSPEC_DATA")
+needs_real_data = pytest.mark.skipif(REAL is None, reason="needs the real datasets in CNNSPEC_DATA")
 
 TINY = """network tiny
 input 1x28x28

@@ -223,7 +223,7 @@ WORDS = {
     "3x224x224 concat { conv 3x3 8 | flatten; maxpool 2 | flatten; conv 3x3 4 stride=3 | flatten } | linear 4": (
         "only 224x224: `6` follows a flattened map"
     ),
-    "3x8x8 flatten | gn 2 affine=false": "8x8, and others: check them with `Graph.accepts`",
+    "3x8x8 flatten | gn 2 affine=false": "8x8 and possibly others; use `Graph.accepts` to check a size",
 }
 
 
@@ -353,7 +353,8 @@ def test_sets_that_are_too_intricate() -> None:
             make()
     graph = loads("input 3x1x1\nconcat { maxpool 1x1 stride=4093; maxpool 1x1 stride=4091 }\n")
     assert (
-        graph.sizes.words() == "1x1, and others: check them with `Graph.accepts`: the branches of `concat` must match"
+        graph.sizes.words()
+        == "1x1 and possibly others; use `Graph.accepts` to check a size: the branches of `concat` must match"
     )
     assert graph.sizes.to_json()["ranges"] is None
     assert graph.accepts(4091, 1)

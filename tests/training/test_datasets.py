@@ -1,4 +1,4 @@
-"""Test data sets, augmentation and batches."""
+"""Test datasets, augmentation and batches."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from cnnspec.training.data.preprocessing import Preprocessing
 from cnnspec.training.data.rng import BatchRng
 
 REAL = os.environ.get("CNNSPEC_DATA")
-needs_real_data = pytest.mark.skipif(REAL is None, reason="needs the real data sets in CNNSPEC_DATA")
+needs_real_data = pytest.mark.skipif(REAL is None, reason="needs the real datasets in CNNSPEC_DATA")
 
 
 def graph(input: str = "1x28x28", classes: int = 10) -> Graph:
@@ -60,7 +60,7 @@ def plain(size: tuple[int, int], channels: int) -> Preprocessing:
     return Preprocessing(size, (0.5,) * channels, (0.25,) * channels)
 
 
-# --- data sets ------------------------------------------------------------------------------------
+# --- datasets ------------------------------------------------------------------------------------
 
 
 def test_every_declared_data_set_and_augmentation_has_a_row():
@@ -155,7 +155,7 @@ def test_only_image_classifiers_are_trained(text: str):
 
 
 class FakeSet:
-    """A stand-in for the data sets of torchvision. `answer` is the behavior of the server."""
+    """A stand-in for the datasets of torchvision. `answer` is the behavior of the server."""
 
     answer: BaseException | None = None
 

@@ -33,7 +33,7 @@ def test_an_experiment_reproduces_the_published_result(title: str, text: str, tm
     """Compare mean test accuracies, within twice the deviation over seeds, and at least one percent."""
     data = os.environ.get("CNNSPEC_DATA")
     if data is None:
-        pytest.skip("CNNSPEC_DATA names no folder with the data sets")
+        pytest.skip("CNNSPEC_DATA names no folder with the datasets")
     command = shlex.split(text.split("```sh\n")[1].split("```")[0].replace("\\\n", ""))
     options = ["--data-dir", data, "--offline", "--json", "--out", str(tmp_path / "out")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -574,9 +574,9 @@ def test_contents_are_compared_on_request(run: Callable[..., Result], stopped: C
 
     result = stopped(folder_spec(images))
     best = result.folder / "checkpoints/best.safetensors"
-    with pytest.raises(CnnspecError, match="cannot verify the data set"):
+    with pytest.raises(CnnspecError, match="cannot verify the dataset"):
         run(folder_spec(images), resume=True, verify_data=True)
-    with pytest.raises(CnnspecError, match="cannot verify the data set"):
+    with pytest.raises(CnnspecError, match="cannot verify the dataset"):
         evaluate(folder_spec(images), best, verify_data=True)
     result = stopped(folder_spec(images), verify_data=True)
     best = result.folder / "checkpoints/best.safetensors"
@@ -609,7 +609,7 @@ def test_the_identity_of_a_data_set_in_memory(tmp_path: Path):
 
 
 def test_each_file_of_a_folder_is_looked_up_once(images: Path, monkeypatch: pytest.MonkeyPatch):
-    """Count the system calls, because a data set can have millions of files on a slow disk."""
+    """Count the system calls, because a dataset can have millions of files on a slow disk."""
     opened = [0]
     scandir = os.scandir
 

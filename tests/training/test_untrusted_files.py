@@ -1,4 +1,4 @@
-"""Test untrusted files: weights, checkpoints, archives, data sets and images that try to run code, write elsewhere, or
+"""Test untrusted files: weights, checkpoints, archives, datasets and images that try to run code, write elsewhere, or
 exhaust memory. Each is rejected without running or writing anything.
 """
 
@@ -191,7 +191,7 @@ def test_weights_of_another_shape_are_rejected(tmp_path: Path):
         assert code(error) == "E0504"
 
 
-# --- archives of data sets ------------------------------------------------------------------------
+# --- archives of datasets ------------------------------------------------------------------------
 
 
 def member(
@@ -293,7 +293,7 @@ def test_a_valid_archive_is_accepted(tmp_path: Path):
     download.check_archive(tmp_path / "good.tar.gz")
 
 
-# --- existing data sets ---------------------------------------------------------------------------
+# --- existing datasets ---------------------------------------------------------------------------
 
 
 def idx(*sizes: int, magic: int | None = None, content: bytes | None = None) -> bytes:

@@ -71,8 +71,8 @@ def render(
         rows: The results of the networks, in the same order.
         folder: The folder of the comparison.
         target: The accuracy up to which time was measured.
-        data_dir: The directory of data sets, for the images. Nothing is downloaded.
-        data: The data set that the user named.
+        data_dir: The directory of datasets, for the images. Nothing is downloaded.
+        data: The dataset that the user named.
         stored: Whether the recipes come from run folders. A folder of images that they name is only read if it is
             below the current folder, or if `data` is this folder.
     """
@@ -136,7 +136,7 @@ def _details(
     predictions = _comparable([splits[split] for splits in files if split in splits], classes)
     try:
         data = datasets.load(candidate.graph, setting or candidate.recipe.data)
-    except CnnspecError:  # the data set was moved or deleted
+    except CnnspecError:  # the dataset was moved or deleted
         data = None
     names = data.names if data is not None and data.names else [str(n) for n in range(classes)]
     return {
@@ -186,7 +186,7 @@ def _matrix(predictions: Sequence[Predictions], names: Sequence[str]) -> Matrix:
 def _misclassified(
     predictions: Sequence[Predictions], data: ImageData, split: str, candidate: Candidate, names: Sequence[str]
 ) -> list[Misclassified] | None:
-    """Return the images that most seeds misclassify, or None if the data set differs from the one predicted on."""
+    """Return the images that most seeds misclassify, or None if the dataset differs from the one predicted on."""
     images = data.test if split == "test" else data.val
     labels = predictions[0][0]
     if images is None or len(images) != len(labels) or not torch.equal(images.labels, labels):

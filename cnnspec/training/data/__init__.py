@@ -1,1 +1,1 @@
-"""Data sets, downloads, augmentation, batches, and random numbers."""
+"""Datasets, downloads, augmentation, batches, and random numbers."""

@@ -172,7 +172,7 @@ class BatchDataModule(pl.LightningDataModule):
 
     Args:
         recipe: The recipe.
-        data: The data set.
+        data: The dataset.
         preprocessing: Turns images into the input of the network.
         workers: The number of processes that read images from files.
     """

@@ -1,4 +1,4 @@
-"""Load the data sets of the recipe: training, validation and test images, and the statistics of the training images.
+"""Load the datasets of the recipe: training, validation and test images, and the statistics of the training images.
 
 Images are stored as unsigned bytes with the channels of the spec, in their original size. `augment.Preprocess` resizes
 them. Sets of small images are one tensor in memory. The images of a folder are read one by one.
@@ -94,16 +94,16 @@ class Files:
 
 
 Images = Pixels | Files
-"""One split of a data set."""
+"""One split of a dataset."""
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set with its splits.
+    """A dataset with its splits.
 
     `compute_statistics` returns the mean and standard deviation of each channel on a scale from 0 to 1. `names` are the
     names of the classes, if they have any. `notes` is what a user should know about the files. `inventory` identifies
-    the data set.
+    the dataset.
     """
 
     name: str
@@ -133,20 +133,20 @@ class ImageData:
         return sum(subset.pixels.numel() for subset in parts if isinstance(subset, Pixels))
 
     def to(self, device: torch.device) -> ImageData:
-        """Return the data set with its in-memory images on a device."""
+        """Return the dataset with its in-memory images on a device."""
         val, test = (subset and subset.to(device) for subset in (self.val, self.test))
         return replace(self, train=self.train.to(device), val=val, test=test)
 
 
 class DatasetCache:
-    """A cache that loads each data set once for several networks."""
+    """A cache that loads each dataset once for several networks."""
 
     def __init__(self, data_dir: Path, *, offline: bool) -> None:
         self._data_dir, self._offline = data_dir, offline
         self._loaded: dict[tuple[str, int, tuple[int, ...]], ImageData] = {}
 
     def load(self, graph: Graph, setting: Setting) -> ImageData:
-        """Return the data set of a network, and load it on the first call."""
+        """Return the dataset of a network, and load it on the first call."""
         key = (setting.model_dump_json(), graph.input_shape[0], graph.output_shape)
         if key not in self._loaded:
             self._loaded[key] = load_data(graph, setting, self._data_dir, offline=self._offline)
@@ -164,7 +164,7 @@ def class_count(graph: Graph) -> int:
 
 
 Examine = Callable[[Inventory], None]
-"""A function that is called with the identity of a data set before its layout is checked."""
+"""A function that is called with the identity of a dataset before its layout is checked."""
 
 
 def load_data(
@@ -177,20 +177,20 @@ def load_data(
     examine: Examine = lambda inventory: None,
     classes: Sequence[str] | None = None,
 ) -> ImageData:
-    """Load a data set for a network.
+    """Load a dataset for a network.
 
     Args:
         graph: The network. Its input determines the channels, its output the classes.
-        setting: The data set and its arguments.
-        data_dir: The directory of downloaded data sets, a torchvision `root`.
+        setting: The dataset and its arguments.
+        data_dir: The directory of downloaded datasets, a torchvision `root`.
         offline: Never download.
         verify: Hash the contents of all images.
-        examine: Called with the identity of the data set before its layout and classes are checked.
+        examine: Called with the identity of the dataset before its layout and classes are checked.
         classes: The class names of trained weights, to test them: a folder may have some of these classes only, and no
             training images.
 
     Raises:
-        CnnspecError: E0501 if the number of classes differs from the network's, E0502 if the data set is not available,
+        CnnspecError: E0501 if the number of classes differs from the network's, E0502 if the dataset is not available,
             E0503 if a folder has the wrong layout, E0508 if the network is not an image classifier.
     """
     expected = class_count(graph)
@@ -233,7 +233,7 @@ def _check_classes(graph: Graph, name: str, classes: int, expected: int) -> None
 
 
 def _load_packaged(data_dir: Path, offline: bool, train: bool) -> RawImages:
-    """Load the data set of the package. The license file in its folder describes how it was made."""
+    """Load the dataset of the package. The license file in its folder describes how it was made."""
     subset = "train" if train else "test"
     with np.load(Path(__file__).with_name("fashion_mini") / "fashion_mini.npz", allow_pickle=False) as arrays:
         return RawImages(arrays[f"{subset}_images"], arrays[f"{subset}_labels"])
@@ -245,7 +245,7 @@ CLASS_NAMES: dict[str, tuple[str, ...]] = {
     "fashion_mnist": _FASHION,
     "fashion_mini": _FASHION,
 }
-"""The class names of the data sets, in the order of the labels."""
+"""The class names of the datasets, in the order of the labels."""
 
 SOURCES: dict[str, Callable[[Path, bool, bool], RawImages]] = {
     "cifar10": partial(torchvision_set, "cifar10"),
@@ -254,7 +254,7 @@ SOURCES: dict[str, Callable[[Path, bool, bool], RawImages]] = {
     "mnist": partial(torchvision_set, "mnist"),
     "fashion_mini": _load_packaged,
 }
-"""The loader of each data set, called with the data directory, `offline`, and whether to load the training split."""
+"""The loader of each dataset, called with the data directory, `offline`, and whether to load the training split."""
 
 
 def _pixels(raw: RawImages, channels: int) -> Pixels:

@@ -1,4 +1,4 @@
-"""Download data sets with torchvision, atomically."""
+"""Download datasets with torchvision, atomically."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TIMEOUT = 30.0
 MAX_DATA_FILE_BYTES = 256 << 20
 """The maximum size of one file of a data set, in bytes. The largest has 170 MB."""
 MAX_UNPACKED_BYTES = 1 << 30
-"""The maximum unpacked size of an archive, in bytes. The largest data set has 190 MB."""
+"""The maximum unpacked size of an archive, in bytes. The largest dataset has 190 MB."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def downloads(name: str) -> list[tuple[str, int]]:
 
 
 def torchvision_set(name: str, data_dir: Path, offline: bool, train: bool) -> RawImages:
-    """Read a data set from its directory, and download it first if it is missing.
+    """Read a dataset from its directory, and download it first if it is missing.
 
     Raises:
         CnnspecError: E0502 if it is not available.
@@ -79,7 +79,7 @@ def torchvision_set(name: str, data_dir: Path, offline: bool, train: bool) -> Ra
 
 
 def _read(name: str, data_dir: Path, train: bool) -> RawImages:
-    """Read a downloaded data set. torchvision unpickles CIFAR only if the checksums match those of the originals."""
+    """Read a downloaded dataset. torchvision unpickles CIFAR only if the checksums match those of the originals."""
     _check_files(name, data_dir)
     data = _CLASSES[name](data_dir, train=train, download=False)
     images, labels = np.asarray(data.data), np.asarray(data.targets, dtype=np.int64)
@@ -131,7 +131,7 @@ def _download(name: str, data_dir: Path) -> None:
 
 
 def _fetch_archive(name: str, folder: str) -> None:
-    """Download the archive of a data set, if it has one, and check it before torchvision extracts it.
+    """Download the archive of a dataset, if it has one, and check it before torchvision extracts it.
 
     Before Python 3.14, extraction writes to any path that a member names.
     """
@@ -165,7 +165,7 @@ def _unavailable(name: str, why: str, error: Exception) -> CnnspecError:
     reason = one_line(error)
     return failure(
         "E0502",
-        f"the data set `{name}` is not available: {why}",
+        f"the dataset `{name}` is not available: {why}",
         notes=[reason] if reason else [],
         help=(
             "use `--data fashion_mini`, which is part of the package, pass the directory that contains"

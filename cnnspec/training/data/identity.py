@@ -1,8 +1,8 @@
-"""Identify a data set, so that a run, its weights and a later test can notice that it has changed.
+"""Identify a dataset, so that a run, its weights and a later test can notice that it has changed.
 
-The identity of a folder is a hash of the relative names, the sizes and the labels of its images; that of any other data
-set a hash of its labels. Contents are hashed on request. Paths and times do not count: a copied or moved folder is the
-same data set.
+The identity of a folder is a hash of the relative names, the sizes and the labels of its images; that of any other
+dataset a hash of its labels. Contents are hashed on request. Paths and times do not count: a copied or moved folder is
+the same dataset.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ MAX_BYTES = 64 << 20
 
 
 class DataIdentity(BaseModel):
-    """The identity of a data set, as stored in `result.json` and in checkpoints.
+    """The identity of a dataset, as stored in `result.json` and in checkpoints.
 
     Attributes:
-        name: The name of the data set, `folder` for every folder.
+        name: The name of the dataset, `folder` for every folder.
         digest: A hash of everything that counts: of `splits` and `classes`.
         splits: A hash of the relative names, sizes and labels of the images of each split, or of the labels alone.
         classes: The names of the classes in the order of the labels, if they have any.
@@ -62,7 +62,7 @@ class DataIdentity(BaseModel):
         return self.model_dump(mode="json", exclude={"path"})
 
     def same(self, other: DataIdentity) -> bool:
-        """Return whether two data sets are the same, with their contents if both are known."""
+        """Return whether two datasets are the same, with their contents if both are known."""
         contents = self.contents == other.contents or None in (self.contents, other.contents)
         return (self.name, self.digest) == (other.name, other.digest) and contents
 
@@ -99,7 +99,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Inventory:
-    """The identity of a data set, and the list of its images if it is a folder."""
+    """The identity of a dataset, and the list of its images if it is a folder."""
 
     identity: DataIdentity
     splits: Mapping[str, Images] = field(default_factory=dict[str, Images])
@@ -205,16 +205,16 @@ def _sha256(parts: Iterable[bytes | memoryview]) -> str:
     return digest.hexdigest()
 
 
-# --- other data sets -----------------------------------------------------------------------------
+# --- other datasets -----------------------------------------------------------------------------
 
 
 def identify_arrays(
     name: str, splits: Mapping[str, tuple[np.ndarray, np.ndarray]], classes: Sequence[str] = (), *, verify: bool = False
 ) -> Inventory:
-    """Identify a data set in memory.
+    """Identify a dataset in memory.
 
     Args:
-        name: The name of the data set.
+        name: The name of the dataset.
         splits: The images and the labels of each split.
         classes: The names of the classes.
         verify: Hash the images.
@@ -233,11 +233,11 @@ def identify_arrays(
 
 
 OVERLAP = 0.5
-"""A folder with a smaller fraction of the old images in one of its splits is another data set."""
+"""A folder with a smaller fraction of the old images in one of its splits is another dataset."""
 
 
 def is_other(old: Inventory, new: Inventory) -> bool:
-    """Return whether a folder is another data set and not a changed one: a split has few of the old images."""
+    """Return whether a folder is another dataset and not a changed one: a split has few of the old images."""
     shared = [split for split in old.splits if split in new.splits]
     if not old.splits or not new.splits:
         return old.identity.name == new.identity.name == "folder" and old.identity.digest != new.identity.digest
@@ -252,11 +252,11 @@ def _overlap(old: Images, new: Images) -> float:
 
 
 def differences(old: Inventory, new: Inventory, *, shared: bool = False) -> list[str]:
-    """Describe how a data set has changed. The result is empty if it has not.
+    """Describe how a dataset has changed. The result is empty if it has not.
 
     Args:
-        old: The data set before.
-        new: The data set now.
+        old: The dataset before.
+        new: The dataset now.
         shared: Compare only the splits that both have.
     """
     if old.identity.same(new.identity):
@@ -266,7 +266,7 @@ def differences(old: Inventory, new: Inventory, *, shared: bool = False) -> list
         if old.identity.splits == new.identity.splits:
             return []
     if old.identity.name != new.identity.name:
-        return [f"the data set was `{old.identity.name}`, now `{new.identity.name}`"]
+        return [f"the dataset was `{old.identity.name}`, now `{new.identity.name}`"]
     found = _changed_classes(old.identity.images, new.identity.images)
     if old.splits and new.splits:
         for split in SPLITS:

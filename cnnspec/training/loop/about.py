@@ -1,4 +1,4 @@
-"""What weights carry with them: the spec, the classes, the preprocessing, and the identity of their data set."""
+"""What weights carry with them: the spec, the classes, the preprocessing, and the identity of their dataset."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class About:
     Attributes:
         classes: The names of the classes in the order of the logits, or nothing.
         preprocessing: How images become the input of the network.
-        data: The identity of the data set.
+        data: The identity of the dataset.
     """
 
     classes: tuple[str, ...] = ()
@@ -35,7 +35,7 @@ class About:
 
 
 def describe(graph: Graph, classes: Sequence[str], preprocessing: Preprocessing) -> dict[str, Any]:
-    """Return plain data to store with weights. The identity of the data set is stored next to it."""
+    """Return plain data to store with weights. The identity of the dataset is stored next to it."""
     return {
         "format_version": FORMAT_VERSION,
         "network": graph.name,

@@ -1,4 +1,4 @@
-"""Evaluate the accuracy and loss of a network on a data set."""
+"""Evaluate the accuracy and loss of a network on a dataset."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def score(
     poll: Callable[[], None] = lambda: None,
     tta: Literal["hflip"] | None = None,
 ) -> Score:
-    """Evaluate a network on one split of a data set, in the precision of its weights and without augmentation.
+    """Evaluate a network on one split of a dataset, in the precision of its weights and without augmentation.
 
     Batches are split if memory runs out, and on a CPU if the whole batch would not fit.
 
@@ -125,8 +125,8 @@ def evaluate(
         graph: The network.
         weights: A checkpoint, a saved `state_dict`, or safetensors.
         match: How the tensors in the file are matched: by `name`, by `order`, or by a map (the path of a JSON file).
-        data: The data set, by default that of the recipe.
-        data_dir: The directory of downloaded data sets.
+        data: The dataset, by default that of the recipe.
+        data_dir: The directory of downloaded datasets.
         offline: Never download.
         split: The split to test on.
         verify_data: Compare the contents of all images with those that the weights were trained on.
@@ -138,7 +138,7 @@ def evaluate(
         that of the training.
 
     Raises:
-        CnnspecError: E0501 to E0505, E0508, E0511. E0519 if the data set has changed since the training.
+        CnnspecError: E0501 to E0505, E0508, E0511. E0519 if the dataset has changed since the training.
     """
     keep_memory()
     network = to_module(graph).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -187,12 +187,12 @@ def evaluate(
 
 
 class _DataComparison:
-    """The comparison of a data set with the one that weights were trained on. Another named data set is not compared.
+    """The comparison of a dataset with the one that weights were trained on. Another named dataset is not compared.
 
     Args:
         weights: The file of the weights.
-        identity: The data set that they were trained on, if it is known.
-        name: The name of the data set.
+        identity: The dataset that they were trained on, if it is known.
+        name: The name of the dataset.
         verify: Whether contents are to be compared.
     """
 
@@ -205,25 +205,25 @@ class _DataComparison:
             self._trained = Inventory.read(identity, weights.parent.parent / FILE)
 
     def examine(self, inventory: Inventory) -> None:
-        """Compare a data set. The differences are in `changes`."""
+        """Compare a dataset. The differences are in `changes`."""
         if self._trained is not None:
             self.is_other = is_other(self._trained, inventory)
             self.changes = [] if self.is_other else differences(self._trained, inventory, shared=True)
         if self._verify and (self._trained is None or self._trained.identity.contents is None):
             raise failure(
                 "E0519",
-                "cannot verify the data set: the weights do not contain a hash of its images",
+                "cannot verify the dataset: the weights do not contain a hash of its images",
                 file=str(self._file),
                 help="train with `--verify-data`, or omit it to compare names and sizes",
             )
 
     def refuse(self, accept: bool) -> None:
-        """Raise an error if the data set has changed, unless changes are accepted."""
+        """Raise an error if the dataset has changed, unless changes are accepted."""
         if self.changes and not accept:
             raise failure(
                 "E0519",
-                "the data set has changed since the weights were trained",
+                "the dataset has changed since the weights were trained",
                 notes=self.changes,
                 file=str(self._file),
-                help="restore the data set, or accept the changes with `--accept-changes`",
+                help="restore the dataset, or accept the changes with `--accept-changes`",
             )

@@ -60,13 +60,13 @@ def convert(state: State, recipe: Recipe, run: RunFacts, log: Callable[[str], No
 
 
 def same_split(old: Recipe, new: Recipe) -> bool:
-    """Return whether two recipes select the same images of a data set. The path of a folder does not count."""
+    """Return whether two recipes select the same images of a dataset. The path of a folder does not count."""
     ignored = {"path": None}
     return (old.data.name, old.data.args | ignored) == (new.data.name, new.data.args | ignored)
 
 
 def same_images(old: dict[str, Any] | None, new: dict[str, Any] | None) -> bool:
-    """Return whether two identities are of the same data set, or unknown."""
+    """Return whether two identities are of the same dataset, or unknown."""
     return old is None or new is None or DataIdentity.model_validate(old).same(DataIdentity.model_validate(new))
 
 

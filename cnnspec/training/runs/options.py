@@ -25,8 +25,8 @@ class TrainOptions:
     """Options of a training run. `None` means the value of the recipe.
 
     Attributes:
-        data: Another data set.
-        data_dir: The directory of downloaded data sets.
+        data: Another dataset.
+        data_dir: The directory of downloaded datasets.
         offline: Never download.
         epochs: Passes over the training images.
         batch: Images per step, over all devices.

@@ -90,7 +90,7 @@ def _describe_recipe(recipe: Recipe, options: TrainOptions) -> list[dict[str, st
 
 
 def _describe_data(graph: Graph, recipe: Recipe, options: TrainOptions) -> tuple[dict[str, Any], int | None]:
-    """Return a description of the data set on disk, and the steps per epoch."""
+    """Return a description of the dataset on disk, and the steps per epoch."""
     found: dict[str, Any] = {"name": recipe.data.name, "directory": str(options.data_dir)}
     try:
         data = load_data(graph, recipe.data, options.data_dir, offline=True)

@@ -92,7 +92,7 @@ class Resumption:
     _data: Inventory | None = None
 
     def examine(self, inventory: Inventory) -> None:
-        """Compare the data set with that of the run.
+        """Compare the dataset with that of the run.
 
         Raises:
             CnnspecError: E0506 if its contents are to be verified, and the run has not recorded them.
@@ -109,13 +109,13 @@ class Resumption:
         if self.options.verify_data and identity.contents is None:
             raise failure(
                 "E0506",
-                "cannot verify the data set: the run has not recorded a hash of its images",
+                "cannot verify the dataset: the run has not recorded a hash of its images",
                 file=str(self.folder.path),
                 help="omit `--verify-data` to compare names and sizes, or train again without `--resume`",
             )
 
     def inventory(self, found: Inventory) -> tuple[Inventory, bool]:
-        """Return the identity of the data set to record, with known hashes, and whether its list is stored."""
+        """Return the identity of the dataset to record, with known hashes, and whether its list is stored."""
         recorded = self._data
         if recorded is None or not recorded.identity.same(found.identity):
             return found, False

@@ -63,7 +63,7 @@ from cnnspec.training.runs.resume import Change, find_run, resolved_settings, sp
 def train(graph: Graph, options: TrainOptions | None = None) -> Result:
     """Train a network by its recipe, test its best weights, and write everything into a run folder.
 
-    Nothing is written until the data set is loaded and everything that can be checked is checked.
+    Nothing is written until the dataset is loaded and everything that can be checked is checked.
 
     Raises:
         CnnspecError: E0501 to E0503 for the data, E0506 for the run folder, E0508 to E0514 for a recipe that is invalid
@@ -502,7 +502,7 @@ def _make_trainer(options: TrainOptions, recipe: Recipe, folder: RunFolder | Non
 
 
 def check_recipe(recipe: Recipe, data: ImageData) -> None:
-    """Raise an error if the recipe needs data that the data set lacks.
+    """Raise an error if the recipe needs data that the dataset lacks.
 
     Raises:
         CnnspecError: E0511 for early stopping without validation images.

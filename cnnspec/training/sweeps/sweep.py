@@ -139,7 +139,7 @@ class _Sweep:
         data = load_data(self.base, recipe.data, options.train.data_dir, offline=options.train.offline)
         if data.val is None:
             raise failure(
-                "E0511", "a sweep requires validation images, and the data set has none",
+                "E0511", "a sweep requires validation images, and the dataset has none",
                 notes=["the test images are not used to select a candidate"], help="hold out some images with `val=`",
             )  # fmt: skip
         self.train_options = self._tuned_options(recipe.batch)
