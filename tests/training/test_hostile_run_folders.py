@@ -292,6 +292,7 @@ FORGED = {
     "no steps in an epoch": forged(run=lambda old: {**old, "steps_per_epoch": 0}),
     "data a number": forged(run=lambda old: {**old, "data": 5}),
     "run a list": forged(run=[]),
+    "preprocessing a number": forged(run=lambda old: {**old, "about": {"preprocessing": 5}}),
 }
 HARMLESS = {
     "no optimizer": forged(optimizer_states=[]),

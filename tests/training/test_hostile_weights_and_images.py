@@ -18,14 +18,18 @@ import pytest
 import torch
 from harness.runs import TINY, code
 from PIL import Image
+from safetensors.torch import save_file
 
 from cnnspec import CnnspecError, Graph, build, load, loads
 from cnnspec.backends.torch.module import to_module
 from cnnspec.backends.torch.weights import load_weights, read_weights
-from cnnspec.recipe import Folder, Setting
+from cnnspec.diagnostics import Diagnostic
+from cnnspec.recipe import FashionMini, Folder, Setting
 from cnnspec.training.data import images
 from cnnspec.training.data.datasets import load_data
 from cnnspec.training.data.images import read_image
+from cnnspec.training.loop.checkpoints import METADATA
+from cnnspec.training.loop.evaluate import evaluate
 
 
 @contextmanager
@@ -191,6 +195,39 @@ def test_published_weights_are_not_downloaded_offline(tmp_path: Path, monkeypatc
     assert code(error) == "E0505"
 
 
+SAID: dict[str, Any] = {
+    "a list": [], "a number": 5, "nested": "[" * 100_000, "broken": "{", "data a number": {"data": 5},
+    "about a list": {"about": [1]}, "another version": {"about": {"format_version": 2}},
+    "no preprocessing": {"about": {"format_version": 1}},
+    **{
+        f"{name} {value}": {"about": {"format_version": 1, "preprocessing": {
+            "size": [28, 28], "mean": [0.5], "std": [0.5], name: value,
+        }}}
+        for name, value in (
+            ("size", [0, 0]), ("size", [-1, 5]), ("size", [10**12, 1]), ("size", "x"), ("mean", []), ("mean", [1e300]),
+            ("std", [0]), ("std", [-1]), ("resize", 0), ("resize", 10**12), ("mode", "x"), ("fit", 5), ("extra", 1),
+        )
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SAID)
+def test_what_weights_say_is_read_through_a_schema(kind: str, tmp_path: Path):
+    value = SAID[kind]
+    weights = {key: tensor.contiguous() for key, tensor in tiny_weights().items()}
+    files = [tmp_path / "weights.safetensors", tmp_path / "weights.ckpt"]
+    save_file(weights, files[0], {METADATA: value if isinstance(value, str) else json.dumps(value)})
+    torch.save({"state_dict": weights, "run": value}, files[1])
+    for file in files:
+        diagnostics: tuple[Diagnostic, ...] = ()
+        try:
+            evaluate(tiny(), file, data=Setting.of(FashionMini()), offline=True)
+        except CnnspecError as error:
+            diagnostics = error.diagnostics
+        assert all((found.code, found.file) == ("E0505", str(file)) for found in diagnostics)
+        assert diagnostics or not isinstance(value, dict)
+
+
 # --- images ---------------------------------------------------------------------------------------
 
 
@@ -235,7 +272,7 @@ def test_hostile_images_are_an_error_that_names_them(kind: str, tmp_path: Path):
     path.write_bytes(IMAGES[kind]())
     graph = loads("input 1x8x8\nhead global_avgpool | flatten | linear 1", name="one.cnn")
     with bounded(), pytest.raises(CnnspecError) as error:
-        load_data(graph, Setting.of(Folder(path=str(tmp_path))), Path())
+        list(load_data(graph, Setting.of(Folder(path=str(tmp_path), val=0)), Path()).train.read(torch.tensor([0])))
     assert code(error) == "E0503"
     assert str(path) in str(error.value) or "contains no images" in str(error.value)
 

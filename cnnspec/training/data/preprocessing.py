@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -109,14 +109,17 @@ class Preprocessing:
         return cls(**_Stored.model_validate(values).model_dump())
 
 
+_Side = Annotated[int, Field(ge=1, le=100_000)]
+
+
 class _Stored(BaseModel):
     """The schema of a stored `Preprocessing`."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    size: tuple[int, int]
-    mean: tuple[float, ...] = Field(min_length=1, max_length=4)
-    std: tuple[float, ...] = Field(min_length=1, max_length=4)
+    size: tuple[_Side, _Side]
+    mean: tuple[Annotated[float, Field(ge=-1000, le=1000)], ...] = Field(min_length=1, max_length=4)
+    std: tuple[Annotated[float, Field(ge=1e-6, le=1000)], ...] = Field(min_length=1, max_length=4)
     resize: int | None = Field(None, ge=1, le=100_000)
     mode: str = Field("bilinear", pattern="^(nearest|bilinear|bicubic)$")
     fit: str = Field("crop", pattern="^(crop|squash|letterbox)$")

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from cnnspec.backends.torch.weights import load_pickled
 from cnnspec.diagnostics import CnnspecError, failure, one_line
-from cnnspec.files import read_bytes
+from cnnspec.files import check_pickled_tensors, open_regular, read_bytes
 
 MAGIC = b"CNNSPEC1"
 """The first bytes of a seal."""
@@ -254,6 +254,9 @@ def read_about(path: Path) -> dict[str, Any]:
             with safe_open(path, "pt") as file:
                 about = json.loads((file.metadata() or {}).get(METADATA, "{}"))
         else:
+            with open_regular(path, sys.maxsize, "E0505") as file:
+                assert file is not None
+                check_pickled_tensors(file, os.fstat(file.fileno()).st_size)
             about = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("run")
     except Exception:  # noqa: BLE001 - a file from another program fails in many ways
         return {}

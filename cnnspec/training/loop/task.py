@@ -114,9 +114,11 @@ class StateCheck:
             _check_progress(state["progress"], recipe, steps)
             for name in ["state_dict", *averaged[:1]]:
                 _check_weights(state[name], dict(self.network.state_dict()))
+            own, saved = self.network.state_dict(), network_weights(state["state_dict"])
+            is_own = {key: value.shape for key, value in own.items()} == {key: saved[key].shape for key in saved}
             optimizer, _ = optimizer_for(self.network, recipe, steps)
-            for saved in state["optimizer_states"]:
-                _check_optimizer(optimizer, saved["state"])
+            for part in state["optimizer_states"] if is_own else ():  # a network that has changed is refused later
+                _check_optimizer(optimizer, part["state"])
             if averaged and not (type(state["averaged"]) is int and state["averaged"] >= 0):
                 raise ValueError("`averaged` is not a number of steps")
             if not all(type(value) in (int, float) for value in state.get("scaler", {}).values()):
@@ -132,6 +134,8 @@ class StateCheck:
             return self.recipe, self.steps
         if run["data"] is not None:
             DataIdentity.model_validate(run["data"])
+        if run.get("about"):
+            Preprocessing.from_json(run["about"]["preprocessing"])
         steps = run["steps_per_epoch"]
         if type(steps) is not int or not 1 <= steps <= MAX_INTEGER:
             raise ValueError("`steps_per_epoch` is not a number of steps")
