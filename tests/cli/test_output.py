@@ -9,13 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich import box
-from rich.table import Table
 
 from cnnspec.analysis.summary import COLUMNS, DEFAULT_COLUMNS, summarize
 from cnnspec.api import load
 from cnnspec.cli.output import json_text
-from cnnspec.cli.tables import _short, print_summary, print_table
+from cnnspec.cli.tables import Justify, _short, print_summary, print_table
 from cnnspec.limits import MAX_CELL
 
 JSON = st.recursive(
@@ -37,16 +35,13 @@ def test_a_table_in_a_file_is_that_of_rich(name: str, capsys: pytest.CaptureFixt
     print_summary(done, 3)
     plain = capsys.readouterr().out.splitlines()
     chosen = [COLUMNS[column] for column in DEFAULT_COLUMNS]
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("module", no_wrap=True)
-    for column in chosen:
-        table.add_column(column.title, justify="right" if column.figure else "left", no_wrap=True)
-    for row in done.upto(3):
-        cells = [_short(column.cell(row)) for column in chosen]
-        table.add_row("  " * (row.level - 1) + row.path.rpartition(".")[2], *cells)
-    table.add_section()
-    table.add_row("total", *(_short(column.cell(done.total)) for column in chosen))
-    print_table(table, plain[0])
+    columns: list[tuple[str, Justify]] = [("module", "left")]
+    columns += [(column.title, "right" if column.figure else "left") for column in chosen]
+    rows: list[list[str] | None] = [
+        ["  " * (row.level - 1) + row.path.rpartition(".")[2], *(_short(column.cell(row)) for column in chosen)]
+        for row in done.upto(3)
+    ]
+    print_table(columns, [*rows, None, ["total", *(_short(column.cell(done.total)) for column in chosen)]], plain[0])
     expected = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert plain[:-1] == expected
 

@@ -382,7 +382,7 @@ def test_images_are_validated(tmp_path: Path, name: str):
         (tmp_path / "train" / kind / name).write_bytes(EVIL_IMAGES[name])
     graph = loads(NETWORK.replace("SHAPE", "1x28x28").replace("classes 10", "classes 2"), name="tiny.cnn")
     with pytest.raises(CnnspecError) as error:
-        load_data(graph, Setting.of(Folder(path=str(tmp_path))), Path())
+        list(load_data(graph, Setting.of(Folder(path=str(tmp_path))), Path()).train.read(torch.arange(1)))
     assert code(error) == "E0503"
     assert f"`{name}`" in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["train"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -245,7 +246,7 @@ def _renamed(given: Weights, path: Path) -> Weights:
     if unknown := [name for name in loaded.modules.values() if name not in by_module]:
         help = did_you_mean(unknown[0], by_module)
         raise failure("E0504", f"the weights have no module `{unknown[0]}`", file=str(path), help=help)
-    if twice := [name for name in loaded.modules.values() if list(loaded.modules.values()).count(name) > 1]:
+    if twice := [name for name, count in Counter(loaded.modules.values()).items() if count > 1]:
         raise failure("E0504", f"the map uses the module `{twice[0]}` twice", file=str(path))
     return {
         f"{own}.{word}" if own else word: tensor
