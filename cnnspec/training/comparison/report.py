@@ -117,7 +117,7 @@ def _visible(value: Any) -> Any:
 
 
 def _readable_data(stored: Setting, given: Setting | None) -> Setting:
-    """Return the data set of a run folder, which may come from somebody else, restricted to the current folder."""
+    """Return the dataset of a run folder, which may come from somebody else, restricted to the current folder."""
     path = stored.args.get("path")
     if path is None or (given is not None and given.args.get("path") == path):
         return stored

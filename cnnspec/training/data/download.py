@@ -36,7 +36,7 @@ _SIZES = {
 TIMEOUT = 30.0
 """The timeout of a connection without data, in seconds."""
 MAX_DATA_FILE_BYTES = 256 << 20
-"""The maximum size of one file of a data set, in bytes. The largest has 170 MB."""
+"""The maximum size of one file of a dataset, in bytes. The largest has 170 MB."""
 MAX_UNPACKED_BYTES = 1 << 30
 """The maximum unpacked size of an archive, in bytes. The largest dataset has 190 MB."""
 
@@ -50,7 +50,7 @@ class RawImages:
 
 
 def downloads(name: str) -> list[tuple[str, int]]:
-    """Return the address and the size in bytes of each file of a data set."""
+    """Return the address and the size in bytes of each file of a dataset."""
     kind = _CLASSES[name]
     urls = [kind.url] if hasattr(kind, "url") else [f"{kind.mirrors[0]}{file}" for file, _ in kind.resources]
     return list(zip(urls, _SIZES[name], strict=True))
@@ -92,10 +92,10 @@ def _read(name: str, data_dir: Path, train: bool) -> RawImages:
 
 
 def _check_files(name: str, data_dir: Path) -> None:
-    """Check the files of a data set before torchvision reads them as a whole.
+    """Check the files of a dataset before torchvision reads them as a whole.
 
     Raises:
-        CnnspecError: E0502 if one is not a regular file, or is larger than any of a data set.
+        CnnspecError: E0502 if one is not a regular file, or is larger than any of a dataset.
     """
     kind = _CLASSES[name]
     folder = data_dir / getattr(kind, "base_folder", f"{kind.__name__}/raw")
