@@ -16,9 +16,9 @@ def tower(height: int, call: str = "{}", *, top_first: bool = False) -> str:
 
 
 SPECS = {
-    "block calls are nested deeper": tower(60, top_first=True),
-    "elements are nested deeper": tower(40, "{{ {{ {} }} }}"),
-    "are nested deeper": tower(40, "{{ {{ {} }} }}", top_first=True),
+    "the nesting of block calls exceeds the limit": tower(60, top_first=True),
+    "the nesting of elements exceeds the limit": tower(40, "{{ {{ {} }} }}"),
+    "the nesting of ": tower(40, "{{ {{ {} }} }}", top_first=True),
     "named values": "input 3x8x8\nblock b(\n"
     + "".join(f"p{n} = 1,\n" for n in range(MAX_NAMES + 1))
     + ") { relu }\nb\n",
@@ -47,7 +47,7 @@ def test_a_limit_is_named(what: str) -> None:
 
 def test_parameters_are_limited_even_where_many_are_allowed() -> None:
     (error,) = check("input 3x8x8\nflatten | linear 1000000000 | linear 1000000000\n", allow_huge=True)
-    assert "more than the limit of 1,000,000,000,000,000" in error.message
+    assert "exceeds the limit of 1,000,000,000,000,000" in error.message
     assert error.help == "use fewer channels or smaller kernels"
 
 

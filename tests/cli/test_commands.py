@@ -264,7 +264,7 @@ def test_settings() -> None:
         assert "Traceback" not in done.stderr
     assert cnnspec("check", "resnet20", "--set", "n").returncode == 2
     for wrong, why in (
-        ("lr=1e30", "larger than the limit"),
+        ("lr=1e30", "exceeds the limit"),
         ("n=1/0", "division by zero"),
         ("n=m+1", "unknown name `m`"),
     ):

@@ -51,7 +51,7 @@ def test_a_chain_of_files(tmp_path: Path) -> None:
     chain = {f"f{n}": f"extends f{n + 1}\n" for n in range(12)}
     done = write(tmp_path, net="extends f0\n", **chain, f12=f"{NETWORK}conv 3x3 8\n")
     assert [code for code, _ in errors(done)] == ["E0405"]
-    assert "deeper than the limit of 8" in done.diagnostics[0].message
+    assert "exceeds the limit of 8 files" in done.diagnostics[0].message
 
 
 def test_blocks_with_the_same_name_from_two_files(tmp_path: Path) -> None:

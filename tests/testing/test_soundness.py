@@ -178,7 +178,7 @@ def test_parameters_have_a_limit_that_can_be_lifted() -> None:
     text = "input 3x8x8\nconv 1x1 200000 | conv 1x1 200000\n"
     from cnnspec import CnnspecError
 
-    with pytest.raises(CnnspecError, match="more than the limit of 10,000,000,000"):
+    with pytest.raises(CnnspecError, match="exceeds the limit of 10,000,000,000"):
         loads(text)
     assert loads(text, allow_huge=True).parameter_count > 10**10
 
