@@ -95,7 +95,7 @@ HEAVY = {
 
 @pytest.mark.parametrize("name", HEAVY)
 def test_receptive_fields_of_very_large_maps_take_bounded_time(name: str) -> None:
-    graph = loads(HEAVY[name])
+    graph = loads(HEAVY[name], allow_huge=True)
     start = time.process_time()
     assert len(fields(graph)) == len(graph.nodes)
     assert masks(graph) is None
@@ -131,7 +131,7 @@ def test_a_symbolic_summary_has_limits() -> None:
     heads = (f"aux h{n} from @x {{ mul {{ flatten; maxpool {n} stride={n} ceil | flatten }} }}" for n in range(2, 8))
     maxima = loads("input 1x1x1\nx: relu\nflatten\n" + "\n".join(heads))
     assert summarize(maxima).total.parameters == 0
-    assert "as functions of the image size" in too_complex(maxima)
+    assert "exceeds the limit of 500,000 terms" in too_complex(maxima)
 
 
 def test_the_maximum_of_two_sizes_is_in_a_symbolic_summary() -> None:

@@ -234,7 +234,7 @@ def test_a_folder_with_its_own_splits(tmp_path: Path):
 def test_folder_errors(tmp_path: Path):
     def load() -> str:
         with pytest.raises(CnnspecError) as error:
-            load_data(graph("3x8x8", 2), Setting.of(Folder(path=str(tmp_path / "images"))), Path())
+            _ = load_data(graph("3x8x8", 2), Setting.of(Folder(path=str(tmp_path / "images"))), Path()).mean
         return code(error)
 
     assert load() == "E0503"  # not a folder

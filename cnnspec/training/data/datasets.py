@@ -321,9 +321,11 @@ def _load_folder(
     examine: Examine,
     classes: Sequence[str] | None,
 ) -> ImageData:
-    listing = list_images(path, classes or None, base=base)
+    listing = list_images(path, base=base)
     inventory = identify_folder(path, listing, verify=verify)
     examine(inventory)
+    if classes:
+        listing = list_images(path, classes, base=base)
     # before any image is opened
     _check_classes(graph, str(path), len(listing.classes), expected)
     parts = {split: Files.of(entries, channels) for split, entries in listing.splits.items()}

@@ -237,10 +237,13 @@ OVERLAP = 0.5
 
 
 def is_other(old: Inventory, new: Inventory) -> bool:
-    """Return whether a folder is another dataset and not a changed one: a split has few of the old images."""
+    """Return whether a folder is another dataset and not a changed one: a split has few of the old images.
+
+    Without the lists of both, it counts as changed.
+    """
     shared = [split for split in old.splits if split in new.splits]
     if not old.splits or not new.splits:
-        return old.identity.name == new.identity.name == "folder" and old.identity.digest != new.identity.digest
+        return False
     return not shared or any(_overlap(old.splits[split], new.splits[split]) < OVERLAP for split in shared)
 
 

@@ -37,7 +37,7 @@ NOT_COMPARED = frozenset(
 """The options that cannot change the result: places, messages, plots, and how data and changes are compared."""
 RECIPE_OPTIONS = frozenset({"data", "epochs", "batch", "seed", "precision"})
 """The options that are compared as entries of the recipe. `precision` is also compared as Lightning resolves it."""
-INITIAL_WEIGHTS = frozenset({"weights", "reinit"})
+INITIAL_WEIGHTS = frozenset({"weights", "match", "reinit"})
 """The options that have an effect only at the start of a run."""
 MACHINE_OPTIONS = frozenset({"memory_format", "threads"})
 """The options that are compared with the recorded `machine`. Those of `REQUESTS` are compared as Lightning resolves
