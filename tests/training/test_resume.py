@@ -532,6 +532,8 @@ def test_changed_data_is_noticed_on_resume_and_in_test(
         with pytest.raises(CnnspecError) as error:
             run(folder_spec(edited), resume=True)
         assert changes_of(error) == expected
+        if edit in (edit_split, edit_train):  # a test compares the splits that both have
+            continue
         for file in weights[:: 1 if edit is edit_remove else 3]:
             with pytest.raises(CnnspecError) as error:
                 evaluate(folder_spec(edited), file)

@@ -264,8 +264,9 @@ def differences(old: Inventory, new: Inventory, *, shared: bool = False) -> list
     """
     if old.identity.same(new.identity):
         return []
-    if shared and old.splits and new.splits and old.splits.keys() != new.splits.keys():
-        old, new = (_only(found, old.splits.keys() & new.splits.keys()) for found in (old, new))
+    both = old.identity.splits.keys() & new.identity.splits.keys()
+    if shared and both and not old.identity.splits.keys() == new.identity.splits.keys() == both:
+        old, new = _only(old, both), _only(new, both)
         if old.identity.splits == new.identity.splits:
             return []
     if old.identity.name != new.identity.name:
