@@ -5,11 +5,11 @@ from __future__ import annotations
 from inspect import get_annotations
 
 import pytest
+from harness.compare_meaning import difference
 
 from cnnspec.api import check, loads
 from cnnspec.diagnostics import Reporter, Source
 from cnnspec.syntax import ast, parse
-from tests.harness.compare_meaning import difference
 
 HEAD = "input 3x8x6\nclasses 10\n"
 PLACES = {

@@ -1,4 +1,4 @@
-"""Compare the compiler with the reference evaluator: `python -m tests.harness.compare_meaning --count 5000`.
+"""Compare the compiler with the reference evaluator: `python tests/harness/compare_meaning.py --count 5000`.
 
 Each seed draws a spec and compares keys, shapes of outputs and weights, parameters, and auxiliary heads. Three variants
 of it follow: with other values for its parameters, extended by another file with those values, and with its blocks in a
@@ -25,7 +25,10 @@ from cnnspec.syntax import ast
 from cnnspec.syntax.formatter import format_file
 from cnnspec.testing.generator import SpecGenerator
 from cnnspec.testing.writing import NO_SOURCE, NOWHERE, make_call, make_flow, make_integer, operand
-from tests.harness.reference_evaluator import SPECS, Evaluator, Layer, Op, Result, evaluate_tree, value
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from harness.reference_evaluator import SPECS, Evaluator, Layer, Op, Result, evaluate_tree, value
 
 OTHER_VALUES: dict[str, Any] = {
     "2": 3,

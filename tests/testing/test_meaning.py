@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.compare_meaning import compare, compare_expressions, difference
+from harness.reference_evaluator import SPECS, operators, read
 
 from cnnspec import ir
 from cnnspec.checker import expand, module_names, values
@@ -17,8 +19,6 @@ from cnnspec.ir import evaluate
 from cnnspec.ops import OPS
 from cnnspec.semantics import arguments, definitions
 from cnnspec.semantics.loader import shipped_specs
-from tests.harness.compare_meaning import compare, compare_expressions, difference
-from tests.harness.reference_evaluator import SPECS, operators, read
 
 DRAWN = 80
 COMMON = ("argument", "blockparameter", "element", "if", "let", "message", "name", "repeat", "require", "row", "when")
