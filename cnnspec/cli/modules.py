@@ -285,6 +285,7 @@ def match(
     network = api.torch_backend().to_module(graph)
     from cnnspec.backends.torch.matching import propose_map
     from cnnspec.backends.torch.weights import read_weights
+    from cnnspec.training.loop.checkpoints import write_atomically
 
     ordered = Path(weights).suffix.lower() != ".safetensors"
     found = propose_map(network, read_weights(weights, graph=graph, offline=True), ordered)
@@ -293,7 +294,7 @@ def match(
         echo(*text.splitlines())
     else:
         try:
-            out.write_text(text + "\n", "utf-8")
+            write_atomically(out, f"{text}\n".encode())
         except OSError as error:
             help = "choose another file with `--out`"
             raise failure("E0506", f"cannot write the map: {error.strerror}", file=str(out), help=help) from None

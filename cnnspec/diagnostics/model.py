@@ -261,6 +261,12 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
+def named(names: Sequence[str], limit: int = 8) -> str:
+    """List names, at most `limit` of them: ``"`a`, `b` and 3 more"``."""
+    shown = ", ".join(f"`{name}`" for name in names[:limit])
+    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
 _UNKNOWN_NAME = ("E0201", "E0202", "E0207", "E0208")
 """The codes of errors about unknown names."""
 

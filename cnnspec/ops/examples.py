@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 from cnnspec.recipe import CHOICES, Scalars
-from cnnspec.schema import Declared, Parameter
+from cnnspec.schema import Parameter
 
 _VALUES = {
     "c": "16",
@@ -83,12 +83,6 @@ def meaning(callee: str, parameter: Parameter) -> str:
         return "the number of output features"
     described = _MEANINGS.get(parameter.name)
     return f"the {described}" if described else f"a value for `{parameter.name}`"
-
-
-def example_choice(choice: type[Declared]) -> str:
-    """Return a choice of a recipe with values for its required arguments: `step 30`."""
-    required = [parameter for parameter in choice.parameters.values() if parameter.required]
-    return " ".join((choice.name, *map(example_value, required)))
 
 
 def example_entry(word: str) -> str:

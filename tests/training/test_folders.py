@@ -41,7 +41,7 @@ def names(listing: Listing, split: str = "train") -> list[str]:
 
 def error_of(path: Path, classes: Any = None) -> tuple[str, list[str]]:
     with pytest.raises(CnnspecError) as raised:
-        list_images(path, classes)
+        list_images(path).with_classes(classes) if classes else list_images(path)
     (diagnostic,) = raised.value.diagnostics
     assert diagnostic.code == "E0503"
     return diagnostic.message, list(diagnostic.notes)
@@ -140,7 +140,7 @@ def test_damaged_json_lines(tmp_path: Path, line: str) -> None:
 
 def test_classes_of_weights(tmp_path: Path) -> None:
     fill(tmp_path, "test", classes="bd")
-    listing = list_images(tmp_path, ["d", "c", "b", "a"])
+    listing = list_images(tmp_path).with_classes(["d", "c", "b", "a"])
     assert listing.classes == ("d", "c", "b", "a")
     assert [entry.label for entry in listing.splits["test"]] == [0, 0, 2, 2]
     message, notes = error_of(tmp_path, ["a", "b"])

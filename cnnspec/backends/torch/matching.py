@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 from torch import Tensor, nn
 
-from cnnspec.diagnostics import CnnspecError, did_you_mean, failure
+from cnnspec.diagnostics import CnnspecError, did_you_mean, failure, named
 from cnnspec.files import read_json
 
 Weights = dict[str, Tensor]
@@ -51,9 +51,9 @@ class Matched:
         """Return lines for people about the tensors that were not matched."""
         lines: list[str] = []
         if self.unused:
-            lines.append(f"unused tensors of the file: {_some(self.unused)}")
+            lines.append(f"unused tensors of the file: {named(self.unused)}")
         if self.missing:
-            lines.append(f"not in the file and not needed for a test: {_some(self.missing)}")
+            lines.append(f"not in the file and not needed for a test: {named(self.missing)}")
         return lines
 
 
@@ -88,19 +88,22 @@ def load_weights(
             known = dict.fromkeys(key.split(".")[0] for key in own)
             help = did_you_mean(path, known) or f"use one of {', '.join(f'`{name}`' for name in known)}"
             raise failure("E0504", f"the network has no module `{path}` with weights", help=help)
+    wanted = own if match == "order" else _without(own, reinit)
     if match == "order":
         matched = _by_order(own, weights, file)
     else:
-        wanted = _without(own, reinit)
         given = weights if match == "name" else _renamed(weights, Path(match))
         matched = _by_name(wanted, given, file, reinit, _keys_of(wanted, optional))
     module.load_state_dict({**own, **matched})
     used = {id(tensor) for tensor in matched.values()}
-    kept = [key for key in own if key not in matched and not _is_counter(key) and key in _without(own, reinit)]
-    unused = [key for key, tensor in weights.items() if id(tensor) not in used]
-    if reinit:
-        unused = [key for key in unused if not any(f"{path}." in f".{key}" for path in (f".{p}" for p in reinit))]
-    return Matched(len(matched), tuple(unused), tuple(kept) if match != "order" else ())
+    replaced = [f".{path}." for path in reinit]
+    unused = [
+        key
+        for key, tensor in weights.items()
+        if id(tensor) not in used and not any(path in f".{key}" for path in replaced)
+    ]
+    missing = [key for key in wanted if key not in matched and not _is_counter(key)]
+    return Matched(len(matched), tuple(unused), tuple(missing))
 
 
 def _without(weights: Weights, paths: Sequence[str]) -> Weights:
@@ -153,12 +156,12 @@ def _prefix(own: Weights, given: Weights, reinit: Sequence[str], optional: set[s
     Other keys of the file are left out if all keys under the prefix are those of the network.
     """
     needed = {key for key in own if key not in optional and not _is_counter(key)}
-    first = min(needed, key=len, default=None)
-    if first is None:
+    longest = max(needed, key=len, default=None)  # the fewest keys of the file end in it
+    if longest is None:
         return ""
     for key in given:
-        prefix = key.removesuffix(first)
-        if not key.endswith(first) or (prefix and not prefix.endswith(".")):
+        prefix = key.removesuffix(longest)
+        if not key.endswith(longest) or (prefix and not prefix.endswith(".")):
             continue
         inside = _without({k[len(prefix) :]: given[k] for k in given if k.startswith(prefix)}, reinit)
         if needed <= inside.keys() <= own.keys():
@@ -348,8 +351,3 @@ def _mismatch(
     if len(pairs) > _SHOWN:
         notes.append(f"and {len(pairs) - _SHOWN} more")
     return failure("E0504", f"the weights do not match: {message}", notes=notes, help=help, file=file)
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(f"`{name}`" for name in names[:_SHOWN])
-    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

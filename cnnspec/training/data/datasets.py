@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import random_split
 from torchvision.transforms.v2 import functional as V
 
-from cnnspec.diagnostics import failure
+from cnnspec.diagnostics import failure, named
 from cnnspec.ir import Graph
 from cnnspec.recipe import DATA_SETS, Setting
 from cnnspec.semantics.recipe_rules import no_classifier, nothing_left, other_classes, refuse, too_few
@@ -325,7 +325,7 @@ def _load_folder(
     inventory = identify_folder(path, listing, verify=verify)
     examine(inventory)
     if classes:
-        listing = list_images(path, classes, base=base)
+        listing = listing.with_classes(classes)
     # before any image is opened
     _check_classes(graph, str(path), len(listing.classes), expected)
     parts = {split: Files.of(entries, channels) for split, entries in listing.splits.items()}
@@ -337,8 +337,8 @@ def _load_folder(
         refuse(nothing_left(str(path), round(len(train) * val_fraction), len(train)))
         train_indices, val_indices = split_by_class(train.labels, val_fraction)
         if kept := sorted({*train.labels.tolist()} - {*train.labels[val_indices].tolist()}):
-            named = ", ".join(f"`{listing.classes[label]}`" for label in kept[:5]) + (", ..." if len(kept) > 5 else "")
-            notes.append(f"no validation images of {named}: a single image of a class stays in training")
+            single = named([listing.classes[label] for label in kept])
+            notes.append(f"no validation images of {single}: a single image of a class stays in training")
         train, val = train.subset(train_indices), train.subset(val_indices) if len(val_indices) else None
 
     @cache

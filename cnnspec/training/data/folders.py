@@ -14,10 +14,10 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cnnspec.diagnostics import CnnspecError, counted, failure, one_line, reason_of
+from cnnspec.diagnostics import CnnspecError, counted, failure, named, one_line, reason_of
 from cnnspec.recipe import Setting
 from cnnspec.semantics.loader import is_below, path_below
 from cnnspec.training.data.images import EXTENSIONS
@@ -28,6 +28,7 @@ SPLITS = {
     "test": ("test", "testing"),
 }
 """The names of the folders of each split, in lower case. The case of a name does not matter."""
+_SPLIT_OF = {name: split for split, names in SPLITS.items() for name in names}
 TABLES = frozenset({".csv", ".jsonl"})
 """The extensions of tables of files and labels."""
 LAYOUT = (
@@ -63,7 +64,7 @@ class Listing:
     """The labeled images of a folder or table.
 
     Attributes:
-        classes: The class names, sorted, or those that were requested.
+        classes: The class names, sorted, or those of trained weights.
         splits: The images of each split that exists, sorted by name; with classes alone, all are in `train`.
         notes: What a user should know: skipped files, missing classes, duplicates.
     """
@@ -71,6 +72,32 @@ class Listing:
     classes: tuple[str, ...]
     splits: dict[str, tuple[Entry, ...]]
     notes: tuple[str, ...]
+
+    def with_classes(self, classes: Sequence[str]) -> Listing:
+        """Label the images with the classes of trained weights. The data may have some of them only.
+
+        Raises:
+            CnnspecError: E0503 if a class of the data is not one of `classes`.
+        """
+        if unknown := [name for name in self.classes if name not in set(classes)]:
+            raise failure(
+                "E0503",
+                f"the data has a class `{unknown[0]}` that the weights do not have",
+                notes=[f"classes of the data: {named(self.classes)}", f"classes of the weights: {named(classes)}"],
+                help="rename the folders of the classes, or use weights that were trained with these classes",
+            )
+        position = {name: index for index, name in enumerate(classes)}
+        label = [position[name] for name in self.classes]
+        splits = {
+            split: tuple(
+                sorted(
+                    (replace(entry, label=label[entry.label]) for entry in entries),
+                    key=lambda entry: (entry.label, entry.name),
+                )
+            )
+            for split, entries in self.splits.items()
+        }
+        return Listing(tuple(classes), splits, self.notes)
 
 
 def data_path(setting: Setting) -> tuple[Path, Path | None]:
@@ -96,17 +123,16 @@ def _outside(path: Path) -> CnnspecError:
     return failure("E0218", f"`{path}` is outside the folder of the spec", file=str(path), help=help)
 
 
-def list_images(path: Path, classes: Sequence[str] | None = None, base: Path | None = None) -> Listing:
+def list_images(path: Path, base: Path | None = None) -> Listing:
     """Find the images of a folder or a table.
 
     Args:
         path: A folder or a table.
-        classes: The class names of trained weights. The data may have some of them only.
         base: A folder that all files must be in, with symbolic links resolved.
 
     Raises:
-        CnnspecError: E0503 if the path has none of the layouts, a class without training images, or a class that is not
-            in `classes`, or cannot be read. E0218 if a file is outside of `base`.
+        CnnspecError: E0503 if the path has none of the layouts or a class without training images, or cannot be read.
+            E0218 if a file is outside of `base`.
     """
     try:
         if path.suffix.lower() in TABLES and path.is_file():
@@ -120,7 +146,7 @@ def list_images(path: Path, classes: Sequence[str] | None = None, base: Path | N
     except OSError as error:
         place = str(error.filename or path)
         raise failure("E0503", f"cannot read `{place}`: {reason_of(error)}", file=place, help=LAYOUT) from None
-    return found.listing(path, classes)
+    return found.listing(path)
 
 
 @dataclass
@@ -130,20 +156,12 @@ class _Found:
     images: dict[str, dict[str, list[tuple[Path, str, int]]]]
     notes: list[str] = field(default_factory=list[str])
 
-    def listing(self, root: Path, classes: Sequence[str] | None) -> Listing:
+    def listing(self, root: Path) -> Listing:
         own = sorted({name for found in self.images.values() for name in found})
         if not any(found for by_class in self.images.values() for found in by_class.values()):
             raise failure("E0503", f"`{root}` contains no images", notes=self.notes, help=LAYOUT)
         self._check_train(root)
-        if classes is not None and (unknown := [name for name in own if name not in set(classes)]):
-            raise failure(
-                "E0503",
-                f"the data has a class `{unknown[0]}` that the weights do not have",
-                notes=[f"classes of the data: {_some(own)}", f"classes of the weights: {_some(classes)}"],
-                help="rename the folders of the classes, or use weights that were trained with these classes",
-            )
-        names = tuple(classes) if classes is not None else tuple(own)
-        label = {name: index for index, name in enumerate(names)}
+        label = {name: index for index, name in enumerate(own)}
         splits = {
             split: tuple(
                 sorted(
@@ -159,7 +177,7 @@ class _Found:
         }
         splits = {split: entries for split, entries in splits.items() if entries}
         notes = [*self.notes, *self._missing(own), *_duplicates(splits)]
-        return Listing(names, splits, tuple(notes))
+        return Listing(tuple(own), splits, tuple(notes))
 
     def _check_train(self, root: Path) -> None:
         train = self.images.get("train")
@@ -173,12 +191,12 @@ class _Found:
         for split in self.images:
             if unknown := sorted(self.images[split].keys() - train.keys()):
                 message = f"`{split}` in `{root}` has a class `{unknown[0]}` that `train` does not have"
-                raise failure("E0503", message, notes=[f"classes of `train`: {_some(sorted(train))}"], help=LAYOUT)
+                raise failure("E0503", message, notes=[f"classes of `train`: {named(sorted(train))}"], help=LAYOUT)
 
     def _missing(self, names: Sequence[str]) -> Iterator[str]:
         for split, by_class in self.images.items():
             if missing := [name for name in names if not by_class.get(name)]:
-                yield f"{split} has no images of {_some(missing)}"
+                yield f"{split} has no images of {named(missing)}"
 
 
 class _Walk:
@@ -192,10 +210,9 @@ class _Walk:
 
     def splits(self, root: Path) -> _Found:
         folders = sorted(entry.name for entry in self._scan(root) if entry.is_dir() and not self._ignore(entry.name))
-        known = {alias: split for split, aliases in SPLITS.items() for alias in aliases}
         by_split: dict[str, str] = {}
         for name in folders:
-            if (split := known.get(name.lower())) is None:
+            if (split := _SPLIT_OF.get(name.lower())) is None:
                 continue
             if split in by_split:
                 message = f"`{root}` has two folders for the split `{split}`: `{by_split[split]}` and `{name}`"
@@ -207,7 +224,7 @@ class _Walk:
         if by_split:
             images = {split: self._classes(root, root / by_split[split]) for split in SPLITS if split in by_split}
             if others := [name for name in folders if name not in by_split.values()]:
-                self.notes.append(f"skipped {_some(others)} next to {_some(sorted(by_split.values()))}")
+                self.notes.append(f"skipped {named(others)} next to {named(sorted(by_split.values()))}")
             self.notes += [f"{split}: the folder `{name}`" for split, name in by_split.items() if name != split]
         else:
             images = {"train": self._classes(root, root)}
@@ -272,16 +289,16 @@ class _Walk:
 
     def _summary(self) -> Iterator[str]:
         if self.skipped:
-            named = ", ".join(
+            shown = ", ".join(
                 f"`{name}`" + (f" ({count})" if count > 1 else "") for name, count in sorted(self.skipped.items())[:5]
             )
-            yield f"skipped hidden and system files: {named}" + (", ..." if len(self.skipped) > 5 else "")
+            yield f"skipped hidden and system files: {shown}" + (", ..." if len(self.skipped) > 5 else "")
         for class_name, found in sorted(self.extensions.items())[:5]:
-            named = ", ".join(
+            shown = ", ".join(
                 f"{count} with `{extension}`" if extension[0] == "." else f"{count} without an extension"
                 for extension, count in found.most_common(5)
             )
-            yield f"skipped files in `{class_name}` that are not images: {named}"
+            yield f"skipped files in `{class_name}` that are not images: {shown}"
         if len(self.extensions) > 5:
             rest = sum(count for _, found in sorted(self.extensions.items())[5:] for count in found.values())
             yield f"skipped {counted(rest, 'file')} in other classes that are not images"
@@ -292,7 +309,6 @@ class _Walk:
 
 def _read_table(path: Path, base: Path | None) -> _Found:
     images: dict[str, dict[str, list[tuple[Path, str, int]]]] = {}
-    known = {alias: split for split, aliases in SPLITS.items() for alias in aliases}
     seen: dict[str, int] = {}
     for line, row in _rows(path):
         try:
@@ -302,7 +318,7 @@ def _read_table(path: Path, base: Path | None) -> _Found:
             raise failure(
                 "E0503", message, file=str(path), help="the columns are `file`, `label` and `split`"
             ) from None
-        if split.lower() not in known:
+        if split.lower() not in _SPLIT_OF:
             message = f"line {line} of `{path}` has the unknown split `{split}`"
             raise failure("E0503", message, file=str(path), help="use `train`, `val` or `test`")
         if file in seen:
@@ -320,7 +336,7 @@ def _read_table(path: Path, base: Path | None) -> _Found:
         except (OSError, ValueError) as error:
             message = f"line {line} of `{path}` names a file that cannot be read: `{file}`"
             raise failure("E0503", message, notes=[one_line(error)], file=str(path)) from None
-        images.setdefault(known[split.lower()], {}).setdefault(label, []).append((image, file, size))
+        images.setdefault(_SPLIT_OF[split.lower()], {}).setdefault(label, []).append((image, file, size))
     return _Found(images)
 
 
@@ -390,8 +406,3 @@ def _digest(path: Path) -> bytes:
 
 def _relative(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix()
-
-
-def _some(names: Sequence[str], limit: int = 8) -> str:
-    shown = ", ".join(f"`{name}`" for name in names[:limit])
-    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -24,7 +24,7 @@ from cnnspec.training.data.datasets import Images, load_data
 from cnnspec.training.data.identity import FILE, DataIdentity, Inventory, differences, is_other
 from cnnspec.training.data.preprocessing import Preprocessing, choose_preprocessing
 from cnnspec.training.loop.about import about_weights
-from cnnspec.training.loop.machine import best_device, check_fits, default_workers, keep_memory
+from cnnspec.training.loop.machine import best_device, default_workers, images_that_fit, keep_memory
 from cnnspec.training.loop.nan_search import first_nonfinite_layer
 
 BATCH = 250
@@ -69,7 +69,7 @@ def score(
         CnnspecError: E0509 if an output is NaN or Inf, E0513 if not even one image fits into the memory.
     """
     network = network.to(device).eval()
-    fits = check_fits(network.graph, device, training=False) if isinstance(network, Network) else None
+    fits = images_that_fit(network.graph, device, training=False) if isinstance(network, Network) else None
     correct, loss, parts = 0, 0.0, -(-BATCH // (fits or BATCH))
     predicted: list[Tensor] = []
     workers = 0 if images.in_memory else default_workers()

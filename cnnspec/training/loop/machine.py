@@ -88,22 +88,17 @@ def images_that_fit(graph: Graph, device: torch.device, *, training: bool) -> in
 
     An allocation beyond the memory of the machine need not fail: the system may end the process instead. Other devices
     report that memory has run out, so the result is None for them.
-    """
-    if device.type != "cpu":
-        return None
-    if training:
-        return training_memory(graph).largest_batch(machine_memory())
-    left = machine_memory() - FLOAT * graph.parameter_count
-    return max(0, left // max(live.image for live in live_memory(graph)))
-
-
-def check_fits(graph: Graph, device: torch.device, *, training: bool) -> int | None:
-    """Return `images_that_fit`.
 
     Raises:
         CnnspecError: E0513 if not even one image fits.
     """
-    images = images_that_fit(graph, device, training=training)
+    if device.type != "cpu":
+        return None
+    if training:
+        images = training_memory(graph).largest_batch(machine_memory())
+    else:
+        left = machine_memory() - FLOAT * graph.parameter_count
+        images = max(0, left // max(live.image for live in live_memory(graph)))
     if images == 0:
         raise failure(
             "E0513",

@@ -26,7 +26,7 @@ from torchvision.transforms import v2
 
 from cnnspec.backends.torch.memory import is_out_of_memory
 from cnnspec.backends.torch.weights import unusual
-from cnnspec.diagnostics import failure, one_line
+from cnnspec.diagnostics import failure, named, one_line
 from cnnspec.files import first_problem
 from cnnspec.ir import Graph
 from cnnspec.ir.stored_recipe import read_recipe
@@ -206,11 +206,10 @@ def _load_checkpoint(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     differing = [key for key in own if key not in weights or weights[key].shape != own[key].shape]
     differing += [key for key in weights if key not in own]
     if differing:
-        rest = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise failure(
             "E0506",
             "cannot resume the run: the weights of the changed network do not match its checkpoint",
-            notes=[f"differing: {', '.join(f'`{key}`' for key in differing[:5])}{rest}"],
+            notes=[f"differing: {named(differing, 5)}"],
             help="restore the spec from `spec.cnn` in the run folder, or train again without `--resume`",
         )
     network.load_state_dict(dict(weights))

@@ -32,7 +32,6 @@ from cnnspec.training.loop.checkpoints import State, write_atomically
 from cnnspec.training.loop.evaluate import score
 from cnnspec.training.loop.journal import Journal
 from cnnspec.training.loop.machine import (
-    check_fits,
     default_workers,
     device_of,
     images_that_fit,
@@ -128,7 +127,8 @@ class _Start:
             CnnspecError: Something is invalid, or a resumed run has changed. Nothing is written.
         """
         graph, options, resumed = self.graph, self.options, self.resumed
-        check_fits(replace(graph, recipe=self.recipe), device_of(options.accelerator), training=True)
+        device = device_of(options.accelerator)
+        self.images_at_once = images_that_fit(replace(graph, recipe=self.recipe), device, training=True)
         self.trainer = _make_trainer(options, self.recipe, self.folder)
         if resumed is not None:
             resumed.compare_machine(self.trainer)
@@ -206,9 +206,7 @@ class _TrainingRun:
             about=describe(self.graph, data.names, self.preprocessing),
         )
         self.task = Task(self.graph, network, self.recipe, steps, self.context, state)
-        self._limit_parts(
-            images_that_fit(replace(self.graph, recipe=recipe), device_of(self.options.accelerator), training=True)
-        )
+        self._limit_parts(start.images_at_once)
         self.changes = _change_rows(self.previous.get("changes", []), start.changes, self.task.progress.step)
         self.trainer = start.trainer
         self._add_loggers()
