@@ -143,9 +143,9 @@ def _run_stages(
     values = {key: parameter_value(key, value) for key, value in (params or {}).items()}
     name = Path(source.name).stem.strip(".") or "network"  # `..` would name another folder
     try:
-        compilation.model, places = elaborate(compilation.tree, library, values, name, reporter)
+        compilation.model, source_map = elaborate(compilation.tree, library, values, name, reporter)
         if compilation.model is not None:
-            graph = check_model(compilation.model, places, reporter, source.text, steps, allow_huge=allow_huge)
+            graph = check_model(compilation.model, source_map, reporter, source.text, steps, allow_huge=allow_huge)
             compilation.graph = graph and replace(graph, files=library.texts(path))
     except TooManyErrors:
         pass

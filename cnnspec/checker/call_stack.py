@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TypedDict
 
 from cnnspec.diagnostics import Label, Span
-from cnnspec.semantics.context import Places
+from cnnspec.semantics.context import SourceMap
 
 
 class Location(TypedDict):
@@ -21,11 +21,11 @@ class CallStack:
     """The block calls that lead to the current element, outermost first.
 
     Attributes:
-        places: The source position of each piece of the Model, by its origin.
+        source_map: The source position of each piece of the Model, by its origin.
     """
 
-    def __init__(self, places: Places) -> None:
-        self.places = places
+    def __init__(self, source_map: SourceMap) -> None:
+        self.source_map = source_map
         self._calls: list[tuple[int, int]] = []
 
     def push(self, origin: int, iteration: int) -> None:
@@ -45,8 +45,8 @@ class CallStack:
         An error in a shipped block is reported at the innermost call in the user's own file. An error in the user's
         own block gets a label at that call.
         """
-        span, labels = self.places[origin], list(labels)
-        calls = ((self.places[call], iteration) for call, iteration in reversed(self._calls))
+        span, labels = self.source_map[origin], list(labels)
+        calls = ((self.source_map[call], iteration) for call, iteration in reversed(self._calls))
         call, iteration = next((found for found in calls if found[0] and not found[0].source.shipped), (None, 0))
         if span is not None and call is not None:
             if span.source.shipped:
@@ -58,7 +58,7 @@ class CallStack:
 
     def label(self, origin: int, text: str) -> list[Label]:
         """Return a label at a piece of the Model; none if its position is unknown."""
-        span = self.places[origin]
+        span = self.source_map[origin]
         return [Label(span, text)] if span is not None else []
 
 

@@ -9,13 +9,13 @@ from cnnspec.checker.contracts import check_expectation
 from cnnspec.checker.expand import Expander
 from cnnspec.diagnostics import Reported, Reporter
 from cnnspec.limits import MAX_HUGE, MAX_PARAMETERS
-from cnnspec.semantics.context import Places
+from cnnspec.semantics.context import SourceMap
 from cnnspec.shapes.symbolic import PeriodLimit
 
 
 def check(
     model: ir.Model,
-    places: Places,
+    source_map: SourceMap,
     reporter: Reporter,
     text: str = "",
     steps: int | None = None,
@@ -26,7 +26,7 @@ def check(
 
     Args:
         model: The Model. Elements that are `Broken` are not reported again.
-        places: The source position of each piece of the Model.
+        source_map: The source position of each piece of the Model.
         reporter: Receives the errors.
         text: The text of the spec, stored in the Graph.
         steps: The limit on elements, if lower than `MAX_STEPS`.
@@ -35,7 +35,7 @@ def check(
     Returns:
         The Graph, or `None` if the reporter holds an error.
     """
-    expander = Expander(model, places, reporter, steps, allow_huge=allow_huge)
+    expander = Expander(model, source_map, reporter, steps, allow_huge=allow_huge)
     try:
         output = expander.run()
     except Reported:
@@ -44,7 +44,7 @@ def check(
         return None
     if output.node == ir.IMAGE:
         help = "add layers, such as `stem conv 3x3 c=16 | bn | relu`"
-        reporter.error("E0108", "the network has no layers", places[model.origin], help=help)
+        reporter.error("E0108", "the network has no layers", source_map[model.origin], help=help)
         return None
     graph = ir.Graph(
         name=model.name,
@@ -63,7 +63,7 @@ def check(
     _check_aux_heads(graph, reporter)
     _check_period(graph, reporter)
     for expect in model.expects:
-        check_expectation(graph, expect, places, reporter)
+        check_expectation(graph, expect, source_map, reporter)
     return None if reporter.failed else graph
 
 

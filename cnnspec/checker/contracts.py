@@ -9,7 +9,7 @@ from typing import Any
 from cnnspec import ir
 from cnnspec.diagnostics import Edit, Fix, Reporter, Span
 from cnnspec.ir.evaluate import evaluate, is_number, show
-from cnnspec.semantics.context import Places
+from cnnspec.semantics.context import SourceMap
 
 _RELATIONS: dict[str, Callable[[Any, Any, Any], bool]] = {
     "==": lambda actual, expected, slack: abs(actual - expected) <= slack,
@@ -26,13 +26,13 @@ _METRICS: dict[str, Callable[[ir.Graph], int]] = {
 }
 
 
-def check_expectation(graph: ir.Graph, expect: ir.Expect, places: Places, reporter: Reporter) -> None:
+def check_expectation(graph: ir.Graph, expect: ir.Expect, source_map: SourceMap, reporter: Reporter) -> None:
     """Compare a metric of the Graph with the value in an `expect` statement."""
     expected = evaluate(expect.value, {})
     if expect.metric == "output":
-        _check_output(graph, expect, expected, places, reporter)
+        _check_output(graph, expect, expected, source_map, reporter)
     elif not is_number(expected):
-        _report_type(expect, expected, places, reporter)
+        _report_type(expect, expected, source_map, reporter)
     else:
         actual = _METRICS[expect.metric](graph)
         slack = Fraction(str(expect.within or 0)) * abs(expected)
@@ -44,33 +44,33 @@ def check_expectation(graph: ir.Graph, expect: ir.Expect, places: Places, report
             correct = f"{relation} {show(actual)}"
             if expect.within is not None and relation == "=":
                 correct += f" within {100 * expect.within:g}%"
-            _report_mismatch(graph, expect, wanted, f"{actual:,}{deviation}", correct, places, reporter)
+            _report_mismatch(graph, expect, wanted, f"{actual:,}{deviation}", correct, source_map, reporter)
 
 
-def _check_output(graph: ir.Graph, expect: ir.Expect, expected: Any, places: Places, reporter: Reporter) -> None:
+def _check_output(graph: ir.Graph, expect: ir.Expect, expected: Any, source_map: SourceMap, reporter: Reporter) -> None:
     actual = list(graph.output_shape)
     if is_number(expected):
         expected = [expected]
     wanted = show(expected)
     if not isinstance(expected, list):
-        _report_type(expect, expected, places, reporter)
+        _report_type(expect, expected, source_map, reporter)
     elif expect.within is not None:
-        _report_within(expect, places, reporter)
+        _report_within(expect, source_map, reporter)
     elif expect.relation not in ("==", "!="):
-        _report_order(expect, places, reporter)
+        _report_order(expect, source_map, reporter)
     elif (actual == expected) != (expect.relation == "=="):
-        _report_mismatch(graph, expect, wanted, show(actual), f"= {show(actual)}", places, reporter)
+        _report_mismatch(graph, expect, wanted, show(actual), f"= {show(actual)}", source_map, reporter)
 
 
-def _report_type(expect: ir.Expect, expected: object, places: Places, reporter: Reporter) -> None:
+def _report_type(expect: ir.Expect, expected: object, source_map: SourceMap, reporter: Reporter) -> None:
     message = f"`expect {expect.metric}` cannot be compared with {show(expected)}"
     help = "write a list of sizes, such as `[classes]`" if expect.metric == "output" else "write a number"
-    reporter.error("E0204", message, places[expect.origin], help=help)
+    reporter.error("E0204", message, source_map[expect.origin], help=help)
 
 
-def _report_order(expect: ir.Expect, places: Places, reporter: Reporter) -> None:
+def _report_order(expect: ir.Expect, source_map: SourceMap, reporter: Reporter) -> None:
     message = f"`output` cannot be compared with `{expect.relation}`: shapes have no order"
-    span, value = places[expect.origin], places[expect.value.origin]
+    span, value = source_map[expect.origin], source_map[expect.value.origin]
     help = "compare shapes with `=` or `!=`"
     fixes: list[Fix] = []
     if span and value:
@@ -79,8 +79,8 @@ def _report_order(expect: ir.Expect, places: Places, reporter: Reporter) -> None
     reporter.error("E0204", message, span, help=help, fixes=fixes)
 
 
-def _report_within(expect: ir.Expect, places: Places, reporter: Reporter) -> None:
-    span, value = places[expect.origin], places[expect.value.origin]
+def _report_within(expect: ir.Expect, source_map: SourceMap, reporter: Reporter) -> None:
+    span, value = source_map[expect.origin], source_map[expect.value.origin]
     help = "remove `within`"
     edits = [Edit(Span(value.source, value.end, span.end), "")] if value and span else []
     fixes = [Fix(help, (edit,), certain=True) for edit in edits]
@@ -89,7 +89,13 @@ def _report_within(expect: ir.Expect, places: Places, reporter: Reporter) -> Non
 
 
 def _report_mismatch(
-    graph: ir.Graph, expect: ir.Expect, expected: str, actual: str, correct: str, places: Places, reporter: Reporter
+    graph: ir.Graph,
+    expect: ir.Expect,
+    expected: str,
+    actual: str,
+    correct: str,
+    source_map: SourceMap,
+    reporter: Reporter,
 ) -> None:
     """Report an `expect` that does not hold.
 
@@ -99,27 +105,27 @@ def _report_mismatch(
         expected: The value in the statement, for the message.
         actual: The actual value, for the message.
         correct: A relation and a value that hold, for the help.
-        places: The source positions.
+        source_map: The source positions.
         reporter: Receives the error.
     """
     help = f"if the network is correct, write `expect {expect.metric} {correct}`"
-    value = places[expect.value.origin]
+    value = source_map[expect.value.origin]
     fixes: list[Fix] = []
     if value is not None and expect.relation in ("==", "<=", ">="):  # never certain: the network may be wrong
         fixes = [Fix(help, (Edit(value, correct.partition(" ")[2]),))]
     reporter.error(
         "E0401",
         f"expected `{expect.metric}` {expect.relation.replace('==', '=')} {expected}, got {actual}",
-        places[expect.origin],
-        notes=_inherited(graph, expect, places),
+        source_map[expect.origin],
+        notes=_inherited(graph, expect, source_map),
         help=help,
         fixes=fixes,
     )
 
 
-def _inherited(graph: ir.Graph, expect: ir.Expect, places: Places) -> list[str]:
+def _inherited(graph: ir.Graph, expect: ir.Expect, source_map: SourceMap) -> list[str]:
     """Return a note for an `expect` of a base spec whose layers are replaced."""
-    own, span = places[graph.model.body[0].origin], places[expect.origin]
+    own, span = source_map[graph.model.body[0].origin], source_map[expect.origin]
     if not own or not span or own.source is span.source:
         return []
     replaced = f"which replace all layers of `{span.source.name}`: layers cannot be replaced one by one"

@@ -22,7 +22,7 @@ from cnnspec.ir.evaluate import Unknown, evaluate, reads_image, show
 from cnnspec.ops import OPS, Op, ShapeError
 from cnnspec.ops.inits import InitScheme, allowed_inits
 from cnnspec.schema import OpName, Type
-from cnnspec.semantics.context import Places
+from cnnspec.semantics.context import SourceMap
 
 if TYPE_CHECKING:
     from cnnspec.checker.label_hints import LabelHints
@@ -37,7 +37,7 @@ class Expander:
 
     Args:
         model: The Model.
-        places: The source position of each piece.
+        source_map: The source position of each piece.
         reporter: Receives the errors.
         max_steps: The limit on elements, if lower than `MAX_STEPS`.
         allow_huge: Raise the limit on the elements of a tensor from `MAX_ELEMENTS` to `MAX_HUGE`.
@@ -49,14 +49,14 @@ class Expander:
     def __init__(
         self,
         model: ir.Model,
-        places: Places,
+        source_map: SourceMap,
         reporter: Reporter,
         max_steps: int | None = None,
         *,
         allow_huge: bool = False,
     ) -> None:
         self._model, self._reporter = model, reporter
-        self._calls = CallStack(places)
+        self._calls = CallStack(source_map)
         self.graph = GraphBuilder(model.inits, reporter, self._calls, allow_huge=allow_huge)
         self._budget = Budget(reporter, self._calls, self.graph.nodes, max_steps)
         self._values = ValueEvaluator(reporter, self._calls, self._budget)
@@ -196,9 +196,9 @@ class Expander:
 
     def _moved_into(self, choice: ir.Element, following: Sequence[ir.Element]) -> str | None:
         """Return help that moves elements after an `if` into its group that is not `nothing`."""
-        places = self._calls.places
-        first, last = (places.wholes.get(e.origin) or places[e.origin] for e in (following[0], following[-1]))
-        if not isinstance(choice, ir.If) or (whole := places[choice.origin]) is None or not (first and last):
+        source_map = self._calls.source_map
+        first, last = (source_map.wholes.get(e.origin) or source_map[e.origin] for e in (following[0], following[-1]))
+        if not isinstance(choice, ir.If) or (whole := source_map[choice.origin]) is None or not (first and last):
             return None
         moved, code = first.to(last).text, whole.text
         bodies = [body for body in (choice.then, choice.otherwise) if not _is_nothing(body)]
@@ -206,7 +206,7 @@ class Expander:
             return None
         if not bodies[0]:
             written = f"{code} else {{ {moved} }}"
-        elif (end := places.wholes.get(bodies[0][-1].origin)) is not None:
+        elif (end := source_map.wholes.get(bodies[0][-1].origin)) is not None:
             cut = end.end - whole.start
             written = f"{code[:cut]} | {moved}{code[cut:]}"
         else:

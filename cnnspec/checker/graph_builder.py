@@ -72,7 +72,7 @@ class GraphBuilder:
         input_shapes: tuple[Shape, ...]
         sources, input_shapes = zip(*inputs, strict=True)
         result = self._results.get((id(op), input_shapes)) or self._apply(op, input_shapes, origin)
-        self.nodes.append(ir.Node(path, op, sources, *result, self.current_head, self._calls.places[origin]))
+        self.nodes.append(ir.Node(path, op, sources, *result, self.current_head, self._calls.source_map[origin]))
         return Tensor(len(self.nodes) - 1, result.shape)
 
     def close_scope(self, path: str, output: object) -> None:
@@ -134,7 +134,7 @@ class GraphBuilder:
             remedies = ["fewer channels"]
         else:
             remedies = ["fewer channels", "a smaller height and width"]
-        place = self._calls.places[origin]
+        place = self._calls.source_map[origin]
         if place is not None and any(node.origin == place for node in self.nodes):
             remedies.append("a smaller repeat count")
         return f"use {' or '.join(remedies)}"

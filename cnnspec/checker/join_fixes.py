@@ -33,12 +33,12 @@ class JoinFixes:
 
     Args:
         model: The Model.
-        calls: The stack of block calls, and places.
+        calls: The stack of block calls, with the source map.
         trace: The operators that led to each branch.
     """
 
     def __init__(self, model: ir.Model, calls: CallStack, trace: ShapeTrace) -> None:
-        self.model, self.places, self.trace = model, calls.places, trace
+        self.model, self.source_map, self.trace = model, calls.source_map, trace
         self._calls: dict[int, ir.Call] | None = None
 
     def keep_size(self, path: Sequence[int]) -> Fix | None:
@@ -68,7 +68,7 @@ class JoinFixes:
             call = None if passed_through(flow) else self._last_layer(path)
             code = self.code_of(branches[0][0], "c", wanted, frame)
             found = self._set(call, {"c": code}) if call is not None else []
-            whole = self.places.wholes.get(call.origin) if call is not None else None
+            whole = self.source_map.wholes.get(call.origin) if call is not None else None
             if len(found) != 1 or whole is None or not self._within(found[0].span, flow):
                 return None
             at = found[0].span
@@ -95,7 +95,7 @@ class JoinFixes:
         """Return the code of an argument in a pipeline that has this value, or else the value."""
         for element in reversed(flow.elements):
             expr = element.args.get(name) if isinstance(element, ir.Call) else None
-            at = self.places[expr.origin] if expr else None
+            at = self.source_map[expr.origin] if expr else None
             if (
                 expr
                 and at
@@ -113,7 +113,7 @@ class JoinFixes:
         index = next((i for i, call in enumerate(calls) if call.callee == "flatten"), None)
         if index is None or len(calls) < len(flow.elements):
             return None
-        at = self.places[calls[index].origin]
+        at = self.source_map[calls[index].origin]
         before = next((self.trace.entering(i) for i in path if self.trace.nodes[i].origin == at), None)
         if at is None or before is None or not self._within(at, flow):
             return None
@@ -138,7 +138,7 @@ class JoinFixes:
                 if kind is None or not issubclass(kind, SameShape):
                     return None
                 continue
-            whole, c = self.places.wholes.get(call.origin), self.places[call.args["c"].origin]
+            whole, c = self.source_map.wholes.get(call.origin), self.source_map[call.args["c"].origin]
             if whole is None or c is None or not contains(c, whole):
                 return None
             edits.append(Edit(whole, f"conv 1x1 {c.text} bias"))
@@ -158,15 +158,15 @@ class JoinFixes:
     def _call_of(self, node: ir.Node) -> ir.Call | None:
         if self._calls is None:
             bodies = [self.model.body, *(block.body for block in self.model.blocks.values())]
-            self._calls = {id(self.places[call.origin]): call for body in bodies for call in _calls(body)}
+            self._calls = {id(self.source_map[call.origin]): call for body in bodies for call in _calls(body)}
         return self._calls.get(id(node.origin))
 
     def _set(self, call: ir.Call, settings: dict[str, str]) -> list[Edit]:
-        values = {name: self.places[expr.origin] for name, expr in call.args.items()}
-        return set_arguments(self.places.wholes.get(call.origin), values, settings)
+        values = {name: self.source_map[expr.origin] for name, expr in call.args.items()}
+        return set_arguments(self.source_map.wholes.get(call.origin), values, settings)
 
     def _within(self, at: Span, flow: ir.Flow) -> bool:
-        return contains(at, self.places.wholes.get(flow.origin))
+        return contains(at, self.source_map.wholes.get(flow.origin))
 
 
 def contains(at: Span | None, whole: Span | None) -> TypeGuard[Span]:

@@ -34,13 +34,13 @@ class JoinHints:
     Args:
         model: The Model.
         values: Evaluates conditions.
-        calls: The stack of block calls, and places.
+        calls: The stack of block calls, with the source map.
         trace: The operators that led to each branch.
     """
 
     def __init__(self, model: ir.Model, values: ValueEvaluator, calls: CallStack, trace: ShapeTrace) -> None:
         self.model = model
-        self.values, self.calls, self.places, self.trace = values, calls, calls.places, trace
+        self.values, self.calls, self.source_map, self.trace = values, calls, calls.source_map, trace
 
     def guess(self, join: str, branches: Branches, frame: Frame) -> Hint | None:
         """Return the help and the fixes for the first misunderstanding that applies."""
@@ -54,7 +54,7 @@ class JoinHints:
 
     def _is_one_pipeline(self, branches: Branches) -> bool:
         """Check whether the branches, each on its own line, look like the steps of one pipeline."""
-        lines = {at.line for flow, _ in branches if (at := self.places[flow.origin])}
+        lines = {at.line for flow, _ in branches if (at := self.source_map[flow.origin])}
         calls = [[e.callee if isinstance(e, ir.Call) else None for e in flow.elements] for flow, _ in branches]
         return len(lines) == len(branches) and stacked(calls)
 
@@ -63,7 +63,7 @@ class JoinHints:
         for flow, _ in branches:
             condition = flow.condition if isinstance(passed_through(flow), ir.In) else None
             if condition is not None and self.values.condition(condition, frame) is False:
-                whole, at = self.places.wholes.get(flow.origin), self.places[condition.origin]
+                whole, at = self.source_map.wholes.get(flow.origin), self.source_map[condition.origin]
                 code = f"if {at.text if at else 'false'} {{ in }} else {{ nothing }}"
                 help = f"`in` passes its input through even if its `when` is false: write `{code}`"
                 return help, [Fix(help, (Edit(whole.to(at), code),))] if whole and at else []

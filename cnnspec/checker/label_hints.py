@@ -30,7 +30,7 @@ class LabelHints:
             self._report_unknown(label, origin, known)
 
     def _report_out_of_scope(self, label: str, origin: int, elsewhere: int) -> None:
-        at, there = self._calls.places[origin], self._calls.places[elsewhere]
+        at, there = self._calls.source_map[origin], self._calls.source_map[elsewhere]
         if at and there and there.source is at.source and _is_later_in_scope(at, there):
             message = f"`@{label}` is used before it is defined"
             help = "move the statement after the one with the label"
@@ -43,7 +43,7 @@ class LabelHints:
         self._reporter.error("E0208", message, **location, help=help)
 
     def _report_unknown(self, label: str, origin: int, known: Sequence[str]) -> None:
-        at = self._calls.places[origin]
+        at = self._calls.source_map[origin]
         name = Span(at.source, at.start + 1, at.start + 1 + len(label)) if at else None
         help, fixes = respell(name, label, known)
         if help is None and known:

@@ -15,7 +15,7 @@ from cnnspec.diagnostics import Label, Reporter
 from cnnspec.ir.evaluate import show
 from cnnspec.limits import MAX_NAME, MAX_PATH
 from cnnspec.schema import Type
-from cnnspec.semantics.context import FILLED
+from cnnspec.semantics.context import PLACEHOLDER
 
 _NAME = Type("str")
 
@@ -95,7 +95,7 @@ class ModuleNamer:
             index = group.variable
             if index is None or index in counters:
                 renamed += [index] if index in counters else []
-                index, count = next(fresh, "r"), self._calls.places[group.count.origin]
+                index, count = next(fresh, "r"), self._calls.source_map[group.count.origin]
                 heads.append(f"repeat {count.text if count else '2'} as {index}")
             indices.append(index)
         if counters and not any(f"{{{counter}}}" in pattern for counter in counters):
@@ -116,8 +116,8 @@ class ModuleNamer:
 
     def _code(self, call: ir.Call, name: str) -> str:
         """Return the code of a call with another `name`."""
-        places = self._calls.places
-        whole, pattern = places.wholes.get(call.origin), call.name and places[call.name.origin]
+        source_map = self._calls.source_map
+        whole, pattern = source_map.wholes.get(call.origin), call.name and source_map[call.name.origin]
         if whole is None or pattern is None:
             return f"{call.callee} {name}"
         text = whole.source.text
@@ -177,7 +177,7 @@ def fill(text: str, frame: Frame, counters: Mapping[str, int] = MappingProxyType
         values = counters if name in counters else frame.values
         return _plain(values[name]) if name in values else match.group()
 
-    return FILLED.sub(replacement, text)
+    return PLACEHOLDER.sub(replacement, text)
 
 
 def _plain(value: object) -> str:

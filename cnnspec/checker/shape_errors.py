@@ -54,7 +54,7 @@ class ShapeConflicts:
         calls: CallStack,
     ) -> None:
         self.model, self.nodes, self.image = model, nodes, model.input
-        self.reporter, self.calls, self.places = reporter, calls, calls.places
+        self.reporter, self.calls, self.source_map = reporter, calls, calls.source_map
         self.trace = ShapeTrace(nodes, model.input)
         self.hints, self.fixes = JoinHints(model, values, calls, self.trace), JoinFixes(model, calls, self.trace)
 
@@ -72,12 +72,12 @@ class ShapeConflicts:
         """
         at = call.args[error.argument].origin if error.argument in call.args else call.origin
         made = self.nodes[x.node].origin if x.node != ir.IMAGE else None
-        labels = [Label(made, f"outputs {shapes.text(x.shape)}")] if made and made != self.places[at] else []
+        labels = [Label(made, f"outputs {shapes.text(x.shape)}")] if made and made != self.source_map[at] else []
         suggestion = error.suggestion
         if joined and isinstance(op, Linear):
             code = f"conv 1x1 {op.c}{' bias' if op.bias else ''}"
             suggestion = ReplaceCall(code, "write `{0}`, a linear layer at each position of the feature map")
-        site = Site(self.places.wholes.get(call.origin), self._values(call))
+        site = Site(self.source_map.wholes.get(call.origin), self._values(call))
         help, fixes = describe(suggestion), fixes_of(suggestion, site)
         if not fixes and error.fallback:
             help = error.fallback
@@ -113,7 +113,7 @@ class ShapeConflicts:
             help = f"write `input {width}x{c}x{height}`"
             return help, [Fix(help, (edit,)) for edit in self._edits_of_input(f"{width}x{c}x{height}")]
         path = self.trace.path(x.node)
-        earlier = sum(self.nodes[i].origin == self.places[call.origin] for i in path)
+        earlier = sum(self.nodes[i].origin == self.source_map[call.origin] for i in path)
         options = [f"apply this `{op.name}` at most {counted(earlier, 'time')}"] if earlier else []
         if not earlier and not isinstance(op, Conv) and x.shape[1:] == (1, 1):
             options.append(f"remove `{op.name}`")
@@ -133,13 +133,13 @@ class ShapeConflicts:
 
     def _edits_of_input(self, code: str) -> list[Edit]:
         """Write another shape in the `input` statement of the file."""
-        start = self.places[self.model.origin]
+        start = self.source_map[self.model.origin]
         stated = "x".join(map(str, self.image))
         found = re.search(rf"^[ \t]*input[ \t]+({stated})\b", start.source.text, re.MULTILINE) if start else None
         return [Edit(Span(start.source, *found.span(1)), code)] if start and found else []
 
     def _values(self, call: ir.Call) -> dict[str, Span | None]:
-        return {name: self.places[expr.origin] for name, expr in call.args.items()}
+        return {name: self.source_map[expr.origin] for name, expr in call.args.items()}
 
     def _notes(self, error: ShapeError, x: Tensor) -> list[str]:
         notes: list[str] = []
@@ -184,7 +184,7 @@ class ShapeConflicts:
             return self.calls.label(flow.origin, text)
         if changes == path[:1]:  # its first operator alone
             return self.calls.label(flow.origin, text)
-        whole = self.places.wholes.get(flow.origin)
+        whole = self.source_map.wholes.get(flow.origin)
         steps: dict[Span, list[str]] = {}
         for i in changes:
             at = self.nodes[i].origin
@@ -211,9 +211,9 @@ class ShapeConflicts:
         if shortcut and not isinstance(suggestion, ReplaceOperator):
             suggestion = shortcut
         site = Site(
-            operator=self.places[element.origin],
+            operator=self.source_map[element.origin],
             branches=[
-                Branch(self.places.wholes.get(flow.origin), tensor.shape, isinstance(passed_through(flow), ir.In))
+                Branch(self.source_map.wholes.get(flow.origin), tensor.shape, isinstance(passed_through(flow), ir.In))
                 for flow, tensor in branches
             ],
         )

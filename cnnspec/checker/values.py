@@ -121,7 +121,7 @@ class ValueEvaluator:
         return evaluate(expr, frame.values, frame.shape)
 
     def _span(self, error: ExpressionError, expr: ir.Expr) -> Span | None:
-        return self._calls.places[error.origin or expr.origin]
+        return self._calls.source_map[error.origin or expr.origin]
 
     def _report(self, error: ExpressionError, expr: ir.Expr, fixes: Iterable[Fix] = ()) -> None:
         location, span = self._calls.locate(error.origin or expr.origin), self._span(error, expr)

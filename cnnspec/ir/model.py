@@ -22,7 +22,7 @@ Scalar = bool | int | float | str
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """A part of a Model; `origin` is its number in the table of places, 0 for none."""
+    """A part of a Model; `origin` is its number in the source map, 0 for none."""
 
     origin: int = 0
 

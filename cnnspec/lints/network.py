@@ -16,8 +16,8 @@ from cnnspec.lints.base import LITERALS, LintContext, remove_argument, remove_st
 from cnnspec.ops import OPS
 from cnnspec.ops.activation import Activation
 from cnnspec.recipe import DATA_SETS
-from cnnspec.semantics.recipe_rules import no_classifier, other_classes, unlikely
-from cnnspec.semantics.train_section import diagnosed
+from cnnspec.semantics.recipe_rules import implausible_values, no_classifier, other_classes
+from cnnspec.semantics.train_section import to_diagnostic
 from cnnspec.shapes import Window
 from cnnspec.syntax import ast
 
@@ -217,12 +217,12 @@ def implausible_recipe(context: LintContext, graph: ir.Graph) -> Iterator[Diagno
     recipe, entries = graph.recipe, {entry.word: entry for entry in train.entries}
     outputs, classes = graph.output_shape, DATA_SETS[recipe.data.name].classes
     constant = graph.model.constants.get("classes")
-    found = [*unlikely(recipe, graph.input_shape), *no_classifier(graph.input_shape, outputs, constant)]
+    found = [*implausible_values(recipe, graph.input_shape), *no_classifier(graph.input_shape, outputs, constant)]
     if classes is not None and len(outputs) == 1:
         found += other_classes(graph.name, outputs[0], recipe.data.name, classes, constant)
     for finding in found:
         if finding.entry in entries:
-            yield diagnosed(finding, "W0113", recipe, entries, context.file.source.name)
+            yield to_diagnostic(finding, "W0113", recipe, entries, context.file.source.name)
         elif finding.entry in ("", "input"):
             stated = next((one for one in context.file.statements if isinstance(one, ast.Input)), None)
             word = Span(train.span.source, train.span.start, train.span.start + len("train"))

@@ -21,7 +21,7 @@ _SIMPLE = re.compile(r'[A-Za-z0-9_.]+(?:[eE][+-][0-9]+)?|"[^"\n]*"|\[[^\[\]"\n]*
 """Values that need no parentheses in any position."""
 
 
-def restate(
+def apply_values(
     text: str, name: str, values: Mapping[str, str], path: Path | None = None, *, allow_huge: bool = False
 ) -> str:
     """Set values in the text of a spec, and format it; comments are kept.

@@ -54,7 +54,7 @@ class ArgumentBinder:
         binding.spans[name] = arg.span
         try:
             if site.is_flag(arg):
-                binding.values[name] = ir.Expr(kind="bool", value=True, origin=self.context.places.add(arg.span))
+                binding.values[name] = ir.Expr(kind="bool", value=True, origin=self.context.source_map.add(arg.span))
             else:
                 parameter = site.parameter(name)
                 assert parameter is not None

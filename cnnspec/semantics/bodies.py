@@ -16,7 +16,7 @@ from cnnspec.limits import MAX_DEPTH
 from cnnspec.semantics.arguments import ArgumentBinder
 from cnnspec.semantics.blocks import BLOCK_TYPES, check_header, signature
 from cnnspec.semantics.calls import CallBinder
-from cnnspec.semantics.context import FILLED, Context
+from cnnspec.semantics.context import PLACEHOLDER, Context
 from cnnspec.semantics.names import ExpressionResolver
 from cnnspec.semantics.scope import FileScope, LocalScope
 from cnnspec.syntax import ast
@@ -95,7 +95,7 @@ class BodyElaborator:
             parameters=tuple(parameters),
             body=body,
             constants={name: literal(value) for name, value in scope.constants.items() if name in used},
-            origin=self.context.places.add(block.name_span),
+            origin=self.context.source_map.add(block.name_span),
         )
 
     def _parameters(self, block: ast.Block, scope: LocalScope) -> tuple[list[ir.BlockParameter], LocalScope]:
@@ -110,7 +110,7 @@ class BodyElaborator:
                     default = self.expressions.resolve(node.default, scope, type_)
                 except Reported:
                     default = ir.Expr(kind="name", value="")  # an unknown value
-            origin = self.context.places.add(node.span)
+            origin = self.context.source_map.add(node.span)
             try:
                 self.context.check_name_limit(len(scope.variables), node.span)
             except Reported:
@@ -127,7 +127,7 @@ class BodyElaborator:
         """Elaborate the statements of a body; a wrong one becomes a flow that is `Broken`."""
         out: list[ir.Statement] = []
         for statement in body:
-            origin = self.context.places.add(statement.span)
+            origin = self.context.source_map.add(statement.span)
             try:
                 out.append(self._statement(statement, scope, origin))
             except Reported:
@@ -142,7 +142,7 @@ class BodyElaborator:
                 self.context.check_name_limit(len(scope.variables), node.name_span)
                 return ir.Let(name=node.name, value=self.expressions.resolve(node.value, scope), origin=origin)
             case ast.Require():
-                self.context.used_names.update(FILLED.findall(node.message or ""))
+                self.context.used_names.update(PLACEHOLDER.findall(node.message or ""))
                 condition = self.expressions.resolve(node.condition, scope, BLOCK_TYPES["bool"])
                 return ir.Require(condition=condition, message=node.message, origin=origin)
             case _:
@@ -180,7 +180,7 @@ class BodyElaborator:
             counted=_is_counted(label),
             elements=tuple(elements),
             condition=condition,
-            origin=self.context.places.add(span, node.pipeline_span),
+            origin=self.context.source_map.add(span, node.pipeline_span),
         )
 
     def _refuse_misplaced(
@@ -214,7 +214,7 @@ class BodyElaborator:
             raise context.reporter.error("E0405", message, node.span, help="nest fewer blocks")
         context.depth += 1
         try:
-            return self._one_element(node, scope, context.places.add(node.span))
+            return self._one_element(node, scope, context.source_map.add(node.span))
         finally:
             context.depth -= 1
 
@@ -281,7 +281,7 @@ class BodyElaborator:
         pairs = zip(columns, row.cells, strict=True)
         cells = [ast.Argument(column.span, column.name, cell) for column, cell in pairs]
         call = self.calls.bind(node, [*cells, *node.args], scope)
-        origin = self.context.places.add(row.span)
+        origin = self.context.source_map.add(row.span)
         return ir.Flow(label=row.label, elements=(replace(call, origin=origin),), origin=origin)
 
 

@@ -70,7 +70,7 @@ class CallBinder:
                 raise self.context.reporter.error("E0206", message, given.span, labels=labels, help=help)
             count = self._repeat(repeat, span)
         name = bound.pop("name", None)
-        origin = self.context.places.add(span, node.span)
+        origin = self.context.source_map.add(span, node.span)
         return ir.Call(callee=key, variable=variable, args=bound, repeat=count, name=name, origin=origin)
 
     def _callee(
@@ -99,7 +99,7 @@ class CallBinder:
         return known
 
     def _repeat(self, repeat: int, span: Span) -> ir.Expr:
-        return ir.Expr(kind="number", value=repeat, origin=self.context.places.add(self._times(repeat, span)))
+        return ir.Expr(kind="number", value=repeat, origin=self.context.source_map.add(self._times(repeat, span)))
 
     @staticmethod
     def _times(repeat: int, callee: Span) -> Span:

@@ -57,8 +57,8 @@ class ConstantEvaluator:
             result = evaluate(expr, scope.constants)
             return result if type_ is None else convert(result, type_, name, expr.origin)
         except ExpressionError as error:
-            places = self.context.places
-            span = places[error.origin] or places[expr.origin]
+            source_map = self.context.source_map
+            span = source_map[error.origin] or source_map[expr.origin]
             suggestion = error.suggestion
             if isinstance(suggestion, (ReplaceValue, RespectBound)):
                 suggestion = suggestion._replace(sign=sign)
@@ -75,7 +75,7 @@ class ConstantEvaluator:
         try:
             value = self.evaluate(expr, scope, parameter.type, parameter.name)
         except UnknownShape:
-            span = self.context.places[expr.origin]
+            span = self.context.source_map[expr.origin]
             assert span is not None
             raise self.refuse_image(span, "`default`") from None
         return replace(literal(value), origin=expr.origin)

@@ -11,13 +11,13 @@ from cnnspec.diagnostics import Reporter, Span
 from cnnspec.limits import MAX_NAMES
 from cnnspec.syntax import ast
 
-FILLED = re.compile(r"\{([A-Za-z_][A-Za-z0-9_.]*)\}")
+PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_.]*)\}")
 """A placeholder for a value in a string: `{name}`."""
 
 
 @dataclass
-class Places:
-    """The side table from the origins in a Model to spans of the source text.
+class SourceMap:
+    """A map from the origins in a Model to spans of the source text.
 
     Attributes:
         wholes: For an origin that marks a part of a call or pipeline, such as its name: the span of the whole.
@@ -43,7 +43,7 @@ class Context:
 
     Attributes:
         reporter: Takes the diagnostics.
-        places: The spans of the pieces of the Model.
+        source_map: The spans of the pieces of the Model.
         used_names: The names used so far in the block being elaborated, in expressions and in placeholders.
         open_blocks: The blocks being elaborated, outermost first, each with the span of its first call.
         depth: The number of elements being elaborated that contain the current one.
@@ -51,7 +51,7 @@ class Context:
     """
 
     reporter: Reporter
-    places: Places = field(default_factory=Places)
+    source_map: SourceMap = field(default_factory=SourceMap)
     used_names: set[str] = field(default_factory=set[str])
     open_blocks: list[tuple[ast.Block, Span]] = field(default_factory=list[tuple[ast.Block, Span]])
     depth: int = 0

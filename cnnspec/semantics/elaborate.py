@@ -13,7 +13,7 @@ from cnnspec.recipe import Recipe
 from cnnspec.semantics.arguments import ArgumentBinder
 from cnnspec.semantics.bodies import BodyElaborator
 from cnnspec.semantics.constants import ConstantEvaluator
-from cnnspec.semantics.context import Context, Places
+from cnnspec.semantics.context import Context, SourceMap
 from cnnspec.semantics.definitions import FileDefiner, UniqueNames
 from cnnspec.semantics.loader import Library
 from cnnspec.semantics.names import ExpressionResolver
@@ -243,7 +243,7 @@ class Elaborator:
             inits=tuple(network.inits),
             expects=tuple(expects),
             recipe=network.recipe or Recipe.model_construct(),
-            origin=self.context.places.add(network.input.span),
+            origin=self.context.source_map.add(network.input.span),
         )
 
     def _body(self, network: Network) -> list[ir.Statement]:
@@ -290,7 +290,7 @@ def is_plain(node: ast.Expr) -> bool:
 
 def elaborate(
     file: ast.File, library: Library, given: Mapping[str, Any], name: str, reporter: Reporter
-) -> tuple[ir.Model | None, Places]:
+) -> tuple[ir.Model | None, SourceMap]:
     """Elaborate a file.
 
     Args:
@@ -305,7 +305,7 @@ def elaborate(
         error that leaves no network, and without an error for a file that only defines blocks.
     """
     run = Elaborator(library, reporter)
-    places = run.context.places
+    source_map = run.context.source_map
     try:
         network = run.gather(file, given, None)
         other = {key: value for key, value in given.items() if key not in network.declared}
@@ -316,8 +316,8 @@ def elaborate(
             run.train.check(network.recipe, file.source.name)
         if network.is_library and not given:
             run.bodies.elaborate_own_blocks(network.scope)
-            return None, places
+            return None, source_map
         model = run.model(network, file, name)
-        return None if run.context.too_deep else model, places  # the check would report it again
+        return None if run.context.too_deep else model, source_map  # the check would report it again
     except Reported:
-        return None, places
+        return None, source_map

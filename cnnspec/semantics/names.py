@@ -10,7 +10,7 @@ from cnnspec import ir
 from cnnspec.diagnostics import Edit, Fix, Reported
 from cnnspec.ops.inits import INITS
 from cnnspec.schema import Type
-from cnnspec.semantics.context import FILLED, Context
+from cnnspec.semantics.context import PLACEHOLDER, Context
 from cnnspec.semantics.name_hints import NO_USE, Use, unknown_name
 from cnnspec.semantics.scope import LocalScope
 from cnnspec.syntax import ast
@@ -38,7 +38,7 @@ class ExpressionResolver:
         Raises:
             Reported: It uses an unknown name, or could not be parsed.
         """
-        origin = self.context.places.add(node.span)
+        origin = self.context.source_map.add(node.span)
         match node:
             case ast.Name():
                 return self._name(node, scope, type_, origin, use)
@@ -52,7 +52,7 @@ class ExpressionResolver:
             case ast.Dim():
                 return ir.Expr(kind="dim", value=node.axis, origin=origin)
             case ast.Text():
-                self.context.used_names.update(FILLED.findall(node.value))
+                self.context.used_names.update(PLACEHOLDER.findall(node.value))
                 return ir.Expr(kind="text", value=node.value, origin=origin)
             case ast.Group():
                 return self.resolve(node.inner, scope, type_, use)

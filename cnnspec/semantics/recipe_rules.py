@@ -50,7 +50,7 @@ def refuse(found: Iterable[Contradiction]) -> None:
 # --- contradictions ------------------------------------------------------------------------------
 
 
-def impossible(recipe: Recipe) -> Iterator[Contradiction]:
+def contradictions(recipe: Recipe) -> Iterator[Contradiction]:
     """Yield the contradictions of a recipe that no network and no images can resolve."""
     if recipe.optimizer.args.get("nesterov") and not recipe.optimizer.args["momentum"]:
         message = f"`{recipe.optimizer.name}` with `nesterov` requires a momentum"
@@ -159,7 +159,7 @@ def other_classes(network: str, given: int, data: str, wanted: int, stated: Expr
 # --- implausible values --------------------------------------------------------------------------
 
 
-def unlikely(recipe: Recipe, image: Shape) -> Iterator[Contradiction]:
+def implausible_values(recipe: Recipe, image: Shape) -> Iterator[Contradiction]:
     """Yield the values of a recipe that have no effect, or an implausible one, on images of a shape [C, H, W]."""
     epochs = recipe.planned or recipe.epochs
     if not recipe.optimizer.args["lr"]:

@@ -47,7 +47,7 @@ def read_init(statement: ast.Init, scope: FileScope, constants: ConstantEvaluato
         message, suggestion = refused
         fixes = fixes_of(suggestion, Site(values=spans_of_values(call, INITS[scheme.name])))
         raise reporter.error("E0215", message, call.span, help=describe(suggestion), fixes=fixes)
-    return ir.Init(target=statement.target, scheme=scheme, origin=constants.context.places.add(statement.span))
+    return ir.Init(target=statement.target, scheme=scheme, origin=constants.context.source_map.add(statement.span))
 
 
 def _check_target(statement: ast.Init, reporter: Reporter) -> None:
@@ -88,7 +88,7 @@ def read_expect(statement: ast.Expect, scope: FileScope, constants: ConstantEval
         relation=statement.relation,  # type: ignore[arg-type]
         value=value,
         within=statement.within,
-        origin=constants.context.places.add(whole),
+        origin=constants.context.source_map.add(whole),
     )
 
 
@@ -101,7 +101,7 @@ def read_aux(statement: ast.Aux, scope: FileScope, bodies: BodyElaborator) -> ir
     local = scope.local()
     site = CallSite("aux", statement.span, statement.args, _AUX_PARAMETERS, local)
     weight = bodies.calls.arguments.bind(site).get("weight") or literal(1.0)
-    origin = bodies.context.places.add(statement.label.span)
+    origin = bodies.context.source_map.add(statement.label.span)
     return ir.Aux(
         name=statement.name,
         source=statement.label.label,

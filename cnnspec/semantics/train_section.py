@@ -15,7 +15,7 @@ from cnnspec.semantics.argument_hints import report_percents
 from cnnspec.semantics.constants import ConstantEvaluator
 from cnnspec.semantics.context import Context
 from cnnspec.semantics.loader import Library, path_below
-from cnnspec.semantics.recipe_rules import Contradiction, impossible
+from cnnspec.semantics.recipe_rules import Contradiction, contradictions
 from cnnspec.semantics.scope import FileScope
 from cnnspec.syntax import ast
 
@@ -51,8 +51,8 @@ class TrainReader:
 
     def check(self, recipe: Recipe, file: str) -> None:
         """Report each contradiction of a recipe, which may have values from outside the file."""
-        for found in impossible(recipe):
-            self.context.reporter.add(diagnosed(found, found.code, recipe, self.entries, file))
+        for found in contradictions(recipe):
+            self.context.reporter.add(to_diagnostic(found, found.code, recipe, self.entries, file))
 
     def _entry(self, entry: ast.Entry, scope: FileScope) -> Any:
         if entry.word in CHOICES:
@@ -164,7 +164,7 @@ def spans_of_values(call: ast.Call, kind: type[Declared]) -> dict[str, Span]:
     return found
 
 
-def diagnosed(
+def to_diagnostic(
     found: Contradiction, code: str, recipe: Recipe, entries: Mapping[str, ast.Entry], file: str
 ) -> Diagnostic:
     """Locate a contradiction at its entry, unless a value from outside the file replaces the entry."""

@@ -45,13 +45,13 @@ class _FlopCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        key = (func, _signature(args), _signature(tuple(kwargs.items())))
+        key = (func, _layout(args), _layout(tuple(kwargs.items())))
         known = _CACHE.get(key)
         if known is not None:
-            operations, signatures = known
+            operations, layouts = known
             self.operations += operations
             outputs = tuple(
-                torch.empty_strided(shape, stride, dtype=dtype, device="meta") for shape, stride, dtype in signatures
+                torch.empty_strided(shape, stride, dtype=dtype, device="meta") for shape, stride, dtype in layouts
             )
             return outputs[0] if len(outputs) == 1 else outputs
         out = func(*args, **kwargs)
@@ -62,16 +62,16 @@ class _FlopCounter(TorchDispatchMode):
         if all(isinstance(tensor, Tensor) for tensor in outputs) and not func._schema.is_mutable:
             if len(_CACHE) >= _MAX_CACHED:
                 _CACHE.clear()
-            _CACHE[key] = operations, tuple(map(_signature, outputs))
+            _CACHE[key] = operations, tuple(map(_layout, outputs))
         return out
 
 
-def _signature(value: Any) -> Hashable:
+def _layout(value: Any) -> Hashable:
     """Return everything that the shape of a result depends on: for a tensor its shape, strides and dtype."""
     if isinstance(value, Tensor):
         return value.shape, value.stride(), value.dtype
     if isinstance(value, (list, tuple)):
-        return tuple(map(_signature, value))
+        return tuple(map(_layout, value))
     return type(value), value
 
 

@@ -12,7 +12,7 @@ from cnnspec import CnnspecError, format, loads
 from cnnspec.compiler import compile_file, compile_source
 from cnnspec.diagnostics import Source
 from cnnspec.recipe import ORIGINS, Recipe, Setting
-from cnnspec.rewrite.set_values import restate, same, setting_text
+from cnnspec.rewrite.set_values import apply_values, same, setting_text
 
 SPEC = """# the head of the file
 network tiny
@@ -48,7 +48,8 @@ OPTIMIZER = "- optimizer sgd 0.1 nesterov momentum=0.9 # as ever"
 def changed(values: dict[str, str]) -> list[str]:
     """Return a diff of the lines that change with these values."""
     before, after = (
-        [" ".join(line.split()) for line in text.splitlines()] for text in (SPEC, restate(SPEC, "tiny.cnn", values))
+        [" ".join(line.split()) for line in text.splitlines()]
+        for text in (SPEC, apply_values(SPEC, "tiny.cnn", values))
     )
     return [f"- {line}" for line in before if line not in after] + [f"+ {line}" for line in after if line not in before]
 
@@ -88,13 +89,13 @@ def test_a_value_changes_where_it_is_stated(values: dict[str, str], expected: li
     assert sorted(changed(values)) == sorted(expected)
     comments = [line.partition("#")[2] for line in SPEC.splitlines() if "#" in line]
     assert [
-        line.partition("#")[2] for line in restate(SPEC, "tiny.cnn", values).splitlines() if "#" in line
+        line.partition("#")[2] for line in apply_values(SPEC, "tiny.cnn", values).splitlines() if "#" in line
     ] == comments
 
 
 def test_a_spec_without_a_train_section_gets_one():
     text = "input 3x32x32\nparam c = 4\nconv 3x3 c\n"
-    assert restate(text, "net.cnn", {"lr": "0.05", "batch": "64", "c": "5"}) == (
+    assert apply_values(text, "net.cnn", {"lr": "0.05", "batch": "64", "c": "5"}) == (
         "network net\ninput 3x32x32\nparam c = 5\nconv 3x3 c\n\n"
         "train {\n    optimizer adamw lr=0.05\n    batch     64\n}\n"
     )
@@ -105,7 +106,7 @@ def test_inherited_parameters_change_in_the_arguments_of_extends(tmp_path: Path)
     path = tmp_path / "net.cnn"
     text = 'extends "base.cnn" act=gelu  # the base\nnetwork net\nexpect params = 1586\n'
     path.write_text(text)
-    written = restate(text, "net.cnn", {"c": "4", "act": "silu", "lr": "0.05"}, path)
+    written = apply_values(text, "net.cnn", {"c": "4", "act": "silu", "lr": "0.05"}, path)
     head, _, section = written.partition("\ntrain {\n")
     assert head == 'extends "base.cnn" act=silu c=4  # the base\nnetwork net\n'
     # A section of its own takes the place of the base's, so it says everything that the base says.
@@ -115,7 +116,7 @@ def test_inherited_parameters_change_in_the_arguments_of_extends(tmp_path: Path)
     ).split()  # fmt: skip
     # The arguments of `extends` that are named after a parameter of the file follow it.
     text = 'param c = 8\nextends "base.cnn" c=c\n'
-    assert restate(text, "net.cnn", {"c": "4"}, path) == 'network net\nparam c = 4\nextends "base.cnn" c=c\n'
+    assert apply_values(text, "net.cnn", {"c": "4"}, path) == 'network net\nparam c = 4\nextends "base.cnn" c=c\n'
 
 
 @pytest.mark.parametrize(
@@ -131,14 +132,14 @@ def test_inherited_parameters_change_in_the_arguments_of_extends(tmp_path: Path)
 )
 def test_invalid_values_are_rejected(values: dict[str, str], code: str):
     with pytest.raises(CnnspecError) as error:
-        restate(SPEC, "tiny.cnn", values)
+        apply_values(SPEC, "tiny.cnn", values)
     assert error.value.diagnostics[0].code == code
 
 
 def test_an_invalid_spec_is_rejected():
     for text in ("", "input 3x32x32\nconv 3x\n", "block b(c) { conv 1x1 c }\n"):
         with pytest.raises(CnnspecError):
-            restate(text, "net.cnn", {})
+            apply_values(text, "net.cnn", {})
 
 
 @settings(max_examples=40)
@@ -170,13 +171,13 @@ def test_the_written_spec_equals_the_spec_with_these_values(values: dict[str, st
         values.pop("nesterov", None)
         if optimizer == "adamw":
             values.pop("momentum", None)
-    written = restate(SPEC, "tiny.cnn", values)
+    written = apply_values(SPEC, "tiny.cnn", values)
     assert format(written) == written
     found, wanted = loads(written, "tiny.cnn"), loads(SPEC, "tiny.cnn", **values)
     assert found.nodes == wanted.nodes
     rest = {*ORIGINS, "planned", "schedule"}
     assert found.recipe.model_dump(exclude=rest) == wanted.recipe.model_dump(exclude=rest)
-    assert restate(written, "tiny.cnn", values) == written
+    assert apply_values(written, "tiny.cnn", values) == written
     assert not [d for d in compile_source(Source("tiny.cnn", written)).diagnostics if d.severity == "error"]
 
 
@@ -184,7 +185,7 @@ def test_shipped_specs_can_be_rewritten():
     for name, values in (("resnet20", {"n": "2", "lr": "0.05"}), ("densenet_cifar", {"batch": "64"})):
         compiled = compile_file(name)
         assert same(
-            loads(restate(compiled.source.text, f"{name}.cnn", values)), compile_file(name, values).require_graph()
+            loads(apply_values(compiled.source.text, f"{name}.cnn", values)), compile_file(name, values).require_graph()
         )
 
 

@@ -286,7 +286,7 @@ def propose_map(module: nn.Module, weights: Weights, ordered: bool = True) -> We
     by_shape: dict[tuple[Any, ...], tuple[list[str], list[str]]] = {}
     for side, modules in enumerate((own, theirs)):
         for name, tensors in modules.items():
-            by_shape.setdefault(_signature(tensors), ([], []))[side].append(name)
+            by_shape.setdefault(_shapes_of(tensors), ([], []))[side].append(name)
     for ours, others in by_shape.values():
         same = set(ours) & set(others)
         pairs |= {name: name for name in same}
@@ -304,7 +304,7 @@ def propose_map(module: nn.Module, weights: Weights, ordered: bool = True) -> We
     )
 
 
-def _signature(tensors: Weights) -> tuple[Any, ...]:
+def _shapes_of(tensors: Weights) -> tuple[Any, ...]:
     return tuple(sorted((word, *tensor.shape) for word, tensor in tensors.items() if word != _COUNTER))
 
 

@@ -19,7 +19,7 @@ from cnnspec.files import open_regular, parse_json, read_text, unreadable
 from cnnspec.ir import Graph, Model
 from cnnspec.limits import MAX_EPOCHS, MAX_FILE_BYTES, MAX_JOURNAL_BYTES
 from cnnspec.recipe import ORIGINS, Recipe
-from cnnspec.semantics.context import Places
+from cnnspec.semantics.context import SourceMap
 from cnnspec.training.runs.json_files import Accuracy, Count, Number, read_model, read_result, recipe_of
 
 DIVERGED = "E0509"
@@ -124,7 +124,7 @@ def read_run(folder: Path) -> StoredRun:
 @lru_cache(maxsize=128)
 def _network(model: str, spec: str) -> tuple[Graph, str] | None:
     """Check the model of a run, once for all runs of it, and return the graph and its structure."""
-    graph = check(Model.model_validate_json(model), Places(), Reporter(), spec, allow_huge=True)
+    graph = check(Model.model_validate_json(model), SourceMap(), Reporter(), spec, allow_huge=True)
     return None if graph is None else (graph, structure(graph))
 
 

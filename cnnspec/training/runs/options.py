@@ -12,7 +12,7 @@ from rich.console import Console
 from cnnspec.ir import Graph
 from cnnspec.recipe import ORIGINS, Recipe, Setting
 from cnnspec.rewrite.set_values import setting_text
-from cnnspec.semantics.recipe_rules import impossible, refuse
+from cnnspec.semantics.recipe_rules import contradictions, refuse
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 """Lightning's names of the precisions."""
@@ -119,7 +119,7 @@ def effective_recipe(graph: Graph, options: TrainOptions) -> Recipe:
         CnnspecError: E0511 or E0512 if the recipe contradicts itself.
     """
     recipe = overridden(graph, options)
-    refuse(impossible(recipe))
+    refuse(contradictions(recipe))
     return recipe
 
 

@@ -19,7 +19,7 @@ from cnnspec.diagnostics import failure
 from cnnspec.ir import Graph
 from cnnspec.recipe import ORIGINS, Recipe, Setting
 from cnnspec.rewrite.set_values import setting_text
-from cnnspec.semantics.recipe_rules import impossible, refuse
+from cnnspec.semantics.recipe_rules import contradictions, refuse
 from cnnspec.training.data.identity import FILE, DataIdentity, Inventory, differences
 from cnnspec.training.loop.machine import versions
 from cnnspec.training.loop.restore import same_split
@@ -155,7 +155,7 @@ class Resumption:
                 file=str(self.folder.path),
                 help=f"restore the earlier settings, {accept}or train again without `--resume`",
             )
-        refuse(impossible(self.recipe))
+        refuse(contradictions(self.recipe))
 
 
 def find_run(graph: Graph, options: TrainOptions) -> Resumption:

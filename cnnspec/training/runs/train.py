@@ -257,12 +257,12 @@ class _TrainingRun:
         try:
             return self._run()
         except BaseException as error:
-            diagnosed = _explain(error, self.folder.path)
+            explained = _explain(error, self.folder.path)
             if self.is_main_process and not isinstance(error, SystemExit):
-                self._write_failure(diagnosed)
-            if diagnosed is error:
+                self._write_failure(explained)
+            if explained is error:
                 raise
-            raise diagnosed from error
+            raise explained from error
 
     def _run(self) -> Result:
         state, scores, exit_code = "finished", None, 0

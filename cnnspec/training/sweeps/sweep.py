@@ -19,7 +19,7 @@ from cnnspec.backends.torch.module import to_module
 from cnnspec.compiler import compile_file, compile_source, locate
 from cnnspec.diagnostics import CnnspecError, Reporter, Source, failure, printable_line
 from cnnspec.ir import Graph
-from cnnspec.rewrite.set_values import restate, same
+from cnnspec.rewrite.set_values import apply_values, same
 from cnnspec.semantics.loader import read_text
 from cnnspec.training.data.datasets import load_data
 from cnnspec.training.loop.autotune import choose_tuning
@@ -204,9 +204,9 @@ class _Sweep:
                 state = self._work()
             return self._result(state)
         except Exception as error:
-            if (diagnosed := storage_error(error, study.place)) is error:
+            if (explained := storage_error(error, study.place)) is error:
                 raise
-            raise diagnosed from error
+            raise explained from error
         finally:
             study.close()
 
@@ -419,7 +419,7 @@ class _Sweep:
         """Write the spec of a candidate and the files that it uses, and check that it still means the same."""
         target, root = self.folder / "best.cnn", self.path.parent.resolve()
         try:
-            text = restate(self.text, self.name, values, self.path, allow_huge=self.options.allow_huge)
+            text = apply_values(self.text, self.name, values, self.path, allow_huge=self.options.allow_huge)
             written = compile_source(Source(self.name, text), self.path, allow_huge=self.options.allow_huge)
             others = [path for path in written.files if path != self.path.resolve() and path.is_relative_to(root)]
             if target.resolve() in (self.path.resolve(), *others):
