@@ -15,10 +15,10 @@ from cnnspec.checker.budget import Budget
 from cnnspec.checker.call_stack import CallStack
 from cnnspec.checker.environment import OMITTED, Frame, MaybeTensor, Omitted, Tensor
 from cnnspec.checker.graph_builder import GraphBuilder
-from cnnspec.checker.module_names import ModuleNamer, Namespace, fill
+from cnnspec.checker.module_names import ModuleNamer, Namespace
 from cnnspec.checker.values import ValueEvaluator
 from cnnspec.diagnostics import Reporter
-from cnnspec.ir.evaluate import Unknown, evaluate, reads_image, show
+from cnnspec.ir.evaluate import Template, Unknown, evaluate, reads_image, show
 from cnnspec.ops import OPS, Op, ShapeError
 from cnnspec.ops.inits import InitScheme, allowed_inits
 from cnnspec.schema import OpName, Type
@@ -141,7 +141,10 @@ class Expander:
             value = self._values.local(statement.value, frame)
             frame.define(statement.name, value, varies=reads_image(statement.value))
         elif self._values.condition(statement.condition, frame) is False:
-            message = fill(statement.message, frame) if statement.message else "a `require` condition is false"
+            message = "a `require` condition is false"
+            if statement.message:
+                template = Template.of(statement.message, statement.holes)
+                message = self._values.fill(template, frame) or statement.message
             self._error("E0402", message[:_MAX_MESSAGE], statement.origin)
             return False
         return True

@@ -8,7 +8,7 @@ from typing import Any
 
 from cnnspec import ir
 from cnnspec.checker.call_stack import CallStack
-from cnnspec.diagnostics import Reporter, Span, respell
+from cnnspec.diagnostics import Edit, Fix, Reporter, Span, respell
 from cnnspec.syntax.prescan import MARKS
 
 _MAX_LISTED = 12
@@ -46,6 +46,10 @@ class LabelHints:
         at = self._calls.source_map[origin]
         name = Span(at.source, at.start + 1, at.start + 1 + len(label)) if at else None
         help, fixes = respell(name, label, known)
+        outer = next((other for other in known if label.startswith(f"{other}.")), None)
+        if outer is not None and name is not None:
+            help = f"write `@{outer}` for its output: elements inside `{outer}` cannot be referenced from outside"
+            fixes = (Fix(f"write `@{outer}`", (Edit(name, outer),)),)
         if help is None and known:
             help = f"labels in scope: {', '.join(f'`{name}`' for name in known[:_MAX_LISTED])}"
         help = help or f"add the label to an earlier statement, as in `{label}: conv 3x3 16`"

@@ -3,34 +3,38 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from cnnspec import ir
 from cnnspec.checker.call_stack import CallStack
 from cnnspec.checker.environment import Frame
 from cnnspec.checker.values import ValueEvaluator
 from cnnspec.diagnostics import Label, Reporter
-from cnnspec.ir.evaluate import show
+from cnnspec.ir.evaluate import Template
 from cnnspec.limits import MAX_NAME, MAX_PATH
 from cnnspec.schema import Type
-from cnnspec.semantics.context import PLACEHOLDER
 
 _NAME = Type("str")
+_PART = r"[A-Za-z0-9_+/-]+"
+_NAMES = re.compile(rf"{_PART}(\.{_PART})*")
+"""A name that `name="..."` can give."""
 
 
 @dataclass(slots=True)
 class Namespace:
     """A level of the module tree, in which names are unique.
 
+    A name may be a path, `convs.0`. Its scope `convs` is filled by all names that begin with it, and by nothing else.
+
     Attributes:
         path: The path of the module whose children are named here.
         used: The origin of each name.
+        scopes: The origin of the first name in each scope that names with dots fill.
     """
 
     path: str
     used: dict[str, int] = field(default_factory=dict[str, int])
+    scopes: dict[str, int] = field(default_factory=dict[str, int])
     _positions: int = 0
     _stages: int = 0
 
@@ -64,12 +68,29 @@ class ModuleNamer:
         """
         if name in names.used:
             self.report_duplicate(names, name, origin)
+        if "." in name or name in names.scopes:
+            self._enter_scopes(names, name, origin)
         names.used[name] = origin
         path = names.join(name)
         if len(path) > MAX_PATH:
             message = f"a module path exceeds the limit of {MAX_PATH:,} characters"
             raise self._reporter.error("E0405", message, **self._calls.locate(origin), help="use shorter labels")
         return path
+
+    def _enter_scopes(self, names: Namespace, name: str, origin: int) -> None:
+        """Enter the scopes of a name with dots, and report a name that is both a module and such a scope."""
+        scopes = [name[: match.start()] for match in re.finditer(r"\.", name)]
+        modules = [(scope, names.used[scope]) for scope in scopes if scope in names.used]
+        if name in names.scopes:
+            modules.append((name, names.scopes[name]))
+        for module, first in modules:
+            where = f"in the module `{names.path}`" if names.path else "in the network"
+            message = f"the name `{module}` {where} is used for both a statement and a scope of other names"
+            labels = self._calls.label(first, "first used here") if first != origin else []
+            help = f"rename one of them, or name the statement `{module}.0`"
+            self._reporter.error("E0209", message, **self._calls.locate(origin, labels=labels), help=help)
+        for scope in scopes:
+            names.scopes.setdefault(scope, origin)
 
     def report_duplicate(self, names: Namespace, name: str, origin: int, first: int | None = None) -> None:
         """Report a second use of a name; `first` is the origin of the first use, if it is not a module."""
@@ -78,7 +99,7 @@ class ModuleNamer:
         labels, help = list[Label](), "rename one of them"
         if first == origin:  # an earlier iteration of the same call
             help = "a label is the same in every iteration: name the calls instead, for example "
-            help += f'`repeat 3 as i {{ conv 3x3 16 name="{name}{{i}}" }}`'
+            help += f'`repeat 3 as i {{ conv 3x3 16 name="{re.sub("[.][0-9]+$", ".", name)}{{i}}" }}`'
             if origin in self._patterns:
                 help = self._distinguish(*self._patterns[origin])
         elif first is not None:
@@ -145,40 +166,27 @@ class ModuleNamer:
             message = f"the call has both the label `{label}` and a `name`"
             self._reporter.error("E0206", message, **location, help="remove one of them")
             return label
-        if pattern is None or (frame.shape is None and "{in." in pattern):
+        if pattern is None or (frame.shape is None and "in." in pattern):
             return names.next_position()
         self._patterns[call.origin] = call, pattern, frame
         name = self._expand(pattern, frame, iteration, call.name.origin)
         return name if name is not None else names.next_position()
 
     def _expand(self, pattern: str, frame: Frame, iteration: int | None, origin: int) -> str | None:
-        """Expand a `name` pattern; `None` if the result is not a name, which is reported."""
+        """Expand a `name` pattern; `None` if the result is not a name, after an error."""
         counters: dict[str, int] = {} if iteration is None else {"i": iteration, "n": iteration + 1}
-        name = fill(pattern, frame, counters) if len(pattern) <= MAX_NAME else pattern
+        name = self._values.fill(pattern, frame, counters) if len(pattern) <= MAX_NAME else pattern
+        if name is None:
+            return None
         if len(name) > MAX_NAME:
             message = f"the name of a call exceeds the limit of {MAX_NAME} characters"
             raise self._reporter.error("E0405", message, **self._calls.locate(origin), help="use a shorter name")
-        if not re.fullmatch(r"[A-Za-z_0-9]+", name):
-            plain = re.sub(r"[^A-Za-z_0-9{}.]", "_", pattern)
-            help = f'use only letters, digits and `_`: `name="{plain}"`'
+        if not _NAMES.fullmatch(name):
+            help = "use letters, digits, `_`, `-`, `+` and `/`; a dot separates the parts of a path"
+            if "{" in name:
+                help = '`{i}` and `{n}` are defined in repeated calls only: `conv x3 3x3 16 name="conv{n}"`'
+            if isinstance(pattern, Template) and any(hole.kind == "text" for hole in pattern.holes):
+                help = "write an expression in the braces, such as `{i + 1}`"
             self._reporter.error("E0215", f"invalid name `{name}`", **self._calls.locate(origin), help=help)
             return None
         return name
-
-
-def fill(text: str, frame: Frame, counters: Mapping[str, int] = MappingProxyType({})) -> str:
-    """Replace each `{name}` in a text with its value; an unknown name stays as it is."""
-
-    def replacement(match: re.Match[str]) -> str:
-        name = match.group(1)
-        if name.startswith("in.") and frame.shape:
-            axis = "chw".find(name[3:])
-            return str(frame.shape[axis]) if 0 <= axis < len(frame.shape) else match.group()
-        values = counters if name in counters else frame.values
-        return _plain(values[name]) if name in values else match.group()
-
-    return PLACEHOLDER.sub(replacement, text)
-
-
-def _plain(value: object) -> str:
-    return value if type(value) is str else show(value)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from cnnspec import ir
@@ -11,10 +12,21 @@ from cnnspec.checker.call_stack import CallStack
 from cnnspec.checker.environment import Frame, MaybeTensor
 from cnnspec.diagnostics import Fix, Reporter, Span
 from cnnspec.diagnostics.suggestions import Site, fixes_of
-from cnnspec.ir.evaluate import ExpressionError, Unknown, UnknownShape, convert, evaluate, is_number, truth
+from cnnspec.ir.evaluate import (
+    ExpressionError,
+    Template,
+    Unknown,
+    UnknownShape,
+    convert,
+    evaluate,
+    is_number,
+    show,
+    truth,
+)
 from cnnspec.limits import MAX_REPEAT
 from cnnspec.schema import Bounds, Type
 from cnnspec.semantics.blocks import BLOCK_TYPES
+from cnnspec.syntax import ast
 
 _COUNT = Type("int", bounds=Bounds(1, MAX_REPEAT))
 
@@ -70,15 +82,42 @@ class ValueEvaluator:
             pass
         return 0
 
-    def local(self, expr: ir.Expr, frame: Frame) -> Any:
-        """Evaluate a `let`; its value is `Unknown` after an error."""
+    def local(self, expr: ir.Expr, frame: Frame, counters: Mapping[str, int] = MappingProxyType({})) -> Any:
+        """Evaluate a `let`, or an expression in a name; the value is `Unknown` after an error."""
         try:
-            return self._evaluate(expr, frame)
+            return self._evaluate(expr, frame, counters)
         except ExpressionError as error:
             self._report(error, expr)
         except UnknownShape:
             pass
         return Unknown()
+
+    def fill(self, text: str, frame: Frame, counters: Mapping[str, int] = MappingProxyType({})) -> str | None:
+        """Replace each expression in braces in a text with its value; one with an undefined name stays as it is.
+
+        Returns:
+            `None` if a value is unknown after an error.
+        """
+        holes = iter(text.holes if isinstance(text, Template) else ())
+        values = {**frame.values, **counters}
+        parts: list[str] = []
+        end = 0
+        for match in ast.HOLE.finditer(text):
+            value: Any = match.group()
+            if not ast.PLACEHOLDER.fullmatch(value):
+                hole = next(holes, None)
+                if hole is not None and all(name in values for name in _names(hole)):
+                    value = self.local(hole, frame, counters)
+            elif value.startswith("{in.") and frame.shape:
+                axis = "chw".find(value[4:-1])
+                value = frame.shape[axis] if 0 <= axis < len(frame.shape) else value
+            else:
+                value = values.get(match.group(1), value)
+            if value is None or isinstance(value, Unknown):
+                return None
+            parts += [text[end : match.start()], str(value) if isinstance(value, str) else show(value)]
+            end = match.end()
+        return "".join([*parts, text[end:]])
 
     def block_frame(self, block: ir.Block, call: ir.Call, frame: Frame, x: MaybeTensor, iteration: int) -> Frame | None:
         """Return the frame of a block's body, with a value for each parameter.
@@ -116,9 +155,9 @@ class ValueEvaluator:
             self._constants[id(block)] = constants
         return constants
 
-    def _evaluate(self, expr: ir.Expr, frame: Frame) -> Any:
+    def _evaluate(self, expr: ir.Expr, frame: Frame, counters: Mapping[str, int] = MappingProxyType({})) -> Any:
         self._budget.evaluate(expr)
-        return evaluate(expr, frame.values, frame.shape)
+        return evaluate(expr, {**frame.values, **counters} if counters else frame.values, frame.shape)
 
     def _span(self, error: ExpressionError, expr: ir.Expr) -> Span | None:
         return self._calls.source_map[error.origin or expr.origin]
@@ -127,3 +166,9 @@ class ValueEvaluator:
         location, span = self._calls.locate(error.origin or expr.origin), self._span(error, expr)
         help = error.help_for(span.text if span else "x")
         self._reporter.error(error.code, error.message, **location, help=help, fixes=fixes)
+
+
+def _names(expr: ir.Expr) -> list[str]:
+    """Return the names of values in an expression."""
+    own = [str(expr.value)] if expr.kind == "name" else []
+    return own + [name for part in expr.parts for name in _names(part)]

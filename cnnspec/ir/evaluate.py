@@ -54,6 +54,23 @@ class Unknown:
     """The value of a `let` with an error."""
 
 
+class Template(str):
+    """A string with expressions in braces.
+
+    Attributes:
+        holes: The expressions in order, without those that are a single name.
+    """
+
+    holes: tuple[Expr, ...]
+
+    @classmethod
+    def of(cls, text: str, holes: tuple[Expr, ...]) -> Template:
+        """Return a template."""
+        made = cls(text)
+        made.holes = holes
+        return made
+
+
 class UnknownShape(Exception):
     """The expression depends on a value or the size of a tensor that is unknown after an earlier error."""
 
@@ -187,6 +204,10 @@ Names = Mapping[str, Any]
 
 def _literal(expr: Expr, names: Names, entering: Shape | None) -> Any:
     return expr.value
+
+
+def _text(expr: Expr, names: Names, entering: Shape | None) -> Any:
+    return Template.of(str(expr.value), expr.parts) if expr.parts else expr.value
 
 
 def _name(expr: Expr, names: Names, entering: Shape | None) -> Any:
@@ -327,11 +348,11 @@ def _call(expr: Expr, values: list[Any]) -> Any:
 _EVALUATORS: dict[str, Callable[[Expr, Names, Shape | None], Any]] = {
     "number": _literal,
     "bool": _literal,
-    "text": _literal,
     "name": _name,
     "op": lambda expr, names, entering: OpName(expr.value),
     "word": lambda expr, names, entering: Word(expr.value),
     "dim": _dim,
+    "text": _text,
     "choice": _choice,
     "and": lambda expr, names, entering: all(truth(part, names, entering) for part in expr.parts),
     "or": lambda expr, names, entering: any(truth(part, names, entering) for part in expr.parts),
@@ -403,7 +424,7 @@ _CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "numbers": _numbers,
     "op": lambda value: value if isinstance(value, OpName) else None,
     "init": lambda value: value if isinstance(value, InitScheme) else None,
-    "str": lambda value: value if type(value) is str else None,
+    "str": lambda value: value if type(value) in (str, Template) else None,
 }
 """Conversions by the kind of the type; None for a value of another type."""
 
@@ -485,5 +506,5 @@ def literal(value: Any) -> Expr:
         return Expr(kind="init", value=value.name, parts=tuple(literal(setting) for setting in values))
     if isinstance(value, str):
         kind = "op" if isinstance(value, OpName) else "word" if isinstance(value, Word) else "text"
-        return Expr(kind=kind, value=str(value))
+        return Expr(kind=kind, value=str(value), parts=value.holes if isinstance(value, Template) else ())
     return Expr(kind=_SEQUENCES[type(value)], parts=tuple(literal(item) for item in value))

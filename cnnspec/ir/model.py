@@ -144,11 +144,12 @@ class Let(Piece):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Require(Piece):
-    """A precondition with its message, a template with `{name}` placeholders."""
+    """A precondition with its message, a template with `{name}` placeholders; `holes` are its other expressions."""
 
     kind: Literal["require"] = "require"
     condition: Expr
     message: str | None
+    holes: tuple[Expr, ...] = ()
 
 
 Statement = Annotated[Flow | Let | Require, Field(discriminator="kind")]

@@ -10,7 +10,7 @@ from cnnspec import ir
 from cnnspec.diagnostics import Diagnostic, Edit, Fix, Label, Reported, Reporter, Span
 from cnnspec.ir.evaluate import ExpressionError, UnknownShape, evaluate
 from cnnspec.schema import Parameter
-from cnnspec.semantics.context import PLACEHOLDER, Context
+from cnnspec.semantics.context import Context
 from cnnspec.semantics.names import ExpressionResolver
 from cnnspec.semantics.scope import FileScope, LocalScope
 from cnnspec.syntax import ast
@@ -69,9 +69,7 @@ def _names_of(node: ast.Node) -> Iterable[str]:
         case ast.Call() | ast.Each():
             return (node.callee,)
         case ast.Text():
-            return PLACEHOLDER.findall(node.value)
-        case ast.Require():
-            return PLACEHOLDER.findall(node.message or "")
+            return ast.PLACEHOLDER.findall(node.value)
         case _:
             return ()
 

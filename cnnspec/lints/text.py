@@ -158,12 +158,14 @@ def labels(context: LintContext) -> Iterator[Diagnostic]:
     for flow in context.nodes:
         if not isinstance(flow, ast.Flow) or (label := flow.label) is None:
             continue
-        names_module = _names_module(flow)
-        if not names_module and label.name not in referenced and not label.word:
+        alias = len(flow.elements) == 1 and isinstance(flow.elements[0], (ast.In, ast.Reference))
+        if alias and label.name not in referenced and not label.word:
             message = f"the label `{label.name}` is never used and names no module"
             yield warning("W0103", message, label.span, "remove the label", _remove_label(label))
-        elif names_module and label.name in MODULE_WORDS:
-            message = f"the label `{label.name}` is an attribute of every `torch.nn.Module`"
+        for word in label.name.split(".") if _names_module(flow) else ():
+            if word not in MODULE_WORDS:
+                continue
+            message = f"the label `{word}` is an attribute of every `torch.nn.Module`"
             help = f"rename the label: `net.{label.name}` is the attribute of `torch.nn.Module`, not this submodule"
             yield warning("W0109", message, label.span, help)
 

@@ -16,7 +16,7 @@ from cnnspec.limits import MAX_DEPTH
 from cnnspec.semantics.arguments import ArgumentBinder
 from cnnspec.semantics.blocks import BLOCK_TYPES, check_header, signature
 from cnnspec.semantics.calls import CallBinder
-from cnnspec.semantics.context import PLACEHOLDER, Context
+from cnnspec.semantics.context import Context
 from cnnspec.semantics.names import ExpressionResolver
 from cnnspec.semantics.scope import FileScope, LocalScope
 from cnnspec.syntax import ast
@@ -142,9 +142,10 @@ class BodyElaborator:
                 self.context.check_name_limit(len(scope.variables), node.name_span)
                 return ir.Let(name=node.name, value=self.expressions.resolve(node.value, scope), origin=origin)
             case ast.Require():
-                self.context.used_names.update(PLACEHOLDER.findall(node.message or ""))
+                holes = self.expressions.holes(node.message, scope) if node.message else ()
                 condition = self.expressions.resolve(node.condition, scope, BLOCK_TYPES["bool"])
-                return ir.Require(condition=condition, message=node.message, origin=origin)
+                message = node.message.value if node.message else None
+                return ir.Require(condition=condition, message=message, holes=holes, origin=origin)
             case _:
                 return self._flow(node, scope)
 

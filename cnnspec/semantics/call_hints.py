@@ -19,7 +19,7 @@ from cnnspec.semantics.call_site import REPEAT_WORD
 from cnnspec.semantics.scope import FILE_VALUE, LocalScope
 from cnnspec.syntax import LABEL_WORDS, TOP_WORDS, ast
 
-_AFTER_LABEL = rf"(?:[A-Za-z0-9_]+[ \t]*:|\b(?:{'|'.join(LABEL_WORDS)}))[ \t]*\Z"
+_AFTER_LABEL = rf"(?:[A-Za-z0-9_.]+[ \t]*:|\b(?:{'|'.join(LABEL_WORDS)}))[ \t]*\Z"
 
 _TRAIN_WITHOUT_BRACES = re.compile(
     rf"^[ \t]*(?P<head>train[ \t]*:)[ \t]*\n(?P<entries>(?:[ \t]*(?:{'|'.join(ENTRIES)})\b[^\n:#]*(?:\n|\Z))+)",

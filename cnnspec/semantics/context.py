@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,9 +9,6 @@ from dataclasses import dataclass, field
 from cnnspec.diagnostics import Reporter, Span
 from cnnspec.limits import MAX_NAMES
 from cnnspec.syntax import ast
-
-PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_.]*)\}")
-"""A placeholder for a value in a string: `{name}`."""
 
 
 @dataclass

@@ -10,7 +10,7 @@ from cnnspec import ir
 from cnnspec.diagnostics import Edit, Fix, Reported
 from cnnspec.ops.inits import INITS
 from cnnspec.schema import Type
-from cnnspec.semantics.context import PLACEHOLDER, Context
+from cnnspec.semantics.context import Context
 from cnnspec.semantics.name_hints import NO_USE, Use, unknown_name
 from cnnspec.semantics.scope import LocalScope
 from cnnspec.syntax import ast
@@ -52,12 +52,18 @@ class ExpressionResolver:
             case ast.Dim():
                 return ir.Expr(kind="dim", value=node.axis, origin=origin)
             case ast.Text():
-                self.context.used_names.update(PLACEHOLDER.findall(node.value))
-                return ir.Expr(kind="text", value=node.value, origin=origin)
+                return ir.Expr(kind="text", value=node.value, parts=self.holes(node, scope), origin=origin)
             case ast.Group():
                 return self.resolve(node.inner, scope, type_, use)
             case _:
                 return self._operation(node, scope, type_, origin)
+
+    def holes(self, node: ast.Text, scope: LocalScope) -> tuple[ir.Expr, ...]:
+        """Resolve the expressions in a string; `i` and `n` may be the indices of a repeated call."""
+        self.context.used_names.update(ast.PLACEHOLDER.findall(node.value))
+        for counter in ("i", "n") if node.holes else ():
+            scope = scope if counter in scope.variables else scope.with_variable(counter)
+        return tuple([self.resolve(hole, scope) for hole in node.holes])
 
     def _name(self, node: ast.Name, scope: LocalScope, type_: Type | None, origin: int, use: Use) -> ir.Expr:
         kind = scope.meaning(node.name, type_)

@@ -5,6 +5,7 @@ Two trees are equal if they have the same meaning; spans and comments are not co
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from inspect import get_annotations
 from typing import Any, ClassVar, Literal, Self, dataclass_transform
@@ -82,6 +83,11 @@ class Node(Record):
 
 # --- expressions ---------------------------------------------------------------------------------
 
+HOLE = re.compile(r"\{([^{}]*)\}")
+"""A place for a value in a string: `{name}` or `{i + 1}`."""
+PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_.]*)\}")
+"""The place for the value of one name, which is not parsed as an expression."""
+
 
 class Number(Node):
     """`3`, `0.1`, `1e-4`; `text` is how it was written."""
@@ -106,9 +112,11 @@ class Bool(Node):
 
 
 class Text(Node):
-    """A string, without its quotes."""
+    """A string, without its quotes; `holes` are the expressions in braces in it that are not a single name."""
 
+    compared: ClassVar[tuple[str, ...]] = ("value",)
     value: str
+    holes: tuple[Expr, ...] = ()
 
 
 class SizeLiteral(Node):
@@ -317,8 +325,10 @@ class Let(Node):
 
 
 class Require(Node):
+    """`require CONDITION, "MESSAGE"`."""
+
     condition: Expr
-    message: str | None
+    message: Text | None
 
 
 # --- statements of the top of a file -------------------------------------------------------------

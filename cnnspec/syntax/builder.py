@@ -14,7 +14,7 @@ from cnnspec.ops import FOREIGN_NAMES, OPS, translated
 from cnnspec.ops.examples import example_call
 from cnnspec.syntax import ast
 from cnnspec.syntax.keywords import FUNCTIONS, SCHEMES
-from cnnspec.syntax.parser import Parsed
+from cnnspec.syntax.parser import Parsed, ParseFailure, parse_text
 from cnnspec.syntax.prescan import MARKS
 
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ class Builder:
 
     def require(self, node: Any) -> ast.Require:
         _, condition, message = node.children
-        return ast.Require(self.span(node), self.build(condition), str(message)[1:-1] if message else None)
+        return ast.Require(self.span(node), self.build(condition), self.build(message) if message else None)
 
     def call(self, node: Any) -> ast.Call | ast.Broken:
         name, repeat, *args = node.children
@@ -381,7 +381,23 @@ class Builder:
         return ast.SizeLiteral(span, height, width)
 
     def text(self, token: Token, span: Span) -> ast.Text:
-        return ast.Text(span, str(token)[1:-1])
+        text = str(token)[1:-1]
+        holes = [match for match in ast.HOLE.finditer(text) if not ast.PLACEHOLDER.fullmatch(match.group())]
+        return ast.Text(span, text, tuple(self.hole(span.start + 1 + match.start(1), match) for match in holes))
+
+    def hole(self, start: int, match: re.Match[str]) -> ast.Expr:
+        """Build the expression in braces in a string; what is not an expression stays as it is."""
+        code, prefix = match.group(1), "let _="
+        span = self.at(start - 1, start + len(code) + 1)
+        if "#" not in code and start >= len(prefix):
+            try:  # after blanks, so that the offsets are those in the file
+                parsed = parse_text(" " * (start - len(prefix)) + prefix + code)
+            except ParseFailure:
+                return ast.Text(span, match.group())
+            statement = parsed.children[0]
+            if len(parsed.children) == 1 and statement.data == "let":
+                return self.build(statement.children[2])
+        return ast.Text(span, match.group())
 
     def truth(self, token: Token, span: Span) -> ast.Bool:
         return ast.Bool(span, token.type == "TRUE")

@@ -254,7 +254,7 @@ def _unfinished(at: Place) -> Explanation | None:
         scale = re.fullmatch(r"0\.[0-9]+", low.group(1))
         help = f"write the end of the range, as in `{low.group(1)}..{'1.0' if scale else 'in.c'}`"
         return Explanation(help, span=at.span(end, end), message="missing end of the range")
-    if at.line_end and (label := re.fullmatch(r"\s*([A-Za-z_]\w*)\s*:\s*", at.code)):
+    if at.line_end and (label := re.fullmatch(r"\s*([A-Za-z_][\w.]*)\s*:\s*", at.code)):
         message = f"expected an element after the label `{label.group(1)}`, found end of line"
         if re.match(r"[^\n]*\n\s*-", at.text[at.at :]):
             return Explanation("remove this line: layers are not listed under a heading", message=message)

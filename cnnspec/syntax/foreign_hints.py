@@ -143,9 +143,9 @@ def names(at: Place) -> Explanation | None:
         edit = (at.line + start, at.line + network.start() + len(network.group().rstrip()), f" {name}")
         fix = at.fix(f"write `network {name}`", edit, certain=True)
         return Explanation(fix.help, [fix], where="in the name of a network", note=f"a name {_NAME}")
-    label = re.match(r"\s*(?P<name>[A-Za-z_]\w*(?:[.-]\w+)+)\s*:", at.whole)
+    label = re.match(r"\s*(?P<name>[A-Za-z_][\w.]*(?:-[\w.]+)+)\s*:", at.whole)
     if label and at.line + label.start("name") < at.at <= at.line + label.end("name"):
-        name = re.sub(r"[.-]", "_", label["name"])
+        name = label["name"].replace("-", "_")
         fix = at.fix(f"write `{name}:`", (at.line + label.start("name"), at.line + label.end("name"), name))
         span = at.span(at.line + label.start("name"), at.line + label.end("name"))
         note = f"a label {_NAME}"
@@ -153,13 +153,6 @@ def names(at: Place) -> Explanation | None:
     filled = re.match(r"\s*(?P<name>\w*(?:\{\w+\}\w*)+)\s*:\s*(?P<call>[^\n#;|{}]*[^\s#;|{}])?", at.whole)
     if filled and at.line <= at.at <= at.line + filled.end("name"):
         return _pattern(at, filled)
-    part = re.match(r"\.[\w.]+", at.rest)
-    whole = re.search(r"@(\w+)$", at.before)
-    if part and whole:
-        fix = at.fix(f"write `{whole.group()}`", (at.at, at.at + part.end(), ""))
-        help = f"write `{whole.group()}` for the output of `{whole.group(1)}`"
-        note = f"elements inside `{whole.group(1)}` cannot be referenced from outside"
-        return Explanation(help, [fix], where=f"after `{whole.group()}`", note=note)
     return None
 
 

@@ -198,7 +198,7 @@ _TEXTS: dict[type[Any], Callable[[Any], str]] = {
     ast.Param: lambda node: f"param {node.name} = {_expr(node.value)}",
     ast.Let: lambda node: f"let {node.name} = {_expr(node.value)}",
     ast.Require: lambda node: (
-        f"require {_expr(node.condition)}" + ("" if node.message is None else f', "{node.message}"')
+        f"require {_expr(node.condition)}" + ("" if node.message is None else f", {_expr(node.message)}")
     ),
     ast.Default: lambda node: f"default {_call(node.call)}",
     ast.Init: lambda node: f"init {node.target} {_call(node.scheme)}",

@@ -16,7 +16,9 @@ from cnnspec.syntax.parser import ParseFailure, parse_text
 MARK = "_"
 _TOKEN = re.compile(r'#[^\n]*|"[^"\n]*"?|[{}()\[\];|\n]|[^\s#"{}()\[\];|]+')
 _CONTINUES = re.compile(r"(?:\s|#[^\n]*\n)*(?:\||else(?![A-Za-z0-9_])|[\])\,])")
-_LABEL = re.compile(r"(?:stem|stage|head)(?![A-Za-z0-9_])|(?!else[ \t]*:)[A-Za-z_][A-Za-z0-9_]*[ \t]*:")
+_LABEL = re.compile(
+    r"(?:stem|stage|head)(?![A-Za-z0-9_])|(?!else[ \t]*:)[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z0-9_]+)*[ \t]*:"
+)
 _TRAIN = re.compile(r"(?:^|[\n;])[ \t]*train\s*\{[^{}]*\Z")
 _DEFINED = re.compile(
     r"(?:let|param|block|aux|network)\s+([A-Za-z_]\w*)|^\s*([A-Za-z_]\w*)\s*[=:]|(?:\||^)\s*([A-Za-z_]\w*)\s*:",

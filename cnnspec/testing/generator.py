@@ -76,6 +76,7 @@ class SpecGenerator:
         self.outermost: ast.Statement | None = None
         self.inside = 0
         self.names = 0
+        self.scopes: list[str] = []
         self.blocks: list[Template] = []
         self.growing: list[GrowingBlock] = []
         self.constants: Settings = {}
@@ -83,6 +84,14 @@ class SpecGenerator:
     def new_name(self, prefix: str) -> str:
         self.names += 1
         return f"{prefix}{self.names}"
+
+    def new_label(self) -> str:
+        """Return a label; some are paths that fill the same scopes."""
+        if not self.rng.rarely(4):
+            return self.new_name("l")
+        if not self.scopes or self.rng.rarely(2):
+            self.scopes.append(self.new_name("s") + self.rng.choice(["", ".0", ".inner"]))
+        return f"{self.rng.choice(self.scopes)}.{self.new_name(self.rng.choice(['', 'l']))}"
 
     # calls
 
@@ -110,9 +119,10 @@ class SpecGenerator:
         """Return the argument `name` of a call where its value is unique, sometimes."""
         if not (frame.labeling or frame.counter) or not frame.input_shape or not self.rng.rarely(8):
             return None
-        pattern = self.new_name("n") + self.rng.choice(["", "_{in.c}"])
-        pattern += f"_{{{frame.counter}}}" if not frame.labeling else ""
-        pattern += self.rng.choice(["_{i}", "_{n}"]) if repeated else ""
+        scope = self.rng.choice(["", "", f"{self.new_name('s')}."])
+        pattern = scope + self.new_name("n") + self.rng.choice(["", "_{in.c}", "-{in.c + 1}", "/{2*in.c}+"])
+        pattern += self.rng.choice([f"_{{{frame.counter}}}", f"-{{{frame.counter} + 4}}"]) if not frame.labeling else ""
+        pattern += self.rng.choice(["_{i}", "_{n}", "-{i + 4}", ".{2*n - 1}"]) if repeated else ""
         return ast.Argument(NOWHERE, "name", ast.Text(NOWHERE, pattern))
 
     def draw_settings(self, name: str, x: Shape) -> tuple[Settings, Shape] | None:
@@ -267,7 +277,7 @@ class SpecGenerator:
             found.append(self.let_or_require(frame, shadowing=shadowing))
         if frame.labeling and self.rng.rarely(6):
             outer = [name for name in frame.labels if name not in frame.own]
-            label = self.rng.choice(outer) if outer and self.rng.rarely(2) else self.new_name("l")
+            label = self.rng.choice(outer) if outer and self.rng.rarely(2) else self.new_label()
             frame.labels[label] = x
             frame.own.add(label)
             found.append(make_flow(ast.In(NOWHERE), label=label))
@@ -277,7 +287,9 @@ class SpecGenerator:
         """Generate a `let` or a `require`; with `shadowing`, the `let` may hide another value."""
         if self.rng.rarely():
             return ast.Require(
-                NOWHERE, self.exprs.boolean(True, frame), self.rng.choice([None, "it holds for {in.c} channels"])
+                NOWHERE,
+                self.exprs.boolean(True, frame),
+                self.rng.choice([None, ast.Text(NOWHERE, "it holds for {in.c} channels")]),
             )
         hidden = [name for name in frame.values if name != frame.counter] if shadowing and self.rng.rarely() else []
         name = self.rng.choice(hidden) if hidden else self.new_name("v")
@@ -294,7 +306,7 @@ class SpecGenerator:
             if label is not None:
                 elements.append(make_call("identity"))
         elif label is None and frame.labeling and self.rng.rarely():
-            label = self.new_name("l")
+            label = self.new_label()
         if self.rng.rarely(8):
             elements.insert(0, ast.In(NOWHERE))
         if self.rng.rarely(5):
@@ -397,7 +409,7 @@ class SpecGenerator:
                 "stride": (1, 1),
                 "repeat": self.rng.randint(1, 2),
             }
-            label = self.new_name("row") if frame.labeling and not named and self.rng.rarely() else None
+            label = self.new_label() if frame.labeling and not named and self.rng.rarely() else None
             x = (cells["c"], *x[1:])
             if label:
                 frame.labels[label] = x
@@ -446,7 +458,7 @@ class SpecGenerator:
             assert z is not None
             call, shape = self.standard_call(name, z, frame)
             return [make_flow(*elements, call)], shape
-        label = self.new_name("l")
+        label = self.new_label()
         plain = make_call(self.rng.choice(ACTIVATIONS))
         here = make_flow(ast.In(NOWHERE))
         match name:

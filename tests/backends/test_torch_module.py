@@ -630,7 +630,17 @@ def test_every_label_is_an_attribute_or_key(name: str) -> None:
     assert network.to(torch.float64).double().state_dict()[f"{name}.weight"].dtype == torch.float64
 
 
-@pytest.mark.parametrize("path", ["a-b", "a b.c", "a\nimport os", "", "a..b", "é", "x)"])
+def test_a_path_with_dashes_and_numbers_is_built() -> None:
+    text = 'input 3x8x8\nconvs.0: conv 3x3 4\nconvs.1x1: conv 1x1 4 | bn\nconv x2 1x1 4 name="b-{i + 4}/3x3+"\n'
+    network = to_module(loads(text))
+    assert [key for key in network.state_dict() if key.endswith(".weight")] == [
+        "convs.0.weight", "convs.1x1.0.weight", "convs.1x1.1.weight", "b-4/3x3+.weight", "b-5/3x3+.weight",
+    ]  # fmt: skip
+    assert network(torch.randn(2, 3, 8, 8)).shape == (2, 4, 8, 8)
+    assert isinstance(pickle.loads(pickle.dumps(network)), torch.nn.Module)
+
+
+@pytest.mark.parametrize("path", ["a:b", "a b.c", "a\nimport os", "", "a..b", "é", "x)"])
 def test_text_never_becomes_code(path: str) -> None:
     draft = Draft((3, 8, 8))
     draft.add("stem.0", "conv", IMAGE, kernel=(3, 3), c=4)

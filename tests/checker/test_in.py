@@ -88,11 +88,11 @@ def test_in_is_what_flows_into_the_statement(place: str) -> None:
 
 def test_in_in_a_name_and_in_a_message() -> None:
     graph = loads(
-        f'{HEAD}conv 1x1 5\nconv 1x1 9 | conv 1x1 2 name="from{{in.c}}x{{in.h}}" | conv 1x1 1 name="n{{in.w}}"'
+        f'{HEAD}conv 1x1 5\nconv 1x1 9 | conv 1x1 2 name="from{{in.c}}x{{in.h}}" | conv 1x1 1 name="n{{2*in.w+in.c}}"'
     )
-    assert [node.path for node in graph] == ["0", "1", "from5x8", "n6"]
-    found = check(f'{HEAD}conv 1x1 5\nrequire in.c == 3, "got {{in.c}} channels"\nrelu')
-    assert [diagnostic.message for diagnostic in found] == ["got 5 channels"]
+    assert [node.path for node in graph] == ["0", "1", "from5x8", "n17"]
+    found = check(f'{HEAD}conv 1x1 5\nrequire in.c == 3, "got {{in.c}} of {{in.c + 1}}"\nrelu')
+    assert [diagnostic.message for diagnostic in found] == ["got 5 of 6"]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_every_kind_of_node_that_holds_an_expression_has_a_place() -> None:
     """A new node with an expression needs a row in `PLACES`, or one among the statements without a tensor."""
     kinds = [kind for kind in vars(ast).values() if isinstance(kind, type) and issubclass(kind, ast.Node)]
     holders = {kind.__name__ for kind in kinds if any("Expr" in str(hint) for hint in get_annotations(kind).values())}
-    expressions = {"Unary", "Binary", "FunctionCall", "Choice", "Interval", "ListLiteral", "Group"}
+    expressions = {"Unary", "Binary", "FunctionCall", "Choice", "Interval", "ListLiteral", "Group", "Text"}
     assert holders - expressions == {
         "Argument", "BlockParameter", "Classes", "Expect", "Flow", "If", "Let", "Param", "Repeat", "Require", "Row",
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -45,6 +46,9 @@ from cnnspec.diagnostics.suggestions import (
 )
 from cnnspec.ir.evaluate import ExpressionError
 from cnnspec.ops import ShapeError
+from cnnspec.rewrite.autofix import apply_fixes
+from cnnspec.syntax.formatter import format_file
+from cnnspec.testing.generator import SpecGenerator
 
 HEAD = "network t\ninput 3x32x32\nclasses 10\n"
 
@@ -211,6 +215,25 @@ def test_one_slip_is_certain_and_a_choice_is_not() -> None:
         ("vflip", False),
         ("hflip", False),
     ]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_applied_fixes_of_lints_do_not_change_the_network(seed: int) -> None:
+    text = format_file(SpecGenerator(random.Random(seed).randint).file())
+    _, fixed, result = apply_fixes(text, "drawn")
+    before, after = compile_source(Source("drawn", text)).require_graph(), result.require_graph()
+    facts = [
+        [(node.path, node.op.name, node.inputs, node.shape, node.weights, node.macs) for node in graph]
+        for graph in (before, after)
+    ]
+    assert facts[0] == facts[1], [f"{diagnostic.code} {diagnostic.message}" for diagnostic in fixed]
+
+
+@pytest.mark.parametrize("element", ["slice 0..2", "in", "conv 3x3 4", "{ slice 0..2 }", "slice 0..4 | slice 0..2"])
+def test_removing_an_unused_label_keeps_the_names(element: str) -> None:
+    text = f"{HEAD}conv 3x3 8\nlabel: {element}\nconv 3x3 8\nhead global_avgpool | flatten | linear classes\n"
+    before, after = (compile_source(Source("t", one)).require_graph() for one in (text, apply_fixes(text, "t")[0]))
+    assert [node.path for node in before] == [node.path for node in after]
 
 
 def test_the_nearest_word() -> None:

@@ -237,10 +237,8 @@ def count_places(tree: ast.File, counts: Counter[str]) -> None:
                 found.add(place)
             case ast.In():
                 found.add("element")
-            case ast.Text() if "{in." in node.value:
-                found.add("name")
-            case ast.Require() if "{in." in (node.message or ""):
-                found.add("message")
+            case ast.Text() if "in." in node.value:
+                found.add(place if place == "message" else "name")
             case _:
                 pass
         for child in node.children():
@@ -252,6 +250,8 @@ def count_places(tree: ast.File, counts: Counter[str]) -> None:
 
 def _place(parent: ast.Node, child: ast.Node) -> str | None:
     match parent:
+        case ast.Require() if child is parent.message:
+            return "message"
         case ast.Let() | ast.Require() | ast.Aux() | ast.BlockParameter():
             return type(parent).__name__.lower() if not isinstance(child, ast.Flow) else None
         case ast.Flow() if child is parent.condition:

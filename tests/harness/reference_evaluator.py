@@ -174,7 +174,8 @@ class Names:
     def child(self, name: str | None = None) -> str:
         if name is None:
             name, self.positions = str(self.positions), self.positions + 1
-        assert name not in self.used, f"duplicate name {name}"
+        for other in self.used:
+            assert f"{name}.".startswith(f"{other}.") is f"{other}.".startswith(f"{name}.") is False, (name, other)
         self.used.add(name)
         return f"{self.path}.{name}" if self.path else name
 
@@ -659,12 +660,14 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 def fill(pattern: str, names: Mapping[str, Any], entering: Shape) -> str:
     def replacement(match: re.Match[str]) -> str:
-        word = match.group(1)
-        if word.startswith("in."):
-            return str(entering["chw".index(word[3:])])
-        return str(names[word])
+        tree = parse(Source("", f"let x = {match.group(1)}"), Reporter())
+        assert tree is not None
+        (let,) = tree.statements
+        assert isinstance(let, ast.Let)
+        found = value(let.value, names, entering)
+        return found if isinstance(found, str) else str(whole(found))
 
-    return re.sub(r"\{([\w.]+)\}", replacement, pattern)
+    return re.sub(r"\{([^{}]+)\}", replacement, pattern)
 
 
 # --- shapes and weights ---------------------------------------------------------------------------

@@ -137,11 +137,11 @@ def _access(path: str) -> str:
     """Return the expression for the module at a path: `self.stage1[0].net[1]`."""
     text = "self"
     for part in path.split("."):
-        if re.fullmatch(r"[A-Za-z0-9_]+", part) is None:
+        if re.fullmatch(r"[A-Za-z0-9_+/-]+", part) is None:
             raise ValueError(f"not a name in a path: {part!r}")
         if part == "0" or (part.isdigit() and part[0] != "0"):
             text += f"[{part}]"
-        elif part[0].isdigit() or part.startswith("__") or part in _RESERVED or keyword.iskeyword(part):
+        elif not part.isidentifier() or part.startswith("__") or part in _RESERVED or keyword.iskeyword(part):
             text += f'["{part}"]'
         else:
             text += f".{part}"

@@ -63,7 +63,8 @@ class Network(Scope):
 def to_module(graph: Graph) -> Network:
     """Build the torch module of a graph, with weights initialized from torch's random state.
 
-    The parameters have the keys `node.path + "." + key` for every key in `node.weights`, in the order of the nodes.
+    The parameters have the keys `node.path + "." + key` for every key in `node.weights`, in the order of the nodes;
+    modules of one scope stay together.
     The module maps `[N, C, H, W]` to logits for every N, with these exceptions:
 
     - In training, a network with auxiliary heads returns `Outputs`.
