@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from cnnspec.diagnostics import failure
+from cnnspec.diagnostics import counted, failure
 from cnnspec.diagnostics.suggestions import Advice, SetArgument, Suggestion, describe, one_of
 from cnnspec.ir import Expr
 from cnnspec.recipe import DATA_SETS, OPTIMIZERS, Recipe, Setting
@@ -174,9 +174,28 @@ def implausible_values(recipe: Recipe, image: Shape) -> Iterator[Contradiction]:
         message = f"`early_stop` waits for {recipe.early_stop} epochs, but the run ends after {_epochs(recipe, epochs)}"
         fewer = f"wait for fewer epochs, such as `early_stop {epochs // 4 or 1}`, or " if epochs > 1 else ""
         yield Contradiction("early_stop", message, Advice(f"{fewer}remove `early_stop`"))
+    yield from _average(recipe, epochs)
     if recipe.accumulate > recipe.batch:
         message = f"`accumulate` cannot split a batch of {recipe.batch} images into {recipe.accumulate} parts"
         yield Contradiction("accumulate", message, Advice(f"use a divisor of the batch size {recipe.batch}"))
+
+
+def _average(recipe: Recipe, epochs: int) -> Iterator[Contradiction]:
+    """Yield a decay of the average that its warm-up does not reach before the run ends."""
+    images = DATA_SETS[recipe.data.name].images
+    if recipe.ema is None or images is None:
+        return
+    args: dict[str, Any] = recipe.data.args
+    count: int = args["train"] if args.get("train") is not None else images[0] - args["val"]
+    steps = epochs * (count // min(recipe.batch, count)) if count > 0 else 0
+    reached = (1 + steps) / (10 + steps)
+    if steps > 0 and reached < recipe.ema:
+        message = (
+            f"the decay of `ema` does not reach {recipe.ema:g}: it is {reached:.3g} after {counted(steps, 'step')}"
+        )
+        # an average over a tenth of the run
+        smaller = f"use a smaller decay, such as `ema {round(1 - 10 / max(steps, 20), 4):g}`, or more epochs"
+        yield Contradiction("ema", message, Advice(smaller))
 
 
 def _epochs(recipe: Recipe, epochs: int) -> str:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
-from harness.runs import TINY
+from harness.runs import TINY, code
+from pytorch_lightning.plugins import MixedPrecision
 from torch import nn
 
-from cnnspec import build, load, loads
+from cnnspec import CnnspecError, build, load, loads
 from cnnspec.recipe import OPTIMIZERS, SCHEDULES, Recipe, Setting
-from cnnspec.training import TrainOptions
+from cnnspec.training import TrainOptions, train
 from cnnspec.training.loop import optimizers
 from cnnspec.training.loop.optimizers import make_optimizer
 from cnnspec.training.runs.options import effective_recipe
@@ -150,3 +153,36 @@ def test_muon_updates_filters_as_torch_updates_their_matrix(layout: torch.memory
         theirs.step()
         assert torch.allclose(conv.bias, before - 0.02, atol=1e-3)  # type: ignore[arg-type]
     assert torch.allclose(conv.weight.permute(0, 2, 3, 1).flatten(1), matrix, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_scaled_gradients_are_clipped_at_their_real_size(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Train in float16 with a loss scale, as on a GPU, and compare the norms before clipping with those in float32."""
+    graph = loads(
+        TINY + f"train {{\n    data fashion_mini train=128 val=16\n    batch 64\n    epochs 1\n"
+        f"    optimizer {name} lr=1e-6\n    clip 0.01\n}}"
+    )
+    clip, norms = torch.nn.utils.clip_grad_norm_, []
+
+    def record(*arguments: Any) -> torch.Tensor:
+        norms.append(float(clip(*arguments)))
+        return torch.tensor(norms[-1])
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", record)
+    train(graph, TrainOptions(out=tmp_path / "fp32", plots=False))
+    trainer = pl.Trainer
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    plugin = MixedPrecision("16-mixed", "cpu", scaler)
+    monkeypatch.setattr(pl, "Trainer", lambda **given: trainer(**{**given, "precision": None, "plugins": [plugin]}))
+    train(graph, TrainOptions(out=tmp_path / "fp16", plots=False))
+    assert scaler.get_scale() == 2.0**10
+    assert norms[2:] == pytest.approx(norms[:2], rel=0.02)
+    assert min(norms) > 0.01
+
+
+def test_float16_without_a_gpu_is_an_error(tmp_path: Path):
+    for given in ("fp16", "16-mixed", "16"):
+        with pytest.raises(CnnspecError) as raised:
+            train(loads(TINY), TrainOptions(out=tmp_path, precision=given, accelerator="cpu"))
+        assert code(raised) == "E0510"
+    assert not list(tmp_path.iterdir())

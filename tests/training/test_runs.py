@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from harness.runs import TINY, code
 from rich.console import Console
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
 
 from cnnspec import CnnspecError, Graph, build, load, loads
 from cnnspec.backends.torch.weights import read_weights
@@ -28,6 +30,7 @@ from cnnspec.training import Result, TrainOptions, evaluate, train
 from cnnspec.training.data.batches import EpochBatches
 from cnnspec.training.data.datasets import load_data
 from cnnspec.training.loop.journal import read_journal
+from cnnspec.training.loop.task import Task, check_parts, warmed_up_ema
 from cnnspec.training.runs.folder import RunFolder
 from cnnspec.training.runs.json_files import read_model
 from cnnspec.training.runs.listing import list_runs
@@ -190,6 +193,29 @@ def test_averaged_weights_are_tested(run: Callable[..., Result]):
     assert all(torch.equal(best[f"network.{key}"], tensor) for key, tensor in weights.items())
 
 
+@pytest.mark.parametrize("count", [1, 2, 9, 100])
+def test_the_decay_of_the_average_grows_during_the_first_steps(count: int):
+    """Compare with the formula of tf.train.ExponentialMovingAverage: min(decay, (1 + n) / (10 + n)) after n updates."""
+    network, decay = nn.Linear(2, 1), 0.6
+    average = AveragedModel(network, multi_avg_fn=warmed_up_ema(decay), use_buffers=True)
+    expected = 0.0
+    for n in range(count):
+        with torch.no_grad():
+            network.weight.fill_(n)
+        average.update_parameters(network)
+        kept = min(decay, (1 + n) / (10 + n)) if n else 0.0  # the first update copies
+        expected = kept * expected + (1 - kept) * n
+    assert average.module.weight.tolist()[0] == pytest.approx([expected] * 2)
+
+
+def test_the_loss_decides_between_epochs_of_the_same_accuracy(run: Callable[..., Result]):
+    result = run(tiny("optimizer sgd lr=1e-3"), epochs=6, data=Setting.of(FashionMini(train=500, val=8)))
+    rows = list(csv.DictReader((result.folder / "metrics.csv").open()))
+    scores = [(float(row["val_acc"]), -float(row["val_loss"])) for row in rows if row["val_acc"]]
+    assert len({accuracy for accuracy, _ in scores}) < len({*scores})  # the accuracies are equal, the losses are not
+    assert result.values["best_epoch"] == 1 + scores.index(max(scores))
+
+
 def test_early_stop(run: Callable[..., Result]):
     result = run(tiny("optimizer sgd lr=1e-9; early_stop 1"), epochs=9)
     assert result.values["epochs"] < 9
@@ -208,6 +234,50 @@ def test_a_diverged_run_ends_with_a_diagnostic(run: Callable[..., Result], tmp_p
     folder = tmp_path / "runs" / "tiny" / "1"
     assert json.loads((folder / "result.json").read_text())["state"] == "failed"
     assert not (folder / "checkpoints" / "best.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulate", "fits"), [(1, 1, None), (8, 8, None), (9, 7, None), (9, 5, None), (4, 1, 1)]
+)
+def test_batch_norm_on_a_single_value_is_an_error_before_the_run(
+    batch: int,
+    accumulate: int,
+    fits: int | None,
+    run: Callable[..., Result],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    if fits is not None:
+        monkeypatch.setattr("cnnspec.training.runs.train.images_that_fit", lambda *_, **__: fits)
+    text = NETWORK.replace("RECIPE", f"optimizer sgd lr=0.1; accumulate {accumulate}")
+    graph = loads(text.replace("flatten |", "flatten | bn |"), name="tiny.cnn")
+    with pytest.raises(CnnspecError) as error:
+        run(graph, batch=batch)
+    assert code(error) == "E0520"
+    assert "`head.3`" in error.value.diagnostics[0].message
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("images", range(1, 14))
+@pytest.mark.parametrize("parts", range(1, 14))
+def test_the_smallest_part_is_that_of_torch(images: int, parts: int):
+    network = loads(NETWORK.replace("RECIPE", "").replace("flatten |", "flatten | bn |"))
+    is_single = min(map(len, torch.zeros(images).chunk(min(parts, images)))) == 1
+    with pytest.raises(CnnspecError) if is_single else nullcontext():
+        check_parts(network, images, parts)
+
+
+def test_a_batch_is_not_divided_into_parts_of_one_image(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch):
+    """A step that runs out of memory ends the run instead of failing in batch normalization."""
+
+    def fail(*_: Any) -> None:
+        raise MemoryError("out of memory")
+
+    monkeypatch.setattr(Task, "_add_gradients", fail)
+    graph = loads(NETWORK.replace("RECIPE", "").replace("flatten |", "flatten | bn |"), name="tiny.cnn")
+    with pytest.raises(CnnspecError) as error:
+        run(graph, batch=4)
+    assert code(error) == "E0513"
 
 
 def test_a_run_that_cannot_start_writes_nothing(run: Callable[..., Result], tmp_path: Path):

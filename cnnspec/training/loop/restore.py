@@ -41,7 +41,7 @@ def convert(state: State, recipe: Recipe, run: RunFacts, log: Callable[[str], No
     old = Recipe.model_validate(before["recipe"])
     progress = _convert_steps(state["progress"], old, recipe, before["steps_per_epoch"], run["steps_per_epoch"])
     if not same_images(before["data"], run["data"]) or not same_split(old, recipe):
-        progress |= {"best_score": -1.0, "epochs_without_improvement": 0}  # of other images
+        progress |= {"best_score": -1.0, "best_loss": 0.0, "epochs_without_improvement": 0}  # of other images
     if old.accumulate != recipe.accumulate:
         progress["parts"] = recipe.accumulate
     if (old.epochs, old.early_stop, old.minutes) != (recipe.epochs, recipe.early_stop, recipe.minutes):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -26,12 +27,14 @@ from torchvision.transforms import v2
 
 from cnnspec.backends.torch.memory import is_out_of_memory
 from cnnspec.backends.torch.weights import unusual
-from cnnspec.diagnostics import failure, named, one_line
+from cnnspec.diagnostics import CnnspecError, failure, named, one_line
 from cnnspec.files import first_problem
 from cnnspec.ir import Graph
 from cnnspec.ir.stored_recipe import read_recipe
 from cnnspec.limits import CHECKPOINT_RATIO, MAX_INTEGER
+from cnnspec.ops.norm import BatchNorm
 from cnnspec.recipe import Recipe
+from cnnspec.shapes import numel, text
 from cnnspec.training.data.batches import Batch
 from cnnspec.training.data.datasets import ImageData
 from cnnspec.training.data.identity import DataIdentity
@@ -61,7 +64,8 @@ class Progress:
         stopped_early: Whether training ended early, by early stopping or the time limit.
         best_epoch: The best epoch, from 1. 0 before the first one ends.
         best_score: The validation accuracy of the best epoch.
-        epochs_without_improvement: Epochs since the best one.
+        best_loss: The validation loss of the best epoch. It decides between epochs with the same accuracy.
+        epochs_without_improvement: Epochs since the accuracy increased.
         seconds: Training time, over all parts of an interrupted run. Steps lost in a crash are not included, their
             repetition is.
         epoch_seconds: The training time at the end of each epoch.
@@ -75,6 +79,7 @@ class Progress:
     stopped_early: bool = False
     best_epoch: int = 0
     best_score: float = -1.0
+    best_loss: float = 0.0
     epochs_without_improvement: int = 0
     seconds: float = 0.0
     epoch_seconds: list[float] = field(default_factory=list[float])
@@ -146,7 +151,7 @@ def _check_progress(values: Any, recipe: Recipe, steps: int) -> None:
     progress = _PROGRESS.validate_python(values)
     if values.keys() != {part.name for part in fields(Progress)}:
         raise ValueError("`progress` has other keys than this version of cnnspec writes")
-    numbers = (progress.seconds, progress.best_score, *progress.epoch_seconds, *progress.sums)
+    numbers = (progress.seconds, progress.best_score, progress.best_loss, *progress.epoch_seconds, *progress.sums)
     counts = (progress.best_epoch, progress.epochs_without_improvement, *progress.files.values())
     if not (
         0 <= progress.validated_step <= progress.step <= steps * recipe.epochs
@@ -213,6 +218,49 @@ def _load_checkpoint(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
             help="restore the spec from `spec.cnn` in the run folder, or train again without `--resume`",
         )
     network.load_state_dict(dict(weights))
+
+
+def check_parts(graph: Graph, images: int, parts: int) -> None:
+    """Check that batch normalization sees more than one value per channel in every part of a batch.
+
+    Args:
+        graph: The network.
+        images: The images of a batch.
+        parts: The number of parts that a batch is computed in.
+
+    Raises:
+        CnnspecError: E0520 if a part has a single image, and a `bn` a single value per channel and image.
+    """
+    if _smallest_part(images, parts) > 1:
+        return
+    for node in graph.nodes:
+        if isinstance(node.op, BatchNorm) and numel(node.shape[1:]) == 1:
+            part = "of a batch" if parts == 1 else f"of a batch of {images} in {parts} parts"
+            raise failure(
+                "E0520",
+                f"`{node.path}` needs more than 1 value per channel, but gets a single image {part}",
+                notes=[f"its input is {text(node.shape)}; batch normalization computes a variance over N"],
+                help="use a larger batch or fewer parts (`accumulate`), or `gn` or `ln` in place of this `bn`",
+            )
+
+
+def _smallest_part(images: int, parts: int) -> int:
+    """Return the images of the smallest of the parts that `torch.chunk` divides a batch into."""
+    size = -(-images // min(parts, images))
+    return images % size or size
+
+
+def warmed_up_ema(decay: float) -> Callable[..., None]:
+    """Return the update of an exponential moving average whose decay grows to `decay` during the first steps.
+
+    After n updates, the decay is min(decay, (1 + n) / (10 + n)), as in `tf.train.ExponentialMovingAverage`.
+    """
+
+    def update(averaged: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
+        count = int(updates)
+        get_ema_multi_avg_fn(min(decay, (1 + count) / (10 + count)))(averaged, current, updates)  # type: ignore[arg-type]
+
+    return update
 
 
 class Task(pl.LightningModule):
@@ -329,7 +377,7 @@ class Task(pl.LightningModule):
         self.context.stop.listen()
         recipe, state = self.recipe, self._state
         if recipe.ema is not None:
-            average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
+            average = AveragedModel(self.network, multi_avg_fn=warmed_up_ema(recipe.ema), use_buffers=True)
             if state is not None:
                 average.module.load_state_dict(network_weights(state["state_dict"]))
                 average.n_averaged.fill_(state["averaged"])
@@ -364,11 +412,6 @@ class Task(pl.LightningModule):
                 self._split_further(error, len(labels))
         if self.device.type == "cpu" or self.progress.step % NAN_CHECK == 0:
             self._check_finite(loss, images)
-        if self.recipe.clip is not None:
-            scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-            if scaler is not None:
-                scaler.unscale_(optimizer.optimizer)
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
         optimizer.step()
         schedule: Any = self.lr_schedulers()
         self._lr = optimizer.param_groups[0]["lr"]
@@ -379,6 +422,15 @@ class Task(pl.LightningModule):
         self._sums += torch.stack([loss.double() * len(labels), correct, correct.new_tensor(len(labels))])
         self.progress.step += 1
         self._log_step(len(labels))
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.recipe.clip is None:
+            return
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        # Lightning has unscaled the gradients, unless the optimizer does it in its step. Then it must not.
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         recipe, now = self.recipe, time.monotonic()
@@ -456,6 +508,10 @@ class Task(pl.LightningModule):
         # Several devices would have to agree on the number of parts in the middle of a step.
         if self.progress.parts >= images or not self._single_process or not is_out_of_memory(error):
             raise error
+        try:
+            check_parts(self.graph, images, 2 * self.progress.parts)
+        except CnnspecError:
+            raise error from None
         self.progress.parts *= 2
         self.context.log(
             f"out of memory: from step {self.progress.step + 1} on, each batch is computed in {self.progress.parts}"
@@ -503,10 +559,13 @@ class Task(pl.LightningModule):
         sums = self._reduce_sums()
         progress, train_loss = self.progress, sums[0] / sums[2]
         values = {"train_loss": train_loss, "train_acc": sums[1] / sums[2], **metrics}
-        improved = "val_acc" not in metrics or metrics["val_acc"] > progress.best_score
-        progress.epochs_without_improvement = 0 if improved else progress.epochs_without_improvement + 1
+        score, loss = metrics.get("val_acc", -1.0), metrics.get("val_loss", 0.0)
+        loss = loss if math.isfinite(loss) else sys.float_info.max
+        improved = not metrics or (score, -loss) > (progress.best_score, -progress.best_loss)
+        more_accurate = not metrics or score > progress.best_score
+        progress.epochs_without_improvement = 0 if more_accurate else progress.epochs_without_improvement + 1
         if improved:
-            progress.best_epoch, progress.best_score = self.epoch, metrics.get("val_acc", -1.0)
+            progress.best_epoch, progress.best_score, progress.best_loss = self.epoch, score, loss
         if self.recipe.early_stop is not None and progress.epochs_without_improvement >= self.recipe.early_stop:
             progress.stopped_early = True
         if self.context.is_main_process:

@@ -41,7 +41,7 @@ from cnnspec.training.loop.machine import (
 from cnnspec.training.loop.optimizers import optimizer_for
 from cnnspec.training.loop.signals import Pruned, StopHandler, Stopped
 from cnnspec.training.loop.sync_batchnorm import sync_batch_norm
-from cnnspec.training.loop.task import StateCheck, Task, TrainingContext
+from cnnspec.training.loop.task import StateCheck, Task, TrainingContext, check_parts
 from cnnspec.training.runs.folder import RunFolder, is_main_process, shared_folder, write_error
 from cnnspec.training.runs.loggers import ExternalLogger, draw_graph, make_loggers, quiet
 from cnnspec.training.runs.options import (
@@ -107,6 +107,8 @@ class _Start:
     Attributes:
         resumed: The run to resume, or None for a new one.
         folder: Its folder, or None before a new one is created.
+        images_at_once: The images of a batch that fit into the memory together.
+        parts: The number of parts that a batch is computed in.
         changes: The accepted changes of a resumed run.
     """
 
@@ -128,12 +130,17 @@ class _Start:
         """
         graph, options, resumed = self.graph, self.options, self.resumed
         device = device_of(options.accelerator)
-        self.images_at_once = images_that_fit(replace(graph, recipe=self.recipe), device, training=True)
+        fitting = images_that_fit(replace(graph, recipe=self.recipe), device, training=True)
         self.trainer = _make_trainer(options, self.recipe, self.folder)
         if resumed is not None:
             resumed.compare_machine(self.trainer)
         self.data = self._load_data()
         check_recipe(self.recipe, self.data)
+        images = min(self.recipe.batch, len(self.data.train))
+        self.images_at_once = min(images, fitting or images)
+        self.parts = max(self.recipe.accumulate, -(-images // self.images_at_once))
+        if self.trainer.world_size == 1:  # several devices compute the statistics together
+            check_parts(graph, images, self.parts)
         self.network = _make_network(graph, self.recipe, options)
         stop.poll()
         if self.folder is None:
@@ -206,7 +213,12 @@ class _TrainingRun:
             about=describe(self.graph, data.names, self.preprocessing),
         )
         self.task = Task(self.graph, network, self.recipe, steps, self.context, state)
-        self._limit_parts(start.images_at_once)
+        if start.parts > self.task.progress.parts:
+            self.task.progress.parts = start.parts
+            self._log(
+                f"memory: each batch is computed in {start.parts} parts; batch normalization uses one part at a time",
+                style="yellow",
+            )
         self.changes = _change_rows(self.previous.get("changes", []), start.changes, self.task.progress.step)
         self.trainer = start.trainer
         self._add_loggers()
@@ -218,17 +230,6 @@ class _TrainingRun:
             sync_batch_norm(network, self.trainer.strategy.root_device)
         self.tuning.apply(network)
         self.context.memory_format = FORMATS[self.tuning.memory_format]
-
-    def _limit_parts(self, images: int | None) -> None:
-        """Divide batches into parts of at most as many images as fit into the memory of a CPU."""
-        self._images_at_once = min(self.recipe.batch, images or self.recipe.batch)
-        parts = -(-min(self.recipe.batch, len(self.data.train)) // self._images_at_once)
-        if parts > self.task.progress.parts:
-            self.task.progress.parts = parts
-            self._log(
-                f"memory: each batch is computed in {parts} parts; batch normalization uses one part at a time",
-                style="yellow",
-            )
 
     def _carried(self, state: State | None) -> Preprocessing | None:
         """Return the preprocessing of the checkpoint, or of the weights that training starts from."""
@@ -345,7 +346,9 @@ class _TrainingRun:
                 chosen = {**stored, **requested}
                 return Tuning(chosen["memory_format"], chosen["threads"], origin)
         device = self.trainer.strategy.root_device
-        return choose_tuning(self.graph, network, self._images_at_once, device, options.memory_format, options.threads)
+        return choose_tuning(
+            self.graph, network, self.start.images_at_once, device, options.memory_format, options.threads
+        )
 
     def _log_start(self) -> None:
         """Log what the run will do. Defaults of the recipe are marked, because the spec does not show them."""
@@ -479,7 +482,7 @@ def _make_trainer(options: TrainOptions, recipe: Recipe, folder: RunFolder | Non
     """
     precision: Any = PRECISIONS.get(options.precision or recipe.precision, options.precision)
     try:
-        return pl.Trainer(
+        trainer = pl.Trainer(
             accelerator=options.accelerator,
             devices=options.devices,
             strategy=options.strategy,
@@ -497,6 +500,14 @@ def _make_trainer(options: TrainOptions, recipe: Recipe, folder: RunFolder | Non
         )
     except (MisconfigurationException, ValueError, RuntimeError, TypeError, ImportError) as error:
         raise _settings_error(error) from None
+    if str(precision) in ("16", PRECISIONS["fp16"]) and trainer.precision != PRECISIONS["fp16"]:
+        raise failure(
+            "E0510",
+            "`fp16` requires a GPU",
+            notes=["float16 has a small range, so mixed precision scales the loss, which Lightning does on GPUs only"],
+            help="use `--precision bf16` or `--precision fp32`",
+        )
+    return trainer
 
 
 def check_recipe(recipe: Recipe, data: ImageData) -> None:
