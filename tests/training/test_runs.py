@@ -29,6 +29,7 @@ from cnnspec.recipe import Cifar100, FashionMini, Folder, Recipe, Setting
 from cnnspec.training import Result, TrainOptions, evaluate, train
 from cnnspec.training.data.batches import EpochBatches
 from cnnspec.training.data.datasets import load_data
+from cnnspec.training.loop import autotune
 from cnnspec.training.loop.journal import read_journal
 from cnnspec.training.loop.task import Task, check_parts, warmed_up_ema
 from cnnspec.training.runs.folder import RunFolder
@@ -534,9 +535,12 @@ def test_files_of_another_format_version_are_an_error(tmp_path: Path, name: str)
         assert "unsupported file format" in str(skipped[0])
 
 
-def test_a_plan_is_what_a_run_uses_and_writes_nothing(run: Callable[..., Result], tmp_path: Path):
+def test_a_plan_is_what_a_run_uses_and_writes_nothing(
+    run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     from cnnspec.training.runs.plan import plan, plan_lines
 
+    monkeypatch.setattr(autotune, "_waiting_seconds", lambda: 0.0)  # a quiet machine, which stores what it measures
     graph = tiny("optimizer sgd lr=0.1 momentum=0.9")
     options = TrainOptions(out=tmp_path / "runs", epochs=2, offline=True, threads=1)
     planned = plan(graph, options)

@@ -137,7 +137,7 @@ class _Start:
         self.data = self._load_data()
         check_recipe(self.recipe, self.data)
         images = min(self.recipe.batch, len(self.data.train))
-        self.images_at_once = min(images, fitting or images)
+        self.images_at_once = min(self.recipe.batch, fitting or self.recipe.batch)
         self.parts = max(self.recipe.accumulate, -(-images // self.images_at_once))
         if self.trainer.world_size == 1:  # several devices compute the statistics together
             check_parts(graph, images, self.parts)
