@@ -13,7 +13,7 @@ from cnnspec.shapes import Shape
 class Scope(nn.Module):
     """A level of the module tree. `scope[0]` and `scope["type"]` return children that no attribute can name."""
 
-    def __getitem__(self, name: int | str) -> Any:
+    def __getitem__(self, name: int | str) -> nn.Module | None:
         return self._modules[str(name)]
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -50,7 +50,8 @@ class DropPath(nn.Module):
         if not self.training or self.p == 0:
             return x
         keep = 1 - self.p
-        mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep)  # [N, 1, 1, 1]
+        # [N, 1, 1, 1]
+        mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep)
         if keep > 0:
             mask.div_(keep)
         return x * mask
