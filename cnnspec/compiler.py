@@ -157,7 +157,7 @@ def locate(path_or_name: str | Path) -> tuple[Path, str]:
     path = Path(path_or_name)
     if path.name == str(path_or_name):
         shipped = shipped_specs().get(path.name.removesuffix(SUFFIX))
-        if shipped is not None and not path.exists():
+        if shipped is not None and (path.is_dir() or not path.exists()):
             return shipped, f"{shipped.stem}{SUFFIX}"
     return path, str(path_or_name)
 

@@ -81,6 +81,14 @@ def test_published_figures(name: str, params: int, macs: float) -> None:
     assert module.eval()(torch.zeros(3, *graph.input_shape)).shape == (3, 10)
 
 
+def test_a_folder_does_not_hide_a_shipped_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "resnet20").mkdir()
+    assert cnnspec.load("resnet20").parameter_count == 272_378
+    (tmp_path / "lenet5").write_text("input 1x8x8\nconv 3x3 2\n")
+    assert cnnspec.load("lenet5").input_shape == (1, 8, 8)  # a file does
+
+
 def test_params_change_a_network() -> None:
     assert cnnspec.load("resnet20", n=9).depth == 56
     assert cnnspec.load("resnet20", classes=100).output_shape == (100,)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -131,7 +132,8 @@ def find_data(recipes: Sequence[Recipe], text: str | None, data_dir: Path | None
 
     if text is None:
         return None
-    name, _, path = text.replace(" ", ":", 1).partition(":")
+    name, path = (*re.split(r"[:\s]", text.strip(), maxsplit=1), "")[:2]
+    path = path.strip().removeprefix('"').removesuffix('"')  # as in a spec: `folder "PATH"`
     if name == "folder" and not path and data_dir:
         path = str(data_dir)
     if name == "folder" and path:

@@ -198,7 +198,7 @@ def unnamed_choice(reporter: Reporter, span: Span, table: Mapping[str, type[Decl
             message = f"expected a path in quotes, found `{path}`"
             place = Span(span.source, span.end - len(path), span.end)
         if path.startswith("/"):
-            help = f"use `--data folder:{path}`: a spec can only name a folder next to it"
+            help = f"use `--data folder:{path}`: a spec can only name a folder below its own"
             return reporter.error("E0201", message, place, help=help)
         written = f'folder "{path}"'
     elif quoted:

@@ -253,15 +253,19 @@ def _in_entry(at: Place) -> Explanation | None:
         written = f"{entry} {named.group(1)}" if named else example_entry(entry)
         help = f"write the value without braces{':' if named else ', for example'} `{written}`"
         return Explanation(help, where=f"after `{entry}`")
-    path = re.match(r"[~./\\A-Za-z][\w./\\:~-]*", at.rest)
-    if path and re.search(r"\bfolder[ \t]+$", at.before):
-        edit = (at.at, at.at + path.end(), f'"{path.group()}"')
-        message = f"expected a path in quotes, found `{path.group()}`"
-        if path.group()[0] in "~/":
-            help = f"use `--data folder:{path.group()}`: a spec can only name a folder next to it"
+    path = re.match(r'(?P<sign>:?)[ \t]*"?(?P<path>[~./\\A-Za-z0-9][\w./\\:~-]*)"?', at.rest)
+    if path and re.search(r"\bfolder[ \t]*$", at.before):
+        written, begin = path["path"], at.at - (len(at.before) - len(at.before.rstrip()))
+        quoted = path.group().endswith('"')
+        edit = (at.at + path.start("sign"), at.at + path.end(), f'"{written}"')
+        if path["sign"]:
+            edit = (begin, edit[1], f' "{written}"')
+        message = f"expected a path in quotes, found `{written}`" if not quoted else "unexpected `:` after `folder`"
+        if written[0] in "~/":
+            help = f"use `--data folder:{written}`: a spec can only name a folder below its own"
             return Explanation(help, [], at.span(*edit[:2]), message)
-        fix = at.fix(f"write `{edit[2]}`", edit, certain=True)
-        return Explanation(fix.help, [fix], at.span(*edit[:2]), message)
+        fix = at.fix(f'write `folder "{written}"`', edit, certain=True)
+        return Explanation(fix.help, [fix], at.span(edit[0], edit[1]), message)
     return None
 
 

@@ -15,7 +15,7 @@ import typer
 
 from cnnspec.analysis.summary import COLUMNS
 from cnnspec.cli.options import grid
-from cnnspec.cli.training_options import Training
+from cnnspec.cli.training_options import Training, find_data
 from cnnspec.resources import resource
 
 HEAD = "network t\ninput 3x32x32\nclasses 10\n"
@@ -385,3 +385,11 @@ def test_a_summary_in_formulas() -> None:
     }
     assert data["parameters"] == 272_378
     assert "(H + 3)//4" in cnnspec("summary", "resnet20", "--symbolic").stdout
+
+
+@pytest.mark.parametrize(
+    "text", ["folder:a b/c", "folder a b/c", 'folder "a b/c"', 'folder:"a b/c"', ' folder "a b/c" ']
+)
+def test_a_folder_is_named_as_in_a_spec_or_with_a_colon(text: str):
+    found = find_data([], text, None)
+    assert (found.name, found.args["path"]) == ("folder", "a b/c")
