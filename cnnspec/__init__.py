@@ -1,6 +1,6 @@
 """A declarative compiler for convolutional networks, from text to a checked graph, a torch module and training.
 
-`load`, `loads`, `check` and `format` work without torch. `build` imports it when it is called.
+`load`, `loads`, `check` and `format` work without torch. `build` and `load_run` import it when they are used.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cnnspec.analysis.summary import largest_batch, summarize
     from cnnspec.api import build, check, format, load, loads
     from cnnspec.diagnostics import CnnspecError, Diagnostic, Edit, Fix
+    from cnnspec.inference import load_run
     from cnnspec.ir import Graph, Model
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ __all__ = [
     "format",
     "largest_batch",
     "load",
+    "load_run",
     "loads",
     "summarize",
 ]
@@ -42,6 +44,7 @@ __getattr__, __dir__ = lazy_exports(
         **dict.fromkeys(("build", "check", "format", "load", "loads"), "cnnspec.api"),
         **dict.fromkeys(("CnnspecError", "Diagnostic", "Edit", "Fix"), "cnnspec.diagnostics"),
         **dict.fromkeys(("Graph", "Model"), "cnnspec.ir"),
+        "load_run": "cnnspec.inference",
         **dict.fromkeys(("largest_batch", "summarize"), "cnnspec.analysis.summary"),
     },
 )

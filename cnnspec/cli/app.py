@@ -16,6 +16,7 @@ COMMANDS = {
     "plan": "cnnspec.cli.modules:plan",
     "runs": "cnnspec.cli.modules:runs",
     "test": "cnnspec.cli.modules:test",
+    "predict": "cnnspec.cli.inference:predict",
     "match": "cnnspec.cli.modules:match",
     "compare": "cnnspec.cli.comparisons:compare",
     "check": "cnnspec.cli.specs:check",

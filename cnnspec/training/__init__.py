@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from cnnspec.diagnostics import failure
@@ -50,19 +51,33 @@ _load, __dir__ = lazy_exports(
 )
 
 
-def __getattr__(name: str) -> Any:
-    if name in __all__ and "torch" not in sys.modules:
+def require_extra(what: str, load: Callable[[str], Any], name: str) -> Any:
+    """Import an export of a package that needs torch, and return it.
+
+    Args:
+        what: What the package does, for the error message.
+        load: Imports an export by its name.
+        name: The name.
+
+    Raises:
+        CnnspecError: E0507 if the extra is not installed.
+    """
+    if not name.startswith("_") and "torch" not in sys.modules:
         # OpenMP reads this once. By default, waiting threads spin for so long that a step next to other work takes up
         # to ten times as long. On an idle machine the setting makes no difference.
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
-        return _load(name)
+        return load(name)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("cnnspec"):
             raise
-        what, extra = ("a sweep", "sweep") if error.name == "optuna" else ("training", "train")
+        what, extra = ("a sweep", "sweep") if error.name == "optuna" else (what, "train")
         raise failure(
             "E0507",
             f"{what} requires `{error.name}`, which is not installed",
             help=f"install it with `pip install 'cnnspec[{extra}]'`",
         ) from None
+
+
+def __getattr__(name: str) -> Any:
+    return require_extra("training", _load, name)

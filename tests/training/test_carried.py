@@ -69,7 +69,7 @@ def test_weights_carry_spec_classes_and_preprocessing(tmp_path: Path) -> None:
         metadata = file.metadata()
     (found,) = (json.loads(value) for key, value in metadata.items() if key != "format")
     about = found["about"]
-    assert about["format_version"] == 1
+    assert about["format_version"] == 2
     assert about["classes"] == ["blue", "green", "red"]
     assert about["spec"].startswith("network tiny")
     assert about["preprocessing"]["mean"] == [0.5] * 3

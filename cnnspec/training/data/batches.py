@@ -13,16 +13,13 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cnnspec.diagnostics import CnnspecError, echo, failure, one_line
-from cnnspec.recipe import Recipe
 from cnnspec.training.data.augment import Preprocess
-from cnnspec.training.data.datasets import ImageData, Images
-from cnnspec.training.data.preprocessing import Preprocessing
+from cnnspec.training.data.datasets import Images
 from cnnspec.training.data.rng import BatchRng, make_generator
 
 Batch = tuple[Tensor, Tensor]
@@ -165,37 +162,3 @@ class _WorkerBatches(Dataset[Any]):
 def steps_per_epoch(images: Images, batch: int) -> int:
     """Return the number of optimizer steps of an epoch. An incomplete last batch is dropped."""
     return max(1, len(images) // batch)
-
-
-class BatchDataModule(pl.LightningDataModule):
-    """The data module that provides the batches of each epoch.
-
-    Args:
-        recipe: The recipe.
-        data: The dataset.
-        preprocessing: Turns images into the input of the network.
-        workers: The number of processes that read images from files.
-    """
-
-    def __init__(self, recipe: Recipe, data: ImageData, preprocessing: Preprocessing, workers: int = 0) -> None:
-        super().__init__()
-        self.recipe, self.data, self.workers = recipe, data, workers
-        self.preprocess = Preprocess(preprocessing, recipe.augment)
-        self.skip = 0
-        """The number of batches to skip in the next epoch, after an interruption."""
-
-    def train_dataloader(self) -> Any:
-        assert self.trainer is not None
-        batches = EpochBatches(
-            self.data.train,
-            self.preprocess,
-            self.recipe.batch,
-            seed=self.recipe.seed,
-            epoch=self.trainer.current_epoch,
-            skip=self.skip,
-            rank=self.trainer.global_rank,
-            world=self.trainer.world_size,
-            workers=0 if self.data.train.in_memory else self.workers,
-        )
-        self.skip = 0
-        return batches

@@ -149,6 +149,24 @@ def list_images(path: Path, base: Path | None = None) -> Listing:
     return found.listing(path)
 
 
+def images_below(folder: Path) -> tuple[list[Path], list[str]]:
+    """Return the images in a folder and its subfolders, sorted, and notes on skipped files.
+
+    Raises:
+        CnnspecError: E0503 if there are none, or a folder cannot be read.
+    """
+    walk = _Walk(None)
+    try:
+        found = [path for path, _, _ in walk._images(folder, folder, str(folder), frozenset())]
+    except OSError as error:
+        place = str(error.filename or folder)
+        raise failure("E0503", f"cannot read `{place}`: {reason_of(error)}", file=place) from None
+    notes = [*walk.notes, *walk._summary()]
+    if not found:
+        raise failure("E0503", f"`{folder}` contains no images", notes=notes, file=str(folder))
+    return found, notes
+
+
 @dataclass
 class _Found:
     """Images by split and class name, as found."""

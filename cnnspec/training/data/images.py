@@ -14,7 +14,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
-from cnnspec.diagnostics import failure, one_line
+from cnnspec.diagnostics import CnnspecError, failure, one_line
 from cnnspec.limits import MAX_PIXELS
 
 EXTENSIONS = frozenset(
@@ -50,31 +50,54 @@ def read_image(path: Path, channels: int) -> Tensor:
     try:
         with warnings.catch_warnings(), Image.open(path, formats=FORMATS) as image:
             warnings.simplefilter("ignore")  # of damaged metadata and large images
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise ValueError(f"it has {width:,} x {height:,} pixels, more than the limit of {MAX_PIXELS:,}")
-            array = _pixels(image, "RGB" if channels == 3 else "L")
+            return _pixels(image, channels)
     except Exception as error:  # noqa: BLE001  decoders raise many types for damaged files, also `struct.error`, `KeyError`
-        raise failure(
-            "E0503",
-            f"cannot read the image `{path.name}`",
-            notes=[one_line(error) or type(error).__name__],
-            file=str(path),
-            help="remove the file, or save the image again as 8-bit grayscale or RGB",
-        ) from None
-    return torch.from_numpy(array).view(1, *array.shape[:2], -1).permute(0, 3, 1, 2)
+        raise _unreadable(error, f"`{path.name}`", str(path)) from None
 
 
-def _pixels(image: Image.Image, mode: str) -> np.ndarray:
-    """Return the pixels `[h, w]` or `[h, w, 3]` of an opened image."""
+def image_pixels(image: Image.Image, channels: int, name: str) -> Tensor:
+    """Return the pixels `[1, channels, h, w]` of an image in memory, as those of a file. The image is not changed.
+
+    Args:
+        image: The image.
+        channels: 1 for grayscale, 3 for RGB.
+        name: The name of the image in error messages.
+
+    Raises:
+        CnnspecError: E0503 as for `read_image`.
+    """
+    try:
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            image, image.format = image.copy(), image.format
+        return _pixels(image, channels)
+    except Exception as error:  # noqa: BLE001  as in `read_image`; the file of the image may not be decoded yet
+        raise _unreadable(error, name, None) from None
+
+
+def _unreadable(error: Exception, name: str, file: str | None) -> CnnspecError:
+    return failure(
+        "E0503",
+        f"cannot read the image {name}",
+        notes=[one_line(error) or type(error).__name__],
+        file=file,
+        help="remove the file, or save the image again as 8-bit grayscale or RGB",
+    )
+
+
+def _pixels(image: Image.Image, channels: int) -> Tensor:
+    """Return the pixels `[1, channels, h, w]` of an image. Its orientation is applied to itself."""
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"it has {width:,} x {height:,} pixels, more than the limit of {MAX_PIXELS:,}")
     ImageOps.exif_transpose(image, in_place=True)
     width, height = image.size
-    array = np.empty((height, width, 3) if mode == "RGB" else (height, width), np.uint8)
-    greatest = _greatest_value(image)
+    array = np.empty((height, width, channels), np.uint8)
+    greatest, mode = _greatest_value(image), "RGB" if channels == 3 else "L"
     for top in range(0, height, _STRIP):
         strip = image.crop((0, top, width, min(top + _STRIP, height)))
-        array[top : top + _STRIP] = _convert(_eight_bits(image, strip, greatest) if greatest else strip, mode)
-    return array
+        rows = _convert(_eight_bits(image, strip, greatest) if greatest else strip, mode)
+        array[top : top + _STRIP] = rows.reshape(-1, width, channels)
+    return torch.from_numpy(array)[None].permute(0, 3, 1, 2)
 
 
 def _convert(image: Image.Image, mode: str) -> np.ndarray:

@@ -10,13 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from cnnspec.backends.torch.weights import PUBLISHED
-from cnnspec.diagnostics import failure, one_line
-from cnnspec.ir import Graph
+from cnnspec.checker.check import check
+from cnnspec.diagnostics import CnnspecError, Reporter, failure, one_line
+from cnnspec.ir import Graph, Model
+from cnnspec.ir.stored_recipe import checked_recipe
+from cnnspec.limits import MAX_JSON_BYTES
+from cnnspec.semantics.context import SourceMap
 from cnnspec.training.data.identity import DataIdentity
 from cnnspec.training.data.preprocessing import HALF, Preprocessing
 from cnnspec.training.loop.checkpoints import read_about
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_READABLE = (1, FORMAT_VERSION)
+"""The versions that can be read. Version 1 has no network."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +47,61 @@ def describe(graph: Graph, classes: Sequence[str], preprocessing: Preprocessing)
         "network": graph.name,
         "spec": graph.text,
         "files": dict(graph.files),
+        "model": graph.model.model_dump_json(),  # as text: weights files may contain few values, and no deep ones
         "input_shape": list(graph.input_shape),
         "classes": list(classes),
         "preprocessing": preprocessing.to_json(),
     }
+
+
+def stored_network(model: str, spec: str, *, allow_huge: bool = False) -> Graph:
+    """Return the network of a Model that was stored as JSON.
+
+    Args:
+        model: The Model.
+        spec: The text of the spec.
+        allow_huge: Allow more than `limits.MAX_PARAMETERS` parameters and `limits.MAX_ELEMENTS` elements.
+
+    Raises:
+        ValueError: The Model is not a valid network.
+    """
+    if len(model) > MAX_JSON_BYTES:
+        raise ValueError(f"its description has more characters than the limit of {MAX_JSON_BYTES:,}")
+    reporter = Reporter()
+    try:
+        found = Model.model_validate_json(model)
+        checked_recipe(found.recipe)
+        graph = check(found, SourceMap(), reporter, spec, allow_huge=allow_huge)
+    except Exception as error:  # noqa: BLE001 - a forged model can break any rule that the elaboration ensures
+        raise ValueError(one_line(error)) from None
+    if graph is None:
+        raise ValueError(reporter.sorted()[0].message if reporter.failed else "the network is empty")
+    return graph
+
+
+def carried_network(source: Path, *, allow_huge: bool = False) -> Graph | None:
+    """Return the network that a weights file was trained as, or None if the file does not contain it.
+
+    Raises:
+        CnnspecError: E0505 if the file says something that cannot be understood.
+    """
+    own: Any = read_about(source).get("about")
+    try:
+        if not own or own["format_version"] not in _READABLE or "model" not in own:
+            return None
+        return stored_network(own["model"], str(own["spec"]), allow_huge=allow_huge)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _unreadable(source, error) from None
+
+
+def _unreadable(source: str | Path, error: Exception) -> CnnspecError:
+    return failure(
+        "E0505",
+        "cannot read the metadata of the weights",
+        notes=[one_line(error)],
+        file=str(source),
+        help="use a file that this version of cnnspec wrote, or save the weights alone",
+    )
 
 
 def about_weights(source: str | Path, graph: Graph) -> About:
@@ -63,18 +120,12 @@ def about_weights(source: str | Path, graph: Graph) -> About:
     try:
         data = DataIdentity.model_validate(found["data"]) if found.get("data") is not None else None
         own: Any = found.get("about") or {}
-        if own and own["format_version"] != FORMAT_VERSION:
+        if own and own["format_version"] not in _READABLE:
             raise ValueError(f"format version {own['format_version']}, expected {FORMAT_VERSION}")
         classes = tuple(str(name) for name in own.get("classes", ()))
         preprocessing = Preprocessing.from_json(own["preprocessing"]) if own else None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise failure(
-            "E0505",
-            "cannot read the metadata of the weights",
-            notes=[one_line(error)],
-            file=str(source),
-            help="use a file that this version of cnnspec wrote, or save the weights alone",
-        ) from None
+        raise _unreadable(source, error) from None
     return About(classes, preprocessing, data)
 
 

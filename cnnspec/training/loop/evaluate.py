@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,17 +30,101 @@ from cnnspec.training.loop.machine import best_device, default_workers, images_t
 from cnnspec.training.loop.nan_search import first_nonfinite_layer
 
 BATCH = 250
-"""Images per batch."""
+"""The maximum number of images per batch."""
+BATCH_VALUES = 2**24
+"""The maximum number of values per batch of large images."""
+GRANULE = 4
+"""Batches are padded to a multiple of this number of images. Kernels for one to three images round differently."""
+
+
+def images_per_batch(image: Sequence[int]) -> int:
+    """Return the number of images `[C, H, W]` per batch of a test or a prediction."""
+    return min(BATCH, max(GRANULE, BATCH_VALUES // math.prod(image) // GRANULE * GRANULE))
+
+
+class Evaluator:
+    """Compute the logits of batches, in the precision of the weights.
+
+    On a CPU, the logits of an image do not depend on the other images of its batch. Batches are split if memory runs
+    out, and on a CPU if the whole batch would not fit.
+
+    Args:
+        network: Maps `[N, C, H, W]` to logits `[N, classes]`. It is left in evaluation mode.
+        device: The device to compute on.
+        tta: `hflip` averages the logits of each image and of its mirror image.
+
+    Raises:
+        CnnspecError: E0513 if not even one image fits into the memory.
+    """
+
+    def __init__(self, network: nn.Module, device: torch.device, tta: Literal["hflip"] | None = None) -> None:
+        self.network, self.device, self.tta = network.to(device).eval(), device, tta
+        fits = images_that_fit(network.graph, device, training=False) if isinstance(network, Network) else None
+        self._most = fits or sys.maxsize
+        self._dtype = next((weight.dtype for weight in network.parameters()), torch.float32)  # of `--precision 64-true`
+
+    @torch.inference_mode()
+    def __call__(self, batch: Tensor) -> Tensor:
+        """Return the logits `[N, classes]` of images `[N, C, H, W]`, on the CPU.
+
+        Raises:
+            CnnspecError: E0509 if one is NaN or Inf.
+        """
+        padded = _padded(batch, GRANULE if self._most >= GRANULE else 1)
+        while True:
+            try:
+                parts = padded.split(min(self._most, len(padded)))
+                logits = torch.cat([self._logits(part.to(self.device, self._dtype)) for part in parts])[: len(batch)]
+                break
+            except (RuntimeError, MemoryError) as error:
+                if self._most == 1 or not is_out_of_memory(error):
+                    raise
+                most = min(self._most, len(padded)) // 2
+                self._most = max(1, most // GRANULE * GRANULE or most)
+        if not logits.isfinite().all():
+            layer = first_nonfinite_layer(self.network, batch.to(self.device))
+            raise failure(
+                "E0509",
+                "the output of the network is not finite in evaluation: the training diverged",
+                notes=[f"the first layer whose output contains NaN or Inf is `{layer}`"] if layer else [],
+                help="use a lower learning rate, or other weights",
+            )
+        return logits
+
+    def _logits(self, images: Tensor) -> Tensor:
+        logits = self.network(images)
+        return ((logits + self.network(images.flip(3))) / 2 if self.tta == "hflip" else logits).cpu()
+
+
+def _padded(batch: Tensor, granule: int) -> Tensor:
+    """Repeat the last image up to a multiple of `granule` images. The result is channels last, also in its strides."""
+    count, (channels, height, width) = len(batch), batch.shape[1:]
+    strides = (channels * height * width, 1, width * channels, channels)  # ambiguous in torch for a single channel
+    if count % granule == 0 and batch.stride() == strides:
+        return batch
+    shape = (-(-count // granule) * granule, channels, height, width)
+    padded = torch.empty_strided(shape, strides, dtype=batch.dtype, device=batch.device)
+    padded[:count], padded[count:] = batch, batch[-1:]
+    return padded
 
 
 @dataclass(frozen=True)
 class Score:
-    """The result of an evaluation: correct predictions, images, mean cross-entropy, and the predicted classes `[N]`."""
+    """The result of an evaluation.
+
+    Attributes:
+        correct: The number of correct predictions.
+        images: The number of images.
+        loss: The mean cross-entropy.
+        predicted: The predicted class of each image, `[N]`.
+        probability: The probability of the predicted class, `[N]` in float64.
+    """
 
     correct: int
     images: int
     loss: float
     predicted: Tensor
+    probability: Tensor
 
     @property
     def accuracy(self) -> float:
@@ -55,8 +141,6 @@ def score(
 ) -> Score:
     """Evaluate a network on one split of a dataset, in the precision of its weights and without augmentation.
 
-    Batches are split if memory runs out, and on a CPU if the whole batch would not fit.
-
     Args:
         network: Maps `[N, C, H, W]` to logits `[N, classes]`. It is left in evaluation mode.
         images: The split.
@@ -68,43 +152,20 @@ def score(
     Raises:
         CnnspecError: E0509 if an output is NaN or Inf, E0513 if not even one image fits into the memory.
     """
-    network = network.to(device).eval()
-    fits = images_that_fit(network.graph, device, training=False) if isinstance(network, Network) else None
-    correct, loss, parts = 0, 0.0, -(-BATCH // (fits or BATCH))
+    evaluator = Evaluator(network, device, tta)
+    correct, loss = 0, 0.0
     predicted: list[Tensor] = []
+    probability: list[Tensor] = []
     workers = 0 if images.in_memory else default_workers()
-    dtype = next((weight.dtype for weight in network.parameters()), torch.float32)  # of `--precision 64-true`
-    with torch.inference_mode():
-        for batch, labels in EpochBatches(images, Preprocess(preprocessing), BATCH, workers=workers):
-            poll()
-            while True:
-                try:
-                    outputs = [_logits(network, x.to(device, dtype), tta) for x in batch.chunk(parts)]
-                    break
-                except (RuntimeError, MemoryError) as error:
-                    if parts >= len(batch) or not is_out_of_memory(error):
-                        raise
-                    parts *= 2
-            logits, labels = torch.cat(outputs), labels.cpu()
-            if not logits.isfinite().all():
-                raise failure(
-                    "E0509",
-                    "the output of the network is not finite in evaluation: the training diverged",
-                    notes=[f"the first layer whose output contains NaN or Inf is `{layer}`"]
-                    if (layer := first_nonfinite_layer(network, batch.to(device)))
-                    else [],
-                    help="use a lower learning rate, or other weights",
-                )
-            predicted.append(logits.argmax(1))
-            correct += int((predicted[-1] == labels).sum())
-            loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
-    return Score(correct, len(images), loss / len(images), torch.cat(predicted))
-
-
-def _logits(network: nn.Module, images: Tensor, tta: str | None) -> Tensor:
-    """Return logits `[N, classes]` on the CPU."""
-    logits = network(images)
-    return ((logits + network(images.flip(3))) / 2 if tta == "hflip" else logits).cpu()
+    size = images_per_batch((len(preprocessing.mean), *preprocessing.size))
+    for batch, labels in EpochBatches(images, Preprocess(preprocessing), size, workers=workers):
+        poll()
+        logits, labels = evaluator(batch), labels.cpu()
+        predicted.append(logits.argmax(1))
+        probability.append(logits.double().softmax(1).amax(1))
+        correct += int((predicted[-1] == labels).sum())
+        loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
+    return Score(correct, len(images), loss / len(images), torch.cat(predicted), torch.cat(probability))
 
 
 def evaluate(

@@ -35,7 +35,8 @@ from cnnspec.limits import CHECKPOINT_RATIO, MAX_INTEGER
 from cnnspec.ops.norm import BatchNorm
 from cnnspec.recipe import Recipe
 from cnnspec.shapes import numel, text
-from cnnspec.training.data.batches import Batch
+from cnnspec.training.data.augment import Preprocess
+from cnnspec.training.data.batches import Batch, EpochBatches
 from cnnspec.training.data.datasets import ImageData
 from cnnspec.training.data.identity import DataIdentity
 from cnnspec.training.data.preprocessing import Preprocessing
@@ -675,3 +676,37 @@ class Task(pl.LightningModule):
         if (scaler := getattr(self.trainer.precision_plugin, "scaler", None)) is not None:
             state["scaler"] = scaler.state_dict()
         return state
+
+
+class BatchDataModule(pl.LightningDataModule):
+    """The data module that provides the batches of each epoch.
+
+    Args:
+        recipe: The recipe.
+        data: The dataset.
+        preprocessing: Turns images into the input of the network.
+        workers: The number of processes that read images from files.
+    """
+
+    def __init__(self, recipe: Recipe, data: ImageData, preprocessing: Preprocessing, workers: int = 0) -> None:
+        super().__init__()
+        self.recipe, self.data, self.workers = recipe, data, workers
+        self.preprocess = Preprocess(preprocessing, recipe.augment)
+        self.skip = 0
+        """The number of batches to skip in the next epoch, after an interruption."""
+
+    def train_dataloader(self) -> Any:
+        assert self.trainer is not None
+        batches = EpochBatches(
+            self.data.train,
+            self.preprocess,
+            self.recipe.batch,
+            seed=self.recipe.seed,
+            epoch=self.trainer.current_epoch,
+            skip=self.skip,
+            rank=self.trainer.global_rank,
+            world=self.trainer.world_size,
+            workers=0 if self.data.train.in_memory else self.workers,
+        )
+        self.skip = 0
+        return batches

@@ -13,13 +13,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from cnnspec.checker.check import check
-from cnnspec.diagnostics import CnnspecError, Reporter, one_line
+from cnnspec.diagnostics import CnnspecError, one_line
 from cnnspec.files import open_regular, parse_json, read_text, unreadable
-from cnnspec.ir import Graph, Model
+from cnnspec.ir import Graph
 from cnnspec.limits import MAX_EPOCHS, MAX_FILE_BYTES, MAX_JOURNAL_BYTES
 from cnnspec.recipe import ORIGINS, Recipe
-from cnnspec.semantics.context import SourceMap
+from cnnspec.training.loop.about import stored_network
 from cnnspec.training.runs.json_files import Accuracy, Count, Number, read_model, read_result, recipe_of
 
 DIVERGED = "E0509"
@@ -114,18 +113,16 @@ def read_run(folder: Path) -> StoredRun:
         raise unreadable(folder / "spec.cnn", "the file does not exist", "E0506")
     try:
         found = _network(model.model_dump_json(), spec)
-    except Exception as error:  # noqa: BLE001 - a forged model can break any rule that the elaboration ensures
+    except ValueError as error:
         raise unreadable(folder / "model.json", f"it is not a valid network: {one_line(error)}", "E0506") from None
-    if found is None:
-        raise unreadable(folder / "model.json", "it is not a valid network", "E0506")
     return StoredRun(folder, *found, recipe, result)
 
 
 @lru_cache(maxsize=128)
-def _network(model: str, spec: str) -> tuple[Graph, str] | None:
-    """Check the model of a run, once for all runs of it, and return the graph and its structure."""
-    graph = check(Model.model_validate_json(model), SourceMap(), Reporter(), spec, allow_huge=True)
-    return None if graph is None else (graph, structure(graph))
+def _network(model: str, spec: str) -> tuple[Graph, str]:
+    """Return the network of a run and its structure, which are checked once for all runs of it."""
+    graph = stored_network(model, spec, allow_huge=True)
+    return graph, structure(graph)
 
 
 class EpochRow(BaseModel):

@@ -23,7 +23,7 @@ from cnnspec.recipe import Recipe
 from cnnspec.semantics.recipe_rules import nothing_validated, refuse
 from cnnspec.training.data import identity
 from cnnspec.training.data.augment import Preprocess
-from cnnspec.training.data.batches import BatchDataModule, steps_per_epoch
+from cnnspec.training.data.batches import steps_per_epoch
 from cnnspec.training.data.datasets import ImageData, load_data
 from cnnspec.training.data.preprocessing import Preprocessing, choose_preprocessing
 from cnnspec.training.loop.about import about_weights, describe
@@ -41,7 +41,7 @@ from cnnspec.training.loop.machine import (
 from cnnspec.training.loop.optimizers import optimizer_for
 from cnnspec.training.loop.signals import Pruned, StopHandler, Stopped
 from cnnspec.training.loop.sync_batchnorm import sync_batch_norm
-from cnnspec.training.loop.task import StateCheck, Task, TrainingContext, check_parts
+from cnnspec.training.loop.task import BatchDataModule, StateCheck, Task, TrainingContext, check_parts
 from cnnspec.training.runs.folder import RunFolder, is_main_process, shared_folder, write_error
 from cnnspec.training.runs.loggers import ExternalLogger, draw_graph, make_loggers, quiet
 from cnnspec.training.runs.options import (
