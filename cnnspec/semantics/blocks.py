@@ -6,6 +6,7 @@ from cnnspec.diagnostics import Edit, Fix, Label, Reporter, Span, respell
 from cnnspec.ops import OPS
 from cnnspec.ops.examples import example_value
 from cnnspec.schema import REQUIRED, Parameter, Type
+from cnnspec.semantics.context import refuse_reserved
 from cnnspec.syntax import ast
 
 BLOCK_TYPES = {
@@ -82,8 +83,10 @@ def check_header(block: ast.Block, reporter: Reporter) -> None:
             message, help = f"parameter `{name}` is defined multiple times", "rename or remove one of them"
             reporter.error("E0211", message, span, labels=labels, help=help)
         if name in ("repeat", "name"):
-            help = "choose another name: every call already takes `repeat` and `name`"
-            reporter.error("E0211", f"parameter name `{name}` is reserved", span, help=help)
+            help = f"choose another name for the parameter: every call takes `{name}`"
+            reporter.error("E0211", f"invalid parameter name `{name}`: it is a reserved word", span, help=help)
+        else:
+            refuse_reserved(reporter, "parameter", name, span)
         if parameter.type is not None and parameter.type not in BLOCK_TYPES:
             _unknown_type(span, parameter.type, reporter)
         if parameter.once and parameter.default is None:

@@ -16,7 +16,7 @@ from cnnspec.limits import MAX_DEPTH
 from cnnspec.semantics.arguments import ArgumentBinder
 from cnnspec.semantics.blocks import BLOCK_TYPES, check_header, signature
 from cnnspec.semantics.calls import CallBinder
-from cnnspec.semantics.context import Context
+from cnnspec.semantics.context import Context, refuse_reserved
 from cnnspec.semantics.names import ExpressionResolver
 from cnnspec.semantics.scope import FileScope, LocalScope
 from cnnspec.syntax import ast
@@ -140,6 +140,7 @@ class BodyElaborator:
         match node:
             case ast.Let():
                 self.context.check_name_limit(len(scope.variables), node.name_span)
+                refuse_reserved(self.context.reporter, "value", node.name, node.name_span)
                 return ir.Let(name=node.name, value=self.expressions.resolve(node.value, scope), origin=origin)
             case ast.Require():
                 holes = self.expressions.holes(node.message, scope) if node.message else ()
@@ -226,7 +227,10 @@ class BodyElaborator:
             case ast.Braces():
                 return ir.Braces(body=self.statements(node.body, scope), origin=origin)
             case ast.Repeat():
-                inner = scope.with_variable(node.variable, BLOCK_TYPES["int"]) if node.variable else scope
+                inner = scope
+                if node.variable:
+                    refuse_reserved(self.context.reporter, "index", node.variable, node.variable_span)
+                    inner = scope.with_variable(node.variable, BLOCK_TYPES["int"])
                 inner = replace(inner, in_join=False)
                 count = self.expressions.resolve(node.count, scope, BLOCK_TYPES["int"])
                 body = self.statements(node.body, inner)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from cnnspec.diagnostics import Reporter, Span
 from cnnspec.limits import MAX_NAMES
-from cnnspec.syntax import ast
+from cnnspec.syntax import RESERVED, ast
 
 
 @dataclass
@@ -83,3 +83,12 @@ class Context:
             message = f"the named values of this scope exceed the limit of {MAX_NAMES}"
             help = "write values where they are used, or as rows of `each`"
             raise self.reporter.error("E0405", message, span, help=help)
+
+
+def refuse_reserved(reporter: Reporter, what: str, name: str, span: Span) -> None:
+    """Report a definition whose name is a reserved word; `what` says of what kind it is."""
+    if name in RESERVED:
+        help = f"choose another name for the {what}"
+        if name == "classes" and what in ("value", "parameter"):
+            help = "define the number of classes with `classes 10`"
+        reporter.error("E0211", f"invalid {what} name `{name}`: it is a reserved word", span, help=help)

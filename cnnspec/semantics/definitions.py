@@ -18,10 +18,10 @@ from cnnspec.semantics.blocks import signature
 from cnnspec.semantics.call_hints import UnknownCallee, misspelt_callee
 from cnnspec.semantics.call_site import CallSite
 from cnnspec.semantics.constants import ConstantEvaluator
-from cnnspec.semantics.context import Context
+from cnnspec.semantics.context import Context, refuse_reserved
 from cnnspec.semantics.loader import Library, standard_block
 from cnnspec.semantics.scope import FileScope, FoundBlock, LocalScope
-from cnnspec.syntax import RESERVED, ast
+from cnnspec.syntax import ast
 
 
 @dataclass
@@ -29,17 +29,26 @@ class UniqueNames:
     """The definitions of a file so far; a second one of a name is reported."""
 
     context: Context
-    spans: dict[tuple[str, str], Span] = field(default_factory=dict[tuple[str, str], Span])
+    names: dict[str, tuple[str, Span]] = field(default_factory=dict[str, tuple[str, Span]])
+    statements: dict[str, Span] = field(default_factory=dict[str, Span])
 
     def add(self, what: str, name: str, span: Span) -> None:
-        """Add a definition; `what` says of what kind, and `name` is empty where a file can have only one."""
-        if (what, name) in self.spans:
-            labels = [Label(self.spans[what, name], "first defined here")]
-            defined = f"{what} `{name}`" if name else f"`{what}`"
-            help = "rename or remove one of them" if name else f"keep only one `{what}`"
-            message = f"{defined} is defined multiple times"
-            self.context.reporter.error("E0211", message, span, labels=labels, help=help)
-        self.spans.setdefault((what, name), span)
+        """Add the definition of a name; `what` says of what kind it is."""
+        refuse_reserved(self.context.reporter, what, name, span)
+        other, first = self.names.setdefault(name, (what, span))
+        if first is not span:
+            defined = f"{what} `{name}`" if what == other else f"`{name}`"
+            self._report(defined, first, span, "rename or remove one of them")
+
+    def add_statement(self, statement: str, span: Span) -> None:
+        """Add a statement that a file can have only once."""
+        first = self.statements.setdefault(statement, span)
+        if first is not span:
+            self._report(f"`{statement}`", first, span, f"keep only one `{statement}`")
+
+    def _report(self, defined: str, first: Span, span: Span, help: str) -> None:
+        labels = [Label(first, "first defined here")]
+        self.context.reporter.error("E0211", f"{defined} is defined multiple times", span, labels=labels, help=help)
 
 
 @dataclass
@@ -173,8 +182,10 @@ class FileDefiner:
     def _define(self, statement: ast.Node, own: Definitions) -> None:
         match statement:
             case ast.Param():
+                own.names.add("parameter", statement.name, statement.name_span)
                 self._param(statement.name, statement.name_span, statement, None, own)
             case ast.Classes():
+                own.names.add_statement("classes", statement.span)
                 self._param("classes", statement.span, statement, Type("int"), own)
             case ast.Let():
                 own.names.add("value", statement.name, statement.name_span)
@@ -192,7 +203,6 @@ class FileDefiner:
         self, name: str, span: Span, statement: ast.Param | ast.Classes, type_: Type | None, own: Definitions
     ) -> None:
         self.context.check_name_limit(len(own.scope.constants), statement.span)
-        own.names.add("parameter", name, span)
         value = self.constants.value(statement.value, own.scope, type_, name)
         own.declared[name] = value
         if name in own.given:
@@ -215,8 +225,8 @@ class FileDefiner:
     def _block(self, statement: ast.Block, own: Definitions) -> None:
         name, span = statement.name, statement.name_span
         own.names.add("block", name, span)
-        if name in OPS or name in RESERVED:
-            message = f"invalid block name `{name}`: it is {'an operator' if name in OPS else 'a reserved word'}"
+        if name in OPS:
+            message = f"invalid block name `{name}`: it is an operator"
             self.context.reporter.error("E0211", message, span, help="choose another name for the block")
         own.scope.blocks[name] = (own.scope, statement)
 
@@ -254,10 +264,15 @@ class FileDefiner:
         parameters = signature(found[1]) if found else OPS[call.callee].parameters
         site = CallSite(call.callee, call.callee_span, call.args, parameters, scope.local())
         bound = self.arguments.bind(site, complete=False)
+        earlier, places = scope.defaults.setdefault(call.callee, {}), self.context.source_map
+        for name, expr in bound.items():
+            if name in earlier and (first := places[earlier[name].origin]) and (span := places[expr.origin]):
+                message, labels = f"multiple values for the argument `{name}`", [Label(first, "first value")]
+                reporter.error("E0206", message, span, labels=labels, help="remove one of the two")
         if not bound:
             help = "add an argument, as in `default bn eps=1e-3`"
             if not parameters:
                 help = f"remove it: `{call.callee}` takes no arguments"
             reporter.error("E0203", f"`default {call.callee}` has no arguments", statement.span, help=help)
         values = {name: self.constants.default(expr, scope, parameters[name]) for name, expr in bound.items()}
-        scope.defaults.setdefault(call.callee, {}).update(values)
+        earlier.update(values)

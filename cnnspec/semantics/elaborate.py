@@ -112,6 +112,7 @@ class Elaborator:
         for name, span in spans.items():
             if name not in base.declared:
                 self._unknown_parameter(statement, name, span, base)
+        self._refuse_same_parameters(file, statement, base)
         own = self.files.define(file, scope, given, dict(base.scope.constants))
         changed = own.changed or any(n in given and given[n] != taken.get(n, v) for n, v in base.declared.items())
         _merge_scopes(base.scope, scope)
@@ -144,10 +145,8 @@ class Elaborator:
                 values[arg.name] = None
             except Reported:
                 values[arg.name] = None
-        for stated in file.statements:  # a parameter that both files have is set by this one
-            if isinstance(stated, (ast.Param, ast.Classes)):
-                name = stated.name if isinstance(stated, ast.Param) else "classes"
-                values.setdefault(name, own.constants.get(name))
+        if any(isinstance(stated, ast.Classes) for stated in file.statements):
+            values.setdefault("classes", own.constants.get("classes"))
         return {name: value for name, value in values.items() if value is not None}, spans
 
     def _unknown_parameter(self, statement: ast.Extends, name: str, arg: Span, base: Network) -> None:
@@ -156,6 +155,20 @@ class Elaborator:
         help = help or f"available parameters: {', '.join(f'`{other}`' for other in base.declared) or 'none'}"
         message = f"`{statement.target}` has no parameter `{name}`"
         self.context.reporter.error("E0202", message, span, help=help, fixes=fixes)
+
+    def _refuse_same_parameters(self, file: ast.File, statement: ast.Extends, base: Network) -> None:
+        """Report parameters of the base that a file defines again, unless it passes them on: `extends base n=n`."""
+        for own in file.statements:
+            if not isinstance(own, ast.Param) or own.name not in base.declared:
+                continue
+            given = next((arg.value for arg in statement.args if arg.name == own.name), None)
+            if given is None or all(not isinstance(e, ast.Name) or e.name != own.name for e in given.walk()):
+                message = f"`{statement.target}` already defines the parameter `{own.name}`"
+                help = f"pass the value: `{statement.span.text} {own.name}={own.value.span.text}`"
+                if given is not None:
+                    help = f"remove it, or pass its value: `{own.name}={own.name}`"
+                labels = [Label(statement.target_span, "also defined in this network")]
+                self.context.reporter.error("E0211", message, own.name_span, labels=labels, help=help)
 
     def _state(self, file: ast.File, network: Network, scope: FileScope) -> Network:
         """Replace what a network has from its base by what the file states itself."""
@@ -178,10 +191,10 @@ class Elaborator:
         scope = own.scope
         match statement:
             case ast.Network():
-                names.add("network", "", statement.span)
+                names.add_statement("network", statement.span)
                 network.name = statement.name
             case ast.Input():
-                names.add("input", "", statement.span)
+                names.add_statement("input", statement.span)
                 network.input = self._input(statement)
             case ast.Let() if statement.name not in scope.constants:
                 own.body.append((scope, statement))
@@ -190,13 +203,14 @@ class Elaborator:
             case ast.Aux():
                 own.aux.append((scope, statement))
             case ast.Init():
+                names.add_statement(f"init {statement.target}", statement.span)
                 init = read_init(statement, scope, self.constants)
                 network.inits = [other for other in network.inits if other.target != init.target] + [init]
             case ast.Expect():
                 own.expects.append((scope, statement))
             case ast.Train():
                 start = statement.span.start
-                names.add("train", "", Span(statement.span.source, start, start + len("train")))
+                names.add_statement("train", Span(statement.span.source, start, start + len("train")))
                 network.recipe = self.train.read(statement, scope)
             case _:
                 pass

@@ -243,6 +243,7 @@ class Repeat(Node):
     count: Expr
     variable: str | None
     body: tuple[Statement, ...]
+    variable_span: Span
 
 
 class Join(Node):

@@ -283,9 +283,9 @@ class Builder:
 
     def repeat(self, node: Any) -> ast.Repeat:
         _, count, variable, body = node.children
-        return ast.Repeat(
-            self.span(node), self.build(count), str(variable) if variable else None, self.statements(body)
-        )
+        at = self.token(variable) if variable else self.span(node)
+        name = str(variable) if variable else None
+        return ast.Repeat(self.span(node), self.build(count), name, self.statements(body), at)
 
     def join(self, node: Any) -> ast.Join:
         kind, body = node.children

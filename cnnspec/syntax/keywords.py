@@ -16,6 +16,10 @@ LABEL_WORDS = ("stem", "stage", "head")
 """Labels without a colon."""
 
 RESERVED = frozenset(
-    (*TOP_WORDS, *LABEL_WORDS, *"add mul concat each repeat if in nothing when not and or true false".split())
+    (
+        *TOP_WORDS,
+        *LABEL_WORDS,
+        *"add mul concat each repeat if then else in nothing when not and or true false within from as once".split(),
+    )
 )
-"""Words that cannot name a block, because a statement or an expression can start with them."""
+"""The keywords of the grammar, which cannot name a value or a block."""

@@ -291,7 +291,8 @@ class SpecGenerator:
                 self.exprs.boolean(True, frame),
                 self.rng.choice([None, ast.Text(NOWHERE, "it holds for {in.c} channels")]),
             )
-        hidden = [name for name in frame.values if name != frame.counter] if shadowing and self.rng.rarely() else []
+        named = [name for name in frame.values if name not in (frame.counter, "classes")]
+        hidden = named if shadowing and self.rng.rarely() else []
         name = self.rng.choice(hidden) if hidden else self.new_name("v")
         value = self.rng.choice([1, 2, 4, 8, True, 0.25, (1, 3)])
         statement = ast.Let(NOWHERE, name, self.exprs.expr(value, frame), NOWHERE)
@@ -341,7 +342,7 @@ class SpecGenerator:
             later = ast.Binary(NOWHERE, ">", ast.Name(NOWHERE, variable), make_integer(0))
             body.append(make_flow(make_call(self.rng.choice(ACTIVATIONS)), condition=later))
         body += [make_flow(*back)] if back else []
-        return ast.Repeat(NOWHERE, head, variable, tuple(body)), x
+        return ast.Repeat(NOWHERE, head, variable, tuple(body), NOWHERE), x
 
     def conditional(self, x: Shape, frame: Frame, depth: int) -> tuple[ast.Element, Shape]:
         decision = self.rng.boolean()

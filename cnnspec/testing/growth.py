@@ -56,7 +56,7 @@ class _Step:
 
 _STEPS = (
     _Step((make_flow(_conv(_more(make_integer(1))), _conv(_more(make_integer(2)))),), lambda c, block, k: c + 2),
-    _Step((make_flow(ast.Repeat(NOWHERE, make_integer(2), None, (_grow(1),))),), lambda c, block, k: c + 2),
+    _Step((make_flow(ast.Repeat(NOWHERE, make_integer(2), None, (_grow(1),), NOWHERE)),), lambda c, block, k: c + 2),
     _Step((make_flow(make_call("relu"), ast.Braces(NOWHERE, (_grow(1), _grow(2)))),), lambda c, block, k: c + 3),
     _Step(
         (ast.Let(NOWHERE, "width", _more(make_integer(1)), NOWHERE), _grow(3), make_flow(_conv(_name("width")))),

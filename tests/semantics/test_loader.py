@@ -100,7 +100,7 @@ def test_errors_in_a_file_of_blocks(tmp_path: Path) -> None:
 def test_the_parameters_of_a_file_that_extends(tmp_path: Path) -> None:
     base = f"{NETWORK}param c = 8\nparam act = relu\nconv 3x3 c | act\n"
     done = write(tmp_path, net="param c = 4\nextends base act=in.c\n", base=base)
-    assert errors(done) == [("E0207", 2)]
+    assert errors(done) == [("E0211", 1), ("E0207", 2)]
     done = write(tmp_path, net="param width = 4\nextends base c=2*width act=gelu\n", base=base)
     assert [node.op.name for node in graph_of(done)] == ["conv", "gelu"]
     assert graph_of(done).nodes[0].shape == (8, 8, 8)
