@@ -204,6 +204,11 @@ def _print_result(result: Any) -> None:
         if values[key] is not None:
             name = {"val_acc": "validation accuracy", "test_acc": "test accuracy"}[key]
             rows.append([name + (" (averaged over flips)" if values["recipe"]["tta"] else ""), f"{values[key]:.2%}"])
+    metrics = (values["metrics"] or {}).get("test") or {}
+    if metrics.get("top5_acc") is not None:
+        rows.append(["test top-5 accuracy", f"{metrics['top5_acc']:.2%}"])
+    if metrics:
+        rows.append(["expected calibration error", f"{metrics['calibration_error']:.4f}"])
     rows += [["parameters", f"{values['parameters']:,}"], ["MACs", f"{values['macs']:,}"]]
     rows += [["epochs", str(values["epochs"])], ["seconds", f"{values['seconds']:,.1f}"]]
     title = f"{values['network']} on {values['data']}"
@@ -267,6 +272,8 @@ def test(
         f"{graph.name} on {found['data']['name']}, {split}: accuracy {found[f'{split}_acc']:.4f} "
         f"({found['correct']} of {found['images']}), loss {found[f'{split}_loss']:.4f}",
     )
+    top5, error = found["metrics"]["top5_acc"], found["metrics"]["calibration_error"]
+    echo(("" if top5 is None else f"top-5 accuracy {top5:.4f}, ") + f"expected calibration error {error:.4f}")
 
 
 def match(

@@ -13,7 +13,8 @@ from cnnspec import loads
 from cnnspec.training.comparison.candidates import Candidate
 from cnnspec.training.comparison.report import MAX_TABLE_CLASSES, render
 from cnnspec.training.comparison.table import Row, Run
-from cnnspec.training.data.datasets import load_data
+from cnnspec.training.data.datasets import Pixels, load_data
+from cnnspec.training.loop.metrics import calibration, class_metrics, confusion
 from cnnspec.training.runs.predictions import write_predictions
 
 EVIL = "</title></pre><script>document.title='owned'</script><img src=http://192.0.2.1/x onerror=alert(1)> $\\frac{"
@@ -92,6 +93,12 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def write(folder: Path, split: str, labels: torch.Tensor, predicted: torch.Tensor) -> None:
+    """Write predictions, which may have a class more than the network."""
+    images = Pixels(torch.zeros(len(labels), 1, 1, 1, dtype=torch.uint8), labels)
+    write_predictions(folder, {split: (images, predicted, torch.ones(len(labels)))}, [str(n) for n in range(99)])
+
+
 def make_run(folder: Path, place: int, seed: int, images: Any) -> Run:
     """Create a run with about half of the predictions correct."""
     name = f"runs/{place}/{seed}"
@@ -99,13 +106,17 @@ def make_run(folder: Path, place: int, seed: int, images: Any) -> Run:
     generator = torch.Generator().manual_seed(seed + 100 * place)
     guess = torch.randint(10, images.labels.shape, generator=generator)
     predicted = torch.where(torch.rand(guess.shape, generator=generator) < 0.5, images.labels, guess)
-    write_predictions(folder / name, {"test": (images.labels, predicted)})
+    write(folder / name, "test", images.labels, predicted)
     accuracy = float((predicted == images.labels).double().mean())
     epochs = tuple(
         {"epoch": n, "train_loss": 2.0 / n, "train_acc": 0.2, "val_acc": accuracy * n / 3} for n in (1, 2, 3)
     )
+    error, bins = calibration(predicted == images.labels, torch.full((len(predicted),), 0.5))
+    classes = class_metrics(confusion(images.labels, predicted, 10))
+    metrics = {"top5_acc": 0.75, "calibration_error": error, "reliability": bins, "classes": classes}
     result = {
         "state": "finished",
+        "metrics": {"test": metrics},
         "test_acc": accuracy,
         "val_acc": accuracy,
         "epoch_seconds": [1.0, 2.0, 3.0],
@@ -170,13 +181,21 @@ def test_many_classes_are_shown_as_an_image(tmp_path: Path) -> None:
     )
     labels = torch.arange(classes).repeat(4)
     (tmp_path / "r").mkdir()
-    write_predictions(tmp_path / "r", {"val": (labels, labels.roll(1))})
+    write(tmp_path / "r", "val", labels, labels.roll(1))
     run = Run(1, "r", {"state": "finished", "val_acc": 0.0})
     candidate = Candidate("many", graph, graph.recipe)
     row = Row("many", "many", {}, "k", graph.parameter_count, graph.macs, (run,))
     text = render([candidate], [row], tmp_path, None, tmp_path)
     assert f"over {classes} classes" in text
     assert "images are not available" in text
+
+
+def test_metrics_by_class_are_in_the_page(page_file: Path) -> None:
+    text = page_file.read_text("utf-8")
+    assert text.count("Top-5 accuracy 75.00 %") == 3
+    section = text.split("<h2>Metrics by class</h2>")[1].split("<h2>")[0]
+    assert section.count('<th scope="row">') == 30
+    assert '<th scope="row">ankle boot</th>' in section
 
 
 def test_predictions_are_not_trusted(tmp_path: Path) -> None:
@@ -186,7 +205,7 @@ def test_predictions_are_not_trusted(tmp_path: Path) -> None:
         [(labels, labels), (labels, labels + 1), (labels[:5], labels[:5]), (labels, labels - 1)]
     ):
         (tmp_path / str(seed)).mkdir()
-        write_predictions(tmp_path / str(seed), {"test": predicted})
+        write(tmp_path / str(seed), "test", *predicted)
         runs.append(Run(seed, str(seed), {"state": "finished", "test_acc": 1.0}))
     for seed, text in enumerate(["", "split,index,label,predicted\ntest,0,x,y\n", "split\ntest\n"], 10):
         (tmp_path / str(seed)).mkdir()

@@ -491,13 +491,13 @@ def test_plots_of_a_run(run: Callable[..., Result]):
 
     text = NETWORK.replace("hflip | random_crop pad=2", "trivialaugment | cutout 4").replace("RECIPE", "")
     result = run(loads(text, name="tiny.cnn"), epochs=2, plots=True)
-    for name in ("augmentation.png", "curves.png", "confusion.png", "misclassified.png"):
+    for name in ("augmentation.png", "curves.png", "confusion.png", "misclassified.png", "reliability.png"):
         with Image.open(result.folder / name) as image:
             assert min(image.size) > 200
             assert len(image.convert("RGB").getcolors(1 << 20) or []) > 20
     assert (result.folder / "curves.svg").read_text().startswith("<?xml")
     with (result.folder / "confusion.csv").open(newline="") as file:
-        counts = [[int(count) for count in row[1:]] for row in csv.reader(file)][1:]
+        counts = [[int(count) for count in row[1:]] for row in list(csv.reader(file))[1:]]
     assert [sum(row) for row in counts] == [100] * 10
     assert sum(counts[k][k] for k in range(10)) / 1000 == result.values["test_acc"]
 

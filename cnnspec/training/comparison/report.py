@@ -22,8 +22,9 @@ from cnnspec.training.comparison.charts import SERIES, cost_chart, curve_chart, 
 from cnnspec.training.comparison.table import Row, columns, notes
 from cnnspec.training.data.datasets import DatasetCache, ImageData
 from cnnspec.training.data.preprocessing import Preprocessing
+from cnnspec.training.loop.metrics import confusion
 from cnnspec.training.runs.options import recipe_lines
-from cnnspec.training.runs.predictions import Predictions, confusion, read_predictions
+from cnnspec.training.runs.predictions import Predictions, read_predictions
 
 MAX_MISCLASSIFIED = 24
 """The maximum number of images per network."""
@@ -42,6 +43,16 @@ class Matrix:
     shares: list[list[float]]
     image: str | None
     most_confused: list[tuple[str, str, float]]
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Means over seeds: the classes with the lowest F1, each with precision, recall and F1; top-5; calibration."""
+
+    classes: list[tuple[str, float | None, float | None, float | None]]
+    top5: float | None
+    calibration_error: float | None
+    count: int
 
 
 @dataclass(frozen=True)
@@ -138,8 +149,10 @@ def _details(
         data = datasets.load(candidate.graph, setting or candidate.recipe.data)
     except CnnspecError:  # the dataset was moved or deleted
         data = None
-    names = data.names if data is not None and data.names else [str(n) for n in range(classes)]
+    stored = next((own for run in row.finished if len(own := run.result.get("classes") or ()) == classes), None)
+    names = data.names if data is not None and data.names else stored or [str(n) for n in range(classes)]
     return {
+        "metrics": _metrics([run.result for run in row.finished], split, names),
         "split": {"test": "test", "val": "validation"}[split],
         "names": names,
         "matrix": _matrix(predictions, names) if predictions else None,
@@ -161,6 +174,27 @@ def _comparable(predictions: Sequence[Predictions], classes: int) -> list[Predic
     ]
 
 
+def _metrics(results: Sequence[dict[str, Any]], split: str, names: Sequence[str]) -> Metrics | None:
+    """Return the metrics of a split, averaged over the seeds that have them."""
+    stored = [metrics for result in results if (metrics := (result.get("metrics") or {}).get(split))]
+    stored = [metrics for metrics in stored if len(metrics.get("classes", ())) == len(names)]
+    if not stored:
+        return None
+    of_classes: list[tuple[str, float | None, float | None, float | None]] = []
+    for number, name in enumerate(names):
+        rows = [metrics["classes"][number] for metrics in stored]
+        precision, recall, f1 = (_mean([row.get(key) for row in rows]) for key in ("precision", "recall", "f1"))
+        of_classes.append((name, precision, recall, f1))
+    of_classes.sort(key=lambda row: -1.0 if row[3] is None else row[3])
+    top5, error = (_mean([metrics.get(key) for metrics in stored]) for key in ("top5_acc", "calibration_error"))
+    return Metrics(of_classes[:MAX_TABLE_CLASSES], top5, error, len(names))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
 def _machine(result: dict[str, Any]) -> str:
     tuned = result.get("machine") or {}
     words = [result.get("accelerator"), result.get("precision"), tuned.get("memory_format")]
@@ -169,7 +203,7 @@ def _machine(result: dict[str, Any]) -> str:
 
 
 def _matrix(predictions: Sequence[Predictions], names: Sequence[str]) -> Matrix:
-    counts = torch.stack([confusion(pair, len(names)).double() for pair in predictions])
+    counts = torch.stack([confusion(*pair, len(names)).double() for pair in predictions])
     shares = (counts / counts.sum(2, keepdim=True).clamp(min=1)).mean(0)
     off = shares.clone().fill_diagonal_(0)
     order: list[int] = off.flatten().argsort(descending=True, stable=True)[:5].tolist()

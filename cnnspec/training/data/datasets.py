@@ -103,7 +103,7 @@ class ImageData:
 
     `compute_statistics` returns the mean and standard deviation of each channel on a scale from 0 to 1. `names` are the
     names of the classes, if they have any. `notes` is what a user should know about the files. `inventory` identifies
-    the dataset.
+    the dataset. `root` is the folder of the images, if they are files.
     """
 
     name: str
@@ -115,6 +115,12 @@ class ImageData:
     names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     inventory: Inventory | None = None
+    root: Path | None = None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, or their numbers."""
+        return self.names or tuple(map(str, range(self.classes)))
 
     @property
     def mean(self) -> tuple[float, ...]:
@@ -350,8 +356,8 @@ def _load_folder(
         sample = torch.randperm(len(train), generator=torch.Generator().manual_seed(SPLIT_SEED))[:STATISTICS_SAMPLE]
         return statistics(train.read(sample))
 
-    test = parts.get("test")
-    return ImageData(str(path), expected, train, val, test, compute, listing.classes, tuple(notes), inventory)
+    test, root = parts.get("test"), path if path.is_dir() else path.parent
+    return ImageData(str(path), expected, train, val, test, compute, listing.classes, tuple(notes), inventory, root)
 
 
 def split_by_class(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:

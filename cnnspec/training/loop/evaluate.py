@@ -27,6 +27,7 @@ from cnnspec.training.data.identity import FILE, DataIdentity, Inventory, differ
 from cnnspec.training.data.preprocessing import Preprocessing, choose_preprocessing
 from cnnspec.training.loop.about import about_weights
 from cnnspec.training.loop.machine import best_device, default_workers, images_that_fit, keep_memory
+from cnnspec.training.loop.metrics import calibration, class_metrics, confusion
 from cnnspec.training.loop.nan_search import first_nonfinite_layer
 
 BATCH = 250
@@ -116,19 +117,40 @@ class Score:
         correct: The number of correct predictions.
         images: The number of images.
         loss: The mean cross-entropy.
+        labels: The actual class of each image, `[N]`.
         predicted: The predicted class of each image, `[N]`.
         probability: The probability of the predicted class, `[N]` in float64.
+        among_five: The number of images whose class is one of the five most probable ones.
+        classes: The number of classes.
     """
 
     correct: int
     images: int
     loss: float
+    labels: Tensor
     predicted: Tensor
     probability: Tensor
+    among_five: int
+    classes: int
 
     @property
     def accuracy(self) -> float:
         return self.correct / self.images
+
+    @property
+    def top5_accuracy(self) -> float | None:
+        """The top-5 accuracy, None for up to five classes."""
+        return self.among_five / self.images if self.classes > 5 else None
+
+    def metrics(self) -> dict[str, Any]:
+        """Return further metrics as plain data, as stored in `result.json`."""
+        error, bins = calibration(self.predicted == self.labels, self.probability)
+        return {
+            "top5_acc": self.top5_accuracy,
+            "calibration_error": error,
+            "reliability": bins,
+            "classes": class_metrics(confusion(self.labels, self.predicted, self.classes)),
+        }
 
 
 def score(
@@ -153,9 +175,10 @@ def score(
         CnnspecError: E0509 if an output is NaN or Inf, E0513 if not even one image fits into the memory.
     """
     evaluator = Evaluator(network, device, tta)
-    correct, loss = 0, 0.0
+    correct, among_five, loss = 0, 0, 0.0
     predicted: list[Tensor] = []
     probability: list[Tensor] = []
+    classes = 0
     workers = 0 if images.in_memory else default_workers()
     size = images_per_batch((len(preprocessing.mean), *preprocessing.size))
     for batch, labels in EpochBatches(images, Preprocess(preprocessing), size, workers=workers):
@@ -164,8 +187,19 @@ def score(
         predicted.append(logits.argmax(1))
         probability.append(logits.double().softmax(1).amax(1))
         correct += int((predicted[-1] == labels).sum())
+        among_five += int(((logits > logits.gather(1, labels[:, None])).sum(1) < 5).sum())
         loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
-    return Score(correct, len(images), loss / len(images), torch.cat(predicted), torch.cat(probability))
+        classes = logits.shape[1]
+    return Score(
+        correct,
+        len(images),
+        loss / len(images),
+        images.labels.cpu(),
+        torch.cat(predicted),
+        torch.cat(probability),
+        among_five,
+        classes,
+    )
 
 
 def evaluate(
@@ -195,8 +229,8 @@ def evaluate(
 
     Returns:
         Plain data: `test_acc` or `val_acc` as a fraction, `test_loss` or `val_loss`, `images`, `correct`, `matched`
-        (tensors), and the settings. `data_identity` identifies the data, `data_changes` describes how it differs from
-        that of the training.
+        (tensors), `metrics` as in `result.json`, and the settings. `data_identity` identifies the data, `data_changes`
+        describes how it differs from that of the training.
 
     Raises:
         CnnspecError: E0501 to E0505, E0508, E0511. E0519 if the dataset has changed since the training.
@@ -242,6 +276,7 @@ def evaluate(
         f"{split}_loss": result.loss,
         "images": result.images,
         "correct": result.correct,
+        "metrics": result.metrics(),
         "parameters": graph.parameter_count,
         "macs": graph.macs,
     }

@@ -79,6 +79,32 @@ class AcceptedChanges(_Part):
     changes: list[ChangedSetting]
 
 
+class ClassMetrics(_Part):
+    """The metrics of a class; None for a quotient with nothing to count."""
+
+    images: Count = 0
+    precision: Accuracy | None = None
+    recall: Accuracy | None = None
+    f1: Accuracy | None = None
+
+
+class ReliabilityBin(_Part):
+    """The images of a range of confidences."""
+
+    images: Count
+    confidence: Accuracy
+    accuracy: Accuracy
+
+
+class SplitMetrics(_Part):
+    """The metrics of a split besides accuracy and loss."""
+
+    top5_acc: Accuracy | None = None
+    calibration_error: Accuracy | None = None
+    reliability: list[ReliabilityBin] = []
+    classes: list[ClassMetrics] = []
+
+
 class RunResult(_Part):
     """The contents of `result.json`. Runs of older versions lack some keys."""
 
@@ -90,6 +116,7 @@ class RunResult(_Part):
     test_acc: Accuracy | None = None
     val_loss: Number | None = None
     test_loss: Number | None = None
+    metrics: dict[Literal["val", "test"], SplitMetrics] = {}
     parameters: Count | None = None
     macs: Count | None = None
     epochs: Count | None = None
@@ -100,6 +127,7 @@ class RunResult(_Part):
     seed: Count | None = None
     weights: Text | None = None
     data: Text | None = None
+    classes: list[Text] = []
     data_notes: list[str] = []
     data_identity: dict[str, Any] | None = None
     preprocessing: dict[str, Any] = {}

@@ -31,6 +31,7 @@ FILES = (
 )  # fmt: skip
 PLOTS = (
     "augmentation.png", "curves.svg", "curves.png", "confusion.csv", "confusion.png", "misclassified.png",
+    "reliability.png",
 )  # fmt: skip
 
 

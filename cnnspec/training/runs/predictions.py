@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from cnnspec.diagnostics import CnnspecError
 from cnnspec.files import read_text
 from cnnspec.limits import MAX_LIST_BYTES
+from cnnspec.training.data.datasets import Files, Images
 from cnnspec.training.loop.checkpoints import write_atomically
 
 FILE = "predictions.csv"
@@ -21,19 +22,30 @@ Predictions = tuple[Tensor, Tensor]
 """The actual and the predicted classes of images, both `[N]`."""
 
 
-def write_predictions(folder: Path, parts: Mapping[str, Predictions]) -> None:
+def write_predictions(
+    folder: Path, parts: Mapping[str, tuple[Images, Tensor, Tensor]], names: Sequence[str], root: Path | None = None
+) -> None:
     """Write the predictions for the images of each split, in their order.
+
+    Args:
+        folder: The folder of the run.
+        parts: The images, predicted classes `[N]` and their probabilities `[N]` by split.
+        names: The names of the classes.
+        root: The folder that the names of files are relative to.
 
     Raises:
         OSError: The file cannot be written.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["split", "index", "label", "predicted"])
-    for split, (labels, predicted) in parts.items():
-        pairs = zip(labels.tolist(), predicted.tolist(), strict=True)
-        writer.writerows([split, index, *pair] for index, pair in enumerate(pairs))
-    write_atomically(folder / FILE, text.getvalue().encode())
+    writer.writerow(["split", "index", "file", "label", "predicted", "label_name", "predicted_name", "probability"])
+    for split, (images, predicted, probability) in parts.items():
+        rows = zip(images.labels.tolist(), predicted.tolist(), probability.tolist(), strict=True)
+        for index, (label, found, value) in enumerate(rows):
+            path = images.paths[index] if isinstance(images, Files) else ""
+            file = path.relative_to(root).as_posix() if path and root and path.is_relative_to(root) else path
+            writer.writerow([split, index, file, label, found, names[label], names[found], value])
+    write_atomically(folder / FILE, text.getvalue().encode("utf-8", "backslashreplace"))
 
 
 def read_predictions(folder: Path) -> dict[str, Predictions]:
@@ -52,9 +64,3 @@ def read_predictions(folder: Path) -> dict[str, Predictions]:
         for split, (labels, predicted) in found.items()
         if split in ("val", "test")
     }
-
-
-def confusion(pairs: Predictions, classes: int) -> Tensor:
-    """Return the confusion matrix `[classes, classes]`: rows are actual, columns predicted classes."""
-    labels, predicted = pairs
-    return torch.bincount(labels * classes + predicted, minlength=classes * classes).view(classes, classes)

@@ -24,7 +24,7 @@ from cnnspec.semantics.recipe_rules import nothing_validated, refuse
 from cnnspec.training.data import identity
 from cnnspec.training.data.augment import Preprocess
 from cnnspec.training.data.batches import steps_per_epoch
-from cnnspec.training.data.datasets import ImageData, load_data
+from cnnspec.training.data.datasets import ImageData, Images, load_data
 from cnnspec.training.data.preprocessing import Preprocessing, choose_preprocessing
 from cnnspec.training.loop.about import about_weights, describe
 from cnnspec.training.loop.autotune import FORMATS, Tuning, choose_tuning
@@ -53,8 +53,14 @@ from cnnspec.training.runs.options import (
     recipe_lines,
 )
 from cnnspec.training.runs.plan import place_data
-from cnnspec.training.runs.plots import draw_augmentation, draw_confusion, draw_curves, draw_misclassified
-from cnnspec.training.runs.predictions import Predictions, write_predictions
+from cnnspec.training.runs.plots import (
+    draw_augmentation,
+    draw_confusion,
+    draw_curves,
+    draw_misclassified,
+    draw_reliability,
+)
+from cnnspec.training.runs.predictions import write_predictions
 from cnnspec.training.runs.progress import ProgressDisplay, print_line
 from cnnspec.training.runs.resume import Change, find_run, resolved_settings, spec_hashes
 
@@ -412,30 +418,33 @@ class _TrainingRun:
         except OSError:
             pass
 
-    def _test(self) -> dict[str, float]:
+    def _test(self) -> dict[str, Any]:
         """Evaluate the best weights on the validation and test images, as `cnnspec test` does."""
         network = to_module(self.graph).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         load_weights(network, read_weights(self.folder.checkpoints.weights))
-        scores: dict[str, float] = {}
-        predictions: dict[str, Predictions] = {}
+        scores: dict[str, Any] = {"metrics": {}}
+        predictions: dict[str, tuple[Images, torch.Tensor, torch.Tensor]] = {}
+        names = self.data.class_names
         device = self.trainer.strategy.root_device
         for name, part in (("val", self.data.val), ("test", self.data.test)):
             if part is not None:
                 result = score(network, part, self.preprocessing, device, poll=self.stop.poll, tta=self.recipe.tta)
                 scores |= {f"{name}_acc": result.accuracy, f"{name}_loss": result.loss}
-                predictions[name] = part.labels, result.predicted
+                scores["metrics"][name] = result.metrics()
+                predictions[name] = part, result.predicted, result.probability
                 if name == "test" and self.options.plots:
-                    classes, path = self.graph.output_shape[0], self.folder.path
-                    draw_confusion(path, part.labels, result.predicted, classes)
-                    draw_misclassified(path, part, result.predicted, self.preprocessing)
-        write_predictions(self.folder.path, predictions)
+                    path = self.folder.path
+                    draw_confusion(path, result.labels, result.predicted, names)
+                    draw_misclassified(path, part, result.predicted, names, self.preprocessing)
+                    draw_reliability(path, scores["metrics"][name])
+        write_predictions(self.folder.path, predictions, names, self.data.root)
         return scores
 
     def _write_result(
-        self, state: str, scores: dict[str, float] | None = None, error: dict[str, Any] | None = None
+        self, state: str, scores: dict[str, Any] | None = None, error: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         """Write `result.json` and return what it holds."""
-        metrics = {"val_acc": None, "test_acc": None, "val_loss": None, "test_loss": None, **(scores or {})}
+        metrics = {**dict.fromkeys(("val_acc", "test_acc", "val_loss", "test_loss")), "metrics": {}, **(scores or {})}
         task, inventory = self.task, self.data.inventory
         values = {
             "network": self.graph.name,
