@@ -135,6 +135,20 @@ def test_sample_checks(fence: Fence) -> None:
     assert done.graph is not None
 
 
+def test_reported_image_sizes_are_those_of_the_networks() -> None:
+    """Compare `# accepts ...` at the end of samples, and the table of reports, with what the check prints."""
+    samples = [
+        (fence.text.rsplit("# accepts ", 1)[1].strip(), framed(fence)) for fence in ALL if "# accepts " in fence.text
+    ]
+    table = (DOCS / "reference/language/sizes.md").read_text("utf-8")
+    rows = re.findall(r"^\| ``(.*?)`` \| `(.*?)` \|", table, re.MULTILINE)
+    samples += [(report, f"input 3x32x32\n{layers}") for report, layers in rows]
+    assert len(rows) == 5
+    assert len(samples) > 7
+    for report, text in samples:
+        assert cnnspec.loads(text).sizes.words() == report
+
+
 @pytest.mark.parametrize("fence", fences("cnn-error"))
 def test_sample_fails(fence: Fence) -> None:
     done = compiled(fence)
@@ -366,6 +380,7 @@ def test_specs_of_the_readme_are_shipped() -> None:
     names = re.findall(r"`(\w+)`", named)
     assert len(names) == 8
     assert set(names) <= set(shipped_specs())
+    assert f"```cnn\n{(ROOT / 'specs' / 'resnet20.cnn').read_text('utf-8')}```\n" in README
 
 
 def test_every_option_is_in_the_page_of_the_command_line() -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from fractions import Fraction
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from cnnspec import ir
 from cnnspec.checker.budget import Budget
 from cnnspec.checker.call_stack import CallStack
 from cnnspec.checker.environment import Frame, MaybeTensor
 from cnnspec.diagnostics import Fix, Reporter, Span
-from cnnspec.diagnostics.suggestions import Site, fixes_of
+from cnnspec.diagnostics.suggestions import Advice, Site, fixes_of
 from cnnspec.ir.evaluate import (
     ExpressionError,
     Template,
@@ -24,7 +25,7 @@ from cnnspec.ir.evaluate import (
     truth,
 )
 from cnnspec.limits import MAX_REPEAT
-from cnnspec.schema import Bounds, Type
+from cnnspec.schema import Bounds, OpName, Type
 from cnnspec.semantics.blocks import BLOCK_TYPES
 from cnnspec.syntax import ast
 
@@ -42,11 +43,24 @@ class ValueEvaluator:
         self._reporter, self._calls, self._budget = reporter, calls, budget
         self._constants: dict[int, dict[str, Any]] = {}
 
-    def argument(self, expr: ir.Expr, frame: Frame, type_: Type, name: str) -> Any:
-        """Evaluate an argument and convert it to the type of its parameter."""
+    def argument(self, expr: ir.Expr, frame: Frame, type_: Type, name: str, *, is_default: bool = False) -> Any:
+        """Evaluate an argument and convert it to the type of its parameter.
+
+        Args:
+            expr: The argument.
+            frame: The names that it can use.
+            type_: The type of the parameter.
+            name: The parameter.
+            is_default: The expression is the default of a parameter of a block, whose type can be declared.
+        """
+        value = None
         try:
-            return convert(self._evaluate(expr, frame), type_, name, expr.origin)
+            value = self._evaluate(expr, frame)
+            return convert(value, type_, name, expr.origin)
         except ExpressionError as error:
+            span = self._span(error, expr)
+            if is_default and span and (kind := _type_word(value)) not in (None, type_.kind):
+                error.suggestion = Advice(f"declare the type: `{name}: {kind} = {span.text}`")
             self._report(error, expr, fixes_of(error.suggestion, Site(value=self._span(error, expr))))
         except UnknownShape:
             pass
@@ -142,7 +156,7 @@ class ValueEvaluator:
                 value = self.argument(given, frame, type_, parameter.name)
             elif parameter.default is not None:
                 self._calls.push(call.origin, iteration)
-                value = self.argument(parameter.default, inner, type_, parameter.name)
+                value = self.argument(parameter.default, inner, type_, parameter.name, is_default=True)
                 self._calls.pop()
             valid &= value is not None
             inner.values[parameter.name] = value
@@ -172,3 +186,9 @@ def _names(expr: ir.Expr) -> list[str]:
     """Return the names of values in an expression."""
     own = [str(expr.value)] if expr.kind == "name" else []
     return own + [name for part in expr.parts for name in _names(part)]
+
+
+def _type_word(value: Any) -> str | None:
+    """Return the name of the type of a value, as a parameter of a block declares it."""
+    words = {bool: "bool", str: "str", OpName: "op", tuple: "size", float: "float", Fraction: "float", int: "int"}
+    return words.get(cast(Any, type(value)))

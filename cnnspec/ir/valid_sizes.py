@@ -278,12 +278,10 @@ class Sizes:
             pinned = any(isinstance(demand, Features) for demand in self.demands)
             shown = 1 if pinned else 3
             text = "; or ".join(rectangle_words(both) for both in self.rectangles[:shown])
-            if more := len(self.rectangles) - shown:
-                text += (
-                    f" (or {more} more ranges{' with the same number of features' if pinned else ''})"
-                    if more > 0
-                    else ""
-                )
+            if (more := len(self.rectangles) - shown) > 0:
+                ranges = f"{more} other range{'s' if more > 1 else ''} of sizes"
+                same = f" and {ranges} with the same number of features"
+                text = text.removeprefix("only ") + (same if pinned else f"; or {ranges}")
         reason = self._reason()
         text += f": {reason}" if reason else ""
         return f"{text}; in evaluation {self.in_evaluation.words()}" if self._differ else text

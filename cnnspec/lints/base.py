@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cnnspec import ir
@@ -27,6 +27,8 @@ class LintContext:
         extends: The file extends another spec.
         blocks: Its blocks by name.
         nodes: Every node of the tree.
+        values: The values that each call and `init` statement can use, with their definition if it is in the file, by
+            the `id` of the node.
     """
 
     def __init__(self, file: ast.File, graph: ir.Graph | None) -> None:
@@ -35,6 +37,11 @@ class LintContext:
         self.blocks = {statement.name: statement for statement in file.statements if isinstance(statement, ast.Block)}
         self.nodes = list(file.walk())
         self._names: dict[int, set[str]] = {}
+        constants: Iterable[str] = graph.model.constants if graph is not None else ()
+        values: dict[str, Span | None] = dict.fromkeys(constants)
+        values |= {node.name: node.name_span for node in file.statements if isinstance(node, (ast.Param, ast.Let))}
+        self.values: dict[int, Mapping[str, Span | None]] = {}
+        _find_values(file, values, self.values)
 
     def names(self, node: ast.Node) -> set[str]:
         """Return the words in a node that can refer to a value, an operator or a block."""
@@ -60,6 +67,25 @@ class LintContext:
         if parameter.type.kind == "size" and isinstance(given, int) and not isinstance(given, bool):
             given = (given, given)
         return given
+
+
+def _find_values(
+    node: ast.Node, values: Mapping[str, Span | None], found: dict[int, Mapping[str, Span | None]]
+) -> None:
+    """Collect the values that the calls in a node can use."""
+    for child in node.children():
+        if isinstance(child, ast.Expr):
+            continue
+        inner = values
+        if isinstance(child, ast.Block):
+            inner = {**values, **{parameter.name: parameter.span for parameter in child.parameters}}
+        elif isinstance(child, ast.Repeat) and child.variable:
+            inner = {**values, child.variable: child.variable_span}
+        elif isinstance(child, (ast.Call, ast.Each)):
+            found[id(child)] = values
+        _find_values(child, inner, found)
+        if isinstance(child, ast.Let):
+            values = {**values, child.name: child.name_span}
 
 
 def _names_of(node: ast.Node) -> Iterable[str]:

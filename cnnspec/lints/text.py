@@ -12,6 +12,8 @@ from typing import Any
 from cnnspec.diagnostics import Diagnostic, Edit, Label, Span
 from cnnspec.lints.base import LITERALS, LintContext, remove_argument, remove_statement, warning
 from cnnspec.ops import OPS, keeps_shape, stacked
+from cnnspec.ops.inits import INITS
+from cnnspec.recipe import CHOICES
 from cnnspec.schema import Parameter
 from cnnspec.semantics.blocks import signature
 from cnnspec.semantics.loader import standard_block, standard_blocks
@@ -266,7 +268,10 @@ def _redundant_in(
         parameter = parameters.get(name)
         if parameter is None or parameter.required or id(arg) in needed:
             continue
-        is_default = parameter.default is True if _flag(arg, parameters) else _is_default(context, arg.value, parameter)
+        shadowed = isinstance(arg.value, ast.Name) and arg.value.name in context.values[id(call)]
+        is_default = parameter.default is True
+        if not _flag(arg, parameters):
+            is_default = not shadowed and _is_default(context, arg.value, parameter)
         is_kernel = call.callee in _POOLS and name == "stride" and given[name] == values["kernel"] is not None
         if is_default or is_kernel:
             yield warning(
@@ -276,6 +281,70 @@ def _redundant_in(
             if call.callee in callees and name == unused and holds(values):
                 message, edit = f"`{name}` has no effect {reason}", remove_argument(arg.span)
                 yield warning("W0105", message, arg.span, "remove it", edit, certain=False)
+
+
+def shadowed_words(context: LintContext) -> Iterator[Diagnostic]:
+    """Report values that have the name of a keyword or operator which their argument accepts."""
+    for call, parameter, value in _typed_values(context):
+        for name in _whole_names(value):
+            keyword = name.name in parameter.type.words
+            values = context.values[id(call)]
+            if name.name in values and (keyword or (name.name in OPS and parameter.type.kind == "op")):
+                what = f"keyword of `{parameter.name}`" if keyword else "operator"
+                message = f"`{name.name}` refers to the value of that name, not to the {what}"
+                defined = values[name.name]
+                labels = (Label(defined, "the value is defined here"),) if defined else ()
+                yield warning("W0116", message, name.span, f"rename the value `{name.name}`", labels=labels)
+
+
+def _typed_values(context: LintContext) -> Iterator[tuple[ast.Node, Parameter, ast.Expr]]:
+    """Iterate over the values of arguments, with the call and the parameter; also in tables, `init` and `train`."""
+    for node in context.nodes:
+        calls: Iterable[ast.Call | ast.Each] = ()
+        kinds: Mapping[str, Any] = {}
+        match node:
+            case ast.Call() | ast.Each():
+                for parameter, value in _bound_values(node, _parameters(context, node) or {}):
+                    yield node, parameter, value
+                continue
+            case ast.Init():
+                calls, kinds = (node.scheme,), INITS
+            case ast.Entry():
+                calls, kinds = node.calls, CHOICES.get(node.word, {})
+            case _:
+                continue
+        for call in calls:
+            parameters: Mapping[str, Parameter] | None = getattr(kinds.get(call.callee), "parameters", None)
+            for parameter, value in _bound_values(call, parameters or {}):
+                yield call, parameter, value
+
+
+def _bound_values(
+    call: ast.Call | ast.Each, parameters: Mapping[str, Parameter]
+) -> Iterator[tuple[Parameter, ast.Expr]]:
+    if parameters:
+        for name, arg in _bind(call.args, parameters).items():
+            if name in parameters and not _flag(arg, parameters):
+                yield parameters[name], arg.value
+    if isinstance(call, ast.Each):
+        for row in call.rows:
+            for column, cell in zip(call.columns, row.cells, strict=False):
+                if column.name in parameters:
+                    yield parameters[column.name], cell
+
+
+def _whole_names(value: ast.Expr) -> Iterator[ast.Name]:
+    """Iterate over the names that can be the whole value of an expression."""
+    match value:
+        case ast.Name():
+            yield value
+        case ast.Group():
+            yield from _whole_names(value.inner)
+        case ast.Choice():
+            yield from _whole_names(value.then)
+            yield from _whole_names(value.otherwise)
+        case _:
+            return
 
 
 def _is_default(context: LintContext, value: ast.Expr, parameter: Parameter) -> bool:
@@ -310,6 +379,7 @@ RULES: tuple[Callable[[LintContext], Iterator[Diagnostic]], ...] = (
     unused_block_parameters,
     labels,
     redundant_arguments,
+    shadowed_words,
     stacked_branches,
     conditional_in,
     leading_in,

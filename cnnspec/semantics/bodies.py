@@ -18,7 +18,7 @@ from cnnspec.semantics.blocks import BLOCK_TYPES, check_header, signature
 from cnnspec.semantics.calls import CallBinder
 from cnnspec.semantics.context import Context, refuse_reserved
 from cnnspec.semantics.names import ExpressionResolver
-from cnnspec.semantics.scope import FileScope, LocalScope
+from cnnspec.semantics.scope import REPEAT_INDEX, FileScope, LocalScope
 from cnnspec.syntax import ast
 
 _MAX_CALL_DEPTH = 48
@@ -230,7 +230,7 @@ class BodyElaborator:
                 inner = scope
                 if node.variable:
                     refuse_reserved(self.context.reporter, "index", node.variable, node.variable_span)
-                    inner = scope.with_variable(node.variable, BLOCK_TYPES["int"])
+                    inner = scope.with_variable(node.variable, REPEAT_INDEX)
                 inner = replace(inner, in_join=False)
                 count = self.expressions.resolve(node.count, scope, BLOCK_TYPES["int"])
                 body = self.statements(node.body, inner)

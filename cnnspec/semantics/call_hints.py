@@ -16,7 +16,7 @@ from cnnspec.ops.examples import move_into_train
 from cnnspec.recipe import DATA_SETS, ENTRIES
 from cnnspec.schema import Declared
 from cnnspec.semantics.call_site import REPEAT_WORD
-from cnnspec.semantics.scope import FILE_VALUE, LocalScope
+from cnnspec.semantics.scope import FILE_VALUE, REPEAT_INDEX, LocalScope
 from cnnspec.syntax import LABEL_WORDS, TOP_WORDS, ast
 
 _AFTER_LABEL = rf"(?:[A-Za-z0-9_.]+[ \t]*:|\b(?:{'|'.join(LABEL_WORDS)}))[ \t]*\Z"
@@ -104,7 +104,10 @@ def _variable(unknown: UnknownCallee) -> Reported | None:
         value = show(scope.file.constants[callee])
         help = f"call an operator or block by its name, or define `{callee}` as an operator: `let {callee} = relu`"
         return unknown.error(help, (), f"`{callee}` is {value}, not an operator or block")
-    help = f"to pass an operator to a block, declare `{callee}: op = relu`, and call it without arguments"
+    if type_ is REPEAT_INDEX:
+        help = f"use it in an argument, such as `conv 3x3 16*({callee}+1)`"
+        return unknown.error(help, (), f"`{callee}` is the index of a `repeat`, not an operator or block")
+    help = f"to pass an operator to a block, declare `{callee}: op` and call it without arguments"
     return unknown.error(help, (), f"`{callee}` is {type_}, not an operator or block")
 
 

@@ -16,6 +16,8 @@ from cnnspec.syntax import ast
 _OPERATOR = Type("op")
 FILE_VALUE = Type("int")
 """The type of a constant of the file that is not an operator; compare it with `is`."""
+REPEAT_INDEX = Type("int")
+"""The type of the index of a `repeat`; compare it with `is`."""
 
 FoundBlock = tuple["FileScope", ast.Block]
 

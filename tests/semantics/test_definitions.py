@@ -10,7 +10,7 @@ import pytest
 
 from cnnspec import check
 from cnnspec.compiler import compile_source
-from cnnspec.diagnostics import Source
+from cnnspec.diagnostics import Diagnostic, Source
 from cnnspec.syntax import RESERVED
 
 ROOT = Path(__file__).parents[2]
@@ -105,3 +105,16 @@ def test_a_parameter_of_the_base_is_set_by_extends(text: str, expected: list[str
         if expected and "pass the value" in (diagnostic.help or ""):
             written = re.findall(r"`([^`]*)`", diagnostic.help or "")[0]
             assert check(f"{written}\n") == []
+
+
+@pytest.mark.parametrize("value", ["0.5", "true", "relu", "3x3", '"a"', "1 / 3"])
+@pytest.mark.parametrize("default", ["v", "(v)", "if in.c > 1 then v else v"])
+def test_a_default_of_another_type_is_helped_by_a_declaration(value: str, default: str) -> None:
+    def checked(parameter: str) -> list[Diagnostic]:
+        text = f"input 3x8x8\nparam v = {value}\nblock f({parameter}) {{ conv 3x3 8 }}\nf\n"
+        return [d for d in check(text) if d.severity == "error"]
+
+    (error,) = checked(f"p = {default}")
+    written = re.findall(r"declare the type: `(.*)`", error.help or "")
+    assert len(written) == 1, error.help
+    assert checked(written[0]) == []
