@@ -96,6 +96,28 @@ class Folder(DataSet):
     val: Probability = 0.1
 
 
+class HuggingFace(DataSet):
+    """A dataset of the Hugging Face Hub at a fixed revision, or a folder of Parquet files.
+
+    `image` and `label` are the names of its columns. `val` is a fraction of `train`, held out if there is no split
+    `validation`. Requires the extra `hf`.
+    """
+
+    name: ClassVar[str] = "hf"
+    path: str
+    revision: str | None = None
+    image: str = "image"
+    label: str = "label"
+    val: Probability = 0.1
+
+
+class FromPython(DataSet):
+    """The images of a program, passed as `TrainOptions(images=...)`. `val` is a fraction of `train`."""
+
+    name: ClassVar[str] = "python"
+    val: Probability = 0.1
+
+
 # --- preprocessing -------------------------------------------------------------------------------
 
 
@@ -445,7 +467,10 @@ def _table(base: type[Declared]) -> dict[str, Any]:
     return {kind.name: kind for kind in base.__subclasses__()}
 
 
-DATA_SETS: dict[str, type[DataSet]] = {**_table(SmallSet), Folder.name: Folder}
+DATA_SETS: dict[str, type[DataSet]] = {
+    **_table(SmallSet),
+    **{kind.name: kind for kind in (Folder, HuggingFace, FromPython)},
+}
 AUGMENTATIONS: dict[str, type[Augmentation]] = _table(Augmentation)
 OPTIMIZERS: dict[str, type[Optimizer]] = _table(Optimizer)
 SCHEDULES: dict[str, type[Schedule]] = _table(Schedule)

@@ -122,13 +122,16 @@ def training_options(*, without: Iterable[str] = ()) -> Callable[[Callable[..., 
     return decorate
 
 
+_WITH_PATH = {"folder": "folder:PATH", "hf": "hf:NAME@REVISION"}
+
+
 def find_data(recipes: Sequence[Recipe], text: str | None, data_dir: Path | None) -> Any:
     """Return the dataset of `--data`, with the arguments of the first recipe that uses it.
 
     Raises:
         CnnspecError: The dataset does not exist.
     """
-    from cnnspec.recipe import DATA_SETS, Folder, Setting
+    from cnnspec.recipe import DATA_SETS, Folder, HuggingFace, Setting
 
     if text is None:
         return None
@@ -138,8 +141,11 @@ def find_data(recipes: Sequence[Recipe], text: str | None, data_dir: Path | None
         path = str(data_dir)
     if name == "folder" and path:
         return Setting.of(Folder(path=path))
-    if name not in DATA_SETS or path or name == "folder":
-        known = ", ".join("folder:PATH" if n == "folder" else n for n in DATA_SETS)
+    if name == "hf" and path:
+        path, _, revision = path.partition("@")
+        return Setting.of(HuggingFace(path=path, revision=revision or None))
+    if name not in DATA_SETS or path or name in _WITH_PATH:
+        known = ", ".join(_WITH_PATH.get(n, n) for n in DATA_SETS if n != "python")
         guess = did_you_mean(name, DATA_SETS)
         notes = [f"the datasets are {known}"] if guess else []
         raise failure("E0502", f"unknown dataset `{text}`", notes=notes, help=guess or f"use one of {known}")

@@ -14,7 +14,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -286,42 +285,7 @@ class _Reader(Dataset[Loaded]):
         """Return bytes `[1, C, h, w]`."""
         if _is_path(source):
             return read_image(Path(source), self._channels)
-        name = _name(index, source)
-        if not isinstance(source, Image.Image):
-            try:
-                source = Image.fromarray(_bytes(source))
-            except (TypeError, ValueError) as error:
-                help = "pass bytes, or floats from 0 to 1 before any normalization"
-                raise failure("E0503", f"cannot read the image {name}", notes=[one_line(error)], help=help) from None
-        return image_pixels(source, self._channels, name)
-
-
-def _bytes(source: Any) -> np.ndarray:
-    """Return bytes `[H, W]` or `[H, W, C]` of an array or a tensor.
-
-    Raises:
-        ValueError: It is not an image.
-    """
-    if isinstance(source, Tensor):
-        values = source.detach().cpu()
-        array, planar = (values.double() if values.is_floating_point() else values).numpy(), True
-    else:
-        array = np.asarray(source)
-        planar = array.dtype.kind == "f"
-    if array.dtype.kind not in "fu" or (array.dtype.kind == "u" and array.dtype != np.uint8):
-        raise ValueError(f"values of the type {array.dtype} are not supported")
-    if array.ndim not in (2, 3) or 0 in array.shape:
-        raise ValueError(f"its shape is {list(array.shape)}")
-    if planar and array.ndim == 3:
-        array = array.transpose(1, 2, 0)
-    if array.ndim == 3 and array.shape[2] not in (1, 3, 4):
-        shape, order = list(array.shape), "[C, H, W]" if planar else "[H, W, C]"
-        raise ValueError(f"it has {shape[2]} channels, read as {order}; expected 1, 3 or 4")
-    if array.dtype.kind == "f":
-        if not (array.min() >= 0 and array.max() <= 1):
-            raise ValueError(f"its values are from {array.min():.4g} to {array.max():.4g}")
-        array = np.rint(array.astype(np.float64) * 255).astype(np.uint8)
-    return np.ascontiguousarray(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array)
+        return image_pixels(source, self._channels, _name(index, source))
 
 
 def _read(reader: _Reader, sources: Iterable[Numbered], size: int) -> Iterator[tuple[list[Numbered], Loaded]]:

@@ -15,6 +15,7 @@ from cnnspec.exports import lazy_exports
 
 if TYPE_CHECKING:
     from cnnspec.training.comparison.compare import Comparison, compare
+    from cnnspec.training.data.records import Splits
     from cnnspec.training.loop.evaluate import evaluate
     from cnnspec.training.runs.options import Result, TrainOptions
     from cnnspec.training.runs.plan import plan
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Comparison",
     "Result",
+    "Splits",
     "SweepOptions",
     "SweepResult",
     "TrainOptions",
@@ -42,6 +44,7 @@ _load, __dir__ = lazy_exports(
         "evaluate": "cnnspec.training.loop.evaluate",
         "plan": "cnnspec.training.runs.plan",
         "Result": "cnnspec.training.runs.options",
+        "Splits": "cnnspec.training.data.records",
         "sweep": "cnnspec.training.sweeps.sweep",
         "SweepOptions": "cnnspec.training.sweeps.sweep",
         "SweepResult": "cnnspec.training.sweeps.sweep",

@@ -6,7 +6,7 @@ them. Sets of small images are one tensor in memory. The images of a folder are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -23,10 +23,11 @@ from cnnspec.ir import Graph
 from cnnspec.recipe import DATA_SETS, Setting
 from cnnspec.semantics.recipe_rules import no_classifier, nothing_left, other_classes, refuse, too_few
 from cnnspec.training.data.download import RawImages, torchvision_set
-from cnnspec.training.data.folders import LAYOUT, Entry, data_path, list_images
-from cnnspec.training.data.identity import Inventory, identify_arrays, identify_folder
+from cnnspec.training.data.folders import LAYOUT, Entry, class_positions, data_path, list_images
+from cnnspec.training.data.identity import Inventory, identify_folder, identify_labels
 from cnnspec.training.data.images import read_image
 from cnnspec.training.data.preprocessing import Statistics
+from cnnspec.training.data.records import Loaded, Records, Splits, load_hub_dataset, load_splits
 
 SPLIT_SEED = 42
 """The seed of the validation split. It does not depend on the seed of the run, so that runs are comparable."""
@@ -93,7 +94,7 @@ class Files:
         return self
 
 
-Images = Pixels | Files
+Images = Pixels | Files | Records
 """One split of a dataset."""
 
 
@@ -182,6 +183,7 @@ def load_data(
     verify: bool = False,
     examine: Examine = lambda inventory: None,
     classes: Sequence[str] | None = None,
+    images: Splits | None = None,
 ) -> ImageData:
     """Load a dataset for a network.
 
@@ -194,22 +196,31 @@ def load_data(
         examine: Called with the identity of the dataset before its layout and classes are checked.
         classes: The class names of trained weights, to test them: a folder may have some of these classes only, and no
             training images.
+        images: The images of `data python`.
 
     Raises:
         CnnspecError: E0501 if the number of classes differs from the network's, E0502 if the dataset is not available,
-            E0503 if a folder has the wrong layout, E0508 if the network is not an image classifier.
+            E0503 if a folder has the wrong layout or images are unsuitable, E0508 if the network is not an image
+            classifier.
     """
     expected = class_count(graph)
     _check_classes(graph, setting.name, DATA_SETS[setting.name].classes or expected, expected)
     channels = graph.input_shape[0]
-    if setting.name == "folder":
-        path, base = data_path(setting)
-        fraction = setting.args["val"]
-        return _load_folder(graph, path, base, fraction, channels, expected, verify, examine, classes)  # type: ignore[arg-type]
+    if setting.name not in SOURCES:
+        request = _Request(graph, setting, expected, examine, classes, verify=verify)
+        if setting.name == "folder":
+            return _load_folder(request)
+        if setting.name == "hf":
+            return _load_records(request, load_hub_dataset(setting, channels, data_dir, offline=offline))
+        if images is None:
+            help = "call `train(graph, TrainOptions(images=Splits(...)))`, or name a dataset with `--data`"
+            raise failure("E0502", "the images of `data python` come from a Python program", help=help)
+        return _load_records(request, load_splits(images, channels))
     load, names = SOURCES[setting.name], CLASS_NAMES.get(setting.name, ())
     raw = {split: load(data_dir, offline, split == "train") for split in ("train", "test")}
-    arrays = {split: (found.images, found.labels) for split, found in raw.items()}
-    inventory = identify_arrays(setting.name, arrays, names, verify=verify)
+    labels = {split: found.labels for split, found in raw.items()}
+    pixels = (raw[split].images for split in sorted(raw))
+    inventory = identify_labels(setting.name, labels, names, pixels if verify else None)
     examine(inventory)
     train, test = (_pixels(raw[split], channels) for split in ("train", "test"))
     found = statistics([train.pixels])  # of all training images, also those held out for validation
@@ -266,15 +277,18 @@ SOURCES: dict[str, Callable[[Path, bool, bool], RawImages]] = {
 def _pixels(raw: RawImages, channels: int) -> Pixels:
     images = torch.from_numpy(raw.images)
     images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()  # [N, C, h, w]
-    if images.shape[1] == 1:
-        images = images.expand(-1, channels, -1, -1)
-    elif channels == 1:
-        images = _to_grayscale(images)
-    return Pixels(images, torch.from_numpy(raw.labels).long())
+    return Pixels(_match_channels(images, channels), torch.from_numpy(raw.labels).long())
 
 
-def _to_grayscale(images: Tensor) -> Tensor:
-    """Convert RGB to luminance, `[N, 3, h, w]` to `[N, 1, h, w]`. Source: `torchvision.transforms.v2.Grayscale`."""
+def _match_channels(images: Tensor, channels: int) -> Tensor:
+    """Convert bytes `[N, C, h, w]` between grayscale and RGB.
+
+    Source: `torchvision.transforms.v2.Grayscale`.
+    """
+    if images.shape[1] == channels:
+        return images
+    if channels == 3:
+        return images.expand(-1, 3, -1, -1)
     return torch.cat([V.rgb_to_grayscale(chunk) for chunk in images.split(5000)])
 
 
@@ -313,37 +327,80 @@ def statistics(groups: Sequence[Tensor] | Iterator[Tensor]) -> tuple[tuple[float
     return tuple(round(v, 8) for v in (mean / 255).tolist()), tuple(round(v, 8) for v in scaled.tolist())
 
 
-# --- folders -------------------------------------------------------------------------------------
+# --- folders and records -------------------------------------------------------------------------
 
 
-def _load_folder(
-    graph: Graph,
-    path: Path,
-    base: Path | None,
-    val_fraction: float,
-    channels: int,
-    expected: int,
-    verify: bool,
-    examine: Examine,
-    classes: Sequence[str] | None,
-) -> ImageData:
+@dataclass(frozen=True)
+class _Request:
+    """What `load_data` was asked for, for a dataset whose splits and classes are not known in advance."""
+
+    graph: Graph
+    setting: Setting
+    expected: int
+    examine: Examine
+    classes: Sequence[str] | None
+    verify: bool
+
+
+def _load_folder(request: _Request) -> ImageData:
+    path, base = data_path(request.setting)
     listing = list_images(path, base=base)
-    inventory = identify_folder(path, listing, verify=verify)
-    examine(inventory)
-    if classes:
-        listing = listing.with_classes(classes)
-    # before any image is opened
-    _check_classes(graph, str(path), len(listing.classes), expected)
+    inventory = identify_folder(path, listing, verify=request.verify)
+    request.examine(inventory)
+    if request.classes:
+        listing = listing.with_classes(request.classes)
+    channels = request.graph.input_shape[0]
     parts = {split: Files.of(entries, channels) for split, entries in listing.splits.items()}
-    notes = list(listing.notes)
-    if "train" not in parts and classes is None:
-        raise failure("E0503", f"`{path}` has no training images", help=LAYOUT)
-    train, val = parts.get("train", Files((), torch.zeros(0, dtype=torch.long), channels)), parts.get("val")
-    if val is None and val_fraction > 0 and len(train):
-        refuse(nothing_left(str(path), round(len(train) * val_fraction), len(train)))
-        train_indices, val_indices = split_by_class(train.labels, val_fraction)
+    empty = Files((), torch.zeros(0, dtype=torch.long), channels)
+    data = _assemble(request, str(path), parts, empty, listing.classes, listing.notes, inventory)
+    return replace(data, root=path if path.is_dir() else path.parent)
+
+
+def _load_records(request: _Request, loaded: Loaded) -> ImageData:
+    parts, names = loaded
+    name = str(request.setting.args.get("path", request.setting.name))
+    labels = {split: found.labels.numpy() for split, found in parts.items()}
+    pixels = (group.numpy() for split in sorted(parts) for group in parts[split].read(torch.arange(len(parts[split]))))
+    inventory = identify_labels(request.setting.name, labels, names, pixels if request.verify else None)
+    request.examine(inventory)
+    greatest = max((int(found.labels.max()) for found in parts.values() if len(found)), default=-1)
+    if names and greatest >= len(names):
+        raise failure("E0503", f"`{name}` has a label {greatest}, but {len(names)} class names")
+    if request.classes and names:
+        position = torch.tensor(class_positions(names, request.classes))
+        parts = {split: replace(found, labels=position[found.labels]) for split, found in parts.items()}
+        names = tuple(request.classes)
+    names = names or tuple(request.classes or map(str, range(greatest + 1)))
+    empty = Records(_no_image, torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long))
+    return _assemble(request, name, parts, empty, names, (), inventory)
+
+
+def _no_image(position: int) -> Tensor:
+    raise IndexError(position)
+
+
+def _assemble(
+    request: _Request,
+    name: str,
+    parts: Mapping[str, Images],
+    empty: Images,
+    classes: Sequence[str],
+    notes: Sequence[str],
+    inventory: Inventory,
+) -> ImageData:
+    """Return a dataset with its splits, and the statistics of a sample of its training images."""
+    # before any image is opened
+    _check_classes(request.graph, name, len(classes), request.expected)
+    notes = list(notes)
+    fraction: Any = request.setting.args["val"]
+    if not len(parts.get("train", empty)) and request.classes is None:
+        raise failure("E0503", f"`{name}` has no training images", help=LAYOUT)
+    train, val = parts.get("train", empty), parts.get("val")
+    if val is None and fraction > 0 and len(train):
+        refuse(nothing_left(name, round(len(train) * fraction), len(train)))
+        train_indices, val_indices = split_by_class(train.labels, fraction)
         if kept := sorted({*train.labels.tolist()} - {*train.labels[val_indices].tolist()}):
-            single = named([listing.classes[label] for label in kept])
+            single = named([str(classes[label]) for label in kept])
             notes.append(f"no validation images of {single}: a single image of a class stays in training")
         train, val = train.subset(train_indices), train.subset(val_indices) if len(val_indices) else None
 
@@ -351,13 +408,13 @@ def _load_folder(
     def compute() -> Statistics:
         if not len(train):
             help = "set one: `--set normalize=imagenet`"
-            message = f"`{path}` has no training images to compute the mean and standard deviation of"
+            message = f"`{name}` has no training images to compute the mean and standard deviation of"
             raise failure("E0503", message, help=help)
         sample = torch.randperm(len(train), generator=torch.Generator().manual_seed(SPLIT_SEED))[:STATISTICS_SAMPLE]
         return statistics(train.read(sample))
 
-    test, root = parts.get("test"), path if path.is_dir() else path.parent
-    return ImageData(str(path), expected, train, val, test, compute, listing.classes, tuple(notes), inventory, root)
+    test = parts.get("test")
+    return ImageData(name, request.expected, train, val, test, compute, tuple(classes), tuple(notes), inventory)
 
 
 def split_by_class(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,6 @@ SPLITS = {
     "test": ("test", "testing"),
 }
 """The names of the folders of each split, in lower case. The case of a name does not matter."""
-_SPLIT_OF = {name: split for split, names in SPLITS.items() for name in names}
 TABLES = frozenset({".csv", ".jsonl"})
 """The extensions of tables of files and labels."""
 LAYOUT = (
@@ -40,6 +39,11 @@ _IGNORED = frozenset({"__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycl
 _MAX_TABLE_BYTES = 1 << 28
 _MAX_COMPARED_BYTES = 1 << 28
 """The number of bytes that are read at most to find duplicates."""
+
+
+def split_of(name: str) -> str | None:
+    """Return the split that the name of a folder or file means, or None."""
+    return next((split for split, names in SPLITS.items() if name.lower() in names), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +83,7 @@ class Listing:
         Raises:
             CnnspecError: E0503 if a class of the data is not one of `classes`.
         """
-        if unknown := [name for name in self.classes if name not in set(classes)]:
-            raise failure(
-                "E0503",
-                f"the data has a class `{unknown[0]}` that the weights do not have",
-                notes=[f"classes of the data: {named(self.classes)}", f"classes of the weights: {named(classes)}"],
-                help="rename the folders of the classes, or use weights that were trained with these classes",
-            )
-        position = {name: index for index, name in enumerate(classes)}
-        label = [position[name] for name in self.classes]
+        label = class_positions(self.classes, classes)
         splits = {
             split: tuple(
                 sorted(
@@ -98,6 +94,23 @@ class Listing:
             for split, entries in self.splits.items()
         }
         return Listing(tuple(classes), splits, self.notes)
+
+
+def class_positions(own: Sequence[str], classes: Sequence[str]) -> list[int]:
+    """Return the position of each class of the data among those of trained weights.
+
+    Raises:
+        CnnspecError: E0503 if the weights do not have one of them.
+    """
+    position = {name: index for index, name in enumerate(classes)}
+    if unknown := [name for name in own if name not in position]:
+        raise failure(
+            "E0503",
+            f"the data has a class `{unknown[0]}` that the weights do not have",
+            notes=[f"classes of the data: {named(own)}", f"classes of the weights: {named(classes)}"],
+            help="rename the classes of the data, or use weights that were trained with these classes",
+        )
+    return [position[name] for name in own]
 
 
 def data_path(setting: Setting) -> tuple[Path, Path | None]:
@@ -114,11 +127,12 @@ def data_path(setting: Setting) -> tuple[Path, Path | None]:
             raise failure("E0503", f"`{text}` does not exist", notes=[one_line(error)], help=LAYOUT) from None
     path = path_below(Path(setting.base), text)
     if path is None:
-        raise _outside(Path(text))
+        raise outside(Path(text))
     return path, Path(setting.base)
 
 
-def _outside(path: Path) -> CnnspecError:
+def outside(path: Path) -> CnnspecError:
+    """Return the error for a path that leaves the folder of the spec."""
     help = "copy the images to the folder of the spec, or use `--data folder:PATH`"
     return failure("E0218", f"`{path}` is outside the folder of the spec", file=str(path), help=help)
 
@@ -230,7 +244,7 @@ class _Walk:
         folders = sorted(entry.name for entry in self._scan(root) if entry.is_dir() and not self._ignore(entry.name))
         by_split: dict[str, str] = {}
         for name in folders:
-            if (split := _SPLIT_OF.get(name.lower())) is None:
+            if (split := split_of(name)) is None:
                 continue
             if split in by_split:
                 message = f"`{root}` has two folders for the split `{split}`: `{by_split[split]}` and `{name}`"
@@ -257,7 +271,7 @@ class _Walk:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         for entry in entries:
             if self.base is not None and entry.is_symlink() and not is_below(Path(entry.path), self.base):
-                raise _outside(Path(entry.path))
+                raise outside(Path(entry.path))
         return entries
 
     def _ignore(self, name: str) -> bool:
@@ -336,7 +350,7 @@ def _read_table(path: Path, base: Path | None) -> _Found:
             raise failure(
                 "E0503", message, file=str(path), help="the columns are `file`, `label` and `split`"
             ) from None
-        if split.lower() not in _SPLIT_OF:
+        if (part := split_of(split)) is None:
             message = f"line {line} of `{path}` has the unknown split `{split}`"
             raise failure("E0503", message, file=str(path), help="use `train`, `val` or `test`")
         if file in seen:
@@ -348,13 +362,13 @@ def _read_table(path: Path, base: Path | None) -> _Found:
             raise failure("E0503", message, file=str(path), help="move the table to a folder above the images")
         image = path.parent / file
         if base is not None and not is_below(image, base):
-            raise _outside(image)
+            raise outside(image)
         try:
             size = image.stat().st_size
         except (OSError, ValueError) as error:
             message = f"line {line} of `{path}` names a file that cannot be read: `{file}`"
             raise failure("E0503", message, notes=[one_line(error)], file=str(path)) from None
-        images.setdefault(_SPLIT_OF[split.lower()], {}).setdefault(label, []).append((image, file, size))
+        images.setdefault(part, {}).setdefault(label, []).append((image, file, size))
     return _Found(images)
 
 

@@ -208,25 +208,28 @@ def _sha256(parts: Iterable[bytes | memoryview]) -> str:
 # --- other datasets -----------------------------------------------------------------------------
 
 
-def identify_arrays(
-    name: str, splits: Mapping[str, tuple[np.ndarray, np.ndarray]], classes: Sequence[str] = (), *, verify: bool = False
+def identify_labels(
+    name: str,
+    labels: Mapping[str, np.ndarray],
+    classes: Sequence[str] = (),
+    pixels: Iterable[np.ndarray] | None = None,
 ) -> Inventory:
-    """Identify a dataset in memory.
+    """Identify a dataset by its labels.
 
     Args:
         name: The name of the dataset.
-        splits: The images and the labels of each split.
+        labels: The labels of each split.
         classes: The names of the classes.
-        verify: Hash the images.
+        pixels: The images of all splits in the order of their names, to hash them too.
     """
     digests: dict[str, str] = {}
     images: dict[str, dict[str, int]] = {}
-    for split, (_, labels) in sorted(splits.items()):
-        digests[split] = _sha256([np.ascontiguousarray(labels, "<i8").data.cast("B")])
-        counts = np.bincount(labels).tolist()
+    for split, values in sorted(labels.items()):
+        digests[split] = _sha256([np.ascontiguousarray(values, "<i8").data.cast("B")])
+        counts = np.bincount(values).tolist()
         images[split] = {classes[k] if k < len(classes) else str(k): count for k, count in enumerate(counts) if count}
-    pixels = (np.ascontiguousarray(values).data.cast("B") for _, (values, _) in sorted(splits.items()))
-    return Inventory(_identity(name, digests, classes, images, _sha256(pixels) if verify else None))
+    contents = None if pixels is None else _sha256(np.ascontiguousarray(values).data.cast("B") for values in pixels)
+    return Inventory(_identity(name, digests, classes, images, contents))
 
 
 # --- differences ---------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -47,31 +48,80 @@ def read_image(path: Path, channels: int) -> Tensor:
         CnnspecError: E0503 if the file is not a readable image, or its values have no known range: floating-point
             images, and integers of more than 16 bits.
     """
+    return open_image(path, channels, path.name, str(path))
+
+
+def open_image(source: Path | IO[bytes], channels: int, name: str, file: str | None = None) -> Tensor:
+    """Read one image from a file or a stream. `name` and `file` identify it in errors.
+
+    Returns:
+        Bytes `[1, channels, h, w]`.
+
+    Raises:
+        CnnspecError: E0503, as `read_image`.
+    """
     try:
-        with warnings.catch_warnings(), Image.open(path, formats=FORMATS) as image:
+        with warnings.catch_warnings(), Image.open(source, formats=FORMATS) as image:
             warnings.simplefilter("ignore")  # of damaged metadata and large images
             return _pixels(image, channels)
     except Exception as error:  # noqa: BLE001  decoders raise many types for damaged files, also `struct.error`, `KeyError`
-        raise _unreadable(error, f"`{path.name}`", str(path)) from None
+        raise _unreadable(error, f"`{name}`", file) from None
 
 
-def image_pixels(image: Image.Image, channels: int, name: str) -> Tensor:
+def image_pixels(source: Any, channels: int, name: str) -> Tensor:
     """Return the pixels `[1, channels, h, w]` of an image in memory, as those of a file. The image is not changed.
 
     Args:
-        image: The image.
+        source: A PIL image, an array or a tensor. Bytes are `[h, w]` or `[h, w, C]` in an array and `[C, h, w]` in a
+            tensor. Floats are `[C, h, w]`, from 0 to 1. C is 1 for grayscale, 3 for RGB, 4 for RGB and alpha.
         channels: 1 for grayscale, 3 for RGB.
         name: The name of the image in error messages.
 
     Raises:
-        CnnspecError: E0503 as for `read_image`.
+        CnnspecError: E0503 as for `read_image`, or if an array has another type, shape or range.
     """
+    if isinstance(source, Image.Image):
+        image = source
+    else:
+        try:
+            image = Image.fromarray(_bytes(source))
+        except (TypeError, ValueError) as error:
+            help = "pass bytes, or floats from 0 to 1 before any normalization"
+            raise failure("E0503", f"cannot read the image {name}", notes=[one_line(error)], help=help) from None
     try:
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             image, image.format = image.copy(), image.format
         return _pixels(image, channels)
     except Exception as error:  # noqa: BLE001  as in `read_image`; the file of the image may not be decoded yet
         raise _unreadable(error, name, None) from None
+
+
+def _bytes(source: Any) -> np.ndarray:
+    """Return bytes `[H, W]` or `[H, W, C]` of an array or a tensor.
+
+    Raises:
+        ValueError: It is not an image.
+    """
+    if isinstance(source, Tensor):
+        values = source.detach().cpu()
+        array, planar = (values.double() if values.is_floating_point() else values).numpy(), True
+    else:
+        array = np.asarray(source)
+        planar = array.dtype.kind == "f"
+    if array.dtype.kind not in "fu" or (array.dtype.kind == "u" and array.dtype != np.uint8):
+        raise ValueError(f"values of the type {array.dtype} are not supported")
+    if array.ndim not in (2, 3) or 0 in array.shape:
+        raise ValueError(f"its shape is {list(array.shape)}")
+    if planar and array.ndim == 3:
+        array = array.transpose(1, 2, 0)
+    if array.ndim == 3 and array.shape[2] not in (1, 3, 4):
+        shape, order = list(array.shape), "[C, H, W]" if planar else "[H, W, C]"
+        raise ValueError(f"it has {shape[2]} channels, read as {order}; expected 1, 3 or 4")
+    if array.dtype.kind == "f":
+        if not (array.min() >= 0 and array.max() <= 1):
+            raise ValueError(f"its values are from {array.min():.4g} to {array.max():.4g}")
+        array = np.rint(array.astype(np.float64) * 255).astype(np.uint8)
+    return np.ascontiguousarray(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array)
 
 
 def _unreadable(error: Exception, name: str, file: str | None) -> CnnspecError:

@@ -19,12 +19,13 @@ from cnnspec.backends.torch.module import Network, to_module
 from cnnspec.backends.torch.weights import read_weights
 from cnnspec.diagnostics import CnnspecError, failure
 from cnnspec.ir import Graph
-from cnnspec.recipe import Setting
+from cnnspec.recipe import FromPython, Setting
 from cnnspec.training.data.augment import Preprocess
 from cnnspec.training.data.batches import EpochBatches
 from cnnspec.training.data.datasets import Images, load_data
 from cnnspec.training.data.identity import FILE, DataIdentity, Inventory, differences, is_other
 from cnnspec.training.data.preprocessing import Preprocessing, choose_preprocessing
+from cnnspec.training.data.records import Splits
 from cnnspec.training.loop.about import about_weights
 from cnnspec.training.loop.machine import best_device, default_workers, images_that_fit, keep_memory
 from cnnspec.training.loop.metrics import calibration, class_metrics, confusion
@@ -213,6 +214,7 @@ def evaluate(
     split: Literal["val", "test"] = "test",
     verify_data: bool = False,
     accept_changes: bool = False,
+    images: Splits | None = None,
 ) -> dict[str, Any]:
     """Test a network with weights from a file.
 
@@ -226,6 +228,7 @@ def evaluate(
         split: The split to test on.
         verify_data: Compare the contents of all images with those that the weights were trained on.
         accept_changes: Test on data that has changed since the training.
+        images: Images and labels of this program. They replace `data`.
 
     Returns:
         Plain data: `test_acc` or `val_acc` as a fraction, `test_loss` or `val_loss`, `images`, `correct`, `matched`
@@ -239,22 +242,27 @@ def evaluate(
     network = to_module(graph).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     given = read_weights(weights, match, graph, offline=offline)
     matched = load_weights(network, given, match, str(weights), optional=[head.name for head in graph.aux])
-    setting = data or graph.recipe.data
+    setting = Setting.of(FromPython()) if images is not None else data or graph.recipe.data
     about = about_weights(weights, graph)
     found = _DataComparison(Path(weights), about.data, setting.name, verify_data)
-    options: dict[str, Any] = {"offline": offline, "verify": verify_data, "classes": about.classes}
+    options: dict[str, Any] = {
+        "offline": offline,
+        "verify": verify_data,
+        "classes": about.classes,
+        "images": images,
+    }
     try:
-        images = load_data(graph, setting, Path(data_dir), **options, examine=found.examine)
+        loaded = load_data(graph, setting, Path(data_dir), **options, examine=found.examine)
     except CnnspecError:
         found.refuse(accept_changes)
         raise
     found.refuse(accept_changes)
-    assert images.inventory is not None
-    part = images.test if split == "test" else images.val
+    assert loaded.inventory is not None
+    part = loaded.test if split == "test" else loaded.val
     if part is None:
-        raise failure("E0503", f"`{images.name}` has no {split} images", help="choose another split with `--split`")
+        raise failure("E0503", f"`{loaded.name}` has no {split} images", help="choose another split with `--split`")
     preprocessing, origins = choose_preprocessing(
-        graph.recipe, graph.input_shape, images.compute_statistics, about.preprocessing
+        graph.recipe, graph.input_shape, loaded.compute_statistics, about.preprocessing
     )
     result = score(network, part, preprocessing, best_device(), tta=graph.recipe.tta)
     return {
@@ -264,11 +272,11 @@ def evaluate(
         "matched": matched.count,
         "notes": matched.notes(),
         "data": setting.model_dump(mode="json"),
-        "data_identity": images.inventory.identity.model_dump(mode="json"),
+        "data_identity": loaded.inventory.identity.model_dump(mode="json"),
         "data_changes": found.changes,
         "data_is_other": found.is_other,
-        "classes": list(images.names),
-        "data_notes": list(images.notes),
+        "classes": list(loaded.names),
+        "data_notes": list(loaded.notes),
         "split": split,
         "tta": graph.recipe.tta,
         "preprocessing": {**preprocessing.to_json(), "origins": origins},

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from cnnspec.ir import Graph
-from cnnspec.recipe import ORIGINS, Recipe, Setting
+from cnnspec.recipe import ORIGINS, FromPython, Recipe, Setting
 from cnnspec.rewrite.set_values import setting_text
 from cnnspec.semantics.recipe_rules import contradictions, refuse
+
+if TYPE_CHECKING:
+    from cnnspec.training.data.records import Splits
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 """Lightning's names of the precisions."""
@@ -26,6 +29,7 @@ class TrainOptions:
 
     Attributes:
         data: Another dataset.
+        images: Images and labels of this program. They replace the dataset of the recipe.
         data_dir: The directory of downloaded datasets.
         offline: Never download.
         epochs: Passes over the training images.
@@ -54,6 +58,7 @@ class TrainOptions:
     """
 
     data: Setting | None = None
+    images: Splits | None = None
     data_dir: Path = Path("data")
     offline: bool = False
     epochs: int | None = None
@@ -89,7 +94,8 @@ class TrainOptions:
 
     def overrides(self) -> dict[str, Any]:
         """Return the fields of the recipe that these options override."""
-        overrides = {"data": self.data, "epochs": self.epochs, "batch": self.batch, "seed": self.seed}
+        data = Setting.of(FromPython()) if self.images is not None and self.data is None else self.data
+        overrides = {"data": data, "epochs": self.epochs, "batch": self.batch, "seed": self.seed}
         if self.precision in PRECISIONS:
             overrides["precision"] = self.precision
         return {name: value for name, value in overrides.items() if value is not None}

@@ -15,7 +15,7 @@ from cnnspec.ir import Graph
 from cnnspec.recipe import Recipe
 from cnnspec.training.data import identity
 from cnnspec.training.data.batches import steps_per_epoch
-from cnnspec.training.data.datasets import ImageData, load_data
+from cnnspec.training.data.datasets import SOURCES, ImageData, load_data
 from cnnspec.training.data.download import downloads
 from cnnspec.training.loop.autotune import cache_file, read_cached
 from cnnspec.training.loop.machine import default_threads, default_workers, device_of, free_memory
@@ -94,9 +94,9 @@ def _describe_data(graph: Graph, recipe: Recipe, options: TrainOptions) -> tuple
     """Return a description of the dataset on disk, and the steps per epoch."""
     found: dict[str, Any] = {"name": recipe.data.name, "directory": str(options.data_dir)}
     try:
-        data = load_data(graph, recipe.data, options.data_dir, offline=True)
+        data = load_data(graph, recipe.data, options.data_dir, offline=True, images=options.images)
     except CnnspecError as error:
-        if error.diagnostics[0].code != "E0502":
+        if error.diagnostics[0].code != "E0502" or recipe.data.name not in SOURCES:
             raise
         found["downloads"] = [{"url": url, "bytes": size} for url, size in downloads(recipe.data.name)]
         return {**found, "state": "not found" if options.offline else "not found, will be downloaded"}, None

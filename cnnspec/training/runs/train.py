@@ -154,7 +154,11 @@ class _Start:
 
     def _load_data(self) -> ImageData:
         options, resumed = self.options, self.resumed
-        settings: dict[str, Any] = {"offline": options.offline, "verify": options.verify_data}
+        settings: dict[str, Any] = {
+            "offline": options.offline,
+            "verify": options.verify_data,
+            "images": options.images,
+        }
         if resumed is None:
             return load_data(self.graph, self.recipe.data, options.data_dir, **settings)
         try:

@@ -136,7 +136,13 @@ class _Sweep:
         self._check_names()
         self.folder = options.out or Path("sweeps") / self.base.name
         recipe = effective_recipe(self.base, options.train)
-        data = load_data(self.base, recipe.data, options.train.data_dir, offline=options.train.offline)
+        data = load_data(
+            self.base,
+            recipe.data,
+            options.train.data_dir,
+            offline=options.train.offline,
+            images=options.train.images,
+        )
         if data.val is None:
             raise failure(
                 "E0511", "a sweep requires validation images, and the dataset has none",

@@ -1,0 +1,301 @@
+"""Read datasets that are not files by class: those of the Hugging Face `datasets` library, and those of a program.
+
+Both are read by position, so a batch depends on its position only, as with other datasets.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+
+from cnnspec.diagnostics import CnnspecError, failure, named, one_line
+from cnnspec.recipe import Setting
+from cnnspec.semantics.loader import path_below
+from cnnspec.training.data.folders import SPLITS, outside, split_of
+from cnnspec.training.data.images import image_pixels, open_image
+
+MAX_LABELS = 1 << 20
+"""The maximum number of classes that integer labels may have."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Images and labels of a program, for `TrainOptions(images=...)`.
+
+    Each split is a pair of arrays, or a map-style `torch.utils.data.Dataset` of pairs `(image, label)`. Images are PIL
+    images, bytes (`[h, w]` or `[h, w, C]` in an array, `[C, h, w]` in a tensor), or floats `[C, h, w]` from 0 to 1, as
+    `torchvision.transforms.ToTensor` makes them. Normalization and augmentation belong to the recipe. Labels are
+    integers from 0. The images of a dataset are read when they are needed, its labels once.
+
+    Attributes:
+        train: The training images, or None to test only.
+        test: The test images.
+        val: The validation images. Without them, the recipe's fraction of `train` is held out.
+        classes: The names of the classes.
+    """
+
+    train: Any = None
+    test: Any = None
+    val: Any = None
+    classes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Records:
+    """Images of one split, read by their position.
+
+    Attributes:
+        read_one: Returns the bytes `[1, C, h, w]` of the image at a position of the source.
+        positions: The positions, `[N]`.
+        labels: The labels, `[N]`.
+        names: The names of all images of the source, or nothing.
+    """
+
+    read_one: Callable[[int], Tensor] = field(repr=False)
+    positions: Tensor
+    labels: Tensor
+    in_memory: ClassVar[bool] = False
+    device: ClassVar[torch.device] = torch.device("cpu")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, indices: Tensor) -> Iterator[Tensor]:
+        """Yield the images as groups `[1, C, h, w]`, in the order of the indices."""
+        return (self.read_one(position) for position in self.positions[indices].tolist())
+
+    def subset(self, indices: Tensor) -> Records:
+        """Return the images at these indices."""
+        return Records(self.read_one, self.positions[indices], self.labels[indices])
+
+    def to(self, device: torch.device) -> Records:
+        """Return the same images. They stay where they are."""
+        return self
+
+
+Loaded = tuple[dict[str, Records], tuple[str, ...]]
+"""The splits, and the names of the classes."""
+
+
+# --- the datasets library ------------------------------------------------------------------------
+
+
+def load_hub_dataset(setting: Setting, channels: int, data_dir: Path, *, offline: bool) -> Loaded:
+    """Load a dataset of the Hugging Face Hub, or a folder of Parquet files.
+
+    Args:
+        setting: `hf` with its arguments.
+        channels: 1 for grayscale, 3 for RGB.
+        data_dir: The directory of downloaded datasets. The cache is in its folder `huggingface`.
+        offline: Never download.
+
+    Raises:
+        CnnspecError: E0502 if the library is not installed or the dataset is not available. E0503 if it has no column
+            of images or of labels. E0218 if a spec names a folder outside its own.
+    """
+    try:
+        import datasets
+    except ImportError:
+        help = "install it with `pip install 'cnnspec[hf]'`"
+        raise failure("E0502", "`data hf` needs the package `datasets`", help=help) from None
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    path, cache = str(setting.args["path"]), data_dir / "huggingface"
+    try:
+        splits: Mapping[str, Any]
+        if (files := _parquet_files(path, setting.base)) is not None:
+            splits = datasets.load_dataset("parquet", data_files=files, cache_dir=str(cache))  # type: ignore[assignment]
+        else:
+            config = datasets.DownloadConfig(local_files_only=offline)
+            splits = cast(
+                "Mapping[str, Any]",
+                datasets.load_dataset(path, revision=_revision(setting), cache_dir=str(cache), download_config=config),
+            )
+        found = {split: rows for name, rows in splits.items() if (split := split_of(name)) is not None}
+    except CnnspecError:
+        raise
+    except Exception as error:  # noqa: BLE001  the library raises many types for files and connections
+        reason = one_line(error, 300) or type(error).__name__
+        help = "check the name and the connection, or use a local folder of Parquet files"
+        raise failure("E0502", f"the dataset `{path}` is not available", notes=[reason], help=help) from None
+    if not found:
+        raise failure("E0503", f"`{path}` has no split `train` or `test`", notes=[f"its splits: {named(list(splits))}"])
+    return _labeled_rows(path, setting, found, channels)
+
+
+def _revision(setting: Setting) -> str:
+    revision = setting.args.get("revision")
+    if not revision:
+        name = setting.args["path"]
+        raise failure(
+            "E0502",
+            f"the dataset `{name}` of the Hugging Face Hub needs a fixed revision",
+            notes=["without one, a later run could train with other images"],
+            help=f'write `data hf "{name}" revision="COMMIT"`, or `--data hf:{name}@COMMIT`',
+        )
+    return str(revision)
+
+
+def _parquet_files(path: str, base: str | None) -> dict[str, list[str]] | None:
+    """Return the Parquet files of a folder by split, or None if there is no such folder."""
+    folder = Path(path).expanduser() if base is None else path_below(Path(base), path)
+    if folder is None:
+        raise outside(Path(path))
+    if not folder.is_dir():
+        return None
+    files: dict[str, list[str]] = {}
+    for file in sorted(folder.rglob("*.parquet")):
+        if base is not None and path_below(Path(base), str(file.relative_to(base))) is None:
+            raise outside(file)
+        words = (file.stem.split("-")[0], file.parent.name)
+        split = next((split for word in words if (split := split_of(word)) is not None), None)
+        if split is not None:
+            files.setdefault(split, []).append(str(file))
+    if not files:
+        help = "name the files by split, such as `train-00000-of-00001.parquet`"
+        raise failure("E0503", f"`{path}` has no Parquet files of `train` or `test`", help=help)
+    return files
+
+
+def _labeled_rows(path: str, setting: Setting, splits: Mapping[str, Any], channels: int) -> Loaded:
+    from datasets import ClassLabel
+    from datasets import Image as ImageFeature
+
+    image, label = str(setting.args["image"]), str(setting.args["label"])
+    names: list[str] | None = None
+    values: dict[str, list[Any]] = {}
+    rows: dict[str, Any] = {}
+    for split, found in splits.items():
+        for argument, column in (("image", image), ("label", label)):
+            if column not in found.column_names:
+                columns = f"its columns: {named(found.column_names)}"
+                help = f"name the column, such as `{argument}={found.column_names[0]}`"
+                raise failure("E0503", f"`{path}` has no column `{column}`", notes=[columns], help=help)
+        kind = found.features[label]
+        if isinstance(kind, ClassLabel):
+            names = list(kind.names)
+        try:
+            # Not decoded by the library: images are read, checked and limited as those of files are.
+            rows[split] = found.cast_column(image, ImageFeature(decode=False)).select_columns([image])
+        except (TypeError, ValueError, NotImplementedError) as error:
+            message = f"the column `{image}` of `{path}` does not contain images"
+            raise failure("E0503", message, notes=[one_line(error)]) from None
+        values[split] = list(found.with_format(None)[label])
+    if names is None:
+        if bad := next((v for found in values.values() for v in found if not isinstance(v, str | int)), None):
+            message = f"the labels of `{path}` must be integers or strings, got {type(bad).__name__}"
+            raise failure("E0503", message)
+        known = {value for found in values.values() for value in found}
+        if not all(isinstance(value, int) for value in known):
+            ordered = sorted(map(str, known))
+            names, values = ordered, {s: [ordered.index(str(v)) for v in found] for s, found in values.items()}
+    labels = {split: _labels(found, path) for split, found in values.items()}
+    records = {
+        split: Records(_RowReader(rows[split], image, channels, f"{path} {split}"), torch.arange(len(found)), found)
+        for split, found in labels.items()
+    }
+    return records, tuple(names or ())
+
+
+@dataclass(frozen=True)
+class _RowReader:
+    """Reads the image of a row. The rows are mapped into memory, not loaded."""
+
+    rows: Any
+    column: str
+    channels: int
+    name: str
+
+    def __call__(self, position: int) -> Tensor:
+        content = self.rows[position][self.column]["bytes"]
+        if content is None:  # a path or address, which a dataset could point anywhere
+            raise failure("E0503", f"row {position} of `{self.name}` does not contain its image, but a path to it")
+        return open_image(io.BytesIO(content), self.channels, f"row {position} of {self.name}")
+
+
+# --- arrays and datasets of a program ------------------------------------------------------------
+
+
+def load_splits(splits: Splits, channels: int) -> Loaded:
+    """Return the images of a program.
+
+    Args:
+        splits: The images.
+        channels: 1 for grayscale, 3 for RGB.
+
+    Raises:
+        CnnspecError: E0503 if a split is neither a pair of arrays nor a dataset, or has unsuitable images or labels.
+    """
+    found: dict[str, Records] = {}
+    for name in SPLITS:
+        given = getattr(splits, name)
+        if given is None:
+            continue
+        if isinstance(given, tuple | list) and len(given) == 2 and not hasattr(given[0], "save"):
+            images, labels = given
+            if len(images) != len(labels):
+                raise failure("E0503", f"`{name}` has {len(images):,} images, but {len(labels):,} labels")
+            labels = labels.tolist() if hasattr(labels, "tolist") else list(labels)
+        else:
+            if not (hasattr(given, "__getitem__") and hasattr(given, "__len__")):
+                message = f"`{name}` must be a pair of arrays or a map-style dataset, got {type(given).__name__}"
+                raise failure("E0503", message, help="load an iterable dataset into a list of pairs first")
+            images, labels = _FirstItems(given), _dataset_labels(given, name)
+        found[name] = Records(_ItemReader(images, channels, name), torch.arange(len(labels)), _labels(labels, name))
+    return found, tuple(splits.classes)
+
+
+def _dataset_labels(dataset: Any, name: str) -> list[Any]:
+    """Return the labels of a dataset, from its attribute `targets` as in torchvision, otherwise from its items."""
+    targets = getattr(dataset, "targets", None)
+    if targets is not None and len(targets) == len(dataset) and getattr(dataset, "target_transform", None) is None:
+        return targets.tolist() if hasattr(targets, "tolist") else list(targets)
+    labels: list[Any] = []
+    for position in range(len(dataset)):
+        item = dataset[position]
+        if not (isinstance(item, tuple | list) and len(item) == 2):
+            message = f"the items of `{name}` must be pairs of image and label, got {type(item).__name__}"
+            raise failure("E0503", message)
+        labels.append(item[1])
+    return labels
+
+
+@dataclass(frozen=True)
+class _FirstItems:
+    dataset: Any
+
+    def __getitem__(self, position: int) -> Any:
+        return self.dataset[position][0]
+
+
+@dataclass(frozen=True)
+class _ItemReader:
+    """Reads an image of a program."""
+
+    images: Any
+    channels: int
+    name: str
+
+    def __call__(self, position: int) -> Tensor:
+        return image_pixels(self.images[position], self.channels, f"{position} of `{self.name}`")
+
+
+def _labels(values: Sequence[Any], name: str) -> Tensor:
+    """Return labels as `[N]`.
+
+    Raises:
+        CnnspecError: E0503 if one is not an integer from 0.
+    """
+    for position, value in enumerate(values):
+        item = value.item() if hasattr(value, "item") else value
+        if isinstance(item, bool) or not isinstance(item, int) or not 0 <= item < MAX_LABELS:
+            message = f"label {position} of `{name}` must be an integer of at least 0, got {one_line(repr(item), 60)}"
+            raise failure("E0503", message, help="number the classes from 0")
+    return torch.tensor([int(value) for value in values], dtype=torch.long)
