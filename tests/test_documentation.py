@@ -175,7 +175,7 @@ def test_shown_error_is_what_is_printed(fence: Fence, shown: Fence) -> None:
 @pytest.mark.parametrize(("fence", "shown"), followed("cnn cnn-part", "keys"))
 def test_shown_keys_are_those_of_the_module(fence: Fence, shown: Fence) -> None:
     graph = compiled(fence).require_graph()
-    keys = " ".join(f"{node.path}.{key}" for node in graph for key in node.weights)
+    keys = " ".join(key for node in graph for key in node.parameters)
     parts = [re.escape(" ".join(part.split())) for part in re.split(r"^\.\.\.$", shown.text, flags=re.M)]
     assert re.fullmatch(r"(?: |\b).*(?: |\b)".join(parts).replace(r"\ ", " "), keys), keys
 

@@ -74,7 +74,7 @@ class ShapeConflicts:
         made = self.nodes[x.node].origin if x.node != ir.IMAGE else None
         labels = [Label(made, f"outputs {shapes.text(x.shape)}")] if made and made != self.source_map[at] else []
         suggestion = error.suggestion
-        if joined and isinstance(op, Linear):
+        if joined and isinstance(op, Linear) and not op.pointwise:
             code = f"conv 1x1 {op.c}{' bias' if op.bias else ''}"
             suggestion = ReplaceCall(code, "write `{0}`, a linear layer at each position of the feature map")
         site = Site(self.source_map.wholes.get(call.origin), self._values(call))

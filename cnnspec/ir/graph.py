@@ -42,7 +42,8 @@ class Node:
         op: The operator with its settings.
         inputs: Indices of the nodes that it reads; `IMAGE` for the input.
         shape: Output shape without the batch axis: `(C, H, W)` or `(F,)`.
-        weights: Shapes of its learned weights by state dict key.
+        weights: Shapes of its learned weights by their key in its module; the key is empty for a bare parameter,
+            whose path is its key in the state dict.
         macs: Multiply-adds for one image.
         init: Initialization of its weights; `None` for torch's default.
         aux: Name of the auxiliary head that it belongs to.
@@ -62,6 +63,11 @@ class Node:
     @property
     def parameter_count(self) -> int:
         return sum(map(numel, self.weights.values()))
+
+    @property
+    def parameters(self) -> dict[str, Shape]:
+        """Shapes of its learned weights by their key in the state dict of the network."""
+        return {f"{self.path}.{key}" if key else self.path: shape for key, shape in self.weights.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -225,10 +225,43 @@ class DropPath(SameShape):
         return Saved(extra=FLOAT if self.p else 0)
 
 
-class Scale(SameShape):
-    """Multiply each channel by a learned factor, initially `init`.
+class _Learned(SameShape):
+    """A learned tensor that is combined with the input.
 
-    Source: LayerScale, Touvron et al. 2021, arXiv 2103.17239, section 2.
+    With `bare`, the tensor is a parameter of the enclosing module: its key is the name of the call.
+    """
+
+    key: ClassVar[str] = "weight"
+    init: float = 0.0
+    shape: Literal["channel", "map", "batch", "one", "scalar"] = "channel"
+    bare: bool = False
+
+    @property
+    def owns_module(self) -> bool:  # type: ignore[override]
+        return not self.bare
+
+    def infer(self, *inputs: Shape) -> Shape:
+        if self.shape in ("map", "batch"):
+            need_map(f"{self.name} shape={self.shape}", inputs[0])
+        return inputs[0]
+
+    def weight(self, x: Shape) -> Shape:
+        """Return the shape of the tensor."""
+        shapes = {"channel": (x[0],), "map": (x[0], 1, 1), "batch": (1, x[0], 1, 1), "one": (1,), "scalar": ()}
+        return shapes[self.shape]
+
+    def weights(self, x: Shape) -> dict[str, Shape]:
+        return {"" if self.bare else self.key: self.weight(x)}
+
+    def backward_scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
+        return FLOAT * shapes.numel(y)  # unreduced gradients of the tensor
+
+
+class Scale(_Learned):
+    """Multiply by a learned factor: one per channel, or a single one.
+
+    Source: LayerScale, Touvron et al. 2021, arXiv 2103.17239, section 2; ReZero, Bachlechner et al. 2020, arXiv
+    2003.04887, section 3.
     """
 
     name: ClassVar[str] = "scale"
@@ -236,11 +269,20 @@ class Scale(SameShape):
     keeps: ClassVar[Saved] = INPUT
     init: float = 1.0
 
-    def weights(self, x: Shape) -> dict[str, Shape]:
-        return {"weight": (x[0],)}
+
+class Shift(_Learned):
+    """Add a learned value: one per channel, or a single one.
+
+    Source: Fixup, Zhang et al. 2019, arXiv 1901.09321, section 3.
+    """
+
+    name: ClassVar[str] = "shift"
+    torch: ClassVar[str] = "torch.add"
+    key: ClassVar[str] = "bias"
+    fresh: ClassVar[bool] = True
 
     def backward_scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
-        return FLOAT * shapes.numel(y)  # unreduced gradients of the factors
+        return 0
 
 
 class Times(SameShape):

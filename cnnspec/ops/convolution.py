@@ -258,7 +258,10 @@ class ConvTranspose(Op):
 
 
 class Linear(Op):
-    """Linear layer, `[N, F] -> [N, c]`. Source: torch.nn.Linear."""
+    """Linear layer, `[N, F] -> [N, c]`; `pointwise` over the channels at each position, `[N, C, H, W] -> [N, c, H, W]`.
+
+    Source: torch.nn.Linear; `pointwise` as in Liu et al. 2022, arXiv 2201.03545, section 2.
+    """
 
     name: ClassVar[str] = "linear"
     torch: ClassVar[str] = "torch.nn.Linear"
@@ -267,19 +270,23 @@ class Linear(Op):
     fresh: ClassVar[bool] = True
     c: Count
     bias: bool = True
+    pointwise: bool = False
     init: FlatInitName | InitScheme | None = None
 
     def infer(self, *inputs: Shape) -> Shape:
-        if len(inputs[0]) != 1:
+        if self.pointwise and len(inputs[0]) == 1:
+            message = f"`linear {self.c} pointwise` expects a feature map [N, C, H, W], got {shapes.text(inputs[0])}"
+            raise ShapeError("E0308", message, Advice("remove `pointwise`"), argument="pointwise")
+        if not self.pointwise and len(inputs[0]) != 1:
             raise ShapeError(
                 "E0307",
                 f"`linear` expects flat features [N, F], got a feature map {shapes.text(inputs[0])}",
                 _flattened() if inputs[0][1:] == (1, 1) else _flattened("global_avgpool | flatten"),
             )
-        return (self.c,)
+        return self.c, *inputs[0][1:]
 
     def weights(self, x: Shape) -> dict[str, Shape]:
         return {"weight": (self.c, x[0]), "bias": (self.c,)} if self.bias else {"weight": (self.c, x[0])}
 
     def macs(self, x: Shape, y: Shape) -> int:
-        return x[0] * self.c
+        return x[0] * shapes.numel(y)

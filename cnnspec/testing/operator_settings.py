@@ -80,10 +80,19 @@ def _group_norm(rng: Rng, x: Shape) -> Settings | None:
     return {"groups": rng.choice(groups), **_norm(rng, x)} if groups else None
 
 
+def _pointwise(x: Shape) -> Settings:
+    return {"pointwise": True} if len(x) == 3 else {}
+
+
+def _learned(rng: Rng, x: Shape) -> Settings:
+    kinds = ["channel", "one", "scalar", *(["map", "batch"] if len(x) == 3 else [])]
+    return rng.subset({"init": 0.1, "shape": Word(rng.choice(kinds)), "bare": True})
+
+
 SETTINGS: dict[str, Callable[[Rng, Shape], Settings | None]] = {
     "conv": _conv,
     "conv_transpose": _conv_transpose,
-    "linear": lambda rng, x: {"c": rng.randint(1, 16), **rng.subset({"bias": False})},
+    "linear": lambda rng, x: {"c": rng.randint(1, 16), **rng.subset({"bias": False}), **_pointwise(x)},
     "bn": lambda rng, x: _norm(rng, x) | rng.subset({"momentum": 0.2}),
     "gn": _group_norm,
     "ln": _norm,
@@ -98,7 +107,8 @@ SETTINGS: dict[str, Callable[[Rng, Shape], Settings | None]] = {
     "dropout": _dropout,
     "dropout2d": _dropout,
     "drop_path": _dropout,
-    "scale": lambda rng, x: rng.subset({"init": 0.1}),
+    "scale": _learned,
+    "shift": _learned,
     "times": lambda rng, x: {"factor": rng.choice([0.5, 2.0])},
     "maxpool": lambda rng, x: _pool(rng, x) | rng.subset({"dilation": (2, 1)}),
     "avgpool": lambda rng, x: _pool(rng, x) | rng.subset({"count_pad": False}),

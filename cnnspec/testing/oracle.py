@@ -98,7 +98,7 @@ def compare_with_torch(graph: ir.Graph, sizes: Iterable[Size]) -> int:
     """
     module = build_on_meta(graph)
     weights = {name: tuple(weight.shape) for name, weight in module.named_parameters()}
-    own = {f"{node.path}.{key}": shape for node in graph for key, shape in node.weights.items()}
+    own = {key: shape for node in graph for key, shape in node.parameters.items()}
     _same("the weights", own, weights)
     _same("the number of parameters", graph.parameter_count, sum(w.numel() for w in module.parameters()))
     found: dict[str, Lengths] = {}

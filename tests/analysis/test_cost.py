@@ -201,12 +201,16 @@ def test_saved_activations_of_published_networks(name: str) -> None:
 def copied(graph: Graph) -> int:
     """The most bytes, of two images, that torch copies because a tensor does not lie in memory in its order.
 
-    `ln` over channels leaves them side by side, and `flatten` and `in_norm` copy that; `in_norm` copies what a `slice`
-    cuts out, too. docs/reference/cli.md says that these are not counted.
+    `ln` and `linear pointwise` leave the channels side by side, and `flatten` and `in_norm` copy that; `in_norm` copies
+    what a `slice` cuts out, too, and `linear pointwise` what does not lie side by side. docs/reference/cli.md says that
+    these are not counted.
     """
+    pointwise = [node for node in graph.nodes if getattr(node.op, "pointwise", False)]
     operators = {node.op.name for node in graph.nodes}
-    copying = {"flatten", "in_norm"} if "ln" in operators else {"in_norm"} if "slice" in operators else set[str]()
-    return sum(8 * numel(graph.input_shapes(node)[0]) for node in graph.nodes if node.op.name in copying)
+    last = "ln" in operators or pointwise
+    copying = {"flatten", "in_norm"} if last else {"in_norm"} if "slice" in operators else set[str]()
+    copies = pointwise + [node for node in graph.nodes if node.op.name in copying]
+    return sum(8 * numel(graph.input_shapes(node)[0]) for node in copies)
 
 
 def hold_against_saved_tensors(text: str) -> None:
@@ -249,6 +253,7 @@ def test_saved_activations_of_very_many(text: str) -> None:
         "in_norm affine | lrn 9 | prelu | scale | conv 1x1 2",
         "channel_shuffle 1 | pixel_shuffle 1 | pad 0 | upsample 1 | bn | relu6 | conv 1x1 2",
         "conv 1x1 8 | identity | relu | relu | adaptive_avgpool 1 | adaptive_maxpool 1 | flatten | linear 2",
+        "conv 1x1 4 | relu | scale shape=scalar bare | shift shape=map | relu | conv 1x1 2",
         "slice 0..3 | conv 3x3 8 | slice 2..5 | relu | slice 0..1 | conv 1x1 4",
     ],
 )
@@ -323,6 +328,7 @@ def hold_against_live_storages(text: str) -> None:
         "input 4x6x9\nslice 0..1 | in_norm\n",
         "input 4x16x16\nconv 1 8 | slice 0..4 | in_norm | relu\n",
         "input 4x16x16\nconv 1 8 | ln | in_norm | conv 1 4\n",
+        "input 4x16x16\nconv 1 8 | linear 8 pointwise | relu | in_norm | linear 4 pointwise\n",
         "input 4x16x16\nconv 1 8 | ln | relu | add { in_norm; conv 1 8 }\n",
     ],
 )

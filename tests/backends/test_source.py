@@ -225,6 +225,21 @@ LABELS = """training type forward half _modules __init__ __x x self torch nn Ten
     None _count load_state_dict parameters i SPEC Scope print""".split()
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "a.b.c: conv 1x1 4 | bn\nrelu\na.b.d: conv 1x1 4\na.e: bn",
+        "a.0.0: conv 1x1 4\na.1.0: conv 1x1 4\na.0.1: conv 1x1 4 | relu\na.1.1: bn",
+        'gain: scale bare | shift bare name="a.b"\ntype: scale bare\nbn\nscale 0.5 shape=map bare',
+        'repeat 5 as i { conv 1x1 4 name="c{i}" | scale bare shape=one name="s{i}" }',
+        'repeat 5 as i { scale bare shape=scalar name="type{i}" | linear 4 pointwise name="l-{i}" }',
+        "g: { scale bare | shift bare | scale shape=map }\nb: scale bare repeat=4",
+    ],
+)
+def test_paths_and_parameters_without_a_module(body: str) -> None:
+    assert_equal(loads(f"input 4x6x6\n{body}\n"))
+
+
 def test_labels_that_mean_something_in_python(tmp_path: Path) -> None:
     layers = "\n".join(f"{label}: conv 1x1 4" for label in LABELS)
     inner = "\n".join(f"  {label}: {{ bn; training: bn }}" for label in LABELS)

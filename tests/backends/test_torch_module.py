@@ -54,7 +54,7 @@ SETTINGS: dict[str, list[tuple[Shape, dict[str, Any]]]] = {
         ),
         (MAP, {"kernel": (3, 3), "c": 6, "dilation": (2, 2), "out_pad": (1, 0)}),
     ],
-    "linear": [(FLAT, {"c": 5}), (FLAT, {"c": 5, "bias": False})],
+    "linear": [(FLAT, {"c": 5}), (FLAT, {"c": 5, "bias": False}), (MAP, {"c": 5, "pointwise": True})],
     "bn": [(MAP, {}), (FLAT, {}), (MAP, {"affine": False, "eps": 1e-3, "momentum": 0.2})],
     "gn": [(MAP, {"groups": 4}), (FLAT, {"groups": 3}), (MAP, {"groups": 8, "affine": False})],
     "ln": [(MAP, {}), (FLAT, {}), (MAP, {"affine": False}), (FLAT, {"affine": False})],
@@ -69,7 +69,8 @@ SETTINGS: dict[str, list[tuple[Shape, dict[str, Any]]]] = {
     "dropout": [(MAP, {"p": 0.3}), (FLAT, {})],
     "dropout2d": [(MAP, {"p": 0.3})],
     "drop_path": [(MAP, {"p": 0.3}), (FLAT, {"p": 0.0}), (MAP, {"p": 1.0})],
-    "scale": [(MAP, {"init": 1e-6}), (FLAT, {})],
+    "scale": [(MAP, {"init": 1e-6}), (FLAT, {}), (MAP, {"shape": "map"}), (MAP, {"shape": "scalar"})],
+    "shift": [(MAP, {"init": 0.5}), (FLAT, {}), (MAP, {"shape": "batch"}), (FLAT, {"shape": "one"})],
     "times": [(MAP, {"factor": 0.5})],
     "maxpool": [
         (MAP, {"kernel": (2, 2)}),
@@ -305,7 +306,7 @@ def test_own_layers() -> None:
     expected = plain * norm.weight[:, None, None] + norm.bias[:, None, None]
     torch.testing.assert_close(norm(x), expected)
 
-    scale = torch_layers.Scale(8, 0.5)
+    scale = torch_layers.Scale((8,), 0.5)
     with torch.no_grad():
         scale.weight[3] = 2.0
     assert torch.equal(scale(x)[:, 3], 2 * x[:, 3])
@@ -657,7 +658,7 @@ def test_text_never_becomes_code(path: str) -> None:
 def test_keys_are_the_names_of_the_spec(name: str) -> None:
     graph = load(name)
     network = to_module(graph)
-    expected = {f"{node.path}.{key}": shape for node in graph for key, shape in node.weights.items()}
+    expected = {key: shape for node in graph for key, shape in node.parameters.items()}
     assert [(key, tuple(p.shape)) for key, p in network.named_parameters()] == list(expected.items())
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():

@@ -130,7 +130,7 @@ def graph_of(text: str, image: str = "3x32x32") -> Graph:
 
 
 def keys(graph: Graph) -> list[str]:
-    return [f"{node.path}.{key}" for node in graph for key in node.weights]
+    return [key for node in graph for key in node.parameters]
 
 
 def paths(graph: Graph) -> list[str]:

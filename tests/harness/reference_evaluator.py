@@ -730,12 +730,16 @@ def _norm_weights(a: Mapping[str, Any], x: Shape) -> dict[str, Shape]:
     return {"weight": (x[0],), "bias": (x[0],)} if a["affine"] else {}
 
 
+def _learned(word: str, c: int) -> Shape:
+    return {"channel": (c,), "map": (c, 1, 1), "batch": (1, c, 1, 1), "one": (1,), "scalar": ()}[word]
+
+
 Rule = Callable[[Mapping[str, Any], Shape], Any]
 
 SHAPES: dict[str, Rule] = {
     "conv": lambda a, x: _window(a, x, a["c"] or x[0]),
     "conv_transpose": _transposed,
-    "linear": lambda a, x: (a["c"],),
+    "linear": lambda a, x: (a["c"], *x[1:]),
     "maxpool": lambda a, x: _window(a, x, x[0]),
     "avgpool": lambda a, x: _window(a, x, x[0]),
     "global_avgpool": lambda a, x: (x[0], 1, 1),
@@ -756,6 +760,7 @@ WEIGHTS: dict[str, Rule] = {
     "linear": lambda a, x: {"weight": (a["c"], x[0]), **({"bias": (a["c"],)} if a["bias"] else {})},
     **dict.fromkeys(("bn", "gn", "ln", "in_norm"), _norm_weights),
     "prelu": lambda a, x: {"weight": (a["num_parameters"],)},
-    "scale": lambda a, x: {"weight": (x[0],)},
+    "scale": lambda a, x: {"" if a["bare"] else "weight": _learned(a["shape"], x[0])},
+    "shift": lambda a, x: {"" if a["bare"] else "bias": _learned(a["shape"], x[0])},
 }
 """The learned weights of the operators that have some."""

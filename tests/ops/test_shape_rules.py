@@ -57,6 +57,21 @@ def narrow(x: Any, range: Interval) -> Any:
     return torch.narrow(x, 1, low, high - low)
 
 
+def linear(x: Any, c: int, pointwise: bool) -> Any:
+    if pointwise != (x.ndim == 4):
+        raise ValueError("flat")
+    y = F.linear(x.movedim(1, -1), torch.empty(c, x.shape[1], device="meta"))
+    return y.movedim(-1, 1)
+
+
+def learned(x: Any, shape: str, bare: bool) -> Any:
+    sizes = {"channel": (x.shape[1], *(1,) * (x.ndim - 2)), "map": (x.shape[1], 1, 1), "batch": (1, x.shape[1], 1, 1)}
+    y = x * torch.empty(sizes.get(shape, (1,)), device="meta")
+    if y.shape != x.shape:
+        raise ValueError("broadcast")
+    return y
+
+
 SIZES = [(1, 1), (3, 3), (2, 3)]
 RULES: dict[str, tuple[Grid, Callable[..., Any], list[Shape]]] = {
     "conv": (
@@ -95,7 +110,9 @@ RULES: dict[str, tuple[Grid, Callable[..., Any], list[Shape]]] = {
         narrow, [*MAPS, *FLAT],
     ),
     "flatten": ({}, lambda x: torch.flatten(x, 1), [*MAPS, *FLAT]),
-    "linear": ({"c": [1, 5]}, lambda x, c: F.linear(x, torch.empty(c, x.shape[1], device="meta")), FLAT),
+    "linear": ({"c": [1, 5], "pointwise": [False, True]}, linear, [*MAPS, *FLAT]),
+    "scale": ({"shape": ["channel", "map", "batch", "one", "scalar"], "bare": [False, True]}, learned, [*MAPS, *FLAT]),
+    "shift": ({"shape": ["channel", "map", "batch", "one", "scalar"], "bare": [False, True]}, learned, [*MAPS, *FLAT]),
     "gn": ({"groups": [1, 2, 3, 4, 6]}, lambda x, groups: F.group_norm(x, groups), [*MAPS, *FLAT]),
     "in_norm": ({}, lambda x: F.instance_norm(x), MAPS),
     "lrn": ({"size": [1, 2, 5]}, lambda x, size: F.local_response_norm(x, size), MAPS),

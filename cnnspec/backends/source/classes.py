@@ -246,13 +246,17 @@ def _absent(whole: Class, part: Class) -> list[int] | None:
         if other is not None and (item.path, item.structure, read) == (other.path, other.structure, other.inputs):
             numbers.update(zip(item.outputs, other.outputs, strict=True))
             place += 1
-        elif item.path and len(item.inputs) == len(item.outputs) == 1:
+        elif item.path and len(item.inputs) == len(item.outputs) == 1 and not _is_parameter(item):
             absent.append(position)
             numbers[item.outputs[0]] = read[0]
         else:
             return None
     same = place == len(part.items) and [numbers.get(i) for i in whole.results] == part.results
     return absent if same else None
+
+
+def _is_parameter(item: Item) -> bool:
+    return isinstance(item.structure, Made) and bool(item.structure.sign)
 
 
 def _with_flags(whole: Class, values: list[Value], absent: list[int]) -> list[Value]:

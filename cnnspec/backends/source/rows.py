@@ -50,7 +50,10 @@ MODULES: dict[str, Callable[[Any, Shape], Row]] = {
         {"in_channels": x[0], "out_channels": op.c}
         | _window(op, output_padding=_pair(op.out_pad), groups=op.groups, bias=op.bias),
     ),
-    "linear": lambda op, x: ("nn.Linear", {"in_features": x[0], "out_features": op.c, "bias": op.bias}),
+    "linear": lambda op, x: (
+        "PointwiseLinear" if op.pointwise else "nn.Linear",
+        {"in_features": x[0], "out_features": op.c, "bias": op.bias},
+    ),
     "bn": lambda op, x: (f"nn.BatchNorm{2 if len(x) == 3 else 1}d", {"num_features": x[0], **_norm(op)}),
     "gn": lambda op, x: ("nn.GroupNorm", {"num_groups": op.groups, "num_channels": x[0], **_norm(op, "eps", "affine")}),
     "ln": lambda op, x: (
@@ -82,7 +85,8 @@ MODULES: dict[str, Callable[[Any, Shape], Row]] = {
     "dropout": lambda op, x: ("nn.Dropout", {"p": op.p}),
     "dropout2d": lambda op, x: ("nn.Dropout2d", {"p": op.p}),
     "drop_path": lambda op, x: ("DropPath", {"p": op.p}),
-    "scale": lambda op, x: ("Scale", {"channels": x[0], "initial": op.init}),
+    "scale": lambda op, x: ("Scale", {"shape": op.weight(x), "initial": op.init}),
+    "shift": lambda op, x: ("Shift", {"shape": op.weight(x), "initial": op.init}),
     "times": lambda op, x: ("Times", {"factor": op.factor}),
     "maxpool": lambda op, x: ("nn.MaxPool2d", _window(op, ceil_mode=op.ceil)),
     "avgpool": lambda op, x: ("nn.AvgPool2d", _window(op, ceil_mode=op.ceil, count_include_pad=op.count_pad)),
@@ -104,6 +108,10 @@ MODULES: dict[str, Callable[[Any, Shape], Row]] = {
 
 Classes that are not in `nn` are those of the torch backend; their code is part of the exported source.
 """
+
+
+BARE: dict[str, str] = {"scale": "*", "shift": "+"}
+"""The sign between the input and the weight of each operator whose weight can be a parameter of the module around."""
 
 
 class Join(NamedTuple):

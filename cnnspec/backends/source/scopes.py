@@ -14,7 +14,7 @@ from itertools import chain, count, groupby
 from typing import Any, NamedTuple
 
 from cnnspec.backends.source.layout import literal
-from cnnspec.backends.source.rows import DEFAULTS, EXPRESSIONS, MODULES, Value
+from cnnspec.backends.source.rows import BARE, DEFAULTS, EXPRESSIONS, MODULES, Value
 from cnnspec.ir import IMAGE, Graph
 
 Path = tuple[str, ...]
@@ -30,10 +30,19 @@ class Slot(NamedTuple):
 
 
 class Made(NamedTuple):
-    """The structure of a call that creates a module."""
+    """The structure of a call that creates a module.
+
+    Attributes:
+        function: The class.
+        slots: The arguments.
+        sign: For a parameter instead of a module: the text between an input and the parameter.
+        view: For a parameter: the text after it.
+    """
 
     function: str
     slots: tuple[Slot, ...]
+    sign: str = ""
+    view: str = ""
 
 
 class Chain(NamedTuple):
@@ -126,6 +135,8 @@ class Scope:
         for position, item in enumerate(self.items):
             if item.path != (str(position),) or item.inputs != [before] or len(item.outputs) != 1:
                 return False
+            if isinstance(item.structure, Made) and item.structure.sign:
+                return False
             before = item.outputs[0]
         return self.results == [before] and len(self.inputs) == 1
 
@@ -144,6 +155,12 @@ class _Builder:
     def __init__(self, graph: Graph, inplace: set[int]) -> None:
         self._graph, self._inplace = graph, inplace
         self._paths: list[Path] = [tuple(node.path.split(".")) if node.path else () for node in graph.nodes]
+        self._runs = Counter(
+            path[:end]
+            for before, path in zip([(), *self._paths], self._paths, strict=False)
+            for end in range(1, len(path) + 1)
+            if path[:end] != before[:end]
+        )
         self._last_read: dict[int, int] = {}
         for index, node in enumerate(graph.nodes):
             self._last_read.update(dict.fromkeys(node.inputs, index))
@@ -169,23 +186,27 @@ class _Builder:
             return own[len(base)] if len(own) > len(base) else None
 
         runs = [(name, list(part)) for name, part in groupby(nodes, child)]
-        times = Counter(name for name, _ in runs)
         for name, part in runs:
             if name is None:
-                yield from (((base if self._graph.nodes[i].op.owns_module else ()), [i]) for i in part)
-            elif times[name] > 1:
+                yield from (((base if self._is_named(i) else ()), [i]) for i in part)
+            elif self._runs[*base, name] > 1:
                 yield from self._parts((*base, name), part)
-            elif any(self._graph.nodes[i].op.owns_module for i in part):
+            elif any(map(self._is_named, part)):
                 yield (*base, name), part
             else:
                 yield from (((), [i]) for i in part)
+
+    def _is_named(self, index: int) -> bool:
+        """Return whether a node is a module or a parameter."""
+        node = self._graph.nodes[index]
+        return node.op.owns_module or bool(node.weights)
 
     def _add(self, scope: Scope, path: Path, nodes: list[int]) -> None:
         graph, first, last = self._graph, nodes[0], nodes[-1]
         node = graph.nodes[first]
         own = path[len(scope.path) :]
         training = node.aux is not None and not scope.path
-        if not path or (self._paths[first] == path and node.op.owns_module):
+        if not path or (self._paths[first] == path and self._is_named(first)):
             inputs, outputs = list(node.inputs), [first]
             structure, values = self._expression(first) if not path else self._module(first)
             child = None
@@ -207,6 +228,11 @@ class _Builder:
 
     def _module(self, index: int) -> tuple[Made, list[Value]]:
         node = self._graph.nodes[index]
+        if not node.op.owns_module:
+            (shape,) = node.weights.values()
+            view = ".view(-1, 1, 1)" if len(shape) == 1 and len(node.shape) == 3 else ""
+            slots = (Slot("shape", None, True), Slot("initial", None, True))
+            return Made("Learned", slots, BARE[node.op.name], view), [shape, getattr(node.op, "init", 0.0)]
         function, arguments = MODULES[node.op.name](node.op, self._graph.input_shapes(node)[0])
         if index in self._inplace:
             arguments = {**arguments, "inplace": True}

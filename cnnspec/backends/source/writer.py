@@ -73,7 +73,7 @@ class _ClassWriter:
             self._arguments[id(item)] = [self._keep(next(codes), slot.name) for slot in item.structure.slots]
         elif item.path:
             if not item.optional:
-                self._assign(item.path, _render(item.structure, codes), _BODY)
+                self._assign(item.path, _render(item.structure, codes), _BODY, _added(item.structure))
                 return
             self.lines.append(f"{_BODY}if {next(codes)}:")
             self._assign(item.path, _render(item.structure, codes), _BODY + INDENT)
@@ -102,16 +102,16 @@ class _ClassWriter:
             code, _ = _turn(structure, codes, "i", 1)
             if path and not step:
                 self.lines, lines = [], self.lines
-                self._assign(path, code, _BODY)
+                self._assign(path, code, _BODY, _added(structure))
                 self.lines = [*lines[:place], *self.lines, *lines[place:]]
             elif path:
                 name = _numbered(path[-1], start, step)
                 self._containers(path, _BODY)
-                owner = _access("self", path[:-1])
-                self.lines += lay_out(call(f"{owner}.add_module", [name, code]), _BODY + INDENT)
+                owner, add = _access("self", path[:-1]), _added(structure)
+                self.lines += lay_out(call(f"{owner}.{add}", [name, code]), _BODY + INDENT)
         return kept
 
-    def _assign(self, path: Path, code: Code, indent: str) -> None:
+    def _assign(self, path: Path, code: Code, indent: str, add: str = "add_module") -> None:
         if path in self._created:  # used again
             return
         self._created.add(path)
@@ -120,9 +120,10 @@ class _ClassWriter:
         if _is_attribute(name):
             self.lines += lay_out(code, indent, f"{owner}.{name} = ")
         elif name in MODULE_WORDS or name.startswith("_"):
-            self.lines += lay_out(code, indent, f"{owner}._modules[{quoted(name)}] = ")
+            children = "_modules" if add == "add_module" else "_parameters"
+            self.lines += lay_out(code, indent, f"{owner}.{children}[{quoted(name)}] = ")
         else:
-            self.lines += lay_out(call(f"{owner}.add_module", [quoted(name), code]), indent)
+            self.lines += lay_out(call(f"{owner}.{add}", [quoted(name), code]), indent)
 
     def _containers(self, path: Path, indent: str) -> None:
         """Create the modules that a path goes through."""
@@ -137,13 +138,18 @@ def _is_attribute(name: str) -> bool:
     return plain and not keyword.iskeyword(name) and name not in MODULE_WORDS
 
 
-def _access(owner: str, path: Path) -> str:
-    """Return the expression for a module at a path."""
-    for name in path:
+def _added(structure: Any) -> str:
+    """Return the method of a module that adds what a structure creates."""
+    return "register_parameter" if isinstance(structure, Made) and structure.sign else "add_module"
+
+
+def _access(owner: str, path: Path, children: str = "_modules") -> str:
+    """Return the expression for a module at a path, or for a parameter in `children`."""
+    for place, name in enumerate(path):
         if _is_attribute(name):
             owner = f"{owner}.{name}"
         elif name in MODULE_WORDS or name.startswith("_"):
-            owner = f"{owner}._modules[{quoted(name)}]"
+            owner = f"{owner}.{children if place == len(path) - 1 else '_modules'}[{quoted(name)}]"
         else:
             owner = f"getattr({owner}, {quoted(name)})"
     return owner
@@ -359,11 +365,15 @@ def _value(item: Item, read: Sequence[str], arguments: Sequence[str], in_loop: b
         head, bracket = structure.opening[:-1], structure.opening[-1]
         inner = Group(bracket, tuple(read), structure.closing[0], structure.separator, literal=True)
         return Group(head, (inner, *structure.closing[1:-1].strip(", ").split(", ")), ")")
+    parameter = isinstance(structure, Made) and bool(structure.sign)
+    place = _access("self", item.path, "_parameters" if parameter else "_modules")
     if in_loop and item.values[1]:
         start, step = item.values
         owner = _access("self", item.path[:-1])
-        return call(f"getattr({owner}, {_numbered(item.path[-1], int(start), int(step))})", read)  # type: ignore[arg-type]
-    return call(_access("self", item.path), read)
+        place = f"getattr({owner}, {_numbered(item.path[-1], int(start), int(step))})"  # type: ignore[arg-type]
+    if parameter:
+        return f"{read[0]} {structure.sign} {place}{structure.view}"
+    return call(place, read)
 
 
 def _targets(item: Item, joined: Collection[int], variables: Mapping[int, str], free: Sequence[str]) -> list[str]:

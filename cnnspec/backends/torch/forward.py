@@ -8,7 +8,7 @@ import re
 
 from cnnspec import shapes
 from cnnspec.analysis.liveness import schedule
-from cnnspec.backends.torch.layers import EXPRESSIONS, Scope
+from cnnspec.backends.torch.layers import BARE, EXPRESSIONS, Scope
 from cnnspec.ir import IMAGE, Graph, Node
 
 _RESERVED = {*dir(Scope()), "graph", "code"}
@@ -63,6 +63,10 @@ class _ForwardWriter:
         inputs = [self._variables[i] for i in node.inputs]
         if node.op.owns_module:
             expression = f"{_access(node.path)}({inputs[0]})"
+        elif node.weights:
+            (shape,) = node.weights.values()
+            spread = ".view(-1, 1, 1)" if len(shape) == 1 and len(node.shape) == 3 else ""
+            expression = f"{inputs[0]} {BARE[node.op.name]} {_access(node.path)}{spread}"
         else:
             expression = EXPRESSIONS[node.op.name](node.op, inputs)
         dead = [self._variables.pop(i) for i in self._dead_after(node, position)]
@@ -125,7 +129,7 @@ class _ForwardWriter:
 def _section(graph: Graph, node: Node) -> str:
     """Return the section a node belongs to: its outermost block call, or else the first part of its path."""
     parts = node.path.split(".") if node.path else []
-    depth = len(parts) - node.op.owns_module
+    depth = len(parts) - (node.op.owns_module or bool(node.weights))
     for end in range(1, depth + 1):
         path = ".".join(parts[:end])
         if block := graph.scopes.get(path):

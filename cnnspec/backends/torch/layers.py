@@ -13,8 +13,9 @@ from cnnspec.shapes import Shape
 class Scope(nn.Module):
     """A level of the module tree. `scope[0]` and `scope["type"]` return children that no attribute can name."""
 
-    def __getitem__(self, name: int | str) -> nn.Module | None:
-        return self._modules[str(name)]
+    def __getitem__(self, name: int | str) -> nn.Module | Tensor | None:
+        child = self._modules.get(str(name))
+        return self._parameters[str(name)] if child is None else child
 
     def __setattr__(self, name: str, value: Any) -> None:
         # torch sets `training` on every module, which would conflict with a child of that name.
@@ -61,21 +62,63 @@ class DropPath(nn.Module):
 
 
 class Scale(nn.Module):
-    """A learned factor per channel, `[N, C, H, W] -> [N, C, H, W]` or `[N, C] -> [N, C]`.
+    """Multiplication by a learned tensor, `[N, C, H, W] -> [N, C, H, W]` or `[N, C] -> [N, C]`.
 
     Source: LayerScale, Touvron et al. 2021, arXiv 2103.17239, section 2.
     """
 
-    def __init__(self, channels: int, init: float) -> None:
+    def __init__(self, shape: tuple[int, ...], init: float) -> None:
         super().__init__()
         self.init = init
-        self.weight = nn.Parameter(torch.full((channels,), float(init)))
+        self.weight = nn.Parameter(torch.full(shape, float(init)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.weight.view(-1, *(1,) * (x.ndim - 2))
+        weight = self.weight
+        if weight.ndim == 1:
+            weight = weight.view(-1, *(1,) * (x.ndim - 2))  # [C, 1, 1]
+        return x * weight
 
     def extra_repr(self) -> str:
-        return f"{self.weight.shape[0]}, init={self.init}"
+        return f"{tuple(self.weight.shape)}, init={self.init}"
+
+
+class Shift(nn.Module):
+    """Addition of a learned tensor, `[N, C, H, W] -> [N, C, H, W]` or `[N, C] -> [N, C]`.
+
+    Source: Zhang et al. 2019, arXiv 1901.09321, section 3.
+    """
+
+    def __init__(self, shape: tuple[int, ...], init: float) -> None:
+        super().__init__()
+        self.init = init
+        self.bias = nn.Parameter(torch.full(shape, float(init)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.bias
+        if bias.ndim == 1:
+            bias = bias.view(-1, *(1,) * (x.ndim - 2))  # [C, 1, 1]
+        return x + bias
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.bias.shape)}, init={self.init}"
+
+
+class PointwiseLinear(nn.Linear):
+    """Linear layer over the channels at each position, `[N, C, H, W] -> [N, c, H, W]`.
+
+    Source: Liu et al. 2022, arXiv 2201.03545, section 2.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = F.linear(input.permute(0, 2, 3, 1), self.weight, self.bias)  # [N, H, W, c]
+        return x.permute(0, 3, 1, 2)  # [N, c, H, W]
+
+
+class Learned:
+    """A parameter of a module, in an operator that has no module of its own."""
+
+    def __new__(cls, shape: tuple[int, ...], init: float) -> Any:
+        return nn.Parameter(torch.full(shape, float(init)))
 
 
 class Times(nn.Module):
@@ -102,13 +145,32 @@ class _UninitializedLinear(nn.Linear):
         pass
 
 
+class _UninitializedPointwiseLinear(PointwiseLinear):
+    def reset_parameters(self) -> None:
+        pass
+
+
 def _conv(op: Any, x: Shape, kind: type[nn.Conv2d] = nn.Conv2d) -> nn.Module:
     groups = op.group_count(x)
     return kind(x[0], op.channels(x), op.kernel, op.stride, op.padding(), op.dilation, groups=groups, bias=op.bias)
 
 
-def _linear(op: Any, x: Shape, kind: type[nn.Linear] = nn.Linear) -> nn.Module:
-    return kind(x[0], op.c, bias=op.bias)
+def _linear(op: Any, x: Shape) -> nn.Module:
+    return (PointwiseLinear if op.pointwise else nn.Linear)(x[0], op.c, bias=op.bias)
+
+
+def _as(layer: nn.Module, kind: type[nn.Module]) -> nn.Module:
+    layer.__class__ = kind
+    return layer
+
+
+def _uninitialized_conv(op: Any, x: Shape) -> nn.Module:
+    return _as(_conv(op, x, _UninitializedConv), nn.Conv2d)
+
+
+def _uninitialized_linear(op: Any, x: Shape) -> nn.Module:
+    kind = _UninitializedPointwiseLinear if op.pointwise else _UninitializedLinear
+    return _as(kind(x[0], op.c, bias=op.bias), PointwiseLinear if op.pointwise else nn.Linear)
 
 
 def _conv_transpose(op: Any, x: Shape) -> nn.Module:
@@ -167,7 +229,8 @@ ROWS: dict[str, Callable[[Any, Shape], nn.Module]] = {
     "dropout": lambda op, x: nn.Dropout(op.p),
     "dropout2d": lambda op, x: nn.Dropout2d(op.p),
     "drop_path": lambda op, x: DropPath(op.p),
-    "scale": lambda op, x: Scale(x[0], op.init),
+    "scale": lambda op, x: Scale(op.weight(x), op.init),
+    "shift": lambda op, x: Shift(op.weight(x), op.init),
     "times": lambda op, x: Times(op.factor),
     "maxpool": lambda op, x: nn.MaxPool2d(op.kernel, op.stride, op.pad, op.dilation, ceil_mode=op.ceil),
     "avgpool": lambda op, x: nn.AvgPool2d(op.kernel, op.stride, op.pad, op.ceil, op.count_pad),
@@ -183,14 +246,17 @@ ROWS: dict[str, Callable[[Any, Shape], nn.Module]] = {
 }
 """The constructor of each operator that has a module, called with the operator and its input shape."""
 
-UNINITIALIZED: dict[str, tuple[Callable[[Any, Shape], nn.Module], type[nn.Module]]] = {
-    "conv": (lambda op, x: _conv(op, x, _UninitializedConv), nn.Conv2d),
-    "linear": (lambda op, x: _linear(op, x, _UninitializedLinear), nn.Linear),
+UNINITIALIZED: dict[str, Callable[[Any, Shape], nn.Module]] = {
+    "conv": _uninitialized_conv,
+    "linear": _uninitialized_linear,
 }
-"""For operators with many weights: a constructor that leaves them uninitialized, and the class of the final module.
+"""For operators with many weights: a constructor that leaves them uninitialized.
 
 Initializing every weight twice, by torch's rule and by that of the spec, takes a third of the build time of a DenseNet.
 """
+
+BARE: dict[str, str] = {"scale": "*", "shift": "+"}
+"""The sign between the input and the weight of each operator whose weight can be a parameter of the module around."""
 
 EXPRESSIONS: dict[str, Callable[[Any, list[str]], str]] = {
     "add": lambda op, inputs: " + ".join(inputs),

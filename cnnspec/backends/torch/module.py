@@ -17,7 +17,7 @@ from cnnspec import shapes
 from cnnspec.analysis.liveness import overwriting
 from cnnspec.backends.torch.forward import write_forward
 from cnnspec.backends.torch.inits import initialize, sets_all
-from cnnspec.backends.torch.layers import ROWS, UNINITIALIZED, Scope
+from cnnspec.backends.torch.layers import ROWS, UNINITIALIZED, Learned, Scope
 from cnnspec.backends.torch.memory import check_weights_fit, is_out_of_memory, out_of_memory
 from cnnspec.ir import Graph, Node
 
@@ -50,6 +50,8 @@ class Network(Scope):
                 if index in inplace:
                     layer.inplace = True  # pyright: ignore[reportArgumentType]
                 _insert(self, node.path, layer)
+            elif node.weights:
+                _insert_parameter(self, node)
 
     def forward(self, x: Tensor) -> Any:
         """Return the logits, `[N, C, H, W] -> [N, classes]`, in training together with those of auxiliary heads."""
@@ -88,9 +90,7 @@ def _make_layer(node: Node, x: shapes.Shape) -> nn.Module:
     """Build and initialize the module of one node for an input of shape `x`."""
     name = node.op.name
     if node.init is not None and name in UNINITIALIZED and sets_all(node.init, node.weights):
-        row, kind = UNINITIALIZED[name]
-        layer = row(node.op, x)
-        layer.__class__ = kind
+        layer = UNINITIALIZED[name](node.op, x)
     else:
         layer = ROWS[name](node.op, x)
     if node.init is not None:
@@ -98,18 +98,31 @@ def _make_layer(node: Node, x: shapes.Shape) -> nn.Module:
     return layer
 
 
-def _insert(network: Network, path: str, layer: nn.Module) -> None:
-    """Insert a module at its path, and create the scopes on the way.
-
-    `add_module` rejects the names of attributes, such as `type`. The dict of children accepts every name.
-    """
+def _scope(network: Network, path: str) -> tuple[nn.Module, str]:
+    """Return the scope of a path and the last part of the path, and create the scopes on the way."""
     *scopes, name = path.split(".")
     scope: nn.Module = network
     for part in scopes:
         if part not in scope._modules:
             scope._modules[part] = Scope()
         scope = scope._modules[part]  # pyright: ignore[reportAssignmentType]
+    return scope, name
+
+
+def _insert(network: Network, path: str, layer: nn.Module) -> None:
+    """Insert a module at its path.
+
+    `add_module` rejects the names of attributes, such as `type`. The dict of children accepts every name.
+    """
+    scope, name = _scope(network, path)
     scope._modules[name] = layer
+
+
+def _insert_parameter(network: Network, node: Node) -> None:
+    """Insert the weight of an operator without a module, a parameter of the module around it."""
+    scope, name = _scope(network, node.path)
+    (shape,) = node.weights.values()
+    scope._parameters[name] = Learned(shape, getattr(node.op, "init", 0.0))
 
 
 @lru_cache(maxsize=64)
