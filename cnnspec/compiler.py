@@ -25,6 +25,8 @@ from cnnspec.lints import lint
 from cnnspec.semantics.elaborate import elaborate
 from cnnspec.semantics.loader import SUFFIX, Library, read_text, shipped_specs
 from cnnspec.semantics.parameter_values import parameter_value
+from cnnspec.semantics.recipe_rules import network_conflicts
+from cnnspec.semantics.train_section import to_diagnostic
 from cnnspec.syntax import ast, parse
 
 
@@ -146,10 +148,21 @@ def _run_stages(
         compilation.model, source_map = elaborate(compilation.tree, library, values, name, reporter)
         if compilation.model is not None:
             graph = check_model(compilation.model, source_map, reporter, source.text, steps, allow_huge=allow_huge)
-            compilation.graph = graph and replace(graph, files=library.texts(path))
+            if graph is not None and not _conflicts(graph, compilation.tree, source.name, reporter):
+                compilation.graph = replace(graph, files=library.texts(path))
     except TooManyErrors:
         pass
     compilation.files = library.files
+
+
+def _conflicts(graph: ir.Graph, tree: ast.File, file: str, reporter: Reporter) -> bool:
+    """Report the entries of the recipe that do not fit the network, and return whether there are any."""
+    section = next((statement for statement in tree.statements if isinstance(statement, ast.Train)), None)
+    entries = {entry.word: entry for entry in section.entries} if section else {}
+    found = [*network_conflicts(graph.recipe, graph)]
+    for one in found:
+        reporter.add(to_diagnostic(one, one.code, graph.recipe, entries, file))
+    return bool(found)
 
 
 def locate(path_or_name: str | Path) -> tuple[Path, str]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
-from cnnspec.schema import Bounds, Count, Declared, Interval, NotNegative, Padding, Positive, Probability
+from cnnspec.schema import Bounds, Count, Declared, Interval, NotNegative, Padding, Path, Positive, Probability
 
 Share = Annotated[float, Bounds(0, below=1)]
 """Decay factor per step, in [0, 1)."""
@@ -463,6 +463,36 @@ class OneCycle(Schedule):
     anneal: Literal["cos", "linear"] = "cos"
 
 
+# --- transfer learning and loss ------------------------------------------------------------------
+
+
+class Freeze(Declared):
+    """Exclude modules from training.
+
+    Their weights stay as they are, and they run in evaluation mode: batch norm uses its running statistics and keeps
+    them, and dropout is inactive. `until` freezes all modules that run before the named one.
+    """
+
+    name: ClassVar[str] = "freeze"
+    modules: tuple[Path, ...] = ()
+    until: Path | None = None
+
+
+class Group(Declared):
+    """Modules with a learning rate of their own, which the schedule scales as it does that of the optimizer."""
+
+    name: ClassVar[str] = "group"
+    modules: tuple[Path, ...]
+    lr: NotNegative
+
+
+class CrossEntropy(Declared):
+    """torch.nn.CrossEntropyLoss; `balanced` weights a class by the inverse of its number of training images."""
+
+    name: ClassVar[str] = "cross_entropy"
+    class_weights: Literal["balanced"] | Annotated[tuple[float, ...], Bounds(0)] | None = None
+
+
 def _table(base: type[Declared]) -> dict[str, Any]:
     return {kind.name: kind for kind in base.__subclasses__()}
 
@@ -476,6 +506,9 @@ OPTIMIZERS: dict[str, type[Optimizer]] = _table(Optimizer)
 SCHEDULES: dict[str, type[Schedule]] = _table(Schedule)
 NORMALIZATIONS: dict[str, type[Normalization]] = _table(Normalization)
 RESIZES: dict[str, type[Resize]] = {Resize.name: Resize}
+FREEZES: dict[str, type[Freeze]] = {Freeze.name: Freeze}
+GROUPS: dict[str, type[Group]] = {Group.name: Group}
+LOSSES: dict[str, type[CrossEntropy]] = {CrossEntropy.name: CrossEntropy}
 PRECISIONS = ("fp32", "bf16", "fp16")
 CHOICES: dict[str, dict[str, type[Any]]] = {
     "data": DATA_SETS,
@@ -484,9 +517,16 @@ CHOICES: dict[str, dict[str, type[Any]]] = {
     "augment": AUGMENTATIONS,
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
+    "loss": LOSSES,
+    "freeze": FREEZES,
+    "rates": GROUPS,
 }
 """The entries whose value is a choice from a table. A choice with the name of its entry is omitted: `resize 256`."""
-NOUNS = {"data": "dataset", "augment": "augmentation", "normalize": "normalization"}
+PIPELINES = ("augment", "rates")
+"""The choices of which an entry can have several, joined by `|`."""
+OF_MODULES = ("freeze", "rates")
+"""The entries whose positional arguments are paths of modules."""
+NOUNS = {"data": "dataset", "augment": "augmentation", "normalize": "normalization", "rates": "group of modules"}
 """What messages call a choice, if not by the name of its entry."""
 
 
@@ -508,7 +548,7 @@ class Setting(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     name: str
-    args: dict[str, bool | int | float | str | tuple[int | float, ...] | None] = {}
+    args: dict[str, bool | int | float | str | tuple[int | float | str, ...] | None] = {}
     base: str | None = None
 
     @model_serializer(mode="wrap")
@@ -541,6 +581,7 @@ class Recipe(BaseModel):
         early_stop: Number of epochs without a better validation accuracy after which training stops.
         mixup: Blend two images with a ratio from Beta(mixup, mixup). Source: arXiv 1710.09412.
         cutmix: Paste a box of one image into another, its area from Beta(cutmix, cutmix). Source: arXiv 1905.04899.
+        rates: Groups of modules with their own learning rates. The longest path that contains a module counts.
         clip: Maximum norm of all gradients together.
         accumulate: Number of parts in which a batch is computed, accumulating their gradients.
         decay: Parameters with weight decay: `all`, or `weights`, which excludes norms and biases.
@@ -559,6 +600,9 @@ class Recipe(BaseModel):
     augment: tuple[Setting, ...] = ()
     optimizer: Setting = Setting.of(AdamW())
     schedule: Setting = Setting.of(Cosine())
+    loss: Setting = Setting.of(CrossEntropy())
+    freeze: Setting = Setting.of(Freeze())
+    rates: tuple[Setting, ...] = ()
     epochs: int = 20
     planned: int | None = None
     batch: int = 128

@@ -25,6 +25,10 @@ class Word(str):
     """One of the keywords of an argument, `mode=fan_out`."""
 
 
+class Path(str):
+    """The path of a module, `layer4` or `"layer4.0"`."""
+
+
 Value = bool | int | float | str | Size | Interval | OpName | Word | tuple[Any, ...] | None
 
 
@@ -56,7 +60,9 @@ Positive = Annotated[float, Bounds(above=0)]
 NotZero = Annotated[float, Bounds(other_than=0)]
 Probability = Annotated[float, Bounds(0, 1)]
 
-Kind = Literal["int", "float", "bool", "size", "op", "str", "interval", "list", "numbers", "word", "init"]
+Kind = Literal[
+    "int", "float", "bool", "size", "op", "str", "interval", "list", "numbers", "word", "init", "path", "paths"
+]
 
 _KINDS: dict[Any, Kind] = {
     int: "int",
@@ -66,7 +72,9 @@ _KINDS: dict[Any, Kind] = {
     Size: "size",
     Interval: "interval",
     OpName: "op",
+    Path: "path",
 }
+_LISTS: dict[Any, Kind] = {int: "list", float: "numbers", Path: "paths"}
 _PHRASES: dict[str, str] = {
     "int": "an integer",
     "float": "a number",
@@ -78,6 +86,8 @@ _PHRASES: dict[str, str] = {
     "list": "a list like `[100, 150]`",
     "numbers": "a list of numbers like `[0.5, 0.5, 0.5]`",
     "init": "an initialization like `normal(0.01)`",
+    "path": "the path of a module like `layer4`",
+    "paths": "paths of modules like `[stem, layer1]`",
 }
 
 
@@ -117,7 +127,7 @@ def type_of(annotation: Any) -> Type:
         elif isinstance(member, type) and issubclass(member, Declared):
             kind = "init"
         else:
-            kind = "numbers" if get_args(member)[0] is float else "list"
+            kind = _LISTS[get_args(member)[0]]
     return Type(kind or "word", words, bounds, optional)
 
 

@@ -286,7 +286,7 @@ def typed(parameter: Parameter) -> str:
     named = {"interval": "range", "word": words, "init": "scheme", "numbers": "list"}.get(kind.kind, kind.kind)
     if kind.words and kind.kind not in {"word", "init"}:
         named += f"/{words}"
-    if parameter.required:
+    if parameter.required or parameter.default == ():
         return f"`{parameter.name}: {named}`"
     if parameter.default is None:
         return f"`{parameter.name}: {named}?`"

@@ -25,7 +25,7 @@ from cnnspec.diagnostics.suggestions import (
 from cnnspec.ir.model import Expr
 from cnnspec.limits import MAX_INTEGER, MIN_NUMBER
 from cnnspec.ops.inits import INITS, InitScheme
-from cnnspec.schema import Interval, OpName, Size, Type, Word
+from cnnspec.schema import Interval, OpName, Path, Size, Type, Word
 from cnnspec.shapes import Shape
 
 _MAX_VALUE = MAX_INTEGER**2
@@ -409,6 +409,16 @@ def _list(value: Any) -> tuple[int, ...] | None:
     return tuple(int(item) for item in items) if all(is_number(item) and item == int(item) for item in items) else None
 
 
+def _path(value: Any) -> str | None:
+    return str(value) if type(value) in (str, Path) else None
+
+
+def _paths(value: Any) -> tuple[str, ...] | None:
+    items: list[Any] = list(cast(Sequence[Any], value)) if type(value) in (list, tuple) else [value]
+    found = [path for item in items if (path := _path(item)) is not None]
+    return tuple(found) if len(found) == len(items) else None
+
+
 def _numbers(value: Any) -> tuple[float, ...] | None:
     items: list[Any] = list(cast(Sequence[Any], value)) if type(value) is list else [value]
     return tuple(map(float, items)) if all(map(is_number, items)) else None
@@ -422,6 +432,8 @@ _CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "interval": lambda value: value if isinstance(value, Interval) else None,
     "list": _list,
     "numbers": _numbers,
+    "path": _path,
+    "paths": _paths,
     "op": lambda value: value if isinstance(value, OpName) else None,
     "init": lambda value: value if isinstance(value, InitScheme) else None,
     "str": lambda value: value if type(value) in (str, Template) else None,

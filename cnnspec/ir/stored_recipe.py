@@ -63,6 +63,8 @@ def _check_value(value: Any, parameter: Parameter) -> None:
         if len(parts) != 2 or (type_.kind == "size" and not all(type(side) is int for side in parts)):
             raise ValueError(f"`{name}` must be {type_}")
         value = Interval(parts) if type_.kind == "interval" else parts
+    if isinstance(value, tuple) and type_.kind == "numbers":
+        value = [*parts]
     try:
         convert(value, type_, name, 0)
     except ExpressionError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from cnnspec.recipe import CHOICES, Scalars
+from cnnspec.recipe import CHOICES, PIPELINES, Scalars
 from cnnspec.schema import Parameter
 
 _VALUES = {
@@ -38,6 +38,8 @@ _VALUES_BY_KIND = {
     "list": "[1, 2]",
     "numbers": "[0.5, 0.5, 0.5]",
     "init": "zero",
+    "path": "stem",
+    "paths": "[stem]",
 }
 _MEANINGS = {"c": "number of output channels", "kernel": "kernel size", "groups": "number of groups"}
 _ENTRIES = {
@@ -47,6 +49,9 @@ _ENTRIES = {
     "augment": "hflip",
     "optimizer": "sgd",
     "schedule": "cosine",
+    "loss": "cross_entropy class_weights=balanced",
+    "freeze": "stem",
+    "rates": "group head lr=0.001",
 }
 _ENTRY_VALUES = {
     "label_smoothing": "0.1",
@@ -114,7 +119,7 @@ def entry_with(argument: str, value: str) -> str | None:
     """Return an entry of the `train` section with this argument, `optimizer sgd lr=0.1`; None if there is none."""
     for word, table in CHOICES.items():
         for choice in table.values():
-            if argument in choice.parameters and word != "augment":
+            if argument in choice.parameters and word not in PIPELINES:
                 others = [p for p in choice.parameters.values() if p.required and p.name != argument]
                 named = [p for p in choice.parameters.values() if p.name == argument or p.required]
                 given = [f"{p.name}={value if p.name == argument else example_value(p)}" for p in named]

@@ -11,7 +11,7 @@ from typing import Any, cast
 from cnnspec.compiler import compile_source, format_text, plain_source
 from cnnspec.diagnostics import CnnspecError, Edit, Source, Span, apply_edits, failure
 from cnnspec.ir import Graph
-from cnnspec.recipe import CHOICES, ORIGINS, Recipe, Setting, plain
+from cnnspec.recipe import CHOICES, OF_MODULES, ORIGINS, Recipe, Setting, plain
 from cnnspec.semantics.elaborate import is_plain
 from cnnspec.syntax import ast
 
@@ -89,10 +89,13 @@ def _arguments(setting: Setting, full: bool) -> Iterator[str]:
         default = _DECLARED[setting.name].parameters[name].default
         if given is None or not (full or given != plain(default)):
             continue
-        if given is True:
+        kind = _DECLARED[setting.name].parameters[name].type.kind
+        if kind == "paths":
+            yield from (f'"{path}"' for path in cast("tuple[str, ...]", given))
+        elif given is True:
             yield name
         elif given is not False or default is True:
-            yield f"{name}={_value_text(given, _DECLARED[setting.name].parameters[name].type.kind)}"
+            yield f"{name}={_value_text(given, kind)}"
 
 
 def _value_text(value: Any, kind: str = "") -> str:
@@ -103,7 +106,7 @@ def _value_text(value: Any, kind: str = "") -> str:
     if isinstance(value, tuple):
         parts = [_value_text(part) for part in cast("tuple[Any, ...]", value)]
         return _JOINTS[kind].join(parts) if kind in _JOINTS else f"[{', '.join(parts)}]"
-    return f'"{value}"' if kind == "str" else str(value)
+    return f'"{value}"' if kind in ("str", "path") else str(value)
 
 
 def _unstretched(recipe: Recipe, name: str) -> Recipe:
@@ -216,7 +219,7 @@ def _entry_edits(entry: ast.Entry, before: Any, after: Any) -> Iterator[Edit]:
     steps: list[tuple[Any, Any]] = list(zip(before, cast("tuple[Any, ...]", after), strict=False)) if many else []
     steps = steps if many else [(before, after)]
     comparable = isinstance(after, (Setting, tuple)) and len(steps) == len(entry.calls)
-    if not comparable or any(old.name != new.name for old, new in steps):
+    if not comparable or entry.word in OF_MODULES or any(old.name != new.name for old, new in steps):
         start = entry.span.start + len(entry.word)
         yield Edit(Span(entry.span.source, start, entry.span.end), f" {setting_text(after)}")
         return

@@ -9,6 +9,8 @@ from cnnspec.ir.evaluate import ExpressionError, convert, show
 from cnnspec.recipe import (
     AUGMENTATIONS,
     DATA_SETS,
+    FREEZES,
+    LOSSES,
     NORMALIZATIONS,
     NOUNS,
     OPTIMIZERS,
@@ -28,9 +30,11 @@ TABLES: Mapping[str, Mapping[str, type[Declared]]] = {
     "data": DATA_SETS,
     "normalize": NORMALIZATIONS,
     "resize": RESIZES,
+    "loss": LOSSES,
+    "freeze": FREEZES,
 }
 """The entries with one choice."""
-BARE = ("optimizer", "schedule", "data")
+BARE = ("optimizer", "schedule", "data", "loss")
 """The entries in which an argument name without its entry is looked up, in this order."""
 
 
@@ -56,6 +60,9 @@ def override(recipe: Recipe, key: str, value: Any) -> Recipe:
     if key in TABLES:
         if str(value) == getattr(recipe, key).name:
             return recipe
+        if key in TABLES[key]:  # the value is its first argument: `resize=256`, `freeze=layer1`
+            kind = TABLES[key][key]
+            return _with(recipe, key, _argument(getattr(recipe, key), kind, next(iter(kind.parameters)), value))
         return _with(recipe, key, _choice(TABLES[key], key, value))
     entry, _, name = key.rpartition(".")
     for place, table in TABLES.items():

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-from cnnspec.diagnostics import counted, failure
+from cnnspec.diagnostics import counted, did_you_mean, failure, named
 from cnnspec.diagnostics.suggestions import Advice, SetArgument, Suggestion, describe, one_of
-from cnnspec.ir import Expr
+from cnnspec.ir import Expr, Graph
 from cnnspec.recipe import DATA_SETS, OPTIMIZERS, Recipe, Setting
 from cnnspec.shapes import Shape, text
 
@@ -22,6 +22,7 @@ class Contradiction:
         argument: The argument of the entry; empty for the whole entry.
         step: The position in the pipeline of the entry.
         code: The code of the diagnostic, if it is an error.
+        item: The item of the argument, if that is a list of paths.
     """
 
     entry: str
@@ -30,6 +31,7 @@ class Contradiction:
     argument: str = ""
     step: int = 0
     code: str = ""
+    item: str = ""
 
     @property
     def help(self) -> str:
@@ -149,11 +151,91 @@ def other_classes(network: str, given: int, data: str, wanted: int, stated: Expr
     """
     if given != wanted:
         message = f"`{network}` outputs {given} classes, but `{data}` has {wanted}"
-        number, layer = f"write `classes {wanted}` in the spec", "end the network with `linear classes`"
+        number = f"set `classes {wanted}` in the spec or with `--set classes={wanted}`"
+        layer = "end the network with `linear classes`"
         value = stated and stated.value
-        what = layer if value == wanted else number if value == given else f"{number} and {layer}"
+        what = layer if value == wanted else number if value == given else f"{number}; {layer}"
         help = f"{what}, or choose a dataset with {given} classes"
         yield Contradiction("data", message, Advice(help), code="E0501")
+
+
+# --- transfer learning ---------------------------------------------------------------------------
+
+
+def contains(path: str, module: str) -> bool:
+    """Return whether a module is the one at a path, or inside it."""
+    return module == path or module.startswith(f"{path}.")
+
+
+def frozen_modules(recipe: Recipe, graph: Graph) -> frozenset[str]:
+    """Return the paths of the operators that a recipe excludes from training."""
+    args: dict[str, Any] = recipe.freeze.args
+    nodes = [node for node in graph.nodes if node.op.owns_module]
+    frozen = {node.path for path in args["modules"] for node in nodes if contains(path, node.path)}
+    if args["until"] is not None:
+        trunk = [node.path for node in nodes if node.aux is None]
+        first = next((n for n, path in enumerate(trunk) if contains(args["until"], path)), 0)
+        frozen |= {*trunk[:first]}
+    return frozenset(frozen)
+
+
+def network_conflicts(recipe: Recipe, graph: Graph) -> Iterator[Contradiction]:
+    """Yield the entries of a recipe that do not fit the network, such as modules that do not exist."""
+    unknown = [*_unknown_modules(recipe, graph)]
+    yield from unknown
+    given = recipe.loss.args["class_weights"]
+    weights = cast("tuple[float, ...]", given) if isinstance(given, tuple) else None
+    if weights is not None and graph.output_shape != (len(weights),):
+        outputs = text(graph.output_shape)
+        message = f"`class_weights` has {counted(len(weights), 'number')}, but the network outputs {outputs}"
+        yield Contradiction("loss", message, Advice("write one number per class"), "class_weights", code="E0521")
+    elif weights is not None and not any(weights):
+        message = "all `class_weights` are 0: the loss is undefined"
+        yield Contradiction("loss", message, Advice("use a positive weight"), "class_weights", code="E0521")
+    if "freeze" in recipe.specified and not recipe.freeze.args["modules"] and recipe.freeze.args["until"] is None:
+        help = "name modules to freeze, or remove `freeze`"
+        yield Contradiction("freeze", "`freeze` names no modules", Advice(help), code="E0521")
+    frozen = frozenset[str]() if unknown else frozen_modules(recipe, graph)
+    trained = [node.path for node in graph.nodes if node.weights and node.path not in frozen]
+    if frozen and not trained:
+        help = "freeze fewer modules; the last layer is usually trained"
+        yield Contradiction("freeze", "all weights are frozen: nothing is left to train", Advice(help), code="E0521")
+    elif not unknown:
+        yield from _useless_rates(recipe, graph, frozen)
+
+
+def _unknown_modules(recipe: Recipe, graph: Graph) -> Iterator[Contradiction]:
+    given: list[tuple[str, int, str, Any]] = [
+        ("rates", n, "modules", s.args["modules"]) for n, s in enumerate(recipe.rates)
+    ]
+    given.append(("freeze", 0, "modules", recipe.freeze.args["modules"]))
+    given.append(("freeze", 0, "until", [recipe.freeze.args["until"]] if recipe.freeze.args["until"] else []))
+    for entry, step, argument, paths in given:
+        for path in paths:
+            if graph.find(path) is None:
+                top = named([*dict.fromkeys(module.split(".")[0] for module in graph.paths)])
+                help = did_you_mean(path, graph.paths) or f"use a module of the network: {top}"
+                message = f"`{graph.name}` has no module `{path}`"
+                yield Contradiction(entry, message, Advice(help), argument, step, "E0521", path)
+
+
+def _useless_rates(recipe: Recipe, graph: Graph, frozen: frozenset[str]) -> Iterator[Contradiction]:
+    weighted = [node.path for node in graph.nodes if node.weights]
+    seen: set[str] = set()
+    for step, group in enumerate(recipe.rates):
+        paths: Any = group.args["modules"]
+        for path in paths:
+            own = [module for module in weighted if contains(path, module)]
+            message = None
+            if path in seen:
+                message = f"`{path}` is in two groups of `rates`"
+            elif not own:
+                message = f"`{path}` has no weights, so its learning rate has no effect"
+            elif frozen.issuperset(own):
+                message = f"`{path}` is frozen, so its learning rate has no effect"
+            if message is not None:
+                yield Contradiction("rates", message, Advice(f"remove `{path}`"), "modules", step, "E0521", path)
+            seen.add(path)
 
 
 # --- implausible values --------------------------------------------------------------------------

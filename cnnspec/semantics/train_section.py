@@ -9,7 +9,7 @@ from cnnspec.diagnostics import Diagnostic, Edit, Fix, Label, Reported, Span, re
 from cnnspec.diagnostics.suggestions import Site, fixes_of
 from cnnspec.ir.evaluate import UnknownShape
 from cnnspec.ops.examples import entry_with, example_entry
-from cnnspec.recipe import CHOICES, ENTRIES, NOUNS, Recipe, Scalars, Setting
+from cnnspec.recipe import CHOICES, ENTRIES, NOUNS, OF_MODULES, PIPELINES, Recipe, Scalars, Setting
 from cnnspec.schema import Declared, Word
 from cnnspec.semantics.argument_hints import report_percents
 from cnnspec.semantics.constants import ConstantEvaluator
@@ -64,7 +64,7 @@ class TrainReader:
     def _defined_twice(self, first: ast.Entry, entry: ast.Entry) -> None:
         """Report a second entry of the same name; the help combines augmentations."""
         help, fixes = f"keep only one `{entry.word}`", list[Fix]()
-        if entry.word == "augment":
+        if entry.word in PIPELINES:
             source = entry.span.source
             steps = Span(source, entry.calls[0].span.start, entry.span.end)
             help = f"combine them with `|`: `{first.span.text} | {steps.text}`"
@@ -78,7 +78,7 @@ class TrainReader:
 
     def _choice(self, entry: ast.Entry, scope: FileScope) -> Setting | tuple[Setting, ...]:
         """Read an entry that chooses from a table; each wrong choice is reported."""
-        if len(entry.calls) > 1 and entry.word != "augment":
+        if len(entry.calls) > 1 and entry.word not in PIPELINES:
             message = f"`{entry.word}` takes only one choice"
             first, rest = entry.calls[0].span, Span(entry.span.source, entry.calls[0].span.end, entry.span.end)
             fix = Fix(f"write `{entry.word} {first.text}`", (Edit(rest, ""),))
@@ -94,7 +94,7 @@ class TrainReader:
                 pass
         if len(chosen) < len(entry.calls):
             raise Reported
-        return tuple(chosen) if entry.word == "augment" else chosen[0]
+        return tuple(chosen) if entry.word in PIPELINES else chosen[0]
 
     def _located(self, setting: Setting, call: ast.Call, scope: FileScope) -> Setting:
         """Return a setting with the folder that its path is relative to.
@@ -144,9 +144,37 @@ class TrainReader:
 
 def _named(call: ast.Call, word: str) -> ast.Call:
     """Return the call with the name of its choice, which is not written if it is that of the entry."""
+    if word in OF_MODULES:
+        return _with_paths(call, word)
     if call.callee or word not in CHOICES[word]:
         return call
     return ast.Call(call.span, word, call.repeat, call.args, call.callee_span)
+
+
+def _with_paths(call: ast.Call, word: str) -> ast.Call:
+    """Return a call whose bare words are paths of modules, with those given by position in its argument `modules`."""
+    name = word if word in CHOICES[word] else call.callee
+    given: list[ast.Expr] = []
+    if name != call.callee and call.callee:
+        given.append(ast.Name(call.callee_span, call.callee))
+    args: list[ast.Argument] = []
+    for arg in call.args:
+        if arg.name is None and isinstance(arg.value, ast.ListLiteral):
+            given.extend(arg.value.items)
+        elif arg.name is None:
+            given.append(arg.value)
+        else:
+            args.append(arg.replace(value=_as_path(arg.value)))
+    if given:
+        span = Span(call.span.source, given[0].span.start, given[-1].span.end)
+        args.insert(0, ast.Argument(span, "modules", _as_path(ast.ListLiteral(span, tuple(given)))))
+    return ast.Call(call.span, name, call.repeat, tuple(args), call.callee_span)
+
+
+def _as_path(value: ast.Expr) -> ast.Expr:
+    if isinstance(value, ast.ListLiteral):
+        return value.replace(items=tuple(map(_as_path, value.items)))
+    return ast.Text(value.span, value.name) if isinstance(value, ast.Name) else value
 
 
 def _word_span(entry: ast.Entry) -> Span:
@@ -174,8 +202,16 @@ def to_diagnostic(
     call, fixes = entry.calls[found.step], list[Fix]()
     span = call.span
     if found.entry in CHOICES:
-        kind = CHOICES[found.entry][_named(call, found.entry).callee]
-        spans = spans_of_values(call, kind)
-        span = spans.get(found.argument, span)
+        named = _named(call, found.entry)
+        kind = CHOICES[found.entry][named.callee]
+        spans = spans_of_values(named, kind)
+        items = [
+            item.span
+            for arg in named.args
+            if arg.name == found.argument and isinstance(arg.value, ast.ListLiteral)
+            for item in arg.value.items
+            if isinstance(item, ast.Text) and item.value == found.item
+        ]
+        span = items[0] if items else spans.get(found.argument, span)
         fixes = fixes_of(found.suggestion, Site(call.span, spans))
     return Diagnostic(code, found.message, span, help=found.help, fixes=tuple(fixes))

@@ -8,7 +8,7 @@ from cnnspec.compiler import compile_source
 from cnnspec.diagnostics import Source
 from cnnspec.ops import OPS
 from cnnspec.ops.examples import entry_with, example_call, example_entry
-from cnnspec.recipe import CHOICES, ENTRIES
+from cnnspec.recipe import CHOICES, ENTRIES, PIPELINES
 
 ARGUMENTS = sorted(
     {
@@ -16,7 +16,7 @@ ARGUMENTS = sorted(
         for entry, table in CHOICES.items()
         for choice in table.values()
         for name, parameter in choice.parameters.items()
-        if parameter.type.kind in ("int", "float") and not parameter.required and entry != "augment"
+        if parameter.type.kind in ("int", "float") and not parameter.required and entry not in PIPELINES
     }
 )
 
@@ -27,7 +27,7 @@ def errors(text: str) -> list[str]:
 
 
 def recipe(entry: str) -> str:
-    return f"global_avgpool | flatten | linear classes\ntrain {{ {entry} }}"
+    return f"stem conv 3x3 8 | relu\nhead global_avgpool | flatten | linear classes\ntrain {{ {entry} }}"
 
 
 @pytest.mark.parametrize("entry", ENTRIES)

@@ -67,7 +67,7 @@ def test_overrides_with_the_current_value_change_nothing() -> None:
             value = getattr(recipe, name)
             value = getattr(value, "name", value)
         else:
-            places = [place] if place else ["optimizer", "schedule", "data"]
+            places = [place] if place else ["optimizer", "schedule", "data", "loss"]
             settings = [chosen[p] if p in chosen else getattr(recipe, p) for p in places]
             value = next(setting.args[argument] for setting in settings if argument in setting.args)
         if value is not None:

@@ -130,9 +130,9 @@ def test_a_shorter_run_keeps_the_shape_of_the_schedule() -> None:
 def test_norms_and_biases_can_be_excluded_from_weight_decay():
     network = build(loads(TINY, name="tiny.cnn"))
     setting = Setting.of(OPTIMIZERS["sgd"](weight_decay=0.1))
-    (group,) = optimizers.decay_groups(network, setting, "all")
+    (group,) = optimizers.parameter_groups(network, Recipe(optimizer=setting))
     assert len(group["params"]) == 5
-    spared = optimizers.decay_groups(network, setting, "weights")
+    spared = optimizers.parameter_groups(network, Recipe(optimizer=setting, decay="weights"))
     assert [[weight.ndim for weight in group["params"]] for group in spared] == [[4, 2], [1, 1, 1]]
     optimizer, _ = make_optimizer(spared, Recipe(optimizer=setting), 10)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]

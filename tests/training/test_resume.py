@@ -20,7 +20,18 @@ from harness.runs import TINY, code
 
 from cnnspec import CnnspecError, Graph, build, load, loads
 from cnnspec.cli.app import app
-from cnnspec.recipe import CHOICES, OPTIMIZERS, ORIGINS, SCHEDULES, Cifar10, FashionMini, Folder, Recipe, Setting
+from cnnspec.recipe import (
+    CHOICES,
+    OPTIMIZERS,
+    ORIGINS,
+    PIPELINES,
+    SCHEDULES,
+    Cifar10,
+    FashionMini,
+    Folder,
+    Recipe,
+    Setting,
+)
 from cnnspec.training import Result, evaluate
 from cnnspec.training.data.datasets import load_data
 from cnnspec.training.data.identity import FILE, differences
@@ -126,6 +137,8 @@ def settings() -> Iterator[tuple[str, Setting]]:
                 "side": 2,
                 "at": (1,),
                 "every": 1,
+                "modules": ("a",),
+                "lr": 0.1,
             }
             yield entry, Setting.of(kind(**{name: required[name] for name in kind.required}))
 
@@ -133,7 +146,7 @@ def settings() -> Iterator[tuple[str, Setting]]:
 @pytest.mark.parametrize(("entry", "setting"), settings(), ids=lambda value: getattr(value, "name", value))
 def test_every_argument_of_every_choice_is_compared(entry: str, setting: Setting):
     def recipe(setting: Setting) -> Recipe:
-        return Recipe().model_copy(update={entry: (setting,) if entry == "augment" else setting})
+        return Recipe().model_copy(update={entry: (setting,) if entry in PIPELINES else setting})
 
     base = recipe(setting)
     assert recipe_changes(base, Recipe.model_validate(json.loads(base.model_dump_json()))) == []
@@ -143,7 +156,7 @@ def test_every_argument_of_every_choice_is_compared(entry: str, setting: Setting
         if (setting.name, name) == ("folder", "path"):  # a moved folder is the same
             assert found == []
         else:
-            assert [change.name for change in found] == ["augment" if entry == "augment" else f"{entry}.{name}"]
+            assert [change.name for change in found] == [entry if entry in PIPELINES else f"{entry}.{name}"]
             assert found[0].was != found[0].now
 
 
@@ -155,7 +168,7 @@ def test_every_entry_of_the_recipe_is_compared():
             value: Any = next(choices, None)
             if value is None:  # `resize` is the only choice; its arguments are compared above
                 continue
-            value = (value,) if name == "augment" else value
+            value = (value,) if name in PIPELINES else value
         else:
             value = other(getattr(base, name))
         found = recipe_changes(base, base.model_copy(update={name: value}))

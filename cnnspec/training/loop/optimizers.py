@@ -14,8 +14,10 @@ from torch import nn
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
+from cnnspec.backends.torch.module import Network
 from cnnspec.diagnostics import failure, one_line
 from cnnspec.recipe import Recipe, Setting
+from cnnspec.semantics.recipe_rules import contains, frozen_modules
 
 
 def _betas(kind: Callable[..., Optimizer]) -> Callable[..., Optimizer]:
@@ -40,14 +42,15 @@ class Muon(Optimizer):
         self._pairs: list[tuple[nn.Parameter, nn.Parameter]] = []
         matrices: list[dict[str, Any]] = []
         vectors: list[dict[str, Any]] = []
-        for group in self.param_groups:
+        for number, group in enumerate(self.param_groups):
+            own = {"weight_decay": group["weight_decay"], "outer": number}
             matrix_weights = [weight for weight in group["params"] if weight.ndim > 1]
             pairs = [(weight, nn.Parameter(_matrix(weight.detach()))) for weight in matrix_weights]
             self._pairs += pairs
             if pairs:
-                matrices.append({"params": [matrix for _, matrix in pairs], "weight_decay": group["weight_decay"]})
+                matrices.append({"params": [matrix for _, matrix in pairs], **own})
             if vector_weights := [weight for weight in group["params"] if weight.ndim <= 1]:
-                vectors.append({"params": vector_weights, "weight_decay": group["weight_decay"]})
+                vectors.append({"params": vector_weights, **own})
         inner: list[tuple[Optimizer, float]] = []
         if matrices:
             muon = torch.optim.Muon(
@@ -63,7 +66,7 @@ class Muon(Optimizer):
         loss = closure() if closure is not None else None
         for optimizer, factor in self._inner:
             for group in optimizer.param_groups:
-                group["lr"] = self.param_groups[0]["lr"] * factor
+                group["lr"] = self.param_groups[group["outer"]]["lr"] * factor
         for weight, matrix in self._pairs:
             matrix.grad = None if weight.grad is None else _matrix(weight.grad, like=weight)
         for optimizer, _ in self._inner:
@@ -103,22 +106,28 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 """The optimizers of the recipe. Each takes the weights and the arguments of its declaration."""
 
 
-def decay_groups(network: nn.Module, optimizer: Setting, decay: str) -> list[dict[str, Any]]:
-    """Return the parameter groups, with the weights that do not decay in a separate group.
+def parameter_groups(network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """Return the groups of the weights that a recipe trains, by learning rate and weight decay.
 
-    Args:
-        network: The network.
-        optimizer: The setting with the weight decay.
-        decay: `all`, or `weights` to exclude norms and biases, that is, all one-dimensional weights.
+    Norms and biases, that is, all one-dimensional weights, are in a separate group if `decay` excludes them.
     """
-    weights = [weight for weight in network.parameters() if weight.requires_grad]
-    if decay == "all" or not optimizer.args.get("weight_decay"):
-        return [{"params": weights}]
-    groups = [
-        {"params": [weight for weight in weights if weight.ndim > 1]},
-        {"params": [weight for weight in weights if weight.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+    graph = network.graph if isinstance(network, Network) else None
+    frozen = frozen_modules(recipe, graph) if graph is not None else frozenset[str]()
+    rates = {path: group.args["lr"] for group in recipe.rates for path in group.args["modules"]}  # type: ignore[union-attr]
+    split = recipe.decay == "weights" and bool(recipe.optimizer.args.get("weight_decay"))
+    groups: dict[tuple[str, bool], dict[str, Any]] = {}
+    for name, weight in network.named_parameters():
+        module = name.rpartition(".")[0]
+        if module in frozen:
+            continue
+        path = max((path for path in rates if contains(path, module)), key=len, default="")
+        undecayed = split and weight.ndim <= 1
+        own = {"lr": rates[path]} if path else {}
+        group = groups.setdefault(
+            (path, undecayed), {"params": [], **own, **({"weight_decay": 0.0} if undecayed else {})}
+        )
+        group["params"].append(weight)
+    return [groups[key] for key in sorted(groups, key=lambda key: ([*rates].index(key[0]) if key[0] else -1, key[1]))]
 
 
 Curve = Callable[[float], float]
@@ -170,7 +179,7 @@ def _lambda_schedule(setting: Setting, optimizer: Optimizer, epochs: int, steps:
     """
     args = dict(setting.args)
     warmup = float(args.pop("warmup", 0.0))  # type: ignore[arg-type]
-    lr = optimizer.param_groups[0]["lr"]
+    lr = optimizer.defaults["lr"]
     from_warmup = setting.name in ("cosine", "linear")
     if from_warmup:
         end = float(args["end"])  # type: ignore[arg-type]
@@ -196,7 +205,7 @@ def _onecycle(optimizer: Optimizer, epochs: int, steps: float, *, warmup: float,
     # the momentum of the recipe stays constant
     return lr_scheduler.OneCycleLR(
         optimizer,
-        optimizer.param_groups[0]["lr"],
+        [group["lr"] for group in optimizer.param_groups],
         total_steps=total,
         pct_start=factor,
         anneal_strategy=style,
@@ -219,7 +228,7 @@ All schedules are stepped once per training step.
 
 def optimizer_for(network: nn.Module, recipe: Recipe, steps: int) -> tuple[Optimizer, LRScheduler]:
     """Create the optimizer and schedule of a network. See `make_optimizer`."""
-    return make_optimizer(decay_groups(network, recipe.optimizer, recipe.decay), recipe, steps)
+    return make_optimizer(parameter_groups(network, recipe), recipe, steps)
 
 
 def make_optimizer(weights: Iterable[Any], recipe: Recipe, steps: int) -> tuple[Optimizer, LRScheduler]:

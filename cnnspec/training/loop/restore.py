@@ -89,7 +89,8 @@ def _keeps_state(old: Recipe, new: Recipe) -> bool:
         arguments: dict[str, Any] = dict(setting.args)
         declared = OPTIMIZERS[setting.name](**arguments)
         groups = recipe.decay == "weights" and bool(setting.args.get("weight_decay"))
-        return setting.name, declared.remembers(1), declared.remembers(4), groups
+        rated = [group.args["modules"] for group in recipe.rates]
+        return setting.name, declared.remembers(1), declared.remembers(4), groups, recipe.freeze, rated
 
     return form(old) == form(new)
 

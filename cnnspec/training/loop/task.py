@@ -34,6 +34,7 @@ from cnnspec.ir.stored_recipe import read_recipe
 from cnnspec.limits import CHECKPOINT_RATIO, MAX_INTEGER
 from cnnspec.ops.norm import BatchNorm
 from cnnspec.recipe import Recipe
+from cnnspec.semantics.recipe_rules import frozen_modules
 from cnnspec.shapes import numel, text
 from cnnspec.training.data.augment import Preprocess
 from cnnspec.training.data.batches import Batch, EpochBatches
@@ -234,8 +235,9 @@ def check_parts(graph: Graph, images: int, parts: int) -> None:
     """
     if _smallest_part(images, parts) > 1:
         return
+    frozen = frozen_modules(graph.recipe, graph)
     for node in graph.nodes:
-        if isinstance(node.op, BatchNorm) and numel(node.shape[1:]) == 1:
+        if isinstance(node.op, BatchNorm) and node.path not in frozen and numel(node.shape[1:]) == 1:
             part = "of a batch" if parts == 1 else f"of a batch of {images} in {parts} parts"
             raise failure(
                 "E0520",
@@ -264,11 +266,26 @@ def warmed_up_ema(decay: float) -> Callable[..., None]:
     return update
 
 
+def class_weights(recipe: Recipe, data: ImageData) -> Tensor | None:
+    """Return the weight of each class in the loss, `[classes]`, or None.
+
+    `balanced` is N / (K n): N training images of K classes, n of the class. Source: scikit-learn,
+    `compute_class_weight`. The weight of a class without training images is 0.
+    """
+    given: Any = recipe.loss.args["class_weights"]
+    if given is None:
+        return None
+    if given != "balanced":
+        return torch.tensor(given, dtype=torch.float32)
+    counts = torch.bincount(data.train.labels.cpu(), minlength=data.classes).double()
+    return (counts.sum() / ((counts > 0).sum() * counts)).where(counts > 0, 0.0).float()
+
+
 class Task(pl.LightningModule):
     """Train an image classifier.
 
-    The loss is the cross-entropy plus that of the auxiliary heads times their weights. Validation is in float32 and
-    without augmentation, as in `cnnspec test`.
+    The loss is the cross-entropy, weighted by class if the recipe says so, plus that of the auxiliary heads times their
+    weights. Validation is in float32, without augmentation and class weights, as in `cnnspec test`.
 
     Args:
         graph: The graph of `network`.
@@ -306,12 +323,22 @@ class Task(pl.LightningModule):
             self.progress = _PROGRESS.validate_python(state["progress"])
             trained = state["trained"] if recipe.ema is not None else state["state_dict"]
             _load_checkpoint(network, network_weights(trained))
+        self._frozen = frozen_modules(recipe, graph)
+        self._class_weights = class_weights(recipe, context.data) if context is not None else None
         self._sums = torch.tensor(self.progress.sums, dtype=torch.float64)
         self._last_save = time.monotonic()
         self._clock_start: float | None = None
         self.loss = torch.zeros(())
         self.last_metrics: dict[str, float] = {}
         """Loss and accuracy of the last closed epoch."""
+
+    def train(self, mode: bool = True) -> Task:
+        """Set the training mode of all modules but the frozen ones, which stay in evaluation mode."""
+        super().train(mode)
+        for path, module in self.network.named_modules() if mode else ():
+            if path in self._frozen:
+                module.eval()
+        return self
 
     def _data_identity(self) -> dict[str, Any] | None:
         context = self._hidden["context"]
@@ -389,6 +416,9 @@ class Task(pl.LightningModule):
         if recipe.compile:
             self._hidden["forward"] = torch.compile(self.network)
         self._sums = self._sums.to(self.device)
+        if self._class_weights is not None:
+            self._class_weights = self._class_weights.to(self.device)
+        self.train()
         if not self.context.is_main_process:
             # The checkpoint contains the sums over all devices, which the main process restores.
             self._sums.zero_()
@@ -475,16 +505,26 @@ class Task(pl.LightningModule):
             with self._gradients:
                 outputs = self._hidden["forward"](x)
             logits = getattr(outputs, "logits", outputs)  # [N, classes]
-            smoothing = self.recipe.label_smoothing
-            loss = F.cross_entropy(logits, y, label_smoothing=smoothing)
+            loss = self._loss(logits, y)
             for weight, aux in zip(self.aux_weights, getattr(outputs, "aux", ()), strict=False):
-                loss = loss + weight * F.cross_entropy(aux, y, label_smoothing=smoothing)
+                loss = loss + weight * self._loss(aux, y)
             if parts > 1:
-                loss = loss * (len(x) / len(labels))
+                loss = loss * self._share(y, targets)
             self.manual_backward(loss if device_weight == 1 else loss * device_weight)
             total = total + loss.detach()
             correct += (logits.detach().argmax(1) == actual).sum()
         return total, correct
+
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean cross-entropy; with class weights, the weighted mean. Source: `torch.nn.CrossEntropyLoss`."""
+        weight = None if self._class_weights is None else self._class_weights.to(logits.dtype)
+        return F.cross_entropy(logits, targets, weight, label_smoothing=self.recipe.label_smoothing)
+
+    def _share(self, part: Tensor, targets: Tensor) -> float | Tensor:
+        """Return the weight of a part of a batch in the mean over the batch."""
+        if self._class_weights is None or targets.ndim > 1:  # torch averages over images if targets are probabilities
+            return len(part) / len(targets)
+        return self._class_weights[part].sum() / self._class_weights[targets].sum()
 
     def _loss_weight(self, images: int) -> float:
         """Return the weight of this device's loss, because gradients are averaged and devices differ in images."""
@@ -604,6 +644,7 @@ class Task(pl.LightningModule):
             result = score(network, val, self.context.preprocessing, self.device, poll=self._poll)
         finally:
             network.train()
+            self.train()
         return {"val_loss": result.loss, "val_acc": result.accuracy}
 
     def _averaged_copy(self, state: State) -> nn.Module:

@@ -138,4 +138,5 @@ def overridden(graph: Graph, options: TrainOptions) -> Recipe:
 def recipe_lines(recipe: Recipe) -> list[tuple[str, str]]:
     """Return the entries of the recipe as written in a spec. Empty entries are left out."""
     entries = ((name, getattr(recipe, name)) for name in Recipe.model_fields if name not in ORIGINS)
-    return [(name, setting_text(value, full=True)) for name, value in entries if value is not None and value != ()]
+    lines = [(name, setting_text(value, full=True)) for name, value in entries if value is not None and value != ()]
+    return [(name, text) for name, text in lines if (name, text) != ("freeze", "")]

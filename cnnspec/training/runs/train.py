@@ -20,7 +20,7 @@ from cnnspec.backends.torch.weights import read_weights
 from cnnspec.diagnostics import CnnspecError, failure, one_line
 from cnnspec.ir import Graph
 from cnnspec.recipe import Recipe
-from cnnspec.semantics.recipe_rules import nothing_validated, refuse
+from cnnspec.semantics.recipe_rules import frozen_modules, network_conflicts, nothing_validated, refuse
 from cnnspec.training.data import identity
 from cnnspec.training.data.augment import Preprocess
 from cnnspec.training.data.batches import steps_per_epoch
@@ -178,11 +178,16 @@ class _Start:
 
 def _make_network(graph: Graph, recipe: Recipe, options: TrainOptions) -> nn.Module:
     """Build the network with its initial weights. Raise an error if torch rejects the recipe."""
+    refuse(network_conflicts(recipe, graph))
     pl.seed_everything(recipe.seed, workers=True, verbose=False)
     network = to_module(graph)
     if options.weights is not None and not options.resume:
         weights = read_weights(options.weights, options.match, graph, offline=options.offline)
         load_weights(network, weights, options.match, file=options.weights, reinit=options.reinit)
+    frozen = frozen_modules(recipe, graph)
+    for path, module in network.named_modules():
+        if path in frozen:
+            module.requires_grad_(False)
     optimizer_for(network, recipe, 1)
     return network
 
@@ -373,6 +378,9 @@ class _TrainingRun:
             self._log(f"  {name:<15} {text}" + ("" if name in stated else "  (default)"))
         origins = ", ".join(f"{entry}: {origin}" for entry, origin in self._origins.items())
         self._log(f"preprocessing: {self.preprocessing} ({origins})")
+        if frozen := frozen_modules(recipe, self.graph):
+            count = sum(node.parameter_count for node in self.graph if node.path in frozen)
+            self._log(f"frozen: {count:,} of {self.graph.parameter_count:,} parameters")
         machine = self.tuning
         self._log(f"machine: {machine.memory_format}, {machine.threads} threads ({machine.origin})")
         if self.context.data is not data:
