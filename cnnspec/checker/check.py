@@ -73,7 +73,7 @@ def _check_parameter_count(graph: ir.Graph, reporter: Reporter, limit: int) -> N
         return
     largest = max(graph.nodes, key=lambda node: node.parameter_count)
     if limit < MAX_HUGE:
-        help = "to allow it, pass `--allow-huge` or `allow_huge=True`"
+        help = "to allow it, pass `--allow-huge` (in Python, `allow_huge=True`)"
     else:
         help = "use fewer channels or smaller kernels"
     message = f"the network has {graph.parameter_count:,} parameters, which exceeds the limit of {limit:,}"

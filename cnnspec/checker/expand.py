@@ -20,7 +20,7 @@ from cnnspec.checker.values import ValueEvaluator
 from cnnspec.diagnostics import Reporter
 from cnnspec.ir.evaluate import Template, Unknown, evaluate, reads_image, show
 from cnnspec.ops import OPS, Op, ShapeError
-from cnnspec.ops.inits import InitScheme, allowed_inits
+from cnnspec.ops.inits import InitScheme, allowed_inits, listed_inits
 from cnnspec.schema import OpName, Type
 from cnnspec.semantics.context import SourceMap
 
@@ -395,11 +395,10 @@ class Expander:
 
     def _accepts_init(self, name: str, call: ir.Call, scheme: object) -> bool:
         """Check that an initialization applies to the weights of an operator."""
-        if not isinstance(scheme, InitScheme) or scheme.name in (allowed := allowed_inits(name)):
+        if not isinstance(scheme, InitScheme) or scheme.name in allowed_inits(name):
             return True
         message = f"`{scheme.name}` cannot initialize the weights of `{name}`"
-        listed = ", ".join(f"`{other}`" for other in allowed)
-        self._error("E0215", message, call.args["init"].origin, f"choose from {listed}")
+        self._error("E0215", message, call.args["init"].origin, f"choose from {listed_inits(name)}")
         return False
 
     def _call_block(

@@ -120,7 +120,7 @@ class GraphBuilder:
 
     def _too_large(self, what: str, origin: int, help: str) -> Reported:
         if self._max_elements < MAX_HUGE:
-            help += ", or pass `--allow-huge` or `allow_huge=True`"
+            help += ", or pass `--allow-huge` (in Python, `allow_huge=True`)"
         message = f"{what} exceeds the limit of {self._max_elements:,} elements for one image"
         return self._reporter.error("E0405", message, **self._calls.locate(origin), help=help)
 

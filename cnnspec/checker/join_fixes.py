@@ -124,6 +124,8 @@ class JoinFixes:
             needed = projection(wanted, before)
             code = strided(needed[0], show_size(needed[1])) if needed else None
         else:
+            if join == "mul" and index == 0:  # `in` twice would square the tensor
+                return None
             code = "in" if index == 0 else ""
         if not code:
             return None if code is None else (["remove `flatten`"], [Edit(_with_pipe(at), "")])

@@ -16,7 +16,7 @@ from cnnspec.ops import stacked
 Branches = Sequence[tuple[ir.Flow, Tensor]]
 Hint = tuple[str, list[Fix]]
 
-USE_BLOCK_INPUT = "to use the input of the block, add `x: in` as its first statement, and write `@x` {place}"
+USE_BLOCK_INPUT = "to use the input of the block, write `x: in` as the first statement of the block and `@x` {place}"
 """Help for an `in` that is not the input of the block."""
 _MAX_LABELS = 8
 """Labeled branches that are compared with one another."""

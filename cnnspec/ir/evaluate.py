@@ -472,9 +472,11 @@ _LIMITS: tuple[tuple[str, Callable[[Any, Any], bool], str, str | None], ...] = (
     ("greatest", operator.gt, "at most", "write `{0}` or less"),
     ("above", operator.le, "greater than", None),
     ("below", operator.ge, "less than", None),
-    ("other_than", operator.eq, "different from", None),
+    ("other_than", operator.eq, "other than", None),
 )
 """The bounds of a type: their field, violation, and words, and the help if the bound itself is allowed."""
+_EXAMPLES = {"eps": "1e-5", "std": "0.5", "lr": "0.1", "area": "0.1", "weight_decay": "1e-4"}
+"""Plausible values where a value of 0 is not allowed and 1 is not plausible."""
 
 
 def _check_bounds(result: Any, type_: Type, name: str, origin: int, value: Any) -> None:
@@ -484,8 +486,9 @@ def _check_bounds(result: Any, type_: Type, name: str, origin: int, value: Any) 
         for limit, breaks, must, nearest in _LIMITS:
             bound = getattr(type_.bounds, limit)
             if bound is not None and breaks(number, bound):
-                must = f"{must} {bound:g}"
-                suggestion = RespectBound(f"{bound:g}", name, nearest) if nearest else Advice(f"write a number {must}")
+                must = "nonzero" if limit == "other_than" and not bound else f"{must} {bound:g}"
+                help = f"use a value such as `{_EXAMPLES.get(name, '1')}`" if not bound else f"write a number {must}"
+                suggestion = RespectBound(f"{bound:g}", name, nearest) if nearest else Advice(help)
                 what = f"`{name}`"
                 if type_.kind in ("list", "numbers"):
                     what, suggestion = f"each number in `{name}`", Advice(f"use only numbers that are {must}")

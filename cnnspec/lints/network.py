@@ -76,7 +76,7 @@ def _identical_branches_of(context: LintContext, join: ast.Join, sources: Sequen
         name = f"@{element.label}" if isinstance(element, ast.Reference) else "in"
         if isinstance(element, (ast.In, ast.Reference)) and names.setdefault(source, name) != name:
             if any(block.span.start < join.span.start < block.span.end for block in context.blocks.values()):
-                other = "to use the input of the block, add `x: in` as its first statement, and write `@x` here"
+                other = "to use that of the block, write `x: in` as its first statement and `@x` instead of `in` here"
             else:
                 other = "to use another tensor, write its label"
             help = f"inside `{join.kind}`, `in` is the input of `{join.kind}`; {other}"

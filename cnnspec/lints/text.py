@@ -209,7 +209,7 @@ def leading_in(context: LintContext) -> Iterator[Diagnostic]:
         for flow in flows[1:]:
             first = flow.elements[0]
             if isinstance(first, ast.In) and (len(flow.elements) > 1 or flow.label is None):
-                label = f"add `x: in` as {'their' if scope == 'braces' else 'its'} first statement, and write `@x` here"
+                label = f"write `x: in` as the first statement of the {scope} and `@x` instead of `in` here"
                 help = f"remove `in`; to use the input of the {scope}, {label}"
                 message = "`in` has no effect here: it is the output of the previous statement"
                 yield warning("W0105", message, first.span, help)

@@ -10,6 +10,7 @@ from cnnspec.ops.aliases import (
     KERNEL_FIRST,
     foreign_choice,
     translated,
+    translation,
 )
 from cnnspec.ops.base import Op, SameShape, ShapeError
 from cnnspec.ops.join import Add, Concat, Join, Mul
@@ -30,6 +31,7 @@ __all__ = [
     "keeps_shape",
     "stacked",
     "translated",
+    "translation",
 ]
 
 _MODULES = (convolution, norm, activation, pool, layout, join)

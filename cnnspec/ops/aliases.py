@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
 
 FOREIGN_NAMES = {
     "conv2d": "conv",
@@ -76,6 +78,8 @@ _ARGUMENTS = {
     "pad": "padding p",
     "groups": "num_groups",
     "subsample": "stride strides s downsample",
+    "lr": "learning_rate",
+    "weight_decay": "wd decay",
 }
 FOREIGN_ARGUMENTS = {
     other: [name for name, others in _ARGUMENTS.items() if other in others.split()]
@@ -111,32 +115,64 @@ _ORDERS = {
 """Positional arguments of modules in other libraries, by their names here; an inferred one is empty."""
 _KNOWN = {"", *INFERRED}
 _VALUES = {"True": "true", "False": "false", "valid": "0"}
+_CONV_DEFAULTS = {"stride": "1", "dilation": "1", "groups": "1", "out_pad": "0"}
+"""Defaults of convolutions, here and in other libraries."""
 
 
-def translated(name: str, args: Sequence[str]) -> str | None:
-    """Translate a call of a module of torch or Keras, or return None if an argument has no equivalent.
+@dataclass(frozen=True)
+class Translation:
+    """A call of a module of another library, written in this language.
+
+    Attributes:
+        text: The call.
+        dropped: Arguments that have no equivalent.
+        is_example: The module lacks arguments, which the call makes up.
+    """
+
+    text: str
+    dropped: tuple[str, ...]
+    is_example: bool
+
+    @property
+    def help(self) -> str:
+        """The help that proposes the call; it names every argument that the call does not contain."""
+        help = f"write{', for example,' if self.is_example else ''} `{self.text}`"
+        if self.dropped:
+            verb = "has" if len(self.dropped) == 1 else "have"
+            help += f"; {', '.join(f'`{arg}`' for arg in self.dropped)} {verb} no equivalent"
+        return help
+
+
+def translation(name: str, args: Sequence[str]) -> Translation | None:
+    """Translate a call of a module of torch or Keras; None for a module without a known order of arguments.
 
     Args:
         name: The module.
         args: Its arguments, keyword arguments with their names.
     """
-    order = _ORDERS.get(name)
+    order = _order(name, args)
     if order is None:
-        alone = [arg.strip() for arg in args] in ([], ["inplace=True"], ["True"])
-        return FOREIGN_NAMES.get(name) if alone else None
-    places, given = order.split(" "), dict[str, str]()
-    for place, arg in zip(places, args, strict=False):
+        return None
+    places, given, dropped = order.split(" "), dict[str, str](), list[str]()
+    for place, arg in zip_longest(places, args):
+        if arg is None:
+            break
         key, _, value = arg.rpartition("=")
         key, value = key.strip() or place, value.strip().strip("\"'")
-        if not re.fullmatch(r"[\w.]+", value):
+        if not re.fullmatch(r"[\w.+*/ -]+", value):
             return None
-        known = [key, *FOREIGN_ARGUMENTS.get(key, ())]
-        given[next((own for own in known if own in places), key)] = _VALUES.get(value, value)
-    if len(args) > len(places) or given.keys() - _KNOWN - {*places}:
-        return None
-    meant = FOREIGN_NAMES[name]
-    if meant in KERNEL_FIRST and not given.keys() >= {"kernel", "c"}:
-        return None
+        known = [key, *FOREIGN_ARGUMENTS.get(key or "", ())]
+        own = next((own for own in known if own in places or own in INFERRED), None)
+        if own is None or (own and own in given):
+            dropped.append(arg.strip())
+        else:
+            value = _VALUES.get(value, value)
+            given[own] = value if re.fullmatch(r"[\w.]+", value) else f"({value})"
+    meant, is_example = FOREIGN_NAMES[name], False
+    if meant in KERNEL_FIRST:
+        is_example = not given.keys() >= {"kernel", "c"}
+        given = {"kernel": "3", "c": "16", **given}
+        given = {key: value for key, value in given.items() if _CONV_DEFAULTS.get(key) != value}
     if meant == "conv":  # their defaults differ here
         given = {"pad": "0", "bias": "true", **given}
         if given["bias"] == "false":
@@ -144,4 +180,25 @@ def translated(name: str, args: Sequence[str]) -> str | None:
     kernel, c = (given.pop(key, "") for key in ("kernel", "c"))
     kernel = f"{kernel}x{kernel}" if kernel.isdigit() else kernel
     rest = [k if value == "true" else f"{k}={value}" for k, value in given.items() if k not in _KNOWN]
-    return " ".join(filter(None, (meant, kernel, c, *rest)))
+    return Translation(" ".join(filter(None, (meant, kernel, c, *rest))), tuple(dropped), is_example)
+
+
+def _order(name: str, args: Sequence[str]) -> str | None:
+    """Return the order of the arguments of a module; a function has that of Keras, unless it is given more channels."""
+    if name in ("Conv2d", "ConvTranspose2d"):
+        given = sum("=" not in arg or arg.split("=")[0].strip() in ("out_channels", "kernel_size") for arg in args)
+        return _ORDERS[name] if given >= 3 else _ORDERS[name].strip()  # without the number of input channels
+    if name not in ("conv2d", "convolution", "deconv"):
+        return _ORDERS.get(name)
+    numbers = [int(arg) for arg in args if arg.strip().isdigit()]
+    with_input = len(numbers) > 2 and numbers[0] < numbers[1]
+    return " c kernel stride pad" if with_input else "c kernel stride pad"
+
+
+def translated(name: str, args: Sequence[str]) -> str | None:
+    """Translate a call of a module of torch or Keras, or return None if an argument has no equivalent."""
+    found = translation(name, args)
+    if found is None:
+        alone = [arg.strip() for arg in args] in ([], ["inplace=True"], ["True"])
+        return FOREIGN_NAMES.get(name) if alone and name not in _ORDERS else None
+    return None if found.dropped or found.is_example else found.text

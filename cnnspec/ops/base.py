@@ -229,7 +229,8 @@ def need_divisible(
         divisor = f"proper {divisor}" if proper else divisor
         raise ShapeError(
             "E0306",
-            f"the number of {what} of `{name}` must be divisible by `{argument}`, got {size:,} and {by:,}",
+            f"the number of {what} of `{name}` must be divisible by `{argument}`, got {size:,} channels "
+            f"and `{argument}` {by:,}",
             one_of(f"write `{{0}}`, the {divisor} closest to {by}", SetArgument(argument, near)),
             argument=argument,
         )

@@ -26,7 +26,7 @@ class InitScheme(Declared):
         if std == 0:
             message = f"`{self.name}` with a standard deviation of 0 makes all weights equal"
             if mean > 0:
-                wording = f"the standard deviation comes first, then the mean: write {mean:g} and 0"
+                wording = f"write `{self.name} {mean:g} 0`: the standard deviation comes first, then the mean"
                 return message, SwapArguments("std", "mean", wording)
             return message, Advice("write a standard deviation above 0, such as 0.01")
         return None
@@ -151,6 +151,15 @@ InitName = Literal[
 
 FlatInitName = Literal["kaiming_normal", "kaiming_uniform", "xavier_normal", "xavier_uniform", "zero", "orthogonal"]
 """Those of them that apply to the matrix of a linear layer."""
+
+
+def listed_inits(target: str) -> str:
+    """List the initializations that apply to the weights of an operator, as they are written in a call."""
+    written: list[str] = []
+    for name in allowed_inits(target):
+        required = ", ".join(INITS[name].required)
+        written.append(f"`{name}({required})`" if required else f"`{name}`")
+    return ", ".join(written)
 
 
 def allowed_inits(target: str) -> tuple[str, ...]:

@@ -111,7 +111,7 @@ class PixelShuffle(Op):
             message = "the number of input channels of `pixel_shuffle` must be divisible by the square of `factor`"
             raise ShapeError(
                 "E0306",
-                f"{message}, got {c:,} and {r:,}",
+                f"{message}, got {c:,} channels and `factor` {r:,} (square {r * r:,})",
                 InsertBefore(f"conv 1x1 {-(-c // (r * r)) * r * r}", "insert `{0}` before `pixel_shuffle`"),
                 argument="factor",
             )

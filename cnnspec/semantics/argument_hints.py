@@ -281,7 +281,8 @@ def _channels_before_kernel(binding: Binding) -> Reported | None:
         return None
     if not isinstance(first.value, ast.Number) or first.name is not None:
         return None
-    help = f"write the kernel size first: `{binding.site.callee} {arg.span.text} {first.span.text}`"
+    rest = [other.span.text for other in binding.site.args[2:]]
+    help = f"write the kernel size first: `{' '.join((binding.site.callee, arg.span.text, first.span.text, *rest))}`"
     fix = Fix(help, (Edit(first.span, arg.span.text), Edit(arg.span, first.span.text)), certain=True)
     message = f"`c` must be an integer, got {arg.span.text}"
     return binding.error("E0204", message, help=help, fixes=[fix])
@@ -451,7 +452,8 @@ def _kernel_after_channels(binding: Binding) -> Advice | None:
         return None
     channels, kernel = first.span.text, arg.value.span.text
     written = f"{kernel}x{kernel} {channels}" if kernel.isdigit() else f"{kernel} {channels}"
-    help = f"write the kernel size first: `{site.callee} {written}`"
+    rest = [other.span.text for other in site.args if other not in (first, arg)]
+    help = f"write the kernel size first: `{' '.join((site.callee, written, *rest))}`"
     return help, [Fix(help, (Edit(first.span, written), *_removal(arg, help).edits))]
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cnnspec.diagnostics import Edit, Fix, Reported, Reporter, Span, respell
 from cnnspec.ir.evaluate import show
-from cnnspec.ops import FOREIGN_NAMES, JOINS, KERNEL_FIRST, OPS, foreign_choice, translated
+from cnnspec.ops import FOREIGN_NAMES, JOINS, KERNEL_FIRST, OPS, foreign_choice, translation
 from cnnspec.ops.examples import move_into_train
 from cnnspec.recipe import DATA_SETS, ENTRIES
 from cnnspec.schema import Declared
@@ -142,10 +142,12 @@ def _foreign_name(unknown: UnknownCallee) -> Reported | None:
     name, _, setting = own.partition(" ")
     given = [arg.span.text for arg in args]
     same_order = not args or isinstance(args[0].value, ast.SizeLiteral) or own not in KERNEL_FIRST
-    if not same_order and (written := translated(unknown.callee, given)):
-        help = f"write `{written}`"
-        edits = Edit(span, own), Edit(args[0].span.to(args[-1].span), written.removeprefix(f"{own} "))
-        return unknown.error(help, [Fix(help, edits)])
+    if not same_order and (found := translation(unknown.callee, given)):
+        rest = found.text.removeprefix(f"{own} ")
+        repeat = re.match(r"\s*(x[0-9]+)\b", span.source.text[span.end : args[0].span.start])
+        found = replace(found, text=" ".join((own, *(repeat.groups() if repeat else ()), rest)))
+        edits = Edit(span, own), Edit(args[0].span.to(args[-1].span), rest)
+        return unknown.error(found.help, [] if found.is_example else [Fix(found.help, edits)])
     if name in OPS and setting:
         whole = span.to(args[-1].span) if args else span
         written = f"{name}{span.source.text[span.end : whole.end] or ' 3x3'} {setting}"
@@ -156,8 +158,8 @@ def _foreign_name(unknown: UnknownCallee) -> Reported | None:
     help = f"write `{own}`"
     fix = Fix(help, (Edit(span, own),), certain=same_order and own in OPS)
     if not same_order:
-        channels, kernel = given if len(given) == 2 and all(map(str.isdigit, given)) else ("16", "3")
-        help = f"write `{own}` with the kernel first: `{own} {kernel}x{kernel} {channels}`"
+        help = f"write `{own}` with the kernel size before the number of channels, such as `{own} 3x3 16`"
+        fix = Fix(help, (Edit(span, own),))
     return unknown.error(help, [fix])
 
 

@@ -13,7 +13,7 @@ from cnnspec.diagnostics import Edit, Fix, Reported, Reporter, respell
 from cnnspec.diagnostics.suggestions import pipe_before
 from cnnspec.ops import OPS
 from cnnspec.ops.examples import example_value
-from cnnspec.ops.inits import INITS, allowed_inits
+from cnnspec.ops.inits import INITS, allowed_inits, listed_inits
 from cnnspec.schema import Parameter, Type
 from cnnspec.semantics.scope import LocalScope
 from cnnspec.syntax import ast
@@ -138,6 +138,11 @@ def _operator(unknown: UnknownName) -> Reported | None:
     before, fixes = span.source.text[: span.start].rstrip(), tuple[Fix, ...]()
     is_positional = (callee in OPS or unknown.scope.file.find_block(callee)) and before[-1:] != "="
     help = f"write {unknown.type}"
+    if not callee and unknown.kind == "bool":
+        help = "write a condition, such as `in.c > 16`, or the name of a boolean parameter"
+    elif not callee and parameter == "":
+        help = "write a number" if unknown.kind in ("int", "float") else help
+        help = "write the number of repeats, such as `repeat 2 { relu }`" if before.endswith("repeat") else help
     if is_positional or before[-1:] == ">":
         fixes = pipe_before(span, word)
         help = fixes[0].help
@@ -161,7 +166,7 @@ def _initialization(unknown: UnknownName) -> Reported | None:
         fix = Fix(f"write `{written}`", (Edit(unknown.node.span, written),))
         return unknown.error(fix.help, [fix], f"`{word}` is missing its arguments")
     message = f"`{word}` cannot initialize the weights of `{callee}`"
-    help = f"choose from {', '.join(f'`{name}`' for name in allowed)}"
+    help = f"choose from {listed_inits(callee)}"
     return unknown.reporter.error("E0215", message, unknown.node.span, help=help)
 
 
@@ -173,6 +178,10 @@ def _misspelt(unknown: UnknownName) -> Reported | None:
 def _other_word(unknown: UnknownName) -> Reported | None:
     if not unknown.words:
         return None
+    if unknown.kind == "init":
+        return unknown.error(
+            f"choose from {listed_inits(unknown.use.callee)}", (), f"unknown initialization `{unknown.word}`"
+        )
     listed = f"choose from {', '.join(f'`{word}`' for word in unknown.words)}"
     return unknown.error(f"write {unknown.type}" if len(unknown.words) == 1 else listed)
 

@@ -302,7 +302,8 @@ def _schedule(recipe: Recipe, epochs: int) -> Iterator[Contradiction]:
         never = "never decreases" if min(at) >= epochs else f"does not decrease at epoch {max(at)}"
         yield odd(name, f"the learning rate {never}: {run}", Advice(_earlier(name, epochs)))
     if args.get("gamma", 0) >= 1:
-        message = f"the learning rate does not decrease with `gamma={args['gamma']:g}`"
+        changes = "increases" if args["gamma"] > 1 else "does not decrease"
+        message = f"the learning rate {changes} with `gamma={args['gamma']:g}`"
         yield odd("gamma", message, one_of("use a factor below 1, such as `{0}`", SetArgument("gamma", 0.1)))
     if recipe.schedule.name != "onecycle" and args.get("warmup", 0) >= epochs:
         message = f"the warmup takes {args['warmup']:g} epochs, but {run}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cnnspec.diagnostics import Diagnostic, Edit, Fix, Reporter, Source, Span, respell
 from cnnspec.diagnostics.suggestions import no_settings
 from cnnspec.limits import MAX_LITERAL, MAX_TERMS
-from cnnspec.ops import FOREIGN_NAMES, OPS, translated
+from cnnspec.ops import FOREIGN_NAMES, OPS, translation
 from cnnspec.ops.examples import example_call
 from cnnspec.syntax import ast
 from cnnspec.syntax.keywords import FUNCTIONS, SCHEMES
@@ -435,9 +435,10 @@ class Builder:
             help = no_settings(" ".join((own, *given)))
             fixes = (Fix(f"write `{own}`", (Edit(whole, own),)),)
         elif own in OPS:
-            written = translated(token, given) or example_call(own, OPS[own].parameters.values())
+            found = translation(token, given)
+            help = found.help if found else f"write `{example_call(own, OPS[own].parameters.values())}`"
             notes = ("an operator cannot be called in an expression",)
-            help, fixes = f"write it as an element, without parentheses: `{written}`", ()
+            help, fixes = f"{help}, as an element without parentheses", ()
         help = help or f"choose from {', '.join(f'`{known}`' for known in FUNCTIONS)}"
         return Diagnostic("E0207", f"unknown function `{token}`", self.token(name), notes=notes, help=help, fixes=fixes)
 

@@ -463,7 +463,12 @@ def _numbers(at: Place) -> Explanation | None:
         assert token is not None
         help = "write a number as `3`, `0.1` or `1e-4`, and a size as `3x5` (height x width)"
         span, message = at.span(at.at, at.at + token.end()), f"invalid number or size `{token.group()}`"
-        return Explanation(help, [], span, message, "E0103", note="a name starts with a letter or `_`")
+        note = "a name starts with a letter or `_`"
+        if computed := re.fullmatch(r"[0-9]+x([A-Za-z_]\w*)", token.group()):
+            name = computed.group(1)
+            help = f"for a square kernel, write the value alone: `conv {name} 16`"
+            note = "a size consists of two numbers that are written out"
+        return Explanation(help, [], span, message, "E0103", note=note)
     return None
 
 

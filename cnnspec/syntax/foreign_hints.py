@@ -6,7 +6,7 @@ import re
 
 from cnnspec.diagnostics import Fix, did_you_mean
 from cnnspec.limits import MAX_LITERAL
-from cnnspec.ops import FOREIGN_NAMES, JOINS, OPS, foreign_choice, translated
+from cnnspec.ops import FOREIGN_NAMES, JOINS, OPS, foreign_choice, translated, translation
 from cnnspec.ops.examples import entry_with, example_call, example_entry, move_into_train
 from cnnspec.recipe import AUGMENTATIONS, ENTRIES, Scalars
 from cnnspec.syntax.error_context import Explanation, Place
@@ -53,8 +53,8 @@ def python(at: Place) -> Explanation | None:
     """Lines that construct a torch module, and other lines of Python."""
     call = _CALL.fullmatch(at.whole)
     args = [arg for arg in call["args"].split(",") if arg.strip()] if call else []
-    if call and (translation := translated(call["name"], args)):
-        written = f"{call['label']}: {translation}" if call["label"] else translation
+    if call and (own := translated(call["name"], args)):
+        written = f"{call['label']}: {own}" if call["label"] else own
         fix = at.fix(f"write `{written}`", (at.line + call.start("all"), at.line + call.end("all"), written))
         span = at.span(at.line + call.start("call"), at.line + call.end("call"))
         return Explanation(fix.help, [fix], span, f"unexpected Python call `{call['name']}(...)`")
@@ -82,6 +82,8 @@ def _module(at: Place, start: int, module: re.Match[str]) -> Explanation:
         if written := translated(name, args):
             fix = at.fix(f"write `{written}`", (start, at.at + module.end(), written))
             return Explanation(fix.help, [fix], span)
+        if (found := translation(name, args)) is not None:
+            return Explanation(found.help, [], span)
     example = example_call(own, OPS[own].parameters.values()) if own in OPS else own
     return Explanation(f"write the operator, followed by its arguments: `{example}`", [], span)
 

@@ -31,8 +31,8 @@ SPLITS = {
 TABLES = frozenset({".csv", ".jsonl"})
 """The extensions of tables of files and labels."""
 LAYOUT = (
-    "arrange the images as `train/CLASS/*.png` (or `.jpg` etc.), `test/CLASS/*`, and optionally `val/CLASS/*`, or as "
-    "`CLASS/*`"
+    "arrange the images in one folder per class, as `CLASS/*.png` (or `.jpg` etc.) or `train/CLASS/*.png`, or list "
+    "them in a table, `labels.csv`"
 )
 _IGNORED = frozenset({"__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information"})
 """Names of files and folders that operating systems create, in lower case. So are all names that start with a dot."""

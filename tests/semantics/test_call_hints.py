@@ -1,0 +1,62 @@
+"""Help that proposes a call in place of one in the style of another library."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from cnnspec import check
+from cnnspec.diagnostics import Diagnostic
+from cnnspec.ops import FOREIGN_NAMES, KERNEL_FIRST, OPS, translation
+from cnnspec.ops.inits import INITS, allowed_inits
+
+MODULES = [name for name, own in FOREIGN_NAMES.items() if own in KERNEL_FIRST]
+
+WITH_INIT = [name for name, op in OPS.items() if "init" in op.parameters and op.parameters["init"].type.kind == "init"]
+
+
+def only_error(text: str) -> Diagnostic:
+    (error,) = (d for d in check(f"input 3x64x64\n{text}\n") if d.severity == "error")
+    return error
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("positional", ["16 5", "16 5 2", "3 16 5", "3 16 5 2 4"])
+@pytest.mark.parametrize("repeat", ["", "x2"])
+@pytest.mark.parametrize("keyword", ["", "groups=1", "dilation=7", "foo=8"])
+def test_a_proposed_call_keeps_the_arguments_or_names_those_it_drops(
+    module: str, positional: str, repeat: str, keyword: str
+) -> None:
+    error = only_error(" ".join(filter(None, (module, repeat, positional, keyword))))
+    assert error.code == "E0201"
+    help = error.help or ""
+    values = set(re.findall(r"\d+", f"{positional} {keyword.partition('=')[2]}"))
+    values -= {"1"}  # equal to the default
+    if positional.startswith("3 ") or (module in ("Conv2d", "ConvTranspose2d") and len(positional.split()) > 2):
+        values -= {positional.split()[0]}  # the number of input channels
+    assert values <= set(re.findall(r"\d+", help)), help
+    assert (repeat or "x") in help
+    assert not keyword.startswith("foo") or re.search("`foo=8` ha(s|ve) no equivalent", help)
+    for fix in error.fixes:
+        text = fix.apply(error.span.source.text) if error.span else ""
+        assert not {d.code for d in check(text)} & {"E0201", "E0205", "E0206"}
+
+
+def test_a_translation_names_every_argument_that_it_drops() -> None:
+    for module in MODULES:
+        found = translation(module, ["16", "3", "strange=4", "odd=5", "c=9", "filters=8"])
+        assert found is not None
+        assert {"strange=4", "odd=5", "c=9", "filters=8"} <= set(found.dropped), module
+
+
+@pytest.mark.parametrize("callee", WITH_INIT)
+@pytest.mark.parametrize("word", ["foo", "dirac", "kaiming_normal"])
+def test_the_list_of_initializations_is_complete(callee: str, word: str) -> None:
+    if word in allowed_inits(callee):
+        return
+    call = {"conv": "conv 3x3 8", "conv_transpose": "conv_transpose 3x3 8", "linear": "flatten | linear 8"}.get(callee)
+    help = only_error(f"{call or f'{callee} groups=1' if callee == 'gn' else call or callee} init={word}").help or ""
+    listed = re.findall(r"`(\w+)(?:\(([\w, ]*)\))?`", help)
+    assert [name for name, _ in listed] == list(allowed_inits(callee))
+    assert all(tuple(filter(None, required.split(", "))) == INITS[name].required for name, required in listed)
