@@ -60,7 +60,7 @@ def override(recipe: Recipe, key: str, value: Any) -> Recipe:
     if key in TABLES:
         if str(value) == getattr(recipe, key).name:
             return recipe
-        if key in TABLES[key]:  # the value is its first argument: `resize=256`, `freeze=layer1`
+        if {*TABLES[key]} == {key}:  # the value is its first argument: `resize=256`, `freeze=layer1`
             kind = TABLES[key][key]
             return _with(recipe, key, _argument(getattr(recipe, key), kind, next(iter(kind.parameters)), value))
         return _with(recipe, key, _choice(TABLES[key], key, value))

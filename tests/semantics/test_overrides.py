@@ -3,6 +3,7 @@
 import pytest
 
 from cnnspec import CnnspecError, loads
+from cnnspec.ir.evaluate import ExpressionError
 from cnnspec.recipe import ORIGINS, Recipe
 from cnnspec.semantics.overrides import names_of, override
 
@@ -99,3 +100,11 @@ def test_invalid_overrides(given: dict[str, object], code: str, help: str | None
     (diagnostic,) = caught.value.diagnostics
     assert diagnostic.code == code
     assert help is None or (diagnostic.help or "").startswith(help)
+
+
+def test_an_entry_without_a_choice_takes_its_first_argument() -> None:
+    assert override(Recipe(), "resize", 256).resize.args["size"] == 256
+    assert override(Recipe(), "freeze", "stem").freeze.args["modules"] == ("stem",)
+    assert override(Recipe(), "normalize", "imagenet").normalize.name == "imagenet"
+    with pytest.raises(ExpressionError):
+        override(Recipe(), "loss", "focal")
