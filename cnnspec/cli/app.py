@@ -16,6 +16,7 @@ COMMANDS = {
     "plan": "cnnspec.cli.modules:plan",
     "runs": "cnnspec.cli.modules:runs",
     "test": "cnnspec.cli.modules:test",
+    "export": "cnnspec.cli.exporting:export",
     "predict": "cnnspec.cli.inference:predict",
     "match": "cnnspec.cli.modules:match",
     "compare": "cnnspec.cli.comparisons:compare",

@@ -11,11 +11,18 @@ from cnnspec.exports import lazy_exports
 from cnnspec.training import require_extra
 
 if TYPE_CHECKING:
+    from cnnspec.inference.export import Export, export_network
     from cnnspec.inference.network import Prediction, TrainedNetwork, load_run
 
-__all__ = ["Prediction", "TrainedNetwork", "load_run"]
+__all__ = ["Export", "Prediction", "TrainedNetwork", "export_network", "load_run"]
 
-_load, __dir__ = lazy_exports(__name__, dict.fromkeys(__all__, "cnnspec.inference.network"))
+_load, __dir__ = lazy_exports(
+    __name__,
+    {
+        **dict.fromkeys(("Export", "export_network"), "cnnspec.inference.export"),
+        **dict.fromkeys(("Prediction", "TrainedNetwork", "load_run"), "cnnspec.inference.network"),
+    },
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -132,13 +132,16 @@ def test_drawn_specs(seeds: range, tmp_path: Path) -> None:
 
 
 def test_the_code_imports_only_torch_and_needs_no_cnnspec(tmp_path: Path) -> None:
-    text = write_source(load("googlenet_cifar"), ["cat", "dog"], {"mean": [0.5], "fit": "crop", "resize": None})
+    text = write_source(
+        load("googlenet_cifar"),
+        {"CLASSES": ["cat", "dog"], "PREPROCESSING": {"mean": (0.5,), "resize": None, "on": True}},
+    )
     imported = [node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.Import, ast.ImportFrom))]
     assert {ast.unparse(node) for node in imported} == {"import torch", "from torch import Tensor, nn"}
     (tmp_path / "exported.py").write_text(text)
     code = "import sys, exported; assert 'cnnspec' not in sys.modules; print(exported.CLASSES, exported.PREPROCESSING)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
-    assert done.stdout == "['cat', 'dog'] {'mean': [0.5], 'fit': 'crop', 'resize': None}\n", done.stderr
+    assert done.stdout == "['cat', 'dog'] {'mean': [0.5], 'resize': None, 'on': True}\n", done.stderr
 
 
 def test_it_needs_no_torch() -> None:
@@ -265,7 +268,9 @@ def test_no_text_of_a_spec_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
         replace(graph, nodes=tuple(replace(node, path=f"a{PAYLOAD}.{node.path}") for node in graph.nodes), scopes={}),
         replace(graph, aux=(), taps={PAYLOAD: graph.output}),
     ):
-        text = write_source(hostile, [PAYLOAD, "\0"], {PAYLOAD: PAYLOAD, "list": [PAYLOAD]})
+        text = write_source(
+            hostile, {"CLASSES": [PAYLOAD, "\0"], "PREPROCESSING": {PAYLOAD: PAYLOAD, "list": [PAYLOAD]}}
+        )
         with contextlib.suppress(KeyError):  # torch refuses a name with a dot
             import_source(text)
         namespace: dict = {}

@@ -114,6 +114,6 @@ def structured(data: object) -> Code:
             own = f"{quoted(str(key))}: "
             items.append(own + code if isinstance(code, str) else replace(code, head=own + code.head))
         return Group("{", tuple(items), "}", literal=True) if items else "{}"
-    if isinstance(data, list):
+    if isinstance(data, (list, tuple)):
         return Group("[", tuple(map(structured, data)), "]", literal=True) if data else "[]"
     return literal(data)

@@ -89,6 +89,11 @@ _READERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
+def is_weights_file(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path has the extension of a weights file."""
+    return Path(path).suffix.lower() in _READERS
+
+
 def weights_file(source: str | os.PathLike[str]) -> Path:
     """Return the path of a weights file.
 
@@ -96,7 +101,7 @@ def weights_file(source: str | os.PathLike[str]) -> Path:
         CnnspecError: E0505 if it does not exist, or does not have the extension of one.
     """
     path = Path(source)
-    if path.suffix.lower() not in _READERS:
+    if not is_weights_file(path):
         endings = ", ".join(f"`{known}`" for known in _READERS)
         message = f"`{path.name}` does not have the extension of a weights file"
         raise failure("E0505", message, file=str(path), help=f"use a file with {endings}")

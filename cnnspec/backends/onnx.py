@@ -1,0 +1,98 @@
+"""Convert an exported program to ONNX, and run it with ONNX Runtime."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from cnnspec.diagnostics import failure, one_line
+
+METADATA = "cnnspec"
+"""The key of the metadata."""
+INPUT, OUTPUT = "images", "logits"
+
+
+def require_packages() -> None:
+    """Check that the packages of the extra `onnx` are installed.
+
+    Raises:
+        CnnspecError: E0507 if one is not.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ModuleNotFoundError as error:
+        message = f"export to ONNX requires `{error.name}`, which is not installed"
+        raise failure("E0507", message, help="install it with `pip install 'cnnspec[onnx]'`") from None
+
+
+def convert(program: ExportedProgram) -> Any:
+    """Return the ONNX model of a program. Its nodes are named by the path of their module and their operator.
+
+    Raises:
+        CnnspecError: E0522 if torch cannot convert it.
+    """
+    try:
+        converted = torch.onnx.export(program, input_names=[INPUT], output_names=[OUTPUT], verbose=False)
+        assert converted is not None
+        model = converted.model
+    except Exception as error:  # noqa: BLE001 - the exporter fails in many ways
+        notes = [f"{type(error).__name__}: {one_line(error)}"]
+        raise failure("E0522", "torch.onnx cannot export the network", notes=notes) from None
+    used: Counter[str] = Counter()
+    for node in model.graph:
+        name = f"{_path(node)}/{node.op_type}".removeprefix("/")
+        used[name] += 1
+        node.name = name if used[name] == 1 else f"{name}_{used[name]}"
+        node.metadata_props.clear()  # paths of this machine
+        for number, value in enumerate(node.outputs):
+            value.metadata_props.clear()
+            if value.name != OUTPUT:
+                value.name = f"{node.name}:{number}"
+    model.graph.name = "network"
+    return model
+
+
+def _path(node: Any) -> str:
+    """Return the path of the module that a node comes from; of merged nodes, that of the weight."""
+    for value in node.inputs[1:]:
+        if value is not None and value.is_initializer() and value.name.endswith(".weight"):
+            return value.name.removesuffix(".weight")
+    scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+    return next((scope for scope in reversed(scopes[:-1]) if scope), "")
+
+
+def to_bytes(model: Any, metadata: str) -> bytes:
+    """Return the contents of an `.onnx` file.
+
+    Raises:
+        CnnspecError: E0522 if it would have more than 2 GiB.
+    """
+    import onnx
+    import onnx_ir
+
+    model.metadata_props[METADATA] = metadata
+    proto = onnx_ir.to_proto(model)
+    if proto.ByteSize() >= 2**31:
+        message = f"an ONNX file has at most 2 GiB, and the network needs {proto.ByteSize() / 2**30:.1f} GiB"
+        raise failure("E0522", message, help="use `--half`, or `--to pt2`")
+    onnx.checker.check_model(proto)
+    return proto.SerializeToString()
+
+
+def load(content: bytes) -> Callable[[Tensor], Tensor]:
+    """Return the function of an `.onnx` file, run by ONNX Runtime on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])

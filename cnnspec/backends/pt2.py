@@ -1,0 +1,78 @@
+"""Export a module with `torch.export`, and read the file again (`.pt2`)."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.fx.experimental import _config
+
+from cnnspec.diagnostics import failure, one_line
+
+METADATA = "cnnspec.json"
+"""The name of the extra file with the metadata."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Suppress warnings and log messages of the exporters; what goes wrong is an exception."""
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def trace(module: nn.Module, images: Tensor, dynamic: Mapping[int, Any] | None = None) -> ExportedProgram:
+    """Return the graph of a module in evaluation mode, without paths of this machine.
+
+    Args:
+        module: The module, which maps a batch of images to one tensor.
+        images: An example of its input.
+        dynamic: The axes of the input whose size may vary, each with its `torch.export.Dim`.
+
+    Raises:
+        CnnspecError: E0522 if torch cannot export it.
+    """
+    try:
+        # Otherwise torch excludes image sizes at which a feature map has a single row or column.
+        with quiet(), _config.patch(backed_size_oblivious=True), torch.no_grad():  # pyright: ignore[reportAttributeAccessIssue]
+            program = torch.export.export(module, (images,), dynamic_shapes=(dict(dynamic or {}),))
+    except Exception as error:  # noqa: BLE001 - the exporter fails in many ways
+        sizes = " with variable image sizes" if dynamic and (2 in dynamic or 3 in dynamic) else ""
+        notes = [f"{type(error).__name__}: {one_line(error)}"]
+        help = "export it for one image size: remove `size` from `--dynamic`" if sizes else None
+        raise failure("E0522", f"torch.export cannot export the network{sizes}", notes=notes, help=help) from None
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    return program
+
+
+def dimension(name: str, least: int, most: int | None = None, multiple: int = 1) -> Any:
+    """Return a variable size: the multiples of a number from one size to another."""
+    most = most // multiple if most is not None else None
+    return multiple * Dim(name, min=-(-least // multiple), max=most) if multiple > 1 else Dim(name, min=least, max=most)
+
+
+def to_bytes(program: ExportedProgram, metadata: str) -> bytes:
+    """Return the contents of a `.pt2` file."""
+    file = io.BytesIO()
+    with quiet():
+        torch.export.save(program, file, extra_files={METADATA: metadata})
+    return file.getvalue()
+
+
+def load(content: bytes) -> Callable[[Tensor], Tensor]:
+    """Return the function of a `.pt2` file."""
+    with quiet():
+        return torch.export.load(io.BytesIO(content)).module()

@@ -1,0 +1,396 @@
+"""Export a network to a file for another runtime, and compare the file with the network before it is written.
+
+The exported file is loaded by its own runtime. Only if it agrees with the torch module is it moved to its place.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import time
+import types
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+import cnnspec
+from cnnspec import api
+from cnnspec.backends import onnx, pt2
+from cnnspec.backends.source import write_source
+from cnnspec.backends.torch.folding import fold as fold_norms
+from cnnspec.backends.torch.module import Network, to_module
+from cnnspec.backends.torch.weights import is_weights_file
+from cnnspec.diagnostics import CnnspecError, failure, one_line, reason_of
+from cnnspec.inference.graph_input import GraphInput
+from cnnspec.inference.network import load_run
+from cnnspec.ir import Graph
+from cnnspec.lints.text import MODULE_WORDS
+from cnnspec.training.data.augment import Preprocess
+from cnnspec.training.data.datasets import SOURCES
+from cnnspec.training.data.preprocessing import Preprocessing, Statistics, choose_preprocessing
+from cnnspec.training.loop.about import describe
+from cnnspec.training.loop.checkpoints import write_atomically
+
+Format = Literal["torch", "pt2", "onnx"]
+Run = Callable[[Tensor], Tensor]
+ENDINGS: dict[str, str] = {"torch": ".py", "pt2": ".pt2", "onnx": ".onnx"}
+TOLERANCES = {"torch": 0.0, "pt2": 1e-5, "onnx": 1e-4, "fold": 1e-4, "half": 2e-2}
+"""The largest accepted difference of a logit in relation to the largest one, by format and by option."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """The result of an export.
+
+    Attributes:
+        files: The files that were written.
+        difference: The largest difference of a logit from that of the torch module.
+        relative: The same in relation to the largest logit.
+        tolerance: The largest accepted relative difference.
+        probability: The largest difference of a probability.
+        images: The number of images that were compared.
+        levels: With preprocessing, the largest difference of a resized pixel from that of Pillow's algorithm, of 255.
+        seconds: The duration.
+        notes: What to know about the file.
+    """
+
+    files: tuple[str, ...]
+    difference: float
+    relative: float
+    tolerance: float
+    probability: float
+    images: int
+    levels: int | None
+    seconds: float
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {**vars(self), "files": list(self.files), "notes": list(self.notes)}
+
+
+@dataclass
+class _Source:
+    """A network to export, with what is known about it."""
+
+    graph: Graph
+    network: Network
+    classes: tuple[str, ...] = ()
+    preprocessing: Preprocessing | None = None
+    notes: list[str] = field(default_factory=list[str])
+
+
+def export_network(
+    source: str | Path,
+    file: str | Path,
+    to: Format,
+    *,
+    weights: str | Path | None = None,
+    fold: bool = False,
+    half: bool = False,
+    dynamic: Sequence[str] = (),
+    with_preprocessing: bool = False,
+    match: str = "name",
+    offline: bool = False,
+    allow_huge: bool = False,
+    **params: Any,
+) -> Export:
+    """Export a network, and verify the file in its own runtime.
+
+    Args:
+        source: A run folder or a weights file of cnnspec; or a spec, which has random weights without `weights`.
+        file: The file to write. Next to the `.py` file of `torch`, the weights are written to a `.pt` file.
+        to: `torch` for Python source that imports only torch, `pt2` for `torch.export`, or `onnx`.
+        weights: Weights for a spec.
+        fold: Fold batch normalization into the layer before it.
+        half: Compute in float16; images and logits stay float32, except with `torch`.
+        dynamic: Axes of the input whose size may vary: `batch`, `size`.
+        with_preprocessing: Start from bytes `[N, C, h, w]` of any size: resize and normalize in the graph.
+        match: How `weights` are matched.
+        offline: Never download weights.
+        allow_huge: Allow more than 10,000,000,000 parameters, and tensors of more than 100,000,000,000 elements.
+        **params: Values for the parameters of a spec.
+
+    Raises:
+        CnnspecError: E0522 if the network cannot be exported or the file computes something else, E0507 if a package
+            is not installed, E0506 if the file cannot be written, and all errors of `load_run` and `build`.
+    """
+    begin = time.perf_counter()
+    file = Path(file)
+    if to == "onnx":
+        onnx.require_packages()
+    _check_writable(file)
+    found = _read(source, weights, match, offline, allow_huge, params)
+    if with_preprocessing and found.preprocessing is None:
+        help = "state the normalization of the training, such as `--set normalize=imagenet`"
+        raise failure("E0511", "the normalization of the training images is unknown", help=help)
+    network = fold_norms(found.network) if fold else found.network
+    options = {"fold": fold, "half": half, "dynamic": list(dynamic), "with_preprocessing": with_preprocessing}
+    case = _Case(found, network, options)
+    write = {"torch": case.source, "pt2": case.pt2, "onnx": case.onnx}[to]
+    contents, compared = write(
+        max(TOLERANCES[name] for name in (to, *(name for name in ("fold", "half") if options[name])))
+    )
+    paths = [file, file.with_suffix(".pt")][: len(contents)]
+    try:
+        for path, content in reversed([*zip(paths, contents, strict=True)]):
+            write_atomically(path, content)
+    except OSError as error:
+        message = f"cannot write `{error.filename or file}`: {error.strerror}"
+        raise failure("E0506", message, file=str(file), help="choose another file") from None
+    seconds = time.perf_counter() - begin
+    return Export(tuple(map(str, paths)), **compared, seconds=seconds, notes=tuple(found.notes))
+
+
+def _check_writable(file: Path) -> None:
+    """Raise an error if a file cannot be created, before the export takes time."""
+    reason: str | None = None
+    try:
+        reason = "it is a folder" if file.is_dir() else None if file.parent.is_dir() else "its folder does not exist"
+        file.lstat()
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        reason = reason_of(error) if isinstance(error, OSError) else one_line(error)
+    if reason is not None:
+        raise failure("E0506", f"cannot write `{file.name}`: {reason}", file=str(file), help="choose another file")
+
+
+def _read(
+    source: str | Path, weights: str | Path | None, match: str, offline: bool, allow_huge: bool, params: dict[str, Any]
+) -> _Source:
+    """Read a network with its weights."""
+    if Path(source).is_dir() or is_weights_file(source):
+        what = "weights" if weights is not None else f"`{next(iter(params))}`" if params else None
+        if what is not None:
+            message = f"cannot set {what}: `{source}` has a network with weights of its own"
+            raise failure(
+                "E0217", message, file=str(source), help="pass a spec instead, and its weights with `--weights`"
+            )
+        trained = load_run(source, match=match, offline=offline, allow_huge=allow_huge)
+    elif weights is not None:
+        trained = load_run(weights, spec=source, match=match, offline=offline, allow_huge=allow_huge, **params)
+    else:
+        graph = api.load(source, allow_huge=allow_huge, **params)
+        notes = ["the weights are random: pass trained ones with `--weights FILE`"]
+        return _Source(graph, to_module(graph).eval(), (), _stated_preprocessing(graph), notes)
+    network: Any = trained.module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return _Source(trained.graph, network.eval(), trained.classes, trained.preprocessing)
+
+
+def _stated_preprocessing(graph: Graph) -> Preprocessing | None:
+    """Return the preprocessing that a recipe states, or None if it depends on training images."""
+
+    def unknown() -> Statistics:
+        raise LookupError
+
+    try:
+        return choose_preprocessing(graph.recipe, graph.input_shape, unknown)[0]
+    except LookupError:
+        return None
+
+
+# --- the formats ---------------------------------------------------------------------------------
+
+
+class _Case:
+    """One export: writes the contents of each format, and compares them with the network."""
+
+    def __init__(self, found: _Source, network: Network, options: dict[str, Any]) -> None:
+        self._found, self._options = found, options
+        if options["half"]:
+            network = copy.deepcopy(network).half()
+        self._graph, self._network = network.graph, network
+        exported = _with_plain_names(network)
+        self._module: nn.Module = _Half(exported) if options["half"] else exported
+        self._expected: nn.Module = found.network
+        if options["with_preprocessing"]:
+            assert found.preprocessing is not None
+            self._module = GraphInput(self._module, found.preprocessing).eval()
+            self._expected = GraphInput(found.network, found.preprocessing).eval()
+
+    def source(self, tolerance: float) -> tuple[list[bytes], dict[str, Any]]:
+        """Return the source and the weights, and the comparison."""
+        found = self._found
+        constants: dict[str, Any] = {"CLASSES": list(found.classes)} if found.classes else {}
+        constants |= {"PREPROCESSING": found.preprocessing.to_json()} if found.preprocessing is not None else {}
+        weights = BytesIO()
+        torch.save(self._network.state_dict(), weights)
+        weights.seek(0)
+        module = types.ModuleType("exported")
+        exec(compile(write_source(self._graph, constants), "exported.py", "exec"), module.__dict__)
+        classes = [value for value in vars(module).values() if getattr(value, "__module__", "") == "exported"]
+        loaded: nn.Module = classes[-1]().eval()
+        loaded.load_state_dict(torch.load(weights, weights_only=True))
+        compared = self._compare(_Half(loaded.half()) if self._options["half"] else loaded, tolerance)
+        text = write_source(self._graph, {**constants, "EXPORT": {**self._options, **compared}})
+        return [text.encode(), weights.getvalue()], compared
+
+    def pt2(self, tolerance: float) -> tuple[list[bytes], dict[str, Any]]:
+        """Return a `.pt2` file and the comparison."""
+        program = self._program()
+        return self._verified(lambda about: pt2.to_bytes(program, about), pt2.load, tolerance)
+
+    def onnx(self, tolerance: float) -> tuple[list[bytes], dict[str, Any]]:
+        """Return an `.onnx` file and the comparison."""
+        model = onnx.convert(self._program())
+        return self._verified(lambda about: onnx.to_bytes(model, about), onnx.load, tolerance)
+
+    def _verified(
+        self, to_bytes: Callable[[str], bytes], load: Callable[[bytes], Run], tolerance: float
+    ) -> tuple[list[bytes], dict[str, Any]]:
+        """Compare a file without metadata, and return it with the result in its metadata."""
+        compared = self._compare(load(to_bytes("{}")), tolerance)
+        found = self._found
+        about = describe(self._graph, found.classes, found.preprocessing) if found.preprocessing is not None else {}
+        about |= {"network": self._graph.name, "spec": self._graph.text, "input_shape": list(self._graph.input_shape)}
+        about |= {"options": self._options, "compared": compared, "cnnspec": cnnspec.__version__}
+        content = to_bytes(json.dumps(about, sort_keys=True))
+        self._compare(load(content), tolerance, images=1)
+        return [content], compared
+
+    def _program(self) -> Any:
+        example = next(self._images(2 if "batch" in self._options["dynamic"] else 1))
+        return pt2.trace(self._module, example, self._dimensions())
+
+    def _dimensions(self) -> dict[int, Any]:
+        """Return the axes whose size may vary."""
+        found: dict[int, Any] = {}
+        if "batch" in self._options["dynamic"]:
+            found[0] = pt2.dimension("batch", 1)
+        if self._options["with_preprocessing"]:
+            found |= {axis: pt2.dimension(name, 2) for axis, name in ((2, "height"), (3, "width"))}
+        elif "size" in self._options["dynamic"]:
+            for axis, (name, sizes) in enumerate(zip(("height", "width"), self._ranges(), strict=True), 2):
+                found[axis] = pt2.dimension(name, *sizes)
+        return found
+
+    def _ranges(self) -> list[tuple[int, int | None, int]]:
+        """Return the least height and width, the greatest, and the number that they are multiples of.
+
+        Raises:
+            CnnspecError: E0522 if the network accepts sizes that are not such a range.
+        """
+        sizes = self._graph.sizes.in_evaluation
+        ranges: list[tuple[int, int | None, int]] = []
+        for axis in sizes.rectangles[0] if sizes.rectangles else ():
+            if axis.finite:
+                least, most, step = axis.few[0], axis.few[-1], 1
+                whole = len(axis.few) == most - least + 1 and most > least
+            else:
+                first = next(n for n in range(1, axis.start + axis.period + 1) if n in axis)
+                least, most, step = first, None, axis.period
+                whole = axis.residues == (0,) and list(axis.few) == [*range(-(-least // step) * step, axis.start, step)]
+            if whole:
+                ranges.append((least, most, step))
+        if len(ranges) < 2:
+            message = "the image size cannot vary: the sizes that the network accepts are not a range"
+            note = f"accepted sizes: {sizes.words()}"
+            raise failure("E0522", message, notes=[note], help="remove `size` from `--dynamic`")
+        return ranges
+
+    # --- comparison ------------------------------------------------------------------------------
+
+    def _images(self, batch: int) -> Iterator[Tensor]:
+        """Yield batches of real images and of noise, in the input format and in sizes that the file accepts."""
+        channels, height, width = self._graph.input_shape
+        raw = torch.from_numpy(SOURCES["fashion_mini"](Path(), True, False).images[:6])[:, None].expand(
+            -1, channels, -1, -1
+        )
+        generator = torch.Generator().manual_seed(0)
+        sizes = [(height, width)]
+        if self._options["with_preprocessing"]:
+            sizes = [(height + 13, width + 5), (28, 28), (height, 2 * width + 1)]
+        elif "size" in self._options["dynamic"]:
+            ranges = self._ranges()
+            sizes += [
+                (least, least) for least, _, _ in ranges[:1] if self._graph.sizes.in_evaluation.accepts(least, least)
+            ]
+            larger = height + ranges[0][2], width + ranges[1][2]
+            sizes += [larger] if self._graph.sizes.in_evaluation.accepts(*larger) else []
+        preprocessing = self._found.preprocessing or Preprocessing(
+            (height, width), (0.5,) * channels, (0.25,) * channels
+        )
+        for size in sizes:
+            fitted = Preprocessing(size, preprocessing.mean, preprocessing.std)
+            noise = torch.randint(0, 256, (6, channels, *size), generator=generator, dtype=torch.uint8)
+            for images in (fitted.fit_images(raw.contiguous()), noise):
+                if not self._options["with_preprocessing"]:
+                    images = Preprocess(fitted)(images).contiguous()
+                yield from images.split(batch)
+
+    def _compare(self, run: Run, tolerance: float, images: int | None = None) -> dict[str, Any]:
+        """Compare a loaded file with the network.
+
+        Raises:
+            CnnspecError: E0522 if the difference exceeds the tolerance.
+        """
+        difference = relative = probability = 0.0
+        count, levels = 0, None
+        batches = [1, 2, 3] if "batch" in self._options["dynamic"] else [1]
+        with torch.no_grad(), pt2.quiet():
+            for batch in batches:
+                for given in self._images(batch):
+                    expected, found = self._expected(given), run(given).float()
+                    for output, what in ((expected, "the output of the network"), (found, "its output")):
+                        if not output.isfinite().all():
+                            raise self._refusal(f"{what} contains NaN or Inf")
+                    if found.shape != expected.shape:
+                        raise self._refusal(f"the output {list(found.shape)} differs from {list(expected.shape)}")
+                    largest = float((found - expected).abs().max())
+                    difference = max(difference, largest)
+                    relative = max(relative, largest / max(float(expected.abs().max()), 1e-6))
+                    probability = max(probability, float((found.softmax(1) - expected.softmax(1)).abs().max()))
+                    count += len(given)
+                    if isinstance(self._expected, GraphInput):
+                        fitted = self._expected.preprocessing.fit_images(given).float()
+                        levels = max(levels or 0, int((self._expected.resized(given) - fitted).abs().max()))
+                    if images is not None and count >= images:
+                        break
+        if relative > tolerance:
+            raise self._refusal(f"a logit differs by {relative:.2g} of the largest one, more than {tolerance:g}")
+        return {
+            "difference": difference,
+            "relative": relative,
+            "tolerance": tolerance,
+            "probability": probability,
+            "images": count,
+            "levels": levels,
+        }
+
+    def _refusal(self, note: str) -> CnnspecError:
+        help = "export it without `--half`" if self._options["half"] else None
+        return failure("E0522", "the exported network cannot be verified", notes=[note], help=help)
+
+
+def _with_plain_names(network: Network) -> Network:
+    """Return a network without labels that are attributes of every module, which torch.export cannot reach."""
+    parts = {part for node in network.graph for part in node.path.split(".")}
+    names: dict[str, str] = {}
+    for part in sorted(part for part in parts if part in MODULE_WORDS or part.startswith("_")):
+        names[part] = next(name for n in itertools.count(1) if (name := f"{part.lstrip('_')}{'_' * n}") not in parts)
+        parts.add(names[part])
+    if not names:
+        return network
+    paths = (".".join(names.get(part, part) for part in node.path.split(".")) for node in network.graph)
+    nodes = tuple(replace(node, path=path) for node, path in zip(network.graph, paths, strict=True))
+    renamed = to_module(replace(network.graph, nodes=nodes)).to(next(network.parameters(), torch.empty(0)).dtype).eval()
+    renamed.load_state_dict(dict(zip(renamed.state_dict(), network.state_dict().values(), strict=True)))
+    return renamed
+
+
+class _Half(nn.Module):
+    """A network that computes in float16, for images and logits in float32."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x.half()).float()

@@ -1,0 +1,445 @@
+"""Test the export of networks: each file is loaded by its own runtime and compared with the network."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import typer
+from PIL import Image
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+import cnnspec
+from cnnspec import CnnspecError, loads
+from cnnspec.backends.torch.folding import fold
+from cnnspec.backends.torch.module import to_module
+from cnnspec.cli.app import app
+from cnnspec.compiler import compile_source
+from cnnspec.diagnostics import Source
+from cnnspec.inference import export_network, load_run
+from cnnspec.inference.export import TOLERANCES
+from cnnspec.inference.graph_input import GraphInput
+from cnnspec.syntax.formatter import format_file
+from cnnspec.testing.generator import SpecGenerator
+from cnnspec.training.data.preprocessing import Preprocessing
+from cnnspec.training.loop.about import describe
+from cnnspec.training.loop.checkpoints import weight_bytes
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SPEC = """
+network photos
+input 3x24x20
+classes 3
+stem: conv 3x3 8 stride=2 | bn | relu
+type: conv 3x3 8 depthwise | bn eps=1e-3
+block residual(c) { add { { conv 3x3 c | bn | relu | conv 3x3 c | bn }; in } | relu }
+body: residual repeat=2 8
+concat { avgpool 3x3 stride=1 pad=1; conv 1x1 4 bias=true | bn }
+global_avgpool | flatten | dropout
+fc: linear classes
+"""
+CLASSES = ("cat", "dög", 'a "bird"\n')
+FITTED = Preprocessing((24, 20), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), 26)
+ENDINGS = {"torch": "py", "pt2": "pt2", "onnx": "onnx"}
+
+
+def settle(network: nn.Module, seed: int = 0) -> None:
+    """Give batch normalizations statistics and weights as after a training."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in network.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            assert module.running_mean is not None
+            module.running_mean.copy_(torch.randn(module.running_mean.shape, generator=generator) * 0.1)
+            module.running_var.copy_(torch.rand(module.running_mean.shape, generator=generator) + 0.5)  # type: ignore[union-attr]
+            if module.weight is not None:
+                nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
+    """Weights as a run stores them."""
+    torch.manual_seed(0)
+    network = to_module(loads(SPEC))
+    settle(network)
+    path = tmp_path_factory.mktemp("weights") / "best.safetensors"
+    path.write_bytes(weight_bytes(network.state_dict(), {"about": describe(network.graph, CLASSES, FITTED)}))
+    return path
+
+
+def images(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def run_onnx(path: Path, given: Tensor) -> Tensor:
+    session = pytest.importorskip("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(["logits"], {"images": given.numpy()})[0])
+
+
+def run_file(path: Path, given: Tensor) -> Tensor:
+    """Run an exported file as its users do, without this package."""
+    if path.suffix == ".onnx":
+        return run_onnx(path, given)
+    if path.suffix == ".pt2":
+        return torch.export.load(path).module()(given)
+    names: dict[str, Any] = {"__name__": "exported"}
+    exec(path.read_text("utf-8"), names)
+    network = [v for v in names.values() if isinstance(v, type) and v.__module__ == "exported"][-1]().eval()
+    state = torch.load(path.with_suffix(".pt"), weights_only=True)
+    half = next(iter(state.values())).dtype == torch.float16
+    network.load_state_dict(state)
+    return (network.half()(given.half()) if half else network(given)).float()
+
+
+@pytest.mark.parametrize("to", ENDINGS)
+@pytest.mark.parametrize("options", [{}, {"fold": True}, {"half": True}, {"fold": True, "half": True}], ids=str)
+def test_a_file_computes_what_the_network_computes(weights: Path, tmp_path: Path, to: str, options: dict) -> None:
+    if to == "onnx":
+        pytest.importorskip("onnxruntime")
+    path = tmp_path / f"photos.{ENDINGS[to]}"
+    done = export_network(weights, path, to, **options)  # type: ignore[arg-type]
+    given = images(1, 3, 24, 20)
+    with torch.no_grad():
+        expected, found = load_run(weights).module(given), run_file(path, given)
+    assert done.relative <= done.tolerance == max(TOLERANCES[name] for name in (to, *options))
+    assert float((expected - found).abs().max() / expected.abs().max()) <= done.tolerance
+    assert (done.difference == 0) == (not options and to != "onnx")
+    assert done.files == ((str(path), str(path.with_suffix(".pt"))) if to == "torch" else (str(path),))
+    assert sorted(map(str, tmp_path.iterdir())) == sorted(done.files)
+
+
+def metadata(path: Path) -> dict[str, Any]:
+    if path.suffix == ".onnx":
+        model = pytest.importorskip("onnx").load(path)
+        return json.loads({entry.key: entry.value for entry in model.metadata_props}["cnnspec"])
+    if path.suffix == ".pt2":
+        extra = {"cnnspec.json": ""}
+        torch.export.load(path, extra_files=extra)
+        return json.loads(extra["cnnspec.json"])
+    names: dict[str, Any] = {}
+    exec(path.read_text("utf-8"), names)
+    exported = names["EXPORT"]
+    return {"classes": names["CLASSES"], "spec": names["SPEC"], "preprocessing": names["PREPROCESSING"]} | {
+        "compared": exported
+    }
+
+
+@pytest.mark.parametrize("to", ENDINGS)
+def test_a_file_carries_classes_preprocessing_spec_and_difference(weights: Path, tmp_path: Path, to: str) -> None:
+    if to == "onnx":
+        pytest.importorskip("onnxruntime")
+    path = tmp_path / f"photos.{ENDINGS[to]}"
+    done = export_network(weights, path, to)  # type: ignore[arg-type]
+    found = metadata(path)
+    assert tuple(found["classes"]) == CLASSES
+    assert found["spec"] == SPEC
+    assert Preprocessing.from_json(found["preprocessing"]) == FITTED
+    assert found["compared"]["difference"] == done.difference
+    content = b"".join(Path(file).read_bytes() for file in done.files)
+    for trace in (str(Path(cnnspec.__file__).parent).encode(), b"site-packages", str(Path.home()).encode() + b"/"):
+        assert trace not in content
+
+
+def test_nodes_are_named_by_their_paths(weights: Path, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    export_network(weights, tmp_path / "photos.onnx", "onnx")
+    names = [node.name for node in onnx.load(tmp_path / "photos.onnx").graph.node]
+    assert len(set(names)) == len(names)
+    for name in ("stem.0/Conv", "type_.0/Conv", "body.0.0/Conv", "Add", "body.1.5/Relu", "fc/Gemm"):
+        assert name in names
+
+
+def test_fold_removes_batch_normalization(weights: Path, tmp_path: Path) -> None:
+    for options, remaining in (({}, 7), ({"fold": True}, 0)):
+        export_network(weights, tmp_path / "photos.pt2", "pt2", **options)  # type: ignore[arg-type]
+        nodes = torch.export.load(tmp_path / "photos.pt2").graph.nodes
+        assert sum("batch_norm" in str(node.target) for node in nodes) == remaining
+    export_network(weights, tmp_path / "photos.py", "torch", fold=True)
+    assert "BatchNorm" not in (tmp_path / "photos.py").read_text("utf-8")
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_fold_keeps_the_outputs(seed: int) -> None:
+    file = SpecGenerator(random.Random(seed).randint).file()
+    network = to_module(compile_source(Source("drawn", format_file(file))).require_graph()).double().eval()
+    with torch.no_grad():
+        settle(network, seed)
+        folded = fold(network).double()
+        given = images(2, *network.graph.input_shape, seed=seed).double()
+        expected, found = network(given), folded(given)
+    assert torch.allclose(expected, found, rtol=1e-4, atol=1e-4 * float(expected.abs().max())) or expected.isnan().any()
+
+
+# --- variable sizes ---------------------------------------------------------------------------------
+
+SIZES = {
+    "any size": ("conv 3x3 4 stride=2 | relu | maxpool 2x2 stride=2 pad=1", (1, 1), None),
+    "at least": ("conv 5x5 4 pad=0 | relu", (5, 5), (4, 9)),
+    "multiples": ("d: conv 3x3 4\n maxpool 2x2 | upsample 2\n concat { in; @d }", (2, 2), (3, 4)),
+    "up to": ("conv 3x3 4 stride=8 | adaptive_avgpool 1x1", (1, 1), None),
+}
+
+
+@pytest.mark.parametrize(("body", "least", "refused"), SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("to", ["pt2", "onnx"])
+def test_the_size_varies_in_the_range_that_the_network_accepts(
+    body: str, least: tuple[int, int], refused: tuple[int, int] | None, to: str, tmp_path: Path
+) -> None:
+    if to == "onnx":
+        pytest.importorskip("onnxruntime")
+    spec = tmp_path / "net.cnn"
+    spec.write_text(f"input 3x24x20\n{body}\nglobal_avgpool | flatten | linear 3\n")
+    path = tmp_path / f"net.{to}"
+    torch.manual_seed(0)
+    done = export_network(spec, path, to, dynamic=["batch", "size"])  # type: ignore[arg-type]
+    assert done.images >= 36
+    torch.manual_seed(0)
+    network = cnnspec.build(spec).eval()
+    for size in (least, (24, 20), (40, 64)):
+        for batch in (1, 3):
+            given = images(batch, 3, *size)
+            with torch.no_grad():
+                assert torch.allclose(run_file(path, given), network(given), rtol=1e-4, atol=1e-5)
+    if refused is not None and to == "pt2":
+        with pytest.raises(AssertionError, match="Guard failed"):
+            run_file(path, images(1, 3, *refused))
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("conv 3x3 4 | flatten", "the image size cannot vary"),
+        ("conv 3x3 4 | flatten | gn 2", "the image size cannot vary"),
+        (
+            "maxpool 3x3 stride=2 ceil | conv 3x3 4 | maxpool 3x3 stride=2 ceil | global_avgpool | flatten",
+            "torch.export",
+        ),
+    ],
+)
+def test_a_size_that_cannot_vary_is_an_error(body: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "net.cnn").write_text(f"input 3x8x8\n{body} | linear 3\n")
+    with pytest.raises(CnnspecError, match=message) as refusal:
+        export_network(tmp_path / "net.cnn", tmp_path / "net.pt2", "pt2", dynamic=["size"])
+    assert refusal.value.diagnostics[0].code == "E0522"
+    assert [path.name for path in tmp_path.iterdir()] == ["net.cnn"]
+
+
+# --- preprocessing in the graph -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("to", ["pt2", "onnx"])
+def test_a_file_with_preprocessing_predicts_as_the_network_does(weights: Path, tmp_path: Path, to: str) -> None:
+    if to == "onnx":
+        pytest.importorskip("onnxruntime")
+    path = tmp_path / f"photos.{to}"
+    done = export_network(weights, path, to, with_preprocessing=True, dynamic=["batch"])  # type: ignore[arg-type]
+    assert done.levels is not None
+    assert done.levels <= 2
+    trained = load_run(weights)
+    for size in ((24, 20), (60, 47), (33, 90), (7, 5)):
+        smooth = nn.functional.interpolate(torch.rand(4, 3, 4, 4), size=size, mode="bicubic").clamp(0, 1)
+        photos = (smooth * 255).to(torch.uint8)
+        found = run_file(path, photos).softmax(1)
+        expected = torch.stack([prediction.probabilities for prediction in trained.predict(photos)])
+        assert float((found - expected).abs().max()) < 0.01
+
+
+def test_resizing_in_the_graph_is_that_of_the_pipeline_and_of_pillow() -> None:
+    rng = random.Random(0)
+    worst = {"nearest": 0.0, "bilinear": 0.0, "bicubic": 0.0}
+    for _ in range(400):
+        size = rng.randint(1, 64), rng.randint(1, 64)
+        fit = rng.choice(["crop", "squash", "letterbox"])
+        shorter = rng.choice([None, max(size), max(size) + 7, max(1, min(size) // 2)]) if fit == "crop" else None
+        fixed = Preprocessing(size, (0.5,), (0.5,), shorter, rng.choice([*worst]), fit)
+        given = torch.randint(0, 256, (2, 1, rng.randint(1, 120), rng.randint(1, 120)), dtype=torch.uint8)
+        resized = GraphInput(nn.Identity(), fixed).resized(given)
+        worst[fixed.mode] = max(worst[fixed.mode], float((resized - fixed.fit_images(given)).abs().max()))
+    assert worst["nearest"] == 0
+    assert max(worst.values()) <= 2
+    photo = Image.effect_noise((90, 61), 80)
+    for mode, method in (("bilinear", Image.Resampling.BILINEAR), ("bicubic", Image.Resampling.BICUBIC)):
+        fixed = Preprocessing((32, 40), (0.5,), (0.5,), None, mode, "squash")
+        resized = GraphInput(nn.Identity(), fixed).resized(torch.from_numpy(np.array(photo))[None, None])
+        expected = np.array(photo.resize((40, 32), method)).astype(np.float32)
+        assert np.abs(resized[0, 0].numpy() - expected).max() <= 2
+
+
+def test_unknown_normalization_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(CnnspecError) as refusal:
+        export_network("lenet5", tmp_path / "lenet5.pt2", "pt2", with_preprocessing=True)
+    assert refusal.value.diagnostics[0].code == "E0511"
+    export_network("lenet5", tmp_path / "lenet5.pt2", "pt2", with_preprocessing=True, normalize="half")
+
+
+# --- other runtimes ------------------------------------------------------------------------------------
+
+
+def test_openvino_agrees_with_the_network(weights: Path, tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    pytest.importorskip("onnxruntime")
+    given = images(2, 3, 24, 20)
+    expected = load_run(weights).module(given).detach()
+    export_network(weights, tmp_path / "photos.onnx", "onnx", dynamic=["batch"])
+    model = openvino.Core().compile_model(str(tmp_path / "photos.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    assert np.abs(model(given.numpy())[0] - expected.numpy()).max() <= 1e-4
+    export_network(weights, tmp_path / "bytes.onnx", "onnx", with_preprocessing=True)
+    model = openvino.Core().compile_model(str(tmp_path / "bytes.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    photo = torch.randint(0, 256, (1, 3, 50, 41), dtype=torch.uint8)
+    assert np.abs(model(photo.numpy())[0] - run_onnx(tmp_path / "bytes.onnx", photo).numpy()).max() <= 1e-2
+
+
+WITHOUT = "import sys\nsys.modules[{absent!r}] = None  # an import of it fails\n"
+
+
+def test_files_need_no_cnnspec(weights: Path, tmp_path: Path) -> None:
+    export_network(weights, tmp_path / "photos.py", "torch")
+    export_network(weights, tmp_path / "photos.pt2", "pt2")
+    code = (
+        WITHOUT.format(absent="cnnspec")
+        + """
+import torch, photos
+network = photos.Photos().eval()
+network.load_state_dict(torch.load("photos.pt", weights_only=True))
+x = torch.ones(1, 3, 24, 20)
+print(torch.equal(network(x), torch.export.load("photos.pt2").module()(x)), photos.CLASSES[0])
+"""
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout == "True cat\n", done.stderr
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_missing_package_names_the_extra(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(CnnspecError, match=f"export to ONNX requires `{package}`") as refusal:
+        export_network("lenet5", tmp_path / "lenet5.onnx", "onnx")
+    assert refusal.value.diagnostics[0].code == "E0507"
+    assert "pip install 'cnnspec[onnx]'" in str(refusal.value)
+    assert not [*tmp_path.iterdir()]
+
+
+# --- failures --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Iterator[Path]:
+    """A file from an earlier export, which a failure must not change."""
+    (tmp_path / "photos.pt2").write_text("earlier")
+    yield tmp_path / "photos.pt2"
+    assert [path.name for path in tmp_path.iterdir()] == ["photos.pt2"]
+    assert (tmp_path / "photos.pt2").read_text() == "earlier"
+
+
+def test_a_file_that_computes_something_else_is_not_written(
+    weights: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cnnspec.backends import pt2
+
+    for wrong, message in (
+        (lambda x: x.flatten(1)[:, :3], "differs by"),
+        (lambda x: x, "the output"),
+        (lambda x: x / 0, "NaN"),
+    ):
+        monkeypatch.setattr(pt2, "load", lambda content, wrong=wrong: wrong)
+        with pytest.raises(CnnspecError, match=message) as refusal:
+            export_network(weights, target, "pt2")
+        assert refusal.value.diagnostics[0].code == "E0522"
+
+
+def test_a_network_that_overflows_in_float16_is_refused(weights: Path, tmp_path: Path, target: Path) -> None:
+    network = load_run(weights).module
+    state = {key: value * 1e7 if key == "fc.weight" else value for key, value in network.state_dict().items()}
+    large = target.parent.parent / "large.safetensors"
+    large.write_bytes(weight_bytes(state, {"about": describe(loads(SPEC), CLASSES, FITTED)}))
+    export_network(large, target.parent.parent / "large.pt2", "pt2")
+    with pytest.raises(CnnspecError, match="NaN or Inf"):
+        export_network(large, target, "pt2", half=True)
+
+
+def test_what_cannot_be_exported_says_so(weights: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object, **settings: object) -> None:
+        raise ValueError("no\nway")
+
+    monkeypatch.setattr(torch.export, "export", broken)
+    with pytest.raises(CnnspecError, match=r"torch\.export cannot export the network\n.*ValueError: no way"):
+        export_network(weights, target, "pt2")
+    monkeypatch.setattr(torch.export, "save", broken)
+
+
+@pytest.mark.parametrize(
+    ("file", "code"),
+    [("folder.pt2", "E0506"), ("none/x.pt2", "E0506"), ("\0.pt2", "E0506"), (f"{'x' * 300}.pt2", "E0506")],
+)
+def test_a_file_that_cannot_be_written(weights: Path, tmp_path: Path, file: str, code: str) -> None:
+    (tmp_path / "folder.pt2").mkdir()
+    with pytest.raises(CnnspecError) as refusal:
+        export_network(weights, f"{tmp_path}/{file}", "pt2")
+    assert refusal.value.diagnostics[0].code == code
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.pt2"]
+
+
+def cnnspec_export(*arguments: object) -> str:
+    """Run the command, and return its output."""
+    return (
+        CliRunner().invoke(app, ["export", *map(str, arguments)], standalone_mode=False, catch_exceptions=False).stdout
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("lenet5 x.h5", "the format of `x.h5` is unknown"),
+        ("lenet5 x.onnx --to pt2", "must end in `.pt2`"),
+        ("lenet5 x.py --to keras", "`keras` is not one of torch, pt2, onnx"),
+        ("lenet5 x.py --dynamic batch", "has no effect on Python source"),
+        ("lenet5 x.py --with-preprocessing", "has no effect on Python source"),
+        ("lenet5 x.pt2 --dynamic height", "`height` is not one of batch, size"),
+        ("lenet5 x.pt2 --dynamic size --with-preprocessing", "has no effect with --with-preprocessing"),
+        ("lenet5 x.pt2 --match order", "has no effect without --weights"),
+    ],
+)
+def test_incorrect_usage(arguments: str, message: str) -> None:
+    with pytest.raises(typer.BadParameter) as refusal:
+        cnnspec_export(*arguments.split())
+    assert message in refusal.value.message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["nothing", "x.pt2"], "E0"),
+        (["lenet5", "x.pt2", "--weights", "nothing.safetensors"], "E0505"),
+        (["lenet5", "x.pt2", "--set", "wrong=1"], "E0"),
+        (["{weights}", "x.pt2", "--set", "classes=3"], "E0217"),
+        (["{weights}", "x.pt2", "--weights", "{weights}"], "E0217"),
+        ([".", "x.pt2"], "E0505"),
+    ],
+)
+def test_bad_input_is_an_error(
+    weights: Path, arguments: list[str], code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CnnspecError) as refusal:
+        cnnspec_export(*(argument.format(weights=weights) for argument in arguments))
+    assert refusal.value.diagnostics[0].code.startswith(code)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_the_command_prints_what_it_verified(weights: Path, tmp_path: Path) -> None:
+    found = json.loads(cnnspec_export(weights, tmp_path / "photos.py", "--json"))
+    assert found["files"] == [str(tmp_path / "photos.py"), str(tmp_path / "photos.pt")]
+    assert found["difference"] == 0
+    shown = cnnspec_export("lenet5", tmp_path / "lenet5.py")
+    assert "the weights are random" in shown
+    assert "verified on 12 images: the largest difference is 0 in a logit" in shown
