@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import re
 import warnings
@@ -22,6 +23,18 @@ from cnnspec.semantics.loader import shipped_folder, shipped_specs
 QUICK = {
     *("alexnet", "vgg11_bn", "resnet18", "resnet50", "resnext50_32x4d", "densenet121", "googlenet", "inception_v3"),
     *("resnet50d", "seresnet50", "dpn68", "inception_v4"),
+    *("darknet53", "repvgg_a0", "ghostnet_100", "res2net50_26w_4s", "ese_vovnet19b_dw"),
+    *(
+        "convnext_tiny",
+        "efficientnet_b0",
+        "mnasnet0_5",
+        "mobilenet_v2",
+        "mobilenet_v3_small",
+        "regnet_x_400mf",
+        "regnet_y_400mf",
+        "shufflenet_v2_x0_5",
+        "squeezenet1_1",
+    ),
 }
 """The networks that always run, the smallest of each family. The others are marked slow."""
 
@@ -36,6 +49,7 @@ class Reference:
         size: The native size.
         other: A smaller valid size.
         trained: The size in training. An auxiliary head may need more than `other`.
+        tolerance: The largest difference of a logit, relative to the largest logit. The header of the spec says why.
     """
 
     name: str
@@ -45,13 +59,15 @@ class Reference:
     size: int = 224
     other: int = 64
     trained: int = 64
+    tolerance: float = 0.0
 
     def build(self) -> nn.Module:
         """Build the module with the initial weights of its library."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if self.library == "torchvision":
-                return getattr(torchvision.models, self.name)()
+                with torch.device("cpu") if self.name.startswith("regnet") else contextlib.nullcontext():
+                    return getattr(torchvision.models, self.name)()  # a RegNet computes its sizes with tensors
             if importlib.util.find_spec("timm") is None:
                 pytest.skip("timm is not installed")
             import timm  # pyright: ignore[reportMissingImports]
@@ -85,10 +101,65 @@ REFERENCES = [
     Reference("densenet161", 28_681_000, 7_727_907_072),
     Reference("densenet169", 14_149_480, 3_359_843_328),
     Reference("densenet201", 20_013_928, 4_291_365_888),
+    Reference("convnext_base", 88_591_464, 15_354_729_472, tolerance=1e-5),
+    Reference("convnext_large", 197_767_336, 34_361_433_600, tolerance=1e-5),
+    Reference("convnext_small", 50_223_688, 8_683_712_256, tolerance=1e-5),
+    Reference("convnext_tiny", 28_589_128, 4_455_531_264, tolerance=1e-5),
+    Reference("efficientnet_b0", 5_288_548, 385_814_752),
+    Reference("efficientnet_b1", 7_794_184, 686_802_832, size=240),
+    Reference("efficientnet_b2", 9_109_994, 1_087_529_456, size=288),
+    Reference("efficientnet_b3", 12_233_232, 1_827_141_392, size=300),
+    Reference("efficientnet_b4", 19_341_616, 4_393_771_024, size=380),
+    Reference("efficientnet_b5", 30_389_784, 10_266_384_752, size=456),
+    Reference("efficientnet_b6", 43_040_704, 19_067_593_536, size=528),
+    Reference("efficientnet_b7", 66_347_960, 37_745_884_192, size=600),
+    Reference("efficientnet_v2_l", 118_515_272, 56_079_699_008, size=480),
+    Reference("efficientnet_v2_m", 54_139_356, 24_582_460_384, size=480),
+    Reference("efficientnet_v2_s", 21_458_488, 8_365_617_152, size=384),
+    Reference("mnasnet0_5", 2_218_512, 104_455_968),
+    Reference("mnasnet0_75", 3_170_208, 215_493_104),
+    Reference("mnasnet1_0", 4_383_312, 314_415_872),
+    Reference("mnasnet1_3", 6_282_256, 526_362_432),
+    Reference("mobilenet_v2", 3_504_872, 300_774_272),
+    Reference("mobilenet_v3_large", 5_483_032, 216_589_760),
+    Reference("mobilenet_v3_small", 2_542_856, 56_510_400),
+    Reference("regnet_x_16gf", 54_278_536, 15_940_755_456),
+    Reference("regnet_x_1_6gf", 9_190_136, 1_602_849_792),
+    Reference("regnet_x_32gf", 107_811_560, 31_735_929_792),
+    Reference("regnet_x_3_2gf", 15_296_552, 3_176_621_952),
+    Reference("regnet_x_400mf", 5_495_976, 413_812_608),
+    Reference("regnet_x_800mf", 7_259_656, 799_699_712),
+    Reference("regnet_x_8gf", 39_572_648, 7_995_132_416),
+    Reference("regnet_y_128gf", 644_812_894, 127_517_815_680),
+    Reference("regnet_y_16gf", 83_590_140, 15_911_510_272),
+    Reference("regnet_y_1_6gf", 11_202_430, 1_612_076_160),
+    Reference("regnet_y_32gf", 145_046_770, 32_279_552_832),
+    Reference("regnet_y_3_2gf", 19_436_338, 3_176_482_752),
+    Reference("regnet_y_400mf", 4_344_144, 401_842_848),
+    Reference("regnet_y_800mf", 6_432_512, 833_856_256),
+    Reference("regnet_y_8gf", 39_381_472, 8_473_070_592),
+    Reference("shufflenet_v2_x0_5", 1_366_792, 40_476_448),
+    Reference("shufflenet_v2_x1_0", 2_278_604, 144_907_992),
+    Reference("shufflenet_v2_x1_5", 3_503_624, 295_759_392),
+    Reference("shufflenet_v2_x2_0", 7_393_996, 583_253_464),
+    Reference("squeezenet1_0", 1_248_424, 818_924_576),
+    Reference("squeezenet1_1", 1_235_496, 349_151_936),
     Reference("inception_v4", 42_679_816, 12_253_974_624, "timm", size=299, other=75, trained=75),
     Reference("inception_resnet_v2", 55_843_464, 13_155_794_016, "timm", size=299, other=75, trained=75),
     Reference("dpn68", 12_611_602, 2_326_163_456, "timm"),
     Reference("dpn92", 37_668_392, 6_501_684_224, "timm"),
+    Reference("convmixer_768_32", 21_110_248, 20_676_851_712, "timm"),
+    Reference("cspresnet50", 21_616_168, 4_517_240_832, "timm", size=256),
+    Reference("darknet53", 41_609_928, 9_285_115_904, "timm", size=256),
+    Reference("ese_vovnet19b_dw", 6_543_080, 1_333_489_824, "timm"),
+    Reference("ghostnet_100", 5_182_508, 141_150_512, "timm"),
+    Reference("hrnet_w18_small", 13_187_464, 1_601_508_352, "timm"),
+    Reference("legacy_xception", 22_855_952, 8_357_403_496, "timm", size=299),
+    Reference("mixnet_s", 4_134_606, 239_173_360, "timm"),
+    Reference("repvgg_a0", 9_108_968, 1_512_581_120, "timm"),
+    Reference("res2net50_26w_4s", 25_699_120, 4_255_166_464, "timm"),
+    Reference("vovnet39a", 22_600_296, 7_072_227_328, "timm"),
+    Reference("xception41", 26_969_560, 9_204_134_312, "timm", size=299),
     Reference("resnet50d", 25_576_264, 4_328_824_832, "timm"),
     Reference("seresnet50", 28_088_024, 4_091_699_200, "timm"),
 ]
@@ -194,7 +265,7 @@ def test_logits_are_equal_in_evaluation(reference: Reference) -> None:
         with torch.inference_mode():
             expected, got = theirs(x), ours(x)
         assert 0 < expected.std() < 1e30
-        assert torch.equal(got, expected), size
+        assert _are_equal(got, expected, reference), size
 
 
 @pytest.mark.parametrize("reference", SOME)
@@ -208,15 +279,20 @@ def test_training_is_equal(reference: Reference) -> None:
         results.append(_outputs(module(x)))
         torch.stack([output.square().mean() for output in results[-1]]).sum().backward()
     assert [o.shape for o in results[1]] == [o.shape for o in results[0]]
-    assert all(torch.equal(got, expected) for got, expected in zip(results[1], results[0], strict=True))
+    assert all(_are_equal(got, expected, reference) for got, expected in zip(results[1], results[0], strict=True))
     gradients = dict(ours.named_parameters())
     for key, parameter in theirs.named_parameters():
         expected, got = parameter.grad, gradients[key].grad
         assert expected is not None
         assert got is not None
-        assert torch.equal(got, expected) or (got - expected).norm() <= 1e-6 * expected.norm(), key
+        bound = max(2e-6, 10 * reference.tolerance)
+        assert torch.equal(got, expected) or (got - expected).norm() <= bound * expected.norm(), key
     statistics = dict(ours.named_buffers())
     assert all(torch.equal(statistics[key], value) for key, value in theirs.named_buffers())
+
+
+def _are_equal(got: Tensor, expected: Tensor, reference: Reference) -> bool:
+    return bool((got - expected).abs().max() <= reference.tolerance * expected.abs().max())
 
 
 @pytest.mark.parametrize("name", ["resnet18_cifar", "resnext29_8x64d", "resnet18_nndl"])
@@ -282,7 +358,10 @@ def _outputs(result: Any) -> tuple[Tensor, ...]:
 # --- initial weights ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reference", SOME)
+OTHER_INITS = {"repvgg_a0"}  # timm draws the biases of its norms, which no scheme can state
+
+
+@pytest.mark.parametrize("reference", [param for param in SOME if param.id not in OTHER_INITS])
 def test_initial_weights_have_the_same_distribution(reference: Reference) -> None:
     torch.manual_seed(7)
     theirs, ours = reference.build(), build(reference.name)
