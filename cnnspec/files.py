@@ -11,6 +11,7 @@ import io
 import os
 import pickletools
 import stat
+import sys
 import zipfile
 import zlib
 from collections.abc import Generator
@@ -33,6 +34,8 @@ from cnnspec.limits import (
 )
 
 T = TypeVar("T")
+WEIGHTS = (".ckpt", ".pt", ".pth", ".tar", ".bin", ".safetensors")
+"""The extensions of weights files. Their contents decide how they are read."""
 
 
 def unreadable(path: Path, reason: str, code: str, help: str | None = None) -> CnnspecError:
@@ -272,3 +275,26 @@ class _PickleCheck:
         if opcode.name in _MUTATORS and taken:
             depth = max(taken[0][0], 1 + max((extent[0] for extent in taken[1:]), default=-1))
         stack.append((depth, 1 + sum(extent[1] for extent in taken)))
+
+
+def is_weights_file(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path has the extension of a weights file."""
+    return Path(path).suffix.lower() in WEIGHTS
+
+
+def weights_file(source: str | os.PathLike[str]) -> Path:
+    """Return the path of a weights file.
+
+    Raises:
+        CnnspecError: E0505 if it does not exist, or does not have the extension of one.
+    """
+    path = Path(source)
+    if not is_weights_file(path):
+        endings = ", ".join(f"`{known}`" for known in WEIGHTS)
+        message = f"`{path.name}` does not have the extension of a weights file"
+        raise failure("E0505", message, file=str(path), help=f"use a file with {endings}")
+    with open_regular(path, sys.maxsize, "E0505") as file:
+        if file is None:
+            help = "check the path; a run stores its weights in `checkpoints/best.safetensors`"
+            raise failure("E0505", "weights file not found", file=str(path), help=help)
+    return path

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from cnnspec.cli.options import AsJson, compile_spec, format_of, grid
-from cnnspec.cli.output import make_console, print_json
+from cnnspec.cli.output import importing, make_console, print_json
 from cnnspec.cli.training_options import Training, stop_on_sigterm, training_options
 from cnnspec.diagnostics import echo
 
@@ -59,8 +59,9 @@ def compare(
         resume_command=shlex.join(["cnnspec", *sys.argv[1:]]),
         console=make_console(stderr=form != "text"),
     )
-    from cnnspec.training.comparison.compare import REPORT
-    from cnnspec.training.comparison.compare import compare as compare_networks
+    with importing():
+        from cnnspec.training import compare as compare_networks
+        from cnnspec.training.comparison.compare import REPORT
 
     done = compare_networks(
         files or [], seeds=seeds, grid=values, options=options, runs=runs or [], target=goal, out=out

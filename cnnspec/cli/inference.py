@@ -17,7 +17,7 @@ import typer
 
 from cnnspec.cli.modules import Match
 from cnnspec.cli.options import AllowHuge, Offline, Settings, settings
-from cnnspec.cli.output import escape_json, make_console
+from cnnspec.cli.output import escape_json, importing, make_console
 from cnnspec.diagnostics import CnnspecError, counted, echo, printable_line
 
 if TYPE_CHECKING:
@@ -62,9 +62,10 @@ def predict(
         raise typer.BadParameter("`--json` and `--csv` cannot be used together", param_hint="--csv")
     if sets and spec is None:
         raise typer.BadParameter("has no effect without --spec", param_hint="--set")
-    from cnnspec import inference
+    with importing():
+        from cnnspec.inference import load_run
 
-    network = inference.load_run(source, spec=spec, match=match, offline=offline, allow_huge=huge, **settings(sets))
+    network = load_run(source, spec=spec, match=match, offline=offline, allow_huge=huge, **settings(sets))
     search = _Search()
     paths: Iterable[str] = search.paths(images)
     if _STDIN not in images:
@@ -114,7 +115,7 @@ class _Search:
                 yield from self._expand(argument)
 
     def _matches(self, pattern: str) -> Iterator[str]:
-        from cnnspec.training.data.images import EXTENSIONS
+        from cnnspec.training.data.folders import EXTENSIONS
 
         found = [path for path in sorted(glob.glob(pattern, recursive=True)) if not Path(path).name.startswith(".")]
         if not found:

@@ -22,8 +22,15 @@ from cnnspec.cli.options import (
     compile_at,
     compile_spec,
 )
-from cnnspec.cli.output import make_console, print_json
-from cnnspec.cli.training_options import Training, find_data, stop_on_sigterm, training_options
+from cnnspec.cli.output import importing, make_console, print_json
+from cnnspec.cli.training_options import (
+    Training,
+    check_folder,
+    check_weights,
+    find_data,
+    stop_on_sigterm,
+    training_options,
+)
 from cnnspec.diagnostics import echo, failure
 from cnnspec.ir import Graph
 
@@ -71,6 +78,7 @@ def build(
     if training.accept_changes and not training.resume:
         raise typer.BadParameter("has no effect without --resume", param_hint="--accept-changes")
     graph = compile_at(file, sets, at, huge)
+    check_weights(weights)
     if not train:
         for option in training.given():
             if option != "--seed" and not (option == "--offline" and weights):
@@ -85,7 +93,8 @@ def build(
         resume_command=_resume_command(file, sets, training),
         console=make_console(stderr=as_json),
     )
-    from cnnspec.training import train as train_network
+    with importing():
+        from cnnspec.training import train as train_network
 
     result = train_network(graph, options)
     if as_json:
@@ -115,7 +124,8 @@ def plan(
     """Print everything that a training run would use and download, without starting it."""
     graph = compile_spec(file, sets).require_graph()
     options = training.options([graph.recipe], weights=weights)
-    from cnnspec.training import plan as plan_run
+    with importing():
+        from cnnspec.training import plan as plan_run
 
     planned = plan_run(graph, options)
     if as_json:
@@ -166,8 +176,9 @@ def _try_out(
     """Build a module, and run it forward and backward on two random images."""
     from cnnspec import api
 
-    api.torch_backend()
-    import torch
+    with importing():
+        api.torch_backend()
+        import torch
 
     if training.seed is not None:
         torch.manual_seed(training.seed)
@@ -246,13 +257,17 @@ def test(
     if split not in ("val", "test"):
         raise typer.BadParameter(f"`{split}` is not one of val, test", param_hint="--split")
     graph = compile_spec(file, sets, huge).require_graph()
-    from cnnspec import training
+    check_weights(weights)
+    setting = find_data([graph.recipe], data, data_dir)
+    check_folder(setting or graph.recipe.data)
+    with importing():
+        from cnnspec.training import evaluate
 
-    found = training.evaluate(
+    found = evaluate(
         graph,
         weights,
         match=match,
-        data=find_data([graph.recipe], data, data_dir),
+        data=setting,
         data_dir=data_dir or Path("data"),
         offline=offline,
         split=split,
@@ -289,10 +304,12 @@ def match(
     graph = compile_spec(file, sets, huge).require_graph()
     from cnnspec import api
 
-    network = api.torch_backend().to_module(graph)
-    from cnnspec.backends.torch.matching import propose_map
-    from cnnspec.backends.torch.weights import read_weights
-    from cnnspec.training.loop.checkpoints import write_atomically
+    check_weights(weights)
+    with importing():
+        network = api.torch_backend().to_module(graph)
+        from cnnspec.backends.torch.matching import propose_map
+        from cnnspec.backends.torch.weights import read_weights
+        from cnnspec.training.loop.checkpoints import write_atomically
 
     ordered = Path(weights).suffix.lower() != ".safetensors"
     found = propose_map(network, read_weights(weights, graph=graph, offline=True), ordered)

@@ -6,7 +6,8 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from json.encoder import encode_basestring_ascii
 from typing import Any
 
@@ -90,6 +91,16 @@ def json_text(data: Any, newline: str = "\n") -> str:
     if isinstance(data, (str, dict, list, tuple)):
         return json.dumps(data, indent=2, default=str).replace("\n", newline)
     return encode_basestring_ascii(str(data))
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Show a message on a terminal while PyTorch is imported, which takes seconds."""
+    if "torch" in sys.modules or not sys.stderr.isatty():
+        yield
+        return
+    with make_console(stderr=True).status("loading PyTorch"):
+        yield
 
 
 def make_console(*, stderr: bool = False) -> Any:

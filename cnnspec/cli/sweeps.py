@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cnnspec.cli.options import AllowHuge, AsJson, SpecFile, compile_spec, grid, one_of
-from cnnspec.cli.output import make_console, print_json
+from cnnspec.cli.output import importing, make_console, print_json
 from cnnspec.cli.training_options import Plots, Training, stop_on_sigterm, training_options
 from cnnspec.diagnostics import echo
 
@@ -60,8 +60,9 @@ def sweep(
     stop_on_sigterm()
     options = training.options([graph.recipe], plots=plots)
     console = make_console(stderr=as_json)
-    from cnnspec.training import SweepOptions
-    from cnnspec.training import sweep as run_sweep
+    with importing():
+        from cnnspec.training import SweepOptions
+        from cnnspec.training import sweep as run_sweep
 
     sweep_options = SweepOptions(
         trials=trials,

@@ -16,9 +16,10 @@ import typer
 
 from cnnspec.cli.options import AcceptChanges, DataDir, DataName, Offline, VerifyData, one_of
 from cnnspec.diagnostics import did_you_mean, failure
+from cnnspec.files import weights_file
 
 if TYPE_CHECKING:
-    from cnnspec.recipe import Recipe
+    from cnnspec.recipe import Recipe, Setting
     from cnnspec.training import TrainOptions
 
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed of weights, data order and augmentation.")]
@@ -87,6 +88,9 @@ class Training:
         one_of("--allocator", self.allocator, ("keep", "default"))
         from cnnspec import training
 
+        if self.data is None and not self.resume:
+            for recipe in recipes:
+                check_folder(recipe.data)
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         values |= {
             "data": find_data(recipes, self.data, self.data_dir),
@@ -140,7 +144,9 @@ def find_data(recipes: Sequence[Recipe], text: str | None, data_dir: Path | None
     if name == "folder" and not path and data_dir:
         path = str(data_dir)
     if name == "folder" and path:
-        return Setting.of(Folder(path=path))
+        setting = Setting.of(Folder(path=path))
+        check_folder(setting)
+        return setting
     if name == "hf" and path:
         path, _, revision = path.partition("@")
         return Setting.of(HuggingFace(path=path, revision=revision or None))
@@ -151,6 +157,29 @@ def find_data(recipes: Sequence[Recipe], text: str | None, data_dir: Path | None
         raise failure("E0502", f"unknown dataset `{text}`", notes=notes, help=guess or f"use one of {known}")
     own = (recipe.data for recipe in recipes if recipe.data.name == name)
     return next(own, None) or Setting.of(DATA_SETS[name]())
+
+
+def check_folder(data: Setting) -> None:
+    """Check that the folder of a dataset exists, before PyTorch is imported.
+
+    Raises:
+        CnnspecError: E0503 if it does not, E0218 if it is outside the folder of the spec that names it.
+    """
+    if data.name == "folder":
+        from cnnspec.training.data.folders import check_exists, data_path
+
+        path, _ = data_path(data)
+        check_exists(path)
+
+
+def check_weights(source: str | None) -> None:
+    """Check that a weights file exists, before PyTorch is imported.
+
+    Raises:
+        CnnspecError: E0505 if it does not.
+    """
+    if source is not None and not source.startswith("torchvision:"):
+        weights_file(source)
 
 
 def stop_on_sigterm() -> None:

@@ -25,8 +25,8 @@ from cnnspec.backends import onnx, pt2
 from cnnspec.backends.source import write_source
 from cnnspec.backends.torch.folding import fold as fold_norms
 from cnnspec.backends.torch.module import Network, to_module
-from cnnspec.backends.torch.weights import is_weights_file
 from cnnspec.diagnostics import CnnspecError, failure, one_line, reason_of
+from cnnspec.files import is_weights_file
 from cnnspec.inference.graph_input import GraphInput
 from cnnspec.inference.network import load_run
 from cnnspec.ir import Graph

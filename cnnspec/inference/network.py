@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 from cnnspec import api
 from cnnspec.backends.torch.matching import load_weights
 from cnnspec.backends.torch.module import to_module
-from cnnspec.backends.torch.weights import PUBLISHED, find_published, read_weights, weights_file
+from cnnspec.backends.torch.weights import PUBLISHED, find_published, read_weights
 from cnnspec.diagnostics import CnnspecError, failure, one_line
+from cnnspec.files import weights_file
 from cnnspec.ir import Graph
 from cnnspec.training.data.augment import Preprocess
 from cnnspec.training.data.datasets import class_count

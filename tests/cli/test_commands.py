@@ -390,6 +390,39 @@ def test_a_summary_in_formulas() -> None:
 @pytest.mark.parametrize(
     "text", ["folder:a b/c", "folder a b/c", 'folder "a b/c"', 'folder:"a b/c"', ' folder "a b/c" ']
 )
-def test_a_folder_is_named_as_in_a_spec_or_with_a_colon(text: str):
+def test_a_folder_is_named_as_in_a_spec_or_with_a_colon(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a b" / "c").mkdir(parents=True)
     found = find_data([], text, None)
     assert (found.name, found.args["path"]) == ("folder", "a b/c")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["build", "resnet20", "--train", "--data", "folder:missing"],
+        ["build", "FILE", "--train"],
+        ["plan", "resnet20", "--data", "folder:missing"],
+        ["test", "resnet20", "--weights", "missing.pt"],
+        ["test", "resnet20", "--weights", "FILE"],
+        ["test", "resnet20", "--weights", "w.pt", "--data", "folder:missing"],
+        ["build", "resnet20", "--weights", "missing.safetensors"],
+        ["match", "resnet20", "missing.pt"],
+    ],
+    ids=" ".join,
+)
+def test_paths_are_checked_before_torch_is_imported(arguments: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "net.cnn"
+    file.write_text('input 3x8x8\nclasses 2\nhead flatten | linear classes\ntrain { data folder "missing" }\n')
+    (tmp_path / "w.pt").write_bytes(b"")
+    words = [str(file) if word == "FILE" else word for word in arguments]
+    code = """import sys
+from cnnspec.cli import main
+try:
+    main()
+finally:
+    print('torch' in sys.modules)"""
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stdout.strip()) == (1, "False"), done.stderr
+    assert "error[E050" in done.stderr

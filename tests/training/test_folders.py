@@ -16,8 +16,7 @@ from PIL import Image
 
 from cnnspec.diagnostics import CnnspecError
 from cnnspec.training.data.datasets import split_by_class
-from cnnspec.training.data.folders import SPLITS, Listing, list_images
-from cnnspec.training.data.images import EXTENSIONS
+from cnnspec.training.data.folders import EXTENSIONS, SPLITS, Listing, list_images
 
 
 def write(path: Path, value: int) -> None:

@@ -13,7 +13,8 @@ pytest.importorskip("torch")
 from PIL import Image, ImageCms
 
 from cnnspec.diagnostics import CnnspecError
-from cnnspec.training.data.images import EXTENSIONS, read_image
+from cnnspec.training.data.folders import EXTENSIONS
+from cnnspec.training.data.images import read_image
 
 GRAY = np.arange(256, dtype=np.uint8).reshape(16, 16)
 RGB = np.stack([GRAY, GRAY[::-1], GRAY.T], axis=2)

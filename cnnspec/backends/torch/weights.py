@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from cnnspec.backends.torch.matching import FLOATS, INTEGERS, Weights
 from cnnspec.diagnostics import CnnspecError, failure, one_line
-from cnnspec.files import check_pickled_tensors, open_regular
+from cnnspec.files import check_pickled_tensors, open_regular, weights_file
 from cnnspec.ir import Graph
 
 PUBLISHED = "torchvision:"
@@ -79,37 +79,7 @@ def _load_any(path: Path) -> Any:
     return load_file(path) if start[8:9] == b"{" and start[:2] != b"PK" else _load_state_dict(path)
 
 
-_READERS: dict[str, Callable[[Path], Any]] = {
-    ".ckpt": _load_state_dict,
-    ".pt": _load_any,
-    ".pth": _load_any,
-    ".tar": _load_any,
-    ".bin": _load_any,
-    ".safetensors": lambda path: load_file(path),
-}
-
-
-def is_weights_file(path: str | os.PathLike[str]) -> bool:
-    """Return whether a path has the extension of a weights file."""
-    return Path(path).suffix.lower() in _READERS
-
-
-def weights_file(source: str | os.PathLike[str]) -> Path:
-    """Return the path of a weights file.
-
-    Raises:
-        CnnspecError: E0505 if it does not exist, or does not have the extension of one.
-    """
-    path = Path(source)
-    if not is_weights_file(path):
-        endings = ", ".join(f"`{known}`" for known in _READERS)
-        message = f"`{path.name}` does not have the extension of a weights file"
-        raise failure("E0505", message, file=str(path), help=f"use a file with {endings}")
-    with open_regular(path, sys.maxsize, "E0505") as file:
-        if file is None:
-            help = "check the path; a run stores its weights in `checkpoints/best.safetensors`"
-            raise failure("E0505", "weights file not found", file=str(path), help=help)
-    return path
+_READERS: dict[str, Callable[[Path], Any]] = {".ckpt": _load_state_dict, ".safetensors": lambda path: load_file(path)}
 
 
 def read_weights(
@@ -140,7 +110,7 @@ def read_weights(
         help = "use `--match name`, or a `.ckpt` or `.pt` file"
         raise refusal("safetensors files do not keep the order of tensors", help, code="E0504")
     try:
-        loaded = _READERS[ending](path)
+        loaded = _READERS.get(ending, _load_any)(path)
     except CnnspecError:
         raise
     except Exception as error:  # noqa: BLE001 - a broken or hostile file fails in many ways

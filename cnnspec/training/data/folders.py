@@ -20,7 +20,6 @@ from pathlib import Path
 from cnnspec.diagnostics import CnnspecError, counted, failure, named, one_line, reason_of
 from cnnspec.recipe import Setting
 from cnnspec.semantics.loader import is_below, path_below
-from cnnspec.training.data.images import EXTENSIONS
 
 SPLITS = {
     "train": ("train", "training"),
@@ -28,6 +27,10 @@ SPLITS = {
     "test": ("test", "testing"),
 }
 """The names of the folders of each split, in lower case. The case of a name does not matter."""
+EXTENSIONS = frozenset(
+    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff"}
+)
+"""The file extensions of images, in lower case."""
 TABLES = frozenset({".csv", ".jsonl"})
 """The extensions of tables of files and labels."""
 LAYOUT = (
@@ -137,6 +140,17 @@ def outside(path: Path) -> CnnspecError:
     return failure("E0218", f"`{path}` is outside the folder of the spec", file=str(path), help=help)
 
 
+def check_exists(path: Path) -> None:
+    """Check that a path is a folder or a table.
+
+    Raises:
+        CnnspecError: E0503 if it is neither.
+    """
+    if not path.is_dir() and not (path.suffix.lower() in TABLES and path.is_file()):
+        what = "is not a folder" if path.exists() else "does not exist"
+        raise failure("E0503", f"`{path}` {what}", help=LAYOUT)
+
+
 def list_images(path: Path, base: Path | None = None) -> Listing:
     """Find the images of a folder or a table.
 
@@ -149,14 +163,8 @@ def list_images(path: Path, base: Path | None = None) -> Listing:
             E0218 if a file is outside of `base`.
     """
     try:
-        if path.suffix.lower() in TABLES and path.is_file():
-            found = _read_table(path, base)
-        elif path.is_dir():
-            found = _Walk(base).splits(path)
-        else:
-            raise failure(
-                "E0503", f"`{path}` does not exist" if not path.exists() else f"`{path}` is not a folder", help=LAYOUT
-            )
+        check_exists(path)
+        found = _Walk(base).splits(path) if path.is_dir() else _read_table(path, base)
     except OSError as error:
         place = str(error.filename or path)
         raise failure("E0503", f"cannot read `{place}`: {reason_of(error)}", file=place, help=LAYOUT) from None

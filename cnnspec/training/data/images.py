@@ -18,10 +18,6 @@ from torch import Tensor
 from cnnspec.diagnostics import CnnspecError, failure, one_line
 from cnnspec.limits import MAX_PIXELS
 
-EXTENSIONS = frozenset(
-    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff"}
-)
-"""The file extensions of images, in lower case."""
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """The formats of images, whatever the extension is. Pillow starts other programs for some of the others."""
 _STRIP = 256

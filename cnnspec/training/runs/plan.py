@@ -9,8 +9,9 @@ import torch
 
 from cnnspec.analysis.cost import count, training_memory
 from cnnspec.backends.torch.module import to_module
-from cnnspec.backends.torch.weights import PUBLISHED, find_published, weights_file
+from cnnspec.backends.torch.weights import PUBLISHED, find_published
 from cnnspec.diagnostics import CnnspecError
+from cnnspec.files import weights_file
 from cnnspec.ir import Graph
 from cnnspec.recipe import Recipe
 from cnnspec.training.data import identity

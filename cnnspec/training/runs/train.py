@@ -85,8 +85,10 @@ def train(graph: Graph, options: TrainOptions | None = None) -> Result:
     with StopHandler(lambda text: print_line(console, text, "yellow")) as stop, quiet():
         try:
             start = _Start(graph, options)
-            start.prepare(stop)
-            run = _TrainingRun(start, console, stop)
+            with console.status("loading the data"):
+                start.prepare(stop)
+            with console.status("computing statistics, and measuring the memory format"):
+                run = _TrainingRun(start, console, stop)
             return run.run()
         except Stopped:
             print_line(console, "stopped before the run started", "yellow")
