@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 COMMANDS = {
     "build": "cnnspec.cli.modules:build",
+    "train": "cnnspec.cli.modules:train",
     "plan": "cnnspec.cli.modules:plan",
     "runs": "cnnspec.cli.modules:runs",
     "test": "cnnspec.cli.modules:test",
@@ -32,6 +33,9 @@ COMMANDS = {
 """The function of each command, in the order of `cnnspec --help`."""
 
 
+HELP = {"help_option_names": ["-h", "--help"]}
+
+
 @cache
 def make_command(name: str) -> Any:
     """Import the function of a command, and return the command.
@@ -42,7 +46,7 @@ def make_command(name: str) -> Any:
     module, _, function = COMMANDS[name].partition(":")
     gc.disable()  # as in `cnnspec.cli`
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    single.command(name)(getattr(importlib.import_module(module), function))
+    single.command(name, context_settings=HELP)(getattr(importlib.import_module(module), function))
     command = typer.main.get_command(single)
     gc.freeze()
     gc.enable()
@@ -74,7 +78,7 @@ app = typer.Typer(
     cls=CommandGroup,
     help="Check, build and train convolutional networks that are described as text.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings=HELP,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -92,7 +96,7 @@ def _version(show: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("-V", "--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     pass

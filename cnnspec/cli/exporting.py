@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cnnspec.cli.modules import InitialWeights, Match
-from cnnspec.cli.options import AllowHuge, AsJson, Offline, Settings, one_of, settings
+from cnnspec.cli.options import AllowHuge, AsJson, InitialWeights, Match, Offline, Settings, one_of, settings
 from cnnspec.cli.output import print_json
 from cnnspec.diagnostics import counted, echo
 

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnnspec.cli.modules import Match
-from cnnspec.cli.options import AllowHuge, Offline, Settings, settings
+from cnnspec.cli.options import STDIN, AllowHuge, Match, Offline, Settings, settings
 from cnnspec.cli.output import escape_json, importing, make_console
 from cnnspec.diagnostics import CnnspecError, counted, echo, printable_line
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from cnnspec.inference import Prediction
 
 Write = Callable[["Prediction"], None]
-_STDIN = "-"
 _PROBABILITY = 11
 """The width of the column `probability`."""
 _MIN_FILE, _MAX_CLASS = 20, 40
@@ -68,7 +66,7 @@ def predict(
     network = load_run(source, spec=spec, match=match, offline=offline, allow_huge=huge, **settings(sets))
     search = _Search()
     paths: Iterable[str] = search.paths(images)
-    if _STDIN not in images:
+    if STDIN not in images:
         paths = list(paths)
         echo(*(f"note: {note}" for note in search.notes), file=sys.stderr)
     write = _json_writer(top) if as_json else _csv_writer(top) if as_csv else _table_writer(top, network.classes)
@@ -105,7 +103,7 @@ class _Search:
     def paths(self, arguments: Sequence[str]) -> Iterator[str]:
         """Yield the paths of images, with those of folders in order."""
         for argument in arguments:
-            if argument == _STDIN:
+            if argument == STDIN:
                 for line in sys.stdin.buffer:
                     if path := os.fsdecode(line).rstrip("\r\n"):
                         yield from self._expand(path)

@@ -15,12 +15,16 @@ from cnnspec.cli.options import (
     AtSize,
     DataDir,
     DataName,
+    InitialWeights,
+    Match,
     Offline,
+    Reinit,
     Settings,
     SpecFile,
     VerifyData,
     compile_at,
     compile_spec,
+    data_folder,
 )
 from cnnspec.cli.output import importing, make_console, print_json
 from cnnspec.cli.training_options import (
@@ -34,13 +38,6 @@ from cnnspec.cli.training_options import (
 from cnnspec.diagnostics import echo, failure
 from cnnspec.ir import Graph
 
-InitialWeights = Annotated[
-    str | None, typer.Option("--weights", metavar="FILE", help="Initial weights: a file, or torchvision:DEFAULT.")
-]
-Match = Annotated[
-    str, typer.Option(metavar="HOW", help="Match tensors by name, by order, or by a map that `cnnspec match` wrote.")
-]
-
 
 @training_options()
 def build(
@@ -53,15 +50,48 @@ def build(
     huge: AllowHuge = False,
     weights: InitialWeights = None,
     match: Match = "name",
-    reinit: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="MODULE", help="A module to initialize at random in spite of --weights, such as a new head."
-        ),
-    ] = None,
+    reinit: Reinit = None,
     as_json: AsJson = False,
 ) -> int:
     """Compile a network to a torch module; with --train, train and test it."""
+    return _build(
+        file, train=train, training=training, at=at, sets=sets, huge=huge, weights=weights, match=match,
+        reinit=reinit, as_json=as_json,
+    )  # fmt: skip
+
+
+@training_options()
+def train(
+    file: SpecFile,
+    *,
+    training: Training,
+    sets: Settings = None,
+    huge: AllowHuge = False,
+    weights: InitialWeights = None,
+    match: Match = "name",
+    reinit: Reinit = None,
+    as_json: AsJson = False,
+) -> int:
+    """Train a network with its recipe, and test it; short for `build --train`."""
+    return _build(
+        file, train=True, training=training, at=None, sets=sets, huge=huge, weights=weights, match=match,
+        reinit=reinit, as_json=as_json,
+    )  # fmt: skip
+
+
+def _build(
+    file: str,
+    *,
+    train: bool,
+    training: Training,
+    at: str | None,
+    sets: list[str] | None,
+    huge: bool,
+    weights: str | None,
+    match: str,
+    reinit: list[str] | None,
+    as_json: bool,
+) -> int:
     if train and at is not None:
         raise typer.BadParameter(
             "has no effect with --train: images are resized to the size of `input`", param_hint="--at"
@@ -268,7 +298,7 @@ def test(
         weights,
         match=match,
         data=setting,
-        data_dir=data_dir or Path("data"),
+        data_dir=data_folder(data_dir),
         offline=offline,
         split=split,
         verify_data=verify_data,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
@@ -9,12 +10,32 @@ from typing import Annotated
 import typer
 
 from cnnspec.api import resize
-from cnnspec.compiler import Compilation, compile_file
+from cnnspec.compiler import Compilation, compile_file, compile_source, locate
+from cnnspec.diagnostics import Reporter, Source, failure
 from cnnspec.ir import Graph
+from cnnspec.semantics.loader import SUFFIX, read_stdin
 
+DATA_VARIABLE = "CNNSPEC_DATA"
+"""The environment variable with the default of `--data-dir`."""
+STDIN = "-"
+"""The name of the standard input as a spec."""
+
+SpecPaths = Annotated[
+    list[str],
+    typer.Argument(metavar="FILE...", help="Spec files, names of shipped specs, folders with specs, or `-` for stdin."),
+]
 SpecFile = Annotated[str, typer.Argument(metavar="FILE", help="A spec file, or the name of a shipped spec.")]
-SpecFiles = Annotated[list[str], typer.Argument(metavar="FILE...", help="Spec files, or names of shipped specs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+InitialWeights = Annotated[
+    str | None, typer.Option("--weights", metavar="FILE", help="Initial weights: a file, or torchvision:DEFAULT.")
+]
+Match = Annotated[
+    str, typer.Option(metavar="HOW", help="Match tensors by name, by order, or by a map that `cnnspec match` wrote.")
+]
+Reinit = Annotated[
+    list[str] | None,
+    typer.Option(metavar="MODULE", help="A module to initialize at random in spite of --weights, such as a new head."),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="K=V", help="Override a `param` of the spec or an entry of its recipe."),
@@ -39,7 +60,9 @@ DataName = Annotated[
 ]
 DataDir = Annotated[
     Path | None,
-    typer.Option("--data-dir", metavar="DIR", help="Folder of datasets, also for downloads (default: data)."),
+    typer.Option(
+        "--data-dir", metavar="DIR", help="Folder of datasets, also for downloads (default: $CNNSPEC_DATA, or data)."
+    ),
 ]
 AcceptChanges = Annotated[
     bool, typer.Option("--accept-changes", help="Use settings, spec and data as they are now, even if they changed.")
@@ -115,8 +138,38 @@ def format_of(form: str, as_json: bool, known: Iterable[str], usual: str) -> str
     return "json" if as_json else form
 
 
+def data_folder(given: Path | None) -> Path:
+    """Return the folder of datasets: the option, the environment variable `CNNSPEC_DATA`, or `data`."""
+    return given or Path(os.environ.get(DATA_VARIABLE) or "data")
+
+
+def spec_paths(files: Iterable[str]) -> list[str]:
+    """Return the specs that arguments name; a folder means all specs below it, except for hidden ones.
+
+    Raises:
+        CnnspecError: E0212 if a folder contains no specs.
+    """
+    found: list[str] = []
+    for file in files:
+        if not os.path.isdir(file) or locate(file)[0] != Path(file):
+            found.append(file)
+            continue
+        below = sorted(Path(file).rglob(f"*{SUFFIX}"))
+        specs = [str(path) for path in below if not any(p.startswith(".") for p in path.relative_to(file).parts)]
+        if not specs:
+            raise failure("E0212", f"`{file}` contains no specs", file=file, help=f"name files that end in `{SUFFIX}`")
+        found += specs
+    return found
+
+
 def compile_spec(file: str, pairs: list[str] | None = None, allow_huge: bool = False) -> Compilation:
-    return compile_file(file, settings(pairs), allow_huge=allow_huge)
+    if file != STDIN:
+        return compile_file(file, settings(pairs), allow_huge=allow_huge)
+    reporter = Reporter()
+    text = read_stdin(reporter)
+    if text is None:
+        return Compilation(Source(file, ""), reporter)
+    return compile_source(Source(file, text), None, settings(pairs), allow_huge=allow_huge)
 
 
 def compile_at(file: str, pairs: list[str] | None, at: str | None, allow_huge: bool = False) -> Graph:

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import codecs
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cnnspec.api import format as format_text
 from cnnspec.cli.options import (
+    STDIN,
     AllowHuge,
     AsJson,
     AtSize,
     Settings,
     SpecFile,
-    SpecFiles,
+    SpecPaths,
     compile_at,
     compile_spec,
     format_of,
     one_of,
     settings,
+    spec_paths,
 )
 from cnnspec.cli.output import escape_json, print_diagnostics, print_json
 from cnnspec.compiler import locate
@@ -40,13 +43,14 @@ from cnnspec.limits import MAX_FILE_BYTES, MAX_INTEGER
 from cnnspec.semantics.loader import read_stdin, read_text, shipped_folder
 
 if TYPE_CHECKING:
+    from cnnspec.analysis.summary import LargestBatch, Summary
     from cnnspec.cli.formats import Checked
     from cnnspec.compiler import Compilation
     from cnnspec.ir import Graph
 
 
 def check(
-    files: SpecFiles,
+    files: SpecPaths,
     sets: Settings = None,
     huge: AllowHuge = False,
     form: Annotated[
@@ -61,7 +65,9 @@ def check(
     form = format_of(form, as_json, rendering.FORMATS, "full")
     results: list[Checked] = []
     failed = False
-    for file in files:
+    if fix and STDIN in files:
+        raise typer.BadParameter("cannot change the standard input", param_hint="--fix")
+    for file in spec_paths(files):
         fixed: list[Diagnostic] | None = None
         try:
             done = None
@@ -154,7 +160,7 @@ def explain(code: Annotated[str, typer.Argument(metavar="CODE", help="A code suc
 
 
 def fmt(
-    files: SpecFiles,
+    files: SpecPaths,
     check_only: Annotated[
         bool, typer.Option("--check", help="Do not write files; exit with 1 if a file is not formatted.")
     ] = False,
@@ -162,7 +168,7 @@ def fmt(
 ) -> int:
     """Format specs; `-` reads from the standard input and writes to the standard output."""
     pending = failed = 0
-    for file in files:
+    for file in spec_paths(files):
         reporter = Reporter()
         path, name = locate(file)
         text = read_stdin(reporter) if file == "-" else read_text(path, name, reporter)
@@ -227,7 +233,7 @@ FORMATS = ("table", "json", "csv", "markdown")
 
 
 def summary(
-    file: SpecFile,
+    files: SpecPaths,
     depth: Annotated[
         int | None, typer.Option(help="Levels of nested modules to show (default: 2; in JSON, all).", min=1)
     ] = None,
@@ -249,7 +255,7 @@ def summary(
     sets: Settings = None,
     huge: AllowHuge = False,
     as_json: AsJson = False,
-) -> None:
+) -> int:
     """Show shapes, parameters, operations, memory and receptive fields per module."""
     from cnnspec.analysis.summary import COLUMNS, DEFAULT_COLUMNS, largest_batch, parse_bytes, summarize
 
@@ -263,19 +269,37 @@ def summary(
         memory = None if max_batch is None else parse_bytes(max_batch)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--max-batch") from None
-    graph = compile_at(file, sets, at, huge)
-    done = summarize(graph, batch, symbolic=symbolic)
-    largest = None if memory is None else largest_batch(graph, memory)
+    failed, objects = False, list[Any]()
+    paths = spec_paths(files)
+    for file in paths:
+        try:
+            graph = compile_at(file, sets, at, huge)
+        except CnnspecError as error:
+            if len(paths) == 1:
+                raise
+            if not (error.diagnostics[0].code == "E0108" and file not in files):  # blocks in a folder
+                print_diagnostics(error.diagnostics)
+                failed = True
+            continue
+        done = summarize(graph, batch, symbolic=symbolic)
+        largest = None if memory is None else largest_batch(graph, memory)
+        if as_json or format == "json":
+            data = done.to_json(tuple(COLUMNS) if columns is None else chosen, depth)
+            objects.append({**data, **({"max_batch": largest.to_json()} if largest else {})})
+        else:
+            _print_summary(done, format, depth or 2, chosen, largest)
     if as_json or format == "json":
-        data = done.to_json(tuple(COLUMNS) if columns is None else chosen, depth)
-        print_json({**data, **({"max_batch": largest.to_json()} if largest else {})})
-        return
+        print_json(objects[0] if len(paths) == 1 else objects)
+    return int(failed)
+
+
+def _print_summary(done: Summary, format: str, depth: int, chosen: Sequence[str], largest: LargestBatch | None) -> None:
     if format == "table":
         from cnnspec.cli.tables import print_summary
 
-        print_summary(done, depth or 2, chosen)
+        print_summary(done, depth, chosen)
     else:
-        lines = done.to_csv(chosen, depth or 2) if format == "csv" else done.to_markdown(chosen, depth or 2)
+        lines = done.to_csv(chosen, depth) if format == "csv" else done.to_markdown(chosen, depth)
         echo(*lines.removesuffix("\n").split("\n"))
     if largest:
         blank = [""] if format == "markdown" else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import re
 import signal
 import sys
@@ -14,7 +15,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnnspec.cli.options import AcceptChanges, DataDir, DataName, Offline, VerifyData, one_of
+from cnnspec.cli.options import (
+    DATA_VARIABLE,
+    AcceptChanges,
+    DataDir,
+    DataName,
+    Offline,
+    VerifyData,
+    data_folder,
+    one_of,
+)
 from cnnspec.diagnostics import did_you_mean, failure
 from cnnspec.files import weights_file
 
@@ -94,7 +104,7 @@ class Training:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         values |= {
             "data": find_data(recipes, self.data, self.data_dir),
-            "data_dir": self.data_dir or Path("data"),
+            "data_dir": data_folder(self.data_dir),
             "log": tuple(self.log or ()),
         }
         return training.TrainOptions(**{**values, **more})
@@ -141,8 +151,8 @@ def find_data(recipes: Sequence[Recipe], text: str | None, data_dir: Path | None
         return None
     name, path = (*re.split(r"[:\s]", text.strip(), maxsplit=1), "")[:2]
     path = path.strip().removeprefix('"').removesuffix('"')  # as in a spec: `folder "PATH"`
-    if name == "folder" and not path and data_dir:
-        path = str(data_dir)
+    if name == "folder" and not path and (data_dir or os.environ.get(DATA_VARIABLE)):
+        path = str(data_folder(data_dir))
     if name == "folder" and path:
         setting = Setting.of(Folder(path=path))
         check_folder(setting)

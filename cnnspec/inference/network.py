@@ -228,7 +228,7 @@ def _find(
             help = "pass the name of the network with `--spec`, such as `--spec resnet50`"
             raise failure("E0505", f"`{source}` does not say which network it is for", help=help)
         return source, graph
-    if Path(source).is_dir():
+    if os.path.isdir(source):
         folder = RunFolder(Path(source))
         if not folder.read_result():
             runs = sorted(str(file.parent) for pattern in _SEARCHED for file in Path(source).glob(pattern))

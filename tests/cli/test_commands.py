@@ -14,6 +14,7 @@ import pytest
 import typer
 
 from cnnspec.analysis.summary import COLUMNS
+from cnnspec.cli.app import make_command
 from cnnspec.cli.options import grid
 from cnnspec.cli.training_options import Training, find_data
 from cnnspec.resources import resource
@@ -426,3 +427,78 @@ finally:
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (done.returncode, done.stdout.strip()) == (1, "False"), done.stderr
     assert "error[E050" in done.stderr
+
+
+# --- conventions ----------------------------------------------------------------------------------
+
+
+def test_folders_mean_the_specs_below_them(good: Path, tmp_path: Path) -> None:
+    (tmp_path / "a" / ".hidden").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a" / ".hidden" / "x.cnn").write_text("broken {")
+    (tmp_path / "a" / "block.cnn").write_text("block b(c) {\n    conv 3x3 c\n}\n")
+    (tmp_path / "a" / "resnet20").mkdir()
+    (tmp_path / "a" / "resnet20" / "net.cnn").write_text(GOOD.replace(" | ", "|"))
+    done = cnnspec("check", "a", "good.cnn", cwd=tmp_path)
+    assert done.returncode == 0
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == [
+        str(Path("a", "block.cnn")), str(Path("a", "resnet20", "net.cnn")), "good.cnn",
+    ]  # fmt: skip
+    done = cnnspec("summary", "a", "good.cnn", "--json", cwd=tmp_path)
+    assert [entry["name"] for entry in json.loads(done.stdout)] == ["t", "t"]
+    assert cnnspec("summary", "a", "missing.cnn", cwd=tmp_path).returncode == 1
+    assert cnnspec("fmt", "a", "--check", cwd=tmp_path).returncode == 1
+    assert cnnspec("fmt", "a", cwd=tmp_path).returncode == 0
+    assert cnnspec("fmt", "a", "--check", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "a" / ".hidden" / "x.cnn").read_text() == "broken {"
+    for command in ("check", "fmt", "summary"):
+        done = cnnspec(command, "empty", cwd=tmp_path)
+        assert (done.returncode, "`empty` contains no specs" in done.stderr) == (1, True)
+
+
+def test_specs_from_stdin() -> None:
+    assert cnnspec("check", "-", text=GOOD).stdout.startswith("-: ok, [N, 3, 32, 32] -> [N, 10]")
+    assert json.loads(cnnspec("summary", "-", "--json", text=GOOD).stdout)["name"] == "t"
+    wrong = cnnspec("check", "-", text=GOOD.replace("relu", "relou"))
+    assert (wrong.returncode, "--> -:4:" in wrong.stderr) == (1, True)
+    assert cnnspec("check", "-", "--fix", text=GOOD).returncode == 2
+
+
+def test_short_options() -> None:
+    assert cnnspec("-V").stdout == cnnspec("--version").stdout != ""
+    assert cnnspec("check", "-h").stdout == cnnspec("check", "--help").stdout != ""
+
+
+@pytest.mark.parametrize(("shell", "variables"), [
+    ("bash", {"COMP_WORDS": "cnnspec pred", "COMP_CWORD": "1"}),
+    ("zsh", {"_TYPER_COMPLETE_ARGS": "cnnspec pred"}),
+    ("fish", {"_TYPER_COMPLETE_FISH_ACTION": "get-args", "_TYPER_COMPLETE_ARGS": "cnnspec pred"}),
+])  # fmt: skip
+def test_tab_completion(shell: str, variables: dict[str, str]) -> None:
+    code = "import sys; sys.argv = ['cnnspec']; from cnnspec.cli import main; main()"
+    environment = {**os.environ, "_CNNSPEC_COMPLETE": f"complete_{shell}", **variables}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert "predict" in done.stdout
+    assert "check" not in done.stdout
+
+
+def test_train_has_the_options_of_build() -> None:
+    def options(command: str) -> set[str]:
+        return {option for parameter in make_command(command).params for option in parameter.opts}
+
+    assert options("build") - options("train") == {"--train", "--at"}
+    assert options("train") <= options("build")
+
+
+def test_the_folder_of_datasets_can_be_an_environment_variable(
+    good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sets").mkdir()
+    monkeypatch.setenv("CNNSPEC_DATA", str(tmp_path / "sets"))
+    for command in (["train"], ["build", "--train"], ["test", "--weights", "x.pt"]):
+        done = cnnspec(*command, good, "--data", "cifar10", "--offline", cwd=tmp_path)
+        assert done.returncode == 1
+        assert "sets" in done.stderr or "weights file not found" in done.stderr
+    assert cnnspec("build", good, cwd=tmp_path).returncode == 0
+    assert str(find_data([], "folder", None).args["path"]) == str(tmp_path / "sets")
+    assert str(find_data([], "folder", tmp_path).args["path"]) == str(tmp_path)

@@ -261,6 +261,8 @@ def test_weights_without_preprocessing_ask_for_it(tmp_path: Path) -> None:
     ("source", "code", "said"),
     [
         ("missing.pt", "E0505", "not found"),
+        ("x" * 300 + ".pt", "E0505", "cannot read"),
+        ("x" * 300, "E0505", "extension"),
         ("missing", "E0505", "extension"),
         ("empty", "E0505", "not the folder of a run"),
         ("runs", "E0505", "not the folder of a run"),
