@@ -20,6 +20,7 @@ COMMANDS = {
     "export": "cnnspec.cli.exporting:export",
     "predict": "cnnspec.cli.inference:predict",
     "match": "cnnspec.cli.modules:match",
+    "init": "cnnspec.cli.starter:init",
     "compare": "cnnspec.cli.comparisons:compare",
     "check": "cnnspec.cli.specs:check",
     "explain": "cnnspec.cli.specs:explain",
