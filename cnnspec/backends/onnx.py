@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from cnnspec.diagnostics import failure, one_line
+from cnnspec.backends.pt2 import quiet, reason
+from cnnspec.diagnostics import failure
 
 METADATA = "cnnspec"
 """The key of the metadata."""
@@ -40,12 +41,13 @@ def convert(program: ExportedProgram) -> Any:
         CnnspecError: E0522 if torch cannot convert it.
     """
     try:
-        converted = torch.onnx.export(program, input_names=[INPUT], output_names=[OUTPUT], verbose=False)
+        with quiet():
+            converted = torch.onnx.export(program, input_names=[INPUT], output_names=[OUTPUT], verbose=False)
         assert converted is not None
         model = converted.model
     except Exception as error:  # noqa: BLE001 - the exporter fails in many ways
-        notes = [f"{type(error).__name__}: {one_line(error)}"]
-        raise failure("E0522", "torch.onnx cannot export the network", notes=notes) from None
+        notes = [reason(error)]
+        raise failure("E0522", "torch.onnx cannot export the network", notes=notes, help="use `--to pt2`") from None
     used: Counter[str] = Counter()
     for node in model.graph:
         name = f"{_path(node)}/{node.op_type}".removeprefix("/")
@@ -92,7 +94,7 @@ def load(content: bytes) -> Callable[[Tensor], Tensor]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are exceptions, too
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])

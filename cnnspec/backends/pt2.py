@@ -33,6 +33,35 @@ def quiet() -> Iterator[None]:
         logging.disable(level)
 
 
+def reason(error: BaseException) -> str:
+    """Return the first cause of an error in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {one_line(error)}"
+
+
+@contextmanager
+def _contiguous(module: nn.Module, images: Tensor) -> Iterator[None]:
+    """Copy the outputs that are not contiguous: after them, torch.export excludes batches of one image."""
+    found: list[nn.Module] = []
+
+    def note(part: nn.Module, given: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and not output.is_contiguous():
+            found.append(part)
+
+    leaves = [part for part in module.modules() if not [*part.children()]]
+    handles = [part.register_forward_hook(note) for part in leaves]
+    module(images)
+    for handle in handles:
+        handle.remove()
+    handles = [part.register_forward_hook(lambda part, given, output: output.contiguous()) for part in found]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def trace(module: nn.Module, images: Tensor, dynamic: Mapping[int, Any] | None = None) -> ExportedProgram:
     """Return the graph of a module in evaluation mode, without paths of this machine.
 
@@ -46,11 +75,12 @@ def trace(module: nn.Module, images: Tensor, dynamic: Mapping[int, Any] | None =
     """
     try:
         # Otherwise torch excludes image sizes at which a feature map has a single row or column.
-        with quiet(), _config.patch(backed_size_oblivious=True), torch.no_grad():  # pyright: ignore[reportAttributeAccessIssue]
+        patch: Any = _config.patch  # pyright: ignore[reportAttributeAccessIssue]
+        with quiet(), torch.no_grad(), _contiguous(module, images), patch(backed_size_oblivious=True):
             program = torch.export.export(module, (images,), dynamic_shapes=(dict(dynamic or {}),))
     except Exception as error:  # noqa: BLE001 - the exporter fails in many ways
         sizes = " with variable image sizes" if dynamic and (2 in dynamic or 3 in dynamic) else ""
-        notes = [f"{type(error).__name__}: {one_line(error)}"]
+        notes = [reason(error)]
         help = "export it for one image size: remove `size` from `--dynamic`" if sizes else None
         raise failure("E0522", f"torch.export cannot export the network{sizes}", notes=notes, help=help) from None
     for node in program.graph.nodes:

@@ -42,6 +42,8 @@ Run = Callable[[Tensor], Tensor]
 ENDINGS: dict[str, str] = {"torch": ".py", "pt2": ".pt2", "onnx": ".onnx"}
 TOLERANCES = {"torch": 0.0, "pt2": 1e-5, "onnx": 1e-4, "fold": 1e-4, "half": 2e-2}
 """The largest accepted difference of a logit in relation to the largest one, by format and by option."""
+_LEAST = 2
+"""The least variable height and width: torch.export treats a size of 1 as a constant."""
 
 
 @dataclass(frozen=True)
@@ -246,13 +248,13 @@ class _Case:
         self, to_bytes: Callable[[str], bytes], load: Callable[[bytes], Run], tolerance: float
     ) -> tuple[list[bytes], dict[str, Any]]:
         """Compare a file without metadata, and return it with the result in its metadata."""
-        compared = self._compare(load(to_bytes("{}")), tolerance)
+        compared = self._compare(_safely(load)(to_bytes("{}")), tolerance)
         found = self._found
         about = describe(self._graph, found.classes, found.preprocessing) if found.preprocessing is not None else {}
         about |= {"network": self._graph.name, "spec": self._graph.text, "input_shape": list(self._graph.input_shape)}
         about |= {"options": self._options, "compared": compared, "cnnspec": cnnspec.__version__}
         content = to_bytes(json.dumps(about, sort_keys=True))
-        self._compare(load(content), tolerance, images=1)
+        self._compare(_safely(load)(content), tolerance, images=1)
         return [content], compared
 
     def _program(self) -> Any:
@@ -265,7 +267,7 @@ class _Case:
         if "batch" in self._options["dynamic"]:
             found[0] = pt2.dimension("batch", 1)
         if self._options["with_preprocessing"]:
-            found |= {axis: pt2.dimension(name, 2) for axis, name in ((2, "height"), (3, "width"))}
+            found |= {axis: pt2.dimension(name, _LEAST) for axis, name in ((2, "height"), (3, "width"))}
         elif "size" in self._options["dynamic"]:
             for axis, (name, sizes) in enumerate(zip(("height", "width"), self._ranges(), strict=True), 2):
                 found[axis] = pt2.dimension(name, *sizes)
@@ -288,7 +290,7 @@ class _Case:
                 least, most, step = first, None, axis.period
                 whole = axis.residues == (0,) and list(axis.few) == [*range(-(-least // step) * step, axis.start, step)]
             if whole:
-                ranges.append((least, most, step))
+                ranges.append((max(least, _LEAST), most, step))
         if len(ranges) < 2:
             message = "the image size cannot vary: the sizes that the network accepts are not a range"
             note = f"accepted sizes: {sizes.words()}"
@@ -337,7 +339,7 @@ class _Case:
         with torch.no_grad(), pt2.quiet():
             for batch in batches:
                 for given in self._images(batch):
-                    expected, found = self._expected(given), run(given).float()
+                    expected, found = self._expected(given), _safely(run)(given).float()
                     for output, what in ((expected, "the output of the network"), (found, "its output")):
                         if not output.isfinite().all():
                             raise self._refusal(f"{what} contains NaN or Inf")
@@ -367,6 +369,21 @@ class _Case:
     def _refusal(self, note: str) -> CnnspecError:
         help = "export it without `--half`" if self._options["half"] else None
         return failure("E0522", "the exported network cannot be verified", notes=[note], help=help)
+
+
+def _safely(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return a function of another runtime whose errors are diagnostics."""
+
+    def call(given: Any) -> Any:
+        try:
+            return function(given)
+        except Exception as error:  # noqa: BLE001 - a runtime fails in many ways
+            help = "export it to another format, or without `--dynamic`"
+            raise failure(
+                "E0522", "the exported file fails in its runtime", notes=[pt2.reason(error)], help=help
+            ) from None
+
+    return call
 
 
 def _with_plain_names(network: Network) -> Network:

@@ -183,10 +183,11 @@ def test_fold_keeps_the_outputs(seed: int) -> None:
 # --- variable sizes ---------------------------------------------------------------------------------
 
 SIZES = {
-    "any size": ("conv 3x3 4 stride=2 | relu | maxpool 2x2 stride=2 pad=1", (1, 1), None),
+    "after a layer that permutes": ("conv 3x3 4 | ln | conv 3x3 4 | in_norm", (2, 2), None),
+    "any size": ("conv 3x3 4 stride=2 | relu | maxpool 2x2 stride=2 pad=1", (2, 2), None),
     "at least": ("conv 5x5 4 pad=0 | relu", (5, 5), (4, 9)),
     "multiples": ("d: conv 3x3 4\n maxpool 2x2 | upsample 2\n concat { in; @d }", (2, 2), (3, 4)),
-    "up to": ("conv 3x3 4 stride=8 | adaptive_avgpool 1x1", (1, 1), None),
+    "maps of one position": ("conv 3x3 4 stride=8 | adaptive_avgpool 1x1", (2, 2), None),
 }
 
 
