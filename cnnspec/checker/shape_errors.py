@@ -28,7 +28,7 @@ from cnnspec.ops import JOINS, Op, ShapeError
 from cnnspec.ops.convolution import Conv, ConvTranspose, Linear, show_size
 from cnnspec.ops.join import MIXED, disagreement, projection, strided
 from cnnspec.schema import Size
-from cnnspec.shapes import Shape
+from cnnspec.shapes import Shape, Window
 
 _SIDES = slice(1, 3)
 """Height and width of a shape."""
@@ -255,7 +255,7 @@ class ShapeConflicts:
 
 def _padding(op: Conv, x: Shape) -> Size:
     """Return the smallest padding with which a window fits its map."""
-    windows = (op.axis_rule(0), op.axis_rule(1))
+    windows = [rule for rule in (op.axis_rule(0), op.axis_rule(1)) if isinstance(rule, Window)]
     reaches = [window.dilation * (window.kernel - 1) + 1 for window in windows]
     height, width = (
         max(window.pad, -(-(reach - size) // 2)) for window, reach, size in zip(windows, reaches, x[1:], strict=True)

@@ -1,14 +1,15 @@
 """Convolutions and linear layers."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 from cnnspec import shapes
 from cnnspec.diagnostics.suggestions import Advice, InsertBefore, SetArgument, SetNumbers, Suggestion, one_of
-from cnnspec.ops.base import INPUT, Op, Saved, ShapeError, need_divisible, need_map
+from cnnspec.ops.base import FLOAT, INPUT, Op, Saved, ShapeError, need_divisible, need_map
 from cnnspec.ops.inits import FlatInitName, InitName, InitScheme
 from cnnspec.schema import Count, CountSize, Padding, Size
-from cnnspec.shapes import AxisRule, Shape, Spread, Window
+from cnnspec.shapes import AxisRule, SameWindow, Shape, Spread, Window
+from cnnspec.shapes.symbolic import greatest
 
 
 def kernel(height: int, width: int) -> SetArgument:
@@ -54,15 +55,17 @@ def _flattened(*pooled: str) -> Suggestion:
     return one_of(wording, *(InsertBefore(code, "insert `{0}` before `linear`") for code in codes))
 
 
-def slide(name: str, windows: tuple[Window, Window], h: int, w: int) -> tuple[int, int]:
+def slide(name: str, windows: Sequence[Window | SameWindow], h: int, w: int) -> tuple[int, int]:
     """Return the output height and width of sliding windows on a map.
 
     Raises:
         ShapeError: A window is larger than the map.
     """
     height, width = (window(size) for window, size in zip(windows, (h, w), strict=True))
-    if height >= 1 and width >= 1:
+    fixed = [window for window in windows if isinstance(window, Window)]
+    if (height >= 1 and width >= 1) or len(fixed) < len(windows):
         return height, width
+    windows = fixed
     reach = [window.dilation * (window.kernel - 1) + 1 for window in windows]
     room = [size + 2 * window.pad for window, size in zip(windows, (h, w), strict=True)]
     dilated = "dilated " if any(window.dilation > 1 for window in windows) else ""
@@ -79,11 +82,24 @@ def slide(name: str, windows: tuple[Window, Window], h: int, w: int) -> tuple[in
     )
 
 
+def padded(inputs: Sequence[Shape], y: Shape, rules: Sequence[AxisRule]) -> int:
+    """Return the elements of a map padded for `tf_same`; 0 if it needs no padding.
+
+    Sizes may be functions of the image size.
+    """
+    sides: list[int] = []
+    for size, positions, rule in zip(inputs[0][1:], y[1:], rules, strict=True):
+        if not isinstance(rule, SameWindow):
+            return 0
+        sides.append(cast(int, greatest(size, positions * rule.stride + (rule.reach - rule.stride))))
+    return 0 if tuple(sides) == tuple(inputs[0][1:]) else shapes.numel((inputs[0][0], *sides))
+
+
 class Conv(Op):
     """Convolution, `[N, C, H, W] -> [N, c, H', W']`; see `shapes.Window` for H' and W'.
 
-    `pad=same` pads by `dilation * (kernel - 1) / 2` on each side; `depthwise` is `groups=in.c`, and then
-    `c` is optional.
+    `pad=same` pads by `dilation * (kernel - 1) / 2` on each side, `pad=tf_same` as `SAME` in TensorFlow; `depthwise` is
+    `groups=in.c`, and then `c` is optional.
 
     Source: torch.nn.Conv2d.
     """
@@ -96,7 +112,7 @@ class Conv(Op):
     kernel: CountSize
     c: Count | None = None
     stride: CountSize = (1, 1)
-    pad: Padding | Literal["same"] = "same"
+    pad: Padding | Literal["same", "tf_same"] = "same"
     dilation: CountSize = (1, 1)
     groups: Count = 1
     bias: bool = False
@@ -118,9 +134,11 @@ class Conv(Op):
         return x[0] if self.depthwise else self.groups
 
     def padding(self) -> Size:
-        """Return the padding in height and width, with `same` resolved."""
+        """Return the padding in height and width, with `same` resolved; 0 for `tf_same`, which depends on the size."""
         if not isinstance(self.pad, str):
             return self.pad
+        if self.pad == "tf_same":
+            return 0, 0
         kh, kw = self.kernel
         if kh % 2 == 0 or kw % 2 == 0:
             message = f"`pad=same` (the default) requires an odd kernel size, got {kh}x{kw}"
@@ -163,10 +181,21 @@ class Conv(Op):
         need_divisible(self.name, "output channels", out, groups, "groups", c)
         return out, *slide(self.name, (self.axis_rule(0), self.axis_rule(1)), h, w)
 
-    def axis_rule(self, axis: Literal[0, 1]) -> Window:
+    def axis_rule(self, axis: Literal[0, 1]) -> Window | SameWindow:
+        if self.pad == "tf_same":
+            return SameWindow(self.kernel[axis], self.stride[axis], self.dilation[axis])
         return Window(self.kernel[axis], self.stride[axis], self.padding()[axis], self.dilation[axis])
 
+    def saved(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Saved:
+        copy = padded(inputs, y, (self.axis_rule(0), self.axis_rule(1)))
+        return Saved(extra=FLOAT * copy) if copy else INPUT
+
+    def scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
+        return FLOAT * padded(inputs, y, (self.axis_rule(0), self.axis_rule(1)))
+
     def even(self) -> dict[str, Size | str]:
+        if self.pad == "tf_same":
+            return {}
         odd = self.kernel[0] % 2 == self.kernel[1] % 2 == 1
         same = (shapes.same_padding(k, d) for k, d in zip(self.kernel, self.dilation, strict=True))
         return {"pad": "same"} if odd and self.pad not in ("same", tuple(same)) else {}

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from cnnspec import shapes
 from cnnspec.diagnostics.suggestions import Advice, InsertBefore, SetArgument
 from cnnspec.limits import MAX_PERIOD
-from cnnspec.ops.base import Op, ShapeError, need_divisible, need_map
+from cnnspec.ops.base import INPUT, Op, Saved, ShapeError, need_divisible, need_map
 from cnnspec.schema import Count, CountSize, Interval
 from cnnspec.shapes import KEEP, AxisRule, Fixed, Shape, Shift, Span, Times
 
@@ -135,15 +135,37 @@ class ChannelShuffle(Op):
 
 
 class Pad(Op):
-    """Pad with a constant: `pad 1` all around, `pad 1x2` in height and width, `pad [l, r, t, b]` by side.
+    """Pad: `pad 1` all around, `pad 1x2` in height and width, `pad [l, r, t, b]` by side.
 
-    Negative amounts crop. Source: torch.nn.ConstantPad2d.
+    Negative amounts crop. `mode` fills with elements of the map instead of a constant.
+
+    Source: torch.nn.ConstantPad2d, ReflectionPad2d, ReplicationPad2d, CircularPad2d.
     """
 
     name: ClassVar[str] = "pad"
     torch: ClassVar[str] = "torch.nn.ConstantPad2d"
     amounts: tuple[int, ...]
     value: float = 0.0
+    mode: Literal["constant", "reflect", "replicate", "circular"] = "constant"
+
+    def saved(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Saved:
+        return INPUT if self.mode in ("reflect", "replicate") else Saved()
+
+    def _check_mode(self, h: int, w: int) -> None:
+        """Refuse amounts and values that another mode than `constant` does not take."""
+        if self.value != 0:
+            message = f"`value` has no effect with `mode={self.mode}`"
+            raise ShapeError("E0215", message, Advice("remove `value`"), argument="value")
+        if min(self.sides()) < 0:
+            message = f"`pad mode={self.mode}` expects amounts of at least 0, got {min(self.sides())}"
+            raise ShapeError("E0309", message, Advice("crop with another `pad`"), argument="amounts")
+        least = (self.axis_rule(0).least, self.axis_rule(1).least)
+        if h < least[0] or w < least[1]:
+            axis = "height" if h < least[0] else "width"
+            most = (h, w)[axis == "width"] - (self.mode == "reflect")
+            limit = "less padding than" if self.mode == "reflect" else "at most as much padding as"
+            message = f"`pad mode={self.mode}` expects {limit} the {axis} of the map, which is {h}x{w}"
+            raise ShapeError("E0309", message, Advice(f"pad by at most {most}"), argument="amounts")
 
     def sides(self) -> tuple[int, int, int, int]:
         """Return the padding at the left, right, top and bottom."""
@@ -165,6 +187,8 @@ class Pad(Op):
 
     def infer(self, *inputs: Shape) -> Shape:
         c, h, w = need_map(self.name, inputs[0])
+        if self.mode != "constant":
+            self._check_mode(h, w)
         least = (self.axis_rule(0).least, self.axis_rule(1).least)
         if h < least[0] or w < least[1]:
             left, right, top, bottom = self.sides()
@@ -184,7 +208,7 @@ class Pad(Op):
 
     def axis_rule(self, axis: Literal[0, 1]) -> Shift:
         left, right, top, bottom = self.sides()
-        return Shift(left, right) if axis else Shift(top, bottom)
+        return Shift(left, right, self.mode) if axis else Shift(top, bottom, self.mode)
 
 
 class Slice(Op):

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from cnnspec import shapes
-from cnnspec.ops.base import INDEX, INPUT, Op, Saved, ShapeError, need_map
-from cnnspec.ops.convolution import at_most, in_axis, slide, wrong_axis
+from cnnspec.diagnostics.suggestions import Advice
+from cnnspec.ops.base import FLOAT, INDEX, INPUT, Op, Saved, ShapeError, need_map
+from cnnspec.ops.convolution import at_most, in_axis, padded, slide, wrong_axis
 from cnnspec.schema import CountSize, Padding, Size
-from cnnspec.shapes import AxisRule, Fixed, Shape, Window
+from cnnspec.shapes import AxisRule, Fixed, SameWindow, Shape, Window
 
 
 class _Pool(Op):
@@ -15,10 +16,13 @@ class _Pool(Op):
 
     kernel: CountSize
     stride: CountSize | None = None
-    pad: Padding = (0, 0)
+    pad: Padding | Literal["tf_same"] = (0, 0)
 
     def infer(self, *inputs: Shape) -> Shape:
         c, h, w = need_map(self.name, inputs[0])
+        if isinstance(self.pad, str):
+            self._refuse_rounding()
+            return c, *self.resized(h, w)
         limits = [size // 2 for size in self.kernel]
         axis = wrong_axis(self.pad, limits)
         if axis is not None:
@@ -31,12 +35,23 @@ class _Pool(Op):
             )
         return c, *slide(self.name, (self.axis_rule(0), self.axis_rule(1)), h, w)
 
-    def axis_rule(self, axis: Literal[0, 1]) -> Window:
+    def _refuse_rounding(self) -> None:
+        """Refuse arguments that contradict `pad=tf_same`."""
+        for name in ("ceil", "count_pad"):
+            if name in self.changed():
+                message = f"`{name}` and `pad=tf_same` cannot be used together"
+                raise ShapeError("E0215", message, Advice(f"remove `{name}`"), argument=name)
+
+    def axis_rule(self, axis: Literal[0, 1]) -> Window | SameWindow:
         raise NotImplementedError
+
+    def _copied(self, inputs: Sequence[Shape], y: Shape) -> int:
+        """Return the elements of the padded input."""
+        return padded(inputs, y, (self.axis_rule(0), self.axis_rule(1)))
 
     def even(self) -> dict[str, Size | str]:
         kh, kw = self.kernel
-        if kh % 2 == 0 or kw % 2 == 0:
+        if kh % 2 == 0 or kw % 2 == 0 or isinstance(self.pad, str):
             return {}
         pad = kh // 2, kw // 2
         keeps: dict[str, Size | str] = {} if self.pad == pad else {"pad": pad}
@@ -51,15 +66,19 @@ class MaxPool(_Pool):
     dilation: CountSize = (1, 1)
     ceil: bool = False
 
-    def axis_rule(self, axis: Literal[0, 1]) -> Window:
+    def axis_rule(self, axis: Literal[0, 1]) -> Window | SameWindow:
         stride = self.stride or self.kernel
+        if isinstance(self.pad, str):
+            return SameWindow(self.kernel[axis], stride[axis], self.dilation[axis])
         return Window(self.kernel[axis], stride[axis], self.pad[axis], self.dilation[axis], self.ceil)
 
     def saved(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Saved:
-        return Saved(inputs=(0,), extra=INDEX * shapes.numel(y))  # the position of each maximum
+        copy, indices = self._copied(inputs, y), INDEX * shapes.numel(y)  # the position of each maximum
+        return Saved(extra=indices + FLOAT * copy) if copy else Saved(inputs=(0,), extra=indices)
 
     def scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
-        return INDEX * shapes.numel(y)  # torch computes the indices in evaluation, too
+        # torch computes the indices in evaluation, too
+        return INDEX * shapes.numel(y) + FLOAT * self._copied(inputs, y)
 
 
 class AvgPool(_Pool):
@@ -70,12 +89,20 @@ class AvgPool(_Pool):
 
     name: ClassVar[str] = "avgpool"
     torch: ClassVar[str] = "torch.nn.AvgPool2d"
-    keeps: ClassVar[Saved] = INPUT
     ceil: bool = False
     count_pad: bool = True
 
-    def axis_rule(self, axis: Literal[0, 1]) -> Window:
+    def saved(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Saved:
+        copy = self._copied(inputs, y)
+        return Saved(extra=FLOAT * copy) if copy else INPUT
+
+    def scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
+        return FLOAT * self._copied(inputs, y)
+
+    def axis_rule(self, axis: Literal[0, 1]) -> Window | SameWindow:
         stride = self.stride or self.kernel
+        if isinstance(self.pad, str):
+            return SameWindow(self.kernel[axis], stride[axis])
         return Window(self.kernel[axis], stride[axis], self.pad[axis], ceil=self.ceil)
 
 

@@ -110,6 +110,50 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
+class SameWindow:
+    """A window that slides along an axis padded as in TensorFlow: `ceil(size / stride)` positions.
+
+    The padding depends on the size; of an odd amount, the larger half is after the map.
+
+    Source: tf.nn.convolution with `padding="SAME"`.
+    """
+
+    kernel: int
+    stride: int = 1
+    dilation: int = 1
+
+    def __call__(self, size: int) -> int:
+        return -(-size // self.stride)
+
+    @property
+    def reach(self) -> int:
+        return self.dilation * (self.kernel - 1) + 1
+
+    @property
+    def rate(self) -> tuple[int, int]:
+        return self.stride, 1
+
+    @property
+    def least(self) -> int:
+        return 1
+
+    def text(self, size: str) -> str:
+        return quotient(1, size, self.stride - 1, self.stride)
+
+    def before(self, size: int) -> int:
+        """Return the padding before the map."""
+        return max(0, (self(size) - 1) * self.stride + self.reach - size) // 2
+
+    def span(self, size: int) -> Span:
+        before = self.before(size)
+        return Span(1, self.stride, (-before,), (self.reach - 1 - before,))
+
+    def reads(self, size: int) -> Sequence[Sequence[int]]:
+        starts = range(-self.before(size), self(size) * self.stride - self.before(size), self.stride)
+        return [range(start, start + self.reach, self.dilation) for start in starts]
+
+
+@dataclass(frozen=True, slots=True)
 class Spread:
     """A transposed window: `(size - 1) stride - 2 pad + dilation (kernel - 1) + out_pad + 1`.
 
@@ -229,10 +273,16 @@ class Fixed:
 
 @dataclass(frozen=True, slots=True)
 class Shift:
-    """Padding on both sides; negative amounts crop."""
+    """Padding on both sides; negative amounts crop.
+
+    Attributes:
+        before, after: The amounts.
+        mode: What fills the padding: a constant, or elements of the map.
+    """
 
     before: int
     after: int
+    mode: str = "constant"
 
     def __call__(self, size: int) -> int:
         return size + self.before + self.after
@@ -245,17 +295,31 @@ class Shift:
         return Span(1, 1, (-self.before,), (-self.before,))
 
     def reads(self, size: int) -> Sequence[Sequence[int]]:
-        return [(place - self.before,) for place in range(self(size))]
+        return [(self._source(place - self.before, size),) for place in range(self(size))]
+
+    def _source(self, place: int, size: int) -> int:
+        """Return the position whose element is at a place."""
+        match self.mode:
+            case "reflect":
+                return abs(place) if place < size else 2 * (size - 1) - place
+            case "replicate":
+                return min(max(place, 0), size - 1)
+            case "circular":
+                return place % size
+            case _:
+                return place
 
     @property
     def least(self) -> int:
+        if self.mode in ("reflect", "circular"):
+            return max(1, max(self.before, self.after) + (self.mode == "reflect"))
         return max(1, 1 - self.before - self.after, -min(self.before, 0) - min(self.after, 0))
 
     def text(self, size: str) -> str:
         return quotient(1, size, self.before + self.after, 1)
 
 
-AxisRule = Window | Spread | Times | Fixed | Shift
+AxisRule = Window | SameWindow | Spread | Times | Fixed | Shift
 """The output size along one axis as a function of the input size, for every integer.
 
 A rule never decreases; `rate` is `(period, step)`: `rule(size + period) == rule(size) + step`. `least` is the

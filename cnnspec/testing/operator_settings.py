@@ -28,7 +28,7 @@ def _conv(rng: Rng, x: Shape) -> Settings:
     kernel = rng.choice([(3, 3), (1, 1), (5, 5), (1, 3), (5, 3)] if same else [(2, 2), (3, 3), (4, 2), (3, 1)])
     settings: Settings = {"kernel": kernel, "c": rng.randint(1, 12)}
     settings |= rng.subset({"stride": rng.size(1, 2), "dilation": rng.size(1, 2), "bias": True})
-    settings |= {} if same else {"pad": rng.size(0, 3)}
+    settings |= {} if same else {"pad": Word("tf_same") if rng.rarely() else rng.size(0, 3)}
     if rng.rarely(5):
         settings |= {"depthwise": True, "c": x[0] * rng.randint(1, 2)}
     elif rng.rarely():
@@ -48,7 +48,14 @@ def _conv_transpose(rng: Rng, x: Shape) -> Settings:
 
 def _pool(rng: Rng, x: Shape) -> Settings:
     settings: Settings = {"kernel": rng.size(1, 3)}
+    if rng.rarely(4):
+        return {**settings, "pad": Word("tf_same"), **rng.subset({"stride": rng.size(1, 2)})}
     return settings | rng.subset({"stride": rng.size(1, 2), "pad": rng.size(0, 1), "ceil": True})
+
+
+def _avgpool(rng: Rng, x: Shape) -> Settings:
+    settings = _pool(rng, x)
+    return settings if "tf_same" in settings.values() else settings | rng.subset({"count_pad": False})
 
 
 def _upsample(rng: Rng, x: Shape) -> Settings:
@@ -57,6 +64,9 @@ def _upsample(rng: Rng, x: Shape) -> Settings:
 
 
 def _pad(rng: Rng, x: Shape) -> Settings:
+    if rng.rarely() and len(x) == 3:
+        sides = [rng.randint(0, max(0, min(2, min(x[1:]) - 1))) for _ in range(4)]
+        return {"amounts": sides, "mode": Word(rng.choice(["reflect", "replicate", "circular"]))}
     amounts = [rng.randint(-1, 2) for _ in range(rng.choice([1, 2, 4]))]
     return {"amounts": tuple(amounts) if len(amounts) == 2 else amounts, **rng.subset({"value": 0.5})}
 
@@ -111,7 +121,7 @@ SETTINGS: dict[str, Callable[[Rng, Shape], Settings | None]] = {
     "shift": _learned,
     "times": lambda rng, x: {"factor": rng.choice([0.5, 2.0])},
     "maxpool": lambda rng, x: _pool(rng, x) | rng.subset({"dilation": (2, 1)}),
-    "avgpool": lambda rng, x: _pool(rng, x) | rng.subset({"count_pad": False}),
+    "avgpool": _avgpool,
     "adaptive_avgpool": lambda rng, x: {"size": rng.size(1, 6)},
     "adaptive_maxpool": lambda rng, x: {"size": rng.size(1, 6)},
     "upsample": _upsample,

@@ -91,7 +91,7 @@ def valid(seed: int, tally: Tally) -> None:
     sizes = draw_sizes(graph, rng, 5)
     try:
         tally.counts["shapes compared"] += compare_with_torch(graph, sizes)
-        if seed % _TRAINED_ONE_IN == 0:
+        if seed % _TRAINED_ONE_IN == 0 and graph.parameter_count:
             tally.counts["weights trained"] += compare_training_step(graph, seed)
             tally.counts["specs trained"] += 1
     except (Unsound, RuntimeError, ValueError) as error:

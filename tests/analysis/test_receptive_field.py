@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cnnspec.analysis.receptive_field import center_extent, fields, masks
 from cnnspec.api import build, load, loads
-from cnnspec.backends.torch.layers import EXPRESSIONS
+from cnnspec.backends.torch.layers import EXPRESSIONS, SameMaxPool2d, SamePad
 from cnnspec.ir import Graph
 from cnnspec.testing import specs
 
@@ -172,6 +172,8 @@ def linear_pool(layer: nn.MaxPool2d) -> Any:
             return value if isinstance(value, tuple) else (value, value)
 
         (x,) = inputs
+        if isinstance(layer, SameMaxPool2d):
+            x = SamePad.pad(x, layer.kernel_size, layer.stride, layer.dilation)
         sides = zip(
             x.shape[2:],
             *(pair(v) for v in (layer.kernel_size, layer.stride, layer.padding, layer.dilation)),
@@ -187,7 +189,9 @@ def linearise(module: nn.Module) -> None:
     """Makes a module a sum of what it reads with positive factors, so that no gradient cancels."""
     for name, weight in module.named_parameters():
         with torch.no_grad():
-            weight.zero_() if name.endswith("bias") else weight.fill_(1 / max(1, weight[0].numel()))
+            weight.zero_() if name.endswith("bias") else weight.fill_(
+                len(weight) / weight.numel() if weight.ndim else 1
+            )
     for layer in module.modules():
         kind = type(layer).__name__
         if isinstance(layer, nn.MaxPool2d):

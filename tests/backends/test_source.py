@@ -243,6 +243,15 @@ def test_paths_and_parameters_without_a_module(body: str) -> None:
     assert_equal(loads(f"input 4x6x6\n{body}\n"))
 
 
+def test_code_with_every_class_runs_alone(tmp_path: Path) -> None:
+    """The code of a helper class may use no name that the exported file does not import."""
+    body = "conv 3 4 pad=tf_same\nmaxpool 2 pad=tf_same\navgpool 2 pad=tf_same\nscale\nscale bare\nshift\nln\n"
+    body += "linear 4 pointwise\ndrop_path 0.1\ntimes 2.0\n"
+    (tmp_path / "exported.py").write_text(write_source(loads(f"input 3x9x9\n{body}")))
+    done = subprocess.run([sys.executable, str(tmp_path / "exported.py")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_labels_that_mean_something_in_python(tmp_path: Path) -> None:
     layers = "\n".join(f"{label}: conv 1x1 4" for label in LABELS)
     inner = "\n".join(f"  {label}: {{ bn; training: bn }}" for label in LABELS)

@@ -95,7 +95,7 @@ def operators() -> dict[str, dict[str, Parameter]]:
 def _default(kind: str, text: str) -> Any:
     if not text:
         return None
-    if kind == "size" or (kind == "size/same" and text != "same"):
+    if kind == "size" or (kind.startswith("size/") and text not in kind):
         return tuple(map(int, text.split("x")))
     if kind == "bool":
         return text == "true"
@@ -676,6 +676,8 @@ def fill(pattern: str, names: Mapping[str, Any], entering: Shape) -> str:
 def _window(a: Mapping[str, Any], x: Shape, c: int) -> Shape:
     kernel, stride = a["kernel"], a["stride"] or a["kernel"]
     dilation, pad = a.get("dilation") or (1, 1), a["pad"]
+    if pad == "tf_same":
+        return (c, *(-(-n // s) for n, s in zip(x[1:], stride, strict=True)))
     if pad == "same":
         pad = tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True))
     sizes = []

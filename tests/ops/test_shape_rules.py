@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cnnspec.backends.torch.layers import SamePad
 from cnnspec.diagnostics.suggestions import OneOf, SetArgument
 from cnnspec.ops import JOINS, OPS, Op, ShapeError
 from cnnspec.schema import Interval
@@ -32,6 +33,8 @@ def grid(settings: Grid) -> Iterator[dict[str, Any]]:
 
 def conv(x: Any, kernel: Any, c: int, stride: Any, pad: Any, dilation: Any, groups: int) -> Any:
     weight = torch.empty(c, x.shape[1] // groups, *kernel, device="meta")
+    if pad == "tf_same":
+        x, pad = SamePad.pad(x, kernel, stride, dilation), 0
     if c % groups or x.shape[1] % groups:
         raise ValueError("groups")
     return F.conv2d(x, weight, None, stride, pad, dilation, groups)
@@ -45,9 +48,11 @@ def conv_transpose(x: Any, kernel: Any, c: int, stride: Any, pad: Any, out_pad: 
     return F.conv_transpose2d(x, weight, None, stride, pad, out_pad, groups, dilation)
 
 
-def crop(x: Any, amounts: tuple[int, ...]) -> Any:
+def crop(x: Any, amounts: tuple[int, ...], mode: str) -> Any:
     sides = {1: lambda a: (a,) * 4, 2: lambda h, w: (w, w, h, h), 4: lambda *a: a}[len(amounts)](*amounts)
-    return F.pad(x, sides)
+    if mode != "constant" and min(sides) < 0:
+        raise ValueError("crop")
+    return F.pad(x, sides, mode=mode)
 
 
 def narrow(x: Any, range: Interval) -> Any:
@@ -75,7 +80,7 @@ def learned(x: Any, shape: str, bare: bool) -> Any:
 SIZES = [(1, 1), (3, 3), (2, 3)]
 RULES: dict[str, tuple[Grid, Callable[..., Any], list[Shape]]] = {
     "conv": (
-        {"kernel": SIZES, "c": [4, 6], "stride": [(1, 1), (2, 3)], "pad": [(0, 0), (1, 2)],
+        {"kernel": SIZES, "c": [4, 6], "stride": [(1, 1), (2, 3)], "pad": [(0, 0), (1, 2), "tf_same"],
          "dilation": [(1, 1), (2, 1)], "groups": [1, 2, 4]},
         conv, MAPS,
     ),
@@ -102,7 +107,8 @@ RULES: dict[str, tuple[Grid, Callable[..., Any], list[Shape]]] = {
     "channel_shuffle": ({"groups": [1, 2, 3, 4]}, lambda x, groups: F.channel_shuffle(x, groups), MAPS),
     "pad": (
         {"amounts": [(0,), (2,), (-1,), (1, 2), (0, -1), (1, 2, 0, 3), (-1, 2, 3, -2), (-2, -1, 0, 0), (5, -4, 0, 0),
-                     (0, 0, -4, 3), (-9, 9, 0, 0)]},
+                     (0, 0, -4, 3), (-9, 9, 0, 0), (3, 3, 2, 0), (5, 0, 0, 4), (0, 0, 0, 0)],
+         "mode": ["constant", "reflect", "replicate", "circular"]},
         crop, MAPS,
     ),
     "slice": (

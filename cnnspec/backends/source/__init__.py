@@ -34,7 +34,11 @@ def write_source(graph: Graph, constants: Mapping[str, Any] = MappingProxyType({
     for one in made:
         lines += write_class(one, graph, nodes if one is made[-1] else {})
     text = "\n".join(lines)
-    helpers = [code for name, code in class_sources().items() if re.search(rf"\b{name}\b", text)]
+    sources = class_sources()
+    needed = [name for name in sources if re.search(rf"\b{name}\b", text)]
+    for name in needed:  # grows: a helper may use another one
+        needed += [other for other in sources if other not in needed and re.search(rf"\b{other}\b", sources[name])]
+    helpers = [code for name, code in sources.items() if name in needed]
     text = "\n".join([line for code in helpers for line in ("", "", code)] + lines)
     data = [line for name, value in constants.items() for line in lay_out(structured(value), "", f"{name} = ")]
     data.append(f"SPEC = {document(graph.text)}")

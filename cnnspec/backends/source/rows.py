@@ -32,6 +32,9 @@ def _pair(size: Any) -> Value:
 def _window(op: Any, **others: Value) -> dict[str, Value]:
     """Return the arguments of a sliding window."""
     own = {"kernel_size": op.kernel, "stride": op.stride, "padding": op.padding() if op.name == "conv" else op.pad}
+    if op.pad == "tf_same":  # the modules of this package take height and width
+        window = {"kernel_size": op.kernel, "stride": op.stride or op.kernel}
+        return {**window, **({"dilation": op.dilation} if hasattr(op, "dilation") else {}), **others}
     dilation = {"dilation": _pair(op.dilation)} if hasattr(op, "dilation") else {}
     return {**{name: _pair(size) for name, size in own.items()}, **dilation, **others}
 
@@ -40,9 +43,16 @@ def _norm(op: Any, *names: str) -> dict[str, Value]:
     return {name: getattr(op, name) for name in names or ("eps", "momentum", "affine")}
 
 
+_PADS = {
+    "constant": "nn.ConstantPad2d",
+    "reflect": "nn.ReflectionPad2d",
+    "replicate": "nn.ReplicationPad2d",
+    "circular": "nn.CircularPad2d",
+}
+
 MODULES: dict[str, Callable[[Any, Shape], Row]] = {
     "conv": lambda op, x: (
-        "nn.Conv2d",
+        "SameConv2d" if op.pad == "tf_same" else "nn.Conv2d",
         {"in_channels": x[0], "out_channels": op.channels(x)} | _window(op, groups=op.group_count(x), bias=op.bias),
     ),
     "conv_transpose": lambda op, x: (
@@ -88,8 +98,14 @@ MODULES: dict[str, Callable[[Any, Shape], Row]] = {
     "scale": lambda op, x: ("Scale", {"shape": op.weight(x), "initial": op.init}),
     "shift": lambda op, x: ("Shift", {"shape": op.weight(x), "initial": op.init}),
     "times": lambda op, x: ("Times", {"factor": op.factor}),
-    "maxpool": lambda op, x: ("nn.MaxPool2d", _window(op, ceil_mode=op.ceil)),
-    "avgpool": lambda op, x: ("nn.AvgPool2d", _window(op, ceil_mode=op.ceil, count_include_pad=op.count_pad)),
+    "maxpool": lambda op, x: (
+        "SameMaxPool2d" if op.pad == "tf_same" else "nn.MaxPool2d",
+        _window(op, **({} if op.pad == "tf_same" else {"ceil_mode": op.ceil})),
+    ),
+    "avgpool": lambda op, x: (
+        "SameAvgPool2d" if op.pad == "tf_same" else "nn.AvgPool2d",
+        _window(op, **({} if op.pad == "tf_same" else {"ceil_mode": op.ceil, "count_include_pad": op.count_pad})),
+    ),
     "global_avgpool": lambda op, x: ("nn.AdaptiveAvgPool2d", {"output_size": 1}),
     "global_maxpool": lambda op, x: ("nn.AdaptiveMaxPool2d", {"output_size": 1}),
     "adaptive_avgpool": lambda op, x: ("nn.AdaptiveAvgPool2d", {"output_size": _pair(op.size)}),
@@ -102,7 +118,10 @@ MODULES: dict[str, Callable[[Any, Shape], Row]] = {
     ),
     "pixel_shuffle": lambda op, x: ("nn.PixelShuffle", {"upscale_factor": op.factor}),
     "channel_shuffle": lambda op, x: ("nn.ChannelShuffle", {"channel_groups": op.groups}),
-    "pad": lambda op, x: ("nn.ConstantPad2d", {"sides": op.sides(), "value": op.value}),
+    "pad": lambda op, x: (
+        _PADS[op.mode],
+        {"sides": op.sides(), **({"value": op.value} if op.mode == "constant" else {})},
+    ),
 }
 """The module of each operator that has one, given the operator and its input shape.
 

@@ -117,7 +117,7 @@ class PointwiseLinear(nn.Linear):
 class Learned:
     """A parameter of a module, in an operator that has no module of its own."""
 
-    def __new__(cls, shape: tuple[int, ...], init: float) -> Any:
+    def __new__(cls, shape: tuple[int, ...], init: float) -> nn.Parameter:
         return nn.Parameter(torch.full(shape, float(init)))
 
 
@@ -135,6 +135,46 @@ class Times(nn.Module):
         return f"{self.factor}"
 
 
+class SamePad:
+    """Padding as in TensorFlow: the output of a window has `ceil(size / stride)` positions.
+
+    Source: tf.nn.convolution with `padding="SAME"`.
+    """
+
+    @staticmethod
+    def pad(x: Tensor, *window, value: float = 0.0) -> Tensor:
+        sides: list[int] = []
+        for size, k, s, d in zip(x.shape[-2:], *window, strict=True):
+            total = max((-(-size // s) - 1) * s + d * (k - 1) + 1 - size, 0)
+            sides = [total // 2, total - total // 2, *sides]
+        return F.pad(x, sides, value=value) if any(sides) else x
+
+
+class SameConv2d(nn.Conv2d):
+    """Convolution with the padding of TensorFlow."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = SamePad.pad(input, self.kernel_size, self.stride, self.dilation)
+        return self._conv_forward(x, self.weight, self.bias)
+
+
+class SameMaxPool2d(nn.MaxPool2d):
+    """Maximum over a window with the padding of TensorFlow."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        window = self.kernel_size, self.stride, self.dilation
+        x = SamePad.pad(input, *window, value=float("-inf"))
+        return F.max_pool2d(x, self.kernel_size, self.stride, 0, self.dilation)
+
+
+class SameAvgPool2d(nn.AvgPool2d):
+    """Mean over a window with the padding of TensorFlow, which counts as zeros."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = SamePad.pad(input, self.kernel_size, self.stride, (1, 1))
+        return F.avg_pool2d(x, self.kernel_size, self.stride)
+
+
 class _UninitializedConv(nn.Conv2d):
     def reset_parameters(self) -> None:
         pass
@@ -150,8 +190,9 @@ class _UninitializedPointwiseLinear(PointwiseLinear):
         pass
 
 
-def _conv(op: Any, x: Shape, kind: type[nn.Conv2d] = nn.Conv2d) -> nn.Module:
+def _conv(op: Any, x: Shape, kind: type[nn.Conv2d] | None = None) -> nn.Module:
     groups = op.group_count(x)
+    kind = kind or (SameConv2d if op.pad == "tf_same" else nn.Conv2d)
     return kind(x[0], op.channels(x), op.kernel, op.stride, op.padding(), op.dilation, groups=groups, bias=op.bias)
 
 
@@ -165,7 +206,7 @@ def _as(layer: nn.Module, kind: type[nn.Module]) -> nn.Module:
 
 
 def _uninitialized_conv(op: Any, x: Shape) -> nn.Module:
-    return _as(_conv(op, x, _UninitializedConv), nn.Conv2d)
+    return _as(_conv(op, x, _UninitializedConv), SameConv2d if op.pad == "tf_same" else nn.Conv2d)
 
 
 def _uninitialized_linear(op: Any, x: Shape) -> nn.Module:
@@ -200,6 +241,26 @@ def _upsample(op: Any, x: Shape) -> nn.Module:
     return nn.Upsample(size=op.size, scale_factor=op.factor, mode=op.mode, align_corners=align)
 
 
+def _max_pool(op: Any, x: Shape) -> nn.Module:
+    if op.pad == "tf_same":
+        return SameMaxPool2d(op.kernel, op.stride, 0, op.dilation)
+    return nn.MaxPool2d(op.kernel, op.stride, op.pad, op.dilation, ceil_mode=op.ceil)
+
+
+def _avg_pool(op: Any, x: Shape) -> nn.Module:
+    if op.pad == "tf_same":
+        return SameAvgPool2d(op.kernel, op.stride)
+    return nn.AvgPool2d(op.kernel, op.stride, op.pad, op.ceil, op.count_pad)
+
+
+PADS: dict[str, Callable[..., nn.Module]] = {
+    "constant": nn.ConstantPad2d,
+    "reflect": nn.ReflectionPad2d,
+    "replicate": nn.ReplicationPad2d,
+    "circular": nn.CircularPad2d,
+}
+"""The module of each mode of `pad`."""
+
 ROWS: dict[str, Callable[[Any, Shape], nn.Module]] = {
     "conv": _conv,
     "conv_transpose": _conv_transpose,
@@ -232,8 +293,8 @@ ROWS: dict[str, Callable[[Any, Shape], nn.Module]] = {
     "scale": lambda op, x: Scale(op.weight(x), op.init),
     "shift": lambda op, x: Shift(op.weight(x), op.init),
     "times": lambda op, x: Times(op.factor),
-    "maxpool": lambda op, x: nn.MaxPool2d(op.kernel, op.stride, op.pad, op.dilation, ceil_mode=op.ceil),
-    "avgpool": lambda op, x: nn.AvgPool2d(op.kernel, op.stride, op.pad, op.ceil, op.count_pad),
+    "maxpool": _max_pool,
+    "avgpool": _avg_pool,
     "global_avgpool": lambda op, x: nn.AdaptiveAvgPool2d(1),
     "global_maxpool": lambda op, x: nn.AdaptiveMaxPool2d(1),
     "adaptive_avgpool": lambda op, x: nn.AdaptiveAvgPool2d(op.size),
@@ -242,7 +303,7 @@ ROWS: dict[str, Callable[[Any, Shape], nn.Module]] = {
     "upsample": _upsample,
     "pixel_shuffle": lambda op, x: nn.PixelShuffle(op.factor),
     "channel_shuffle": lambda op, x: nn.ChannelShuffle(op.groups),
-    "pad": lambda op, x: nn.ConstantPad2d(op.sides(), op.value),
+    "pad": lambda op, x: PADS[op.mode](op.sides(), *([op.value] if op.mode == "constant" else [])),
 }
 """The constructor of each operator that has a module, called with the operator and its input shape."""
 
