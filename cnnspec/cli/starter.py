@@ -96,9 +96,14 @@ def init(
 
 def _size_of(paths: list[Path]) -> tuple[int, bool]:
     """Return the median of the shorter sides of some images, and whether all are grayscale."""
-    from PIL import Image
+    try:
+        from PIL import Image
 
-    from cnnspec.training.data.images import FORMATS
+        from cnnspec.training.data.images import FORMATS
+    except ModuleNotFoundError as error:
+        help = "install it with `pip install 'cnnspec[train]'`"
+        message = f"reading images requires `{error.name}`, which is not installed"
+        raise failure("E0507", message, help=help) from None
 
     sides: list[int] = []
     modes: set[str] = set()

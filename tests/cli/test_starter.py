@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +77,11 @@ def test_folders_without_two_classes_are_errors(tmp_path: Path) -> None:
     for error in (init(images(tmp_path / "one", {"a": 2})).exception, init(tmp_path / "missing").exception):
         assert isinstance(error, CnnspecError)
         assert error.diagnostics[0].code == "E0503"
+
+
+def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = images(tmp_path / "two", {"a": 1, "b": 1})
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    error = init(folder).exception
+    assert isinstance(error, CnnspecError)
+    assert error.diagnostics[0].code == "E0507"
