@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cnnspec.cli.options import AllowHuge, AsJson, InitialWeights, Match, Offline, Settings, one_of, settings
-from cnnspec.cli.output import print_json
+from cnnspec.cli.output import importing, print_json
 from cnnspec.diagnostics import counted, echo
 
 _ENDINGS = {"torch": ".py", "pt2": ".pt2", "onnx": ".onnx"}
@@ -57,9 +57,10 @@ def export(
         raise typer.BadParameter("has no effect on Python source", param_hint=hint)
     if with_preprocessing and "size" in axes:
         raise typer.BadParameter("`size` has no effect with --with-preprocessing", param_hint="--dynamic")
-    from cnnspec import inference
+    with importing():
+        from cnnspec.inference import export_network
 
-    done = inference.export_network(
+    done = export_network(
         source,
         target,
         form,  # type: ignore[arg-type]
