@@ -280,6 +280,49 @@ def test_orientation_is_applied(tmp_path: Path, extension: str, orientation: int
     assert np.abs(found - UPRIGHT).max() <= (12 if extension == "jpg" else 0)
 
 
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("extension", ["png", "webp", "tiff", "jpg"])
+@pytest.mark.parametrize("mode", ["L", "P", "1", "I;16", "RGBA", "LA", "CMYK"])
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_orientation_is_applied_in_every_mode(
+    tmp_path: Path, mode: str, extension: str, orientation: int, compression: str | None
+) -> None:
+    """A pixel that is brighter than the others shows where the image is turned to."""
+    storable = {"png": "L P 1 I;16 RGBA LA", "webp": "L P RGBA", "tiff": "L P 1 I;16 RGBA CMYK", "jpg": "L CMYK"}
+    if mode not in storable[extension].split() or (compression and extension != "tiff"):
+        pytest.skip(f"Pillow does not write {mode} as {extension} with {compression}")
+    marks = np.zeros((24, 32), np.uint8)
+    marks[:8, :8] = 255
+    marks[:8, -8:] = 100 if mode != "1" else 255
+    upright = np.ascontiguousarray(marks[..., None].repeat(3, 2))
+    turned = np.ascontiguousarray(
+        {
+            1: upright,
+            2: upright[:, ::-1],
+            3: upright[::-1, ::-1],
+            4: upright[::-1],
+            5: upright.transpose(1, 0, 2),
+            6: np.rot90(upright, 1),
+            7: upright[::-1, ::-1].transpose(1, 0, 2),
+            8: np.rot90(upright, -1),
+        }[orientation]
+    )
+    if mode == "I;16":
+        image = Image.fromarray(turned[..., 0].astype(np.uint16) * 257)
+    else:
+        image = Image.fromarray(turned).convert("L" if mode == "P" else mode)
+        image = image.convert("P") if mode == "P" else image
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options: dict[str, Any] = {"webp": {"lossless": True}, "jpg": {"quality": 100}}.get(extension, {})
+    options |= {"compression": compression} if compression else {}
+    path = tmp_path / f"x.{extension}"
+    image.save(path, exif=exif, **options)
+    found = read(path).astype(int)
+    assert found.shape == upright.shape
+    assert np.abs(found - upright).max() <= (12 if extension == "jpg" else 0)
+
+
 # --- several frames, damaged files ---------------------------------------------------------------
 
 

@@ -44,11 +44,17 @@ def read_image(path: Path, channels: int) -> Tensor:
         CnnspecError: E0503 if the file is not a readable image, or its values have no known range: floating-point
             images, and integers of more than 16 bits.
     """
-    return open_image(path, channels, path.name, str(path))
+    try:
+        # Not by its path: Pillow 13 maps uncompressed grayscale TIFF files into memory, and then applies their
+        # orientation twice.
+        with path.open("rb") as file:
+            return open_image(file, channels, path.name, str(path))
+    except OSError as error:
+        raise _unreadable(error, f"`{path.name}`", str(path)) from None
 
 
-def open_image(source: Path | IO[bytes], channels: int, name: str, file: str | None = None) -> Tensor:
-    """Read one image from a file or a stream. `name` and `file` identify it in errors.
+def open_image(source: IO[bytes], channels: int, name: str, file: str | None = None) -> Tensor:
+    """Read one image from a stream. `name` and `file` identify it in errors.
 
     Returns:
         Bytes `[1, channels, h, w]`.
