@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import re
 import warnings
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -68,10 +68,6 @@ class Reference:
             if self.library == "torchvision":
                 with torch.device("cpu") if self.name.startswith("regnet") else contextlib.nullcontext():
                     return getattr(torchvision.models, self.name)()  # a RegNet computes its sizes with tensors
-            if importlib.util.find_spec("timm") is None:
-                pytest.skip("timm is not installed")
-            import timm  # pyright: ignore[reportMissingImports]
-
             return timm.create_model(self.name)
 
 
