@@ -526,6 +526,9 @@ class SpecGenerator:
         end: list[ast.Top] = [ast.Expect(NOWHERE, "output", "==", promise, None)] if self.rng.rarely(2) else []
         first = next((index for index, piece in enumerate(body) if isinstance(piece, ast.Let)), len(body))
         split = self.rng.randint(0, first)  # layers and blocks can use a `let` before its line, another `let` cannot
+        planted = next((index for index, piece in enumerate(body) if piece is self.outermost), split)
+        if planted < split < planted + len(self.faulty) and not self.inside:  # between two faulty statements
+            split = planted
         return ast.File(NOWHERE, NO_SOURCE, (*top, *blocks, *body[:split], *lets, *body[split:], *aux, *end))
 
     def network(self, x: Shape, frame: Frame) -> tuple[list[ast.Statement], Shape]:

@@ -295,8 +295,9 @@ def test_a_grid_of_settings() -> None:
             grid(wrong)
 
 
-def test_training_options_are_fields_with_the_same_defaults() -> None:
+def test_training_options_are_fields_with_the_same_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
+    monkeypatch.delenv("CNNSPEC_DATA", raising=False)
     from cnnspec.training import TrainOptions
 
     assert Training().given() == []

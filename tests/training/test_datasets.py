@@ -64,7 +64,7 @@ def plain(size: tuple[int, int], channels: int) -> Preprocessing:
 
 
 def test_every_declared_data_set_and_augmentation_has_a_row():
-    assert {*SOURCES, "folder"} == set(DATA_SETS)
+    assert {*SOURCES, "folder", "hf", "python"} == set(DATA_SETS)
     assert set(TRANSFORMS) == set(AUGMENTATIONS)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from cnnspec.recipe import OPTIMIZERS, Recipe
+from cnnspec.recipe import OPTIMIZERS, Folder, Recipe
 from cnnspec.training.data.identity import DataIdentity
 from cnnspec.training.loop.checkpoints import State
 
@@ -61,7 +61,7 @@ def convert(state: State, recipe: Recipe, run: RunFacts, log: Callable[[str], No
 
 def same_split(old: Recipe, new: Recipe) -> bool:
     """Return whether two recipes select the same images of a dataset. The path of a folder does not count."""
-    ignored = {"path": None}
+    ignored = {"path": None} if old.data.name == Folder.name else {}
     return (old.data.name, old.data.args | ignored) == (new.data.name, new.data.args | ignored)
 
 

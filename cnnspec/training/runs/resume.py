@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from cnnspec.analysis.diff import compare
 from cnnspec.diagnostics import failure
 from cnnspec.ir import Graph
-from cnnspec.recipe import ORIGINS, Recipe, Setting
+from cnnspec.recipe import ORIGINS, Folder, Recipe, Setting
 from cnnspec.rewrite.set_values import setting_text
 from cnnspec.semantics.recipe_rules import contradictions, refuse
 from cnnspec.training.data.identity import FILE, DataIdentity, Inventory, differences
@@ -35,8 +35,9 @@ NOT_COMPARED = frozenset(
     }
 )  # fmt: skip
 """The options that cannot change the result: places, messages, plots, and how data and changes are compared."""
-RECIPE_OPTIONS = frozenset({"data", "epochs", "batch", "seed", "precision"})
-"""The options that are compared as entries of the recipe. `precision` is also compared as Lightning resolves it."""
+RECIPE_OPTIONS = frozenset({"data", "images", "epochs", "batch", "seed", "precision"})
+"""The options that are compared as entries of the recipe. `precision` is also compared as Lightning resolves it, and
+`images` by their identity."""
 INITIAL_WEIGHTS = frozenset({"weights", "match", "reinit"})
 """The options that have an effect only at the start of a run."""
 MACHINE_OPTIONS = frozenset({"memory_format", "threads"})
@@ -241,6 +242,7 @@ def _merged_recipe(run: StoredRun, graph: Graph, options: TrainOptions, *, same_
 
 def recipe_changes(old: Recipe, new: Recipe) -> list[Change]:
     """Return the entries and arguments that differ between two recipes. The path of a folder does not count."""
+    folder = old.data.name == new.data.name == Folder.name
     found: list[Change] = []
     for name in Recipe.model_fields:
         was, now = getattr(old, name), getattr(new, name)
@@ -251,7 +253,7 @@ def recipe_changes(old: Recipe, new: Recipe) -> list[Change]:
             found += [
                 Change(f"{name}.{key}", _text(was.args.get(key)), _text(now.args.get(key)))
                 for key in arguments
-                if was.args.get(key) != now.args.get(key) and (name, key) != ("data", "path")
+                if was.args.get(key) != now.args.get(key) and not (folder and (name, key) == ("data", "path"))
             ]
         else:
             found.append(Change(name, _text(was), _text(now)))
