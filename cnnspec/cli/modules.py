@@ -19,6 +19,7 @@ from cnnspec.cli.options import (
     Match,
     Offline,
     Reinit,
+    ResumeFrom,
     Settings,
     SpecFile,
     VerifyData,
@@ -51,12 +52,13 @@ def build(
     weights: InitialWeights = None,
     match: Match = "name",
     reinit: Reinit = None,
+    resume_from: ResumeFrom = None,
     as_json: AsJson = False,
 ) -> int:
     """Compile a network to a torch module; with --train, train and test it."""
     return _build(
         file, train=train, training=training, at=at, sets=sets, huge=huge, weights=weights, match=match,
-        reinit=reinit, as_json=as_json,
+        reinit=reinit, resume_from=resume_from, as_json=as_json,
     )  # fmt: skip
 
 
@@ -70,12 +72,13 @@ def train(
     weights: InitialWeights = None,
     match: Match = "name",
     reinit: Reinit = None,
+    resume_from: ResumeFrom = None,
     as_json: AsJson = False,
 ) -> int:
     """Train a network with its recipe, and test it; short for `build --train`."""
     return _build(
         file, train=True, training=training, at=None, sets=sets, huge=huge, weights=weights, match=match,
-        reinit=reinit, as_json=as_json,
+        reinit=reinit, resume_from=resume_from, as_json=as_json,
     )  # fmt: skip
 
 
@@ -90,6 +93,7 @@ def _build(
     weights: str | None,
     match: str,
     reinit: list[str] | None,
+    resume_from: str | None,
     as_json: bool,
 ) -> int:
     if train and at is not None:
@@ -105,8 +109,12 @@ def _build(
     if match == "order" and reinit:
         raise typer.BadParameter("has no effect with --match order", param_hint="--reinit")
     _check_match(match)
-    if training.accept_changes and not training.resume:
+    if training.resume and resume_from is not None:
+        raise typer.BadParameter("`--resume` and `--resume-from` cannot be used together", param_hint="--resume-from")
+    if training.accept_changes and not (training.resume or resume_from):
         raise typer.BadParameter("has no effect without --resume", param_hint="--accept-changes")
+    if resume_from is not None and not train:
+        raise typer.BadParameter("has no effect without --train", param_hint="--resume-from")
     graph = compile_at(file, sets, at, huge)
     check_weights(weights)
     if not train:
@@ -115,8 +123,12 @@ def _build(
                 raise typer.BadParameter("has no effect without --train", param_hint=option)
         return _try_out(graph, weights, match, reinit or [], training, as_json)
     stop_on_sigterm()
+    more: dict[str, Any] = {}
+    if resume_from is not None:  # `3` is the third run of this network
+        more["resume"] = training.out / graph.name / resume_from if resume_from.isdecimal() else Path(resume_from)
     options = training.options(
         [graph.recipe],
+        **more,
         weights=weights,
         match=match,
         reinit=tuple(reinit or ()),
@@ -167,18 +179,24 @@ def plan(
 
 
 def runs(
-    out: Annotated[Path, typer.Argument(metavar="DIR", help="Parent of the run folders.")] = Path("runs"),
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="DIR...", help="Folders of runs (default: runs, comparisons, sweeps).", show_default=False
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List training runs with their state and result."""
+    """List training runs with their state and result, also those of comparisons and sweeps."""
     from cnnspec.training.runs.listing import list_runs
 
-    found = list_runs(out)
+    places = folders or [Path(name) for name in ("runs", "comparisons", "sweeps")]
+    found = [run for place in places for run in list_runs(place)]
     if as_json:
         print_json(found)
         return
     if not found:
-        echo(f"no runs found in {out}")
+        echo(f"no runs found in {', '.join(map(str, places))}")
         return
     from cnnspec.cli.tables import Justify, print_table
 

@@ -32,6 +32,9 @@ InitialWeights = Annotated[
 Match = Annotated[
     str, typer.Option(metavar="HOW", help="Match tensors by name, by order, or by a map that `cnnspec match` wrote.")
 ]
+ResumeFrom = Annotated[
+    str | None, typer.Option("--resume-from", metavar="RUN", help="Resume this run: its folder or its number.")
+]
 Reinit = Annotated[
     list[str] | None,
     typer.Option(metavar="MODULE", help="A module to initialize at random in spite of --weights, such as a new head."),

@@ -98,7 +98,7 @@ class Training:
         one_of("--allocator", self.allocator, ("keep", "default"))
         from cnnspec import training
 
-        if self.data is None and not self.resume:
+        if self.data is None and not more.get("resume", self.resume):
             for recipe in recipes:
                 check_folder(recipe.data)
         values = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -372,6 +372,44 @@ def test_runs_that_cannot_be_resumed(run: Callable[..., Result], monkeypatch: py
     assert run(tiny(), epochs=1).folder.name == "2"
 
 
+def test_runs_of_comparisons_and_sweeps_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    folders = ["runs/a/2", "runs/a/10", "comparisons/a-b/runs/b/1", "sweeps/a/trials/3/a/1"]
+    for folder in folders:
+        Path(folder).mkdir(parents=True)
+        (Path(folder) / "result.json").write_text("{}")
+    for place, expected in (
+        ("runs", folders[:2]),
+        ("comparisons", folders[2:3]),
+        ("comparisons/a-b", folders[2:3]),
+        ("comparisons/a-b/runs", folders[2:3]),
+        ("sweeps", folders[3:]),
+        ("sweeps/a", folders[3:]),
+    ):
+        assert [found["folder"] for found in list_runs(Path(place))] == expected
+
+
+def test_a_run_is_resumed_by_its_folder_or_number(run: Callable[..., Result], tmp_path: Path):
+    spec = tmp_path / "tiny.cnn"
+    spec.write_text(NETWORK.replace("RECIPE", "optimizer sgd lr=0.1"))
+    stopped: list[Result] = []
+    for seed in (1, 2, 3):
+        with pytest.MonkeyPatch.context() as patch:
+            stop_at(patch, 0, 2)
+            stopped.append(run(load(spec), seed=seed, epochs=1))
+    command = [sys.executable, "-m", "cnnspec", "train", str(spec), "--out", str(tmp_path / "runs"), "--no-plots"]
+    done = subprocess.run([*command, "--resume-from", "2"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    run(load(spec), resume=stopped[0].folder)
+    results = [json.loads((result.folder / "result.json").read_text()) for result in stopped]
+    assert [result["state"] for result in results] == ["finished", "finished", "interrupted"]
+    assert [result["seed"] for result in results] == [1, 2, 3]
+    for path, reason in ((stopped[1].folder, "the run is finished"), (tmp_path / "x", "not the folder of a run")):
+        with pytest.raises(CnnspecError, match=reason) as error:
+            run(load(spec), resume=path)
+        assert code(error) == "E0506"
+
+
 def test_a_killed_run_resumes_but_not_while_it_is_running(run: Callable[..., Result], tmp_path: Path):
     graph = tiny()
     (tmp_path / "tiny.cnn").write_text(graph.text)

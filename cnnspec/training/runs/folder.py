@@ -139,7 +139,10 @@ class RunFolder:
             if not found:
                 reason = "no run found"
             help = "train again without `--resume`, or pass the parent of the run folders with `--out`"
-            raise _refusal(runs, f"nothing to resume: {reason}", help)
+            if path is not None:
+                reason = "the run is finished" if finished else "it is not the folder of a run that has started"
+                help = "`cnnspec runs` lists the runs"
+            raise _refusal(path or runs, f"nothing to resume: {reason}", help)
         _refuse_links(folder.path)
         run = read_run(folder.path)
         folder.lock()

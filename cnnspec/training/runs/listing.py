@@ -14,13 +14,15 @@ FIGURES = ("data", "epochs", "steps", "best_epoch", "val_acc", "test_acc", "seco
 
 
 def list_runs(out: Path) -> list[dict[str, Any]]:
-    """List all runs under a folder by network and number, as plain data.
+    """List all runs under a folder by network and number, also those of comparisons and sweeps, as plain data.
 
     A run with the state `running` that no process has locked was killed. A run whose files have another format version
     has the state `unsupported`, and one whose files are damaged `unreadable`; `reason` says why.
     """
-    paths = [path for path in out.glob("*/*") if os.path.lexists(path / "result.json")]
-    return [_describe(path) for path in sorted(paths, key=lambda path: (path.parts[-2], path.name.zfill(9)))]
+    # `runs/NAME/1`, `comparisons/NAMES/runs/NAME/1`, `sweeps/NAME/trials/1/NAME/1`, and from their subfolders
+    patterns = ("/".join("*" * depth) for depth in range(2, 6))
+    paths = [path for pattern in patterns for path in out.glob(pattern) if os.path.lexists(path / "result.json")]
+    return [_describe(path) for path in sorted(paths, key=lambda path: (*path.parts[:-1], path.name.zfill(9)))]
 
 
 def _describe(folder: Path) -> dict[str, Any]:
