@@ -332,11 +332,11 @@ def test(
     echo(preprocessing_line(found["preprocessing"]))
     echo(
         f"{found['matched']} tensors matched by {match}" + (", averaged over flips" if found["tta"] else ""),
-        f"{graph.name} on {found['data']['name']}, {split}: accuracy {found[f'{split}_acc']:.4f} "
+        f"{graph.name} on {found['data']['name']}, {split}: accuracy {found[f'{split}_acc']:.2%} "
         f"({found['correct']} of {found['images']}), loss {found[f'{split}_loss']:.4f}",
     )
     top5, error = found["metrics"]["top5_acc"], found["metrics"]["calibration_error"]
-    echo(("" if top5 is None else f"top-5 accuracy {top5:.4f}, ") + f"expected calibration error {error:.4f}")
+    echo(("" if top5 is None else f"top-5 accuracy {top5:.2%}, ") + f"expected calibration error {error:.4f}")
 
 
 def match(

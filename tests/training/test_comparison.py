@@ -106,7 +106,7 @@ def test_the_table_matches_the_results_of_the_runs(run_compare: Compare, folder:
             assert float(line[f"{name}_std"]) == row[name]["std"]
             mean, std = (f"{100 * row[name][part]:.2f}" for part in ("mean", "std"))
             for text in (done.to_text(), (done.folder / "table.md").read_text()):
-                assert f"{mean} ± {std} %" in text
+                assert f"{mean} ± {std}%" in text
         assert (row["parameters"], row["macs"]) == (own[0]["parameters"], own[0]["macs"])
         assert (line["label"], int(line["seeds"]), int(line["parameters"])) == (row["label"], 2, row["parameters"])
         assert [run["folder"] for run in row["runs"]] == [f"runs/{row['label']}/{n}" for n in (1, 2)]

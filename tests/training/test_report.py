@@ -192,7 +192,7 @@ def test_many_classes_are_shown_as_an_image(tmp_path: Path) -> None:
 
 def test_metrics_by_class_are_in_the_page(page_file: Path) -> None:
     text = page_file.read_text("utf-8")
-    assert text.count("Top-5 accuracy 75.00 %") == 3
+    assert text.count("Top-5 accuracy 75.00%") == 3
     section = text.split("<h2>Metrics by class</h2>")[1].split("<h2>")[0]
     assert section.count('<th scope="row">') == 30
     assert '<th scope="row">ankle boot</th>' in section

@@ -195,7 +195,7 @@ class Column:
 def _accuracy(name: str) -> Callable[[Row], str]:
     def cell(row: Row) -> str:
         statistic = row.statistic(name)
-        return f"{statistic.text(2, 100)} %" if statistic else "-"
+        return f"{statistic.text(2, 100)}%" if statistic else "-"
 
     return cell
 
@@ -230,7 +230,7 @@ def columns(target: float | None) -> list[Column]:
         Column("seconds_per_epoch", "s/epoch", _per_epoch, lambda row: row.seconds_per_epoch),
     ]
     if target is not None:
-        title = f"s to {target * 100:g} %"
+        title = f"s to {target * 100:g}%"
         found.append(Column("seconds_to_target", title, _to_target, lambda row: row.seconds_to_target))
     return found
 

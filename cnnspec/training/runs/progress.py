@@ -70,7 +70,7 @@ class ProgressDisplay(Callback):
         left = (self._epochs * task.steps - task.progress.step) / speed
         batch = min(task.recipe.batch, len(task.context.data.train))
         return (
-            f"loss {loss / max(count, 1):.4f} acc {correct / max(count, 1):.4f}"
+            f"loss {loss / max(count, 1):.4f} acc {correct / max(count, 1):.2%}"
             f"  {speed * batch:,.0f} images/s  {format_duration(left)} left"
         )
 
@@ -79,10 +79,10 @@ class ProgressDisplay(Callback):
         metrics = self._task.last_metrics
         epoch = -(-self._printed // self._task.steps)
         parts = [f"epoch {epoch:>{len(str(self._epochs))}}/{self._epochs}"]
-        parts.append(f"train loss {metrics['train_loss']:.4f} acc {metrics['train_acc']:.4f}")
+        parts.append(f"train loss {metrics['train_loss']:.4f} acc {metrics['train_acc']:.2%}")
         if "val_acc" in metrics:
             best = " best" if metrics["best"] else ""
-            parts.append(f"val loss {metrics['val_loss']:.4f} acc {metrics['val_acc']:.4f}{best}")
+            parts.append(f"val loss {metrics['val_loss']:.4f} acc {metrics['val_acc']:.2%}{best}")
         parts.append(f"{time.monotonic() - self._epoch_start:.1f} s")
         print_line(self._console, "  ".join(parts))
 

@@ -309,7 +309,7 @@ class _Sweep:
         run = _newest(out / graph.name)
         begun = _result_of(run)
         if begun.get("state") == "finished" and begun.get("val_acc") is not None:  # its process died after the end
-            self._log_end(number, values, f"val acc {begun['val_acc']:.4f}")
+            self._log_end(number, values, f"val acc {begun['val_acc']:.2%}")
             return begun["val_acc"]
         out.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
@@ -318,7 +318,7 @@ class _Sweep:
 
             def watch(epoch: int, scores: Mapping[str, float]) -> bool:
                 show(
-                    f"trial {number}  {_format_values(values)}  epoch {epoch}/{epochs}  val acc {scores['val_acc']:.4f}"
+                    f"trial {number}  {_format_values(values)}  epoch {epoch}/{epochs}  val acc {scores['val_acc']:.2%}"
                 )
                 return self.study.report(trial, epoch, scores["val_acc"])
 
@@ -339,7 +339,7 @@ class _Sweep:
             self._log_end(number, values, f"pruned after epoch {result.values['epochs']}", start)
             raise Pruned
         accuracy: float = result.values["val_acc"]
-        self._log_end(number, values, f"val acc {accuracy:.4f}", start)
+        self._log_end(number, values, f"val acc {accuracy:.2%}", start)
         return accuracy
 
     def _run(self, graph: Graph, options: TrainOptions, *, resume: bool) -> Result:
