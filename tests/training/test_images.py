@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch")
+from harness.images import stored
 from PIL import Image, ImageCms
 
 from cnnspec.diagnostics import CnnspecError
@@ -21,16 +22,7 @@ RGB = np.stack([GRAY, GRAY[::-1], GRAY.T], axis=2)
 ALPHA = np.repeat(np.array([0, 1, 100, 128, 200, 254, 255, 255], np.uint8), 32).reshape(16, 16)
 SIXTEEN = (np.arange(4096, dtype=np.uint16) * 16 + 7).reshape(64, 64)
 UPRIGHT = np.random.default_rng(0).integers(0, 256, (48, 32, 3), dtype=np.uint8)
-STORED = {  # by the definition of the tag: which edge of the scene the first row and column are
-    1: UPRIGHT,
-    2: UPRIGHT[:, ::-1],
-    3: UPRIGHT[::-1, ::-1],
-    4: UPRIGHT[::-1],
-    5: UPRIGHT.transpose(1, 0, 2),
-    6: np.rot90(UPRIGHT, 1),
-    7: UPRIGHT[::-1, ::-1].transpose(1, 0, 2),
-    8: np.rot90(UPRIGHT, -1),
-}
+STORED = {orientation: stored(UPRIGHT, orientation) for orientation in range(1, 9)}
 
 
 def read(path: Path, channels: int = 3) -> np.ndarray:
@@ -274,7 +266,7 @@ def test_orientation_is_applied(tmp_path: Path, extension: str, orientation: int
     exif = Image.Exif()
     exif[0x0112] = orientation
     options: dict[str, Any] = {"webp": {"lossless": True}, "jpg": {"quality": 100, "subsampling": 0}}.get(extension, {})
-    Image.fromarray(np.ascontiguousarray(STORED[orientation])).save(path, exif=exif, **options)
+    Image.fromarray(STORED[orientation]).save(path, exif=exif, **options)
     found = read(path).astype(int)
     assert found.shape == UPRIGHT.shape
     assert np.abs(found - UPRIGHT).max() <= (12 if extension == "jpg" else 0)
@@ -303,18 +295,7 @@ def test_orientation_is_applied_in_every_mode(
     marks[:8, :8] = 255
     marks[:8, -8:] = 100 if mode != "1" else 255
     upright = np.ascontiguousarray(marks[..., None].repeat(3, 2))
-    turned = np.ascontiguousarray(
-        {
-            1: upright,
-            2: upright[:, ::-1],
-            3: upright[::-1, ::-1],
-            4: upright[::-1],
-            5: upright.transpose(1, 0, 2),
-            6: np.rot90(upright, 1),
-            7: upright[::-1, ::-1].transpose(1, 0, 2),
-            8: np.rot90(upright, -1),
-        }[orientation]
-    )
+    turned = stored(upright, orientation)
     if mode == "I;16":
         image = Image.fromarray(turned[..., 0].astype(np.uint16) * 257)
     else:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from harness.images import stored
 from PIL import Image
 from torchvision.io import decode_image
 from torchvision.transforms import v2
@@ -58,21 +59,6 @@ def photo(random: np.random.Generator, height: int, width: int, channels: int) -
     waves = [np.sin(6 * (x * random.normal() + y * random.normal()) + random.normal()) for _ in range(channels)]
     samples = np.stack(waves, 2) * 0.4 + 0.5 + random.normal(0, 0.03, (height, width, channels))
     return samples.clip(0, 1)
-
-
-def stored(upright: np.ndarray, orientation: int) -> np.ndarray:
-    """Return the samples to store, so that a viewer that obeys the orientation shows `upright`. Source: EXIF 2.3."""
-    turn = {
-        1: lambda a: a,
-        2: lambda a: a[:, ::-1],
-        3: lambda a: a[::-1, ::-1],
-        4: lambda a: a[::-1],
-        5: lambda a: a.swapaxes(0, 1),
-        6: lambda a: np.rot90(a, 1),
-        7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-        8: lambda a: np.rot90(a, -1),
-    }[orientation]
-    return np.ascontiguousarray(turn(upright))
 
 
 def write_photo(random: np.random.Generator, place: Path, mode: str, extension: str) -> tuple[Path, np.ndarray | None]:
