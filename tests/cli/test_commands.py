@@ -494,6 +494,7 @@ def test_train_has_the_options_of_build() -> None:
 def test_the_folder_of_datasets_can_be_an_environment_variable(
     good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("torch")
     (tmp_path / "sets").mkdir()
     monkeypatch.setenv("CNNSPEC_DATA", str(tmp_path / "sets"))
     for command in (["train"], ["build", "--train"], ["test", "--weights", "x.pt"]):
