@@ -55,7 +55,6 @@ class Records:
         read_one: Returns the bytes `[1, C, h, w]` of the image at a position of the source.
         positions: The positions, `[N]`.
         labels: The labels, `[N]`.
-        names: The names of all images of the source, or nothing.
     """
 
     read_one: Callable[[int], Tensor] = field(repr=False)
