@@ -193,8 +193,9 @@ def _labeled_rows(path: str, setting: Setting, splits: Mapping[str, Any], channe
             raise failure("E0503", message)
         known = {value for found in values.values() for value in found}
         if not all(isinstance(value, int) for value in known):
-            ordered = sorted(map(str, known))
-            names, values = ordered, {s: [ordered.index(str(v)) for v in found] for s, found in values.items()}
+            names = sorted({str(value) for value in known})
+            position = {name: index for index, name in enumerate(names)}
+            values = {split: [position[str(value)] for value in found] for split, found in values.items()}
     labels = {split: _labels(found, path) for split, found in values.items()}
     records = {
         split: Records(_RowReader(rows[split], image, channels, f"{path} {split}"), torch.arange(len(found)), found)
