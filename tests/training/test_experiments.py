@@ -23,7 +23,7 @@ def test_every_experiment_has_a_command_and_a_result() -> None:
     assert len(SECTIONS) >= 4
     for title, text in SECTIONS:
         assert "```sh\ncnnspec " in text, title
-        assert re.search(r"[0-9.]+ %|[0-9.]+ ± [0-9.]+", text), title
+        assert re.search(r"[0-9.]+ ?%|[0-9.]+ ± [0-9.]+", text), title
     assert not re.search(r"[A-Z0-9]+_(TABLE|TEXT)", PAGE)
 
 
