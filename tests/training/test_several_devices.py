@@ -9,11 +9,17 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from harness.batches import stop_at
+from harness.processes import run_in_processes
 
+from cnnspec import loads
+from cnnspec.training import TrainOptions, train
 from cnnspec.training.loop.checkpoints import Checkpoints
 
 SPEC = """network tiny
@@ -60,15 +66,33 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def rows(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "runs/tiny/1/metrics.jsonl").read_text().splitlines()]
+    """Return the rows of the journal, without those of changes."""
+    found = [json.loads(line) for line in (folder / "runs/tiny/1/metrics.jsonl").read_text().splitlines()]
+    return [row for row in found if "changes" not in row]
+
+
+def train_in_processes(
+    folder: Path, count: int, prepare: Callable[[int], None] = lambda rank: None, **options: Any
+) -> list[Any]:
+    """Train in several processes, after `prepare` is called with the rank in each. Return the results."""
+    graph = loads(SPEC, name="tiny.cnn")
+
+    def job(rank: int) -> str:
+        prepare(rank)
+        settings = {"accelerator": "cpu", "devices": count, "strategy": "ddp" if count > 1 else "auto", **options}
+        settings |= {"memory_format": "channels_last", "threads": 1, "plots": False, "offline": True}
+        try:
+            return train(graph, TrainOptions(out=folder / "runs", data_dir=folder / "data", **settings)).state
+        except SystemExit as end:
+            return f"exit {end.code}"
+
+    return run_in_processes(count, job)
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("alone")
-    process = start(folder, "--devices", "1")
-    output = finish(process)
-    assert process.returncode == 0, output
+    assert train_in_processes(folder, 1) == ["finished"]
     return folder
 
 
@@ -188,4 +212,20 @@ def test_a_dead_process_ends_the_others_and_the_run_resumes(alone: Path, tmp_pat
     process = start(tmp_path, "--devices", "2", "--strategy", "ddp", "--resume")
     output = finish(process)
     assert process.returncode == 0, output
+    equal(alone, tmp_path)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_stop_of_one_process_ends_all_and_another_number_resumes(alone: Path, tmp_path: Path, count: int):
+    """The stop of the last process is obeyed within two steps, after the same step by all."""
+
+    def stop(rank: int) -> None:
+        if rank == count - 1:
+            stop_at(pytest.MonkeyPatch(), 0, 7)
+
+    assert train_in_processes(tmp_path, count, stop) == ["interrupted", *["exit 0"] * (count - 1)]
+    state, _ = Checkpoints(tmp_path / "runs" / "tiny" / "1" / "checkpoints").load()
+    assert 8 <= state["progress"]["step"] <= 9
+    resumed = train_in_processes(tmp_path, 6 - count, resume=True, accept_changes=True)
+    assert resumed == ["finished", *["exit 0"] * (5 - count)]
     equal(alone, tmp_path)

@@ -30,6 +30,7 @@ from cnnspec.training.loop.about import about_weights
 from cnnspec.training.loop.machine import best_device, default_workers, images_that_fit, keep_memory
 from cnnspec.training.loop.metrics import calibration, class_metrics, confusion
 from cnnspec.training.loop.nan_search import first_nonfinite_layer
+from cnnspec.training.loop.processes import Processes
 
 BATCH = 250
 """The maximum number of images per batch."""
@@ -161,45 +162,60 @@ def score(
     device: torch.device,
     poll: Callable[[], None] = lambda: None,
     tta: Literal["hflip"] | None = None,
+    processes: Processes | None = None,
 ) -> Score:
     """Evaluate a network on one split of a dataset, in the precision of its weights and without augmentation.
+
+    Several processes divide the batches. Each returns the score of all images, exactly that of a single process.
 
     Args:
         network: Maps `[N, C, H, W]` to logits `[N, classes]`. It is left in evaluation mode.
         images: The split.
         preprocessing: Turns images into the input of the network.
         device: The device to compute on.
-        poll: Called before each batch. An exception ends the evaluation.
+        poll: Called before each batch, equally often in each process. An exception ends the evaluation.
         tta: `hflip` averages the logits of each image and of its mirror image.
+        processes: The processes that share the work. All of them call this function.
 
     Raises:
         CnnspecError: E0509 if an output is NaN or Inf, E0513 if not even one image fits into the memory.
     """
-    evaluator = Evaluator(network, device, tta)
-    correct, among_five, loss = 0, 0, 0.0
-    predicted: list[Tensor] = []
-    probability: list[Tensor] = []
-    classes = 0
-    workers = 0 if images.in_memory else default_workers()
+    evaluator, processes = Evaluator(network, device, tta), processes or Processes()
     size = images_per_batch((len(preprocessing.mean), *preprocessing.size))
-    for batch, labels in EpochBatches(images, Preprocess(preprocessing), size, workers=workers):
+    rounds = math.ceil(math.ceil(len(images) / size) / processes.size)
+    first, last = (min(len(images), rank * rounds * size) for rank in (processes.rank, processes.rank + 1))
+    own = images if last - first == len(images) else images.subset(torch.arange(first, last))
+    found = torch.zeros(4, len(images), dtype=torch.float64)  # predicted, probability, loss, among the first five
+    classes, polls, position = 0, 0, first
+    workers = 0 if images.in_memory else default_workers()
+    error: CnnspecError | None = None
+    try:
+        for batch, labels in EpochBatches(own, Preprocess(preprocessing), size, workers=workers) if len(own) else ():
+            poll()
+            polls += 1
+            logits, labels = evaluator(batch), labels.cpu()
+            columns = slice(position, position := position + len(labels))
+            found[0, columns] = logits.argmax(1).double()
+            found[1, columns] = logits.double().softmax(1).amax(1)
+            found[2, columns] = F.cross_entropy(logits.double(), labels, reduction="none")
+            found[3, columns] = ((logits > logits.gather(1, labels[:, None])).sum(1) < 5).double()
+            classes = logits.shape[1]
+    except CnnspecError as problem:
+        error = problem
+    for _ in range(polls, rounds):
         poll()
-        logits, labels = evaluator(batch), labels.cpu()
-        predicted.append(logits.argmax(1))
-        probability.append(logits.double().softmax(1).amax(1))
-        correct += int((predicted[-1] == labels).sum())
-        among_five += int(((logits > logits.gather(1, labels[:, None])).sum(1) < 5).sum())
-        loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
-        classes = logits.shape[1]
+    processes.raise_any(error)
+    found = processes.sum(found)  # the others hold zeros
+    predicted, actual = found[0].long(), images.labels.cpu()
     return Score(
-        correct,
+        int((predicted == actual).sum()),
         len(images),
-        loss / len(images),
-        images.labels.cpu(),
-        torch.cat(predicted),
-        torch.cat(probability),
-        among_five,
-        classes,
+        float(found[2].sum()) / len(images),
+        actual,
+        predicted,
+        found[1],
+        int(found[3].sum()),
+        processes.greatest(classes)[0],
     )
 
 

@@ -47,6 +47,7 @@ from cnnspec.training.loop.evaluate import score
 from cnnspec.training.loop.journal import Journal
 from cnnspec.training.loop.nan_search import divergence_error, first_nonfinite_weight
 from cnnspec.training.loop.optimizers import optimizer_for
+from cnnspec.training.loop.processes import Processes
 from cnnspec.training.loop.restore import convert, restore_optimizer, run_facts
 from cnnspec.training.loop.signals import Pruned, StopHandler, Stopped
 
@@ -197,6 +198,7 @@ class TrainingContext:
     stop: StopHandler
     log: Callable[[str], None]
     is_main_process: bool = True
+    processes: Processes = field(default_factory=Processes)
     save_every: float = 300.0
     watch: Callable[[int, Mapping[str, float]], bool] | None = None
     about: Mapping[str, Any] | None = None
@@ -467,7 +469,9 @@ class Task(pl.LightningModule):
         recipe, now = self.recipe, time.monotonic()
         time_is_up = recipe.minutes is not None and self.seconds >= 60 * recipe.minutes
         save_due = now - self._last_save >= self.context.save_every
-        stop_requested, time_is_up, save_due = self._any_device(self.context.stop.requested, time_is_up, save_due)
+        processes = self.context.processes
+        agree = processes.any if self.epoch_is_pending else processes.vote
+        stop_requested, time_is_up, save_due = agree(self.context.stop.requested, time_is_up, save_due)
         if time_is_up:
             self.context.log(f"stopping: the time limit of {recipe.minutes:g} minutes is reached")
             self.progress.stopped_early = self.trainer.should_stop = True
@@ -547,7 +551,7 @@ class Task(pl.LightningModule):
         from the same images.
         """
         # Several devices would have to agree on the number of parts in the middle of a step.
-        if self.progress.parts >= images or not self._single_process or not is_out_of_memory(error):
+        if self.progress.parts >= images or self.context.processes.are_connected or not is_out_of_memory(error):
             raise error
         try:
             check_parts(self.graph, images, 2 * self.progress.parts)
@@ -569,7 +573,7 @@ class Task(pl.LightningModule):
         if self.progress.step % min(LOG_EVERY, self.steps):
             return
         loss = self.loss * self._loss_weight(images)
-        if not self._single_process:
+        if self.context.processes.are_connected:
             torch.distributed.all_reduce(loss)
             loss /= self.trainer.world_size
         if self.context.is_main_process:
@@ -590,16 +594,17 @@ class Task(pl.LightningModule):
             Stopped: A stop was requested. The state is saved, and the resumed run closes the epoch.
             Pruned: The `watch` callback ended the run.
         """
-        self._check_state_finite()
+        sums = self.context.processes.sum(self._sums)
+        self._check_state_finite(sums)
         try:
-            self._poll()
+            if self.context.processes.any(self.context.stop.requested)[0]:
+                raise Stopped
             metrics = self._validate()
         except Stopped:
             self.save()
             raise
-        sums = self._reduce_sums()
-        progress, train_loss = self.progress, sums[0] / sums[2]
-        values = {"train_loss": train_loss, "train_acc": sums[1] / sums[2], **metrics}
+        progress, (train_loss, train_acc) = self.progress, (sums[:2] / sums[2]).tolist()
+        values = {"train_loss": train_loss, "train_acc": train_acc, **metrics}
         score, loss = metrics.get("val_acc", -1.0), metrics.get("val_loss", 0.0)
         loss = loss if math.isfinite(loss) else sys.float_info.max
         improved = not metrics or (score, -loss) > (progress.best_score, -progress.best_loss)
@@ -619,17 +624,17 @@ class Task(pl.LightningModule):
         watch = self.context.watch
         if watch is not None:
             prune = self.context.is_main_process and watch(self.epoch, values)
-            if self._any_device(prune)[0] and not self.is_done:
+            if self.context.processes.any(prune)[0] and not self.is_done:
                 raise Pruned
 
-    def _check_state_finite(self) -> None:
-        """Check the sums of the epoch and the weights, which the last update may have made infinite.
+    def _check_state_finite(self, sums: Tensor) -> None:
+        """Check the sums of the epoch over all devices, and the weights, which the last update may have made infinite.
 
         Raises:
             CnnspecError: E0509 if one of them is not finite.
         """
-        if not torch.isfinite(self._sums).all():
-            self._check_finite(self._sums[0])
+        if not torch.isfinite(sums).all():
+            self._check_finite(sums[0])
         if self.progress.step and first_nonfinite_weight(self.network) is not None:
             raise divergence_error(self.network, None, None, self.progress.step, self.steps, self._lr)
 
@@ -641,7 +646,8 @@ class Task(pl.LightningModule):
         try:
             if self._state is not None and self.recipe.ema is not None:
                 network = self._averaged_copy(self._state)
-            result = score(network, val, self.context.preprocessing, self.device, poll=self._poll)
+            preprocessing, processes = self.context.preprocessing, self.context.processes
+            result = score(network, val, preprocessing, self.device, poll=self.poll, processes=processes)
         finally:
             network.train()
             self.train()
@@ -653,30 +659,10 @@ class Task(pl.LightningModule):
         copy.load_state_dict(network_weights(state["state_dict"]))
         return copy
 
-    def _poll(self) -> None:
-        if self._any_device(self.context.stop.requested)[0]:
+    def poll(self) -> None:
+        """Raise `Stopped` if a process was asked to stop before the previous call. All processes call this."""
+        if self.context.processes.vote(self.context.stop.requested)[0]:
             raise Stopped
-
-    # --- agreement between devices ---------------------------------------------------------------
-
-    def _any_device(self, *claims: bool) -> list[bool]:
-        """Return for each flag whether it is true on any device."""
-        if self._single_process:
-            return list(claims)
-        flags = torch.tensor([int(claim) for claim in claims], device=self.device)
-        torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
-        return [bool(flag) for flag in flags.tolist()]
-
-    @property
-    def _single_process(self) -> bool:
-        return not (torch.distributed.is_available() and torch.distributed.is_initialized())
-
-    def _reduce_sums(self) -> list[float]:
-        """Return the sums over all devices."""
-        sums = self._sums.clone()
-        if not self._single_process:
-            torch.distributed.all_reduce(sums)
-        return sums.tolist()
 
     # --- checkpoints -----------------------------------------------------------------------------
 
@@ -687,12 +673,12 @@ class Task(pl.LightningModule):
             CnnspecError: E0509 if the sums of the epoch or the weights are not finite.
             OSError: It cannot be written.
         """
-        self._check_state_finite()
-        sums = self._reduce_sums()
+        sums = self.context.processes.sum(self._sums)
+        self._check_state_finite(sums)
         if self.context.is_main_process:
             journal = self.context.journal
             files = journal.lengths() if journal is not None else {}
-            progress = {**asdict(self.progress), "sums": sums, "files": files, "seconds": self.seconds}
+            progress = {**asdict(self.progress), "sums": sums.tolist(), "files": files, "seconds": self.seconds}
             self.context.checkpoints.save(self._make_state(progress), best=best)
         self._last_save = time.monotonic()
 

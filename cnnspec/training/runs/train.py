@@ -289,7 +289,8 @@ class _TrainingRun:
                 self._start()
             self.stop.poll()
             self._fit()
-            self._exit_other_processes()
+            if not self.context.processes.are_connected:
+                self._exit_other_processes()
             scores = self._test()
         except (Stopped, KeyboardInterrupt):
             state = "interrupted"
@@ -435,22 +436,27 @@ class _TrainingRun:
     def _test(self) -> dict[str, Any]:
         """Evaluate the best weights on the validation and test images, as `cnnspec test` does."""
         network = to_module(self.graph).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        load_weights(network, read_weights(self.folder.checkpoints.weights))
+        if self.is_main_process:
+            load_weights(network, read_weights(self.folder.checkpoints.weights))
+        processes = self.context.processes
+        processes.broadcast(network.state_dict().values())
         scores: dict[str, Any] = {"metrics": {}}
         predictions: dict[str, tuple[Images, torch.Tensor, torch.Tensor]] = {}
         names = self.data.class_names
         device = self.trainer.strategy.root_device
         for name, part in (("val", self.data.val), ("test", self.data.test)):
             if part is not None:
-                result = score(network, part, self.preprocessing, device, poll=self.stop.poll, tta=self.recipe.tta)
+                options: dict[str, Any] = {"poll": self.task.poll, "tta": self.recipe.tta, "processes": processes}
+                result = score(network, part, self.preprocessing, device, **options)
                 scores |= {f"{name}_acc": result.accuracy, f"{name}_loss": result.loss}
                 scores["metrics"][name] = result.metrics()
                 predictions[name] = part, result.predicted, result.probability
-                if name == "test" and self.options.plots:
+                if name == "test" and self.options.plots and self.is_main_process:
                     path = self.folder.path
                     draw_confusion(path, result.labels, result.predicted, names)
                     draw_misclassified(path, part, result.predicted, names, self.preprocessing)
                     draw_reliability(path, scores["metrics"][name])
+        self._exit_other_processes()
         write_predictions(self.folder.path, predictions, names, self.data.root)
         return scores
 
