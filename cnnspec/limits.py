@@ -57,6 +57,8 @@ MAX_FORMULA = 1_000
 """Characters of a size as a function of the image size; longer parts are shown as `...`."""
 MAX_SHOWN_TERMS = 128
 """Terms of a sum of such sizes that are shown."""
+MAX_BOXES = 2_000
+"""Boxes of a diagram."""
 
 # --- files of unknown origin, see `files.py` ------------------------------------------------------
 

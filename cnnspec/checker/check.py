@@ -52,6 +52,7 @@ def check(
         input_shape=model.input,
         output=output.node,
         scopes=expander.graph.scopes,
+        origins=expander.graph.origins,
         ends=expander.graph.ends,
         aux=tuple(expander.graph.aux_heads),
         recipe=model.recipe,

@@ -101,6 +101,7 @@ class Expander:
         weight = self._values.argument(head.weight, inner, _WEIGHT, "weight")
         path = self._namer.claim(names, head.name, head.origin)
         self.graph.scopes[path] = ""
+        self.graph.origins[path] = self._calls.source_map[head.origin]
         output = self._body(head.body, inner, Namespace(path), source)
         self.graph.close_scope(path, output)
         self.graph.add_aux_head(output, weight)
@@ -176,6 +177,7 @@ class Expander:
         else:
             path = self._namer.claim(names, label, flow.origin)
             self.graph.scopes.setdefault(path, "")
+            self.graph.origins[path] = self._calls.source_map[flow.origin]
             output = self._pipeline(flow.elements, frame, Namespace(path), x)
             self.graph.close_scope(path, output)
         if output is not OMITTED:
@@ -405,6 +407,7 @@ class Expander:
         self, block: ir.Block, call: ir.Call, frame: Frame, path: str, x: MaybeTensor, iteration: int
     ) -> MaybeTensor:
         self.graph.scopes[path] = block.name
+        self.graph.origins[path] = self._calls.source_map[call.origin]
         inner = self._values.block_frame(block, call, frame, x, iteration)
         if inner is None:
             return None

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from cnnspec import ir, shapes
 from cnnspec.checker.call_stack import CallStack
 from cnnspec.checker.environment import MaybeTensor, Tensor
-from cnnspec.diagnostics import Reported, Reporter
+from cnnspec.diagnostics import Reported, Reporter, Span
 from cnnspec.limits import MAX_ELEMENTS, MAX_HUGE
 from cnnspec.ops import JOINS, OPS, Op
 from cnnspec.ops.base import FLOAT
@@ -34,6 +34,7 @@ class GraphBuilder:
     Attributes:
         nodes: The nodes so far, in the order in which they run.
         scopes: Paths of modules that are not operators, with the name of their block.
+        origins: Source locations of the statements of these modules.
         ends: The same paths with the node that computes their output.
         aux_heads: The auxiliary heads so far.
         current_head: The auxiliary head that new nodes belong to.
@@ -46,6 +47,7 @@ class GraphBuilder:
         self._max_elements = MAX_HUGE if allow_huge else MAX_ELEMENTS
         self.nodes: list[ir.Node] = []
         self.scopes: dict[str, str] = {}
+        self.origins: dict[str, Span | None] = {}
         self.ends: dict[str, int] = {}
         self.aux_heads: list[ir.AuxHead] = []
         self.current_head: str | None = None

@@ -27,6 +27,7 @@ COMMANDS = {
     "fmt": "cnnspec.cli.specs:fmt",
     "summary": "cnnspec.cli.specs:summary",
     "show": "cnnspec.cli.specs:show",
+    "draw": "cnnspec.cli.drawing:draw",
     "diff": "cnnspec.cli.specs:diff",
     "list": "cnnspec.cli.specs:list_",
     "sweep": "cnnspec.cli.sweeps:sweep",

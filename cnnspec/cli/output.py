@@ -7,11 +7,12 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from json.encoder import encode_basestring_ascii
+from pathlib import Path
 from typing import Any
 
-from cnnspec.diagnostics import Diagnostic, printable, render, without_commands
+from cnnspec.diagnostics import Diagnostic, failure, printable, reason_of, render, without_commands
 
 
 class GuardedStream:
@@ -101,6 +102,28 @@ def importing() -> Iterator[None]:
         return
     with make_console(stderr=True).status("loading PyTorch"):
         yield
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Create or replace a file atomically: if writing fails, an old file remains, and no part of the new one.
+
+    Raises:
+        CnnspecError: E0212 if it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)  # a link would lead the data to another place
+        with temporary.open("xb") as file:
+            file.write(data)
+        if path.exists():
+            temporary.chmod(path.stat().st_mode & 0o777)
+        temporary.replace(path.resolve())
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        message = f"cannot write `{path}`: {reason_of(error)}"
+        help = "write to a folder that exists and that you may write to"
+        raise failure("E0212", message, file=str(path), help=help) from None
 
 
 def make_console(*, stderr: bool = False) -> Any:

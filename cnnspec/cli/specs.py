@@ -26,7 +26,7 @@ from cnnspec.cli.options import (
     settings,
     spec_paths,
 )
-from cnnspec.cli.output import escape_json, print_diagnostics, print_json
+from cnnspec.cli.output import escape_json, print_diagnostics, print_json, write_file
 from cnnspec.compiler import locate
 from cnnspec.diagnostics import (
     CnnspecError,
@@ -37,7 +37,6 @@ from cnnspec.diagnostics import (
     echo,
     failure,
     printable,
-    reason_of,
 )
 from cnnspec.limits import MAX_FILE_BYTES, MAX_INTEGER
 from cnnspec.semantics.loader import read_stdin, read_text, shipped_folder
@@ -144,7 +143,7 @@ def _fix(file: str, sets: list[str] | None, huge: bool) -> tuple[list[Diagnostic
     text = data[len(mark) :].decode()
     changed, fixed, done = apply_fixes(text, name, path, settings(sets), allow_huge=huge)
     if changed != text:
-        _write(path, mark + changed.encode())
+        write_file(path, mark + changed.encode())
     return fixed, done
 
 
@@ -200,7 +199,7 @@ def fmt(
         elif check_only:
             echo(f"{file}: not formatted")
         else:
-            _write(path, new.encode())
+            write_file(path, new.encode())
             echo(f"{file}: formatted")
     return int(bool(failed or (pending and (check_only or diff))))
 
@@ -212,21 +211,6 @@ def _write_text(text: str) -> None:
         return
     sys.stdout.flush()
     sys.stdout.buffer.write(text.encode())
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Replace a file atomically: if writing fails, the old file remains."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.unlink(missing_ok=True)  # a link would lead the data to another place
-        with temporary.open("xb") as file:
-            file.write(data)
-        temporary.chmod(path.stat().st_mode & 0o777)
-        temporary.replace(path.resolve())
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        message = f"cannot write `{path}`: {reason_of(error)}"
-        raise failure("E0212", message, file=str(path)) from None
 
 
 FORMATS = ("table", "json", "csv", "markdown")

@@ -115,6 +115,7 @@ class Graph:
         taps: Output nodes of features by name; if there are any, the module returns these in place of the logits.
         files: Source texts of the files that it uses or extends, by their path relative to it; shipped specs are left
             out.
+        origins: For every path that is not an operator, the source location of its statement, if it is known.
     """
 
     name: str
@@ -129,6 +130,7 @@ class Graph:
     text: str = field(default="", compare=False)
     taps: dict[str, int] = field(default_factory=dict[str, int])
     files: dict[str, str] = field(default_factory=dict[str, str], compare=False)
+    origins: dict[str, Span | None] = field(default_factory=dict[str, Span | None], compare=False)
 
     def __repr__(self) -> str:
         return f"Graph({self.name!r}, input={self.input_shape}, output={self.output_shape}, nodes={len(self.nodes)})"

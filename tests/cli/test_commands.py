@@ -504,3 +504,42 @@ def test_the_folder_of_datasets_can_be_an_environment_variable(
     assert cnnspec("build", good, cwd=tmp_path).returncode == 0
     assert str(find_data([], "folder", None).args["path"]) == str(tmp_path / "sets")
     assert str(find_data([], "folder", tmp_path).args["path"]) == str(tmp_path)
+
+
+# --- draw ------------------------------------------------------------------------------------------
+
+
+def test_draw_writes_a_file_and_prints_its_path(good: Path, tmp_path: Path) -> None:
+    done = cnnspec("draw", good, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "t.svg\n", "")
+    assert (tmp_path / "t.svg").read_text().startswith("<svg ")
+    target = tmp_path / "net.dot"
+    target.write_text("old")
+    assert cnnspec("draw", good, "-o", target).returncode == 0
+    assert target.read_text().startswith("digraph")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("-o", "net.jpg"), "E0523"),
+        (("-o", "net"), "E0523"),
+        (("-o", "svg"), "E0523"),
+        (("-o", ".svg/"), "E0523"),
+        (("-o", "net.svg", "--block", "nothing"), "E0523"),
+        (("-o", "missing/net.svg"), "E0212"),
+        (("-o", "good.cnn/net.svg"), "E0212"),
+        (("-o", "folder.svg"), "E0212"),
+        (("-o", f"{'x' * 300}.svg"), "E0212"),
+        (("-o", "net.svg", "--at", "3x1x"), "E0204"),
+    ],
+    ids=str,
+)
+def test_draw_writes_nothing_after_an_error(good: Path, arguments: tuple[str, ...], code: str) -> None:
+    folder = good.parent
+    (folder / "folder.svg").mkdir()
+    done = cnnspec("draw", good, *arguments, cwd=folder)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"error[{code}]: ")
+    assert "= help: " in done.stderr
+    assert sorted(path.name for path in folder.iterdir()) == ["folder.svg", "good.cnn"]

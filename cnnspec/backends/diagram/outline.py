@@ -1,0 +1,544 @@
+"""Outline of a network: boxes and the edges between them, with repeats collapsed and every block drawn once.
+
+An outline knows no coordinates. Scopes of the module tree become frames, calls of blocks become single boxes that refer
+to a figure of the block, and operators that follow each other, such as `conv | bn | relu`, share a box.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+from cnnspec.diagnostics import Span
+from cnnspec.ir import IMAGE, Graph, Node
+from cnnspec.ops import JOINS, Op
+from cnnspec.ops.inits import InitScheme
+from cnnspec.shapes import Shape
+
+ENTRY = -1
+"""The index of the input of a figure, in place of a box."""
+
+_MAX_PERIOD = 12
+_KINDS = {"convolution": "conv", "norm": "norm", "activation": "act", "pool": "pool", "layout": "layout"}
+_MINOR = ("norm", "act")
+_SILENT = ("bias", "init", "pad", "eps", "momentum", "affine", "align_corners", "range")
+"""Settings that are left out of a label; titles have them."""
+
+Key = tuple[Any, ...]
+
+
+class Cell(NamedTuple):
+    """An operator in a box: its kind, which selects the color, and its label."""
+
+    kind: str
+    text: str
+
+
+@dataclass
+class Box:
+    """A node of a figure.
+
+    Attributes:
+        kind: `op`, `join`, `block` (a call), `group` (a scope), `input` or `output`.
+        name: The label in the spec; empty if there is none worth showing.
+        path: The path of the module.
+        rows: The operators from top to bottom; those of a row are next to each other.
+        nodes: The nodes of the graph that it stands for, including all repetitions.
+        inputs: The boxes of the same figure that it reads, or `ENTRY`.
+        shape: The output shape.
+        title: A description of every operator, for screen readers and tooltips.
+        parameters: The number of learned weights.
+        macs: The multiply-adds.
+        repeat: The number of repetitions.
+        block: The figure of the block that is called.
+        inner: The content of a frame.
+        line: The line of the statement in the spec; 0 if it is in another file.
+        status: `added`, `removed` or `changed` in a comparison.
+        edge: The output shape in words; empty if the calls of a block differ in it.
+    """
+
+    kind: str
+    name: str
+    path: str
+    rows: list[list[Cell]]
+    nodes: Sequence[int]
+    inputs: tuple[int, ...]
+    shape: Shape
+    title: str = ""
+    parameters: int = 0
+    macs: int = 0
+    repeat: int = 1
+    block: Key | None = None
+    inner: list[Box] | None = None
+    line: int = 0
+    status: str = ""
+    edge: str = ""
+
+
+@dataclass
+class Figure:
+    """A picture of the network or of a block.
+
+    Attributes:
+        title: The name of the network, or of the block with a letter if it has several structures.
+        boxes: The boxes in the order of execution.
+        exit: The index of the box whose output leaves the figure.
+        entry: The input shape; empty if it varies.
+        uses: The paths of the calls.
+        key: The structure of a block; None for the network.
+    """
+
+    title: str
+    boxes: list[Box]
+    exit: int
+    entry: Shape = ()
+    uses: list[str] = field(default_factory=list[str])
+    key: Key | None = None
+
+
+def kind_of(op: Op) -> str:
+    """Return the kind of an operator, which selects its color."""
+    if op.name in JOINS or op.name == "linear":
+        return op.name
+    return _KINDS[type(op).__module__.rpartition(".")[2]]
+
+
+def size_text(shape: Shape) -> str:
+    """Render a shape as `64×56×56`."""
+    return "×".join(map(str, shape))
+
+
+def _value(value: object) -> str:
+    if isinstance(value, tuple):
+        return "×".join(map(_value, value))  # pyright: ignore[reportUnknownArgumentType]
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value.name if isinstance(value, InitScheme) else str(value)
+
+
+def _label_parts(node: Node) -> dict[str, str]:
+    """Return the parts of the label of an operator by setting."""
+    op, parts = node.op, {"": node.op.name}
+    settings = op.changed()
+    if op.counts_as_layer:
+        settings["c"] = node.shape[0]
+    for name, value in settings.items():
+        if name in _SILENT or value is False:
+            continue
+        if name == "stride":
+            alike = isinstance(value, tuple) and len(set(value)) == 1
+            parts[name] = f"/{value[0] if alike else _value(value)}"
+        elif value is True:
+            parts[name] = name
+        elif name in ("kernel", "c", "size", "factor", "p", "amounts"):
+            parts[name] = _value(value)
+        else:
+            parts[name] = f"{name}={_value(value)}"
+    return parts
+
+
+def _merged(values: Sequence[str]) -> str:
+    """Return the values of one setting in all calls of a block: `3×3, 5×5`, or `64–512` for many numbers."""
+    distinct = list(dict.fromkeys(values))
+    if len(distinct) > 2 and all(value.isdigit() for value in distinct):
+        numbers = sorted(map(int, distinct))
+        return f"{numbers[0]}–{numbers[-1]}"
+    return distinct[0] if len(distinct) == 1 else ", ".join(distinct) if len(distinct) < 4 else f"{distinct[0]}, …"
+
+
+def label(nodes: Iterable[Node]) -> str:
+    """Return the label of an operator; settings that differ between the calls of a block are joined."""
+    every: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
+    for node in nodes:
+        parts = _label_parts(node)
+        every[tuple(parts.items())] = parts
+    found = list(every.values())
+    names = dict.fromkeys(name for parts in found for name in parts)
+    texts: list[str] = []
+    for name in names:
+        given = [parts[name] for parts in found if name in parts]
+        text = _merged(given)
+        texts.append(text if len(given) == len(found) else f"({text})")
+    head, *rest = texts
+    joined = ", ".join(text for text in rest if text.lstrip("(")[:1] != "/")
+    strides = "".join(f" {text}" for text in rest if text.lstrip("(")[:1] == "/")
+    return f"{head} {joined}".rstrip() + strides
+
+
+class Outliner:
+    """Make the figures of a graph.
+
+    Attributes:
+        graph: The network.
+        depth: The level from which scopes are single boxes; None for none.
+        statuses: For a comparison, the status of each node.
+    """
+
+    def __init__(self, graph: Graph, depth: int | None = None, statuses: Sequence[str] | None = None) -> None:
+        self.graph, self.depth, self._statuses = graph, depth, statuses
+        nodes = graph.nodes
+        self._consumers: list[list[int]] = [[] for _ in nodes]
+        for index, node in enumerate(nodes):
+            for source in node.inputs:
+                if source != IMAGE:
+                    self._consumers[source].append(index)
+        self._leaving = {graph.output, *(head.output for head in graph.aux), *graph.taps.values()}
+        texts: dict[int, str] = {}
+        self._keys: list[Key] = []
+        for index, node in enumerate(nodes):
+            if id(node.op) not in texts:
+                texts[id(node.op)] = f"{node.op!r}"
+            self._keys.append((texts[id(node.op)], self._status(index)))
+        self._find_scopes()
+        self._find_blocks()
+
+    def _status(self, index: int) -> str:
+        return self._statuses[index] if self._statuses else ""
+
+    def _find_scopes(self) -> None:
+        """Find the scopes of each node, outermost first, and keep those whose nodes are consecutive."""
+        scopes, known = self.graph.scopes, dict[str, tuple[str, ...]]()
+
+        def above(path: str) -> tuple[str, ...]:
+            if path not in known:
+                before = above(path.rpartition(".")[0]) if "." in path else ()
+                known[path] = (*before, path) if path in scopes else before
+            return known[path]
+
+        spans: dict[str, list[int]] = {}
+        self._chains: list[tuple[str, ...]] = []
+        for index, node in enumerate(self.graph.nodes):
+            chain = above(node.path)
+            self._chains.append(chain)
+            for scope in chain:
+                spans.setdefault(scope, []).append(index)
+        self._spans = {s: range(v[0], v[-1] + 1) for s, v in spans.items() if len(v) == v[-1] - v[0] + 1}
+        self._chains = [tuple(s for s in chain if s in self._spans) for chain in self._chains]
+
+    def _find_blocks(self) -> None:
+        """Find the calls of every block and group them by structure."""
+        self.calls: dict[Key, list[str]] = {}
+        self._blocks: dict[str, Key] = {}
+        for scope, span in self._spans.items():
+            name = self.graph.scopes[scope]
+            if name and self._is_closed(span):
+                ops = tuple((self.graph.nodes[i].op.name, self._status(i), *self._reads(i, span)) for i in span)
+                key: Key = (name, ops)
+                self.calls.setdefault(key, []).append(scope)
+                if not self._is_stack(span):  # a short one is drawn in place
+                    self._blocks[scope] = key
+        structures: dict[str, list[Key]] = {}
+        for key in self.calls:
+            structures.setdefault(key[0], []).append(key)
+        self.titles: dict[Key, str] = {}
+        for name, keys in structures.items():
+            for number, key in enumerate(keys):
+                self.titles[key] = name if len(keys) == 1 else f"{name} {_letters(number)}"
+
+    def _reads(self, index: int, span: range) -> list[int | None]:
+        """Return the inputs of a node relative to a span; None for one from outside."""
+        return [i - span.start if i >= span.start else None for i in self.graph.nodes[index].inputs]
+
+    def _outer(self, span: Sequence[int]) -> set[int]:
+        first = span[0]
+        return {i for index in span for i in self.graph.nodes[index].inputs if i < first}
+
+    def _exits(self, span: Sequence[int]) -> list[int]:
+        last = span[-1]
+        return [i for i in span if i in self._leaving or any(user > last for user in self._consumers[i])]
+
+    def _is_closed(self, span: range) -> bool:
+        """Return whether a span of nodes has one input and at most one output, the last node."""
+        return len(self._outer(span)) == 1 and set(self._exits(span)) <= {span[-1]}
+
+    def _follows(self, index: int) -> bool:
+        """Return whether a node reads only the node before it, which nothing else reads."""
+        before = index - 1
+        return (
+            before >= 0
+            and self.graph.nodes[index].inputs == (before,)
+            and self._consumers[before] == [index]
+            and before not in self._leaving
+            and self._status(before) == self._status(index)
+        )
+
+    def _fuses(self, stack: Sequence[int], index: int) -> bool:
+        """Return whether an operator joins the box of the operators before it."""
+        nodes = self.graph.nodes
+        kinds = [kind_of(nodes[i].op) for i in (*stack, index)]
+        minor = [
+            kind in _MINOR or nodes[i].op.name == "flatten" for kind, i in zip(kinds, (*stack, index), strict=True)
+        ]
+        if not self._follows(index) or any(kind in JOINS for kind in kinds) or len(kinds) > 6:
+            return False
+        if kinds[0] == "norm":  # normalization and activation before a layer
+            return all(minor[:-1])
+        return minor[-1] and (not minor[0] or all(minor))
+
+    def _is_stack(self, span: Sequence[int]) -> bool:
+        return all(self._fuses(span[:k], span[k]) for k in range(1, len(span))) if len(span) <= 6 else False
+
+    # -- figures
+
+    def network(self) -> Figure:
+        """Return the figure of the whole network."""
+        graph = self.graph
+        boxes = self._collapse(self._boxes(range(len(graph.nodes)), 0, ()))
+        boxes = [Box("input", "", "", [[Cell("input", "input")]], (), (), graph.input_shape), *boxes]
+        boxes[0].edge = size_text(graph.input_shape)
+        for box in boxes[1:]:
+            box.inputs = tuple(i + 1 for i in box.inputs)
+        out = next(i for i, box in enumerate(boxes) if graph.output in box.nodes)
+        boxes.append(Box("output", "", "", [[Cell("output", "output")]], (), (out,), graph.output_shape))
+        return Figure(graph.name, boxes, len(boxes) - 1, graph.input_shape)
+
+    def block(self, key: Key) -> Figure:
+        """Return the figure of a block, whose labels hold for all of its calls."""
+        scopes = self.calls[key]
+        span = self._spans[scopes[0]]
+        level = self._chains[span.start].index(scopes[0]) + 1
+        starts = tuple(self._spans[scope].start for scope in scopes)
+        boxes = self._collapse(self._boxes(span, level, starts))
+        for box in boxes:
+            if len({self.graph.nodes[box.nodes[-1] - span.start + start].shape for start in starts}) > 1:
+                box.edge = ""
+        entries = {self.graph.input_shapes(self.graph.nodes[self._spans[s].start])[0] for s in scopes}
+        return Figure(
+            self.titles[key], boxes, len(boxes) - 1, entries.pop() if len(entries) == 1 else (), list(scopes), key
+        )
+
+    def _child(self, index: int, level: int, only_blocks: bool) -> int | None:
+        chain = self._chains[index]
+        for position in range(level, len(chain)):
+            if not only_blocks or chain[position] in self._blocks or self._is_stack(self._spans[chain[position]]):
+                return position
+        return None
+
+    def _boxes(self, span: Sequence[int], level: int, starts: tuple[int, ...]) -> list[Box]:
+        """Return the boxes of consecutive nodes; inputs outside of them are `ENTRY`.
+
+        Args:
+            span: The nodes.
+            level: The number of scopes around them.
+            starts: For a block, the first node of every call.
+        """
+        boxes: list[Box] = []
+        position, end = span[0], span[-1] + 1
+        while position < end:
+            child = self._child(position, level, bool(starts))
+            if child is None:
+                stack = [position]
+                while position + len(stack) < end and self._child(position + len(stack), level, bool(starts)) is None:
+                    if not self._fuses(stack, position + len(stack)):
+                        break
+                    stack.append(position + len(stack))
+                boxes.append(self._op_box(stack, level, span[0], starts))
+                position += len(stack)
+                continue
+            scope = self._chains[position][child]
+            inside = self._spans[scope]
+            boxes += self._scope_boxes(scope, inside, child, level, span[0], starts)
+            position = inside.stop
+        for before, box in zip(boxes[-2::-1], boxes[:0:-1], strict=True):  # the parts of a branch: its name once
+            if box.name == before.name and box.kind == "op":
+                box.name = ""
+        return self._linked(boxes, span[0])
+
+    def _scope_boxes(
+        self, scope: str, span: range, child: int, level: int, origin: int, starts: tuple[int, ...]
+    ) -> list[Box]:
+        """Return the boxes of a scope: a single one, a frame, or its content without a frame."""
+        name = self._name(scope, span, level, origin)
+        if self._is_stack(span):
+            return [replace(self._op_box(list(span), level, origin, starts), name=name, path=scope)]
+        key = self._blocks.get(scope)
+        if key is not None:
+            cells = [[Cell("block", self.titles[key])]]
+            return [self._box("block", name, scope, cells, span, block=key)]
+        if self.depth is not None and child + 1 >= self.depth:
+            blocks = dict.fromkeys(self.graph.scopes[s] for i in span for s in self._chains[i][child + 1 :])
+            words = ", ".join([b for b in blocks if b][:2]) or f"{len(span)} operators"
+            return [self._box("group", name, scope, [[Cell("group", words)]], span)]
+        inner = self._boxes(span, child + 1, starts)
+        if not self._is_closed(span):
+            return inner
+        inner = self._collapse(inner)
+        if len(inner) == 1:
+            return [replace(inner[0], name=name)]
+        return [self._box("group", name, scope, [], span, inner=inner)]
+
+    def _box(self, kind: str, name: str, path: str, rows: list[list[Cell]], span: Sequence[int], **more: Any) -> Box:
+        nodes = [self.graph.nodes[i] for i in span]
+        statuses = {self._status(i) for i in span}
+        return Box(
+            kind,
+            name,
+            path,
+            rows,
+            span,
+            (),
+            nodes[-1].shape,
+            parameters=sum(node.parameter_count for node in nodes),
+            macs=sum(node.macs for node in nodes),
+            line=self._line(self.graph.origins.get(path) or nodes[0].origin),
+            status=statuses.pop() if len(statuses) == 1 else "changed",
+            edge=size_text(nodes[-1].shape),
+            **more,
+        )
+
+    def _line(self, span: Span | None) -> int:
+        return span.line if span is not None and span.source.text == self.graph.text else 0
+
+    def _op_box(self, stack: list[int], level: int, origin: int, starts: tuple[int, ...]) -> Box:
+        nodes = self.graph.nodes
+        rows: list[list[Cell]] = []
+        for i in stack:
+            cell = Cell(kind_of(nodes[i].op), label(nodes[start + i - origin] for start in starts or (origin,)))
+            minor = cell.kind in _MINOR or nodes[i].op.name == "flatten"
+            if minor and rows and (rows[-1][0].kind in _MINOR or rows[-1][0].text == "flatten"):
+                rows[-1].append(cell)
+            else:
+                rows.append([cell])
+        main = next((i for i in stack if kind_of(nodes[i].op) not in _MINOR), stack[0])
+        kind = "join" if nodes[main].op.name in JOINS else "op"
+        name = "" if kind == "join" else self._name(nodes[main].path, [main], level, origin)
+        title = "; ".join(f"{nodes[i].path}: {nodes[i].op!r}" for i in stack)
+        return replace(self._box(kind, name, nodes[main].path, rows, stack), title=title)
+
+    def _name(self, path: str, nodes: Sequence[int], level: int, origin: int) -> str:
+        """Return the path within the figure; empty if it is a number or repeats the name of the operator."""
+        chain = self._chains[origin]
+        scope = chain[level - 1] if level else ""
+        own = path[len(scope) + 1 :] if scope and path.startswith(f"{scope}.") else path
+        word = re.sub(r"[_\d.]+$", "", own.rpartition(".")[2] if own.count(".") == 0 else own)
+        names = {self.graph.nodes[i].op.name for i in nodes}
+        if re.fullmatch(r"[\d.]*", own) or word in {*names, "norm", "pool", "relu", "act"}:
+            return ""
+        weights = [head.weight for head in self.graph.aux if head.name == own]
+        if weights:
+            return f"{own}, weight {weights[0]:g}"
+        return re.sub(r"(\.\d+)+$", "", own) if self._is_stack(nodes) else own
+
+    def _linked(self, boxes: list[Box], first: int) -> list[Box]:
+        """Set the inputs of boxes."""
+        owner = {node: index for index, box in enumerate(boxes) for node in box.nodes}
+        for index, box in enumerate(boxes):
+            sources = [i for node in box.nodes for i in self.graph.nodes[node].inputs]
+            box.inputs = tuple(dict.fromkeys(owner.get(i, ENTRY) for i in sources if owner.get(i) != index))
+        return self._without_repeated_concats(boxes)
+
+    def _without_repeated_concats(self, boxes: list[Box]) -> list[Box]:
+        """Let a concatenation that contains all inputs of an earlier one read that one, as dense blocks are drawn."""
+        seen: list[tuple[int, set[int]]] = []
+        for index, box in enumerate(boxes):
+            if box.kind != "join" or box.rows[0][0].kind != "concat":
+                continue
+            own = set(box.inputs)
+            for earlier, inputs in reversed(seen[-16:]):
+                if len(inputs) > 1 and inputs <= own:
+                    box.inputs = (earlier, *(i for i in box.inputs if i not in inputs))
+                    break
+            seen.append((index, own))
+        return boxes
+
+    # -- repeats
+
+    def _signature(self, box: Box) -> Key:
+        span = range(box.nodes[0], box.nodes[-1] + 1)
+        return (box.kind, *((self._keys[i], *self._reads(i, span)) for i in box.nodes))
+
+    def _collapse(self, boxes: list[Box]) -> list[Box]:
+        """Replace consecutive equal parts by one part with the number of its repetitions."""
+        signatures = [self._signature(box) for box in boxes]
+        readers: list[list[int]] = [[] for _ in boxes]
+        for index, box in enumerate(boxes):
+            for i in box.inputs:
+                if i != ENTRY:
+                    readers[i].append(index)
+        result: list[Box] = []
+        moved: dict[int, int] = {ENTRY: ENTRY}
+        position = 0
+        while position < len(boxes):
+            turns, period = self._turns(boxes, signatures, readers, position)
+            count = turns * period
+            part = boxes[position : position + period]
+            nodes = [n for box in boxes[position : position + count] for n in box.nodes]
+            outer = tuple(moved[i] for i in boxes[position].inputs)
+            if turns == 1:
+                part[0].inputs = tuple(moved[i] for i in part[0].inputs)
+                result.append(part[0])
+            else:
+                kind, rows = (part[0].kind, part[0].rows) if period == 1 else ("group", [])
+                whole = self._box(kind, part[0].name if period == 1 else "", part[0].path, rows, nodes)
+                whole = replace(whole, inputs=outer, repeat=turns)
+                if period == 1:
+                    whole = replace(whole, block=part[0].block, inner=part[0].inner, title=part[0].title)
+                else:
+                    whole.inner = [
+                        replace(b, inputs=tuple(i - position if i >= position else ENTRY for i in b.inputs))
+                        for b in part
+                    ]
+                result.append(whole)
+            for i in range(position, position + count):
+                moved[i] = len(result) - 1
+            position += count
+        return result
+
+    def _turns(self, boxes: list[Box], signatures: list[Key], readers: list[list[int]], start: int) -> tuple[int, int]:
+        """Return how often the part that starts at a box is repeated, and its number of boxes."""
+        for period in range(1, _MAX_PERIOD + 1):
+            turns = 1
+            while self._same(boxes, signatures, readers, start, start + turns * period, period):
+                turns += 1
+            if turns > 1:
+                return turns, period
+        return 1, 1
+
+    def _same(
+        self, boxes: list[Box], signatures: list[Key], readers: list[list[int]], start: int, other: int, period: int
+    ) -> bool:
+        """Return whether the boxes from `other` on repeat those from `start` on and read only the last one before."""
+        if other + period > len(boxes) or signatures[start] != signatures[other]:
+            return False
+        before = boxes[start].inputs
+        for k in range(period):
+            one, two = boxes[start + k], boxes[other + k]
+            if signatures[start + k] != signatures[other + k] or len(one.inputs) != len(two.inputs):
+                return False
+            for i, j in zip(one.inputs, two.inputs, strict=True):
+                inner = i - start if i >= start else None
+                if (inner is None and (i not in before or len(before) > 1 or j != other - 1)) or (
+                    inner is not None and j != other + inner
+                ):
+                    return False
+            for place in (start, other):
+                last = k == period - 1
+                if not last and (
+                    any(reader >= place + period for reader in readers[place + k])
+                    or set(boxes[place + k].nodes) & self._leaving
+                ):
+                    return False
+        final = boxes[other - 1]
+        return all(reader < other + period for reader in readers[other - 1]) and not (set(final.nodes) & self._leaving)
+
+
+def _letters(number: int) -> str:
+    """Return A, B, ..., Z, AA, AB, ..."""
+    text = ""
+    number += 1
+    while number:
+        number, rest = divmod(number - 1, 26)
+        text = chr(65 + rest) + text
+    return text
+
+
+def blocks_in(boxes: Iterable[Box]) -> list[Key]:
+    """Return the figures that boxes refer to, in order."""
+    found: dict[Key, None] = {}
+    for box in boxes:
+        if box.block is not None:
+            found[box.block] = None
+        found.update(dict.fromkeys(blocks_in(box.inner or ())))
+    return list(found)

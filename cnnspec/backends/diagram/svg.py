@@ -1,0 +1,430 @@
+"""Scalable vector graphics of figures, as text that depends on nothing but the network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from itertools import pairwise
+from typing import NamedTuple
+
+from cnnspec.backends.diagram.layout import (
+    MINOR,
+    NAME,
+    SMALL,
+    STACK,
+    Drawing,
+    Edge,
+    Placed,
+    frame_title,
+    has_bars,
+    row_metrics,
+    shortened,
+    shown_name,
+    text_width,
+)
+from cnnspec.backends.diagram.outline import Box, Key, size_text
+from cnnspec.diagnostics import counted, printable
+
+FONT = "Inter, Helvetica, Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif"
+_SERIF = "'Times New Roman', Times, 'Liberation Serif', 'DejaVu Serif', serif"
+_MARGIN, _TITLE_ROW = 24.0, 40.0
+_PANEL_PAD, _PANEL_TITLE = 16.0, 30.0
+
+_LIGHT = {
+    "page": "#ffffff", "text": "#1f2933", "faint": "#5f6c7b", "edge": "#52606d", "panel": "#f7f8fa", "line": "#d3d9e0",
+    "conv": "#cfe2f8", "norm": "#e6eaee", "act": "#fbe3c4", "pool": "#e2d5f3", "linear": "#f8cfcf",
+    "layout": "#eef0e0", "add": "#ffffff", "mul": "#ffffff", "concat": "#ffffff", "block": "#cdeee2",
+    "group": "#ffffff", "input": "#ffffff", "output": "#ffffff", "stroke": "#7b8794", "params": "#c2410c",
+    "macs": "#1d4ed8", "added": "#15803d", "removed": "#b91c1c", "changed": "#b45309",
+}  # fmt: skip
+_DARK = {
+    "page": "#15191e", "text": "#e6eaee", "faint": "#9aa5b1", "edge": "#9aa5b1", "panel": "#1c2229", "line": "#3a444f",
+    "conv": "#1f4268", "norm": "#36404a", "act": "#66481f", "pool": "#463366", "linear": "#6b2b2f",
+    "layout": "#41452c", "add": "#15191e", "mul": "#15191e", "concat": "#15191e", "block": "#1c5343",
+    "group": "#15191e", "input": "#15191e", "output": "#15191e", "stroke": "#7b8794", "params": "#fb923c",
+    "macs": "#60a5fa", "added": "#4ade80", "removed": "#f87171", "changed": "#fbbf24",
+}  # fmt: skip
+_PAPER = {
+    **_LIGHT, "text": "#000000", "faint": "#333333", "edge": "#000000", "stroke": "#000000", "panel": "#ffffff",
+    "line": "#888888", "conv": "#dce9f7", "norm": "#f2f2f2", "act": "#fcefd9", "pool": "#ece4f6", "linear": "#fae0e0",
+    "layout": "#f4f5ea", "block": "#dff3ec",
+}  # fmt: skip
+KINDS = {
+    "conv": "convolution", "norm": "normalization", "act": "activation", "pool": "pooling", "linear": "linear",
+    "layout": "layout", "block": "block", "group": "group",
+}  # fmt: skip
+"""The kinds of boxes in the legend, with their names."""
+THEMES = ("light", "dark", "auto")
+
+
+class Panel(NamedTuple):
+    """A figure on the page, at a place."""
+
+    drawing: Drawing
+    x: float
+    y: float
+    width: float
+    height: float
+    title: str
+    note: str
+
+
+def style(theme: str, paper: bool = False) -> str:
+    """Return the style sheet of a theme; `auto` follows the reader's setting."""
+    base = _rules(_PAPER if paper else _DARK if theme == "dark" else _LIGHT, paper)
+    dark = _rules(_DARK, paper)
+    return f"{base}@media (prefers-color-scheme:dark){{{dark}}}" if theme == "auto" and not paper else base
+
+
+def _rules(colors: dict[str, str], paper: bool) -> str:
+    kinds = "".join(
+        f".{kind}{{fill:{colors[kind]}}}" for kind in (*KINDS, "add", "mul", "concat", "input", "output", "page")
+    )
+    marks = "".join(f".is-{s}{{stroke:{colors[s]};stroke-width:2}}" for s in ("added", "removed", "changed"))
+    arrows = "".join(f".to-{s}{{stroke:{colors[s]}}}" for s in ("added", "removed"))
+    return (
+        f"text{{font-family:{_SERIF if paper else FONT};fill:{colors['text']}}}"
+        f".faint{{fill:{colors['faint']}}}.bold{{font-weight:600}}{kinds}"
+        f".panel{{fill:{colors['panel']};stroke:{colors['line']}}}"
+        f".frame{{fill:none;stroke:{colors['line']};stroke-dasharray:4 3}}"
+        f".cut{{stroke:{colors['stroke']};stroke-width:{0.6 if paper else 0.4};fill:none}}"
+        f".rim{{fill:none;stroke:{colors['stroke']};stroke-width:{0.8 if paper else 1}}}"
+        f".edge{{fill:none;stroke:{colors['edge']};stroke-width:{0.9 if paper else 1.2}}}"
+        f".head{{fill:{colors['edge']}}}.track{{fill:{colors['text']};opacity:.12}}"
+        f".params{{fill:{colors['params']}}}.macs{{fill:{colors['macs']}}}{marks}{arrows}"
+    )
+
+
+def number(value: float) -> str:
+    """Format a coordinate with at most one decimal."""
+    text = f"{value:.1f}"
+    return text[:-2] if text.endswith(".0") else text
+
+
+def safe(text: str) -> str:
+    """Escape a text for markup; characters that cannot be shown become their escapes."""
+    return escape(printable(text), quote=True)
+
+
+def _text(x: float, y: float, size: float, text: str, classes: str = "", anchor: str = "middle") -> str:
+    style = f' class="{classes}"' if classes else ""
+    place = "" if anchor == "start" else f' text-anchor="{anchor}"'
+    return f'<text x="{number(x)}" y="{number(y)}" font-size="{number(size)}"{place}{style}>{safe(text)}</text>'
+
+
+def _rect(x: float, y: float, width: float, height: float, classes: str, radius: float = 0) -> str:
+    corner = f' rx="{number(radius)}"' if radius else ""
+    return (
+        f'<rect x="{number(x)}" y="{number(y)}" width="{number(width)}" height="{number(height)}"{corner} '
+        f'class="{classes}"/>'
+    )
+
+
+def edge_path(edge: Edge, x: float, y: float) -> str:
+    """Return the path data of an edge: rounded corners, or a smooth curve."""
+    points = [(a + x, b + y) for a, b in edge.points]
+    if edge.arrow and len(points) > 1:
+        points[-1] = _before(points[-2], points[-1], 4.0)
+    parts = [f"M{number(points[0][0])} {number(points[0][1])}"]
+    if edge.curved:
+        for (x1, y1), (x2, y2) in pairwise(points):
+            middle = number((y1 + y2) / 2)
+            if x1 == x2:
+                parts.append(f"V{number(y2)}")
+            else:
+                parts.append(f"C{number(x1)} {middle} {number(x2)} {middle} {number(x2)} {number(y2)}")
+        return "".join(parts)
+    for before, corner, after in zip(points, points[1:], points[2:], strict=False):
+        radius = min(6.0, _length(before, corner) / 2, _length(corner, after) / 2)
+        one, two = _before(before, corner, radius), _before(after, corner, radius)
+        parts.append(f"L{number(one[0])} {number(one[1])}")
+        parts.append(f"Q{number(corner[0])} {number(corner[1])} {number(two[0])} {number(two[1])}")
+    parts.append(f"L{number(points[-1][0])} {number(points[-1][1])}")
+    return "".join(parts)
+
+
+def _length(one: tuple[float, float], two: tuple[float, float]) -> float:
+    return abs(one[0] - two[0]) + abs(one[1] - two[1])
+
+
+def _before(start: tuple[float, float], end: tuple[float, float], distance: float) -> tuple[float, float]:
+    """Return the point at a distance before the end of a vertical or horizontal line."""
+    length = _length(start, end)
+    if length == 0:
+        return end
+    share = min(distance / length, 1.0)
+    return end[0] + (start[0] - end[0]) * share, end[1] + (start[1] - end[1]) * share
+
+
+def _arrow(edge: Edge, x: float, y: float) -> str:
+    (x1, _), (x2, y2) = edge.points[-2:]
+    if edge.curved or abs(x1 - x2) < 0.01:
+        sides = [(x2 - 3.2, y2 - 6), (x2 + 3.2, y2 - 6)]
+    else:
+        sign = 1 if x1 > x2 else -1
+        sides = [(x2 + 6 * sign, y2 - 3.2), (x2 + 6 * sign, y2 + 3.2)]
+    corners = " ".join(f"{number(a + x)},{number(b + y)}" for a, b in [(x2, y2), *sides])
+    return f'<polygon class="head" points="{corners}"/>'
+
+
+def describe(box: Box) -> str:
+    """Return the description of a box for tooltips and screen readers."""
+    first = " ".join(filter(None, (box.path or box.kind, f"×{box.repeat}" if box.repeat > 1 else "")))
+    cells = " | ".join(cell.text for row in box.rows for cell in row)
+    lines = [first, box.title or cells, f"output {size_text(box.shape)}"]
+    if box.nodes:
+        lines += [f"{box.parameters:,} parameters", f"{box.macs:,} multiply-adds"]
+    return "\n".join(filter(None, [*lines, box.status]))
+
+
+class Writer:
+    """Write drawings as SVG elements.
+
+    Attributes:
+        prefix: The start of every id.
+        paper: Whether to draw in the style of papers.
+        anchors: The id of the figure of each block.
+    """
+
+    def __init__(self, prefix: str, *, paper: bool = False, anchors: dict[Key, str] | None = None) -> None:
+        self.prefix, self.paper, self.anchors = prefix, paper, anchors or {}
+
+    def drawing(self, drawing: Drawing, x: float, y: float) -> list[str]:
+        """Return the elements of a drawing at a place."""
+        most = max([p.box.parameters for p in drawing.placed if has_bars(p.box)] or [0])
+        work = max([p.box.macs for p in drawing.placed if has_bars(p.box)] or [0])
+        frames = [p for p in drawing.placed if p.box.inner is not None]
+        lines = [line for p in frames for line in self._frame(p, x, y)]
+        for edge in drawing.edges:
+            mark = f" to-{edge.status}" if edge.status else ""
+            lines.append(f'<path class="edge{mark}" d="{edge_path(edge, x, y)}"/>')
+        lines += [_arrow(edge, x, y) for edge in drawing.edges if edge.arrow and len(edge.points) > 1]
+        for p in drawing.placed:
+            if p.box.inner is None:
+                lines += self._box(p, x, y, most, work)
+        return lines
+
+    def _frame(self, p: Placed, x: float, y: float) -> list[str]:
+        left, top = p.x - p.left + x, p.y + y
+        status = f" is-{p.box.status}" if p.box.status in ("added", "removed") else ""
+        return [
+            f'<g class="node" data-path="{safe(p.box.path)}" data-line="{p.box.line}">',
+            f"<title>{safe(describe(p.box))}</title>",
+            _rect(left, top, p.left + p.right, p.height, f"frame{status}", 8),
+            _text(left + 8, top + 12, NAME, frame_title(p.box), "faint", "start"),
+            "</g>",
+            *([self._shape(p, x, y)] if p.labeled else []),
+        ]
+
+    def _shape(self, p: Placed, x: float, y: float) -> str:
+        return _text(p.x + x + 5, p.y + p.height + y + 11, SMALL, p.box.edge, "faint", "start")
+
+    def _box(self, p: Placed, x: float, y: float, most: int, work: int) -> list[str]:
+        box, left, top, width = p.box, p.x - p.left + x, p.y + y, p.left + p.right
+        anchor = self.anchors.get(box.block) if box.block is not None else None
+        height = p.height
+        if box.repeat > 1:
+            width, height = width - STACK, height - STACK
+        lines = [f'<a href="#{anchor}">'] if anchor else []
+        block = f' data-block="{anchor}"' if anchor else ""
+        lines.append(f'<g class="node" data-path="{safe(box.path)}" data-line="{box.line}"{block}>')
+        lines.append(f"<title>{safe(describe(box))}</title>")
+        status = f" is-{box.status}" if box.status else ""
+        kinds = {cell.kind for row in box.rows for cell in row}
+        if box.kind == "join" and len(box.rows) == 1 and not kinds & {"concat"}:
+            sign = "+" if "add" in kinds else "×"
+            circle = f'cx="{number(p.x + x)}" cy="{number(top + p.left)}" r="{number(p.left)}"'
+            lines.append(f'<circle {circle} class="{kinds.pop()}"/><circle {circle} class="rim{status}"/>')
+            lines.append(_text(p.x + x, top + p.left + 4.5, 14, sign))
+        else:
+            lines += self._rows(box, left, top, width, height, status)
+            if not self.paper and has_bars(box):
+                lines += _bars(box, left, top + height, width, most, work)
+        lines.append("</g>")
+        lines += ["</a>"] if anchor else []
+        lines += [self._shape(p, x, y)] if p.labeled else []
+        return lines
+
+    def _rows(self, box: Box, left: float, top: float, width: float, height: float, status: str) -> list[str]:
+        lines: list[str] = []
+        main = next((row[0].kind for row in box.rows if row[0].kind not in ("norm", "act")), box.rows[0][0].kind)
+        radius = 10 if box.kind in ("input", "output", "join") else 4
+        if box.repeat > 1:
+            for shift in (STACK, STACK / 2):
+                lines.append(_rect(left + shift, top + shift, width, height, main, radius))
+                lines.append(_rect(left + shift, top + shift, width, height, "rim", radius))
+        lines.append(_rect(left, top, width, height, main, radius))
+        y, named = top, shown_name(box)
+        if named:
+            y += 12
+            lines.append(_text(left + width / 2, y - 2, NAME, named, "faint"))
+        for position, row in enumerate(box.rows):
+            size, step = row_metrics(box, row)
+            weights = [text_width(shortened(cell.text), size) + 14 for cell in row]
+            x, total = left, sum(weights)
+            last = position == len(box.rows) - 1
+            for cell, weight in zip(row, weights, strict=True):
+                share = width * weight / total
+                if cell.kind != main:
+                    lines.append(_cell(x, y, share, step, cell.kind, (x == left) and last, (cell is row[-1]) and last))
+                bold = "bold" if box.kind in ("block", "group") else ""
+                badge = f"  ×{box.repeat}" if box.repeat > 1 and not named and position == 0 else ""
+                text = shortened(cell.text) + badge
+                lines.append(_text(x + share / 2, y + step / 2 + size * 0.35, size, text, bold))
+                x += share
+            y += step
+        lines.append(_rect(left, top, width, height, f"rim{status}", radius))
+        return lines
+
+
+def _cell(x: float, y: float, width: float, height: float, kind: str, first: bool, last: bool) -> str:
+    """Return the background of an operator within a box; the corners of the last row are round."""
+    r1, r2 = (4 if first else 0), (4 if last else 0)
+    n = number
+    return (
+        f'<path class="{kind}" d="M{n(x)} {n(y)}h{n(width)}v{n(height - r2)}q0 {r2} -{r2} {r2}'
+        f'h-{n(width - r1 - r2)}q-{r1} 0 -{r1} -{r1}z"/>'
+    )
+
+
+def _bars(box: Box, left: float, bottom: float, width: float, most: int, work: int) -> list[str]:
+    half = (width - 14) / 2
+    lines: list[str] = []
+    for kind, x, value, largest in (
+        ("params", left + 5, box.parameters, most),
+        ("macs", left + 9 + half, box.macs, work),
+    ):
+        lines.append(_rect(x, bottom - 5.5, half, 2.5, "track", 1.2))
+        if value:
+            lines.append(_rect(x, bottom - 5.5, max(half * value / largest, 1.0), 2.5, kind, 1.2))
+    return lines
+
+
+def arrange(main: Sequence[Drawing], blocks: Sequence[Drawing], notes: Sequence[str], paper: bool) -> list[Panel]:
+    """Place the networks from left to right, and the blocks in columns beside them."""
+    panels: list[Panel] = []
+    x, top = _MARGIN, 8.0 if paper else _MARGIN + _TITLE_ROW
+    for drawing in main:
+        title = drawing.figure.title if len(main) > 1 else ""
+        panels.append(Panel(drawing, x, top, drawing.width, drawing.height, title, ""))
+        x += drawing.width + 40
+    limit = max([drawing.height for drawing in main] or [0])
+    sizes = [
+        (
+            max(
+                d.width, text_width(d.figure.title, 12) + text_width(note, SMALL) + 24
+            ) + 2 * _PANEL_PAD,
+            d.height + _PANEL_TITLE + 22,
+        )
+        for d, note in zip(blocks, notes, strict=True)
+    ]  # fmt: skip
+    area = sum((w + 20) * (h + 20) for w, h in sizes)
+    limit = max(limit, (area**0.5) * 0.8, *[h for _, h in sizes]) if sizes else limit
+    y, column = top, 0.0
+    for drawing, note, (width, height) in zip(blocks, notes, sizes, strict=True):
+        if y > top and y + height > top + limit:
+            x, y, column = x + column + 20, top, 0.0
+        panels.append(Panel(drawing, x, y, width, height, drawing.figure.title, note))
+        y += height + 20
+        column = max(column, width)
+    return panels
+
+
+def write_svg(
+    panels: Sequence[Panel],
+    title: str,
+    subtitle: str,
+    description: str,
+    *,
+    theme: str = "light",
+    paper: bool = False,
+    prefix: str = "",
+    embedded: bool = False,
+) -> str:
+    """Return a page with figures as SVG.
+
+    Args:
+        panels: The figures with their places.
+        title: The name of the network.
+        subtitle: Its figures in words.
+        description: The description for screen readers.
+        theme: `light`, `dark` or `auto`.
+        paper: Draw in the style of papers, without colors of bars and without a heading.
+        prefix: The start of every id.
+        embedded: Leave out the style sheet, which the surrounding page has.
+    """
+    anchors = {p.drawing.figure.key: f"{prefix}block-{n}" for n, p in enumerate(panels) if p.drawing.figure.key}
+    writer = Writer(prefix, paper=paper, anchors={key: value for key, value in anchors.items() if key is not None})
+    body: list[str] = []
+    for panel in panels:
+        key = panel.drawing.figure.key
+        if key is None:
+            if panel.title:
+                body.append(_text(panel.x, panel.y - 8, 13, panel.title, "bold", "start"))
+            body += writer.drawing(panel.drawing, panel.x, panel.y)
+            continue
+        body.append(f'<g id="{anchors[key]}" class="figure">')
+        body.append(_rect(panel.x, panel.y, panel.width, panel.height, "panel", 8))
+        body.append(_text(panel.x + _PANEL_PAD, panel.y + 20, 12, panel.title, "bold", "start"))
+        body.append(_text(panel.x + panel.width - _PANEL_PAD, panel.y + 20, SMALL, panel.note, "faint", "end"))
+        inner = panel.x + (panel.width - panel.drawing.width) / 2
+        top = panel.y + _PANEL_TITLE + 10
+        if panel.drawing.entry is not None:
+            start = inner + panel.drawing.entry[0]
+            body.append(f'<path class="edge" d="M{number(start)} {number(top - 8)}V{number(top)}"/>')
+            entry = panel.drawing.figure.entry
+            if entry:
+                body.append(_text(start + 5, top - 2, SMALL, size_text(entry), "faint", "start"))
+        body += [*writer.drawing(panel.drawing, inner, top), "</g>"]
+    width = max([p.x + p.width for p in panels]) + _MARGIN
+    bottom = max([p.y + p.height for p in panels]) + 20
+    if not paper:
+        width = max(width, text_width(subtitle, MINOR + 1) + 2 * _MARGIN, 420.0)
+    legend, height = ([], bottom - 8) if paper else _legend(panels, bottom, width)
+    head = [] if paper else [
+        _text(_MARGIN, 34, 18, title, "bold", "start"), _text(_MARGIN, 52, MINOR + 1, subtitle, "faint", "start")
+    ]  # fmt: skip
+    size = f'width="{number(width)}" height="{number(height)}"'
+    if paper:
+        size = f'width="3.3in" height="{3.3 * height / width:.3f}in"'
+    sheet = [] if embedded else [f"<style>{style(theme, paper)}</style>"]
+    role = f'role="img" aria-labelledby="{prefix}title {prefix}desc"'
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} viewBox="0 0 {number(width)} {number(height)}" {role}>',
+        f'<title id="{prefix}title">{safe(title)}</title>',
+        f'<desc id="{prefix}desc">{safe(description)}</desc>',
+        *sheet,
+        _rect(0, 0, width, height, "page"),
+        *head,
+        *body,
+        *legend,
+        "</svg>",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _legend(panels: Sequence[Panel], y: float, width: float) -> tuple[list[str], float]:
+    """Return the legend of the kinds that occur, and its bottom."""
+    placed = [p for panel in panels for p in panel.drawing.placed]
+    used = {cell.kind for p in placed for row in p.box.rows for cell in row}
+    statuses = {p.box.status for p in placed}
+    entries = [(kind, name) for kind, name in KINDS.items() if kind in used]
+    entries += [("params", "parameters"), ("macs", "multiply-adds, of the largest in the figure")]
+    entries += [(f"page is-{s}", s) for s in ("added", "removed", "changed") if s in statuses]
+    x, lines = _MARGIN, list[str]()
+    for kind, name in entries:
+        bar = kind in ("params", "macs")
+        space = 19 + text_width(name, MINOR)
+        if x > _MARGIN and x + space > width - _MARGIN:
+            x, y = _MARGIN, y + 20
+        lines.append(_rect(x, y + (5 if bar else 1), 14, 3 if bar else 11, kind if bar else f"{kind}", 2))
+        if not bar and "is-" not in kind:
+            lines.append(_rect(x, y + 1, 14, 11, "rim", 2))
+        lines.append(_text(x + 19, y + 10, MINOR, name, "faint", "start"))
+        x += space + 16
+    return lines, y + 34
+
+
+def calls(count: int) -> str:
+    """Return the note on a block."""
+    return counted(count, "call")

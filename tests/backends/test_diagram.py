@@ -1,0 +1,284 @@
+"""Test the diagram backend: every operator is drawn once, nothing overlaps, and text from a spec stays text."""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+import xml.etree.ElementTree as ET
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+from cnnspec import CnnspecError, Graph, load, loads
+from cnnspec.backends.diagram import FORMATS, draw, figures_of
+from cnnspec.backends.diagram.layout import Drawing, Edge, Point, lay_out
+from cnnspec.backends.diagram.outline import Box, Outliner
+from cnnspec.resources import resource
+from cnnspec.syntax.formatter import format_file
+from cnnspec.testing.generator import SpecGenerator
+
+SHIPPED = sorted(path.stem for path in resource("specs").glob("*.cnn"))
+QUICK = ["resnet20", "googlenet", "inception_v3", "densenet121", "hrnet_w18_small", "mixnet_s", "dpn68", "vovnet39a"]
+PLANAR = [
+    name for name in SHIPPED if re.match(r"(resnet|wide_resnet|resnext|preact|plain|googlenet|incep|densenet)", name)
+]
+TEXTS = (".svg", ".mmd", ".dot")
+
+HEAD = "network test\ninput 3x32x32\nclasses 10\n"
+TAIL = "head global_avgpool | flatten | linear classes\n"
+UNET = """
+network unet
+input 3x64x64
+block double(c) { conv 3x3 c | bn | relu | conv 3x3 c | bn | relu }
+down1: double 16
+down2: maxpool 2x2 | double 32
+down3: maxpool 2x2 | double 64
+maxpool 2x2 | double 128
+up3: concat { conv_transpose 2x2 64 stride=2; @down3 } | double 64
+up2: concat { conv_transpose 2x2 32 stride=2; @down2 } | double 32
+up1: concat { conv_transpose 2x2 16 stride=2; @down1 } | double 16
+head conv 1x1 2 bias
+"""
+DENSE = "".join(
+    f"x{k}: concat {{ {'; '.join(f'@x{j}' for j in range(k))} }} | bn | relu | conv 3x3 8\n" for k in range(2, 7)
+)
+DENSE = f"{HEAD}x0: conv 3x3 8\nx1: bn | relu | conv 3x3 8\n{DENSE}{TAIL}"
+"""Every layer reads the outputs of all layers before it."""
+
+
+def drawings(graph: Graph, depth: int | None = None) -> list[Drawing]:
+    main, blocks = figures_of(Outliner(graph, depth))
+    assert main is not None
+    return [lay_out(figure) for figure in (main, *blocks)]
+
+
+def leaves(boxes: list[Box]) -> list[Box]:
+    return [leaf for box in boxes for leaf in (leaves(box.inner) if box.inner is not None else [box])]
+
+
+def crossings(drawing: Drawing) -> list[tuple[Edge, Edge]]:
+    """Return the pairs of edges that cross, other than at a common end."""
+    found = []
+    for one, two in combinations(drawing.edges, 2):
+        segments = [list(zip(edge.points, edge.points[1:], strict=False)) for edge in (one, two)]
+        if any(_cross(a, b) for a in segments[0] for b in segments[1]):
+            found.append((one, two))
+    return found
+
+
+def _cross(one: tuple[Point, Point], two: tuple[Point, Point]) -> bool:
+    def side(a: Point, b: Point, c: Point) -> float:
+        return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
+
+    (a, b), (c, d) = one, two
+    return side(a, b, c) * side(a, b, d) < -1e-6 and side(c, d, a) * side(c, d, b) < -1e-6
+
+
+def overlaps(drawing: Drawing) -> list[str]:
+    """Return the boxes that overlap, and straight edges that run through a box."""
+    found = []
+    solid = [p for p in drawing.placed if p.box.inner is None]
+    for p, q in combinations(solid, 2):
+        if (
+            p.x - p.left < q.x + q.right - 0.01
+            and q.x - q.left < p.x + p.right - 0.01
+            and p.y < q.y + q.height - 0.01
+            and q.y < p.y + p.height - 0.01
+        ):
+            found.append(f"{p.box.path} and {q.box.path}")
+    for edge in (edge for edge in drawing.edges if not edge.curved):
+        for (x1, y1), (x2, y2) in zip(edge.points, edge.points[1:], strict=False):
+            for p in solid:
+                inside = (
+                    min(x1, x2) < p.x + p.right - 0.6
+                    and max(x1, x2) > p.x - p.left + 0.6
+                    and min(y1, y2) < p.y + p.height - 0.6 - 5 * (p.box.repeat > 1)
+                    and max(y1, y2) > p.y + 0.6
+                )
+                if inside:
+                    found.append(f"{edge.source} -> {edge.target} runs through {p.box.path}")
+    return found
+
+
+def check_drawings(graph: Graph, depth: int | None = None) -> None:
+    """Check what holds for every diagram."""
+    main, _ = figures_of(Outliner(graph, depth))
+    assert main is not None
+    drawn = leaves(main.boxes)
+    nodes = [node for box in drawn for node in box.nodes]
+    names = {box.path for box in drawn}
+    missing = set(range(len(graph.nodes))) - set(nodes)
+    assert len(nodes) == len(set(nodes))
+    if all(box.repeat == 1 for box in _all(main.boxes)):
+        assert not missing
+    assert sum(box.parameters for box in main.boxes) == graph.parameter_count, names
+    assert sum(box.macs for box in main.boxes) == sum(node.macs for node in graph.nodes)
+    for drawing in drawings(graph, depth):
+        assert overlaps(drawing) == []
+        assert all(
+            0 <= x <= drawing.width + 1 and 0 <= y <= drawing.height + 1 for e in drawing.edges for x, y in e.points
+        )
+
+
+def _all(boxes: list[Box]) -> list[Box]:
+    return [found for box in boxes for found in (box, *_all(box.inner or []))]
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_nothing_overlaps_and_every_operator_is_drawn(name: str) -> None:
+    graph = load(name)
+    for depth in (None, 1, 2):
+        check_drawings(graph, depth)
+    root = ET.fromstring(draw(graph, ".svg").decode())
+    assert root.get("role") == "img"
+    ids = [element.get("id") for element in root.iter() if element.get("id")]
+    assert len(ids) == len(set(ids))
+    assert {root.get("aria-labelledby")} == {"title desc"}
+    links = [element.get("href", "")[1:] for element in root.iter("{http://www.w3.org/2000/svg}a")]
+    assert set(links) <= set(ids)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted({*SHIPPED} - {*QUICK}))
+def test_nothing_overlaps_in_any_shipped_network(name: str) -> None:
+    test_nothing_overlaps_and_every_operator_is_drawn(name)
+
+
+@pytest.mark.parametrize("name", PLANAR)
+def test_residual_dense_and_inception_networks_have_no_crossings(name: str) -> None:
+    for drawing in drawings(load(name)):
+        assert not any(edge.curved for edge in drawing.edges)
+        assert crossings(drawing) == []
+
+
+@pytest.mark.parametrize("text", [UNET, DENSE], ids=["unet", "dense"])
+def test_nested_shortcuts_have_no_crossings(text: str) -> None:
+    graph = loads(text)
+    check_drawings(graph)
+    assert [crossings(drawing) for drawing in drawings(graph) if crossings(drawing)] == []
+
+
+def test_crossings_are_counted() -> None:
+    drawing = lay_out(drawings(load("hrnet_w18_small"))[0].figure)
+    assert any(edge.curved for edge in drawing.edges)
+    assert crossings(drawing)
+
+
+def test_random_networks() -> None:
+    for seed in range(60):
+        graph = loads(format_file(SpecGenerator(random.Random(seed).randint).file()))
+        check_drawings(graph)
+        ET.fromstring(draw(graph, ".svg").decode())
+        for form in (".mmd", ".dot"):
+            draw(graph, form)
+
+
+@pytest.mark.parametrize("form", TEXTS)
+def test_bytes_are_deterministic(form: str) -> None:
+    assert draw(load("googlenet"), form) == draw(load("googlenet"), form)
+
+
+def test_repeats_are_collapsed_and_blocks_drawn_once() -> None:
+    main, blocks = figures_of(Outliner(load("resnet20")))
+    assert main is not None
+    found = [(box.repeat, box.rows[0][0].text) for box in leaves(main.boxes) if box.kind == "block"]
+    assert found == [(3, "resnet_block A"), *[(1, "resnet_block B"), (2, "resnet_block A")] * 2]
+    assert [(figure.title, len(figure.uses)) for figure in blocks] == [("resnet_block A", 7), ("resnet_block B", 2)]
+    text = HEAD + "repeat 5 { conv 3x3 8 | bn | relu | maxpool 3x3 stride=1 pad=1 }\n" + TAIL
+    main, _ = figures_of(Outliner(loads(text)))
+    assert main is not None
+    assert [box.repeat for box in main.boxes if box.inner and box.repeat > 1] == [
+        5
+    ]  # although the first reads three channels
+
+
+def test_labels_hold_for_all_calls_of_a_block() -> None:
+    _, blocks = figures_of(Outliner(load("googlenet")))
+    texts = [cell.text for box in blocks[0].boxes for row in box.rows for cell in row]
+    assert "conv 1×1, 64–384" in texts
+    assert not any(box.edge for box in blocks[0].boxes)  # the sizes differ
+
+
+def test_speed() -> None:
+    graph = load("resnet152")
+    draw(graph, ".svg")
+    start = time.process_time()
+    draw(graph, ".svg")
+    assert time.process_time() - start < 0.5
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"]; x --> y; %%{init: {}}%%',
+    "\\",
+    "&amp;",
+    "]]>",
+    "a\x00\x1b\u202e\nb",
+    "`#quot;",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_are_escaped(name: str) -> None:
+    """A graph may come from anywhere, so that its names may contain anything."""
+    graph = load("resnet20")
+    paths = {"stem": name, "stage1": f"{name}2", "head": f"{name}3"}
+
+    def renamed(path: str) -> str:
+        first, dot, rest = path.partition(".")
+        return paths.get(first, first) + dot + rest
+
+    scopes = {renamed(path): block.replace("resnet_block", name) for path, block in graph.scopes.items()}
+    for node in graph.nodes:
+        node.path = renamed(node.path)
+    hostile = Graph(**{**vars(graph), "name": name, "scopes": scopes, "ends": {}, "origins": {}})
+    plain = draw(load("resnet20"), ".svg").decode()
+    text = draw(hostile, ".svg").decode()
+    ET.fromstring(text)
+    assert text.count("<script") == 0
+    assert len(re.findall(r"<[a-z]+", text)) == len(re.findall(r"<[a-z]+", plain))
+    mermaid = draw(hostile, ".mmd").decode()
+    assert mermaid.count("\n") == draw(load("resnet20"), ".mmd").decode().count("\n")
+    assert all(mark not in mermaid for mark in ("%%", "`", "<script", "\x1b", '""]'))
+    dot = draw(hostile, ".dot").decode()
+    assert all(re.fullmatch(r'[^"]*("([^"\\]|\\.)*"[^"]*)*', line) for line in dot.splitlines())
+
+
+def test_errors() -> None:
+    graph = load("resnet20")
+    with pytest.raises(CnnspecError) as unknown:
+        draw(graph, ".svg", block="resnet_blok")
+    assert unknown.value.diagnostics[0].code == "E0523"
+    assert "`resnet_block`" in (unknown.value.diagnostics[0].help or "")
+    text = HEAD + "repeat 2100 as k { conv 3x3 (4 + k % 13) }\n" + TAIL
+    with pytest.raises(CnnspecError, match="more than the limit of 2,000"):
+        draw(loads(text), ".svg")
+
+
+@pytest.mark.parametrize("paper", [False, True])
+@pytest.mark.parametrize("form", [".png", ".pdf"])
+def test_pictures(form: str, paper: bool) -> None:
+    pytest.importorskip("typst", reason="PNG and PDF need typst, which is in the extra `draw`")
+    data = draw(load("resnet20"), form, paper=paper)
+    assert data.startswith(b"\x89PNG" if form == ".png" else b"%PDF")
+    assert data == draw(load("resnet20"), form, paper=paper)
+
+
+def test_every_format_is_tested() -> None:
+    assert {*TEXTS, ".png", ".pdf"} == {*FORMATS}
+
+
+def test_a_stack_of_deep_shortcuts_is_drawn(tmp_path: Path) -> None:
+    """Nesting is limited only by the number of boxes."""
+    depth = 300
+    down = "".join(f"d{k}: conv 3x3 {4 + k % 2}\n" for k in range(depth))
+    up = "".join(f"u{k}: concat {{ in; @d{k} }} | conv 1x1 {4 + k % 2}\n" for k in reversed(range(depth)))
+    ET.fromstring(draw(loads(HEAD + down + up + TAIL), ".svg").decode())
+
+
+def test_the_picture_of_the_documentation_is_up_to_date() -> None:
+    """To update it: `cnnspec draw resnet20 -o docs/images/resnet20.svg`."""
+    file = Path(__file__).parents[2] / "docs/images/resnet20.svg"
+    assert file.read_bytes() == draw(load("resnet20"), ".svg")
