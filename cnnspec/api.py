@@ -5,7 +5,7 @@ Only `build` needs torch, and imports it when it is called.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -48,9 +48,18 @@ def loads(text: str, name: str = "network", *, allow_huge: bool = False, **param
     return compile_source(plain_source(text, name), None, params, allow_huge=allow_huge).require_graph()
 
 
-def check(text: str, name: str = "network", *, allow_huge: bool = False) -> list[Diagnostic]:
-    """Return the errors of a text, or if there are none its lints, in the order of their places."""
-    return compile_source(plain_source(text, name), allow_huge=allow_huge).diagnostics
+def check(
+    text: str, name: str = "network", *, allow_huge: bool = False, lints: Collection[str] = ()
+) -> list[Diagnostic]:
+    """Return the errors of a text, or if there are none its lints, in the order of their places.
+
+    Args:
+        text: The spec.
+        name: Its name in diagnostics.
+        allow_huge: Allow more parameters and larger tensors than the limits.
+        lints: Codes of lints to report that are off by default, such as `W0120`.
+    """
+    return compile_source(plain_source(text, name), allow_huge=allow_huge, lints=lints).diagnostics
 
 
 def format(text: str, name: str = "network") -> str:

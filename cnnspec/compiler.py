@@ -9,7 +9,7 @@ module.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -43,6 +43,7 @@ class Compilation:
         recompile: Compiles another text in place of this one, with a limit on elements.
         files: The file that the text was read from, and those that it imports.
         search: The search for names with a similar spelling, which trials of fixes share.
+        lints: Codes of lints to report that are off by default.
     """
 
     source: Source
@@ -53,13 +54,14 @@ class Compilation:
     recompile: Callable[[str, int], Compilation] | None = None
     files: tuple[Path, ...] = ()
     search: Search = field(default_factory=Search)
+    lints: Collection[str] = ()
 
     @cached_property
     def untested_diagnostics(self) -> list[Diagnostic]:
         """The errors, or if there are none the lints, in the order of their places; their fixes are not tested."""
         if self.tree is None or self.reporter.failed:
             return self.reporter.sorted()
-        return lint(self.tree, self.graph)
+        return lint(self.tree, self.graph, self.lints)
 
     @cached_property
     def diagnostics(self) -> list[Diagnostic]:
@@ -99,6 +101,7 @@ def compile_source(
     *,
     steps: int | None = None,
     allow_huge: bool = False,
+    lints: Collection[str] = (),
 ) -> Compilation:
     """Run the stages on a text, up to the first that fails.
 
@@ -108,11 +111,13 @@ def compile_source(
         params: Values for the parameters of the spec.
         steps: The limit on elements, if lower than `limits.MAX_STEPS`.
         allow_huge: Allow more than `limits.MAX_PARAMETERS` parameters and `limits.MAX_ELEMENTS` elements.
+        lints: Codes of lints to report that are off by default.
     """
-    compilation = Compilation(source, Reporter())
+    compilation = Compilation(source, Reporter(), lints=lints)
 
     def recompile(text: str, steps: int) -> Compilation:
-        return compile_source(Source(source.name, text), path, params, steps=steps, allow_huge=allow_huge)
+        changed = Source(source.name, text)
+        return compile_source(changed, path, params, steps=steps, allow_huge=allow_huge, lints=lints)
 
     compilation.recompile = recompile
     with _without_garbage_collection(), searching(compilation.search):
@@ -176,7 +181,11 @@ def locate(path_or_name: str | Path) -> tuple[Path, str]:
 
 
 def compile_file(
-    path_or_name: str | Path, params: Mapping[str, Any] | None = None, *, allow_huge: bool = False
+    path_or_name: str | Path,
+    params: Mapping[str, Any] | None = None,
+    *,
+    allow_huge: bool = False,
+    lints: Collection[str] = (),
 ) -> Compilation:
     """Run the stages on a file, or on a shipped spec by its name."""
     path, name = locate(path_or_name)
@@ -184,7 +193,7 @@ def compile_file(
     text = read_text(path, name, reporter)
     if text is None:
         return Compilation(Source(name, ""), reporter)
-    return compile_source(Source(name, text), path, params, allow_huge=allow_huge)
+    return compile_source(Source(name, text), path, params, allow_huge=allow_huge, lints=lints)
 
 
 def format_text(source: Source) -> str:

@@ -165,14 +165,16 @@ def spec_paths(files: Iterable[str]) -> list[str]:
     return found
 
 
-def compile_spec(file: str, pairs: list[str] | None = None, allow_huge: bool = False) -> Compilation:
+def compile_spec(
+    file: str, pairs: list[str] | None = None, allow_huge: bool = False, lints: Iterable[str] = ()
+) -> Compilation:
     if file != STDIN:
-        return compile_file(file, settings(pairs), allow_huge=allow_huge)
+        return compile_file(file, settings(pairs), allow_huge=allow_huge, lints=[*lints])
     reporter = Reporter()
     text = read_stdin(reporter)
     if text is None:
         return Compilation(Source(file, ""), reporter)
-    return compile_source(Source(file, text), None, settings(pairs), allow_huge=allow_huge)
+    return compile_source(Source(file, text), None, settings(pairs), allow_huge=allow_huge, lints=[*lints])
 
 
 def compile_at(file: str, pairs: list[str] | None, at: str | None, allow_huge: bool = False) -> Graph:

@@ -39,6 +39,7 @@ from cnnspec.diagnostics import (
     printable,
 )
 from cnnspec.limits import MAX_FILE_BYTES, MAX_INTEGER
+from cnnspec.lints import OFF_BY_DEFAULT
 from cnnspec.semantics.loader import read_stdin, read_text, shipped_folder
 
 if TYPE_CHECKING:
@@ -57,11 +58,16 @@ def check(
     ] = "full",
     as_json: AsJson = False,
     fix: Annotated[bool, typer.Option("--fix", help="Apply the fixes that are certain, then check again.")] = False,
+    lints: Annotated[
+        list[str] | None,
+        typer.Option("--lint", metavar="CODE", help="Also report a lint that is off by default: W0120."),
+    ] = None,
 ) -> int:
     """Check the syntax, names, shapes and contracts of specs."""
     from cnnspec.cli import formats as rendering
 
     form = format_of(form, as_json, rendering.FORMATS, "full")
+    on = [one_of("--lint", code, sorted(OFF_BY_DEFAULT)) for code in lints or ()]
     results: list[Checked] = []
     failed = False
     if fix and STDIN in files:
@@ -71,8 +77,8 @@ def check(
         try:
             done = None
             if fix:
-                fixed, done = _fix(file, sets, huge)
-            done = done or compile_spec(file, sets, huge)
+                fixed, done = _fix(file, sets, huge, on)
+            done = done or compile_spec(file, sets, huge, on)
             result = rendering.Checked(file, done.diagnostics, done.graph, fixed)
         except CnnspecError as error:
             result = rendering.Checked(file, error.diagnostics, None, fixed)
@@ -122,7 +128,9 @@ def _print_figures(file: str, graph: Graph) -> None:
     )
 
 
-def _fix(file: str, sets: list[str] | None, huge: bool) -> tuple[list[Diagnostic], Compilation | None]:
+def _fix(
+    file: str, sets: list[str] | None, huge: bool, lints: Sequence[str]
+) -> tuple[list[Diagnostic], Compilation | None]:
     """Apply the fixes that are certain to a file, and return what was fixed and the compilation of the new text.
 
     A shipped spec stays as it is, and is not compiled.
@@ -141,7 +149,7 @@ def _fix(file: str, sets: list[str] | None, huge: bool) -> tuple[list[Diagnostic
         return [], None
     mark = codecs.BOM_UTF8 if data.startswith(codecs.BOM_UTF8) else b""
     text = data[len(mark) :].decode()
-    changed, fixed, done = apply_fixes(text, name, path, settings(sets), allow_huge=huge)
+    changed, fixed, done = apply_fixes(text, name, path, settings(sets), allow_huge=huge, lints=lints)
     if changed != text:
         write_file(path, mark + changed.encode())
     return fixed, done

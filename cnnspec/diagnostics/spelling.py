@@ -126,12 +126,27 @@ def _distance(a: str, b: str, limit: int | None = None) -> int | None:
 
 
 def _is_close(word: str, other: str, distance: int) -> bool:
-    short, long = sorted((word.lower(), other.lower()), key=len)
+    parts, others = word.lower().split("_"), other.lower().split("_")
+    if len(parts) == len(others) > 1:  # each part must be close: `channel_max` is not a misspelled `channel_mean`
+        pairs = [(part, near) for part, near in zip(parts, others, strict=True) if part != near]
+        slips = [(part, near, _distance(part, near, distance)) for part, near in pairs]
+        return all(
+            slip is not None and _is_slip(part, near, slip, (len(max(part, near, key=len)) + 1) // 3)
+            for part, near, slip in slips
+        )
+    return _is_slip(word.lower(), other.lower(), distance, len(word) // 3)
+
+
+def _is_slip(word: str, other: str, distance: int, most: int) -> bool:
+    """Return True if a word abbreviates or extends another one, or differs in `most` letters or fewer."""
+    short, long = sorted((word, other), key=len)
+    if len(long) - len(short) > 1 and long.endswith(short):  # a prefix has a meaning: `unshuffle`
+        return False
     letters = iter(long)
     if len(short) >= 4 and short[:3] == long[:3] and all(letter in letters for letter in short):
         return True
     digits_differ = sum(a != b and a.isdigit() and b.isdigit() for a, b in zip(word, other, strict=False))
-    return distance + digits_differ * (digits_differ > 1) <= max(1, len(word) // 3)
+    return distance + digits_differ * (digits_differ > 1) <= max(1, most)
 
 
 def alternatives(words: Iterable[object], last: str = "or") -> str:

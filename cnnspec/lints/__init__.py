@@ -6,6 +6,7 @@ reported. To add a lint, write a rule and list it in `RULES` of its module.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from cnnspec import ir
@@ -16,13 +17,17 @@ from cnnspec.lints.base import LintContext
 from cnnspec.lints.suppression import suppress
 from cnnspec.syntax import ast
 
+OFF_BY_DEFAULT = frozenset({"W0120"})
+"""Codes of lints that are only reported on request."""
 
-def lint(file: ast.File, graph: ir.Graph | None) -> list[Diagnostic]:
+
+def lint(file: ast.File, graph: ir.Graph | None, on: Collection[str] = ()) -> list[Diagnostic]:
     """Check a file without errors for likely mistakes.
 
     Args:
         file: The syntax tree of the file.
         graph: Its network; `None` where it only defines blocks.
+        on: Codes of lints to report that are off by default.
 
     Returns:
         The warnings in the order of their places, at most `MAX_ERRORS`; the last one counts the rest.
@@ -34,7 +39,9 @@ def lint(file: ast.File, graph: ir.Graph | None) -> list[Diagnostic]:
     unique: dict[tuple[str, Span | None], Diagnostic] = {}
     for warning in warnings:
         unique.setdefault((warning.code, warning.span), warning)
-    found = sorted(suppress(file, [*unique.values()]), key=lambda d: d.span.start if d.span else -1)
+    off = OFF_BY_DEFAULT - {*on}
+    shown = [warning for warning in suppress(file, [*unique.values()]) if warning.code not in off]
+    found = sorted(shown, key=lambda d: d.span.start if d.span else -1)
     if len(found) > MAX_ERRORS:
         note = f"{counted(len(found) - MAX_ERRORS, 'more warning')} not shown: fix these first, then check again"
         found[MAX_ERRORS - 1 :] = [replace(found[MAX_ERRORS - 1], notes=(*found[MAX_ERRORS - 1].notes, note))]

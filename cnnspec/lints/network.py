@@ -94,6 +94,9 @@ def strides(context: LintContext, graph: ir.Graph) -> Iterator[Diagnostic]:
         args = calls[start].args if start in calls else ()
         stride = next((arg for arg in args if arg.name == "stride" and isinstance(arg.value, LITERALS)), None)
         single = all(_is_single(graph, index) for index in indices)
+        parameter = graph.nodes[indices[0]].op.parameters.get("stride")
+        if stride and parameter and context.literal(stride.value, parameter) == parameter.default:
+            continue
         if single and stride is not None:
             message, edit = "`stride` has no effect on a 1x1 feature map", remove_argument(stride.span)
             yield warning("W0105", message, stride.span, "remove it", edit, certain=False)

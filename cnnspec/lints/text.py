@@ -11,7 +11,7 @@ from typing import Any
 
 from cnnspec.diagnostics import Diagnostic, Edit, Label, Span
 from cnnspec.lints.base import LITERALS, LintContext, remove_argument, remove_statement, warning
-from cnnspec.ops import OPS, keeps_shape, stacked
+from cnnspec.ops import FOREIGN_ARGUMENTS, OPS, keeps_shape, stacked
 from cnnspec.ops.inits import INITS
 from cnnspec.recipe import CHOICES
 from cnnspec.schema import Parameter
@@ -274,13 +274,83 @@ def _redundant_in(
             is_default = not shadowed and _is_default(context, arg.value, parameter)
         is_kernel = call.callee in _POOLS and name == "stride" and given[name] == values["kernel"] is not None
         if is_default or is_kernel:
-            yield warning(
-                "W0105", f"`{name}` already has this value by default", arg.span, "remove it", remove_argument(arg.span)
-            )
+            message, edit = f"`{name}` already has this value by default", remove_argument(arg.span)
+            yield warning("W0120", message, arg.span, "remove it", edit)
         for callees, unused, holds, reason in _NO_EFFECT:
             if call.callee in callees and name == unused and holds(values):
                 message, edit = f"`{name}` has no effect {reason}", remove_argument(arg.span)
                 yield warning("W0105", message, arg.span, "remove it", edit, certain=False)
+
+
+def accidental_arguments(context: LintContext) -> Iterator[Diagnostic]:
+    """Report values of the file that look like flags, but set an optional argument by their position."""
+    for call in context.nodes:
+        if not isinstance(call, ast.Call):
+            continue
+        parameters = _parameters(context, call) or {}
+        bound = _bind(call.args, parameters) if parameters else {}
+        for name, arg in bound.items():
+            word = arg.value.name if arg.name is None and isinstance(arg.value, ast.Name) else ""
+            value = context.values[id(call)]
+            if word not in value or name not in parameters or parameters[name].required:
+                continue
+            if name in ("c", next(iter(bound))):  # the subject of a call, such as `dropout rate`
+                continue
+            if not _flag(arg, parameters) and not _related(word, name):
+                message = f"`{word}` sets `{name}` of `{call.callee}` by its position"
+                edit = Edit(Span(arg.span.source, arg.span.start, arg.span.start), f"{name}=")
+                help = f"write `{name}={word}` if that is meant"
+                defined = value[word]
+                labels = (Label(defined, "the value is defined here"),) if defined else ()
+                yield warning("W0117", message, arg.span, help, edit, labels=labels, certain=False)
+
+
+def _related(word: str, parameter: str) -> bool:
+    """Return True if a value has the name of a parameter, an abbreviation of it, or its name in another library."""
+    names = [parameter, *(other for other, owns in FOREIGN_ARGUMENTS.items() if parameter in owns)]
+    words = [part.rstrip("0123456789") for part in word.lower().split("_")]
+    return any(
+        part and (name.startswith(part) or (len(name) > 1 and part.startswith(name)))
+        for part in words
+        for name in names
+    )
+
+
+def products_as_sizes(context: LintContext) -> Iterator[Diagnostic]:
+    """Report `3*3` where a size is expected: it is the number 9."""
+    for _, parameter, value in _typed_values(context):
+        product = value
+        while isinstance(product, ast.Group):
+            product = product.inner
+        if parameter.type.kind != "size" or not isinstance(product, ast.Binary) or product.operator != "*":
+            continue
+        factors = [side.value for side in (product.left, product.right) if isinstance(side, ast.Number)]
+        if len(factors) == 2:
+            number, size = int(factors[0] * factors[1]), "x".join(str(factor) for factor in factors)
+            message = f"`{value.span.text}` is the number {number}: `{parameter.name}` is {number}x{number}"
+            edit = Edit(value.span, size)
+            yield warning("W0118", message, value.span, f"write `{size}`", edit, certain=False)
+
+
+def sizes_of_the_image(context: LintContext) -> Iterator[Diagnostic]:
+    """Report `in.c`, `in.h` and `in.w` of the image after the first element of its pipeline."""
+    if context.graph is not None and not context.extends:
+        yield from _after_the_first_layer(context.file.statements)
+
+
+def _after_the_first_layer(body: Iterable[ast.Node], *, all_: bool = False) -> Iterator[Diagnostic]:
+    """Search the pipelines of a body that the image flows into: the first one, or all branches of a join."""
+    flows = [statement for statement in body if isinstance(statement, ast.Flow)]
+    for flow in flows if all_ else flows[:1]:
+        first = flow.elements[0]
+        for inner in _bodies(first):
+            yield from _after_the_first_layer(inner, all_=isinstance(first, ast.Join))
+        for element in () if isinstance(first, (ast.In, ast.Reference)) else flow.elements[1:]:
+            args = element.args if isinstance(element, (ast.Call, ast.Each)) else ()
+            for dim in (part for arg in args for part in arg.value.walk() if isinstance(part, ast.Dim)):
+                message = f"`in.{dim.axis}` is that of the input image, not of the layer before"
+                help = "write the element as a statement on its own line, or in braces: `{ conv 1x1 in.c }`"
+                yield warning("W0119", message, dim.span, help)
 
 
 def shadowed_words(context: LintContext) -> Iterator[Diagnostic]:
@@ -379,6 +449,9 @@ RULES: tuple[Callable[[LintContext], Iterator[Diagnostic]], ...] = (
     unused_block_parameters,
     labels,
     redundant_arguments,
+    accidental_arguments,
+    products_as_sizes,
+    sizes_of_the_image,
     shadowed_words,
     stacked_branches,
     conditional_in,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -15,6 +15,8 @@ FOREIGN_NAMES = {
     "batchnorm": "bn",
     "batch_norm": "bn",
     "BatchNorm2d": "bn",
+    "BatchNorm1d": "bn",
+    "batch_norm1d": "bn",
     "layernorm": "ln",
     "layer_norm": "ln",
     "LayerNorm": "ln",
@@ -54,6 +56,74 @@ FOREIGN_NAMES = {
 }
 """Operators and standard blocks in other libraries, with the code to write here."""
 
+_ATTENTION = re.compile(
+    r"^(?!.*(channel|spatial|coord)).*attention|attn|transformer|(^|_)(mha|mhsa|vit|swin)(_|$)", re.IGNORECASE
+)
+_RECURRENT = re.compile(r"^(lstm|gru|rnn)(_?cell)?$|recurrent", re.IGNORECASE)
+_DETECTION = re.compile(r"^(roi_?(align|pool)|(batched_)?nms|anchors?|ps_roi_\w+|detect)$", re.IGNORECASE)
+_LOSS = re.compile(r"loss$|^(binary_)?cross_?entropy", re.IGNORECASE)
+_OTHER_AXES = re.compile(r"[a-z]_?[13]d(_\w+)?$", re.IGNORECASE)
+_RESHAPES = frozenset(
+    "reshape view permute transpose unflatten squeeze unsqueeze rearrange matmul bmm einsum fold unfold".split()
+)
+_ELSEWHERE = frozenset(
+    """abs acos adaptivelogsoftmax alphadropout asin atan bilinear blurpool channelmax channelmean channelmin clamp cos
+    cosinesimilarity crelu cumsum deformconv depthtospace divide div dropblock einsum embedding embeddingbag exp
+    featurealphadropout fractionalmaxpool geglu getitem globalresponsenorm glu grn gumbelsoftmax hardshrink hardtanh
+    interpolate invert involution l1norm l2norm lambda log logsigmoid logsoftmax lppool maskedconv max maxout maxunpool
+    mean median min minpool globalminpool adaptiveminpool norm normalize onehot pairwisedistance pixelunshuffle pow
+    quantstub reglu repeatinterleave reverse rms rmsnorm roll rrelu sin softmin softshrink softsign spacetodepth
+    spectralnorm split chunk sqrt stochasticpool subtract sub swiglu syncbatchnorm tan tanhshrink threshold tile topk
+    unfold unpool upsamplingbilinear upsamplingnearest weightnorm zeropad constantpad reflectionpad replicationpad
+    circularpad""".split()
+)
+"""Operators of other libraries without an equivalent here, in lower case and without `_` and `2d`."""
+
+
+def _plain(name: str) -> str:
+    """Return a name in lower case, without `_`, the prefix `lazy` and the suffix `2d`."""
+    return re.sub(r"^lazy|2d$", "", name.lower().replace("_", ""))
+
+
+def foreign_operator(name: str, own: Iterable[str]) -> str | None:
+    """Return the code for an operator of another library.
+
+    Args:
+        name: Its name there, or a name in other letters: `LeakyReLU`, `max_pool2d`.
+        own: The names of operators here.
+    """
+    if (found := FOREIGN_NAMES.get(name)) is not None:
+        return found
+    letters = name.lower().replace("_", "")
+    same = {other.replace("_", ""): other for other in own}
+    foreign = {_plain(other): written for other, written in FOREIGN_NAMES.items() if other.endswith(("2d", "2D"))}
+    return same.get(letters) or same.get(_plain(name)) or foreign.get(_plain(name))
+
+
+def absent_operator(name: str) -> str | None:
+    """Return a help for an operator of other libraries that the language lacks; None for any other word.
+
+    A word of this kind is not a misspelling of another operator: `glu` is not `gelu`.
+    """
+    if _ATTENTION.search(name):
+        return "the language has no attention between positions; it describes convolutional networks"
+    if _RECURRENT.search(name):
+        return "the language has no recurrent layers; it describes convolutional networks"
+    if _LOSS.search(name):
+        return "remove it: a loss is an entry of the `train` section, such as `train { loss cross_entropy }`"
+    if _DETECTION.search(name):
+        return "the language has no operators for detection; call them in PyTorch on the features of the network"
+    if _OTHER_AXES.search(name):
+        return "the language has no such operator; maps have two axes, height and width"
+    if _plain(name) in _RESHAPES:
+        return "the language has no operators that change the order of axes; `flatten` makes features of a map"
+    if _plain(name) == "logsoftmax":
+        return "remove it: the loss of the training applies `log_softmax` to the output"
+    if _plain(name) in _ELSEWHERE:
+        return "the language has no such operator; run `cnnspec list` to see all operators and blocks"
+    return None
+
+
 _CHOICES = {
     **dict.fromkeys(("fmnist", "fashion"), "fashion_mnist"),
     "imagefolder": "folder",
@@ -74,7 +144,7 @@ _CHOICES = {
 _ARGUMENTS = {
     "c": "out_channels out_features num_filters out filters channels units width dim",
     "kernel": "kernel_size kernel_shape filter_size ksize size k",
-    "stride": "strides s",
+    "stride": "strides s downsample down",
     "pad": "padding p",
     "groups": "num_groups",
     "subsample": "stride strides s downsample",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,13 @@ _EFFORT_PER_NODE = 8
 
 
 def apply_fixes(
-    text: str, name: str, path: Path | None = None, params: Mapping[str, Any] | None = None, *, allow_huge: bool = False
+    text: str,
+    name: str,
+    path: Path | None = None,
+    params: Mapping[str, Any] | None = None,
+    *,
+    allow_huge: bool = False,
+    lints: Collection[str] = (),
 ) -> tuple[str, list[Diagnostic], Compilation]:
     """Apply every certain fix.
 
@@ -33,12 +39,14 @@ def apply_fixes(
         path: The file that it was read from; imports are relative to its folder.
         params: Values for the parameters of the spec.
         allow_huge: Allow more parameters than the limit.
+        lints: Codes of lints to report that are off by default.
 
     Returns:
         The text, the diagnostics that were fixed, and the compilation of the text.
     """
     fixed: list[Diagnostic] = []
-    current = compile_source(Source(name, Source.plain(text)), path, params, allow_huge=allow_huge)
+    options: dict[str, Any] = {"allow_huge": allow_huge, "lints": lints}
+    current = compile_source(Source(name, Source.plain(text)), path, params, **options)
     effort = 0
     for _ in range(_MAX_ROUNDS):
         trials = min(sum(len(diagnostic.fixes) for diagnostic in current.untested_diagnostics), MAX_TRIALS)
@@ -51,7 +59,7 @@ def apply_fixes(
             break
         edits = [edit for _, taken in chosen for edit in taken]
         changed = apply_edits(text, _on_disk(text, edits))
-        result = compile_source(Source(name, Source.plain(changed)), path, params, allow_huge=allow_huge)
+        result = compile_source(Source(name, Source.plain(changed)), path, params, **options)
         if _count_errors(result.diagnostics) > _count_errors(current.diagnostics):
             break
         text, current = changed, result

@@ -369,6 +369,34 @@ def _misspelt_flag(binding: Binding) -> Reported | None:
     return binding.error("E0202", f"`{site.callee}` has no flag `{word}`", help=help, fixes=fixes)
 
 
+_NO_FLAGS = frozenset({*TRUTH_VALUES, "x", "same", "valid", "classes"})
+"""Words that have hints of their own where a value is expected."""
+
+
+def _unknown_flag(binding: Binding) -> Reported | None:
+    """`conv 3x3 16 ws`, where the next parameter is optional."""
+    word, site, name = binding.word, binding.site, binding.next_parameter
+    if not word or name in (None, "c") or site.parameters[name].required or site.scope.meaning(word, None):
+        return None
+    if word in _NO_FLAGS or word in site.scope.file.labels:
+        return None
+    type_ = site.parameters[name].type
+    if (
+        word in type_.words
+        or type_.kind in ("op", "init", "str")
+        or nearest(word, [*site.scope.variables, *type_.words])
+    ):
+        return None
+    flags = [flag for flag, parameter in site.parameters.items() if parameter.type.kind == "bool"]
+    takes = f"`{site.callee}` has the flags {alternatives(flags, 'and')}" if len(flags) > 1 else ""
+    takes = takes or (f"`{site.callee}` has the flag `{flags[0]}`" if flags else _takes(site.callee, site.parameters))
+    example = example_value(site.parameters[name])
+    help = f"remove it: {takes}"
+    if type_.kind != "bool":
+        help += f"; to pass a value for `{name}`, define it: `let {word} = {example}`"
+    return binding.error("E0202", f"`{site.callee}` has no flag `{word}`", help=help)
+
+
 POSITIONAL: Sequence[Hint] = (
     _late_repeat,
     _spaced_size,
@@ -383,6 +411,7 @@ POSITIONAL: Sequence[Hint] = (
     _after_a_keyword,
     _too_many,
     _misspelt_flag,
+    _unknown_flag,
 )
 """Hints for positional arguments that are not flags."""
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 
 from cnnspec.diagnostics import Edit, Fix, Reported, Reporter, Span, respell
 from cnnspec.ir.evaluate import show
-from cnnspec.ops import FOREIGN_NAMES, JOINS, KERNEL_FIRST, OPS, foreign_choice, translation
+from cnnspec.ops import JOINS, KERNEL_FIRST, OPS, absent_operator, foreign_choice, foreign_operator, translation
 from cnnspec.ops.examples import move_into_train
 from cnnspec.recipe import DATA_SETS, ENTRIES
 from cnnspec.schema import Declared
 from cnnspec.semantics.call_site import REPEAT_WORD
+from cnnspec.semantics.loader import standard_blocks
 from cnnspec.semantics.scope import FILE_VALUE, REPEAT_INDEX, LocalScope
 from cnnspec.syntax import LABEL_WORDS, TOP_WORDS, ast
 
@@ -136,7 +137,7 @@ def _label(unknown: UnknownCallee) -> Reported | None:
 
 def _foreign_name(unknown: UnknownCallee) -> Reported | None:
     """An operator by the name that it has in other libraries, where its arguments may have another order."""
-    span, args, own = unknown.span, unknown.args, FOREIGN_NAMES.get(unknown.callee)
+    span, args, own = unknown.span, unknown.args, foreign_operator(unknown.callee, OPS)
     if own is None:
         return None
     name, _, setting = own.partition(" ")
@@ -185,9 +186,10 @@ def unknown_callee(unknown: UnknownCallee) -> Reported:
 def misspelt_callee(unknown: UnknownCallee) -> Reported:
     """Report an unknown operator or block; the help names those with the nearest spelling."""
     operators = [name for name, type_ in unknown.scope.variables.items() if type_ is None or type_.kind == "op"]
-    known = [*OPS, *unknown.scope.file.block_names(), *operators]
-    help, fixes = respell(unknown.span, unknown.callee, known)
-    return unknown.error(help or "run `cnnspec list` to see all operators and blocks", fixes)
+    blocks, absent = unknown.scope.file.block_names(), absent_operator(unknown.callee)
+    known = [*OPS, *blocks] if absent is None else [name for name in blocks if name not in standard_blocks()]
+    help, fixes = respell(unknown.span, unknown.callee, [*known, *operators])
+    return unknown.error(help or absent or "run `cnnspec list` to see all operators and blocks", fixes)
 
 
 def unnamed_choice(reporter: Reporter, span: Span, table: Mapping[str, type[Declared]], what: str) -> Reported:

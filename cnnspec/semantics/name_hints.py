@@ -11,7 +11,7 @@ from functools import cached_property
 
 from cnnspec.diagnostics import Edit, Fix, Reported, Reporter, respell
 from cnnspec.diagnostics.suggestions import pipe_before
-from cnnspec.ops import OPS
+from cnnspec.ops import OPS, absent_operator
 from cnnspec.ops.examples import example_value
 from cnnspec.ops.inits import INITS, allowed_inits, listed_inits
 from cnnspec.schema import Parameter, Type
@@ -73,7 +73,8 @@ class UnknownName:
     @cached_property
     def nearest(self) -> tuple[str | None, tuple[Fix, ...]]:
         """The help and fixes that name the words with the nearest spelling."""
-        operators = OPS if self.kind in (None, "op") and self.use != EXPECTED else ()
+        operator = self.kind in (None, "op") and self.use != EXPECTED and absent_operator(self.word) is None
+        operators = OPS if operator else ()
         return respell(self.node.span, self.word, [*self.scope.variables, *self.words, *operators])
 
     def error(self, help: str, fixes: Iterable[Fix] = (), message: str = "") -> Reported:

@@ -45,6 +45,7 @@ from cnnspec.diagnostics.suggestions import (
     one_of,
 )
 from cnnspec.ir.evaluate import ExpressionError
+from cnnspec.lints import OFF_BY_DEFAULT
 from cnnspec.ops import ShapeError
 from cnnspec.rewrite.autofix import apply_fixes
 from cnnspec.syntax.formatter import format_file
@@ -220,7 +221,7 @@ def test_one_slip_is_certain_and_a_choice_is_not() -> None:
 @pytest.mark.parametrize("seed", range(40))
 def test_applied_fixes_of_lints_do_not_change_the_network(seed: int) -> None:
     text = format_file(SpecGenerator(random.Random(seed).randint).file())
-    _, fixed, result = apply_fixes(text, "drawn")
+    _, fixed, result = apply_fixes(text, "drawn", lints=OFF_BY_DEFAULT)
     before, after = compile_source(Source("drawn", text)).require_graph(), result.require_graph()
     facts = [
         [(node.path, node.op.name, node.inputs, node.shape, node.weights, node.macs) for node in graph]

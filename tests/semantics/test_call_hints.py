@@ -9,6 +9,7 @@ import pytest
 from cnnspec import check
 from cnnspec.diagnostics import Diagnostic
 from cnnspec.ops import FOREIGN_NAMES, KERNEL_FIRST, OPS, translation
+from cnnspec.ops.examples import example_call
 from cnnspec.ops.inits import INITS, allowed_inits
 
 MODULES = [name for name, own in FOREIGN_NAMES.items() if own in KERNEL_FIRST]
@@ -60,3 +61,57 @@ def test_the_list_of_initializations_is_complete(callee: str, word: str) -> None
     listed = re.findall(r"`(\w+)(?:\(([\w, ]*)\))?`", help)
     assert [name for name, _ in listed] == list(allowed_inits(callee))
     assert all(tuple(filter(None, required.split(", "))) == INITS[name].required for name, required in listed)
+
+
+UNAVAILABLE = (
+    "glu pixel_unshuffle channel_max log_softmax maxunpool unflatten swiglu rrelu minpool attention MultiheadAttention"
+    " lstm Conv3d max_pool1d roi_align reshape nms spatial_attention channel_attention DropBlock SpaceToDepth"
+).split()
+
+
+@pytest.mark.parametrize("word", [word for word in UNAVAILABLE if word not in OPS])
+@pytest.mark.parametrize("place", ["conv 3x3 16 | {}", "bottleneck 16 act={}"])
+def test_an_operator_of_another_library_is_not_a_misspelling(word: str, place: str) -> None:
+    assert "did you mean" not in (only_error(place.format(word)).help or "")
+
+
+def test_no_module_of_torch_is_a_misspelling() -> None:
+    """A module of torch has the name of its operator here, in other letters, or none."""
+    torch = pytest.importorskip("torch")
+    modules = [
+        name
+        for name, kind in vars(torch.nn).items()
+        if isinstance(kind, type) and issubclass(kind, torch.nn.Module) and name not in FOREIGN_NAMES
+    ]
+    assert len(modules) > 100
+    translations: set[str] = set()
+    for name in modules:
+        snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+        for word in {name, snake} - {*OPS}:
+            help = only_error(f"conv 3x3 16 | {word} 1").help or ""
+            assert not help.startswith("did you mean"), (word, help)
+            translations |= {*re.findall(r"^write `(\w+)", help)}
+    assert translations >= {"leaky_relu", "adaptive_avgpool", "pixel_shuffle", "softmax"}
+
+
+@pytest.mark.parametrize(
+    ("word", "operator"),
+    [
+        *(("convv", "conv"), ("sigmod", "sigmoid"), ("maxpol", "maxpool"), ("pixel_shufle", "pixel_shuffle")),
+        *(("drop", "dropout"), ("global_avg_pol", "global_avgpool"), ("leakyrelu", "leaky_relu"), ("Tanh", "tanh")),
+    ],
+)
+def test_a_slip_in_an_operator_is_found(word: str, operator: str) -> None:
+    help = only_error(f"conv 3x3 16 | {word} 1").help or ""
+    assert f"`{operator}`" in help
+
+
+FLAGS = [name for name, op in OPS.items() if any(p.type.kind == "bool" for p in op.parameters.values())]
+
+
+@pytest.mark.parametrize("callee", FLAGS)
+@pytest.mark.parametrize("word", ["ws", "standardized", "frozen", "transposed"])
+def test_an_unknown_flag_is_called_a_flag(callee: str, word: str) -> None:
+    required = [p for p in OPS[callee].parameters.values() if p.required or (callee, p.name) == ("conv", "c")]
+    found = [d for d in check(f"input 16x32x32\n{example_call(callee, required)} {word}\n") if d.code == "E0202"]
+    assert [d.message for d in found] == [f"`{callee}` has no flag `{word}`"]
