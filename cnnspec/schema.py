@@ -53,6 +53,7 @@ class Bounds:
 
 
 Count = Annotated[int, Bounds(1)]
+Several = Annotated[int, Bounds(2)]
 CountSize = Annotated[Size, Bounds(1)]
 Padding = Annotated[Size, Bounds(0)]
 NotNegative = Annotated[float, Bounds(0)]

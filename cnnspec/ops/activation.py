@@ -5,8 +5,8 @@ from typing import ClassVar, Literal
 
 from cnnspec import shapes
 from cnnspec.diagnostics.suggestions import SetArgument, one_of
-from cnnspec.ops.base import FLOAT, INPUT, OUTPUT, SameShape, Saved, ShapeError, need_map
-from cnnspec.schema import Count, NotZero, Probability
+from cnnspec.ops.base import FLOAT, INPUT, OUTPUT, SameShape, Saved, ShapeError, need_divisible, need_map
+from cnnspec.schema import Count, NotZero, Probability, Several
 from cnnspec.shapes import Shape
 
 
@@ -170,11 +170,23 @@ class Identity(SameShape):
 
 
 class Softmax(Activation):
-    """Softmax over the channels or features. Source: torch.nn.Softmax with `dim=1`."""
+    """Softmax over the channels or features; with `parts`, over equal parts of them, each value with its peers.
+
+    Part p of P holds the channels `p*C/P` to `(p + 1)*C/P - 1`. A channel and those at its place in the other parts
+    sum to 1.
+
+    Source: torch.nn.Softmax with `dim=1`; `parts` as in Li et al. 2019, arXiv 1903.06586, section 3.1.
+    """
 
     name: ClassVar[str] = "softmax"
     torch: ClassVar[str] = "torch.nn.Softmax"
     keeps: ClassVar[Saved] = OUTPUT
+    parts: Several | None = None
+
+    def infer(self, *inputs: Shape) -> Shape:
+        if self.parts is not None:
+            need_divisible(self.name, "input channels", inputs[0][0], self.parts, "parts", least=2)
+        return inputs[0]
 
 
 class Dropout(SameShape):

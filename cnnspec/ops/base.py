@@ -6,7 +6,15 @@ from fractions import Fraction
 from typing import ClassVar, Literal, NamedTuple
 
 from cnnspec import shapes
-from cnnspec.diagnostics.suggestions import MoveFlattenAfter, RemoveFlatten, SetArgument, Suggestion, describe, one_of
+from cnnspec.diagnostics.suggestions import (
+    Advice,
+    MoveFlattenAfter,
+    RemoveFlatten,
+    SetArgument,
+    Suggestion,
+    describe,
+    one_of,
+)
 from cnnspec.schema import Declared, Size
 from cnnspec.shapes import ITSELF, KEEP, AxisRule, Shape, Span, is_map
 
@@ -205,7 +213,7 @@ def need_map(name: str, x: Shape) -> tuple[int, int, int]:
 
 
 def need_divisible(
-    name: str, what: str, size: int, by: int, argument: str, other: int = 0, *, proper: bool = False
+    name: str, what: str, size: int, by: int, argument: str, other: int = 0, *, proper: bool = False, least: int = 1
 ) -> None:
     """Require that `size` is a multiple of `by`.
 
@@ -217,21 +225,23 @@ def need_divisible(
         argument: The argument that sets the divisor.
         other: A size that the suggested divisor must divide, too; 0 for none.
         proper: Whether the suggested divisor must be smaller than the size.
+        least: The smallest divisor to suggest.
 
     Raises:
         ShapeError: It is not.
     """
     if size % by:
         common = math.gcd(size, other)
-        divisors = [n for n in _divisors(common) if n < size or not proper] or [1]
+        divisors = [n for n in _divisors(common) if least <= n and (n < size or not proper)] or [1]
         near = min(divisors, key=lambda n: (abs(n - by), n))
         divisor = f"common divisor of {size} and {other}" if other not in (0, size) else f"divisor of {size}"
         divisor = f"proper {divisor}" if proper else divisor
+        wording = f"write `{{0}}`, the {divisor} closest to {by}"
         raise ShapeError(
             "E0306",
             f"the number of {what} of `{name}` must be divisible by `{argument}`, got {size:,} channels "
             f"and `{argument}` {by:,}",
-            one_of(f"write `{{0}}`, the {divisor} closest to {by}", SetArgument(argument, near)),
+            one_of(wording, SetArgument(argument, near)) if near >= least else Advice(f"remove `{argument}`"),
             argument=argument,
         )
 

@@ -319,3 +319,50 @@ class Linear(Op):
 
     def macs(self, x: Shape, y: Shape) -> int:
         return x[0] * shapes.numel(y)
+
+
+class ChannelConv(Op):
+    """Convolution along the channels, with one filter for all positions: `[N, C, H, W] -> [N, C, H, W]`.
+
+    The ends are padded with zeros. The weight has the shape `[1, 1, kernel]`.
+
+    Source: torch.nn.Conv1d over the channels as in Wang et al. 2019, arXiv 1910.03151, section 3.2.
+    """
+
+    name: ClassVar[str] = "channel_conv"
+    torch: ClassVar[str] = "torch.nn.Conv1d"
+    keeps: ClassVar[Saved] = INPUT
+    fresh: ClassVar[bool] = True
+    kernel: Count
+    bias: bool = False
+    init: InitName | InitScheme | None = None
+
+    def infer(self, *inputs: Shape) -> Shape:
+        if self.kernel % 2 == 0:
+            raise ShapeError(
+                "E0305",
+                f"`channel_conv` requires an odd kernel size, got {self.kernel}",
+                one_of("write `{0}`", SetArgument("kernel", self.kernel + 1)),
+                argument="kernel",
+            )
+        return inputs[0]
+
+    def saved(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Saved:
+        return Saved(extra=FLOAT * shapes.numel(y)) if self._moves(y) else INPUT
+
+    def scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
+        return FLOAT * shapes.numel(y) if self._moves(y) else 0
+
+    def _moves(self, y: Shape) -> bool:
+        """Check whether the channels of a position must be copied to be next to each other."""
+        return len(y) == 3 and y[0] > 1 and y[1:] != (1, 1)
+
+    def weights(self, x: Shape) -> dict[str, Shape]:
+        weight = {"weight": (1, 1, self.kernel)}
+        return {**weight, "bias": (1,)} if self.bias else weight
+
+    def macs(self, x: Shape, y: Shape) -> int:
+        return shapes.numel(y) * self.kernel
+
+    def workspace(self, inputs: Sequence[Shape], y: Shape) -> int:
+        return self.kernel * shapes.numel(y)  # one column per output

@@ -73,6 +73,8 @@ def example_value(parameter: Parameter) -> str:
         return _VALUES_BY_KIND["numbers"]
     if parameter.name == "size":
         return "7x7" if parameter.type.kind == "size" else "5"
+    if parameter.name == "kernel" and parameter.type.kind == "int":
+        return "3"
     return _VALUES.get(parameter.name) or _VALUES_BY_KIND.get(parameter.type.kind) or words[0]
 
 

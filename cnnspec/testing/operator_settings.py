@@ -90,6 +90,11 @@ def _group_norm(rng: Rng, x: Shape) -> Settings | None:
     return {"groups": rng.choice(groups), **_norm(rng, x)} if groups else None
 
 
+def _softmax(rng: Rng, x: Shape) -> Settings:
+    parts = _divisors(x[0])[1:]
+    return {"parts": rng.choice(parts)} if parts and rng.rarely(2) else {}
+
+
 def _pointwise(x: Shape) -> Settings:
     return {"pointwise": True} if len(x) == 3 else {}
 
@@ -103,6 +108,7 @@ SETTINGS: dict[str, Callable[[Rng, Shape], Settings | None]] = {
     "conv": _conv,
     "conv_transpose": _conv_transpose,
     "linear": lambda rng, x: {"c": rng.randint(1, 16), **rng.subset({"bias": False}), **_pointwise(x)},
+    "channel_conv": lambda rng, x: {"kernel": rng.choice([1, 3, 5]), **rng.subset({"bias": True})},
     "bn": lambda rng, x: _norm(rng, x) | rng.subset({"momentum": 0.2}),
     "gn": _group_norm,
     "ln": _norm,
@@ -114,6 +120,7 @@ SETTINGS: dict[str, Callable[[Rng, Shape], Settings | None]] = {
     "celu": lambda rng, x: rng.subset({"alpha": 0.5}),
     "gelu": lambda rng, x: rng.subset({"approximate": Word("tanh")}),
     "softplus": lambda rng, x: rng.subset({"beta": 2.0, "threshold": 10.0}),
+    "softmax": _softmax,
     "dropout": _dropout,
     "dropout2d": _dropout,
     "drop_path": _dropout,

@@ -254,6 +254,7 @@ def test_saved_activations_of_very_many(text: str) -> None:
         "channel_shuffle 1 | pixel_shuffle 1 | pad 0 | upsample 1 | bn | relu6 | conv 1x1 2",
         "conv 1x1 8 | identity | relu | relu | adaptive_avgpool 1 | adaptive_maxpool 1 | flatten | linear 2",
         "conv 1x1 4 | relu | scale shape=scalar bare | shift shape=map | relu | conv 1x1 2",
+        "conv 1x1 8 | softmax parts=4 | channel_conv 3 | conv 1x1 4 | global_avgpool | channel_conv 5 | softmax 2",
         "slice 0..3 | conv 3x3 8 | slice 2..5 | relu | slice 0..1 | conv 1x1 4",
     ],
 )

@@ -23,6 +23,7 @@ from cnnspec.semantics.loader import shipped_folder, shipped_specs
 QUICK = {
     *("alexnet", "vgg11_bn", "resnet18", "resnet50", "resnext50_32x4d", "densenet121", "googlenet", "inception_v3"),
     *("resnet50d", "seresnet50", "dpn68", "inception_v4"),
+    *("skresnet18", "ecaresnet50d", "resnest14d"),
     *("darknet53", "repvgg_a0", "ghostnet_100", "res2net50_26w_4s", "ese_vovnet19b_dw"),
     *(
         "convnext_tiny",
@@ -156,6 +157,10 @@ REFERENCES = [
     Reference("res2net50_26w_4s", 25_699_120, 4_255_166_464, "timm"),
     Reference("vovnet39a", 22_600_296, 7_072_227_328, "timm"),
     Reference("xception41", 26_969_560, 9_204_134_312, "timm", size=299),
+    Reference("skresnet18", 11_958_056, 1_814_337_536, "timm"),
+    Reference("ecaresnet50d", 25_576_350, 4_328_912_640, "timm"),
+    Reference("resnest14d", 10_611_688, 2_749_405_184, "timm"),
+    Reference("resnest50d", 27_483_240, 5_371_160_576, "timm"),
     Reference("resnet50d", 25_576_264, 4_328_824_832, "timm"),
     Reference("seresnet50", 28_088_024, 4_091_699_200, "timm"),
 ]

@@ -56,6 +56,8 @@ SETTINGS: dict[str, list[tuple[Shape, dict[str, Any]]]] = {
         (MAP, {"kernel": (3, 3), "c": 6, "dilation": (2, 2), "out_pad": (1, 0)}),
     ],
     "linear": [(FLAT, {"c": 5}), (FLAT, {"c": 5, "bias": False}), (MAP, {"c": 5, "pointwise": True})],
+    "channel_conv": [(MAP, {"kernel": 3}), (FLAT, {"kernel": 5, "bias": True}), (MAP, {"kernel": 17})],
+    "softmax": [(MAP, {}), (FLAT, {}), (MAP, {"parts": 2}), (FLAT, {"parts": 4})],
     "bn": [(MAP, {}), (FLAT, {}), (MAP, {"affine": False, "eps": 1e-3, "momentum": 0.2})],
     "gn": [(MAP, {"groups": 4}), (FLAT, {"groups": 3}), (MAP, {"groups": 8, "affine": False})],
     "ln": [(MAP, {}), (FLAT, {}), (MAP, {"affine": False}), (FLAT, {"affine": False})],

@@ -761,6 +761,7 @@ WEIGHTS: dict[str, Rule] = {
     "conv_transpose": _transposed_weights,
     "linear": lambda a, x: {"weight": (a["c"], x[0]), **({"bias": (a["c"],)} if a["bias"] else {})},
     **dict.fromkeys(("bn", "gn", "ln", "in_norm"), _norm_weights),
+    "channel_conv": lambda a, x: {"weight": (1, 1, a["kernel"]), **({"bias": (1,)} if a["bias"] else {})},
     "prelu": lambda a, x: {"weight": (a["num_parameters"],)},
     "scale": lambda a, x: {"" if a["bare"] else "weight": _learned(a["shape"], x[0])},
     "shift": lambda a, x: {"" if a["bare"] else "bias": _learned(a["shape"], x[0])},

@@ -69,6 +69,16 @@ def linear(x: Any, c: int, pointwise: bool) -> Any:
     return y.movedim(-1, 1)
 
 
+def channel_conv(x: Any, kernel: int) -> Any:
+    y = x.movedim(1, -1).reshape(-1, 1, x.shape[1])
+    y = F.conv1d(y, torch.empty(1, 1, kernel, device="meta"), padding=kernel // 2)
+    return y.reshape(x.movedim(1, -1).shape).movedim(-1, 1)
+
+
+def part_softmax(x: Any, parts: int | None) -> Any:
+    return x.softmax(1) if parts is None else x.unflatten(1, (parts, x.shape[1] // parts)).softmax(1).flatten(1, 2)
+
+
 def learned(x: Any, shape: str, bare: bool) -> Any:
     sizes = {"channel": (x.shape[1], *(1,) * (x.ndim - 2)), "map": (x.shape[1], 1, 1), "batch": (1, x.shape[1], 1, 1)}
     y = x * torch.empty(sizes.get(shape, (1,)), device="meta")
@@ -126,6 +136,8 @@ RULES: dict[str, tuple[Grid, Callable[..., Any], list[Shape]]] = {
         {"num_parameters": [1, 4, 6]},
         lambda x, num_parameters: F.prelu(x, torch.empty(num_parameters, device="meta")), [*MAPS, *FLAT],
     ),
+    "channel_conv": ({"kernel": [1, 2, 3, 4, 9]}, channel_conv, [*MAPS, *FLAT]),
+    "softmax": ({"parts": [None, 2, 3, 5]}, part_softmax, [*MAPS, *FLAT]),
     "dropout2d": ({}, lambda x: F.dropout2d(x), MAPS),
 }  # fmt: skip
 
@@ -167,19 +179,19 @@ def test_a_rule_is_that_of_torch(name: str) -> None:
     assert refused or name not in ("conv", "conv_transpose", "maxpool", "avgpool", "pad", "slice", "gn", "prelu")
 
 
-def suggested(error: ShapeError) -> list[tuple[str, Any]]:
+def suggested(error: ShapeError, kind: type[Op]) -> list[tuple[str, Any]]:
     """The arguments that the suggestion of an error sets."""
     options = error.suggestion.options if isinstance(error.suggestion, OneOf) else (error.suggestion,)
     found = [option for option in options if isinstance(option, SetArgument)]
-    return [(option.name, value_of(option.name, str(option.value))) for option in found]
+    return [(option.name, value_of(kind, option.name, str(option.value))) for option in found]
 
 
-def value_of(name: str, code: str) -> Any:
+def value_of(kind: type[Op], name: str, code: str) -> Any:
     if name == "range":
         low, high = map(int, code.split(".."))
         return Interval((low, high))
     parts = tuple(map(int, code.split("x")))
-    return both(parts[0] if len(parts) == 1 else parts) if name in ("kernel", "pad", "out_pad") else parts[0]
+    return both(parts[0] if len(parts) == 1 else parts) if kind.parameters[name].type.kind == "size" else parts[0]
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -192,12 +204,12 @@ def test_suggested_values_are_accepted_and_bounds_are_tight(name: str) -> None:
         try:
             OPS[name](**values).infer(x)
         except ShapeError as error:
-            for argument, value in suggested(error):
+            for argument, value in suggested(error, OPS[name]):
                 tried += 1
                 fixed = {**values, argument: value}
                 again = error_of(OPS[name](**fixed), x)
                 assert again is None or again.argument != argument, (values, x, value)
-                if argument in ("kernel", "pad", "out_pad") and again is None:
+                if isinstance(value, tuple) and again is None and not isinstance(value, Interval):
                     for axis in (0, 1):
                         more = tuple(part + (i == axis) for i, part in enumerate(value))
                         unsure = values.get("ceil") and values["stride"][axis] == values["kernel"][axis]
@@ -229,8 +241,8 @@ def test_what_needs_a_map_says_so(name: str) -> None:
         "size": (1, 1),
     }
     required |= {"amounts": (0,), "range": Interval((0, 1)), "p": 0.5}
-    if name in ("times", "lrn"):
-        required |= {"factor": 1.0, "size": 1}
+    if name in ("times", "lrn", "channel_conv"):
+        required |= {"factor": 1.0, "size": 1, "kernel": 1}
     kind = OPS[name]
     op = kind(**{p: required[p] for p, parameter in kind.parameters.items() if parameter.required or p == "factor"})
     takes_flat = name not in RULES or any(len(x) == 1 for x in RULES[name][2])

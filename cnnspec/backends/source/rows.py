@@ -64,6 +64,10 @@ MODULES: dict[str, Callable[[Any, Shape], Row]] = {
         "PointwiseLinear" if op.pointwise else "nn.Linear",
         {"in_features": x[0], "out_features": op.c, "bias": op.bias},
     ),
+    "channel_conv": lambda op, x: (
+        "ChannelConv",
+        {"in_channels": 1, "out_channels": 1, "kernel_size": op.kernel, "padding": op.kernel // 2, "bias": op.bias},
+    ),
     "bn": lambda op, x: (f"nn.BatchNorm{2 if len(x) == 3 else 1}d", {"num_features": x[0], **_norm(op)}),
     "gn": lambda op, x: ("nn.GroupNorm", {"num_groups": op.groups, "num_channels": x[0], **_norm(op, "eps", "affine")}),
     "ln": lambda op, x: (
@@ -91,7 +95,7 @@ MODULES: dict[str, Callable[[Any, Shape], Row]] = {
     "hardswish": lambda op, x: ("nn.Hardswish", {}),
     "hardsigmoid": lambda op, x: ("nn.Hardsigmoid", {}),
     "identity": lambda op, x: ("nn.Identity", {}),
-    "softmax": lambda op, x: ("nn.Softmax", {"dim": 1}),
+    "softmax": lambda op, x: ("PartSoftmax", {"parts": op.parts}) if op.parts else ("nn.Softmax", {"dim": 1}),
     "dropout": lambda op, x: ("nn.Dropout", {"p": op.p}),
     "dropout2d": lambda op, x: ("nn.Dropout2d", {"p": op.p}),
     "drop_path": lambda op, x: ("DropPath", {"p": op.p}),

@@ -114,6 +114,36 @@ class PointwiseLinear(nn.Linear):
         return x.permute(0, 3, 1, 2)  # [N, c, H, W]
 
 
+class ChannelConv(nn.Conv1d):
+    """Convolution along the channels, with one filter for all positions.
+
+    Source: Wang et al. 2019, arXiv 1910.03151, section 3.2.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = input.movedim(1, -1)  # [N, H, W, C]
+        y = super().forward(x.reshape(-1, 1, x.shape[-1]))  # [N*H*W, 1, C]
+        return y.view(x.shape).movedim(-1, 1)  # [N, C, H, W]
+
+
+class PartSoftmax(nn.Softmax):
+    """Softmax of each channel with the channels at its place in the other parts.
+
+    Source: Li et al. 2019, arXiv 1903.06586, section 3.1.
+    """
+
+    def __init__(self, parts: int) -> None:
+        super().__init__(dim=1)
+        self.parts = parts
+
+    def forward(self, input: Tensor) -> Tensor:
+        y = super().forward(input.unflatten(1, (self.parts, -1)))  # [N, P, C/P, H, W]
+        return y.flatten(1, 2)  # [N, C, H, W]
+
+    def extra_repr(self) -> str:
+        return f"parts={self.parts}"
+
+
 class Learned:
     """A parameter of a module, in an operator that has no module of its own."""
 
@@ -265,6 +295,7 @@ ROWS: dict[str, Callable[[Any, Shape], nn.Module]] = {
     "conv": _conv,
     "conv_transpose": _conv_transpose,
     "linear": _linear,
+    "channel_conv": lambda op, x: ChannelConv(1, 1, op.kernel, padding=op.kernel // 2, bias=op.bias),
     "bn": _batch_norm,
     "gn": lambda op, x: nn.GroupNorm(op.groups, x[0], eps=op.eps, affine=op.affine),
     "ln": _layer_norm,
@@ -286,7 +317,7 @@ ROWS: dict[str, Callable[[Any, Shape], nn.Module]] = {
     "hardswish": lambda op, x: nn.Hardswish(),
     "hardsigmoid": lambda op, x: nn.Hardsigmoid(),
     "identity": lambda op, x: nn.Identity(),
-    "softmax": lambda op, x: nn.Softmax(dim=1),
+    "softmax": lambda op, x: PartSoftmax(op.parts) if op.parts else nn.Softmax(dim=1),
     "dropout": lambda op, x: nn.Dropout(op.p),
     "dropout2d": lambda op, x: nn.Dropout2d(op.p),
     "drop_path": lambda op, x: DropPath(op.p),
