@@ -11,6 +11,7 @@ import io
 import os
 import pickletools
 import stat
+import struct
 import sys
 import zipfile
 import zlib
@@ -153,7 +154,7 @@ def check_pickled_tensors(file: IO[bytes], size: int) -> None:
     """
     start = file.read(4)
     file.seek(0)
-    if start.startswith(b"PK"):
+    if start == b"PK\x03\x04":  # as torch decides
         _check_archive(file, size)
     else:  # the format before torch 1.6: five pickles, then the tensors
         left = MAX_PICKLE_OPCODES
@@ -167,20 +168,42 @@ def check_pickled_tensors(file: IO[bytes], size: int) -> None:
 def _check_archive(file: IO[bytes], size: int) -> None:
     """Check the sizes that the directory of an archive declares, and its pickles."""
     try:
-        end: Any = zipfile._EndRecData(file)  # type: ignore[attr-defined]
-        if end and end[zipfile._ECD_SIZE] > MAX_DIRECTORY_BYTES:  # type: ignore[attr-defined]
-            raise ValueError("it has too many entries")
+        _check_directory(file)
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
             if sum(entry.file_size for entry in entries) > MAX_ARCHIVE_RATIO * size:
                 raise ValueError(f"its entries expand to more than {MAX_ARCHIVE_RATIO} times the size of the file")
             left = MAX_PICKLE_OPCODES + OPCODES_PER_ENTRY * len(entries)
             for entry in entries:
-                if entry.filename.endswith(".pkl"):
+                # torch ignores case, and knows neither names that end at a zero byte nor names in an extra field.
+                if any(name.lower().endswith(".pkl") for name in (entry.filename, entry.orig_filename)):
                     with archive.open(entry) as data:
                         left = _PickleCheck(left).run(io.BytesIO(data.read(MAX_PICKLE_BYTES)))
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError, zlib.error) as error:
         raise ValueError(f"it is not a valid archive: {one_line(error)}") from None
+
+
+def _check_directory(file: IO[bytes]) -> None:
+    """Check that an archive has one directory, at the place where every program looks for it.
+
+    torch reads the directory at the offset that the end of the archive states, zipfile the bytes before the end. In an
+    archive with two, torch would read another one than is checked here.
+    """
+    end: Any = zipfile._EndRecData(file)  # type: ignore[attr-defined]
+    if not end:
+        raise ValueError("it is not a valid archive: it has no directory")
+    size, offset = int(end[zipfile._ECD_SIZE]), int(end[zipfile._ECD_OFFSET])  # type: ignore[attr-defined]
+    place = int(end[zipfile._ECD_LOCATION])  # type: ignore[attr-defined]
+    if size > MAX_DIRECTORY_BYTES:
+        raise ValueError("it has too many entries")
+    file.seek(max(0, place - 20))
+    signature, _, record, _ = struct.unpack("<4sLQL", file.read(20).ljust(20))
+    if signature == b"PK\x06\x07":  # the directory of a large archive has an end of its own before the other
+        place -= 20 + 56
+        if record != place or end[zipfile._ECD_SIGNATURE] != b"PK\x06\x06":  # type: ignore[attr-defined]
+            raise ValueError("its directory is not where the end of the archive says")
+    if offset + size != place:
+        raise ValueError("its directory is not where the end of the archive says")
 
 
 _FORBIDDEN = {

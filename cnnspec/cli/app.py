@@ -35,6 +35,8 @@ COMMANDS = {
 """The function of each command, in the order of `cnnspec --help`."""
 
 
+ARGUMENTS = "cnnspec.arguments"
+"""The key of the command line in the context."""
 HELP = {"help_option_names": ["-h", "--help"]}
 
 
@@ -74,6 +76,13 @@ class CommandGroup(TyperGroup):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.commands: Any = Commands()
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Parse a command line, and keep it for `repeated_command`."""
+        given = list(args)
+        context = super().make_context(info_name, args, parent, **extra)
+        context.meta[ARGUMENTS] = given
+        return context
 
 
 app = typer.Typer(

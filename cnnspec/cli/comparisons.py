@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +9,7 @@ import typer
 
 from cnnspec.cli.options import AsJson, compile_spec, format_of, grid
 from cnnspec.cli.output import importing, make_console, print_json
-from cnnspec.cli.training_options import Training, stop_on_sigterm, training_options
+from cnnspec.cli.training_options import Training, repeated_command, stop_on_sigterm, training_options
 from cnnspec.diagnostics import echo
 
 Networks = Annotated[list[str] | None, typer.Argument(metavar="FILE...", help="Spec files, or names of shipped specs.")]
@@ -23,6 +21,7 @@ GridOf = Annotated[
 
 @training_options(without=["seed", "out", "resume", "log", "plots", "devices", "strategy"])
 def compare(
+    context: typer.Context,
     files: Networks = None,
     *,
     sets: GridOf = None,
@@ -56,7 +55,7 @@ def compare(
         recipes,
         seed=seed,
         plots=plots,
-        resume_command=shlex.join(["cnnspec", *sys.argv[1:]]),
+        resume_command=repeated_command(context),
         console=make_console(stderr=form != "text"),
     )
     with importing():

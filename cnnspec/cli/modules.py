@@ -33,6 +33,7 @@ from cnnspec.cli.training_options import (
     check_folder,
     check_weights,
     find_data,
+    repeated_command,
     stop_on_sigterm,
     training_options,
 )
@@ -42,6 +43,7 @@ from cnnspec.ir import Graph
 
 @training_options()
 def build(
+    context: typer.Context,
     file: SpecFile,
     *,
     train: Annotated[bool, typer.Option("--train", help="Train the network with its recipe.")] = False,
@@ -57,13 +59,14 @@ def build(
 ) -> int:
     """Compile a network to a torch module; with --train, train and test it."""
     return _build(
-        file, train=train, training=training, at=at, sets=sets, huge=huge, weights=weights, match=match,
+        context, file, train=train, training=training, at=at, sets=sets, huge=huge, weights=weights, match=match,
         reinit=reinit, resume_from=resume_from, as_json=as_json,
     )  # fmt: skip
 
 
 @training_options()
 def train(
+    context: typer.Context,
     file: SpecFile,
     *,
     training: Training,
@@ -77,12 +80,13 @@ def train(
 ) -> int:
     """Train a network with its recipe, and test it; short for `build --train`."""
     return _build(
-        file, train=True, training=training, at=None, sets=sets, huge=huge, weights=weights, match=match,
+        context, file, train=True, training=training, at=None, sets=sets, huge=huge, weights=weights, match=match,
         reinit=reinit, resume_from=resume_from, as_json=as_json,
     )  # fmt: skip
 
 
 def _build(
+    context: typer.Context,
     file: str,
     *,
     train: bool,
@@ -132,7 +136,7 @@ def _build(
         weights=weights,
         match=match,
         reinit=tuple(reinit or ()),
-        resume_command=_resume_command(file, sets, training),
+        resume_command=repeated_command(context, *([] if "resume" in more or training.resume else ["--resume"])),
         console=make_console(stderr=as_json),
     )
     with importing():
@@ -144,14 +148,6 @@ def _build(
     elif result.state == "finished":
         _print_result(result)
     return result.exit_code
-
-
-def _resume_command(file: str, sets: list[str] | None, training: Training) -> str:
-    """Return the command that resumes the run after an interruption."""
-    settings = "".join(f" --set {pair}" for pair in sets or [])
-    out = "" if training.out == Path("runs") else f" --out {training.out}"
-    data_dir = f" --data-dir {training.data_dir}" if training.data_dir else ""
-    return f"cnnspec build {file}{settings} --train --resume{out}{data_dir}"
 
 
 @training_options(without=["resume", "accept_changes", "verify_data", "save_every", "log"])

@@ -6,6 +6,7 @@ import functools
 import inspect
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cnnspec.cli.app import ARGUMENTS
 from cnnspec.cli.options import (
     DATA_VARIABLE,
     AcceptChanges,
@@ -190,6 +192,13 @@ def check_weights(source: str | None) -> None:
     """
     if source is not None and not source.startswith("torchvision:"):
         weights_file(source)
+
+
+def repeated_command(context: typer.Context, *more: str) -> str:
+    """Return the command line as the user typed it, followed by options that it lacks."""
+    args: list[str] = context.meta[ARGUMENTS]
+    end = args.index("--") if "--" in args else len(args)
+    return shlex.join(["cnnspec", *args[:end], *more, *args[end:]])
 
 
 def stop_on_sigterm() -> None:

@@ -270,7 +270,7 @@ def everything(folder: Path) -> dict[str, Any]:
         "checkpoints/best.safetensors",
         "model.json",
         "spec.cnn",
-        "data.json.gz",
+        "data.jsonl.gz",
     )
     files = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() and "tfevents" not in path.name}
     return contents(folder / "runs") | {name: (run / name).read_bytes() for name in names} | {"files": files}

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import statistics
 import time
@@ -16,12 +17,14 @@ from typing import Any
 
 import pytest
 from harness import kill_comparisons
+from harness.batches import stop_at
+from harness.images import write_images
 from harness.kill_runs import fork, wait
 from harness.runs import code
 from rich.console import Console
 from typer.testing import CliRunner
 
-from cnnspec import CnnspecError, Graph, loads
+from cnnspec import CnnspecError, Graph, load, loads
 from cnnspec.cli.app import app
 from cnnspec.training import Comparison, TrainOptions, compare, train
 from cnnspec.training.comparison import compare as comparing
@@ -186,7 +189,7 @@ def test_changed_networks_are_trained_again(
     done = run_compare("a.cnn", seeds=1, out="c")
     assert trained == [("a", 42)] * 2
     assert (
-        "`a` or its recipe has changed since the last comparison in this folder: it is trained again"
+        "the network, recipe or data of `a` has changed since the last comparison in this folder: it is trained again"
         in output.getvalue()
     )
     assert done.rows[0].runs[0].folder == "runs/a/2"
@@ -214,6 +217,74 @@ def test_runs_from_other_folders_are_reused(
     with pytest.raises(CnnspecError) as error:
         run_compare(runs=["nowhere"])
     assert code(error) == "E0506"
+
+
+def folder_of_images(folder: Path) -> Path:
+    """Let `a` train on a folder of images, 12 of each of two classes."""
+    for split, count in (("train", 12), ("test", 2)):
+        write_images(folder / "images" / split, count=count, size=(28, 28))
+    text = SPEC.replace("NAME", "a").replace("classes 10", "classes 2").replace("batch     250", "batch     8")
+    text = text.replace("epochs    2", "epochs    1")
+    (folder / "a.cnn").write_text(text.replace("fashion_mini val=4000", 'folder "images" val=0.2'))
+    return folder / "images"
+
+
+DATA_CHANGES: dict[str, Callable[[Path], None]] = {
+    "an image more": lambda images: shutil.copyfile(images / "train/a/0.png", images / "train/a/new.png"),
+    "another label": lambda images: shutil.move(images / "train/a/0.png", images / "train/b/a0.png"),
+    "a split more": lambda images: shutil.copytree(images / "test", images / "val"),
+}  # type: ignore[dict-item]
+
+
+@pytest.mark.usefixtures("no_workers")
+@pytest.mark.parametrize("kind", DATA_CHANGES)
+def test_runs_on_other_data_are_not_reused(
+    kind: str, run_compare: Compare, folder: Path, trained: list[Any], run: Callable[..., Any], output: io.StringIO
+) -> None:
+    images = folder_of_images(folder)
+    run(load(folder / "a.cnn"), seed=7, threads=1, memory_format="channels_last")
+    given: dict[str, Any] = {"seeds": 2, "runs": ["runs"], "out": "c"}
+    before = run_compare("a.cnn", **given).rows[0]
+    assert ([found.seed for found in before.runs], trained) == ([7, 42], [("a", 42)])
+    DATA_CHANGES[kind](images)
+    after = run_compare("a.cnn", **given).rows[0]
+    assert ([found.seed for found in after.runs], trained) == ([42, 43], [("a", 42), ("a", 42), ("a", 43)])
+    assert [found.folder for found in after.runs] == ["runs/a/2", "runs/a/3"]
+    assert "recipe or data of `a` has changed" in output.getvalue()
+    # without specs, runs on different data are different networks of the table
+    alone = run_compare(runs=["runs", "c"], out="d")
+    assert [len(row.finished) for row in alone.rows] == [2, 2]
+
+
+@pytest.mark.usefixtures("no_workers")
+def test_runs_on_the_same_data_elsewhere_are_reused(
+    run_compare: Compare, folder: Path, trained: list[Any], output: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder_of_images(folder)
+    run_compare("a.cnn", seeds=1, out="c")
+    shutil.copytree(folder, folder.with_name("moved"))
+    monkeypatch.chdir(folder.with_name("moved"))
+    run_compare("a.cnn", seeds=1, out="c")
+    assert trained == [("a", 42)]
+    shutil.rmtree("images")
+    row = run_compare("a.cnn", seeds=1, out="c").rows[0]
+    assert (len(row.finished), trained) == (1, [("a", 42)])
+    assert "the data of `a` is not compared with that of its runs" in output.getvalue()
+    with pytest.raises(CnnspecError):
+        run_compare("a.cnn", seeds=2, out="c")
+
+
+@pytest.mark.usefixtures("no_workers")
+def test_an_interrupted_run_on_other_data_is_trained_again(
+    run_compare: Compare, folder: Path, trained: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = folder_of_images(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 0, 1, signal.SIGINT)
+        assert run_compare("a.cnn", seeds=1, out="c").state == "interrupted"
+    DATA_CHANGES["an image more"](images)
+    row = run_compare("a.cnn", seeds=1, out="c").rows[0]
+    assert [found.folder for found in row.runs] == ["runs/a/2"]
 
 
 def test_damaged_runs_from_other_folders_are_ignored(

@@ -9,6 +9,7 @@ import resource
 import struct
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from cnnspec.backends.torch.matching import load_weights
 from cnnspec.backends.torch.module import to_module
 from cnnspec.backends.torch.weights import read_weights
 from cnnspec.diagnostics import Diagnostic
+from cnnspec.files import check_pickled_tensors
 from cnnspec.recipe import FashionMini, Folder, Setting
 from cnnspec.training.data import images
 from cnnspec.training.data.datasets import load_data
@@ -133,6 +135,102 @@ def test_hostile_weights_are_an_error_in_bounded_time(name: str, tmp_path: Path)
         build(tiny(), weights=path)
     assert code(error) in ("E0504", "E0505")
     assert str(path) in str(error.value)
+
+
+HOSTILE, HARMLESS = PICKLES["bytearray"], b"\x80\x02}."
+
+
+def directory_and_end(data: bytes, shift: int = 0) -> tuple[bytes, bytes]:
+    """Return the directory of an archive, whose entries are moved, and the 22 bytes at its end."""
+    count, size, start = struct.unpack("<HLL", data[-12:-2])
+    entries, position = bytearray(data[start : start + size]), 0
+    for _ in range(count):
+        lengths, (offset,) = (
+            struct.unpack_from("<HHH", entries, position + 28),
+            struct.unpack_from("<L", entries, position + 42),
+        )
+        struct.pack_into("<L", entries, position + 42, offset + shift)
+        position += 46 + sum(lengths)
+    return bytes(entries), data[-22:]
+
+
+def with_two_directories(first: bytes, second: bytes, comment: bytes = b"") -> bytes:
+    """Return an archive whose end states the offset of the first directory, with the second one before the end."""
+    one, two = archive(first), archive(second)
+    (directory, _), (other, _) = directory_and_end(one), directory_and_end(two, shift=len(one))
+    assert len(directory) == len(other)
+    end = struct.pack("<4s4HLLH", b"PK\x05\x06", 0, 0, 3, 3, len(other), len(one) - 22 - len(directory), len(comment))
+    return one + two[: -22 - len(other)] + other + end + comment
+
+
+def with_two_large_directories(first: bytes, second: bytes) -> bytes:
+    """Return an archive with two directories for large archives; the locator states the offset of the first."""
+    one, two = archive(first), archive(second)
+    data = one[:-22]
+    (directory, _), (other, _) = directory_and_end(one), directory_and_end(two, shift=len(data) + 56)
+
+    def record(size: int, offset: int) -> bytes:
+        return struct.pack("<4sQHHLLQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, 3, 3, size, offset)
+
+    place = len(data)
+    data += record(len(directory), len(data) - len(directory)) + two[:-22]
+    data = data[: -len(other)] + other
+    data += record(len(other), len(data) - len(other))
+    return data + struct.pack("<4sLQL", b"PK\x06\x07", 0, place, 1) + struct.pack(
+        "<4s4HLLH", b"PK\x05\x06", 0, 0, 3, 3, len(other), len(data) - 56 - len(other), 0
+    )  # fmt: skip
+
+
+def with_a_name(name: str, extra: bytes = b"") -> bytes:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as file:
+        entry = zipfile.ZipInfo(f"archive/{name}")
+        entry.extra = extra
+        file.writestr(entry, HOSTILE)
+        file.writestr("archive/version", b"3\n")
+    return data.getvalue()
+
+
+def unicode_path(name: str) -> bytes:
+    """Return the extra field that replaces a name in some programs."""
+    return struct.pack("<HHBL", 0x7075, 5 + len(name), 1, zlib.crc32(b"archive/data.pkl")) + name.encode()
+
+
+AMBIGUOUS: dict[str, Callable[[], bytes]] = {
+    "two directories": lambda: with_two_directories(HOSTILE, HARMLESS),
+    "two directories and a comment": lambda: with_two_directories(HOSTILE, HARMLESS, b"a comment"),
+    "two large directories": lambda: with_two_large_directories(HOSTILE, HARMLESS),
+    "a name in capitals": lambda: with_a_name("DATA.pKl"),
+    "a name in an extra field": lambda: with_a_name("data.pkl", unicode_path("archive/notes.txt")),
+}
+
+
+@pytest.mark.parametrize("name", AMBIGUOUS)
+def test_what_torch_reads_of_an_archive_is_checked(name: str):
+    data = AMBIGUOUS[name]()
+    assert torch._C.PyTorchFileReader(io.BytesIO(data)).get_record("data.pkl") == HOSTILE
+    with pytest.raises(ValueError, match=r"its directory is not where|it calls `builtins\.bytearray`"):
+        check_pickled_tensors(io.BytesIO(data), len(data))
+
+
+@pytest.mark.parametrize("start", [b"", b"PK\x05\x06", b"PKx\n", b"PK\x01\x02"])
+def test_bytes_before_an_archive_do_not_hide_a_pickle(start: bytes):
+    data = archive(HARMLESS)
+    directory, _ = directory_and_end(data)
+    pickle = start + HOSTILE
+    moved, _ = directory_and_end(data, shift=len(pickle))
+    end = struct.pack("<4s4HLLH", b"PK\x05\x06", 0, 0, 3, 3, len(moved), len(pickle) + len(data) - 22 - len(moved), 0)
+    hidden = pickle + data[: -22 - len(directory)] + moved + end
+    with pytest.raises(ValueError):  # noqa: PT011 - torch reads it as a pickle, which fails in many ways
+        check_pickled_tensors(io.BytesIO(hidden), len(hidden))
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_valid_archives_pass_the_check(compression: int, sealed: bool):
+    seal = b"CNNSPEC1" + bytes(32) if sealed else b""
+    for data in (saved(tiny_weights()), archive(HARMLESS, compression=compression)):
+        check_pickled_tensors(io.BytesIO(data + seal), len(data + seal))
 
 
 @pytest.mark.parametrize("ending", [".pt", ".ckpt", ".safetensors"])

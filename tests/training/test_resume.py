@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
+import io
 import json
 import os
+import shlex
 import shutil
 import signal
+import tracemalloc
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +21,9 @@ import torch
 from harness.batches import stop_at
 from harness.images import write_images
 from harness.runs import TINY, code
+from typer.testing import CliRunner
 
+import cnnspec.training
 from cnnspec import CnnspecError, Graph, build, load, loads
 from cnnspec.cli.app import app
 from cnnspec.recipe import (
@@ -32,9 +38,10 @@ from cnnspec.recipe import (
     Recipe,
     Setting,
 )
-from cnnspec.training import Result, evaluate
+from cnnspec.training import Result, evaluate, train
+from cnnspec.training.data import identity
 from cnnspec.training.data.datasets import load_data
-from cnnspec.training.data.identity import FILE, differences
+from cnnspec.training.data.identity import FILE, Inventory, differences
 from cnnspec.training.loop.checkpoints import read_about
 from cnnspec.training.loop.journal import read_journal
 from cnnspec.training.loop.machine import versions
@@ -434,6 +441,37 @@ def test_steps_are_converted_to_another_batch(step: int, batch: int, expected: t
     assert found["validated_step"] == epochs * steps
 
 
+COMMANDS = [
+    ("train tiny.cnn", "train tiny.cnn --resume"),
+    ("build --train tiny.cnn --seed 3", "build --train tiny.cnn --seed 3 --resume"),
+    ("train tiny.cnn --set lr=0.1 --out 'my runs'", "train tiny.cnn --set lr=0.1 --out 'my runs' --resume"),
+    ("train --epochs 1 -- tiny.cnn", "train --epochs 1 --resume -- tiny.cnn"),
+    ("train tiny.cnn --data folder:.", "train tiny.cnn --data folder:. --resume"),
+    ("train tiny.cnn --resume --accept-changes", "train tiny.cnn --resume --accept-changes"),
+    ("build tiny.cnn --train --resume-from 1", "build tiny.cnn --train --resume-from 1"),
+    ("compare tiny.cnn --seeds 1", "compare tiny.cnn --seeds 1"),
+]
+
+
+@pytest.mark.parametrize(("command", "expected"), COMMANDS)
+def test_the_command_that_resumes_repeats_what_was_typed(
+    command: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    given: list[str | None] = []
+
+    def note(*args: Any, options: TrainOptions | None = None, **more: Any) -> Any:
+        given.append((options or args[1]).resume_command)
+        raise SystemExit(130)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cnnspec.training, "train", note)
+    monkeypatch.setattr(cnnspec.training, "compare", note)
+    monkeypatch.setattr("signal.signal", lambda *args: None)
+    (tmp_path / "tiny.cnn").write_text(SPEC)
+    CliRunner().invoke(app, shlex.split(command))
+    assert given == [f"cnnspec {expected}"]
+
+
 # --- data -----------------------------------------------------------------------------------------
 
 FOLDER = SPEC.replace("fashion_mini val=100 train=200 test=100", "folder path=PATH val=0.25").replace(
@@ -525,12 +563,6 @@ def copy_of(folder: Path, name: str) -> Path:
     return target
 
 
-@pytest.fixture
-def no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cnnspec.training.runs.train.default_workers", lambda: 0)
-    monkeypatch.setattr("cnnspec.training.loop.evaluate.default_workers", lambda: 0)
-
-
 @pytest.mark.usefixtures("no_workers")
 def test_changed_data_is_noticed_on_resume_and_in_test(
     run: Callable[..., Result], stopped: Callable[..., Result], images: Path, tmp_path: Path
@@ -564,6 +596,62 @@ def test_changed_data_is_noticed_on_resume_and_in_test(
     assert (tested["data_changes"], tested["data_identity"]["path"]) == ([], str(whole))
     resumed = run(folder_spec(whole), resume=True)
     assert (resumed.state, resumed.values["changes"]) == ("finished", [])
+
+
+@pytest.mark.usefixtures("no_workers")
+@pytest.mark.parametrize("moved", ["everything", "the runs", "the spec with its images"])
+def test_a_run_resumes_after_its_files_are_moved(
+    moved: str, run: Callable[..., Result], stopped: Callable[..., Result], images: Path, tmp_path: Path
+):
+    stopped(folder_spec(images))
+    (tmp_path / "elsewhere").mkdir()
+    names = {"everything": ["runs", "images", "tiny.cnn"], "the runs": ["runs"]}.get(moved, ["images", "tiny.cnn"])
+    for name in names:
+        shutil.move(tmp_path / name, tmp_path / "elsewhere" / name)
+    spec, runs = (next(tmp_path.rglob(name)) for name in ("tiny.cnn", "runs"))
+    options = TrainOptions(out=runs, resume=True, offline=True, plots=False)
+    resumed = train(load(spec), options)
+    assert (resumed.state, resumed.values["changes"]) == ("finished", [])
+    assert resumed.values["data_identity"]["path"] == str(spec.parent / "images")
+
+
+@pytest.mark.usefixtures("no_workers")
+def test_data_of_the_command_line_are_named_again(
+    run: Callable[..., Result], stopped: Callable[..., Result], images: Path
+):
+    stopped(data=Setting.of(Folder(path=str(images), val=0.25)), batch=4, graph=tiny(("classes 10", "classes 2")))
+    graph = tiny(("classes 10", "classes 2"))
+    with pytest.raises(CnnspecError) as error:
+        run(graph, resume=True)
+    assert code(error) == "E0506"
+    assert error.value.diagnostics[0].help == f"add `--data folder:{images}`"
+    whole = copy_of(images, "moved images")
+    assert run(graph, resume=True, data=Setting.of(Folder(path=str(whole), val=0.25))).values["changes"] == []
+
+
+@pytest.mark.parametrize("base", [None, "/"])
+@pytest.mark.parametrize("name", ["folder", "hf"])
+def test_a_run_cannot_name_a_folder(
+    name: str, base: str | None, run: Callable[..., Result], stopped: Callable[..., Result], images: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    result = stopped(folder_spec(images), step=1)
+    private = tmp_path / "private"
+    shutil.copytree(images, private)
+    path = result.folder / "result.json"
+    values = json.loads(path.read_text())
+    data = values["recipe"]["data"]
+    data |= {"name": name, "base": base, "args": {**data["args"], "path": str(private).lstrip("/" if base else "")}}
+    if name == "hf":
+        data["args"] |= {"revision": None, "image": "image", "label": "label"}
+    path.write_text(json.dumps(values))
+    opened: list[Path] = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path=".": (opened.append(Path(path)), scandir(path))[1])
+    with pytest.raises(CnnspecError) as error:
+        run(folder_spec(images), resume=True)
+    assert code(error) == "E0506"
+    assert not any(path.is_relative_to(private) for path in opened)
 
 
 @pytest.mark.usefixtures("no_workers")
@@ -648,7 +736,85 @@ def test_a_damaged_list_of_images_does_not_hide_a_change(
         (result.folder / FILE).write_bytes(damaged)
         with pytest.raises(CnnspecError) as error:
             run(folder_spec(images), resume=True)
-        assert changes_of(error) == ["`train/a` had 10 images, now 9"]
+        first, second = changes_of(error)
+        assert first == "`train/a` had 10 images, now 9"
+        assert second.startswith(f"the files are not named: cannot read `{FILE}`: ")
+
+
+def listed(images: Path) -> Inventory:
+    inventory = load_data(folder_spec(images), Setting.of(Folder(path=str(images))), Path()).inventory
+    assert inventory is not None
+    return inventory
+
+
+def test_the_list_of_images_is_read_again(images: Path, tmp_path: Path):
+    for name in ("a\nb.png", 'a"\\.png', "\u20ac.png", os.fsdecode(b"\xff.png")):
+        shutil.copyfile(images / "train/a/0.png", images / "train/a" / name)
+    inventory = listed(images)
+    content = inventory.to_bytes()
+    assert content is not None
+    assert content == listed(images).to_bytes()
+    (tmp_path / FILE).write_bytes(content)
+    found = Inventory.read(inventory.identity, tmp_path / FILE)
+    assert found.problem is None
+    assert {name: part.by_name() for name, part in found.splits.items()} == {
+        name: part.by_name() for name, part in inventory.splits.items()
+    }
+
+
+LISTS: dict[str, Callable[[list[bytes]], Iterator[bytes]]] = {
+    "one more image": lambda rows: iter([*rows, b'["train","train/a/11.png",1,"a"]']),
+    "one image less": lambda rows: iter(rows[:-1]),
+    "a file of another run": lambda rows: iter([rows[0].replace(b"0.png", b"x.png", 1), *rows[1:]]),
+    "another class": lambda rows: iter([rows[0].replace(b'"a"]', b'"x"]'), *rows[1:]]),
+    "a class that is a list": lambda rows: iter([rows[0].replace(b'"a"]', b"[]]"), *rows[1:]]),
+    "a hash of one image": lambda rows: iter([rows[0].replace(b"]", b',"0"]'), *rows[1:]]),
+    "two hashes": lambda rows: iter([rows[0].replace(b"]", b',"0","1"]'), *rows[1:]]),
+    "a size that is a text": lambda rows: iter([b'["train","a","1","a"]']),
+    "a negative size": lambda rows: iter([b'["train","a",-1,"a"]']),
+    "long sizes": lambda rows: (b'["train","a",%s,"a"]' % (b"9" * 4000) for _ in range(2000)),
+    "a split that is a list": lambda rows: iter([b'[[],"a",1,"a"]']),
+    "an object": lambda rows: iter([b"{}"]),
+    "a number": lambda rows: iter([b"1"]),
+    "empty lines": lambda rows: iter([b""] * 1000),
+    "nested lists": lambda rows: iter([b"[" * 60_000]),
+    "a long line": lambda rows: iter([b'["train","' + b"a" * 4_000_000 + b'",1,"a"]']),
+    "many images": lambda rows: (b'["train","%d",1,"a"]' % number for number in range(50_000)),
+    "many hashes": lambda rows: (b'["train","%d",1,"a","%d"]' % (number, number) for number in range(50_000)),
+    "long names": lambda rows: (b'["train","' + b"a" * 60_000 + b'",1,"a"]' for _ in range(100)),
+    "wide names": lambda rows: (b'["train","\\ud83d\\ude00' + b"a" * 60_000 + b'",1,"a"]' for _ in range(50)),
+    "old contents": lambda rows: iter([b'{"digest":"","splits":{}}']),
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_a_hostile_list_of_images_is_ignored_with_a_reason(
+    kind: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(identity, "MAX_LIST_MEMORY", 1 << 20)
+    inventory = listed(images)
+    rows = gzip.decompress(inventory.to_bytes() or b"").splitlines()
+    path = tmp_path / FILE
+    path.write_bytes(gzip.compress(b"".join(row + b"\n" for row in LISTS[kind](rows))))
+    tracemalloc.start()
+    try:
+        found = Inventory.read(inventory.identity, path)
+        assert tracemalloc.get_traced_memory()[1] < 3 << 20
+    finally:
+        tracemalloc.stop()
+    assert not found.splits
+    assert found.problem
+
+
+@pytest.mark.usefixtures("no_workers")
+def test_too_many_images_are_not_listed(
+    run: Callable[..., Result], images: Path, monkeypatch: pytest.MonkeyPatch, output: io.StringIO
+):
+    monkeypatch.setattr(identity, "MAX_LIST_MEMORY", 1000)
+    result = run(folder_spec(images), epochs=1)
+    assert not (result.folder / FILE).exists()
+    assert result.values["data_identity"]["images"]["train"] == {"a": 10, "b": 10}
+    assert f"the folder has too many images for `{FILE}`: a later change names no files" in output.getvalue()
 
 
 def test_another_data_set_by_name_can_be_tested(run: Callable[..., Result], tmp_path: Path):

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -14,12 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.batches import stop_at
+from harness.images import write_images
 from harness.kill_runs import fork, wait
 from harness.runs import code
 from rich.console import Console
 
 from cnnspec import CnnspecError, load
+from cnnspec.recipe import Folder, Setting
 from cnnspec.training import SweepOptions, SweepResult, TrainOptions, sweep
+from cnnspec.training.runs.locks import LOCK, acquire
 from cnnspec.training.sweeps.space import Choice, Range, Space, parse_amount
 
 study = pytest.importorskip("cnnspec.training.sweeps.study")
@@ -339,6 +344,94 @@ def test_a_stopped_sweep_resumes(search: Callable[..., SweepResult], tmp_path: P
         assert [run["steps"] for run in results(out).values()] == [6]
         [whole] = results(tmp_path / "None").values()
         assert done.values["trials"][0]["val_acc"] == whole["val_acc"]
+
+
+def stopped_trial(search: Callable[..., SweepResult]) -> Path:
+    """Stop a sweep in its first trial, and return the run."""
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 1, 1, signal.SIGINT)
+        done = search({"c": [4, 8]}, trials=1, train={"epochs": 3})
+    assert (done.state, done.exit_code) == ("interrupted", 130)
+    [run] = done.folder.glob("trials/*/tiny/1")
+    return run
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def set_version(run: Path) -> None:
+    values = json.loads((run / "result.json").read_text())
+    values["versions"]["torch"] = "1.0"
+    (run / "result.json").write_text(json.dumps(values))
+
+
+RUN_CHANGES: dict[str, tuple[Callable[[Path], Any], list[str], str]] = {
+    "the latest checkpoint": (lambda run: cut(run / "checkpoints/last.ckpt"), ["1"], ""),
+    "all checkpoints": (lambda run: [cut(path) for path in run.glob("checkpoints/*.ckpt")], ["1", "2"], "are damaged"),
+    "the result": (lambda run: cut(run / "result.json"), ["1", "2"], "cannot read `result.json`"),
+    "the network": (lambda run: cut(run / "model.json"), ["1", "2"], "cannot read `model.json`"),
+    "the version of torch": (set_version, ["1", "2"], "`torch version` was 1.0"),
+}
+
+
+@pytest.mark.parametrize("kind", RUN_CHANGES)
+def test_a_trial_that_cannot_be_resumed_starts_again_and_says_why(
+    kind: str, search: Callable[..., SweepResult], output: io.StringIO
+):
+    change, runs, reason = RUN_CHANGES[kind]
+    run = stopped_trial(search)
+    change(run)
+    done = search({"c": [4, 8]}, trials=1, train={"epochs": 3})
+    assert done.values["trials"][0]["state"] == "finished"
+    assert sorted(path.name for path in run.parent.iterdir()) == runs
+    said = [line for line in output.getvalue().splitlines() if "starts again" in line]
+    assert [reason in line for line in said] == [True] * bool(reason)
+
+
+def test_a_trial_that_another_process_trains_is_waited_for(
+    search: Callable[..., SweepResult], tmp_path: Path, output: io.StringIO
+):
+    run = stopped_trial(search)
+    ready = tmp_path / "ready"
+
+    def hold() -> int:
+        with acquire(run / LOCK):
+            ready.touch()
+            time.sleep(3)
+        return 0
+
+    child = fork(hold)
+    while not ready.exists():
+        time.sleep(0.01)
+    start = time.monotonic()
+    done = search({"c": [4, 8]}, trials=1, train={"epochs": 3})
+    assert (done.values["trials"][0]["state"], time.monotonic() - start > 2) == ("finished", True)
+    assert [path.name for path in run.parent.iterdir()] == ["1"]
+    assert "waits for another process that trains it" in output.getvalue()
+    assert wait(child) == 0
+
+
+@pytest.mark.usefixtures("no_workers")
+@pytest.mark.parametrize("given", [False, True])
+def test_a_sweep_does_not_mix_datasets(given: bool, search: Callable[..., SweepResult], spec: Path, tmp_path: Path):
+    images = tmp_path / "images"
+    for split in ("train", "test"):
+        write_images(images / split, count=6, size=(28, 28))
+    data = "fashion_mini" if given else 'folder "images" val=0.4'
+    text = SPEC.replace("classes 10", "classes 2").replace("fashion_mini val=500", data)
+    spec.write_text(text.replace("batch     2000", "batch 4").replace("expect params = 254\n", ""))
+
+    def train() -> dict[str, Any]:
+        return {"data": Setting.of(Folder(path=str(images)))} if given else {}
+
+    search({"c": [4, 8, 16]}, trials=1, train=train())
+    images = images.rename(tmp_path / "moved") if given else images
+    assert len(search({"c": [4, 8, 16]}, trials=2, train=train()).values["trials"]) == 2
+    shutil.copyfile(images / "train/a/0.png", images / "train/b/new.png")
+    with pytest.raises(CnnspecError, match="its dataset differs") as error:
+        search({"c": [4, 8, 16]}, trials=3, train=train())
+    assert code(error) == "E0516"
 
 
 def test_machines_without_a_common_folder_share_a_storage(

@@ -34,6 +34,7 @@ class Candidate:
         recipe: The recipe, with the first seed.
         settings: The values from the grid.
         weights: The source of the initial weights, or None if they are random.
+        data: The digest of the dataset, or None if it is unknown.
     """
 
     label: str
@@ -41,11 +42,12 @@ class Candidate:
     recipe: Recipe
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
     weights: str | None = None
+    data: str | None = None
 
     @cached_property
     def key(self) -> str:
         """A hash of everything but the seed."""
-        return run_key(self.graph, self.recipe, self.weights)
+        return run_key(self.graph, self.recipe, self.weights, self.data)
 
     @cached_property
     def work(self) -> int:
@@ -151,7 +153,8 @@ def candidates_from_runs(runs: Iterable[StoredRun], folders: Sequence[str | Path
     for run in firsts:
         same_name = [other.recipe for other in firsts if other.graph.name == run.graph.name]
         label = " ".join([run.graph.name, *_differing_entries(run.recipe, same_name)])
-        found.append((Candidate(label, run.graph, run.recipe, {}, run.result.get("weights")), str(run.folder)))
+        candidate = Candidate(label, run.graph, run.recipe, {}, run.result.get("weights"), run.data)
+        found.append((candidate, str(run.folder)))
     return _make_labels_unique(found)
 
 

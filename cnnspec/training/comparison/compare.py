@@ -21,10 +21,12 @@ from rich.console import Console
 from cnnspec.backends.torch.module import to_module
 from cnnspec.diagnostics import CnnspecError, failure, reason_of
 from cnnspec.ir import Graph
+from cnnspec.recipe import Folder
 from cnnspec.training.comparison.candidates import Candidate, Grid, candidates_from_runs, folder_name, make_candidates
 from cnnspec.training.comparison.report import render
 from cnnspec.training.comparison.table import Row, Run, format_csv, format_markdown, format_text
 from cnnspec.training.data.datasets import DatasetCache
+from cnnspec.training.data.folders import data_path
 from cnnspec.training.loop.checkpoints import write_atomically
 from cnnspec.training.loop.optimizers import optimizer_for
 from cnnspec.training.loop.signals import StopHandler, Stopped
@@ -132,8 +134,12 @@ def compare(
     with _locked(folder), StopHandler(lambda text: log(text, "yellow")) as stop:
         _remove_unstarted(folder / "runs")
         own = replace(options, out=folder / "runs", devices=1, console=console)
+        datasets = DatasetCache(own.data_dir, offline=own.offline, images=own.images)
+        if specs:
+            stored = [*reused, *stored_runs(folder / "runs")]
+            candidates = [_with_data(candidate, datasets, stored, log) for candidate in candidates]
         work = _ComparisonRuns(candidates, seeds if specs else 0, reused, folder, own, log)
-        code = work.train_all(log, stop)
+        code = work.train_all(log, stop, datasets)
         rows = tuple(work.row(candidate, target) for candidate in candidates)
         failed = any(row.failed for row in rows)
         state = "interrupted" if code else "failed" if failed else "finished"
@@ -148,6 +154,29 @@ def compare(
                 raise
             raise write_error(error, folder, then=", then repeat the comparison; finished runs are reused") from None
     return done
+
+
+def _with_data(candidate: Candidate, datasets: DatasetCache, stored: Sequence[StoredRun], log: Log) -> Candidate:
+    """Return a candidate with the identity of its dataset, so that only runs on the same data are reused.
+
+    If the dataset is not there any more, that of the latest run is assumed.
+
+    Raises:
+        CnnspecError: The dataset is unsuitable, or it is not there and no run of the candidate is done.
+    """
+    setting = candidate.recipe.data
+    try:
+        inventory = datasets.load(candidate.graph, setting).inventory
+    except CnnspecError as error:
+        done = [run for run in stored if run.done and run.key_with(None) == candidate.key]
+        missing = (
+            not data_path(setting)[0].exists() if setting.name == Folder.name else error.diagnostics[0].code == "E0502"
+        )
+        if not (done and missing):
+            raise
+        log(f"the data of `{candidate.label}` is not compared with that of its runs: {error.diagnostics[0].message}")
+        return replace(candidate, data=done[-1].data)
+    return replace(candidate, data=inventory and inventory.identity.digest)
 
 
 def log_skipped(error: CnnspecError, log: Log) -> None:
@@ -199,7 +228,7 @@ class _ComparisonRuns:
         by_network = ([(candidate, seed) for seed in self.seeds_of(candidate)] for candidate in networks)
         return [job for round_ in zip_longest(*by_network) for job in round_ if job is not None]
 
-    def train_all(self, log: Log, stop: StopHandler) -> int:
+    def train_all(self, log: Log, stop: StopHandler, datasets: DatasetCache) -> int:
         """Train the missing runs. Return the exit code of a stop, or 0."""
         jobs = self.jobs()
         done = sum(found is not None and found.done for found in (self.find(*job) for job in jobs))
@@ -209,7 +238,8 @@ class _ComparisonRuns:
         if done == len(jobs):
             return 0
         try:
-            self._check([job for job in jobs if not self._done(job)], stop)
+            self._check([job for job in jobs if not self._done(job)], stop, datasets)
+            datasets.clear()  # every run loads its own
             self._log_changes(log)
             for number, job in enumerate(jobs, 1):
                 stop.poll()
@@ -256,9 +286,8 @@ class _ComparisonRuns:
         self._scan()
         return code
 
-    def _check(self, jobs: Iterable[tuple[Candidate, int]], stop: StopHandler) -> None:
+    def _check(self, jobs: Iterable[tuple[Candidate, int]], stop: StopHandler, datasets: DatasetCache) -> None:
         """Raise the errors of all runs before the first one starts."""
-        datasets = DatasetCache(self.options.data_dir, offline=self.options.offline)
         for candidate in {id(candidate): candidate for candidate, _ in jobs}.values():
             graph, recipe = candidate.graph, candidate.recipe
             check_recipe(recipe, datasets.load(graph, recipe.data))
@@ -283,7 +312,8 @@ class _ComparisonRuns:
         for candidate in self.candidates:
             if keys.get(candidate.label, candidate.key) != candidate.key:
                 log(
-                    f"`{candidate.label}` or its recipe has changed since the last comparison in this folder:"
+                    f"the network, recipe or data of `{candidate.label}` has changed since the last comparison"
+                    " in this folder:"
                     " it is trained again"
                 )
 

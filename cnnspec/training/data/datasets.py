@@ -148,16 +148,20 @@ class ImageData:
 class DatasetCache:
     """A cache that loads each dataset once for several networks."""
 
-    def __init__(self, data_dir: Path, *, offline: bool) -> None:
-        self._data_dir, self._offline = data_dir, offline
+    def __init__(self, data_dir: Path, *, offline: bool, images: Splits | None = None) -> None:
+        self._data_dir, self._offline, self._images = data_dir, offline, images
         self._loaded: dict[tuple[str, int, tuple[int, ...]], ImageData] = {}
 
     def load(self, graph: Graph, setting: Setting) -> ImageData:
         """Return the dataset of a network, and load it on the first call."""
         key = (setting.model_dump_json(), graph.input_shape[0], graph.output_shape)
         if key not in self._loaded:
-            self._loaded[key] = load_data(graph, setting, self._data_dir, offline=self._offline)
+            self._loaded[key] = load_data(graph, setting, self._data_dir, offline=self._offline, images=self._images)
         return self._loaded[key]
+
+    def clear(self) -> None:
+        """Release the datasets."""
+        self._loaded.clear()
 
 
 def class_count(graph: Graph) -> int:

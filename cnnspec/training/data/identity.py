@@ -11,8 +11,9 @@ import gzip
 import hashlib
 import io
 import json
+import sys
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -26,12 +27,16 @@ from cnnspec.diagnostics import CnnspecError, failure, one_line
 from cnnspec.files import read_bytes
 from cnnspec.training.data.folders import SPLITS, Entry, Listing
 
-FILE = "data.json.gz"
-"""The list of the images of a folder, in the folder of a run."""
+FILE = "data.jsonl.gz"
+"""The list of the images of a folder, in the folder of a run: a line `[split, name, size, class]` per image."""
 NAMED = 10
 """The number of files that a message names, of those that changed in the same way."""
 MAX_BYTES = 64 << 20
-"""The maximum unpacked size of the list of images, more than that of ImageNet."""
+"""The maximum size of the list of images, in bytes."""
+MAX_LINE = 64 << 10
+"""The maximum length of a line of it, in bytes."""
+MAX_LIST_MEMORY = 256 << 20
+"""The maximum memory of the list of images, in bytes. That of ImageNet needs 200 MiB."""
 
 
 class DataIdentity(BaseModel):
@@ -83,60 +88,101 @@ class Images:
     classes: Sequence[str]
     hashes: Sequence[str] = ()
 
+    def digest(self) -> str:
+        """Return a hash of the names, the sizes and the classes."""
+        rows = zip(self.names, self.sizes, self.classes, strict=True)
+        return _sha256(f"{name}\0{size}\0{kind}\n".encode("utf-8", "surrogateescape") for name, size, kind in rows)
+
     def by_name(self) -> dict[str, tuple[int, str, str]]:
         """Return size, class and hash of each image."""
         hashes = self.hashes or [""] * len(self.names)
         return dict(zip(self.names, zip(self.sizes, self.classes, hashes, strict=True), strict=True))
 
-    @property
-    def is_valid(self) -> bool:
-        """Whether all values have the right type, because they may come from a damaged file."""
-        texts = all(isinstance(text, str) for text in (*self.names, *self.classes, *self.hashes))
-        sizes = all(isinstance(size, int) for size in self.sizes)
-        count = len(self.names)
-        return texts and sizes and len(self.sizes) == len(self.classes) == count and len(self.hashes) in (0, count)
-
 
 @dataclass(frozen=True)
 class Inventory:
-    """The identity of a dataset, and the list of its images if it is a folder."""
+    """The identity of a dataset, and the list of its images if it is a folder.
+
+    Attributes:
+        identity: The identity.
+        splits: The images of each split, or nothing if they are not known.
+        problem: The reason why the list of images in a file was not read.
+    """
 
     identity: DataIdentity
     splits: Mapping[str, Images] = field(default_factory=dict[str, Images])
+    problem: str | None = None
 
-    def to_bytes(self) -> bytes:
-        """Return the compressed list of images. It is the same for the same images."""
-        splits = {
-            name: {key: list(values) for key, values in vars(found).items()} for name, found in self.splits.items()
-        }
-        text = json.dumps({"digest": self.identity.digest, "splits": splits}, separators=(",", ":"))
-        return gzip.compress(text.encode(), compresslevel=3, mtime=0)
+    def to_bytes(self) -> bytes | None:
+        """Return the compressed list of images, which is the same for the same images. None if it is too large."""
+        packed, room = io.BytesIO(), _Room()
+        encode = json.JSONEncoder(separators=(",", ":")).encode
+        with gzip.GzipFile("", "wb", 3, packed, mtime=0) as archive, io.BufferedWriter(archive, 1 << 20) as file:  # type: ignore[arg-type]
+            for split, found in self.splits.items():
+                hashes = [(value,) for value in found.hashes] or [()] * len(found.names)
+                for row in zip(found.names, found.sizes, found.classes, hashes, strict=True):
+                    if not room.take(row[0], *row[3]):
+                        return None
+                    file.write(encode([split, *row[:3], *row[3]]).encode() + b"\n")
+        return packed.getvalue()
 
     @classmethod
     def read(cls, identity: DataIdentity, path: Path) -> Inventory:
-        """Return an identity with the list of images in a file, or without one if the file does not belong to it."""
+        """Return an identity with the list of images in a file, or without one if the file does not belong to it.
+
+        The identity alone shows whether the data has changed, and how many images per class.
+        """
         try:
             data = read_bytes(path, MAX_BYTES, "E0506", inside=path.parent)
             if data is None:
                 return cls(identity)
             with gzip.open(io.BytesIO(data)) as file:
-                values = json.loads(file.read(MAX_BYTES))
-            splits = {name: Images(**found) for name, found in values["splits"].items()}
-            if values["digest"] == identity.digest and all(found.is_valid for found in splits.values()):
-                return cls(identity, splits)
-        except (
-            CnnspecError,
-            OSError,
-            EOFError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            RecursionError,
-            zlib.error,
-        ):
-            pass  # the identity alone shows whether the data changed, and how many images per class
-        return cls(identity)
+                splits = _read_list(file, identity)
+            return cls(identity, splits)
+        except CnnspecError as error:
+            reason = error.diagnostics[0].notes[0]
+        except (OSError, EOFError, ValueError, TypeError, RecursionError, zlib.error) as error:
+            reason = one_line(error)
+        return cls(identity, problem=f"the files are not named: cannot read `{path.name}`: {reason}")
+
+
+class _Room:
+    """The memory that is left for the list of images."""
+
+    def __init__(self) -> None:
+        self._left = MAX_LIST_MEMORY
+
+    def take(self, *texts: str) -> bool:
+        """Take the memory of an image with its size and class. Return whether it was left."""
+        self._left -= sum(map(sys.getsizeof, texts)) + 64
+        return self._left >= 0
+
+
+def _read_list(file: gzip.GzipFile, identity: DataIdentity) -> dict[str, Images]:
+    """Read a list of images.
+
+    Raises:
+        ValueError: It is not a list of these images, or is too large.
+    """
+    names, sizes, classes, hashes = (defaultdict[str, list[Any]](list) for _ in range(4))
+    kinds, room = {name: name for name in identity.classes}, _Room()
+    while line := file.readline(MAX_LINE):
+        split, name, size, kind, *digest = json.loads(line.decode())
+        is_image = split in identity.splits and isinstance(name, str) and type(size) is int and 0 <= size < 1 << 63
+        if not (is_image and len(digest) <= 1 and all(isinstance(value, str) for value in digest)):
+            raise ValueError("it is not a list of images")
+        if not room.take(name, *digest):
+            raise ValueError(f"its images need more than {MAX_LIST_MEMORY >> 20} MiB")
+        names[split].append(name)
+        sizes[split].append(size)
+        classes[split].append(kinds.get(kind))
+        hashes[split] += digest
+    found = {split: Images(names[split], sizes[split], classes[split], hashes[split]) for split in identity.splits}
+    if any(digest != found[split].digest() for split, digest in identity.splits.items()):
+        raise ValueError("it is the list of other images")
+    if any(len(images.hashes) not in (0, len(images.names)) for images in found.values()):
+        raise ValueError("it is not a list of images")
+    return found
 
 
 # --- folders -------------------------------------------------------------------------------------
@@ -158,8 +204,7 @@ def identify_folder(path: Path, listing: Listing, *, verify: bool = False) -> In
     for split, entries in sorted(listing.splits.items()):
         kinds = [listing.classes[entry.label] for entry in entries]
         found = Images([e.name for e in entries], [e.size for e in entries], kinds)
-        lines = (f"{name}\0{size}\0{kind}\n" for name, size, kind in zip(found.names, found.sizes, kinds, strict=True))
-        digests[split] = _sha256(["".join(lines).encode("utf-8", "surrogateescape")])
+        digests[split] = found.digest()
         splits[split] = replace(found, hashes=_hash_files(entries)) if verify else found
     images = {split: dict(sorted(Counter(found.classes).items())) for split, found in splits.items()}
     contents = _sha256(value.encode() for found in splits.values() for value in found.hashes) if verify else None
@@ -279,7 +324,7 @@ def differences(old: Inventory, new: Inventory, *, shared: bool = False) -> list
         for split in SPLITS:
             found += _changed_files(old.splits.get(split), new.splits.get(split))
     if found:
-        return found
+        return [*found, *([old.problem] if old.problem else [])]
     if old.identity.digest == new.identity.digest:
         return ["the contents of images have changed"]
     changed = [name for name, value in old.identity.splits.items() if new.identity.splits.get(name) != value]

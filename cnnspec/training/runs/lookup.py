@@ -17,7 +17,7 @@ from cnnspec.diagnostics import CnnspecError, one_line
 from cnnspec.files import open_regular, parse_json, read_text, unreadable
 from cnnspec.ir import Graph
 from cnnspec.limits import MAX_EPOCHS, MAX_FILE_BYTES, MAX_JOURNAL_BYTES
-from cnnspec.recipe import ORIGINS, Recipe
+from cnnspec.recipe import ORIGINS, Folder, Recipe
 from cnnspec.training.loop.about import stored_network
 from cnnspec.training.runs.json_files import Accuracy, Count, Number, read_model, read_result, recipe_of
 
@@ -45,7 +45,17 @@ class StoredRun:
     @cached_property
     def key(self) -> str:
         """A hash of everything but the seed."""
-        return _hash(self.structure, self.recipe, self.result.get("weights"))
+        return self.key_with(self.data)
+
+    def key_with(self, data: str | None) -> str:
+        """Return the key of the same run on other data."""
+        return _hash(self.structure, self.recipe, self.result.get("weights"), data)
+
+    @property
+    def data(self) -> str | None:
+        """The digest of the dataset, or None if the run has not recorded it."""
+        digest = (self.result.get("data_identity") or {}).get("digest")
+        return digest if isinstance(digest, str) else None
 
     @property
     def seed(self) -> int:
@@ -61,20 +71,24 @@ class StoredRun:
         return self.finished or (self.result.get("error") or {}).get("code") == DIVERGED
 
 
-def run_key(graph: Graph, recipe: Recipe, weights: str | None = None) -> str:
-    """Return a hash of a run without its seed. It does not depend on how the spec is written.
+def run_key(graph: Graph, recipe: Recipe, weights: str | None = None, data: str | None = None) -> str:
+    """Return a hash of a run without its seed. It does not depend on how the spec is written or where the data is.
 
     Args:
         graph: The network.
         recipe: The recipe.
         weights: The source of the initial weights, or None if they are random.
+        data: The digest of the dataset, or None if it is unknown.
     """
-    return _hash(structure(graph), recipe, weights)
+    return _hash(structure(graph), recipe, weights, data)
 
 
-def _hash(structure: str, recipe: Recipe, weights: str | None) -> str:
+def _hash(structure: str, recipe: Recipe, weights: str | None, data: str | None) -> str:
     same = recipe.model_dump(mode="json", exclude={"seed", *ORIGINS})
-    text = json.dumps([structure, same, weights], sort_keys=True, default=str)
+    same["data"].pop("base", None)
+    if data is not None and same["data"]["name"] == Folder.name:  # a copied folder is the same dataset
+        same["data"]["args"].pop("path", None)
+    text = json.dumps([structure, same, weights, data], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

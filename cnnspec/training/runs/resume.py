@@ -8,6 +8,7 @@ the software are compared with what the run recorded. Settings that cannot chang
 from __future__ import annotations
 
 import hashlib
+import shlex
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -168,7 +169,10 @@ def find_run(graph: Graph, options: TrainOptions) -> Resumption:
     if not is_main_process():
         folder = shared_folder(options.out)
         result = folder.read_result()
-        return Resumption(folder, recipe_of(result, folder.path), _completed(options, result), result)
+        recipe = recipe_of(result, folder.path)
+        if "path" in recipe.data.args:
+            recipe = recipe.model_copy(update={"data": overridden(graph, options).data})
+        return Resumption(folder, recipe, _completed(options, result), result)
     folder, run = RunFolder.find(options.out, graph, options.resume if not isinstance(options.resume, bool) else None)
     try:
         return _compare(folder, run, graph, options)
@@ -237,7 +241,32 @@ def _merged_recipe(run: StoredRun, graph: Graph, options: TrainOptions, *, same_
         return names[0] not in given and (same or (same_text and names[0] in old_spec.overridden))
 
     kept = {name: getattr(run.recipe, name) for name in Recipe.model_fields if name not in ORIGINS and is_kept(name)}
+    if "data" in kept and "path" in kept["data"].args:
+        kept["data"] = _stated_data(run, new.data)
     return new.model_copy(update=kept)
+
+
+def _stated_data(run: StoredRun, stated: Setting) -> Setting:
+    """Return the data that the spec states, whose folder may have moved, if the run was started with them.
+
+    A path of the run is not used: a run folder can come from anywhere, and could name any folder.
+
+    Raises:
+        CnnspecError: E0506 if the run was started with others.
+    """
+    recorded = run.recipe.data
+    if (recorded.name, recorded.args) == (stated.name, stated.args):
+        return stated
+    shown = f"{recorded.name}:{recorded.args['path']}"
+    if recorded.args.get("revision"):
+        shown += f"@{recorded.args['revision']}"
+    raise failure(
+        "E0506",
+        "cannot resume the run: it was started with data that neither the command nor the spec names",
+        notes=[f"the data is `{shown}`; a path is not taken from the folder of a run, which could name any folder"],
+        file=str(run.folder),
+        help=f"add `--data {shlex.quote(shown)}`",
+    )
 
 
 def recipe_changes(old: Recipe, new: Recipe) -> list[Change]:

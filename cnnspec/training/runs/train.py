@@ -305,7 +305,7 @@ class _TrainingRun:
         values = self._write_result(state, scores)
         if state == "interrupted":
             exit_code = self.stop.exit_code
-            command = self.options.resume_command or f"cnnspec build {self.graph.name} --train --resume"
+            command = self.options.resume_command or "TrainOptions(resume=True)"
             self._log(f"stopped after step {self.task.progress.step}; resume with `{command}`", style="yellow")
         return Result(self.folder.path, state, exit_code, values)
 
@@ -314,7 +314,11 @@ class _TrainingRun:
         self.folder.remove_partial_files()
         inventory = self.data.inventory
         if inventory is not None and inventory.splits and not self.start.is_listed:
-            write_atomically(self.folder.path / identity.FILE, inventory.to_bytes())
+            listed = inventory.to_bytes()
+            if listed is None:
+                self._log(f"the folder has too many images for `{identity.FILE}`: a later change names no files")
+            else:
+                write_atomically(self.folder.path / identity.FILE, listed)
         self._write_result("running")
         if self.start.changes:
             self.folder.write_spec(self.graph)

@@ -382,9 +382,11 @@ class SharedStudy:
         for term, value in terms.items():
             if stored.get(term) != value:
                 differs = f"its {term} is {_format_term(stored.get(term))}, not {_format_term(value)}"
+                if term in ("network", "dataset"):  # hashes
+                    differs = f"its {term} differs"
                 raise failure(
                     "E0516",
-                    f"the storage belongs to another sweep: {differs if term != 'network' else 'its network differs'}",
+                    f"the storage belongs to another sweep: {differs}",
                     file=_without_password(url),
                     help="choose another folder with `--out`, or use the settings that the sweep started with",
                 )

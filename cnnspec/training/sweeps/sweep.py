@@ -148,6 +148,7 @@ class _Sweep:
                 "E0511", "a sweep requires validation images, and the dataset has none",
                 notes=["the test images are not used to select a candidate"], help="hold out some images with `val=`",
             )  # fmt: skip
+        self.dataset = data.inventory and data.inventory.identity.digest[:16]
         self.train_options = self._tuned_options(recipe.batch)
         self.exit_code = 0
 
@@ -185,15 +186,21 @@ class _Sweep:
 
     def _terms(self) -> dict[str, Any]:
         """Return the settings that all processes of the sweep must share."""
-        network = hashlib.sha256(self.base.model.model_dump_json().encode()).hexdigest()[:16]
-        options, given = self.options, self.options.train
+        options, given = self.options, self.options.train.overrides()
+        if "data" in given:
+            given["data"] = {"name": given["data"].name, **given["data"].args, "path": None}
+        recipe = self.base.model.recipe  # without the folder of the spec, which may be moved
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"base": None})})
+        model = self.base.model.model_copy(update={"recipe": recipe})
+        network = hashlib.sha256(model.model_dump_json().encode()).hexdigest()[:16]
         return {
             "network": network,
             "space": json.dumps(self.space.to_json()),
             "max_params": options.max_params,
             "max_macs": options.max_macs,
             "pruner": options.pruner,
-            **{name: value if type(value) is int else str(value) for name, value in given.overrides().items()},
+            "dataset": self.dataset,
+            **{name: value if type(value) is int else str(value) for name, value in given.items()},
         }
 
     # --- the loop --------------------------------------------------------------------------------
@@ -306,8 +313,10 @@ class _Sweep:
 
     def _train(self, trial: Trial, number: int, values: Candidate, graph: Graph) -> float:
         out = self.folder / "trials" / str(number)
-        run = _newest(out / graph.name)
-        begun = _result_of(run)
+        run = self._wait_for_run(out / graph.name, number)
+        begun, problem = _result_of(run)
+        if problem:
+            self._log(f"trial {number} starts again: {problem}", "yellow")
         if begun.get("state") == "finished" and begun.get("val_acc") is not None:  # its process died after the end
             self._log_end(number, values, f"val acc {begun['val_acc']:.2%}")
             return begun["val_acc"]
@@ -325,7 +334,9 @@ class _Sweep:
             options = replace(self.train_options, out=out, watch=watch, console=Console(file=log, width=120))
             show(f"trial {number}  {_format_values(values)}  epoch 1/{epochs}")
             try:
-                result = self._run(graph, options, resume=run is not None and bool(begun) and not is_locked(run / LOCK))
+                result = self._run(
+                    graph, options, run if begun.get("state", "finished") != "finished" else None, number
+                )
             except CnnspecError as error:
                 if error.diagnostics[0].code not in CANDIDATE_ERRORS:
                     raise
@@ -342,14 +353,27 @@ class _Sweep:
         self._log_end(number, values, f"val acc {accuracy:.2%}", start)
         return accuracy
 
-    def _run(self, graph: Graph, options: TrainOptions, *, resume: bool) -> Result:
-        """Train a candidate, and resume an earlier attempt if possible."""
-        if resume:
+    def _wait_for_run(self, runs: Path, number: int) -> Path | None:
+        """Return the newest run of a trial. Wait for a process that still trains it, such as one that was suspended."""
+        told = False
+        while (run := _newest(runs)) is not None and is_locked(run / LOCK):
+            if not told:
+                self._log(f"trial {number} waits for another process that trains it in {run}", "yellow")
+            told = True
+            self.stop.poll()
+            time.sleep(0.5)
+        return run
+
+    def _run(self, graph: Graph, options: TrainOptions, run: Path | None, number: int) -> Result:
+        """Train a candidate. Resume an earlier attempt unless it is damaged or was made with other settings."""
+        if run is not None:
             try:
-                return train(graph, replace(options, resume=True))
+                return train(graph, replace(options, resume=run))
             except CnnspecError as error:
-                if error.diagnostics[0].code != "E0506":
+                found = error.diagnostics[0]
+                if found.code != "E0506":
                     raise
+                self._log(f"trial {number} starts again: {'; '.join([found.message, *found.notes])}", "yellow")
         return train(graph, options)
 
     # --- messages -------------------------------------------------------------------------------
@@ -403,7 +427,7 @@ class _Sweep:
                 **rows[0],
                 "spec": str(best) if best else None,
                 "weights": str(weights) if weights and weights.exists() else None,
-                "test_acc": _result_of(run).get("test_acc"),
+                "test_acc": _result_of(run)[0].get("test_acc"),
             }
         return SweepResult(self.folder, state, self.exit_code, best, values, error)
 
@@ -452,12 +476,13 @@ class _Sweep:
         return target, None
 
 
-def _result_of(run: Path | None) -> dict[str, Any]:
-    """Return the result of a run. It is empty if there is none, or if it is damaged: the trial then starts again."""
+def _result_of(run: Path | None) -> tuple[dict[str, Any], str | None]:
+    """Return the result of a run, and what is wrong with it. The result is empty if there is none, or it is damaged."""
     try:
-        return {} if run is None else read_result(run)
-    except CnnspecError:
-        return {}
+        return {} if run is None else read_result(run), None
+    except CnnspecError as error:
+        found = error.diagnostics[0]
+        return {}, "; ".join([f"{found.message} of {run}", *found.notes])
 
 
 def _newest(runs: Path) -> Path | None:
