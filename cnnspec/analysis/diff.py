@@ -80,6 +80,19 @@ def compare(a: Graph, b: Graph) -> Difference:
     return Difference((a.name, b.name), tuple(changes), totals)
 
 
+def node_statuses(a: Graph, b: Graph) -> tuple[list[str], list[str]]:
+    """Return the kind of change of every node of two networks, as in `compare`; empty if it does not differ."""
+    before, after = _descriptions(a), _descriptions(b)
+
+    def status(path: str, own: dict[str, str], other: dict[str, str], missing: str) -> str:
+        return missing if path not in other else "changed" if own[path] != other[path] else ""
+
+    return (
+        [status(path, before, after, "removed") for path in before],
+        [status(path, after, before, "added") for path in after],
+    )
+
+
 def _activations(graph: Graph) -> int:
     """Return the bytes of the outputs of all operators for one image."""
     return sum(FLOAT * shapes.numel(node.shape) for node in graph.nodes)

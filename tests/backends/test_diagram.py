@@ -6,12 +6,15 @@ import random
 import re
 import time
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cnnspec import CnnspecError, Graph, load, loads
+from cnnspec.analysis.diff import compare, node_statuses
 from cnnspec.backends.diagram import FORMATS, draw, figures_of
 from cnnspec.backends.diagram.layout import Drawing, Edge, Point, lay_out
 from cnnspec.backends.diagram.outline import Box, Outliner
@@ -24,7 +27,7 @@ QUICK = ["resnet20", "googlenet", "inception_v3", "densenet121", "hrnet_w18_smal
 PLANAR = [
     name for name in SHIPPED if re.match(r"(resnet|wide_resnet|resnext|preact|plain|googlenet|incep|densenet)", name)
 ]
-TEXTS = (".svg", ".mmd", ".dot")
+TEXTS = (".svg", ".html", ".mmd", ".dot")
 
 HEAD = "network test\ninput 3x32x32\nclasses 10\n"
 TAIL = "head global_avgpool | flatten | linear classes\n"
@@ -233,12 +236,16 @@ def test_names_are_escaped(name: str) -> None:
     scopes = {renamed(path): block.replace("resnet_block", name) for path, block in graph.scopes.items()}
     for node in graph.nodes:
         node.path = renamed(node.path)
-    hostile = Graph(**{**vars(graph), "name": name, "scopes": scopes, "ends": {}, "origins": {}})
+    hostile = Graph(**{**vars(graph), "name": name, "scopes": scopes, "ends": {}, "origins": {}, "text": name})
     plain = draw(load("resnet20"), ".svg").decode()
     text = draw(hostile, ".svg").decode()
     ET.fromstring(text)
     assert text.count("<script") == 0
     assert len(re.findall(r"<[a-z]+", text)) == len(re.findall(r"<[a-z]+", plain))
+    page = draw(replace(hostile, text=graph.text), ".html").decode()
+    assert "<script>a" not in draw(hostile, ".html").decode()
+    ordinary = draw(load("resnet20"), ".html").decode()
+    assert len(re.findall(r"<[a-z]+", page)) == len(re.findall(r"<[a-z]+", ordinary))
     mermaid = draw(hostile, ".mmd").decode()
     assert mermaid.count("\n") == draw(load("resnet20"), ".mmd").decode().count("\n")
     assert all(mark not in mermaid for mark in ("%%", "`", "<script", "\x1b", '""]'))
@@ -278,7 +285,77 @@ def test_a_stack_of_deep_shortcuts_is_drawn(tmp_path: Path) -> None:
     ET.fromstring(draw(loads(HEAD + down + up + TAIL), ".svg").decode())
 
 
-def test_the_picture_of_the_documentation_is_up_to_date() -> None:
-    """To update it: `cnnspec draw resnet20 -o docs/images/resnet20.svg`."""
-    file = Path(__file__).parents[2] / "docs/images/resnet20.svg"
-    assert file.read_bytes() == draw(load("resnet20"), ".svg")
+@pytest.mark.parametrize(
+    ("file", "names"), [("resnet20", ["resnet20"]), ("difference", ["resnet20", "preact_resnet20"])]
+)
+def test_the_pictures_of_the_documentation_are_up_to_date(file: str, names: list[str]) -> None:
+    """To update one: `cnnspec draw NAMES -o docs/images/FILE.svg`."""
+    path = Path(__file__).parents[2] / f"docs/images/{file}.svg"
+    graphs = [load(name) for name in names]
+    assert path.read_bytes() == draw(graphs[0], ".svg", other=graphs[1] if len(graphs) > 1 else None)
+
+
+def test_the_difference_of_two_networks() -> None:
+    """Boxes are marked as `cnnspec diff` lists the operators."""
+    one = loads(
+        HEAD + "a: conv 3x3 8\nb: conv 3x3 8\nblock pair(c) { x: conv 3x3 c | bn\n y: conv 3x3 c }\nc: pair 8\n" + TAIL
+    )
+    two = loads(
+        HEAD + "a: conv 3x3 8\nd: conv 5x5 8\nblock pair(c) { x: conv 3x3 c | bn\n y: conv 5x5 c }\nc: pair 8\n" + TAIL
+    )
+    found = {}
+    for number, statuses in enumerate(node_statuses(one, two)):
+        graph = (one, two)[number]
+        found |= {(number, graph.nodes[i].path): status for i, status in enumerate(statuses) if status}
+        main, _ = figures_of(Outliner(graph, None, statuses))
+        assert main is not None
+        assert {box.path: box.status for box in main.boxes if box.status} == {
+            "bd"[number]: ("removed", "added")[number],
+            "c": "changed",
+        }
+    assert found == {(0, "b"): "removed", (0, "c.y"): "changed", (1, "d"): "added", (1, "c.y"): "changed"}
+    changes = {(change.path, change.kind) for change in compare(one, two).changes}
+    assert {(path, status) for (_, path), status in found.items()} == changes
+    text = draw(one, ".svg", other=two).decode()
+    root = ET.fromstring(text)
+    ids = [element.get("id") for element in root.iter() if element.get("id")]
+    assert len(ids) == len(set(ids))
+    for status, count in {"removed": 1, "added": 1, "changed": 4}.items():
+        assert len(re.findall(rf'"rim is-{status}"', text)) == count
+    assert "is-" not in "".join(re.findall("<rect.*", draw(one, ".svg", other=one).decode()))
+    for form in (".mmd", ".dot", ".html"):
+        assert draw(one, form, other=two) == draw(one, form, other=two)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_is_interactive(browser: Any, tmp_path: Path, scheme: str) -> None:
+    """Search, expand, collapse, hover, and follow a box to its line and its block; nothing is loaded or logged."""
+    file = tmp_path / "net.html"
+    file.write_bytes(draw(load("resnet20"), ".html"))
+    page = browser.new_page(viewport={"width": 1280, "height": 800}, color_scheme=scheme)
+    messages: list[str] = []
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    page.on("request", lambda request: messages.append(request.url) if request.url != file.as_uri() else None)
+    page.goto(file.as_uri())
+    nodes = page.locator("section:visible .node")
+    whole = nodes.count()
+    page.keyboard.press("/")
+    page.keyboard.type("downsample")
+    assert page.locator("section:visible .hit").count() == 1
+    assert page.locator("#count").inner_text() == "1 match"
+    page.fill("#search", "")
+    page.locator("section:visible .node[data-kind=frame]").first.click(position={"x": 20, "y": 10})
+    assert nodes.count() < whole  # collapsed
+    page.locator("section:visible .node[data-path=stage2]").press("Enter")
+    assert nodes.count() == whole
+    call = page.locator("section:visible .node[data-kind=block]").first
+    call.hover()
+    assert "14,155,776 multiply-adds" in page.locator("#tip").inner_text().split("\n")
+    call.click()
+    assert page.locator(".here").inner_text() == "stage resnet_block repeat=n c=16"
+    assert page.locator(".figure:target").count() == 1
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (dark == "rgb(255, 255, 255)") == (scheme == "light")
+    assert messages == []
+    page.close()

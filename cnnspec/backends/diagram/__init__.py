@@ -1,18 +1,19 @@
-"""Draw a `Graph`: SVG, Mermaid and DOT as text, PNG and PDF from the SVG. Needs neither torch nor Graphviz."""
+"""Draw a `Graph`: SVG, HTML, Mermaid and DOT as text, PNG and PDF from the SVG. Needs neither torch nor Graphviz."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from cnnspec.backends.diagram import markup, svg
+from cnnspec.analysis.diff import node_statuses
+from cnnspec.backends.diagram import html, markup, svg
 from cnnspec.backends.diagram.layout import lay_out
 from cnnspec.backends.diagram.outline import Box, Figure, Key, Outliner, blocks_in, size_text
 from cnnspec.diagnostics import counted, did_you_mean, failure, named
 from cnnspec.ir import Graph
 from cnnspec.limits import MAX_BOXES, MAX_PIXELS
 
-FORMATS = (".svg", ".png", ".pdf", ".mmd", ".dot")
+FORMATS = (".svg", ".html", ".png", ".pdf", ".mmd", ".dot")
 """The extensions of the formats."""
 THEMES = svg.THEMES
 
@@ -35,45 +36,100 @@ def draw(
     graph: Graph,
     form: str,
     *,
+    other: Graph | None = None,
     depth: int | None = None,
     block: str | None = None,
-    theme: str = "light",
+    theme: str | None = None,
     paper: bool = False,
 ) -> bytes:
-    """Draw a network.
+    """Draw a network, or the difference of two networks.
 
     The bytes depend on the arguments only; those of PNG and PDF also on the fonts of the machine.
 
     Args:
         graph: The network.
         form: One of `FORMATS`.
+        other: A second network: draw both, and what was added, removed and changed, as `analysis.diff` finds it.
         depth: Levels of nested modules to draw; deeper ones are a single box.
         block: Draw only this block.
-        theme: `light`, `dark`, or `auto`, which follows the setting of the reader.
+        theme: `light`, `dark`, or `auto`, which follows the setting of the reader; by default `auto` for HTML, else
+            `light`.
         paper: Draw in the style of papers, one column wide.
 
     Raises:
         CnnspecError: E0523 if there is no such block, or if the diagram would have too many boxes; E0507 if a library
             is not installed.
     """
-    outliner = Outliner(graph, depth)
-    main, blocks = figures_of(outliner, block)
-    every = [*([main] if main else []), *blocks]
-    if (count := sum(_count(figure.boxes) for figure in every)) > MAX_BOXES:
-        help = "draw fewer levels with `--depth`, or a single block with `--block`"
-        raise failure("E0523", f"the diagram has {count:,} boxes, more than the limit of {MAX_BOXES:,}", help=help)
+    graphs = [graph] if other is None else [graph, other]
+    figures = _all_figures(graphs, depth, block)
+    title = " and ".join(each.name for each in graphs)
     if form in (".mmd", ".dot"):
         write = markup.write_mermaid if form == ".mmd" else markup.write_dot
-        return write(graph.name, every).encode()
-    panels = svg.arrange(
-        [lay_out(main, paper=paper)] if main else [],
-        [lay_out(figure, paper=paper) for figure in blocks],
-        [counted(len(figure.uses), "call") for figure in blocks],
-        paper,
-    )
-    title = graph.name if block is None else f"{block} in {graph.name}"
-    text = svg.write_svg(panels, title, _subtitle(graph), _description(graph, every), theme=theme, paper=paper)
+        return write(title, figures).encode()
+    title = title if block is None else f"{block} in {title}"
+    theme = theme or ("auto" if form == ".html" else "light")
+    if form == ".html":
+        levels = [(str(level), _all_figures(graphs, level, block)) for level in _levels(figures)]
+        views: list[tuple[str, str]] = []
+        for number, (name, shown) in enumerate([*levels, ("all" if depth is None else str(depth), figures)]):
+            views.append((name, _page(graphs, shown, title, theme, paper=paper, prefix=f"v{number}-", embedded=True)))
+        source = "\n\n".join(each.text for each in graphs)
+        return html.write_html(views, title, _subtitle(graphs), source, theme, paper=paper).encode()
+    text = _page(graphs, figures, title, theme, paper=paper)
     return text.encode() if form == ".svg" else _render(text, form.removeprefix("."))
+
+
+def _page(
+    graphs: Sequence[Graph],
+    figures: Sequence[Figure],
+    title: str,
+    theme: str,
+    *,
+    paper: bool,
+    prefix: str = "",
+    embedded: bool = False,
+) -> str:
+    """Return all figures as SVG."""
+    main = [lay_out(figure, paper=paper) for figure in figures if figure.key is None]
+    blocks = [lay_out(figure, paper=paper) for figure in figures if figure.key is not None]
+    notes = [counted(len(drawing.figure.uses), "call") for drawing in blocks]
+    panels = svg.arrange_paper(main, blocks) if paper else svg.arrange(main, blocks, notes, heading=not embedded)
+    description = f"{_subtitle(graphs)}. {_description(figures)}"
+    return svg.write_svg(
+        panels, title, _subtitle(graphs), description, theme=theme, paper=paper, prefix=prefix, embedded=embedded
+    )
+
+
+def _all_figures(graphs: Sequence[Graph], depth: int | None, block: str | None) -> list[Figure]:
+    """Return the figures of one network, or those of two that differ.
+
+    Raises:
+        CnnspecError: E0523 if there is no such block, or if there would be too many boxes.
+    """
+    statuses = node_statuses(graphs[0], graphs[1]) if len(graphs) > 1 else [None]
+    figures: list[Figure] = []
+    for number, (graph, status) in enumerate(zip(graphs, statuses, strict=True)):
+        main, blocks = figures_of(Outliner(graph, depth, status), block)
+        if status is not None:
+            blocks = [f for f in blocks if block is not None or any(box.status for box in f.boxes)]
+            for figure in blocks:
+                figure.title += f" of {graph.name}"
+        for figure in [*([main] if main else []), *blocks]:
+            figure.network = number
+            figures.append(figure)
+    if (count := sum(_count(figure.boxes) for figure in figures)) > MAX_BOXES:
+        help = "draw fewer levels with `--depth`, or a single block with `--block`"
+        raise failure("E0523", f"the diagram has {count:,} boxes, more than the limit of {MAX_BOXES:,}", help=help)
+    return figures
+
+
+def _levels(figures: Sequence[Figure]) -> range:
+    """Return the depths at which less is drawn than in the figures, at most four."""
+
+    def nesting(boxes: Sequence[Box]) -> int:
+        return max([1 + nesting(box.inner) for box in boxes if box.inner is not None] or [0])
+
+    return range(1, 1 + min(4, max([nesting(figure.boxes) for figure in figures if figure.key is None] or [0])))
 
 
 def figures_of(outliner: Outliner, block: str | None = None) -> tuple[Figure | None, list[Figure]]:
@@ -98,15 +154,21 @@ def _count(boxes: Iterable[Box]) -> int:
     return sum(1 + _count(box.inner or ()) for box in boxes)
 
 
-def _subtitle(graph: Graph) -> str:
-    sizes = f"{size_text(graph.input_shape)} → {size_text(graph.output_shape)}"
-    return f"{sizes} · {graph.parameter_count:,} parameters · {graph.macs:,} multiply-adds"
+def _subtitle(graphs: Sequence[Graph]) -> str:
+    one, two = graphs[0], graphs[-1]
+    if len(graphs) > 1:
+        more, work = two.parameter_count - one.parameter_count, two.macs - one.macs
+        return (
+            f"{one.parameter_count:,} → {two.parameter_count:,} parameters ({more:+,}) · "
+            f"{one.macs:,} → {two.macs:,} multiply-adds ({work:+,})"
+        )
+    sizes = f"{size_text(one.input_shape)} → {size_text(one.output_shape)}"
+    return f"{sizes} · {one.parameter_count:,} parameters · {one.macs:,} multiply-adds"
 
 
-def _description(graph: Graph, every: Iterable[Figure]) -> str:
+def _description(figures: Iterable[Figure]) -> str:
     """Return what a screen reader says of the diagram."""
-    parts = [f"{figure.title}: {', then '.join(_words(figure.boxes))}" for figure in every]
-    return f"{_subtitle(graph)}. {'. '.join(parts)}."
+    return " ".join(f"{figure.title}: {', then '.join(_words(figure.boxes))}." for figure in figures)
 
 
 def _words(boxes: Iterable[Box]) -> list[str]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-from cnnspec.backends.diagram.outline import ENTRY, Box, Figure, Key
+from cnnspec.backends.diagram.outline import ENTRY, Box, Figure
 from cnnspec.diagnostics import printable
 
 _SHAPES = {"input": ("([", "])"), "output": ("([", "])"), "join": ("((", "))"), "block": ("[[", "]]")}
 _COLORS = {
     "conv": "#cfe2f8", "norm": "#e6eaee", "act": "#fbe3c4", "pool": "#e2d5f3", "linear": "#f8cfcf",
-    "layout": "#eef0e0", "block": "#cdeee2",
+    "layout": "#eef0e0", "block": "#cdeee2", "added": "#bbf7d0", "removed": "#fecaca", "changed": "#fde68a",
 }  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def write_mermaid(title: str, figures: Sequence[Figure]) -> str:
 
     def node(key: str, box: Box) -> str:
         left, right = _SHAPES.get(box.kind, ("[", "]"))
-        return f'{key}{left}"{"<br/>".join(map(_mermaid, _lines(box)))}"{right}:::{_kind(box)}'
+        return f'{key}{left}"{"<br/>".join(map(_mermaid, _lines(box)))}"{right}:::{box.status or _kind(box)}'
 
     def group(key: str, text: str) -> str:
         return f'subgraph {key}["{_mermaid(text)}"]'
@@ -94,7 +94,7 @@ def write_dot(title: str, figures: Sequence[Figure]) -> str:
     def node(key: str, box: Box) -> str:
         shape = "ellipse" if box.kind in ("input", "output", "join") else "box"
         text = "\\n".join(map(_dot, _lines(box)))
-        return f'{key} [label="{text}", shape={shape}, fillcolor="{_COLORS.get(_kind(box), "#ffffff")}"];'
+        return f'{key} [label="{text}", shape={shape}, fillcolor="{_COLORS.get(box.status or _kind(box), "#ffffff")}"];'
 
     def group(key: str, text: str) -> str:
         return f'subgraph cluster_{key} {{ label="{_dot(text)}";'
@@ -116,14 +116,15 @@ def write_dot(title: str, figures: Sequence[Figure]) -> str:
 
 def _calls(figures: Sequence[Figure], names: Sequence[_Names]) -> Iterator[tuple[str, str]]:
     """Return the boxes that call a block, with the figure of the block."""
-    numbers: dict[Key | None, int] = {figure.key: number for number, figure in enumerate(figures)}
-    pending = list(names)
+    numbers = {(figure.network, figure.key): number for number, figure in enumerate(figures)}
+    pending = [(figure.network, tree) for figure, tree in zip(figures, names, strict=True)]
     while pending:
-        tree = pending.pop(0)
-        pending += tree.inner.values()
+        network, tree = pending.pop(0)
+        pending += [(network, inner) for inner in tree.inner.values()]
         for index, box in enumerate(tree.boxes):
-            if box.inner is None and box.block in numbers and box.block is not None:
-                yield f"{tree.start}_{index}", f"f{numbers[box.block]}"
+            number = numbers.get((network, box.block)) if box.block is not None else None
+            if box.inner is None and number is not None:
+                yield f"{tree.start}_{index}", f"f{number}"
 
 
 def _mermaid(text: str) -> str:

@@ -88,6 +88,7 @@ class Figure:
         entry: The input shape; empty if it varies.
         uses: The paths of the calls.
         key: The structure of a block; None for the network.
+        network: The number of its network in a comparison.
     """
 
     title: str
@@ -96,6 +97,7 @@ class Figure:
     entry: Shape = ()
     uses: list[str] = field(default_factory=list[str])
     key: Key | None = None
+    network: int = 0
 
 
 def kind_of(op: Op) -> str:

@@ -29,15 +29,17 @@ FONT = "Inter, Helvetica, Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif"
 _SERIF = "'Times New Roman', Times, 'Liberation Serif', 'DejaVu Serif', serif"
 _MARGIN, _TITLE_ROW = 24.0, 40.0
 _PANEL_PAD, _PANEL_TITLE = 16.0, 30.0
+_PAPER_WIDTH, _PAPER_ASPECT, _PAPER_PAD = 3.3 * 96, 2.4, 22.0
+"""Width of one column in pixels, and the largest height of a figure as a multiple of its width."""
 
-_LIGHT = {
+LIGHT = {
     "page": "#ffffff", "text": "#1f2933", "faint": "#5f6c7b", "edge": "#52606d", "panel": "#f7f8fa", "line": "#d3d9e0",
     "conv": "#cfe2f8", "norm": "#e6eaee", "act": "#fbe3c4", "pool": "#e2d5f3", "linear": "#f8cfcf",
     "layout": "#eef0e0", "add": "#ffffff", "mul": "#ffffff", "concat": "#ffffff", "block": "#cdeee2",
     "group": "#ffffff", "input": "#ffffff", "output": "#ffffff", "stroke": "#7b8794", "params": "#c2410c",
     "macs": "#1d4ed8", "added": "#15803d", "removed": "#b91c1c", "changed": "#b45309",
 }  # fmt: skip
-_DARK = {
+DARK = {
     "page": "#15191e", "text": "#e6eaee", "faint": "#9aa5b1", "edge": "#9aa5b1", "panel": "#1c2229", "line": "#3a444f",
     "conv": "#1f4268", "norm": "#36404a", "act": "#66481f", "pool": "#463366", "linear": "#6b2b2f",
     "layout": "#41452c", "add": "#15191e", "mul": "#15191e", "concat": "#15191e", "block": "#1c5343",
@@ -45,7 +47,7 @@ _DARK = {
     "macs": "#60a5fa", "added": "#4ade80", "removed": "#f87171", "changed": "#fbbf24",
 }  # fmt: skip
 _PAPER = {
-    **_LIGHT, "text": "#000000", "faint": "#333333", "edge": "#000000", "stroke": "#000000", "panel": "#ffffff",
+    **LIGHT, "text": "#000000", "faint": "#333333", "edge": "#000000", "stroke": "#000000", "panel": "#ffffff",
     "line": "#888888", "conv": "#dce9f7", "norm": "#f2f2f2", "act": "#fcefd9", "pool": "#ece4f6", "linear": "#fae0e0",
     "layout": "#f4f5ea", "block": "#dff3ec",
 }  # fmt: skip
@@ -55,6 +57,9 @@ KINDS = {
 }  # fmt: skip
 """The kinds of boxes in the legend, with their names."""
 THEMES = ("light", "dark", "auto")
+
+
+Anchors = dict[tuple[int, Key], str]
 
 
 class Panel(NamedTuple):
@@ -71,8 +76,8 @@ class Panel(NamedTuple):
 
 def style(theme: str, paper: bool = False) -> str:
     """Return the style sheet of a theme; `auto` follows the reader's setting."""
-    base = _rules(_PAPER if paper else _DARK if theme == "dark" else _LIGHT, paper)
-    dark = _rules(_DARK, paper)
+    base = _rules(_PAPER if paper else DARK if theme == "dark" else LIGHT, paper)
+    dark = _rules(DARK, paper)
     return f"{base}@media (prefers-color-scheme:dark){{{dark}}}" if theme == "auto" and not paper else base
 
 
@@ -91,7 +96,7 @@ def _rules(colors: dict[str, str], paper: bool) -> str:
         f".rim{{fill:none;stroke:{colors['stroke']};stroke-width:{0.8 if paper else 1}}}"
         f".edge{{fill:none;stroke:{colors['edge']};stroke-width:{0.9 if paper else 1.2}}}"
         f".head{{fill:{colors['edge']}}}.track{{fill:{colors['text']};opacity:.12}}"
-        f".params{{fill:{colors['params']}}}.macs{{fill:{colors['macs']}}}{marks}{arrows}"
+        f".same{{opacity:.45}}.params{{fill:{colors['params']}}}.macs{{fill:{colors['macs']}}}{marks}{arrows}"
     )
 
 
@@ -104,6 +109,10 @@ def number(value: float) -> str:
 def safe(text: str) -> str:
     """Escape a text for markup; characters that cannot be shown become their escapes."""
     return escape(printable(text), quote=True)
+
+
+def _title(box: Box) -> str:
+    return f"<title>{chr(10).join(map(safe, describe(box)))}</title>"
 
 
 def _text(x: float, y: float, size: float, text: str, classes: str = "", anchor: str = "middle") -> str:
@@ -167,30 +176,32 @@ def _arrow(edge: Edge, x: float, y: float) -> str:
     return f'<polygon class="head" points="{corners}"/>'
 
 
-def describe(box: Box) -> str:
-    """Return the description of a box for tooltips and screen readers."""
+def describe(box: Box) -> list[str]:
+    """Return the lines of the description of a box for tooltips and screen readers."""
     first = " ".join(filter(None, (box.path or box.kind, f"×{box.repeat}" if box.repeat > 1 else "")))
     cells = " | ".join(cell.text for row in box.rows for cell in row)
     lines = [first, box.title or cells, f"output {size_text(box.shape)}"]
     if box.nodes:
         lines += [f"{box.parameters:,} parameters", f"{box.macs:,} multiply-adds"]
-    return "\n".join(filter(None, [*lines, box.status]))
+    return [line for line in (*lines, box.status) if line]
 
 
 class Writer:
     """Write drawings as SVG elements.
 
     Attributes:
-        prefix: The start of every id.
         paper: Whether to draw in the style of papers.
         anchors: The id of the figure of each block.
+        faded: Whether to fade boxes without a status, in a comparison.
+        network: The number of the network that is drawn.
     """
 
-    def __init__(self, prefix: str, *, paper: bool = False, anchors: dict[Key, str] | None = None) -> None:
-        self.prefix, self.paper, self.anchors = prefix, paper, anchors or {}
+    def __init__(self, *, paper: bool, anchors: Anchors, faded: bool) -> None:
+        self.paper, self.anchors, self.faded, self.network = paper, anchors, faded, 0
 
     def drawing(self, drawing: Drawing, x: float, y: float) -> list[str]:
         """Return the elements of a drawing at a place."""
+        self.network = drawing.figure.network
         most = max([p.box.parameters for p in drawing.placed if has_bars(p.box)] or [0])
         work = max([p.box.macs for p in drawing.placed if has_bars(p.box)] or [0])
         frames = [p for p in drawing.placed if p.box.inner is not None]
@@ -208,8 +219,8 @@ class Writer:
         left, top = p.x - p.left + x, p.y + y
         status = f" is-{p.box.status}" if p.box.status in ("added", "removed") else ""
         return [
-            f'<g class="node" data-path="{safe(p.box.path)}" data-line="{p.box.line}">',
-            f"<title>{safe(describe(p.box))}</title>",
+            f'<g class="node" data-kind="frame" data-path="{safe(p.box.path)}" data-line="{p.box.line}">',
+            _title(p.box),
             _rect(left, top, p.left + p.right, p.height, f"frame{status}", 8),
             _text(left + 8, top + 12, NAME, frame_title(p.box), "faint", "start"),
             "</g>",
@@ -221,14 +232,16 @@ class Writer:
 
     def _box(self, p: Placed, x: float, y: float, most: int, work: int) -> list[str]:
         box, left, top, width = p.box, p.x - p.left + x, p.y + y, p.left + p.right
-        anchor = self.anchors.get(box.block) if box.block is not None else None
+        anchor = self.anchors.get((self.network, box.block)) if box.block is not None else None
         height = p.height
         if box.repeat > 1:
             width, height = width - STACK, height - STACK
         lines = [f'<a href="#{anchor}">'] if anchor else []
-        block = f' data-block="{anchor}"' if anchor else ""
-        lines.append(f'<g class="node" data-path="{safe(box.path)}" data-line="{box.line}"{block}>')
-        lines.append(f"<title>{safe(describe(box))}</title>")
+        same = " same" if self.faded and not box.status and box.nodes else ""
+        lines.append(
+            f'<g class="node{same}" data-kind="{box.kind}" data-path="{safe(box.path)}" data-line="{box.line}">'
+        )
+        lines.append(_title(box))
         status = f" is-{box.status}" if box.status else ""
         kinds = {cell.kind for row in box.rows for cell in row}
         if box.kind == "join" and len(box.rows) == 1 and not kinds & {"concat"}:
@@ -300,10 +313,10 @@ def _bars(box: Box, left: float, bottom: float, width: float, most: int, work: i
     return lines
 
 
-def arrange(main: Sequence[Drawing], blocks: Sequence[Drawing], notes: Sequence[str], paper: bool) -> list[Panel]:
+def arrange(main: Sequence[Drawing], blocks: Sequence[Drawing], notes: Sequence[str], *, heading: bool) -> list[Panel]:
     """Place the networks from left to right, and the blocks in columns beside them."""
     panels: list[Panel] = []
-    x, top = _MARGIN, 8.0 if paper else _MARGIN + _TITLE_ROW
+    x, top = _MARGIN, (_MARGIN + _TITLE_ROW if heading else 8.0) + (20.0 if len(main) > 1 else 0.0)
     for drawing in main:
         title = drawing.figure.title if len(main) > 1 else ""
         panels.append(Panel(drawing, x, top, drawing.width, drawing.height, title, ""))
@@ -330,6 +343,35 @@ def arrange(main: Sequence[Drawing], blocks: Sequence[Drawing], notes: Sequence[
     return panels
 
 
+def arrange_paper(main: Sequence[Drawing], blocks: Sequence[Drawing]) -> list[Panel]:
+    """Place the network, and the blocks beside and below it, in the narrowest page that is not too high."""
+    sizes = [(max(d.width, text_width(d.figure.title, 12)), d.height + _PANEL_TITLE) for d in blocks]
+    base = sum(d.width + _PAPER_PAD for d in main)
+    tallest = max([d.height for d in main] or [0.0])
+    widths = sorted({base, *[w for w, _ in sizes], *[base + w for w, _ in sizes], base + sum(w for w, _ in sizes)})
+    panels: list[Panel] = []
+    for width in (w for w in widths if w >= max([base - _PAPER_PAD, *[w for w, _ in sizes]])):
+        panels, x = [], 8.0
+        for drawing in main:
+            panels.append(Panel(drawing, x, 8.0, drawing.width, drawing.height, "", ""))
+            x += drawing.width + _PAPER_PAD
+        y, rest = 8.0, list(range(len(blocks)))
+        for i in [i for i, (w, _) in enumerate(sizes) if x + w <= 8.0 + width + 0.01]:
+            if y + sizes[i][1] <= tallest + 40:
+                panels.append(Panel(blocks[i], x, y, *sizes[i], blocks[i].figure.title, ""))
+                y += sizes[i][1] + 12
+                rest.remove(i)
+        x, y, row = 8.0, max(tallest + 20, y), 0.0
+        for i in rest:
+            if x > 8.0 and x + sizes[i][0] > 8.0 + width + 0.01:
+                x, y, row = 8.0, y + row + 12, 0.0
+            panels.append(Panel(blocks[i], x, y, *sizes[i], blocks[i].figure.title, ""))
+            x, row = x + sizes[i][0] + _PAPER_PAD, max(row, sizes[i][1])
+        if max(p.y + p.height for p in panels) <= _PAPER_ASPECT * max(p.x + p.width for p in panels):
+            break
+    return panels
+
+
 def write_svg(
     panels: Sequence[Panel],
     title: str,
@@ -353,8 +395,13 @@ def write_svg(
         prefix: The start of every id.
         embedded: Leave out the style sheet, which the surrounding page has.
     """
-    anchors = {p.drawing.figure.key: f"{prefix}block-{n}" for n, p in enumerate(panels) if p.drawing.figure.key}
-    writer = Writer(prefix, paper=paper, anchors={key: value for key, value in anchors.items() if key is not None})
+    anchors: Anchors = {}
+    for position, panel in enumerate(panels):
+        figure = panel.drawing.figure
+        if figure.key is not None:
+            anchors[figure.network, figure.key] = f"{prefix}block-{position}"
+    faded = any(p.box.status for panel in panels for p in panel.drawing.placed)
+    writer = Writer(paper=paper, anchors=anchors, faded=faded)
     body: list[str] = []
     for panel in panels:
         key = panel.drawing.figure.key
@@ -363,12 +410,15 @@ def write_svg(
                 body.append(_text(panel.x, panel.y - 8, 13, panel.title, "bold", "start"))
             body += writer.drawing(panel.drawing, panel.x, panel.y)
             continue
-        body.append(f'<g id="{anchors[key]}" class="figure">')
-        body.append(_rect(panel.x, panel.y, panel.width, panel.height, "panel", 8))
-        body.append(_text(panel.x + _PANEL_PAD, panel.y + 20, 12, panel.title, "bold", "start"))
-        body.append(_text(panel.x + panel.width - _PANEL_PAD, panel.y + 20, SMALL, panel.note, "faint", "end"))
+        body.append(f'<g id="{anchors[panel.drawing.figure.network, key]}" class="figure">')
+        if paper:
+            body.append(_text(panel.x + panel.width / 2, panel.y + 14, 12, panel.title, "bold"))
+        else:
+            body.append(_rect(panel.x, panel.y, panel.width, panel.height, "panel", 8))
+            body.append(_text(panel.x + _PANEL_PAD, panel.y + 20, 12, panel.title, "bold", "start"))
+            body.append(_text(panel.x + panel.width - _PANEL_PAD, panel.y + 20, SMALL, panel.note, "faint", "end"))
         inner = panel.x + (panel.width - panel.drawing.width) / 2
-        top = panel.y + _PANEL_TITLE + 10
+        top = panel.y + _PANEL_TITLE + (0 if paper else 10)
         if panel.drawing.entry is not None:
             start = inner + panel.drawing.entry[0]
             body.append(f'<path class="edge" d="M{number(start)} {number(top - 8)}V{number(top)}"/>')
@@ -376,17 +426,17 @@ def write_svg(
             if entry:
                 body.append(_text(start + 5, top - 2, SMALL, size_text(entry), "faint", "start"))
         body += [*writer.drawing(panel.drawing, inner, top), "</g>"]
-    width = max([p.x + p.width for p in panels]) + _MARGIN
+    width = max([p.x + p.width for p in panels]) + (8.0 if paper else _MARGIN)
     bottom = max([p.y + p.height for p in panels]) + 20
     if not paper:
         width = max(width, text_width(subtitle, MINOR + 1) + 2 * _MARGIN, 420.0)
     legend, height = ([], bottom - 8) if paper else _legend(panels, bottom, width)
-    head = [] if paper else [
+    head = [] if paper or embedded else [
         _text(_MARGIN, 34, 18, title, "bold", "start"), _text(_MARGIN, 52, MINOR + 1, subtitle, "faint", "start")
     ]  # fmt: skip
     size = f'width="{number(width)}" height="{number(height)}"'
     if paper:
-        size = f'width="3.3in" height="{3.3 * height / width:.3f}in"'
+        size = f'width="{number(_PAPER_WIDTH)}" height="{number(_PAPER_WIDTH * height / width)}"'
     sheet = [] if embedded else [f"<style>{style(theme, paper)}</style>"]
     role = f'role="img" aria-labelledby="{prefix}title {prefix}desc"'
     lines = [
@@ -409,7 +459,7 @@ def _legend(panels: Sequence[Panel], y: float, width: float) -> tuple[list[str],
     used = {cell.kind for p in placed for row in p.box.rows for cell in row}
     statuses = {p.box.status for p in placed}
     entries = [(kind, name) for kind, name in KINDS.items() if kind in used]
-    entries += [("params", "parameters"), ("macs", "multiply-adds, of the largest in the figure")]
+    entries += [("params", "parameters"), ("macs", "multiply-adds (relative to the largest box of a figure)")]
     entries += [(f"page is-{s}", s) for s in ("added", "removed", "changed") if s in statuses]
     x, lines = _MARGIN, list[str]()
     for kind, name in entries:
