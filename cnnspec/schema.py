@@ -25,11 +25,15 @@ class Word(str):
     """One of the keywords of an argument, `mode=fan_out`."""
 
 
+class TensorName(str):
+    """The name of a tensor as a value: `@label`, or `in`."""
+
+
 class Path(str):
     """The path of a module, `layer4` or `"layer4.0"`."""
 
 
-Value = bool | int | float | str | Size | Interval | OpName | Word | tuple[Any, ...] | None
+Value = bool | int | float | str | Size | Interval | OpName | TensorName | Word | tuple[Any, ...] | None
 
 
 class _Required:
@@ -62,7 +66,20 @@ NotZero = Annotated[float, Bounds(other_than=0)]
 Probability = Annotated[float, Bounds(0, 1)]
 
 Kind = Literal[
-    "int", "float", "bool", "size", "op", "str", "interval", "list", "numbers", "word", "init", "path", "paths"
+    "int",
+    "float",
+    "bool",
+    "size",
+    "op",
+    "str",
+    "interval",
+    "list",
+    "numbers",
+    "word",
+    "init",
+    "path",
+    "paths",
+    "tensor",
 ]
 
 _KINDS: dict[Any, Kind] = {
@@ -74,6 +91,7 @@ _KINDS: dict[Any, Kind] = {
     Interval: "interval",
     OpName: "op",
     Path: "path",
+    TensorName: "tensor",
 }
 _LISTS: dict[Any, Kind] = {int: "list", float: "numbers", Path: "paths"}
 _PHRASES: dict[str, str] = {
@@ -89,6 +107,7 @@ _PHRASES: dict[str, str] = {
     "init": "an initialization like `normal(0.01)`",
     "path": "the path of a module like `layer4`",
     "paths": "paths of modules like `[stem, layer1]`",
+    "tensor": "a tensor like `@stem`, or `in`",
 }
 
 

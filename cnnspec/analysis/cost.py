@@ -68,7 +68,7 @@ def count(graph: Graph) -> Counts:
         if not gradient[index]:
             continue
         inputs = graph.input_shapes(node)
-        depends = [i != IMAGE and gradient[i] for i in node.inputs]
+        depends = [i != IMAGE and gradient[i] for i in node.sources]
         if node.macs:
             # The gradient of the weights costs as much as the forward pass, and so does the gradient of the input.
             backward[index] = flops[index] * (1 + depends[0])
@@ -174,7 +174,7 @@ def training_memory(graph: Graph) -> TrainingMemory:
     working = 0
     for index, node in enumerate(graph.nodes):
         if gradient[index]:
-            inputs = (graph.nodes[i].shape for i in node.inputs if i != IMAGE and gradient[i])
+            inputs = (graph.nodes[i].shape for i in node.sources if i != IMAGE and gradient[i])
             scratch = node.op.backward_scratch(graph.input_shapes(node), node.shape)
             working = max(working, _size(node.shape) + sum(_size(shape) for shape in inputs) + scratch)
     saved, image = counts.saved_total, 0 if IMAGE in counts.saved_outputs else _size(graph.input_shape)

@@ -65,7 +65,7 @@ def tracked(graph: Graph) -> list[bool]:
     """Return, for each node, True if its output depends on learned weights and so has a gradient."""
     found: list[bool] = []
     for node in graph.nodes:
-        found.append(bool(node.weights) or any(i != IMAGE and found[i] for i in node.inputs))
+        found.append(bool(node.weights) or any(i != IMAGE and found[i] for i in node.sources))
     return found
 
 

@@ -52,14 +52,14 @@ def _spans(graph: Graph, axis: Literal[0, 1]) -> list[Span | None]:
     own_spans: dict[tuple[int, int, int], Span | None] = {}  # repeats share operators
     for node in graph.nodes:
         size, paths = _size(node.shape, axis), dict[int, Span | None]()
-        for source, shape in zip(node.inputs, graph.input_shapes(node), strict=True):
+        for source, shape in zip(node.sources, graph.input_shapes(node), strict=False):
             before = ITSELF if source == IMAGE else found[source]
             key = id(node.op), _size(shape, axis), size
             if key not in own_spans and before is not None and bounds <= MAX_BOUNDS:
                 own_spans[key] = node.op.span(axis, _size(shape, axis), size)
             own = None if bounds > MAX_BOUNDS else own_spans.get(key)
             path = None if before is None or own is None else _compose(before, own)
-            bounds += len(path.low) if path and (path is not before or len(node.inputs) > 1) else 0
+            bounds += len(path.low) if path and (path is not before or len(node.sources) > 1) else 0
             paths[id(path)] = path
         found.append(_union([*paths.values()]))
     return found
@@ -121,7 +121,7 @@ def masks(graph: Graph) -> list[Masks] | None:
     image: Masks = [tuple([1 << place for place in range(graph.input_shape[1 + axis])] for axis in AXES)]
     for node in graph.nodes:
         paths: Masks = []
-        for source, shape in zip(node.inputs, graph.input_shapes(node), strict=True):
+        for source, shape in zip(node.sources, graph.input_shapes(node), strict=False):
             before = image if source == IMAGE else found[source]
             sides = [_size(node.shape, axis) for axis in AXES]
             if places + sum(sides) > MAX_PLACES:
@@ -131,7 +131,7 @@ def masks(graph: Graph) -> list[Masks] | None:
                 new = [node.op.reads(axis, _size(shape, axis), side) for axis, side in zip(AXES, sides, strict=True)]
                 read_places[key] = new, sum(1 + len(places_read) for read in new if read for places_read in read)
             reads, count = read_places[key]
-            places += len(before) * count + (sum(sides) if len(node.inputs) > 1 else 0)
+            places += len(before) * count + (sum(sides) if len(node.sources) > 1 else 0)
             if places > MAX_PLACES:
                 return None
             for mask in before:

@@ -84,18 +84,22 @@ def _check_parameter_count(graph: ir.Graph, reporter: Reporter, limit: int) -> N
 
 def _check_outputs_used(graph: ir.Graph, reporter: Reporter) -> None:
     """Report operators whose output is never used."""
-    used = {i for node in graph.nodes for i in node.inputs} | {graph.output} | {head.output for head in graph.aux}
+    used = {i for node in graph.nodes for i in node.sources} | {graph.output} | {head.output for head in graph.aux}
+    sizes = {node.inputs[-1] for node in graph.nodes if node.op.sized_by_input}
+    learned: set[int] = set()
     for index, node in enumerate(graph.nodes):
-        if index not in used:
-            named = node.op.owns_module and not node.path.rpartition(".")[2].isdecimal()
-            name = f"`{node.path}`" if named else f"this `{node.op.name}`"
-            reporter.error(
-                "E0311",
-                f"the output of {name} is never used",
-                node.origin,
-                caption=f"outputs {shapes.text(node.shape)}",
-                help=_advice_on_unused(node),
-            )
+        if node.weights or learned & {*node.sources}:
+            learned.add(index)
+        if index in used or (index in sizes and index not in learned):
+            continue
+        named = node.op.owns_module and not node.path.rpartition(".")[2].isdecimal()
+        name = f"`{node.path}`" if named else f"this `{node.op.name}`"
+        message, help = f"the output of {name} is never used", _advice_on_unused(node)
+        if index in sizes:
+            message = f"only the size of the output of {name} is used, so its weights learn nothing"
+            help = f"{help}; for the size alone, name another tensor that has it"
+        caption = f"outputs {shapes.text(node.shape)}"
+        reporter.error("E0311", message, node.origin, caption=caption, help=help)
 
 
 def _advice_on_unused(node: ir.Node) -> str:

@@ -353,13 +353,20 @@ class Expander:
             if callee in self._model.blocks and not call.variable:
                 return self._call_block(self._model.blocks[callee], call, frame, path, x, iteration)
             op = self._operator(callee, call, frame)
-        if op is None or x is None:
+        like = self._like(call, frame) if op is not None and op.sized_by_input else x
+        if op is None or x is None or like is None:
             return None
         try:
-            return self.graph.add(op, path, (x,), call.origin)
+            return self.graph.add(op, path, (x, like) if op.sized_by_input else (x,), call.origin)
         except ShapeError as error:
             self._conflicts.refuse(error, op, call, x, joined=self._open_joins > 0)
             return None
+
+    def _like(self, call: ir.Call, frame: Frame) -> MaybeTensor:
+        """Return the tensor whose height and width an operator takes."""
+        expr = call.args["like"]
+        name = str(expr.value)
+        return frame.entering if name == "in" else self._reference(name[1:], expr.origin, frame)
 
     def _callee(self, call: ir.Call, frame: Frame) -> str | None:
         """Return the name of the called block or operator; a parameter of the type `op` is replaced by its value."""

@@ -57,6 +57,27 @@ class JoinFixes:
                 fixed.append(f"set `{written}` for the `{node.op.name}` on line {node.origin.line}")
         return Fix(" and ".join(fixed), tuple(edits)) if 0 < len(fixed) <= _MAX_WINDOWS else None
 
+    def take_size(self, branches: Branches, paths: Paths) -> list[Fix]:
+        """Give the `upsample` at the end of a branch the size of another branch, which has a name."""
+        fixes: list[Fix] = []
+        for (flow, _), path in zip(branches, paths, strict=True):
+            last = self.trace.changes(path, slice(1, 3))[-1:]
+            call = self._call_of(self.trace.nodes[last[0]]) if last else None
+            factor = self.source_map[call.args["factor"].origin] if call and "factor" in call.args else None
+            if call is None or call.callee != "upsample" or factor is None:
+                continue
+            for other, _ in branches:
+                named = passed_through(other)
+                if named is None or (isinstance(named, ir.In) and call not in flow.elements):
+                    continue
+                name = "in" if isinstance(named, ir.In) else f"@{named.label}"
+                text = factor.source.text[: factor.start]
+                keyword = re.search(r"factor\s*=\s*$", text)
+                at = Span(factor.source, keyword.start() if keyword else factor.start, factor.end)
+                line = f" on line {at.line}" if not self._within(at, flow) else ""
+                fixes.append(Fix(f"write `upsample like={name}`{line}", (Edit(at, f"like={name}"),)))
+        return fixes
+
     def same_channels(self, branches: Branches, paths: Paths, frame: Frame) -> Fix | None:
         """Set the output channels of the last layer of each branch to those of the first branch."""
         wanted = branches[0][1].shape[0]

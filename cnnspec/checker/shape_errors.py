@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+from math import lcm
 
 from cnnspec import ir, shapes
 from cnnspec.checker.call_stack import CallStack
@@ -24,11 +27,13 @@ from cnnspec.diagnostics.suggestions import (
     describe,
     fixes_of,
 )
+from cnnspec.ir.valid_sizes import Agree, derive
 from cnnspec.ops import JOINS, Op, ShapeError
 from cnnspec.ops.convolution import Conv, ConvTranspose, Linear, show_size
 from cnnspec.ops.join import MIXED, disagreement, projection, strided
 from cnnspec.schema import Size
 from cnnspec.shapes import Shape, Window
+from cnnspec.shapes.symbolic import IMAGE_LENGTH, PeriodLimit
 
 _SIDES = slice(1, 3)
 """Height and width of a shape."""
@@ -227,11 +232,43 @@ class ShapeConflicts:
             better = [self.fixes.without_flatten(element.join, branches, paths)]
         elif {"height", "width"} & {*differ}:
             better = [self.fixes.keep_size(path) for path in paths]
+            fitting = None if any(better) else self._fitting_size(branches)
+            if fitting is not None:
+                better, help = self.fixes.take_size(branches, paths), self._fit_image(fitting).help
+                fixes = [fix for fix in (self._fit_image(fitting),) if fix.edits]
         else:
             better = [] if shortcut else [self.fixes.same_channels(branches, paths, frame)]
             fixes = fixes if better == [None] or shortcut else []
         fixes = [fix for fix in dict.fromkeys(better) if fix] + fixes
         return ", or ".join(dict.fromkeys(fix.help for fix in fixes)) or help, fixes
+
+    def _fit_image(self, size: Size) -> Fix:
+        code = f"{self.image[0]}x{show_size(size) if size[0] != size[1] else f'{size[0]}x{size[1]}'}"
+        return Fix(f"use an image size that fits, such as `input {code}`", tuple(self._edits_of_input(code)))
+
+    def _fitting_size(self, branches: Branches) -> Size | None:
+        """Return an image size at which branches agree that differ by rounding alone.
+
+        It is the nearest multiple of the strides, at which nothing is rounded, or else the nearest size that works.
+        """
+        try:
+            sizes = derive(self.nodes, self.image)
+        except PeriodLimit:
+            return None
+        image = (IMAGE_LENGTH, IMAGE_LENGTH)
+        first, *others = (image if x.node == ir.IMAGE else sizes.lengths[x.node] for _, x in branches)
+        demands: list[Agree] = []
+        whole = [*self.image[1:]]
+        for axis, other in product((0, 1), others):
+            one, two = first[axis], other[axis]
+            if not one.step or one.period * two.step != two.period * one.step:
+                return None
+            demands.append(Agree(len(self.nodes), axis, one, two))
+            if one != two:
+                period = lcm(one.period, two.period)
+                whole[axis] = max((2 * self.image[1 + axis] + period) // (2 * period), 1) * period
+        sizes = replace(sizes, demands=(*sizes.demands, *demands))
+        return (whole[0], whole[1]) if sizes.accepts(*whole) else sizes.nearest(*self.image[1:])
 
     def _shortcut(self, branches: Branches, frame: Frame) -> AppendToBranches | None:
         """Suggest a projection of the branches of a sum that only pass a tensor through.

@@ -25,7 +25,7 @@ from cnnspec.diagnostics.suggestions import (
 from cnnspec.ir.model import Expr
 from cnnspec.limits import MAX_INTEGER, MIN_NUMBER
 from cnnspec.ops.inits import INITS, InitScheme
-from cnnspec.schema import Interval, OpName, Path, Size, Type, Word
+from cnnspec.schema import Interval, OpName, Path, Size, TensorName, Type, Word
 from cnnspec.shapes import Shape
 
 _MAX_VALUE = MAX_INTEGER**2
@@ -88,7 +88,7 @@ def show(value: object) -> str:
         return f"[{', '.join(items)}]" if isinstance(value, list) else "x".join(items)
     if isinstance(value, InitScheme):
         return f"{value.name}({', '.join(show(setting) for setting in value.changed().values())})"
-    if isinstance(value, (OpName, Word)):
+    if isinstance(value, (OpName, TensorName, Word)):
         return str(value)
     if isinstance(value, float):
         short = f"{value:g}"  # which must not look like an integer if it is none
@@ -110,6 +110,8 @@ def kind_of(value: object) -> str:
         return "a size"
     if isinstance(value, list):
         return "a list"
+    if isinstance(value, TensorName):
+        return "a tensor"
     return (
         "the name of an operator" if isinstance(value, OpName) else "a word" if isinstance(value, Word) else "a string"
     )
@@ -351,6 +353,7 @@ _EVALUATORS: dict[str, Callable[[Expr, Names, Shape | None], Any]] = {
     "name": _name,
     "op": lambda expr, names, entering: OpName(expr.value),
     "word": lambda expr, names, entering: Word(expr.value),
+    "tensor": lambda expr, names, entering: TensorName(expr.value),
     "dim": _dim,
     "text": _text,
     "choice": _choice,
@@ -435,6 +438,7 @@ _CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "path": _path,
     "paths": _paths,
     "op": lambda value: value if isinstance(value, OpName) else None,
+    "tensor": lambda value: value if isinstance(value, TensorName) else None,
     "init": lambda value: value if isinstance(value, InitScheme) else None,
     "str": lambda value: value if type(value) in (str, Template) else None,
 }
@@ -520,6 +524,7 @@ def literal(value: Any) -> Expr:
         values = [setting for setting in value.settings().values() if setting is not None]
         return Expr(kind="init", value=value.name, parts=tuple(literal(setting) for setting in values))
     if isinstance(value, str):
-        kind = "op" if isinstance(value, OpName) else "word" if isinstance(value, Word) else "text"
+        kinds = {OpName: "op", TensorName: "tensor", Word: "word"}
+        kind = kinds.get(cast("type[Any]", type(value)), "text")
         return Expr(kind=kind, value=str(value), parts=value.holes if isinstance(value, Template) else ())
     return Expr(kind=_SEQUENCES[type(value)], parts=tuple(literal(item) for item in value))

@@ -61,6 +61,11 @@ class Node:
     origin: Span | None = field(default=None, compare=False, repr=False)
 
     @property
+    def sources(self) -> tuple[int, ...]:
+        """The inputs whose values it reads; of another one it reads only the size."""
+        return self.inputs[:-1] if self.op.sized_by_input else self.inputs
+
+    @property
     def parameter_count(self) -> int:
         return sum(map(numel, self.weights.values()))
 
@@ -163,7 +168,7 @@ class Graph:
         """Number of convolutions and linear layers on the longest path from the image to each node, inclusive."""
         depths: list[int] = []
         for node in self.nodes:
-            before = max([depths[i] for i in node.inputs if i != IMAGE] or (0,))
+            before = max([depths[i] for i in node.sources if i != IMAGE] or (0,))
             depths.append(before + (1 if node.op.counts_as_layer else 0))
         return depths
 
@@ -192,7 +197,8 @@ class Graph:
         one = Fraction(1)
         known: dict[tuple[int, Shape], tuple[Fraction, Fraction]] = {}  # repeats share operators
         for node in self.nodes:
-            before = [(one, one) if i == IMAGE else found[i] for i in node.inputs]
+            sized = node.inputs[-1:] if node.op.sized_by_input else node.inputs
+            before = [(one, one) if i == IMAGE else found[i] for i in sized]
             high, wide = before[0] if len(before) == 1 else (max(sides) for sides in zip(*before, strict=True))
             shape = self.input_shapes(node)[0]
             if (id(node.op), shape) not in known:

@@ -32,7 +32,8 @@ class Expr(Piece):
     """An expression: its `kind`, its literal or name, and its operands.
 
     Kinds: `number`, `bool`, `text`, `name`, `op`, `word`, `dim` (an axis of `in`), `size`, `interval`,
-    `list`, `call` (of a function), `choice`, `neg`, `not`, and the binary operators as written.
+    `list`, `call` (of a function), `choice`, `neg`, `not`, `tensor` (`@label` or `in`), and the binary operators as
+    written.
     """
 
     kind: str

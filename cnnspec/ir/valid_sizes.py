@@ -388,7 +388,9 @@ class _Walk:
             self.features.append(self.flat(op, index, entering, node.shape))
             return
         before = self.lengths[first] if first >= 0 else (IMAGE_LENGTH, IMAGE_LENGTH)
-        if len(inputs) > 1:
+        if op.sized_by_input:
+            after = self.lengths[inputs[-1]] if inputs[-1] >= 0 else (IMAGE_LENGTH, IMAGE_LENGTH)
+        elif len(inputs) > 1:
             others = [self.lengths[i] if i >= 0 else (IMAGE_LENGTH, IMAGE_LENGTH) for i in inputs[1:]]
             after = self.join(op, index, before, others)
         elif type(op).axis_rule is Op.axis_rule:

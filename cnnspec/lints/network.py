@@ -32,7 +32,7 @@ def bias_before_norm(context: LintContext, graph: ir.Graph) -> Iterator[Diagnost
     """Report biases that the normalization after them subtracts with the mean of each channel."""
     readers: dict[int, list[ir.Node]] = defaultdict(list)
     for node in graph.nodes:
-        for index in node.inputs:
+        for index in node.sources:
             readers[index].append(node)
     for index, node in enumerate(graph.nodes):
         if node.origin is None or not (getattr(node.op, "bias", False) and "bias" in node.weights):

@@ -146,6 +146,11 @@ class Op(Declared):
         """Return the bytes of its buffers, such as running statistics."""
         return 0
 
+    @property
+    def sized_by_input(self) -> bool:
+        """Whether its last input is read only for its height and width, which the output has."""
+        return False
+
     def axis_rule(self, axis: Literal[0, 1]) -> AxisRule:
         """Return the rule for the height (0) or width (1) of a map."""
         return KEEP

@@ -40,6 +40,7 @@ _VALUES_BY_KIND = {
     "init": "zero",
     "path": "stem",
     "paths": "[stem]",
+    "tensor": "@stem",
 }
 _MEANINGS = {"c": "number of output channels", "kernel": "kernel size", "groups": "number of groups"}
 _ENTRIES = {

@@ -9,7 +9,7 @@ from cnnspec import shapes
 from cnnspec.diagnostics.suggestions import Advice, InsertBefore, SetArgument
 from cnnspec.limits import MAX_PERIOD
 from cnnspec.ops.base import INPUT, Op, Saved, ShapeError, need_divisible, need_map
-from cnnspec.schema import Count, CountSize, Interval
+from cnnspec.schema import Count, CountSize, Interval, TensorName
 from cnnspec.shapes import KEEP, AxisRule, Fixed, Shape, Shift, Span, Times
 
 
@@ -31,7 +31,7 @@ TAPS: dict[str, tuple[int, ...]] = {"nearest": (0,), "bilinear": (0, 1), "bicubi
 
 
 class Upsample(Op):
-    """Upsample by `factor`, or to `size`. Source: torch.nn.Upsample."""
+    """Upsample by `factor`, to `size`, or to the size of another map. Source: torch.nn.Upsample."""
 
     name: ClassVar[str] = "upsample"
     torch: ClassVar[str] = "torch.nn.Upsample"
@@ -39,14 +39,19 @@ class Upsample(Op):
     size: CountSize | None = None
     mode: Literal["nearest", "bilinear", "bicubic"] = "nearest"
     align_corners: bool = False
+    like: TensorName | None = None
+
+    @property
+    def sized_by_input(self) -> bool:
+        return self.like is not None
 
     def infer(self, *inputs: Shape) -> Shape:
         c, h, w = need_map(self.name, inputs[0])
-        if (self.factor is None) == (self.size is None):
+        if sum(setting is not None for setting in (self.factor, self.size, self.like)) != 1:
             raise ShapeError(
                 "E0203",
-                "`upsample` requires exactly one of `factor` and `size`",
-                Advice("write `upsample 2` or `upsample size=32x32`"),
+                "`upsample` requires exactly one of `factor`, `size` and `like`",
+                Advice("write `upsample 2`, `upsample size=32x32`, or `upsample like=@x` for the size of `x`"),
             )
         if self.align_corners and self.mode == "nearest":
             raise ShapeError(
@@ -55,6 +60,11 @@ class Upsample(Op):
                 SetArgument("mode", "bilinear"),
                 argument="align_corners",
             )
+        if self.like is not None:
+            if len(inputs[1]) != 3:
+                message = f"`like` expects a feature map [N, C, H, W], got flat features {shapes.text(inputs[1])}"
+                raise ShapeError("E0308", message, Advice("use a tensor before `flatten`"), argument="like")
+            return c, *inputs[1][1:]
         return c, *self.resized(h, w)
 
     def axis_rule(self, axis: Literal[0, 1]) -> AxisRule:

@@ -36,6 +36,9 @@ class Use:
 NO_USE, EXPECTED = Use(), Use("expect")
 
 
+_IN_AS_VALUE = "write `in.c` for its number of channels, or join tensors in braces: `add { in; conv 3x3 16 }`"
+
+
 @dataclass(frozen=True)
 class UnknownName:
     """A bare word without a meaning.
@@ -96,6 +99,9 @@ def _label(unknown: UnknownName) -> Reported | None:
     word = unknown.word
     if word not in unknown.scope.file.labels:
         return None
+    if unknown.kind == "tensor":
+        fix = Fix(f"write `@{word}`", (Edit(unknown.node.span, f"@{word}"),), certain=True)
+        return unknown.error(fix.help, [fix], f"missing `@` before the label `{word}`")
     help = f"to use its output, write `@{word}` as an element, or join it: `concat {{ in; @{word} }}`"
     return unknown.error(help, (), f"`{word}` is a label, not a value")
 
@@ -114,10 +120,16 @@ def _classes(unknown: UnknownName) -> Reported | None:
 
 
 def _input_tensor(unknown: UnknownName) -> Reported | None:
-    if unknown.word != "in":
-        return None
-    help = "write `in.c` for its number of channels, or join tensors in braces: `add { in; conv 3x3 16 }`"
-    return unknown.error(help, (), "`in` is a tensor, not a value")
+    return unknown.error(_IN_AS_VALUE, (), "`in` is a tensor, not a value") if unknown.word == "in" else None
+
+
+def tensor_as_value(reporter: Reporter, node: ast.Reference | ast.In, type_: Type | None, use: Use) -> Reported:
+    """Report a tensor where another value is expected."""
+    text = node.span.text
+    help = _IN_AS_VALUE if isinstance(node, ast.In) else f"join tensors in braces: `concat {{ in; {text} }}`"
+    if type_ is not None and use.parameter and not isinstance(node, ast.In):
+        help = f"write {type_}"
+    return reporter.error("E0207", f"`{text}` is a tensor, not a value", node.span, help=help)
 
 
 def _truth_value(unknown: UnknownName) -> Reported | None:

@@ -11,7 +11,7 @@ from cnnspec.diagnostics import Edit, Fix, Reported
 from cnnspec.ops.inits import INITS
 from cnnspec.schema import Type
 from cnnspec.semantics.context import Context
-from cnnspec.semantics.name_hints import NO_USE, Use, unknown_name
+from cnnspec.semantics.name_hints import NO_USE, Use, tensor_as_value, unknown_name
 from cnnspec.semantics.scope import LocalScope
 from cnnspec.syntax import ast
 
@@ -55,6 +55,8 @@ class ExpressionResolver:
                 return ir.Expr(kind="text", value=node.value, parts=self.holes(node, scope), origin=origin)
             case ast.Group():
                 return self.resolve(node.inner, scope, type_, use)
+            case ast.Reference() | ast.In():
+                return self._tensor(node, type_, origin, use)
             case _:
                 return self._operation(node, scope, type_, origin)
 
@@ -72,6 +74,11 @@ class ExpressionResolver:
         if kind == "name":
             self.context.used_names.add(node.name)
         return ir.Expr(kind=kind, value=node.name, origin=origin)
+
+    def _tensor(self, node: ast.Reference | ast.In, type_: Type | None, origin: int, use: Use) -> ir.Expr:
+        if type_ is None or type_.kind != "tensor":
+            raise tensor_as_value(self.context.reporter, node, type_, use)
+        return ir.Expr(kind="tensor", value=node.span.text, origin=origin)
 
     def _operation(self, node: ast.Expr, scope: LocalScope, type_: Type | None, origin: int) -> ir.Expr:
         """Resolve an expression that has parts."""

@@ -179,6 +179,16 @@ class ListLiteral(Node):
     items: tuple[Expr, ...]
 
 
+class Reference(Node):
+    """`@label`, as an element or as the value of an argument."""
+
+    label: str
+
+
+class In(Node):
+    """`in` as an element, or as the value of an argument."""
+
+
 class Broken(Node):
     """An expression or element that cannot be read; its error has been reported."""
 
@@ -204,6 +214,8 @@ Expr = (
     | Interval
     | ListLiteral
     | Group
+    | Reference
+    | In
     | Broken
 )
 
@@ -274,16 +286,6 @@ class Each(Node):
     args: tuple[Argument, ...]
     rows: tuple[Row, ...]
     callee_span: Span
-
-
-class Reference(Node):
-    """`@label`."""
-
-    label: str
-
-
-class In(Node):
-    """`in` as an element."""
 
 
 class Nothing(Node):

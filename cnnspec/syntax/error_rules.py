@@ -356,6 +356,13 @@ def _references(at: Place) -> Explanation | None:
     if at.word == "@" and (branch := re.search(r"[{;]\s*(?:@[A-Za-z0-9_]+|in)(\s+)$", at.before)):
         fix = at.fix("write `;`", (at.at - len(branch.group(1)), at.start, "; "), certain=True)
         return Explanation("separate branches with `;` or line breaks", [fix], where="after a branch")
+    called = re.search(r"(?:^|[|;{:])\s*([A-Za-z_]\w*)\s+[^|;{}:=]*$", at.before) if at.word == "@" else None
+    if called and called.group(1) in OPS:
+        parameters = OPS[called.group(1)].parameters.values()
+        name = next((parameter.name for parameter in parameters if parameter.type.kind == "tensor"), None)
+        if name is not None:
+            fix = at.fix(f"write `{name}=` before it", (at.start, at.start, f"{name}="), certain=True)
+            return Explanation(fix.help, [fix], where="in the arguments of a call")
     if at.expected == {"REFERENCE"} and re.match(r"[A-Za-z_]\w*", at.rest):
         fix = at.fix(f"write `@{at.word}`", (at.start, at.start, "@"), certain=True)
         message = f"expected a reference such as `@stem`, found `{at.word}`"

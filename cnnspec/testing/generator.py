@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cnnspec.ops import JOINS, OPS, ShapeError
-from cnnspec.schema import Interval, OpName, Word
+from cnnspec.schema import Interval, OpName, TensorName, Word
 from cnnspec.shapes import Shape, is_map
 from cnnspec.syntax import ast
 from cnnspec.testing.draw import RandInt, Rng, T
@@ -28,7 +28,7 @@ from cnnspec.testing.writing import (
 KINDS: tuple[Literal["add", "mul", "concat"], ...] = ("add", "mul", "concat")
 FEATURES = (
     *(name for name in OPS if name not in ("flatten", "linear")),
-    *(*KINDS, "repeat", "each", "when", "if", "reference", "nothing"),
+    *(*KINDS, "repeat", "each", "when", "if", "reference", "nothing", "like"),
     *STANDARD_BLOCKS,
 )
 """Features that must occur often. Each spec is forced to contain some of them.
@@ -155,7 +155,12 @@ class SpecGenerator:
             x = (math.prod(x),)
         if x[1:] != target[1:]:
             name = self.rng.choice(["adaptive_avgpool", "adaptive_maxpool", "upsample"])
-            elements.append(self.call(name, {"size": target[1:]}, frame, ["size"] if name != "upsample" else []))
+            similar = [TensorName(f"@{label}") for label, y in frame.labels.items() if y[1:] == target[1:]]
+            similar += [TensorName("in")] if frame.input_shape[1:] == target[1:] else []
+            settings: Settings = {"size": target[1:]}
+            if name == "upsample" and similar and is_map(target):
+                settings = {"like": self.rng.choice(similar), **self.rng.subset({"mode": Word("bilinear")})}
+            elements.append(self.call(name, settings, frame, ["size"] if name != "upsample" else []))
         if x[0] > target[0] and self.rng.rarely():
             elements.append(self.call("slice", {"range": Interval((0, target[0]))}, frame, ["range"]))
         elif x[0] != target[0] and is_map(target):
@@ -471,6 +476,13 @@ class SpecGenerator:
                 frame.own.add(label)
                 joined = ast.Join(NOWHERE, "add", (here, make_flow(ast.Reference(NOWHERE, label))))
                 return [make_flow(plain, label=label), make_flow(joined)], x
+            case "like":
+                frame.labels[label] = x
+                frame.own.add(label)
+                kernel = tuple(min(size, self.rng.randint(1, 3)) for size in x[1:])
+                down = self.call("maxpool", {"kernel": kernel}, frame, ["kernel"])
+                settings = {"like": TensorName(f"@{label}"), **self.rng.subset({"mode": Word("bicubic")})}
+                return [make_flow(plain, label=label), make_flow(down, self.call("upsample", settings, frame, []))], x
             case "nothing":
                 absent = (make_flow(ast.Nothing(NOWHERE)),)
                 branch = ast.If(

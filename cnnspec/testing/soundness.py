@@ -116,6 +116,8 @@ def _features(file: ast.File, graph: ir.Graph) -> set[str]:
                 found.add("if")
             case ast.Reference():
                 found.add("reference")
+            case ast.Argument() if piece.name == "like":
+                found.add("like")
             case ast.Nothing():
                 found.add("nothing")
             case ast.Flow() if piece.condition is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from cnnspec.diagnostics import Source
 from cnnspec.ir.evaluate import round_to
-from cnnspec.schema import Interval
+from cnnspec.schema import Interval, TensorName
 from cnnspec.shapes import Shape
 from cnnspec.syntax import LABEL_WORDS, ast
 from cnnspec.testing.draw import Rng
@@ -79,6 +79,8 @@ class ExpressionWriter:
                 is_square = value[0] == value[1] and self.rng.rarely(2)
                 return self.expr(value[0], frame) if is_square else ast.SizeLiteral(NOWHERE, *value)
             return ast.ListLiteral(NOWHERE, tuple(self.expr(item, frame) for item in value))
+        if isinstance(value, TensorName):
+            return ast.In(NOWHERE) if value == "in" else ast.Reference(NOWHERE, value[1:])
         known = [name for name, other in frame.values.items() if type(other) is type(value) and other == value]
         if known and self.rng.rarely(2):
             return ast.Name(NOWHERE, self.rng.choice(known))

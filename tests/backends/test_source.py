@@ -237,6 +237,8 @@ LABELS = """training type forward half _modules __init__ __x x self torch nn Ten
         'repeat 5 as i { conv 1x1 4 name="c{i}" | scale bare shape=one name="s{i}" }',
         'repeat 5 as i { scale bare shape=scalar name="type{i}" | linear 4 pointwise name="l-{i}" }',
         "g: { scale bare | shift bare | scale shape=map }\nb: scale bare repeat=4",
+        "a: bn\nb: { maxpool 2 | conv 1x1 4 }\nupsample like=@a\nrepeat 3 { maxpool 3 | upsample like=@a }",
+        "block up() { x: bn\n maxpool 2\n upsample like=@x mode=bilinear }\nup x3\ny: in\nbn\nup: upsample like=@y",
     ],
 )
 def test_paths_and_parameters_without_a_module(body: str) -> None:
@@ -246,7 +248,7 @@ def test_paths_and_parameters_without_a_module(body: str) -> None:
 def test_code_with_every_class_runs_alone(tmp_path: Path) -> None:
     """The code of a helper class may use no name that the exported file does not import."""
     body = "conv 3 4 pad=tf_same\nmaxpool 2 pad=tf_same\navgpool 2 pad=tf_same\nscale\nscale bare\nshift\nln\n"
-    body += "linear 4 pointwise\ndrop_path 0.1\ntimes 2.0\n"
+    body += "linear 4 pointwise\ndrop_path 0.1\ntimes 2.0\nupsample like=in\n"
     (tmp_path / "exported.py").write_text(write_source(loads(f"input 3x9x9\n{body}")))
     done = subprocess.run([sys.executable, str(tmp_path / "exported.py")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -474,7 +474,9 @@ class Evaluator:
 
     @staticmethod
     def argument(e: ast.Expr, kind: str, braces: Braces) -> Any:
-        """Evaluate an argument for a parameter: a keyword, the name of an operator, or an expression."""
+        """Evaluate an argument for a parameter: a keyword, a tensor, the name of an operator, or an expression."""
+        if isinstance(e, (ast.Reference, ast.In)):
+            return braces.labels[e.label] if isinstance(e, ast.Reference) else braces.input
         result = value(e, braces.values, braces.input.shape, kind)
         if isinstance(result, (Word, Op)):
             return result
@@ -494,7 +496,9 @@ class Evaluator:
         a = {n: given.get(n, p.default) for n, p in operators()[name].items()}
         shape = SHAPES.get(name, lambda a, x: x)(a, x.shape)
         weights = WEIGHTS.get(name, lambda a, x: {})(a, x.shape)
-        return self.add(Layer(path, name, (x.layer,), shape, tuple(weights.items())))
+        like = a.get("like")
+        inputs = (x.layer,) if like is None else (x.layer, like.layer)
+        return self.add(Layer(path, name, inputs, shape, tuple(weights.items())))
 
 
 @cache
@@ -698,6 +702,8 @@ def _transposed(a: Mapping[str, Any], x: Shape) -> Shape:
 
 
 def _resized(a: Mapping[str, Any], x: Shape) -> Shape:
+    if a["like"] is not None:
+        return (x[0], *a["like"].shape[1:])
     return (x[0], *(a["size"] or (n * f for n, f in zip(x[1:], a["factor"], strict=True))))
 
 

@@ -116,8 +116,9 @@ MODULES: dict[str, Callable[[Any, Shape], Row]] = {
     "adaptive_maxpool": lambda op, x: ("nn.AdaptiveMaxPool2d", {"output_size": _pair(op.size)}),
     "flatten": lambda op, x: ("nn.Flatten", {}),
     "upsample": lambda op, x: (
-        "nn.Upsample",
-        {"size": _pair(op.size), "scale_factor": _pair(op.factor), "mode": str(op.mode)}
+        "UpsampleLike" if op.like is not None else "nn.Upsample",
+        ({} if op.like is not None else {"size": _pair(op.size), "scale_factor": _pair(op.factor)})
+        | {"mode": str(op.mode)}
         | ({"align_corners": op.align_corners} if op.mode != "nearest" else {}),
     ),
     "pixel_shuffle": lambda op, x: ("nn.PixelShuffle", {"upscale_factor": op.factor}),

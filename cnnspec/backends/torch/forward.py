@@ -62,7 +62,7 @@ class _ForwardWriter:
         self._enter(node)
         inputs = [self._variables[i] for i in node.inputs]
         if node.op.owns_module:
-            expression = f"{_access(node.path)}({inputs[0]})"
+            expression = f"{_access(node.path)}({', '.join(inputs)})"
         elif node.weights:
             (shape,) = node.weights.values()
             spread = ".view(-1, 1, 1)" if len(shape) == 1 and len(node.shape) == 3 else ""

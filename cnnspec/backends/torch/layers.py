@@ -205,6 +205,24 @@ class SameAvgPool2d(nn.AvgPool2d):
         return F.avg_pool2d(x, self.kernel_size, self.stride)
 
 
+class UpsampleLike(nn.Module):
+    """Upsampling to the size of another map, `[N, C, h, w]` and `[N, D, H, W] -> [N, C, H, W]`.
+
+    Source: torch.nn.functional.interpolate.
+    """
+
+    def __init__(self, mode: str = "nearest", align_corners: bool | None = None):
+        super().__init__()
+        self.mode, self.align_corners = mode, align_corners
+
+    def forward(self, x: Tensor, like: Tensor) -> Tensor:
+        size, corners = like.shape[-2:], self.align_corners
+        return F.interpolate(x, size, mode=self.mode, align_corners=corners)
+
+    def extra_repr(self) -> str:
+        return f"mode={self.mode!r}"
+
+
 class _UninitializedConv(nn.Conv2d):
     def reset_parameters(self) -> None:
         pass
@@ -268,6 +286,8 @@ def _local_response_norm(op: Any, x: Shape) -> nn.Module:
 
 def _upsample(op: Any, x: Shape) -> nn.Module:
     align = op.align_corners if op.mode != "nearest" else None
+    if op.like is not None:
+        return UpsampleLike(op.mode, align)
     return nn.Upsample(size=op.size, scale_factor=op.factor, mode=op.mode, align_corners=align)
 
 
