@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from types import MappingProxyType
@@ -43,7 +44,16 @@ class ValueEvaluator:
         self._reporter, self._calls, self._budget = reporter, calls, budget
         self._constants: dict[int, dict[str, Any]] = {}
 
-    def argument(self, expr: ir.Expr, frame: Frame, type_: Type, name: str, *, is_default: bool = False) -> Any:
+    def argument(
+        self,
+        expr: ir.Expr,
+        frame: Frame,
+        type_: Type,
+        name: str,
+        *,
+        is_default: bool = False,
+        parameter: ir.BlockParameter | None = None,
+    ) -> Any:
         """Evaluate an argument and convert it to the type of its parameter.
 
         Args:
@@ -52,6 +62,7 @@ class ValueEvaluator:
             type_: The type of the parameter.
             name: The parameter.
             is_default: The expression is the default of a parameter of a block, whose type can be declared.
+            parameter: The parameter of a block that the argument is for.
         """
         value = None
         try:
@@ -61,6 +72,10 @@ class ValueEvaluator:
             span = self._span(error, expr)
             if is_default and span and (kind := _type_word(value)) not in (None, type_.kind):
                 error.suggestion = Advice(f"declare the type: `{name}: {kind} = {span.text}`")
+            elif span and parameter and type_.kind == "int" and (kind := _type_word(value)) in ("float", "size"):
+                help = error.help_for(span.text) or f"write {type_}"
+                declared = self._with_type(parameter, kind, span)
+                error.suggestion = Advice(f"{help}, or {declared}") if declared else error.suggestion
             self._report(error, expr, fixes_of(error.suggestion, Site(value=self._span(error, expr))))
         except UnknownShape:
             pass
@@ -153,7 +168,7 @@ class ValueEvaluator:
             type_, value = BLOCK_TYPES[parameter.type], None
             given = call.args.get(parameter.name)
             if given is not None and not (parameter.once and iteration):
-                value = self.argument(given, frame, type_, parameter.name)
+                value = self.argument(given, frame, type_, parameter.name, parameter=parameter)
             elif parameter.default is not None:
                 self._calls.push(call.origin, iteration)
                 value = self.argument(parameter.default, inner, type_, parameter.name, is_default=True)
@@ -161,6 +176,16 @@ class ValueEvaluator:
             valid &= value is not None
             inner.values[parameter.name] = value
         return inner if valid else None
+
+    def _with_type(self, parameter: ir.BlockParameter, kind: str, given: Span) -> str | None:
+        """Advise to declare another type for a parameter of a block whose type is that of its default."""
+        default = self._calls.source_map[parameter.default.origin] if parameter.default else None
+        if default is None or default.source is not given.source:
+            return None
+        before = default.source.text[max(0, default.start - 200) : default.start]
+        if not re.search(rf"\b{parameter.name}\s*=\s*$", before):
+            return None
+        return f"declare the type of the parameter: `{parameter.name}: {kind} = {default.text}`"
 
     def _constants_of(self, block: ir.Block) -> dict[str, Any]:
         constants = self._constants.get(id(block))

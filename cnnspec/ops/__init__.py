@@ -11,6 +11,7 @@ from cnnspec.ops.aliases import (
     absent_operator,
     foreign_choice,
     foreign_operator,
+    split_arguments,
     translated,
     translation,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "foreign_choice",
     "foreign_operator",
     "keeps_shape",
+    "split_arguments",
     "stacked",
     "translated",
     "translation",

@@ -35,6 +35,13 @@ FOREIGN_NAMES = {
     "max_pool": "maxpool",
     "MaxPool2d": "maxpool",
     "MaxPooling2D": "maxpool",
+    "MaxPool2D": "maxpool",
+    "AvgPool2D": "avgpool",
+    "BatchNormalization": "bn",
+    "LayerNormalization": "ln",
+    "UpSampling2D": "upsample",
+    "GlobalAveragePooling2D": "global_avgpool | flatten",
+    "GlobalMaxPooling2D": "global_maxpool | flatten",
     "avg_pool": "avgpool",
     "AvgPool2d": "avgpool",
     "AveragePooling2D": "avgpool",
@@ -143,10 +150,13 @@ _CHOICES = {
 
 _ARGUMENTS = {
     "c": "out_channels out_features num_filters out filters channels units width dim",
-    "kernel": "kernel_size kernel_shape filter_size ksize size k",
+    "kernel": "kernel_size kernel_shape filter_size ksize size k pool_size",
     "stride": "strides s downsample down",
     "pad": "padding p",
     "groups": "num_groups",
+    "dilation": "dilation_rate",
+    "bias": "use_bias",
+    "p": "rate",
     "subsample": "stride strides s downsample",
     "lr": "learning_rate",
     "weight_decay": "wd decay",
@@ -174,8 +184,12 @@ KERNEL_FIRST = ("conv", "conv_transpose")
 _ORDERS = {
     "Conv2d": " c kernel stride pad dilation groups bias",
     "ConvTranspose2d": " c kernel stride pad out_pad groups bias dilation",
-    "Conv2D": "c kernel stride pad",
-    "Conv2DTranspose": "c kernel stride pad",
+    "Conv2D": "c kernel stride pad data_format dilation groups activation bias",
+    "Conv2DTranspose": "c kernel stride pad out_pad data_format dilation activation bias",
+    "DepthwiseConv2D": "kernel stride pad depth_multiplier data_format dilation activation bias",
+    "Dense": "c activation bias",
+    **dict.fromkeys(("MaxPooling2D", "MaxPool2D", "AveragePooling2D", "AvgPool2D"), "kernel stride pad"),
+    **dict.fromkeys(("GlobalAveragePooling2D", "GlobalMaxPooling2D", "Flatten"), "data_format"),
     "Linear": " c bias",
     "MaxPool2d": "kernel stride pad",
     "AvgPool2d": "kernel stride pad",
@@ -185,6 +199,8 @@ _ORDERS = {
 """Positional arguments of modules in other libraries, by their names here; an inferred one is empty."""
 _KNOWN = {"", *INFERRED}
 _VALUES = {"True": "true", "False": "false", "valid": "0"}
+_PAIR = re.compile(r"[(\[]\s*([0-9]+)\s*,\s*([0-9]+)\s*[)\]]")
+"""A size in Python: `(3, 3)`."""
 _CONV_DEFAULTS = {"stride": "1", "dilation": "1", "groups": "1", "out_pad": "0"}
 """Defaults of convolutions, here and in other libraries."""
 
@@ -213,6 +229,11 @@ class Translation:
         return help
 
 
+def split_arguments(text: str) -> list[str]:
+    """Split the arguments of a call of Python at its commas, except for those in brackets."""
+    return [arg for arg in re.split(r",(?![^()\[\]]*[)\]])", text) if arg.strip()]
+
+
 def translation(name: str, args: Sequence[str]) -> Translation | None:
     """Translate a call of a module of torch or Keras; None for a module without a known order of arguments.
 
@@ -228,29 +249,50 @@ def translation(name: str, args: Sequence[str]) -> Translation | None:
         if arg is None:
             break
         key, _, value = arg.rpartition("=")
-        key, value = key.strip() or place, value.strip().strip("\"'")
+        key, value = key.strip() or place, _PAIR.sub(r"\1x\2", value.strip().strip("\"'"))
         if not re.fullmatch(r"[\w.+*/ -]+", value):
-            return None
+            if not name.endswith(("2D", "Dense")):
+                return None
+            dropped.append(arg.strip())
+            continue
         known = [key, *FOREIGN_ARGUMENTS.get(key or "", ())]
         own = next((own for own in known if own in places or own in INFERRED), None)
-        if own is None or (own and own in given):
+        if own is None or own in ("data_format", "depth_multiplier") or (own and own in given):
             dropped.append(arg.strip())
         else:
             value = _VALUES.get(value, value)
             given[own] = value if re.fullmatch(r"[\w.]+", value) else f"({value})"
-    meant, is_example = FOREIGN_NAMES[name], False
-    if meant in KERNEL_FIRST:
+    (meant, _, flag), is_example = FOREIGN_NAMES[name].partition(" "), False
+    after = _after(given.pop("activation", ""))
+    if name.endswith("2D"):
+        _pad_of_keras(meant, given, dropped)
+    if meant in KERNEL_FIRST and not flag:
         is_example = not given.keys() >= {"kernel", "c"}
         given = {"kernel": "3", "c": "16", **given}
         given = {key: value for key, value in given.items() if _CONV_DEFAULTS.get(key) != value}
     if meant == "conv":  # their defaults differ here
         given = {"pad": "0", "bias": "true", **given}
-        if given["bias"] == "false":
-            del given["bias"]
+        given = {key: value for key, value in given.items() if (key, value) not in (("bias", "false"), ("pad", "same"))}
     kernel, c = (given.pop(key, "") for key in ("kernel", "c"))
     kernel = f"{kernel}x{kernel}" if kernel.isdigit() else kernel
     rest = [k if value == "true" else f"{k}={value}" for k, value in given.items() if k not in _KNOWN]
-    return Translation(" ".join(filter(None, (meant, kernel, c, *rest))), tuple(dropped), is_example)
+    return Translation(" ".join(filter(None, (meant, kernel, c, *rest, flag, after))), tuple(dropped), is_example)
+
+
+def _after(activation: str) -> str:
+    """Return the code for the activation of a layer of Keras."""
+    return "" if activation in ("", "linear", "None") else f"| {FOREIGN_NAMES.get(activation, activation)}"
+
+
+def _pad_of_keras(meant: str, given: dict[str, str], dropped: list[str]) -> None:
+    """Replace the padding of a layer of Keras: `same` depends on the size if the stride is not 1."""
+    if meant == "conv_transpose" and given.get("pad") == "same":
+        dropped.append(f"padding='{given.pop('pad')}'")
+    odd = all(int(number) % 2 for number in re.findall("[0-9]+", given.get("kernel", "3")))
+    if given.get("pad") == "same" and not (meant == "conv" and odd and given.get("stride", "1") in ("1", "1x1")):
+        given["pad"] = "tf_same"
+    if meant in ("maxpool", "avgpool") and given.get("pad") == "0":
+        del given["pad"]
 
 
 def _order(name: str, args: Sequence[str]) -> str | None:

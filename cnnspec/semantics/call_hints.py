@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from cnnspec.diagnostics import Edit, Fix, Reported, Reporter, Span, respell
+from cnnspec.diagnostics import Edit, Fix, Reported, Reporter, Span, nearest, respell
 from cnnspec.ir.evaluate import show
 from cnnspec.ops import JOINS, KERNEL_FIRST, OPS, absent_operator, foreign_choice, foreign_operator, translation
 from cnnspec.ops.examples import move_into_train
@@ -164,6 +164,23 @@ def _foreign_name(unknown: UnknownCallee) -> Reported | None:
     return unknown.error(help, [fix])
 
 
+def _label_without_colon(unknown: UnknownCallee) -> Reported | None:
+    """`stage1 conv 3x3 16`, at the start of a statement."""
+    first = unknown.args[0] if unknown.args else None
+    if first is None or first.name is not None or not isinstance(first.value, ast.Name):
+        return None
+    source, span, word = unknown.span.source, unknown.span, first.value.name
+    start = source.text.rfind("\n", 0, span.start) + 1
+    if not re.fullmatch(r"[ \t]*|.*[{;][ \t]*", source.text[start : span.start]):
+        return None
+    block = unknown.scope.file.find_block(word)
+    if not (word in OPS or block) or nearest(unknown.callee, [*OPS, *unknown.scope.file.block_names()]):
+        return None
+    call = source.text[first.span.start : unknown.args[-1].span.end]
+    help = f"write a colon after the label: `{unknown.callee}: {call}`"
+    return unknown.error(help, [Fix(help, (Edit(Span(source, span.end, span.end), ":"),), certain=True)])
+
+
 HINTS: Sequence[Callable[[UnknownCallee], Reported | None]] = (
     _label_word,
     _recipe_entry,
@@ -171,6 +188,7 @@ HINTS: Sequence[Callable[[UnknownCallee], Reported | None]] = (
     _variable,
     _repeat_before_callee,
     _label,
+    _label_without_colon,
     _foreign_name,
 )
 

@@ -44,7 +44,12 @@ class UniqueNames:
         """Add a statement that a file can have only once."""
         first = self.statements.setdefault(statement, span)
         if first is not span:
-            self._report(f"`{statement}`", first, span, f"keep only one `{statement}`")
+            help = f"keep only one `{statement}`"
+            if statement == "input":
+                help += (
+                    ": a network has one input; images of the same size can be its channels, which `slice` separates"
+                )
+            self._report(f"`{statement}`", first, span, help)
 
     def _report(self, defined: str, first: Span, span: Span, help: str) -> None:
         labels = [Label(first, "first defined here")]
@@ -242,8 +247,11 @@ class FileDefiner:
             scope.unavailable.update(name.name for name in statement.names)
             raise
         for name in statement.names:
-            names.add("block", name.name, name.span)
-            found = other.blocks.get(name.name)
+            found, earlier = other.blocks.get(name.name), scope.blocks.get(name.name)
+            if (
+                found is None or earlier is None or found[1] is not earlier[1]
+            ):  # one block by two paths is one definition
+                names.add("block", name.name, name.span)
             if found is not None:
                 scope.blocks[name.name] = found
                 continue

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from cnnspec.diagnostics import Diagnostic, Fix, Source, alternatives, respell
 from cnnspec.diagnostics.suggestions import INDEXED, NO_INDEX, share
-from cnnspec.ops import FOREIGN_NAMES, JOINS, OPS, translated
+from cnnspec.ops import FOREIGN_NAMES, JOINS, OPS, split_arguments, translated
 from cnnspec.ops.examples import example_value
 from cnnspec.schema import Parameter, Type
 from cnnspec.syntax import foreign_hints as foreign
@@ -111,7 +111,7 @@ def _without_parentheses(at: Place) -> list[Fix]:
         name, args = call.groups()
         if at.line + call.start() <= at.at <= at.line + call.end() and name not in (*FUNCTIONS, *SCHEMES):
             plain = re.sub(r"\s*=\s*", "=", re.sub(r"\s*,\s*", " ", args.strip()))
-            written = translated(name, [arg for arg in args.split(",") if arg.strip()]) or f"{name} {plain}"
+            written = translated(name, split_arguments(args)) or f"{name} {plain}"
             help = f"write a call without parentheses: `{written}`"
             return [at.fix(help, (at.line + call.start(), at.line + call.end(), written))]
     return []
@@ -232,8 +232,55 @@ def _braces_of(at: Place, called: re.Match[str]) -> Explanation | None:
         return Explanation(fix.help, [fix], at.span(at.line + called.start(1), at.line + called.end(1)))
     if not re.fullmatch(r"[A-Za-z_]\w*", name) or name in (*TOP_WORDS, "repeat", "if", "else", "each"):
         return None
+    if (found := _group_of(at, name, at.line + called.start(1))) is not None:
+        return found
     note = f"only {alternatives((*JOINS, 'repeat', 'if', 'else'), 'and')} are followed by a group"
     return Explanation("separate them with `|`, or remove the braces", where=f"after `{name}`", note=note)
+
+
+_SHORTCUTS = re.compile(r"(?:res|residual|skip|shortcut|identity)(?:_?(?:connection|block|unit|add|path))?", re.I)
+_BRANCHES = re.compile(r"(?:parallel|branch|branches|split|fork|inception)\w*", re.I)
+_GROUPS = re.compile(r"(?:sequential|seq|group|chain|layers?|body|block)", re.I)
+"""Words that other languages write before a group."""
+
+
+def _group_of(at: Place, name: str, start: int) -> Explanation | None:
+    """Explain a group after a word of another language, or after a label without its colon."""
+    end = _closing(at)
+    text = at.text[at.start + 1 : end].strip() if end is not None else ""
+    short = text if text and len(text) < 60 and "\n" not in text else "conv 3x3 16"
+    where = f"after `{name}`"
+    if _SHORTCUTS.fullmatch(name):
+        branch = short if text == short and not re.search(r"[;{}]", short) else f"{{ {short} }}"
+        fixes = []
+        if end is not None:
+            inner = text == short and branch == short
+            edits = (start, at.start + 1, "add { in; " if inner else "add { in; {"), (end, end, "" if inner else "} ")
+            fixes = [at.fix("write the shortcut as a branch of `add`", *edits)]
+        return Explanation(f"write the shortcut as a branch: `add {{ in; {branch} }}`", fixes, where=where)
+    if _BRANCHES.fullmatch(name):
+        fixes = [at.fix(f"write `{join}`", (start, at.start, f"{join} ")) for join in ("concat", "add")]
+        return Explanation(
+            "write `concat` to join the channels of the branches, or `add` for their sum", fixes, where=where
+        )
+    if _GROUPS.fullmatch(name):
+        fix = at.fix(f"remove `{name}`", (start, at.start, ""))
+        return Explanation(f"remove `{name}`: braces alone make a group", [fix], where=where)
+    before = at.text[at.line : start].strip()
+    if before == "" and name not in (*OPS, *FOREIGN_NAMES) and re.search(r"[0-9]$", name):
+        fix = at.fix(f"write `{name}:`", (start, start + len(name), f"{name}:"), certain=True)
+        return Explanation(f"write a colon after the label: `{name}: {{ {short} }}`", [fix], where=where)
+    return None
+
+
+def _closing(at: Place) -> int | None:
+    """Return the offset of the brace that closes the one at the error."""
+    depth = 0
+    for token in re.compile(r'"[^"\n]*"|#[^\n]*|[{}]').finditer(at.text, at.start):
+        depth += (token.group() == "{") - (token.group() == "}")
+        if token.group() == "}" and depth == 0:
+            return token.start()
+    return None
 
 
 def _unfinished(at: Place) -> Explanation | None:
@@ -445,6 +492,28 @@ def _repeats_of_others(at: Place) -> Explanation | None:
     return None
 
 
+def _input_shape(at: Place, shape: str) -> Explanation:
+    """Explain an input that has not three numbers."""
+    span, numbers = at.span(at.at, at.at + len(shape)), shape.split("x")
+    message = f"expected channels, height and width of the input, found `{shape}`"
+    if len(numbers) > 3:
+        batch = len(numbers) == 4 and numbers[0] == "1"
+        written = "x".join(numbers[1:] if batch else (numbers[0], *numbers[-2:]))
+        help = f"write channels, height and width, without the batch: `input {written}`"
+        note = None if batch else "an input has two axes besides the channels; the language has no networks for video"
+        fixes = [at.fix(f"write `input {written}`", (span.start, span.end, written))] if batch else []
+        return Explanation(help, fixes, span, message, note=note)
+    low, high = sorted(map(int, numbers)) if len(numbers) == 2 else (int(shape), int(shape))
+    if len(numbers) == 1 or low == 1:
+        written = f"1x1x{high}" if len(numbers) == 2 else f"{shape}x1x1"
+        what = "a sequence is a map of height 1" if len(numbers) == 2 else "flat features are channels of a map of 1x1"
+        fix = at.fix(f"write `input {written}`", (span.start, span.end, written))
+        return Explanation(f"write channels, height and width; {what}: `input {written}`", [fix], span, message)
+    fixes = [at.fix(f"write `input {c}x{shape}`", (span.start, span.end, f"{c}x{shape}")) for c in (1, 3)]
+    help = f"write the channels first: `input 1x{shape}` for grayscale images, `input 3x{shape}` for color images"
+    return Explanation(help, fixes, span, message)
+
+
 def _numbers(at: Place) -> Explanation | None:
     """Misplaced sizes, and words that begin with a digit."""
     if at.line_end:
@@ -453,14 +522,15 @@ def _numbers(at: Place) -> Explanation | None:
         span, message = at.span(at.at, at.at + size.end()), f"unexpected size `{size.group()}`"
         near, fixes = _top_word(at)
         if re.search(r"\binput\s*$", at.before):
-            message = f"expected channels, height and width of the input, found `{size.group()}`"
-            return Explanation("write channels, height and width: `input 3x32x32`", fixes, span, message)
+            return _input_shape(at, size.group())
         if size.group().count("x") == 2:
             kernel = "x".join(size.group().split("x")[:2])
             fixes.append(at.fix(f"write `{kernel}`", (at.at, at.at + size.end(), kernel)))
             note = None if near else "only `input` takes three numbers"
             return Explanation(near or f"write the kernel size as `{kernel}`", fixes, span, message, note=note)
         return Explanation(near or "write the name of an operator before it: `conv 3x3 16`", fixes, span, message)
+    if (number := re.match(r"[0-9]+(?![\w.])(?=\s*(?:#|$))", at.rest)) and re.search(r"\binput\s*$", at.before):
+        return _input_shape(at, number.group())
     if size := re.match(r"[0-9]+(?:[xX][0-9]+)+(?!\w)", at.rest):
         written = size.group().lower()
         fix = at.fix(f"write `{written}`", (at.at, at.at + size.end(), written), certain=True)

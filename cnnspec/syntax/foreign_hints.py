@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from cnnspec.diagnostics import Fix, did_you_mean
 from cnnspec.limits import MAX_LITERAL
-from cnnspec.ops import FOREIGN_NAMES, JOINS, OPS, foreign_choice, translated, translation
+from cnnspec.ops import FOREIGN_NAMES, JOINS, OPS, foreign_choice, split_arguments, translated, translation
 from cnnspec.ops.examples import entry_with, example_call, example_entry, move_into_train
 from cnnspec.recipe import AUGMENTATIONS, ENTRIES, Scalars
 from cnnspec.syntax.error_context import Explanation, Place
@@ -29,10 +30,11 @@ _FIRST_LINES = {
 """Patterns of Python lines, with the help for them."""
 
 _CALL = re.compile(
-    r"\s*(?P<all>(?:(?:self\.)?(?P<label>[A-Za-z_]\w*)\s*=\s*)?"
-    r"(?P<call>(?:torch\.)?(?:nn\.)?(?P<name>[A-Z]\w*)\((?P<args>[^()]*)\))\s*,?)\s*(?:#.*)?"
+    r"\s*(?P<all>(?:(?:self\.)?(?P<label>[A-Za-z_]\w*)\s*=\s*|\w+\.add\()?"
+    r"(?P<call>(?:[a-z_]+\.)*(?P<name>[A-Z]\w*)\((?P<args>(?:[^()]|\([^()]*\))*)\))"
+    r"(?P<applied>\(\w+\))?\)?\s*,?)\s*(?:#.*)?"
 )
-"""A line that constructs a torch module."""
+"""A line that constructs a module of torch or a layer of Keras."""
 
 _THREE = r"[(\[]?\s*([0-9]+)\s*[,*\s]\s*([0-9]+)\s*[,*\s]\s*([0-9]+)\s*[)\]]?"
 """A shape of three numbers in other languages."""
@@ -52,12 +54,9 @@ def operator_after(rest: str) -> str | None:
 def python(at: Place) -> Explanation | None:
     """Lines that construct a torch module, and other lines of Python."""
     call = _CALL.fullmatch(at.whole)
-    args = [arg for arg in call["args"].split(",") if arg.strip()] if call else []
-    if call and (own := translated(call["name"], args)):
-        written = f"{call['label']}: {own}" if call["label"] else own
-        fix = at.fix(f"write `{written}`", (at.line + call.start("all"), at.line + call.end("all"), written))
-        span = at.span(at.line + call.start("call"), at.line + call.end("call"))
-        return Explanation(fix.help, [fix], span, f"unexpected Python call `{call['name']}(...)`")
+    args = split_arguments(call["args"]) if call else []
+    if call and (found := _translated_call(at, call, args)):
+        return found
     for first, help in _FIRST_LINES.items():
         if re.match(rf"\s*{first}", at.whole):
             found = at.first_word(help)
@@ -71,6 +70,18 @@ def python(at: Place) -> Explanation | None:
     return None
 
 
+def _translated_call(at: Place, call: re.Match[str], args: Sequence[str]) -> Explanation | None:
+    """Explain a line that constructs a module; no fix is offered if an argument has no equivalent."""
+    span = at.span(at.line + call.start("call"), at.line + call.end("call"))
+    message = f"unexpected Python call `{call['name']}(...)`"
+    if own := translated(call["name"], args):
+        written = f"{call['label']}: {own}" if call["label"] and not call["applied"] else own
+        fix = at.fix(f"write `{written}`", (at.line + call.start("all"), at.line + call.end("all"), written))
+        return Explanation(fix.help, [fix], span, message)
+    found = translation(call["name"], args)
+    return Explanation(found.help, [], span, message) if found else None
+
+
 def _module(at: Place, start: int, module: re.Match[str]) -> Explanation:
     """Explain a module of torch in a pipeline: `nn.Conv2d(3, 16, 3)`."""
     name, span = module.group(1), at.span(start, at.at + module.end(1))
@@ -78,7 +89,7 @@ def _module(at: Place, start: int, module: re.Match[str]) -> Explanation:
     if own is None:
         return Explanation("run `cnnspec list` to see all operators and blocks", [], span)
     if module.group(2) is not None:
-        args = [arg for arg in module.group(2).split(",") if arg.strip()]
+        args = split_arguments(module.group(2))
         if written := translated(name, args):
             fix = at.fix(f"write `{written}`", (start, at.at + module.end(), written))
             return Explanation(fix.help, [fix], span)
@@ -109,7 +120,23 @@ def first_words(at: Place) -> Explanation | None:
 
 
 def lists(at: Place) -> Explanation | None:
-    """Colons, equal signs and dashes of configuration files."""
+    """Colons, equal signs and dashes of configuration files, types of values, and two labels."""
+    typed = re.fullmatch(r"\s*(?P<what>param|let)\s+(?P<name>[A-Za-z_]\w*)(?P<colon>\s*)", at.before)
+    if typed and (type_ := re.match(r":\s*([A-Za-z_]\w*)(?:\[\w*\])?", at.rest)):
+        value, _ = at.until_end(at.at + type_.end())
+        example = {"op": "= relu", "bool": "= true", "float": "= 0.1", "size": "= 3x3"}.get(type_.group(1), "= 16")
+        written = f"{typed['what']} {typed['name']} {value or example}"
+        fixes = [at.fix("remove the type", (at.line + typed.start("colon"), at.at + type_.end(), ""), certain=True)]
+        note = f"the type of a `{typed['what']}` is that of its value"
+        help = f"remove the type: `{written}`"
+        span = at.span(at.at, at.at + type_.end())
+        return Explanation(help, fixes if value else [], span, where=f"in a `{typed['what']}` statement", note=note)
+    two = re.fullmatch(r"\s*(?P<first>[A-Za-z_][\w.]*)(?P<colon>\s*:\s*)(?P<second>[A-Za-z_][\w.]*)\s*", at.before)
+    if at.word == ":" and two:
+        path = f"{two['first']}.{two['second']}"
+        fix = at.fix(f"write one label: `{path}:`", (at.line + two.start("colon"), at.line + two.end("colon"), "."))
+        note = f"`{path}` is the module `{two['second']}` in the module `{two['first']}`"
+        return Explanation(fix.help, [fix], message="a statement has only one label", note=note)
     label = re.fullmatch(r"\s*([a-z]+)(\s*:\s*)", at.before)
     if label and label.group(1) in TOP_WORDS and not at.line_end:
         fix = at.fix("remove the colon", (at.line + label.start(2), at.line + label.end(2), " "), certain=True)

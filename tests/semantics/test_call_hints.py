@@ -115,3 +115,41 @@ def test_an_unknown_flag_is_called_a_flag(callee: str, word: str) -> None:
     required = [p for p in OPS[callee].parameters.values() if p.required or (callee, p.name) == ("conv", "c")]
     found = [d for d in check(f"input 16x32x32\n{example_call(callee, required)} {word}\n") if d.code == "E0202"]
     assert [d.message for d in found] == [f"`{callee}` has no flag `{word}`"]
+
+
+KERAS = {
+    "Conv2D(16, 3)": "conv 3x3 16 pad=0 bias",
+    "Conv2D(16, (3, 5), padding='same', use_bias=False)": "conv 3x5 16",
+    'Conv2D(filters=16, kernel_size=[3, 3], strides=(2, 2), padding="same")': "conv 3x3 16 pad=tf_same bias stride=2x2",
+    "Conv2D(16, 4, padding='same')": "conv 4x4 16 pad=tf_same bias",
+    "Conv2D(16, 1, activation='swish')": "conv 1x1 16 pad=0 bias | silu",
+    "Conv2D(16, 3, dilation_rate=2, groups=4)": "conv 3x3 16 pad=0 bias dilation=2 groups=4",
+    "DepthwiseConv2D(5, strides=2, padding='same', use_bias=False)": "conv 5x5 pad=tf_same stride=2 depthwise",
+    "MaxPooling2D()": "maxpool",
+    "MaxPool2D((3, 3), strides=2)": "maxpool 3x3 stride=2",
+    "AveragePooling2D(pool_size=2, padding='valid')": "avgpool 2x2",
+    "GlobalAveragePooling2D()": "global_avgpool | flatten",
+    "Dropout(rate=0.3)": "dropout p=0.3",
+    "Dense(10, use_bias=False)": "linear 10 bias=false",
+    "Dense(units=10, activation='linear')": "linear 10",
+    "Flatten()": "flatten",
+}
+
+
+@pytest.mark.parametrize(("call", "written"), KERAS.items())
+@pytest.mark.parametrize("line", ["{}", "x = {}(x)", "model.add({})", "tf.keras.layers.{},", "x = layers.{}(x)"])
+def test_a_layer_of_keras_is_translated(call: str, written: str, line: str) -> None:
+    error = only_error(f"conv 3x3 16\n{line.format(call)}")
+    assert error.help == f"write `{written}`"
+    if written != "maxpool" and not call.startswith("Dense") and error.span:
+        (fix,) = error.fixes
+        assert fix.apply(error.span.source.text).endswith(f"\n{written}\n")
+
+
+@pytest.mark.parametrize("group", ["{ conv 3x3 3 | bn }", "{\n    conv 3x3 3\n    relu\n}", "{ conv 3x3 3; relu }"])
+@pytest.mark.parametrize("word", ["residual", "skip", "shortcut", "res_block", "skip_connection", "Residual"])
+def test_a_residual_group_becomes_a_sum(word: str, group: str) -> None:
+    error = only_error(f"{word} {group}")
+    assert "add { in; " in (error.help or "")
+    fixed = [check(fix.apply(error.span.source.text)) for fix in error.fixes if error.span]
+    assert fixed == [[]]

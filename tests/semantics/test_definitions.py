@@ -56,7 +56,8 @@ def test_a_reserved_word_is_no_name(kind: str) -> None:
 @pytest.mark.parametrize(("first", "second"), list(product(TOP, repeat=2)))
 def test_a_file_defines_a_name_once(first: str, second: str, tmp_path: Path) -> None:
     (tmp_path / "other.cnn").write_text("block n(c) { conv 3x3 c }\nblock m(c) { conv 3x3 c }\n")
-    for other, expected in (("n", ["E0211"]), ("m", [])):
+    same = first == second == "use"  # two imports of one block are one definition
+    for other, expected in (("n", [] if same else ["E0211"]), ("m", [])):
         statements = TOP[first].replace("NAME", "n"), TOP[second].replace("NAME", other)
         text = "\n".join(("input 3x8x8", *statements, "conv 3x3 8"))
         found = compile_source(Source("net.cnn", text), tmp_path / "net.cnn").diagnostics
@@ -118,3 +119,27 @@ def test_a_default_of_another_type_is_helped_by_a_declaration(value: str, defaul
     written = re.findall(r"declare the type: `(.*)`", error.help or "")
     assert len(written) == 1, error.help
     assert checked(written[0]) == []
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        'use cna from "base.cnn"',
+        'use cna from "./base.cnn"',
+        'use cna from "middle.cnn"',
+        'use cna, two from "middle.cnn"',
+    ],
+)
+def test_a_block_imported_through_two_paths_is_one_definition(second: str, tmp_path: Path) -> None:
+    (tmp_path / "base.cnn").write_text("block cna(c) { conv 3x3 c | bn | relu }\n")
+    (tmp_path / "middle.cnn").write_text('use cna from "base.cnn"\nblock two(c) { cna c | cna c }\n')
+    (tmp_path / "other.cnn").write_text("block cna(c) { conv 3x3 c | bn | relu }\n")
+
+    def errors(*uses: str) -> list[str]:
+        text = "\n".join(("input 3x8x8", *uses, "cna 8", ""))
+        return [d.code for d in compile_source(Source("net", text), tmp_path / "net.cnn").diagnostics if d.code < "W"]
+
+    first = 'use cna from "base.cnn"'
+    assert errors(first, second) == errors(second, first) == []
+    assert errors(first, 'use cna from "other.cnn"') == ["E0211"]
+    assert errors(first, second, "block cna(c) { relu }") == ["E0211"]
