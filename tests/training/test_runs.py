@@ -31,7 +31,7 @@ from cnnspec.training.data.batches import EpochBatches
 from cnnspec.training.data.datasets import load_data
 from cnnspec.training.loop import autotune
 from cnnspec.training.loop.journal import read_journal
-from cnnspec.training.loop.task import Task, check_parts, warmed_up_ema
+from cnnspec.training.loop.task import Task, check_parts, part_sizes, warmed_up_ema
 from cnnspec.training.runs.folder import RunFolder
 from cnnspec.training.runs.json_files import read_model
 from cnnspec.training.runs.listing import list_runs
@@ -261,9 +261,11 @@ def test_batch_norm_on_a_single_value_is_an_error_before_the_run(
 
 @pytest.mark.parametrize("images", range(1, 14))
 @pytest.mark.parametrize("parts", range(1, 14))
-def test_the_smallest_part_is_that_of_torch(images: int, parts: int):
+def test_the_parts_of_a_batch_are_those_of_torch(images: int, parts: int):
+    sizes = [len(part) for part in torch.zeros(images).tensor_split(min(parts, images))]
+    assert sorted(part_sizes(images, min(parts, images))) == sorted(sizes)
     network = loads(NETWORK.replace("RECIPE", "").replace("flatten |", "flatten | bn |"))
-    is_single = min(map(len, torch.zeros(images).chunk(min(parts, images)))) == 1
+    is_single = min(sizes) == 1
     with pytest.raises(CnnspecError) if is_single else nullcontext():
         check_parts(network, images, parts)
 

@@ -17,10 +17,12 @@ import pytest
 import torch
 from harness.batches import stop_at
 from harness.processes import run_in_processes
+from pytorch_lightning.strategies import ddp as strategy
 
 from cnnspec import loads
 from cnnspec.training import TrainOptions, train
 from cnnspec.training.loop.checkpoints import Checkpoints
+from cnnspec.training.loop.task import Task
 
 SPEC = """network tiny
 input 1x28x28
@@ -75,7 +77,7 @@ def train_in_processes(
     folder: Path, count: int, prepare: Callable[[int], None] = lambda rank: None, **options: Any
 ) -> list[Any]:
     """Train in several processes, after `prepare` is called with the rank in each. Return the results."""
-    graph = loads(SPEC, name="tiny.cnn")
+    graph = loads(options.pop("spec", SPEC), name="tiny.cnn")
 
     def job(rank: int) -> str:
         prepare(rank)
@@ -229,3 +231,55 @@ def test_a_stop_of_one_process_ends_all_and_another_number_resumes(alone: Path, 
     resumed = train_in_processes(tmp_path, 6 - count, resume=True, accept_changes=True)
     assert resumed == ["finished", *["exit 0"] * (5 - count)]
     equal(alone, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("count", "recipe"),
+    [
+        (2, "batch 99; accumulate 4"),
+        (4, "batch 99; accumulate 7; clip 0.5; loss cross_entropy class_weights=balanced"),
+        (4, "batch 13; accumulate 3"),  # one or two images of each device per part
+        (
+            3,
+            "batch 50; accumulate 3; label_smoothing 0.1; loss cross_entropy class_weights=[0,1,2,3,4,5,6,7,8,0]",
+        ),
+    ],
+)
+def test_gradients_are_those_of_one_process(count: int, recipe: str, tmp_path: Path):
+    """The parts of a batch, also of uneven sizes, have the same images. Gradients are exchanged once per step."""
+    spec = SPEC.replace("batch     99", recipe)
+
+    def record(rank: int) -> None:
+        """Store the gradients of the first step, with the number of times that they are exchanged."""
+        exchanges: list[bool] = []
+
+        def count_exchange(model: Any, output: Any) -> None:
+            exchanges.append(model.require_backward_grad_sync)
+            prepare(model, output)
+
+        def stop(task: Task, optimizer: torch.optim.Optimizer) -> None:
+            clip(task, optimizer)
+            gradients = {name: weight.grad for name, weight in task.network.named_parameters()}
+            torch.save((gradients, sum(exchanges)), tmp_path / f"{task.trainer.world_size}-{rank}.pt")
+            raise SystemExit(0)
+
+        prepare, clip = strategy.prepare_for_backward, Task.on_before_optimizer_step
+        pytest.MonkeyPatch().setattr(strategy, "prepare_for_backward", count_exchange)
+        pytest.MonkeyPatch().setattr(Task, "on_before_optimizer_step", stop)
+
+    for number in (1, count):
+        assert train_in_processes(tmp_path, number, record, spec=spec) == ["exit 0"] * number
+    expected, _ = torch.load(tmp_path / "1-0.pt")
+    for rank in range(count):
+        found, exchanges = torch.load(tmp_path / f"{count}-{rank}.pt")
+        assert exchanges == 1
+        for name, gradient in expected.items():
+            torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("recipe", ["batch 2", "batch 2; accumulate 2", "batch 99; accumulate 34"])
+def test_a_part_smaller_than_the_number_of_devices_is_an_error(recipe: str, tmp_path: Path):
+    spec = SPEC.replace("batch     99", recipe)
+    errors = train_in_processes(tmp_path, 3, spec=spec)
+    assert [error.diagnostics[0].code for error in errors] == ["E0524"] * 3
+    assert not (tmp_path / "runs").exists()

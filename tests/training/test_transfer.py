@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from cnnspec.recipe import OPTIMIZERS, SCHEDULES, Recipe, Setting
 from cnnspec.semantics.recipe_rules import frozen_modules
 from cnnspec.training import Result
 from cnnspec.training.loop.optimizers import optimizer_for, parameter_groups
+from cnnspec.training.loop.processes import Processes
 from cnnspec.training.loop.task import Task, class_weights
 from cnnspec.training.runs.options import TrainOptions
 from cnnspec.training.runs.train import _make_network
@@ -133,7 +135,8 @@ class OneBatch(Task):
         super().__init__(graph, network, graph.recipe, 1)
         self._class_weights, self.progress.parts = weights, parts
         self.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign, assignment]
-        self._loss_weight = lambda images: 1.0  # type: ignore[method-assign]
+        data = SimpleNamespace(train=range(11))
+        self._hidden["context"] = SimpleNamespace(data=data, processes=Processes())
 
 
 @pytest.mark.parametrize("parts", [1, 3])

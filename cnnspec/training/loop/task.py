@@ -6,12 +6,13 @@ repeats the arithmetic of an uninterrupted one.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -235,7 +236,7 @@ def check_parts(graph: Graph, images: int, parts: int) -> None:
     Raises:
         CnnspecError: E0520 if a part has a single image, and a `bn` a single value per channel and image.
     """
-    if _smallest_part(images, parts) > 1:
+    if images // min(parts, images) > 1:
         return
     frozen = frozen_modules(graph.recipe, graph)
     for node in graph.nodes:
@@ -249,10 +250,14 @@ def check_parts(graph: Graph, images: int, parts: int) -> None:
             )
 
 
-def _smallest_part(images: int, parts: int) -> int:
-    """Return the images of the smallest of the parts that `torch.chunk` divides a batch into."""
-    size = -(-images // min(parts, images))
-    return images % size or size
+def part_sizes(images: int, parts: int, rank: int = 0, devices: int = 1) -> list[int]:
+    """Return the number of images of one device in each part of a batch, for up to `images // devices` parts.
+
+    Each part is a range of the batch, of which the device has every image whose position has the remainder `rank`. So a
+    part has the same images for any number of devices. The parts of a batch differ by at most one image.
+    """
+    bounds = [images * part // parts for part in range(parts + 1)]
+    return [len(range(a + (rank - a) % devices, b, devices)) for a, b in itertools.pairwise(bounds)]
 
 
 def warmed_up_ema(decay: float) -> Callable[..., None]:
@@ -452,9 +457,9 @@ class Task(pl.LightningModule):
         if self.average is not None:
             self.average.update_parameters(self.network)
         self.loss = loss
-        self._sums += torch.stack([loss.double() * len(labels), correct, correct.new_tensor(len(labels))])
+        self._sums += torch.stack([loss.double() * self._batch, correct, correct.new_tensor(len(labels))])
         self.progress.step += 1
-        self._log_step(len(labels))
+        self._log_step()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.recipe.clip is None:
@@ -498,42 +503,65 @@ class Task(pl.LightningModule):
         np.random.seed(seed)
 
     def _add_gradients(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Accumulate the gradients of a batch, part by part. Return the loss and the number of correct predictions."""
+        """Accumulate the gradients of a batch, part by part.
+
+        Returns:
+            This device's share of the mean loss of the batch, and its number of correct predictions.
+        """
         targets = labels
         if self.recipe.mixup is not None or self.recipe.cutmix is not None:
             images, targets = self._mix(images, labels)
-        parts = min(self.progress.parts, len(labels))
+        processes, batch = self.context.processes, self._batch
+        parts = min(self.progress.parts, batch // processes.size)  # the same number on all devices
+        sizes = part_sizes(batch, parts, processes.rank, processes.size)
+        weight_sum = None if sizes == [batch] else self._weight_sum(targets)
         total, correct = torch.zeros((), device=self.device), torch.zeros((), device=self.device, dtype=torch.float64)
-        device_weight = self._loss_weight(len(labels))
-        for x, y, actual in zip(images.chunk(parts), targets.chunk(parts), labels.chunk(parts), strict=True):
+        pieces = zip(images.split(sizes), targets.split(sizes), labels.split(sizes), strict=True)
+        for left, (x, y, actual) in zip(reversed(range(parts)), pieces, strict=True):
             with self._gradients:
                 outputs = self._hidden["forward"](x)
             logits = getattr(outputs, "logits", outputs)  # [N, classes]
-            loss = self._loss(logits, y)
+            loss = self._loss(logits, y, weight_sum)
             for weight, aux in zip(self.aux_weights, getattr(outputs, "aux", ()), strict=False):
-                loss = loss + weight * self._loss(aux, y)
-            if parts > 1:
-                loss = loss * self._share(y, targets)
-            self.manual_backward(loss if device_weight == 1 else loss * device_weight)
+                loss = loss + weight * self._loss(aux, y, weight_sum)
+            with self._local_gradients() if left and processes.are_connected else nullcontext():
+                self.manual_backward(loss * processes.size)  # because gradients are averaged over devices
             total = total + loss.detach()
             correct += (logits.detach().argmax(1) == actual).sum()
         return total, correct
 
-    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean cross-entropy; with class weights, the weighted mean. Source: `torch.nn.CrossEntropyLoss`."""
+    @property
+    def _batch(self) -> int:
+        """The number of images of a batch, over all devices."""
+        return min(self.recipe.batch, len(self.context.data.train))
+
+    def _local_gradients(self) -> AbstractContextManager[Any]:
+        """Accumulate gradients without exchanging them between devices."""
+        strategy: Any = self.trainer.strategy
+        return strategy.block_backward_sync()
+
+    def _loss(self, logits: Tensor, targets: Tensor, weight_sum: float | Tensor | None) -> Tensor:
+        """Return the cross-entropy, weighted by class. Source: `torch.nn.CrossEntropyLoss`.
+
+        Args:
+            logits: `[N, classes]`.
+            targets: Classes `[N]` or probabilities `[N, classes]`.
+            weight_sum: The divisor of a part of a batch. None for a whole batch, whose mean torch computes.
+        """
         weight = None if self._class_weights is None else self._class_weights.to(logits.dtype)
-        return F.cross_entropy(logits, targets, weight, label_smoothing=self.recipe.label_smoothing)
+        smoothing = self.recipe.label_smoothing
+        if weight_sum is None:
+            return F.cross_entropy(logits, targets, weight, label_smoothing=smoothing)
+        return F.cross_entropy(logits, targets, weight, reduction="sum", label_smoothing=smoothing) / weight_sum
 
-    def _share(self, part: Tensor, targets: Tensor) -> float | Tensor:
-        """Return the weight of a part of a batch in the mean over the batch."""
+    def _weight_sum(self, targets: Tensor) -> float | Tensor:
+        """Return the number of images of a batch over all devices; with class weights, the sum of their weights."""
         if self._class_weights is None or targets.ndim > 1:  # torch averages over images if targets are probabilities
-            return len(part) / len(targets)
-        return self._class_weights[part].sum() / self._class_weights[targets].sum()
-
-    def _loss_weight(self, images: int) -> float:
-        """Return the weight of this device's loss, because gradients are averaged and devices differ in images."""
-        world = self.trainer.world_size
-        return 1.0 if world == 1 else images * world / min(self.recipe.batch, len(self.context.data.train))
+            return self._batch
+        total = self._class_weights[targets].sum()
+        if self.context.processes.are_connected:
+            torch.distributed.all_reduce(total)
+        return total
 
     def _mix(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Apply mixup, cutmix, or a random one of both. Return images and targets `[N, classes]`."""
@@ -568,14 +596,13 @@ class Task(pl.LightningModule):
             lr = self.trainer.optimizers[0].param_groups[0]["lr"]
             raise divergence_error(self.network, images, float(loss), self.progress.step + 1, self.steps, lr)
 
-    def _log_step(self, images: int) -> None:
+    def _log_step(self) -> None:
         """Write a row of the journal at intervals, with the loss over all devices."""
         if self.progress.step % min(LOG_EVERY, self.steps):
             return
-        loss = self.loss * self._loss_weight(images)
+        loss = self.loss.clone()
         if self.context.processes.are_connected:
             torch.distributed.all_reduce(loss)
-            loss /= self.trainer.world_size
         if self.context.is_main_process:
             self._log(epoch=self.epoch, lr=self._lr, loss=float(loss))
 

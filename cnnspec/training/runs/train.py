@@ -147,7 +147,16 @@ class _Start:
         images = min(self.recipe.batch, len(self.data.train))
         self.images_at_once = min(self.recipe.batch, fitting or self.recipe.batch)
         self.parts = max(self.recipe.accumulate, -(-images // self.images_at_once))
-        if self.trainer.world_size == 1:  # several devices compute the statistics together
+        devices = self.trainer.world_size
+        if devices > 1 and devices * self.recipe.accumulate > images:
+            parts = f" in {self.recipe.accumulate} parts" if self.recipe.accumulate > 1 else ""
+            raise failure(
+                "E0524",
+                f"a batch of {images}{parts} cannot be divided among {devices} devices",
+                notes=["each device needs at least one image of every part"],
+                help="use a larger batch, fewer parts (`accumulate`) or fewer devices",
+            )
+        if devices == 1:  # several devices compute the statistics together
             check_parts(graph, images, self.parts)
         self.network = _make_network(graph, self.recipe, options)
         stop.poll()
