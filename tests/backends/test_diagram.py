@@ -80,7 +80,7 @@ def _cross(one: tuple[Point, Point], two: tuple[Point, Point]) -> bool:
 
 
 def overlaps(drawing: Drawing) -> list[str]:
-    """Return the boxes that overlap, and straight edges that run through a box."""
+    """Return the boxes that overlap, and edges that run through a box."""
     found = []
     solid = [p for p in drawing.placed if p.box.inner is None]
     for p, q in combinations(solid, 2):
@@ -91,7 +91,7 @@ def overlaps(drawing: Drawing) -> list[str]:
             and q.y < p.y + p.height - 0.01
         ):
             found.append(f"{p.box.path} and {q.box.path}")
-    for edge in (edge for edge in drawing.edges if not edge.curved):
+    for edge in drawing.edges:
         for (x1, y1), (x2, y2) in zip(edge.points, edge.points[1:], strict=False):
             for p in solid:
                 inside = (

@@ -402,6 +402,10 @@ class _Layout:
         for i in members:
             rank[i] = 1 + max([rank[j] for j in self.sources[i] if j in inside] or (0,))
         last = max(rank.values())
+        for i in reversed(members):  # as late as possible: what is joined later is next to each other
+            after = [rank[j] for j in self.readers[i] if j in inside]
+            if after and (late := min(after) - 1) > rank[i]:
+                rank[i] = late
         layers: list[list[int]] = [[] for _ in range(last + 1)]
         links: dict[int, list[int]] = {}  # neighbors in the layer above, of boxes and of bends of long edges
         for i in members:
@@ -410,15 +414,15 @@ class _Layout:
         bend = -2
         spans = sum(rank[i] - rank.get(j, 0) for i in members for j in self.sources[i])
         for i in members:
-            for j in (*self.sources[i],):
+            for j in self.sources[i]:
                 path = [j]
-                if spans <= _MAX_LAYERED and j in inside:
-                    for level in range(rank[j] + 1, rank[i]):
+                if spans <= _MAX_LAYERED:
+                    for level in range(rank.get(j, 0) + 1, rank[i]):
                         layers[level].append(bend)
-                        links[bend] = [path[-1]]
+                        links[bend] = path[-1:] if path[-1] in rank or path[-1] < ENTRY else []
                         path.append(bend)
                         bend -= 1
-                if j in inside:
+                if path[-1] in rank or path[-1] < ENTRY:
                     links.setdefault(i, []).append(path[-1])
                 paths[j, i] = [*path, i]
         exits = [i for i in members if bottom in self.readers[i]]
@@ -494,25 +498,25 @@ class _Layout:
         highest = max(x[i] + self._extents(i)[1] for layer in layers for i in layer)
         middle = (lowest + highest) / 2
         region.left, region.right = middle - lowest, highest - middle
-        y, tops, bottoms = 30.0, dict[int, Point](), dict[int, Point]()
+        y = 30.0
+        ways: dict[int, list[Point]] = {}  # through a layer, so that edges turn between layers only
         for layer in layers:
             height = max([self.sizes[i][2] for i in layer if i >= 0] or [0.0])
             for i in layer:
                 place = x[i] - middle
+                ways[i] = [(place, y), (place, y + height)]
                 if i >= 0:
                     left, right, own = self.sizes[i]
                     start = y + (height - own) / 2
                     region.placed.append((i, Placed(self.boxes[i], place, start, left, right, own, self.labeled[i])))
-                    tops[i], bottoms[i] = (place, start), (place, start + own)
-                else:
-                    tops[i], bottoms[i] = (place, y), (place, y + height)
+                    ways[i][1:1] = [(place, start), (place, start + own)]
             y += height + 34.0
         region.height = y
         for (source, target), path in paths.items():
-            points = [(0.0, 0.0) if source == top else bottoms[source]]
+            points = [(0.0, 0.0)] if source == top else ways[source][2:]
             for i in path[1:-1]:
-                points += [tops[i], bottoms[i]]
-            points.append((0.0, region.height) if target == bottom else tops[target])
+                points += ways[i]
+            points += [(0.0, region.height)] if target == bottom else ways[target][:2]
             region.routes[source, target] = points
             region.curved.add((source, target))
 

@@ -120,53 +120,49 @@ def _value(value: object) -> str:
     return value.name if isinstance(value, InitScheme) else str(value)
 
 
-def _label_parts(node: Node) -> dict[str, str]:
-    """Return the parts of the label of an operator by setting."""
-    op, parts = node.op, {"": node.op.name}
+def _label_parts(node: Node) -> dict[str, tuple[str, str]]:
+    """Return the parts of the label of an operator by setting: a prefix and a value."""
+    op, parts = node.op, {"": ("", node.op.name)}
     settings = op.changed()
     if op.counts_as_layer:
         settings["c"] = node.shape[0]
+    if settings.get("groups", 1) > 1 and 1 in node.weights.get("weight", (0, 0, 0))[1:2]:
+        settings = {**settings, "depthwise": True, "groups": False}
     for name, value in settings.items():
         if name in _SILENT or value is False:
             continue
         if name == "stride":
             alike = isinstance(value, tuple) and len(set(value)) == 1
-            parts[name] = f"/{value[0] if alike else _value(value)}"
+            parts[name] = ("/", _value(value[0] if alike else value))
         elif value is True:
-            parts[name] = name
-        elif name in ("kernel", "c", "size", "factor", "p", "amounts"):
-            parts[name] = _value(value)
+            parts[name] = ("", name)
         else:
-            parts[name] = f"{name}={_value(value)}"
+            plain = name in ("kernel", "c", "size", "factor", "p", "amounts")
+            parts[name] = ("" if plain else f"{name}=", _value(value))
     return parts
 
 
-def _merged(values: Sequence[str]) -> str:
+def _merged(values: Iterable[str]) -> str:
     """Return the values of one setting in all calls of a block: `3×3, 5×5`, or `64–512` for many numbers."""
     distinct = list(dict.fromkeys(values))
-    if len(distinct) > 2 and all(value.isdigit() for value in distinct):
-        numbers = sorted(map(int, distinct))
+    if len(distinct) > 2 and all(re.fullmatch(r"[\d.]+", value) for value in distinct):
+        numbers = sorted(distinct, key=float)
         return f"{numbers[0]}–{numbers[-1]}"
-    return distinct[0] if len(distinct) == 1 else ", ".join(distinct) if len(distinct) < 4 else f"{distinct[0]}, …"
+    return ", ".join(distinct) if len(distinct) < 4 else f"{distinct[0]}, …"
 
 
 def label(nodes: Iterable[Node]) -> str:
     """Return the label of an operator; settings that differ between the calls of a block are joined."""
-    every: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
-    for node in nodes:
-        parts = _label_parts(node)
-        every[tuple(parts.items())] = parts
-    found = list(every.values())
-    names = dict.fromkeys(name for parts in found for name in parts)
-    texts: list[str] = []
-    for name in names:
+    distinct = {tuple(parts.items()): parts for parts in map(_label_parts, nodes)}
+    found = list(distinct.values())
+    texts: dict[str, str] = {}
+    for name in dict.fromkeys(name for parts in found for name in parts):
         given = [parts[name] for parts in found if name in parts]
-        text = _merged(given)
-        texts.append(text if len(given) == len(found) else f"({text})")
-    head, *rest = texts
-    joined = ", ".join(text for text in rest if text.lstrip("(")[:1] != "/")
-    strides = "".join(f" {text}" for text in rest if text.lstrip("(")[:1] == "/")
-    return f"{head} {joined}".rstrip() + strides
+        text = given[0][0] + _merged(value for _, value in given)
+        texts[name] = text if len(given) == len(found) else f"({text})"
+    stride = texts.pop("stride", "")
+    head, *rest = texts.values()
+    return " ".join(filter(None, (head, ", ".join(rest), stride)))
 
 
 class Outliner:
@@ -232,12 +228,15 @@ class Outliner:
                 if not self._is_stack(span):  # a short one is drawn in place
                     self._blocks[scope] = key
         structures: dict[str, list[Key]] = {}
-        for key in self.calls:
-            structures.setdefault(key[0], []).append(key)
+        for key in (*self._blocks.values(), *self.calls):
+            if key not in structures.setdefault(key[0], []):
+                structures[key[0]].append(key)
+        drawn = set(self._blocks.values())
         self.titles: dict[Key, str] = {}
         for name, keys in structures.items():
             for number, key in enumerate(keys):
-                self.titles[key] = name if len(keys) == 1 else f"{name} {_letters(number)}"
+                single = len(keys) == 1 or (number == 0 and keys[1] not in drawn)
+                self.titles[key] = name if single else f"{name} {_letters(number)}"
 
     def _reads(self, index: int, span: range) -> list[int | None]:
         """Return the inputs of a node relative to a span; None for one from outside."""
@@ -344,7 +343,7 @@ class Outliner:
             boxes += self._scope_boxes(scope, inside, child, level, span[0], starts)
             position = inside.stop
         for before, box in zip(boxes[-2::-1], boxes[:0:-1], strict=True):  # the parts of a branch: its name once
-            if box.name == before.name and box.kind == "op":
+            if box.name == before.name and box.kind != "group":
                 box.name = ""
         return self._linked(boxes, span[0])
 
@@ -421,7 +420,8 @@ class Outliner:
         weights = [head.weight for head in self.graph.aux if head.name == own]
         if weights:
             return f"{own}, weight {weights[0]:g}"
-        return re.sub(r"(\.\d+)+$", "", own) if self._is_stack(nodes) else own
+        in_block = scope in self._blocks  # where a number is the position in a branch
+        return re.sub(r"(\.\d+)+$", "", own) if in_block else own
 
     def _linked(self, boxes: list[Box], first: int) -> list[Box]:
         """Set the inputs of boxes."""

@@ -96,7 +96,7 @@ def _rules(colors: dict[str, str], paper: bool) -> str:
         f".rim{{fill:none;stroke:{colors['stroke']};stroke-width:{0.8 if paper else 1}}}"
         f".edge{{fill:none;stroke:{colors['edge']};stroke-width:{0.9 if paper else 1.2}}}"
         f".head{{fill:{colors['edge']}}}.track{{fill:{colors['text']};opacity:.12}}"
-        f".same{{opacity:.45}}.params{{fill:{colors['params']}}}.macs{{fill:{colors['macs']}}}{marks}{arrows}"
+        f".halo{{stroke:{colors['page']};stroke-width:3;paint-order:stroke;stroke-linejoin:round}}.same{{opacity:.45}}.params{{fill:{colors['params']}}}.macs{{fill:{colors['macs']}}}{marks}{arrows}"
     )
 
 
@@ -228,7 +228,7 @@ class Writer:
         ]
 
     def _shape(self, p: Placed, x: float, y: float) -> str:
-        return _text(p.x + x + 5, p.y + p.height + y + 11, SMALL, p.box.edge, "faint", "start")
+        return _text(p.x + x + 5, p.y + p.height + y + 11, SMALL, p.box.edge, "faint halo", "start")
 
     def _box(self, p: Placed, x: float, y: float, most: int, work: int) -> list[str]:
         box, left, top, width = p.box, p.x - p.left + x, p.y + y, p.left + p.right
