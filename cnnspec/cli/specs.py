@@ -36,6 +36,7 @@ from cnnspec.diagnostics import (
     did_you_mean,
     echo,
     failure,
+    named,
     printable,
 )
 from cnnspec.limits import MAX_FILE_BYTES, MAX_INTEGER
@@ -269,9 +270,12 @@ def summary(
         except CnnspecError as error:
             if len(paths) == 1:
                 raise
-            if not (error.diagnostics[0].code == "E0108" and file not in files):  # blocks in a folder
-                print_diagnostics(error.diagnostics)
-                failed = True
+            if error.diagnostics[0].code == "E0108" and file not in files:  # blocks in a folder
+                table = format == "table" and not as_json
+                echo(f"{file}: {_blocks_of(file)}", file=sys.stdout if table else sys.stderr)
+                continue
+            print_diagnostics(error.diagnostics)
+            failed = True
             continue
         done = summarize(graph, batch, symbolic=symbolic)
         largest = None if memory is None else largest_batch(graph, memory)
@@ -283,6 +287,15 @@ def summary(
     if as_json or format == "json":
         print_json(objects[0] if len(paths) == 1 else objects)
     return int(failed)
+
+
+def _blocks_of(file: str) -> str:
+    """Return which blocks a spec without a network defines."""
+    from cnnspec.syntax.ast import Block
+
+    tree = compile_spec(file).tree
+    names = [statement.name for statement in tree.statements if isinstance(statement, Block)] if tree else []
+    return f"blocks only: {named(names)}"
 
 
 def _print_summary(done: Summary, format: str, depth: int, chosen: Sequence[str], largest: LargestBatch | None) -> None:

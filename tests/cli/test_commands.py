@@ -447,7 +447,16 @@ def test_folders_mean_the_specs_below_them(good: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
     done = cnnspec("summary", "a", "good.cnn", "--json", cwd=tmp_path)
     assert [entry["name"] for entry in json.loads(done.stdout)] == ["t", "t"]
+    assert "block.cnn: blocks only: `b`" in done.stderr
     assert cnnspec("summary", "a", "missing.cnn", cwd=tmp_path).returncode == 1
+    (tmp_path / "blocks").mkdir()
+    (tmp_path / "blocks" / "one.cnn").write_text("block b(c) {\n    conv 3x3 c\n}\nblock d() { relu }\n")
+    (tmp_path / "blocks" / "two.cnn").write_text("block e() {\n    bn\n}\n")
+    done = cnnspec("summary", "blocks", cwd=tmp_path)
+    assert done.returncode == 0
+    assert done.stdout.splitlines() == ["blocks/one.cnn: blocks only: `b`, `d`", "blocks/two.cnn: blocks only: `e`"]
+    done = cnnspec("summary", "blocks", "--json", cwd=tmp_path)
+    assert (json.loads(done.stdout), done.stderr.count("blocks only")) == ([], 2)
     assert cnnspec("fmt", "a", "--check", cwd=tmp_path).returncode == 1
     assert cnnspec("fmt", "a", cwd=tmp_path).returncode == 0
     assert cnnspec("fmt", "a", "--check", cwd=tmp_path).returncode == 0

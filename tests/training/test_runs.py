@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -36,6 +37,7 @@ from cnnspec.training.runs.folder import RunFolder
 from cnnspec.training.runs.json_files import read_model
 from cnnspec.training.runs.listing import list_runs
 from cnnspec.training.runs.lookup import stored_runs
+from cnnspec.training.runs.progress import ProgressDisplay
 
 NETWORK = (
     TINY
@@ -134,11 +136,55 @@ def test_options_override_the_recipe_and_are_stored(run: Callable[..., Result]):
     assert result.values["best_epoch"] == 1
 
 
-def test_a_terminal_gets_a_bar(run: Callable[..., Result]):
+def screen(output: str, width: int) -> list[str]:
+    """Return the lines on a terminal after an output, and check that no line of a progress display ever wrapped."""
+    lines, row, column = [""], 0, 0
+    for part in re.findall(r"\x1b\[[0-9;?]*[a-zA-Z]|.|\n|\r", output):
+        if part == "\n":
+            row, column = row + 1, 0
+        elif part == "\r":
+            column = 0
+        elif part.startswith("\x1b"):
+            number = int(re.sub(r"\D", "", part) or 1)
+            if part.endswith("A"):
+                row -= number
+            elif part.endswith("K"):
+                lines[row] = ""
+            assert part[-1] in "AKmhl", part
+        else:
+            if column == width:
+                assert not lines[row].startswith("epoch"), lines[row]
+                row, column = row + 1, 0
+            lines += [""] * (row + 1 - len(lines))
+            lines[row] = (lines[row][:column].ljust(column) + part + lines[row][column + 1 :]).rstrip()
+            column += 1
+        lines += [""] * (row + 1 - len(lines))
+    return lines
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 120])
+def test_the_lines_of_a_terminal_fit_and_a_stop_leaves_no_part_of_the_bar(
+    width: int, run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(ProgressDisplay, "INTERVAL", 0.0)
     out = io.StringIO()
-    run(tiny(), epochs=1, console=Console(file=out, force_terminal=True, width=100))
-    assert "1/1" in out.getvalue()
-    assert "\x1b" in out.getvalue()
+    console = Console(file=out, force_terminal=True, width=width)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 1, 2, signal.SIGINT)
+        assert run(tiny(), epochs=3, batch=250, console=console, resume_command="the command").state == "interrupted"
+    assert run(tiny(), resume=True, console=console).state == "finished"
+    shown = screen(out.getvalue(), width)
+    assert not any(character in line for line in shown for character in "━╸╺")
+    epochs = [line for line in shown if line.startswith("epoch")]
+    assert [line.split()[1] for line in epochs] == ["1/3", "2/3", "3/3"]
+    whole = r"epoch [123]/3(  train loss [\d.]+ acc [\d.]+%)?(  val loss [\d.]+ acc [\d.]+%( best)?)?(  [\d.]+ s)?"
+    assert all(re.fullmatch(whole, line) for line in epochs), epochs
+    assert ("val loss" in epochs[0], "train loss" in epochs[0]) == (width >= 60, width > 60)
+    text = "".join(shown).replace(" ", "")
+    assert "stopimmediately" in text
+    assert "resumewith`thecommand`" in text
+    if width == 60:
+        assert re.search(r"epoch 2/3  loss [\d.]+ acc [\d.]+%  0:\d\d left", out.getvalue())
 
 
 # --- the recipe -----------------------------------------------------------------------------------

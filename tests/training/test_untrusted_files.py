@@ -20,6 +20,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,10 @@ from cnnspec import CnnspecError, Graph, loads
 from cnnspec.backends.torch.matching import load_weights
 from cnnspec.backends.torch.module import to_module
 from cnnspec.backends.torch.weights import read_weights
-from cnnspec.recipe import Cifar10, Folder, Mnist, Setting
+from cnnspec.recipe import Cifar10, Cifar100, Folder, Mnist, Setting
 from cnnspec.training.data import download
 from cnnspec.training.data.datasets import load_data
+from cnnspec.training.data.identity import differences
 from cnnspec.training.loop.checkpoints import DamagedCheckpoint, seal, unseal
 
 NETWORK = """network tiny
@@ -386,3 +388,48 @@ def test_images_are_validated(tmp_path: Path, name: str):
     assert code(error) == "E0503"
     assert f"`{name}`" in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["train"]
+
+
+META = {
+    "the names": ([f"class {number}" for number in range(100)], None),
+    "other names than published": ([f"class {number}" for number in range(100)], "0" * 32),
+    "too few": (["a"], None),
+    "numbers": (list(range(100)), None),
+    "code": (Evil("system"), "0" * 32),
+}
+
+
+@pytest.mark.parametrize("kind", META)
+def test_the_class_names_of_cifar100_are_read_from_its_files(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    names, checksum = META[kind]
+    monkeypatch.setattr(Evil, "target", str(tmp_path / "was_run"))
+    folder = tmp_path / datasets.CIFAR100.base_folder
+    folder.mkdir()
+    sums: dict[str, str] = {}
+    for name, count in (("train", 200), ("test", 100)):
+        batch = {"data": np.zeros((count, 3072), np.uint8), "fine_labels": [n % 100 for n in range(count)]}
+        (folder / name).write_bytes(pickle.dumps(batch))
+        sums[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
+    content = pickle.dumps({"fine_label_names": names, "coarse_label_names": ["x"]})
+    (folder / "meta").write_bytes(content)
+    monkeypatch.setattr(datasets.CIFAR100, "train_list", [["train", sums["train"]]])
+    monkeypatch.setattr(datasets.CIFAR100, "test_list", [["test", sums["test"]]])
+    meta = {**datasets.CIFAR100.meta, "md5": checksum or hashlib.md5(content).hexdigest()}
+    monkeypatch.setattr(datasets.CIFAR100, "meta", meta)
+    graph = loads("input 3x32x32\nclasses 100\nhead global_avgpool | flatten | linear classes")
+    if kind == "the names":
+        data = load_data(graph, Setting.of(Cifar100(val=10)), tmp_path, offline=True)
+        assert data.names == data.class_names == tuple(names)
+        assert data.inventory is not None
+        assert data.inventory.identity.classes == tuple(names)
+        old = replace(
+            data.inventory, identity=data.inventory.identity.model_copy(update={"classes": (), "digest": "0"})
+        )
+        assert differences(old, data.inventory) == []
+    else:
+        with pytest.raises(CnnspecError) as error:
+            load_data(graph, Setting.of(Cifar100(val=10)), tmp_path, offline=True)
+        assert code(error) == "E0502"
+    assert not (tmp_path / "was_run").exists()

@@ -220,8 +220,9 @@ def load_data(
             help = "call `train(graph, TrainOptions(images=Splits(...)))`, or name a dataset with `--data`"
             raise failure("E0502", "the images of `data python` come from a Python program", help=help)
         return _load_records(request, load_splits(images, channels))
-    load, names = SOURCES[setting.name], CLASS_NAMES.get(setting.name, ())
+    load = SOURCES[setting.name]
     raw = {split: load(data_dir, offline, split == "train") for split in ("train", "test")}
+    names = CLASS_NAMES.get(setting.name) or raw["train"].names
     labels = {split: found.labels for split, found in raw.items()}
     pixels = (raw[split].images for split in sorted(raw))
     inventory = identify_labels(setting.name, labels, names, pixels if verify else None)
@@ -262,11 +263,10 @@ def _load_packaged(data_dir: Path, offline: bool, train: bool) -> RawImages:
 
 _FASHION = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 CLASS_NAMES: dict[str, tuple[str, ...]] = {
-    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     "fashion_mnist": _FASHION,
     "fashion_mini": _FASHION,
 }
-"""The class names of the datasets, in the order of the labels."""
+"""The class names of datasets whose files do not contain them, in the order of the labels."""
 
 SOURCES: dict[str, Callable[[Path, bool, bool], RawImages]] = {
     "cifar10": partial(torchvision_set, "cifar10"),

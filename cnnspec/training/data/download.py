@@ -43,10 +43,14 @@ MAX_UNPACKED_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class RawImages:
-    """Images as stored in their files: bytes `[N, h, w]` or `[N, h, w, C]`, and labels `[N]`."""
+    """Images as stored in their files: bytes `[N, h, w]` or `[N, h, w, C]`, and labels `[N]`.
+
+    `names` are the names of the classes, if the files contain them.
+    """
 
     images: np.ndarray
     labels: np.ndarray
+    names: tuple[str, ...] = ()
 
 
 def downloads(name: str) -> list[tuple[str, int]]:
@@ -79,7 +83,11 @@ def torchvision_set(name: str, data_dir: Path, offline: bool, train: bool) -> Ra
 
 
 def _read(name: str, data_dir: Path, train: bool) -> RawImages:
-    """Read a downloaded dataset. torchvision unpickles CIFAR only if the checksums match those of the originals."""
+    """Read a downloaded dataset. torchvision unpickles the files of CIFAR only if their checksums match.
+
+    Raises:
+        Exception: The files are missing or damaged, in one of many ways.
+    """
     _check_files(name, data_dir)
     data = _CLASSES[name](data_dir, train=train, download=False)
     images, labels = np.asarray(data.data), np.asarray(data.targets, dtype=np.int64)
@@ -88,7 +96,10 @@ def _read(name: str, data_dir: Path, train: bool) -> RawImages:
         raise ValueError("the images and the labels do not match")
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(f"some labels are outside 0 to {classes - 1}")
-    return RawImages(images, labels)
+    names = tuple(data.classes) if hasattr(data, "meta") else ()  # of CIFAR
+    if names and not (len(names) == classes and all(isinstance(name, str) for name in names)):
+        raise ValueError(f"the names of the classes are not {classes} texts")
+    return RawImages(images, labels, names)
 
 
 def _check_files(name: str, data_dir: Path) -> None:

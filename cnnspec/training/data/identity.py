@@ -330,7 +330,7 @@ def differences(old: Inventory, new: Inventory, *, shared: bool = False) -> list
     changed = [name for name, value in old.identity.splits.items() if new.identity.splits.get(name) != value]
     if changed:
         return [f"names, sizes or labels of images in `{split}` have changed" for split in changed]
-    return ["the names of the classes have changed"]
+    return ["the names of the classes have changed"] if old.identity.classes else []  # which may not be recorded
 
 
 def _only(found: Inventory, splits: Collection[str]) -> Inventory:

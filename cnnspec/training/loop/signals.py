@@ -31,6 +31,7 @@ class StopHandler:
         self.signal: int | None = None
         self._log = log
         self._previous: dict[int, Any] = {}
+        self._message: threading.Thread | None = None
 
     @property
     def requested(self) -> bool:
@@ -64,9 +65,14 @@ class StopHandler:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if self._message is not None:
+            self._message.join(1)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number
-        self._log("stopping after the next checkpoint; press Ctrl-C or send the signal again to stop immediately")
+        text = "stopping after the next checkpoint; press Ctrl-C or send the signal again to stop immediately"
+        # The signal may have interrupted the output of a line. Another thread waits for its end.
+        self._message = threading.Thread(target=self._log, args=(text,), daemon=True)
+        self._message.start()
