@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cnnspec import shapes
@@ -14,6 +17,8 @@ from cnnspec.ops import OPS, Op
 from cnnspec.semantics.loader import shipped_specs, standard_block, standard_blocks
 from cnnspec.syntax import ast
 
+_QUALIFIERS = ("ese", "legacy", "preact", "wide")
+"""First words of names that do not name the family."""
 STAGES = ("tree", "model", "graph")
 
 
@@ -102,6 +107,39 @@ def listing() -> dict[str, dict[str, str]]:
             blocks[name] = " ".join(_parameter(parameter) for parameter in found[1].parameters)
     operators = {name: " ".join(kind.parameters) for name, kind in sorted(OPS.items())}
     return {"specs": specs, "blocks": blocks, "operators": operators}
+
+
+def family_of(name: str) -> str:
+    """Return the family of a shipped spec: its name without sizes, variants and versions.
+
+    `wide_resnet50_2` and `resnet18_cifar` belong to the family `resnet`, `mobilenet_v3_small` to `mobilenet`.
+    """
+    parts = name.split("_")
+    first = parts[1] if parts[0] in _QUALIFIERS else parts[0]
+    return re.sub(r"v?[0-9]+[a-z]*$", "", first)
+
+
+def families(names: Iterable[str]) -> dict[str, list[str]]:
+    """Group the names of specs by their family, both in the order of their sizes."""
+    groups: dict[str, list[str]] = {}
+    for name in sorted(names, key=lambda name: (family_of(name), _numbered(name))):
+        groups.setdefault(family_of(name), []).append(name)
+    return groups
+
+
+def _numbered(name: str) -> list[tuple[int, str]]:
+    """Return a key that sorts `resnet18` before `resnet101`."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.findall(r"[0-9]+|[^0-9]+", name)]
+
+
+def table(rows: Mapping[str, str], width: int = 80) -> list[str]:
+    """Return names with their texts as two columns; long texts are wrapped."""
+    column = max(map(len, rows), default=0)
+    lines: list[str] = []
+    for name, text in rows.items():
+        wrapped = textwrap.wrap(text, width - column - 4, break_on_hyphens=False) or [""]
+        lines += [f"  {name:<{column}}  {wrapped[0]}".rstrip(), *(f"  {'':<{column}}  {line}" for line in wrapped[1:])]
+    return lines
 
 
 def _parameter(parameter: ast.BlockParameter) -> str:

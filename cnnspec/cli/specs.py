@@ -358,17 +358,32 @@ def diff(
     return 1
 
 
-def list_(as_json: AsJson = False) -> None:
-    """List the shipped specs, the standard blocks, and the operators."""
+def list_(
+    family: Annotated[
+        str | None, typer.Argument(metavar="FAMILY", help="A family of networks, such as resnet, to describe.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the shipped networks by family, the standard blocks, and the operators."""
     from cnnspec.cli import dump as inspection
 
     listing = inspection.listing()
-    if as_json:
-        print_json(listing)
+    specs = listing["specs"]
+    groups = inspection.families(specs)
+    if family is not None:
+        if family not in groups:
+            hint = did_you_mean(family, groups) or f"the families are {', '.join(groups)}"
+            raise typer.BadParameter(f"unknown family `{family}`; {hint}", param_hint="FAMILY")
+        chosen = {name: specs[name] for name in groups[family]}
+        if as_json:
+            print_json({"specs": chosen})
+        else:
+            echo(*inspection.table(chosen))
         return
-    for title, entries in listing.items():
-        echo(f"{title}:")
-        width = max(len(name) for name in entries)
-        for name, text in entries.items():
-            echo(f"  {name:<{width}}  {text}".rstrip())
-        echo("")
+    if as_json:
+        print_json({"families": groups, **listing})
+        return
+    echo("networks by family (`cnnspec list FAMILY` describes them):")
+    echo(*inspection.table({name: " ".join(members) for name, members in groups.items()}))
+    for title in ("blocks", "operators"):
+        echo("", f"{title}:", *inspection.table(listing[title]))

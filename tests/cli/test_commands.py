@@ -254,6 +254,14 @@ def test_list() -> None:
     assert {"resnet20", "preact_resnet20", "googlenet_cifar", "densenet_cifar", "resnet110"} <= set(listing["specs"])
     assert {"resnet_block", "preact_bottleneck", "squeeze_excite"} <= set(listing["blocks"])
     assert "conv" in listing["operators"]
+    assert sorted(name for names in listing["families"].values() for name in names) == sorted(listing["specs"])
+    assert all(len(line) <= 80 for line in cnnspec("list").stdout.splitlines())
+    assert list(json.loads(cnnspec("list", "dpn", "--json").stdout)["specs"]) == listing["families"]["dpn"]
+    described = cnnspec("list", "vgg").stdout
+    assert "VGG-16" in described
+    assert all(len(line) <= 80 for line in described.splitlines())
+    done = cnnspec("list", "vggs")
+    assert (done.returncode, "did you mean `vgg`?" in done.stderr) == (2, True)
 
 
 def test_settings() -> None:
