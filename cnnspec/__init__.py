@@ -1,6 +1,6 @@
 """A declarative compiler for convolutional networks, from text to a checked graph, a torch module and training.
 
-`load`, `loads`, `check` and `format` work without torch. `build` and `load_run` import it when they are used.
+`load`, `loads`, `check`, `format` and `draw` work without torch. `build` and `load_run` import it when they are used.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from cnnspec.exports import lazy_exports
 
 if TYPE_CHECKING:
     from cnnspec.analysis.summary import largest_batch, summarize
-    from cnnspec.api import build, check, format, load, loads
+    from cnnspec.api import build, check, draw, format, load, loads
     from cnnspec.diagnostics import CnnspecError, Diagnostic, Edit, Fix
     from cnnspec.inference import load_run
     from cnnspec.ir import Graph, Model
@@ -30,6 +30,7 @@ __all__ = [
     "Model",
     "build",
     "check",
+    "draw",
     "format",
     "largest_batch",
     "load",
@@ -41,7 +42,7 @@ __all__ = [
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
-        **dict.fromkeys(("build", "check", "format", "load", "loads"), "cnnspec.api"),
+        **dict.fromkeys(("build", "check", "draw", "format", "load", "loads"), "cnnspec.api"),
         **dict.fromkeys(("CnnspecError", "Diagnostic", "Edit", "Fix"), "cnnspec.diagnostics"),
         **dict.fromkeys(("Graph", "Model"), "cnnspec.ir"),
         "load_run": "cnnspec.inference",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cnnspec import ir
 from cnnspec.analysis.features import tap
 from cnnspec.compiler import compile_file, compile_source, format_text, plain_source
-from cnnspec.diagnostics import Diagnostic, failure
+from cnnspec.diagnostics import CnnspecError, Diagnostic, failure
 
 if TYPE_CHECKING:
     from torch import nn
@@ -92,6 +92,58 @@ def resize(graph: ir.Graph, size: str | Sequence[int]) -> ir.Graph:
             help="omit the channels, or change `input` in the spec",
         )
     return graph.at(height, width)
+
+
+def draw(
+    spec: ir.Graph | str | Path,
+    format: str = "svg",
+    *,
+    other: ir.Graph | str | Path | None = None,
+    depth: int | None = None,
+    block: str | None = None,
+    theme: str | None = None,
+    paper: bool = False,
+) -> bytes:
+    """Draw a network, or the difference of two networks.
+
+    Args:
+        spec: A Graph, a file, or the name of a shipped spec.
+        format: `svg`, `html`, `png`, `pdf`, `mmd` (Mermaid) or `dot` (Graphviz).
+        other: A second network: draw both, with what was added, removed and changed.
+        depth: Levels of nested modules to draw; deeper ones are a single box.
+        block: Draw only this block.
+        theme: `light`, `dark`, or `auto`, which follows the setting of the reader; by default `auto` for HTML, else
+            `light`.
+        paper: Draw in the style of papers, one column wide.
+
+    Returns:
+        The content of the file.
+
+    Raises:
+        CnnspecError: A spec has errors, the format or the block does not exist, or the diagram is too large; PNG and
+            PDF: typst is not installed.
+    """
+    from cnnspec.backends import diagram
+
+    graphs = [each if isinstance(each, ir.Graph) else load(each) for each in (spec, other) if each is not None]
+    second = graphs[1] if other is not None else None
+    suffix = diagram.format_of(f"diagram.{format.removeprefix('.')}")
+    return diagram.draw(graphs[0], suffix, other=second, depth=depth, block=block, theme=theme, paper=paper)
+
+
+def _display(graph: ir.Graph) -> str | None:
+    """Return the diagram of a network for notebooks, as an image that does not mix with the page."""
+    import base64
+    from html import escape
+
+    try:
+        data = base64.b64encode(draw(graph)).decode()
+    except CnnspecError:  # too large: the notebook shows the text
+        return None
+    return f'<img alt="{escape(repr(graph))}" src="data:image/svg+xml;base64,{data}">'
+
+
+setattr(ir.Graph, "_repr_html_", _display)  # noqa: B010  # the diagram is a backend, which `ir` does not know
 
 
 def torch_backend() -> ModuleType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.metadata
 import pkgutil
 import subprocess
@@ -20,7 +21,7 @@ HEAD = "network t\ninput 3x32x32\nclasses 10\n"
 
 
 def test_every_export_is_what_it_says() -> None:
-    for name in ("build", "check", "format", "load", "loads"):
+    for name in ("build", "check", "draw", "format", "load", "loads"):
         function = getattr(cnnspec, name)
         assert callable(function), f"{name} is hidden by a module of that name"
         assert function.__name__ == name
@@ -210,3 +211,25 @@ def test_what_is_no_size_of_images_is_said() -> None:
         assert not graph.accepts(side, 32)
         with pytest.raises(cnnspec.CnnspecError, match="invalid image size"):
             graph.at(32, side)
+
+
+def test_draw_takes_graphs_files_and_names() -> None:
+    graph = cnnspec.load("resnet20")
+    data = cnnspec.draw(graph)
+    assert data == cnnspec.draw("resnet20", "svg") == cnnspec.draw(ROOT / "specs" / "resnet20.cnn", ".svg")
+    assert cnnspec.draw(graph, other="resnet32") == cnnspec.draw("resnet20", other=cnnspec.load("resnet32")) != data
+    for format in ("jpg", "", "svg.exe"):
+        with pytest.raises(cnnspec.CnnspecError, match="E0523"):
+            cnnspec.draw(graph, format)
+
+
+def test_a_notebook_shows_the_diagram() -> None:
+    graph = cnnspec.load("resnet20")
+    text = graph._repr_html_()  # type: ignore[attr-defined]
+    head, _, data = text.partition("base64,")
+    assert base64.b64decode(data[: data.index('"')]) == cnnspec.draw(graph)
+    assert head.startswith('<img alt="Graph(&#x27;resnet20&#x27;, ')
+    huge = cnnspec.loads(
+        f"{HEAD}repeat 2100 as k {{ conv 3x3 (4 + k % 13) }}\nglobal_avgpool | flatten | linear classes\n"
+    )
+    assert huge._repr_html_() is None  # type: ignore[attr-defined]

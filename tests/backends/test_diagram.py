@@ -323,8 +323,12 @@ def test_the_difference_of_two_networks() -> None:
     for status, count in {"removed": 1, "added": 1, "changed": 4}.items():
         assert len(re.findall(rf'"rim is-{status}"', text)) == count
     assert "is-" not in "".join(re.findall("<rect.*", draw(one, ".svg", other=one).decode()))
-    for form in (".mmd", ".dot", ".html"):
+    for form in (".mmd", ".dot"):
         assert draw(one, form, other=two) == draw(one, form, other=two)
+    page = draw(one, ".html", other=two).decode()
+    lines = dict(re.findall(r'<span id="L(.*?)" data-n="\d+">(.*?)</span>', page))
+    found = {(path, lines[line]) for path, line in re.findall(r'data-path="(.*?)" data-line="(.*?)"', page)}
+    assert {("b", "b: conv 3x3 8"), ("d", "d: conv 5x5 8"), ("c", "c: pair 8")} <= found
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

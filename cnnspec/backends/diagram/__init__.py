@@ -73,8 +73,8 @@ def draw(
         views: list[tuple[str, str]] = []
         for number, (name, shown) in enumerate([*levels, ("all" if depth is None else str(depth), figures)]):
             views.append((name, _page(graphs, shown, title, theme, paper=paper, prefix=f"v{number}-", embedded=True)))
-        source = "\n\n".join(each.text for each in graphs)
-        return html.write_html(views, title, _subtitle(graphs), source, theme, paper=paper).encode()
+        sources = [each.text for each in graphs]
+        return html.write_html(views, title, _subtitle(graphs), sources, theme, paper=paper).encode()
     text = _page(graphs, figures, title, theme, paper=paper)
     return text.encode() if form == ".svg" else _render(text, form.removeprefix("."))
 

@@ -114,7 +114,7 @@ def _variables(colors: dict[str, str], mark: str, hit: str) -> str:
 
 
 def write_html(
-    views: Sequence[tuple[str, str]], title: str, subtitle: str, source: str, theme: str, *, paper: bool
+    views: Sequence[tuple[str, str]], title: str, subtitle: str, sources: Sequence[str], theme: str, *, paper: bool
 ) -> str:
     """Return a page with diagrams that are expanded, searched, and linked to the text of the spec.
 
@@ -122,7 +122,7 @@ def write_html(
         views: The diagrams as SVG, from the coarsest to the finest, with their names.
         title: The name of the network.
         subtitle: Its figures in words.
-        source: The text of the spec.
+        sources: The text of each spec.
         theme: `light`, `dark` or `auto`.
         paper: Whether the diagrams are in the style of papers.
     """
@@ -133,7 +133,11 @@ def write_html(
     digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     buttons = [f'<button type="button" data-view="{i}">{safe(name)}</button>' for i, (name, _) in enumerate(views)]
-    lines = [f'<span id="L{n}" data-n="{n}">{safe(line)}</span>' for n, line in enumerate(source.split("\n"), start=1)]
+    lines = [
+        f'<span id="L{network}-{n}" data-n="{n}">{safe(line)}</span>'
+        for network, source in enumerate(sources)
+        for n, line in enumerate(source.split("\n"), start=1)
+    ]
     return "\n".join(
         [
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',

@@ -7,11 +7,12 @@ to a figure of the block, and operators that follow each other, such as `conv | 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from cnnspec.diagnostics import Span
+from cnnspec.diagnostics import Span, counted
 from cnnspec.ir import IMAGE, Graph, Node
 from cnnspec.ops import JOINS, Op
 from cnnspec.ops.inits import InitScheme
@@ -359,8 +360,10 @@ class Outliner:
             cells = [[Cell("block", self.titles[key])]]
             return [self._box("block", name, scope, cells, span, block=key)]
         if self.depth is not None and child + 1 >= self.depth:
-            blocks = dict.fromkeys(self.graph.scopes[s] for i in span for s in self._chains[i][child + 1 :])
-            words = ", ".join([b for b in blocks if b][:2]) or f"{len(span)} operators"
+            below = dict.fromkeys(s for i in span for s in self._chains[i][child + 1 : child + 2])
+            counts = Counter(self.graph.scopes[s] for s in below if self.graph.scopes[s])
+            parts = [f"{block} ×{count}" if count > 1 else block for block, count in counts.items()][:2]
+            words = ", ".join(parts) or counted(len(span), "operator")
             return [self._box("group", name, scope, [[Cell("group", words)]], span)]
         inner = self._boxes(span, child + 1, starts)
         if not self._is_closed(span):

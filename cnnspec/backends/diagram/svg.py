@@ -219,13 +219,16 @@ class Writer:
         left, top = p.x - p.left + x, p.y + y
         status = f" is-{p.box.status}" if p.box.status in ("added", "removed") else ""
         return [
-            f'<g class="node" data-kind="frame" data-path="{safe(p.box.path)}" data-line="{p.box.line}">',
+            f'<g class="node" data-kind="frame" data-path="{safe(p.box.path)}"{self._line(p.box)}>',
             _title(p.box),
             _rect(left, top, p.left + p.right, p.height, f"frame{status}", 8),
             _text(left + 8, top + 12, NAME, frame_title(p.box), "faint", "start"),
             "</g>",
             *([self._shape(p, x, y)] if p.labeled else []),
         ]
+
+    def _line(self, box: Box) -> str:
+        return f' data-line="{self.network}-{box.line}"' if box.line else ""
 
     def _shape(self, p: Placed, x: float, y: float) -> str:
         return _text(p.x + x + 5, p.y + p.height + y + 11, SMALL, p.box.edge, "faint halo", "start")
@@ -238,9 +241,7 @@ class Writer:
             width, height = width - STACK, height - STACK
         lines = [f'<a href="#{anchor}">'] if anchor else []
         same = " same" if self.faded and not box.status and box.nodes else ""
-        lines.append(
-            f'<g class="node{same}" data-kind="{box.kind}" data-path="{safe(box.path)}" data-line="{box.line}">'
-        )
+        lines.append(f'<g class="node{same}" data-kind="{box.kind}" data-path="{safe(box.path)}"{self._line(box)}>')
         lines.append(_title(box))
         status = f" is-{box.status}" if box.status else ""
         kinds = {cell.kind for row in box.rows for cell in row}
