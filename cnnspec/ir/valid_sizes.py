@@ -43,6 +43,9 @@ from cnnspec.shapes.symbolic import (
     greatest,
 )
 
+_ANY_FEATURES = (SameShape.infer, OPS["flatten"].infer, OPS["mean"].infer)
+"""The shape rules that accept every number of flat features."""
+
 Lengths = tuple[Length, Length]
 SINGLE = (ONE, ONE)
 _REACH = 64
@@ -448,7 +451,7 @@ class _Walk:
         count = amount(*self.image[1:])
         if op.fixes_features or op.weights((count,)) != op.weights((count + 1,)):
             self.demand(Features(index, amount, count))
-        elif type(op).infer not in (SameShape.infer, OPS["flatten"].infer):
+        elif type(op).infer not in _ANY_FEATURES:
             self.demand(Taken(index, op, (amount,)))
         return amount if isinstance(op, (SameShape, OPS["flatten"])) else y[0]
 

@@ -60,6 +60,9 @@ FOREIGN_NAMES = {
     **dict.fromkeys("dw dwconv dw_conv depthwise depthwise_conv DepthwiseConv2D".split(), "conv depthwise"),
     **dict.fromkeys(("cat", "concatenate", "Concatenate"), "concat"),
     "sum": "add",
+    "channel_mean": "mean over=c",
+    "channel_max": "max over=c",
+    "amax": "max",
 }
 """Operators and standard blocks in other libraries, with the code to write here."""
 
@@ -74,11 +77,11 @@ _RESHAPES = frozenset(
     "reshape view permute transpose unflatten squeeze unsqueeze rearrange matmul bmm einsum fold unfold".split()
 )
 _ELSEWHERE = frozenset(
-    """abs acos adaptivelogsoftmax alphadropout asin atan bilinear blurpool channelmax channelmean channelmin clamp cos
+    """abs acos adaptivelogsoftmax alphadropout asin atan bilinear blurpool channelmin clamp cos
     cosinesimilarity crelu cumsum deformconv depthtospace divide div dropblock einsum embedding embeddingbag exp
     featurealphadropout fractionalmaxpool geglu getitem globalresponsenorm glu grn gumbelsoftmax hardshrink hardtanh
-    interpolate invert involution l1norm l2norm lambda log logsigmoid logsoftmax lppool maskedconv max maxout maxunpool
-    mean median min minpool globalminpool adaptiveminpool norm normalize onehot pairwisedistance pixelunshuffle pow
+    interpolate invert involution l1norm l2norm lambda log logsigmoid logsoftmax lppool maskedconv maxout maxunpool
+    median min minpool globalminpool adaptiveminpool norm normalize onehot pairwisedistance pixelunshuffle pow
     quantstub reglu repeatinterleave reverse rms rmsnorm roll rrelu sin softmin softshrink softsign spacetodepth
     spectralnorm split chunk sqrt stochasticpool subtract sub swiglu syncbatchnorm tan tanhshrink threshold tile topk
     unfold unpool upsamplingbilinear upsamplingnearest weightnorm zeropad constantpad reflectionpad replicationpad

@@ -8,7 +8,7 @@ from cnnspec.diagnostics.suggestions import Advice
 from cnnspec.ops.base import FLOAT, INDEX, INPUT, Op, Saved, ShapeError, need_map
 from cnnspec.ops.convolution import at_most, in_axis, padded, slide, wrong_axis
 from cnnspec.schema import CountSize, Padding, Size
-from cnnspec.shapes import AxisRule, Fixed, SameWindow, Shape, Window
+from cnnspec.shapes import KEEP, AxisRule, Fixed, SameWindow, Shape, Window
 
 
 class _Pool(Op):
@@ -169,3 +169,41 @@ class AdaptiveMaxPool(_Adaptive):
 
     def scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
         return INDEX * shapes.numel(y)  # torch computes the indices in evaluation, too
+
+
+class Reduction(Op):
+    """A reduction of one axis to size 1, `[N, C, H, W] -> [N, 1, H, W]`; flat features have channels alone."""
+
+    over: Literal["c", "h", "w"]
+
+    def infer(self, *inputs: Shape) -> Shape:
+        if self.over == "c" and len(inputs[0]) == 1:
+            return (1,)
+        c, h, w = need_map(f"{self.name} over={self.over}", inputs[0])
+        return (1, h, w) if self.over == "c" else (c, 1, w) if self.over == "h" else (c, h, 1)
+
+    def axis_rule(self, axis: Literal[0, 1]) -> AxisRule:
+        return Fixed(1) if self.over == "hw"[axis] else KEEP
+
+
+class Mean(Reduction):
+    """Mean over the channels, the height or the width. Source: torch.mean, `keepdim=True`."""
+
+    name: ClassVar[str] = "mean"
+    torch: ClassVar[str] = "torch.mean"
+
+
+class Max(Reduction):
+    """Maximum over the channels, the height or the width. Equal maxima share the gradient.
+
+    Source: torch.amax, `keepdim=True`.
+    """
+
+    name: ClassVar[str] = "max"
+    torch: ClassVar[str] = "torch.amax"
+
+    def saved(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Saved:
+        return Saved(inputs=(0,), output=True)
+
+    def backward_scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
+        return (1 + FLOAT) * shapes.numel(inputs[0]) + (FLOAT + INDEX) * shapes.numel(y)  # where the maxima are

@@ -151,7 +151,8 @@ def _foreign_name(unknown: UnknownCallee) -> Reported | None:
         return unknown.error(found.help, [] if found.is_example else [Fix(found.help, edits)])
     if name in OPS and setting:
         whole = span.to(args[-1].span) if args else span
-        written = f"{name}{span.source.text[span.end : whole.end] or ' 3x3'} {setting}"
+        made_up = " 3x3" if name in KERNEL_FIRST else ""
+        written = f"{name}{span.source.text[span.end : whole.end] or made_up} {setting}"
         help = f"write `{written}`"
         return unknown.error(help, [Fix(help, (Edit(whole, written),))])
     if own in JOINS:

@@ -178,7 +178,8 @@ _RECIPE = {"data": "fashion_mini val=0 train=2 test=2", "batch": "2", "epochs": 
 
 def _base(kind: type[Declared]) -> dict[str, Any]:
     """Return usual values of the required arguments."""
-    usual = {name: _USUAL[kind.parameters[name].type.kind] for name in kind.required}
+    types = {name: kind.parameters[name].type for name in kind.required}
+    usual = {name: Word(type_.words[0]) if type_.words else _USUAL[type_.kind] for name, type_ in types.items()}
     return {**usual, **_GIVEN.get(kind.name, {})}
 
 

@@ -132,6 +132,8 @@ SETTINGS: dict[str, Callable[[Rng, Shape], Settings | None]] = {
     "adaptive_avgpool": lambda rng, x: {"size": rng.size(1, 6)},
     "adaptive_maxpool": lambda rng, x: {"size": rng.size(1, 6)},
     "upsample": _upsample,
+    "mean": lambda rng, x: {"over": Word(rng.choice("chw" if len(x) == 3 else "c"))},
+    "max": lambda rng, x: {"over": Word(rng.choice("chw" if len(x) == 3 else "c"))},
     "pixel_shuffle": lambda rng, x: {"factor": rng.randint(1, 2)},
     "channel_shuffle": lambda rng, x: {"groups": rng.choice(_divisors(x[0]))},
     "pad": _pad,

@@ -94,6 +94,7 @@ SETTINGS: dict[str, list[tuple[Shape, dict[str, Any]]]] = {
         (MAP, {"size": (5, 20), "mode": "bilinear", "align_corners": True}),
         (MAP, {"factor": (2, 2), "mode": "bicubic"}),
     ],
+    **{name: [(MAP, {"over": axis}) for axis in "chw"] + [(FLAT, {"over": "c"})] for name in ("mean", "max")},
     "pixel_shuffle": [(MAP, {"factor": 2})],
     "channel_shuffle": [(MAP, {"groups": 4})],
     "pad": [

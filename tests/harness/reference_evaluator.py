@@ -754,6 +754,8 @@ SHAPES: dict[str, Rule] = {
     "global_maxpool": lambda a, x: (x[0], 1, 1),
     "adaptive_avgpool": lambda a, x: (x[0], *a["size"]),
     "adaptive_maxpool": lambda a, x: (x[0], *a["size"]),
+    "mean": lambda a, x: tuple(1 if axis == a["over"] else n for axis, n in zip("chw", x, strict=False)),
+    "max": lambda a, x: tuple(1 if axis == a["over"] else n for axis, n in zip("chw", x, strict=False)),
     "flatten": lambda a, x: (math.prod(x),),
     "upsample": _resized,
     "pixel_shuffle": lambda a, x: (x[0] // a["factor"] ** 2, x[1] * a["factor"], x[2] * a["factor"]),

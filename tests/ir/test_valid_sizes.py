@@ -622,3 +622,21 @@ def test_the_set_and_the_shapes_of_flat_features(text: str) -> None:
             assert at(symbolic.macs, height, width) == known.macs
             for node, other in zip(known.nodes, symbolic.nodes, strict=True):
                 assert tuple(at(size, height, width) for size in other.shape) == node.shape, (node, other)
+
+
+@pytest.mark.parametrize(
+    ("body", "words", "shape"),
+    [
+        ("conv 3x3 8 stride=2 | mean over=c", "any HxW", "[N, 1, (H + 1)//2, (W + 1)//2]"),
+        ("conv 3x3 8 | max over=h", "any HxW", "[N, 8, 1, W]"),
+        ("flatten | mean over=c", "any HxW", "[N, 1]"),
+        ("conv 3x3 8 | mean over=w | flatten | linear 5", "H 32, W any: ", "[N, 5]"),
+        ("mean over=h | max over=w | max over=c", "any HxW", "[N, 1, 1, 1]"),
+    ],
+)
+def test_reductions_of_one_axis(body: str, words: str, shape: str) -> None:
+    graph = loads(f"input 3x32x24\n{body}\n")
+    assert graph.sizes.words().startswith(words)
+    assert graph.symbolic_shape(graph.paths[-1]) == shape
+    assert graph.accepts(32, 77)
+    assert graph.accepts(31, 24) is ("linear" not in body)

@@ -113,6 +113,8 @@ RULES: dict[str, tuple[Grid, Callable[..., Any], list[Shape]]] = {
     "adaptive_avgpool": ({"size": SIZES}, lambda x, size: F.adaptive_avg_pool2d(x, size), MAPS),
     "adaptive_maxpool": ({"size": SIZES}, lambda x, size: F.adaptive_max_pool2d(x, size), MAPS),
     "upsample": ({"factor": [(1, 1), (2, 3)]}, lambda x, factor: F.interpolate(x, scale_factor=factor), MAPS),
+    "mean": ({"over": list("chw")}, lambda x, over: x.mean(1 + "chw".index(over), keepdim=True), [*MAPS, *FLAT]),
+    "max": ({"over": list("chw")}, lambda x, over: x.amax(1 + "chw".index(over), keepdim=True), [*MAPS, *FLAT]),
     "pixel_shuffle": ({"factor": [1, 2, 3]}, lambda x, factor: F.pixel_shuffle(x, factor), MAPS),
     "channel_shuffle": ({"groups": [1, 2, 3, 4]}, lambda x, groups: F.channel_shuffle(x, groups), MAPS),
     "pad": (
@@ -240,7 +242,7 @@ def test_what_needs_a_map_says_so(name: str) -> None:
         "groups": 1,
         "size": (1, 1),
     }
-    required |= {"amounts": (0,), "range": Interval((0, 1)), "p": 0.5}
+    required |= {"amounts": (0,), "range": Interval((0, 1)), "p": 0.5, "over": "c"}
     if name in ("times", "lrn", "channel_conv"):
         required |= {"factor": 1.0, "size": 1, "kernel": 1}
     kind = OPS[name]

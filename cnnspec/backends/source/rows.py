@@ -115,6 +115,8 @@ MODULES: dict[str, Callable[[Any, Shape], Row]] = {
     "adaptive_avgpool": lambda op, x: ("nn.AdaptiveAvgPool2d", {"output_size": _pair(op.size)}),
     "adaptive_maxpool": lambda op, x: ("nn.AdaptiveMaxPool2d", {"output_size": _pair(op.size)}),
     "flatten": lambda op, x: ("nn.Flatten", {}),
+    "mean": lambda op, x: ("AxisMean", {"dim": 1 + "chw".index(op.over)}),
+    "max": lambda op, x: ("AxisMax", {"dim": 1 + "chw".index(op.over)}),
     "upsample": lambda op, x: (
         "UpsampleLike" if op.like is not None else "nn.Upsample",
         ({} if op.like is not None else {"size": _pair(op.size), "scale_factor": _pair(op.factor)})

@@ -205,6 +205,27 @@ class SameAvgPool2d(nn.AvgPool2d):
         return F.avg_pool2d(x, self.kernel_size, self.stride)
 
 
+class AxisMean(nn.Module):
+    """Mean over one axis, which stays with size 1, `[N, C, H, W] -> [N, 1, H, W]`."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(self.dim, keepdim=True)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}"
+
+
+class AxisMax(AxisMean):
+    """Maximum over one axis, which stays with size 1, `[N, C, H, W] -> [N, 1, H, W]`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.amax(self.dim, keepdim=True)
+
+
 class UpsampleLike(nn.Module):
     """Upsampling to the size of another map, `[N, C, h, w]` and `[N, D, H, W] -> [N, C, H, W]`.
 
@@ -350,6 +371,8 @@ ROWS: dict[str, Callable[[Any, Shape], nn.Module]] = {
     "global_maxpool": lambda op, x: nn.AdaptiveMaxPool2d(1),
     "adaptive_avgpool": lambda op, x: nn.AdaptiveAvgPool2d(op.size),
     "adaptive_maxpool": lambda op, x: nn.AdaptiveMaxPool2d(op.size),
+    "mean": lambda op, x: AxisMean(1 + "chw".index(op.over)),
+    "max": lambda op, x: AxisMax(1 + "chw".index(op.over)),
     "flatten": lambda op, x: nn.Flatten(),
     "upsample": _upsample,
     "pixel_shuffle": lambda op, x: nn.PixelShuffle(op.factor),
