@@ -7,13 +7,16 @@ import importlib.metadata
 import pkgutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
 import cnnspec
+from cnnspec.analysis.diff import compare
 from cnnspec.resources import resource
 
 ROOT = Path(__file__).parents[1]
@@ -233,3 +236,19 @@ def test_a_notebook_shows_the_diagram() -> None:
         f"{HEAD}repeat 2100 as k {{ conv 3x3 (4 + k % 13) }}\nglobal_avgpool | flatten | linear classes\n"
     )
     assert huge._repr_html_() is None  # type: ignore[attr-defined]
+
+
+def test_a_notebook_shows_tables() -> None:
+    graph = cnnspec.load("resnet20")
+    summary = cnnspec.summarize(graph)
+    table = ElementTree.fromstring(summary._repr_html_())
+    rows = [["".join(cell.itertext()) for cell in row] for row in table.iter("tr")]
+    assert rows[0][:4] == ["module", "kind", "output", "parameters"]
+    assert [row[0] for row in rows[1:]] == [*(row.path for row in summary.upto(2)), "total"]
+    assert rows[-1][3] == "272,378"
+    found = compare(graph, cnnspec.load("preact_resnet20"))
+    table = ElementTree.fromstring(replace(found, names=("<b>", "a&b\x1b"))._repr_html_())
+    rows = [["".join(cell.itertext()) for cell in row] for row in table.iter("tr")]
+    assert rows[0] == ["module", "change", "<b>", "a&b\\x1b"]
+    assert [row[:2] for row in rows[1:-3]] == [[change.path, change.kind] for change in found.changes]
+    assert rows[-3] == ["parameters", "-128", "272,378", "272,250"]

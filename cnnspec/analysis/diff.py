@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cnnspec import shapes
+from cnnspec.diagnostics import html_table
 from cnnspec.ir import Graph, Node
 from cnnspec.ir.evaluate import show
 from cnnspec.ops.base import FLOAT
@@ -56,6 +57,12 @@ class Difference:
             "changes": [{"path": c.path, "kind": c.kind, "before": c.before, "after": c.after} for c in self.changes],
             "totals": {name: {"a": a, "b": b, "difference": b - a} for name, (a, b) in self.totals.items()},
         }
+
+    def _repr_html_(self) -> str:
+        """Return the changes and totals as a table for notebooks."""
+        totals = ((name.replace("_", " "), f"{b - a:+,}", f"{a:,}", f"{b:,}") for name, (a, b) in self.totals.items())
+        rows = [*((c.path, c.kind, c.before, c.after) for c in self.changes), *totals]
+        return html_table(("module", "change", *self.names), rows)
 
 
 def compare(a: Graph, b: Graph) -> Difference:

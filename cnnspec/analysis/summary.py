@@ -13,7 +13,7 @@ from typing import Any, cast
 from cnnspec import shapes
 from cnnspec.analysis.cost import Counts, count, live_memory, training_memory
 from cnnspec.analysis.receptive_field import center_extent, fields, masks
-from cnnspec.diagnostics import CnnspecError, failure
+from cnnspec.diagnostics import CnnspecError, failure, html_table
 from cnnspec.ir import Graph, Node
 from cnnspec.limits import MAX_FLAT_TERMS, MAX_SIZES
 from cnnspec.ops.base import FLOAT
@@ -220,6 +220,12 @@ class Summary:
         for row in [*self.upto(level), self.total]:
             lines.append([f"`{row.path}`" if row.path else "total", *(column.cell(row) for column in chosen)])
         return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+    def _repr_html_(self) -> str:
+        """Return the table for notebooks."""
+        chosen = [COLUMNS[name] for name in DEFAULT_COLUMNS]
+        rows = ([row.path or "total", *(c.cell(row) for c in chosen)] for row in [*self.upto(2), self.total])
+        return html_table(["module", *(c.title for c in chosen)], rows)
 
 
 def summarize(graph: Graph, batch: int = 1, *, symbolic: bool = False) -> Summary:

@@ -1,6 +1,6 @@
 """Source text, spans, diagnostics as data, and the suggestions that come with them."""
 
-from cnnspec.diagnostics.escape import echo, printable, printable_line, without_commands
+from cnnspec.diagnostics.escape import echo, html_table, printable, printable_line, without_commands
 from cnnspec.diagnostics.model import (
     CnnspecError,
     Diagnostic,
@@ -39,6 +39,7 @@ __all__ = [
     "did_you_mean",
     "echo",
     "failure",
+    "html_table",
     "named",
     "nearest",
     "one_line",

@@ -17,7 +17,9 @@ from cnnspec import CnnspecError, Graph, load, loads
 from cnnspec.analysis.diff import compare, node_statuses
 from cnnspec.backends.diagram import FORMATS, draw, figures_of
 from cnnspec.backends.diagram.layout import Drawing, Edge, Point, lay_out
-from cnnspec.backends.diagram.outline import Box, Outliner
+from cnnspec.backends.diagram.outline import Box, Outliner, kind_of
+from cnnspec.backends.diagram.svg import KINDS, style
+from cnnspec.ops import JOINS, OPS
 from cnnspec.resources import resource
 from cnnspec.syntax.formatter import format_file
 from cnnspec.testing.generator import SpecGenerator
@@ -363,3 +365,9 @@ def test_the_page_is_interactive(browser: Any, tmp_path: Path, scheme: str) -> N
     assert (dark == "rgb(255, 255, 255)") == (scheme == "light")
     assert messages == []
     page.close()
+
+
+def test_every_operator_has_a_color_and_a_legend() -> None:
+    for kind in {kind_of(op) for op in (*OPS.values(), *JOINS.values())}:
+        assert f".{kind}{{fill:" in style("light")
+        assert kind in KINDS or kind in JOINS

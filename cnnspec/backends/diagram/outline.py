@@ -101,11 +101,11 @@ class Figure:
     network: int = 0
 
 
-def kind_of(op: Op) -> str:
+def kind_of(op: Op | type[Op]) -> str:
     """Return the kind of an operator, which selects its color."""
     if op.name in JOINS or op.name == "linear":
         return op.name
-    return _KINDS[type(op).__module__.rpartition(".")[2]]
+    return _KINDS[(op if isinstance(op, type) else type(op)).__module__.rpartition(".")[2]]
 
 
 def size_text(shape: Shape) -> str:
