@@ -122,7 +122,8 @@ def live_memory(graph: Graph, counts: Counts | None = None) -> list[Memory]:
                 allocated[index] = _size(node.shape)
                 live += allocated[index]
             scratch = node.op.scratch(graph.input_shapes(node), node.shape)
-            live_at[index] = Memory(live + max(scratch, extra.image), fixed + extra.fixed)
+            constant = max(node.op.fixed_scratch(graph.input_shapes(node)), extra.fixed)
+            live_at[index] = Memory(live + max(scratch, extra.image), fixed + constant)
             live, fixed = live + extra.image, fixed + extra.fixed
         for freed in ends.get(position, ()):
             if freed in allocated and not (counts and freed in counts.saved_outputs):

@@ -127,8 +127,9 @@ def _divide(a: Any, b: Any) -> Any:
 
 def _sqrt(value: float) -> int | float:
     """Return the square root; that of a square is exact."""
-    root = math.isqrt(value) if isinstance(value, int) and value >= 0 else -1
-    return root if root * root == value else math.sqrt(value)
+    if isinstance(value, int) and value >= 0 and (root := math.isqrt(value)) ** 2 == value:
+        return root
+    return math.sqrt(value)
 
 
 def round_to(value: float, multiple: int) -> int:

@@ -134,6 +134,10 @@ class Op(Declared):
         """Return the peak bytes per image of temporary tensors in evaluation, besides the output."""
         return 0
 
+    def fixed_scratch(self, inputs: Sequence[Shape]) -> int:
+        """Return the bytes of temporary tensors in evaluation whose size does not depend on the batch."""
+        return 0
+
     def workspace(self, inputs: Sequence[Shape], y: Shape) -> int:
         """Return the elements per image of the largest buffer that a kernel may need, which no estimate counts."""
         return 0

@@ -7,7 +7,7 @@ from cnnspec import shapes
 from cnnspec.diagnostics.suggestions import Advice, InsertBefore, SetArgument, SetNumbers, Suggestion, one_of
 from cnnspec.ops.base import FLOAT, INPUT, Op, Saved, ShapeError, need_divisible, need_map
 from cnnspec.ops.inits import FlatInitName, InitName, InitScheme
-from cnnspec.schema import Count, CountSize, Padding, Size
+from cnnspec.schema import Count, CountSize, Padding, Positive, Size
 from cnnspec.shapes import AxisRule, SameWindow, Shape, Spread, Window
 from cnnspec.shapes.symbolic import greatest
 
@@ -99,9 +99,11 @@ class Conv(Op):
     """Convolution, `[N, C, H, W] -> [N, c, H', W']`; see `shapes.Window` for H' and W'.
 
     `pad=same` pads by `dilation * (kernel - 1) / 2` on each side, `pad=tf_same` as `SAME` in TensorFlow; `depthwise` is
-    `groups=in.c`, and then `c` is optional.
+    `groups=in.c`, and then `c` is optional. With `standardize`, the weights of each output channel have mean 0 and
+    variance 1; with `gain` they are multiplied by `gamma / sqrt(fan_in)` and by a learned factor.
 
-    Source: torch.nn.Conv2d.
+    Source: torch.nn.Conv2d. `StandardizedConv2d`: Qiao et al. 2019, arXiv 1903.10520, section 3.2; `gain`: Brock et al.
+    2021, arXiv 2101.08692, section 4.1.
     """
 
     name: ClassVar[str] = "conv"
@@ -118,6 +120,11 @@ class Conv(Op):
     bias: bool = False
     depthwise: bool = False
     init: InitName | InitScheme | None = None
+    standardize: bool = False
+    gain: bool = False
+    gain_init: float = 1.0
+    gamma: float = 1.0
+    eps: Positive = 1e-6
 
     def channels(self, x: Shape) -> int:
         """Return the output channels."""
@@ -167,6 +174,7 @@ class Conv(Op):
             message = "`depthwise` and `groups` cannot be used together"
             raise ShapeError("E0215", message, Advice("remove one of them"), argument="groups")
         out, groups = self.channels(inputs[0]), self.group_count(inputs[0])
+        self._check_standardization(c // groups)
         if self.depthwise and out % c:
             raise ShapeError(
                 "E0306",
@@ -181,14 +189,37 @@ class Conv(Op):
         need_divisible(self.name, "output channels", out, groups, "groups", c)
         return out, *slide(self.name, (self.axis_rule(0), self.axis_rule(1)), h, w)
 
+    def _check_standardization(self, channels: int) -> None:
+        """Refuse arguments without the one they refine, and weights that would all be 0."""
+        for name, base in (("gain", "standardize"), ("gain_init", "gain"), ("gamma", "gain"), ("eps", "standardize")):
+            if name in self.changed() and not getattr(self, base):
+                message = f"`{name}` has no effect without `{base}`"
+                suggestion = one_of(f"remove `{name}`, or write `{base}`", SetArgument(base, "true"))
+                raise ShapeError("E0215", message, suggestion, argument=name)
+        if self.standardize and channels * self.kernel[0] * self.kernel[1] == 1:
+            raise ShapeError(
+                "E0309",
+                "`standardize` expects more than 1 weight per output channel, got 1, which would always be 0",
+                Advice("use a larger kernel or fewer groups, or remove `standardize`"),
+                argument="standardize",
+            )
+
     def axis_rule(self, axis: Literal[0, 1]) -> Window | SameWindow:
         if self.pad == "tf_same":
             return SameWindow(self.kernel[axis], self.stride[axis], self.dilation[axis])
         return Window(self.kernel[axis], self.stride[axis], self.padding()[axis], self.dilation[axis])
 
     def saved(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Saved:
-        copy = padded(inputs, y, (self.axis_rule(0), self.axis_rule(1)))
-        return Saved(extra=FLOAT * copy) if copy else INPUT
+        copy, fixed = padded(inputs, y, (self.axis_rule(0), self.axis_rule(1))), self.fixed_scratch(inputs)
+        if fixed:
+            fixed += 2 * FLOAT * y[0]  # mean and deviation of each output channel
+        return Saved(extra=FLOAT * copy, fixed=fixed) if copy else Saved(inputs=(0,), fixed=fixed)
+
+    def fixed_scratch(self, inputs: Sequence[Shape]) -> int:
+        if not self.standardize:
+            return 0
+        weight = self.weights(inputs[0])["weight"]
+        return FLOAT * (shapes.numel(weight) + self.gain * weight[0])  # the standardized weight, and its factors
 
     def scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
         return FLOAT * padded(inputs, y, (self.axis_rule(0), self.axis_rule(1)))
@@ -203,7 +234,8 @@ class Conv(Op):
     def weights(self, x: Shape) -> dict[str, Shape]:
         out = self.channels(x)
         weight = {"weight": (out, x[0] // self.group_count(x), *self.kernel)}
-        return {**weight, "bias": (out,)} if self.bias else weight
+        bias = {"bias": (out,)} if self.bias else {}
+        return {**weight, **bias, **({"gain": (out, 1, 1, 1)} if self.gain else {})}
 
     def macs(self, x: Shape, y: Shape) -> int:
         return shapes.numel(y) * (x[0] // self.group_count(x)) * self.kernel[0] * self.kernel[1]
@@ -346,16 +378,6 @@ class ChannelConv(Op):
                 argument="kernel",
             )
         return inputs[0]
-
-    def saved(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Saved:
-        return Saved(extra=FLOAT * shapes.numel(y)) if self._moves(y) else INPUT
-
-    def scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
-        return FLOAT * shapes.numel(y) if self._moves(y) else 0
-
-    def _moves(self, y: Shape) -> bool:
-        """Check whether the channels of a position must be copied to be next to each other."""
-        return len(y) == 3 and y[0] > 1 and y[1:] != (1, 1)
 
     def weights(self, x: Shape) -> dict[str, Shape]:
         weight = {"weight": (1, 1, self.kernel)}

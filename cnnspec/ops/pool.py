@@ -21,7 +21,7 @@ class _Pool(Op):
     def infer(self, *inputs: Shape) -> Shape:
         c, h, w = need_map(self.name, inputs[0])
         if isinstance(self.pad, str):
-            self._refuse_rounding()
+            self._refuse_contradictions()
             return c, *self.resized(h, w)
         limits = [size // 2 for size in self.kernel]
         axis = wrong_axis(self.pad, limits)
@@ -35,9 +35,9 @@ class _Pool(Op):
             )
         return c, *slide(self.name, (self.axis_rule(0), self.axis_rule(1)), h, w)
 
-    def _refuse_rounding(self) -> None:
-        """Refuse arguments that contradict `pad=tf_same`."""
-        for name in ("ceil", "count_pad"):
+    def _refuse_contradictions(self) -> None:
+        """Refuse arguments that contradict `pad=tf_same`; a dilated window could lie in the padding entirely."""
+        for name in ("ceil", "count_pad", "dilation"):
             if name in self.changed():
                 message = f"`{name}` and `pad=tf_same` cannot be used together"
                 raise ShapeError("E0215", message, Advice(f"remove `{name}`"), argument=name)

@@ -346,6 +346,9 @@ def cases(*, pairs: bool = True) -> tuple[Case, ...]:
 STRICTER: dict[tuple[str, str], str] = {
     ("bn", "momentum"): "the weight of an average",
     ("in_norm", "momentum"): "the weight of an average",
+    **dict.fromkeys(
+        (("conv", name) for name in ("gain", "gain_init", "gamma", "eps")), "no effect without `standardize`"
+    ),
     ("linear", "c"): "a layer without outputs",
     ("upsample", "align_corners"): "no effect with `nearest`, where torch refuses it, too",
     ("normal", "std"): "equal weights; `constant` says so",

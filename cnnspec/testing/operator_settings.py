@@ -35,7 +35,12 @@ def _conv(rng: Rng, x: Shape) -> Settings:
         settings["groups"] = rng.choice(_divisors(x[0], settings["c"]))
     if rng.rarely(5):
         settings["init"] = Word(rng.choice(["kaiming_normal", "zero", "orthogonal"]))
-    return settings
+    return settings | (_standardization(rng) if rng.rarely(6) and math.prod(kernel) > 1 else {})
+
+
+def _standardization(rng: Rng) -> Settings:
+    settings: Settings = {"standardize": True, **rng.subset({"eps": 1e-5})}
+    return settings | ({"gain": True, **rng.subset({"gain_init": 0.5, "gamma": 1.5})} if rng.rarely(2) else {})
 
 
 def _conv_transpose(rng: Rng, x: Shape) -> Settings:
@@ -46,16 +51,11 @@ def _conv_transpose(rng: Rng, x: Shape) -> Settings:
     return settings | rng.subset({"groups": rng.choice(_divisors(x[0], settings["c"]))})
 
 
-def _pool(rng: Rng, x: Shape) -> Settings:
+def _pool(rng: Rng, x: Shape, others: Settings) -> Settings:
     settings: Settings = {"kernel": rng.size(1, 3)}
     if rng.rarely(4):
         return {**settings, "pad": Word("tf_same"), **rng.subset({"stride": rng.size(1, 2)})}
-    return settings | rng.subset({"stride": rng.size(1, 2), "pad": rng.size(0, 1), "ceil": True})
-
-
-def _avgpool(rng: Rng, x: Shape) -> Settings:
-    settings = _pool(rng, x)
-    return settings if "tf_same" in settings.values() else settings | rng.subset({"count_pad": False})
+    return settings | rng.subset({"stride": rng.size(1, 2), "pad": rng.size(0, 1), "ceil": True, **others})
 
 
 def _upsample(rng: Rng, x: Shape) -> Settings:
@@ -127,8 +127,8 @@ SETTINGS: dict[str, Callable[[Rng, Shape], Settings | None]] = {
     "scale": _learned,
     "shift": _learned,
     "times": lambda rng, x: {"factor": rng.choice([0.5, 2.0])},
-    "maxpool": lambda rng, x: _pool(rng, x) | rng.subset({"dilation": (2, 1)}),
-    "avgpool": _avgpool,
+    "maxpool": lambda rng, x: _pool(rng, x, {"dilation": (2, 1)}),
+    "avgpool": lambda rng, x: _pool(rng, x, {"count_pad": False}),
     "adaptive_avgpool": lambda rng, x: {"size": rng.size(1, 6)},
     "adaptive_maxpool": lambda rng, x: {"size": rng.size(1, 6)},
     "upsample": _upsample,

@@ -23,7 +23,7 @@ from cnnspec.semantics.loader import shipped_folder, shipped_specs
 QUICK = {
     *("alexnet", "vgg11_bn", "resnet18", "resnet50", "resnext50_32x4d", "densenet121", "googlenet", "inception_v3"),
     *("resnet50d", "seresnet50", "dpn68", "inception_v4"),
-    *("skresnet18", "ecaresnet50d", "resnest14d"),
+    *("skresnet18", "ecaresnet50d", "resnest14d", "nf_resnet50"),
     "lraspp_mobilenet_v3_large",
     *("darknet53", "repvgg_a0", "ghostnet_100", "res2net50_26w_4s", "ese_vovnet19b_dw"),
     *(
@@ -169,6 +169,8 @@ REFERENCES = [
     Reference("ecaresnet50d", 25_576_350, 4_328_912_640, "timm"),
     Reference("resnest14d", 10_611_688, 2_749_405_184, "timm"),
     Reference("resnest50d", 27_483_240, 5_371_160_576, "timm"),
+    Reference("resnetv2_50x1_bit", 25_549_352, 4_089_184_256, "timm"),
+    Reference("nf_resnet50", 25_557_032, 5_340_348_416, "timm", size=256),
     Reference("resnet50d", 25_576_264, 4_328_824_832, "timm"),
     Reference("seresnet50", 28_088_024, 4_091_699_200, "timm"),
 ]

@@ -42,6 +42,8 @@ SETTINGS: dict[str, list[tuple[Shape, dict[str, Any]]]] = {
     "conv": [
         (MAP, {"kernel": (3, 4), "c": 4, "stride": (2, 3), "pad": "tf_same", "dilation": (2, 1)}),
         (MAP, {"kernel": (3, 3), "c": 6}),
+        (MAP, {"kernel": (3, 3), "c": 6, "standardize": True, "eps": 1e-5}),
+        (MAP, {"kernel": (2, 3), "depthwise": True, "pad": "tf_same", "standardize": True, "gain": True, "bias": True}),
         (MAP, {"kernel": (3, 5), "c": 6, "stride": (2, 1), "dilation": (2, 1), "bias": True}),
         (MAP, {"kernel": (2, 4), "c": 12, "pad": (1, 0), "groups": 4}),
         (MAP, {"kernel": (3, 3), "depthwise": True}),

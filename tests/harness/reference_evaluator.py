@@ -628,8 +628,8 @@ def equal(a: Any, b: Any) -> bool:
 
 
 def square_root(x: Any) -> Any:
-    root = math.isqrt(x) if isinstance(x, int) else -1
-    return root if root * root == x else math.sqrt(x)
+    root = math.sqrt(x)
+    return math.isqrt(x) if isinstance(x, int) and math.isqrt(x) ** 2 == x else root
 
 
 def round_to(x: Any, m: int) -> int:
@@ -724,7 +724,8 @@ def _cut(a: Mapping[str, Any], x: Shape) -> Shape:
 
 def _conv_weights(a: Mapping[str, Any], x: Shape) -> dict[str, Shape]:
     c, groups = a["c"] or x[0], x[0] if a["depthwise"] else a["groups"]
-    return {"weight": (c, x[0] // groups, *a["kernel"]), **({"bias": (c,)} if a["bias"] else {})}
+    bias, gain = {"bias": (c,)} if a["bias"] else {}, {"gain": (c, 1, 1, 1)} if a["gain"] else {}
+    return {"weight": (c, x[0] // groups, *a["kernel"]), **bias, **gain}
 
 
 def _transposed_weights(a: Mapping[str, Any], x: Shape) -> dict[str, Shape]:

@@ -19,6 +19,7 @@ DEFAULTS: dict[str, Value] = (
     | {"eps": 1e-5, "momentum": 0.1, "affine": True, "elementwise_affine": True, "nn.InstanceNorm2d.affine": False}
     | {"alpha": 1e-4, "beta": 0.75, "k": 1.0, "threshold": 20.0, "approximate": "none", "inplace": False, "init": 0.25}
     | {"nn.MaxPool2d.stride": None, "nn.AvgPool2d.stride": None, "ceil_mode": False, "count_include_pad": True}
+    | {"StandardizedConv2d.eps": 1e-6, "gain": None, "gamma": 1.0, "same": False}
     | {"size": None, "scale_factor": None, "mode": "nearest", "align_corners": None, "dim": None}
 )
 """The defaults of keyword arguments, which are left out; for one class only, with its name. Others are positional."""
@@ -39,6 +40,11 @@ def _window(op: Any, **others: Value) -> dict[str, Value]:
     return {**{name: _pair(size) for name, size in own.items()}, **dilation, **others}
 
 
+def _standardization(op: Any) -> dict[str, Value]:
+    gain = {"gain": op.gain_init, "gamma": op.gamma} if op.gain else {}
+    return {"eps": op.eps, **gain, **({"same": True} if op.pad == "tf_same" else {})}
+
+
 def _norm(op: Any, *names: str) -> dict[str, Value]:
     return {name: getattr(op, name) for name in names or ("eps", "momentum", "affine")}
 
@@ -52,8 +58,10 @@ _PADS = {
 
 MODULES: dict[str, Callable[[Any, Shape], Row]] = {
     "conv": lambda op, x: (
-        "SameConv2d" if op.pad == "tf_same" else "nn.Conv2d",
-        {"in_channels": x[0], "out_channels": op.channels(x)} | _window(op, groups=op.group_count(x), bias=op.bias),
+        "StandardizedConv2d" if op.standardize else "SameConv2d" if op.pad == "tf_same" else "nn.Conv2d",
+        {"in_channels": x[0], "out_channels": op.channels(x)}
+        | _window(op, groups=op.group_count(x), bias=op.bias)
+        | (_standardization(op) if op.standardize else {}),
     ),
     "conv_transpose": lambda op, x: (
         "nn.ConvTranspose2d",

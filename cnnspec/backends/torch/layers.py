@@ -121,9 +121,11 @@ class ChannelConv(nn.Conv1d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        x = input.movedim(1, -1)  # [N, H, W, C]
-        y = super().forward(x.reshape(-1, 1, x.shape[-1]))  # [N*H*W, 1, C]
-        return y.view(x.shape).movedim(-1, 1)  # [N, C, H, W]
+        if input.ndim == 2:
+            return super().forward(input.unsqueeze(1)).squeeze(1)  # [N, C]
+        x = input.flatten(2).unsqueeze(1)  # [N, 1, C, H*W]
+        weight, padding = self.weight.unsqueeze(-1), (self.kernel_size[0] // 2, 0)
+        return F.conv2d(x, weight, self.bias, 1, padding).view_as(input)
 
 
 class PartSoftmax(nn.Softmax):
@@ -186,6 +188,45 @@ class SameConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         x = SamePad.pad(input, self.kernel_size, self.stride, self.dilation)
         return self._conv_forward(x, self.weight, self.bias)
+
+
+class StandardizedConv2d(nn.Conv2d):
+    """Convolution whose weights have mean 0 and variance 1 for each output channel.
+
+    With a gain, they are multiplied by `gamma / sqrt(fan_in)` and by a learned factor.
+
+    Args:
+        gain: The initial factor; None for no factor.
+        same: Whether to pad as in TensorFlow.
+
+    Source: Qiao et al. 2019, arXiv 1903.10520; Brock et al. 2021, arXiv 2101.08692.
+    """
+
+    def __init__(
+        self,
+        *args,
+        eps: float = 1e-6,
+        gain: float | None = None,
+        gamma: float = 1.0,
+        same: bool = False,
+        **kwargs,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.eps, self.same = eps, same
+        self.factor = gamma * self.weight[0].numel() ** -0.5
+        shape = (self.out_channels, 1, 1, 1)
+        self.gain = None if gain is None else nn.Parameter(torch.full(shape, gain))
+
+    def forward(self, input: Tensor) -> Tensor:
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        gain = None if self.gain is None else (self.gain * self.factor).view(-1)
+        rows = F.batch_norm(rows, None, None, gain, None, True, 0.0, self.eps)
+        if self.same:
+            input = SamePad.pad(input, self.kernel_size, self.stride, self.dilation)
+        return self._conv_forward(input, rows.view_as(self.weight), self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, eps={self.eps}"
 
 
 class SameMaxPool2d(nn.MaxPool2d):
@@ -261,6 +302,12 @@ class _UninitializedPointwiseLinear(PointwiseLinear):
 
 def _conv(op: Any, x: Shape, kind: type[nn.Conv2d] | None = None) -> nn.Module:
     groups = op.group_count(x)
+    if op.standardize:
+        standardization = {"eps": op.eps, "gain": op.gain_init if op.gain else None, "gamma": op.gamma}
+        return StandardizedConv2d(
+            *(x[0], op.channels(x), op.kernel, op.stride, op.padding(), op.dilation),
+            **{"groups": groups, "bias": op.bias, "same": op.pad == "tf_same", **standardization},
+        )
     kind = kind or (SameConv2d if op.pad == "tf_same" else nn.Conv2d)
     return kind(x[0], op.channels(x), op.kernel, op.stride, op.padding(), op.dilation, groups=groups, bias=op.bias)
 
@@ -275,6 +322,8 @@ def _as(layer: nn.Module, kind: type[nn.Module]) -> nn.Module:
 
 
 def _uninitialized_conv(op: Any, x: Shape) -> nn.Module:
+    if op.standardize:
+        return _conv(op, x)
     return _as(_conv(op, x, _UninitializedConv), SameConv2d if op.pad == "tf_same" else nn.Conv2d)
 
 
