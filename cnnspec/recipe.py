@@ -97,10 +97,11 @@ class Folder(DataSet):
 
 
 class HuggingFace(DataSet):
-    """A dataset of the Hugging Face Hub at a fixed revision, or a folder of Parquet files.
+    """A dataset of the Hugging Face Hub at a fixed revision, a folder of Parquet files, or the URL of a list of them.
 
     `image` and `label` are the names of its columns. `val` is a fraction of `train`, held out if there is no split
-    `validation`. Requires the extra `hf`.
+    `validation`. With `stream`, images are read from the shards when they are needed, and `buffer` consecutive rows are
+    shuffled together. Requires the extra `hf`.
     """
 
     name: ClassVar[str] = "hf"
@@ -109,6 +110,8 @@ class HuggingFace(DataSet):
     image: str = "image"
     label: str = "label"
     val: Probability = 0.1
+    stream: bool = False
+    buffer: Count = 1000
 
 
 class FromPython(DataSet):

@@ -63,8 +63,8 @@ def run(tmp_path: Path, output: io.StringIO) -> Callable[..., Any]:
     from cnnspec.training import TrainOptions, train
 
     def run(graph: Any, **options: Any) -> Any:
-        given = {"plots": False, "console": Console(file=output, width=200), **options}
-        return train(graph, TrainOptions(out=tmp_path / "runs", data_dir=tmp_path / "data", offline=True, **given))
+        given = {"plots": False, "offline": True, "console": Console(file=output, width=200), **options}
+        return train(graph, TrainOptions(out=tmp_path / "runs", data_dir=tmp_path / "data", **given))
 
     return run
 

@@ -139,6 +139,8 @@ def training_options(*, without: Iterable[str] = ()) -> Callable[[Callable[..., 
 
 
 _WITH_PATH = {"folder": "folder:PATH", "hf": "hf:NAME@REVISION"}
+STREAM = "stream"
+"""The name of `hf` with `stream=true`."""
 
 
 def find_data(recipes: Sequence[Recipe], text: str | None, data_dir: Path | None) -> Any:
@@ -159,11 +161,11 @@ def find_data(recipes: Sequence[Recipe], text: str | None, data_dir: Path | None
         setting = Setting.of(Folder(path=path))
         check_folder(setting)
         return setting
-    if name == "hf" and path:
+    if name in ("hf", STREAM) and path:
         path, _, revision = path.partition("@")
-        return Setting.of(HuggingFace(path=path, revision=revision or None))
+        return Setting.of(HuggingFace(path=path, revision=revision or None, stream=name == STREAM))
     if name not in DATA_SETS or path or name in _WITH_PATH:
-        known = ", ".join(_WITH_PATH.get(n, n) for n in DATA_SETS if n != "python")
+        known = ", ".join([*(_WITH_PATH.get(n, n) for n in DATA_SETS if n != "python"), f"{STREAM}:NAME@REVISION"])
         guess = did_you_mean(name, DATA_SETS)
         notes = [f"the datasets are {known}"] if guess else []
         raise failure("E0502", f"unknown dataset `{text}`", notes=notes, help=guess or f"use one of {known}")

@@ -283,6 +283,8 @@ def test_a_spec_names_only_parquet_files_below_its_folder(tmp_path: Path):
 
 
 def test_the_command_line_names_a_dataset_and_its_revision():
-    for text, path, revision in (("hf:a/b@v1", "a/b", "v1"), ("hf:some/folder", "some/folder", None)):
-        found = find_data([], text, None)
-        assert (found.name, found.args["path"], found.args["revision"]) == ("hf", path, revision)
+    for text, path, revision in (("a/b@v1", "a/b", "v1"), ("some/folder", "some/folder", None)):
+        for prefix, stream in (("hf", False), ("stream", True)):
+            found = find_data([], f"{prefix}:{text}", None)
+            assert (found.name, found.args["path"], found.args["revision"]) == ("hf", path, revision)
+            assert found.args["stream"] == stream

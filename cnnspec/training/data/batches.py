@@ -21,6 +21,7 @@ from cnnspec.diagnostics import CnnspecError, echo, failure, one_line
 from cnnspec.training.data.augment import Preprocess
 from cnnspec.training.data.datasets import Images
 from cnnspec.training.data.rng import BatchRng, make_generator
+from cnnspec.training.data.streams import Stream
 
 Batch = tuple[Tensor, Tensor]
 """Images `[N, C, H, W]` and labels `[N]`."""
@@ -62,12 +63,14 @@ class EpochBatches(Dataset[Batch]):
     ) -> None:
         self.images, self.preprocess, self.batch = images, preprocess, min(batch, len(images))
         self.seed, self.epoch, self.skip = seed, epoch, skip
-        self.rank, self.world, self.workers = rank, world, workers
-        self._order = (
-            torch.arange(len(images))
-            if seed is None
-            else torch.randperm(len(images), generator=make_generator(seed, epoch))
-        )
+        # Each worker would read all rows of a stream, which decodes images in threads.
+        self.rank, self.world, self.workers = rank, world, 0 if isinstance(images, Stream) else workers
+        if seed is None:
+            self._order = torch.arange(len(images))
+        elif isinstance(images, Stream):
+            self._order = images.order(make_generator(seed, epoch))
+        else:
+            self._order = torch.randperm(len(images), generator=make_generator(seed, epoch))
 
     @property
     def num_batches(self) -> int:

@@ -28,6 +28,7 @@ from cnnspec.training.data.identity import Inventory, identify_folder, identify_
 from cnnspec.training.data.images import read_image
 from cnnspec.training.data.preprocessing import Statistics
 from cnnspec.training.data.records import Loaded, Records, Splits, load_hub_dataset, load_splits
+from cnnspec.training.data.streams import Stream
 
 SPLIT_SEED = 42
 """The seed of the validation split. It does not depend on the seed of the run, so that runs are comparable."""
@@ -94,7 +95,7 @@ class Files:
         return self
 
 
-Images = Pixels | Files | Records
+Images = Pixels | Files | Records | Stream
 """One split of a dataset."""
 
 
@@ -414,7 +415,9 @@ def _assemble(
             help = "set one: `--set normalize=imagenet`"
             message = f"`{name}` has no training images to compute the mean and standard deviation of"
             raise failure("E0503", message, help=help)
-        sample = torch.randperm(len(train), generator=torch.Generator().manual_seed(SPLIT_SEED))[:STATISTICS_SAMPLE]
+        generator = torch.Generator().manual_seed(SPLIT_SEED)
+        order = train.order(generator) if isinstance(train, Stream) else torch.randperm(len(train), generator=generator)
+        sample = order[:STATISTICS_SAMPLE]
         return statistics(train.read(sample))
 
     test = parts.get("test")

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar, cast
+from http.client import HTTPException
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar, NoReturn, cast
+from urllib.parse import urljoin
+from urllib.request import urlopen
 
 import torch
 from torch import Tensor
@@ -20,6 +23,7 @@ from cnnspec.recipe import Setting
 from cnnspec.semantics.loader import path_below
 from cnnspec.training.data.folders import SPLITS, outside, split_of
 from cnnspec.training.data.images import image_pixels, open_image
+from cnnspec.training.data.streams import Shards, Stream, read_labels
 
 MAX_LABELS = 1 << 20
 """The maximum number of classes that integer labels may have."""
@@ -79,8 +83,12 @@ class Records:
         return self
 
 
-Loaded = tuple[dict[str, Records], tuple[str, ...]]
+Loaded = tuple[dict[str, Records] | dict[str, Stream], tuple[str, ...]]
 """The splits, and the names of the classes."""
+MAX_LIST_BYTES = 1 << 20
+"""The maximum size of a list of shards, in bytes."""
+TIMEOUT = 30.0
+"""The timeout of a connection without data, in seconds."""
 
 
 # --- the datasets library ------------------------------------------------------------------------
@@ -106,27 +114,76 @@ def load_hub_dataset(setting: Setting, channels: int, data_dir: Path, *, offline
         raise failure("E0502", "`data hf` needs the package `datasets`", help=help) from None
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    path, cache = str(setting.args["path"]), data_dir / "huggingface"
-    try:
-        splits: Mapping[str, Any]
-        if (files := _parquet_files(path, setting.base)) is not None:
-            splits = datasets.load_dataset("parquet", data_files=files, cache_dir=str(cache))  # type: ignore[assignment]
-        else:
-            config = datasets.DownloadConfig(local_files_only=offline)
-            splits = cast(
-                "Mapping[str, Any]",
-                datasets.load_dataset(path, revision=_revision(setting), cache_dir=str(cache), download_config=config),
-            )
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # errors are exceptions, too
+    path, stream = str(setting.args["path"]), bool(setting.args.get("stream"))
+    files = _listed_files(path, offline) if is_url(path) else _parquet_files(path, setting.base)
+    given: dict[str, Any] = {"path": path}
+    if files is not None:
+        given = {"path": "parquet", "data_files": files}
+    else:
+        given["revision"] = _revision(setting)
+        if stream and offline:
+            message = f"`{path}` cannot be streamed, because `--offline` prevents the connection"
+            raise failure("E0502", message, help="use a local folder of Parquet files")
+        if not stream:
+            given["download_config"] = datasets.DownloadConfig(local_files_only=offline)
+
+    def load(**more: Any) -> dict[str, Any]:
+        splits = cast("Mapping[str, Any]", datasets.load_dataset(**given, **more, streaming=stream, cache_dir=cache))
         found = {split: rows for name, rows in splits.items() if (split := split_of(name)) is not None}
+        if not found:
+            notes = [f"its splits: {named(list(splits))}"]
+            raise failure("E0503", f"`{path}` has no split `train` or `test`", notes=notes)
+        return {name: found[name] for name in SPLITS if name in found}
+
+    cache = str(data_dir / "huggingface")
+    try:
+        found = load()
+        if not stream:
+            return _labeled_rows(path, setting, found, channels)
+        return _streams(path, setting, found, channels, load, only_labels=files is not None)
     except CnnspecError:
         raise
     except Exception as error:  # noqa: BLE001  the library raises many types for files and connections
         reason = one_line(error, 300) or type(error).__name__
         help = "check the name and the connection, or use a local folder of Parquet files"
         raise failure("E0502", f"the dataset `{path}` is not available", notes=[reason], help=help) from None
-    if not found:
-        raise failure("E0503", f"`{path}` has no split `train` or `test`", notes=[f"its splits: {named(list(splits))}"])
-    return _labeled_rows(path, setting, found, channels)
+
+
+def is_url(path: str) -> bool:
+    """Return whether a path is an address of the web."""
+    return path.startswith(("https://", "http://"))
+
+
+def _listed_files(url: str, offline: bool) -> dict[str, list[str]]:
+    """Return the Parquet files in a list on the web by split. The list has one path per line, relative to itself.
+
+    Raises:
+        CnnspecError: E0502 if it cannot be read. E0503 if it names no Parquet files, or files elsewhere.
+    """
+    if offline:
+        raise failure("E0502", f"`{url}` is not available: `--offline` prevents the connection")
+    try:
+        with urlopen(url, timeout=TIMEOUT) as answer:
+            content = answer.read(MAX_LIST_BYTES + 1)
+        lines = [line.strip() for line in content.decode().splitlines() if line.strip()]
+    except (OSError, ValueError, HTTPException) as error:
+        help = "check the address and the connection"
+        raise failure(
+            "E0502", f"the list of shards `{url}` is not available", notes=[one_line(error)], help=help
+        ) from None
+    if len(content) > MAX_LIST_BYTES:
+        raise failure("E0503", f"the list of shards `{url}` is larger than {MAX_LIST_BYTES:,} bytes")
+    for line in lines:
+        if is_url(line) or line.startswith("/") or ".." in PurePosixPath(line).parts or not line.endswith(".parquet"):
+            help = (
+                "write the path of a Parquet file below the list on each line, such as `train-00000-of-00008.parquet`"
+            )
+            raise failure(
+                "E0503", f"`{url}` is not a list of shards: it has the line `{one_line(line, 100)}`", help=help
+            )
+    files = _by_split((PurePosixPath(line), urljoin(url, line)) for line in lines)
+    return files or _no_files(url)
 
 
 def _revision(setting: Setting) -> str:
@@ -149,44 +206,98 @@ def _parquet_files(path: str, base: str | None) -> dict[str, list[str]] | None:
         raise outside(Path(path))
     if not folder.is_dir():
         return None
-    files: dict[str, list[str]] = {}
-    for file in sorted(folder.rglob("*.parquet")):
+    found = sorted(folder.rglob("*.parquet"))
+    for file in found:
         if base is not None and path_below(Path(base), str(file.relative_to(base))) is None:
             raise outside(file)
-        words = (file.stem.split("-")[0], file.parent.name)
+    return _by_split((PurePosixPath(file), str(file)) for file in found) or _no_files(path)
+
+
+def _by_split(files: Iterable[tuple[PurePosixPath, str]]) -> dict[str, list[str]]:
+    """Return files by the split in their name, such as `train-00000-of-00008.parquet` or `train/0.parquet`."""
+    found: dict[str, list[str]] = {}
+    for path, place in files:
+        words = (path.stem.split("-")[0], path.parent.name)
         split = next((split for word in words if (split := split_of(word)) is not None), None)
         if split is not None:
-            files.setdefault(split, []).append(str(file))
-    if not files:
-        help = "name the files by split, such as `train-00000-of-00001.parquet`"
-        raise failure("E0503", f"`{path}` has no Parquet files of `train` or `test`", help=help)
-    return files
+            found.setdefault(split, []).append(place)
+    return found
+
+
+def _no_files(path: str) -> NoReturn:
+    help = "name the files by split, such as `train-00000-of-00001.parquet`"
+    raise failure("E0503", f"`{path}` has no Parquet files of `train` or `test`", help=help)
 
 
 def _labeled_rows(path: str, setting: Setting, splits: Mapping[str, Any], channels: int) -> Loaded:
-    from datasets import ClassLabel
+    image, label = str(setting.args["image"]), str(setting.args["label"])
+    rows = {split: _image_rows(found, image, label, path) for split, found in splits.items()}
+    values = {split: list(found.with_format(None)[label]) for split, found in splits.items()}
+    labels, names = _numbered(values, [found.features[label] for found in splits.values()], path)
+    records = {
+        split: Records(_RowReader(rows[split], image, channels, f"{path} {split}"), torch.arange(len(found)), found)
+        for split, found in labels.items()
+    }
+    return records, names
+
+
+def _streams(
+    path: str,
+    setting: Setting,
+    splits: Mapping[str, Any],
+    channels: int,
+    load: Callable[..., Any],
+    *,
+    only_labels: bool,
+) -> Loaded:
+    """Return the splits of a streamed dataset, after reading the labels of all rows."""
+    image, label = str(setting.args["image"]), str(setting.args["label"])
+    window: Any = setting.args["buffer"]
+    splits = {split: found.reshard() for split, found in splits.items()}  # row groups can be read alone
+    if any(found.features is None for found in splits.values()):
+        splits = {split: found._resolve_features() for split, found in splits.items()}
+    rows = {split: _image_rows(found, image, label, path) for split, found in splits.items()}
+    kinds = [found.features[label] for found in splits.values()]
+    columns = {split: found.select_columns([label]) for split, found in splits.items()}
+    if only_labels:  # of Parquet files, the column alone is transferred
+        columns = {split: found.reshard() for split, found in load(columns=[label]).items()}
+    found = {split: read_labels(columns[split], label, f"{path} {split}") for split in splits}
+    values = {split: [value for shard in shards for value in shard] for split, shards in found.items()}
+    labels, names = _numbered(values, kinds, path)
+    streams: dict[str, Stream] = {}
+    for split, numbers in labels.items():
+        counts = [len(shard) for shard in found[split]]
+        shards = Shards(rows[split], counts, image, channels, window, f"{path} {split}")
+        streams[split] = Stream(shards, torch.arange(len(numbers)), numbers)
+    return streams, names
+
+
+def _image_rows(found: Any, image: str, label: str, path: str) -> Any:
+    """Return the column of images, not decoded by the library: they are read, checked and limited as files are."""
     from datasets import Image as ImageFeature
 
-    image, label = str(setting.args["image"]), str(setting.args["label"])
-    names: list[str] | None = None
-    values: dict[str, list[Any]] = {}
-    rows: dict[str, Any] = {}
-    for split, found in splits.items():
-        for argument, column in (("image", image), ("label", label)):
-            if column not in found.column_names:
-                columns = f"its columns: {named(found.column_names)}"
-                help = f"name the column, such as `{argument}={found.column_names[0]}`"
-                raise failure("E0503", f"`{path}` has no column `{column}`", notes=[columns], help=help)
-        kind = found.features[label]
-        if isinstance(kind, ClassLabel):
-            names = list(kind.names)
-        try:
-            # Not decoded by the library: images are read, checked and limited as those of files are.
-            rows[split] = found.cast_column(image, ImageFeature(decode=False)).select_columns([image])
-        except (TypeError, ValueError, NotImplementedError) as error:
-            message = f"the column `{image}` of `{path}` does not contain images"
-            raise failure("E0503", message, notes=[one_line(error)]) from None
-        values[split] = list(found.with_format(None)[label])
+    for argument, column in (("image", image), ("label", label)):
+        if column not in found.features:
+            columns = f"its columns: {named([*found.features])}"
+            help = f"name the column, such as `{argument}={next(iter(found.features), 'x')}`"
+            raise failure("E0503", f"`{path}` has no column `{column}`", notes=[columns], help=help)
+    kind = found.features[image]
+    is_bytes = getattr(kind, "dtype", None) in ("binary", "large_binary", "string")
+    if not (
+        isinstance(kind, ImageFeature) or is_bytes or (isinstance(kind, dict) and {"bytes", "path"} <= kind.keys())
+    ):
+        message = f"the column `{image}` of `{path}` does not contain images"
+        raise failure("E0503", message, notes=[f"its type is {one_line(repr(kind), 100)}"])
+    return found.cast_column(image, ImageFeature(decode=False)).select_columns([image])
+
+
+def _numbered(
+    values: dict[str, list[Any]], kinds: Sequence[Any], path: str
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Return the labels of each split, and the names of the classes, which texts are sorted into."""
+    from datasets import ClassLabel
+
+    names = next((list(kind.names) for kind in reversed(kinds) if isinstance(kind, ClassLabel)), None)
     if names is None:
         if bad := next((v for found in values.values() for v in found if not isinstance(v, str | int)), None):
             message = f"the labels of `{path}` must be integers or strings, got {type(bad).__name__}"
@@ -196,12 +307,7 @@ def _labeled_rows(path: str, setting: Setting, splits: Mapping[str, Any], channe
             names = sorted({str(value) for value in known})
             position = {name: index for index, name in enumerate(names)}
             values = {split: [position[str(value)] for value in found] for split, found in values.items()}
-    labels = {split: _labels(found, path) for split, found in values.items()}
-    records = {
-        split: Records(_RowReader(rows[split], image, channels, f"{path} {split}"), torch.arange(len(found)), found)
-        for split, found in labels.items()
-    }
-    return records, tuple(names or ())
+    return {split: _labels(found, path) for split, found in values.items()}, tuple(names or ())
 
 
 @dataclass(frozen=True)

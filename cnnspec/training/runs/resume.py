@@ -257,7 +257,7 @@ def _stated_data(run: StoredRun, stated: Setting) -> Setting:
     recorded = run.recipe.data
     if (recorded.name, recorded.args) == (stated.name, stated.args):
         return stated
-    shown = f"{recorded.name}:{recorded.args['path']}"
+    shown = f"{'stream' if recorded.args.get('stream') else recorded.name}:{recorded.args['path']}"
     if recorded.args.get("revision"):
         shown += f"@{recorded.args['revision']}"
     raise failure(
