@@ -140,7 +140,7 @@ def figures_of(outliner: Outliner, block: str | None = None) -> tuple[Figure | N
         names = list(dict.fromkeys(key[0] for key in outliner.calls))
         known = f"its blocks are {named(names)}" if names else "it has no blocks"
         help = did_you_mean(block or "", names) or known
-        raise failure("E0523", f"the network has no block `{block}`", help=help)
+        raise failure("E0523", f"`{outliner.graph.name}` has no block `{block}`", help=help)
     found: dict[Key, Figure] = {}
     while pending:
         key = pending.pop(0)

@@ -23,7 +23,7 @@ from cnnspec.backends.diagram.layout import (
     text_width,
 )
 from cnnspec.backends.diagram.outline import Box, Key, size_text
-from cnnspec.diagnostics import counted, printable
+from cnnspec.diagnostics import printable
 
 FONT = "Inter, Helvetica, Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif"
 _SERIF = "'Times New Roman', Times, 'Liberation Serif', 'DejaVu Serif', serif"
@@ -92,7 +92,6 @@ def _rules(colors: dict[str, str], paper: bool) -> str:
         f".faint{{fill:{colors['faint']}}}.bold{{font-weight:600}}{kinds}"
         f".panel{{fill:{colors['panel']};stroke:{colors['line']}}}"
         f".frame{{fill:none;stroke:{colors['line']};stroke-dasharray:4 3}}"
-        f".cut{{stroke:{colors['stroke']};stroke-width:{0.6 if paper else 0.4};fill:none}}"
         f".rim{{fill:none;stroke:{colors['stroke']};stroke-width:{0.8 if paper else 1}}}"
         f".edge{{fill:none;stroke:{colors['edge']};stroke-width:{0.9 if paper else 1.2}}}"
         f".head{{fill:{colors['edge']}}}.track{{fill:{colors['text']};opacity:.12}}"
@@ -474,8 +473,3 @@ def _legend(panels: Sequence[Panel], y: float, width: float) -> tuple[list[str],
         lines.append(_text(x + 19, y + 10, MINOR, name, "faint", "start"))
         x += space + 16
     return lines, y + 34
-
-
-def calls(count: int) -> str:
-    """Return the note on a block."""
-    return counted(count, "call")
