@@ -324,9 +324,10 @@ def products_as_sizes(context: LintContext) -> Iterator[Diagnostic]:
             product = product.inner
         if parameter.type.kind != "size" or not isinstance(product, ast.Binary) or product.operator != "*":
             continue
-        factors = [side.value for side in (product.left, product.right) if isinstance(side, ast.Number)]
+        sides = [side.value for side in (product.left, product.right) if isinstance(side, ast.Number)]
+        factors = [value for value in sides if isinstance(value, int)]
         if len(factors) == 2:
-            number, size = int(factors[0] * factors[1]), "x".join(str(factor) for factor in factors)
+            number, size = factors[0] * factors[1], "x".join(str(factor) for factor in factors)
             message = f"`{value.span.text}` is the number {number}: `{parameter.name}` is {number}x{number}"
             edit = Edit(value.span, size)
             yield warning("W0118", message, value.span, f"write `{size}`", edit, certain=False)

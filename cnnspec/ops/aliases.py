@@ -40,6 +40,8 @@ FOREIGN_NAMES = {
     "BatchNormalization": "bn",
     "LayerNormalization": "ln",
     "UpSampling2D": "upsample",
+    "ZeroPadding2D": "pad",
+    "SpatialDropout2D": "dropout2d",
     "GlobalAveragePooling2D": "global_avgpool | flatten",
     "GlobalMaxPooling2D": "global_maxpool | flatten",
     "avg_pool": "avgpool",
@@ -193,6 +195,8 @@ _ORDERS = {
     "Dense": "c activation bias",
     **dict.fromkeys(("MaxPooling2D", "MaxPool2D", "AveragePooling2D", "AvgPool2D"), "kernel stride pad"),
     **dict.fromkeys(("GlobalAveragePooling2D", "GlobalMaxPooling2D", "Flatten"), "data_format"),
+    "BatchNormalization": "axis",
+    "SpatialDropout2D": "p data_format",
     "Linear": " c bias",
     "MaxPool2d": "kernel stride pad",
     "AvgPool2d": "kernel stride pad",
@@ -254,13 +258,13 @@ def translation(name: str, args: Sequence[str]) -> Translation | None:
         key, _, value = arg.rpartition("=")
         key, value = key.strip() or place, _PAIR.sub(r"\1x\2", value.strip().strip("\"'"))
         if not re.fullmatch(r"[\w.+*/ -]+", value):
-            if not name.endswith(("2D", "Dense")):
+            if not name.endswith(("2D", "Dense", "BatchNormalization")):
                 return None
             dropped.append(arg.strip())
             continue
         known = [key, *FOREIGN_ARGUMENTS.get(key or "", ())]
         own = next((own for own in known if own in places or own in INFERRED), None)
-        if own is None or own in ("data_format", "depth_multiplier") or (own and own in given):
+        if own is None or own in ("axis", "data_format", "depth_multiplier") or (own and own in given):
             dropped.append(arg.strip())
         else:
             value = _VALUES.get(value, value)
@@ -284,7 +288,8 @@ def translation(name: str, args: Sequence[str]) -> Translation | None:
 
 def _after(activation: str) -> str:
     """Return the code for the activation of a layer of Keras."""
-    return "" if activation in ("", "linear", "None") else f"| {FOREIGN_NAMES.get(activation, activation)}"
+    name = activation.rpartition(".")[2]
+    return "" if name in ("", "linear", "None") else f"| {FOREIGN_NAMES.get(name, name)}"
 
 
 def _pad_of_keras(meant: str, given: dict[str, str], dropped: list[str]) -> None:

@@ -16,7 +16,7 @@ from cnnspec.schema import Parameter, Type
 from cnnspec.syntax import foreign_hints as foreign
 from cnnspec.syntax.error_context import Explanation, Place
 from cnnspec.syntax.foreign_hints import operator_after
-from cnnspec.syntax.keywords import FUNCTIONS, SCHEMES, TOP_WORDS
+from cnnspec.syntax.keywords import FUNCTIONS, LABEL_WORDS, SCHEMES, TOP_WORDS
 from cnnspec.syntax.prescan import ASCII_ONLY
 
 _REPLACEMENTS = {"×": "x", "–": "-", "—": "-", "−": "-", "“": '"', "”": '"', "，": ",", "；": ";", "：": ":"}
@@ -111,7 +111,10 @@ def _without_parentheses(at: Place) -> list[Fix]:
         name, args = call.groups()
         if at.line + call.start() <= at.at <= at.line + call.end() and name not in (*FUNCTIONS, *SCHEMES):
             plain = re.sub(r"\s*=\s*", "=", re.sub(r"\s*,\s*", " ", args.strip()))
-            written = translated(name, split_arguments(args)) or f"{name} {plain}"
+            written = translated(name, split_arguments(args))
+            if written is None and name[0].isupper() and name not in FOREIGN_NAMES:
+                continue  # a class of another library
+            written = written or f"{name} {plain}"
             help = f"write a call without parentheses: `{written}`"
             return [at.fix(help, (at.line + call.start(), at.line + call.end(), written))]
     return []
@@ -208,6 +211,8 @@ def _tables(at: Place) -> Explanation | None:
 
 def _branches(at: Place) -> Explanation | None:
     """Joins without braces."""
+    if at.word == "{" and (found := _label_of_a_group(at)) is not None:
+        return found
     join = re.search(rf"\b({'|'.join(JOINS)})\s*$", at.before)
     if at.word == "{" and (called := re.search(r"(?:^|[|;{:]|\b(?:stem|stage|head)\s)\s*(\w+)\s*$", at.before)):
         return _braces_of(at, called)
@@ -221,6 +226,20 @@ def _branches(at: Place) -> Explanation | None:
         help = f"write the branches in braces: `{join.group(1)} {written}`"
         fixes.append(at.fix(help, (at.line + join.end(1), end, f" {written}")))
     return Explanation(help, fixes, where=f"after `{join.group(1)}`")
+
+
+def _label_of_a_group(at: Place) -> Explanation | None:
+    """Explain a label without its colon before a join, a repeat or a condition: `stage1 add { in; relu }`."""
+    group = rf"(?:{'|'.join(JOINS)}|(?:repeat|if)\s+[^{{}};|]+?)"
+    head = rf"(?:^|[;{{])\s*(?P<label>[A-Za-z_]\w*)\s+(?P<group>{group})\s*$"
+    found = re.search(head, at.before)
+    if found is None or found["label"] in (*TOP_WORDS, *OPS, *JOINS, *LABEL_WORDS, "repeat", "if", "else", "each"):
+        return None
+    label, end = found["label"], at.line + found.end("label")
+    fix = at.fix(f"write `{label}:`", (end, end, ":"), certain=True)
+    span = at.span(at.line + found.start("label"), end)
+    help = f"write a colon after the label: `{label}: {found['group']} {{`"
+    return Explanation(help, [fix], span, message=f"missing colon after the label `{label}`")
 
 
 def _braces_of(at: Place, called: re.Match[str]) -> Explanation | None:

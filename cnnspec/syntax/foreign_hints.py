@@ -26,6 +26,12 @@ _FIRST_LINES = {
     r"class\s+\w+\s*\([\w.]*Module\)": _LAYERS,
     r"(?:self|super)\b(?=\s*[.(=])": _LAYERS,
     r"(?:[A-Za-z_]\w*\s*=\s*)?(?:torch\.)?(?:nn\.)?(?:Sequential|ModuleList)\s*\(": _LAYERS,
+    r"(?:[A-Za-z_]\w*\s*=\s*)?(?:[A-Za-z_]\w*\.)*Input(?:Layer)?\s*\(": (
+        "write the channels, height and width of the image: `input 3x32x32`"
+    ),
+    r"(?:[A-Za-z_]\w*\s*=\s*)?(?:[A-Za-z_]\w*\.)*(?:Add|Concatenate|Multiply)\s*\(": (
+        "write the branches in braces after `add`, `concat` or `mul`: `add { in; conv 3x3 16 }`"
+    ),
 }
 """Patterns of Python lines, with the help for them."""
 
@@ -74,7 +80,8 @@ def _translated_call(at: Place, call: re.Match[str], args: Sequence[str]) -> Exp
     """Explain a line that constructs a module; no fix is offered if an argument has no equivalent."""
     span = at.span(at.line + call.start("call"), at.line + call.end("call"))
     message = f"unexpected Python call `{call['name']}(...)`"
-    if own := translated(call["name"], args):
+    word = args[0].strip("\"' ") if call["name"] == "Activation" and len(args) == 1 else ""
+    if own := FOREIGN_NAMES.get(word, word if word in OPS else None) or translated(call["name"], args):
         written = f"{call['label']}: {own}" if call["label"] and not call["applied"] else own
         fix = at.fix(f"write `{written}`", (at.line + call.start("all"), at.line + call.end("all"), written))
         return Explanation(fix.help, [fix], span, message)
@@ -122,9 +129,11 @@ def first_words(at: Place) -> Explanation | None:
 def lists(at: Place) -> Explanation | None:
     """Colons, equal signs and dashes of configuration files, types of values, and two labels."""
     typed = re.fullmatch(r"\s*(?P<what>param|let)\s+(?P<name>[A-Za-z_]\w*)(?P<colon>\s*)", at.before)
-    if typed and (type_ := re.match(r":\s*([A-Za-z_]\w*)(?:\[\w*\])?", at.rest)):
+    if typed and (type_ := re.match(r"(?::\s*([A-Za-z_]\w*)(?:\[\w*\])?|(int|float|bool|size|op|str)\b)", at.rest)):
         value, _ = at.until_end(at.at + type_.end())
-        example = {"op": "= relu", "bool": "= true", "float": "= 0.1", "size": "= 3x3"}.get(type_.group(1), "= 16")
+        example = {"op": "= relu", "bool": "= true", "float": "= 0.1", "size": "= 3x3"}.get(
+            type_.group(1) or type_.group(2), "= 16"
+        )
         written = f"{typed['what']} {typed['name']} {value or example}"
         fixes = [at.fix("remove the type", (at.line + typed.start("colon"), at.at + type_.end(), ""), certain=True)]
         note = f"the type of a `{typed['what']}` is that of its value"

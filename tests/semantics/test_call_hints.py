@@ -133,6 +133,10 @@ KERAS = {
     "Dense(10, use_bias=False)": "linear 10 bias=false",
     "Dense(units=10, activation='linear')": "linear 10",
     "Flatten()": "flatten",
+    "BatchNormalization()": "bn",
+    "Activation('relu')": "relu",
+    "SpatialDropout2D(rate=0.2)": "dropout2d p=0.2",
+    "Conv2D(16, 3, activation=tf.nn.relu)": "conv 3x3 16 pad=0 bias | relu",
 }
 
 
