@@ -42,6 +42,7 @@ from cnnspec.training import TrainOptions, train
 from cnnspec.training.data.augment import Preprocess
 from cnnspec.training.data.batches import EpochBatches
 from cnnspec.training.data.datasets import ImageData, Pixels, load_data
+from cnnspec.training.data.preprocessing import Preprocessing
 from cnnspec.training.loop.machine import keep_memory
 from cnnspec.training.loop.optimizers import optimizer_for
 from cnnspec.training.loop.signals import Stopped
@@ -60,7 +61,7 @@ def cifar10(graph: Graph, folder: Path) -> ImageData:
         print("CIFAR-10 is not there: random images of its size")
         pixels = torch.randint(0, 256, (45000, 3, 32, 32), dtype=torch.uint8)
         parts = [Pixels(pixels[:n], torch.randint(0, 10, (n,))) for n in (45000, 5000, 10000)]
-        return ImageData("random", 10, *parts, mean=(0.5,) * 3, std=(0.25,) * 3)
+        return ImageData("random", 10, *parts, lambda: ((0.5,) * 3, (0.25,) * 3))
 
 
 class OneByOne(Dataset):
@@ -92,7 +93,8 @@ def loader(data: ImageData, workers: int) -> DataLoader:
 
 
 def feed(data: ImageData, epoch: int = 0) -> EpochBatches:
-    return EpochBatches(data.train, Preprocess((32, 32), data.mean, data.std, AUGMENT), BATCH, seed=1, epoch=epoch)
+    fixed = Preprocessing((32, 32), data.mean, data.std)
+    return EpochBatches(data.train, Preprocess(fixed, AUGMENT), BATCH, seed=1, epoch=epoch)
 
 
 def speed(batches: Iterator[Any], count: int, warm: int = 5) -> float:

@@ -589,7 +589,9 @@ class Recipe(BaseModel):
         accumulate: Number of parts in which a batch is computed, accumulating their gradients.
         decay: Parameters with weight decay: `all`, or `weights`, which excludes norms and biases.
         minutes: Time limit of the training.
-        compile: Whether the network runs through `torch.compile`.
+        precision: Compute precision; `auto` is bf16 on a GPU that has it, and fp32 elsewhere.
+        compile: Mode in which the network runs through `torch.compile`; `cuda_graphs` only records and replays its
+            kernels, which takes seconds instead of minutes. Source: `torch.compile`.
         tta: Test-time augmentation: `hflip` averages the logits of an image and of its horizontal flip.
         specified: Names of the fields that the spec or `--set` sets.
         overridden: Names of the fields that `--set` sets.
@@ -611,7 +613,7 @@ class Recipe(BaseModel):
     batch: int = 128
     seed: int = 42
     label_smoothing: float = 0.0
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     ema: float | None = None
     early_stop: int | None = None
     mixup: float | None = None
@@ -620,7 +622,7 @@ class Recipe(BaseModel):
     accumulate: int = 1
     decay: Literal["all", "weights"] = "all"
     minutes: float | None = None
-    compile: bool = False
+    compile: Literal["default", "reduce_overhead", "max_autotune", "cuda_graphs"] | None = None
     tta: Literal["hflip"] | None = None
     specified: tuple[str, ...] = ()
     overridden: tuple[str, ...] = ()
@@ -639,7 +641,7 @@ class Scalars(Declared):
     batch: Count = 128
     seed: Annotated[int, Bounds(0)] = 42
     label_smoothing: Share = 0.0
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     ema: Share | None = None
     early_stop: Count | None = None
     mixup: Positive | None = None
@@ -648,7 +650,7 @@ class Scalars(Declared):
     accumulate: Count = 1
     decay: Literal["all", "weights"] = "all"
     minutes: NotNegative | None = None
-    compile: bool = False
+    compile: Literal["default", "reduce_overhead", "max_autotune", "cuda_graphs"] | None = None
     tta: Literal["hflip"] | None = None
 
 

@@ -61,11 +61,18 @@ class Training:
         typer.Option("--save-every", metavar="S", min=0, help="Seconds between two checkpoints within an epoch."),
     ] = 300.0
     log: Annotated[list[str] | None, typer.Option(metavar="NAME", help="An additional logger: wandb or mlflow.")] = None
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Use only deterministic kernels on a GPU (slower).")
+    ] = False
     memory_format: Annotated[
         str | None, typer.Option(metavar="NAME", help="channels_last or contiguous (default: measured).")
     ] = None
     threads: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Number of PyTorch threads (default: all available cores).")
+    ] = None
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="Processes that read images (default: one per core, at most 8)."),
     ] = None
     allocator: Annotated[
         str, typer.Option(metavar="NAME", help="keep: let glibc keep large memory blocks; or default.")
@@ -75,7 +82,9 @@ class Training:
     devices: ForLightning = "auto"
     precision: Annotated[
         str | None,
-        typer.Option(help="fp32, bf16, fp16, or passed to Lightning, e.g. bf16-mixed (default: that of the recipe)."),
+        typer.Option(
+            help="auto, fp32, bf16, fp16, or passed to Lightning, e.g. bf16-mixed (default: that of the recipe)."
+        ),
     ] = None
     strategy: ForLightning = "auto"
 

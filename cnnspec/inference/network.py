@@ -145,7 +145,7 @@ class TrainedNetwork:
         keep_memory()
         averaged = self.graph.recipe.tta is not None if tta is None else tta
         evaluator = Evaluator(self.module, best_device(), "hflip" if averaged else None)
-        size = images_per_batch(self.graph.input_shape) if batch is None else batch
+        size = images_per_batch(self.graph.input_shape, best_device()) if batch is None else batch
         if size < 1:
             raise ValueError(f"batch must be at least 1, got {size}")
         failed = failed or _raise

@@ -202,15 +202,16 @@ def copied(graph: Graph) -> int:
     """The most bytes, of two images, that torch copies because a tensor does not lie in memory in its order.
 
     `ln` and `linear pointwise` leave the channels side by side, and `flatten` and `in_norm` copy that; `in_norm` copies
-    what a `slice` cuts out, too, and `linear pointwise` what does not lie side by side. docs/reference/cli.md says that
-    these are not counted.
+    what a `slice` cuts out, too. `linear pointwise` copies what does not lie side by side, and then adds its bias to a
+    copy of its output. docs/reference/cli.md says that these are not counted.
     """
     pointwise = [node for node in graph.nodes if getattr(node.op, "pointwise", False)]
     operators = {node.op.name for node in graph.nodes}
     last = "ln" in operators or pointwise
     copying = {"flatten", "in_norm"} if last else {"in_norm"} if "slice" in operators else set[str]()
-    copies = pointwise + [node for node in graph.nodes if node.op.name in copying]
-    return sum(8 * numel(graph.input_shapes(node)[0]) for node in copies)
+    sizes = [max(numel(graph.input_shapes(node)[0]), numel(node.shape)) for node in pointwise]
+    sizes += [numel(graph.input_shapes(node)[0]) for node in graph.nodes if node.op.name in copying]
+    return sum(8 * size for size in sizes)
 
 
 def hold_against_saved_tensors(text: str) -> None:
@@ -334,6 +335,7 @@ def hold_against_live_storages(text: str) -> None:
         "input 4x16x16\nconv 1 8 | slice 0..4 | in_norm | relu\n",
         "input 4x16x16\nconv 1 8 | ln | in_norm | conv 1 4\n",
         "input 4x16x16\nconv 1 8 | linear 8 pointwise | relu | in_norm | linear 4 pointwise\n",
+        "input 1x1x2\nconv 3x3 2 | linear 3 pointwise | conv 3x3 1\n",
         "input 4x16x16\nconv 1 8 | ln | relu | add { in_norm; conv 1 8 }\n",
     ],
 )

@@ -160,7 +160,7 @@ def test_an_invalid_spec_is_rejected():
             "gamma": st.floats(1e-30, 1).map(repr),
             "random_crop.pad": st.sampled_from(["1", "2", "3x5"]),
             "precision": st.sampled_from(["bf16", "fp32"]),
-            "compile": st.sampled_from(["true", "false"]),
+            "compile": st.sampled_from(["default", "cuda_graphs"]),
         },
     ),
     optimizer=st.sampled_from([None, "sgd", "adamw", "rmsprop"]),

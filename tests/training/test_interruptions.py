@@ -251,16 +251,16 @@ def test_the_journal_is_truncated_to_the_checkpoint(tmp_path: Path):
 
 def test_sigterm_during_a_checkpoint_stops_after_the_next_step(run: Callable[..., Result]):
     whole = run(tiny(), seed=5)
-    save, sent = Checkpoints.save, [False]
+    save, sent = Task.save, [False]
 
-    def signalled(self: Checkpoints, state: dict[str, Any], **options: Any) -> None:
-        if state["progress"]["step"] == 3 and not sent[0]:
+    def signalled(self: Task, **options: Any) -> None:
+        if self.progress.step == 3 and not sent[0]:
             sent[0] = True
             os.kill(os.getpid(), 15)
-        save(self, state, **options)
+        save(self, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpoints, "save", signalled)
+        patch.setattr(Task, "save", signalled)
         stopped = run(tiny(), seed=5, save_every=0)
     assert (stopped.state, stopped.exit_code, stopped.values["steps"]) == ("interrupted", 143, 4)
     assert same(whole, run(tiny(), resume=True))

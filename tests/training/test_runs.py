@@ -22,7 +22,7 @@ from harness.runs import TINY, code
 from rich.console import Console
 from torch import nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cnnspec import CnnspecError, Graph, build, load, loads
 from cnnspec.backends.torch.weights import read_weights
@@ -31,8 +31,9 @@ from cnnspec.training import Result, TrainOptions, evaluate, train
 from cnnspec.training.data.batches import EpochBatches
 from cnnspec.training.data.datasets import load_data
 from cnnspec.training.loop import autotune
+from cnnspec.training.loop.average import WeightAverage
 from cnnspec.training.loop.journal import read_journal
-from cnnspec.training.loop.task import Task, check_parts, part_sizes, warmed_up_ema
+from cnnspec.training.loop.task import Task, check_parts, part_sizes
 from cnnspec.training.runs.folder import RunFolder
 from cnnspec.training.runs.json_files import read_model
 from cnnspec.training.runs.listing import list_runs
@@ -244,15 +245,34 @@ def test_averaged_weights_are_tested(run: Callable[..., Result]):
 def test_the_decay_of_the_average_grows_during_the_first_steps(count: int):
     """Compare with the formula of tf.train.ExponentialMovingAverage: min(decay, (1 + n) / (10 + n)) after n updates."""
     network, decay = nn.Linear(2, 1), 0.6
-    average = AveragedModel(network, multi_avg_fn=warmed_up_ema(decay), use_buffers=True)
+    average = WeightAverage(network, decay)
     expected = 0.0
     for n in range(count):
         with torch.no_grad():
             network.weight.fill_(n)
-        average.update_parameters(network)
+        average.update(network)
         kept = min(decay, (1 + n) / (10 + n)) if n else 0.0  # the first update copies
         expected = kept * expected + (1 - kept) * n
     assert average.module.weight.tolist()[0] == pytest.approx([expected] * 2)
+
+
+def test_after_the_warm_up_the_average_is_that_of_torch():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    average = WeightAverage(network, 0.0)
+    theirs = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.0), use_buffers=True)
+    average.updates, average.decay = 10**6, 0.9
+    theirs.n_averaged.fill_(1)
+    theirs.multi_avg_fn = get_ema_multi_avg_fn(0.9)
+    for _ in range(5):
+        network(torch.randn(2, 3, 5, 5)).sum().backward()
+        with torch.no_grad():
+            for weight in network.parameters():
+                weight -= 0.1 * weight.grad
+        average.update(network)
+        theirs.update_parameters(network)
+    for key, value in theirs.module.state_dict().items():
+        assert torch.equal(average.module.state_dict()[key], value), key
 
 
 def test_the_loss_decides_between_epochs_of_the_same_accuracy(run: Callable[..., Result]):

@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as V
 
 from cnnspec.recipe import Setting
+from cnnspec.training.data.device import to_device
 from cnnspec.training.data.preprocessing import Preprocessing
 from cnnspec.training.data.rng import BatchRng
 
@@ -52,7 +53,7 @@ class Preprocess:
             sized = sized or step.name == "random_resized_crop"
         if not sized:
             images = self.fixed.fit_images(images)
-        mean, std = self.mean.to(images.device), self.std.to(images.device)
+        mean, std = to_device(self.mean, images.device), to_device(self.std, images.device)
         out = torch.empty_like(images, dtype=torch.float32, memory_format=torch.channels_last)
         for chunk in _chunks(out):
             # Normalizing channel by channel is several times faster before the conversion to channels_last. Floats were
@@ -80,6 +81,8 @@ def _make_flip(axis: int) -> Augmentation:
 
 def _flip_selected(images: Tensor, selected: Tensor, axis: int) -> Tensor:
     """Mirror the images selected by a mask `[N]`."""
+    if images.device.type != "cpu":  # the number of selected images is not known to the host
+        return torch.where(selected[:, None, None, None], images.flip(axis), images)
     mirrored = images.index_select(0, selected.nonzero()[:, 0]).flip(axis)
     own = torch.arange(len(images), device=images.device)
     # Gathering whole images is three times as fast as overwriting some of them.
@@ -155,7 +158,7 @@ def crop_boxes(size: Size, scale: Sequence[float], ratio: Sequence[float], rng: 
     top, left = rng.randint(height - h + 1), rng.randint(width - w + 1)
     whole = min(max(width / height, ratio[0]), ratio[1])
     w0, h0 = (max(1, min(side, round(other))) for side, other in ((width, height * whole), (height, width / whole)))
-    center = torch.tensor([(height - h0) // 2, (width - w0) // 2, h0, w0], device=fits.device)
+    center = to_device(torch.tensor([(height - h0) // 2, (width - w0) // 2, h0, w0]), fits.device)
     return torch.where(fits.any(1)[:, None], torch.stack([top, left, h, w], 1), center)
 
 
@@ -291,7 +294,7 @@ def alternating_flip(images: Tensor, size: Size, rng: BatchRng) -> Tensor:
     mixed = (mixed ^ (mixed >> 30)) * 0x3F58476D1CE4E5B9
     mixed = (mixed ^ (mixed >> 27)) * 0x14D049BB133111EB
     flipped = ((mixed ^ (mixed >> 31)) & 1) ^ (rng.epoch % 2)
-    return _flip_selected(images, flipped.bool().to(images.device), -1)
+    return _flip_selected(images, to_device(flipped.bool(), images.device), -1)
 
 
 def cutout(images: Tensor, size: Size, rng: BatchRng, *, side: int) -> Tensor:
@@ -339,6 +342,9 @@ TRANSFORMS: dict[str, Augmentation] = {
     "cutout": cutout,
 }
 """The transform of every augmentation in the recipe. It takes the arguments of the recipe as keywords."""
+
+PER_IMAGE = {"color_jitter", "autoaugment", "randaugment", "trivialaugment"}
+"""Augmentations that process one image after another. Worker processes are faster at this than a GPU."""
 
 ANY_SIZE = {"hflip", "vflip", "alternating_flip", "random_resized_crop"}
 """Augmentations that may run before the image has the input size."""

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from cnnspec.diagnostics import CnnspecError, echo, failure, one_line
 from cnnspec.training.data.augment import Preprocess
 from cnnspec.training.data.datasets import Images
+from cnnspec.training.data.device import to_device
 from cnnspec.training.data.rng import BatchRng, make_generator
 from cnnspec.training.data.streams import Stream
 
@@ -28,7 +29,7 @@ Batch = tuple[Tensor, Tensor]
 _HAS_SIGCHLD = hasattr(signal, "SIGCHLD")  # not on Windows
 MAX_RESTARTS = 3
 """The number of times that dead workers are replaced."""
-GROUP_VALUES = 2**22
+GROUP_VALUES = {"cpu": 2**22, "cuda": 2**26}
 """The number of values to preprocess at a time from images in memory. Small batches are bound by call overhead."""
 
 
@@ -109,7 +110,14 @@ class EpochBatches(Dataset[Batch]):
         previous = signal.getsignal(signal.SIGCHLD) if _HAS_SIGCHLD else None
         numbers = range(number, self.num_batches)
         batches = _WorkerBatches(self)
-        loader = DataLoader(batches, batch_size=None, sampler=numbers, num_workers=self.workers, prefetch_factor=4)
+        loader = DataLoader(
+            batches,
+            batch_size=None,
+            sampler=numbers,
+            num_workers=self.workers,
+            prefetch_factor=4,
+            pin_memory=torch.cuda.is_available(),
+        )
         iterator = iter(loader)
         if _HAS_SIGCHLD and threading.current_thread() is threading.main_thread():
             # The handler from torch raises at any point, even within a step. Without it, a dead worker is noticed when
@@ -119,7 +127,8 @@ class EpochBatches(Dataset[Batch]):
 
     def _iterate(self, number: int) -> Iterator[Batch]:
         values = self.batch * len(self.preprocess.mean) * math.prod(self.preprocess.size)
-        group_size = max(1, GROUP_VALUES // values) if self.images.in_memory else 1
+        most = GROUP_VALUES.get(self.images.device.type, GROUP_VALUES["cpu"])
+        group_size = max(1, most // values) if self.images.in_memory else 1
         for first in range(number, self.num_batches, group_size):
             yield from self._make_batches(range(first, min(first + group_size, self.num_batches)))
 
@@ -146,7 +155,8 @@ class EpochBatches(Dataset[Batch]):
             position += len(group)
         sizes = [len(positions) for positions in own]
         inputs = images[0] if len(images) == 1 else torch.cat(images)
-        return list(zip(inputs.split(sizes), self.images.labels[indices].split(sizes), strict=True))
+        labels = self.images.labels.index_select(0, to_device(indices, self.images.labels.device))
+        return list(zip(inputs.split(sizes), labels.split(sizes), strict=True))
 
 
 class _WorkerBatches(Dataset[Any]):

@@ -22,6 +22,7 @@ from cnnspec.diagnostics import failure, named
 from cnnspec.ir import Graph
 from cnnspec.recipe import DATA_SETS, Setting
 from cnnspec.semantics.recipe_rules import no_classifier, nothing_left, other_classes, refuse, too_few
+from cnnspec.training.data.device import to_device
 from cnnspec.training.data.download import RawImages, torchvision_set
 from cnnspec.training.data.folders import LAYOUT, Entry, class_positions, data_path, list_images
 from cnnspec.training.data.identity import Inventory, identify_folder, identify_labels
@@ -49,7 +50,7 @@ class Pixels:
 
     def read(self, indices: Tensor) -> Iterator[Tensor]:
         """Yield the images as groups `[n, C, h, w]` of one size each, in the order of the indices."""
-        yield self.pixels.index_select(0, indices.to(self.device))
+        yield self.pixels.index_select(0, to_device(indices, self.device))
 
     def subset(self, indices: Tensor) -> Pixels:
         """Return the images at these indices."""

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cnnspec.training.data.device import to_device
+
 
 def make_generator(*numbers: int) -> torch.Generator:
     """Return a generator with a different seed for every tuple of numbers."""
@@ -62,7 +64,7 @@ class BatchRng:
     def rand(self, *tail: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Draw numbers in [0, 1), `[rows, *tail]`."""
         drawn = [torch.rand(self.total, *tail, generator=generator, dtype=dtype) for generator in self.generators]
-        return torch.cat(drawn)[self.rows].to(self.device)
+        return to_device(torch.cat(drawn)[self.rows], self.device)
 
     def uniform(self, low: float, high: float, *tail: int) -> Tensor:
         """Draw numbers in [low, high), `[rows, *tail]`."""

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import time
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,15 +28,15 @@ from cnnspec.ir import Graph
 from cnnspec.limits import MAX_JSON_BYTES
 from cnnspec.resources import cache_folder
 from cnnspec.training.loop.checkpoints import write_atomically
-from cnnspec.training.loop.machine import default_threads
+from cnnspec.training.loop.machine import default_threads, device_name
 
 FORMATS: dict[str, torch.memory_format] = {
     "channels_last": torch.channels_last,
     "contiguous": torch.contiguous_format,
 }
 DEFAULT_FORMAT = "channels_last"
-IMAGES = 64
-"""The maximum number of images in a measured step."""
+IMAGES = (64, 1024)
+"""The maximum number of images in a measured step, on a CPU and on a GPU."""
 GAIN = 0.9
 """The other format must take less than this fraction of the default's time, in every round."""
 ROUNDS = 6
@@ -81,10 +82,10 @@ def cache_file() -> Path | None:
     return folder / "tuning.json" if folder else None
 
 
-def _key(graph: Graph, batch: int, device: torch.device) -> str:
-    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+def _key(graph: Graph, batch: int, device: torch.device, precision: str) -> str:
+    chip = platform.processor() or platform.machine() if device.type == "cpu" else device_name(device)
     network = hashlib.sha256(graph.model.model_dump_json(exclude={"recipe"}).encode()).hexdigest()[:16]
-    return "/".join([network, str(batch), chip, str(torch.get_num_threads()), torch.__version__, "interleaved"])
+    return "/".join([network, str(batch), chip, str(torch.get_num_threads()), torch.__version__, precision])
 
 
 _CACHE: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
@@ -109,9 +110,9 @@ def _store(key: str, found: Tuning) -> None:
         pass
 
 
-def read_cached(graph: Graph, batch: int, device: torch.device) -> str | None:
+def read_cached(graph: Graph, batch: int, device: torch.device, precision: str = "32-true") -> str | None:
     """Return the cached memory format, or None."""
-    cached: Any = _read_cache().get(_key(graph, batch, device))
+    cached: Any = _read_cache().get(_key(graph, batch, device, precision))
     memory_format = cached.get("memory_format") if isinstance(cached, dict) else None
     return memory_format if isinstance(memory_format, str) and memory_format in FORMATS else None
 
@@ -123,6 +124,7 @@ def choose_tuning(
     device: torch.device,
     memory_format: str | None = None,
     threads: int | None = None,
+    precision: str = "32-true",
 ) -> Tuning:
     """Return the settings of a network. The memory format is requested, cached, or measured now.
 
@@ -135,22 +137,27 @@ def choose_tuning(
         device: The device to train on.
         memory_format: The requested memory format, or None.
         threads: The requested number of threads; None for all cores that this process may use.
+        precision: Lightning's name of the precision of the run, in which steps are measured.
     """
     threads = threads or default_threads()
     if memory_format is not None:
         return Tuning(memory_format, threads, "requested")
-    cached = read_cached(graph, batch, device)
+    if graph.recipe.compile is not None:  # compiling twice would take longer than the better format can save
+        return Tuning(DEFAULT_FORMAT, threads)
+    cached = read_cached(graph, batch, device, precision)
     if cached == DEFAULT_FORMAT:
         return Tuning(cached, threads, "cached")
-    measured = _measure(graph, network, min(batch, IMAGES), device, threads)
+    measured = _measure(graph, network, min(batch, IMAGES[device.type == "cuda"]), device, threads, precision)
     if measured is None:
         return Tuning(cached, threads, "cached") if cached else Tuning(DEFAULT_FORMAT, threads)
     found = Tuning(measured, threads, "measured")
-    _store(_key(graph, batch, device), found)
+    _store(_key(graph, batch, device, precision), found)
     return found
 
 
-def _measure(graph: Graph, network: nn.Module, images: int, device: torch.device, threads: int) -> str | None:
+def _measure(
+    graph: Graph, network: nn.Module, images: int, device: torch.device, threads: int, precision: str
+) -> str | None:
     """Return the faster memory format, or None if the machine is too busy or too slow to tell."""
     seconds: dict[str, list[float]] = {name: [] for name in FORMATS}
     state, threads_before = torch.get_rng_state(), torch.get_num_threads()
@@ -159,7 +166,8 @@ def _measure(graph: Graph, network: nn.Module, images: int, device: torch.device
         start, waited = time.perf_counter(), _waiting_seconds()
         for number in range(ROUNDS):
             for name in list(FORMATS)[:: 1 if number % 2 else -1]:
-                seconds[name].append(_time_step(graph, copies[name], images, device, name))
+                with autocast(device, precision):
+                    seconds[name].append(_time_step(graph, copies[name], images, device, name))
             if time.perf_counter() - start > MAX_SECONDS:
                 break
         elapsed, waited_after = time.perf_counter() - start, _waiting_seconds()
@@ -181,6 +189,12 @@ def _measure(graph: Graph, network: nn.Module, images: int, device: torch.device
         if all(other < GAIN * own for other, own in zip(times[1:], default, strict=True)):
             return name
     return DEFAULT_FORMAT
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Return the context of a step in one of Lightning's mixed precisions."""
+    kinds = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+    return torch.autocast(device.type, kinds[precision]) if precision in kinds else nullcontext()
 
 
 def _waiting_seconds() -> float | None:

@@ -2,7 +2,7 @@
 
 A checkpoint is the output of `torch.save`, followed by a seal: eight bytes and the SHA-256 of everything before them.
 `torch.load` ignores the seal, so other programs can read the file. A checkpoint is written to a temporary file, synced
-to disk, and renamed, so a complete one exists at every moment.
+to disk, and renamed, so a complete one exists at every moment. A thread writes it while the training goes on.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +24,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from cnnspec.backends.torch.weights import load_pickled
 from cnnspec.diagnostics import CnnspecError, failure, one_line
@@ -68,6 +70,25 @@ def unseal(content: bytes) -> State:
     if not isinstance(state, dict) or "progress" not in state:
         raise DamagedCheckpoint("it is not a checkpoint of a run")
     return state
+
+
+def snapshot(state: State) -> tuple[State, torch.Event | None]:
+    """Return a copy of a state in the memory of the host, and an event: the copies from a GPU are ready after it."""
+    on_gpu = False
+
+    def copy(tensor: Tensor) -> Tensor:
+        nonlocal on_gpu
+        if tensor.device.type != "cuda":
+            return tensor.detach().to("cpu", copy=True)
+        on_gpu = True
+        return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor.detach(), non_blocking=True)
+
+    copied = tree_map_only(Tensor, copy, state)
+    if not on_gpu:
+        return copied, None
+    ready = torch.Event("cuda")
+    ready.record()
+    return copied, ready
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -167,6 +188,35 @@ class Checkpoints:
         self.last, self.previous, self.best = (folder / name for name in ("last.ckpt", "previous.ckpt", "best.ckpt"))
         self.weights = folder / "best.safetensors"
         self.new = folder / "new.ckpt"
+        self._thread: ThreadPoolExecutor | None = None
+        self._pending: Future[None] | None = None
+
+    def save_in_background(self, state: State, *, best: bool = False) -> None:
+        """Copy a state, and write it in a thread as `save` does, while the training goes on.
+
+        Raises:
+            OSError: The state before it could not be written.
+        """
+        self.wait()
+        self._thread = self._thread or ThreadPoolExecutor(1, "checkpoints")
+        copied, ready = snapshot(state)
+
+        def write() -> None:
+            if ready is not None:
+                ready.synchronize()
+            self.save(copied, best=best)
+
+        self._pending = self._thread.submit(write)
+
+    def wait(self) -> None:
+        """Wait until the last state is written.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
     def save(self, state: State, *, best: bool = False) -> None:
         """Write a state as the latest checkpoint. The latest so far becomes the previous one.

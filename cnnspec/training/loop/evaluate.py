@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,26 +24,36 @@ from cnnspec.recipe import FromPython, Setting
 from cnnspec.training.data.augment import Preprocess
 from cnnspec.training.data.batches import EpochBatches
 from cnnspec.training.data.datasets import Images, load_data
+from cnnspec.training.data.device import to_device
 from cnnspec.training.data.identity import FILE, DataIdentity, Inventory, differences, is_other
 from cnnspec.training.data.preprocessing import Preprocessing, choose_preprocessing
 from cnnspec.training.data.records import Splits
 from cnnspec.training.loop.about import about_weights
-from cnnspec.training.loop.machine import best_device, default_workers, images_that_fit, keep_memory
+from cnnspec.training.loop.machine import best_device, default_workers, float32_products, images_that_fit, keep_memory
 from cnnspec.training.loop.metrics import calibration, class_metrics, confusion
 from cnnspec.training.loop.nan_search import first_nonfinite_layer
 from cnnspec.training.loop.processes import Processes
 
-BATCH = 250
-"""The maximum number of images per batch."""
+BATCH, BATCH_ON_GPU = 250, 2000
+"""The maximum number of images per batch. The host waits for a GPU once per batch."""
 BATCH_VALUES = 2**24
 """The maximum number of values per batch of large images."""
 GRANULE = 4
 """Batches are padded to a multiple of this number of images. Kernels for one to three images round differently."""
 
+Precision = Callable[[], AbstractContextManager[Any]]
+"""Returns the context to compute in."""
 
-def images_per_batch(image: Sequence[int]) -> int:
+
+def images_per_batch(image: Sequence[int], device: torch.device) -> int:
     """Return the number of images `[C, H, W]` per batch of a test or a prediction."""
-    return min(BATCH, max(GRANULE, BATCH_VALUES // math.prod(image) // GRANULE * GRANULE))
+    most = BATCH if device.type == "cpu" else BATCH_ON_GPU
+    return min(most, max(GRANULE, BATCH_VALUES // math.prod(image) // GRANULE * GRANULE))
+
+
+def full_float32() -> AbstractContextManager[Any]:
+    """Return a context without TF32: the same products on every device."""
+    return float32_products(tf32=False)
 
 
 class Evaluator:
@@ -55,13 +66,20 @@ class Evaluator:
         network: Maps `[N, C, H, W]` to logits `[N, classes]`. It is left in evaluation mode.
         device: The device to compute on.
         tta: `hflip` averages the logits of each image and of its mirror image.
+        precision: Returns the context to compute in, by default full float32 precision.
 
     Raises:
         CnnspecError: E0513 if not even one image fits into the memory.
     """
 
-    def __init__(self, network: nn.Module, device: torch.device, tta: Literal["hflip"] | None = None) -> None:
-        self.network, self.device, self.tta = network.to(device).eval(), device, tta
+    def __init__(
+        self,
+        network: nn.Module,
+        device: torch.device,
+        tta: Literal["hflip"] | None = None,
+        precision: Precision = full_float32,
+    ) -> None:
+        self.network, self.device, self.tta, self._precision = network.to(device).eval(), device, tta, precision
         fits = images_that_fit(network.graph, device, training=False) if isinstance(network, Network) else None
         self._most = fits or sys.maxsize
         self._dtype = next((weight.dtype for weight in network.parameters()), torch.float32)  # of `--precision 64-true`
@@ -77,7 +95,9 @@ class Evaluator:
         while True:
             try:
                 parts = padded.split(min(self._most, len(padded)))
-                logits = torch.cat([self._logits(part.to(self.device, self._dtype)) for part in parts])[: len(batch)]
+                with self._precision():
+                    logits = torch.cat([self._logits(to_device(part, self.device)) for part in parts])
+                logits = logits[: len(batch)].cpu()
                 break
             except (RuntimeError, MemoryError) as error:
                 if self._most == 1 or not is_out_of_memory(error):
@@ -95,8 +115,9 @@ class Evaluator:
         return logits
 
     def _logits(self, images: Tensor) -> Tensor:
+        images = images.to(self._dtype)
         logits = self.network(images)
-        return ((logits + self.network(images.flip(3))) / 2 if self.tta == "hflip" else logits).cpu()
+        return (logits + self.network(images.flip(3))) / 2 if self.tta == "hflip" else logits
 
 
 def _padded(batch: Tensor, granule: int) -> Tensor:
@@ -163,6 +184,7 @@ def score(
     poll: Callable[[], None] = lambda: None,
     tta: Literal["hflip"] | None = None,
     processes: Processes | None = None,
+    precision: Precision = full_float32,
 ) -> Score:
     """Evaluate a network on one split of a dataset, in the precision of its weights and without augmentation.
 
@@ -176,12 +198,13 @@ def score(
         poll: Called before each batch, equally often in each process. An exception ends the evaluation.
         tta: `hflip` averages the logits of each image and of its mirror image.
         processes: The processes that share the work. All of them call this function.
+        precision: Returns the context to compute in, by default full float32 precision.
 
     Raises:
         CnnspecError: E0509 if an output is NaN or Inf, E0513 if not even one image fits into the memory.
     """
-    evaluator, processes = Evaluator(network, device, tta), processes or Processes()
-    size = images_per_batch((len(preprocessing.mean), *preprocessing.size))
+    evaluator, processes = Evaluator(network, device, tta, precision), processes or Processes()
+    size = images_per_batch((len(preprocessing.mean), *preprocessing.size), device)
     rounds = math.ceil(math.ceil(len(images) / size) / processes.size)
     first, last = (min(len(images), rank * rounds * size) for rank in (processes.rank, processes.rank + 1))
     own = images if last - first == len(images) else images.subset(torch.arange(first, last))

@@ -8,6 +8,8 @@ import math
 import os
 import platform
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -69,13 +71,65 @@ def default_workers() -> int:
 
 
 def best_device() -> torch.device:
-    """Return the GPU if there is one, else the CPU."""
+    """Return the GPU for tests and predictions if there is one with CUDA, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def device_of(accelerator: str) -> torch.device:
-    """Return the device of a Lightning accelerator name. `auto` selects the GPU if there is one."""
-    return best_device() if accelerator == "auto" else torch.device("cuda" if accelerator in ("gpu", "cuda") else "cpu")
+    """Return the device of a Lightning accelerator name. `auto` and `gpu` select CUDA before MPS, as in Lightning."""
+    if accelerator in ("auto", "gpu"):
+        return (
+            torch.device("mps") if best_device().type == "cpu" and torch.backends.mps.is_available() else best_device()
+        )
+    return torch.device(accelerator if accelerator in ("cuda", "mps") else "cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of a GPU, or its type."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def exact_float(device: torch.device) -> torch.dtype:
+    """Return the type to add up a whole epoch in: float64, but on MPS, which has none, float32."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+@contextmanager
+def training_kernels(device: torch.device, *, deterministic: bool) -> Generator[None]:
+    """Select the kernels of a training run, and restore the selection at the end.
+
+    On a GPU, convolutions are measured and the fastest algorithm is used, and float32 products use TF32. With
+    `deterministic`, only deterministic kernels are used, in full precision. On a CPU, nothing changes.
+    Source: `torch.backends.cudnn.benchmark`, `torch.set_float32_matmul_precision`,
+    `torch.use_deterministic_algorithms`.
+    """
+    if device.type == "cpu":
+        yield
+        return
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    try:
+        torch.use_deterministic_algorithms(deterministic)
+        torch.backends.cudnn.benchmark = not deterministic
+        with float32_products(tf32=not deterministic):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
+
+
+@contextmanager
+def float32_products(*, tf32: bool) -> Generator[None]:
+    """Let products and convolutions in float32 use TF32 on a GPU, or not."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = tf32
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def free_memory(device: torch.device) -> int:

@@ -23,7 +23,6 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.transforms import v2
 
 from cnnspec.backends.torch.memory import is_out_of_memory
@@ -37,15 +36,18 @@ from cnnspec.ops.norm import BatchNorm
 from cnnspec.recipe import Recipe
 from cnnspec.semantics.recipe_rules import frozen_modules
 from cnnspec.shapes import numel, text
-from cnnspec.training.data.augment import Preprocess
+from cnnspec.training.data.augment import PER_IMAGE, Preprocess
 from cnnspec.training.data.batches import Batch, EpochBatches
 from cnnspec.training.data.datasets import ImageData
+from cnnspec.training.data.device import to_device
 from cnnspec.training.data.identity import DataIdentity
 from cnnspec.training.data.preprocessing import Preprocessing
+from cnnspec.training.loop.average import WeightAverage
 from cnnspec.training.loop.checkpoints import Checkpoints, DamagedCheckpoint, State, network_weights
 from cnnspec.training.loop.conv1x1_grad import NarrowGradients, has_narrow
-from cnnspec.training.loop.evaluate import score
+from cnnspec.training.loop.evaluate import full_float32, score
 from cnnspec.training.loop.journal import Journal
+from cnnspec.training.loop.machine import exact_float
 from cnnspec.training.loop.nan_search import divergence_error, first_nonfinite_weight
 from cnnspec.training.loop.optimizers import optimizer_for
 from cnnspec.training.loop.processes import Processes
@@ -54,8 +56,6 @@ from cnnspec.training.loop.signals import Pruned, StopHandler, Stopped
 
 LOG_EVERY = 50
 """Steps between two rows of the journal."""
-NAN_CHECK = 20
-"""Steps between two NaN checks on an accelerator. Each check waits for the device."""
 
 
 @dataclass
@@ -260,19 +260,6 @@ def part_sizes(images: int, parts: int, rank: int = 0, devices: int = 1) -> list
     return [len(range(a + (rank - a) % devices, b, devices)) for a, b in itertools.pairwise(bounds)]
 
 
-def warmed_up_ema(decay: float) -> Callable[..., None]:
-    """Return the update of an exponential moving average whose decay grows to `decay` during the first steps.
-
-    After n updates, the decay is min(decay, (1 + n) / (10 + n)), as in `tf.train.ExponentialMovingAverage`.
-    """
-
-    def update(averaged: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
-        count = int(updates)
-        get_ema_multi_avg_fn(min(decay, (1 + count) / (10 + count)))(averaged, current, updates)  # type: ignore[arg-type]
-
-    return update
-
-
 def class_weights(recipe: Recipe, data: ImageData) -> Tensor | None:
     """Return the weight of each class in the loss, `[classes]`, or None.
 
@@ -288,11 +275,18 @@ def class_weights(recipe: Recipe, data: ImageData) -> Tensor | None:
     return (counts.sum() / ((counts > 0).sum() * counts)).where(counts > 0, 0.0).float()
 
 
+def _compiled(network: nn.Module, mode: str) -> Any:
+    if mode == "cuda_graphs":
+        return torch.compile(network, backend="cudagraphs")
+    return torch.compile(network, mode=mode.replace("_", "-"))
+
+
 class Task(pl.LightningModule):
     """Train an image classifier.
 
     The loss is the cross-entropy, weighted by class if the recipe says so, plus that of the auxiliary heads times their
-    weights. Validation is in float32, without augmentation and class weights, as in `cnnspec test`.
+    weights. Validation is without augmentation and class weights: on a CPU in float32, as in `cnnspec test`, and on a
+    GPU in the precision of the run.
 
     Args:
         graph: The graph of `network`.
@@ -319,9 +313,8 @@ class Task(pl.LightningModule):
         self.aux_weights = [head.weight for head in graph.aux]
         self.classes = graph.output_shape[0]
         # The strategy treats everything in the module tree as weights, so these are kept outside it.
-        self._hidden: dict[str, Any] = {"context": context, "forward": network, "average": None}
-        # torch.compile generates its own gradients.
-        self._gradients = NarrowGradients() if has_narrow(network) and not recipe.compile else nullcontext()
+        self._hidden: dict[str, Any] = {"context": context, "average": None}
+        self._gradients: Any = nullcontext()
         self._state = state
         self.progress = Progress(parts=recipe.accumulate)
         self._run = run_facts(recipe, steps, self._data_identity()) | {"about": context and context.about}
@@ -359,7 +352,7 @@ class Task(pl.LightningModule):
         return context
 
     @property
-    def average(self) -> AveragedModel | None:
+    def average(self) -> WeightAverage | None:
         return self._hidden["average"]
 
     @property
@@ -412,17 +405,19 @@ class Task(pl.LightningModule):
         self.context.stop.listen()
         recipe, state = self.recipe, self._state
         if recipe.ema is not None:
-            average = AveragedModel(self.network, multi_avg_fn=warmed_up_ema(recipe.ema), use_buffers=True)
+            average = WeightAverage(self.network, recipe.ema)
             if state is not None:
                 average.module.load_state_dict(network_weights(state["state_dict"]))
-                average.n_averaged.fill_(state["averaged"])
+                average.updates = state["averaged"]
             self._hidden["average"] = average
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if state is not None and scaler is not None and "scaler" in state:
             scaler.load_state_dict(state["scaler"])
-        if recipe.compile:
-            self._hidden["forward"] = torch.compile(self.network)
-        self._sums = self._sums.to(self.device)
+        if recipe.compile is not None:
+            self._hidden["compiled"] = _compiled(self.network, recipe.compile)
+        elif self.device.type == "cpu" and has_narrow(self.network):
+            self._gradients = NarrowGradients()
+        self._sums = self._sums.to(self.device, exact_float(self.device))
         if self._class_weights is not None:
             self._class_weights = self._class_weights.to(self.device)
         self.train()
@@ -448,16 +443,17 @@ class Task(pl.LightningModule):
                 break
             except (RuntimeError, MemoryError) as error:
                 self._split_further(error, len(labels))
-        if self.device.type == "cpu" or self.progress.step % NAN_CHECK == 0:
+        if self.device.type == "cpu" or self._logs_step(self.progress.step + 1):  # it waits for the device
             self._check_finite(loss, images)
         optimizer.step()
         schedule: Any = self.lr_schedulers()
         self._lr = optimizer.param_groups[0]["lr"]
         schedule.step()
         if self.average is not None:
-            self.average.update_parameters(self.network)
+            self.average.update(self.network)
         self.loss = loss
-        self._sums += torch.stack([loss.double() * self._batch, correct, correct.new_tensor(len(labels))])
+        count = torch.full_like(correct, len(labels))
+        self._sums += torch.stack([loss.to(count.dtype) * self._batch, correct, count])
         self.progress.step += 1
         self._log_step()
 
@@ -515,11 +511,15 @@ class Task(pl.LightningModule):
         parts = min(self.progress.parts, batch // processes.size)  # the same number on all devices
         sizes = part_sizes(batch, parts, processes.rank, processes.size)
         weight_sum = None if sizes == [batch] else self._weight_sum(targets)
-        total, correct = torch.zeros((), device=self.device), torch.zeros((), device=self.device, dtype=torch.float64)
+        total = torch.zeros((), device=self.device)
+        correct = torch.zeros((), device=self.device, dtype=exact_float(self.device))
+        # A graph of kernels reuses its memory at each replay, also that of gradients that are accumulated.
+        is_replayed = self.recipe.compile in ("reduce_overhead", "max_autotune", "cuda_graphs")
+        forward = self.network if parts > 1 and is_replayed else self._hidden.get("compiled", self.network)
         pieces = zip(images.split(sizes), targets.split(sizes), labels.split(sizes), strict=True)
         for left, (x, y, actual) in zip(reversed(range(parts)), pieces, strict=True):
             with self._gradients:
-                outputs = self._hidden["forward"](x)
+                outputs = forward(x)
             logits = getattr(outputs, "logits", outputs)  # [N, classes]
             loss = self._loss(logits, y, weight_sum)
             for weight, aux in zip(self.aux_weights, getattr(outputs, "aux", ()), strict=False):
@@ -596,9 +596,12 @@ class Task(pl.LightningModule):
             lr = self.trainer.optimizers[0].param_groups[0]["lr"]
             raise divergence_error(self.network, images, float(loss), self.progress.step + 1, self.steps, lr)
 
+    def _logs_step(self, step: int) -> bool:
+        return step % min(LOG_EVERY, self.steps) == 0
+
     def _log_step(self) -> None:
         """Write a row of the journal at intervals, with the loss over all devices."""
-        if self.progress.step % min(LOG_EVERY, self.steps):
+        if not self._logs_step(self.progress.step):
             return
         loss = self.loss.clone()
         if self.context.processes.are_connected:
@@ -674,11 +677,23 @@ class Task(pl.LightningModule):
             if self._state is not None and self.recipe.ema is not None:
                 network = self._averaged_copy(self._state)
             preprocessing, processes = self.context.preprocessing, self.context.processes
-            result = score(network, val, preprocessing, self.device, poll=self.poll, processes=processes)
+            result = score(
+                network,
+                val,
+                preprocessing,
+                self.device,
+                poll=self.poll,
+                processes=processes,
+                precision=self._val_precision,
+            )
         finally:
             network.train()
             self.train()
         return {"val_loss": result.loss, "val_acc": result.accuracy}
+
+    def _val_precision(self) -> AbstractContextManager[Any]:
+        """Return the context of validation: full float32 precision on a CPU, that of the run on a GPU."""
+        return full_float32() if self.device.type == "cpu" else self.trainer.precision_plugin.forward_context()
 
     def _averaged_copy(self, state: State) -> nn.Module:
         """Return the averaged network of a checkpoint, before training starts."""
@@ -694,11 +709,11 @@ class Task(pl.LightningModule):
     # --- checkpoints -----------------------------------------------------------------------------
 
     def save(self, *, best: bool = False) -> None:
-        """Write a checkpoint.
+        """Write a checkpoint in the background.
 
         Raises:
             CnnspecError: E0509 if the sums of the epoch or the weights are not finite.
-            OSError: It cannot be written.
+            OSError: The checkpoint before it could not be written.
         """
         sums = self.context.processes.sum(self._sums)
         self._check_state_finite(sums)
@@ -706,7 +721,7 @@ class Task(pl.LightningModule):
             journal = self.context.journal
             files = journal.lengths() if journal is not None else {}
             progress = {**asdict(self.progress), "sums": sums.tolist(), "files": files, "seconds": self.seconds}
-            self.context.checkpoints.save(self._make_state(progress), best=best)
+            self.context.checkpoints.save_in_background(self._make_state(progress), best=best)
         self._last_save = time.monotonic()
 
     def _make_state(self, progress: dict[str, Any]) -> State:
@@ -726,7 +741,7 @@ class Task(pl.LightningModule):
             "run": self._run,
         }
         if average is not None:
-            state |= {"trained": trained_weights, "averaged": int(average.n_averaged)}
+            state |= {"trained": trained_weights, "averaged": average.updates}
         if (scaler := getattr(self.trainer.precision_plugin, "scaler", None)) is not None:
             state["scaler"] = scaler.state_dict()
         return state
@@ -749,6 +764,10 @@ class BatchDataModule(pl.LightningDataModule):
         self.skip = 0
         """The number of batches to skip in the next epoch, after an interruption."""
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        images, labels = batch
+        return to_device(images, device), to_device(labels, device)
+
     def train_dataloader(self) -> Any:
         assert self.trainer is not None
         batches = EpochBatches(
@@ -760,7 +779,14 @@ class BatchDataModule(pl.LightningDataModule):
             skip=self.skip,
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
-            workers=0 if self.data.train.in_memory else self.workers,
+            workers=self._needed_workers(),
         )
         self.skip = 0
         return batches
+
+    def _needed_workers(self) -> int:
+        """Return the number of workers: none for images in memory, unless they are processed one by one for a GPU."""
+        assert self.trainer is not None
+        on_cpu = self.trainer.strategy.root_device.type == "cpu"
+        one_by_one = any(step.name in PER_IMAGE for step in self.recipe.augment)
+        return self.workers if not self.data.train.in_memory or (one_by_one and not on_cpu) else 0

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from rich.console import Console
 
 from cnnspec.ir import Graph
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 """Lightning's names of the precisions."""
-REQUESTS = ("accelerator", "devices", "strategy", "precision")
+REQUESTS = ("accelerator", "devices", "strategy", "precision", "deterministic")
 """The options that a resumed run takes from the run if they are not given again."""
 
 
@@ -43,9 +44,11 @@ class TrainOptions:
         accept_changes: Resume with the settings, spec and data as they are now, even if they have changed.
         verify_data: Hash the contents of all images, and compare them when the run is resumed.
         accelerator: Passed to Lightning, as are `devices` and `strategy`.
-        precision: `fp32`, `bf16`, `fp16`, or one of Lightning's names.
+        precision: `auto`, `fp32`, `bf16`, `fp16`, or one of Lightning's names.
+        deterministic: Use only deterministic kernels on a GPU, in full float32 precision. A CPU always does.
         memory_format: `channels_last` or `contiguous`. With None, the faster one is measured.
         threads: The number of torch threads. With None, all available cores are used.
+        workers: The number of processes that read and augment images. With None, one per core, at most eight.
         allocator: `keep` lets glibc keep large blocks, `default` does not change the allocator.
         plots: Whether to draw curves and other plots.
         brief: Leave the recipe out of the first messages.
@@ -75,8 +78,10 @@ class TrainOptions:
     devices: str | int = "auto"
     precision: str | None = None
     strategy: str = "auto"
+    deterministic: bool = False
     memory_format: str | None = None
     threads: int | None = None
+    workers: int | None = None
     allocator: str = "keep"
     plots: bool = True
     brief: bool = False
@@ -96,9 +101,17 @@ class TrainOptions:
         """Return the fields of the recipe that these options override."""
         data = Setting.of(FromPython()) if self.images is not None and self.data is None else self.data
         overrides = {"data": data, "epochs": self.epochs, "batch": self.batch, "seed": self.seed}
-        if self.precision in PRECISIONS:
+        if self.precision in ("auto", *PRECISIONS):
             overrides["precision"] = self.precision
         return {name: value for name, value in overrides.items() if value is not None}
+
+
+def lightning_precision(precision: str, device: torch.device) -> str:
+    """Return Lightning's name of a precision. `auto` is bf16 on a GPU that computes with it, fp32 elsewhere."""
+    if precision == "auto":
+        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if bf16 else "fp32"
+    return PRECISIONS.get(precision, precision)
 
 
 @dataclass(frozen=True)

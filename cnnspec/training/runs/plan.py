@@ -15,6 +15,7 @@ from cnnspec.files import weights_file
 from cnnspec.ir import Graph
 from cnnspec.recipe import Recipe
 from cnnspec.training.data import identity
+from cnnspec.training.data.augment import PER_IMAGE
 from cnnspec.training.data.batches import steps_per_epoch
 from cnnspec.training.data.datasets import SOURCES, ImageData, load_data
 from cnnspec.training.data.download import downloads
@@ -22,7 +23,7 @@ from cnnspec.training.loop.autotune import cache_file, read_cached
 from cnnspec.training.loop.machine import default_threads, default_workers, device_of, free_memory
 from cnnspec.training.loop.optimizers import optimizer_for
 from cnnspec.training.runs.folder import next_folder
-from cnnspec.training.runs.options import TrainOptions, effective_recipe, recipe_lines
+from cnnspec.training.runs.options import TrainOptions, effective_recipe, lightning_precision, recipe_lines
 
 MEMORY_FRACTION = 0.8
 """The fraction of a device's free memory that the estimate must fit into for the images to be placed there."""
@@ -46,7 +47,8 @@ def plan(graph: Graph, options: TrainOptions | None = None) -> dict[str, Any]:
     recipe = effective_recipe(graph, options)
     optimizer_for(to_module(graph), recipe, 1)  # raises if torch rejects the recipe
     device = device_of(options.accelerator)
-    cached = read_cached(graph, recipe.batch, device)
+    precision = lightning_precision(options.precision or recipe.precision, device)
+    cached = read_cached(graph, recipe.batch, device, precision)
     folder = next_folder(options.out, graph)
     data, steps = _describe_data(graph, recipe, options)
     return {
@@ -59,7 +61,7 @@ def plan(graph: Graph, options: TrainOptions | None = None) -> dict[str, Any]:
             "accelerator": device.type,
             "devices": options.devices,
             "strategy": options.strategy,
-            "precision": options.precision or recipe.precision,
+            "precision": precision,
             "memory_format": options.memory_format or cached or "measured at the start of the run",
             "threads": options.threads or default_threads(),
             "allocator": options.allocator,
@@ -104,7 +106,10 @@ def _describe_data(graph: Graph, recipe: Recipe, options: TrainOptions) -> tuple
     parts = {"train": data.train, "val": data.val, "test": data.test}
     found |= {"state": "found", "images": {name: len(part) for name, part in parts.items() if part is not None}}
     found |= {"mean": list(data.mean), "std": list(data.std)}
-    found |= {"bytes": data.nbytes, "workers": 0 if data.train.in_memory else default_workers()}
+    found |= {
+        "bytes": data.nbytes,
+        "workers": 0 if data.train.in_memory else default_workers() if options.workers is None else options.workers,
+    }
     return found, steps_per_epoch(data.train, recipe.batch)
 
 
@@ -142,7 +147,9 @@ def memory(graph: Graph, recipe: Recipe, data: int) -> dict[str, int]:
 
 
 def place_data(data: ImageData, graph: Graph, recipe: Recipe, device: torch.device) -> ImageData:
-    """Move the images to the device if they fit there in addition to the training."""
+    """Move the images to the device if they fit there in addition to the training, and can be augmented there."""
+    if any(step.name in PER_IMAGE for step in recipe.augment):
+        return data
     needed = memory(graph, recipe, data.nbytes)["total"]
     return data.to(device) if needed <= MEMORY_FRACTION * free_memory(device) else data
 

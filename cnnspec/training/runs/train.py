@@ -33,9 +33,11 @@ from cnnspec.training.loop.evaluate import score
 from cnnspec.training.loop.journal import Journal
 from cnnspec.training.loop.machine import (
     default_workers,
+    device_name,
     device_of,
     images_that_fit,
     keep_memory,
+    training_kernels,
     versions,
 )
 from cnnspec.training.loop.optimizers import optimizer_for
@@ -50,6 +52,7 @@ from cnnspec.training.runs.options import (
     Result,
     TrainOptions,
     effective_recipe,
+    lightning_precision,
     recipe_lines,
 )
 from cnnspec.training.runs.plan import place_data
@@ -75,14 +78,16 @@ def train(graph: Graph, options: TrainOptions | None = None) -> Result:
             on this machine or diverges.
     """
     options = options or TrainOptions()
-    if options.allocator == "keep":
+    device = device_of(options.accelerator)
+    if options.allocator == "keep" and device.type == "cpu":
         keep_memory()
     threads = torch.get_num_threads()
     main_process = is_main_process()
     console = options.console or Console() if main_process else Console(quiet=True)
     start: _Start | None = None
     run: _TrainingRun | None = None
-    with StopHandler(lambda text: print_line(console, text, "yellow")) as stop, quiet():
+    kernels = training_kernels(device, deterministic=options.deterministic)
+    with StopHandler(lambda text: print_line(console, text, "yellow")) as stop, quiet(), kernels:
         try:
             start = _Start(graph, options)
             with console.status("loading the data"):
@@ -378,7 +383,13 @@ class _TrainingRun:
                 return Tuning(chosen["memory_format"], chosen["threads"], origin)
         device = self.trainer.strategy.root_device
         return choose_tuning(
-            self.graph, network, self.start.images_at_once, device, options.memory_format, options.threads
+            replace(self.graph, recipe=self.recipe),
+            network,
+            self.start.images_at_once,
+            device,
+            options.memory_format,
+            options.threads,
+            str(self.trainer.precision),
         )
 
     def _log_start(self) -> None:
@@ -399,6 +410,10 @@ class _TrainingRun:
             self._log(f"frozen: {count:,} of {self.graph.parameter_count:,} parameters")
         machine = self.tuning
         self._log(f"machine: {machine.memory_format}, {machine.threads} threads ({machine.origin})")
+        device = self.trainer.strategy.root_device
+        if device.type != "cpu":
+            kernels = "deterministic kernels" if self.options.deterministic else "TF32 for products in float32"
+            self._log(f"device: {device_name(device)}, {self.trainer.precision}, {kernels}")
         if self.context.data is not data:
             self._log(f"images in the memory of {self.trainer.strategy.root_device}")
         self._log(f"run folder: {self.folder.path}")
@@ -430,11 +445,13 @@ class _TrainingRun:
             epoch, skip = divmod(task.progress.step, task.steps)
             progress: Any = trainer.fit_loop.epoch_progress.current
             progress.processed = progress.completed = epoch
-            batches = BatchDataModule(self.recipe, self.context.data, self.preprocessing, default_workers())
+            workers = default_workers() if self.options.workers is None else self.options.workers
+            batches = BatchDataModule(self.recipe, self.context.data, self.preprocessing, workers)
             batches.skip = skip
             trainer.fit(task, datamodule=batches)
         finally:
             task.stop_clock()
+            self.folder.checkpoints.wait()
 
     def _write_failure(self, error: BaseException) -> None:
         """Write the error into the result, if possible."""
@@ -522,7 +539,7 @@ def _make_trainer(options: TrainOptions, recipe: Recipe, folder: RunFolder | Non
     Raises:
         CnnspecError: E0510 if Lightning does not support the settings.
     """
-    precision: Any = PRECISIONS.get(options.precision or recipe.precision, options.precision)
+    precision: Any = lightning_precision(options.precision or recipe.precision, device_of(options.accelerator))
     try:
         trainer = pl.Trainer(
             accelerator=options.accelerator,

@@ -29,7 +29,7 @@ from cnnspec.training.loop.signals import StopHandler, Stopped
 from cnnspec.training.runs.folder import is_main_process, is_number
 from cnnspec.training.runs.json_files import read_result
 from cnnspec.training.runs.locks import LOCK, is_locked
-from cnnspec.training.runs.options import Result, TrainOptions, effective_recipe
+from cnnspec.training.runs.options import Result, TrainOptions, effective_recipe, lightning_precision
 from cnnspec.training.runs.progress import print_line
 from cnnspec.training.runs.train import train
 from cnnspec.training.sweeps.space import Candidate, Space
@@ -181,7 +181,10 @@ class _Sweep:
         device = device_of(options.accelerator)
         if device.type == "cuda" and not torch.cuda.is_available():
             return replace(options, devices=1)  # Lightning reports the missing GPU
-        tuned = choose_tuning(self.base, to_module(self.base), batch, device, options.memory_format, options.threads)
+        precision = lightning_precision(options.precision or self.base.recipe.precision, device)
+        tuned = choose_tuning(
+            self.base, to_module(self.base), batch, device, options.memory_format, options.threads, precision
+        )
         return replace(options, devices=1, memory_format=tuned.memory_format, threads=tuned.threads)
 
     def _terms(self) -> dict[str, Any]:

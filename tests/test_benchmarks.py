@@ -1,0 +1,37 @@
+"""Run the benchmark of GPUs for a few steps on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CNNSPEC_DATA": os.devnull}
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
+
+
+@pytest.mark.parametrize("parts", [["tutorial", "input"], ["syncs", "resnet50", "memory", "airbench"]])
+def test_every_part_of_the_gpu_benchmark_runs(parts: list[str], tmp_path: Path):
+    pytest.importorskip("torch")
+    done = run("--cpu", "--quick", "--json", str(tmp_path / "gpu.json"), *parts)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert {row["part"] for row in rows} == {*parts}
+    skipped = {row["part"] for row in rows if "skipped" in row["what"]}
+    assert skipped == {*parts} & {"memory", "airbench"}
+    assert all(row["ratio"] > 0 for row in rows if "ratio" in row)
+
+
+def test_an_unknown_part_is_an_error():
+    done = run("--cpu", "speed")
+    assert done.returncode == 1
+    assert "no such part: speed" in done.stderr
