@@ -15,6 +15,7 @@ import pytest
 
 from cnnspec import CnnspecError, Graph, load, loads
 from cnnspec.analysis.diff import compare, node_statuses
+from cnnspec.analysis.features import tap
 from cnnspec.backends.diagram import FORMATS, draw, figures_of
 from cnnspec.backends.diagram.layout import Drawing, Edge, Point, lay_out
 from cnnspec.backends.diagram.outline import Box, Outliner, kind_of
@@ -371,3 +372,20 @@ def test_every_operator_has_a_color_and_a_legend() -> None:
     for kind in {kind_of(op) for op in (*OPS.values(), *JOINS.values())}:
         assert f".{kind}{{fill:" in style("light")
         assert kind in KINDS or kind in JOINS
+
+
+@pytest.mark.parametrize("name", ["resnet20", "googlenet", "densenet121"])
+def test_every_kind_of_graph_is_drawn(name: str) -> None:
+    """Graphs with feature outputs, for another image size, and with shapes as functions of the image size."""
+    graph = load(name)
+    paths = [path for path in graph.paths if graph.feature(path).channels > 16]
+    other = next(side for side in (64, 96, 192) if graph.accepts(side, side))
+    for found in (tap(graph, paths[5:60:9]), graph.at(other, other), graph.symbolic):
+        check_drawings(found)
+        for form in TEXTS:
+            assert draw(found, form)
+        ET.fromstring(draw(found, ".svg", other=graph).decode())
+        assert found._repr_html_()  # type: ignore[attr-defined]
+    texts = [box.edge for box in figures_of(Outliner(load("resnet20").symbolic))[0].boxes]  # type: ignore[union-attr]
+    assert {"3×H×W", "32×((H + 1)//2)×((W + 1)//2)"} <= set(texts)
+    assert max(map(len, texts)) <= 34

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from cnnspec.analysis.diff import node_statuses
 from cnnspec.backends.diagram import html, markup, svg
 from cnnspec.backends.diagram.layout import lay_out
-from cnnspec.backends.diagram.outline import Box, Figure, Key, Outliner, blocks_in, size_text
+from cnnspec.backends.diagram.outline import Box, Figure, Key, Outliner, blocks_in, shortened, size_text
 from cnnspec.diagnostics import counted, did_you_mean, failure, named
 from cnnspec.ir import Graph
 from cnnspec.limits import MAX_BOXES, MAX_PIXELS
@@ -155,15 +155,18 @@ def _count(boxes: Iterable[Box]) -> int:
 
 
 def _subtitle(graphs: Sequence[Graph]) -> str:
+    """Return sizes and counts in words; each may be a function of the image size."""
     one, two = graphs[0], graphs[-1]
-    if len(graphs) > 1:
-        more, work = two.parameter_count - one.parameter_count, two.macs - one.macs
-        return (
-            f"{one.parameter_count:,} → {two.parameter_count:,} parameters ({more:+,}) · "
-            f"{one.macs:,} → {two.macs:,} multiply-adds ({work:+,})"
-        )
+
+    def change(a: object, b: object) -> str:
+        text = " → ".join(shortened(f"{value:,}", 80) for value in (a, b)[: len(graphs)])
+        return f"{text} ({b - a:+,})" if len(graphs) > 1 and isinstance(a, int) and isinstance(b, int) else text
+
+    counts = (
+        f"{change(one.parameter_count, two.parameter_count)} parameters · {change(one.macs, two.macs)} multiply-adds"
+    )
     sizes = f"{size_text(one.input_shape)} → {size_text(one.output_shape)}"
-    return f"{sizes} · {one.parameter_count:,} parameters · {one.macs:,} multiply-adds"
+    return counts if len(graphs) > 1 else f"{shortened(sizes, 80)} · {counts}"
 
 
 def _description(figures: Iterable[Figure]) -> str:

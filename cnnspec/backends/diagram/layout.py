@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from cnnspec.backends.diagram.outline import ENTRY, Box, Figure
+from cnnspec.backends.diagram.outline import ENTRY, Box, Figure, shortened
 
 Point = tuple[float, float]
 Routes = dict[tuple[int, int], list[Point]]
@@ -43,11 +43,6 @@ def text_width(text: str, size: float) -> float:
         else:
             units += 0.69 if char.isupper() else 0.62
     return units * size
-
-
-def shortened(text: str, limit: int = 34) -> str:
-    """Return a text of at most `limit` characters; the middle of a longer one is left out."""
-    return text if len(text) <= limit else f"{text[: limit * 2 // 3]}…{text[-(limit // 3 - 1) :]}"
 
 
 @dataclass
@@ -523,7 +518,7 @@ class _Layout:
 
 def has_bars(box: Box) -> bool:
     """Return whether a box shows its share of parameters and operations."""
-    return box.inner is None and box.kind in ("op", "block", "group") and (box.parameters > 0 or box.macs > 0)
+    return box.inner is None and box.kind in ("op", "block", "group") and (box.parameters != 0 or box.macs != 0)
 
 
 def shown_name(box: Box) -> str:

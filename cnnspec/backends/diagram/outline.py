@@ -108,9 +108,14 @@ def kind_of(op: Op | type[Op]) -> str:
     return _KINDS[(op if isinstance(op, type) else type(op)).__module__.rpartition(".")[2]]
 
 
+def shortened(text: str, limit: int = 34) -> str:
+    """Return a text of at most `limit` characters; the middle of a longer one is left out."""
+    return text if len(text) <= limit else f"{text[: limit * 2 // 3]}…{text[-(limit // 3 - 1) :]}"
+
+
 def size_text(shape: Shape) -> str:
-    """Render a shape as `64×56×56`."""
-    return "×".join(map(str, shape))
+    """Render a shape as `64×56×56`, or `64×(H//2)×(W//2)` as a function of the image size."""
+    return "×".join(text if text.isalnum() else f"({text})" for text in map(str, shape))
 
 
 def _value(value: object) -> str:
@@ -289,7 +294,7 @@ class Outliner:
         graph = self.graph
         boxes = self._collapse(self._boxes(range(len(graph.nodes)), 0, ()))
         boxes = [Box("input", "", "", [[Cell("input", "input")]], (), (), graph.input_shape), *boxes]
-        boxes[0].edge = size_text(graph.input_shape)
+        boxes[0].edge = shortened(size_text(graph.input_shape))
         for box in boxes[1:]:
             box.inputs = tuple(i + 1 for i in box.inputs)
         out = next(i for i, box in enumerate(boxes) if graph.output in box.nodes)
@@ -388,7 +393,7 @@ class Outliner:
             macs=sum(node.macs for node in nodes),
             line=self._line(self.graph.origins.get(path) or nodes[0].origin),
             status=statuses.pop() if len(statuses) == 1 else "changed",
-            edge=size_text(nodes[-1].shape),
+            edge=shortened(size_text(nodes[-1].shape)),
             **more,
         )
 

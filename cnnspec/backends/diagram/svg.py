@@ -18,11 +18,10 @@ from cnnspec.backends.diagram.layout import (
     frame_title,
     has_bars,
     row_metrics,
-    shortened,
     shown_name,
     text_width,
 )
-from cnnspec.backends.diagram.outline import Box, Key, size_text
+from cnnspec.backends.diagram.outline import Box, Key, shortened, size_text
 from cnnspec.diagnostics import printable
 
 FONT = "Inter, Helvetica, Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif"
@@ -108,6 +107,11 @@ def number(value: float) -> str:
 def safe(text: str) -> str:
     """Escape a text for markup; characters that cannot be shown become their escapes."""
     return escape(printable(text), quote=True)
+
+
+def _amount(value: object) -> int:
+    """Return a number for a bar; functions of the image size have none."""
+    return value if isinstance(value, int) else 0
 
 
 def _title(box: Box) -> str:
@@ -201,8 +205,9 @@ class Writer:
     def drawing(self, drawing: Drawing, x: float, y: float) -> list[str]:
         """Return the elements of a drawing at a place."""
         self.network = drawing.figure.network
-        most = max([p.box.parameters for p in drawing.placed if has_bars(p.box)] or [0])
-        work = max([p.box.macs for p in drawing.placed if has_bars(p.box)] or [0])
+        barred = [p.box for p in drawing.placed if has_bars(p.box)]
+        most = max([_amount(box.parameters) for box in barred] or [0])
+        work = max([_amount(box.macs) for box in barred] or [0])
         frames = [p for p in drawing.placed if p.box.inner is not None]
         lines = [line for p in frames for line in self._frame(p, x, y)]
         for edge in drawing.edges:
@@ -304,8 +309,8 @@ def _bars(box: Box, left: float, bottom: float, width: float, most: int, work: i
     half = (width - 14) / 2
     lines: list[str] = []
     for kind, x, value, largest in (
-        ("params", left + 5, box.parameters, most),
-        ("macs", left + 9 + half, box.macs, work),
+        ("params", left + 5, _amount(box.parameters), most),
+        ("macs", left + 9 + half, _amount(box.macs), work),
     ):
         lines.append(_rect(x, bottom - 5.5, half, 2.5, "track", 1.2))
         if value:
@@ -424,7 +429,7 @@ def write_svg(
             body.append(f'<path class="edge" d="M{number(start)} {number(top - 8)}V{number(top)}"/>')
             entry = panel.drawing.figure.entry
             if entry:
-                body.append(_text(start + 5, top - 2, SMALL, size_text(entry), "faint", "start"))
+                body.append(_text(start + 5, top - 2, SMALL, shortened(size_text(entry)), "faint", "start"))
         body += [*writer.drawing(panel.drawing, inner, top), "</g>"]
     width = max([p.x + p.width for p in panels]) + (8.0 if paper else _MARGIN)
     bottom = max([p.y + p.height for p in panels]) + 20
