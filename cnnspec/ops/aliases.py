@@ -115,7 +115,7 @@ def foreign_operator(name: str, own: Iterable[str]) -> str | None:
 def absent_operator(name: str) -> str | None:
     """Return a help for an operator of other libraries that the language lacks; None for any other word.
 
-    A word of this kind is not a misspelling of another operator: `glu` is not `gelu`.
+    Such a word is not a misspelled operator: `glu` is not `gelu`.
     """
     if _ATTENTION.search(name):
         return "the language has no attention between positions; it describes convolutional networks"
