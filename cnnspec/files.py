@@ -15,10 +15,10 @@ import struct
 import sys
 import zipfile
 import zlib
-from collections.abc import Generator
+from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -298,6 +298,30 @@ class _PickleCheck:
         if opcode.name in _MUTATORS and taken:
             depth = max(taken[0][0], 1 + max((extent[0] for extent in taken[1:]), default=-1))
         stack.append((depth, 1 + sum(extent[1] for extent in taken)))
+
+
+def check_nesting(value: Any) -> None:
+    """Check that unpickled containers do not contain themselves and are not nested deeper than the limit.
+
+    A pickle can add to a container after it was put into another one, which its opcodes do not show.
+
+    Raises:
+        ValueError: They do, or are.
+    """
+    heights: dict[int, int] = {}
+
+    def height(value: Any, level: int) -> int:
+        if not isinstance(value, (Mapping, list, tuple, set, frozenset)):
+            return 0
+        name = id(cast(Any, value))
+        if level <= MAX_PICKLE_DEPTH and name not in heights:
+            parts = cast("Collection[Any]", value.values() if isinstance(value, Mapping) else value)
+            heights[name] = 1 + max((height(part, level + 1) for part in parts), default=0)
+        if level + heights.get(name, 1) > MAX_PICKLE_DEPTH + 1:
+            raise ValueError(f"it contains itself, or is nested deeper than the limit of {MAX_PICKLE_DEPTH}")
+        return heights[name]
+
+    height(value, 0)
 
 
 def is_weights_file(path: str | os.PathLike[str]) -> bool:

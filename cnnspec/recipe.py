@@ -561,6 +561,10 @@ class Setting(BaseModel):
             del found["base"]
         return found
 
+    def from_python(self) -> "Setting":
+        """Return the entry `data` for images of a program: this one if it is `python`, or the default."""
+        return self if self.name == FromPython.name else Setting.of(FromPython())
+
     @classmethod
     def of(cls, declared: Declared) -> "Setting":
         return cls.model_construct(
@@ -594,7 +598,7 @@ class Recipe(BaseModel):
             kernels, which takes seconds instead of minutes. Source: `torch.compile`.
         tta: Test-time augmentation: `hflip` averages the logits of an image and of its horizontal flip.
         specified: Names of the fields that the spec or `--set` sets.
-        overridden: Names of the fields that `--set` sets.
+        overridden: Names of the fields that `--set` or an option of the run sets.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)

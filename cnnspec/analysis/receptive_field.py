@@ -75,7 +75,7 @@ def _compose(before: Span, own: Span) -> Span | None:
         return None
     low: list[int] = []
     high: list[int] = []
-    for shift in range(0, times * own.step, own.step):
+    for shift in (own.step * part for part in range(times)):  # the step is 0 if all positions read the same ones
         for first, last in zip(own.low, own.high, strict=True):
             rounds, place = divmod(first + shift, period)
             low.append(before.low[place] + rounds * step)
@@ -104,7 +104,7 @@ def _over(span: Span, period: int) -> tuple[Sequence[int], Sequence[int]]:
     """Return the bounds of a span, repeated to a longer period."""
     if span.period == period:
         return span.low, span.high
-    shifts = range(0, period // span.period * span.step, span.step)
+    shifts = [span.step * part for part in range(period // span.period)]
     low, high = ([bound + shift for shift in shifts for bound in bounds] for bounds in (span.low, span.high))
     return low, high
 

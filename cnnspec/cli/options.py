@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
@@ -11,9 +12,9 @@ import typer
 
 from cnnspec.api import resize
 from cnnspec.compiler import Compilation, compile_file, compile_source, locate
-from cnnspec.diagnostics import Reporter, Source, failure
+from cnnspec.diagnostics import Reporter, Source, echo, failure
 from cnnspec.ir import Graph
-from cnnspec.semantics.loader import SUFFIX, read_stdin
+from cnnspec.semantics.loader import SUFFIX, is_below, read_stdin
 
 DATA_VARIABLE = "CNNSPEC_DATA"
 """The environment variable with the default of `--data-dir`."""
@@ -149,6 +150,8 @@ def data_folder(given: Path | None) -> Path:
 def spec_paths(files: Iterable[str]) -> list[str]:
     """Return the specs that arguments name; a folder means all specs below it, except for hidden ones.
 
+    A folder of unknown origin must not lead to other files, so symbolic links out of it are skipped with a message.
+
     Raises:
         CnnspecError: E0212 if a folder contains no specs.
     """
@@ -158,7 +161,13 @@ def spec_paths(files: Iterable[str]) -> list[str]:
             found.append(file)
             continue
         below = sorted(Path(file).rglob(f"*{SUFFIX}"))
-        specs = [str(path) for path in below if not any(p.startswith(".") for p in path.relative_to(file).parts)]
+        below = [path for path in below if not any(p.startswith(".") for p in path.relative_to(file).parts)]
+        specs = [str(path) for path in below if is_below(path, Path(file))]
+        for path in sorted({*map(str, below)} - {*specs}):
+            echo(
+                f"{path}: skipped, because it is a symbolic link that does not lead to a file in `{file}`",
+                file=sys.stderr,
+            )
         if not specs:
             raise failure("E0212", f"`{file}` contains no specs", file=file, help=f"name files that end in `{SUFFIX}`")
         found += specs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,10 +73,12 @@ def check(
     failed = False
     if fix and STDIN in files:
         raise typer.BadParameter("cannot change the standard input", param_hint="--fix")
-    for file in spec_paths(files):
+    for file, missing in _each_path(files):
         fixed: list[Diagnostic] | None = None
         try:
             done = None
+            if missing is not None:
+                raise missing
             if fix:
                 fixed, done = _fix(file, sets, huge, on)
             done = done or compile_spec(file, sets, huge, on)
@@ -96,6 +98,15 @@ def check(
 
         print_json(rendering.to_sarif(results, cnnspec.__version__, titles()))
     return int(failed)
+
+
+def _each_path(files: Iterable[str]) -> Iterator[tuple[str, CnnspecError | None]]:
+    """Yield each spec, and each folder without specs with its error."""
+    for file in files:
+        try:
+            yield from ((path, None) for path in spec_paths([file]))
+        except CnnspecError as error:
+            yield file, error
 
 
 def _print_result(result: Checked, form: str) -> None:

@@ -153,7 +153,7 @@ STREAM = "stream"
 
 
 def find_data(recipes: Sequence[Recipe], text: str | None, data_dir: Path | None) -> Any:
-    """Return the dataset of `--data`, with the arguments of the first recipe that uses it.
+    """Return the dataset of `--data`, with the other arguments of the first recipe that uses it.
 
     Raises:
         CnnspecError: The dataset does not exist.
@@ -163,23 +163,26 @@ def find_data(recipes: Sequence[Recipe], text: str | None, data_dir: Path | None
     if text is None:
         return None
     name, path = (*re.split(r"[:\s]", text.strip(), maxsplit=1), "")[:2]
+    kind = HuggingFace.name if name == STREAM else name
+    own = next((recipe.data for recipe in recipes if recipe.data.name == kind), None)
+    others = own.args if own else {}
     path = path.strip().removeprefix('"').removesuffix('"')  # as in a spec: `folder "PATH"`
     if name == "folder" and not path and (data_dir or os.environ.get(DATA_VARIABLE)):
         path = str(data_folder(data_dir))
     if name == "folder" and path:
-        setting = Setting.of(Folder(path=path))
+        setting = Setting.of(Folder(**{**others, "path": path}))
         check_folder(setting)
         return setting
     if name in ("hf", STREAM) and path:
         path, _, revision = path.partition("@")
-        return Setting.of(HuggingFace(path=path, revision=revision or None, stream=name == STREAM))
+        stream = name == STREAM or others.get("stream", False)
+        return Setting.of(HuggingFace(**{**others, "path": path, "revision": revision or None, "stream": stream}))
     if name not in DATA_SETS or path or name in _WITH_PATH:
         known = ", ".join([*(_WITH_PATH.get(n, n) for n in DATA_SETS if n != "python"), f"{STREAM}:NAME@REVISION"])
         guess = did_you_mean(name, DATA_SETS)
         notes = [f"the datasets are {known}"] if guess else []
         raise failure("E0502", f"unknown dataset `{text}`", notes=notes, help=guess or f"use one of {known}")
-    own = (recipe.data for recipe in recipes if recipe.data.name == name)
-    return next(own, None) or Setting.of(DATA_SETS[name]())
+    return own or Setting.of(DATA_SETS[name]())
 
 
 def check_folder(data: Setting) -> None:

@@ -243,6 +243,7 @@ def _find(
         weights = weights_file(source)
         graph = graph or carried_network(weights, allow_huge=allow_huge)
     if graph is None:
+        read_weights(weights)  # raises if the file is damaged
         help = "pass the network with `--spec FILE`, or the name of a shipped spec, such as `--spec resnet50`"
         raise failure("E0505", "the weights do not say which network they belong to", file=str(weights), help=help)
     return weights, graph

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from torch import Tensor, nn
 
 from cnnspec.analysis.receptive_field import center_extent, fields, masks
+from cnnspec.analysis.summary import summarize
 from cnnspec.api import build, load, loads
 from cnnspec.backends.torch.layers import EXPRESSIONS, SameMaxPool2d, SamePad
 from cnnspec.ir import Graph
@@ -126,6 +127,45 @@ def test_fields_by_hand(layers: str, field: int) -> None:
 def test_what_repeats_too_late_or_parts_counts_as_the_whole_image(layers: str) -> None:
     graph = loads(f"input 3x13x13\n{layers}\n")
     assert fields(graph)[graph.output] == (None, None)
+
+
+POINT = "upsample size=1x1 mode=bilinear align_corners"
+STEPS = [
+    POINT, "upsample size=5x5 mode=bilinear align_corners", "upsample size=7x4", "upsample 2 mode=bicubic", "pad 1",
+    "pad [1, 0, 2, 0]", "conv 3x3 4 pad=same", "conv 1x1 4 stride=2", "conv_transpose 2x2 4 stride=2",
+    "maxpool 1 stride=2",
+    "adaptive_avgpool 3", "adaptive_avgpool 1", "mul { in; global_avgpool }", "bn", "gn 1",
+    "add { conv 1x1 4; conv 3x3 4 pad=same }", f"concat {{ {POINT}; adaptive_maxpool 1 }}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("second", STEPS)
+@pytest.mark.parametrize("first", STEPS)
+def test_every_pair_of_operators_has_fields(first: str, second: str) -> None:
+    for last in ("relu", POINT, "conv 3x3 4 pad=same", "global_avgpool"):
+        graph = loads(f"input 4x6x6\n{first}\n{second}\n{last}\n")
+        theoretical, seen = fields(graph)[graph.output], masks(graph)[graph.output]
+        for bound, extent in zip(theoretical, center_extent(seen), strict=True):
+            assert extent <= 6
+            assert bound is None or extent <= bound, (first, second, last)
+        summarize(graph, symbolic=True).to_json()
+
+
+@pytest.mark.parametrize(
+    ("layers", "field"),
+    [
+        (POINT, 1),
+        (f"{POINT} | conv 3x3 4 pad=same", 1),
+        (f"conv 3x3 4 pad=same | {POINT}", 3),
+        (f"conv 3x3 4 pad=same | {POINT} | conv 3x3 4 pad=same | {POINT}", 3),
+        (f"{POINT} | upsample 4 | conv 3x3 4 stride=2 | {POINT}", 1),
+        (f"conv 3x3 4 stride=2 | pad 3 | {POINT} | upsample size=9x9 mode=bilinear | conv 5x5 4 pad=same", 3),
+        (f"concat {{ conv 5x5 4 pad=same | {POINT}; {POINT} | conv 3x3 4 pad=same }}", 5),
+    ],
+)
+def test_fields_of_maps_whose_positions_all_see_the_same(layers: str, field: int) -> None:
+    graph = loads(f"input 4x16x16\n{layers}\n")
+    assert fields(graph)[graph.output] == (field, field)
 
 
 def test_branches_of_other_periods_see_what_both_see() -> None:

@@ -560,3 +560,56 @@ def test_draw_writes_nothing_after_an_error(good: Path, arguments: tuple[str, ..
     assert done.stderr.startswith(f"error[{code}]: ")
     assert "= help: " in done.stderr
     assert sorted(path.name for path in folder.iterdir()) == ["folder.svg", "good.cnn"]
+
+
+@pytest.mark.parametrize("link", ["file", "folder", "chain", "upwards"])
+@pytest.mark.parametrize(
+    "command",
+    [["check"], ["check", "--fix"], ["check", "--format", "github"], ["check", "--json"], ["fmt"], ["fmt", "--diff"],
+     ["summary"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_links_out_of_a_folder_argument_are_not_followed(command: list[str], link: str, tmp_path: Path) -> None:
+    folder, outside = tmp_path / "given", tmp_path / "outside"
+    folder.mkdir()
+    outside.mkdir()
+    private = "  SECRET   ->->  x\nnetwork   t\ninput 3x8x8\nconv 3x3 8 | relu() | relu()\n"
+    victims = [outside / "victim.cnn", outside / "secret"]
+    for victim in victims:
+        victim.write_text(private)
+    (folder / "own.cnn").write_text(GOOD)
+    (folder / "alias.cnn").symlink_to("own.cnn")
+    if link == "file":
+        (folder / "net.cnn").symlink_to(victims[1])
+    elif link == "folder":
+        (folder / "sub").symlink_to(outside)
+        (folder / "net.cnn").symlink_to("sub/victim.cnn")
+    elif link == "chain":
+        (folder / "sub").mkdir()
+        (folder / "sub" / "one.cnn").symlink_to("../net.cnn")
+        (folder / "net.cnn").symlink_to("../outside/secret")
+    else:
+        (folder / "net.cnn").symlink_to(Path("..", "outside", "victim.cnn"))
+    done = cnnspec(*command, folder)
+    assert "SECRET" not in done.stdout + done.stderr
+    assert f"{folder / 'net.cnn'}: skipped" in done.stderr
+    assert done.returncode == 0
+    assert [victim.read_text() for victim in victims] == [private] * 2
+    assert (folder / "net.cnn").is_symlink()
+    if command == ["fmt"]:  # the user names the link
+        victims[0].write_text(GOOD.replace("|", "  |"))
+        (tmp_path / "own.cnn").symlink_to(victims[0])
+        assert cnnspec("fmt", tmp_path / "own.cnn").returncode == 0
+        assert victims[0].read_text() != GOOD.replace("|", "  |")
+
+
+@pytest.mark.parametrize("form", ["json", "sarif"])
+def test_a_folder_without_specs_is_reported_in_the_output_format(form: str, good: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = cnnspec("check", tmp_path / "empty", good, "--format", form)
+    assert done.returncode == 1
+    assert "E0212" in done.stdout
+    data = json.loads(done.stdout)
+    if form == "json":
+        assert [file["ok"] for file in data["files"]] == [False, True]
+    assert cnnspec("check", tmp_path / "empty").stderr.startswith("error[E0212]")

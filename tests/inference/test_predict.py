@@ -269,7 +269,16 @@ def test_weights_without_preprocessing_ask_for_it(tmp_path: Path) -> None:
         ("runs", "E0505", "not the folder of a run"),
         ("runs/tiny/7", "E0505", "no weights yet"),
         ("broken/tiny/1", "E0506", "cannot read `result.json`"),
-        ("noise.safetensors", "E0505", "do not say which network"),
+        ("noise.safetensors", "E0505", "cannot read weights"),
+        ("noise.pt", "E0505", "cannot read weights"),
+        ("noise.ckpt", "E0505", "cannot read weights"),
+        ("half.safetensors", "E0505", "cannot read weights"),
+        ("half.pt", "E0505", "cannot read weights"),
+        ("half.bin", "E0505", "cannot read weights"),
+        ("empty.pth", "E0505", "cannot read weights"),
+        ("empty.safetensors", "E0505", "cannot read weights"),
+        ("no_tensors.pt", "E0505", "does not contain a `state_dict`"),
+        ("whole.pt", "E0505", "do not say which network"),
     ],
 )
 def test_other_sources_are_errors(trained: Path, tmp_path: Path, source: str, code: str, said: str) -> None:
@@ -278,7 +287,16 @@ def test_other_sources_are_errors(trained: Path, tmp_path: Path, source: str, co
     (tmp_path / "runs" / "tiny" / "7" / "result.json").write_text((trained / "result.json").read_text())
     (tmp_path / "broken" / "tiny" / "1").mkdir(parents=True)
     (tmp_path / "broken" / "tiny" / "1" / "result.json").write_text("{")
-    (tmp_path / "noise.safetensors").write_bytes(b"\x10" * 64)
+    for ending in ("safetensors", "pt", "ckpt"):
+        (tmp_path / f"noise.{ending}").write_bytes(b"\x10" * 64)
+    torch.save({"a": torch.ones(100)}, tmp_path / "whole.pt")
+    torch.save({"a": "text"}, tmp_path / "no_tensors.pt")
+    best = (trained / "checkpoints" / "best.safetensors").read_bytes()
+    (tmp_path / "half.safetensors").write_bytes(best[: len(best) // 2])
+    for name in ("half.pt", "half.bin"):
+        (tmp_path / name).write_bytes((tmp_path / "whole.pt").read_bytes()[:-300])
+    for name in ("empty.pth", "empty.safetensors"):
+        (tmp_path / name).touch()
     error = failing(lambda: load_run(tmp_path / source))
     assert error.code == code
     assert said in error.message

@@ -122,6 +122,38 @@ WEIGHTS: dict[str, Callable[[], bytes]] = {
 }
 
 
+def containing_itself(*path: str | int) -> Any:
+    """Return a dict that contains itself at a path of keys and indices."""
+    outer: Any = {}
+    place: Any = outer
+    for key, following in zip(path, [*path[1:], None], strict=True):
+        inner = outer if following is None else {} if isinstance(following, str) else []
+        if isinstance(place, list):
+            place.append(inner)
+        else:
+            place[key] = inner
+        place = inner
+    return outer
+
+
+def late_chain(length: int) -> bytes:
+    """Return the pickle of dicts in dicts, each filled after it was put into the one before."""
+
+    def memo(code: bytes, number: int) -> bytes:
+        return code + struct.pack("<I", number)
+
+    links = (memo(b"j", i) + b"X\x05\x00\x00\x00model}" + memo(b"r", i + 1) + b"s0" for i in range(length))
+    return b"\x80\x02}" + memo(b"r", 0) + b"0" + b"".join(links) + memo(b"j", 0) + b"."
+
+
+CYCLES: list[tuple[str | int, ...]] = [
+    ("model",), ("state_dict",), ("model", "net"), ("net", "ema", "model"), ("other",), ("model", "other"),
+    ("x", 0), ("model", 0, 0, "y"),
+]  # fmt: skip
+WEIGHTS |= {f"contains itself at {path}.pt": lambda path=path: saved(containing_itself(*path)) for path in CYCLES}
+WEIGHTS |= {f"a late chain of {n}.pt": lambda n=n: archive(late_chain(n)) for n in (70, 5000, 50_000)}
+
+
 def tiny_weights() -> dict[str, torch.Tensor]:
     return dict(to_module(tiny()).state_dict())
 

@@ -6,6 +6,7 @@ The expected values are those that the same images have as files of a folder, or
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torchvision import transforms
 
 from cnnspec import CnnspecError, Graph, loads
 from cnnspec.cli.training_options import find_data
-from cnnspec.recipe import Folder, FromPython, HuggingFace, Setting
+from cnnspec.recipe import DATA_SETS, Folder, FromPython, HuggingFace, Recipe, Setting
 from cnnspec.training import Splits, TrainOptions, evaluate, train
 from cnnspec.training.data.datasets import ImageData, load_data
 
@@ -173,6 +174,41 @@ def test_a_run_on_images_of_a_program_resumes_and_tests(tmp_path: Path):
     with pytest.raises(CnnspecError) as error:  # without the images
         train(graph(recipe="data python"), TrainOptions(out=tmp_path / "runs"))
     assert code(error) == "E0502"
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("given", [{}, {"data.val": 0.25}], ids=["spec", "--set"])
+@pytest.mark.parametrize("recipe", ["data python val=0", "data python val=0.5", "data python", ""])
+def test_a_run_on_images_of_a_program_keeps_the_arguments_of_the_recipe(
+    recipe: str, given: dict[str, float], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    if given and not recipe:
+        pytest.skip("the dataset of the recipe is another one")
+    spec = loads(graph(recipe=recipe).text, **given)
+    fraction = given.get("data.val", float(recipe.partition("=")[2] or 0.1))
+    splits = Splits(train=Pairs(PIXELS["train"], LABELS["train"]), test=(PIXELS["test"], LABELS["test"]))
+    result = train(spec, TrainOptions(images=splits, out=tmp_path / "runs", plots=False))
+    assert result.values["recipe"]["data"] == {"name": "python", "args": {"val": fraction}}
+    assert ("data" in result.values["recipe"]["overridden"]) == (bool(given) or not recipe)
+    held_out = 3 * max(1, round(4 * fraction)) if fraction else 0
+    sizes = {name: int(size) for size, name in re.findall(r"(\d+) (train|val)\b", capsys.readouterr().out)}
+    assert sizes == {"train": 12 - held_out} | ({"val": held_out} if held_out else {})
+    if held_out:
+        weights = result.folder / "checkpoints" / "best.safetensors"
+        assert evaluate(spec, weights, images=splits, split="val")["images"] == held_out
+
+
+@pytest.mark.parametrize("name", sorted({*DATA_SETS} - {"python"}))
+def test_the_command_line_replaces_the_path_and_keeps_the_other_arguments(name: str, tmp_path: Path):
+    kind = DATA_SETS[name]
+    path = {"path": str(tmp_path)} if "path" in kind.parameters else {}
+    values = {"val": 0, "train": None, "test": 30, "image": "pixels", "label": "kind", "revision": "old"}
+    values |= {"buffer": 7, "stream": True}
+    given = {key: value for key, value in values.items() if key in kind.parameters}
+    recipe = Recipe(data=Setting.of(kind(**given, **({"path": "other"} if path else {}))))
+    found = find_data([Recipe(data=Setting.of(FromPython())), recipe], f"{name}:{tmp_path}" if path else name, None)
+    assert (found.name, found.base) == (name, None)
+    assert found.args == {**given, **path, **({"revision": None} if "revision" in given else {})}
 
 
 @pytest.mark.usefixtures("one_thread")

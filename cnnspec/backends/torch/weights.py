@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from cnnspec.backends.torch.matching import FLOATS, INTEGERS, Weights
 from cnnspec.diagnostics import CnnspecError, failure, one_line
-from cnnspec.files import check_pickled_tensors, open_regular, weights_file
+from cnnspec.files import check_nesting, check_pickled_tensors, open_regular, weights_file
 from cnnspec.ir import Graph
 
 PUBLISHED = "torchvision:"
@@ -42,7 +42,9 @@ def load_pickled(file: IO[bytes], size: int) -> Any:
     check_pickled_tensors(file, size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the file's pickle protocol
-        return torch.load(file, map_location="cpu", weights_only=True)
+        loaded = torch.load(file, map_location="cpu", weights_only=True)
+    check_nesting(loaded)
+    return loaded
 
 
 def _load_state_dict(path: Path) -> Any:

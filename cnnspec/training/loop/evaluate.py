@@ -20,7 +20,7 @@ from cnnspec.backends.torch.module import Network, to_module
 from cnnspec.backends.torch.weights import read_weights
 from cnnspec.diagnostics import CnnspecError, failure
 from cnnspec.ir import Graph
-from cnnspec.recipe import FromPython, Setting
+from cnnspec.recipe import Setting
 from cnnspec.training.data.augment import Preprocess
 from cnnspec.training.data.batches import EpochBatches
 from cnnspec.training.data.datasets import Images, load_data
@@ -267,7 +267,7 @@ def evaluate(
         split: The split to test on.
         verify_data: Compare the contents of all images with those that the weights were trained on.
         accept_changes: Test on data that has changed since the training.
-        images: Images and labels of this program. They replace `data`.
+        images: Images and labels of this program. They replace `data`, except for the arguments of `data python`.
 
     Returns:
         Plain data: `test_acc` or `val_acc` as a fraction, `test_loss` or `val_loss`, `images`, `correct`, `matched`
@@ -281,7 +281,9 @@ def evaluate(
     network = to_module(graph).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     given = read_weights(weights, match, graph, offline=offline)
     matched = load_weights(network, given, match, str(weights), optional=[head.name for head in graph.aux])
-    setting = Setting.of(FromPython()) if images is not None else data or graph.recipe.data
+    setting = data or graph.recipe.data
+    if images is not None:
+        setting = setting.from_python()
     about = about_weights(weights, graph)
     found = _DataComparison(Path(weights), about.data, setting.name, verify_data)
     options: dict[str, Any] = {

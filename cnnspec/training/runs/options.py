@@ -30,7 +30,8 @@ class TrainOptions:
 
     Attributes:
         data: Another dataset.
-        images: Images and labels of this program. They replace the dataset of the recipe.
+        images: Images and labels of this program. They replace the dataset of the recipe, except for the arguments of
+            `data python`.
         data_dir: The directory of downloaded datasets.
         offline: Never download.
         epochs: Passes over the training images.
@@ -97,9 +98,11 @@ class TrainOptions:
         reinit = f" without {', '.join(self.reinit)}" if self.reinit else ""
         return None if self.weights is None else f"{self.weights}{reinit}"
 
-    def overrides(self) -> dict[str, Any]:
-        """Return the fields of the recipe that these options override."""
-        data = Setting.of(FromPython()) if self.images is not None and self.data is None else self.data
+    def overrides(self, recipe: Recipe) -> dict[str, Any]:
+        """Return the fields of a recipe that these options override. `data python` keeps its arguments."""
+        data = self.data
+        if self.images is not None and data is None and recipe.data.name != FromPython.name:
+            data = recipe.data.from_python()
         overrides = {"data": data, "epochs": self.epochs, "batch": self.batch, "seed": self.seed}
         if self.precision in ("auto", *PRECISIONS):
             overrides["precision"] = self.precision
@@ -145,7 +148,8 @@ def effective_recipe(graph: Graph, options: TrainOptions) -> Recipe:
 def overridden(graph: Graph, options: TrainOptions) -> Recipe:
     """Return the recipe of the spec with the overrides of the options, which may contradict itself."""
     recipe = graph.recipe if options.epochs is None else graph.recipe.over(options.epochs)
-    return recipe.model_copy(update=options.overrides())
+    overrides = options.overrides(recipe)
+    return recipe.model_copy(update={**overrides, "overridden": tuple(dict.fromkeys((*recipe.overridden, *overrides)))})
 
 
 def recipe_lines(recipe: Recipe) -> list[tuple[str, str]]:

@@ -53,7 +53,7 @@ def plan(graph: Graph, options: TrainOptions | None = None) -> dict[str, Any]:
     data, steps = _describe_data(graph, recipe, options)
     return {
         "network": {"name": graph.name, "parameters": graph.parameter_count, "macs": graph.macs},
-        "recipe": _describe_recipe(recipe, options),
+        "recipe": _describe_recipe(graph, recipe, options),
         "data": data,
         "weights": _describe_weights(graph, options),
         "steps": {"epoch": steps, "run": steps and steps * recipe.epochs},
@@ -79,14 +79,14 @@ def plan(graph: Graph, options: TrainOptions | None = None) -> dict[str, Any]:
     }
 
 
-def _describe_recipe(recipe: Recipe, options: TrainOptions) -> list[dict[str, str]]:
+def _describe_recipe(graph: Graph, recipe: Recipe, options: TrainOptions) -> list[dict[str, str]]:
     """Return each entry with its value and origin."""
-    overridden = options.overrides()
+    overridden = options.overrides(graph.recipe)
 
     def origin(name: str) -> str:
         if name in overridden:
             return "option"
-        if name in recipe.overridden:
+        if name in graph.recipe.overridden:
             return "--set"
         return "spec" if name in recipe.specified or name == "planned" else "default"
 

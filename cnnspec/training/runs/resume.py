@@ -232,7 +232,7 @@ def _merged_recipe(run: StoredRun, graph: Graph, options: TrainOptions, *, same_
     this entry.
     """
     new, spec, old_spec = overridden(graph, options), graph.recipe, run.graph.recipe
-    given = {*options.overrides(), *spec.overridden}
+    given = {*options.overrides(spec), *spec.overridden}
     pairs = {"epochs": ("epochs", "planned"), "planned": ("epochs", "planned")}
 
     def is_kept(name: str) -> bool:

@@ -400,7 +400,7 @@ class _TrainingRun:
         self._log(f"training {self.graph.name} ({self.graph.parameter_count:,} parameters) on {data.name} ({counts})")
         for note in data.notes:
             self._log(f"  note: {note}")
-        stated = {*recipe.specified, *self.options.overrides(), "planned"}
+        stated = {*recipe.specified, *self.options.overrides(self.graph.recipe), "planned"}
         for name, text in () if self.options.brief else recipe_lines(recipe):
             self._log(f"  {name:<15} {text}" + ("" if name in stated else "  (default)"))
         origins = ", ".join(f"{entry}: {origin}" for entry, origin in self._origins.items())

@@ -154,7 +154,7 @@ class _Sweep:
 
     def _check_names(self) -> None:
         """Raise an error if the spec does not have a searched name, because no candidate would be valid."""
-        overrides = self.options.train.overrides()
+        overrides = self.options.train.overrides(self.base.recipe)
         for name, axis in self.space.axes.items():
             if name in overrides:
                 raise failure(
@@ -189,7 +189,7 @@ class _Sweep:
 
     def _terms(self) -> dict[str, Any]:
         """Return the settings that all processes of the sweep must share."""
-        options, given = self.options, self.options.train.overrides()
+        options, given = self.options, self.options.train.overrides(self.base.recipe)
         if "data" in given:
             given["data"] = {"name": given["data"].name, **given["data"].args, "path": None}
         recipe = self.base.model.recipe  # without the folder of the spec, which may be moved
