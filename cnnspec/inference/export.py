@@ -241,6 +241,8 @@ class _Case:
 
     def onnx(self, tolerance: float) -> tuple[list[bytes], dict[str, Any]]:
         """Return an `.onnx` file and the comparison."""
+        if "size" in self._options["dynamic"]:
+            self._module = _with_exported_pools(self._module)
         model = onnx.convert(self._program())
         return self._verified(lambda about: onnx.to_bytes(model, about), onnx.load, tolerance)
 
@@ -270,17 +272,20 @@ class _Case:
             found |= {axis: pt2.dimension(name, _LEAST) for axis, name in ((2, "height"), (3, "width"))}
         elif "size" in self._options["dynamic"]:
             for axis, (name, sizes) in enumerate(zip(("height", "width"), self._ranges(), strict=True), 2):
-                found[axis] = pt2.dimension(name, *sizes)
+                if sizes is not None:
+                    found[axis] = pt2.dimension(name, *sizes)
         return found
 
-    def _ranges(self) -> list[tuple[int, int | None, int]]:
+    def _ranges(self) -> list[tuple[int, int | None, int] | None]:
         """Return the least height and width, the greatest, and the number that they are multiples of.
 
+        An axis of one size is None.
+
         Raises:
-            CnnspecError: E0522 if the network accepts sizes that are not such a range.
+            CnnspecError: E0522 if the network accepts sizes that are not such a range, or a single one.
         """
         sizes = self._graph.sizes.in_evaluation
-        ranges: list[tuple[int, int | None, int]] = []
+        ranges: list[tuple[int, int | None, int] | None] = []
         for axis in sizes.rectangles[0] if sizes.rectangles else ():
             if axis.finite:
                 least, most, step = axis.few[0], axis.few[-1], 1
@@ -289,9 +294,12 @@ class _Case:
                 first = next(n for n in range(1, axis.start + axis.period + 1) if n in axis)
                 least, most, step = first, None, axis.period
                 whole = axis.residues == (0,) and list(axis.few) == [*range(-(-least // step) * step, axis.start, step)]
-            if whole:
-                ranges.append((max(least, _LEAST), most, step))
-        if len(ranges) < 2:
+            least = -(-max(least, _LEAST) // step) * step
+            if whole and (most is None or most - least >= step):
+                ranges.append((least, most, step))
+            elif axis.finite and len(axis.few) == 1:
+                ranges.append(None)
+        if len(ranges) < 2 or ranges == [None, None]:
             message = "the image size cannot vary: the sizes that the network accepts are not a range"
             note = f"accepted sizes: {sizes.words()}"
             raise failure("E0522", message, notes=[note], help="remove `size` from `--dynamic`")
@@ -310,12 +318,12 @@ class _Case:
         if self._options["with_preprocessing"]:
             sizes = [(height + 13, width + 5), (28, 28), (height, 2 * width + 1)]
         elif "size" in self._options["dynamic"]:
-            ranges = self._ranges()
-            sizes += [
-                (least, least) for least, _, _ in ranges[:1] if self._graph.sizes.in_evaluation.accepts(least, least)
-            ]
-            larger = height + ranges[0][2], width + ranges[1][2]
-            sizes += [larger] if self._graph.sizes.in_evaluation.accepts(*larger) else []
+            axes = [*zip((height, width), self._ranges(), strict=True)]
+            declared = [size if found is None else max(size, found[0]) for size, found in axes]
+            least = [size if found is None else found[0] for size, found in axes]
+            larger = [size if found is None else max(size, found[0]) + found[2] for size, found in axes]
+            accepts = self._graph.sizes.in_evaluation.accepts
+            sizes = [(h, w) for h, w in (declared, least, larger) if accepts(h, w)]
         preprocessing = self._found.preprocessing or Preprocessing(
             (height, width), (0.5,) * channels, (0.25,) * channels
         )
@@ -400,6 +408,44 @@ def _with_plain_names(network: Network) -> Network:
     renamed = to_module(replace(network.graph, nodes=nodes)).to(next(network.parameters(), torch.empty(0)).dtype).eval()
     renamed.load_state_dict(dict(zip(renamed.state_dict(), network.state_dict().values(), strict=True)))
     return renamed
+
+
+def _with_exported_pools(module: nn.Module) -> nn.Module:
+    """Return a module without adaptive pooling, which torch exports to ONNX for constant image sizes only."""
+    module = copy.deepcopy(module)
+    for path, part in [*module.named_modules()]:
+        if isinstance(part, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d) and part.output_size not in (1, (1, 1)):
+            parent, _, name = path.rpartition(".")
+            setattr(module.get_submodule(parent), name, _AdaptivePool(part))
+    return module
+
+
+class _AdaptivePool(nn.Module):
+    """Adaptive pooling of maps of any size, one axis after the other.
+
+    The window of output i of n covers the rows floor(i L / n) to ceil((i + 1) L / n) of L.
+    Source: `torch.nn.AdaptiveAvgPool2d`.
+    """
+
+    def __init__(self, pool: nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d) -> None:
+        super().__init__()
+        size: Any = pool.output_size
+        self._size: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)
+        self._takes_mean = isinstance(pool, nn.AdaptiveAvgPool2d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for count in reversed(self._size):
+            x = self._pool(x, count).transpose(2, 3)  # the other axis
+        return x
+
+    def _pool(self, x: Tensor, count: int) -> Tensor:
+        length, index = x.shape[3], torch.arange(count)
+        start, end = index * length // count, ((index + 1) * length + count - 1) // count
+        rows = torch.arange(length)
+        inside = (rows >= start[:, None]) & (rows < end[:, None])  # [n, L]
+        if self._takes_mean:
+            return x @ (inside.to(x.dtype) / (end - start)[:, None].to(x.dtype)).T
+        return x.unsqueeze(3).masked_fill(~inside, -torch.inf).amax(4)  # [N, C, H, n]
 
 
 class _Half(nn.Module):

@@ -25,7 +25,7 @@ from cnnspec.backends.torch.module import to_module
 from cnnspec.cli.app import app
 from cnnspec.compiler import compile_source
 from cnnspec.diagnostics import Source
-from cnnspec.inference import export_network, load_run
+from cnnspec.inference import export, export_network, load_run
 from cnnspec.inference.export import TOLERANCES
 from cnnspec.inference.graph_input import GraphInput
 from cnnspec.syntax.formatter import format_file
@@ -222,6 +222,38 @@ def test_the_size_varies_in_the_range_that_the_network_accepts(
     if refused is not None and to == "pt2":
         with pytest.raises(AssertionError, match="Guard failed"):
             run_file(path, images(1, 3, *refused))
+
+
+@pytest.mark.parametrize("kind", ["avgpool", "maxpool"])
+@pytest.mark.parametrize("count", [2, 3, 7, (2, 5), (6, 1)])
+def test_adaptive_pooling_for_onnx_is_that_of_torch(kind: str, count: int | tuple[int, int]) -> None:
+    pool = {"avgpool": torch.nn.AdaptiveAvgPool2d, "maxpool": torch.nn.AdaptiveMaxPool2d}[kind](count)
+    for height in range(1, 15):
+        x = torch.randn(2, 3, height, 17 - height)
+        torch.testing.assert_close(export._AdaptivePool(pool)(x), pool(x))
+
+
+ANY_SIZE = {
+    "adaptive_avgpool": ("input 3x12x10\nconv 3x3 4 | adaptive_avgpool 3x2 | flatten | linear 3", (17, 9)),
+    "adaptive_maxpool": ("input 3x12x10\nconv 3x3 4 | adaptive_maxpool 2 | flatten | linear 3", (7, 31)),
+    "one axis": ("input 3x1x10\nconv 1x3 4 pad=0 | adaptive_avgpool 1x3 | flatten | linear 3", (5, 23)),
+    "a single pixel": ("input 3x1x1\nconv 3x3 4 | global_avgpool | flatten | linear 3", (5, 3)),
+}
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind == "adaptive_avgpool" else pytest.mark.slow) for kind in ANY_SIZE]
+)
+def test_onnx_files_of_adaptive_networks_take_images_of_any_size(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    text, size = ANY_SIZE[kind]
+    (tmp_path / "net.cnn").write_text(text)
+    torch.manual_seed(0)
+    export_network(tmp_path / "net.cnn", tmp_path / "net.onnx", "onnx", dynamic=["batch", "size"])
+    torch.manual_seed(0)
+    network, given = cnnspec.build(tmp_path / "net.cnn").eval(), images(3, 3, *size)
+    with torch.no_grad():
+        assert torch.allclose(run_file(tmp_path / "net.onnx", given), network(given), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
