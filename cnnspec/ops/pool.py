@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from cnnspec import shapes
-from cnnspec.diagnostics.suggestions import Advice
+from cnnspec.diagnostics.suggestions import Advice, SetArgument, one_of
 from cnnspec.ops.base import FLOAT, INDEX, INPUT, Op, Saved, ShapeError, need_map
-from cnnspec.ops.convolution import at_most, in_axis, padded, slide, wrong_axis
+from cnnspec.ops.convolution import at_most, in_axis, kernel, padded, slide, wrong_axis
 from cnnspec.schema import CountSize, Padding, Size
-from cnnspec.shapes import KEEP, AxisRule, Fixed, SameWindow, Shape, Window
+from cnnspec.shapes import KEEP, AxisRule, Fixed, SameWindow, Shape, Shift, Window
 
 
 class _Pool(Op):
@@ -104,6 +104,76 @@ class AvgPool(_Pool):
         if isinstance(self.pad, str):
             return SameWindow(self.kernel[axis], stride[axis])
         return Window(self.kernel[axis], stride[axis], self.pad[axis], ceil=self.ceil)
+
+
+class BlurPool(Op):
+    """Binomial filter of each channel, `[N, C, H, W] -> [N, C, H', W']`; `mode` fills the padding.
+
+    The filter is a buffer `filt` of shape `[C, 1, *kernel]`, in the `state_dict` only if it is `persistent`.
+
+    Source: Zhang 2019, arXiv 1904.11486, section 3.3; `BlurPool2d`.
+    """
+
+    name: ClassVar[str] = "blurpool"
+    torch: ClassVar[str] = "torch.nn.functional.conv2d"
+    fresh: ClassVar[bool] = True
+    kernel: CountSize = (3, 3)
+    stride: CountSize = (2, 2)
+    pad: Padding | Literal["same"] = "same"
+    mode: Literal["constant", "reflect", "replicate", "circular"] = "reflect"
+    persistent: bool = False
+
+    def padding(self) -> Size:
+        """Return the padding in height and width, with `same` resolved."""
+        if not isinstance(self.pad, str):
+            return self.pad
+        if self.kernel[0] % 2 == 0 or self.kernel[1] % 2 == 0:
+            kh, kw = self.kernel
+            raise ShapeError(
+                "E0305",
+                f"`pad=same` (the default) requires an odd kernel size, got {kh}x{kw}",
+                one_of("use a kernel size of {0.value}, or set `pad`", kernel(kh | 1, kw | 1)),
+                argument="kernel",
+            )
+        return self.kernel[0] // 2, self.kernel[1] // 2
+
+    def infer(self, *inputs: Shape) -> Shape:
+        c, h, w = need_map(self.name, inputs[0])
+        for size, pad, what in zip((h, w), self.padding(), ("height", "width"), strict=True):
+            if size < Shift(pad, pad, self.mode).least:
+                limit = "less padding than" if self.mode == "reflect" else "at most as much padding as"
+                raise ShapeError(
+                    "E0309",
+                    f"`blurpool mode={self.mode}` expects {limit} the {what} of the map, which is {h}x{w}",
+                    one_of("write `{0}`", SetArgument("mode", "replicate")),
+                    argument="pad",
+                )
+        return c, *slide(self.name, (self.axis_rule(0), self.axis_rule(1)), h, w)
+
+    def axis_rule(self, axis: Literal[0, 1]) -> Window:
+        return Window(self.kernel[axis], self.stride[axis], self.padding()[axis], mode=self.mode)
+
+    def macs(self, x: Shape, y: Shape) -> int:
+        return shapes.numel(y) * self.kernel[0] * self.kernel[1]
+
+    def buffers(self, x: Shape) -> int:
+        return FLOAT * x[0] * self.kernel[0] * self.kernel[1]
+
+    def _copied(self, x: Shape) -> int:
+        """Return the elements of the padded input; 0 without padding."""
+        height, width = self.padding()
+        return shapes.numel((x[0], x[1] + 2 * height, x[2] + 2 * width)) if height or width else 0
+
+    def saved(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Saved:
+        copy = self._copied(inputs[0])
+        kept = (0,) if not copy or self.mode in ("reflect", "replicate") else ()
+        return Saved(inputs=kept, extra=FLOAT * copy)
+
+    def scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
+        return FLOAT * self._copied(inputs[0])
+
+    def workspace(self, inputs: Sequence[Shape], y: Shape) -> int:
+        return self.kernel[0] * self.kernel[1] * shapes.numel(y[1:])  # one column per position, for one channel
 
 
 class _Global(Op):

@@ -66,7 +66,7 @@ class Window:
     """A window that slides along an axis: `floor((size + 2 pad - dilation (kernel - 1) - 1) / stride) + 1` positions.
 
     With `ceil` the division rounds up, but no window starts in the padding after the map. The result is less than 1
-    if the window does not fit.
+    if the window does not fit. `mode` is what fills the padding, as in `Shift`.
 
     Source: torch.nn.Conv2d and torch.nn.MaxPool2d, section "Shape".
     """
@@ -76,6 +76,7 @@ class Window:
     pad: int = 0
     dilation: int = 1
     ceil: bool = False
+    mode: str = "constant"
 
     def __call__(self, size: int) -> int:
         room = size + 2 * self.pad - self.dilation * (self.kernel - 1) - 1
@@ -91,7 +92,9 @@ class Window:
     @property
     def least(self) -> int:
         rounding = self.stride - 1 if self.ceil else 0
-        return max(1, self.dilation * (self.kernel - 1) + 1 - 2 * self.pad - rounding)
+        return max(
+            Shift(self.pad, self.pad, self.mode).least, self.dilation * (self.kernel - 1) + 1 - 2 * self.pad - rounding
+        )
 
     def text(self, size: str) -> str:
         offset = 2 * self.pad - self.dilation * (self.kernel - 1) - 1
@@ -106,7 +109,11 @@ class Window:
     def reads(self, size: int) -> Sequence[Sequence[int]]:
         reach = self.dilation * (self.kernel - 1) + 1
         starts = range(-self.pad, self(size) * self.stride - self.pad, self.stride)
-        return [range(start, start + reach, self.dilation) for start in starts]
+        windows = [range(start, start + reach, self.dilation) for start in starts]
+        if self.mode == "constant":
+            return windows
+        source = Shift(self.pad, self.pad, self.mode).source
+        return [[source(place, size) for place in window] for window in windows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,9 +302,9 @@ class Shift:
         return Span(1, 1, (-self.before,), (-self.before,))
 
     def reads(self, size: int) -> Sequence[Sequence[int]]:
-        return [(self._source(place - self.before, size),) for place in range(self(size))]
+        return [(self.source(place - self.before, size),) for place in range(self(size))]
 
-    def _source(self, place: int, size: int) -> int:
+    def source(self, place: int, size: int) -> int:
         """Return the position whose element is at a place."""
         match self.mode:
             case "reflect":

@@ -58,6 +58,13 @@ def _pool(rng: Rng, x: Shape, others: Settings) -> Settings:
     return settings | rng.subset({"stride": rng.size(1, 2), "pad": rng.size(0, 1), "ceil": True, **others})
 
 
+def _blurpool(rng: Rng, x: Shape) -> Settings:
+    modes = ["constant", "replicate", "circular"]
+    settings: Settings = {"kernel": (2 * rng.randint(0, 2) + 1, 2 * rng.randint(0, 1) + 1)} if rng.rarely(2) else {}
+    settings |= {"kernel": rng.size(1, 4), "pad": rng.size(0, 2)} if rng.rarely(3) else {}
+    return settings | rng.subset({"stride": rng.size(1, 3), "mode": Word(rng.choice(modes)), "persistent": True})
+
+
 def _upsample(rng: Rng, x: Shape) -> Settings:
     settings: Settings = {"factor": rng.size(1, 2)} if rng.rarely(2) else {"size": rng.size(1, MAX_SIDE)}
     return settings | rng.subset({"mode": Word("bilinear")})
@@ -129,6 +136,7 @@ SETTINGS: dict[str, Callable[[Rng, Shape], Settings | None]] = {
     "times": lambda rng, x: {"factor": rng.choice([0.5, 2.0])},
     "maxpool": lambda rng, x: _pool(rng, x, {"dilation": (2, 1)}),
     "avgpool": lambda rng, x: _pool(rng, x, {"count_pad": False}),
+    "blurpool": _blurpool,
     "adaptive_avgpool": lambda rng, x: {"size": rng.size(1, 6)},
     "adaptive_maxpool": lambda rng, x: {"size": rng.size(1, 6)},
     "upsample": _upsample,

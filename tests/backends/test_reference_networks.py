@@ -171,6 +171,7 @@ REFERENCES = [
     Reference("resnest50d", 27_483_240, 5_371_160_576, "timm"),
     Reference("resnetv2_50x1_bit", 25_549_352, 4_089_184_256, "timm"),
     Reference("nf_resnet50", 25_557_032, 5_340_348_416, "timm", size=256),
+    Reference("resnetblur50", 25_557_032, 5_133_020_672, "timm"),
     Reference("resnet50d", 25_576_264, 4_328_824_832, "timm"),
     Reference("seresnet50", 28_088_024, 4_091_699_200, "timm"),
 ]
@@ -343,6 +344,9 @@ def _pair(reference: Reference) -> tuple[nn.Module, nn.Module]:
     with torch.device("meta"):  # both are filled below, so skip initialization
         theirs, ours = reference.build(), build(reference.name)
     theirs, ours = theirs.to_empty(device="cpu"), ours.to_empty(device="cpu")
+    for module in (*theirs.modules(), *ours.modules()):
+        if hasattr(module, "init_non_persistent_buffers"):
+            module.init_non_persistent_buffers()
     _randomise(theirs)
     ours.load_state_dict(theirs.state_dict(), strict=True)
     return theirs, ours

@@ -247,7 +247,7 @@ def test_paths_and_parameters_without_a_module(body: str) -> None:
 
 def test_code_with_every_class_runs_alone(tmp_path: Path) -> None:
     """The code of a helper class may use no name that the exported file does not import."""
-    body = "conv 3 4 standardize gain\nchannel_conv 3\nsoftmax parts=2\n"
+    body = "blurpool stride=1\nconv 3 4 standardize gain\nchannel_conv 3\nsoftmax parts=2\n"
     body += "conv 3 4 pad=tf_same\nmaxpool 2 pad=tf_same\navgpool 2 pad=tf_same\nscale\nscale bare\nshift\nln\n"
     body += "linear 4 pointwise\ndrop_path 0.1\ntimes 2.0\nupsample like=in\n"
     (tmp_path / "exported.py").write_text(write_source(loads(f"input 3x9x9\n{body}")))

@@ -88,6 +88,12 @@ SETTINGS: dict[str, list[tuple[Shape, dict[str, Any]]]] = {
         (MAP, {"kernel": (2, 2)}),
         (MAP, {"kernel": (3, 3), "stride": (2, 2), "pad": (1, 1), "ceil": True, "count_pad": False}),
     ],
+    "blurpool": [
+        (MAP, {}),
+        (MAP, {"kernel": (4, 3), "stride": (1, 2), "pad": (2, 1), "mode": "circular", "persistent": True}),
+        (MAP, {"kernel": (5, 1), "mode": "replicate"}),
+        (MAP, {"kernel": (2, 2), "pad": (0, 0), "mode": "constant"}),
+    ],
     "adaptive_avgpool": [(MAP, {"size": (4, 3)}), (MAP, {"size": (16, 1)})],
     "adaptive_maxpool": [(MAP, {"size": (4, 3)})],
     "flatten": [(MAP, {}), (FLAT, {})],

@@ -750,7 +750,7 @@ SHAPES: dict[str, Rule] = {
     "conv_transpose": _transposed,
     "linear": lambda a, x: (a["c"], *x[1:]),
     "maxpool": lambda a, x: _window(a, x, x[0]),
-    "avgpool": lambda a, x: _window(a, x, x[0]),
+    **dict.fromkeys(("avgpool", "blurpool"), lambda a, x: _window(a, x, x[0])),
     "global_avgpool": lambda a, x: (x[0], 1, 1),
     "global_maxpool": lambda a, x: (x[0], 1, 1),
     "adaptive_avgpool": lambda a, x: (x[0], *a["size"]),

@@ -55,6 +55,11 @@ def crop(x: Any, amounts: tuple[int, ...], mode: str) -> Any:
     return F.pad(x, sides, mode=mode)
 
 
+def blurpool(x: Any, kernel: Any, stride: Any, pad: Any, mode: str) -> Any:
+    x = F.pad(x, (pad[1], pad[1], pad[0], pad[0]), mode=mode)
+    return F.conv2d(x, torch.empty(x.shape[1], 1, *kernel, device="meta"), stride=stride, groups=x.shape[1])
+
+
 def narrow(x: Any, range: Interval) -> Any:
     low, high = int(range[0]), int(range[1])
     if high <= low:
@@ -107,6 +112,11 @@ RULES: dict[str, tuple[Grid, Callable[..., Any], list[Shape]]] = {
     "avgpool": (
         {"kernel": SIZES, "stride": [(1, 1), (2, 3), (4, 4)], "pad": [(0, 0), (0, 1), (1, 1)], "ceil": [False, True]},
         lambda x, kernel, stride, pad, ceil: F.avg_pool2d(x, kernel, stride, pad, ceil), MAPS,
+    ),
+    "blurpool": (
+        {"kernel": [*SIZES, (4, 5), (2, 2)], "stride": [(1, 1), (2, 3)], "pad": [(0, 0), (1, 2), (4, 3)],
+         "mode": ["constant", "reflect", "replicate", "circular"]},
+        blurpool, MAPS,
     ),
     "global_avgpool": ({}, lambda x: F.adaptive_avg_pool2d(x, 1), MAPS),
     "global_maxpool": ({}, lambda x: F.adaptive_max_pool2d(x, 1), MAPS),
@@ -189,6 +199,8 @@ def suggested(error: ShapeError, kind: type[Op]) -> list[tuple[str, Any]]:
 
 
 def value_of(kind: type[Op], name: str, code: str) -> Any:
+    if code in kind.parameters[name].type.words:
+        return code
     if name == "range":
         low, high = map(int, code.split(".."))
         return Interval((low, high))

@@ -19,7 +19,14 @@ DEFAULTS: dict[str, Value] = (
     | {"eps": 1e-5, "momentum": 0.1, "affine": True, "elementwise_affine": True, "nn.InstanceNorm2d.affine": False}
     | {"alpha": 1e-4, "beta": 0.75, "k": 1.0, "threshold": 20.0, "approximate": "none", "inplace": False, "init": 0.25}
     | {"nn.MaxPool2d.stride": None, "nn.AvgPool2d.stride": None, "ceil_mode": False, "count_include_pad": True}
-    | {"StandardizedConv2d.eps": 1e-6, "gain": None, "gamma": 1.0, "same": False}
+    | {
+        "StandardizedConv2d.eps": 1e-6,
+        "gain": None,
+        "gamma": 1.0,
+        "same": False,
+        "BlurPool2d.mode": "reflect",
+        "persistent": False,
+    }
     | {"size": None, "scale_factor": None, "mode": "nearest", "align_corners": None, "dim": None}
 )
 """The defaults of keyword arguments, which are left out; for one class only, with its name. Others are positional."""
@@ -117,6 +124,11 @@ MODULES: dict[str, Callable[[Any, Shape], Row]] = {
     "avgpool": lambda op, x: (
         "SameAvgPool2d" if op.pad == "tf_same" else "nn.AvgPool2d",
         _window(op, **({} if op.pad == "tf_same" else {"ceil_mode": op.ceil, "count_include_pad": op.count_pad})),
+    ),
+    "blurpool": lambda op, x: (
+        "BlurPool2d",
+        {"in_channels": x[0], "kernel_size": op.kernel, "stride": op.stride, "padding": op.padding()}
+        | {"mode": str(op.mode), "persistent": op.persistent},
     ),
     "global_avgpool": lambda op, x: ("nn.AdaptiveAvgPool2d", {"output_size": 1}),
     "global_maxpool": lambda op, x: ("nn.AdaptiveMaxPool2d", {"output_size": 1}),

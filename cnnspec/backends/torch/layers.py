@@ -285,6 +285,51 @@ class UpsampleLike(nn.Module):
         return f"mode={self.mode!r}"
 
 
+class BlurPool2d(nn.Module):
+    """Binomial filter of each channel.
+
+    Source: Zhang 2019, arXiv 1904.11486, section 3.3.
+    """
+
+    filt: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        kernel_size: tuple[int, int],
+        *,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        mode: str = "reflect",
+        persistent: bool = False,
+    ) -> None:
+        super().__init__()
+        self.kernel_size, self.stride, self.mode = kernel_size, stride, mode
+        height, width = padding
+        self.sides = [width, width, height, height]
+        filt = torch.empty(in_channels, 1, *kernel_size)
+        self.register_buffer("filt", filt, persistent=persistent)
+        self.init_non_persistent_buffers()
+
+    def init_non_persistent_buffers(self) -> None:
+        rows: list[Tensor] = []
+        for size in self.kernel_size:
+            row = [1]
+            for _ in range(size - 1):
+                row = [a + b for a, b in zip([0, *row], [*row, 0], strict=True)]
+            numbers = torch.tensor(row, dtype=torch.float32, device=self.filt.device)
+            rows.append(numbers / 2 ** (size - 1))
+        self.filt.copy_(rows[0][:, None] * rows[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        if any(self.sides):
+            x = F.pad(x, self.sides, mode=self.mode)
+        return F.conv2d(x, self.filt, stride=self.stride, groups=self.filt.shape[0])
+
+    def extra_repr(self) -> str:
+        return f"kernel_size={self.kernel_size}, stride={self.stride}"
+
+
 class _UninitializedConv(nn.Conv2d):
     def reset_parameters(self) -> None:
         pass
@@ -416,6 +461,9 @@ ROWS: dict[str, Callable[[Any, Shape], nn.Module]] = {
     "times": lambda op, x: Times(op.factor),
     "maxpool": _max_pool,
     "avgpool": _avg_pool,
+    "blurpool": lambda op, x: BlurPool2d(
+        x[0], op.kernel, stride=op.stride, padding=op.padding(), mode=op.mode, persistent=op.persistent
+    ),
     "global_avgpool": lambda op, x: nn.AdaptiveAvgPool2d(1),
     "global_maxpool": lambda op, x: nn.AdaptiveMaxPool2d(1),
     "adaptive_avgpool": lambda op, x: nn.AdaptiveAvgPool2d(op.size),
