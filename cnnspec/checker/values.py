@@ -174,6 +174,7 @@ class ValueEvaluator:
                 value = self.argument(parameter.default, inner, type_, parameter.name, is_default=True)
                 self._calls.pop()
             valid &= value is not None
+            value = list(value) if type_.kind == "list" and value is not None else value
             inner.values[parameter.name] = value
         return inner if valid else None
 

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 from cnnspec.diagnostics.model import Edit, Fix, Span
 
-INDEXED = "lists cannot be indexed"
+INDEXED = "only a named list can be indexed"
 """Message for `widths[0]`."""
 
-NO_INDEX = "define a `param` for each value, or write the values as rows of `each`"
+NO_INDEX = "name the list with `let` or `param`, and use its item as a value: `conv 3x3 widths[0]`"
 """Help for `widths[0]`."""
 
 

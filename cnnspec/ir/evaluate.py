@@ -167,6 +167,8 @@ _FUNCTIONS: dict[str, tuple[int | None, Callable[..., Any]]] = {
     "floor": (1, math.floor),
     "sqrt": (1, _sqrt),
     "round_to": (2, round_to),
+    "sum": (1, sum),
+    "len": (1, len),
 }
 _ADVICE = {
     "sqrt": Advice("use a number that is at least 0"),
@@ -307,6 +309,36 @@ def _not_a_number(expr: Expr, part: Expr, value: Any) -> ExpressionError:
     return ExpressionError("E0204", message, part.origin, suggestion)
 
 
+def _function(expr: Expr, names: Names, entering: Shape | None) -> Any:
+    """Evaluate a call of a function, of which `sum` and `len` take a list."""
+    if expr.value not in ("sum", "len"):
+        return _number(expr, names, entering)
+    values = _parts(expr, names, entering)
+    if len(values) == 1 and (type(values[0]) is not list or not all(map(is_number, cast("list[Any]", values[0])))):
+        message = f"`{expr.value}` expects a list of numbers, got {show(cast(object, values[0]))}"
+        advice = Advice(f"write a list, such as `{expr.value}([3, 4, 6, 3])`")
+        raise ExpressionError("E0204", message, expr.parts[0].origin, advice)
+    return _calculate(expr, values)
+
+
+def _index(expr: Expr, names: Names, entering: Shape | None) -> Any:
+    """Evaluate an item of a list, or the height or width of a size."""
+    sequence, place = _parts(expr, names, entering)
+    if type(sequence) not in (list, tuple):
+        message = f"`{expr.parts[0].value}` is {kind_of(sequence)}, not a list"
+        raise ExpressionError("E0204", message, expr.parts[0].origin, Advice("index a list, such as `[3, 4, 6, 3]`"))
+    if not is_number(place) or place != int(place):
+        message = f"an index must be an integer, got {show(place)}"
+        raise ExpressionError("E0204", message, expr.parts[1].origin, Advice("count from 0"))
+    if not 0 <= place < len(sequence):
+        size = counted(len(sequence), "item")
+        message = f"the index {show(place)} is out of range: `{expr.parts[0].value}` has {size}"
+        last = f"use an index from 0 to {len(sequence) - 1}" if len(sequence) > 1 else "use the index 0"
+        last = last if sequence else "add items to the list"
+        raise ExpressionError("E0214", message, expr.parts[1].origin, Advice(last))
+    return sequence[int(place)]
+
+
 def _interval(expr: Expr, values: list[Any]) -> Interval:
     low, high = values
     if low > high:
@@ -364,6 +396,8 @@ _EVALUATORS: dict[str, Callable[[Expr, Names, Shape | None], Any]] = {
     "size": lambda expr, names, entering: tuple(_parts(expr, names, entering)),
     "init": _scheme,
     "list": _parts,
+    "index": _index,
+    "call": _function,
     "==": _equal,
     "!=": lambda expr, names, entering: not _equal(expr, names, entering),
 }

@@ -32,8 +32,8 @@ class Expr(Piece):
     """An expression: its `kind`, its literal or name, and its operands.
 
     Kinds: `number`, `bool`, `text`, `name`, `op`, `word`, `dim` (an axis of `in`), `size`, `interval`,
-    `list`, `call` (of a function), `choice`, `neg`, `not`, `tensor` (`@label` or `in`), and the binary operators as
-    written.
+    `list`, `index`, `call` (of a function), `choice`, `neg`, `not`, `tensor` (`@label` or `in`), and the binary
+    operators as written.
     """
 
     kind: str
@@ -161,7 +161,7 @@ class BlockParameter(Piece):
     """A parameter of a block; the types are those of section "Blocks" in the language reference."""
 
     name: str
-    type: Literal["int", "float", "bool", "size", "op", "str"]
+    type: Literal["int", "float", "bool", "size", "op", "str", "list"]
     default: Expr | None
     once: bool = False
 

@@ -16,6 +16,7 @@ BLOCK_TYPES = {
     "size": Type("size"),
     "op": Type("op"),
     "str": Type("str"),
+    "list": Type("list"),
 }
 """The types of block parameters."""
 _FOREIGN_TYPES = {
@@ -59,6 +60,8 @@ def _kind(value: ast.Expr | None) -> str:
             return "str"
         case ast.SizeLiteral():
             return "size"
+        case ast.ListLiteral():
+            return "list"
         case ast.Number() if isinstance(value.value, float):
             return "float"
         case ast.Unary():

@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any, cast
 
 from cnnspec.diagnostics import Label, Reported, Span, respell
-from cnnspec.ir.evaluate import ExpressionError, UnknownShape, convert, show
+from cnnspec.ir.evaluate import ExpressionError, Template, UnknownShape, convert, show
 from cnnspec.limits import MAX_FILE_DEPTH
 from cnnspec.ops import OPS
 from cnnspec.schema import Size, Type, type_of
@@ -217,10 +217,14 @@ class FileDefiner:
 
     def _given_value(self, name: str, stated: Any, given: Any, span: Span) -> Any:
         """Convert a value from outside to the type of the stated value."""
-        kinds: dict[Any, Any] = {tuple: Size, Fraction: float}
+        kinds: dict[Any, Any] = {tuple: Size, Fraction: float, Template: str}
+        items: tuple[Any, ...] | None = _items(stated)
         kind = kinds.get(type(stated), cast(Any, type(stated)))
+        if items is not None:
+            kind = tuple[int, ...] if all(isinstance(item, int) for item in items) else tuple[float, ...]
         try:
-            return convert(given, type_of(kind), name, 0)
+            value = convert(given, type_of(kind), name, 0)
+            return value if items is None else list(value)
         except ExpressionError as error:
             note = f"the value comes from outside this file: `{name}` = {show(given)}"
             help, caption = f"use a value such as {show(stated)}", f"defined as {show(stated)} here"
@@ -284,3 +288,8 @@ class FileDefiner:
             reporter.error("E0203", f"`default {call.callee}` has no arguments", statement.span, help=help)
         values = {name: self.constants.default(expr, scope, parameters[name]) for name, expr in bound.items()}
         earlier.update(values)
+
+
+def _items(value: Any) -> tuple[Any, ...] | None:
+    """Return the items of a list, or None for another value."""
+    return tuple(value) if type(value) is list else None  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]

@@ -96,7 +96,10 @@ class ExpressionResolver:
                 kind, value, parts = "init", node.function, node.args
                 types = self._scheme_types(node, type_)
             case ast.FunctionCall():
-                kind, value, parts, types = "call", node.function, node.args, repeat(_NUMBER)
+                kind, value, parts = "call", node.function, node.args
+                types = repeat(None if node.function in ("sum", "len") else _NUMBER)
+            case ast.Index():
+                kind, parts, types = "index", [node.sequence, node.place], (None, _NUMBER)
             case ast.Choice():
                 kind, parts = "choice", [node.condition, node.then, node.otherwise]
                 types = (_CONDITION, type_, type_)

@@ -64,16 +64,18 @@ def _not_a_value(name: str, text: str, reporter: Reporter) -> CnnspecError:
 def _require_value(name: str, value: object) -> None:
     """Refuse Python objects that are not values of the language; its numbers are finite and limited."""
     kind = type(value)
-    parts = cast("tuple[Any, ...]", value) if kind is tuple else (cast(Any, value),)
+    parts = cast("tuple[Any, ...]", value) if kind in (tuple, list) else (cast(Any, value),)
     message = None
-    if kind not in (bool, int, float, tuple):
+    if kind not in (bool, int, float, tuple, list):
         message = f"unsupported type `{kind.__name__}` for `{name}`"
+    elif kind is list and not all(type(part) in (int, float) and isfinite(part) for part in parts):
+        message = f"expected a list of finite numbers for `{name}`"
     elif kind is tuple and [type(part) for part in parts] != [int, int]:
         message = f"expected a tuple of two integers for `{name}`"
     elif kind is float and not isfinite(parts[0]):
         message = f"`{name}` must be finite, got {value}"
     if message is not None:
-        help = "use a number, a size like `(3, 3)`, `True` or `False`, or the name of an operator"
+        help = "use a number, a size like `(3, 3)`, a list of numbers, `True` or `False`, or the name of an operator"
         raise failure("E0204", message, help=help)
     if any(abs(part) > MAX_LITERAL for part in parts):
         raise failure("E0405", f"`{name}` exceeds the limit of {MAX_LITERAL:,}", help="use a smaller number")

@@ -179,6 +179,13 @@ class ListLiteral(Node):
     items: tuple[Expr, ...]
 
 
+class Index(Node):
+    """`depths[i]`: an item of a named list; the first one is 0."""
+
+    sequence: Name
+    place: Expr
+
+
 class Reference(Node):
     """`@label`, as an element or as the value of an argument."""
 
@@ -214,6 +221,7 @@ Expr = (
     | Interval
     | ListLiteral
     | Group
+    | Index
     | Reference
     | In
     | Broken

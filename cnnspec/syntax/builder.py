@@ -442,6 +442,10 @@ class Builder:
         help = help or f"choose from {', '.join(f'`{known}`' for known in FUNCTIONS)}"
         return Diagnostic("E0207", f"unknown function `{token}`", self.token(name), notes=notes, help=help, fixes=fixes)
 
+    def index(self, node: Any) -> ast.Index:
+        name, _, place, _ = node.children
+        return ast.Index(self.span(node), ast.Name(self.token(name), str(name)), self.build(place))
+
     def list(self, node: Any) -> ast.ListLiteral:
         return ast.ListLiteral(self.span(node), tuple(self.build(item) for item in node.children[1:-1]))
 

@@ -704,6 +704,9 @@ def _items(at: Place) -> Explanation | None:
     if at.word == "[" and (indexed := re.search(r"[A-Za-z_]\w*$", at.before)):
         end = at.rest.find("]") + 1 or 1
         return Explanation(NO_INDEX, span=at.span(at.line + indexed.start(), at.at + end), message=INDEXED)
+    if at.word == "]" and (indexed := re.search(r"[A-Za-z_]\w*\[\s*$", at.before)):
+        fix = at.fix(f"write the index: `{indexed.group().rstrip()}0]`", (at.start, at.start, "0"))
+        return Explanation(fix.help, [fix], message="missing index of a list item")
     if "COMMA" in at.expected and (items := re.search(r"\[([^\[\]]*)$", at.before)):
         begin, end, fixes = at.at - len(items.group(1)), at.text.find("]", at.at), list[Fix]()
         help = "separate list items with commas: `[16, 32]`"

@@ -150,6 +150,7 @@ _EXPRESSIONS: dict[type[Any], Callable[[Any, bool], str]] = {
     ast.Interval: lambda node, tight: f"{_expr(node.low, True)}..{_expr(node.high, True)}",
     ast.ListLiteral: lambda node, tight: f"[{_comma(_expr(item, tight) for item in node.items)}]",
     ast.Group: lambda node, tight: f"({_expr(node.inner, tight)})",
+    ast.Index: lambda node, tight: f"{node.sequence.name}[{_expr(node.place, tight)}]",
     ast.Reference: lambda node, tight: f"@{node.label}",
     ast.In: lambda node, tight: "in",
 }

@@ -1,6 +1,6 @@
 """The words of the language."""
 
-FUNCTIONS = ("min", "max", "ceil", "floor", "sqrt", "round_to")
+FUNCTIONS = ("min", "max", "ceil", "floor", "sqrt", "round_to", "sum", "len")
 """Functions of expressions."""
 
 SCHEMES = (

@@ -515,7 +515,7 @@ class SpecGenerator:
         image = (self.rng.randint(1, 4), self.rng.randint(1, MAX_SIDE), self.rng.randint(1, MAX_SIDE))
         classes = self.rng.randint(1, 10)
         params = {
-            self.new_name("param"): self.rng.choice([2, 8, 16, False, 0.5, OpName("gelu"), (3, 3)])
+            self.new_name("param"): self.rng.choice([2, 8, 16, False, 0.5, OpName("gelu"), (3, 3), [2, 8, 4]])
             for _ in range(self.rng.randint(0, 2))
         }
         self.constants = {"classes": classes, **params}

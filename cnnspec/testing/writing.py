@@ -117,6 +117,14 @@ class ExpressionWriter:
             ),
             lambda: self.choice(value, value + other, frame),
         ]
+        lists = [(name, items) for name, items in frame.values.items() if type(items) is list and value in items]
+        if lists:
+            name, items = self.rng.choice(lists)
+            place = self.expr(items.index(value), frame)
+            ways += [lambda: ast.Index(NOWHERE, ast.Name(NOWHERE, name), place)] * 4
+        ways.append(lambda: self.function("sum", [value - other, other], frame=frame))
+        if 0 <= value <= 4:
+            ways.append(lambda: self.function("len", [other] * value, frame=frame))
         if value % other == 0:
             ways.append(lambda: self.binary("*", value // other, other, frame))
         if frame.input_shape:

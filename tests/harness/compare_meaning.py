@@ -39,6 +39,7 @@ OTHER_VALUES: dict[str, Any] = {
     "0.5": 0.25,
     "gelu": "silu",
     "(3, 3)": "1x1",
+    "[2, 8, 4]": [3, 5, 1],
 }
 """Another value for each value of a parameter that the generator draws, as it is given from outside."""
 
@@ -210,7 +211,7 @@ def other_values(tree: ast.File) -> dict[str, Any]:
 def read(given: dict[str, Any]) -> dict[str, Any]:
     """Return values from outside as the values of the language."""
     words: dict[Any, Any] = {"silu": Op("silu"), "1x1": (1, 1)}
-    return {name: words.get(value, value) for name, value in given.items()}
+    return {name: words.get(value, value) if isinstance(value, str) else value for name, value in given.items()}
 
 
 def split(tree: ast.File, blocks: list[ast.Block], folder: Path) -> str:

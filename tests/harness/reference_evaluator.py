@@ -600,6 +600,8 @@ def calculate(e: ast.Expr, of: Callable[[ast.Expr], Any]) -> Any:
             return (of(e.low), of(e.high))
         case ast.ListLiteral():
             return [of(item) for item in e.items]
+        case ast.Index():
+            return of(e.sequence)[whole(of(e.place))]
         case ast.FunctionCall():
             return FUNCTIONS.get(e.function, lambda *_: Word(e.function))(*(of(arg) for arg in e.args))
         case ast.Binary(operator="and"):
@@ -659,6 +661,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "floor": math.floor,
     "sqrt": square_root,
     "round_to": round_to,
+    "sum": sum,
+    "len": len,
 }
 
 

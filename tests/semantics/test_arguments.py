@@ -25,7 +25,6 @@ def check(call: str, recipe: str = "") -> Compilation:
         ('relu repeat=2 name="a" 16', "E0205", "remove it"),
         ("slice 0..k 3", "E0205", "remove it: `slice` takes `range`"),
         ("dropout 1 % 3 7", "E0205", "remove it: `dropout` takes `p`"),
-        ("conv c=n[0] c=16", "E0101", "define a `param` for each value, or write the values as rows of `each`"),
         ("relu name=foo", "E0207", 'write the string in quotes: `"foo"`'),
         ("conv c=n[0] c=16", "E0206", "remove one of the two"),
         ("global_avgpool | flatten | linear 64 bais", "E0202", "did you mean `bias`?"),

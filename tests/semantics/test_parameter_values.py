@@ -37,7 +37,8 @@ def test_a_value_of_the_language(given: Any, value: Any) -> None:
         ("1\nrelu", "invalid value `name=1\nrelu`"),
         ("in.c", "invalid value `name=in.c`"),
         ("1 / 0", "invalid value `name=1 / 0`"),
-        ([3, 3], "unsupported type `list` for `name`"),
+        ([3, "a"], "expected a list of finite numbers for `name`"),
+        ({3}, "unsupported type `set` for `name`"),
     ],
 )
 def test_no_value_of_the_language(given: Any, message: str) -> None:
