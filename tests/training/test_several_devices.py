@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -15,15 +16,18 @@ from typing import Any
 
 import pytest
 import torch
+from harness import two_hosts
 from harness.batches import stop_at
 from harness.processes import run_in_processes
 from pytorch_lightning.strategies import ddp as strategy
 
-from cnnspec import loads
+from cnnspec import CnnspecError, loads
 from cnnspec.training import TrainOptions, train
 from cnnspec.training.loop.checkpoints import Checkpoints
+from cnnspec.training.loop.launch import JOIN_VARIABLE
 from cnnspec.training.loop.task import Task
 
+train_module = importlib.import_module("cnnspec.training.runs.train")
 SPEC = """network tiny
 input 1x28x28
 classes 10
@@ -155,6 +159,7 @@ def test_slurm_trains_on_two_processes_and_resumes_after_its_signal(alone: Path,
     def srun(*options: str) -> list[subprocess.Popen[str]]:
         shared = {
             "SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2",
+            "SLURM_STEP_NUM_TASKS": "2",
             "SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_NODELIST": "127.0.0.1", "MASTER_PORT": port,
         }  # fmt: skip
         return [
@@ -283,3 +288,72 @@ def test_a_part_smaller_than_the_number_of_devices_is_an_error(recipe: str, tmp_
     errors = train_in_processes(tmp_path, 3, spec=spec)
     assert [error.diagnostics[0].code for error in errors] == ["E0524"] * 3
     assert not (tmp_path / "runs").exists()
+
+
+def codes(results: list[Any]) -> list[Any]:
+    """Return the codes of errors, and other results as they are."""
+    return [found.diagnostics[0].code if isinstance(found, CnnspecError) else found for found in results]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_missing_process_is_an_error(rank: int, tmp_path: Path):
+    def leave(other: int) -> None:
+        if other != rank:
+            os._exit(0)
+        os.environ[JOIN_VARIABLE] = "2"
+
+    results = train_in_processes(tmp_path, 2, leave, devices="auto")
+    assert codes(results)[rank] == "E0524"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_processes_wait_for_the_main_one_as_long_as_it_works(tmp_path: Path):
+    """Loading the data takes longer than the time to join."""
+
+    def delay(rank: int) -> None:
+        os.environ[JOIN_VARIABLE] = "3"
+        if rank == 0:
+            load = train_module.load_data
+
+            def load_slowly(*args: Any, **options: Any) -> Any:
+                time.sleep(5)
+                return load(*args, **options)
+
+            pytest.MonkeyPatch().setattr(train_module, "load_data", load_slowly)
+
+    assert train_in_processes(tmp_path, 2, delay, devices="auto", strategy="auto") == ["finished", "exit 0"]
+
+
+@pytest.mark.parametrize(("count", "killed"), [(2, 1), (4, 0), (4, 2)])
+def test_a_killed_process_ends_the_others_within_30_seconds(count: int, killed: int, tmp_path: Path):
+    def die(rank: int) -> None:
+        if rank == killed:
+            stop_at(pytest.MonkeyPatch(), 0, 5, signal.SIGKILL)
+
+    start = time.monotonic()
+    results = train_in_processes(tmp_path, count, die)
+    assert time.monotonic() - start < 60  # with the start of the processes
+    expected: list[Any] = ["E0515"] * count
+    expected[killed] = None
+    assert codes(results) == expected
+
+
+def test_an_error_of_the_main_process_ends_the_others(tmp_path: Path):
+    assert codes(train_in_processes(tmp_path, 3, resume=True)) == ["E0506", "exit 1", "exit 1"]
+
+
+@pytest.mark.parametrize("devices", ["3", 1, "0,1,2"])
+def test_another_number_of_devices_than_processes_is_an_error(devices: str | int, tmp_path: Path):
+    assert codes(train_in_processes(tmp_path, 2, devices=devices)) == ["E0524"] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_two_hosts_end_with_the_weights_of_one_process(processes: int):
+    script = Path(__file__).parents[1] / "harness" / "two_hosts.py"
+    command = [sys.executable, str(script), "--processes", str(processes)]
+    settings = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=settings)
+    if result.returncode == two_hosts.SKIPPED:
+        pytest.skip(result.stdout.strip())
+    assert result.returncode == 0, result.stdout + result.stderr

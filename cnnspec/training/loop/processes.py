@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cnnspec.diagnostics import CnnspecError
+from cnnspec.diagnostics import CnnspecError, failure, one_line
+from cnnspec.training.loop.launch import JOIN_VARIABLE, Launch
+
+T = TypeVar("T")
 
 PATIENCE = timedelta(days=1)
 """The maximum time to wait for another process. The end of a process closes its connections."""
+
+
+_LOST = ("gloo", "connection closed by peer", "connection reset by peer", "nccl")
+"""Parts of torch's error messages when another process does not respond."""
+
+
+def lost_process(error: BaseException) -> CnnspecError | None:
+    """Return the diagnostic for an error of torch that means that another process has ended."""
+    if not (isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _LOST)):
+        return None
+    return failure(
+        "E0515",
+        "another process of this run has ended",
+        notes=[one_line(error)],
+        help="see the output of that process, then resume with `--resume`",
+    )
 
 
 class Processes:
@@ -26,6 +46,49 @@ class Processes:
     def __init__(self) -> None:
         self._group: Any = None
         self._pending: tuple[Tensor, Any] | None = None
+
+    def connect(self, launch: Launch, device: torch.device) -> None:
+        """Connect the processes that were started together.
+
+        Raises:
+            CnnspecError: E0524 if they do not find each other in time.
+        """
+        if self.are_connected:
+            return
+        os.environ |= {"MASTER_ADDR": launch.address, "MASTER_PORT": str(launch.port)}
+        timeout, backend = timedelta(seconds=launch.join_seconds), "nccl" if device.type == "cuda" else "gloo"
+        try:
+            store, _, _ = next(dist.rendezvous("env://", launch.rank, launch.world, timeout=timeout))
+            store.set_timeout(timeout)
+            prefixed = dist.PrefixStore("cnnspec", store)
+            dist.init_process_group(backend, store=prefixed, rank=launch.rank, world_size=launch.world)
+            self.any(False)
+        except (RuntimeError, ValueError) as error:
+            raise failure(
+                "E0524",
+                f"the {launch.world} processes of this run did not connect within {launch.join_seconds} s",
+                notes=[f"this is {launch.place}", one_line(error, 300)],
+                help=f"check that all processes run and reach `{launch.address}`; name the network interface of the"
+                f" machines by GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME, or wait longer by {JOIN_VARIABLE}",
+            ) from None
+
+    def from_main(self, compute: Callable[[], T]) -> T:
+        """Compute a value in the main process, and return it in all processes.
+
+        Others wait as long as the main process runs. They exit with code 1 if it reports an error.
+        """
+        if not self.are_connected:
+            return compute()
+        self._end_vote()
+        box: list[Any] = [None, True]
+        try:
+            if self.rank == 0:
+                box = [compute(), False]
+        finally:
+            dist.broadcast_object_list(box, 0, group=self._connection())
+        if box[1]:
+            raise SystemExit(1)
+        return box[0]
 
     @property
     def size(self) -> int:

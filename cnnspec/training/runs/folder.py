@@ -10,62 +10,34 @@ import errno
 import json
 import os
 import shutil
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from cnnspec.diagnostics import CnnspecError, failure, reason_of
-from cnnspec.files import read_text
 from cnnspec.ir import Graph
 from cnnspec.training.loop.checkpoints import Checkpoints, write_atomically
+from cnnspec.training.loop.launch import SHARED_FOLDER_VARIABLE, is_main_process
+from cnnspec.training.loop.processes import Processes
 from cnnspec.training.runs.json_files import model_to_json, read_result, with_version
 from cnnspec.training.runs.locks import LOCK, acquire
 from cnnspec.training.runs.lookup import StoredRun, read_run
 
-SHARED_FOLDER_VARIABLE = "CNNSPEC_RUN_FOLDER"
-"""The environment variable that names the run folder for the processes of the other devices."""
 
+def shared_folder(processes: Processes, find: Callable[[], RunFolder]) -> RunFolder:
+    """Return the folder that the main process finds or creates, in all processes."""
+    found: RunFolder | None = None
 
-WAIT_SECONDS = 120.0
-"""The time that other processes wait for the main one to create the folder, in seconds."""
+    def path() -> str:
+        nonlocal found
+        found = find()
+        return str(found.path)
 
-
-def is_main_process() -> bool:
-    """Return whether this is the process that writes files, among all that train together."""
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        if name in os.environ:
-            return int(os.environ[name]) == 0
-    return True
-
-
-def _rendezvous_file(out: Path) -> Path | None:
-    """Return the file through which processes started by `torchrun` or SLURM share the run folder, or None."""
-    keys = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID", "SLURM_STEP_ID", "MASTER_PORT")
-    words = [os.environ[key] for key in keys if key in os.environ]
-    is_distributed = "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1
-    return out / f".run-{'-'.join(words)}" if is_distributed else None
-
-
-def shared_folder(out: Path) -> RunFolder:
-    """Return the folder that the main process created.
-
-    Raises:
-        CnnspecError: E0506 if there is none.
-    """
-    if SHARED_FOLDER_VARIABLE in os.environ:
+    if not is_main_process() and not processes.are_connected:
         return RunFolder(Path(os.environ[SHARED_FOLDER_VARIABLE]))
-    rendezvous, end = _rendezvous_file(out), time.monotonic() + WAIT_SECONDS
-    while rendezvous is not None and time.monotonic() < end:
-        try:
-            folder = RunFolder(Path(read_text(rendezvous, 4096, "E0506") or ""))
-            if folder.read_result():
-                return folder
-        except (OSError, CnnspecError):
-            pass
-        time.sleep(0.1)
-    raise _refusal(out, "the main process has not created a run folder", "see the output of the main process (rank 0)")
+    other = processes.from_main(path)
+    return found or RunFolder(Path(other))
 
 
 def next_folder(out: Path, graph: Graph) -> Path:
@@ -80,7 +52,6 @@ class RunFolder:
         self.path = path
         self.checkpoints = Checkpoints(path / "checkpoints")
         self._lock_file: Any = None
-        self._rendezvous: Path | None = None
 
     @classmethod
     def create(cls, out: Path, graph: Graph) -> RunFolder:
@@ -148,12 +119,9 @@ class RunFolder:
         folder.lock()
         return folder, run
 
-    def announce(self, out: Path) -> None:
-        """Share the path with the processes of the other devices."""
+    def announce(self) -> None:
+        """Name the path to the processes that Lightning starts for other devices."""
         os.environ[SHARED_FOLDER_VARIABLE] = str(self.path)
-        self._rendezvous = _rendezvous_file(out)
-        if self._rendezvous is not None:
-            write_atomically(self._rendezvous, str(self.path).encode())
 
     def lock(self) -> None:
         """Keep other processes from resuming this run until this one ends.
@@ -174,10 +142,6 @@ class RunFolder:
     def release(self) -> None:
         """Release the lock of the run."""
         os.environ.pop(SHARED_FOLDER_VARIABLE, None)
-        if self._rendezvous is not None:
-            with suppress(OSError):
-                self._rendezvous.unlink(missing_ok=True)
-            self._rendezvous = None
         if self._lock_file is not None:
             with suppress(OSError):  # it is empty
                 self._lock_file.close()

@@ -22,9 +22,11 @@ from cnnspec.recipe import ORIGINS, Folder, Recipe, Setting
 from cnnspec.rewrite.set_values import setting_text
 from cnnspec.semantics.recipe_rules import contradictions, refuse
 from cnnspec.training.data.identity import FILE, DataIdentity, Inventory, differences
+from cnnspec.training.loop.launch import is_main_process, read_launch
 from cnnspec.training.loop.machine import versions
+from cnnspec.training.loop.processes import Processes
 from cnnspec.training.loop.restore import same_split
-from cnnspec.training.runs.folder import RunFolder, is_main_process, shared_folder
+from cnnspec.training.runs.folder import RunFolder, shared_folder
 from cnnspec.training.runs.json_files import recipe_of
 from cnnspec.training.runs.lookup import StoredRun, structure
 from cnnspec.training.runs.options import REQUESTS, TrainOptions, overridden
@@ -160,25 +162,30 @@ class Resumption:
         refuse(contradictions(self.recipe))
 
 
-def find_run(graph: Graph, options: TrainOptions) -> Resumption:
+def find_run(graph: Graph, options: TrainOptions, processes: Processes) -> Resumption:
     """Find the run to resume, lock it, and compare everything but the data and the devices with it.
 
     Raises:
         CnnspecError: E0506 if there is no such run, or its files are damaged.
     """
-    if not is_main_process():
-        folder = shared_folder(options.out)
+    found: Resumption | None = None
+
+    def find() -> RunFolder:
+        nonlocal found
+        path = options.resume if not isinstance(options.resume, bool) else None
+        folder, run = RunFolder.find(options.out, graph, path)
+        try:
+            found = _compare(folder, run, graph, options)
+        except BaseException:
+            folder.release()
+            raise
+        return folder
+
+    folder = shared_folder(processes, find)
+    if found is None:
         result = folder.read_result()
-        recipe = recipe_of(result, folder.path)
-        if "path" in recipe.data.args:
-            recipe = recipe.model_copy(update={"data": overridden(graph, options).data})
-        return Resumption(folder, recipe, _completed(options, result), result)
-    folder, run = RunFolder.find(options.out, graph, options.resume if not isinstance(options.resume, bool) else None)
-    try:
-        return _compare(folder, run, graph, options)
-    except BaseException:
-        folder.release()
-        raise
+        found = Resumption(folder, recipe_of(result, folder.path), _completed(options, result), result)
+    return found
 
 
 def _compare(folder: RunFolder, run: StoredRun, graph: Graph, options: TrainOptions) -> Resumption:
@@ -206,9 +213,13 @@ def _compare(folder: RunFolder, run: StoredRun, graph: Graph, options: TrainOpti
 
 
 def _completed(options: TrainOptions, result: dict[str, Any]) -> TrainOptions:
-    """Return the options, with those that are not given taken from the run."""
+    """Return the options, with those that are not given taken from the run.
+
+    The number of devices is that of the processes that were started together.
+    """
     default, requests = TrainOptions(), result.get("requested", {})
-    missing = [name for name in REQUESTS if getattr(options, name) == getattr(default, name)]
+    kept = [name for name in REQUESTS if name != "devices" or read_launch() is None]
+    missing = [name for name in kept if getattr(options, name) == getattr(default, name)]
     return replace(options, **{name: requests[name] for name in missing if name in requests})
 
 

@@ -31,6 +31,7 @@ from cnnspec.training.loop.autotune import FORMATS, Tuning, choose_tuning
 from cnnspec.training.loop.checkpoints import State, write_atomically
 from cnnspec.training.loop.evaluate import score
 from cnnspec.training.loop.journal import Journal
+from cnnspec.training.loop.launch import Launch, LaunchedEnvironment, is_main_process, read_launch
 from cnnspec.training.loop.machine import (
     default_workers,
     device_name,
@@ -41,10 +42,11 @@ from cnnspec.training.loop.machine import (
     versions,
 )
 from cnnspec.training.loop.optimizers import optimizer_for
+from cnnspec.training.loop.processes import Processes, lost_process
 from cnnspec.training.loop.signals import Pruned, StopHandler, Stopped
 from cnnspec.training.loop.sync_batchnorm import sync_batch_norm
 from cnnspec.training.loop.task import BatchDataModule, StateCheck, Task, TrainingContext, check_parts
-from cnnspec.training.runs.folder import RunFolder, is_main_process, shared_folder, write_error
+from cnnspec.training.runs.folder import RunFolder, shared_folder, write_error
 from cnnspec.training.runs.loggers import ExternalLogger, draw_graph, make_loggers, quiet
 from cnnspec.training.runs.options import (
     PRECISIONS,
@@ -89,7 +91,11 @@ def train(graph: Graph, options: TrainOptions | None = None) -> Result:
     kernels = training_kernels(device, deterministic=options.deterministic)
     with StopHandler(lambda text: print_line(console, text, "yellow")) as stop, quiet(), kernels:
         try:
-            start = _Start(graph, options)
+            processes = Processes()
+            if (launch := read_launch()) is not None:
+                with console.status("waiting for the other processes"):
+                    processes.connect(launch, device_of(options.accelerator))
+            start = _Start(graph, options, processes)
             with console.status("loading the data"):
                 start.prepare(stop)
             with console.status("computing statistics, and measuring the memory format"):
@@ -103,8 +109,9 @@ def train(graph: Graph, options: TrainOptions | None = None) -> Result:
                 raise
             raise write_error(error, options.out) from error
         except BaseException as error:
-            if is_out_of_memory(error):
-                raise out_of_memory(error) from None
+            explained = out_of_memory(error) if is_out_of_memory(error) else lost_process(error)
+            if explained is not None:
+                raise explained from None
             raise
         finally:
             if run is not None:
@@ -125,9 +132,9 @@ class _Start:
         changes: The accepted changes of a resumed run.
     """
 
-    def __init__(self, graph: Graph, options: TrainOptions) -> None:
-        self.graph, self.options = graph, options
-        self.resumed = resumed = find_run(graph, options) if options.resume else None
+    def __init__(self, graph: Graph, options: TrainOptions, processes: Processes) -> None:
+        self.graph, self.options, self.processes = graph, options, processes
+        self.resumed = resumed = find_run(graph, options, processes) if options.resume else None
         self.folder: RunFolder | None = resumed.folder if resumed is not None else None
         if resumed is not None:
             self.options, self.recipe = resumed.options, resumed.recipe
@@ -166,7 +173,7 @@ class _Start:
         self.network = _make_network(graph, self.recipe, options)
         stop.poll()
         if self.folder is None:
-            self.folder = RunFolder.create(options.out, graph) if is_main_process() else shared_folder(options.out)
+            self.folder = shared_folder(self.processes, lambda: RunFolder.create(options.out, graph))
 
     def _load_data(self) -> ImageData:
         options, resumed = self.options, self.resumed
@@ -239,6 +246,7 @@ class _TrainingRun:
             stop,
             self._log,
             is_main_process=self.is_main_process,
+            processes=start.processes,
             save_every=self.options.save_every,
             watch=self.options.watch,
             about=describe(self.graph, data.names, self.preprocessing),
@@ -256,7 +264,7 @@ class _TrainingRun:
         self.task.trainer = self.trainer
         self.context.data = place_data(self.data, self.graph, self.recipe, self.trainer.strategy.root_device)
         self.weights = self.previous.get("weights") if start.resumed is not None else self.options.start
-        self.tuning = self._choose_tuning(network)
+        self.tuning = start.processes.from_main(lambda: self._choose_tuning(network))
         if self.trainer.world_size > 1:  # after the measurement, which only one process makes
             sync_batch_norm(network, self.trainer.strategy.root_device)
         self.tuning.apply(network)
@@ -336,7 +344,7 @@ class _TrainingRun:
         self._write_result("running")
         if self.start.changes:
             self.folder.write_spec(self.graph)
-        self.folder.announce(self.options.out)
+        self.folder.announce()
         if self.options.plots:
             preprocess = Preprocess(self.preprocessing, self.recipe.augment)
             draw_augmentation(self.folder.path, self.data, preprocess, self.recipe.seed)
@@ -540,11 +548,15 @@ def _make_trainer(options: TrainOptions, recipe: Recipe, folder: RunFolder | Non
         CnnspecError: E0510 if Lightning does not support the settings.
     """
     precision: Any = lightning_precision(options.precision or recipe.precision, device_of(options.accelerator))
+    launch = read_launch()
+    devices, plugins = (options.devices, []) if launch is None else _launched(launch, options)
+    strategy = "ddp" if launch is not None and options.strategy == "auto" else options.strategy
     try:
         trainer = pl.Trainer(
             accelerator=options.accelerator,
-            devices=options.devices,
-            strategy=options.strategy,
+            devices=devices,
+            plugins=plugins,
+            strategy=strategy,
             precision=precision,
             max_epochs=recipe.epochs,
             logger=False,
@@ -569,6 +581,28 @@ def _make_trainer(options: TrainOptions, recipe: Recipe, folder: RunFolder | Non
     return trainer
 
 
+def _launched(launch: Launch, options: TrainOptions) -> tuple[int, list[Any]]:
+    """Return the number of devices of this machine that Lightning uses, and its view of the processes.
+
+    Raises:
+        CnnspecError: E0524 if the processes of this machine do not fit the option `devices`.
+    """
+    given = str(options.devices)
+    count = int(given) if given.isdecimal() else len(given.strip(",").split(",")) if "," in given else None
+    own = launch.local_world or count or launch.local_rank + 1
+    if count is not None and (count != own or launch.local_rank >= count):
+        raise failure(
+            "E0524",
+            f"`--devices {given}` does not match the {max(own, launch.local_rank + 1)} processes on this machine",
+            notes=[f"this is {launch.place}"],
+            help="omit `--devices`: each process that `torchrun` or `srun` starts uses one device",
+        )
+    visible = torch.cuda.device_count() if device_of(options.accelerator).type == "cuda" else own
+    if visible == 1 < own:  # SLURM shows each task its own GPU only
+        return 1, [LaunchedEnvironment(launch, 0)]
+    return own, [LaunchedEnvironment(launch, launch.local_rank)]
+
+
 def check_recipe(recipe: Recipe, data: ImageData) -> None:
     """Raise an error if the recipe needs data that the dataset lacks.
 
@@ -576,10 +610,6 @@ def check_recipe(recipe: Recipe, data: ImageData) -> None:
         CnnspecError: E0511 for early stopping without validation images.
     """
     refuse(nothing_validated(recipe, 0 if data.val is None else len(data.val)))
-
-
-_LOST_PROCESS = ("gloo", "connection closed by peer", "connection reset by peer", "nccl")
-"""Parts of torch's error messages when another process does not respond."""
 
 
 def _settings_error(error: Exception) -> CnnspecError:
@@ -597,13 +627,8 @@ def _explain(error: BaseException, folder: Path) -> BaseException:
         return _settings_error(error)
     if is_out_of_memory(error):
         return out_of_memory(error)
-    if isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _LOST_PROCESS):
-        return failure(
-            "E0515",
-            "another process of this run has ended",
-            notes=[one_line(error)],
-            help="see the output of that process, then resume with `--resume`",
-        )
+    if (explained := lost_process(error)) is not None:
+        return explained
     if isinstance(error, OSError) and error.errno is not None:
         return write_error(error, folder, ["the existing checkpoints are intact"], ", then resume with `--resume`")
     return error

@@ -24,9 +24,10 @@ from cnnspec.semantics.loader import read_text
 from cnnspec.training.data.datasets import load_data
 from cnnspec.training.loop.autotune import choose_tuning
 from cnnspec.training.loop.checkpoints import write_atomically
+from cnnspec.training.loop.launch import read_launch
 from cnnspec.training.loop.machine import device_of
 from cnnspec.training.loop.signals import StopHandler, Stopped
-from cnnspec.training.runs.folder import is_main_process, is_number
+from cnnspec.training.runs.folder import is_number
 from cnnspec.training.runs.json_files import read_result
 from cnnspec.training.runs.locks import LOCK, is_locked
 from cnnspec.training.runs.options import Result, TrainOptions, effective_recipe, lightning_precision
@@ -108,7 +109,7 @@ def sweep(
     """
     options = options or SweepOptions()
     space = space if isinstance(space, Space) else Space.of(space)
-    if not is_main_process():
+    if read_launch() is not None:
         raise failure(
             "E0516", "a sweep cannot be started with torchrun or srun",
             help="start each process of the sweep separately; they share the trials through the storage",
