@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from cnnspec import shapes
-from cnnspec.diagnostics.suggestions import SetArgument, one_of
+from cnnspec.diagnostics.suggestions import Advice, SetArgument, one_of
 from cnnspec.ops.base import FLOAT, INPUT, OUTPUT, SameShape, Saved, ShapeError, need_divisible, need_map
 from cnnspec.schema import Count, NotZero, Probability, Several
 from cnnspec.shapes import Shape
@@ -29,6 +29,22 @@ class Relu6(Activation):
     name: ClassVar[str] = "relu6"
     torch: ClassVar[str] = "torch.nn.ReLU6"
     keeps: ClassVar[Saved] = INPUT
+
+
+class Hardtanh(Activation):
+    """min(max(x, low), high). Source: torch.nn.Hardtanh."""
+
+    name: ClassVar[str] = "hardtanh"
+    torch: ClassVar[str] = "torch.nn.Hardtanh"
+    keeps: ClassVar[Saved] = INPUT
+    low: float = -1.0
+    high: float = 1.0
+
+    def infer(self, *inputs: Shape) -> Shape:
+        if self.low >= self.high:
+            message = f"`low` must be less than `high`, got {self.low:g} and {self.high:g}"
+            raise ShapeError("E0215", message, Advice("write the smaller value first"), argument="low")
+        return inputs[0]
 
 
 class LeakyRelu(Activation):

@@ -79,9 +79,9 @@ _RESHAPES = frozenset(
     "reshape view permute transpose unflatten squeeze unsqueeze rearrange matmul bmm einsum fold unfold".split()
 )
 _ELSEWHERE = frozenset(
-    """abs acos adaptivelogsoftmax alphadropout asin atan bilinear blurpool channelmin clamp cos
+    """abs acos adaptivelogsoftmax alphadropout asin atan bilinear channelmin clamp cos
     cosinesimilarity crelu cumsum deformconv depthtospace divide div dropblock einsum embedding embeddingbag exp
-    featurealphadropout fractionalmaxpool geglu getitem globalresponsenorm glu grn gumbelsoftmax hardshrink hardtanh
+    featurealphadropout fractionalmaxpool geglu getitem globalresponsenorm glu grn gumbelsoftmax hardshrink
     interpolate invert involution l1norm l2norm lambda log logsigmoid logsoftmax lppool maskedconv maxout maxunpool
     median min minpool globalminpool adaptiveminpool norm normalize onehot pairwisedistance pixelunshuffle pow
     quantstub reglu repeatinterleave reverse rms rmsnorm roll rrelu sin softmin softshrink softsign spacetodepth

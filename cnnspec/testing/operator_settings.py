@@ -121,6 +121,7 @@ SETTINGS: dict[str, Callable[[Rng, Shape], Settings | None]] = {
     "ln": _norm,
     "in_norm": lambda rng, x: rng.subset({"eps": 1e-3, "affine": True}) if x[1:] != (1, 1) else None,
     "lrn": lambda rng, x: {"size": rng.randint(1, 5), **rng.subset({"alpha": 1e-3, "k": 2.0})},
+    "hardtanh": lambda rng, x: rng.subset({"low": 0.0, "high": 2.0}),
     "leaky_relu": lambda rng, x: rng.subset({"negative_slope": 0.2}),
     "prelu": lambda rng, x: rng.subset({"num_parameters": x[0]}),
     "elu": lambda rng, x: rng.subset({"alpha": 0.5}),

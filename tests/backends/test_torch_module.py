@@ -65,6 +65,7 @@ SETTINGS: dict[str, list[tuple[Shape, dict[str, Any]]]] = {
     "ln": [(MAP, {}), (FLAT, {}), (MAP, {"affine": False}), (FLAT, {"affine": False})],
     "in_norm": [(MAP, {}), (MAP, {"affine": True})],
     "lrn": [(MAP, {"size": 5}), (MAP, {"size": 4, "alpha": 1e-3, "beta": 0.5, "k": 2.0})],
+    "hardtanh": [(MAP, {}), (FLAT, {"low": 0.0, "high": 6.0})],
     "leaky_relu": [(MAP, {"negative_slope": 0.1})],
     "prelu": [(MAP, {}), (MAP, {"num_parameters": 8, "init": 0.1}), (FLAT, {"num_parameters": 12})],
     "elu": [(MAP, {"alpha": 0.5})],

@@ -84,6 +84,10 @@ def part_softmax(x: Any, parts: int | None) -> Any:
     return x.softmax(1) if parts is None else x.unflatten(1, (parts, x.shape[1] // parts)).softmax(1).flatten(1, 2)
 
 
+def hardtanh(x: Any, low: float, high: float) -> Any:
+    return torch.nn.Hardtanh(low, high)(x)
+
+
 def learned(x: Any, shape: str, bare: bool) -> Any:
     sizes = {"channel": (x.shape[1], *(1,) * (x.ndim - 2)), "map": (x.shape[1], 1, 1), "batch": (1, x.shape[1], 1, 1)}
     y = x * torch.empty(sizes.get(shape, (1,)), device="meta")
@@ -150,6 +154,7 @@ RULES: dict[str, tuple[Grid, Callable[..., Any], list[Shape]]] = {
     ),
     "channel_conv": ({"kernel": [1, 2, 3, 4, 9]}, channel_conv, [*MAPS, *FLAT]),
     "softmax": ({"parts": [None, 2, 3, 5]}, part_softmax, [*MAPS, *FLAT]),
+    "hardtanh": ({"low": [-1.0, 0.0, 2.0], "high": [1.0, 2.0]}, hardtanh, [*MAPS, *FLAT]),
     "dropout2d": ({}, lambda x: F.dropout2d(x), MAPS),
 }  # fmt: skip
 

@@ -96,6 +96,7 @@ MODULES: dict[str, Callable[[Any, Shape], Row]] = {
     ),
     "relu": lambda op, x: ("nn.ReLU", {}),
     "relu6": lambda op, x: ("nn.ReLU6", {}),
+    "hardtanh": lambda op, x: ("nn.Hardtanh", {"low": op.low, "high": op.high}),
     "leaky_relu": lambda op, x: ("nn.LeakyReLU", {"negative_slope": op.negative_slope}),
     "prelu": lambda op, x: ("nn.PReLU", {"num_parameters": op.num_parameters, "init": op.init}),
     "elu": lambda op, x: ("nn.ELU", {"alpha": op.alpha}),

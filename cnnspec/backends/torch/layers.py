@@ -438,6 +438,7 @@ ROWS: dict[str, Callable[[Any, Shape], nn.Module]] = {
     "lrn": _local_response_norm,
     "relu": lambda op, x: nn.ReLU(),
     "relu6": lambda op, x: nn.ReLU6(),
+    "hardtanh": lambda op, x: nn.Hardtanh(op.low, op.high),
     "leaky_relu": lambda op, x: nn.LeakyReLU(op.negative_slope),
     "prelu": lambda op, x: nn.PReLU(op.num_parameters, op.init),
     "elu": lambda op, x: nn.ELU(op.alpha),
