@@ -66,7 +66,7 @@ def format(text: str, name: str = "network") -> str:
     """Format a text.
 
     Raises:
-        CnnspecError: The text has syntax errors.
+        CnnspecError: The text has syntax errors, or other errors that its layout decides on.
     """
     return format_text(plain_source(text, name))
 

@@ -200,7 +200,7 @@ def format_text(source: Source) -> str:
     """Format a source.
 
     Raises:
-        CnnspecError: It has syntax errors.
+        CnnspecError: It has syntax errors, or errors at the end of a line that the layout would turn into others.
     """
     from cnnspec.syntax.formatter import format_file
 
@@ -209,7 +209,12 @@ def format_text(source: Source) -> str:
         file = parse(source, reporter)
     if file is None or reporter.failed:
         raise CnnspecError(reporter.sorted())
-    return format_file(file)
+    text = format_file(file)
+    if text != source.text:
+        before, after = (compile_source(Source(source.name, part)).reporter.sorted() for part in (source.text, text))
+        if [found.code for found in before] != [found.code for found in after]:
+            raise CnnspecError(before or after)
+    return text
 
 
 def plain_source(text: str, name: str) -> Source:

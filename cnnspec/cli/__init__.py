@@ -8,11 +8,12 @@ gc.disable()  # imports create no garbage, and collection would take a fifth of 
 
 import os  # noqa: E402
 import sys  # noqa: E402
+from contextlib import suppress  # noqa: E402
 from typing import Any, NoReturn  # noqa: E402
 
 from cnnspec.cli.app import app  # noqa: E402
-from cnnspec.cli.output import guard_streams, print_diagnostics  # noqa: E402
-from cnnspec.diagnostics import CnnspecError, echo, printable  # noqa: E402
+from cnnspec.cli.output import drop_output, guard_streams, is_output_error, print_diagnostics  # noqa: E402
+from cnnspec.diagnostics import CnnspecError, echo, printable, reason_of  # noqa: E402
 
 gc.freeze()
 gc.enable()
@@ -22,23 +23,40 @@ def main() -> NoReturn:
     """Run the command line. Exit code 0 is success, 1 an error in the spec or its data, 2 wrong usage or a bug."""
     guard_streams()
     try:
+        code = _run()
+        sys.stdout.flush()
+    except OSError as error:
+        code = 1
+        drop_output()
+        if not isinstance(error, BrokenPipeError):
+            with suppress(OSError):
+                echo(f"cannot write the output: {reason_of(error)}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _run() -> int:
+    """Run a command, and return the exit code.
+
+    Raises:
+        OSError: A standard stream cannot be written.
+    """
+    try:
         code = app(standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
+        return code if isinstance(code, int) else 0
     except CnnspecError as error:
         print_diagnostics(error.diagnostics)
-        sys.exit(1)
+        return 1
     except KeyboardInterrupt:
         echo("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        return 130
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # usage errors of the command line
             _show_usage_error(error)
-            sys.exit(2)
+            return 2
         if type(error).__name__ == "Abort":
-            sys.exit(130)
+            return 130
+        if is_output_error(error):
+            raise
         if os.environ.get("CNNSPEC_DEBUG"):
             raise
         echo(
@@ -46,7 +64,7 @@ def main() -> NoReturn:
             "this is a bug in cnnspec; set CNNSPEC_DEBUG=1 to see the traceback",
             file=sys.stderr,
         )
-        sys.exit(2)
+        return 2
 
 
 def _show_usage_error(error: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -40,12 +41,39 @@ class GuardedStream:
 
 
 def guard_streams() -> None:
-    """Escape what is written to the standard streams, also characters that their encoding lacks."""
+    """Escape what is written to the standard streams, also characters that their encoding lacks.
+
+    A stream that is closed is replaced by one that fails when it is used. Otherwise the next file that is opened would
+    take its place.
+    """
+    for name, mode, wrong in (("stdin", "r", os.O_WRONLY), ("stdout", "w", os.O_RDONLY), ("stderr", "w", os.O_WRONLY)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.open(os.devnull, wrong), mode, encoding="utf-8"))  # noqa: SIM115
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
             setattr(sys, name, GuardedStream(stream))
+
+
+_OUTPUT_ERRORS = (
+    errno.EPIPE,
+    errno.EBADF,
+    errno.EFBIG,
+    errno.EIO,
+    errno.ENOSPC,
+    getattr(errno, "EDQUOT", errno.ENOSPC),
+)
+
+
+def is_output_error(error: Exception) -> bool:
+    """Return whether a standard stream could not be written. Errors of files name the file."""
+    return isinstance(error, OSError) and error.filename is None and error.errno in _OUTPUT_ERRORS
+
+
+def drop_output() -> None:
+    """Discard what is left to be written to the standard output."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _unguarded(stream: Any) -> Any:

@@ -70,7 +70,9 @@ def read_stdin(reporter: Reporter) -> str | None:
         return _decode(sys.stdin.buffer.read(MAX_FILE_BYTES + 1))
     except ValueError:
         _report_encoding("-", reporter)
-        return None
+    except OSError as error:
+        reporter.error("E0212", f"cannot read the standard input: {reason_of(error)}", file="-", help="pass a file")
+    return None
 
 
 def _decode(data: bytes) -> str:

@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 import typer
 
+from cnnspec import CnnspecError
 from cnnspec.analysis.summary import COLUMNS
 from cnnspec.cli.app import make_command
 from cnnspec.cli.options import grid
 from cnnspec.cli.training_options import Training, find_data
+from cnnspec.compiler import compile_file
 from cnnspec.resources import resource
 
 HEAD = "network t\ninput 3x32x32\nclasses 10\n"
@@ -613,3 +615,71 @@ def test_a_folder_without_specs_is_reported_in_the_output_format(form: str, good
     if form == "json":
         assert [file["ok"] for file in data["files"]] == [False, True]
     assert cnnspec("check", tmp_path / "empty").stderr.startswith("error[E0212]")
+
+
+COMMANDS_WITH_OUTPUT = [
+    ("--version",), ("--help",), ("check", "--help"), ("list",), ("list", "--json"), ("check", "resnet20"),
+    ("explain", "E0301"), ("check", "resnet20", "--json"), ("check", "resnet20", "--format", "sarif"),
+    ("summary", "resnet20"), ("summary", "resnet20", "--json"), ("summary", "resnet20", "--format", "csv"),
+    ("show", "resnet20"), ("diff", "resnet20", "resnet50"), ("fmt", "-"),
+]  # fmt: skip
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+@pytest.mark.parametrize("command", COMMANDS_WITH_OUTPUT, ids=" ".join)
+def test_output_that_cannot_be_written_is_a_plain_message(command: tuple[str, ...], good: Path) -> None:
+    shell = 'exec "$0" -m cnnspec "$@" '
+    for redirection in (">/dev/full", ">&-"):
+        done = subprocess.run(
+            ["sh", "-c", shell + redirection, sys.executable, *command],
+            input=good.read_text() + "relu   |relu",
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 1, redirection
+        assert done.stderr.splitlines()[-1].startswith("cannot write the output: "), done.stderr
+        assert "internal error" not in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+@pytest.mark.parametrize("command", ["check", "fmt", "summary"])
+def test_a_closed_standard_input_is_an_error(command: str) -> None:
+    for redirection in ("<&-", "<&- 2>&-", "2>&-"):
+        done = subprocess.run(
+            ["sh", "-c", f'exec "$0" -m cnnspec {command} - {redirection}', sys.executable],
+            input="conv (", capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 1, redirection
+        if redirection == "<&-":
+            assert done.stderr.startswith("error[E0212]: cannot read the standard input: ")
+
+
+LINE_ENDS = [
+    "conv 3x3 8 stride=", "conv 3x3 8 bias=  # why", "conv 3x3", "slice 0..", "dropout 20%", "let a =", "param a =",
+    "repeat", "block", "add {", "train {block", "train {data", "expect output", "use", "init conv", "when",
+    "conv 3x3 8 when",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "following", ["relu", "head global_avgpool | flatten | linear classes", "bn }", "x: conv 1x1 4"]
+)
+@pytest.mark.parametrize("line", LINE_ENDS)
+def test_fmt_does_not_turn_an_error_into_another(line: str, following: str, tmp_path: Path) -> None:
+    path = tmp_path / "net.cnn"
+    text = f"{HEAD}\n\n\n{line}\n{following}\n"
+    path.write_text(text)
+
+    def codes() -> list[str]:
+        try:
+            return [found.code for found in compile_file(str(path)).diagnostics if found.severity == "error"]
+        except CnnspecError as error:
+            return [found.code for found in error.diagnostics]
+
+    before = codes()
+    code = make_command("fmt").main([str(path)], standalone_mode=False)
+    assert code in (0, 1)
+    assert codes() == before
+    if code == 1:
+        assert path.read_text() == text

@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cnnspec.compiler import compile_source, format_text
 from cnnspec.diagnostics import CnnspecError, Reporter, Source
 from cnnspec.syntax import ast, parse
 from cnnspec.syntax.formatter import MAX_WIDTH, format_file
 
 ROOT = Path(__file__).parents[2]
+SMALL = [path for path in sorted(ROOT.glob("specs/*.cnn")) if path.stat().st_size < 1500]
 
 
 def read(text: str) -> ast.File:
@@ -303,3 +305,23 @@ def test_lines_are_short_where_possible(rng: random.Random) -> None:
     for line in check_properties(Writer(rng).file()).splitlines():
         if len(line) > MAX_WIDTH and "#" not in line:
             assert not re.search(r" \| \w+$", line), line
+
+
+@given(st.randoms(use_true_random=False))
+@settings(max_examples=40, deadline=None)
+def test_formatting_a_damaged_text_changes_no_error(rng: random.Random) -> None:
+    lines = rng.choice(SMALL).read_text().split("\n")
+    for _ in range(rng.randint(1, 3)):
+        at = rng.randrange(len(lines))
+        line = lines[at]
+        cut = rng.randint(0, len(line))
+        inserted = rng.choice(["", "=", "stride=", "|", "{", "}", "0..", "%", "block ", ":", "-"])
+        lines[at] = line[:cut] + inserted + (line[cut:] if rng.random() < 0.5 else "")
+    text = "\n".join(lines)
+    try:
+        formatted = format_text(Source("text", text))
+    except CnnspecError:
+        return
+    before, after = (compile_source(Source("text", each)).reporter.sorted() for each in (text, formatted))
+    assert [found.code for found in before] == [found.code for found in after]
+    assert format_text(Source("text", formatted)) == formatted
