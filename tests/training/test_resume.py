@@ -276,6 +276,15 @@ def test_settings_that_are_not_repeated_keep_their_value(run: Callable[..., Resu
     assert changes_of(error) == ["`optimizer.lr` was 0.05, is 0.1", "`clip` was none, is 1"]
 
 
+@pytest.mark.parametrize("given", [{}, {"normalize": "half"}], ids=["default", "--set"])
+def test_the_origins_of_the_preprocessing_keep_their_value(
+    run: Callable[..., Result], stopped: Callable[..., Result], given: dict[str, str]
+):
+    whole = run(tiny(**given))
+    stopped(tiny(**given))
+    assert run(tiny(), resume=True).values["preprocessing"] == whole.values["preprocessing"]
+
+
 def test_an_edited_file_that_the_spec_uses_is_noticed(run: Callable[..., Result], tmp_path: Path):
     (tmp_path / "base.cnn").write_text(SPEC.replace("tiny", "base"))
     (tmp_path / "child.cnn").write_text("network child\nextends base\n")

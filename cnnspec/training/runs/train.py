@@ -238,6 +238,10 @@ class _TrainingRun:
         self.preprocessing, self._origins = choose_preprocessing(
             recipe, self.graph.input_shape, data.compute_statistics, self._carried(state), training=True
         )
+        recorded = self.previous.get("preprocessing", {}).get("origins", {})
+        for entry, origin in self._origins.items():
+            if origin == "weights" and entry in recorded:  # the checkpoint of this run, not the initial weights
+                self._origins[entry] = recorded[entry]
         self.context = TrainingContext(
             data,
             self.preprocessing,
