@@ -280,3 +280,18 @@ def test_each_class_is_split(counts: tuple[int, ...], fraction: float) -> None:
             assert abs(held_out - count * fraction) <= 1 or held_out in (1, count - 1)
     again = split_by_class(labels, fraction)
     assert all(torch.equal(a, b) for a, b in zip((train, val), again, strict=True))
+
+
+@pytest.mark.parametrize("column", ["file", "label", "split"])
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_a_column_that_occurs_twice_is_an_error(ending: str, column: str, tmp_path: Path):
+    table = tmp_path / f"labels.{ending}"
+    row = {"file": "a.png", "label": "x", "split": "train", "note": "n"}
+    if ending == "csv":
+        table.write_text(f"{','.join(row)}, {column} ,note\n{','.join(row.values())},{row[column]},n\n")
+    else:
+        table.write_text(json.dumps(row)[:-1] + f', "{column}": "{row[column]}", "note": "m"}}\n')
+    with pytest.raises(CnnspecError) as error:
+        list_images(table)
+    assert error.value.diagnostics[0].code == "E0503"
+    assert f"duplicate column `{column}`" in error.value.diagnostics[0].notes[0]

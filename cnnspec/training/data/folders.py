@@ -13,9 +13,10 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from cnnspec.diagnostics import CnnspecError, counted, failure, named, one_line, reason_of
 from cnnspec.recipe import Setting
@@ -388,6 +389,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         text = path.read_text("utf-8-sig")
         if path.suffix.lower() == ".csv":
             reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+            _unique((str(name).strip(), None) for name in reader.fieldnames or ())
             for row in reader:
                 yield (
                     reader.line_num,
@@ -396,7 +398,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         else:
             for line, written in enumerate(text.splitlines(), 1):
                 if written.strip():
-                    row = json.loads(written)
+                    row = json.loads(written, object_pairs_hook=_unique)
                     if not isinstance(row, dict):
                         raise ValueError(f"line {line} is not an object")
                     yield line, {str(key): str(value) for key, value in row.items() if value is not None}
@@ -405,6 +407,20 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     except (OSError, ValueError, csv.Error, RecursionError) as error:
         message = f"cannot read the table `{path}`"
         raise failure("E0503", message, notes=[one_line(error)], file=str(path)) from None
+
+
+def _unique(columns: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Return columns by name.
+
+    Raises:
+        ValueError: A column that is read occurs twice.
+    """
+    found: dict[str, Any] = {}
+    for name, value in columns:
+        if name in found and name in ("file", "label", "split"):
+            raise ValueError(f"duplicate column `{name}`")
+        found[name] = value
+    return found
 
 
 # --- notes ---------------------------------------------------------------------------------------
