@@ -147,7 +147,7 @@ class ChannelShuffle(Op):
 class Pad(Op):
     """Pad: `pad 1` all around, `pad 1x2` in height and width, `pad [l, r, t, b]` by side.
 
-    Negative amounts crop. `mode` fills with elements of the map instead of a constant.
+    Negative amounts crop with `mode=constant`. Other modes fill with elements of the map instead of a constant.
 
     Source: torch.nn.ConstantPad2d, ReflectionPad2d, ReplicationPad2d, CircularPad2d.
     """
