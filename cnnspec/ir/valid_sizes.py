@@ -453,7 +453,15 @@ class _Walk:
             self.demand(Features(index, amount, count))
         elif type(op).infer not in _ANY_FEATURES:
             self.demand(Taken(index, op, (amount,)))
-        return amount if isinstance(op, (SameShape, OPS["flatten"])) else y[0]
+        return amount if isinstance(op, (SameShape, OPS["flatten"])) or _keeps_count(op, count) else y[0]
+
+
+def _keeps_count(op: Op, count: int) -> bool:
+    """Return whether an operator has as many output features as input features."""
+    try:
+        return all(op.infer((features,)) == (features,) for features in (count, count + 1))
+    except ShapeError:  # it accepts one number only
+        return False
 
 
 def _name(node: NodeLike) -> str:

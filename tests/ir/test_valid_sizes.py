@@ -408,6 +408,8 @@ def test_flat_features_that_depend_on_one_side() -> None:
         ("flatten | slice 0..100 | linear 4", (6, 6), (5, 6)),
         ("concat { flatten; global_avgpool | flatten } | linear 4", (8, 8), (7, 8)),
         ("flatten | ln affine=false", (4, 16), (4, 15)),
+        ("flatten | channel_conv 3 | shift", (4, 16), (4, 15)),
+        ("flatten | softmax parts=2 | scale", (4, 16), (4, 15)),
         ("flatten | relu", (3, 3), (0, 3)),
         ("flatten | prelu num_parameters=192", (4, 16), (4, 15)),
     ],
