@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from cnnspec.analysis.diff import node_statuses
 from cnnspec.backends.diagram import html, markup, svg
@@ -191,10 +192,11 @@ def _render(text: str, form: str) -> bytes:
         CnnspecError: E0507 if typst is not installed.
     """
     try:
-        import typst  # type: ignore[import-not-found]
+        import typst
     except ModuleNotFoundError:
         help = "install it with `pip install 'cnnspec[draw]'`, or write an SVG"
         raise failure("E0507", "typst is not installed", help=help) from None
     width, height = map(float, re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)[0])
     ppi = 192.0 * min(1.0, (MAX_PIXELS / (4 * width * height)) ** 0.5)
-    return typst.compile({"main.typ": _TYPST, "net.svg": text.encode()}, format=form, ppi=ppi)
+    compile: Any = typst.compile  # its stub lacks several input files
+    return compile({"main.typ": _TYPST, "net.svg": text.encode()}, format=form, ppi=ppi)
