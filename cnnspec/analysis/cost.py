@@ -71,7 +71,7 @@ def count(graph: Graph) -> Counts:
         depends = [i != IMAGE and gradient[i] for i in node.sources]
         if node.macs:
             # The gradient of the weights costs as much as the forward pass, and so does the gradient of the input.
-            backward[index] = flops[index] * (1 + depends[0])
+            backward[index] = flops[index] * (bool(node.weights) + depends[0])
         saved = node.op.saved(inputs, node.shape, depends)
         for position in saved.inputs:
             source = node.inputs[position]

@@ -116,7 +116,7 @@ def test_every_kind_of_node_that_holds_an_expression_has_a_place() -> None:
     """A new node with an expression needs a row in `PLACES`, or one among the statements without a tensor."""
     kinds = [kind for kind in vars(ast).values() if isinstance(kind, type) and issubclass(kind, ast.Node)]
     holders = {kind.__name__ for kind in kinds if any("Expr" in str(hint) for hint in get_annotations(kind).values())}
-    expressions = {"Unary", "Binary", "FunctionCall", "Choice", "Interval", "ListLiteral", "Group", "Text"}
+    expressions = {"Unary", "Binary", "FunctionCall", "Choice", "Interval", "ListLiteral", "Group", "Text", "Index"}
     assert holders - expressions == {
         "Argument", "BlockParameter", "Classes", "Expect", "Flow", "If", "Let", "Param", "Repeat", "Require", "Row",
     }  # fmt: skip
