@@ -68,7 +68,7 @@ def _require_value(name: str, value: object) -> None:
     message = None
     if kind not in (bool, int, float, tuple, list):
         message = f"unsupported type `{kind.__name__}` for `{name}`"
-    elif kind is list and not all(type(part) in (int, float) and isfinite(part) for part in parts):
+    elif kind is list and not all(type(part) is int or (type(part) is float and isfinite(part)) for part in parts):
         message = f"expected a list of finite numbers for `{name}`"
     elif kind is tuple and [type(part) for part in parts] != [int, int]:
         message = f"expected a tuple of two integers for `{name}`"
