@@ -208,8 +208,9 @@ def cases() -> dict[str, Case]:
         ),
         "batch": (tiny(), {"batch": 40}, ["`batch` was 50, is 40"]),
         "epochs": (tiny(), {"epochs": 6}, ["`epochs` was 3, is 6", "`planned` was none, is 3"]),
-        "precision": (tiny(), {"precision": "bf16"}, ["`precision` was fp32, is bf16"]),
+        "precision": (tiny(), {"precision": "bf16"}, ["`precision` was auto, is bf16"]),
         "Lightning's precision": (tiny(), {"precision": "64-true"}, ["`precision` was 32-true, is 64-true"]),
+        "deterministic": (tiny(), {"deterministic": True}, ["`deterministic` was False, is True"]),
         "threads": (tiny(), {"threads": 2}, ["`threads` was 1, is 2"]),
         "memory": (tiny(), {"memory_format": "contiguous"}, ["`memory_format` was channels_last, is contiguous"]),
         "data": (

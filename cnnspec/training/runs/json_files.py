@@ -55,6 +55,7 @@ class Requested(_Part):
     devices: Text | Count = "auto"
     strategy: Text = "auto"
     precision: Text | None = None
+    deterministic: bool = False
 
 
 class SpecHashes(_Part):

@@ -34,10 +34,10 @@ from cnnspec.training.runs.options import REQUESTS, TrainOptions, overridden
 NOT_COMPARED = frozenset(
     {
         "data_dir", "offline", "out", "resume", "allocator", "plots", "brief", "save_every", "log", "watch",
-        "resume_command", "console", "verify_data", "accept_changes",
+        "resume_command", "console", "verify_data", "accept_changes", "workers",
     }
 )  # fmt: skip
-"""The options that cannot change the result: places, messages, plots, and how data and changes are compared."""
+"""The options that cannot change the result: places, messages, plots, workers, and how data are compared."""
 RECIPE_OPTIONS = frozenset({"data", "images", "epochs", "batch", "seed", "precision"})
 """The options that are compared as entries of the recipe. `precision` is also compared as Lightning resolves it, and
 `images` by their identity."""
@@ -135,6 +135,8 @@ class Resumption:
         resolved, machine = resolved_settings(trainer), self.result.get("machine", {})
         pairs = [(name, self.result.get(name), value) for name, value in resolved.items()]
         pairs += [(name, machine.get(name), getattr(self.options, name)) for name in sorted(MACHINE_OPTIONS)]
+        requested = self.result.get("requested", {}).get("deterministic")
+        pairs.append(("deterministic", requested, self.options.deterministic))
         named = {change.name for change in self.changes}
         self.changes += [
             Change(name, str(was), str(now))
