@@ -294,7 +294,14 @@ def weight_bytes(weights: Mapping[str, Tensor], about: Mapping[str, Any] | None 
         about: Plain data on the run that trained them, stored in the metadata.
     """
     metadata = {"format": "pt"} | ({METADATA: json.dumps(about, sort_keys=True)} if about else {})
-    return save({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}, metadata)
+    content = save({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}, metadata)
+    # safetensors writes the metadata in a random order.
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = metadata
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
 
 
 def read_about(path: Path) -> dict[str, Any]:
