@@ -28,8 +28,8 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -120,31 +120,46 @@ def cifar10(bench: Bench, graph: Graph) -> ImageData:
 # --- the library's way and the tutorial's -----------------------------------------------------------
 
 
-def our_seconds(bench: Bench, graph: Graph, data: ImageData, recipe: dict[str, Any], steps: int, **given: Any) -> float:
-    """Return the seconds of a step of `train`, with input, logging and checkpoints, after `steps` others."""
-    marks: list[float] = []
-    step_end = runs.Task.on_train_batch_end
+@contextmanager
+def watched_steps(data: ImageData, after: Callable[[int], None]) -> Iterator[None]:
+    """Let runs train on a dataset, and call a function with the number of each completed step."""
+    load_before, step_end = runs.load_data, runs.Task.on_train_batch_end
 
     def watched(self: Any, *args: Any) -> None:
         step_end(self, *args)
-        if self.progress.step in (steps, 2 * steps):
+        after(self.progress.step)
+
+    runs.load_data, runs.Task.on_train_batch_end = (lambda *a, **o: data), watched
+    try:
+        yield
+    finally:
+        runs.load_data, runs.Task.on_train_batch_end = load_before, step_end
+
+
+def train_quietly(bench: Bench, graph: Graph, recipe: dict[str, Any], **given: Any) -> None:
+    """Train a network with some entries of its recipe replaced, in a temporary folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = TrainOptions(
+            out=Path(folder), plots=False, accelerator=bench.accelerator, devices=1, save_every=60.0,
+            console=Console(file=io.StringIO()), **given,
+        )  # fmt: skip
+        train(replace(graph, recipe=graph.recipe.model_copy(update=recipe)), options)
+
+
+def our_seconds(bench: Bench, graph: Graph, data: ImageData, recipe: dict[str, Any], steps: int, **given: Any) -> float:
+    """Return the seconds of a step of `train`, with input, logging and checkpoints, after `steps` others."""
+    marks: list[float] = []
+
+    def after(step: int) -> None:
+        if step in (steps, 2 * steps):
             bench.synchronize()
             marks.append(time.perf_counter())
         if len(marks) == 2:
             raise Stopped
 
-    load_before = runs.load_data
-    runs.load_data, runs.Task.on_train_batch_end = (lambda *a, **o: data), watched
     per_epoch = max(1, len(data.train) // recipe["batch"])
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            options = TrainOptions(
-                out=Path(folder), plots=False, accelerator=bench.accelerator, devices=1, save_every=60.0,
-                console=Console(file=io.StringIO()), epochs=2 * steps // per_epoch + 2, **given,
-            )  # fmt: skip
-            train(replace(graph, recipe=graph.recipe.model_copy(update=recipe)), options)
-    finally:
-        runs.load_data, runs.Task.on_train_batch_end = load_before, step_end
+    with watched_steps(data, after):
+        train_quietly(bench, graph, recipe, epochs=2 * steps // per_epoch + 2, **given)
     return (marks[1] - marks[0]) / steps
 
 
@@ -309,29 +324,18 @@ def measure_syncs(bench: Bench) -> None:
     data = cifar10(bench, graph)
     first, last = (1, 2) if bench.quick else (51, 99)
     profiler = torch.profiler.profile(acc_events=True)
-    step_end = runs.Task.on_train_batch_end
 
-    def watched(self: Any, *args: Any) -> None:
-        step_end(self, *args)
-        if self.progress.step == first:
+    def after(step: int) -> None:
+        if step == first:
             bench.synchronize()
             profiler.start()
-        if self.progress.step == last:
+        if step == last:
             profiler.stop()
             raise Stopped
 
-    load_before = runs.load_data
-    runs.load_data, runs.Task.on_train_batch_end = (lambda *a, **o: data), watched
     entries = {"augment": AUGMENT, "batch": 4 if bench.quick else 128, "ema": 0.99, "clip": 1.0, "mixup": 0.2}
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            options = TrainOptions(
-                out=Path(folder), plots=False, devices=1, accelerator=bench.accelerator,
-                console=Console(file=io.StringIO()),
-            )  # fmt: skip
-            train(replace(graph, recipe=graph.recipe.model_copy(update=entries)), options)
-    finally:
-        runs.load_data, runs.Task.on_train_batch_end = load_before, step_end
+    with watched_steps(data, after):
+        train_quietly(bench, graph, entries)
     counts = {event.key: event.count for event in profiler.key_averages() if event.key in SYNCS}
     kernels = sum(
         event.count for event in profiler.key_averages() if event.key in ("cudaLaunchKernel", "cuLaunchKernelEx")
@@ -370,7 +374,7 @@ def measure_memory(bench: Bench) -> None:
 
 
 def measure_shared(bench: Bench) -> None:
-    """Train for an epoch in two processes that exchange gradients through gloo."""
+    """Train for an epoch: two runs at a time on a GPU, a run of two processes on a CPU."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable, "-m", "cnnspec", "build", "resnet20", "--train", "--data", "fashion_mini", "--epochs", "1",

@@ -32,7 +32,7 @@ _FOREIGN_TYPES = {
 _NEUTRAL = {"int": "1", "bool": "false", "size": "1x1"}
 """Plausible defaults of `once` parameters, which later calls use."""
 _CHANNELS = ("c", "channels", "width")
-"""Parameters of which 1 is no plausible value."""
+"""Parameters for which 1 is not a plausible value."""
 
 _LOGIC = ("and", "or", "==", "!=", "<", "<=", ">", ">=")
 

@@ -346,6 +346,12 @@ TRANSFORMS: dict[str, Augmentation] = {
 PER_IMAGE = {"color_jitter", "autoaugment", "randaugment", "trivialaugment"}
 """Augmentations that process one image after another. Worker processes are faster at this than a GPU."""
 
+
+def is_per_image(augment: Sequence[Setting]) -> bool:
+    """Return whether some augmentation processes one image after another."""
+    return any(step.name in PER_IMAGE for step in augment)
+
+
 ANY_SIZE = {"hflip", "vflip", "alternating_flip", "random_resized_crop"}
 """Augmentations that may run before the image has the input size."""
 

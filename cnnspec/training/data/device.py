@@ -9,7 +9,7 @@ from torch import Tensor
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Return a tensor on a device. The host does not wait for the copy.
 
-    A copy to a GPU runs while the host goes on only if the memory of the host is pinned.
+    A copy to a GPU runs in parallel with the host only if the memory of the host is pinned.
     """
     if tensor.device == device:
         return tensor

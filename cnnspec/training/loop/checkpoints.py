@@ -2,7 +2,7 @@
 
 A checkpoint is the output of `torch.save`, followed by a seal: eight bytes and the SHA-256 of everything before them.
 `torch.load` ignores the seal, so other programs can read the file. A checkpoint is written to a temporary file, synced
-to disk, and renamed, so a complete one exists at every moment. A thread writes it while the training goes on.
+to disk, and renamed, so a complete one exists at every moment. A thread writes it while the training continues.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ class Checkpoints:
         self._pending: Future[None] | None = None
 
     def save_in_background(self, state: State, *, best: bool = False) -> None:
-        """Copy a state, and write it in a thread as `save` does, while the training goes on.
+        """Copy a state, and write it in a thread as `save` does, while the training continues.
 
         Raises:
             OSError: The state before it could not be written.

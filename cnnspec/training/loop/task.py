@@ -36,7 +36,7 @@ from cnnspec.ops.norm import BatchNorm
 from cnnspec.recipe import Recipe
 from cnnspec.semantics.recipe_rules import frozen_modules
 from cnnspec.shapes import numel, text
-from cnnspec.training.data.augment import PER_IMAGE, Preprocess
+from cnnspec.training.data.augment import Preprocess, is_per_image
 from cnnspec.training.data.batches import Batch, EpochBatches
 from cnnspec.training.data.datasets import ImageData
 from cnnspec.training.data.device import to_device
@@ -788,5 +788,5 @@ class BatchDataModule(pl.LightningDataModule):
         """Return the number of workers: none for images in memory, unless they are processed one by one for a GPU."""
         assert self.trainer is not None
         on_cpu = self.trainer.strategy.root_device.type == "cpu"
-        one_by_one = any(step.name in PER_IMAGE for step in self.recipe.augment)
-        return self.workers if not self.data.train.in_memory or (one_by_one and not on_cpu) else 0
+        for_gpu = is_per_image(self.recipe.augment) and not on_cpu
+        return self.workers if not self.data.train.in_memory or for_gpu else 0

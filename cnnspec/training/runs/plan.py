@@ -15,7 +15,7 @@ from cnnspec.files import weights_file
 from cnnspec.ir import Graph
 from cnnspec.recipe import Recipe
 from cnnspec.training.data import identity
-from cnnspec.training.data.augment import PER_IMAGE
+from cnnspec.training.data.augment import is_per_image
 from cnnspec.training.data.batches import steps_per_epoch
 from cnnspec.training.data.datasets import SOURCES, ImageData, load_data
 from cnnspec.training.data.download import downloads
@@ -148,7 +148,7 @@ def memory(graph: Graph, recipe: Recipe, data: int) -> dict[str, int]:
 
 def place_data(data: ImageData, graph: Graph, recipe: Recipe, device: torch.device) -> ImageData:
     """Move the images to the device if they fit there in addition to the training, and can be augmented there."""
-    if any(step.name in PER_IMAGE for step in recipe.augment):
+    if is_per_image(recipe.augment):
         return data
     needed = memory(graph, recipe, data.nbytes)["total"]
     return data.to(device) if needed <= MEMORY_FRACTION * free_memory(device) else data
