@@ -13,7 +13,8 @@ FRONT  := $(addprefix tests/,analysis checker diagnostics ir ops semantics synta
 QUICK  := $(addprefix tests/,checker cli/test_commands.py diagnostics/test_cases.py rewrite semantics \
 	syntax/test_formatter.py test_api.py test_architecture.py)
 
-.PHONY: benchmark clean coverage demo docs docs-setup format lint mutation soundness soundness-long test test-pythons test-slow types
+.PHONY: benchmark clean coverage demo docs docs-setup format lint mutation soundness soundness-long test test-pythons test-random \
+	test-slow types
 
 $(READY): pyproject.toml $(PINS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "cnnspec needs Python 3.11 or newer; set PYTHON=..." && false)
@@ -26,6 +27,10 @@ demo: $(READY)
 
 test: $(READY) docs-setup lint types
 	$(BIN)/python -m pytest
+
+# Looks for failures with examples that differ in each run; `make test` draws the same ones every time.
+test-random: $(READY)
+	$(BIN)/python -m pytest --hypothesis-profile=random
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

@@ -101,24 +101,23 @@ def json_text(data: Any, newline: str = "\n") -> str:
 
     NaN and infinity, which JSON lacks, become null.
     """
-    kind = type(data)
-    if kind is str:
+    if isinstance(data, str):
         return encode_basestring_ascii(data)
-    if kind is int:
-        return str(data)
-    inner = f"{newline}  "
-    if kind is dict and {*map(type, data)} <= {str}:
-        items = [f"{encode_basestring_ascii(key)}: {json_text(value, inner)}" for key, value in data.items()]
-        return f"{{{inner}{f',{inner}'.join(items)}{newline}}}" if items else "{}"
-    if kind is list or kind is tuple:
-        items = [json_text(value, inner) for value in data]
-        return f"[{inner}{f',{inner}'.join(items)}{newline}]" if items else "[]"
     if isinstance(data, float) and not math.isfinite(data):
         return "null"
     if data is None or isinstance(data, (bool, float, int)):
         return json.dumps(data)
-    if isinstance(data, (str, dict, list, tuple)):
-        return json.dumps(data, indent=2, default=str).replace("\n", newline)
+    inner = f"{newline}  "
+    if isinstance(data, dict):
+        keys = (key if isinstance(key, str) else json.dumps(key) for key in data)
+        items = [
+            f"{encode_basestring_ascii(key)}: {json_text(value, inner)}"
+            for key, value in zip(keys, data.values(), strict=True)
+        ]
+        return f"{{{inner}{f',{inner}'.join(items)}{newline}}}" if items else "{}"
+    if isinstance(data, (list, tuple)):
+        items = [json_text(value, inner) for value in data]
+        return f"[{inner}{f',{inner}'.join(items)}{newline}]" if items else "[]"
     return encode_basestring_ascii(str(data))
 
 

@@ -83,16 +83,17 @@ def slide(name: str, windows: Sequence[Window | SameWindow], h: int, w: int) -> 
 
 
 def padded(inputs: Sequence[Shape], y: Shape, rules: Sequence[AxisRule]) -> int:
-    """Return the elements of a map padded for `tf_same`; 0 if it needs no padding.
+    """Return the elements of a map padded for `tf_same`; 0 for kernels that never need padding.
 
-    Sizes may be functions of the image size.
+    Sizes may be functions of the image size. The map is copied even if its size needs no padding.
     """
-    sides: list[int] = []
+    sides, pads = list[int](), False
     for size, positions, rule in zip(inputs[0][1:], y[1:], rules, strict=True):
         if not isinstance(rule, SameWindow):
             return 0
+        pads |= rule.reach > 1
         sides.append(cast(int, greatest(size, positions * rule.stride + (rule.reach - rule.stride))))
-    return 0 if tuple(sides) == tuple(inputs[0][1:]) else shapes.numel((inputs[0][0], *sides))
+    return shapes.numel((inputs[0][0], *sides)) if pads else 0
 
 
 class Conv(Op):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cnnspec.analysis.receptive_field import center_extent, fields, masks
 from cnnspec.analysis.summary import summarize
 from cnnspec.api import build, load, loads
-from cnnspec.backends.torch.layers import EXPRESSIONS, SameMaxPool2d, SamePad
+from cnnspec.backends.torch.layers import EXPRESSIONS, SameMaxPool2d, SamePad, StandardizedConv2d
 from cnnspec.ir import Graph
 from cnnspec.testing import specs
 
@@ -225,6 +225,13 @@ def linear_pool(layer: nn.MaxPool2d) -> Any:
     return hook
 
 
+def plain(layer: StandardizedConv2d, inputs: tuple[Tensor], _: Tensor) -> Tensor:
+    """The convolution without standardization, which would make equal weights 0."""
+    window = layer.kernel_size, layer.stride, layer.dilation
+    x = SamePad.pad(inputs[0], *window) if layer.same else inputs[0]
+    return layer._conv_forward(x, layer.weight, layer.bias)
+
+
 def linearise(module: nn.Module) -> None:
     """Makes a module a sum of what it reads with positive factors, so that no gradient cancels."""
     for name, weight in module.named_parameters():
@@ -236,6 +243,8 @@ def linearise(module: nn.Module) -> None:
         kind = type(layer).__name__
         if isinstance(layer, nn.MaxPool2d):
             layer.register_forward_hook(linear_pool(layer))
+        elif isinstance(layer, StandardizedConv2d):
+            layer.register_forward_hook(plain)
         elif isinstance(layer, nn.AdaptiveMaxPool2d):
             layer.register_forward_hook(lambda m, x, y: nn.functional.adaptive_avg_pool2d(x[0], m.output_size))
         elif isinstance(layer, nn.GroupNorm | nn.InstanceNorm2d):

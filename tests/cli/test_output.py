@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cnnspec.analysis.summary import COLUMNS, DEFAULT_COLUMNS, summarize
@@ -35,6 +35,7 @@ def finite(data: Any) -> Any:
 
 @settings(max_examples=40)
 @given(JSON)
+@example({0: math.inf, True: {None: [math.nan]}})
 def test_json_is_that_of_the_standard_library(data: Any) -> None:
     assert json_text(data) == json.dumps(finite(data), indent=2, default=str)
 

@@ -297,6 +297,8 @@ def at(value: object, height: int, width: int) -> object:
 
 
 @given(specs())
+@example("input 1x2x2\nclasses 1\nrelu\nconv 2x2 2 stride=2 pad=tf_same\nflatten | linear 1\n")
+@example("input 1x5x4\nclasses 1\nin_norm\nmaxpool 2x1 stride=2x3 pad=tf_same\nflatten | linear 1\n")
 @settings(max_examples=40, deadline=None)
 def test_counts_are_functions_of_the_size(text: str) -> None:
     graph = loads(text)
