@@ -25,6 +25,7 @@ QUICK = {
     *("resnet50d", "seresnet50", "dpn68", "inception_v4"),
     *("skresnet18", "ecaresnet50d", "resnest14d", "nf_resnet50"),
     "lraspp_mobilenet_v3_large",
+    *("dla34", "rexnet_100", "hardcorenas_a", "mobileone_s0"),
     *("darknet53", "repvgg_a0", "ghostnet_100", "res2net50_26w_4s", "ese_vovnet19b_dw"),
     *(
         "convnext_tiny",
@@ -174,6 +175,14 @@ REFERENCES = [
     Reference("resnetblur50", 25_557_032, 5_133_020_672, "timm"),
     Reference("resnet50d", 25_576_264, 4_328_824_832, "timm"),
     Reference("seresnet50", 28_088_024, 4_091_699_200, "timm"),
+    Reference("dla34", 15_742_104, 3_060_043_776, "timm"),
+    Reference("selecsls42b", 32_458_248, 2_971_924_480, "timm"),
+    Reference("rexnet_100", 4_796_873, 398_370_392, "timm"),
+    Reference("mobileone_s0", 5_293_272, 1_051_935_232, "timm"),
+    Reference("inception_next_tiny", 28_055_680, 4_188_634_272, "timm"),
+    Reference("cspdarknet53", 27_642_184, 6_533_652_480, "timm", size=256),
+    Reference("hardcorenas_a", 5_260_232, 224_227_936, "timm"),
+    Reference("nfnet_f0", 71_489_272, 6_977_003_520, "timm", size=192),
 ]
 
 ALL = [pytest.param(reference, id=reference.name) for reference in REFERENCES]
