@@ -45,6 +45,7 @@ __getattr__, __dir__ = lazy_exports(
         **dict.fromkeys(("build", "check", "draw", "format", "load", "loads"), "cnnspec.api"),
         **dict.fromkeys(("CnnspecError", "Diagnostic", "Edit", "Fix"), "cnnspec.diagnostics"),
         **dict.fromkeys(("Graph", "Model"), "cnnspec.ir"),
+        "load_ipython_extension": "cnnspec.notebook",
         "load_run": "cnnspec.inference",
         **dict.fromkeys(("largest_batch", "summarize"), "cnnspec.analysis.summary"),
     },

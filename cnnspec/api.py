@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cnnspec import ir
 from cnnspec.analysis.features import tap
 from cnnspec.compiler import compile_file, compile_source, format_text, plain_source
-from cnnspec.diagnostics import CnnspecError, Diagnostic, failure
+from cnnspec.diagnostics import CnnspecError, Diagnostic, Diagnostics, failure
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,7 +59,7 @@ def check(
         allow_huge: Allow more parameters and larger tensors than the limits.
         lints: Codes of lints to report that are off by default, such as `W0120`.
     """
-    return compile_source(plain_source(text, name), allow_huge=allow_huge, lints=lints).diagnostics
+    return Diagnostics(compile_source(plain_source(text, name), allow_huge=allow_huge, lints=lints).diagnostics)
 
 
 def format(text: str, name: str = "network") -> str:

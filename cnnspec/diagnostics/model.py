@@ -7,7 +7,7 @@ functions that cannot return them raise `CnnspecError`.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -212,6 +212,16 @@ class Diagnostic:
     def __str__(self) -> str:
         return render(self)
 
+    def _repr_html_(self) -> str:
+        return render_html([self])
+
+
+class Diagnostics(list[Diagnostic]):
+    """A list of diagnostics that a notebook shows as text with marked source lines."""
+
+    def _repr_html_(self) -> str | None:
+        return render_html(self) if self else None
+
 
 def _place(span: Span) -> dict[str, Any]:
     end_line, end_column = span.end_place
@@ -237,6 +247,13 @@ class CnnspecError(Exception):
 
     def __str__(self) -> str:
         return "\n\n".join(render(diagnostic) for diagnostic in self.diagnostics)
+
+    def _repr_html_(self) -> str:
+        return render_html(self.diagnostics)
+
+    def _render_traceback_(self) -> list[str]:
+        """Return what IPython prints in place of a traceback."""
+        return ["\n\n".join(render(diagnostic, color=True) for diagnostic in self.diagnostics)]
 
 
 def failure(
@@ -358,6 +375,9 @@ class Reporter:
 
 
 _COLORS = {"error": "1;31", "warning": "1;33", "head": "1", "bar": "1;34", "second": "1;34", "help": "1;36"}
+_CSS = {"error": "#e03c3c", "warning": "#a86f00", "head": "", "bar": "#3a7bd5", "second": "#3a7bd5", "help": "#128686"}
+"""The same colors in HTML: readable on white and on black, because a page does not say which it is."""
+_PRE = "white-space:pre;overflow-x:auto;font-family:Menlo,Consolas,'DejaVu Sans Mono',monospace"
 
 
 def render(diagnostic: Diagnostic, *, color: bool = False) -> str:
@@ -370,10 +390,28 @@ def render(diagnostic: Diagnostic, *, color: bool = False) -> str:
         color: Whether to add ANSI colors.
     """
 
-    def paint(text: str, style: str) -> str:
+    def paint(text: str, style: str = "") -> str:
         text = printable(text)
-        return f"\x1b[{_COLORS[style]}m{text}\x1b[0m" if color and text else text
+        return f"\x1b[{_COLORS[style]}m{text}\x1b[0m" if color and style and text else text
 
+    return _render(diagnostic, paint)
+
+
+def render_html(diagnostics: Iterable[Diagnostic]) -> str:
+    """Render diagnostics for notebooks: the text of `render`, escaped, in colors."""
+    from html import escape  # not needed by a check
+
+    def paint(text: str, style: str = "") -> str:
+        text = escape(printable(text))
+        css = "font-weight:bold" + (f";color:{_CSS[style]}" if style and _CSS[style] else "")
+        return f'<span style="{css}">{text}</span>' if style and text else text
+
+    text = "\n\n".join(_render(diagnostic, paint) for diagnostic in diagnostics)
+    return f'<pre style="{_PRE}">{text}</pre>'
+
+
+def _render(diagnostic: Diagnostic, paint: Callable[..., str]) -> str:
+    """Render a diagnostic with a function that escapes a text and paints it in a style."""
     severity = diagnostic.severity
     out = [paint(f"{severity}[{diagnostic.code}]", severity) + paint(f": {diagnostic.message}", "head")]
     marks: list[tuple[Span, str, bool]] = []
@@ -387,7 +425,7 @@ def render(diagnostic: Diagnostic, *, color: bool = False) -> str:
         )
         first = next((mark[0] for mark in own if mark[2]), own[0][0])
         arrow = "-->" if source is marks[0][0].source else ":::"
-        out.append(" " * width + paint(arrow, "bar") + f" {printable(source.name)}:{first.line}:{first.column}")
+        out.append(" " * width + paint(arrow, "bar") + paint(f" {source.name}:{first.line}:{first.column}"))
         out.append(" " * width + paint(" |", "bar"))
         previous = 0
         for span, text, primary in own:
@@ -396,7 +434,7 @@ def render(diagnostic: Diagnostic, *, color: bool = False) -> str:
             if number != previous:
                 if previous and number > previous + 1:
                     out.append(paint("...", "bar"))
-                out.append(paint(f"{number:>{width}} |", "bar") + (f" {printable(line)}" if line.strip() else ""))
+                out.append(paint(f"{number:>{width}} |", "bar") + (paint(f" {line}") if line.strip() else ""))
             previous = number
             before, marked = line[: span.column - 1], line[span.column - 1 :][: span.end - span.start]
             style = severity if primary else "second"
@@ -405,10 +443,10 @@ def render(diagnostic: Diagnostic, *, color: bool = False) -> str:
             indent = " " * (1 + len(printable(before)))
             out.append(" " * width + paint(" |", "bar") + indent + paint(mark + caption, style))
     if not marks and diagnostic.file:
-        out.append(paint(" -->", "bar") + f" {printable(diagnostic.file)}")
+        out.append(paint(" -->", "bar") + paint(f" {diagnostic.file}"))
     tail = [*(("note", note) for note in diagnostic.notes), *([("help", diagnostic.help)] if diagnostic.help else [])]
     if tail and marks:
         out.append(" " * width + paint(" |", "bar"))
     for word, text in tail:
-        out.append(" " * width + paint(" =", "bar") + paint(f" {word}: ", "help") + printable(text))
+        out.append(" " * width + paint(" =", "bar") + paint(f" {word}: ", "help") + paint(text))
     return "\n".join(out)

@@ -11,7 +11,7 @@ from cnnspec.analysis.liveness import schedule
 from cnnspec.backends.torch.layers import BARE, EXPRESSIONS, Scope
 from cnnspec.ir import IMAGE, Graph, Node
 
-_RESERVED = {*dir(Scope()), "graph", "code"}
+_RESERVED = {*dir(Scope()), "graph", "code", "_repr_html_"}
 """Attributes of every module: a child of such a name is reached by its key."""
 _BODY, _IN_TRAINING = " " * 4, " " * 8
 

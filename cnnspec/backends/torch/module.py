@@ -57,6 +57,11 @@ class Network(Scope):
         """Return the logits, `[N, C, H, W] -> [N, classes]`, in training together with those of auxiliary heads."""
         raise NotImplementedError
 
+    def _repr_html_(self) -> str | None:
+        """Return what a notebook shows: that of the graph."""
+        show = getattr(self.graph, "_repr_html_", None)  # which `api` sets
+        return show() if show else None
+
     def __reduce__(self) -> tuple[Any, ...]:
         # The class is created at run time and cannot be imported, so it is created again.
         return _restore, (self.graph,), self.__getstate__()

@@ -16,15 +16,13 @@ from itertools import count, zip_longest
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from cnnspec.backends.torch.module import to_module
 from cnnspec.diagnostics import CnnspecError, failure, reason_of
 from cnnspec.ir import Graph
 from cnnspec.recipe import Folder
 from cnnspec.training.comparison.candidates import Candidate, Grid, candidates_from_runs, folder_name, make_candidates
 from cnnspec.training.comparison.report import render
-from cnnspec.training.comparison.table import Row, Run, format_csv, format_markdown, format_text
+from cnnspec.training.comparison.table import Row, Run, format_csv, format_html, format_markdown, format_text
 from cnnspec.training.data.datasets import DatasetCache
 from cnnspec.training.data.folders import data_path
 from cnnspec.training.loop.checkpoints import write_atomically
@@ -35,7 +33,7 @@ from cnnspec.training.runs.json_files import read_comparison, with_version
 from cnnspec.training.runs.locks import LOCK, acquire, is_locked
 from cnnspec.training.runs.lookup import DIVERGED, StoredRun, epoch_rows, stored_runs
 from cnnspec.training.runs.options import TrainOptions
-from cnnspec.training.runs.progress import format_duration, print_line
+from cnnspec.training.runs.progress import default_console, format_duration, print_line
 from cnnspec.training.runs.train import check_recipe, train
 
 NETWORK_ERRORS = (DIVERGED, "E0513")
@@ -79,6 +77,10 @@ class Comparison:
         """Return the table as CSV."""
         return format_csv(self.rows, self.target)
 
+    def _repr_html_(self) -> str:
+        """Return the table for notebooks."""
+        return format_html(self.rows, self.target)
+
     def write(self) -> None:
         """Write the table to the folder in every format."""
         forms = {
@@ -118,7 +120,7 @@ def compare(
             networks. A network that diverges or does not fit into memory is reported as a failed run.
     """
     options = options or TrainOptions(plots=False)
-    console = options.console or Console()
+    console = options.console or default_console()
 
     def log(text: str, style: str | None = None) -> None:
         print_line(console, text, style)

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from cnnspec.diagnostics import printable, printable_line
+from cnnspec.diagnostics import html_table, printable, printable_line
+from cnnspec.training.runs.listing import run_table
 
 FORMATS = ("text", "markdown", "csv", "json")
 NOT_AVERAGED = ("label", "seeds", "parameters", "macs")
@@ -106,6 +107,10 @@ class Run:
             "epochs": self.result.get("epochs"),
             "seconds_per_epoch": self.seconds_per_epoch,
         }
+
+    def _repr_html_(self) -> str:
+        """Return the run as a table for notebooks."""
+        return run_table(self.result, self.folder or "not started", self.state)
 
 
 @dataclass(frozen=True)
@@ -249,7 +254,7 @@ def format_text(rows: Sequence[Row], target: float | None, width: int = 120) -> 
     for row in rows:
         table.add_row(*(Text(printable_line(column.cell(row))) for column in shown))
     text = io.StringIO()
-    Console(file=text, width=width, highlight=False).print(table)
+    Console(force_jupyter=False, file=text, width=width, highlight=False).print(table)
     lines = [line.rstrip() for line in text.getvalue().splitlines()]
     return "\n".join([*(line for line in lines if line), *(printable_line(note.text) for note in notes(rows))]) + "\n"
 
@@ -286,6 +291,15 @@ def format_markdown(rows: Sequence[Row], target: float | None) -> str:
     lines += [[_escape_markdown(column.cell(row)) for column in shown] for row in rows]
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     return table + "".join(f"\n{_escape_markdown(note.text)}\n" for note in notes(rows))
+
+
+def format_html(rows: Sequence[Row], target: float | None) -> str:
+    """Format the table for notebooks."""
+    from html import escape
+
+    shown = columns(target)
+    table = html_table((column.title for column in shown), ([column.cell(row) for column in shown] for row in rows))
+    return table + "".join(f"<p>{escape(printable(note.text))}</p>" for note in notes(rows))
 
 
 def _escape_markdown(text: str) -> str:

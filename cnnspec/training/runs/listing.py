@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cnnspec.diagnostics import CnnspecError
+from cnnspec.diagnostics import CnnspecError, html_table
 from cnnspec.training.runs.json_files import is_unsupported, read_result
 from cnnspec.training.runs.locks import LOCK, is_locked
 
@@ -40,3 +41,24 @@ def _describe(folder: Path) -> dict[str, Any]:
         "reason": reason,
         **{name: result.get(name) for name in FIGURES},
     }
+
+
+def run_table(result: Mapping[str, Any], folder: str, state: str) -> str:
+    """Return the contents of a `result.json` as a table for notebooks.
+
+    Args:
+        result: The contents.
+        folder: The folder of the run.
+        state: The state of the run.
+    """
+    rows = [("network", str(result.get("network") or "")), ("state", state)]
+    for name in FIGURES:
+        value = result.get(name)
+        if value is None:
+            continue
+        text = f"{value:.2%}" if name.endswith("_acc") else f"{value:,.1f}" if name == "seconds" else str(value)
+        rows.append((name.replace("_acc", " acc").replace("_", " "), text))
+    error = result.get("error")
+    if error:
+        rows.append(("error", ": ".join(str(error[name]) for name in ("code", "message") if error.get(name))))
+    return html_table(("run", folder), rows)

@@ -14,6 +14,7 @@ from cnnspec.ir import Graph
 from cnnspec.recipe import ORIGINS, FromPython, Recipe, Setting
 from cnnspec.rewrite.set_values import setting_text
 from cnnspec.semantics.recipe_rules import contradictions, refuse
+from cnnspec.training.runs.listing import run_table
 
 if TYPE_CHECKING:
     from cnnspec.training.data.records import Splits
@@ -132,6 +133,10 @@ class Result:
     state: str
     exit_code: int
     values: dict[str, Any]
+
+    def _repr_html_(self) -> str:
+        """Return the outcome as a table for notebooks."""
+        return run_table(self.values, str(self.folder), self.state)
 
 
 def effective_recipe(graph: Graph, options: TrainOptions) -> Recipe:

@@ -125,6 +125,12 @@ def fit(parts: Sequence[str], order: Sequence[int], width: int) -> str:
     return parts[order[0]][: max(0, width - 1)]
 
 
+def default_console() -> Console:
+    """Return the console of this process. A notebook, which cannot move the cursor, gets plain lines."""
+    console = Console()
+    return Console(force_jupyter=False, force_terminal=False) if console.is_jupyter else console
+
+
 def print_line(console: Console, text: str, style: str | None = None) -> None:
     """Print a line of text without control characters, markup, highlighting or wrapping."""
     console.print(printable_line(text), style=style, highlight=False, markup=False, soft_wrap=True)

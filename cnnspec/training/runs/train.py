@@ -66,7 +66,7 @@ from cnnspec.training.runs.plots import (
     draw_reliability,
 )
 from cnnspec.training.runs.predictions import write_predictions
-from cnnspec.training.runs.progress import ProgressDisplay, print_line
+from cnnspec.training.runs.progress import ProgressDisplay, default_console, print_line
 from cnnspec.training.runs.resume import Change, find_run, resolved_settings, spec_hashes
 
 
@@ -85,7 +85,7 @@ def train(graph: Graph, options: TrainOptions | None = None) -> Result:
         keep_memory()
     threads = torch.get_num_threads()
     main_process = is_main_process()
-    console = options.console or Console() if main_process else Console(quiet=True)
+    console = options.console or default_console() if main_process else Console(quiet=True)
     start: _Start | None = None
     run: _TrainingRun | None = None
     kernels = training_kernels(device, deterministic=options.deterministic)

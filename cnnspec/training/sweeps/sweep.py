@@ -31,7 +31,7 @@ from cnnspec.training.runs.folder import is_number
 from cnnspec.training.runs.json_files import read_result
 from cnnspec.training.runs.locks import LOCK, is_locked
 from cnnspec.training.runs.options import Result, TrainOptions, effective_recipe, lightning_precision
-from cnnspec.training.runs.progress import print_line
+from cnnspec.training.runs.progress import default_console, print_line
 from cnnspec.training.runs.train import train
 from cnnspec.training.sweeps.space import Candidate, Space
 from cnnspec.training.sweeps.study import Candidates, Pruned, SharedStudy, TrainedCandidate, Trial, storage_error
@@ -126,7 +126,7 @@ class _Sweep:
 
     def __init__(self, spec: str | Path, space: Space, options: SweepOptions) -> None:
         self.spec, self.space, self.options = spec, space, options
-        self.console = options.console or Console()
+        self.console = options.console or default_console()
         self.path, self.name = locate(spec)
         reporter = Reporter()
         text = read_text(self.path, self.name, reporter)
@@ -335,7 +335,9 @@ class _Sweep:
                 )
                 return self.study.report(trial, epoch, scores["val_acc"])
 
-            options = replace(self.train_options, out=out, watch=watch, console=Console(file=log, width=120))
+            options = replace(
+                self.train_options, out=out, watch=watch, console=Console(force_jupyter=False, file=log, width=120)
+            )
             show(f"trial {number}  {_format_values(values)}  epoch 1/{epochs}")
             try:
                 result = self._run(
