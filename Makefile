@@ -14,7 +14,7 @@ QUICK  := $(addprefix tests/,checker cli/test_commands.py diagnostics/test_cases
 	syntax/test_formatter.py test_api.py test_architecture.py)
 
 .PHONY: benchmark clean coverage demo docs docs-setup format lint mutation soundness soundness-long test test-pythons test-random \
-	test-slow types
+	test-cluster test-slow types
 
 $(READY): pyproject.toml $(PINS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "cnnspec needs Python 3.11 or newer; set PYTHON=..." && false)
@@ -34,6 +34,10 @@ test-random: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# Starts a PostgreSQL server (Debian: postgresql) and clusters of Ray on this machine.
+test-cluster: $(READY)
+	$(BIN)/python -m pytest -m cluster
 
 # Installs a wheel of the package, without torch, on the newest Python of this machine.
 test-pythons:

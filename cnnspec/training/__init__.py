@@ -74,7 +74,7 @@ def require_extra(what: str, load: Callable[[str], Any], name: str) -> Any:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("cnnspec"):
             raise
-        what, extra = ("a sweep", "sweep") if error.name == "optuna" else (what, "train")
+        what, extra = ("a sweep", "sweep") if error.name in ("optuna", "sqlalchemy") else (what, "train")
         raise failure(
             "E0507",
             f"{what} requires `{error.name}`, which is not installed",

@@ -28,6 +28,7 @@ from cnnspec.training.runs.locks import LOCK, acquire
 from cnnspec.training.sweeps.space import Choice, Range, Space, parse_amount
 
 study = pytest.importorskip("cnnspec.training.sweeps.study")
+storage = pytest.importorskip("cnnspec.training.sweeps.storage")
 
 SPEC = """# a small one
 network tiny
@@ -437,8 +438,8 @@ def test_a_sweep_does_not_mix_datasets(given: bool, search: Callable[..., SweepR
 def test_machines_without_a_common_folder_share_a_storage(
     search: Callable[..., SweepResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(study, "HEARTBEAT", 1)
-    monkeypatch.setattr(study, "GRACE", 3)
+    monkeypatch.setattr(storage, "HEARTBEAT", 1)
+    monkeypatch.setattr(storage, "GRACE", 3)
     here, there = tmp_path / "here" / "first", tmp_path / "there" / "first"
 
     def work(out: Path) -> SweepResult:

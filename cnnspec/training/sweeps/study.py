@@ -1,4 +1,4 @@
-"""Manage the trials of a sweep in a storage that several processes share. This is the only module that uses Optuna.
+"""Manage the trials of a sweep in a storage that several processes share, with Optuna.
 
 Optuna numbers trials in the order in which they start, and stores attributes for each. All agreement between processes
 follows from that, without a lock:
@@ -37,19 +37,18 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from sqlalchemy import URL
 
 from cnnspec.diagnostics import CnnspecError, failure, one_line, reason_of
 from cnnspec.files import first_problem, open_regular, unreadable
 from cnnspec.limits import MAX_DATABASE_BYTES
 from cnnspec.training.runs import locks
 from cnnspec.training.sweeps.space import Axis, Candidate, Choice, Space
+from cnnspec.training.sweeps.storage import Address
 
-HEARTBEAT = 20
-"""Seconds between two heartbeats of a trial."""
-GRACE = 90
-"""Seconds without a heartbeat after which another process takes over a trial."""
 NAMELESS = 15
 """Seconds after which a trial without the name of a process fails."""
 DEATHS = 3
@@ -319,22 +318,29 @@ class SharedStudy:
         seed: The seed of the proposals.
         pruner: One of `PRUNERS`.
         terms: The settings that all processes of a sweep must share.
+        is_stopped: Returns whether to stop waiting for a server.
 
     Raises:
-        CnnspecError: E0516 if the storage cannot be used or belongs to another sweep.
+        CnnspecError: E0516 if the storage cannot be used or belongs to another sweep, E0507 without its driver.
     """
 
     def __init__(
-        self, folder: Path, url: str | None, name: str, space: Space, seed: int, pruner: str, terms: Mapping[str, Any]
+        self,
+        folder: Path,
+        url: str | None,
+        name: str,
+        space: Space,
+        seed: int,
+        pruner: str,
+        terms: Mapping[str, Any],
+        is_stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self.space = space
         self._workers = folder / "workers"
         self._first_seen: dict[int, float] = {}
         self.worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         database = folder.resolve() / "study.db"
-        file = str(database).replace("{", "{{").replace("}", "}}")  # Optuna expands braces
-        own_file, url = url is None, url or f"sqlite:///{file}"
-        self.place = _without_password(url)
+        self.address = Address(url or URL.create("sqlite", database=str(database)).render_as_string())
         try:
             self._workers.mkdir(parents=True, exist_ok=True)
             self._lock = locks.acquire(self._workers / f"{self.worker}.lock", wait=True)
@@ -347,31 +353,26 @@ class SharedStudy:
             with locks.acquire(
                 folder / ".opening", wait=True
             ):  # two processes must not create the tables at the same time
-                if own_file:
+                if url is None:
                     _check_database(database)
-                self._study = self._open(url, name, _Proposals(space, seed), pruner, terms)
+                storage, self._connection = self.address.open(is_stopped)
+                self._study = self._open(storage, name, _Proposals(space, seed), pruner, terms)
         except BaseException:
             self.close()
             raise
 
-    def _open(self, url: str, name: str, sampler: BaseSampler, pruner: str, terms: Mapping[str, Any]) -> optuna.Study:
-        engine = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+    def _open(
+        self, storage: RDBStorage, name: str, sampler: BaseSampler, pruner: str, terms: Mapping[str, Any]
+    ) -> optuna.Study:
+        common: dict[str, Any] = {"storage": storage, "sampler": sampler, "pruner": PRUNERS[pruner]()}
         try:
-            storage = optuna.storages.RDBStorage(
-                url, engine_kwargs=engine, heartbeat_interval=HEARTBEAT, grace_period=GRACE
-            )
-            common: dict[str, Any] = {"storage": storage, "sampler": sampler, "pruner": PRUNERS[pruner]()}
             try:
                 study = optuna.create_study(study_name=name, direction="maximize", **common)
                 study.set_user_attr("terms", dict(terms))
             except optuna.exceptions.DuplicatedStudyError:
                 study = optuna.load_study(study_name=name, **common)
         except Exception as error:  # databases raise errors of many classes  # noqa: BLE001
-            raise failure(
-                "E0516", "cannot open the sweep storage", file=_without_password(url),
-                notes=[one_line(error, 300)],
-                help="pass the URL of a database with `--storage`, such as `sqlite:///sweep.db` or `postgresql://localhost/sweeps`",
-            ) from None  # fmt: skip
+            raise self.address.refusal(error) from None
         end = time.monotonic() + 10
         while (stored := self._terms(study)) is None and time.monotonic() < end:
             time.sleep(0.1)
@@ -387,15 +388,20 @@ class SharedStudy:
                 raise failure(
                     "E0516",
                     f"the storage belongs to another sweep: {differs}",
-                    file=_without_password(url),
+                    file=self.address.shown,
                     help="choose another folder with `--out`, or use the settings that the sweep started with",
                 )
         return study
 
-    def close(self) -> None:
-        """Release the lock of this process, after all its trials have ended."""
+    def close(self, *, ended: bool = True) -> None:
+        """Release the lock of this process.
+
+        Args:
+            ended: Whether all its trials have ended. Otherwise the file stays, and shows that the process is dead.
+        """
         self._lock.close()
-        (self._workers / f"{self.worker}.lock").unlink(missing_ok=True)
+        if ended:
+            (self._workers / f"{self.worker}.lock").unlink(missing_ok=True)
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -417,7 +423,8 @@ class SharedStudy:
             CnnspecError: E0516 if the storage is damaged.
         """
         try:
-            optuna.storages.fail_stale_trials(self._study)
+            if self._connection.is_settled:
+                optuna.storages.fail_stale_trials(self._study)
             trials, names = self._study.get_trials(deepcopy=False), self.space.to_json().keys()
             for trial in trials:
                 attributes = _Attributes.model_validate(trial.user_attrs)
@@ -437,7 +444,7 @@ class SharedStudy:
 
     def _damaged(self, reason: str) -> CnnspecError:
         help = "choose another folder with `--out`, or restore the storage"
-        return failure("E0516", "the sweep storage is damaged", file=self.place, notes=[reason], help=help)
+        return failure("E0516", "the sweep storage is damaged", file=self.address.shown, notes=[reason], help=help)
 
     def _is_dead(self, trial: FrozenTrial) -> bool:
         worker = trial.user_attrs.get("worker")
@@ -538,21 +545,5 @@ class SharedStudy:
         return candidate
 
 
-def storage_error(error: Exception, place: str) -> Exception:
-    """Convert an error of the storage to a diagnostic. Return other errors unchanged."""
-    if type(error).__module__.split(".")[0] not in ("optuna", "sqlalchemy"):
-        return error
-    reason = error.__cause__ or error
-    return failure(
-        "E0516", "the sweep storage is no longer accessible", file=place, notes=[one_line(reason, 300)],
-        help="check the storage, then repeat the command to resume",
-    )  # fmt: skip
-
-
 def _format_term(value: Any) -> str:
     return "not set" if value is None else f"{value:,}" if type(value) is int else f"`{value}`"
-
-
-def _without_password(url: str) -> str:
-    scheme, sign, rest = url.partition("://")
-    return f"{scheme}{sign}{rest.rpartition('@')[2]}"

@@ -34,7 +34,7 @@ from cnnspec.training.runs.options import Result, TrainOptions, effective_recipe
 from cnnspec.training.runs.progress import default_console, print_line
 from cnnspec.training.runs.train import train
 from cnnspec.training.sweeps.space import Candidate, Space
-from cnnspec.training.sweeps.study import Candidates, Pruned, SharedStudy, TrainedCandidate, Trial, storage_error
+from cnnspec.training.sweeps.study import Candidates, Pruned, SharedStudy, TrainedCandidate, Trial
 
 MAX_REJECTED = 60
 """The number of consecutive rejected candidates after which a sweep ends."""
@@ -212,20 +212,29 @@ class _Sweep:
     def run(self) -> SweepResult:
         seed = effective_recipe(self.base, self.options.train).seed
         options = self.options
+        self.stop = StopHandler(lambda text: self._log(text, "yellow"))
         study = SharedStudy(
-            self.folder, options.storage, self.folder.resolve().name, self.space, seed, options.pruner, self._terms()
+            self.folder,
+            options.storage,
+            self.folder.resolve().name,
+            self.space,
+            seed,
+            options.pruner,
+            self._terms(),
+            lambda: self.stop.requested,
         )
-        self.study = study
+        self.study, ended = study, True
         try:
-            with StopHandler(lambda text: self._log(text, "yellow")) as self.stop:
+            with self.stop:
                 state = self._work()
             return self._result(state)
         except Exception as error:
-            if (explained := storage_error(error, study.place)) is error:
+            if (explained := study.address.explain(error)) is error:
                 raise
+            ended = False
             raise explained from error
         finally:
-            study.close()
+            study.close(ended=ended)
 
     def _work(self) -> str:
         """Work until all trials have ended. Return the final state."""
