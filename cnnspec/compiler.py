@@ -12,9 +12,9 @@ import gc
 from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cnnspec import ir
 from cnnspec.checker.check import check as check_model
@@ -29,6 +29,9 @@ from cnnspec.semantics.recipe_rules import network_conflicts
 from cnnspec.semantics.train_section import to_diagnostic
 from cnnspec.syntax import ast, parse
 
+if TYPE_CHECKING:
+    from cnnspec.checker.graph_builder import GraphBuilder
+
 
 @dataclass
 class Compilation:
@@ -40,6 +43,8 @@ class Compilation:
         tree: The syntax tree.
         model: The Model.
         graph: The checked network.
+        library: The files that the spec uses and extends.
+        expanded: The nodes and scopes of the network up to its errors; only a Graph is proven.
         recompile: Compiles another text in place of this one, with a limit on elements.
         files: The file that the text was read from, and those that it imports.
         search: The search for names with a similar spelling, which trials of fixes share.
@@ -51,6 +56,8 @@ class Compilation:
     tree: ast.File | None = None
     model: ir.Model | None = None
     graph: ir.Graph | None = None
+    library: Library | None = None
+    expanded: GraphBuilder | None = None
     recompile: Callable[[str, int], Compilation] | None = None
     files: tuple[Path, ...] = ()
     search: Search = field(default_factory=Search)
@@ -102,6 +109,7 @@ def compile_source(
     steps: int | None = None,
     allow_huge: bool = False,
     lints: Collection[str] = (),
+    buffers: Mapping[Path, str] | None = None,
 ) -> Compilation:
     """Run the stages on a text, up to the first that fails.
 
@@ -112,16 +120,19 @@ def compile_source(
         steps: The limit on elements, if lower than `limits.MAX_STEPS`.
         allow_huge: Allow more than `limits.MAX_PARAMETERS` parameters and `limits.MAX_ELEMENTS` elements.
         lints: Codes of lints to report that are off by default.
+        buffers: Texts that replace those of other files, by resolved path: what is open in an editor.
     """
     compilation = Compilation(source, Reporter(), lints=lints)
 
     def recompile(text: str, steps: int) -> Compilation:
         changed = Source(source.name, text)
-        return compile_source(changed, path, params, steps=steps, allow_huge=allow_huge, lints=lints)
+        options: dict[str, Any] = {"allow_huge": allow_huge, "lints": lints, "buffers": buffers}
+        return compile_source(changed, path, params, steps=steps, **options)
 
     compilation.recompile = recompile
     with _without_garbage_collection(), searching(compilation.search):
-        _run_stages(compilation, path, params, steps, allow_huge)
+        compilation.library = Library(path.parent if path else None, buffers)
+        _run_stages(compilation, compilation.library, path, params, steps, allow_huge)
     return compilation
 
 
@@ -138,13 +149,17 @@ def _without_garbage_collection() -> Generator[None]:
 
 
 def _run_stages(
-    compilation: Compilation, path: Path | None, params: Mapping[str, Any] | None, steps: int | None, allow_huge: bool
+    compilation: Compilation,
+    library: Library,
+    path: Path | None,
+    params: Mapping[str, Any] | None,
+    steps: int | None,
+    allow_huge: bool,
 ) -> None:
     source, reporter = compilation.source, compilation.reporter
     compilation.tree = parse(source, reporter)
     if compilation.tree is None:
         return
-    library = Library(path.parent if path else None)
     if path:
         library.add(path, compilation.tree)
     values = {key: parameter_value(key, value) for key, value in (params or {}).items()}
@@ -152,7 +167,15 @@ def _run_stages(
     try:
         compilation.model, source_map = elaborate(compilation.tree, library, values, name, reporter)
         if compilation.model is not None:
-            graph = check_model(compilation.model, source_map, reporter, source.text, steps, allow_huge=allow_huge)
+            graph = check_model(
+                compilation.model,
+                source_map,
+                reporter,
+                source.text,
+                steps,
+                allow_huge=allow_huge,
+                observe=partial(setattr, compilation, "expanded"),
+            )
             if graph is not None and not _conflicts(graph, compilation.tree, source.name, reporter):
                 compilation.graph = replace(graph, files=library.texts(path))
     except TooManyErrors:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from cnnspec import ir, shapes
 from cnnspec.checker.contracts import check_expectation
 from cnnspec.checker.expand import Expander
+from cnnspec.checker.graph_builder import GraphBuilder
 from cnnspec.diagnostics import Reported, Reporter
 from cnnspec.limits import MAX_HUGE, MAX_PARAMETERS
 from cnnspec.semantics.context import SourceMap
@@ -21,6 +23,7 @@ def check(
     steps: int | None = None,
     *,
     allow_huge: bool = False,
+    observe: Callable[[GraphBuilder], None] | None = None,
 ) -> ir.Graph | None:
     """Check every shape and every `expect` of a Model.
 
@@ -31,11 +34,14 @@ def check(
         text: The text of the spec, stored in the Graph.
         steps: The limit on elements, if lower than `MAX_STEPS`.
         allow_huge: Raise the limits on parameters and on the elements of a tensor to `MAX_HUGE`.
+        observe: Receives the nodes and scopes that will be built, also if there are errors.
 
     Returns:
         The Graph, or `None` if the reporter holds an error.
     """
     expander = Expander(model, source_map, reporter, steps, allow_huge=allow_huge)
+    if observe is not None:
+        observe(expander.graph)
     try:
         output = expander.run()
     except Reported:

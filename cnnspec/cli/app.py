@@ -31,6 +31,7 @@ COMMANDS = {
     "diff": "cnnspec.cli.specs:diff",
     "list": "cnnspec.cli.specs:list_",
     "sweep": "cnnspec.cli.sweeps:sweep",
+    "lsp": "cnnspec.cli.editors:lsp",
 }
 """The function of each command, in the order of `cnnspec --help`."""
 

@@ -26,6 +26,7 @@ def apply_fixes(
     *,
     allow_huge: bool = False,
     lints: Collection[str] = (),
+    buffers: Mapping[Path, str] | None = None,
 ) -> tuple[str, list[Diagnostic], Compilation]:
     """Apply every certain fix.
 
@@ -40,12 +41,13 @@ def apply_fixes(
         params: Values for the parameters of the spec.
         allow_huge: Allow more parameters than the limit.
         lints: Codes of lints to report that are off by default.
+        buffers: Texts that replace those of other files, by resolved path.
 
     Returns:
         The text, the diagnostics that were fixed, and the compilation of the text.
     """
     fixed: list[Diagnostic] = []
-    options: dict[str, Any] = {"allow_huge": allow_huge, "lints": lints}
+    options: dict[str, Any] = {"allow_huge": allow_huge, "lints": lints, "buffers": buffers}
     current = compile_source(Source(name, Source.plain(text)), path, params, **options)
     effort = 0
     for _ in range(_MAX_ROUNDS):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import stat
 import sys
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -134,9 +135,11 @@ class Library:
 
     Args:
         folder: The folder of the user's file; None if the text is not from a file.
+        buffers: Texts that replace those of files, by resolved path: what is open in an editor.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, buffers: Mapping[Path, str] | None = None) -> None:
+        self._buffers = buffers or {}
         self._given = folder or Path()
         self._root = folder.resolve() if folder else None
         self._trees: dict[Path, ast.File | None] = {}
@@ -164,6 +167,13 @@ class Library:
             return (shipped_folder() / file.source.name).parent
         return self._folders.get(file.source.name, self._root)
 
+    def path_of(self, source: Source) -> Path | None:
+        """Return the path of a file that was read here; None for one that is not stored."""
+        folder = shipped_folder() if source.shipped else self._folders.get(source.name)
+        if folder is None:
+            return None
+        return folder / (source.name if source.shipped else PurePosixPath(source.name).name)
+
     def base_of(self, file: ast.File) -> Path:
         """Return the folder that other paths in a file are relative to, as the user wrote it."""
         folder = self.folder_of(file)
@@ -188,7 +198,8 @@ class Library:
                 continue
             try:
                 path = (place / relative).resolve()
-                there, exists = path.is_file(), path.exists()
+                there = path in self._buffers or path.is_file()
+                exists = there or path.exists()
             except (OSError, ValueError, RuntimeError):  # an invalid file name, or a cycle of links
                 continue
             roots = [root for root in (self._root, shipped_folder()) if root is not None]
@@ -211,7 +222,7 @@ class Library:
         return None
 
     def _read(self, path: Path, at: Span, reporter: Reporter) -> ast.File | None:
-        if path not in self._trees and path.is_relative_to(shipped_folder()):
+        if path not in self._trees and path not in self._buffers and path.is_relative_to(shipped_folder()):
             return _shipped_tree(path)
         if path not in self._trees:
             if len(self._trees) >= MAX_FILES:
@@ -220,7 +231,7 @@ class Library:
                 return None
             assert self._root is not None
             name = path.relative_to(self._root).as_posix() if path.is_relative_to(self._root) else path.name
-            text = read_text(path, name, reporter)
+            text = self._buffers[path] if path in self._buffers else read_text(path, name, reporter)
             self._words += count_words(text or "")
             if self._words > MAX_WORDS:
                 message = f"the files of the spec exceed the limit of {MAX_WORDS} tokens in total"

@@ -1,0 +1,331 @@
+"""Texts of documents, their positions in the protocol, and what the compiler knows about them."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from attrs import evolve, fields, has
+from lsprotocol.types import Position, Range, TextDocumentContentChangeEvent, TextDocumentContentChangePartial, TextEdit
+
+from cnnspec.analysis.receptive_field import fields as receptive_fields
+from cnnspec.compiler import Compilation, compile_source
+from cnnspec.diagnostics import Diagnostic, Source, Span
+from cnnspec.ir import IMAGE, Node
+from cnnspec.lsp.names import Names
+from cnnspec.shapes import Shape
+from cnnspec.syntax import ast
+
+T = TypeVar("T")
+
+
+class Text:
+    r"""A text with positions as the protocol counts them.
+
+    Lines end in `\n`, `\r\n` or `\r`, and columns are code units of an encoding.
+
+    Args:
+        text: The text; newlines are normalized.
+        encoding: `utf-16`, the default of the protocol, `utf-8` or `utf-32`.
+    """
+
+    def __init__(self, text: str, encoding: str = "utf-16") -> None:
+        self.text, self.encoding = Source.plain(text), encoding
+        self._starts = [0]
+        at = self.text.find("\n")
+        while at >= 0:
+            self._starts.append(at + 1)
+            at = self.text.find("\n", at + 1)
+        self._plain = self.text.isascii()
+
+    @property
+    def line_count(self) -> int:
+        return len(self._starts)
+
+    def line_of(self, offset: int) -> int:
+        """Return the line of an offset, counted from 0."""
+        return bisect_right(self._starts, offset) - 1
+
+    def line_end(self, line: int) -> int:
+        """Return the offset after the last character of a line."""
+        return self._starts[line + 1] - 1 if line + 1 < len(self._starts) else len(self.text)
+
+    def units(self, start: int, end: int) -> int:
+        """Return the length of a part in code units."""
+        if self._plain or self.encoding == "utf-32":
+            return end - start
+        return sum(self._unit(char) for char in self.text[start:end])
+
+    def _unit(self, char: str) -> int:
+        if self.encoding == "utf-16":
+            return 1 + (char > "\uffff")
+        return 1 + (char > "\x7f") + (char > "\u07ff") + (char > "\uffff")
+
+    def position(self, offset: int) -> Position:
+        """Return the position of an offset."""
+        line = self.line_of(offset)
+        return Position(line, self.units(self._starts[line], offset))
+
+    def range(self, start: int, end: int) -> Range:
+        """Return the range between two offsets."""
+        return Range(self.position(start), self.position(end))
+
+    def offset(self, position: Position) -> int:
+        """Return the offset of a position; one behind the end of its line is the end of the line."""
+        if position.line >= len(self._starts):
+            return len(self.text)
+        start, end = self._starts[position.line], self.line_end(position.line)
+        if self._plain or self.encoding == "utf-32":
+            return min(start + position.character, end)
+        left = position.character
+        for offset in range(start, end):
+            if left <= 0:
+                return offset
+            left -= self._unit(self.text[offset])
+        return end
+
+    def changed(self, changes: Sequence[TextDocumentContentChangeEvent]) -> Text:
+        """Apply the changes of a client in their order."""
+        text = self
+        for change in changes:
+            new = change.text
+            if isinstance(change, TextDocumentContentChangePartial):
+                start, end = sorted((text.offset(change.range.start), text.offset(change.range.end)))
+                new = text.text[:start] + new + text.text[end:]
+            text = Text(new, self.encoding)
+        return text
+
+
+@dataclass(frozen=True)
+class Output:
+    """The output of a statement or an element in one of its expansions.
+
+    Attributes:
+        path: The path of its module.
+        nodes: Its operators, in the order of execution.
+        inputs: The shapes of the inputs of the first operator.
+        shape: The shape of its output.
+        end: The index of the node of its output.
+    """
+
+    path: str
+    nodes: Sequence[Node]
+    inputs: Sequence[Shape]
+    shape: Shape
+    end: int
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(node.parameter_count for node in self.nodes)
+
+    @property
+    def macs(self) -> int:
+        return sum(node.macs for node in self.nodes)
+
+
+class Stale(Exception):
+    """A computation whose result is no longer needed."""
+
+
+class Analysis:
+    """A text and its compilation. Everything that a feature needs is computed when it is first asked for.
+
+    Args:
+        text: The text.
+        uri: The document.
+        path: The file; None for a text that is not stored.
+        buffers: The texts of open documents, by resolved path.
+    """
+
+    def __init__(
+        self, text: Text, uri: str, path: Path | None = None, buffers: Mapping[Path, str] | None = None
+    ) -> None:
+        self.text, self.uri, self.path = text, uri, path
+        name = path.name if path is not None else uri
+        self.buffers = {
+            other: buffer for other, buffer in (buffers or {}).items() if path is None or other != path.resolve()
+        }
+        self.compilation: Compilation = compile_source(Source(name, text.text), path, buffers=self.buffers)
+        self.source = self.compilation.source
+
+    @property
+    def tree(self) -> ast.File | None:
+        return self.compilation.tree
+
+    @cached_property
+    def names(self) -> Names | None:
+        return Names(self.tree, self.compilation.library) if self.tree is not None else None
+
+    def path_of(self, source: Source) -> Path | None:
+        """Return the file of a source."""
+        if source is self.source:
+            return self.path
+        library = self.compilation.library
+        return library.path_of(source) if library is not None else None
+
+    @classmethod
+    def ready(cls, *args: Any) -> Analysis:
+        """Compile a text, and compute what most features need."""
+        analysis = cls(*args)
+        _ = analysis.names, analysis._places, analysis._inside
+        return analysis
+
+    def diagnostics(self, is_stale: Callable[[], bool] = lambda: False) -> Sequence[Diagnostic]:
+        """Return the errors or lints with tested fixes.
+
+        Raises:
+            Stale: The result is no longer needed.
+        """
+        compile_again = self.compilation.recompile
+
+        def recompile(text: str, steps: int) -> Compilation:
+            if is_stale():
+                raise Stale
+            assert compile_again is not None
+            return compile_again(text, steps)
+
+        try:
+            self.compilation.recompile = recompile
+            return self.compilation.diagnostics
+        finally:
+            self.compilation.recompile = compile_again
+
+    def range(self, span: Span) -> Range:
+        """Return the range of a span in this text."""
+        return self.text.range(span.start, span.end)
+
+    def nodes_at(self, offset: int) -> list[ast.Node]:
+        """Return the nodes of the tree that contain an offset, from the outside in.
+
+        The span of a join is its word, so it also contains what follows up to the next element.
+        """
+        found: list[ast.Node] = []
+        node: ast.Node | None = self.tree
+        while node is not None:
+            found.append(node)
+            before = (child for child in node.children() if child.span.start <= offset)
+            inside = (child for child in before if offset <= child.span.end or isinstance(child, ast.Join))
+            node = max(inside, key=lambda child: child.span.start, default=None)
+        return found
+
+    @cached_property
+    def _places(self) -> tuple[dict[int, list[int]], dict[int, list[str]]]:
+        """The operators and the scopes of the network by the start of the code that they come from."""
+        nodes: dict[int, list[int]] = {}
+        scopes: dict[int, list[str]] = {}
+        built = self.compilation.expanded
+        for index, node in enumerate(built.nodes if built else ()):
+            if node.origin is not None and node.origin.source is self.source:
+                nodes.setdefault(node.origin.start, []).append(index)
+        for path, origin in built.origins.items() if built else ():
+            if origin is not None and origin.source is self.source:
+                scopes.setdefault(origin.start, []).append(path)
+        return nodes, scopes
+
+    @cached_property
+    def _inside(self) -> dict[str, list[int]]:
+        """The operators of each scope."""
+        found: dict[str, list[int]] = {}
+        for index, node in enumerate(self.compilation.expanded.nodes if self.compilation.expanded else ()):
+            path = node.path if not node.op.owns_module else node.path.rpartition(".")[0]
+            while path:
+                found.setdefault(path, []).append(index)
+                path = path.rpartition(".")[0]
+        return found
+
+    def outputs(self, start: int) -> list[Output]:
+        """Return the outputs of the statement, call or join that starts at an offset, in the order of execution.
+
+        There is more than one if it is repeated, or is part of a block with several calls.
+        """
+        built, model = self.compilation.expanded, self.compilation.model
+        if built is None or model is None:
+            return []
+        nodes, scopes = self._places
+        found: list[Output] = []
+
+        def add(path: str, inside: Sequence[int], end: int) -> None:
+            first = built.nodes[inside[0]]
+            inputs = [model.input if i == IMAGE else built.nodes[i].shape for i in first.inputs]
+            parts = [built.nodes[index] for index in inside]
+            found.append(Output(path, parts, inputs, built.nodes[end].shape, end))
+
+        for index in nodes.get(start, ()):
+            add(built.nodes[index].path, [index], index)
+        for path in scopes.get(start, ()):
+            if path in built.ends and self._inside.get(path):
+                add(path, self._inside[path], built.ends[path])
+        return sorted(found, key=lambda output: output.end)
+
+    @cached_property
+    def fields(self) -> list[tuple[int | None, int | None]]:
+        """The receptive field of each node; empty unless the network is valid."""
+        graph = self.compilation.graph
+        return receptive_fields(graph) if graph is not None else []
+
+
+class Moved:
+    """Positions in a text after one edit of another text: an answer for the old text, moved to the new one."""
+
+    def __init__(self, old: Text, new: Text) -> None:
+        self.old, self.new = old, new
+        shorter = min(len(old.text), len(new.text))
+        self._before = _common(old.text, new.text, shorter)
+        self._after = _common(old.text[::-1], new.text[::-1], shorter - self._before)
+        self._shift = len(new.text) - len(old.text)
+
+    def edits(self) -> list[TextEdit]:
+        """Return the edit that makes the new text of the old one."""
+        end = len(self.new.text) - self._after
+        if self._before == end and end + self._after == len(self.old.text):
+            return []
+        place = self.old.range(self._before, len(self.old.text) - self._after)
+        return [TextEdit(place, self.new.text[self._before : end])]
+
+    def back(self, position: Position) -> Position | None:
+        """Return the position in the old text; None in what was edited."""
+        offset = self.new.offset(position)
+        if offset <= self._before:
+            return self.old.position(offset)
+        if offset >= len(self.new.text) - self._after:
+            return self.old.position(offset - self._shift)
+        return None
+
+    def forward(self, position: Position) -> Position:
+        """Return the position in the new text; the start of the edit for what was edited."""
+        offset = self.old.offset(position)
+        if offset >= len(self.old.text) - self._after:
+            return self.new.position(offset + self._shift)
+        return self.new.position(min(offset, self._before))
+
+    def answer(self, value: T) -> T:
+        """Move every position in an answer."""
+        return _replace(value, self.forward)
+
+
+def _common(a: str, b: str, limit: int) -> int:
+    """Return the length of the common prefix of two texts."""
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _replace(value: Any, move: Callable[[Position], Position]) -> Any:
+    if isinstance(value, Position):
+        return move(value)
+    if isinstance(value, list):
+        return [_replace(item, move) for item in cast(list[Any], value)]
+    kind = cast(Any, type(value))
+    if not has(kind):
+        return value
+    parts = {part.name: getattr(value, part.name) for part in fields(kind)}
+    return evolve(value, **{name: _replace(part, move) for name, part in parts.items()})

@@ -1,0 +1,73 @@
+"""Changes of the text: formatting and fixes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from lsprotocol import types as lsp
+
+from cnnspec.compiler import format_text
+from cnnspec.diagnostics import CnnspecError, Edit
+from cnnspec.lsp.document import Analysis, Moved, Text
+from cnnspec.lsp.views import to_protocol
+from cnnspec.rewrite.autofix import apply_fixes
+
+FIX_ALL = "source.fixAll.cnnspec"
+
+
+def formatting(analysis: Analysis) -> list[lsp.TextEdit]:
+    """Return the edits that format the text; none for a text with syntax errors."""
+    try:
+        return _difference(analysis.text, format_text(analysis.source))
+    except CnnspecError:
+        return []
+
+
+def _difference(old: Text, changed: str) -> list[lsp.TextEdit]:
+    """Return the smallest single edit from one text to another."""
+    return Moved(old, Text(changed, old.encoding)).edits()
+
+
+def text_edits(analysis: Analysis, edits: Iterable[Edit]) -> list[lsp.TextEdit]:
+    """Convert edits of the text."""
+    return [lsp.TextEdit(analysis.range(edit.span), edit.text) for edit in edits]
+
+
+def code_actions(
+    analysis: Analysis, within: lsp.Range, only: Sequence[lsp.CodeActionKind | str] | None = None
+) -> list[lsp.CodeAction]:
+    """Return the fixes of the diagnostics in a range, and the action that applies all certain fixes."""
+    start, end = analysis.text.offset(within.start), analysis.text.offset(within.end)
+    actions: list[lsp.CodeAction] = []
+    certain = False
+    for found in analysis.diagnostics():
+        certain |= any(fix.certain for fix in found.fixes)
+        if not _wanted(lsp.CodeActionKind.QuickFix, only) or found.span is None:
+            continue
+        if found.span.source is not analysis.source or found.span.start > end or found.span.end < start:
+            continue
+        for fix in found.fixes:
+            changes = {analysis.uri: text_edits(analysis, fix.edits)}
+            actions.append(
+                lsp.CodeAction(
+                    fix.help,
+                    lsp.CodeActionKind.QuickFix,
+                    [to_protocol(analysis, found)],
+                    is_preferred=fix.certain or None,
+                    edit=lsp.WorkspaceEdit(changes),
+                )
+            )
+    if certain and _wanted(FIX_ALL, only):
+        text, _, _ = apply_fixes(analysis.text.text, analysis.source.name, analysis.path, buffers=analysis.buffers)
+        if edits := _difference(analysis.text, text):
+            changes = {analysis.uri: edits}
+            actions.append(lsp.CodeAction("apply all certain fixes", FIX_ALL, edit=lsp.WorkspaceEdit(changes)))
+    return actions
+
+
+def _wanted(kind: str, only: Sequence[lsp.CodeActionKind | str] | None) -> bool:
+    return not only or any(kind == one or kind.startswith(f"{one}.") for one in map(_kind_text, only))
+
+
+def _kind_text(kind: lsp.CodeActionKind | str) -> str:
+    return kind.value if isinstance(kind, lsp.CodeActionKind) else kind
