@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -254,6 +254,23 @@ def test_onnx_files_of_adaptive_networks_take_images_of_any_size(kind: str, tmp_
     network, given = cnnspec.build(tmp_path / "net.cnn").eval(), images(3, 3, *size)
     with torch.no_grad():
         assert torch.allclose(run_file(tmp_path / "net.onnx", given), network(given), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("to", ["pt2", "onnx"])
+def test_the_padding_of_tensorflow_follows_the_size(to: Literal["pt2", "onnx"], tmp_path: Path) -> None:
+    layers = ("conv 3x3 4 stride=2", "maxpool 5x4 stride=2", "conv 2x3 6 dilation=2", "avgpool 3 stride=2")
+    text = "\n".join(
+        ("input 3x13x10", *(f"{layer} pad=tf_same" for layer in layers), "global_avgpool | flatten | linear 3")
+    )
+    (tmp_path / "net.cnn").write_text(text)
+    torch.manual_seed(0)
+    export_network(tmp_path / "net.cnn", tmp_path / f"net.{to}", to, dynamic=["batch", "size"])
+    torch.manual_seed(0)
+    network = cnnspec.build(tmp_path / "net.cnn").eval()
+    for size in [(13, 10), (7, 31), (24, 24)]:
+        given = images(3, 3, *size)
+        with torch.no_grad():
+            assert torch.allclose(run_file(tmp_path / f"net.{to}", given), network(given), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

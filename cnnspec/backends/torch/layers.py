@@ -175,12 +175,25 @@ class SamePad:
 
     @staticmethod
     def pad(x: Tensor, *window, value: float = 0.0) -> Tensor:
+        # Whether to copy does not depend on the size, so that the saved memory is a formula of the size.
+        if all(k == 1 for k in window[0]):
+            return x
         sides: list[int] = []
         for size, k, s, d in zip(x.shape[-2:], *window, strict=True):
-            total = max((-(-size // s) - 1) * s + d * (k - 1) + 1 - size, 0)
+            # The last position starts at the last multiple of the stride.
+            total = d * (k - 1) - (size - 1) % s
+            total = total if d * (k - 1) + 1 >= s else max(total, 0)
             sides = [total // 2, total - total // 2, *sides]
-        # Whether to copy does not depend on the size, so that the saved memory is a formula of the size.
-        return F.pad(x, sides, value=value) if any(k > 1 for k in window[0]) else x
+        if not torch.compiler.is_exporting():
+            return F.pad(x, sides, value=value)
+        # `F.pad` would fix which amounts are 0.
+        for axis, amounts in ((-1, sides[:2]), (-2, sides[2:])):
+            size = list(x.shape)
+            for index, amount in enumerate(amounts):
+                size[axis] = amount
+                edge = x.new_full(size, value)
+                x = torch.cat([x, edge] if index else [edge, x], axis)
+        return x
 
 
 class SameConv2d(nn.Conv2d):
