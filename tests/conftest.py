@@ -74,8 +74,8 @@ def run(tmp_path: Path, output: io.StringIO) -> Callable[..., Any]:
 @pytest.fixture
 def no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read images in the process of the test."""
-    monkeypatch.setattr("cnnspec.training.runs.train.default_workers", lambda: 0)
-    monkeypatch.setattr("cnnspec.training.loop.evaluate.default_workers", lambda: 0)
+    monkeypatch.setattr("cnnspec.training.runs.train.default_workers", lambda processes: 0)
+    monkeypatch.setattr("cnnspec.training.loop.evaluate.default_workers", lambda processes: 0)
 
 
 # --- pages in a browser --------------------------------------------------------------------------

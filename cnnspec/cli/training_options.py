@@ -70,6 +70,9 @@ class Training:
     threads: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Number of PyTorch threads (default: all available cores).")
     ] = None
+    cache: Annotated[
+        str, typer.Option(metavar="PLACE", help="Keep decoded images: auto, ram, device, disk; or off.")
+    ] = "auto"
     workers: Annotated[
         int | None,
         typer.Option(min=0, metavar="N", help="Processes that read images (default: one per core, at most 8)."),
@@ -101,12 +104,13 @@ class Training:
             **more: Fields of `TrainOptions` that the command sets itself.
 
         Raises:
-            BadParameter: The value of `--memory-format` or `--allocator` does not exist.
+            BadParameter: The value of `--memory-format`, `--allocator` or `--cache` does not exist.
             CnnspecError: The dataset does not exist, or the extra `train` is not installed.
         """
         if self.memory_format is not None:
             one_of("--memory-format", self.memory_format, ("channels_last", "contiguous"))
         one_of("--allocator", self.allocator, ("keep", "default"))
+        one_of("--cache", self.cache, ("auto", "ram", "device", "disk", "off"))
         from cnnspec import training
 
         if self.data is None and not more.get("resume", self.resume):

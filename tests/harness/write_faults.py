@@ -228,7 +228,7 @@ def run_command(
 
         plots.Figure = _BlankFigure  # type: ignore[misc]
         checkpoints.CHUNK = 8192  # several calls per checkpoint
-        train.default_workers = evaluate.default_workers = lambda: 0
+        train.default_workers = evaluate.default_workers = lambda processes: 0
         sys.argv = ["cnnspec", *arguments]
         Injector(folder, number, fault, calls).install()
         main()

@@ -117,7 +117,7 @@ def test_predictions_equal_those_of_a_test(tmp_path: Path, recipe: str, batch: i
     assert images is not None
     tested = score(network.module, images, network.preprocessing, torch.device("cpu"), tta=graph.recipe.tta)
     found = network.predict(tmp_path / "data" / "test", batch=batch)
-    assert [prediction.file for prediction in found] == [str(path) for path in images.paths]  # type: ignore[union-attr]
+    assert [prediction.file for prediction in found] == [str(path) for path in images.paths() or ()]  # type: ignore[union-attr]
     assert [prediction.probability for prediction in found] == tested.probability.tolist()
     assert [prediction.name for prediction in found] == [NAMES[index] for index in tested.predicted]
     result = evaluate(graph, network.weights, data=data(tmp_path / "data"), offline=True)

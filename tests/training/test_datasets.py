@@ -35,9 +35,10 @@ from cnnspec.training.data import batches as batches_module
 from cnnspec.training.data import download
 from cnnspec.training.data.augment import TRANSFORMS, Preprocess, crop_boxes, resize_boxes
 from cnnspec.training.data.batches import EpochBatches
-from cnnspec.training.data.datasets import SOURCES, Files, ImageData, Pixels, load_data, split, statistics
+from cnnspec.training.data.datasets import SOURCES, ImageData, Pixels, load_data, split, statistics
 from cnnspec.training.data.preprocessing import Preprocessing
 from cnnspec.training.data.rng import BatchRng
+from cnnspec.training.data.sources import Files, Records
 
 REAL = os.environ.get("CNNSPEC_DATA")
 needs_real_data = pytest.mark.skipif(REAL is None, reason="needs the real datasets in CNNSPEC_DATA")
@@ -227,7 +228,8 @@ def test_a_folder_with_its_own_splits(tmp_path: Path):
     data = load_data(graph("1x8x8", 2), Setting.of(Folder(path=str(tmp_path))), Path())
     assert (len(data.train), data.val and len(data.val), data.test and len(data.test)) == (12, 6, 4)
     assert len(data.mean) == 1
-    assert isinstance(data.train, Files)
+    assert isinstance(data.train, Records)
+    assert isinstance(data.train.source, Files)
     assert next(data.train.read(torch.tensor([0]))).shape == (1, 1, 8, 6)
 
 
@@ -528,7 +530,7 @@ def test_workers_end_with_the_iteration():
 
 def test_an_image_that_a_worker_cannot_read_is_a_diagnostic(tmp_path: Path):
     (tmp_path / "broken.png").write_bytes(b"no image")
-    images = Files((tmp_path / "broken.png",) * 8, torch.zeros(8).long(), 1)
+    images = Records.of(Files((tmp_path / "broken.png",) * 8, 1), torch.zeros(8).long())
     with pytest.raises(CnnspecError) as error:
         next(iter(EpochBatches(images, CHANGING, 4, seed=1, workers=1)))
     assert code(error) == "E0503"

@@ -27,7 +27,7 @@ from cnnspec.training.loop.checkpoints import Checkpoints
 from cnnspec.training.loop.optimizers import optimizer_for
 from cnnspec.training.loop.signals import StopHandler
 from cnnspec.training.loop.task import LOG_EVERY, Task, TrainingContext
-from cnnspec.training.runs import plan
+from cnnspec.training.runs import placement
 
 META = torch.device("meta")
 NETWORK = """
@@ -109,13 +109,14 @@ def test_no_augmentation_waits_for_the_device(name: str, tmp_path: Path):
 
 def test_every_augmentation_runs_on_the_device_or_in_worker_processes(monkeypatch: pytest.MonkeyPatch):
     assert {*AUGMENTATIONS} == {*TRANSFORMS} - PER_IMAGE
-    monkeypatch.setattr(plan, "free_memory", lambda device: 2**40)
+    monkeypatch.setattr(placement, "free_memory", lambda device: 2**40)
     part = Pixels(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.long))
     data = ImageData("fake", 3, part, None, None, lambda: ((0.5,) * 3, (0.5,) * 3))
     for name in TRANSFORMS:
         call = AUGMENTATIONS.get(name, name)
         graph = loads(NETWORK.replace("RECIPE", f"augment {call}"))
-        moved = plan.place_data(data, graph, graph.recipe, META).train
+        place = placement.choose_placement(data, "auto", graph, graph.recipe, META)
+        moved = placement.place_data(data, place, META).train
         assert moved.device.type == ("cpu" if name in PER_IMAGE else "meta"), name
 
 

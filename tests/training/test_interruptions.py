@@ -461,8 +461,8 @@ def test_workers_that_die_repeatedly_end_the_run_with_a_saved_state(
     text = text.replace("classes 10", "classes 2").replace("batch     250", "batch     10")
     (tmp_path / "tiny.cnn").write_text(text)
     graph = load(tmp_path / "tiny.cnn")
-    monkeypatch.setattr("cnnspec.training.runs.train.default_workers", lambda: 1)
-    monkeypatch.setattr("cnnspec.training.loop.evaluate.default_workers", lambda: 0)
+    monkeypatch.setattr("cnnspec.training.runs.train.default_workers", lambda processes: 1)
+    monkeypatch.setattr("cnnspec.training.loop.evaluate.default_workers", lambda processes: 0)
     whole = run(graph, seed=8)
     make, here = EpochBatches.__getitem__, os.getpid()
 

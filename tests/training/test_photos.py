@@ -124,7 +124,7 @@ def test_photos_are_read_as_by_the_reference(photos: tuple[Path, dict[str, np.nd
     for split in ("train", "test"):
         part: Any = getattr(data, split)
         for path, pixels, label in zip(
-            part.paths, part.read(torch.arange(len(part))), part.labels.tolist(), strict=True
+            part.paths(), part.read(torch.arange(len(part))), part.labels.tolist(), strict=True
         ):
             reference = expected[path.relative_to(root).as_posix()]
             found = pixels[0].permute(1, 2, 0).numpy()

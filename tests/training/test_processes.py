@@ -74,7 +74,7 @@ def test_images_in_files_are_divided_as_well(tmp_path: Path, monkeypatch: pytest
     from PIL import Image
 
     monkeypatch.setattr(evaluate, "BATCH", 4)
-    monkeypatch.setattr(evaluate, "default_workers", lambda: 0)
+    monkeypatch.setattr(evaluate, "default_workers", lambda processes: 0)
     for number in range(33):
         folder = tmp_path / ("train", "test")[number // 10 % 2] / f"class{number % 10}"
         folder.mkdir(parents=True, exist_ok=True)

@@ -689,7 +689,7 @@ def test_an_unknown_logger_is_an_error(run: Callable[..., Result], tmp_path: Pat
 def test_images_are_moved_to_the_device_if_they_fit(
     run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, output: io.StringIO
 ):
-    from cnnspec.training.runs import plan as planning
+    from cnnspec.training.runs import placement as planning
 
     graph, device = tiny(), torch.device("meta")
     data = load_data(graph, graph.recipe.data, Path())
@@ -697,7 +697,8 @@ def test_images_are_moved_to_the_device_if_they_fit(
     assert data.nbytes == 7000 * 28 * 28 < needed
     for free, there in ((int(needed / 0.8) + 1, "meta"), (needed, "cpu"), (0, "cpu")):
         monkeypatch.setattr(planning, "free_memory", lambda device, free=free: free)
-        found = planning.place_data(data, graph, graph.recipe, device)
+        place = planning.choose_placement(data, "auto", graph, graph.recipe, device)
+        found = planning.place_data(data, place, device)
         assert {part.device.type for part in (found.train, found.val, found.test) if part is not None} == {there}
     assert data.train.device.type == "cpu"
     first = run(graph)

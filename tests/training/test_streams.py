@@ -33,7 +33,8 @@ from cnnspec.training.data.augment import Preprocess
 from cnnspec.training.data.batches import EpochBatches
 from cnnspec.training.data.datasets import ImageData, load_data
 from cnnspec.training.data.preprocessing import Preprocessing
-from cnnspec.training.data.streams import Shards, Stream
+from cnnspec.training.data.sources import Records
+from cnnspec.training.data.streams import Shards
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_workers")
 TRAIN, TEST = (7, 1, 25, 12), (6,)
@@ -85,8 +86,9 @@ def read(path: Path | str, cache: Path, **given: Any) -> ImageData:
     return load_data(graph(), setting(path, **given), cache)
 
 
-def stream_of(data: ImageData) -> Stream:
-    assert isinstance(data.train, Stream)
+def stream_of(data: ImageData) -> Records:
+    assert isinstance(data.train, Records)
+    assert isinstance(data.train.source, Shards)
     return data.train
 
 
@@ -129,7 +131,7 @@ def test_an_epoch_reads_every_row_once_in_an_order_of_its_own(
         advance(self, shard, offset, end)
 
     monkeypatch.setattr(Shards, "_advance", counted)
-    own = sorted({*range(45)} - {*(data.val.positions.tolist() if isinstance(data.val, Stream) else ())})
+    own = sorted({*range(45)} - {*(data.val.positions.tolist() if isinstance(data.val, Records) else ())})
     orders: set[tuple[int, ...]] = set()
     for seed, epoch in ((1, 0), (1, 1), (2, 0)):
         opened.clear()

@@ -24,7 +24,7 @@ from rich.console import Console
 from cnnspec import CnnspecError, load
 from cnnspec.recipe import Folder, Setting
 from cnnspec.training import SweepOptions, SweepResult, TrainOptions, sweep
-from cnnspec.training.runs.locks import LOCK, acquire
+from cnnspec.training.data.locks import LOCK, acquire
 from cnnspec.training.sweeps.space import Choice, Range, Space, parse_amount
 
 study = pytest.importorskip("cnnspec.training.sweeps.study")

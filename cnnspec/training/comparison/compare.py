@@ -25,12 +25,12 @@ from cnnspec.training.comparison.report import render
 from cnnspec.training.comparison.table import Row, Run, format_csv, format_html, format_markdown, format_text
 from cnnspec.training.data.datasets import DatasetCache
 from cnnspec.training.data.folders import data_path
+from cnnspec.training.data.locks import LOCK, acquire, is_locked
 from cnnspec.training.loop.checkpoints import write_atomically
 from cnnspec.training.loop.optimizers import optimizer_for
 from cnnspec.training.loop.signals import StopHandler, Stopped
 from cnnspec.training.runs.folder import is_number, write_error
 from cnnspec.training.runs.json_files import read_comparison, with_version
-from cnnspec.training.runs.locks import LOCK, acquire, is_locked
 from cnnspec.training.runs.lookup import DIVERGED, StoredRun, epoch_rows, stored_runs
 from cnnspec.training.runs.options import TrainOptions
 from cnnspec.training.runs.progress import default_console, format_duration, print_line

@@ -22,7 +22,7 @@ from cnnspec.training.data.augment import Preprocess
 from cnnspec.training.data.datasets import Images
 from cnnspec.training.data.device import to_device
 from cnnspec.training.data.rng import BatchRng, make_generator
-from cnnspec.training.data.streams import Stream
+from cnnspec.training.data.sources import Records
 
 Batch = tuple[Tensor, Tensor]
 """Images `[N, C, H, W]` and labels `[N]`."""
@@ -65,13 +65,9 @@ class EpochBatches(Dataset[Batch]):
         self.images, self.preprocess, self.batch = images, preprocess, min(batch, len(images))
         self.seed, self.epoch, self.skip = seed, epoch, skip
         # Each worker would read all rows of a stream, which decodes images in threads.
-        self.rank, self.world, self.workers = rank, world, 0 if isinstance(images, Stream) else workers
-        if seed is None:
-            self._order = torch.arange(len(images))
-        elif isinstance(images, Stream):
-            self._order = images.order(make_generator(seed, epoch))
-        else:
-            self._order = torch.randperm(len(images), generator=make_generator(seed, epoch))
+        alone = isinstance(images, Records) and images.source.one_process
+        self.rank, self.world, self.workers = rank, world, 0 if alone else workers
+        self._order = torch.arange(len(images)) if seed is None else images.order(make_generator(seed, epoch))
 
     @property
     def num_batches(self) -> int:

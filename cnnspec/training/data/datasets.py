@@ -24,12 +24,11 @@ from cnnspec.recipe import DATA_SETS, Setting
 from cnnspec.semantics.recipe_rules import no_classifier, nothing_left, other_classes, refuse, too_few
 from cnnspec.training.data.device import to_device
 from cnnspec.training.data.download import RawImages, torchvision_set
-from cnnspec.training.data.folders import LAYOUT, Entry, class_positions, data_path, list_images
+from cnnspec.training.data.folders import LAYOUT, class_positions, data_path, list_images
 from cnnspec.training.data.identity import Inventory, identify_folder, identify_labels
-from cnnspec.training.data.images import read_image
 from cnnspec.training.data.preprocessing import Statistics
-from cnnspec.training.data.records import Loaded, Records, Splits, load_hub_dataset, load_splits
-from cnnspec.training.data.streams import Stream
+from cnnspec.training.data.records import Loaded, Splits, load_hub_dataset, load_splits
+from cnnspec.training.data.sources import Files, Records
 
 SPLIT_SEED = 42
 """The seed of the validation split. It does not depend on the seed of the run, so that runs are comparable."""
@@ -52,6 +51,10 @@ class Pixels:
         """Yield the images as groups `[n, C, h, w]` of one size each, in the order of the indices."""
         yield self.pixels.index_select(0, to_device(indices, self.device))
 
+    def order(self, generator: torch.Generator) -> Tensor:
+        """Return the order of an epoch, `[N]`."""
+        return torch.randperm(len(self), generator=generator)
+
     def subset(self, indices: Tensor) -> Pixels:
         """Return the images at these indices."""
         return Pixels(self.pixels[indices], self.labels[indices])
@@ -65,38 +68,7 @@ class Pixels:
         return Pixels(self.pixels.to(device), self.labels.to(device))
 
 
-@dataclass(frozen=True)
-class Files:
-    """Images in files, read on demand."""
-
-    paths: tuple[Path, ...]
-    labels: Tensor
-    channels: int
-    in_memory: ClassVar[bool] = False
-    device: ClassVar[torch.device] = torch.device("cpu")
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @classmethod
-    def of(cls, entries: Sequence[Entry], channels: int) -> Files:
-        """Return the images of a listing."""
-        return cls(tuple(e.path for e in entries), torch.tensor([e.label for e in entries]), channels)
-
-    def read(self, indices: Tensor) -> Iterator[Tensor]:
-        """Yield the images as groups `[1, C, h, w]`, in the order of the indices."""
-        return (read_image(self.paths[i], self.channels) for i in indices.tolist())
-
-    def subset(self, indices: Tensor) -> Files:
-        """Return the images at these indices."""
-        return Files(tuple(self.paths[i] for i in indices.tolist()), self.labels[indices], self.channels)
-
-    def to(self, device: torch.device) -> Files:
-        """Return the same images. Files stay where they are."""
-        return self
-
-
-Images = Pixels | Files | Records | Stream
+Images = Pixels | Records
 """One split of a dataset."""
 
 
@@ -356,9 +328,13 @@ def _load_folder(request: _Request) -> ImageData:
     if request.classes:
         listing = listing.with_classes(request.classes)
     channels = request.graph.input_shape[0]
-    parts = {split: Files.of(entries, channels) for split, entries in listing.splits.items()}
-    empty = Files((), torch.zeros(0, dtype=torch.long), channels)
-    data = _assemble(request, str(path), parts, empty, listing.classes, listing.notes, inventory)
+    parts = {
+        split: Records.of(
+            Files(tuple(entry.path for entry in entries), channels), torch.tensor([entry.label for entry in entries])
+        )
+        for split, entries in listing.splits.items()
+    }
+    data = _assemble(request, str(path), parts, listing.classes, listing.notes, inventory)
     return replace(data, root=path if path.is_dir() else path.parent)
 
 
@@ -377,19 +353,13 @@ def _load_records(request: _Request, loaded: Loaded) -> ImageData:
         parts = {split: replace(found, labels=position[found.labels]) for split, found in parts.items()}
         names = tuple(request.classes)
     names = names or tuple(request.classes or map(str, range(greatest + 1)))
-    empty = Records(_no_image, torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long))
-    return _assemble(request, name, parts, empty, names, (), inventory)
-
-
-def _no_image(position: int) -> Tensor:
-    raise IndexError(position)
+    return _assemble(request, name, parts, names, (), inventory)
 
 
 def _assemble(
     request: _Request,
     name: str,
-    parts: Mapping[str, Images],
-    empty: Images,
+    parts: Mapping[str, Records],
     classes: Sequence[str],
     notes: Sequence[str],
     inventory: Inventory,
@@ -399,9 +369,10 @@ def _assemble(
     _check_classes(request.graph, name, len(classes), request.expected)
     notes = list(notes)
     fraction: Any = request.setting.args["val"]
-    if not len(parts.get("train", empty)) and request.classes is None:
-        raise failure("E0503", f"`{name}` has no training images", help=LAYOUT)
+    empty = Records.of(Files((), 0), torch.zeros(0, dtype=torch.long))
     train, val = parts.get("train", empty), parts.get("val")
+    if not len(train) and request.classes is None:
+        raise failure("E0503", f"`{name}` has no training images", help=LAYOUT)
     if val is None and fraction > 0 and len(train):
         refuse(nothing_left(name, round(len(train) * fraction), len(train)))
         train_indices, val_indices = split_by_class(train.labels, fraction)
@@ -417,9 +388,7 @@ def _assemble(
             message = f"`{name}` has no training images to compute the mean and standard deviation of"
             raise failure("E0503", message, help=help)
         generator = torch.Generator().manual_seed(SPLIT_SEED)
-        order = train.order(generator) if isinstance(train, Stream) else torch.randperm(len(train), generator=generator)
-        sample = order[:STATISTICS_SAMPLE]
-        return statistics(train.read(sample))
+        return statistics(train.read(train.order(generator)[:STATISTICS_SAMPLE]))
 
     test = parts.get("test")
     return ImageData(name, request.expected, train, val, test, compute, tuple(classes), tuple(notes), inventory)

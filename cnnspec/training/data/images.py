@@ -6,7 +6,10 @@ background, and 16-bit grayscale is scaled to 8 bits. Of an animation or a file 
 
 from __future__ import annotations
 
+import threading
 import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +31,48 @@ _BITS_PER_SAMPLE, _PHOTOMETRIC = ExifTags.Base.BitsPerSample, ExifTags.Base.Phot
 _WHITE_IS_ZERO = 0
 _SIXTEEN_BITS = frozenset({"PNG", "PPM"})
 """The formats in which Pillow's mode `I` holds 16-bit values from 0 to 65535. In others, the scale is unknown."""
+
+
+class _Silence:
+    """Hide warnings while any thread reads an image.
+
+    `warnings.catch_warnings` is not safe for threads: filters that one restores could be those of another.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._readers = threading.Lock(), 0
+        self._hidden = warnings.catch_warnings()
+
+    @contextmanager
+    def __call__(self) -> Generator[None]:
+        with self._lock:
+            if self._readers == 0:
+                self._hidden = warnings.catch_warnings(action="ignore")
+                self._hidden.__enter__()
+            self._readers += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._readers -= 1
+                if self._readers == 0:
+                    self._hidden.__exit__(None, None, None)
+
+
+_silence = _Silence()
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return the width and height in the header of an image file, before its orientation is applied.
+
+    Raises:
+        CnnspecError: E0503 if the file is not a readable image.
+    """
+    try:
+        with path.open("rb") as file, _silence(), Image.open(file, formats=FORMATS) as image:
+            return image.size
+    except Exception as error:  # noqa: BLE001  as in `open_image`
+        raise _unreadable(error, f"`{path.name}`", str(path)) from None
 
 
 def read_image(path: Path, channels: int) -> Tensor:
@@ -63,8 +108,7 @@ def open_image(source: IO[bytes], channels: int, name: str, file: str | None = N
         CnnspecError: E0503, as `read_image`.
     """
     try:
-        with warnings.catch_warnings(), Image.open(source, formats=FORMATS) as image:
-            warnings.simplefilter("ignore")  # of damaged metadata and large images
+        with _silence(), Image.open(source, formats=FORMATS) as image:  # warns of damaged metadata and large images
             return _pixels(image, channels)
     except Exception as error:  # noqa: BLE001  decoders raise many types for damaged files, also `struct.error`, `KeyError`
         raise _unreadable(error, f"`{name}`", file) from None

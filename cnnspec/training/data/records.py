@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, NoReturn, cast
+from typing import Any, NoReturn, cast
 from urllib.parse import urljoin
 from urllib.request import urlopen
 
@@ -23,7 +23,8 @@ from cnnspec.recipe import Setting
 from cnnspec.semantics.loader import path_below
 from cnnspec.training.data.folders import SPLITS, outside, split_of
 from cnnspec.training.data.images import image_pixels, open_image
-from cnnspec.training.data.streams import Shards, Stream, read_labels
+from cnnspec.training.data.sources import Records, Rows
+from cnnspec.training.data.streams import Shards, read_labels
 
 MAX_LABELS = 1 << 20
 """The maximum number of classes that integer labels may have."""
@@ -51,39 +52,7 @@ class Splits:
     classes: Sequence[str] = ()
 
 
-@dataclass(frozen=True)
-class Records:
-    """Images of one split, read by their position.
-
-    Attributes:
-        read_one: Returns the bytes `[1, C, h, w]` of the image at a position of the source.
-        positions: The positions, `[N]`.
-        labels: The labels, `[N]`.
-    """
-
-    read_one: Callable[[int], Tensor] = field(repr=False)
-    positions: Tensor
-    labels: Tensor
-    in_memory: ClassVar[bool] = False
-    device: ClassVar[torch.device] = torch.device("cpu")
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def read(self, indices: Tensor) -> Iterator[Tensor]:
-        """Yield the images as groups `[1, C, h, w]`, in the order of the indices."""
-        return (self.read_one(position) for position in self.positions[indices].tolist())
-
-    def subset(self, indices: Tensor) -> Records:
-        """Return the images at these indices."""
-        return Records(self.read_one, self.positions[indices], self.labels[indices])
-
-    def to(self, device: torch.device) -> Records:
-        """Return the same images. They stay where they are."""
-        return self
-
-
-Loaded = tuple[dict[str, Records] | dict[str, Stream], tuple[str, ...]]
+Loaded = tuple[dict[str, Records], tuple[str, ...]]
 """The splits, and the names of the classes."""
 MAX_LIST_BYTES = 1 << 20
 """The maximum size of a list of shards, in bytes."""
@@ -235,7 +204,7 @@ def _labeled_rows(path: str, setting: Setting, splits: Mapping[str, Any], channe
     values = {split: list(found.with_format(None)[label]) for split, found in splits.items()}
     labels, names = _numbered(values, [found.features[label] for found in splits.values()], path)
     records = {
-        split: Records(_RowReader(rows[split], image, channels, f"{path} {split}"), torch.arange(len(found)), found)
+        split: Records.of(Rows(_RowReader(rows[split], image, channels, f"{path} {split}")), found)
         for split, found in labels.items()
     }
     return records, names
@@ -264,11 +233,10 @@ def _streams(
     found = {split: read_labels(columns[split], label, f"{path} {split}") for split in splits}
     values = {split: [value for shard in shards for value in shard] for split, shards in found.items()}
     labels, names = _numbered(values, kinds, path)
-    streams: dict[str, Stream] = {}
+    streams: dict[str, Records] = {}
     for split, numbers in labels.items():
         counts = [len(shard) for shard in found[split]]
-        shards = Shards(rows[split], counts, image, channels, window, f"{path} {split}")
-        streams[split] = Stream(shards, torch.arange(len(numbers)), numbers)
+        streams[split] = Records.of(Shards(rows[split], counts, image, channels, window, f"{path} {split}"), numbers)
     return streams, names
 
 
@@ -354,7 +322,7 @@ def load_splits(splits: Splits, channels: int) -> Loaded:
                 message = f"`{name}` must be a pair of arrays or a map-style dataset, got {type(given).__name__}"
                 raise failure("E0503", message, help="load an iterable dataset into a list of pairs first")
             images, labels = _FirstItems(given), _dataset_labels(given, name)
-        found[name] = Records(_ItemReader(images, channels, name), torch.arange(len(labels)), _labels(labels, name))
+        found[name] = Records.of(Rows(_ItemReader(images, channels, name)), _labels(labels, name))
     return found, tuple(splits.classes)
 
 

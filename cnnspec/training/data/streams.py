@@ -12,9 +12,8 @@ import io
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,50 +27,8 @@ KEPT_WINDOWS = 4
 """The number of windows of rows that are kept in memory, not decoded, until they are used."""
 
 
-@dataclass(frozen=True)
-class Stream:
-    """The images of one split in shards, read in the order of the shards.
-
-    Attributes:
-        source: The shards.
-        positions: The positions of the images in the rows of all shards, ascending, `[N]`.
-        labels: The labels, `[N]`.
-    """
-
-    source: Shards = field(repr=False)
-    positions: Tensor
-    labels: Tensor
-    in_memory: ClassVar[bool] = False
-    device: ClassVar[torch.device] = torch.device("cpu")
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def read(self, indices: Tensor) -> Iterator[Tensor]:
-        """Yield the images as groups `[1, C, h, w]`, in the order of the indices. Only `order` is fast."""
-        return self.source.images(self.positions[indices].tolist())
-
-    def order(self, generator: torch.Generator) -> Tensor:
-        """Return the order of an epoch, `[N]`: shards in random order, and rows shuffled in windows."""
-        shards = torch.searchsorted(self.source.starts, self.positions, right=True) - 1
-        rank = torch.randperm(len(self.source.starts), generator=generator)
-        order = torch.argsort(rank[shards], stable=True)
-        windows = (
-            window[torch.randperm(len(window), generator=generator)] for window in order.split(self.source.window)
-        )
-        return torch.cat([order[:0], *windows])
-
-    def subset(self, indices: Tensor) -> Stream:
-        """Return the images at these ascending indices."""
-        return replace(self, positions=self.positions[indices], labels=self.labels[indices])
-
-    def to(self, device: torch.device) -> Stream:
-        """Return the same images. They stay where they are."""
-        return self
-
-
 class Shards:
-    """Shards that are read row by row.
+    """A source of images: shards that are read row by row. Only `order` is fast.
 
     Args:
         rows: A stream with the column of images, which the library does not decode.
@@ -92,6 +49,26 @@ class Shards:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_open": OrderedDict(), "_kept": OrderedDict()}  # connections are not shared
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    @property
+    def one_process(self) -> bool:
+        return True
+
+    def order(self, positions: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the order of an epoch, `[N]`: shards in random order, and rows shuffled in windows."""
+        shards = torch.searchsorted(self.starts, positions, right=True) - 1
+        rank = torch.randperm(len(self.starts), generator=generator)
+        order = torch.argsort(rank[shards], stable=True)
+        windows = (window[torch.randperm(len(window), generator=generator)] for window in order.split(self.window))
+        return torch.cat([order[:0], *windows])
+
+    def to(self, device: torch.device) -> Shards:
+        """Return the same shards. They stay where they are."""
+        return self
 
     def images(self, positions: Sequence[int]) -> Iterator[Tensor]:
         """Yield the images at some positions. Several are decoded at a time.

@@ -29,6 +29,7 @@ from cnnspec.training.data.identity import FILE, DataIdentity, Inventory, differ
 from cnnspec.training.data.preprocessing import Preprocessing, choose_preprocessing
 from cnnspec.training.data.records import Splits
 from cnnspec.training.loop.about import about_weights
+from cnnspec.training.loop.launch import local_processes
 from cnnspec.training.loop.machine import best_device, default_workers, float32_products, images_that_fit, keep_memory
 from cnnspec.training.loop.metrics import calibration, class_metrics, confusion
 from cnnspec.training.loop.nan_search import first_nonfinite_layer
@@ -210,7 +211,7 @@ def score(
     own = images if last - first == len(images) else images.subset(torch.arange(first, last))
     found = torch.zeros(4, len(images), dtype=torch.float64)  # predicted, probability, loss, among the first five
     classes, polls, position = 0, 0, first
-    workers = 0 if images.in_memory else default_workers()
+    workers = 0 if images.in_memory else default_workers(local_processes(processes.size))
     error: CnnspecError | None = None
     try:
         for batch, labels in EpochBatches(own, Preprocess(preprocessing), size, workers=workers) if len(own) else ():

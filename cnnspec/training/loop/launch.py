@@ -63,6 +63,12 @@ def read_launch(variables: Mapping[str, str] = os.environ) -> Launch | None:
     return None
 
 
+def local_processes(world: int) -> int:
+    """Return how many of the `world` training processes run on this machine, as far as this process knows."""
+    launch = read_launch()
+    return world if launch is None else launch.local_world or launch.local_rank + 1
+
+
 def is_main_process() -> bool:
     """Return whether this is the process that writes files, among all that train together."""
     launch = read_launch()

@@ -65,9 +65,24 @@ def default_threads() -> int:
     return min(torch.get_num_threads(), available_cores())
 
 
-def default_workers() -> int:
-    """Return the number of processes that read images from files: one per available core, at most eight."""
-    return min(8, available_cores())
+def default_workers(processes: int = 1) -> int:
+    """Return the number of processes that read images for one of the training processes of this machine.
+
+    One per available core for all of them, at most eight for each.
+    """
+    return min(8, max(1, available_cores() // processes))
+
+
+def available_memory() -> int:
+    """Return the memory in bytes that this process could use now without swapping, at most that of its container."""
+    free = machine_memory()
+    try:
+        for line in Path("/proc/meminfo").read_text("ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                free = min(free, 1024 * int(line.split()[1]))
+    except (OSError, ValueError):  # not on Linux
+        pass
+    return free
 
 
 def best_device() -> torch.device:

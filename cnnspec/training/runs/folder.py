@@ -17,11 +17,11 @@ from typing import Any
 
 from cnnspec.diagnostics import CnnspecError, failure, reason_of
 from cnnspec.ir import Graph
+from cnnspec.training.data.locks import LOCK, acquire
 from cnnspec.training.loop.checkpoints import Checkpoints, write_atomically
 from cnnspec.training.loop.launch import SHARED_FOLDER_VARIABLE, is_main_process
 from cnnspec.training.loop.processes import Processes
 from cnnspec.training.runs.json_files import model_to_json, read_result, with_version
-from cnnspec.training.runs.locks import LOCK, acquire
 from cnnspec.training.runs.lookup import StoredRun, read_run
 
 

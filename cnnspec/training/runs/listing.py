@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from cnnspec.diagnostics import CnnspecError, html_table
+from cnnspec.training.data.locks import LOCK, is_locked
 from cnnspec.training.runs.json_files import is_unsupported, read_result
-from cnnspec.training.runs.locks import LOCK, is_locked
 
 FIGURES = ("data", "epochs", "steps", "best_epoch", "val_acc", "test_acc", "seconds", "seed")
 

@@ -50,6 +50,7 @@ class TrainOptions:
         deterministic: Use only deterministic kernels on a GPU, in full float32 precision. A CPU always does.
         memory_format: `channels_last` or `contiguous`. With None, the faster one is measured.
         threads: The number of torch threads. With None, all available cores are used.
+        cache: Where the images are kept: `auto`, `ram`, `device`, `disk`, or `off` to read files in each epoch.
         workers: The number of processes that read and augment images. With None, one per core, at most eight.
         allocator: `keep` lets glibc keep large blocks, `default` does not change the allocator.
         plots: Whether to draw curves and other plots.
@@ -83,6 +84,7 @@ class TrainOptions:
     deterministic: bool = False
     memory_format: str | None = None
     threads: int | None = None
+    cache: str = "auto"
     workers: int | None = None
     allocator: str = "keep"
     plots: bool = True

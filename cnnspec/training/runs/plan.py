@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-import torch
-
-from cnnspec.analysis.cost import count, training_memory
 from cnnspec.backends.torch.module import to_module
 from cnnspec.backends.torch.weights import PUBLISHED, find_published
 from cnnspec.diagnostics import CnnspecError
@@ -15,18 +11,16 @@ from cnnspec.files import weights_file
 from cnnspec.ir import Graph
 from cnnspec.recipe import Recipe
 from cnnspec.training.data import identity
-from cnnspec.training.data.augment import is_per_image
 from cnnspec.training.data.batches import steps_per_epoch
-from cnnspec.training.data.datasets import SOURCES, ImageData, load_data
+from cnnspec.training.data.datasets import SOURCES, load_data
 from cnnspec.training.data.download import downloads
 from cnnspec.training.loop.autotune import cache_file, read_cached
-from cnnspec.training.loop.machine import default_threads, default_workers, device_of, free_memory
+from cnnspec.training.loop.machine import default_threads, default_workers, device_of
 from cnnspec.training.loop.optimizers import optimizer_for
 from cnnspec.training.runs.folder import next_folder
 from cnnspec.training.runs.options import TrainOptions, effective_recipe, lightning_precision, recipe_lines
+from cnnspec.training.runs.placement import Placement, choose_placement, memory
 
-MEMORY_FRACTION = 0.8
-"""The fraction of a device's free memory that the estimate must fit into for the images to be placed there."""
 FILES = (
     "spec.cnn", "model.json", "result.json", "metrics.csv", "metrics.jsonl", "predictions.csv", "tensorboard/",
     "checkpoints/last.ckpt", "checkpoints/previous.ckpt", "checkpoints/best.ckpt", "checkpoints/best.safetensors",
@@ -108,6 +102,7 @@ def _describe_data(graph: Graph, recipe: Recipe, options: TrainOptions) -> tuple
     found |= {"mean": list(data.mean), "std": list(data.std)}
     found |= {
         "bytes": data.nbytes,
+        "cache": choose_placement(data, options.cache, graph, recipe, device_of(options.accelerator)).to_json(),
         "workers": 0 if data.train.in_memory else default_workers() if options.workers is None else options.workers,
     }
     return found, steps_per_epoch(data.train, recipe.batch)
@@ -133,27 +128,6 @@ def _describe_weights(graph: Graph, options: TrainOptions) -> dict[str, Any] | N
     return {"source": source, "state": state, "downloads": [{"url": found.url, "bytes": size}]}
 
 
-def memory(graph: Graph, recipe: Recipe, data: int) -> dict[str, int]:
-    """Estimate the memory of a run in bytes. `activations` are those saved for the backward pass, `data` the images."""
-    step = training_memory(replace(graph, recipe=recipe))
-    found = {
-        "weights": step.weights,
-        "gradients": step.gradients,
-        "optimizer": step.optimizer,
-        "activations": count(graph).saved_total.at(-(-recipe.batch // recipe.accumulate)),
-        "data": data,
-    }
-    return {**found, "total": sum(found.values()), "checkpoint": step.weights + step.optimizer}
-
-
-def place_data(data: ImageData, graph: Graph, recipe: Recipe, device: torch.device) -> ImageData:
-    """Move the images to the device if they fit there in addition to the training, and can be augmented there."""
-    if is_per_image(recipe.augment):
-        return data
-    needed = memory(graph, recipe, data.nbytes)["total"]
-    return data.to(device) if needed <= MEMORY_FRACTION * free_memory(device) else data
-
-
 def plan_lines(planned: dict[str, Any]) -> list[str]:
     """Format a plan for people."""
     network, data, device, files = (planned[key] for key in ("network", "data", "device", "files"))
@@ -163,6 +137,8 @@ def plan_lines(planned: dict[str, Any]) -> list[str]:
     counts = ", ".join(f"{count:,} {name}" for name, count in data.get("images", {}).items())
     lines.append(f"data     {data['name']}: {counts or data['state']}")
     lines += [f"  {file['url']}  {file['bytes'] / 1e6:,.1f} MB" for file in data.get("downloads", [])]
+    if cache := data.get("cache"):
+        lines.append(f"  cache: {Placement(**cache)}")
     if weights := planned["weights"]:
         lines.append(f"weights  {weights['source']}: {weights['state']}")
         lines += [f"  {file['url']}  {file['bytes'] / 1e6:,.1f} MB" for file in weights.get("downloads", [])]

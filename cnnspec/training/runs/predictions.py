@@ -14,7 +14,7 @@ from torch import Tensor
 from cnnspec.diagnostics import CnnspecError
 from cnnspec.files import read_text
 from cnnspec.limits import MAX_LIST_BYTES
-from cnnspec.training.data.datasets import Files, Images
+from cnnspec.training.data.datasets import Images, Pixels
 from cnnspec.training.loop.checkpoints import write_atomically
 
 FILE = "predictions.csv"
@@ -41,8 +41,9 @@ def write_predictions(
     writer.writerow(["split", "index", "file", "label", "predicted", "label_name", "predicted_name", "probability"])
     for split, (images, predicted, probability) in parts.items():
         rows = zip(images.labels.tolist(), predicted.tolist(), probability.tolist(), strict=True)
+        paths = None if isinstance(images, Pixels) else images.paths()
         for index, (label, found, value) in enumerate(rows):
-            path = images.paths[index] if isinstance(images, Files) else ""
+            path = paths[index] if paths else ""
             file = path.relative_to(root).as_posix() if path and root and path.is_relative_to(root) else path
             writer.writerow([split, index, file, label, found, names[label], names[found], value])
     write_atomically(folder / FILE, text.getvalue().encode("utf-8", "backslashreplace"))

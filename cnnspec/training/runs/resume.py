@@ -34,7 +34,7 @@ from cnnspec.training.runs.options import REQUESTS, TrainOptions, overridden
 NOT_COMPARED = frozenset(
     {
         "data_dir", "offline", "out", "resume", "allocator", "plots", "brief", "save_every", "log", "watch",
-        "resume_command", "console", "verify_data", "accept_changes", "workers",
+        "resume_command", "console", "verify_data", "accept_changes", "workers", "cache",
     }
 )  # fmt: skip
 """The options that cannot change the result: places, messages, plots, workers, and how data are compared."""

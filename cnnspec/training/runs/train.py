@@ -31,7 +31,7 @@ from cnnspec.training.loop.autotune import FORMATS, Tuning, choose_tuning
 from cnnspec.training.loop.checkpoints import State, write_atomically
 from cnnspec.training.loop.evaluate import score
 from cnnspec.training.loop.journal import Journal
-from cnnspec.training.loop.launch import Launch, LaunchedEnvironment, is_main_process, read_launch
+from cnnspec.training.loop.launch import Launch, LaunchedEnvironment, is_main_process, local_processes, read_launch
 from cnnspec.training.loop.machine import (
     default_workers,
     device_name,
@@ -57,7 +57,7 @@ from cnnspec.training.runs.options import (
     lightning_precision,
     recipe_lines,
 )
-from cnnspec.training.runs.plan import place_data
+from cnnspec.training.runs.placement import choose_placement, place_data
 from cnnspec.training.runs.plots import (
     draw_augmentation,
     draw_confusion,
@@ -129,6 +129,8 @@ class _Start:
         folder: Its folder, or None before a new one is created.
         images_at_once: The images of a batch that fit into the memory together.
         parts: The number of parts that a batch is computed in.
+        placement: The place of the images.
+        placed: The dataset with its images in this place.
         changes: The accepted changes of a resumed run.
     """
 
@@ -171,9 +173,16 @@ class _Start:
         if devices == 1:  # several devices compute the statistics together
             check_parts(graph, images, self.parts)
         self.network = _make_network(graph, self.recipe, options)
+        self._place_data(stop)
         stop.poll()
         if self.folder is None:
             self.folder = shared_folder(self.processes, lambda: RunFolder.create(options.out, graph))
+
+    def _place_data(self, stop: StopHandler) -> None:
+        device, processes = self.trainer.strategy.root_device, local_processes(self.trainer.world_size)
+        settings: dict[str, Any] = {"processes": processes, "poll": stop.poll}
+        self.placement = choose_placement(self.data, self.options.cache, self.graph, self.recipe, device, **settings)
+        self.placed = place_data(self.data, self.placement, device, **settings)
 
     def _load_data(self) -> ImageData:
         options, resumed = self.options, self.resumed
@@ -266,7 +275,7 @@ class _TrainingRun:
         self.trainer = start.trainer
         self._add_loggers()
         self.task.trainer = self.trainer
-        self.context.data = place_data(self.data, self.graph, self.recipe, self.trainer.strategy.root_device)
+        self.context.data = start.placed
         self.weights = self.previous.get("weights") if start.resumed is not None else self.options.start
         self.tuning = start.processes.from_main(lambda: self._choose_tuning(network))
         if self.trainer.world_size > 1:  # after the measurement, which only one process makes
@@ -427,7 +436,8 @@ class _TrainingRun:
             kernels = "deterministic kernels" if self.options.deterministic else "TF32 for products in float32"
             self._log(f"device: {device_name(device)}, {self.trainer.precision}, {kernels}")
         if self.context.data is not data:
-            self._log(f"images in the memory of {self.trainer.strategy.root_device}")
+            places = {"device": f"memory of {device}", "ram": "memory, decoded", "disk": "disk cache, decoded"}
+            self._log(f"images in the {places[self.start.placement.place]}")
         self._log(f"run folder: {self.folder.path}")
         for line in self.start.resumed.remarks if self.start.resumed is not None else ():
             self._log(line)
@@ -457,7 +467,8 @@ class _TrainingRun:
             epoch, skip = divmod(task.progress.step, task.steps)
             progress: Any = trainer.fit_loop.epoch_progress.current
             progress.processed = progress.completed = epoch
-            workers = default_workers() if self.options.workers is None else self.options.workers
+            workers = self.options.workers
+            workers = default_workers(local_processes(trainer.world_size)) if workers is None else workers
             batches = BatchDataModule(self.recipe, self.context.data, self.preprocessing, workers)
             batches.skip = skip
             trainer.fit(task, datamodule=batches)

@@ -45,7 +45,7 @@ from sqlalchemy import URL
 from cnnspec.diagnostics import CnnspecError, failure, one_line, reason_of
 from cnnspec.files import first_problem, open_regular, unreadable
 from cnnspec.limits import MAX_DATABASE_BYTES
-from cnnspec.training.runs import locks
+from cnnspec.training.data import locks
 from cnnspec.training.sweeps.space import Axis, Candidate, Choice, Space
 from cnnspec.training.sweeps.storage import Address
 

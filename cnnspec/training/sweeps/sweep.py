@@ -22,6 +22,7 @@ from cnnspec.ir import Graph
 from cnnspec.rewrite.set_values import apply_values, same
 from cnnspec.semantics.loader import read_text
 from cnnspec.training.data.datasets import load_data
+from cnnspec.training.data.locks import LOCK, is_locked
 from cnnspec.training.loop.autotune import choose_tuning
 from cnnspec.training.loop.checkpoints import write_atomically
 from cnnspec.training.loop.launch import read_launch
@@ -29,7 +30,6 @@ from cnnspec.training.loop.machine import device_of
 from cnnspec.training.loop.signals import StopHandler, Stopped
 from cnnspec.training.runs.folder import is_number
 from cnnspec.training.runs.json_files import read_result
-from cnnspec.training.runs.locks import LOCK, is_locked
 from cnnspec.training.runs.options import Result, TrainOptions, effective_recipe, lightning_precision
 from cnnspec.training.runs.progress import default_console, print_line
 from cnnspec.training.runs.train import train
