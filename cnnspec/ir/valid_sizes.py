@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from cnnspec.limits import MAX_EFFORT, MAX_LENGTHS
 from cnnspec.ops import OPS, Op, ShapeError
 from cnnspec.ops.base import SameShape
-from cnnspec.shapes import Shape, is_map
+from cnnspec.shapes import SameWindow, Shape, is_map
 from cnnspec.shapes.intervals import (
     EVERY,
     Rectangle,
@@ -105,6 +105,11 @@ class Agree(Demand):
     def rectangles(self) -> list[Rectangle]:
         found = where_equal(self.length, self.other)
         return [(EVERY, found) if self.axis else (found, EVERY)]
+
+
+@dataclass(frozen=True)
+class Divisible(Agree):
+    """A height or width that can be divided: the quotient rounded down equals the one rounded up."""
 
 
 @dataclass(frozen=True)
@@ -301,6 +306,8 @@ class Sizes:
             name = self.names.get(demand.node, "")
             if isinstance(demand, Features):
                 return f"{name} follows a flattened map"
+            if isinstance(demand, Divisible):
+                return f"{name} divides the height and width"
             if isinstance(demand, (Agree, Factors)):
                 return f"the branches of {name} must match"
         return None
@@ -415,6 +422,8 @@ class _Walk:
                 self.demand(Enough(index, axis, before[axis], rule.least))
             after.append(length := before[axis].through(rule))
             self.spend(length.period + length.start)
+            if op.multiple > 1:
+                self.demand(Divisible(index, axis, length, before[axis].through(SameWindow(op.multiple, op.multiple))))
         both = self._resized[id(op), before] = (after[0], after[1])
         return both
 

@@ -40,7 +40,11 @@ FOREIGN_NAMES = {
     "BatchNormalization": "bn",
     "LayerNormalization": "ln",
     "UpSampling2D": "upsample",
-    "ZeroPadding2D": "pad",
+    **dict.fromkeys(("ZeroPadding2D", "ZeroPad2d", "ConstantPad2d"), "pad"),
+    **{
+        f"{torch}Pad2d": f"pad mode={mode}"
+        for torch, mode in (("Reflection", "reflect"), ("Replication", "replicate"), ("Circular", "circular"))
+    },
     "SpatialDropout2D": "dropout2d",
     "GlobalAveragePooling2D": "global_avgpool | flatten",
     "GlobalMaxPooling2D": "global_maxpool | flatten",
@@ -79,17 +83,26 @@ _RESHAPES = frozenset(
     "reshape view permute transpose unflatten squeeze unsqueeze rearrange matmul bmm einsum fold unfold".split()
 )
 _ELSEWHERE = frozenset(
-    """abs acos adaptivelogsoftmax alphadropout asin atan bilinear channelmin clamp cos
-    cosinesimilarity crelu cumsum deformconv depthtospace divide div dropblock einsum embedding embeddingbag exp
+    """abs acos adaptivelogsoftmax alphadropout asin atan bilinear channelmin cos
+    cosinesimilarity crelu cumsum deformconv divide div dropblock einsum embedding embeddingbag exp
     featurealphadropout fractionalmaxpool geglu getitem globalresponsenorm glu grn gumbelsoftmax hardshrink
-    interpolate invert involution l1norm l2norm lambda log logsigmoid logsoftmax lppool maskedconv maxout maxunpool
-    median min minpool globalminpool adaptiveminpool norm normalize onehot pairwisedistance pixelunshuffle pow
-    quantstub reglu repeatinterleave reverse rms rmsnorm roll rrelu sin softmin softshrink softsign spacetodepth
-    spectralnorm split chunk sqrt stochasticpool subtract sub swiglu syncbatchnorm tan tanhshrink threshold tile topk
-    unfold unpool upsamplingbilinear upsamplingnearest weightnorm zeropad constantpad reflectionpad replicationpad
-    circularpad""".split()
+    invert involution l1norm l2norm lambda log logsigmoid logsoftmax lppool maskedconv maxout maxunpool
+    median min minpool globalminpool adaptiveminpool norm normalize onehot pairwisedistance pow
+    quantstub reglu repeatinterleave reverse rms rmsnorm roll rrelu sin softmin softshrink softsign
+    spectralnorm sqrt stochasticpool subtract sub swiglu syncbatchnorm tan tanhshrink threshold tile topk
+    unfold unpool weightnorm""".split()
 )
 """Operators of other libraries without an equivalent here, in lower case and without `_` and `2d`."""
+
+_WITH_OTHER_ARGUMENTS = {
+    "spacetodepth": "pixel_unshuffle 2 | channel_shuffle in.c",
+    "depthtospace": "channel_shuffle 4 | pixel_shuffle 2",
+    **dict.fromkeys(("clamp", "clip"), "hardtanh low=0 high=1"),
+    **dict.fromkeys(("split", "chunk"), "slice 0..8"),
+    **dict.fromkeys(("interpolate", "upsamplingnearest"), "upsample 2"),
+    "upsamplingbilinear": "upsample 2 mode=bilinear align_corners",
+}
+"""Operators of other libraries whose arguments have no equivalent, written as above, with an example of the code."""
 
 
 def _plain(name: str) -> str:
@@ -131,6 +144,8 @@ def absent_operator(name: str) -> str | None:
         return "the language has no operators that change the order of axes; `flatten` makes features of a map"
     if _plain(name) == "logsoftmax":
         return "remove it: the loss of the training applies `log_softmax` to the output"
+    if (example := _WITH_OTHER_ARGUMENTS.get(_plain(name))) is not None:
+        return f"write, for example, `{example}`"
     if _plain(name) in _ELSEWHERE:
         return "the language has no such operator; run `cnnspec list` to see all operators and blocks"
     return None

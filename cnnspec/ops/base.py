@@ -159,6 +159,11 @@ class Op(Declared):
         """Return the rule for the height (0) or width (1) of a map."""
         return KEEP
 
+    @property
+    def multiple(self) -> int:
+        """The number that must divide the height and width of its input."""
+        return 1
+
     def needs_places(self, x: Shape) -> bool:
         """Check whether it fails on a map `x` of a single position."""
         return False
@@ -241,8 +246,8 @@ def need_divisible(
     """
     if size % by:
         common = math.gcd(size, other)
-        divisors = [n for n in _divisors(common) if least <= n and (n < size or not proper)] or [1]
-        near = min(divisors, key=lambda n: (abs(n - by), n))
+        possible = [n for n in divisors(common) if least <= n and (n < size or not proper)] or [1]
+        near = min(possible, key=lambda n: (abs(n - by), n))
         divisor = f"common divisor of {size} and {other}" if other not in (0, size) else f"divisor of {size}"
         divisor = f"proper {divisor}" if proper else divisor
         wording = f"write `{{0}}`, the {divisor} closest to {by}"
@@ -255,6 +260,7 @@ def need_divisible(
         )
 
 
-def _divisors(number: int) -> list[int]:
+def divisors(number: int) -> list[int]:
+    """Return the divisors of a number."""
     small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
     return [*small, *(number // n for n in small)]

@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 from fractions import Fraction
-from math import floor, lcm
+from math import floor, gcd, lcm
 from typing import ClassVar, Literal
 
 from cnnspec import shapes
 from cnnspec.diagnostics.suggestions import Advice, InsertBefore, SetArgument
 from cnnspec.limits import MAX_PERIOD
-from cnnspec.ops.base import INPUT, Op, Saved, ShapeError, need_divisible, need_map
+from cnnspec.ops.base import INPUT, Op, Saved, ShapeError, divisors, need_divisible, need_map
 from cnnspec.schema import Count, CountSize, Interval, TensorName
-from cnnspec.shapes import KEEP, AxisRule, Fixed, Shape, Shift, Span, Times
+from cnnspec.shapes import KEEP, AxisRule, Fixed, Shape, Shift, Span, Times, Window
 
 
 class Flatten(Op):
@@ -129,6 +129,36 @@ class PixelShuffle(Op):
 
     def axis_rule(self, axis: Literal[0, 1]) -> AxisRule:
         return Times(self.factor)
+
+
+class PixelUnshuffle(Op):
+    """`[N, C, H*r, W*r] -> [N, C*r*r, H, W]` with `r = factor`. Source: torch.nn.PixelUnshuffle."""
+
+    name: ClassVar[str] = "pixel_unshuffle"
+    torch: ClassVar[str] = "torch.nn.PixelUnshuffle"
+    factor: Count
+
+    @property
+    def multiple(self) -> int:
+        return self.factor
+
+    def infer(self, *inputs: Shape) -> Shape:
+        c, h, w = need_map(self.name, inputs[0])
+        r = self.factor
+        if h % r or w % r:
+            near = min(divisors(gcd(h, w)), key=lambda n: (abs(n - r), n))
+            padding = InsertBefore(f"pad [0, {-w % r}, 0, {-h % r}]", "insert `{0}` before `pixel_unshuffle`")
+            raise ShapeError(
+                "E0306",
+                f"the height and width of the input of `pixel_unshuffle` must be divisible by `factor`, got {h}x{w} "
+                f"and `factor` {r:,}",
+                SetArgument("factor", near) if near > 1 else padding,
+                argument="factor",
+            )
+        return c * r * r, *self.resized(h, w)
+
+    def axis_rule(self, axis: Literal[0, 1]) -> AxisRule:
+        return Window(self.factor, self.factor)
 
 
 class ChannelShuffle(Op):

@@ -144,6 +144,7 @@ SETTINGS: dict[str, Callable[[Rng, Shape], Settings | None]] = {
     "mean": lambda rng, x: {"over": Word(rng.choice("chw" if len(x) == 3 else "c"))},
     "max": lambda rng, x: {"over": Word(rng.choice("chw" if len(x) == 3 else "c"))},
     "pixel_shuffle": lambda rng, x: {"factor": rng.randint(1, 2)},
+    "pixel_unshuffle": lambda rng, x: {"factor": rng.choice([n for n in (1, 2, 3) if not any(s % n for s in x[1:])])},
     "channel_shuffle": lambda rng, x: {"groups": rng.choice(_divisors(x[0]))},
     "pad": _pad,
     "slice": _slice,

@@ -103,6 +103,7 @@ def test_what_sees_the_whole_image() -> None:
         ("upsample 3 mode=bicubic", 4),
         ("maxpool 2 | upsample 2", 2),
         ("conv 3x3 4 stride=2 | conv 3x3 16 stride=2 | pixel_shuffle 2 | conv 3x3 4", 11),
+        ("pixel_unshuffle 4 | conv 3x3 4", 12),
         ("adaptive_avgpool 8", 4),
         ("adaptive_avgpool 12", 4),
         ("pad [0, 3, 3, 0] | conv 3x3 4", 3),

@@ -25,7 +25,7 @@ QUICK = {
     *("resnet50d", "seresnet50", "dpn68", "inception_v4"),
     *("skresnet18", "ecaresnet50d", "resnest14d", "nf_resnet50"),
     "lraspp_mobilenet_v3_large",
-    *("dla34", "rexnet_100", "hardcorenas_a", "mobileone_s0"),
+    *("dla34", "rexnet_100", "hardcorenas_a", "mobileone_s0", "tresnet_m"),
     *("darknet53", "repvgg_a0", "ghostnet_100", "res2net50_26w_4s", "ese_vovnet19b_dw"),
     *(
         "convnext_tiny",
@@ -183,6 +183,7 @@ REFERENCES = [
     Reference("cspdarknet53", 27_642_184, 6_533_652_480, "timm", size=256),
     Reference("hardcorenas_a", 5_260_232, 224_227_936, "timm"),
     Reference("nfnet_f0", 71_489_272, 6_977_003_520, "timm", size=192),
+    Reference("tresnet_m", 31_389_032, 5_736_545_792, "timm"),
 ]
 
 ALL = [pytest.param(reference, id=reference.name) for reference in REFERENCES]

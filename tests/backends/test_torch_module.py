@@ -105,6 +105,7 @@ SETTINGS: dict[str, list[tuple[Shape, dict[str, Any]]]] = {
     ],
     **{name: [(MAP, {"over": axis}) for axis in "chw"] + [(FLAT, {"over": "c"})] for name in ("mean", "max")},
     "pixel_shuffle": [(MAP, {"factor": 2})],
+    "pixel_unshuffle": [((8, 6, 9), {"factor": 3})],
     "channel_shuffle": [(MAP, {"groups": 4})],
     "pad": [
         *((MAP, {"amounts": (1, 2, 0, 1), "mode": mode}) for mode in ("reflect", "replicate", "circular")),

@@ -212,6 +212,12 @@ WORDS = {
     "3x32x32 concat { in; maxpool 4x4 | upsample 4 } | conv 3x3 8 pad=0 dilation=4": (
         "H and W multiples of 4, at least 12: the branches of `concat` must match"
     ),
+    "3x32x32 conv 3x3 8 stride=2 | pixel_unshuffle 4": (
+        "H and W with remainder 0 or 7 modulo 8: `1` divides the height and width"
+    ),
+    "3x32x32 pixel_unshuffle 2 | conv 5x5 8 pad=0": (
+        "H and W multiples of 2, at least 10: `0` divides the height and width"
+    ),
     "3x31x31 add { conv 3x3 3 stride=2; maxpool 2x2 | pad [0, 1, 0, 1] }": (
         "H and W 2*k + 1, at least 3: the branches of `add` must match"
     ),

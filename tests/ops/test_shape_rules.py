@@ -130,6 +130,7 @@ RULES: dict[str, tuple[Grid, Callable[..., Any], list[Shape]]] = {
     "mean": ({"over": list("chw")}, lambda x, over: x.mean(1 + "chw".index(over), keepdim=True), [*MAPS, *FLAT]),
     "max": ({"over": list("chw")}, lambda x, over: x.amax(1 + "chw".index(over), keepdim=True), [*MAPS, *FLAT]),
     "pixel_shuffle": ({"factor": [1, 2, 3]}, lambda x, factor: F.pixel_shuffle(x, factor), MAPS),
+    "pixel_unshuffle": ({"factor": [1, 2, 3, 4]}, lambda x, factor: F.pixel_unshuffle(x, factor), MAPS),
     "channel_shuffle": ({"groups": [1, 2, 3, 4]}, lambda x, groups: F.channel_shuffle(x, groups), MAPS),
     "pad": (
         {"amounts": [(0,), (2,), (-1,), (1, 2), (0, -1), (1, 2, 0, 3), (-1, 2, 3, -2), (-2, -1, 0, 0), (5, -4, 0, 0),
@@ -255,7 +256,7 @@ def test_what_needs_a_map_says_so(name: str) -> None:
     required = {
         "kernel": (1, 1),
         "c": 4,
-        "factor": 1 if name == "pixel_shuffle" else (1, 1),
+        "factor": 1 if name in ("pixel_shuffle", "pixel_unshuffle") else (1, 1),
         "groups": 1,
         "size": (1, 1),
     }

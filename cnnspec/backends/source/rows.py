@@ -145,6 +145,7 @@ MODULES: dict[str, Callable[[Any, Shape], Row]] = {
         | ({"align_corners": op.align_corners} if op.mode != "nearest" else {}),
     ),
     "pixel_shuffle": lambda op, x: ("nn.PixelShuffle", {"upscale_factor": op.factor}),
+    "pixel_unshuffle": lambda op, x: ("nn.PixelUnshuffle", {"downscale_factor": op.factor}),
     "channel_shuffle": lambda op, x: ("nn.ChannelShuffle", {"channel_groups": op.groups}),
     "pad": lambda op, x: (
         _PADS[op.mode],

@@ -488,6 +488,7 @@ ROWS: dict[str, Callable[[Any, Shape], nn.Module]] = {
     "flatten": lambda op, x: nn.Flatten(),
     "upsample": _upsample,
     "pixel_shuffle": lambda op, x: nn.PixelShuffle(op.factor),
+    "pixel_unshuffle": lambda op, x: nn.PixelUnshuffle(op.factor),
     "channel_shuffle": lambda op, x: nn.ChannelShuffle(op.groups),
     "pad": lambda op, x: PADS[op.mode](op.sides(), *([op.value] if op.mode == "constant" else [])),
 }
