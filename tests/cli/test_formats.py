@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from harness.cases import ERROR_CASES, read_marks
+from harness.schemas import problems
 
 from cnnspec.api import check
 from cnnspec.cli.formats import FORMATS, Checked, concise, github, to_json, to_sarif
@@ -86,6 +87,11 @@ def test_json_has_a_version_and_fixes() -> None:
     assert (first["code"], first["line"], first["end_line"], first["end_column"]) == ("E0201", 4, 4, 11)
     edit = {"file": "net.cnn", "line": 4, "column": 6, "end_line": 4, "end_column": 11, "text": "conv"}
     assert first["fixes"] == [{"help": "did you mean `conv`?", "certain": True, "edits": [edit]}]
+
+
+def test_json_of_all_cases_follows_its_schema(all_results: list[Checked]) -> None:
+    assert sum(not result.ok for result in all_results) > 100
+    assert problems("check", to_json(all_results)) == []
 
 
 def test_one_line_each(all_results: list[Checked]) -> None:
