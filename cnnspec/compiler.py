@@ -46,7 +46,7 @@ class Compilation:
         library: The files that the spec uses and extends.
         expanded: The nodes and scopes of the network up to its errors; only a Graph is proven.
         recompile: Compiles another text in place of this one, with a limit on elements.
-        files: The file that the text was read from, and those that it imports.
+        files: The file that the text was read from, and those that it imports, whether they exist or not.
         search: The search for names with a similar spelling, which trials of fixes share.
         lints: Codes of lints to report that are off by default.
     """

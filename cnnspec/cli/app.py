@@ -28,6 +28,7 @@ COMMANDS = {
     "summary": "cnnspec.cli.specs:summary",
     "show": "cnnspec.cli.specs:show",
     "draw": "cnnspec.cli.drawing:draw",
+    "watch": "cnnspec.cli.watching:watch",
     "diff": "cnnspec.cli.specs:diff",
     "list": "cnnspec.cli.specs:list_",
     "sweep": "cnnspec.cli.sweeps:sweep",

@@ -87,7 +87,7 @@ def check(
             result = rendering.Checked(file, error.diagnostics, None, fixed)
         failed |= not result.ok
         if form in ("full", "concise", "github"):
-            _print_result(result, form)
+            print_result(result, form)
         else:
             results.append(result)
     if form == "json":
@@ -109,7 +109,8 @@ def _each_path(files: Iterable[str]) -> Iterator[tuple[str, CnnspecError | None]
             yield file, error
 
 
-def _print_result(result: Checked, form: str) -> None:
+def print_result(result: Checked, form: str) -> None:
+    """Print the result of a check in one of the formats that are written file by file: full, concise or github."""
     from cnnspec.cli import formats as rendering
 
     for diagnostic in result.fixed or ():

@@ -143,6 +143,7 @@ class Library:
         self._given = folder or Path()
         self._root = folder.resolve() if folder else None
         self._trees: dict[Path, ast.File | None] = {}
+        self._sought: dict[Path, None] = {}
         self._folders: dict[str, Path] = {}
         self._words = 0
 
@@ -153,8 +154,8 @@ class Library:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The file of the spec, and the files next to it that it uses or extends."""
-        return tuple(self._trees)
+        """The file of the spec, and the files next to it that it uses or extends, whether they exist or not."""
+        return tuple(self._trees | self._sought)
 
     def texts(self, main: Path | None) -> dict[str, str]:
         """Return the texts of the files next to the spec that it uses or extends, by their relative path."""
@@ -208,6 +209,8 @@ class Library:
                 help = "copy the file next to the spec; only that folder and the shipped specs are read"
                 reporter.error("E0218", message, at, help=help)
                 return None
+            if self._root is not None and path.is_relative_to(self._root):
+                self._sought[path] = None
             if there:
                 return self._read(path, at, reporter)
             if exists:
