@@ -190,11 +190,33 @@ def test_fold_keeps_the_outputs(seed: int) -> None:
 
 # --- variable sizes ---------------------------------------------------------------------------------
 
+REDUCTIONS = """
+wide: conv 3x3 4
+mul { in; concat { mean over=c; max over=c } | conv 3x3 1 | sigmoid }
+add { mean over=w | upsample like=@wide; max over=h | upsample like=@wide }
+"""
+COMPUTED = """
+conv 3x3 8 bias standardize gain gamma=1.7 | hardtanh low=(-0.5) high=0.7
+channel_conv 3 | softmax parts=2 | conv 3x3 4 standardize eps=1e-3
+"""
 SIZES = {
     "after a layer that permutes": ("conv 3x3 4 | ln | conv 3x3 4 | in_norm", (2, 2), None),
     "any size": ("conv 3x3 4 stride=2 | relu | maxpool 2x2 stride=2 pad=1", (2, 2), None),
     "at least": ("conv 5x5 4 pad=0 | relu", (5, 5), (4, 9)),
     "multiples": ("d: conv 3x3 4\n maxpool 2x2 | upsample 2\n concat { in; @d }", (2, 2), (3, 4)),
+    "the size of another map": (
+        "half: conv 3x3 4 stride=2\n conv 3x3 4 stride=2\n add { upsample like=@half mode=bilinear; @half }",
+        (2, 2),
+        None,
+    ),
+    "reductions": (REDUCTIONS, (2, 2), None),
+    "blurs": (
+        "conv 3x3 4 | blurpool 3 | blurpool 4 stride=1 pad=1 mode=replicate | blurpool 5 mode=constant",
+        (3, 3),
+        None,
+    ),
+    "computed weights": (COMPUTED, (2, 2), None),
+    "space to depth": ("pixel_unshuffle 2 | channel_shuffle 3 | conv 5x5 4 pad=0", (10, 10), (11, 12)),
     "maps of one position": ("conv 3x3 4 stride=8 | adaptive_avgpool 1x1", (2, 2), None),
 }
 
@@ -222,6 +244,24 @@ def test_the_size_varies_in_the_range_that_the_network_accepts(
     if refused is not None and to == "pt2":
         with pytest.raises(AssertionError, match="Guard failed"):
             run_file(path, images(1, 3, *refused))
+
+
+@pytest.mark.parametrize("to", ["pt2", "onnx"])
+def test_operators_at_one_size(to: str, tmp_path: Path) -> None:
+    if to == "onnx":
+        pytest.importorskip("onnxruntime")
+    bodies = [body for body, *_ in SIZES.values()]
+    bodies += ["blurpool 3 stride=1 mode=circular | pad [1, 0, 0, 2] mode=circular | conv 3x3 4 pad=0"]
+    branches = "".join(f"{{\n{body}\nglobal_avgpool\n}}\n" for body in bodies)
+    spec = tmp_path / "net.cnn"
+    spec.write_text(f"input 3x24x20\nconcat {{\n{branches}}}\nflatten | linear 6 | softmax parts=3")
+    torch.manual_seed(0)
+    export_network(spec, tmp_path / f"net.{to}", to)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    network = cnnspec.build(spec).eval()
+    given = images(1, 3, 24, 20)
+    with torch.no_grad():
+        torch.testing.assert_close(run_file(tmp_path / f"net.{to}", given), network(given), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["avgpool", "maxpool"])
