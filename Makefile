@@ -81,11 +81,14 @@ benchmark: $(READY)
 	for what in input step epoch; do $(BIN)/python benchmarks/training_speed.py $$what || exit 1; done
 
 # The documentation is built offline into build/docs; open build/docs/index.html.
-docs-setup: $(VENV)/.docs-ready
+docs-setup: $(VENV)/.docs-ready build/playground/fetched.txt
 
 $(VENV)/.docs-ready: $(READY) pyproject.toml
 	$(BIN)/python $(PIP) --editable '.[docs]'
 	@touch $@
+
+build/playground/fetched.txt: $(READY) $(wildcard docs/playground/*.json docs/playground/*.txt)
+	$(BIN)/python docs/_ext/playground.py
 
 docs: $(VENV)/.docs-ready
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --jobs auto -d build/doctrees docs build/docs

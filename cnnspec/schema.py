@@ -7,6 +7,7 @@ Blocks declare theirs in the language. Both are bound by the same rules.
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
+from inspect import get_annotations
 from typing import Annotated, Any, ClassVar, Final, Literal, Union, dataclass_transform, get_args, get_origin
 
 Size = tuple[int, int]
@@ -179,15 +180,11 @@ class Declared:
     """Names of the parameters without a default."""
 
     def __init_subclass__(cls) -> None:
-        own = (
-            {
-                name: Parameter(name, type_of(annotation), cls.__dict__.get(name, REQUIRED))
-                for name, annotation in cls.__annotations__.items()
-                if get_origin(annotation) is not ClassVar
-            }
-            if "__annotations__" in cls.__dict__
-            else {}
-        )
+        own = {
+            name: Parameter(name, type_of(annotation), cls.__dict__.get(name, REQUIRED))
+            for name, annotation in get_annotations(cls).items()  # its own; Python 3.14 makes them when they are read
+            if get_origin(annotation) is not ClassVar
+        }
         cls.parameters = {**cls.parameters, **own}
         cls.required = tuple(name for name, parameter in cls.parameters.items() if parameter.required)
 

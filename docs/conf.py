@@ -20,8 +20,8 @@ author = "the cnnspec authors"
 copyright = "2026, the cnnspec authors"
 version = release = cnnspec.__version__
 
-extensions = ["cnn_lexer", "myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_ext", "images/*.py"]
+extensions = ["cnn_lexer", "playground", "myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_ext", "images/*.py", "playground"]
 nitpicky = False
 highlight_language = "text"
 
