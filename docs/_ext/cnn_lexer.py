@@ -36,10 +36,10 @@ class CnnLexer(RegexLexer):
             (r"[^\S\n]+", Whitespace),
             (r"#[^\n]*", Comment.Single),
             (r'"[^"\n]*"', String),
-            (r"@[A-Za-z_]\w*", Name.Label),
+            (r"@[A-Za-z_]\w*(\.\w+)*", Name.Label),
             (r"in\.[chw]\b", Name.Builtin.Pseudo),
             (r"(network|block|use|extends)([ \t]+)([A-Za-z_]\w*)", bygroups(Keyword, Whitespace, Name.Class)),
-            (r"([A-Za-z_]\w*)([ \t]*)(:)", bygroups(Name.Label, Whitespace, Punctuation), "callee"),
+            (r"([A-Za-z_]\w*(?:\.\w+)*)([ \t]*)(:)", bygroups(Name.Label, Whitespace, Punctuation), "callee"),
             (r"([A-Za-z_]\w*)(=)(?!=)", bygroups(Name.Attribute, Operator)),
             (words(STAGES, prefix=r"\b", suffix=r"\b"), Keyword.Declaration, "callee"),
             (words(STATEMENTS, prefix=r"\b", suffix=r"\b"), Keyword),
@@ -58,7 +58,7 @@ class CnnLexer(RegexLexer):
         # Where a statement or an element of a pipeline begins, a name is called.
         "callee": [
             (r"[^\S\n]+", Whitespace),
-            (rf"(?!(?:{RESERVED})\b)[A-Za-z_]\w*(?![ \t]*:|\w)", Name.Function, "#pop"),
+            (rf"(?!(?:{RESERVED})\b)[A-Za-z_]\w*(?![\w.]*[ \t]*:|\w)", Name.Function, "#pop"),
             default("#pop"),
         ],
     }
