@@ -49,7 +49,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 README = (ROOT / "README.md").read_text("utf-8")
 LANGUAGE = "\n".join(path.read_text("utf-8") for path in sorted((DOCS / "reference" / "language").glob("*.md")))
 HEADER = "network t\ninput {}\nclasses 10\n\n"
-FENCES = {"cnn", "cnn-part", "cnn-error", "keys", "python", "sh", "text", "json", "yaml", ""}
+FENCES = {"cnn", "cnn-part", "cnn-error", "keys", "python", "sh", "text", "json", "yaml", "lua", "toml", "lisp", ""}
 
 
 @dataclass(frozen=True)
