@@ -14,7 +14,7 @@ from cnnspec.ops.inits import INITS
 from cnnspec.recipe import CHOICES, OF_MODULES
 from cnnspec.schema import Parameter
 from cnnspec.semantics.blocks import signature
-from cnnspec.semantics.loader import Library, standard_block, standard_blocks
+from cnnspec.semantics.loader import Library, standard_block
 from cnnspec.syntax import ast
 
 Kind = Literal["block", "parameter", "value", "label", "file"]
@@ -117,16 +117,19 @@ class Names:
 
     def scope_at(self, offset: int) -> Scope:
         """Return the innermost scope at an offset."""
-        return min((s for s in self.scopes if s.start <= offset <= s.end), key=lambda s: s.end - s.start)
+        inside = (scope for scope in reversed(self.scopes) if scope.start <= offset <= scope.end)
+        return min(inside, key=lambda scope: scope.end - scope.start, default=self.top)
 
     def block(self, name: str) -> ast.Block | None:
         """Return the block that a call in the file means."""
         symbol = self._block(name)
         return symbol.node if symbol is not None and isinstance(symbol.node, ast.Block) else None
 
-    def block_names(self) -> list[str]:
-        """List the blocks that the file can call."""
-        return [*self._imports, *(name for name in standard_blocks() if name not in self._imports)]
+    @property
+    def blocks(self) -> dict[str, ast.Block]:
+        """The blocks that the file defines, imports or inherits."""
+        nodes = {name: symbol.node for name, symbol in self._imports.items()}
+        return {name: node for name, node in nodes.items() if isinstance(node, ast.Block)}
 
     def parameters(self, nodes: Sequence[ast.Node]) -> Mapping[str, Parameter]:
         """Return the parameters of the innermost of nested calls."""

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from lsprotocol import types as lsp
+from pygls.exceptions import JsonRpcException
 from pygls.lsp.server import LanguageServer
 from pygls.protocol import LanguageServerProtocol
 from pygls.protocol.language_server import lsp_method
@@ -27,15 +28,19 @@ from pygls.uris import to_fs_path
 
 import cnnspec
 from cnnspec.backends import diagram
-from cnnspec.diagnostics import CnnspecError
-from cnnspec.lsp import edits, views
+from cnnspec.diagnostics import CnnspecError, Reporter
+from cnnspec.lsp import completion, edits, navigation, tokens, views
 from cnnspec.lsp.descriptions import reference_text
 from cnnspec.lsp.document import Analysis, Moved, Text
+from cnnspec.lsp.names import Names, Symbol
+from cnnspec.lsp.navigation import Place
+from cnnspec.semantics.loader import SUFFIX, read_text
 
 T = TypeVar("T")
 PATIENCE = 30
 """Milliseconds that a request waits for the current text before it is answered from the previous one."""
 MAX_PATIENCE = 60_000
+MAX_WORKSPACE_FILES = 1_000
 _log = logging.getLogger(__name__)
 
 
@@ -71,9 +76,12 @@ class Session:
         self.server, self.patience = server, float(PATIENCE)
         self.documents: dict[str, Open] = {}
         self._compiled: dict[str, tuple[Text, Analysis | None]] = {}
+        self._names: dict[str, Names] = {}
+        self._files: set[Path] = set()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._done = asyncio.Event()
         self._answered_late = False
+        self._checks: set[asyncio.Task[None]] = set()
         self._folder = tempfile.TemporaryDirectory(prefix="cnnspec-")
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compile")
 
@@ -102,9 +110,12 @@ class Session:
         """Forget a document, and withdraw its diagnostics."""
         document = self.documents.pop(uri, None)
         self._compiled.pop(uri, None)
+        self._names.pop(uri, None)
         if document is not None:
             self._publish(uri, None, [])
             self._recheck(document.path)
+            if document.path in self._files:
+                self.check_files([document.path])
 
     def _schedule(self, uri: str) -> None:
         self._start(uri)
@@ -122,6 +133,9 @@ class Session:
         if task is None or task.done():
             self._tasks[uri] = asyncio.create_task(self._compile(uri))
 
+    def _buffers(self) -> dict[Path, str]:
+        return {d.path.resolve(): d.text.text for d in self.documents.values() if d.path is not None}
+
     def _is_current(self, uri: str, text: Text) -> bool:
         document = self.documents.get(uri)
         return document is not None and document.text is text
@@ -132,10 +146,11 @@ class Session:
             text, version = document.text, document.version
             if uri in self._compiled and self._compiled[uri][0] is text:
                 return
-            buffers = {d.path.resolve(): d.text.text for d in self.documents.values() if d.path is not None}
-            analysis = await self.work(Analysis.ready, text, uri, document.path, buffers)
+            analysis = await self.work(Analysis.ready, text, uri, document.path, self._buffers())
             if uri in self.documents:
                 self._compiled[uri] = text, analysis
+                if analysis is not None and analysis.names is not None:
+                    self._names[uri] = analysis.names
             self._done.set()
             self._done = asyncio.Event()
             if analysis is None or not self._is_current(uri, text):
@@ -144,6 +159,101 @@ class Session:
             found = await self.work(views.diagnostics, analysis, lambda text=text: not self._is_current(uri, text))
             if found is not None and self._is_current(uri, text):
                 self._publish(uri, version, found)
+
+    # --- the workspace ---------------------------------------------------------------------------
+
+    def watch(self) -> None:
+        """Check the specs in the folders of the client, and follow their changes."""
+        folders = [path_of(folder.uri) for folder in self.server.workspace.folders.values()]
+        self._files = {path for folder in folders if folder is not None for path in specs_in(folder)}
+        self.check_files(sorted(self._files))
+        workspace = self.server.client_capabilities.workspace
+        watched = workspace.did_change_watched_files if workspace is not None else None
+        if watched is not None and watched.dynamic_registration:
+            options = lsp.DidChangeWatchedFilesRegistrationOptions([lsp.FileSystemWatcher(f"**/*{SUFFIX}")])
+            method = lsp.WORKSPACE_DID_CHANGE_WATCHED_FILES
+            self.server.client_register_capability(
+                lsp.RegistrationParams([lsp.Registration("cnnspec-files", method, options)])
+            )
+
+    def files_changed(self, changes: Sequence[lsp.FileEvent]) -> None:
+        """Check files again that changed on the disk, and those that name them."""
+        again: set[Path] = set()
+        for change in changes:
+            path = path_of(change.uri)
+            if path is None or path.suffix != SUFFIX:
+                continue
+            if change.type == lsp.FileChangeType.Deleted:
+                self._files.discard(path)
+                if change.uri not in self.documents:
+                    self._publish(change.uri, None, [])
+            elif len(self._files) < MAX_WORKSPACE_FILES:
+                self._files.add(path)
+            self._recheck(path)
+            again |= {other for other in self._files if other == path or mentions(other, path.stem)}
+        self.check_files(sorted(again))
+
+    def check_files(self, paths: Sequence[Path]) -> None:
+        """Publish the diagnostics of files that are not open, one after the other."""
+        task = asyncio.create_task(self._check_files(paths))
+        self._checks.add(task)
+        task.add_done_callback(self._checks.discard)
+
+    async def _check_files(self, paths: Sequence[Path]) -> None:
+        for path in paths:
+            uri = views.uri_of(path)
+            found = await self.work(diagnose, path, uri, self.encoding, self._buffers())
+            if found is not None and all(document.path != path for document in self.documents.values()):
+                self._publish(uri, None, found)
+
+    async def related(self, analysis: Analysis, symbol: Symbol) -> tuple[list[Analysis], Place]:
+        """Return the documents that can use a symbol, and the place of its definition."""
+        place = navigation.place_of(analysis, symbol)
+        found = [analysis]
+        if place[0] is None or symbol.kind not in ("block", "value", "parameter", "label"):
+            return found, place
+        near = set(self._files) | {path for path in place[0].parent.glob(f"*{SUFFIX}") if path.is_file()}
+        opened = {document.path: uri for uri, document in self.documents.items() if document.path is not None}
+        for path in sorted(near | {*opened, place[0]}):
+            if path == analysis.path:
+                continue
+            other = await self.current(opened[path]) if path in opened else None
+            if path not in opened and (path.resolve() == place[0] or mentions(path, place[0].stem)):
+                other = await self.work(analyze_file, path, self.encoding, self._buffers())
+            if other is not None:
+                found.append(other)
+        return found, place
+
+    async def rename(self, uri: str, position: lsp.Position, new: str) -> lsp.WorkspaceEdit | None:
+        """Rename what is at a position; an annotation or a message says if keys of the state dict change.
+
+        Raises:
+            JsonRpcException: It cannot be renamed.
+        """
+        analysis = await self.current(uri)
+        if analysis is None:
+            return None
+        try:
+            symbol = navigation.renamable(analysis, position).symbol
+            analyses, place = await self.related(analysis, symbol)
+            done = await asyncio.get_running_loop().run_in_executor(
+                self._worker, navigation.rename, analyses, place, symbol, new
+            )
+        except navigation.Refused as refusal:
+            raise JsonRpcException(str(refusal), lsp.LSPErrorCodes.RequestFailed) from None
+        workspace = self.server.client_capabilities.workspace
+        able = workspace.workspace_edit if workspace is not None else None
+        if able is None or not able.document_changes or not able.change_annotation_support:
+            if done.note:
+                self._tell(f"`{new}`: {done.note}")
+            return lsp.WorkspaceEdit(changes=done.edits)
+        annotations = {"keys": lsp.ChangeAnnotation("changes keys", True, done.note)} if done.note else None
+        documents: list[lsp.TextDocumentEdit] = []
+        for other, changes in done.edits.items():
+            version = self.documents[other].version if other in self.documents else None
+            marked = [lsp.AnnotatedTextEdit("keys", e.range, e.new_text) if done.note else e for e in changes]
+            documents.append(lsp.TextDocumentEdit(lsp.OptionalVersionedTextDocumentIdentifier(other, version), marked))
+        return lsp.WorkspaceEdit(document_changes=documents, change_annotations=annotations)
 
     async def work(self, function: Callable[..., T], *args: Any) -> T | None:
         """Run a function in the worker thread; None after an internal error, which is logged."""
@@ -166,6 +276,15 @@ class Session:
             self.server.workspace_inlay_hint_refresh(None)
         if workspace.code_lens and workspace.code_lens.refresh_support:
             self.server.workspace_code_lens_refresh(None)
+
+    def text(self, uri: str) -> Text | None:
+        """Return the current text of a document."""
+        return self.documents[uri].text if uri in self.documents else None
+
+    async def names(self, uri: str) -> Names | None:
+        """Return the names of a document, those of an earlier text if the current one has no structure."""
+        await self.soon(uri)
+        return self._names.get(uri)
 
     # --- answers ---------------------------------------------------------------------------------
 
@@ -249,6 +368,38 @@ def path_of(uri: str) -> Path | None:
     return Path(path) if path else None
 
 
+def specs_in(folder: Path) -> list[Path]:
+    """Return the specs below a folder, without hidden folders and symbolic links."""
+    found: list[Path] = []
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "node_modules")
+        found += [Path(place, name) for name in sorted(files) if name.endswith(SUFFIX)]
+        if len(found) >= MAX_WORKSPACE_FILES:
+            break
+    return [path for path in found[:MAX_WORKSPACE_FILES] if path.is_file() and not path.is_symlink()]
+
+
+def mentions(path: Path, word: str) -> bool:
+    """Return whether a spec contains a word."""
+    return word in (read_text(path, path.name, Reporter()) or "")
+
+
+def analyze_file(path: Path, encoding: str, buffers: dict[Path, str]) -> Analysis | None:
+    """Compile a file from the disk; None if it cannot be read."""
+    text = read_text(path, path.name, Reporter())
+    return Analysis.ready(Text(text, encoding), views.uri_of(path), path, buffers) if text is not None else None
+
+
+def diagnose(path: Path, uri: str, encoding: str, buffers: dict[Path, str]) -> list[lsp.Diagnostic] | None:
+    """Return the diagnostics of a file on the disk."""
+    analysis = analyze_file(path, encoding, buffers)
+    if analysis is not None:
+        return views.diagnostics(analysis)
+    reporter = Reporter()
+    read_text(path, path.name, reporter)
+    return [views.to_protocol(Analysis(Text(""), uri, path), found) for found in reporter.sorted()]
+
+
 def create() -> LanguageServer:
     """Create the server with its handlers."""
     server = LanguageServer("cnnspec", cnnspec.__version__, protocol_cls=Protocol, max_workers=2)
@@ -261,19 +412,6 @@ def create() -> LanguageServer:
         if isinstance(patience, (int, float)) and 0 <= patience <= MAX_PATIENCE:
             session.patience = float(patience)
 
-    @server.feature(lsp.TEXT_DOCUMENT_DID_OPEN)
-    def _(params: lsp.DidOpenTextDocumentParams) -> None:
-        document = params.text_document
-        session.open(document.uri, document.text, document.version)
-
-    @server.feature(lsp.TEXT_DOCUMENT_DID_CHANGE)
-    def _(params: lsp.DidChangeTextDocumentParams) -> None:
-        session.change(params.text_document.uri, params.content_changes, params.text_document.version)
-
-    @server.feature(lsp.TEXT_DOCUMENT_DID_CLOSE)
-    def _(params: lsp.DidCloseTextDocumentParams) -> None:
-        session.close(params.text_document.uri)
-
     @server.feature(lsp.TEXT_DOCUMENT_HOVER)
     async def _(params: lsp.HoverParams) -> lsp.Hover | None:
         return await session.show_at(params.text_document.uri, params.position, views.hover)
@@ -285,6 +423,10 @@ def create() -> LanguageServer:
     @server.feature(lsp.TEXT_DOCUMENT_CODE_LENS)
     async def _(params: lsp.CodeLensParams) -> list[lsp.CodeLens] | None:
         return await session.show(params.text_document.uri, views.code_lenses)
+
+    _add_documents(server, session)
+    _add_navigation(server, session)
+    _add_typing(server, session)
 
     @server.feature(lsp.TEXT_DOCUMENT_FORMATTING)
     async def _(params: lsp.DocumentFormattingParams) -> list[lsp.TextEdit] | None:
@@ -313,9 +455,111 @@ def create() -> LanguageServer:
     return server
 
 
+def _add_documents(server: LanguageServer, session: Session) -> None:
+    """Add what tells the server about documents and files."""
+
+    @server.feature(lsp.INITIALIZED)
+    def _(params: lsp.InitializedParams) -> None:
+        session.watch()
+
+    @server.feature(lsp.WORKSPACE_DID_CHANGE_WATCHED_FILES)
+    def _(params: lsp.DidChangeWatchedFilesParams) -> None:
+        session.files_changed(params.changes)
+
+    @server.feature(lsp.TEXT_DOCUMENT_DID_OPEN)
+    def _(params: lsp.DidOpenTextDocumentParams) -> None:
+        document = params.text_document
+        session.open(document.uri, document.text, document.version)
+
+    @server.feature(lsp.TEXT_DOCUMENT_DID_CHANGE)
+    def _(params: lsp.DidChangeTextDocumentParams) -> None:
+        session.change(params.text_document.uri, params.content_changes, params.text_document.version)
+
+    @server.feature(lsp.TEXT_DOCUMENT_DID_CLOSE)
+    def _(params: lsp.DidCloseTextDocumentParams) -> None:
+        session.close(params.text_document.uri)
+
+
+def _add_typing(server: LanguageServer, session: Session) -> None:
+    """Add the features that read the current text, whether it is compiled or not."""
+
+    @server.feature(
+        lsp.TEXT_DOCUMENT_COMPLETION,
+        lsp.CompletionOptions(trigger_characters=completion.TRIGGERS, resolve_provider=True),
+    )
+    async def _(params: lsp.CompletionParams) -> lsp.CompletionList | None:
+        uri = params.text_document.uri
+        names, text = await session.names(uri), session.text(uri)
+        path = session.documents[uri].path if text is not None else None
+        return completion.completion(text, params.position, names, path) if text is not None else None
+
+    @server.feature(lsp.COMPLETION_ITEM_RESOLVE)
+    def _(params: lsp.CompletionItem) -> lsp.CompletionItem:
+        return completion.resolve(params)
+
+    @server.feature(lsp.TEXT_DOCUMENT_SIGNATURE_HELP, lsp.SignatureHelpOptions(trigger_characters=[" ", "="]))
+    async def _(params: lsp.SignatureHelpParams) -> lsp.SignatureHelp | None:
+        names, text = await session.names(params.text_document.uri), session.text(params.text_document.uri)
+        return completion.signature_help(text, params.position, names) if text is not None else None
+
+    @server.feature(lsp.TEXT_DOCUMENT_FOLDING_RANGE)
+    def _(params: lsp.FoldingRangeParams) -> list[lsp.FoldingRange] | None:
+        text = session.text(params.text_document.uri)
+        return tokens.folding_ranges(text) if text is not None else None
+
+    @server.feature(lsp.TEXT_DOCUMENT_SEMANTIC_TOKENS_FULL, tokens.LEGEND)
+    def _(params: lsp.SemanticTokensParams) -> lsp.SemanticTokens | None:
+        text = session.text(params.text_document.uri)
+        return tokens.semantic_tokens(text) if text is not None else None
+
+
+def _add_navigation(server: LanguageServer, session: Session) -> None:
+    """Add the features that follow names."""
+
+    @server.feature(lsp.TEXT_DOCUMENT_DEFINITION)
+    async def _(params: lsp.DefinitionParams) -> lsp.Location | None:
+        return await session.show_at(params.text_document.uri, params.position, navigation.definition)
+
+    @server.feature(lsp.TEXT_DOCUMENT_DOCUMENT_HIGHLIGHT)
+    async def _(params: lsp.DocumentHighlightParams) -> list[lsp.DocumentHighlight] | None:
+        return await session.show_at(params.text_document.uri, params.position, navigation.highlights)
+
+    @server.feature(lsp.TEXT_DOCUMENT_DOCUMENT_SYMBOL)
+    async def _(params: lsp.DocumentSymbolParams) -> list[lsp.DocumentSymbol] | None:
+        return await session.show(params.text_document.uri, navigation.document_symbols)
+
+    @server.feature(lsp.TEXT_DOCUMENT_REFERENCES)
+    async def _(params: lsp.ReferenceParams) -> list[lsp.Location] | None:
+        analysis = await session.current(params.text_document.uri)
+        found = navigation.occurrence_at(analysis, params.position) if analysis is not None else None
+        if analysis is None or found is None:
+            return None
+        analyses, place = await session.related(analysis, found.symbol)
+        with_definition = params.context.include_declaration
+        return navigation.references(analyses, place, found.symbol.kind, with_definition=with_definition)
+
+    @server.feature(lsp.TEXT_DOCUMENT_PREPARE_RENAME)
+    async def _(params: lsp.PrepareRenameParams) -> lsp.Range | None:
+        analysis = await session.current(params.text_document.uri)
+        if analysis is None:
+            return None
+        try:
+            found = navigation.renamable(analysis, params.position)
+        except navigation.Refused as refusal:
+            raise JsonRpcException(str(refusal), lsp.LSPErrorCodes.RequestFailed) from None
+        return analysis.text.range(found.start, found.end)
+
+    @server.feature(lsp.TEXT_DOCUMENT_RENAME)
+    async def _(params: lsp.RenameParams) -> lsp.WorkspaceEdit | None:
+        return await session.rename(params.text_document.uri, params.position, params.new_name)
+
+
 def serve() -> None:
     """Serve one client over the standard input and output."""
     sys.setswitchinterval(0.001)  # the worker thread computes while requests are answered
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], JsonRpcException)))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])  # an answer that is an error is not logged
     output = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     sys.stdout = sys.stderr  # whatever prints, the client reads nothing but the protocol
     create().start_io(sys.stdin.buffer, output)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlparse
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 pytest.importorskip("pygls")
 from harness.editor import Editor
 from lsprotocol import types as lsp
+from pygls.exceptions import JsonRpcException
 
 import cnnspec
 
@@ -218,3 +220,265 @@ def test_without_pygls_the_extra_is_named() -> None:
 def test_the_server_imports_no_torch() -> None:
     code = "import sys, cnnspec.lsp.server; print({'torch', 'numpy'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
+# --- what can be written -------------------------------------------------------------------------
+
+
+def complete(editor: Editor, code: str) -> dict[str, lsp.CompletionItem]:
+    """Return the completions at `<>` in some code."""
+    document = editor.open(code.replace("<>", ""))
+    request = lsp.CompletionParams(document.id, document.position(code.index("<>")))
+    found = editor.run(editor.client.text_document_completion_async(request))
+    assert isinstance(found, lsp.CompletionList)
+    document.close()
+    return {item.label: item for item in found.items}
+
+
+HEAD = "input 3x32x32\nparam width = 16\nstem conv 3x3 width\nbody: conv 3x3 16\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "offered", "not_offered"),
+    [
+        ("inp<>", {"input", "in", "init"}, {"conv"}),
+        (HEAD + "<>", {"conv", "resnet_block", "add", "let", "train", "stage"}, {"epochs", "c"}),
+        (HEAD + "conv 3x3 16 | <>", {"bn", "relu", "concat"}, {"train"}),
+        (HEAD + "conv 3x3 <>", {"c", "stride", "depthwise", "width", "in.c", "repeat", "name"}, {"kernel2", "bn"}),
+        (HEAD + "conv 3x3 c=16 pad=<>", {"same", "tf_same", "width"}, {"true", "relu"}),
+        (HEAD + "conv 3x3 c=16 bias=<>", {"true", "false"}, {"same"}),
+        (HEAD + "conv 3x3 in.<>", {"in.c", "in.h", "in.w"}, {"width"}),
+        (HEAD + "upsample like=<>", {"@body", "@stem", "in"}, set()),
+        (HEAD + "add { @<> ; in }", {"body", "stem"}, {"width"}),
+        ("block b(act: op = relu, c) { conv 3x3 <> }", {"act", "c"}, {"body"}),
+        ("block b(act: op = relu, c) { act }\nb act=<>", {"relu", "gelu"}, {"same"}),
+        ("init <>", {"conv", "linear"}, {"relu"}),
+        ("init conv kaiming_normal <>", {"mode", "nonlinearity"}, {"stride"}),
+        ("expect <>", {"params", "macs", "output", "depth"}, set()),
+        ("extends <>", {"resnet50"}, set()),
+        ('use conv_bn from "<>"', {"blocks/conv_bn.cnn"}, {"resnet50"}),
+        ("train {\n    <>\n}", {"epochs", "data", "optimizer", "freeze"}, {"conv"}),
+        ("train {\n    data <>\n}", {"cifar10", "folder", "hf"}, {"epochs", "hflip"}),
+        ("train {\n    augment hflip | <>\n}", {"random_crop", "cutout"}, {"cifar10"}),
+        ("train {\n    optimizer sgd <>\n}", {"lr", "momentum"}, {"epochs"}),
+        ("train {\n    optimizer sgd lr=0.1 <>\n}", {"momentum"}, {"lr"}),
+        ("train {\n    precision <>\n}", {"bf16", "fp32"}, {"sgd"}),
+        ("stem: conv 3x3 8\ntrain {\n    freeze <>\n}", {"stem", "until"}, {"sgd"}),
+        ("# a comment <>", set(), {"conv"}),
+    ],
+)
+def test_completion(editor: Editor, code: str, offered: set[str], not_offered: set[str]) -> None:
+    found = {*complete(editor, code)}
+    assert offered - found == set()
+    assert not_offered & found == set()
+
+
+def test_completion_has_types_defaults_and_documentation(editor: Editor) -> None:
+    items = complete(editor, "# two layers\nblock pair(c: int) { conv 3x3 c }\nconv 3x3 <>")
+    assert items["stride"].detail == "stride: size = 1x1"
+    items = complete(editor, "block pair(c: int) { conv 3x3 c }\n# \N{SMILING FACE WITH OPEN MOUTH}\n  con<>v")
+    item = editor.run(editor.client.completion_item_resolve_async(items["conv"]))
+    assert isinstance(item.documentation, lsp.MarkupContent)
+    assert "torch.nn.Conv2d" in item.documentation.value
+    assert item.text_edit is not None
+    assert item.text_edit.range == lsp.Range(lsp.Position(2, 2), lsp.Position(2, 5))
+    assert complete(editor, "block pair(c: int) { conv 3x3 c }\np<>")["pair"].detail == "pair(c: int)"
+
+
+@pytest.mark.parametrize(
+    ("code", "active"),
+    [
+        ("conv <>", "kernel"), ("conv 3x<>3", "kernel"), ("conv 3x3 <>", "c"), ("conv 3x3 stride=<>", "stride"),
+        ("conv 3x3 stride=2 <>", "c"), ("conv x3 3x3 2 * in.c <>", "stride"), ("conv 3x3 max(1, <>", "c"),
+        ("stem conv 3x3 16 | dropout <>", "p"), ("train {\n  optimizer sgd <>\n}", "lr"),
+        ("train {\n  schedule cosine warmup=<>\n}", "warmup"), ("init conv trunc_normal <>", "std"),
+        ("block b(n: int, act: op) { act }\nb 3 <>", "act"), ("conv 3x3 16 foo=<>", None), ("relu # <>", False),
+    ],
+)  # fmt: skip
+def test_signature_help(editor: Editor, code: str, active: str | bool | None) -> None:
+    document = editor.open(code.replace("<>", ""))
+    request = lsp.SignatureHelpParams(document.id, document.position(code.index("<>")))
+    found = editor.run(editor.client.text_document_signature_help_async(request))
+    document.close()
+    if active is False:
+        assert found is None
+        return
+    assert found is not None
+    parameters = found.signatures[0].parameters or ()
+    label = None if found.active_parameter is None else str(parameters[found.active_parameter].label)
+    assert (label.partition(":")[0] if label else None) == active
+
+
+# --- names ---------------------------------------------------------------------------------------
+
+NAMES = """\
+input 3x32x32
+param width = 16
+block pair(c, act: op = relu) {
+    let half = c // 2
+    inner: conv 3x3 half
+    act
+    add { conv 3x3 c name="{half}x"; @inner | conv 1x1 c }
+}
+first: pair width
+repeat 2 as i { pair c=width * (i + 1) act=gelu }
+let half = width
+add { conv 3x3 half; @first | conv 1x1 half }
+global_avgpool | flatten | linear 10
+train {
+    freeze first
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "into", "uses"),
+    [
+        ("width =", 0, ["width"] * 4),
+        ("pair(", 0, ["pair"] * 3),
+        ("c,", 0, ["c"] * 5),
+        ("act:", 0, ["act"] * 3),
+        ("half = c", 0, ["half"] * 3),
+        ("half = width", 0, ["half"] * 3),
+        ("inner:", 0, ["inner"] * 2),
+        ("@first", 3, ["first"] * 3),
+        ("i {", 0, ["i"] * 2),
+    ],
+)
+def test_definition_references_and_rename(editor: Editor, code: str, into: int, uses: list[str]) -> None:
+    document = editor.open(NAMES)
+    here = document.at(code, into)
+    context = lsp.ReferenceContext(True)
+    found = editor.run(editor.client.text_document_references_async(lsp.ReferenceParams(context, **here))) or ()
+    assert [document.part(place.range) for place in found] == uses
+    for place in found:
+        start = {"text_document": document.id, "position": place.range.start}
+        defined = editor.run(editor.client.text_document_definition_async(lsp.DefinitionParams(**start)))
+        assert isinstance(defined, lsp.Location)
+        assert defined.range == min(found, key=lambda place: document.offset(place.range.start)).range
+    marked = editor.run(editor.client.text_document_document_highlight_async(lsp.DocumentHighlightParams(**here)))
+    assert [mark.range for mark in marked or ()] == [place.range for place in found]
+    edit = editor.run(editor.client.text_document_rename_async(lsp.RenameParams(new_name="renamed", **here)))
+    assert edit is not None
+    (changes,) = edit.document_changes or ()
+    assert isinstance(changes, lsp.TextDocumentEdit)
+    text = document.apply(changes.edits)
+    before, after = cnnspec.loads(document.text), cnnspec.loads(text)
+    keys = [[key for node in graph.nodes for key in node.parameters] for graph in (before, after)]
+    assert [node.op for node in before.nodes] == [node.op for node in after.nodes]
+    assert bool(edit.change_annotations) == (keys[0] != keys[1]) == (code in ("inner:", "@first"))
+    document.close()
+
+
+def test_a_renaming_that_changes_the_meaning_is_refused(editor: Editor) -> None:
+    document = editor.open(NAMES)
+    for code, new, reason in [
+        ("width =", "half", "half"),
+        ("pair(", "conv", "not a valid name"),
+        ("width =", "2x", "not a valid name"),
+        ("width =", "input", "not a valid name"),
+        ("act:", "c", "cannot be used"),
+    ]:
+        request = lsp.RenameParams(new_name=new, **document.at(code))
+        with pytest.raises(JsonRpcException, match=reason):
+            editor.run(editor.client.text_document_rename_async(request))
+    with pytest.raises(JsonRpcException, match="no name"):
+        editor.run(editor.client.text_document_prepare_rename_async(lsp.PrepareRenameParams(**document.at("input"))))
+    place = editor.run(
+        editor.client.text_document_prepare_rename_async(lsp.PrepareRenameParams(**document.at("width")))
+    )
+    assert isinstance(place, lsp.Range)
+    assert document.part(place) == "width"
+    document.close()
+
+
+def test_names_in_several_files(tmp_path: Path) -> None:
+    library, base, spec = tmp_path / "parts.cnn", tmp_path / "base.cnn", tmp_path / "net.cnn"
+    library.write_text("block part(c) { conv 3x3 c | bn }\n")
+    base.write_text('input 3x8x8\nparam n = 4\nuse part from "parts"\npart n | global_avgpool | flatten | linear 2\n')
+    spec.write_text("extends base n=8\n")
+    (tmp_path / "broken.cnn").write_text("input 3x8x8\nconvv 3x3 8\n")
+    editor = Editor(tmp_path, patience=60_000)
+    broken = (tmp_path / "broken.cnn").as_uri()
+    editor.wait(lambda: len(editor.published) == 4)  # the diagnostics of the workspace
+    assert {uri: len(found) for uri, (_, found) in editor.published.items() if found} == {broken: 1}
+    document = editor.open(base.read_text(), base.as_uri())
+    defined = editor.run(editor.client.text_document_definition_async(lsp.DefinitionParams(**document.at("part n"))))
+    assert defined == lsp.Location(library.as_uri(), lsp.Range(lsp.Position(0, 6), lsp.Position(0, 10)))
+    defined = editor.run(editor.client.text_document_definition_async(lsp.DefinitionParams(**document.at("parts"))))
+    assert isinstance(defined, lsp.Location)
+    assert defined.uri == library.as_uri()
+    edit = editor.run(
+        editor.client.text_document_rename_async(lsp.RenameParams(new_name="piece", **document.at("part n")))
+    )
+    assert edit is not None
+    changed = {c.text_document.uri: c for c in edit.document_changes or () if isinstance(c, lsp.TextDocumentEdit)}
+    assert {*changed} == {library.as_uri(), base.as_uri()}
+    assert document.apply(changed[base.as_uri()].edits) == document.text.replace("part ", "piece ")
+    request = lsp.ReferenceParams(lsp.ReferenceContext(False), **document.at("n = 4"))
+    found = editor.run(editor.client.text_document_references_async(request)) or ()
+    assert {place.uri for place in found} == {base.as_uri(), spec.as_uri()}
+    (tmp_path / "broken.cnn").write_text("input 3x8x8\nconv 3x3 8 | global_avgpool | flatten | linear 2\n")
+    changes = [lsp.FileEvent(broken, lsp.FileChangeType.Changed)]
+    editor.client.workspace_did_change_watched_files(lsp.DidChangeWatchedFilesParams(changes))
+    editor.wait(lambda: not editor.published[broken][1])
+    assert editor.close() == (0, "")
+
+
+# --- the outline ---------------------------------------------------------------------------------
+
+
+def test_document_symbols(editor: Editor) -> None:
+    document = editor.open(NAMES)
+    found = editor.run(editor.client.text_document_document_symbol_async(lsp.DocumentSymbolParams(document.id)))
+
+    def tree(symbols: Sequence[Any]) -> dict[str, Any]:
+        return {symbol.name: tree(symbol.children or ()) for symbol in symbols}
+
+    assert tree(found or ()) == {
+        "width": {},
+        "pair": {"c": {}, "act": {}, "half": {}, "inner": {}},
+        "first": {},
+        "half": {},
+        "train": {"freeze": {}},
+    }
+    document.close()
+
+
+def test_folding(editor: Editor) -> None:
+    document = editor.open("# one\n# two\n" + NAMES + "add {\n  conv 3x3 8\n")
+    found = editor.run(editor.client.text_document_folding_range_async(lsp.FoldingRangeParams(document.id)))
+    assert [(part.start_line, part.end_line) for part in found or ()] == [(0, 1), (4, 8), (15, 16)]
+    document.close()
+
+
+def test_semantic_tokens(editor: Editor) -> None:
+    text = NAMES + "# \N{SMILING FACE WITH OPEN MOUTH}\nlast: conv 1x1 c=width | pair 8\nconv 3x3 ("
+    document = editor.open(text)
+    request = lsp.SemanticTokensParams(document.id)
+    found = editor.run(editor.client.text_document_semantic_tokens_full_async(request))
+    provider = editor.capabilities.semantic_tokens_provider
+    assert provider is not None
+    assert found is not None
+    kinds: dict[str, set[str]] = {}
+    line = column = 0
+    for index in range(0, len(found.data), 5):
+        lines, start, length, kind, _ = found.data[index : index + 5]
+        line, column = line + lines, start if lines else column + start
+        place = lsp.Range(lsp.Position(line, column), lsp.Position(line, column + length))
+        kinds.setdefault(document.part(place), set()).add(provider.legend.token_types[kind])
+    expected = {
+        "keyword": "input freeze train",
+        "function": "conv gelu",
+        "class": "pair act",
+        "parameter": "act",
+        "variable": "width first",
+        "property": "first @first inner last",
+        "type": "op",
+        "number": "3x3",
+    }
+    for kind, words in expected.items():
+        assert [word for word in words.split() if kind not in kinds[word]] == []
+    assert kinds['"{half}x"'] == {"string"}
+    assert kinds["# \N{SMILING FACE WITH OPEN MOUTH}"] == {"comment"}
+    document.close()

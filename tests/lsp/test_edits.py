@@ -1,0 +1,164 @@
+"""Random edits in the language server: no internal error, the diagnostics of a cold check, and quick answers."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from statistics import median, quantiles
+from typing import Any
+
+import pytest
+
+pytest.importorskip("pygls")
+from harness.editor import Document, Editor
+from lsprotocol import types as lsp
+from pygls.exceptions import JsonRpcException
+
+from cnnspec.compiler import compile_source
+from cnnspec.diagnostics import Source
+from cnnspec.resources import resource
+
+SPECS = ["resnet20", "googlenet", "densenet_cifar", "mobilenet_v2", "lenet5", "resnet18_d2l", "ghostnet_100"]
+PIECES = [
+    *"conv 3x3 c=|conv 3x|add {|}|{|(|)|[|@|@sta|in.|#|=|block b(c|repeat 3 as i {|    epochs |let x = |extends resnet"
+    '|stage |x:|if in.c > 3 then|x3 |10000000000|1e999|0x0|;|freeze @|a.b.c: |else|when|"|use conv_bn from "|\t'
+    '|name="{i + }"'.split("|"),
+    *(" | ", "|", "\n", "\n\n", "block b(c) { conv 3x3 c }\n", "train {\n", "each b(c) {\n a: 3\n}", "-" * 90),
+    *(
+        "\N{LATIN SMALL LETTER E WITH ACUTE}",
+        "\N{SMILING FACE WITH OPEN MOUTH}",
+        "\u2028",
+        "\x0c",
+        "\x85",
+        "\x00",
+        "\ud800",
+    ),
+]
+
+
+def mutate(document: Document, rng: random.Random) -> None:
+    """Make one edit as a person makes them: typing, deleting, or changing a line."""
+    length = len(document.text)
+    start = rng.randrange(length + 1)
+    match rng.randrange(6):
+        case 0 | 1:
+            document.edit(start, start, rng.choice(PIECES))
+        case 2:
+            document.edit(start, min(length, start + rng.randrange(1, 12)), "")
+        case 3:
+            document.edit(start, min(length, start + rng.randrange(3)), rng.choice(PIECES))
+        case 4:  # remove the rest of a line, or also what is around it
+            end = document.text.find("\n", start)
+            document.edit(start, length if end < 0 else min(length, end + rng.randrange(2)), "")
+        case _:
+            line = rng.choice(document.text.split("\n"))
+            document.edit(start, start, f"\n{line}\n")
+
+
+def requests(document: Document, rng: random.Random) -> list[Callable[[], Any]]:
+    """Return a request of each feature, at a random position."""
+    client, place = document.client, document.position(rng.randrange(len(document.text) + 1))
+    if rng.random() < 0.05:
+        place = lsp.Position(rng.randrange(10_000), rng.randrange(10_000))
+    here: dict[str, Any] = {"text_document": document.id, "position": place}
+    part = lsp.Range(*sorted([place, document.position(rng.randrange(len(document.text) + 1))]))
+    new = rng.choice(["other", "conv", "x", "in"])
+    return [
+        lambda: client.text_document_hover_async(lsp.HoverParams(**here)),
+        lambda: client.text_document_completion_async(lsp.CompletionParams(**here)),
+        lambda: client.text_document_signature_help_async(lsp.SignatureHelpParams(**here)),
+        lambda: client.text_document_inlay_hint_async(lsp.InlayHintParams(document.id, document.whole)),
+        lambda: client.text_document_code_lens_async(lsp.CodeLensParams(document.id)),
+        lambda: client.text_document_document_symbol_async(lsp.DocumentSymbolParams(document.id)),
+        lambda: client.text_document_folding_range_async(lsp.FoldingRangeParams(document.id)),
+        lambda: client.text_document_semantic_tokens_full_async(lsp.SemanticTokensParams(document.id)),
+        lambda: client.text_document_definition_async(lsp.DefinitionParams(**here)),
+        lambda: client.text_document_document_highlight_async(lsp.DocumentHighlightParams(**here)),
+        lambda: client.text_document_references_async(lsp.ReferenceParams(lsp.ReferenceContext(True), **here)),
+        lambda: client.text_document_rename_async(lsp.RenameParams(new_name=new, **here)),
+        lambda: client.text_document_code_action_async(
+            lsp.CodeActionParams(document.id, part, lsp.CodeActionContext([]))
+        ),
+        lambda: client.text_document_formatting_async(
+            lsp.DocumentFormattingParams(document.id, lsp.FormattingOptions(4, True))
+        ),
+    ]
+
+
+def cold(text: str) -> list[tuple[str, int, int]]:
+    """Return the code and the place of each diagnostic of a check that knows nothing of earlier texts."""
+    found = compile_source(Source("cold", Source.plain(text))).diagnostics
+    first = text.find("\n") if "\n" in text else len(text)
+    return [(d.code, *((d.span.start, d.span.end) if d.span else (0, first))) for d in found]
+
+
+def run_sequence(editor: Editor, seed: int) -> None:
+    rng = random.Random(seed)
+    spec = resource("specs", f"{rng.choice(SPECS)}.cnn").read_text("utf-8")
+    document = editor.open(spec)
+    for _ in range(rng.randrange(1, 9)):
+        mutate(document, rng)
+        for request in rng.sample(requests(document, rng), rng.randrange(3)):
+            try:
+                editor.run(request())
+            except JsonRpcException as error:
+                if error.code != lsp.LSPErrorCodes.RequestFailed:  # a renaming that is refused
+                    raise
+    found = [(d.code, document.offset(d.range.start), document.offset(d.range.end)) for d in document.diagnostics]
+    assert found == cold(document.text), seed
+    document.close()
+
+
+def check_sequences(seeds: range) -> None:
+    editor = Editor()
+    for seed in seeds:
+        run_sequence(editor, seed)
+    assert editor.close() == (0, "")
+
+
+def test_random_edits() -> None:
+    check_sequences(range(20))
+
+
+@pytest.mark.slow
+def test_a_thousand_sequences_of_edits() -> None:
+    check_sequences(range(1_000))
+
+
+def long_spec(lines: int = 1_000) -> str:
+    """Return a spec of so many lines, close to the limit of tokens."""
+    parts = ["network long", "input 3x64x64", "stem conv 3x3 c=16 | bn | relu"]
+    kinds = ("s{}: conv 3x3 c=16", "bn | relu", "add {{ conv 3x3 c=16; in }}", "# stage {}", "conv 1x1 16 | bn")
+    parts += [kinds[number % len(kinds)].format(number) for number in range(lines - 4)]
+    return "\n".join([*parts, "head global_avgpool | flatten | linear 10", ""])
+
+
+@pytest.mark.slow
+def test_a_long_file_is_answered_within_50_milliseconds(capsys: pytest.CaptureFixture[str]) -> None:
+    editor, rng = Editor(), random.Random(0)
+    document = editor.open(long_spec())
+    assert document.text.count("\n") == 1_000
+    assert list(document.diagnostics) == []
+    times: dict[int, list[float]] = {}
+    names = "hover completion signature hints lenses symbols folding tokens definition highlight".split()
+    for number in range(200):
+        line = rng.randrange(3, 990)
+        start = document.offset(lsp.Position(line, 0))
+        document.edit(start, start, rng.choice(["relu\n", "bn | relu\n", "conv 3x3 c=\n", "# note\n"]))
+        kind = number % len(names)
+        begun = time.perf_counter()
+        editor.run(requests(document, rng)[kind]())
+        times.setdefault(kind, []).append(1000 * (time.perf_counter() - begun))
+        if number % 3 == 0:
+            _ = document.diagnostics
+        document.edit(start, document.offset(lsp.Position(line + 1, 0)), "")
+        time.sleep(0.02)
+    every = [spent for spent_of_one in times.values() for spent in spent_of_one]
+    p95 = quantiles(every, n=20)[-1]
+    with capsys.disabled():
+        print(f"\n{len(every)} requests: p50 {median(every):.1f} ms, p95 {p95:.1f} ms, max {max(every):.1f} ms")
+        for kind, spent in times.items():
+            print(f"  {names[kind]}: p50 {median(spent):.1f} ms, max {max(spent):.1f} ms")
+    assert editor.close() == (0, "")
+    assert p95 <= 50
