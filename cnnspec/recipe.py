@@ -586,6 +586,7 @@ class Recipe(BaseModel):
         batch: Images per step, over all devices.
         ema: Decay of an exponential moving average of the weights, which is evaluated in place of the weights.
         early_stop: Number of epochs without a better validation accuracy after which training stops.
+        val_every: Number of epochs from one validation to the next. The last epoch is always validated.
         mixup: Blend two images with a ratio from Beta(mixup, mixup). Source: arXiv 1710.09412.
         cutmix: Paste a box of one image into another, its area from Beta(cutmix, cutmix). Source: arXiv 1905.04899.
         rates: Groups of modules with their own learning rates. The longest path that contains a module counts.
@@ -620,6 +621,7 @@ class Recipe(BaseModel):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     ema: float | None = None
     early_stop: int | None = None
+    val_every: int = 1
     mixup: float | None = None
     cutmix: float | None = None
     clip: float | None = None
@@ -648,6 +650,7 @@ class Scalars(Declared):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     ema: Share | None = None
     early_stop: Count | None = None
+    val_every: Count = 1
     mixup: Positive | None = None
     cutmix: Positive | None = None
     clip: Positive | None = None

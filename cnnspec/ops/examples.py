@@ -59,6 +59,7 @@ _ENTRY_VALUES = {
     "precision": "bf16",
     "ema": "0.99",
     "early_stop": "5",
+    "val_every": "5",
     "mixup": "0.2",
     "cutmix": "1.0",
     "clip": "1.0",

@@ -19,6 +19,8 @@ import pytest
 import torch
 from harness.batches import stop_at, watch
 from harness.runs import TINY, code
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rich.console import Console
 from torch import nn
 from torch.nn import functional as F
@@ -291,6 +293,59 @@ def test_early_stop(run: Callable[..., Result]):
     assert code(error) == "E0511"
 
 
+def test_validating_less_often_changes_nothing_else(run: Callable[..., Result]):
+    recipe = "optimizer sgd lr=0.1 momentum=0.9; schedule onecycle"
+    whole, part = (run(tiny(f"{recipe}; val_every {count}"), epochs=5) for count in (1, 3))
+    one, two = (
+        [row for row in csv.DictReader((result.folder / "metrics.csv").open()) if row["train_loss"]]
+        for result in (whole, part)
+    )
+    validated = [row["epoch"] for row in two if row["val_acc"]]
+    assert validated == ["3", "5"]
+    blank = [row if row["epoch"] in validated else {**row, "val_loss": "", "val_acc": ""} for row in one]
+    assert two == blank
+    assert all(
+        torch.equal(checkpoint(whole)["state_dict"][key], value)
+        for key, value in checkpoint(part)["state_dict"].items()
+    )
+    scores = {int(row["epoch"]): (float(row["val_acc"]), -float(row["val_loss"])) for row in two if row["val_acc"]}
+    assert part.values["best_epoch"] == max(scores, key=scores.__getitem__)
+    assert part.values["val_acc"] == scores[part.values["best_epoch"]][0]
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=14),
+    st.integers(1, 5),
+    st.one_of(st.none(), st.integers(1, 6)),
+)
+def test_early_stop_counts_epochs_and_is_decided_when_they_are_validated(
+    scores: list[int], every: int, patience: int | None
+):
+    graph = tiny()
+    changed = {"epochs": len(scores), "val_every": every, "early_stop": patience}
+    task = Task(graph, nn.Linear(1, 1), graph.recipe.model_copy(update=changed), 1)
+    best, at = -1.0, 0  # what a reader of the documentation expects
+    ends = len(scores)
+    for epoch, score in enumerate(scores, 1):
+        if epoch % every and epoch < len(scores):
+            continue
+        if score > best:
+            best, at = score, epoch
+        elif patience is not None and epoch - at >= patience:
+            ends = epoch
+            break
+    for epoch, score in enumerate(scores, 1):
+        task.progress.step = epoch
+        due = task._validation_is_due
+        assert due == (epoch % every == 0 or epoch == len(scores))
+        task._note_score({"val_acc": float(score), "val_loss": 0.0} if due else {})
+        if task.progress.stopped_early:
+            break
+    assert task.progress.step == ends
+    assert (task.progress.best_epoch, task.progress.best_score) == (at, best)
+
+
 # --- errors ---------------------------------------------------------------------------------------
 
 
@@ -382,7 +437,7 @@ def test_an_output_folder_that_cannot_be_written(tmp_path: Path):
 
 RECIPES = [
     "optimizer sgd lr=0.1 momentum=0.9; schedule multistep at=[1, 2]",
-    "optimizer adamw; schedule cosine; ema 0.9; early_stop 5",
+    "optimizer adamw; schedule cosine; ema 0.9; early_stop 5; val_every 2",
 ]
 
 

@@ -43,7 +43,8 @@ def curve_chart(rows: Sequence[Row], name: str, title: str, prefix: str) -> Mark
             if not by_epoch:
                 continue
             is_drawn = True
-            epochs, values = list(by_epoch), list(by_epoch.values())
+            epochs = sorted(by_epoch)
+            values = [by_epoch[epoch] for epoch in epochs]
             color = _color(number)
             means = [sum(group) / len(group) for group in values]
             mark = _MARKS[number % SERIES] if len(epochs) < 16 else None

@@ -64,12 +64,12 @@ class Progress:
 
     Attributes:
         step: Completed steps.
-        validated_step: The step at the end of the last epoch that was validated and logged.
+        validated_step: The step at the end of the last epoch that was closed: logged, and validated if it was due.
         stopped_early: Whether training ended early, by early stopping or the time limit.
         best_epoch: The best epoch, from 1. 0 before the first one ends.
         best_score: The validation accuracy of the best epoch.
         best_loss: The validation loss of the best epoch. It decides between epochs with the same accuracy.
-        epochs_without_improvement: Epochs since the accuracy increased.
+        epochs_without_improvement: Epochs since the accuracy increased, with those that were not validated.
         seconds: Training time, over all parts of an interrupted run. Steps lost in a crash are not included, their
             repetition is.
         epoch_seconds: The training time at the end of each epoch.
@@ -618,7 +618,7 @@ class Task(pl.LightningModule):
     # --- the end of an epoch ---------------------------------------------------------------------
 
     def close_epoch(self) -> None:
-        """Validate, log the epoch, and save its weights if they are the best so far.
+        """Validate if it is due, log the epoch, and save its weights if they are the best so far.
 
         Raises:
             Stopped: A stop was requested. The state is saved, and the resumed run closes the epoch.
@@ -629,12 +629,41 @@ class Task(pl.LightningModule):
         try:
             if self.context.processes.any(self.context.stop.requested)[0]:
                 raise Stopped
-            metrics = self._validate()
+            metrics = self._validate() if self._validation_is_due else {}
         except Stopped:
             self.save()
             raise
         progress, (train_loss, train_acc) = self.progress, (sums[:2] / sums[2]).tolist()
         values = {"train_loss": train_loss, "train_acc": train_acc, **metrics}
+        improved = self._note_score(metrics)
+        if self.context.is_main_process:
+            self._log(epoch=self.epoch, **values)
+        self._sums.zero_()
+        progress.validated_step = progress.step
+        progress.epoch_seconds.append(round(self.seconds, 3))
+        self.last_metrics = {**values, "best": float(improved)}
+        self.save(best=improved)
+        watch = self.context.watch
+        if watch is not None and self._validation_is_due:
+            prune = self.context.is_main_process and watch(self.epoch, values)
+            if self.context.processes.any(prune)[0] and not self.is_done:
+                raise Pruned
+
+    @property
+    def _validation_is_due(self) -> bool:
+        """Whether the last epoch is one to validate. Without validation images, this decides on the best weights."""
+        return self.is_done or self.epoch % self.recipe.val_every == 0
+
+    def _note_score(self, metrics: Mapping[str, float]) -> bool:
+        """Update the best epoch and early stopping. Return whether the epoch is the best so far.
+
+        Args:
+            metrics: The result of the validation, empty without one.
+        """
+        progress = self.progress
+        if not self._validation_is_due:
+            progress.epochs_without_improvement += 1
+            return False
         score, loss = metrics.get("val_acc", -1.0), metrics.get("val_loss", 0.0)
         loss = loss if math.isfinite(loss) else sys.float_info.max
         improved = not metrics or (score, -loss) > (progress.best_score, -progress.best_loss)
@@ -644,18 +673,7 @@ class Task(pl.LightningModule):
             progress.best_epoch, progress.best_score, progress.best_loss = self.epoch, score, loss
         if self.recipe.early_stop is not None and progress.epochs_without_improvement >= self.recipe.early_stop:
             progress.stopped_early = True
-        if self.context.is_main_process:
-            self._log(epoch=self.epoch, **values)
-        self._sums.zero_()
-        progress.validated_step = progress.step
-        progress.epoch_seconds.append(round(self.seconds, 3))
-        self.last_metrics = {**values, "best": float(improved)}
-        self.save(best=improved)
-        watch = self.context.watch
-        if watch is not None:
-            prune = self.context.is_main_process and watch(self.epoch, values)
-            if self.context.processes.any(prune)[0] and not self.is_done:
-                raise Pruned
+        return improved
 
     def _check_state_finite(self, sums: Tensor) -> None:
         """Check the sums of the epoch over all devices, and the weights, which the last update may have made infinite.

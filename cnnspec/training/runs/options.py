@@ -57,7 +57,7 @@ class TrainOptions:
         brief: Leave the recipe out of the first messages.
         save_every: Seconds between two checkpoints within an epoch.
         log: Additional loggers: `tensorboard`, `wandb`, `mlflow`.
-        watch: Called with the number and the metrics of each finished epoch. If it returns true, the run ends as
+        watch: Called with the number and the metrics of each validated epoch. If it returns true, the run ends as
             `pruned` and is not tested.
         resume_command: The command to print for resuming after a stop.
         console: The console for progress, by default the standard output.
