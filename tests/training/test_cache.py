@@ -22,8 +22,10 @@ from cnnspec import Graph
 from cnnspec.diagnostics import CnnspecError
 from cnnspec.recipe import Folder, Setting
 from cnnspec.training import Result, Splits, TrainOptions, plan
+from cnnspec.training.data import channel_statistics
 from cnnspec.training.data import decoded as decoded_module
 from cnnspec.training.data import images as images_module
+from cnnspec.training.data.channel_statistics import image_statistics, statistics
 from cnnspec.training.data.datasets import ImageData, load_data
 from cnnspec.training.data.decoded import Decoded, Headers, cache_in_file, cache_in_memory, read_headers
 from cnnspec.training.data.sources import Files, Records
@@ -355,6 +357,49 @@ def test_processes_that_start_together_write_one_file(folder: Path, cache: Path)
     for images in found:
         assert all(np.array_equal(one, two) for one, two in zip(images, expected, strict=True))
     assert len(contents(cache)) == 1
+
+
+# --- statistics -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_statistics_of_files_are_computed_in_parallel_and_stored(
+    channels: int, folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+):
+    images = Records.of(Files(tuple(records(folder).paths() or ()), channels), torch.zeros(18).long())
+    serial = statistics(pixels(images))
+    assert image_statistics(images) == serial
+    with monkeypatch.context() as patch:
+        patch.setattr(channel_statistics, "read_image", lambda *args: pytest.fail("an image was read"))
+        assert image_statistics(images) == serial
+    CHANGES["edit"](next(path for path in images.paths() or () if path.suffix == ".bmp"))
+    changed = image_statistics(images)
+    assert changed == statistics(pixels(images)) != serial
+    assert len(list((cache.parent / "statistics").iterdir())) == 2
+
+
+@pytest.mark.parametrize("place", [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0, "empty", "text", "folder"])
+def test_damaged_statistics_are_computed_again(place: float | str, folder: Path, cache: Path):
+    images = records(folder)
+    expected = image_statistics(images)
+    (path,) = (cache.parent / "statistics").iterdir()
+    content = path.read_bytes()
+    if place == "folder":
+        path.unlink()
+        path.mkdir()
+    else:
+        texts = {"empty": b"", "text": b"[[0.5], [1]]\n"}
+        path.write_bytes(texts[place] if isinstance(place, str) else flip(place)(content))
+    assert image_statistics(images) == expected
+    if place != "folder":
+        assert path.read_bytes() == content
+
+
+def test_statistics_that_cannot_be_stored(folder: Path, cache: Path):
+    cache.parent.mkdir()
+    (cache.parent / "statistics").write_bytes(b"")
+    images = records(folder)
+    assert image_statistics(images) == statistics(pixels(images))
 
 
 # --- the place -----------------------------------------------------------------------------------

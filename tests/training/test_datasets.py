@@ -35,7 +35,8 @@ from cnnspec.training.data import batches as batches_module
 from cnnspec.training.data import download
 from cnnspec.training.data.augment import TRANSFORMS, Preprocess, crop_boxes, resize_boxes
 from cnnspec.training.data.batches import EpochBatches
-from cnnspec.training.data.datasets import SOURCES, ImageData, Pixels, load_data, split, statistics
+from cnnspec.training.data.channel_statistics import statistics
+from cnnspec.training.data.datasets import SOURCES, ImageData, Pixels, load_data, split
 from cnnspec.training.data.preprocessing import Preprocessing
 from cnnspec.training.data.rng import BatchRng
 from cnnspec.training.data.sources import Files, Records
@@ -500,6 +501,24 @@ def test_batches_depend_on_seed_epoch_and_position():
         assert not torch.equal(next(iter(changed))[1], whole[0][1])
 
 
+def test_the_numbers_of_a_batch_are_drawn_once_for_all_of_its_images(monkeypatch: pytest.MonkeyPatch):
+    def draw(rng: BatchRng) -> list[torch.Tensor]:
+        return [rng.rand(), rng.uniform(-1, 1, 10), rng.randint(7), torch.tensor(rng.seeds())]
+
+    whole = BatchRng.for_batch(3, 20, epoch=1, number=2)
+    expected, drawn = draw(whole), []
+    rand = torch.rand
+    monkeypatch.setattr(torch, "rand", lambda *size, **given: drawn.append(size) or rand(*size, **given))
+    rng = BatchRng.for_batch(3, 20, epoch=1, number=2)
+    for position in (4, 0, 19):
+        one = draw(rng.select(slice(position, position + 1)))
+        assert all(torch.equal(a, b[position : position + 1]) for a, b in zip(one, expected, strict=True))
+    assert len(drawn) == 4
+    later = BatchRng.for_batch(3, 20, epoch=1, number=2)
+    later.rand()
+    assert torch.equal(later.select(slice(2, 5)).uniform(-1, 1, 10), expected[1][2:5])
+
+
 def test_devices_share_a_batch():
     images = pixels()
     whole = list(EpochBatches(images, CHANGING, 8, seed=1))
@@ -585,7 +604,8 @@ def test_random_numbers_are_drawn_on_the_cpu_and_moved_to_the_images():
     for _ in range(3):
         here.rand(4)
         assert there.rand(4).device.type == "meta"
-    assert torch.equal(here.generators[0].get_state(), there.generators[0].get_state())
+    assert here.position == there.position == 3
+    assert here.position == there.position
 
 
 def test_subsets_always_have_the_same_images(tmp_path: Path) -> None:

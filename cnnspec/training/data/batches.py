@@ -142,7 +142,15 @@ class EpochBatches(Dataset[Batch]):
         rng = None
         if self.seed is not None:
             generators = tuple(make_generator(self.seed, self.epoch, number + 1) for number in numbers)
-            rng = BatchRng(generators, self.batch, rows, indices, self.seed, self.epoch, self.images.device)
+            rng = BatchRng.of(
+                generators,
+                self.batch,
+                rows,
+                indices,
+                seed=self.seed,
+                epoch=self.epoch,
+                device=self.images.device,
+            )
         images: list[Tensor] = []
         position = 0
         for group in self.images.read(indices):

@@ -22,6 +22,7 @@ from cnnspec.diagnostics import failure, named
 from cnnspec.ir import Graph
 from cnnspec.recipe import DATA_SETS, Setting
 from cnnspec.semantics.recipe_rules import no_classifier, nothing_left, other_classes, refuse, too_few
+from cnnspec.training.data.channel_statistics import image_statistics, statistics
 from cnnspec.training.data.device import to_device
 from cnnspec.training.data.download import RawImages, torchvision_set
 from cnnspec.training.data.folders import LAYOUT, class_positions, data_path, list_images
@@ -286,25 +287,6 @@ def split(count: int, held_out: int, name: str) -> tuple[Tensor, Tensor]:
     return torch.tensor(list(train.indices)), torch.tensor(list(val.indices))
 
 
-def statistics(groups: Sequence[Tensor] | Iterator[Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and standard deviation of each channel over all pixels of `[n, C, h, w]`, on a scale from 0 to 1.
-
-    The sums are exact. The result is rounded to eight digits, as such constants are published.
-    """
-    count, total, squares = 0, torch.tensor(0), torch.tensor(0)
-    for group in groups:
-        for chunk in group.split(2000):
-            values = chunk.long()
-            count += values.numel() // values.shape[1]
-            total = total + values.sum((0, 2, 3))
-            squares = squares + values.square().sum((0, 2, 3))
-    mean = total.double() / count
-    std = (squares.double() / count - mean.square()).sqrt()
-    # A constant channel is not scaled.
-    scaled = (std / 255).where(std > 0, 1.0)
-    return tuple(round(v, 8) for v in (mean / 255).tolist()), tuple(round(v, 8) for v in scaled.tolist())
-
-
 # --- folders and records -------------------------------------------------------------------------
 
 
@@ -388,7 +370,7 @@ def _assemble(
             message = f"`{name}` has no training images to compute the mean and standard deviation of"
             raise failure("E0503", message, help=help)
         generator = torch.Generator().manual_seed(SPLIT_SEED)
-        return statistics(train.read(train.order(generator)[:STATISTICS_SAMPLE]))
+        return image_statistics(train.subset(train.order(generator)[:STATISTICS_SAMPLE]))
 
     test = parts.get("test")
     return ImageData(name, request.expected, train, val, test, compute, tuple(classes), tuple(notes), inventory)

@@ -127,11 +127,13 @@ def read_headers(images: Records, threads: int, poll: Poll = lambda: None) -> He
         CnnspecError: E0503 if one is not a readable image.
     """
     paths, channels = images.paths(), getattr(images.source, "channels", 0)
-    found = list(_in_order(image_size, paths or (), threads, poll))
+    found = list(in_order(image_size, paths or (), threads, poll))
     return Headers(np.array(found, dtype=np.int64).reshape(-1, 2), channels)
 
 
-def _in_order(function: Callable[[Any], Any], values: Sequence[Any], threads: int, poll: Poll) -> Generator[Any]:
+def in_order(
+    function: Callable[[Any], Any], values: Sequence[Any], threads: int, poll: Poll = lambda: None
+) -> Generator[Any]:
     """Yield the result of a function for each value, in their order. Threads compute a limited number ahead."""
     pending: deque[Future[Any]] = deque()
     with ThreadPoolExecutor(max(1, min(threads, MAX_THREADS))) as pool:
@@ -155,7 +157,7 @@ def _decode(images: Records, headers: Headers, threads: int, poll: Poll) -> Gene
         CnnspecError: E0503 if one cannot be read, or its size is not that of its header.
     """
     paths = images.paths() or []
-    decoded = _in_order(lambda path: read_image(path, headers.channels), paths, threads, poll)
+    decoded = in_order(lambda path: read_image(path, headers.channels), paths, threads, poll)
     for path, (width, height), image in zip(paths, headers.sizes.tolist(), decoded, strict=True):
         pixels = image[0].permute(1, 2, 0).numpy()
         if pixels.shape[0] * pixels.shape[1] != width * height:

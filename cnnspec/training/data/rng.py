@@ -7,6 +7,7 @@ workers that process images one by one, and a resumed run draw the same numbers 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,48 +24,84 @@ def make_generator(*numbers: int) -> torch.Generator:
 CPU = torch.device("cpu")
 
 
-@dataclass(frozen=True)
+class _Draws:
+    """The numbers of whole batches, each drawn once, whatever the number of rows that use them.
+
+    Args:
+        generators: One per batch.
+        total: The number of images in a whole batch.
+    """
+
+    def __init__(self, generators: tuple[torch.Generator, ...], total: int) -> None:
+        self._generators, self._total = generators, total
+        self._drawn: list[Tensor] = []
+
+    def get(self, number: int, tail: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return the numbers `[batches * total, *tail]` of a draw, counted from 0."""
+        if number == len(self._drawn):
+            shape = (self._total, *tail)
+            parts = [torch.rand(shape, generator=generator, dtype=dtype) for generator in self._generators]
+            self._drawn.append(torch.cat(parts))
+        found = self._drawn[number]
+        assert (found.shape[1:], found.dtype) == (tail, dtype), "all rows of a batch make the same draws"
+        return found
+
+
+@dataclass
 class BatchRng:
     """Random numbers for some rows of one or more batches. They are drawn on the CPU, so that all devices agree.
 
     Attributes:
-        generators: One per batch. Each draw is for the whole batch.
-        total: The number of images in a whole batch, over all devices.
+        draws: The numbers of the whole batches.
         rows: The positions to draw for. Those of the second batch start at `total`.
         indices: The indices of the images at these positions in the training set.
         seed: The seed of the run.
         epoch: The epoch, from 0.
         device: The device of the images, to which numbers are moved.
+        position: The number of draws so far.
     """
 
-    generators: tuple[torch.Generator, ...]
-    total: int
+    draws: _Draws
     rows: Tensor
     indices: Tensor
     seed: int = 0
     epoch: int = 0
     device: torch.device = CPU
+    position: int = 0
+
+    @classmethod
+    def of(
+        cls, generators: tuple[torch.Generator, ...], total: int, rows: Tensor, indices: Tensor, **more: Any
+    ) -> BatchRng:
+        """Create the rng of some rows.
+
+        Args:
+            generators: One per batch. Each draw is for the whole batch.
+            total: The number of images in a whole batch, over all devices.
+            rows: The positions to draw for. Those of the second batch start at `total`.
+            indices: The indices of the images at these positions in the training set.
+            **more: Other attributes.
+        """
+        return cls(_Draws(generators, total), rows, indices, **more)
 
     @classmethod
     def for_batch(cls, seed: int, total: int, epoch: int = 0, number: int = 0) -> BatchRng:
         """Create the rng of a whole batch of images with the indices 0, 1, ..."""
         rows = torch.arange(total)
-        return cls((make_generator(seed, epoch, number + 1),), total, rows, rows, seed, epoch)
+        return cls.of((make_generator(seed, epoch, number + 1),), total, rows, rows, seed=seed, epoch=epoch)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def select(self, places: slice) -> BatchRng:
-        """Return the rng for some of the rows, with copies of the generators in their current state."""
-        copies = tuple(torch.Generator() for _ in self.generators)
-        for copy, original in zip(copies, self.generators, strict=True):
-            copy.set_state(original.get_state())
-        return replace(self, generators=copies, rows=self.rows[places], indices=self.indices[places])
+        """Return the rng for some of the rows, which makes the same draws from here on."""
+        return replace(self, rows=self.rows[places], indices=self.indices[places])
 
     def rand(self, *tail: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Draw numbers in [0, 1), `[rows, *tail]`."""
-        drawn = [torch.rand(self.total, *tail, generator=generator, dtype=dtype) for generator in self.generators]
-        return to_device(torch.cat(drawn)[self.rows], self.device)
+        drawn = self.draws.get(self.position, tail, dtype)
+        self.position += 1
+        return to_device(drawn[self.rows], self.device)
 
     def uniform(self, low: float, high: float, *tail: int) -> Tensor:
         """Draw numbers in [low, high), `[rows, *tail]`."""
