@@ -303,11 +303,13 @@ class Reporter:
     Attributes:
         unsure: Names that may be defined by a statement with a syntax error; their use is not reported.
         full: Whether the limit of diagnostics is reached.
+        extended_by: The statement that extends a file with other parameters, by the identity of its source.
     """
 
     diagnostics: list[Diagnostic] = field(default_factory=list[Diagnostic])
     unsure: set[str] = field(default_factory=set[str])
     full: bool = False
+    extended_by: dict[int, Span] = field(default_factory=dict[int, "Span"])
     _seen: set[tuple[object, ...]] = field(default_factory=set[tuple[object, ...]])
 
     def add(self, diagnostic: Diagnostic) -> None:
@@ -352,9 +354,11 @@ class Reporter:
         Raises:
             TooManyErrors: The reporter is full.
         """
-        found = Diagnostic(
-            code, message, span, caption, tuple(labels), tuple(notes), help, file, tuple(fixes), fallback
-        )
+        origin = self.extended_by.get(id(span.source)) if span else None
+        labels = tuple(labels)
+        if span and origin and origin.source is not span.source:
+            labels += (Label(origin, "extended with these parameters"),)
+        found = Diagnostic(code, message, span, caption, labels, tuple(notes), help, file, tuple(fixes), fallback)
         self.add(found)
         return Reported()
 
@@ -424,8 +428,7 @@ def _render(diagnostic: Diagnostic, paint: Callable[..., str]) -> str:
             (mark for mark in marks if mark[0].source is source), key=lambda mark: (mark[0].line, mark[0].column)
         )
         first = next((mark[0] for mark in own if mark[2]), own[0][0])
-        arrow = "-->" if source is marks[0][0].source else ":::"
-        out.append(" " * width + paint(arrow, "bar") + paint(f" {source.name}:{first.line}:{first.column}"))
+        out.append(" " * width + paint("-->", "bar") + paint(f" {source.name}:{first.line}:{first.column}"))
         out.append(" " * width + paint(" |", "bar"))
         previous = 0
         for span, text, primary in own:

@@ -108,6 +108,10 @@ class Elaborator:
         """Return the network that a file extends, with the scope of that file."""
         taken, spans = self._arguments_of_extends(file, statement, given)
         base_file = self.files.find(statement.target, file, statement.target_span)
+        extended_by = self.context.reporter.extended_by
+        origin = statement.span if taken else extended_by.get(id(file.source))
+        if origin is not None:
+            extended_by[id(base_file.source)] = origin
         base = self.gather(base_file, {**taken, **given}, statement.target_span)
         for name, span in spans.items():
             if name not in base.declared:
