@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from cnnspec import shapes
-from cnnspec.diagnostics.suggestions import Advice, SetArgument, one_of
-from cnnspec.ops.base import FLOAT, INPUT, OUTPUT, SameShape, Saved, ShapeError, need_divisible, need_map
+from cnnspec.diagnostics.suggestions import Advice, InsertBefore, SetArgument, one_of
+from cnnspec.ops.base import FLOAT, INPUT, OUTPUT, Op, SameShape, Saved, ShapeError, need_divisible, need_map
 from cnnspec.schema import Count, NotZero, Probability, Several
 from cnnspec.shapes import Shape
 
@@ -205,6 +205,27 @@ class Softmax(Activation):
         return inputs[0]
 
 
+class Glu(Op):
+    """Gated linear unit, `[N, 2*C, H, W] -> [N, C, H, W]`: the first half of the channels times sigmoid of the second.
+
+    Source: torch.nn.GLU with `dim=1`; Dauphin et al. 2017, arXiv 1612.08083, section 2.
+    """
+
+    name: ClassVar[str] = "glu"
+    torch: ClassVar[str] = "torch.nn.GLU"
+    keeps: ClassVar[Saved] = INPUT
+
+    def infer(self, *inputs: Shape) -> Shape:
+        c, h, w = need_map(self.name, inputs[0])
+        if c % 2:
+            raise ShapeError(
+                "E0306",
+                f"the number of input channels of `glu` must be even, got {c:,}",
+                InsertBefore(f"conv 1x1 {c + 1}", "insert `{0}` before `glu`"),
+            )
+        return c // 2, h, w
+
+
 class Dropout(SameShape):
     """Zero elements with probability `p` in training. Source: torch.nn.Dropout."""
 
@@ -237,7 +258,7 @@ class Dropout2d(SameShape):
 
 
 class DropPath(SameShape):
-    """Zero whole images with probability `p` in training (stochastic depth by row).
+    """Zero whole images with probability `p` in training (stochastic depth); with `mode=batch`, all of a batch at once.
 
     Source: torchvision.ops.StochasticDepth; Huang et al. 2016, arXiv 1603.09382.
     """
@@ -245,12 +266,15 @@ class DropPath(SameShape):
     name: ClassVar[str] = "drop_path"
     torch: ClassVar[str] = "torchvision.ops.StochasticDepth"
     p: Probability
+    mode: Literal["row", "batch"] = "row"
 
     def shares(self, training: bool) -> bool:
         return not training or self.p == 0
 
     def saved(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Saved:
-        return Saved(extra=FLOAT if self.p else 0)
+        if self.p == 0:
+            return Saved()
+        return Saved(extra=FLOAT) if self.mode == "row" else Saved(fixed=FLOAT)
 
 
 class _Learned(SameShape):

@@ -85,16 +85,20 @@ _RESHAPES = frozenset(
 _ELSEWHERE = frozenset(
     """abs acos adaptivelogsoftmax alphadropout asin atan bilinear channelmin cos
     cosinesimilarity crelu cumsum deformconv divide div dropblock einsum embedding embeddingbag exp
-    featurealphadropout fractionalmaxpool geglu getitem globalresponsenorm glu grn gumbelsoftmax hardshrink
+    featurealphadropout fractionalmaxpool getitem globalresponsenorm grn gumbelsoftmax hardshrink
     invert involution l1norm l2norm lambda log logsigmoid logsoftmax lppool maskedconv maxout maxunpool
     median min minpool globalminpool adaptiveminpool norm normalize onehot pairwisedistance pow
-    quantstub reglu repeatinterleave reverse rms rmsnorm roll rrelu sin softmin softshrink softsign
-    spectralnorm sqrt stochasticpool subtract sub swiglu syncbatchnorm tan tanhshrink threshold tile topk
+    quantstub repeatinterleave reverse rms rmsnorm roll rrelu sin softmin softshrink softsign
+    spectralnorm sqrt stochasticpool subtract sub syncbatchnorm tan tanhshrink threshold tile topk
     unfold unpool weightnorm""".split()
 )
 """Operators of other libraries without an equivalent here, in lower case and without `_` and `2d`."""
 
 _WITH_OTHER_ARGUMENTS = {
+    **{
+        name: f"mul {{ slice 0..in.c//2; slice in.c//2..in.c | {gate} }}"
+        for name, gate in (("geglu", "gelu"), ("swiglu", "silu"), ("reglu", "relu"))
+    },
     "spacetodepth": "pixel_unshuffle 2 | channel_shuffle in.c",
     "depthtospace": "channel_shuffle 4 | pixel_shuffle 2",
     **dict.fromkeys(("clamp", "clip"), "hardtanh low=0 high=1"),

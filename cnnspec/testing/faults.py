@@ -105,6 +105,7 @@ IN_BODY: dict[str, tuple[Writer, ...]] = {
         lambda rng, c, h, w: f"channel_shuffle {c + 1}",
         lambda rng, c, h, w: f"conv 1x1 {4 * c + 1} | pixel_shuffle 2",
         lambda rng, c, h, w: f"pixel_unshuffle {h + 1}",
+        lambda rng, c, h, w: f"conv 1x1 {2 * c + 1} | glu",
     ),
     "E0307": ("linear 3",),
     "E0309": ("avgpool 1x1 pad=1", lambda rng, c, h, w: f"pad (-{max(h, w)})"),

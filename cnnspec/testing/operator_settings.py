@@ -131,7 +131,7 @@ SETTINGS: dict[str, Callable[[Rng, Shape], Settings | None]] = {
     "softmax": _softmax,
     "dropout": _dropout,
     "dropout2d": _dropout,
-    "drop_path": _dropout,
+    "drop_path": lambda rng, x: _dropout(rng, x) | rng.subset({"mode": Word("batch")}),
     "scale": _learned,
     "shift": _learned,
     "times": lambda rng, x: {"factor": rng.choice([0.5, 2.0])},
@@ -155,7 +155,9 @@ If the result is None, or the operator rejects the settings, the generator draws
 """
 
 ACTIVATIONS = tuple(
-    name for name in OPS if not OPS[name].parameters and name not in ("flatten", "softmax") and "pool" not in name
+    name
+    for name in OPS
+    if not OPS[name].parameters and name not in ("flatten", "softmax", "glu") and "pool" not in name
 )
 
 

@@ -252,6 +252,8 @@ def linearise(module: nn.Module) -> None:
             layer.register_forward_hook(
                 lambda m, x, y: x[0] + x[0].mean((2, 3), keepdim=True) if x[0].ndim == 4 else x[0]
             )
+        elif isinstance(layer, nn.GLU):
+            layer.register_forward_hook(lambda m, x, y: sum(x[0].chunk(2, 1)))
         elif isinstance(layer, nn.LayerNorm | nn.LocalResponseNorm | nn.Softmax | nn.ReLU | nn.ReLU6 | nn.Hardtanh) or (
             type(layer).__module__ == "torch.nn.modules.activation"
         ):

@@ -74,7 +74,7 @@ SETTINGS: dict[str, list[tuple[Shape, dict[str, Any]]]] = {
     "softplus": [(MAP, {"beta": 2.0, "threshold": 10.0})],
     "dropout": [(MAP, {"p": 0.3}), (FLAT, {})],
     "dropout2d": [(MAP, {"p": 0.3})],
-    "drop_path": [(MAP, {"p": 0.3}), (FLAT, {"p": 0.0}), (MAP, {"p": 1.0})],
+    "drop_path": [(MAP, {"p": 0.3}), (MAP, {"p": 0.6, "mode": "batch"}), (FLAT, {"p": 0.0}), (MAP, {"p": 1.0})],
     "scale": [(MAP, {"init": 1e-6}), (FLAT, {}), (MAP, {"shape": "map"}), (MAP, {"shape": "scalar"})],
     "shift": [(MAP, {"init": 0.5}), (FLAT, {}), (MAP, {"shape": "batch"}), (FLAT, {"shape": "one"})],
     "times": [(MAP, {"factor": 0.5})],
@@ -118,7 +118,7 @@ SETTINGS: dict[str, list[tuple[Shape, dict[str, Any]]]] = {
 """Input shapes and settings to test. Operators without a row have no settings and accept maps and flat features."""
 
 ANY: list[tuple[Shape, dict[str, Any]]] = [(MAP, {}), (FLAT, {})]
-MAPS_ONLY = {"global_avgpool", "global_maxpool"}
+MAPS_ONLY = {"glu", "global_avgpool", "global_maxpool"}
 CASES = [
     pytest.param(name, shape, settings, id=f"{name}-{number}")
     for name in OPS
@@ -317,6 +317,11 @@ def test_own_layers() -> None:
     ours = torch_layers.DropPath(0.4).train()(x)
     torch.manual_seed(3)
     assert torch.equal(ours, torchvision.ops.stochastic_depth(x, 0.4, "row"))
+    for seed in range(8):
+        torch.manual_seed(seed)
+        ours = torch_layers.DropPath(0.4, "batch").train()(x)
+        torch.manual_seed(seed)
+        assert torch.equal(ours, torchvision.ops.stochastic_depth(x, 0.4, "batch"))
     assert torch.equal(torch_layers.DropPath(0.4).eval()(x), x)
     assert not torch_layers.DropPath(1.0).train()(x).any()
 

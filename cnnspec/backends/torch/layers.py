@@ -40,25 +40,28 @@ class ChannelNorm(nn.LayerNorm):
 class DropPath(nn.Module):
     """Stochastic depth: in training, zero an image with probability `p`, and divide it by `1 - p` otherwise.
 
-    Source: torchvision.ops.StochasticDepth with `mode="row"`; Huang et al. 2016, arXiv 1603.09382.
+    With `mode="batch"`, all images of a batch are zeroed or kept together.
+
+    Source: torchvision.ops.StochasticDepth; Huang et al. 2016, arXiv 1603.09382.
     """
 
-    def __init__(self, p: float) -> None:
+    def __init__(self, p: float, mode: str = "row") -> None:
         super().__init__()
         self.p = p
+        self.mode = mode
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
         keep = 1 - self.p
-        # [N, 1, 1, 1]
-        mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep)
+        count = x.shape[0] if self.mode == "row" else 1
+        mask = x.new_empty((count,) + (1,) * (x.ndim - 1)).bernoulli_(keep)  # [N, 1, 1, 1]
         if keep > 0:
             mask.div_(keep)
         return x * mask
 
     def extra_repr(self) -> str:
-        return f"p={self.p}"
+        return f"p={self.p}, mode={self.mode}"
 
 
 class Scale(nn.Module):
@@ -470,7 +473,8 @@ ROWS: dict[str, Callable[[Any, Shape], nn.Module]] = {
     "softmax": lambda op, x: PartSoftmax(op.parts) if op.parts else nn.Softmax(dim=1),
     "dropout": lambda op, x: nn.Dropout(op.p),
     "dropout2d": lambda op, x: nn.Dropout2d(op.p),
-    "drop_path": lambda op, x: DropPath(op.p),
+    "glu": lambda op, x: nn.GLU(1),
+    "drop_path": lambda op, x: DropPath(op.p, str(op.mode)),
     "scale": lambda op, x: Scale(op.weight(x), op.init),
     "shift": lambda op, x: Shift(op.weight(x), op.init),
     "times": lambda op, x: Times(op.factor),
