@@ -93,5 +93,11 @@ build/playground/fetched.txt: $(READY) $(wildcard docs/playground/*.json docs/pl
 docs: $(VENV)/.docs-ready
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --jobs auto -d build/doctrees docs build/docs
 
+# Packages the extension for VS Code into editors/vscode/cnnspec.vsix, and compares its grammar with all specs. Needs Node.
+vscode: $(READY)
+	cp LICENSE editors/vscode
+	cd editors/vscode && npm ci --silent && npm test --silent && npm run --silent package
+	$(BIN)/python -m pytest tests/editors/test_vscode.py
+
 clean:
 	rm -rf $(VENV) $(NEWEST)
