@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import pickle
 import re
+import shutil
+import socket
+import subprocess
+import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,9 +23,11 @@ from hypothesis import strategies as st
 import cnnspec
 from cnnspec.diagnostics import Diagnostic, Diagnostics, Source, render, render_html
 from cnnspec.diagnostics.escape import printable
+from cnnspec.syntax.keywords import LABEL_WORDS, RESERVED
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "examples" / "10_notebook.ipynb"
+EXTENSION = ROOT / "editors" / "jupyterlab"
 SPEC = "network t\ninput 3x32x32\nclasses 10\nconv 3x3 8 | bn | relu\nglobal_avgpool | flatten | linear classes\n"
 CASES = sorted((ROOT / "tests" / "cases" / "errors").glob("*/*.cnn"))
 HOSTILE = "<img src=x onerror=alert(1)>&amp;\"'</pre>\x1b[2J\u202e"
@@ -189,6 +198,62 @@ def test_the_magic_builds_a_module(shell: Any) -> None:
     _, error = displayed(shell, f"%%cnn net\n{SPEC}")
     assert error is None
     assert shell.user_ns["net"](torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+# --- highlighting --------------------------------------------------------------------------------
+
+
+def test_the_highlighted_words_are_those_of_the_language() -> None:
+    text = (EXTENSION / "static" / "cnn.js").read_text("utf-8")
+    words, labels = (set(" ".join(re.findall(r'"([a-z ]+)"', part)).split()) for part in text.split("const LABELS"))
+    assert words == RESERVED - {*LABEL_WORDS}
+    assert {*LABEL_WORDS} <= labels
+    assert json.loads((EXTENSION / "package.json").read_text("utf-8"))["version"] == cnnspec.__version__
+
+
+@pytest.mark.slow
+def test_jupyterlab_highlights_cells_and_files(browser: Any, tmp_path: Path) -> None:
+    program = shutil.which("jupyter-lab")
+    if program is None:
+        pytest.skip("JupyterLab is not installed")
+    shutil.copytree(EXTENSION, tmp_path / "extensions" / "cnnspec")
+    shutil.copy(NOTEBOOK, tmp_path)
+    (tmp_path / "net.cnn").write_text(SPEC, "utf-8")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = [f"--port={port}", f"--ServerApp.root_dir={tmp_path}", "--IdentityProvider.token=", "--no-browser"]
+    options += ["--allow-root", "--ip=127.0.0.1", f"--LabServerApp.extra_labextensions_path={tmp_path / 'extensions'}"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    home = {f"JUPYTER_{name}_DIR": str(tmp_path / name) for name in ("CONFIG", "DATA", "RUNTIME")}
+    server = subprocess.Popen([program, *options], env={**environment, **home}, stderr=subprocess.DEVNULL)
+    try:
+        page = browser.new_page()
+        problems: list[str] = []
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        for _ in range(120):
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            time.sleep(1)
+        page.goto(f"http://127.0.0.1:{port}/lab/tree/{NOTEBOOK.name}")
+        cell = page.locator(".jp-CodeCell").nth(1)
+        cell.locator(".cm-line span", has_text=re.compile("^block$")).wait_for(timeout=120_000)
+        first = page.locator(".jp-CodeCell").nth(0)
+        first.locator(".cm-content").click()
+        page.keyboard.press("Control+a")
+        page.keyboard.insert_text("%%cnn\nnetwork")
+        first.locator(".cm-line span", has_text=re.compile("^network$")).wait_for(timeout=30_000)
+        page.keyboard.press("Control+a")
+        page.keyboard.insert_text("import network")
+        first.locator(".cm-line span", has_text=re.compile("^import$")).wait_for(timeout=30_000)
+        page.goto(f"http://127.0.0.1:{port}/lab/tree/net.cnn")
+        page.locator(".jp-FileEditor .cm-line span", has_text=re.compile("^classes$")).first.wait_for(timeout=120_000)
+        assert problems == []
+        page.close()
+    finally:
+        server.terminate()
+        server.wait(60)
 
 
 # --- the example ---------------------------------------------------------------------------------

@@ -142,7 +142,7 @@ def test_the_first_load_is_small_and_all_licenses_are_listed(folder: Path) -> No
     assert sum(len(gzip.compress(path.read_bytes(), 6)) for path in files) < 15 * MIB
     licenses = (folder / "playground" / "licenses.txt").read_text("utf-8")
     listed = set(re.findall(r"^== ([@\w/-]+) [\d.]+: ", licenses, re.MULTILINE))
-    scripts = {path.stem for path in files if path.suffix == ".js"} - {"playground", "worker", "words"}
+    scripts = {path.stem for path in files if path.suffix == ".js"} - {"playground", "worker", "cnn"}
     assert {name.removeprefix("@").replace("/", "-") for name in listed} >= scripts
     assert listed >= {"pyodide", "lark", "pydantic", "pydantic_core", "typing_extensions"}
     names = zipfile.ZipFile(folder / "playground" / "packages.zip").namelist()

@@ -381,7 +381,7 @@ class Reporter:
 _COLORS = {"error": "1;31", "warning": "1;33", "head": "1", "bar": "1;34", "second": "1;34", "help": "1;36"}
 _CSS = {"error": "#e03c3c", "warning": "#a86f00", "head": "", "bar": "#3a7bd5", "second": "#3a7bd5", "help": "#128686"}
 """The same colors in HTML: readable on white and on black, because a page does not say which it is."""
-_PRE = "white-space:pre;overflow-x:auto;font-family:Menlo,Consolas,'DejaVu Sans Mono',monospace"
+_PRE = "white-space:pre;overflow-x:auto;line-height:1.35;font-family:Menlo,Consolas,'DejaVu Sans Mono',monospace"
 
 
 def render(diagnostic: Diagnostic, *, color: bool = False) -> str:

@@ -92,12 +92,7 @@ def assemble(out: Path) -> None:
 
 def _write_scripts(out: Path) -> list[str]:
     """Write the script and the modules that it imports, by relative paths, and return the names of their packages."""
-    from cnnspec.syntax.keywords import LABEL_WORDS, RESERVED
-
-    keywords = json.dumps(sorted(RESERVED - {*LABEL_WORDS}))
-    (out / "words.js").write_text(
-        f"export const KEYWORDS = {keywords};\nexport const LABELS = {json.dumps(LABEL_WORDS)};\n"
-    )
+    shutil.copy(ROOT / "editors" / "jupyterlab" / "static" / "cnn.js", out)
     used: list[str] = []
 
     def relative(match: re.Match[str]) -> str:

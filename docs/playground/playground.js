@@ -5,7 +5,7 @@ import { lintGutter, setDiagnostics } from "@codemirror/lint";
 import { EditorState, StateEffect, StateField } from "@codemirror/state";
 import { Decoration, EditorView, WidgetType, drawSelection, keymap, lineNumbers } from "@codemirror/view";
 import { tags } from "@lezer/highlight";
-import { KEYWORDS, LABELS } from "./words.js";
+import { parser } from "./cnn.js";
 
 const DELAY = 250; // milliseconds after the last key
 const LIMIT = 10000; // milliseconds of one check
@@ -41,7 +41,9 @@ function startWorker() {
         const { resolve: done, reject: failed, timer } = waiting;
         waiting = null;
         clearTimeout(timer);
-        if (data.error) failed(new Error(data.error)); else done(data.value);
+        if (!data.error) { done(data.value); return; }
+        restartWorker(); // Python may have ended: it cannot go on after an overflow of its stack
+        failed(new Error(data.error));
       }
     };
     started.onerror = (event) => reject(new Error(event.message || "the worker cannot be loaded"));
@@ -75,33 +77,6 @@ let queue = Promise.resolve();
 const inTurn = (name, ...values) => (queue = queue.catch(() => {}).then(() => call(name, ...values)));
 
 // --- the editor -----------------------------------------------------------------------------------
-
-const language = StreamLanguage.define({
-  name: "cnn",
-  startState: () => ({ callee: true }),
-  token(stream, state) {
-    if (stream.sol()) state.callee = true;
-    if (stream.eatSpace()) return null;
-    if (stream.match(/^#.*/)) return "comment";
-    if (stream.match(/^"[^"]*"?/)) return "string";
-    if (stream.match(/^@\w+/)) return "labelName";
-    if (stream.match(/^\d+(x\d+)+\b/) || stream.match(/^\d+(\.\d+)?([eE][+-]?\d+|[kMG]\b|\s*%)?/)) return "number";
-    if (stream.match(/^x\d+\b/)) return "number";
-    const word = stream.match(/^[A-Za-z_]\w*/);
-    if (!word) {
-      state.callee = "|{;".includes(stream.next());
-      return "operator";
-    }
-    if (LABELS.includes(word[0])) { state.callee = true; return "keyword"; }
-    if (KEYWORDS.includes(word[0])) { state.callee = false; return "keyword"; }
-    if (stream.match(/^\s*:/, false)) { state.callee = true; stream.match(/^\s*:/); return "labelName"; }
-    if (stream.match(/^=(?!=)/, false)) return "propertyName";
-    const called = state.callee;
-    state.callee = false;
-    return called ? "variableName.function" : "variableName";
-  },
-  languageData: { commentTokens: { line: "#" } },
-});
 
 const colors = HighlightStyle.define([
   { tag: tags.keyword, color: "var(--keyword)" },
@@ -149,7 +124,7 @@ const view = new EditorView({
   state: EditorState.create({
     extensions: [
       lineNumbers(), lintGutter(), history(), drawSelection(), bracketMatching(), indentUnit.of("    "),
-      keymap.of([...defaultKeymap, ...historyKeymap, indentWithTab]), language, syntaxHighlighting(colors), shapes,
+      keymap.of([...defaultKeymap, ...historyKeymap, indentWithTab]), StreamLanguage.define(parser), syntaxHighlighting(colors), shapes,
       theme, EditorView.lineWrapping, EditorView.contentAttributes.of({ "aria-label": "Spec" }),
       EditorView.updateListener.of((update) => { if (update.docChanged) schedule(); }),
     ],
