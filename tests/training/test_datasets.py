@@ -195,6 +195,30 @@ def test_a_failed_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     assert list(tmp_path.iterdir()) == []
 
 
+def test_processes_that_start_together_download_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Slow(FakeSet):
+        def __init__(self, folder: Path, train: bool, download: bool):
+            if download and train:
+                with (tmp_path / "downloads").open("a") as file:
+                    file.write("x")
+                time.sleep(0.5)
+            super().__init__(folder, train, download)
+
+    def load() -> None:
+        assert len(load_data(graph(), Setting.of(Mnist(val=2)), tmp_path / "data").train) == 18
+
+    monkeypatch.setitem(download._CLASSES, "mnist", Slow)
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=load) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert (tmp_path / "downloads").read_text() == "x"
+    assert not list((tmp_path / "data").glob(".*"))
+
+
 def test_offline_never_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(download._CLASSES, "mnist", FakeSet)
     with pytest.raises(CnnspecError) as error:

@@ -8,9 +8,10 @@ import socket
 import sys
 import tarfile
 import tempfile
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from torchvision import datasets
@@ -19,6 +20,7 @@ from torchvision.datasets.utils import download_url
 from cnnspec.diagnostics import CnnspecError, echo, failure, one_line
 from cnnspec.files import open_regular
 from cnnspec.recipe import DATA_SETS
+from cnnspec.training.data.locks import acquire
 
 _CLASSES: dict[str, Any] = {
     "cifar10": datasets.CIFAR10,
@@ -75,11 +77,19 @@ def torchvision_set(name: str, data_dir: Path, offline: bool, train: bool) -> Ra
             raise _unavailable(
                 name, f"it is not in `{data_dir}`, and `--offline` prevents the download", error
             ) from None
-        _download(name, data_dir)
+        _download(name, data_dir, lambda: _is_readable(name, data_dir, train))
         try:
             return _read(name, data_dir, train)
         except Exception as second_error:  # noqa: BLE001
             raise _unavailable(name, f"its files in `{data_dir}` cannot be read", second_error) from None
+
+
+def _is_readable(name: str, data_dir: Path, train: bool) -> bool:
+    try:
+        _read(name, data_dir, train)
+    except Exception:  # noqa: BLE001
+        return False
+    return True
 
 
 def _read(name: str, data_dir: Path, train: bool) -> RawImages:
@@ -115,23 +125,40 @@ def _check_files(name: str, data_dir: Path) -> None:
             pass
 
 
-def _download(name: str, data_dir: Path) -> None:
-    """Download into a temporary folder, and move complete files into place."""
+@contextlib.contextmanager
+def _one_at_a_time(lock: Path, name: str) -> Generator[None]:
+    """Wait until no other process downloads this dataset to the same directory."""
+    file: IO[str] | None = None
+    try:
+        file = acquire(lock)
+    except BlockingIOError:
+        echo(f"waiting for another process that downloads {name}", file=sys.stderr)
+        with contextlib.suppress(BlockingIOError):  # the file system has no locks
+            file = acquire(lock, wait=True)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        if file is not None:
+            file.close()
+
+
+def _download(name: str, data_dir: Path, is_there: Callable[[], bool]) -> None:
+    """Download into a temporary folder, and move complete files into place.
+
+    Args:
+        name: The dataset.
+        data_dir: The directory of datasets.
+        is_there: Returns whether another process has downloaded it in the meantime.
+    """
     existed = data_dir.exists()
     previous_timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        echo(f"downloading {name} to {data_dir}", file=sys.stderr)
-        with tempfile.TemporaryDirectory(dir=data_dir, prefix=".download-") as folder:
-            with contextlib.redirect_stdout(sys.stderr):
-                _fetch_archive(name, folder)
-                for train in (True, False):
-                    _CLASSES[name](folder, train=train, download=True)
-            for entry in sorted(Path(folder).iterdir()):
-                if entry.is_dir():
-                    shutil.rmtree(data_dir / entry.name, ignore_errors=True)
-                    entry.rename(data_dir / entry.name)
+        with _one_at_a_time(data_dir / f".{name}.lock", name):
+            if not is_there():
+                _fetch(name, data_dir)
     except (OSError, RuntimeError, EOFError, ValueError, tarfile.TarError) as error:  # URLError is an OSError
         raise _unavailable(name, f"the download to `{data_dir}` failed", error) from None
     finally:
@@ -139,6 +166,19 @@ def _download(name: str, data_dir: Path) -> None:
         if not existed:
             with contextlib.suppress(OSError):  # not empty, or never created
                 data_dir.rmdir()
+
+
+def _fetch(name: str, data_dir: Path) -> None:
+    echo(f"downloading {name} to {data_dir}", file=sys.stderr)
+    with tempfile.TemporaryDirectory(dir=data_dir, prefix=".download-") as folder:
+        with contextlib.redirect_stdout(sys.stderr):
+            _fetch_archive(name, folder)
+            for train in (True, False):
+                _CLASSES[name](folder, train=train, download=True)
+        for entry in sorted(Path(folder).iterdir()):
+            if entry.is_dir():
+                shutil.rmtree(data_dir / entry.name, ignore_errors=True)
+                entry.rename(data_dir / entry.name)
 
 
 def _fetch_archive(name: str, folder: str) -> None:
