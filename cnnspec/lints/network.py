@@ -21,7 +21,7 @@ from cnnspec.semantics.train_section import to_diagnostic
 from cnnspec.shapes import Window
 from cnnspec.syntax import ast
 
-_DROPOUTS = ("dropout", "dropout2d", "drop_path")
+_DROPOUTS = ("dropout", "dropout2d", "drop_path", "shake_drop")
 _CHANNELS = OPS["conv"].parameters["c"]
 
 

@@ -216,14 +216,60 @@ class Glu(Op):
     keeps: ClassVar[Saved] = INPUT
 
     def infer(self, *inputs: Shape) -> Shape:
-        c, h, w = need_map(self.name, inputs[0])
-        if c % 2:
-            raise ShapeError(
-                "E0306",
-                f"the number of input channels of `glu` must be even, got {c:,}",
-                InsertBefore(f"conv 1x1 {c + 1}", "insert `{0}` before `glu`"),
-            )
-        return c // 2, h, w
+        return _half(self.name, inputs[0])
+
+
+def _half(name: str, x: Shape) -> Shape:
+    """Return the shape of each half of the channels of a map."""
+    c, h, w = need_map(name, x)
+    if c % 2:
+        raise ShapeError(
+            "E0306",
+            f"the number of input channels of `{name}` must be even, got {c:,}",
+            InsertBefore(f"conv 1x1 {c + 1}", f"insert `{{0}}` before `{name}`"),
+        )
+    return c // 2, h, w
+
+
+class ShakeShake(Op):
+    """Mix both halves of the channels, `[N, 2*C, H, W] -> [N, C, H, W]`: their mean in evaluation.
+
+    In training, the first half has a random weight from 0 to 1 for each image, and the second half the rest. The
+    backward pass uses another weight.
+
+    Source: Gastaldi 2017, arXiv 1705.07485, section 1.1, with weights per image.
+    """
+
+    name: ClassVar[str] = "shake_shake"
+    torch: ClassVar[str] = "torch.lerp"
+
+    def infer(self, *inputs: Shape) -> Shape:
+        return _half(self.name, inputs[0])
+
+    def saved(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Saved:
+        return Saved(extra=FLOAT)
+
+    def backward_scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
+        return 2 * FLOAT * shapes.numel(y)  # the gradients of both halves
+
+
+class ShakeDrop(SameShape):
+    """Perturb whole images with probability `p` in training, and multiply by `1 - p` in evaluation.
+
+    A perturbed image is multiplied by a random number from -1 to 1, and its gradient by another one from 0 to 1.
+
+    Source: Yamada et al. 2018, arXiv 1802.02375, section 3, with numbers per image.
+    """
+
+    name: ClassVar[str] = "shake_drop"
+    torch: ClassVar[str] = "torch.mul"
+    p: Probability
+
+    def shares(self, training: bool) -> bool:
+        return self.p == 0
+
+    def saved(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Saved:
+        return Saved(extra=FLOAT if self.p else 0)
 
 
 class Dropout(SameShape):

@@ -131,6 +131,7 @@ SETTINGS: dict[str, Callable[[Rng, Shape], Settings | None]] = {
     "softmax": _softmax,
     "dropout": _dropout,
     "dropout2d": _dropout,
+    "shake_drop": _dropout,
     "drop_path": lambda rng, x: _dropout(rng, x) | rng.subset({"mode": Word("batch")}),
     "scale": _learned,
     "shift": _learned,
@@ -157,7 +158,7 @@ If the result is None, or the operator rejects the settings, the generator draws
 ACTIVATIONS = tuple(
     name
     for name in OPS
-    if not OPS[name].parameters and name not in ("flatten", "softmax", "glu") and "pool" not in name
+    if not OPS[name].parameters and name not in ("flatten", "softmax", "glu", "shake_shake") and "pool" not in name
 )
 
 

@@ -259,6 +259,7 @@ def test_saved_activations_of_very_many(text: str) -> None:
         "conv 1x1 8 standardize | conv 3x3 8 depthwise pad=tf_same standardize gain | relu | conv 2x2 2 pad=0",
         "conv 1x1 2 | pixel_unshuffle 3 | relu | pixel_unshuffle 1 | channel_shuffle 2 | pixel_shuffle 3 | conv 1x1 2",
         "conv 1x1 8 | glu | relu | conv 1x1 8 | drop_path 0.5 mode=batch | glu | glu | conv 1x1 4",
+        "conv 1x1 8 | shake_shake | relu | conv 1x1 4 | shake_drop 0.5 | shake_drop 0.0 | relu | conv 1x1 2",
         "conv 1x1 8 | hardtanh | conv 1x1 4",
         "conv 1x1 8 | blurpool 3 | relu | conv 1x1 4 | blurpool 3 stride=1 mode=constant | conv 1x1 4",
         "conv 1x1 8 | blurpool 2 pad=0 | relu | conv 1x1 4 | blurpool 3 stride=1 mode=circular | conv 1x1 4",

@@ -74,6 +74,7 @@ SETTINGS: dict[str, list[tuple[Shape, dict[str, Any]]]] = {
     "softplus": [(MAP, {"beta": 2.0, "threshold": 10.0})],
     "dropout": [(MAP, {"p": 0.3}), (FLAT, {})],
     "dropout2d": [(MAP, {"p": 0.3})],
+    "shake_drop": [(MAP, {"p": 0.3}), (FLAT, {"p": 0.0}), (FLAT, {"p": 1.0})],
     "drop_path": [(MAP, {"p": 0.3}), (MAP, {"p": 0.6, "mode": "batch"}), (FLAT, {"p": 0.0}), (MAP, {"p": 1.0})],
     "scale": [(MAP, {"init": 1e-6}), (FLAT, {}), (MAP, {"shape": "map"}), (MAP, {"shape": "scalar"})],
     "shift": [(MAP, {"init": 0.5}), (FLAT, {}), (MAP, {"shape": "batch"}), (FLAT, {"shape": "one"})],
@@ -118,7 +119,7 @@ SETTINGS: dict[str, list[tuple[Shape, dict[str, Any]]]] = {
 """Input shapes and settings to test. Operators without a row have no settings and accept maps and flat features."""
 
 ANY: list[tuple[Shape, dict[str, Any]]] = [(MAP, {}), (FLAT, {})]
-MAPS_ONLY = {"glu", "global_avgpool", "global_maxpool"}
+MAPS_ONLY = {"glu", "shake_shake", "global_avgpool", "global_maxpool"}
 CASES = [
     pytest.param(name, shape, settings, id=f"{name}-{number}")
     for name in OPS
@@ -309,6 +310,42 @@ def test_join_agrees_with_torch(name: str, shapes: list[Shape]) -> None:
     y = network(x)
     assert tuple(y.shape[1:]) == draft.nodes[-1].shape
     assert torch.equal(y, interpret(network, x))
+
+
+def test_shake_shake_mixes_with_other_weights_in_the_backward_pass() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(6, 8, 4, 4)
+    shake = torch_layers.ShakeShake()
+    assert torch.equal(shake.eval()(x), (x[:, :4] + x[:, 4:]) / 2)
+    x = torch.randn(6, 8, 4, 4, requires_grad=True)
+    y = shake.train()(x)
+    y.sum().backward()
+    gradient = x.grad
+    assert gradient is not None
+    one, other = x.detach().chunk(2, 1)
+    weights = [((y.detach() - other) / (one - other)).flatten(1).median(1).values, gradient[:, 0, 0, 0]]
+    assert all(((w >= 0) & (w <= 1)).all() and w.unique().numel() == 6 for w in weights)
+    assert not torch.allclose(*weights, atol=1e-3)
+    torch.testing.assert_close(y.detach(), other + (one - other) * weights[0].view(6, 1, 1, 1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(gradient[:, :4] + gradient[:, 4:], torch.ones(6, 4, 4, 4))
+
+
+def test_shake_drop_has_other_factors_in_the_backward_pass() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4000, 2, requires_grad=True)
+    drop = torch_layers.ShakeDrop(0.3)
+    y = drop.train()(x)
+    y.sum().backward()
+    assert x.grad is not None
+    forward, backward = (y / x).detach().mean(1), x.grad[:, 0]
+    kept = backward == 1
+    assert abs(float(kept.float().mean()) - 0.7) < 0.03
+    assert torch.equal(y[kept], x[kept])
+    assert (forward[~kept] > -1.001).all()
+    assert (forward[~kept] < 1.001).all()
+    assert abs(float(forward.mean()) - 0.7) < 0.03
+    assert abs(float(backward[~kept].mean()) - 0.5) < 0.03
+    assert torch.equal(drop.eval()(x), x * 0.7)
 
 
 def test_own_layers() -> None:

@@ -764,7 +764,7 @@ SHAPES: dict[str, Rule] = {
     "flatten": lambda a, x: (math.prod(x),),
     "upsample": _resized,
     "pixel_shuffle": lambda a, x: (x[0] // a["factor"] ** 2, x[1] * a["factor"], x[2] * a["factor"]),
-    "glu": lambda a, x: (x[0] // 2, *x[1:]),
+    **dict.fromkeys(("glu", "shake_shake"), lambda a, x: (x[0] // 2, *x[1:])),
     "pixel_unshuffle": lambda a, x: (x[0] * a["factor"] ** 2, x[1] // a["factor"], x[2] // a["factor"]),
     "pad": _padded,
     "slice": _cut,

@@ -252,6 +252,7 @@ def test_operators_at_one_size(to: str, tmp_path: Path) -> None:
         pytest.importorskip("onnxruntime")
     bodies = [body for body, *_ in SIZES.values()]
     bodies += ["blurpool 3 stride=1 mode=circular | pad [1, 0, 0, 2] mode=circular | conv 3x3 4 pad=0"]
+    bodies += ["conv 3x3 16 | shake_shake | shake_drop 0.2 | glu | drop_path 0.2 mode=batch"]
     branches = "".join(f"{{\n{body}\nglobal_avgpool\n}}\n" for body in bodies)
     spec = tmp_path / "net.cnn"
     spec.write_text(f"input 3x24x20\nconcat {{\n{branches}}}\nflatten | linear 6 | softmax parts=3")

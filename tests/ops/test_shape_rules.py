@@ -156,6 +156,7 @@ RULES: dict[str, tuple[Grid, Callable[..., Any], list[Shape]]] = {
     "channel_conv": ({"kernel": [1, 2, 3, 4, 9]}, channel_conv, [*MAPS, *FLAT]),
     "softmax": ({"parts": [None, 2, 3, 5]}, part_softmax, [*MAPS, *FLAT]),
     "hardtanh": ({"low": [-1.0, 0.0, 2.0], "high": [1.0, 2.0]}, hardtanh, [*MAPS, *FLAT]),
+    "shake_shake": ({}, lambda x: F.glu(x, 1), MAPS),
     "glu": ({}, lambda x: F.glu(x, 1), MAPS),
     "dropout2d": ({}, lambda x: F.dropout2d(x), MAPS),
 }  # fmt: skip

@@ -114,6 +114,8 @@ MODULES: dict[str, Callable[[Any, Shape], Row]] = {
     "softmax": lambda op, x: ("PartSoftmax", {"parts": op.parts}) if op.parts else ("nn.Softmax", {"dim": 1}),
     "dropout": lambda op, x: ("nn.Dropout", {"p": op.p}),
     "dropout2d": lambda op, x: ("nn.Dropout2d", {"p": op.p}),
+    "shake_shake": lambda op, x: ("ShakeShake", {}),
+    "shake_drop": lambda op, x: ("ShakeDrop", {"p": op.p}),
     "glu": lambda op, x: ("nn.GLU", {"dim": 1}),
     "drop_path": lambda op, x: ("DropPath", {"p": op.p, **({"mode": "batch"} if op.mode == "batch" else {})}),
     "scale": lambda op, x: ("Scale", {"shape": op.weight(x), "initial": op.init}),

@@ -64,6 +64,46 @@ class DropPath(nn.Module):
         return f"p={self.p}, mode={self.mode}"
 
 
+class ShakeShake(nn.Module):
+    """Random mixture of both halves of the channels, `[N, 2*C, H, W] -> [N, C, H, W]`; their mean in evaluation.
+
+    Source: Gastaldi 2017, arXiv 1705.07485, section 1.1, with weights per image.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = x.chunk(2, 1)
+        if not self.training:
+            return (one + other).mul_(0.5)
+        forward, backward = (x.new_empty(x.shape[0], 1, 1, 1).uniform_() for _ in range(2))  # [N, 1, 1, 1]
+        gap = one - other
+        return other + gap * backward + gap.detach() * (forward - backward)
+
+
+class ShakeDrop(nn.Module):
+    """Random factors of images: from -1 to 1 with probability `p`, and from 0 to 1 in the backward pass.
+
+    Source: Yamada et al. 2018, arXiv 1802.02375, section 3, with factors per image.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.p == 0:
+            return x
+        if not self.training:
+            return x * (1 - self.p)
+        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+        kept = x.new_empty(shape).bernoulli_(1 - self.p)  # [N, 1, 1, 1]
+        forward = torch.where(kept > 0, 1.0, x.new_empty(shape).uniform_(-1, 1))
+        backward = torch.where(kept > 0, 1.0, x.new_empty(shape).uniform_(0, 1))
+        return x * backward + x.detach() * (forward - backward)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
 class Scale(nn.Module):
     """Multiplication by a learned tensor, `[N, C, H, W] -> [N, C, H, W]` or `[N, C] -> [N, C]`.
 
@@ -474,6 +514,8 @@ ROWS: dict[str, Callable[[Any, Shape], nn.Module]] = {
     "dropout": lambda op, x: nn.Dropout(op.p),
     "dropout2d": lambda op, x: nn.Dropout2d(op.p),
     "glu": lambda op, x: nn.GLU(1),
+    "shake_shake": lambda op, x: ShakeShake(),
+    "shake_drop": lambda op, x: ShakeDrop(op.p),
     "drop_path": lambda op, x: DropPath(op.p, str(op.mode)),
     "scale": lambda op, x: Scale(op.weight(x), op.init),
     "shift": lambda op, x: Shift(op.weight(x), op.init),
