@@ -254,9 +254,10 @@ def _limit_terms(graph: Graph) -> None:
     """
     amounts = [size for node in graph.nodes for size in node.shape if isinstance(size, Amount)]
     if len({term for amount in amounts for term in amount.terms}) > MAX_SIZES:
-        raise _too_complex(f"the maps have more than {MAX_SIZES:,} different sizes as functions of the image size")
+        raise _too_complex(f"the sizes of the maps are more than {MAX_SIZES:,} different functions of the image size")
     if sum(len(amount.terms) - 1 for amount in amounts) > MAX_FLAT_TERMS:
-        raise _too_complex(f"the flat features have more than {MAX_FLAT_TERMS:,} terms as functions of the image size")
+        terms = f"{MAX_FLAT_TERMS:,} terms as functions of the image size"
+        raise _too_complex(f"the numbers of flat features have more than {terms}")
 
 
 def _too_complex(message: str) -> CnnspecError:

@@ -287,7 +287,7 @@ class Sizes:
             shown = 1 if pinned else 3
             text = "; or ".join(rectangle_words(both) for both in self.rectangles[:shown])
             if (more := len(self.rectangles) - shown) > 0:
-                ranges = f"{more} other range{'s' if more > 1 else ''} of sizes"
+                ranges = f"{more} other sizes or ranges of sizes" if more > 1 else "1 other size or range of sizes"
                 same = f" and {ranges} with the same number of features"
                 text = text.removeprefix("only ") + (same if pinned else f"; or {ranges}")
         reason = self._reason()

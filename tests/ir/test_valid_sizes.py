@@ -204,7 +204,7 @@ WORDS = {
     "3x32x32 conv 5x3 8 pad=0 | global_avgpool": "H at least 5, W at least 3",
     "3x32x32 conv 32x32 8 pad=0 | flatten | linear 10": "only 32x32: `2` follows a flattened map",
     "3x32x32 conv 3x3 8 | maxpool 2x2 | flatten | linear 10": (
-        "H and W from 32 to 33 and 8 other ranges of sizes"
+        "H and W from 32 to 33 and 8 other sizes or ranges of sizes"
         " with the same number of features: `3` follows a flattened map"
     ),
     "3x32x32 maxpool 2x2 | in_norm": "H at least 4, W at least 2; or H at least 2, W at least 4",
@@ -386,8 +386,8 @@ def test_where_a_length_has_a_value() -> None:
 def test_a_large_image_is_answered_at_once() -> None:
     sizes = loads("input 3x1024x1024\nflatten | linear 4\n").sizes
     assert (
-        sizes.words()
-        == "1024x1024 and 20 other ranges of sizes with the same number of features: `1` follows a flattened map"
+        sizes.words() == "1024x1024 and 20 other sizes or ranges of sizes with the same number of features: "
+        "`1` follows a flattened map"
     )
     assert Features(0, 2 * AREA, 7).rectangles() == []
     both = loads("input 3x64x64\nconcat { flatten; maxpool 2x2 | flatten } | linear 4\n").sizes
@@ -402,7 +402,7 @@ def test_flat_features_that_depend_on_one_side() -> None:
     assert tall.sizes.words() == "any HxW"
     high = loads("input 3x8x8\nmaxpool 8x1 stride=8x1 | flatten | linear 4\n").sizes
     assert (
-        high.words() == "H from 8 to 15, W 8 and 3 other ranges of sizes"
+        high.words() == "H from 8 to 15, W 8 and 3 other sizes or ranges of sizes"
         " with the same number of features: `2` follows a flattened map"
     )
 
