@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cnnspec import build, loads
-from cnnspec.training.data.augment import PER_IMAGE, TRANSFORMS, Preprocess
+from cnnspec.training.data.augment import TRANSFORMS, Preprocess
 from cnnspec.training.data.batches import EpochBatches
 from cnnspec.training.data.datasets import ImageData, Pixels
 from cnnspec.training.data.preprocessing import Preprocessing
@@ -50,6 +50,10 @@ AUGMENTATIONS = {
     "rotate": "rotate 10",
     "random_erasing": "random_erasing",
     "cutout": "cutout side=3",
+    "color_jitter": "color_jitter 0.4 0.4 0.4 0.1",
+    "autoaugment": "autoaugment",
+    "randaugment": "randaugment",
+    "trivialaugment": "trivialaugment",
 }
 
 
@@ -107,17 +111,16 @@ def test_no_augmentation_waits_for_the_device(name: str, tmp_path: Path):
     assert copies_in_steps(f"augment {AUGMENTATIONS[name]}; optimizer rmsprop", tmp_path) == []
 
 
-def test_every_augmentation_runs_on_the_device_or_in_worker_processes(monkeypatch: pytest.MonkeyPatch):
-    assert {*AUGMENTATIONS} == {*TRANSFORMS} - PER_IMAGE
+def test_every_augmentation_runs_on_the_device(monkeypatch: pytest.MonkeyPatch):
+    assert {*AUGMENTATIONS} == {*TRANSFORMS}
     monkeypatch.setattr(placement, "free_memory", lambda device: 2**40)
     part = Pixels(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.long))
     data = ImageData("fake", 3, part, None, None, lambda: ((0.5,) * 3, (0.5,) * 3))
     for name in TRANSFORMS:
-        call = AUGMENTATIONS.get(name, name)
-        graph = loads(NETWORK.replace("RECIPE", f"augment {call}"))
+        graph = loads(NETWORK.replace("RECIPE", f"augment {AUGMENTATIONS[name]}"))
         place = placement.choose_placement(data, "auto", graph, graph.recipe, META)
         moved = placement.place_data(data, place, META).train
-        assert moved.device.type == ("cpu" if name in PER_IMAGE else "meta"), name
+        assert moved.device.type == "meta", name
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as V
 
 from cnnspec.recipe import Setting
+from cnnspec.training.data import policies
 from cnnspec.training.data.device import to_device
 from cnnspec.training.data.preprocessing import Preprocessing
 from cnnspec.training.data.rng import BatchRng
@@ -239,27 +240,30 @@ def color_jitter(
     hue: float,
 ) -> Tensor:
     """Change colors by random factors in random order. Source: `v2.ColorJitter`."""
-    kinds: list[tuple[Callable[[Tensor, float], Tensor], Tensor]] = [
-        (change, rng.uniform(max(0.0, 1 - amount), 1 + amount))
-        for change, amount in (
-            (V.adjust_brightness, brightness),
-            (V.adjust_contrast, contrast),
-            (V.adjust_saturation, saturation),
-        )
-        if amount
-    ]
+    amounts = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
+    kinds = [(name, rng.uniform(max(0.0, 1 - amount), 1 + amount)) for name, amount in amounts.items() if amount]
     if hue:
-        kinds.append((V.adjust_hue, rng.uniform(-hue, hue)))
+        kinds.append(("hue", rng.uniform(-hue, hue)))
     if not kinds:
         return images
-    orders = rng.rand(len(kinds)).argsort(1).tolist()
-    factors = [factor.tolist() for _, factor in kinds]
+    order = rng.rand(len(kinds)).argsort(1)
+    if images.device.type != "cpu":
+        return policies.color_jitter(images, kinds, order)
+    orders, factors = order.tolist(), [factor.tolist() for _, factor in kinds]
     changed: list[Tensor] = []
     for i, image in enumerate(images):
         for k in orders[i]:
-            image = kinds[k][0](image, factors[k][i])
+            image = _ADJUST[kinds[k][0]](image, factors[k][i])
         changed.append(image)
     return torch.stack(changed)
+
+
+_ADJUST: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "brightness": V.adjust_brightness,
+    "contrast": V.adjust_contrast,
+    "saturation": V.adjust_saturation,
+    "hue": V.adjust_hue,
+}
 
 
 def random_erasing(
@@ -307,10 +311,12 @@ def cutout(images: Tensor, size: Size, rng: BatchRng, *, side: int) -> Tensor:
     return images.masked_fill(_rectangle_masks(images, top, left, side, side)[:, None], 0)
 
 
-def _per_image(make: Callable[..., nn.Module]) -> Augmentation:
-    """Apply a torchvision transform to each image, with a seed per image."""
+def _per_image(make: Callable[..., nn.Module], batched: Augmentation) -> Augmentation:
+    """Apply a torchvision transform to each image, with a seed per image, and to a whole batch on other devices."""
 
     def change(images: Tensor, size: Size, rng: BatchRng, **args: Any) -> Tensor:
+        if images.device.type != "cpu":
+            return batched(images, size, rng, **args)
         transform = make(**args)
         changed: list[Tensor] = []
         with torch.random.fork_rng(devices=[]):
@@ -335,20 +341,20 @@ TRANSFORMS: dict[str, Augmentation] = {
     "random_resized_crop": random_resized_crop,
     "rotate": rotate,
     "color_jitter": color_jitter,
-    "autoaugment": _per_image(_autoaugment),
-    "randaugment": _per_image(lambda ops, magnitude: v2.RandAugment(ops, magnitude)),
-    "trivialaugment": _per_image(v2.TrivialAugmentWide),
+    "autoaugment": _per_image(_autoaugment, policies.autoaugment),
+    "randaugment": _per_image(lambda ops, magnitude: v2.RandAugment(ops, magnitude), policies.randaugment),
+    "trivialaugment": _per_image(v2.TrivialAugmentWide, policies.trivialaugment),
     "random_erasing": random_erasing,
     "cutout": cutout,
 }
 """The transform of every augmentation in the recipe. It takes the arguments of the recipe as keywords."""
 
 PER_IMAGE = {"color_jitter", "autoaugment", "randaugment", "trivialaugment"}
-"""Augmentations that process one image after another. Worker processes are faster at this than a GPU."""
+"""Augmentations that process one image after another on a CPU."""
 
 
 def is_per_image(augment: Sequence[Setting]) -> bool:
-    """Return whether some augmentation processes one image after another."""
+    """Return whether some augmentation processes one image after another on a CPU."""
     return any(step.name in PER_IMAGE for step in augment)
 
 

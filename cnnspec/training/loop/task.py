@@ -803,8 +803,8 @@ class BatchDataModule(pl.LightningDataModule):
         return batches
 
     def _needed_workers(self) -> int:
-        """Return the number of workers: none for images in memory, unless they are processed one by one for a GPU."""
+        """Return the number of workers: none for images in memory, unless a CPU processes them one by one for a GPU."""
         assert self.trainer is not None
-        on_cpu = self.trainer.strategy.root_device.type == "cpu"
-        for_gpu = is_per_image(self.recipe.augment) and not on_cpu
-        return self.workers if not self.data.train.in_memory or for_gpu else 0
+        for_gpu = self.trainer.strategy.root_device.type != self.data.train.device.type
+        one_by_one = for_gpu and is_per_image(self.recipe.augment)
+        return self.workers if not self.data.train.in_memory or one_by_one else 0

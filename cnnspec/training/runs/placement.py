@@ -12,7 +12,6 @@ from cnnspec.analysis.cost import count, training_memory
 from cnnspec.diagnostics import CnnspecError, did_you_mean, failure
 from cnnspec.ir import Graph
 from cnnspec.recipe import Recipe
-from cnnspec.training.data.augment import is_per_image
 from cnnspec.training.data.datasets import ImageData, Pixels
 from cnnspec.training.data.decoded import Headers, cache_in_file, cache_in_memory, read_headers
 from cnnspec.training.data.sources import Files, Records
@@ -100,7 +99,7 @@ def choose_placement(
         return memory(graph, recipe, nbytes)["total"] <= MEMORY_FRACTION * free_memory(device)
 
     if isinstance(data.train, Pixels):
-        return _place_pixels(data, cache, fits(data.nbytes), device, one_by_one=is_per_image(recipe.augment))
+        return _place_pixels(data, cache, fits(data.nbytes), device)
     if not isinstance(data.train.source, Files):
         if cache in ("auto", "off"):
             return Placement("off", reason=f"the images of `{data.name}` are read when they are needed")
@@ -126,18 +125,18 @@ def choose_placement(
         return Placement("off", nbytes, limit, "the decoded images do not fit")
     together = len({tuple(size) for found in headers for size in found.sizes[:1].tolist()}) == 1
     is_uniform = together and all(found.are_uniform for found in headers)
-    if cache == "auto" and on_device and is_uniform and not is_per_image(recipe.augment) and fits(nbytes):
+    if cache == "auto" and on_device and is_uniform and fits(nbytes):
         return Placement("device", nbytes, limit, headers=headers)
     return Placement("ram", nbytes, limit, headers=headers)
 
 
-def _place_pixels(data: ImageData, cache: str, fits: bool, device: torch.device, *, one_by_one: bool) -> Placement:
+def _place_pixels(data: ImageData, cache: str, fits: bool, device: torch.device) -> Placement:
     if cache == "disk":
         notes = [f"the images of `{data.name}` are loaded into memory as a whole"]
         raise failure("E0510", "`--cache disk` has no effect on these images", notes=notes, help="use `--cache auto`")
     if cache == "device" and device.type != "cpu" and not fits:
         raise _too_large(data.nbytes, f"the memory of {device}", cache)
-    moves = cache == "device" or (cache == "auto" and fits and not one_by_one)
+    moves = cache == "device" or (cache == "auto" and fits)
     return Placement("device" if moves else "ram", data.nbytes)
 
 
