@@ -165,11 +165,12 @@ def training_memory(graph: Graph) -> TrainingMemory:
     """Return the memory of a training step, without kernel workspaces, the loss and prefetched images."""
     counts, gradient = count(graph), tracked(graph)
     weights = FLOAT * graph.parameter_count
-    buffers = sum(node.op.buffers(graph.input_shapes(node)[0]) for node in graph.nodes)
+    owners = [node for node in graph.nodes if node.use is None]
+    buffers = sum(node.op.buffers(graph.input_shapes(node)[0]) for node in owners)
     recipe = graph.recipe
     settings: dict[str, Any] = dict(recipe.optimizer.args)
     rule = OPTIMIZERS[recipe.optimizer.name](**settings)
-    learned = (weight for node in graph.nodes for weight in node.weights.values())
+    learned = (weight for node in owners for weight in node.weights.values())
     optimizer = sum(rule.remembers(len(weight)) * _size(weight) for weight in learned)
     average = 0 if recipe.ema is None else weights + buffers
     working = 0

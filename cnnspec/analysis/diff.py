@@ -111,17 +111,16 @@ def _descriptions(graph: Graph) -> dict[str, str]:
     keys: list[str] = []
     counts: dict[str, int] = {}
     for node in graph.nodes:
-        key = node.path
+        key = node.place
         if not node.op.owns_module:
-            place = f"{node.path}.{node.op.name}" if node.path else node.op.name
+            place = f"{key}.{node.op.name}" if key else node.op.name
             key, count = place, counts.get(place, 1)
             while key in descriptions:
                 count += 1
                 key = f"{place}#{count}"
             counts[place] = count
-        reads = (
-            "" if len(node.inputs) < 2 else " of " + ", ".join(keys[i] if i >= 0 else "the image" for i in node.inputs)
-        )
+        named = len(node.inputs) > 1 or (node.use is not None and node.inputs[:1] != (len(keys) - 1,))
+        reads = " of " + ", ".join(keys[i] if i >= 0 else "the image" for i in node.inputs) if named else ""
         descriptions[key] = _text(node) + reads
         keys.append(key)
     return descriptions

@@ -35,10 +35,13 @@ def results(graph: Graph) -> tuple[int, ...]:
 
 
 def overwriting(graph: Graph) -> set[int]:
-    """Return the activations that can run in place, because no other node reads their input."""
+    """Return the activations that can run in place, because no other node reads their input.
+
+    A module that is used again runs in place if all of its uses can.
+    """
     readers = Counter(i for node in graph.nodes for i in node.inputs)
     readers.update(results(graph))
-    return {
+    found = {
         index
         for index, node in enumerate(graph.nodes)
         if node.op.overwrites
@@ -46,6 +49,8 @@ def overwriting(graph: Graph) -> set[int]:
         and readers[source] == 1
         and graph.nodes[source].op.fresh
     }
+    kept = {node.path for index, node in enumerate(graph.nodes) if node.op.overwrites and index not in found}
+    return {index for index in found if graph.nodes[index].path not in kept}
 
 
 def owners(graph: Graph, training: bool) -> list[int]:

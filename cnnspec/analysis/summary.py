@@ -31,8 +31,8 @@ class Row:
     """One module. Values are for a batch, memory is in bytes of float32.
 
     Attributes:
-        path: The path in the module tree; empty for the whole network.
-        kind: The block or the operator; empty for a plain scope.
+        path: The path in the module tree; empty for the whole network. `head#2` is the second use of `head`.
+        kind: The block or the operator; empty for a plain scope. `conv, shared` for a further use of a module.
         level: The depth in the module tree, from 1; 0 for the whole network.
         shape: The output shape without the batch axis.
         parameters: The number of learned weights.
@@ -276,10 +276,11 @@ def _summarize(graph: Graph, shown: Graph, batch: int) -> Summary:
     for index, node in enumerate(shown.nodes):
         if node.op.owns_module:
             kinds[node.path] = node.op.name
-        if node.path not in sums:
-            _enter(node.path, sums)
-        _add(sums[node.path], (*_node_values(node, index, counts, batch), live[index].at(batch)))
-        last[node.path] = index
+        place = node.place
+        if place not in sums:
+            _enter(place, sums)
+        _add(sums[place], (*_node_values(node, index, counts, batch), live[index].at(batch)))
+        last[place] = index
     for path in reversed([*sums][1:]):  # a module comes before its submodules
         parent = path.rpartition(".")[0]
         _add(sums[parent], sums[path])
@@ -294,12 +295,19 @@ def _summarize(graph: Graph, shown: Graph, batch: int) -> Summary:
     def ordered(value: int) -> int:
         return cast(int, value.ordered(ranks)) if isinstance(value, Amount) else value
 
+    def kind_of(path: str) -> str:
+        module, number, rest = path.partition("#")
+        if not number:
+            return kinds.get(path, "")
+        kind = kinds.get(module + rest.lstrip("0123456789"), "")
+        return f"{kind}, shared" if kind else "shared"
+
     def row(path: str, values: Sequence[int]) -> Row:
         values = [*map(ordered, values)]
         index, level = last[path], path.count(".") + 1 if path else 0
         parameters, macs, flops, backward_flops, activations, saved, peak = values
         return Row(
-            *(path, kinds.get(path, ""), level, shown.nodes[index].shape),
+            *(path, kind_of(path), level, shown.nodes[index].shape),
             *(parameters, macs, flops, backward_flops, activations, saved, peak),
             *(field[index], center_fields[index], graph.reductions[index], graph.depths[index]),
         )

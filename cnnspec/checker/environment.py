@@ -23,6 +23,29 @@ MaybeTensor = Tensor | None
 """The tensor in a pipeline; `None` after an error."""
 
 
+@dataclass(slots=True)
+class Module:
+    """A labeled statement with operators, which `again` can apply to another tensor.
+
+    Attributes:
+        path: Its path in the module tree.
+        frame: The frame of the statement.
+        x: The tensor that enters.
+        origin: The origin of the statement.
+        nodes: Its nodes.
+        output: Its output.
+        outside: How the spec refers to another tensor that it reads; empty if it reads only `x`.
+    """
+
+    path: str
+    frame: Frame
+    x: Tensor
+    origin: int
+    nodes: range
+    output: Tensor | None = None
+    outside: str = ""
+
+
 class _Branch(Enum):
     OMITTED = "omitted"
 
@@ -43,6 +66,7 @@ class Frame:
         parent: The enclosing braces in the same body; `None` at the top of the network or of a block.
         labels: Outputs of labeled statements.
         label_origins: The origins of these statements.
+        modules: Modules of labeled statements.
         skipped_labels: Labels of statements whose condition is false.
         repeat: The repeated group whose iteration these braces are.
         shares_values: `values` belongs to `parent`.
@@ -55,6 +79,7 @@ class Frame:
     parent: Frame | None = None
     labels: dict[str, MaybeTensor] = field(default_factory=dict[str, MaybeTensor])
     label_origins: dict[str, int] = field(default_factory=dict[str, int])
+    modules: dict[str, Module] = field(default_factory=dict[str, "Module"])
     skipped_labels: set[str] = field(default_factory=set[str])
     repeat: ir.Repeat | None = None
     shares_values: bool = False

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from cnnspec import ir
+from cnnspec import ir, shapes
 from cnnspec.checker.budget import Budget
 from cnnspec.checker.call_stack import CallStack
-from cnnspec.checker.environment import OMITTED, Frame, MaybeTensor, Omitted, Tensor
-from cnnspec.checker.graph_builder import GraphBuilder
+from cnnspec.checker.environment import OMITTED, Frame, MaybeTensor, Module, Omitted, Tensor
+from cnnspec.checker.graph_builder import GraphBuilder, Misfit
 from cnnspec.checker.module_names import ModuleNamer, Namespace
 from cnnspec.checker.values import ValueEvaluator
-from cnnspec.diagnostics import Reporter
+from cnnspec.diagnostics import Label, Reporter
 from cnnspec.ir.evaluate import Template, Unknown, evaluate, reads_image, show
 from cnnspec.ops import OPS, Op, ShapeError
 from cnnspec.ops.inits import InitScheme, allowed_inits, listed_inits
@@ -57,12 +57,13 @@ class Expander:
     ) -> None:
         self._model, self._reporter = model, reporter
         self._calls = CallStack(source_map)
-        self.graph = GraphBuilder(model.inits, reporter, self._calls, allow_huge=allow_huge)
+        self.graph = GraphBuilder(model.inits, model.input, reporter, self._calls, allow_huge=allow_huge)
         self._budget = Budget(reporter, self._calls, self.graph.nodes, max_steps)
         self._values = ValueEvaluator(reporter, self._calls, self._budget)
         self._namer = ModuleNamer(reporter, self._calls, self._values)
         self._operators: dict[tuple[Any, ...], dict[int, Op]] = {}
         self._open_joins = 0
+        self._open_modules: list[Module] = []
 
     @cached_property
     def _conflicts(self) -> ShapeConflicts:
@@ -85,7 +86,7 @@ class Expander:
         Raises:
             Reported: A limit is reached.
         """
-        self.graph.check_image(self._model.input, self._model.origin)
+        self.graph.check_image(self._model.origin)
         constants = {name: evaluate(expr, {}) for name, expr in self._model.constants.items()}
         image = Tensor(ir.IMAGE, self._model.input)
         frame, names = Frame(constants, image), Namespace("")
@@ -168,21 +169,40 @@ class Expander:
     ) -> MaybeTensor | Omitted:
         """Run a labeled pipeline. The label names a single call, or else a scope of its own."""
         single = flow.elements[0] if len(flow.elements) == 1 else None
-        if isinstance(single, ir.Call) and single.repeat is None:
-            output = self._call(single, frame, names, x, label, flow.origin)
-        elif isinstance(single, (ir.In, ir.Reference, ir.Broken)):
+        if isinstance(single, (ir.In, ir.Reference, ir.Again, ir.Broken)):
             output = self._element(single, frame, names, x)
             if label in frame.labels and not isinstance(single, ir.Broken):
                 self._namer.report_duplicate(names, label, flow.origin, frame.label_origins.get(label))
+        else:
+            output = self._module(flow, label, frame, names, x)
+        if output is not OMITTED:
+            frame.labels[label] = output
+            frame.label_origins[label] = flow.origin
+        return output
+
+    def _module(
+        self, flow: ir.Flow, label: str, frame: Frame, names: Namespace, x: MaybeTensor
+    ) -> MaybeTensor | Omitted:
+        """Run a labeled pipeline that is a module, and record it for `again`."""
+        start = len(self.graph.nodes)
+        module = Module(names.join(label), frame, x, flow.origin, range(start, start)) if x is not None else None
+        if module is not None:
+            self._open_modules.append(module)
+        single = flow.elements[0] if len(flow.elements) == 1 else None
+        if isinstance(single, ir.Call) and single.repeat is None:
+            output = self._call(single, frame, names, x, label, flow.origin)
         else:
             path = self._namer.claim(names, label, flow.origin)
             self.graph.scopes.setdefault(path, "")
             self.graph.origins[path] = self._calls.source_map[flow.origin]
             output = self._pipeline(flow.elements, frame, Namespace(path), x)
             self.graph.close_scope(path, output)
-        if output is not OMITTED:
-            frame.labels[label] = output
-            frame.label_origins[label] = flow.origin
+        if module is not None:
+            self._open_modules.pop()
+            module.nodes = range(start, len(self.graph.nodes))
+            if isinstance(output, Tensor) and module.nodes:
+                module.output = output
+                frame.modules[label] = module
         return output
 
     def _pipeline(
@@ -249,8 +269,10 @@ class Expander:
                 return self._statements(body, frame.inner(x), names, x, omittable=True)
             case ir.Reference():
                 return self._reference(element.label, element.origin, frame)
+            case ir.Again():
+                return self._again(element, frame, x)
             case ir.In():
-                return frame.entering
+                return self._entering(frame)
             case ir.Nothing():
                 return OMITTED
             case _:
@@ -274,12 +296,69 @@ class Expander:
             x = self._body(element.body, inner, names, x)
         return x
 
+    def _entering(self, frame: Frame) -> MaybeTensor:
+        """Return the tensor that enters the statement."""
+        for module in self._open_modules:
+            if module.frame is frame and frame.entering != module.x:  # of the row of a table
+                module.outside = "in"
+        return frame.entering
+
     def _reference(self, label: str, origin: int, frame: Frame) -> MaybeTensor:
         """Return the output of a labeled statement; inner braces come first."""
+        scope = self._scope_of(label, origin, frame)
+        if scope is None:
+            return None
+        for module in self._open_modules:
+            if any(scope is outer for outer in module.frame.outward()):
+                module.outside = f"@{label}"
+        return scope.labels[label]
+
+    def _again(self, element: ir.Again, frame: Frame, x: MaybeTensor) -> MaybeTensor:
+        """Apply the module of a labeled statement to another tensor."""
+        label = element.module.label
+        scope = self._scope_of(label, element.module.origin, frame)
+        if scope is None or scope.labels[label] is None:
+            return None
+        module = scope.modules.get(label)
+        if module is None:
+            labels = self._calls.label(scope.label_origins[label], "defined here")
+            message = f"`{label}` has no module that can be used again: it only names a tensor"
+            help = "label the statement with the layers, and write `again` with that label"
+            self._reporter.error("E0220", message, **self._calls.locate(element.origin, labels=labels), help=help)
+            return None
+        if module.outside:
+            labels = self._calls.label(module.origin, f"also reads `{module.outside}`")
+            message = f"`{label}` cannot be used again: it reads `{module.outside}` in addition to its input"
+            help = f"move `{module.outside}` out of `{label}`: a module that is used again is a function of its input"
+            self._reporter.error("E0220", message, **self._calls.locate(element.origin, labels=labels), help=help)
+            return None
+        return None if x is None else self._reuse(module, label, element.origin, x)
+
+    def _reuse(self, module: Module, label: str, origin: int, x: Tensor) -> MaybeTensor:
+        """Add the nodes of a module again, or report why they do not fit the tensor."""
+        built, given = module.x.shape, x.shape
+        if len(built) != len(given) or built[0] != given[0]:
+            kind, unit = ("feature maps", "channels") if shapes.is_map(built) else ("flat features", "features")
+            why = f"it is built for {f'{built[0]:,} {unit}' if len(built) == len(given) else kind}"
+            span = self._calls.source_map[module.origin]
+        else:
+            try:
+                return self.graph.add_again(module, x, origin, self._budget.step)
+            except Misfit as misfit:
+                why, span = misfit.why, misfit.node.origin
+        labels = [Label(span, f"first used for {shapes.text(built)}")] if span else []
+        message = f"`{label}` cannot be used again for {shapes.text(given)}: {why}"
+        location = self._calls.locate(origin, f"the input is {shapes.text(given)}", labels)
+        help = f"give both inputs the same shape, or write the layers of `{label}` again, with weights of their own"
+        self._reporter.error("E0314", message, **location, help=help)
+        return None
+
+    def _scope_of(self, label: str, origin: int, frame: Frame) -> Frame | None:
+        """Return the braces that define a label; inner ones come first."""
         known: list[str] = []
         for scope in frame.outward():
             if label in scope.labels:
-                return scope.labels[label]
+                return scope
             if label in scope.skipped_labels:
                 message = f"the label `{label}` is not defined: the `when` condition of its statement is false"
                 self._error("E0208", message, origin, f"use `@{label}` only where the same condition holds")
@@ -366,7 +445,7 @@ class Expander:
         """Return the tensor whose height and width an operator takes."""
         expr = call.args["like"]
         name = str(expr.value)
-        return frame.entering if name == "in" else self._reference(name[1:], expr.origin, frame)
+        return self._entering(frame) if name == "in" else self._reference(name[1:], expr.origin, frame)
 
     def _callee(self, call: ir.Call, frame: Frame) -> str | None:
         """Return the name of the called block or operator; a parameter of the type `op` is replaced by its value."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from cnnspec import ir, shapes
 from cnnspec.checker.call_stack import CallStack
-from cnnspec.checker.environment import MaybeTensor, Tensor
+from cnnspec.checker.environment import MaybeTensor, Module, Tensor
 from cnnspec.diagnostics import Reported, Reporter, Span
 from cnnspec.limits import MAX_ELEMENTS, MAX_HUGE
-from cnnspec.ops import JOINS, OPS, Op
+from cnnspec.ops import JOINS, OPS, Op, ShapeError
 from cnnspec.ops.base import FLOAT
 from cnnspec.ops.inits import INITS, InitScheme
 from cnnspec.shapes import Shape
@@ -28,8 +29,28 @@ class _Result(NamedTuple):
     init: InitScheme | None
 
 
+class Misfit(Exception):
+    """A module that does not fit another input.
+
+    Attributes:
+        node: The operator that does not fit.
+        why: The reason.
+    """
+
+    def __init__(self, node: ir.Node, why: str) -> None:
+        super().__init__(why)
+        self.node, self.why = node, why
+
+
 class GraphBuilder:
     """Builds a Graph, one node after another.
+
+    Args:
+        inits: The `init` statements.
+        image: The shape of the image.
+        reporter: Receives the errors.
+        calls: Locates the errors.
+        allow_huge: Raise the limit on the elements of a tensor.
 
     Attributes:
         nodes: The nodes so far, in the order in which they run.
@@ -41,9 +62,15 @@ class GraphBuilder:
     """
 
     def __init__(
-        self, inits: Sequence[ir.Init], reporter: Reporter, calls: CallStack, *, allow_huge: bool = False
+        self,
+        inits: Sequence[ir.Init],
+        image: Shape,
+        reporter: Reporter,
+        calls: CallStack,
+        *,
+        allow_huge: bool = False,
     ) -> None:
-        self._reporter, self._calls = reporter, calls
+        self._reporter, self._calls, self._image = reporter, calls, image
         self._max_elements = MAX_HUGE if allow_huge else MAX_ELEMENTS
         self.nodes: list[ir.Node] = []
         self.scopes: dict[str, str] = {}
@@ -54,6 +81,7 @@ class GraphBuilder:
         self._inits: dict[str, InitScheme] = {i.target: INITS[i.scheme.name](**i.scheme.args) for i in inits}
         self._operators: dict[tuple[Any, ...], Op] = {}
         self._results: dict[tuple[int, tuple[Shape, ...]], _Result] = {}
+        self._uses: Counter[str] = Counter()
 
     def operator(self, name: str, settings: dict[str, Any]) -> Op:
         """Return an operator or a join; equal ones are one object."""
@@ -77,6 +105,45 @@ class GraphBuilder:
         self.nodes.append(ir.Node(path, op, sources, *result, self.current_head, self._calls.source_map[origin]))
         return Tensor(len(self.nodes) - 1, result.shape)
 
+    def add_again(self, module: Module, x: Tensor, origin: int, step: Callable[[int], None]) -> Tensor:
+        """Add the nodes of a module again, for another input, and return its output.
+
+        Operators keep the settings of the first use, as the modules of torch do.
+
+        Args:
+            module: The module.
+            x: The other input.
+            origin: The element that uses the module again.
+            step: Called before each node, to limit their number.
+
+        Raises:
+            Misfit: An operator does not accept the input, or its weights do not.
+            Reported: A limit is reached.
+        """
+        made, uses = {module.x.node: x}, dict[tuple[str, int], ir.Use]()
+        for index in module.nodes:
+            step(origin)
+            first = self.nodes[index]
+            shapes_before = [self._shape(i) for i in first.inputs]
+            inputs = [made[i] for i in first.inputs]
+            try:
+                made[index] = self.add(first.op, first.path, inputs, origin)
+            except ShapeError as error:
+                raise Misfit(first, error.message) from None
+            if why := ir.mismatch(first, shapes_before[0], inputs[0].shape):
+                raise Misfit(first, why)
+            inside = first.path == module.path or first.path.startswith(f"{module.path}.")
+            key = (module.path, 0) if inside or first.use is None else first.use
+            if key not in uses:
+                self._uses[key[0]] += 1
+                uses[key] = ir.Use(key[0], 1 + self._uses[key[0]])
+            self.nodes[-1].use = uses[key]
+        assert module.output is not None
+        return made[module.output.node]
+
+    def _shape(self, node: int) -> Shape:
+        return self._image if node == ir.IMAGE else self.nodes[node].shape
+
     def close_scope(self, path: str, output: object) -> None:
         """Record the output of a scope."""
         if isinstance(output, Tensor) and output.node != ir.IMAGE:
@@ -97,14 +164,14 @@ class GraphBuilder:
         self._results[id(op), input_shapes] = result
         return result
 
-    def check_image(self, shape: Shape, origin: int) -> None:
+    def check_image(self, origin: int) -> None:
         """Report an image with more elements than the limit.
 
         Raises:
             Reported: It has more.
         """
-        if shapes.numel(shape) > self._max_elements:
-            raise self._too_large(f"the image {shapes.text(shape)}", origin, "use a smaller `input`")
+        if shapes.numel(self._image) > self._max_elements:
+            raise self._too_large(f"the image {shapes.text(self._image)}", origin, "use a smaller `input`")
 
     def _check_elements(self, op: Op, inputs: tuple[Shape, ...], output: Shape, origin: int) -> None:
         """Report an output, or a workspace in one of the passes, with more elements than the limit."""

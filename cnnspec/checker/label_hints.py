@@ -31,7 +31,13 @@ class LabelHints:
 
     def _report_out_of_scope(self, label: str, origin: int, elsewhere: int) -> None:
         at, there = self._calls.source_map[origin], self._calls.source_map[elsewhere]
-        if at and there and there.source is at.source and _is_later_in_scope(at, there):
+        whole = self._calls.source_map.wholes.get(elsewhere)
+        if at and whole and at.source is whole.source and whole.start <= at.start < whole.end:
+            message = f"`@{label}` is used inside the statement that it names"
+            help = (
+                f"write `in` for the input of the statement; to apply it several times, write `again @{label}` after it"
+            )
+        elif at and there and there.source is at.source and _is_later_in_scope(at, there):
             message = f"`@{label}` is used before it is defined"
             help = "move the statement after the one with the label"
         else:

@@ -1,7 +1,8 @@
 """The intermediate representations: the `Model`, with blocks, repeats and conditions, and the checked `Graph`."""
 
-from cnnspec.ir.graph import IMAGE, AuxHead, Graph, Node, channels_last
+from cnnspec.ir.graph import IMAGE, AuxHead, Graph, Node, Use, channels_last, mismatch
 from cnnspec.ir.model import (
+    Again,
     Aux,
     Block,
     BlockParameter,
@@ -28,6 +29,7 @@ from cnnspec.ir.model import (
 
 __all__ = [
     "IMAGE",
+    "Again",
     "Aux",
     "AuxHead",
     "Block",
@@ -53,5 +55,7 @@ __all__ = [
     "Require",
     "Scalar",
     "Statement",
+    "Use",
     "channels_last",
+    "mismatch",
 ]

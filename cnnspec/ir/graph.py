@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from numbers import Integral
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from cnnspec.diagnostics import CnnspecError, Diagnostic, Span, failure
 from cnnspec.ir.model import Model
@@ -19,7 +19,7 @@ from cnnspec.ir.valid_sizes import Sizes, derive
 from cnnspec.ops import Op, ShapeError
 from cnnspec.ops.inits import InitScheme
 from cnnspec.recipe import Recipe, Setting
-from cnnspec.shapes import Shape, numel, symbolic
+from cnnspec.shapes import Shape, is_map, numel, symbolic
 from cnnspec.shapes.symbolic import IMAGE_LENGTH, Amount
 
 IMAGE = -1
@@ -30,6 +30,18 @@ def channels_last(shape: tuple[int, int, int]) -> bool:
     """Return whether an image shape looks like channels-last, such as `32x32x3`."""
     first, second, last = shape
     return last in (1, 3) and min(first, second) >= 8 * last and (last == 3 or first == second)
+
+
+class Use(NamedTuple):
+    """A further use of a module, `again @head`.
+
+    Attributes:
+        module: The path of the module that is used again: an operator or a scope.
+        number: 2 for its second use.
+    """
+
+    module: str
+    number: int
 
 
 @dataclass(slots=True)
@@ -48,6 +60,8 @@ class Node:
         init: Initialization of its weights; `None` for torch's default.
         aux: Name of the auxiliary head that it belongs to.
         origin: Source location of the statement that created it.
+        use: Set if its module is that of an earlier node with the same path; `weights` are the weights of that module,
+            which count once.
     """
 
     path: str
@@ -59,6 +73,20 @@ class Node:
     init: InitScheme | None = None
     aux: str | None = None
     origin: Span | None = field(default=None, compare=False, repr=False)
+    use: Use | None = None
+
+    @property
+    def place(self) -> str:
+        """Its path, with the number of a further use of a module after the path of that module: `head#2.conv`."""
+        if self.use is None:
+            return self.path
+        module, number = self.use
+        return f"{module}#{number}{self.path[len(module) :]}"
+
+    @property
+    def has_state(self) -> bool:
+        """Whether it is a module or a parameter of the network."""
+        return self.op.owns_module or bool(self.weights)
 
     @property
     def sources(self) -> tuple[int, ...]:
@@ -67,12 +95,30 @@ class Node:
 
     @property
     def parameter_count(self) -> int:
-        return sum(map(numel, self.weights.values()))
+        """Number of its learned weights; 0 if they are those of an earlier node."""
+        return 0 if self.use else sum(map(numel, self.weights.values()))
 
     @property
     def parameters(self) -> dict[str, Shape]:
-        """Shapes of its learned weights by their key in the state dict of the network."""
-        return {f"{self.path}.{key}" if key else self.path: shape for key, shape in self.weights.items()}
+        """Shapes of its learned weights by their key in the state dict; none if they are those of an earlier node."""
+        return (
+            {}
+            if self.use
+            else {f"{self.path}.{key}" if key else self.path: shape for key, shape in self.weights.items()}
+        )
+
+
+def mismatch(node: Node, built: Shape, x: Shape) -> str | None:
+    """Return why the module of a node does not fit an input that its shape rule accepts; None if it does.
+
+    Args:
+        node: The node.
+        built: The shape of the input that its module is built for.
+        x: The shape of another input.
+    """
+    if node.op.weights(x) == node.weights and not (node.op.fixes_features and x[0] != built[0]):
+        return None
+    return f"`{node.path}` expects {built[0]:,} {'channels' if is_map(x) else 'features'}, got {x[0]:,}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +225,8 @@ class Graph:
 
     @cached_property
     def _places(self) -> dict[str, int]:
-        return {**{node.path: i for i, node in enumerate(self.nodes) if node.op.owns_module}, **self.ends}
+        owners = {node.path: i for i, node in enumerate(self.nodes) if node.op.owns_module and node.use is None}
+        return {**owners, **self.ends}
 
     def find(self, path: str) -> int | None:
         """Return the index of the output node of a module, or `None` if the module does not exist."""
@@ -274,15 +321,10 @@ class Graph:
         image = (self.input_shape[0], height, width)
         for node in self.nodes:
             entering = [image if i == IMAGE else nodes[i].shape for i in node.inputs]
-            why: str | None = None
             shape: Shape = ()
             try:
                 shape = node.op.infer(*entering)
-                if node.op.weights(entering[0]) != node.weights or (
-                    node.op.fixes_features and entering[0][0] != self.input_shapes(node)[0][0]
-                ):
-                    expected = self.input_shapes(node)[0][0]
-                    why = f"`{node.path}` expects {expected:,} features, got {entering[0][0]:,}"
+                why = mismatch(node, self.input_shapes(node)[0], entering[0])
             except ShapeError as error:
                 why = error.message
             if min(height, width) < 1:
@@ -323,6 +365,7 @@ class Graph:
                     "macs": node.macs,
                     "init": Setting.of(node.init).model_dump() if node.init else None,
                     "aux": node.aux,
+                    **({"use": node.use._asdict()} if node.use else {}),
                 }
                 for index, node in enumerate(self.nodes)
             ],

@@ -100,6 +100,14 @@ class Reference(Piece):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Again(Piece):
+    """The module with this label, applied to the input of the element."""
+
+    kind: Literal["again"] = "again"
+    module: Reference
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class In(Piece):
     """The input of the statement."""
 
@@ -120,7 +128,9 @@ class Broken(Piece):
     kind: Literal["broken"] = "broken"
 
 
-Element = Annotated[Call | Braces | Repeat | Join | If | Reference | In | Nothing | Broken, Field(discriminator="kind")]
+Element = Annotated[
+    Call | Braces | Repeat | Join | If | Again | Reference | In | Nothing | Broken, Field(discriminator="kind")
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

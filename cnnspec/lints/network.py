@@ -31,14 +31,17 @@ _CHANNELS = OPS["conv"].parameters["c"]
 def bias_before_norm(context: LintContext, graph: ir.Graph) -> Iterator[Diagnostic]:
     """Report biases that the normalization after them subtracts with the mean of each channel."""
     readers: dict[int, list[ir.Node]] = defaultdict(list)
-    for node in graph.nodes:
-        for index in node.sources:
-            readers[index].append(node)
+    outputs: dict[str, list[int]] = defaultdict(list)  # of all uses of a module
     for index, node in enumerate(graph.nodes):
-        if node.origin is None or not (getattr(node.op, "bias", False) and "bias" in node.weights):
+        for source in node.sources:
+            readers[source].append(node)
+        outputs[node.path].append(index)
+    for node in graph.nodes:
+        if node.origin is None or not (getattr(node.op, "bias", False) and "bias" in node.weights) or node.use:
             continue
-        if context.owns(node) and readers[index] and all(map(_subtracts_channel_mean, readers[index])):
-            yield _bias_warning(context, node, node.origin, readers[index][0])
+        read = [readers[index] for index in outputs[node.path]]
+        if context.owns(node) and all(nodes and all(map(_subtracts_channel_mean, nodes)) for nodes in read):
+            yield _bias_warning(context, node, node.origin, read[0][0])
 
 
 def _bias_warning(context: LintContext, node: ir.Node, span: Span, norm: ir.Node) -> Diagnostic:

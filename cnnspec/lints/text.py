@@ -160,7 +160,7 @@ def labels(context: LintContext) -> Iterator[Diagnostic]:
     for flow in context.nodes:
         if not isinstance(flow, ast.Flow) or (label := flow.label) is None:
             continue
-        alias = len(flow.elements) == 1 and isinstance(flow.elements[0], (ast.In, ast.Reference))
+        alias = len(flow.elements) == 1 and isinstance(flow.elements[0], (ast.In, ast.Reference, ast.Again))
         if alias and label.name not in referenced and not label.word:
             message = f"the label `{label.name}` is never used and names no module"
             yield warning("W0103", message, label.span, "remove the label", _remove_label(label))
@@ -177,7 +177,7 @@ def _names_module(flow: ast.Flow) -> bool:
     single = flow.elements[0] if len(flow.elements) == 1 else None
     if isinstance(single, ast.Call) and single.callee in OPS:
         return OPS[single.callee].owns_module
-    return not isinstance(single, (ast.In, ast.Reference))
+    return not isinstance(single, (ast.In, ast.Reference, ast.Again))
 
 
 def _remove_label(label: ast.LabelName) -> Edit:

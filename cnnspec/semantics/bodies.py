@@ -246,6 +246,9 @@ class BodyElaborator:
                 )
             case ast.Each():
                 return self._each(node, scope, origin)
+            case ast.Again():
+                module = ir.Reference(label=node.label.label, origin=self.context.source_map.add(node.label.span))
+                return ir.Again(module=module, origin=origin)
             case ast.Reference():
                 return ir.Reference(label=node.label, origin=origin)
             case ast.In():

@@ -182,8 +182,20 @@ def _label_without_colon(unknown: UnknownCallee) -> Reported | None:
     return unknown.error(help, [Fix(help, (Edit(Span(source, span.end, span.end), ":"),), certain=True)])
 
 
+def _again(unknown: UnknownCallee) -> Reported | None:
+    """`again head`, without the sign of a label."""
+    if unknown.callee != "again":
+        return None
+    first = unknown.args[0].value if unknown.args and unknown.args[0].name is None else None
+    if not isinstance(first, ast.Name) or first.name == "in":
+        return unknown.error("write the label of the module that is used again: `again @label`")
+    help = f"write `again @{first.name}`"
+    return unknown.error(help, [Fix(help, (Edit(first.span, f"@{first.name}"),))])
+
+
 HINTS: Sequence[Callable[[UnknownCallee], Reported | None]] = (
     _label_word,
+    _again,
     _recipe_entry,
     _top_level_word,
     _variable,

@@ -300,7 +300,13 @@ class Nothing(Node):
     """`nothing`: an absent branch."""
 
 
-Element = Call | Braces | Repeat | Join | If | Each | Reference | In | Nothing | Broken
+class Again(Node):
+    """`again @label`: the module with this label, applied to another tensor."""
+
+    label: Reference
+
+
+Element = Call | Braces | Repeat | Join | If | Each | Again | Reference | In | Nothing | Broken
 
 
 # --- statements ----------------------------------------------------------------------------------

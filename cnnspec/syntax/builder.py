@@ -310,6 +310,9 @@ class Builder:
         built = self.label(label)
         return ast.Row(self.span(node), built.name if built else None, tuple(self.build(cell) for cell in cells))
 
+    def again(self, node: Any) -> ast.Again:
+        return ast.Again(self.span(node), self.build(node.children[1]))
+
     def reference(self, token: Token, span: Span) -> ast.Reference:
         return ast.Reference(span, str(token)[1:])
 

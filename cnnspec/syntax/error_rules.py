@@ -482,6 +482,10 @@ def _repeats(at: Place) -> Explanation | None:
         help = "write the repeat count directly after the name of an operator or block: `conv_bn x3 3x3 16`"
         return Explanation(help, message=message, code="E0106")
     name, end = call.group(1), at.line + call.end(1)
+    if (used := re.fullmatch(r"\s+(@[\w.]+)\s*", call.group(2))) and name == "again":
+        written = f"repeat {at.word[1:]} {{ again {used.group(1)} }}"
+        fix = at.fix(f"repeat a group that contains it: `{written}`", (at.line + call.start(), at.end, written))
+        return Explanation(fix.help, [fix], message=message, code="E0106")
     rest, last = at.until_end(at.end, stop="|;")
     if name in JOINS:
         written = f"repeat {at.word[1:]} {{ {name} {rest or '{ in; conv 3x3 16 }'} }}"

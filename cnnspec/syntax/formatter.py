@@ -220,6 +220,7 @@ _TEXTS: dict[type[Any], Callable[[Any], str]] = {
     ast.Join: lambda node: f"{node.kind} ",
     ast.If: lambda node: f"if {_expr(node.condition)} ",
     ast.Each: lambda node: f"each {node.callee}({' '.join(name.name for name in node.columns)}){_args(node.args)} ",
+    ast.Again: lambda node: f"again @{node.label.label}",
     ast.Reference: lambda node: f"@{node.label}",
     ast.In: lambda node: "in",
     ast.Nothing: lambda node: "nothing",

@@ -28,7 +28,7 @@ from cnnspec.testing.writing import (
 KINDS: tuple[Literal["add", "mul", "concat"], ...] = ("add", "mul", "concat")
 FEATURES = (
     *(name for name in OPS if name not in ("flatten", "linear")),
-    *(*KINDS, "repeat", "each", "when", "if", "reference", "nothing", "like"),
+    *(*KINDS, "repeat", "each", "when", "if", "reference", "nothing", "like", "again"),
     *STANDARD_BLOCKS,
 )
 """Features that must occur often. Each spec is forced to contain some of them.
@@ -244,6 +244,10 @@ class SpecGenerator:
         operators = [name for name, value in frame.values.items() if isinstance(value, OpName)]
         if operators:
             ways.append(lambda: (make_call(self.rng.choice(operators)), x))
+        shared = [label for label, (entering, _) in frame.modules.items() if entering == x]
+        if shared:
+            label = self.rng.choice(shared)
+            ways.append(lambda: (_again(label), frame.modules[label][1]))
         if depth > 0:
             ways += [
                 lambda: self.block_call(x, frame),
@@ -284,6 +288,7 @@ class SpecGenerator:
             outer = [name for name in frame.labels if name not in frame.own]
             label = self.rng.choice(outer) if outer and self.rng.rarely(2) else self.new_label()
             frame.labels[label] = x
+            frame.modules.pop(label, None)
             frame.own.add(label)
             found.append(make_flow(ast.In(NOWHERE), label=label))
         return found
@@ -306,7 +311,7 @@ class SpecGenerator:
 
     def flow(self, x: Shape, frame: Frame, depth: int, label: str | None = None) -> tuple[ast.Flow, Shape]:
         """Generate a pipeline statement."""
-        labels = dict(frame.labels)
+        labels, modules = dict(frame.labels), dict(frame.modules)
         elements, y = self.elements(x, frame, depth)
         if len(elements) == 1 and _is_named(elements[0]):
             if label is not None:
@@ -319,13 +324,16 @@ class SpecGenerator:
             happens = self.rng.boolean()
             flow = make_flow(*elements, label=label, condition=self.exprs.boolean(happens, frame))
             if not happens:
-                frame.labels = labels  # without those of tables in the pipeline
+                frame.labels, frame.modules = labels, modules  # without those of tables in the pipeline
                 return flow, x
         else:
             flow = make_flow(*elements, label=label)
         if label is not None and label != "stage":
             frame.labels[label] = y
             frame.own.add(label)
+            frame.modules.pop(label, None)
+            if not isinstance(elements[0], ast.Again) and not _reads_others(elements):
+                frame.modules[label] = (x, y)
         return flow, y
 
     def braces(self, x: Shape, frame: Frame, depth: int) -> tuple[ast.Element, Shape]:
@@ -483,6 +491,8 @@ class SpecGenerator:
                 down = self.call("maxpool", {"kernel": kernel}, frame, ["kernel"])
                 settings = {"like": TensorName(f"@{label}"), **self.rng.subset({"mode": Word("bicubic")})}
                 return [make_flow(plain, label=label), make_flow(down, self.call("upsample", settings, frame, []))], x
+            case "again":
+                return self.shared(label, x, frame)
             case "nothing":
                 absent = (make_flow(ast.Nothing(NOWHERE)),)
                 branch = ast.If(
@@ -498,6 +508,28 @@ class SpecGenerator:
             case _:
                 element, y = self.join(x, frame, 1, name)
         return [make_flow(element)], y
+
+    def shared(self, label: str, x: Shape, frame: Frame) -> tuple[list[ast.Statement], Shape]:
+        """Generate a module that is used for two sizes, and a sum of both results."""
+        before = self.new_label()
+        channels = self.rng.randint(1, 8)
+        sides = self.rng.choice([(1, 1), (3, 3), (3, 1)])
+        layers: list[tuple[str, Settings]] = [("conv", {"kernel": sides, "c": channels})]
+        layers += self.rng.choice([[], [("bn", {})], [("gelu", {}), ("gn", {"groups": 1}), ("dropout2d", {})]])
+        pool: Settings = {"kernel": tuple(min(size, self.rng.randint(1, 3)) for size in x[1:])}
+        small = OPS["maxpool"](**pool).infer(x)
+        frame.labels |= {before: x, label: (channels, *x[1:])}
+        frame.own |= {before, label}
+        calls = [self.call(name, settings, frame, list(settings)) for name, settings in layers]
+        inner = frame.inner((channels, *x[1:]))
+        frame.modules[label] = (x, frame.labels[label])
+        down = self.call("maxpool", pool, frame, ["kernel"])
+        again = [down, *[_again(label)] * (self.rng.randint(1, 2) if channels == x[0] else 1)]
+        back = self.reshape((channels, *small[1:]), frame.labels[label], inner)
+        branch = make_flow(ast.Reference(NOWHERE, before), *again, *back)
+        joined = ast.Join(NOWHERE, "add", (make_flow(ast.In(NOWHERE)), branch))
+        first = make_flow(ast.In(NOWHERE), label=before)
+        return [first, make_flow(*calls, label=label), make_flow(joined)], frame.labels[label]
 
     def _make_fit(
         self, x: Shape, frame: Frame, fits: Callable[[Shape], T | None]
@@ -621,6 +653,17 @@ class SpecGenerator:
         body.append(make_flow(*flat, self.call("linear", {"c": classes}, inner, ["c"])))
         weight = ast.Argument(NOWHERE, "weight", weight_value)
         return [ast.Aux(NOWHERE, self.new_name("aux"), ast.Reference(NOWHERE, label), (weight,), tuple(body))]
+
+
+def _again(label: str) -> ast.Again:
+    return ast.Again(NOWHERE, ast.Reference(NOWHERE, label))
+
+
+def _reads_others(elements: Sequence[ast.Element]) -> bool:
+    """Return whether elements may read another tensor than their input."""
+    pieces = [piece for element in elements for piece in element.walk()]
+    modules = {id(piece.label) for piece in pieces if isinstance(piece, ast.Again)}
+    return any(isinstance(piece, ast.Reference) and id(piece) not in modules for piece in pieces)
 
 
 def _is_named(element: ast.Element) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from itertools import product
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from cnnspec import ir
+from cnnspec.analysis.liveness import schedule
 from cnnspec.api import build, load, loads
 from cnnspec.training.loop.nan_search import first_nonfinite_weight
 
@@ -101,12 +103,12 @@ def compare_with_torch(graph: ir.Graph, sizes: Iterable[Size]) -> int:
     own = {key: shape for node in graph for key, shape in node.parameters.items()}
     _same("the weights", own, weights)
     _same("the number of parameters", graph.parameter_count, sum(w.numel() for w in module.parameters()))
-    found: dict[str, Lengths] = {}
+    found: dict[str, list[Lengths]] = defaultdict(list)  # one for each use
 
     def watch(path: str) -> Any:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
             if isinstance(output, Tensor):
-                found[path] = tuple(output.shape)
+                found[path].append(tuple(output.shape))
 
         return hook
 
@@ -124,10 +126,13 @@ def compare_with_torch(graph: ir.Graph, sizes: Iterable[Size]) -> int:
         _same(f"the output {here}", (batch, *at.output_shape), tuple(logits.shape))
         for head, given in zip(at.aux, heads, strict=training):
             _same(f"the output of `{head.name}` {here}", (batch, *at.nodes[head.output].shape), tuple(given.shape))
-        for node in at:
+        expected: dict[str, list[Lengths]] = defaultdict(list)
+        for node in (at.nodes[index] for index in schedule(at)):
             if node.op.owns_module and (training or node.aux is None):
-                _same(f"the shape of `{node.path}` {here}", (batch, *node.shape), found.get(node.path))
-                compared += 1
+                expected[node.path].append((batch, *node.shape))
+        for path, shapes in expected.items():
+            _same(f"the shape of `{path}` {here}", shapes, found[path])
+            compared += len(shapes)
         if not training:
             _same(f"the multiply-adds {here}", 2 * batch * at.macs, counter.operations)
     for handle in handles:

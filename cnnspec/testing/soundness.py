@@ -114,6 +114,8 @@ def _features(file: ast.File, graph: ir.Graph) -> set[str]:
                 found.add("each")
             case ast.If():
                 found.add("if")
+            case ast.Again():
+                found.add("again")
             case ast.Reference():
                 found.add("reference")
             case ast.Argument() if piece.name == "like":

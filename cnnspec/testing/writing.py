@@ -25,6 +25,7 @@ class Frame:
         input_shape: The shape of `in`, the tensor that enters the current statement.
         values: Values by name.
         labels: Labels with their shapes.
+        modules: Labels of modules that can be used again, with the shapes of their input and output.
         labeling: Whether labels can be defined here.
         counter: The variable of the innermost repeat, if it makes the names of calls unique here.
         own: The labels that are defined in these braces.
@@ -36,14 +37,17 @@ class Frame:
     labeling: bool = True
     counter: str | None = None
     own: set[str] = field(default_factory=set[str])
+    modules: dict[str, tuple[Shape, Shape]] = field(default_factory=dict[str, tuple[Shape, Shape]])
 
     def inner(self, input_shape: Shape) -> Frame:
-        return Frame(input_shape, dict(self.values), dict(self.labels), self.labeling, self.counter)
+        modules = dict(self.modules)
+        return Frame(input_shape, dict(self.values), dict(self.labels), self.labeling, self.counter, modules=modules)
 
     def repeated(self, input_shape: Shape, counter: str | None) -> Frame:
         """Return the frame of a repeated group, in which labels would occur twice."""
         values = {name: value for name, value in self.values.items() if name != counter}
-        return Frame(input_shape, values, dict(self.labels), False, counter if self.labeling else None)
+        name = counter if self.labeling else None
+        return Frame(input_shape, values, dict(self.labels), False, name, modules=dict(self.modules))
 
 
 def make_call(callee: str, args: Sequence[ast.Argument] = (), repeat: int | None = None) -> ast.Call:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cnnspec.analysis.receptive_field import center_extent, fields, masks
 from cnnspec.analysis.summary import summarize
 from cnnspec.api import build, load, loads
-from cnnspec.backends.torch.layers import EXPRESSIONS, SameMaxPool2d, SamePad, StandardizedConv2d
+from cnnspec.backends.torch.layers import EXPRESSIONS, AxisMax, SameMaxPool2d, SamePad, StandardizedConv2d
 from cnnspec.ir import Graph
 from cnnspec.testing import specs
 
@@ -248,6 +248,8 @@ def linearise(module: nn.Module) -> None:
             layer.register_forward_hook(plain)
         elif isinstance(layer, nn.AdaptiveMaxPool2d):
             layer.register_forward_hook(lambda m, x, y: nn.functional.adaptive_avg_pool2d(x[0], m.output_size))
+        elif isinstance(layer, AxisMax):
+            layer.register_forward_hook(lambda m, x, y: x[0].mean(m.dim, keepdim=True))
         elif isinstance(layer, nn.GroupNorm | nn.InstanceNorm2d):
             layer.register_forward_hook(
                 lambda m, x, y: x[0] + x[0].mean((2, 3), keepdim=True) if x[0].ndim == 4 else x[0]
@@ -271,11 +273,14 @@ def slice_of_all(op: Any, inputs: list[str]) -> str:
 def values(graph: Graph, module: nn.Module, image: Tensor) -> dict[int, Tensor]:
     """What every node gives that has a module of its own, and the logits."""
     found: dict[int, Tensor] = {}
+    uses: dict[str, list[int]] = {}
     for index, node in enumerate(graph.nodes):
         if node.op.owns_module and node.aux is None:
-            module.get_submodule(node.path).register_forward_hook(
-                lambda _, __, y, index=index: found.__setitem__(index, y)
-            )
+            uses.setdefault(node.path, []).append(index)
+    for path, indices in uses.items():
+        module.get_submodule(path).register_forward_hook(
+            lambda _, __, y, left=indices: found.__setitem__(left.pop(0), y)
+        )
     found[graph.output] = module(image)
     return found
 

@@ -13,7 +13,7 @@ from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,7 +66,9 @@ class Result:
 
     @property
     def parameters(self) -> int:
-        return sum(math.prod(shape) for layer in self.layers for _, shape in layer.weights)
+        """The number of weights; those of a module that is used several times count once."""
+        once = {(layer.path, key): math.prod(shape) for layer in self.layers for key, shape in layer.weights}
+        return sum(once.values())
 
 
 # --- signatures, from the documentation -----------------------------------------------------------
@@ -157,9 +159,18 @@ class Braces:
     values: ChainMap[str, Any]
     labels: ChainMap[str, Tensor]
     input: Tensor
+    modules: ChainMap[str, Module] = field(default_factory=lambda: ChainMap[str, Module]({}))
 
     def inner(self, entering: Tensor) -> Braces:
-        return Braces(self.file, self.values.new_child(), self.labels.new_child(), entering)
+        return Braces(self.file, self.values.new_child(), self.labels.new_child(), entering, self.modules.new_child())
+
+
+class Module(NamedTuple):
+    """What `again` repeats: the layer that enters a labeled statement, its own layers, and its output."""
+
+    entering: int
+    layers: range
+    output: int
 
 
 @dataclass
@@ -187,6 +198,8 @@ NOTHING = None
 class Evaluator:
     def __init__(self) -> None:
         self.result = Result()
+        self.shapes: list[Callable[..., Shape]] = []
+        """For each layer, the shape of its output as a function of those of its inputs."""
 
     # --- files ------------------------------------------------------------------------------------
 
@@ -284,14 +297,15 @@ class Evaluator:
             values |= file.values
         shared = ChainMap[str, Any]({}, values)
         x: Tensor | None = Tensor(IMAGE, net.image)
+        modules = ChainMap[str, Module]({})
         for file, s in net.body:
             assert x is not None
-            x = self.statement(s, Braces(file, shared, labels, x), names, x)
+            x = self.statement(s, Braces(file, shared, labels, x, modules), names, x)
         assert x is not None
         self.result.output = x.shape
         for file, head in net.aux:
             x = labels[head.label.label]
-            braces = Braces(file, shared.new_child(), labels.new_child(), x)
+            braces = Braces(file, shared.new_child(), labels.new_child(), x, modules.new_child())
             weight = next((value(arg.value, braces.values, x.shape) for arg in head.args), 1)
             y = self.body(head.body, braces, Names(names.child(head.name)), x)
             assert y is not None
@@ -326,7 +340,8 @@ class Evaluator:
         first = s.elements[0]
         alone = len(s.elements) == 1
         y: Tensor | None = x
-        if alone and isinstance(first, (ast.In, ast.Reference)):
+        start = len(self.result.layers)
+        if alone and isinstance(first, (ast.In, ast.Reference, ast.Again)):
             y = self.element(first, braces, names, x)
         elif label and alone and isinstance(first, ast.Call) and not self.repeats(first):
             y = self.call(first.callee, first.args, 1, False, braces, names, x, label)
@@ -337,7 +352,21 @@ class Evaluator:
                 y = self.element(element, braces, inside, y)
         if label and y is not None:
             braces.labels[label] = y
+            braces.modules[label] = Module(x.layer, range(start, len(self.result.layers)), y.layer)
         return y
+
+    def again(self, module: Module, x: Tensor) -> Tensor:
+        """Repeat layers with their settings and weights, for another tensor that enters."""
+        made = {module.entering: x}
+        for number in module.layers:
+            layer = self.result.layers[number]
+            inputs = [made[i] for i in layer.inputs]
+            shape = self.shapes[number](*(one.shape for one in inputs))
+            made[number] = self.add(
+                Layer(layer.path, layer.name, tuple(one.layer for one in inputs), shape, layer.weights),
+                self.shapes[number],
+            )
+        return made[module.output]
 
     @staticmethod
     def repeats(call: ast.Call) -> bool:
@@ -350,17 +379,12 @@ class Evaluator:
             case ast.Braces():
                 return self.body(e.body, braces.inner(x), names, x)
             case ast.Repeat():
-                y: Tensor | None = x
-                for i in range(whole(value(e.count, braces.values, braces.input.shape))):
-                    assert y is not None
-                    inner = braces.inner(y)
-                    if e.variable:
-                        inner.values[e.variable] = i
-                    y = self.body(e.body, inner, names, y)
-                return y
+                return self.repeat(e, braces, names, x)
             case ast.If():
                 chosen = e.then if value(e.condition, braces.values, braces.input.shape) else e.otherwise or ()
                 return self.body(chosen, braces.inner(x), names, x)
+            case ast.Again():
+                return self.again(braces.modules[e.label.label], x)
             case ast.Join():
                 return self.join(e, braces.inner(x), names, x)
             case ast.Each():
@@ -388,26 +412,41 @@ class Evaluator:
                 return NOTHING
         raise AssertionError(e)
 
+    def repeat(self, e: ast.Repeat, braces: Braces, names: Names, x: Tensor) -> Tensor | None:
+        y: Tensor | None = x
+        for i in range(whole(value(e.count, braces.values, braces.input.shape))):
+            assert y is not None
+            inner = braces.inner(y)
+            if e.variable:
+                inner.values[e.variable] = i
+            y = self.body(e.body, inner, names, y)
+        return y
+
     def join(self, e: ast.Join, braces: Braces, names: Names, x: Tensor) -> Tensor | None:
         branches = [
             y for s in e.body if (y := self.statement(s, braces, names, x)) is not NOTHING and isinstance(s, ast.Flow)
         ]
         if len(branches) == 1:
             return branches[0]
-        shapes = [branch.shape for branch in branches if branch is not NOTHING]
-        shape = shapes[0]
-        if e.kind == "add":
-            assert all(other == shape for other in shapes)
-        elif e.kind == "concat":
-            assert all(other[1:] == shape[1:] for other in shapes)
-            shape = (sum(other[0] for other in shapes), *shape[1:])
-        else:
-            shape = tuple(max(sizes) for sizes in zip(*shapes, strict=True))
-        inputs = tuple(branch.layer for branch in branches if branch is not NOTHING)
-        return self.add(Layer("", e.kind, inputs, shape))
+        joined = [branch for branch in branches if branch is not NOTHING]
+        rule = partial(self.joined_shape, e.kind)
+        shape = rule(*(branch.shape for branch in joined))
+        return self.add(Layer("", e.kind, tuple(branch.layer for branch in joined), shape), rule)
 
-    def add(self, layer: Layer) -> Tensor:
+    @staticmethod
+    def joined_shape(kind: str, *shapes: Shape) -> Shape:
+        shape = shapes[0]
+        if kind == "add":
+            assert all(other == shape for other in shapes)
+            return shape
+        if kind == "concat":
+            assert all(other[1:] == shape[1:] for other in shapes)
+            return (sum(other[0] for other in shapes), *shape[1:])
+        return tuple(max(sizes) for sizes in zip(*shapes, strict=True))
+
+    def add(self, layer: Layer, rule: Callable[..., Shape]) -> Tensor:
         self.result.layers.append(layer)
+        self.shapes.append(rule)
         return Tensor(len(self.result.layers) - 1, layer.shape)
 
     # --- calls ------------------------------------------------------------------------------------
@@ -494,11 +533,16 @@ class Evaluator:
 
     def operate(self, name: str, given: Mapping[str, Any], path: str, x: Tensor) -> Tensor:
         a = {n: given.get(n, p.default) for n, p in operators()[name].items()}
-        shape = SHAPES.get(name, lambda a, x: x)(a, x.shape)
         weights = WEIGHTS.get(name, lambda a, x: {})(a, x.shape)
         like = a.get("like")
-        inputs = (x.layer,) if like is None else (x.layer, like.layer)
-        return self.add(Layer(path, name, inputs, shape, tuple(weights.items())))
+        inputs = (x,) if like is None else (x, like)
+
+        def rule(x: Shape, *like: Shape) -> Shape:
+            settings = {**a, "like": Tensor(IMAGE, like[0])} if like else a
+            return SHAPES.get(name, lambda a, x: x)(settings, x)
+
+        shape = rule(*(one.shape for one in inputs))
+        return self.add(Layer(path, name, tuple(one.layer for one in inputs), shape, tuple(weights.items())), rule)
 
 
 @cache

@@ -194,7 +194,7 @@ class Outliner:
         for index, node in enumerate(nodes):
             if id(node.op) not in texts:
                 texts[id(node.op)] = f"{node.op!r}"
-            self._keys.append((texts[id(node.op)], self._status(index)))
+            self._keys.append((texts[id(node.op)], self._status(index), node.use is not None))
         self._find_scopes()
         self._find_blocks()
 
@@ -208,13 +208,13 @@ class Outliner:
         def above(path: str) -> tuple[str, ...]:
             if path not in known:
                 before = above(path.rpartition(".")[0]) if "." in path else ()
-                known[path] = (*before, path) if path in scopes else before
+                known[path] = (*before, path) if _plain(path) in scopes else before
             return known[path]
 
         spans: dict[str, list[int]] = {}
         self._chains: list[tuple[str, ...]] = []
         for index, node in enumerate(self.graph.nodes):
-            chain = above(node.path)
+            chain = above(node.place)
             self._chains.append(chain)
             for scope in chain:
                 spans.setdefault(scope, []).append(index)
@@ -226,7 +226,7 @@ class Outliner:
         self.calls: dict[Key, list[str]] = {}
         self._blocks: dict[str, Key] = {}
         for scope, span in self._spans.items():
-            name = self.graph.scopes[scope]
+            name = self.graph.scopes[_plain(scope)]
             if name and self._is_closed(span):
                 ops = tuple((self.graph.nodes[i].op.name, self._status(i), *self._reads(i, span)) for i in span)
                 key: Key = (name, ops)
@@ -366,7 +366,7 @@ class Outliner:
             return [self._box("block", name, scope, cells, span, block=key)]
         if self.depth is not None and child + 1 >= self.depth:
             below = dict.fromkeys(s for i in span for s in self._chains[i][child + 1 : child + 2])
-            counts = Counter(self.graph.scopes[s] for s in below if self.graph.scopes[s])
+            counts = Counter(block for s in below if (block := self.graph.scopes[_plain(s)]))
             parts = [f"{block} ×{count}" if count > 1 else block for block, count in counts.items()][:2]
             words = ", ".join(parts) or counted(len(span), "operator")
             return [self._box("group", name, scope, [[Cell("group", words)]], span)]
@@ -412,9 +412,9 @@ class Outliner:
                 rows.append([cell])
         main = next((i for i in stack if kind_of(nodes[i].op) not in _MINOR), stack[0])
         kind = "join" if nodes[main].op.name in JOINS else "op"
-        name = "" if kind == "join" else self._name(nodes[main].path, [main], level, origin)
-        title = "; ".join(f"{nodes[i].path}: {nodes[i].op!r}" for i in stack)
-        return replace(self._box(kind, name, nodes[main].path, rows, stack), title=title)
+        name = "" if kind == "join" else self._name(nodes[main].place, [main], level, origin)
+        title = "; ".join(f"{nodes[i].place}: {nodes[i].op!r}" for i in stack)
+        return replace(self._box(kind, name, nodes[main].place, rows, stack), title=title)
 
     def _name(self, path: str, nodes: Sequence[int], level: int, origin: int) -> str:
         """Return the path within the figure; empty if it is a number or repeats the name of the operator."""
@@ -532,6 +532,11 @@ class Outliner:
                     return False
         final = boxes[other - 1]
         return all(reader < other + period for reader in readers[other - 1]) and not (set(final.nodes) & self._leaving)
+
+
+def _plain(path: str) -> str:
+    """Return a path without the number of a further use of a module."""
+    return re.sub(r"#[0-9]+", "", path)
 
 
 def _letters(number: int) -> str:

@@ -238,6 +238,7 @@ def _absent(whole: Class, part: Class) -> list[int] | None:
     if whole.is_chain or part.is_chain or whole.inputs != part.inputs or whole.block != part.block:
         return None
     numbers = {number: number for number in range(part.inputs)}
+    paths = Counter(item.path for item in whole.items)
     absent: list[int] = []
     place = 0
     for position, item in enumerate(whole.items):
@@ -246,7 +247,7 @@ def _absent(whole: Class, part: Class) -> list[int] | None:
         if other is not None and (item.path, item.structure, read) == (other.path, other.structure, other.inputs):
             numbers.update(zip(item.outputs, other.outputs, strict=True))
             place += 1
-        elif item.path and len(item.inputs) == len(item.outputs) == 1 and not _is_parameter(item):
+        elif item.path and len(item.inputs) == len(item.outputs) == paths[item.path] == 1 and not _is_parameter(item):
             absent.append(position)
             numbers[item.outputs[0]] = read[0]
         else:

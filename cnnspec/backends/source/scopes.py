@@ -86,6 +86,7 @@ class Item:
         free: The name that its module may have instead, because it has no state; an empty string otherwise.
         training: Whether it is left out in evaluation.
         optional: Whether the module is an identity in some instances of a class; then the first value tells.
+        first: The item of the first use, if the module is used again.
     """
 
     path: Path
@@ -96,6 +97,7 @@ class Item:
     free: str = ""
     training: bool = False
     optional: bool = False
+    first: Item | None = None
 
     @property
     def key(self) -> Any:
@@ -114,6 +116,7 @@ class Scope:
         items: Its statements.
         children: The scopes in it, with their items.
         numbers: The number of each node.
+        modules: The first item of each module.
     """
 
     path: Path
@@ -123,6 +126,7 @@ class Scope:
     items: list[Item] = field(default_factory=list[Item])
     children: list[tuple[Scope, Item]] = field(default_factory=list[Any])
     numbers: dict[int, int] = field(default_factory=dict[int, int])
+    modules: dict[Path, Item] = field(default_factory=dict[Path, Item])
 
     @property
     def results(self) -> list[int]:
@@ -155,18 +159,45 @@ class _Builder:
     def __init__(self, graph: Graph, inplace: set[int]) -> None:
         self._graph, self._inplace = graph, inplace
         self._paths: list[Path] = [tuple(node.path.split(".")) if node.path else () for node in graph.nodes]
-        self._runs = Counter(
-            path[:end]
-            for before, path in zip([(), *self._paths], self._paths, strict=False)
-            for end in range(1, len(path) + 1)
-            if path[:end] != before[:end]
-        )
+        self._owners = {path: i for i, path in reversed([*enumerate(self._paths)]) if graph.nodes[i].has_state}
         self._last_read: dict[int, int] = {}
         for index, node in enumerate(graph.nodes):
             self._last_read.update(dict.fromkeys(node.inputs, index))
         results = [*(graph.taps.values() or [graph.output]), *(head.output for head in graph.aux)]
         self._last_read.update(dict.fromkeys(results, len(graph.nodes)))
+        whole = self._whole_modules()
+        self._places: list[Path] = [
+            tuple(node.place.split(".")) if node.use and node.use.module in whole else path
+            for node, path in zip(graph.nodes, self._paths, strict=True)
+        ]
+        self._runs = Counter(
+            path[:end]
+            for before, path in zip([(), *self._places], self._places, strict=False)
+            for end in range(1, len(path) + 1)
+            if path[:end] != before[:end]
+        )
         self.root = self._scope((), [*range(len(graph.nodes))], [IMAGE], results)
+
+    def _whole_modules(self) -> set[str]:
+        """Return the modules whose uses all have the same nodes and outputs, so that each use is one call."""
+        uses: dict[str, dict[int, list[int]]] = {}
+        for node in self._graph.nodes:
+            if node.use is not None:
+                uses[node.use.module] = {}
+        if not uses:
+            return set()
+        for index, node in enumerate(self._graph.nodes):
+            if node.use is not None:
+                uses[node.use.module].setdefault(node.use.number, []).append(index)
+            for end in range(1, len(parts := node.place.split(".")) + 1):
+                if (module := ".".join(parts[:end])) in uses:  # the first use, with what it uses again itself
+                    uses[module].setdefault(1, []).append(index)
+
+        def form(nodes: list[int]) -> list[tuple[str, bool]]:
+            return [(self._graph.nodes[i].path, self._last_read.get(i, i) > nodes[-1]) for i in nodes]
+
+        found = ((module, [*map(form, parts.values())]) for module, parts in uses.items())
+        return {module for module, forms in found if all(one == forms[0] for one in forms)}
 
     def _scope(self, path: Path, nodes: list[int], inputs: list[int], outputs: list[int]) -> Scope:
         """Build the scope of consecutive nodes."""
@@ -182,39 +213,36 @@ class _Builder:
         """Divide nodes into those of each child. A child whose nodes are not consecutive is divided itself."""
 
         def child(index: int) -> str | None:
-            own = self._paths[index]
+            own = self._places[index]
             return own[len(base)] if len(own) > len(base) else None
 
         runs = [(name, list(part)) for name, part in groupby(nodes, child)]
         for name, part in runs:
             if name is None:
-                yield from (((base if self._is_named(i) else ()), [i]) for i in part)
-            elif self._runs[*base, name] > 1:
+                yield from (((base if self._graph.nodes[i].has_state else ()), [i]) for i in part)
+            elif self._runs[*base, name] > 1 or (len(part) > 1 and _plain((*base, name)) in self._owners):
                 yield from self._parts((*base, name), part)
-            elif any(map(self._is_named, part)):
+            elif any(self._graph.nodes[i].has_state for i in part):
                 yield (*base, name), part
             else:
                 yield from (((), [i]) for i in part)
 
-    def _is_named(self, index: int) -> bool:
-        """Return whether a node is a module or a parameter."""
-        node = self._graph.nodes[index]
-        return node.op.owns_module or bool(node.weights)
-
     def _add(self, scope: Scope, path: Path, nodes: list[int]) -> None:
         graph, first, last = self._graph, nodes[0], nodes[-1]
-        node = graph.nodes[first]
+        node, again = graph.nodes[first], path != _plain(path)
+        path = _plain(path)
         own = path[len(scope.path) :]
         training = node.aux is not None and not scope.path
-        if not path or (self._paths[first] == path and self._is_named(first)):
+        if not path or (self._paths[first] == path and node.has_state):
             inputs, outputs = list(node.inputs), [first]
-            structure, values = self._expression(first) if not path else self._module(first)
+            structure, values = self._expression(first) if not path else self._module(self._owners[path])
             child = None
         else:
             outside = (i for index in nodes for i in graph.nodes[index].inputs if i < first)
             inputs = list(dict.fromkeys(outside))
             outputs = [i for i in nodes if self._last_read.get(i, i) > last]
-            structure, values, child = None, list[Value](), self._scope(path, nodes, inputs, outputs)
+            child = None if again else self._scope(path, nodes, inputs, outputs)
+            structure, values = None, list[Value]()
         numbers = scope.numbers
         read = [numbers[i] for i in inputs]
         for output in outputs:
@@ -222,6 +250,8 @@ class _Builder:
         stateless = child is None and own and own[-1].isdigit() and not node.weights
         free = node.op.name if stateless and not node.op.buffers(graph.input_shapes(node)[0]) else ""
         item = Item(own, structure, values, read, [numbers[i] for i in outputs], free, training)
+        if own:
+            item.first = scope.modules.setdefault(own, item)
         scope.items.append(item)
         if child is not None:
             scope.children.append((child, item))
@@ -245,6 +275,11 @@ class _Builder:
         opening, separator, closing, arguments = EXPRESSIONS[node.op.name](node.op)
         slots = tuple(Slot(name, None, False) for name in arguments)
         return Expression(opening, separator, closing, len(node.inputs), slots), [*arguments.values()]
+
+
+def _plain(path: Path) -> Path:
+    """Return a path without the numbers of uses."""
+    return tuple(name.partition("#")[0] for name in path)
 
 
 def _name_stateless(items: Sequence[Item]) -> None:
@@ -322,6 +357,9 @@ def compress_items(items: list[Item], results: Sequence[int]) -> list[Item]:
         items: The items, whose modules have structures.
         results: The values that are needed after the last item.
     """
+    for item in items:
+        if item.first is not None:
+            item.structure, item.values = item.first.structure, item.first.values
     keys = [(_template(item.path)[0], item.structure, len(item.inputs), item.training) for item in items]
     last_read: dict[int, int] = {}
     for position, item in enumerate(items):
@@ -353,10 +391,7 @@ class _Turns:
         if any(len(item.outputs) != 1 or item.training for turn in self._turns for item in turn):
             return None
         values, turns = _progression([[value for item in turn for value in item.values] for turn in self._turns])
-        names = [
-            _pattern([turn[place].path for turn in self._turns], bool(self._turns[0][place].free))
-            for place in range(self._period)
-        ]
+        names = [_pattern([turn[place].path for turn in self._turns]) for place in range(self._period)]
         turns = min([turns, *(name[3] for name in names)])
         entering, reads, turns = self._reads(turns)
         while turns >= _LEAST_TURNS and not self._closed(turns, last_read):
@@ -416,14 +451,14 @@ def _template(path: Path) -> tuple[str, int]:
     return f"{match[1]}{{}}", int(match[2])
 
 
-def _pattern(paths: Sequence[Path], free: bool) -> tuple[Path, int, int, int]:
+def _pattern(paths: Sequence[Path]) -> tuple[Path, int, int, int]:
     """Return a template for the paths of a loop, the first number, the step, and the number of paths that follow it."""
     if not paths[0]:
         return (), 0, 0, len(paths)
     templates = [_template(path) for path in paths]
     text, start = templates[0]
     step = templates[1][1] - start
-    if free and len(set(paths)) == 1:
+    if len(set(paths)) == 1:
         return paths[0], 0, 0, len(paths)
     if "{}" not in text:
         return (), 0, 0, 0

@@ -128,11 +128,11 @@ class _ForwardWriter:
 
 def _section(graph: Graph, node: Node) -> str:
     """Return the section a node belongs to: its outermost block call, or else the first part of its path."""
-    parts = node.path.split(".") if node.path else []
-    depth = len(parts) - (node.op.owns_module or bool(node.weights))
+    parts = node.place.split(".") if node.place else []
+    depth = len(parts) - node.has_state
     for end in range(1, depth + 1):
         path = ".".join(parts[:end])
-        if block := graph.scopes.get(path):
+        if block := graph.scopes.get(re.sub(r"#[0-9]+", "", path)):
             return f"{path}: {block}"
     return parts[0] if depth > 0 else ""
 

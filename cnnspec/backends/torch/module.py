@@ -45,6 +45,8 @@ class Network(Scope):
         self.graph = graph
         inplace = overwriting(graph)
         for index, node in enumerate(graph):
+            if node.use is not None:
+                continue  # its module is that of an earlier node
             if node.op.owns_module:
                 layer = _make_layer(node, graph.input_shapes(node)[0])
                 if index in inplace:
