@@ -14,8 +14,11 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
+
+import cnnspec
 
 ROOT = Path(__file__).resolve().parents[1]
 MIB = 2**20
@@ -183,6 +186,26 @@ def test_an_example_and_its_format(page: Page) -> None:
     page.page.get_by_role("button", name="Format").click()
     page.page.locator(".cm-line", has_text="conv 3x3 16 | bn").wait_for()
     assert page.problems == []
+
+
+@pytest.mark.parametrize("name", ["resnet20", "convnext_base", "googlenet", "hrnet_w18_small"])
+def test_the_browser_computes_what_python_does(page: Page, name: str) -> None:
+    """Python 3.14 with 32 bits draws the same bytes."""
+    graph = cnnspec.loads((ROOT / "specs" / f"{name}.cnn").read_text("utf-8"))
+    wanted = cnnspec.draw(graph).decode()
+    page.page.locator("#examples").select_option(name)
+    drawn = ""
+    for _ in range(300):
+        drawn = unquote(page.page.locator("#diagram img").get_attribute("src") or "").partition(",")[2]
+        if drawn == wanted:
+            break
+        page.page.wait_for_timeout(100)
+    assert drawn == wanted
+    page.wait("no errors")
+    page.page.get_by_role("tab", name="Summary").click()
+    cells = page.page.locator("#summary tr").last.locator("td").all_inner_texts()
+    page.page.get_by_role("tab", name="Diagram").click()
+    assert cells[3:5] == [f"{graph.parameter_count:,}", f"{graph.macs:,}"]
 
 
 def test_a_link_holds_the_text(page: Page, address: str) -> None:

@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from math import fsum  # `sum` of floats depends on the version of Python
 
 from cnnspec.backends.diagram.outline import ENTRY, Box, Figure, shortened
 
@@ -171,7 +172,7 @@ class _Layout:
             width, height = max(width, text_width(shown_name(box), NAME) + 14), height + _NAME_ROW
         for row in box.rows:
             size, step = row_metrics(box, row)
-            width = max(width, sum(text_width(shortened(cell.text), size) + 14 for cell in row))
+            width = max(width, fsum(text_width(shortened(cell.text), size) + 14 for cell in row))
             height += step
         badge = text_width(f"×{box.repeat}", NAME) + 8 if box.repeat > 1 else 0
         width = max(width, 54.0) + (badge if not shown_name(box) else 0)
@@ -447,7 +448,7 @@ class _Layout:
             down = sweep % 2 == 0
             for layer in layers if down else layers[::-1]:
                 near = links if down else below
-                wanted = {i: sum(x[j] for j in near[i]) / len(near[i]) for i in layer if near.get(i)}
+                wanted = {i: fsum(x[j] for j in near[i]) / len(near[i]) for i in layer if near.get(i)}
                 if sweep < 12:
                     layer.sort(key=lambda i: (wanted.get(i, x[i]), x[i]))
                 self._spread(layer, x, wanted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 from itertools import pairwise
+from math import fsum
 from typing import NamedTuple
 
 from cnnspec.backends.diagram.layout import (
@@ -279,7 +280,7 @@ class Writer:
         for position, row in enumerate(box.rows):
             size, step = row_metrics(box, row)
             weights = [text_width(shortened(cell.text), size) + 14 for cell in row]
-            x, total = left, sum(weights)
+            x, total = left, fsum(weights)
             last = position == len(box.rows) - 1
             for cell, weight in zip(row, weights, strict=True):
                 share = width * weight / total
@@ -336,7 +337,7 @@ def arrange(main: Sequence[Drawing], blocks: Sequence[Drawing], notes: Sequence[
         )
         for d, note in zip(blocks, notes, strict=True)
     ]  # fmt: skip
-    area = sum((w + 20) * (h + 20) for w, h in sizes)
+    area = fsum((w + 20) * (h + 20) for w, h in sizes)
     limit = max(limit, (area**0.5) * 0.8, *[h for _, h in sizes]) if sizes else limit
     y, column = top, 0.0
     for drawing, note, (width, height) in zip(blocks, notes, sizes, strict=True):
@@ -351,9 +352,9 @@ def arrange(main: Sequence[Drawing], blocks: Sequence[Drawing], notes: Sequence[
 def arrange_paper(main: Sequence[Drawing], blocks: Sequence[Drawing]) -> list[Panel]:
     """Place the network, and the blocks beside and below it, in the narrowest page that is not too high."""
     sizes = [(max(d.width, text_width(d.figure.title, 12)), d.height + _PANEL_TITLE) for d in blocks]
-    base = sum(d.width + _PAPER_PAD for d in main)
+    base = fsum(d.width + _PAPER_PAD for d in main)
     tallest = max([d.height for d in main] or [0.0])
-    widths = sorted({base, *[w for w, _ in sizes], *[base + w for w, _ in sizes], base + sum(w for w, _ in sizes)})
+    widths = sorted({base, *[w for w, _ in sizes], *[base + w for w, _ in sizes], base + fsum(w for w, _ in sizes)})
     panels: list[Panel] = []
     for width in (w for w in widths if w >= max([base - _PAPER_PAD, *[w for w, _ in sizes]])):
         panels, x = [], 8.0
