@@ -132,15 +132,19 @@ def draw(
 
 
 def _display(graph: ir.Graph) -> str | None:
-    """Return the diagram of a network for notebooks, as an image that does not mix with the page."""
+    """Return the diagram of a network for notebooks, as an image that does not mix with the page, and its summary."""
     import base64
     from html import escape
+
+    from cnnspec.analysis.summary import summarize
 
     try:
         data = base64.b64encode(draw(graph)).decode()
     except CnnspecError:  # too large: the notebook shows the text
         return None
-    return f'<img alt="{escape(repr(graph))}" src="data:image/svg+xml;base64,{data}">'
+    table = summarize(graph)._repr_html_()  # pyright: ignore[reportPrivateUsage]
+    image = f'<img alt="{escape(repr(graph))}" src="data:image/svg+xml;base64,{data}">'
+    return f"{image}<details><summary>Summary</summary>{table}</details>"
 
 
 setattr(ir.Graph, "_repr_html_", _display)  # noqa: B010  # the diagram is a backend, which `ir` does not know

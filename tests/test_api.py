@@ -235,6 +235,7 @@ def test_a_notebook_shows_the_diagram() -> None:
     head, _, data = text.partition("base64,")
     assert base64.b64decode(data[: data.index('"')]) == cnnspec.draw(graph)
     assert head.startswith('<img alt="Graph(&#x27;resnet20&#x27;, ')
+    assert data.endswith(f"<details><summary>Summary</summary>{cnnspec.summarize(graph)._repr_html_()}</details>")
     huge = cnnspec.loads(
         f"{HEAD}repeat 2100 as k {{ conv 3x3 (4 + k % 13) }}\nglobal_avgpool | flatten | linear classes\n"
     )
