@@ -50,7 +50,8 @@ stem convv 3x3 16
 stage pair 32
 head global_avgpool | flatten | linear classes
 """
-SCREEN = "join(map(range(1, &lines), {_, row -> join(map(range(1, &columns), {_, column -> screenstring(row, column)}), '')}), \"\\n\")"
+LINE = "join(map(range(1, &columns), {_, column -> screenstring(row, column)}), '')"
+SCREEN = f'join(map(range(1, &lines), {{_, row -> {LINE}}}), "\\n")'
 
 pytestmark = pytest.mark.skipif(NVIM is None, reason="nvim is not installed")
 
@@ -80,13 +81,14 @@ class Editor:
                 self._drawn += part
 
     def type(self, keys: str) -> None:
-        """Type keys; `\\x1b` is Escape, and `\\x18\\x0f` is Ctrl-X Ctrl-O."""
+        r"""Type keys; `\x1b` is Escape, and `\x18\x0f` is Ctrl-X Ctrl-O."""
         self._drawn = b""
         os.write(self._terminal, keys.encode())
 
     def wait_for_output(self, text: str) -> None:
         """Return when a text was drawn since the last keys: at a prompt Neovim evaluates nothing, and `screenstring`
-        lacks floating windows and menus."""
+        lacks floating windows and menus.
+        """
         end = time.monotonic() + 30
         while text not in self.drawn:
             assert time.monotonic() < end, f"{text!r} was not drawn: {self.drawn[-3000:]!r}"
