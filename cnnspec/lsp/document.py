@@ -5,11 +5,11 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from attrs import evolve, fields, has
+from attrs import fields, has
 from lsprotocol.types import Position, Range, TextDocumentContentChangeEvent, TextDocumentContentChangePartial, TextEdit
 
 from cnnspec.analysis.receptive_field import fields as receptive_fields
@@ -261,6 +261,13 @@ class Analysis:
                 add(path, self._inside[path], built.ends[path])
         return sorted(found, key=lambda output: output.end)
 
+    def outputs_of(self, element: ast.Element) -> list[Output]:
+        """Return the outputs of an element; those of all rows for a table."""
+        if isinstance(element, ast.Each):
+            rows = (output for row in element.rows for output in self.outputs(row.span.start))
+            return sorted(rows, key=lambda output: output.end)
+        return self.outputs(element.callee_span.start if isinstance(element, ast.Call) else element.span.start)
+
     @cached_property
     def fields(self) -> list[tuple[int | None, int | None]]:
         """The receptive field of each node; empty unless the network is valid."""
@@ -303,8 +310,9 @@ class Moved:
         return self.new.position(min(offset, self._before))
 
     def answer(self, value: T) -> T:
-        """Move every position in an answer."""
-        return _replace(value, self.forward)
+        """Move every position in an answer, and return it."""
+        _move(value, self.forward)
+        return value
 
 
 def _common(a: str, b: str, limit: int) -> int:
@@ -319,13 +327,20 @@ def _common(a: str, b: str, limit: int) -> int:
     return low
 
 
-def _replace(value: Any, move: Callable[[Position], Position]) -> Any:
-    if isinstance(value, Position):
-        return move(value)
+def _move(value: Any, move: Callable[[Position], Position]) -> None:
+    """Move every position in a value of the protocol, in place."""
     if isinstance(value, list):
-        return [_replace(item, move) for item in cast(list[Any], value)]
-    kind = cast(Any, type(value))
-    if not has(kind):
-        return value
-    parts = {part.name: getattr(value, part.name) for part in fields(kind)}
-    return evolve(value, **{name: _replace(part, move) for name, part in parts.items()})
+        for item in cast(list[Any], value):
+            _move(item, move)
+        return
+    for name in _fields_of(cast(Any, type(value))):
+        part = getattr(value, name)
+        if isinstance(part, Position):
+            setattr(value, name, move(part))
+        elif not isinstance(part, str):
+            _move(part, move)
+
+
+@cache
+def _fields_of(kind: type) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind)) if has(kind) else ()

@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Coroutine, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,10 +37,11 @@ from cnnspec.lsp.navigation import Place
 from cnnspec.semantics.loader import SUFFIX, read_text
 
 T = TypeVar("T")
-PATIENCE = 30
+PATIENCE = 20
 """Milliseconds that a request waits for the current text before it is answered from the previous one."""
 MAX_PATIENCE = 60_000
 MAX_WORKSPACE_FILES = 1_000
+MAX_WORKSPACE_FOLDERS = 10_000
 _log = logging.getLogger(__name__)
 
 
@@ -114,8 +115,9 @@ class Session:
         if document is not None:
             self._publish(uri, None, [])
             self._recheck(document.path)
+            self._wake()
             if document.path in self._files:
-                self.check_files([document.path])
+                self.start(self._check_files([document.path]))
 
     def _schedule(self, uri: str) -> None:
         self._start(uri)
@@ -127,6 +129,17 @@ class Session:
             if path is not None and other.path != path and path.stem in other.text.text:
                 other.text = Text(other.text.text, self.encoding)
                 self._start(uri)
+
+    def _wake(self) -> None:
+        """Wake the requests that wait for a compilation."""
+        self._done.set()
+        self._done = asyncio.Event()
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine in the background."""
+        task = asyncio.create_task(work)
+        self._checks.add(task)
+        task.add_done_callback(self._checks.discard)
 
     def _start(self, uri: str) -> None:
         task = self._tasks.get(uri)
@@ -151,8 +164,7 @@ class Session:
                 self._compiled[uri] = text, analysis
                 if analysis is not None and analysis.names is not None:
                     self._names[uri] = analysis.names
-            self._done.set()
-            self._done = asyncio.Event()
+            self._wake()
             if analysis is None or not self._is_current(uri, text):
                 continue
             self._ask_again()
@@ -162,11 +174,8 @@ class Session:
 
     # --- the workspace ---------------------------------------------------------------------------
 
-    def watch(self) -> None:
+    async def watch(self) -> None:
         """Check the specs in the folders of the client, and follow their changes."""
-        folders = [path_of(folder.uri) for folder in self.server.workspace.folders.values()]
-        self._files = {path for folder in folders if folder is not None for path in specs_in(folder)}
-        self.check_files(sorted(self._files))
         workspace = self.server.client_capabilities.workspace
         watched = workspace.did_change_watched_files if workspace is not None else None
         if watched is not None and watched.dynamic_registration:
@@ -175,10 +184,16 @@ class Session:
             self.server.client_register_capability(
                 lsp.RegistrationParams([lsp.Registration("cnnspec-files", method, options)])
             )
+        folders = [path_of(folder.uri) for folder in self.server.workspace.folders.values()]
+        for folder in folders:
+            if folder is not None:
+                self._files |= {*await asyncio.to_thread(specs_in, folder)}
+        await self._check_files(sorted(self._files))
 
-    def files_changed(self, changes: Sequence[lsp.FileEvent]) -> None:
+    async def files_changed(self, changes: Sequence[lsp.FileEvent]) -> None:
         """Check files again that changed on the disk, and those that name them."""
         again: set[Path] = set()
+        stems: set[str] = set()
         for change in changes:
             path = path_of(change.uri)
             if path is None or path.suffix != SUFFIX:
@@ -190,16 +205,13 @@ class Session:
             elif len(self._files) < MAX_WORKSPACE_FILES:
                 self._files.add(path)
             self._recheck(path)
-            again |= {other for other in self._files if other == path or mentions(other, path.stem)}
-        self.check_files(sorted(again))
-
-    def check_files(self, paths: Sequence[Path]) -> None:
-        """Publish the diagnostics of files that are not open, one after the other."""
-        task = asyncio.create_task(self._check_files(paths))
-        self._checks.add(task)
-        task.add_done_callback(self._checks.discard)
+            stems.add(path.stem)
+            again |= {path} & self._files
+        again |= {*(await self.work(mentioning, self._files - again, stems) or ())}
+        await self._check_files(sorted(again))
 
     async def _check_files(self, paths: Sequence[Path]) -> None:
+        """Publish the diagnostics of files that are not open, one after the other."""
         for path in paths:
             uri = views.uri_of(path)
             found = await self.work(diagnose, path, uri, self.encoding, self._buffers())
@@ -212,13 +224,15 @@ class Session:
         found = [analysis]
         if place[0] is None or symbol.kind not in ("block", "value", "parameter", "label"):
             return found, place
-        near = set(self._files) | {path for path in place[0].parent.glob(f"*{SUFFIX}") if path.is_file()}
         opened = {document.path: uri for uri, document in self.documents.items() if document.path is not None}
-        for path in sorted(near | {*opened, place[0]}):
+        near = self._files | {*place[0].parent.glob(f"*{SUFFIX}")}
+        closed = {*(await self.work(mentioning, near - {*opened}, {place[0].stem}) or ()), place[0]}
+        for path in sorted({*opened, *closed}):
             if path == analysis.path:
                 continue
-            other = await self.current(opened[path]) if path in opened else None
-            if path not in opened and (path.resolve() == place[0] or mentions(path, place[0].stem)):
+            if path in opened:
+                other = await self.current(opened[path])
+            else:
                 other = await self.work(analyze_file, path, self.encoding, self._buffers())
             if other is not None:
                 found.append(other)
@@ -371,17 +385,18 @@ def path_of(uri: str) -> Path | None:
 def specs_in(folder: Path) -> list[Path]:
     """Return the specs below a folder, without hidden folders and symbolic links."""
     found: list[Path] = []
-    for place, folders, files in os.walk(folder):
+    for count, (place, folders, files) in enumerate(os.walk(folder)):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "node_modules")
         found += [Path(place, name) for name in sorted(files) if name.endswith(SUFFIX)]
-        if len(found) >= MAX_WORKSPACE_FILES:
+        if len(found) >= MAX_WORKSPACE_FILES or count >= MAX_WORKSPACE_FOLDERS:
             break
     return [path for path in found[:MAX_WORKSPACE_FILES] if path.is_file() and not path.is_symlink()]
 
 
-def mentions(path: Path, word: str) -> bool:
-    """Return whether a spec contains a word."""
-    return word in (read_text(path, path.name, Reporter()) or "")
+def mentioning(paths: Collection[Path], words: Collection[str]) -> list[Path]:
+    """Return the specs that contain one of some words."""
+    texts = ((path, read_text(path, path.name, Reporter()) or "") for path in paths if path.is_file())
+    return [path for path, text in texts if any(word in text for word in words)]
 
 
 def analyze_file(path: Path, encoding: str, buffers: dict[Path, str]) -> Analysis | None:
@@ -460,11 +475,11 @@ def _add_documents(server: LanguageServer, session: Session) -> None:
 
     @server.feature(lsp.INITIALIZED)
     def _(params: lsp.InitializedParams) -> None:
-        session.watch()
+        session.start(session.watch())
 
     @server.feature(lsp.WORKSPACE_DID_CHANGE_WATCHED_FILES)
     def _(params: lsp.DidChangeWatchedFilesParams) -> None:
-        session.files_changed(params.changes)
+        session.start(session.files_changed(params.changes))
 
     @server.feature(lsp.TEXT_DOCUMENT_DID_OPEN)
     def _(params: lsp.DidOpenTextDocumentParams) -> None:

@@ -144,14 +144,15 @@ def _callee(analysis: Analysis, names: Names, node: ast.Call | ast.Each, nodes: 
         return [declared_text(kind) if kind else None]
     if any(isinstance(outer, ast.Init) for outer in nodes):
         return [declared_text(INITS[node.callee]) if node.callee in INITS else None]
-    return [callee_text(node.callee, names.block(node.callee)), _figures(analysis, node.callee_span.start, nodes)]
+    outputs = analysis.outputs_of(node)
+    return [callee_text(node.callee, names.block(node.callee)), outputs_text(analysis, outputs) if outputs else None]
 
 
 def _figures(analysis: Analysis, start: int, nodes: Sequence[ast.Node]) -> str | None:
     outputs = analysis.outputs(start)
     flow = next((node for node in reversed(nodes) if isinstance(node, ast.Flow)), None)
     if not outputs and flow is not None and len(flow.elements) == 1:  # the label of a single call
-        outputs = analysis.outputs(_start(flow.elements[0]))
+        outputs = analysis.outputs_of(flow.elements[0])
     return outputs_text(analysis, outputs) if outputs else None
 
 
@@ -163,7 +164,7 @@ def symbol_text(analysis: Analysis, symbol: Symbol) -> str:
     if isinstance(node, (ast.Flow, ast.Row)) and node.span.source is analysis.source:
         outputs = analysis.outputs(symbol.span.start)
         if not outputs and isinstance(node, ast.Flow):
-            outputs = analysis.outputs(_start(node.elements[0]))
+            outputs = analysis.outputs_of(node.elements[0])
         first = " ".join(node.span.text.split())
         return "\n\n".join([code(first[:200]), *([outputs_text(analysis, outputs)] if outputs else [])])
     if isinstance(node, ast.File):
@@ -180,10 +181,6 @@ def _touches(span: Span, offset: int) -> bool:
     return span.start <= offset <= span.end
 
 
-def _start(element: ast.Element) -> int:
-    return element.callee_span.start if isinstance(element, (ast.Call, ast.Each)) else element.span.start
-
-
 # --- inlay hints and code lenses -----------------------------------------------------------------
 
 
@@ -195,8 +192,11 @@ def inlay_hints(analysis: Analysis, within: lsp.Range | None = None) -> list[lsp
         line = text.line_of(end)
         if within is not None and not within.start.line <= line <= within.end.line:
             continue
-        if (line not in found or found[line][0] < end) and (outputs := analysis.outputs(_start(element))):
+        if (line not in found or found[line][0] < end) and (outputs := analysis.outputs_of(element)):
             found[line] = end, [output.shape for output in (outputs if is_inner else outputs[-1:])]
+            for row in element.rows if isinstance(element, ast.Each) else ():
+                shapes = [output.shape for output in analysis.outputs(row.span.start)]
+                found.setdefault(text.line_of(row.span.end), (row.span.end, shapes))
     hints: list[lsp.InlayHint] = []
     for line, (_, shapes) in sorted(found.items()):
         place = text.position(text.line_end(line))
@@ -237,7 +237,7 @@ def code_lenses(analysis: Analysis) -> list[lsp.CodeLens]:
 
     for statement in tree.statements if tree else ():
         if isinstance(statement, ast.Flow) and statement.label is not None:
-            outputs = analysis.outputs(statement.label.span.start) or analysis.outputs(_start(statement.elements[0]))
+            outputs = analysis.outputs(statement.label.span.start) or analysis.outputs_of(statement.elements[0])
             if outputs and (count := sum(output.parameter_count for output in outputs)):
                 macs = sum(output.macs for output in outputs)
                 add(statement.span, f"{short_count(count)} parameters, {short_count(macs)} MACs")

@@ -142,7 +142,7 @@ def test_a_long_file_is_answered_within_50_milliseconds(capsys: pytest.CaptureFi
     assert list(document.diagnostics) == []
     times: dict[int, list[float]] = {}
     names = "hover completion signature hints lenses symbols folding tokens definition highlight".split()
-    for number in range(200):
+    for number in range(100):
         line = rng.randrange(3, 990)
         start = document.offset(lsp.Position(line, 0))
         document.edit(start, start, rng.choice(["relu\n", "bn | relu\n", "conv 3x3 c=\n", "# note\n"]))
@@ -150,7 +150,7 @@ def test_a_long_file_is_answered_within_50_milliseconds(capsys: pytest.CaptureFi
         begun = time.perf_counter()
         editor.run(requests(document, rng)[kind]())
         times.setdefault(kind, []).append(1000 * (time.perf_counter() - begun))
-        if number % 3 == 0:
+        if number % 10 == 0:
             _ = document.diagnostics
         document.edit(start, document.offset(lsp.Position(line + 1, 0)), "")
         time.sleep(0.02)

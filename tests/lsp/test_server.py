@@ -145,6 +145,22 @@ def test_shapes_at_the_end_of_lines(editor: Editor) -> None:
     document.close()
 
 
+def test_shapes_of_the_rows_of_a_table(editor: Editor) -> None:
+    document = editor.open(
+        "input 3x8x8\nblock b(c) { conv 3x3 c }\neach b(c) {\n  a: 4\n  z: 8\n}\nflatten | linear 2\n"
+    )
+    request = lsp.InlayHintParams(document.id, document.whole)
+    hints = editor.run(editor.client.text_document_inlay_hint_async(request)) or ()
+    assert {hint.position.line: hint.label for hint in hints} == {
+        1: "[N, 4, 8, 8], [N, 8, 8, 8]",
+        3: "[N, 4, 8, 8]",
+        4: "[N, 8, 8, 8]",
+        5: "[N, 8, 8, 8]",
+        6: "[N, 2]",
+    }
+    document.close()
+
+
 def test_code_lenses(editor: Editor) -> None:
     document = editor.open(NETWORK)
     lenses = editor.run(editor.client.text_document_code_lens_async(lsp.CodeLensParams(document.id))) or ()
