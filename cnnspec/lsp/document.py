@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from attrs import fields, has
-from lsprotocol.types import Position, Range, TextDocumentContentChangeEvent, TextDocumentContentChangePartial, TextEdit
+from lsprotocol.types import Position, Range, TextDocumentContentChangeEvent, TextDocumentContentChangePartial
 
 from cnnspec.analysis.receptive_field import fields as receptive_fields
 from cnnspec.compiler import Compilation, compile_source
@@ -88,16 +89,31 @@ class Text:
             left -= self._unit(self.text[offset])
         return end
 
-    def changed(self, changes: Sequence[TextDocumentContentChangeEvent]) -> Text:
+    def changed(self, changes: Sequence[TextDocumentContentChangeEvent]) -> tuple[Text, list[Change]]:
         """Apply the changes of a client in their order."""
-        text = self
+        text, done = self, list[Change]()
         for change in changes:
-            new = change.text
             if isinstance(change, TextDocumentContentChangePartial):
                 start, end = sorted((text.offset(change.range.start), text.offset(change.range.end)))
-                new = text.text[:start] + new + text.text[end:]
-            text = Text(new, self.encoding)
-        return text
+                new = Text(text.text[:start] + change.text + text.text[end:], self.encoding)
+                done.append((start, end, len(new.text) - len(text.text) + end))
+            else:
+                new = Text(change.text, self.encoding)
+                done.append(difference(text.text, new.text))
+            text = new
+        return text, done
+
+
+Change = tuple[int, int, int]
+"""Offsets of a replaced part: its start, and its end in the old and in the new text."""
+
+
+def difference(old: str, new: str) -> Change:
+    """Return the smallest single change that makes one text of another."""
+    shorter = min(len(old), len(new))
+    start = _common(old, new, shorter)
+    after = _common(old[::-1], new[::-1], shorter - start)
+    return start, len(old) - after, len(new) - after
 
 
 @dataclass(frozen=True)
@@ -139,7 +155,12 @@ class Analysis:
         uri: The document.
         path: The file; None for a text that is not stored.
         buffers: The texts of open documents, by resolved path.
+
+    Attributes:
+        cost: Milliseconds of processor time that it took.
     """
+
+    cost = 0.0
 
     def __init__(
         self, text: Text, uri: str, path: Path | None = None, buffers: Mapping[Path, str] | None = None
@@ -170,8 +191,10 @@ class Analysis:
     @classmethod
     def ready(cls, *args: Any) -> Analysis:
         """Compile a text, and compute what most features need."""
+        begun = time.thread_time()
         analysis = cls(*args)
         _ = analysis.names, analysis._places, analysis._inside
+        analysis.cost = 1000 * (time.thread_time() - begun)
         return analysis
 
     def diagnostics(self, is_stale: Callable[[], bool] = lambda: False) -> Sequence[Diagnostic]:
@@ -276,38 +299,32 @@ class Analysis:
 
 
 class Moved:
-    """Positions in a text after one edit of another text: an answer for the old text, moved to the new one."""
+    """Positions after some changes: an answer for an old text, moved to a new one.
 
-    def __init__(self, old: Text, new: Text) -> None:
-        self.old, self.new = old, new
-        shorter = min(len(old.text), len(new.text))
-        self._before = _common(old.text, new.text, shorter)
-        self._after = _common(old.text[::-1], new.text[::-1], shorter - self._before)
-        self._shift = len(new.text) - len(old.text)
+    Args:
+        old: The old text.
+        new: The new text.
+        changes: The changes between them, in their order.
+    """
 
-    def edits(self) -> list[TextEdit]:
-        """Return the edit that makes the new text of the old one."""
-        end = len(self.new.text) - self._after
-        if self._before == end and end + self._after == len(self.old.text):
-            return []
-        place = self.old.range(self._before, len(self.old.text) - self._after)
-        return [TextEdit(place, self.new.text[self._before : end])]
+    def __init__(self, old: Text, new: Text, changes: Sequence[Change]) -> None:
+        self.old, self.new, self._changes = old, new, changes
 
     def back(self, position: Position) -> Position | None:
-        """Return the position in the old text; None in what was edited."""
+        """Return the position in the old text; None in what was changed."""
         offset = self.new.offset(position)
-        if offset <= self._before:
-            return self.old.position(offset)
-        if offset >= len(self.new.text) - self._after:
-            return self.old.position(offset - self._shift)
-        return None
+        for start, end, new_end in reversed(self._changes):
+            if start < offset < new_end:
+                return None
+            offset += end - new_end if offset >= new_end else 0
+        return self.old.position(offset)
 
     def forward(self, position: Position) -> Position:
-        """Return the position in the new text; the start of the edit for what was edited."""
+        """Return the position in the new text; the end of the change for what was changed."""
         offset = self.old.offset(position)
-        if offset >= len(self.old.text) - self._after:
-            return self.new.position(offset + self._shift)
-        return self.new.position(min(offset, self._before))
+        for start, end, new_end in self._changes:
+            offset = offset + new_end - end if offset >= end else min(offset, start)
+        return self.new.position(offset)
 
     def answer(self, value: T) -> T:
         """Move every position in an answer, and return it."""

@@ -8,7 +8,7 @@ from lsprotocol import types as lsp
 
 from cnnspec.compiler import format_text
 from cnnspec.diagnostics import CnnspecError, Edit
-from cnnspec.lsp.document import Analysis, Moved, Text
+from cnnspec.lsp.document import Analysis, Text, difference
 from cnnspec.lsp.views import to_protocol
 from cnnspec.rewrite.autofix import apply_fixes
 
@@ -25,7 +25,8 @@ def formatting(analysis: Analysis) -> list[lsp.TextEdit]:
 
 def _difference(old: Text, changed: str) -> list[lsp.TextEdit]:
     """Return the smallest single edit from one text to another."""
-    return Moved(old, Text(changed, old.encoding)).edits()
+    start, end, new_end = difference(old.text, changed)
+    return [lsp.TextEdit(old.range(start, end), changed[start:new_end])] if changed != old.text else []
 
 
 def text_edits(analysis: Analysis, edits: Iterable[Edit]) -> list[lsp.TextEdit]:

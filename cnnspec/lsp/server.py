@@ -9,13 +9,15 @@ again when the new one is ready. Features that change the text always wait.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Collection, Coroutine, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -31,7 +33,7 @@ from cnnspec.backends import diagram
 from cnnspec.diagnostics import CnnspecError, Reporter
 from cnnspec.lsp import completion, edits, navigation, tokens, views
 from cnnspec.lsp.descriptions import reference_text
-from cnnspec.lsp.document import Analysis, Moved, Text
+from cnnspec.lsp.document import Analysis, Change, Moved, Text
 from cnnspec.lsp.names import Names, Symbol
 from cnnspec.lsp.navigation import Place
 from cnnspec.semantics.loader import SUFFIX, read_text
@@ -40,6 +42,8 @@ T = TypeVar("T")
 PATIENCE = 20
 """Milliseconds that a request waits for the current text before it is answered from the previous one."""
 MAX_PATIENCE = 60_000
+COLLECT_EVERY = 60
+"""Seconds between collections of garbage."""
 MAX_WORKSPACE_FILES = 1_000
 MAX_WORKSPACE_FOLDERS = 10_000
 _log = logging.getLogger(__name__)
@@ -57,11 +61,16 @@ class Protocol(LanguageServerProtocol):
 
 @dataclass
 class Open:
-    """An open document; a new `Text` object means that it has to be compiled again."""
+    """An open document; a new `Text` object means that it has to be compiled again.
+
+    Attributes:
+        history: The texts since the last one that was compiled, each with the changes that made it.
+    """
 
     text: Text
     version: int | None
     path: Path | None
+    history: list[tuple[Text, list[Change]]] = field(default_factory=list[tuple[Text, list[Change]]])
 
 
 class Session:
@@ -82,6 +91,7 @@ class Session:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._done = asyncio.Event()
         self._answered_late = False
+        self._collected = time.monotonic()
         self._checks: set[asyncio.Task[None]] = set()
         self._folder = tempfile.TemporaryDirectory(prefix="cnnspec-")
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compile")
@@ -96,6 +106,7 @@ class Session:
 
     def open(self, uri: str, text: str, version: int | None) -> None:
         """Add a document, or replace its text."""
+        self._compiled.pop(uri, None)
         self.documents[uri] = Open(Text(text, self.encoding), version, path_of(uri))
         self._schedule(uri)
 
@@ -104,7 +115,9 @@ class Session:
         document = self.documents.get(uri)
         if document is None:
             return
-        document.text, document.version = document.text.changed(changes), version
+        document.text, done = document.text.changed(changes)
+        document.version = version
+        document.history.append((document.text, done))
         self._schedule(uri)
 
     def close(self, uri: str) -> None:
@@ -128,6 +141,7 @@ class Session:
         for uri, other in self.documents.items():
             if path is not None and other.path != path and path.stem in other.text.text:
                 other.text = Text(other.text.text, self.encoding)
+                other.history.append((other.text, []))
                 self._start(uri)
 
     def _wake(self) -> None:
@@ -160,8 +174,10 @@ class Session:
             if uri in self._compiled and self._compiled[uri][0] is text:
                 return
             analysis = await self.work(Analysis.ready, text, uri, document.path, self._buffers())
-            if uri in self.documents:
+            if self.documents.get(uri) is document:
                 self._compiled[uri] = text, analysis
+                made = next((i for i, (known, _) in enumerate(document.history, 1) if known is text), 0)
+                del document.history[:made]
                 if analysis is not None and analysis.names is not None:
                     self._names[uri] = analysis.names
             self._wake()
@@ -171,6 +187,13 @@ class Session:
             found = await self.work(views.diagnostics, analysis, lambda text=text: not self._is_current(uri, text))
             if found is not None and self._is_current(uri, text):
                 self._publish(uri, version, found)
+                await self._collect()
+
+    async def _collect(self) -> None:
+        """Collect cyclic garbage, of which there is little, when nobody waits for the next compilation."""
+        if time.monotonic() - self._collected > COLLECT_EVERY:
+            self._collected = time.monotonic()
+            await self.work(gc.collect)
 
     # --- the workspace ---------------------------------------------------------------------------
 
@@ -316,12 +339,16 @@ class Session:
         earlier = self._compiled.get(uri, (None, None))[1]
         if earlier is None:
             return await self.current(uri), None
+        patience = self.patience if earlier.cost <= self.patience else 0  # a long text will take longer again
         try:
-            return await asyncio.wait_for(self.current(uri), self.patience / 1000), None
+            return await asyncio.wait_for(self.current(uri), patience / 1000), None
         except TimeoutError:
             self._answered_late = True
             document = self.documents.get(uri)
-            return (earlier, Moved(earlier.text, document.text)) if document is not None else (None, None)
+            if document is None:
+                return None, None
+            changes = [change for _, made in document.history for change in made]
+            return earlier, Moved(earlier.text, document.text, changes)
 
     async def show(self, uri: str, feature: Callable[[Analysis], T]) -> T | None:
         """Answer a request about a document."""
@@ -572,6 +599,8 @@ def _add_navigation(server: LanguageServer, session: Session) -> None:
 def serve() -> None:
     """Serve one client over the standard input and output."""
     sys.setswitchinterval(0.001)  # the worker thread computes while requests are answered
+    gc.freeze()
+    gc.disable()  # a collection stops all threads; see `Session._collect`
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], JsonRpcException)))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])  # an answer that is an error is not logged

@@ -138,6 +138,7 @@ def folding_ranges(text: Text) -> list[lsp.FoldingRange]:
 # --- highlighting --------------------------------------------------------------------------------
 
 TYPES = ("keyword", "function", "class", "parameter", "variable", "property", "string", "number", "comment", "type")
+_NUMBERS = {name: number for number, name in enumerate(TYPES)}
 LEGEND = lsp.SemanticTokensLegend([*TYPES], [])
 _KINDS = ("int", "float", "bool", "size", "op", "str", "list")
 _KEYWORDS = {*RESERVED, *JOINS}
@@ -148,13 +149,13 @@ _NAMING = {"network": "class", "block": "class", "use": "class", "param": "varia
 def semantic_tokens(text: Text) -> lsp.SemanticTokens:
     """Return the kind of each token."""
     data: list[int] = []
-    line = column = 0
+    line = before = 0
     for token, kind in _highlighted([*tokens(text.text)]):
-        place = text.position(token.start)
-        new_line = place.line - line
-        start = place.character if new_line else place.character - column
-        data += [new_line, start, text.units(token.start, token.end), TYPES.index(kind), 0]
-        line, column = place.line, place.character
+        here = text.line_of(token.start)
+        if here != line:
+            before = text.text.rfind("\n", 0, token.start) + 1
+        data += [here - line, text.units(before, token.start), text.units(token.start, token.end), _NUMBERS[kind], 0]
+        line, before = here, token.start
     return lsp.SemanticTokens(data)
 
 
