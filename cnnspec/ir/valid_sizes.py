@@ -302,7 +302,7 @@ class Sizes:
 
     def _reason(self) -> str | None:
         """Return the reason why the set is small, if it is."""
-        for demand in self.demands:
+        for demand in sorted(self.demands, key=lambda demand: isinstance(demand, Divisible)):
             name = self.names.get(demand.node, "")
             if isinstance(demand, Features):
                 return f"{name} follows a flattened map"

@@ -215,6 +215,9 @@ WORDS = {
     "3x32x32 conv 3x3 8 stride=2 | pixel_unshuffle 4": (
         "H and W with remainder 0 or 7 modulo 8: `1` divides the height and width"
     ),
+    "3x24x24 pixel_unshuffle 4 | flatten | linear 4": (
+        "24x24 and 8 other sizes or ranges of sizes with the same number of features: `2` follows a flattened map"
+    ),
     "3x32x32 pixel_unshuffle 2 | conv 5x5 8 pad=0": (
         "H and W multiples of 2, at least 10: `0` divides the height and width"
     ),
