@@ -55,9 +55,9 @@ def watch(
     known: dict[Path, object] = {}
     try:
         while True:
+            done, known = _compile(file, known, given, allow_huge=huge)
+            print_result(Checked(file, done.diagnostics, done.graph), "full")
             try:
-                done, known = _compile(file, known, given, allow_huge=huge)
-                print_result(Checked(file, done.diagnostics, done.graph), "full")
                 if done.graph is not None:
                     graph = done.graph if at is None else resize(done.graph, at)
                     print_summary(summarize(graph), depth)

@@ -190,6 +190,7 @@ def test_files_settle_before_they_are_checked(monkeypatch: pytest.MonkeyPatch, f
         (["none.cnn"], "E0212"),
         (["parts"], "E0212"),
         (["net.cnn", "-o", "net.xyz"], "E0523"),
+        (["net.cnn", "--set", "c=[1,"], "E0204"),
     ],
 )
 def test_what_cannot_start_is_an_error(arguments: list[str], code: str) -> None:
