@@ -64,7 +64,7 @@ def _check_output(graph: ir.Graph, expect: ir.Expect, expected: Any, source_map:
 
 def _report_type(expect: ir.Expect, expected: object, source_map: SourceMap, reporter: Reporter) -> None:
     message = f"`expect {expect.metric}` cannot be compared with {show(expected)}"
-    help = "write a list of sizes, such as `[classes]`" if expect.metric == "output" else "write a number"
+    help = "write a shape, such as `[classes]`" if expect.metric == "output" else "write a number"
     reporter.error("E0204", message, source_map[expect.origin], help=help)
 
 

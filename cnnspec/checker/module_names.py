@@ -85,10 +85,11 @@ class ModuleNamer:
             modules.append((name, names.scopes[name]))
         for module, first in modules:
             where = f"in the module `{names.path}`" if names.path else "in the network"
-            message = f"the name `{module}` {where} is used for both a statement and a scope of other names"
+            inner = next((used for used in names.used if used.startswith(f"{module}.")), name)
+            message = f"`{module}` {where} names both a statement and a module that contains `{inner}`"
             labels = self._calls.label(first, "first used here") if first != origin else []
-            help = f"rename one of them, or name the statement `{module}.0`"
-            self._reporter.error("E0209", message, **self._calls.locate(origin, labels=labels), help=help)
+            location = self._calls.locate(origin, labels=labels)
+            self._reporter.error("E0209", message, **location, help="rename one of them")
         for scope in scopes:
             names.scopes.setdefault(scope, origin)
 

@@ -23,8 +23,8 @@ NO_INDEX = "name the list with `let` or `param`, and use its item as a value: `c
 def no_settings(call: str) -> str:
     """Return the help for `act=leaky_relu(0.1)`; `call` is `leaky_relu 0.1`."""
     return (
-        "operators passed as arguments use their default settings; for others, write your own version of the block"
-        f" that calls `{call}`"
+        "operators passed as arguments use their default settings; for other settings, write a block of your own that"
+        f" calls `{call}`"
     )
 
 

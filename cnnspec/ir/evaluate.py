@@ -325,17 +325,19 @@ def _index(expr: Expr, names: Names, entering: Shape | None) -> Any:
     """Evaluate an item of a list, or the height or width of a size."""
     sequence, place = _parts(expr, names, entering)
     if type(sequence) not in (list, tuple):
-        message = f"`{expr.parts[0].value}` is {kind_of(sequence)}, not a list"
-        raise ExpressionError("E0204", message, expr.parts[0].origin, Advice("index a list, such as `[3, 4, 6, 3]`"))
+        message = f"`{expr.parts[0].value}` is {kind_of(sequence)}, not a list or a size"
+        advice = Advice("index a named list, such as `let widths = [3, 4, 6, 3]`")
+        raise ExpressionError("E0204", message, expr.parts[0].origin, advice)
+    help = f"use an index from 0 to {len(sequence) - 1}" if len(sequence) > 1 else "use the index 0"
+    help = help if sequence else "add items to the list"
     if not is_number(place) or place != int(place):
         message = f"an index must be an integer, got {show(place)}"
-        raise ExpressionError("E0204", message, expr.parts[1].origin, Advice("count from 0"))
+        help += ", or round down with `//`" if sequence and isinstance(place, Fraction) else ""
+        raise ExpressionError("E0204", message, expr.parts[1].origin, Advice(help))
     if not 0 <= place < len(sequence):
         size = counted(len(sequence), "item")
         message = f"the index {show(place)} is out of range: `{expr.parts[0].value}` has {size}"
-        last = f"use an index from 0 to {len(sequence) - 1}" if len(sequence) > 1 else "use the index 0"
-        last = last if sequence else "add items to the list"
-        raise ExpressionError("E0214", message, expr.parts[1].origin, Advice(last))
+        raise ExpressionError("E0214", message, expr.parts[1].origin, Advice(help))
     return sequence[int(place)]
 
 
@@ -531,6 +533,8 @@ def _check_bounds(result: Any, type_: Type, name: str, origin: int, value: Any) 
                 what = f"`{name}`"
                 if type_.kind in ("list", "numbers"):
                     what, suggestion = f"each number in `{name}`", Advice(f"use only numbers that are {must}")
+                elif type_.kind == "interval":
+                    what, suggestion = f"both ends of `{name}`", Advice(f"use a start and an end that are {must}")
                 must = must.replace(f"{bound:g}", f"{bound:,}") if bound >= 1000 else must
                 given = f"{value:,}" if type(value) is int else show(cast(object, value))
                 message = f"{what} must be {must}, got {given}"

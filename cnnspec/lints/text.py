@@ -349,7 +349,7 @@ def _after_the_first_layer(body: Iterable[ast.Node], *, all_: bool = False) -> I
         for element in () if isinstance(first, (ast.In, ast.Reference)) else flow.elements[1:]:
             args = element.args if isinstance(element, (ast.Call, ast.Each)) else ()
             for dim in (part for arg in args for part in arg.value.walk() if isinstance(part, ast.Dim)):
-                message = f"`in.{dim.axis}` is that of the input image, not of the layer before"
+                message = f"`in.{dim.axis}` refers to the input image, not to the output of the previous layer"
                 help = "write the element as a statement on its own line, or in braces: `{ conv 1x1 in.c }`"
                 yield warning("W0119", message, dim.span, help)
 

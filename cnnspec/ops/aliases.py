@@ -145,9 +145,9 @@ def absent_operator(name: str) -> str | None:
     if _OTHER_AXES.search(name):
         return "the language has no such operator; maps have two axes, height and width"
     if _plain(name) in _RESHAPES:
-        return "the language has no operators that change the order of axes; `flatten` makes features of a map"
+        return "the language has no operators that change the order of axes; `flatten` turns a map into flat features"
     if _plain(name) == "logsoftmax":
-        return "remove it: the loss of the training applies `log_softmax` to the output"
+        return "remove it: the training loss already applies `log_softmax` to the output"
     if (example := _WITH_OTHER_ARGUMENTS.get(_plain(name))) is not None:
         return f"write, for example, `{example}`"
     if _plain(name) in _ELSEWHERE:

@@ -251,10 +251,11 @@ def need_divisible(
         divisor = f"common divisor of {size} and {other}" if other not in (0, size) else f"divisor of {size}"
         divisor = f"proper {divisor}" if proper else divisor
         wording = f"write `{{0}}`, the {divisor} closest to {by}"
+        noun = "channel" if size == 1 else "channels"
         raise ShapeError(
             "E0306",
-            f"the number of {what} of `{name}` must be divisible by `{argument}`, got {size:,} channels "
-            f"and `{argument}` {by:,}",
+            f"the number of {what} of `{name}` must be divisible by `{argument}`, got {size:,} {noun} "
+            f"and `{argument}={by}`",
             one_of(wording, SetArgument(argument, near)) if near >= least else Advice(f"remove `{argument}`"),
             argument=argument,
         )

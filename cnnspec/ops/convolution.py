@@ -200,7 +200,7 @@ class Conv(Op):
         if self.standardize and channels * self.kernel[0] * self.kernel[1] == 1:
             raise ShapeError(
                 "E0309",
-                "`standardize` expects more than 1 weight per output channel, got 1, which would always be 0",
+                "`standardize` expects more than 1 weight per output channel, got 1: a single weight becomes 0",
                 Advice("use a larger kernel or fewer groups, or remove `standardize`"),
                 argument="standardize",
             )

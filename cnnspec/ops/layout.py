@@ -121,7 +121,7 @@ class PixelShuffle(Op):
             message = "the number of input channels of `pixel_shuffle` must be divisible by the square of `factor`"
             raise ShapeError(
                 "E0306",
-                f"{message}, got {c:,} channels and `factor` {r:,} (square {r * r:,})",
+                f"{message}, got {c:,} channels and `factor={r}` (square {r * r:,})",
                 InsertBefore(f"conv 1x1 {-(-c // (r * r)) * r * r}", "insert `{0}` before `pixel_shuffle`"),
                 argument="factor",
             )
@@ -151,7 +151,7 @@ class PixelUnshuffle(Op):
             raise ShapeError(
                 "E0306",
                 f"the height and width of the input of `pixel_unshuffle` must be divisible by `factor`, got {h}x{w} "
-                f"and `factor` {r:,}",
+                f"and `factor={r}`",
                 SetArgument("factor", near) if near > 1 else padding,
                 argument="factor",
             )
@@ -203,9 +203,10 @@ class Pad(Op):
         if h < least[0] or w < least[1]:
             axis = "height" if h < least[0] else "width"
             most = (h, w)[axis == "width"] - (self.mode == "reflect")
-            limit = "less padding than" if self.mode == "reflect" else "at most as much padding as"
-            message = f"`pad mode={self.mode}` expects {limit} the {axis} of the map, which is {h}x{w}"
-            raise ShapeError("E0309", message, Advice(f"pad by at most {most}"), argument="amounts")
+            amounts = "x".join(map(str, self.amounts)) if len(self.amounts) < 4 else str(list(self.amounts))
+            limit = "must be smaller than" if self.mode == "reflect" else "must not be larger than"
+            message = f"the padding {amounts} of `pad mode={self.mode}` {limit} the map, which is {h}x{w}"
+            raise ShapeError("E0309", message, Advice(f"pad the {axis} by at most {most}"), argument="amounts")
 
     def sides(self) -> tuple[int, int, int, int]:
         """Return the padding at the left, right, top and bottom."""

@@ -68,7 +68,7 @@ class GroupNorm(_OverMap):
             elsewhere = ["move `gn` to a larger feature map" if shapes.is_map(inputs[0]) else "remove `gn`"]
             raise ShapeError(
                 "E0309",
-                f"`gn` expects more than 1 value per group, got {grouped}, where every output is 0",
+                f"`gn` expects more than 1 value per group, got {grouped}: single values normalize to 0",
                 Advice(", or ".join(fewer + elsewhere)),
                 argument="groups",
             )
@@ -127,7 +127,8 @@ class InstanceNorm(_OverMap):
         if shape[1:] == (1, 1):
             raise ShapeError(
                 "E0309",
-                f"`in_norm` expects more than 1 spatial element, got {shapes.text(shape)}, where every output is 0",
+                f"`in_norm` expects more than 1 spatial element, got {shapes.text(shape)}: "
+                "single values normalize to 0",
                 Advice("use `bn`, or move `in_norm` to a larger feature map"),
             )
         return shape

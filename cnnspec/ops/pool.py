@@ -139,12 +139,13 @@ class BlurPool(Op):
 
     def infer(self, *inputs: Shape) -> Shape:
         c, h, w = need_map(self.name, inputs[0])
-        for size, pad, what in zip((h, w), self.padding(), ("height", "width"), strict=True):
+        for size, pad in zip((h, w), self.padding(), strict=True):
             if size < Shift(pad, pad, self.mode).least:
-                limit = "less padding than" if self.mode == "reflect" else "at most as much padding as"
+                padding = "{}x{}".format(*self.padding())
+                limit = "must be smaller than" if self.mode == "reflect" else "must not be larger than"
                 raise ShapeError(
                     "E0309",
-                    f"`blurpool mode={self.mode}` expects {limit} the {what} of the map, which is {h}x{w}",
+                    f"the padding {padding} of `blurpool mode={self.mode}` {limit} the map, which is {h}x{w}",
                     one_of("write `{0}`", SetArgument("mode", "replicate")),
                     argument="pad",
                 )

@@ -388,12 +388,12 @@ def _unknown_flag(binding: Binding) -> Reported | None:
     ):
         return None
     flags = [flag for flag, parameter in site.parameters.items() if parameter.type.kind == "bool"]
-    takes = f"`{site.callee}` has the flags {alternatives(flags, 'and')}" if len(flags) > 1 else ""
+    takes = f"the flags of `{site.callee}` are {alternatives(flags, 'and')}" if len(flags) > 1 else ""
     takes = takes or (f"`{site.callee}` has the flag `{flags[0]}`" if flags else _takes(site.callee, site.parameters))
     example = example_value(site.parameters[name])
-    help = f"remove it: {takes}"
+    help = f"remove `{word}`: {takes}"
     if type_.kind != "bool":
-        help += f"; to pass a value for `{name}`, define it: `let {word} = {example}`"
+        help += f"; to pass `{word}` as `{name}`, define it: `let {word} = {example}`"
     return binding.error("E0202", f"`{site.callee}` has no flag `{word}`", help=help)
 
 

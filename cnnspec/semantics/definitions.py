@@ -46,9 +46,7 @@ class UniqueNames:
         if first is not span:
             help = f"keep only one `{statement}`"
             if statement == "input":
-                help += (
-                    ": a network has one input; images of the same size can be its channels, which `slice` separates"
-                )
+                help += ": a network has one input; pass several images as its channels, and separate them with `slice`"
             self._report(f"`{statement}`", first, span, help)
 
     def _report(self, defined: str, first: Span, span: Span, help: str) -> None:

@@ -81,7 +81,7 @@ class Elaborator:
             extends = [statement for statement in file.statements if isinstance(statement, ast.Extends)]
             if len(extends) > 1:
                 message = "`extends` is defined multiple times"
-                help = "keep only one `extends`; `use` imports single blocks of another file"
+                help = "keep only one `extends`; `use` imports individual blocks from another file"
                 labels = [Label(extends[0].span, "first defined here")]
                 self.context.reporter.error("E0211", message, extends[1].span, labels=labels, help=help)
             if not extends:

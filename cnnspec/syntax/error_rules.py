@@ -200,7 +200,7 @@ def _tables(at: Place) -> Explanation | None:
     elif names:
         same = "".join(f" {column}" for column in columns if "=" in column)
         written = f"each {table.group(1)}({' '.join(names)}){same}"
-        help = f"write an argument with one value for all rows after the columns: `{written}`"
+        help = f"after the columns, write the arguments that apply to all rows: `{written}`"
     else:
         written = f"each {table.group(1)}({' '.join(column.partition('=')[0] for column in columns)})"
         help = f"write only names here, and their values in the rows: `{written}`"
@@ -567,7 +567,7 @@ def _numbers(at: Place) -> Explanation | None:
         if computed := re.fullmatch(r"[0-9]+x([A-Za-z_]\w*)", token.group()):
             name = computed.group(1)
             help = f"for a square kernel, write the value alone: `conv {name} 16`"
-            note = "a size consists of two numbers that are written out"
+            note = "a size consists of two literal numbers"
         return Explanation(help, [], span, message, "E0103", note=note)
     return None
 

@@ -35,8 +35,8 @@ def test_a_list_from_outside(given: list[int] | str) -> None:
 @pytest.mark.parametrize(
     ("name", "given", "message"),
     [
-        ("depths", [1.5, 2], "`depths` must be a list like `[100, 150]`, got [1.5, 2]"),
-        ("depths", "relu", "`depths` must be a list like `[100, 150]`, got relu"),
+        ("depths", [1.5, 2], "`depths` must be a list of integers like `[100, 150]`, got [1.5, 2]"),
+        ("depths", "relu", "`depths` must be a list of integers like `[100, 150]`, got relu"),
         ("depths", ["a"], "expected a list of finite numbers for `depths`"),
         ("depths", [float("nan")], "expected a list of finite numbers for `depths`"),
         ("depths", [10**30], "`depths` exceeds the limit"),
