@@ -83,6 +83,13 @@ def test_summary_of_a_spec(name: str) -> None:
     assert problems("summary", summarize(graph, 2).to_json()) == []
 
 
+def test_summary_of_a_gap_between_pixels() -> None:
+    """The center of the map depends on no pixel, and its stride is less than one."""
+    done = summarize(loads("input 3x8x8\nconv_transpose 1x1 4 stride=3\n")).to_json()
+    assert done["center_field"] == [0, 0]
+    assert problems("summary", done) == []
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -148,7 +148,7 @@ class CheckReport(_Object):
 
 Amount = Annotated[int, Field(ge=0)] | Annotated[str, Field(description="A function of the image size: `64*H*W`.")]
 Shape = Annotated[list[Amount], Field(min_length=1, max_length=3)]
-Side = Annotated[Positive | None, Field(description="Null for the whole image.")]
+Side = Annotated[Natural | None, Field(description="Null for the whole image.")]
 
 
 class _Figures(_Object):
@@ -168,8 +168,11 @@ class _Figures(_Object):
     """The peak memory of live tensors during inference."""
     field: Annotated[list[Side], Field(min_length=2, max_length=2)] = []
     """The theoretical receptive field, height and width."""
-    center_field: Annotated[list[Positive], Field(min_length=2, max_length=2)] | None = None
-    """The part of the image on which the center of the map depends; null if it was not computed."""
+    center_field: Annotated[list[Natural], Field(min_length=2, max_length=2)] | None = None
+    """The part of the image on which the center of the map depends; null if it was not computed.
+
+    It is 0x0 in a gap between the pixels of a transposed convolution.
+    """
     stride: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2, max_length=2)] = []
     """Image pixels per position of the map, height and width."""
     depth: Natural = 0
