@@ -37,6 +37,7 @@ test-slow: $(READY)
 
 # Starts a PostgreSQL server (Debian: postgresql) and clusters of Ray on this machine.
 test-cluster: $(READY)
+	$(BIN)/python $(PIP) 'ray>=2.40'
 	$(BIN)/python -m pytest -m cluster
 
 # Installs a wheel of the package, without torch, on the newest Python of this machine.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 from cnnspec.cli.options import AsJson, compile_spec, format_of, grid
 from cnnspec.cli.output import importing, make_console, print_json
 from cnnspec.cli.training_options import Training, repeated_command, stop_on_sigterm, training_options
+from cnnspec.cli.workers import Jobs, Launcher, is_worker, share_work
 from cnnspec.diagnostics import echo
 
 Networks = Annotated[list[str] | None, typer.Argument(metavar="FILE...", help="Spec files, or names of shipped specs.")]
@@ -19,7 +21,7 @@ GridOf = Annotated[
 ]
 
 
-@training_options(without=["seed", "out", "resume", "log", "plots", "devices", "strategy"])
+@training_options(without=["seed", "out", "resume", "log", "plots", "devices", "strategy", "ddp"])
 def compare(
     context: typer.Context,
     files: Networks = None,
@@ -39,6 +41,8 @@ def compare(
     ] = None,
     plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Also draw plots for each run.")] = False,
     form: Annotated[str, typer.Option("--format", help="text, markdown, csv, or json.")] = "text",
+    jobs: Jobs = "1",
+    launcher: Launcher = "local",
     as_json: AsJson = False,
 ) -> int:
     """Train networks with several seeds, and compare the results. Resumes a comparison that was stopped."""
@@ -50,21 +54,26 @@ def compare(
     goal = None if target is None else _accuracy(target)
     values = grid(sets)
     stop_on_sigterm()
-    recipes = [compile_spec(file).require_graph().recipe for file in files or []]
+    graphs = [compile_spec(file).require_graph() for file in files or []]
     options = training.options(
-        recipes,
+        [graph.recipe for graph in graphs],
         seed=seed,
         plots=plots,
         resume_command=repeated_command(context),
-        console=make_console(stderr=form != "text"),
+        console=make_console(stderr=form != "text" or is_worker()),
     )
     with importing():
         from cnnspec.training import compare as compare_networks
         from cnnspec.training.comparison.compare import REPORT
 
+    most = len(graphs) * seeds * math.prod(len(found) for found in values.values())
+    if graphs and (code := share_work(context, jobs, launcher, graphs, most, options.accelerator)):
+        return code
     done = compare_networks(
         files or [], seeds=seeds, grid=values, options=options, runs=runs or [], target=goal, out=out
     )
+    if is_worker():
+        return done.exit_code
     if form == "json":
         print_json(done.to_json())
     elif form == "text":

@@ -10,6 +10,7 @@ import typer
 from cnnspec.cli.options import AllowHuge, AsJson, SpecFile, compile_spec, grid, one_of
 from cnnspec.cli.output import importing, make_console, print_json
 from cnnspec.cli.training_options import Plots, Training, stop_on_sigterm, training_options
+from cnnspec.cli.workers import Jobs, Launcher, is_worker, share_work
 from cnnspec.diagnostics import echo
 
 SearchSpace = Annotated[
@@ -20,8 +21,11 @@ SHOWN = 10
 """Number of trials in the final table."""
 
 
-@training_options(without=["out", "resume", "accept_changes", "save_every", "log", "plots", "devices", "strategy"])
+@training_options(
+    without=["out", "resume", "accept_changes", "save_every", "log", "plots", "devices", "strategy", "ddp"]
+)
 def sweep(
+    context: typer.Context,
     file: SpecFile,
     *,
     sets: SearchSpace = None,
@@ -45,6 +49,8 @@ def sweep(
     training: Training,
     huge: AllowHuge = False,
     plots: Plots = False,
+    jobs: Jobs = "1",
+    launcher: Launcher = "local",
     as_json: AsJson = False,
 ) -> int:
     """Search for the best parameter and recipe values, and write the best spec."""
@@ -59,10 +65,13 @@ def sweep(
     graph = compile_spec(file, [f"{name}={value}" for name, value in space.fixed.items()], huge).require_graph()
     stop_on_sigterm()
     options = training.options([graph.recipe], plots=plots)
-    console = make_console(stderr=as_json)
+    console = make_console(stderr=as_json or is_worker())
     with importing():
         from cnnspec.training import SweepOptions
         from cnnspec.training import sweep as run_sweep
+
+    if code := share_work(context, jobs, launcher, [graph], trials, options.accelerator):
+        return code
 
     sweep_options = SweepOptions(
         trials=trials,
@@ -75,6 +84,8 @@ def sweep(
         **limits,
     )
     result = run_sweep(file, space, sweep_options)
+    if is_worker():
+        return result.exit_code
     if as_json:
         print_json(result.values)
     else:

@@ -12,6 +12,7 @@ import signal
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from harness import kill_comparisons
 from harness.batches import stop_at
 from harness.images import write_images
 from harness.kill_runs import fork, wait
+from harness.processes import variables
 from harness.runs import code
 from rich.console import Console
 from typer.testing import CliRunner
@@ -393,12 +395,74 @@ def test_an_error_of_every_network_ends_the_comparison(run_compare: Compare, fol
     assert not list(folder.glob("comparisons/*/runs/*"))
 
 
-def test_two_comparisons_in_one_folder_are_refused(run_compare: Compare, folder: Path) -> None:
+def test_another_comparison_in_the_same_folder_is_refused(
+    run_compare: Compare, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparing, "JOIN_SECONDS", 0.1)
     (folder / "c").mkdir()
-    with comparing.acquire(folder / "c" / comparing.LOCK), pytest.raises(CnnspecError) as error:
+    for identity in ("", "of another one", None):
+        with comparing.acquire(folder / "c" / comparing.LOCK) as lock:
+            if identity is not None:
+                lock.write(identity)
+                lock.flush()
+                comparing.relock(lock, shared=True)
+            with pytest.raises(CnnspecError) as error:
+                run_compare("a.cnn", out="c")
+        assert code(error) == "E0506"
+        assert not list(folder.glob("c/runs/*"))
+
+
+def test_a_comparison_under_torchrun_is_refused(
+    run_compare: Compare, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables(0, 2, 29500).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(CnnspecError) as error:
         run_compare("a.cnn", out="c")
-    assert code(error) == "E0506"
-    assert not list(folder.glob("c/runs/*"))
+    assert code(error) == "E0524"
+    assert not (folder / "c").exists()
+
+
+# --- several processes ----------------------------------------------------------------------------
+
+
+def test_three_processes_share_the_runs_and_one_of_them_is_killed(
+    run_compare: Compare, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each run is trained once, that of the killed process is resumed, and the others end with the same table."""
+    networks, given = ("a.cnn", "b.cnn"), {"seeds": 3, "out": "c", "options": {"save_every": 0.01}}
+
+    def work(number: int) -> int:
+        started: list[int] = []
+
+        def recorded(graph: Graph, options: TrainOptions) -> Any:
+            started.append(options.seed or 0)
+            with (folder / "log").open("a") as log:
+                log.write(f"{graph.name} {options.seed} {'resumed' if options.resume else 'new'}\n")
+
+            def watch(epoch: int, scores: Any) -> bool:
+                if number == 0 and len(started) == 2:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return False
+
+            return train(graph, replace(options, watch=watch))
+
+        comparing.train = recorded
+        done = run_compare(*networks, **given)
+        (folder / f"{number}.json").write_text(json.dumps(done.to_json()))
+        return done.exit_code
+
+    children = [fork(lambda number=number: work(number)) for number in range(3)]
+    assert [wait(child) for child in children] == [-signal.SIGKILL, 0, 0]
+    log = (folder / "log").read_text().splitlines()
+    new, resumed = ([line for line in log if line.endswith(word)] for word in ("new", "resumed"))
+    assert len(new) == len(set(new)) == 6
+    assert len(resumed) == 1
+    assert len(results(folder / "c")) == 6
+    assert {result["state"] for result in results(folder / "c").values()} == {"finished"}
+    assert (folder / "1.json").read_text() == (folder / "2.json").read_text()
+    assert json.loads((folder / "c/comparison.json").read_text())["state"] == "finished"
+    assert not (folder / "c" / comparing.CLAIMS).exists()
 
 
 # --- signals and kills ----------------------------------------------------------------------------

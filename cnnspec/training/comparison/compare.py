@@ -6,15 +6,17 @@ is trained twice, interrupted runs are resumed, and whatever has changed is trai
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import count, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from cnnspec.backends.torch.module import to_module
 from cnnspec.diagnostics import CnnspecError, failure, reason_of
@@ -25,8 +27,9 @@ from cnnspec.training.comparison.report import render
 from cnnspec.training.comparison.table import Row, Run, format_csv, format_html, format_markdown, format_text
 from cnnspec.training.data.datasets import DatasetCache
 from cnnspec.training.data.folders import data_path
-from cnnspec.training.data.locks import LOCK, acquire, is_locked
+from cnnspec.training.data.locks import LOCK, acquire, is_locked, relock
 from cnnspec.training.loop.checkpoints import write_atomically
+from cnnspec.training.loop.launch import read_launch
 from cnnspec.training.loop.optimizers import optimizer_for
 from cnnspec.training.loop.signals import StopHandler, Stopped
 from cnnspec.training.runs.folder import is_number, write_error
@@ -39,6 +42,10 @@ from cnnspec.training.runs.train import check_recipe, train
 NETWORK_ERRORS = (DIVERGED, "E0513")
 """Errors of a single network, after which the comparison continues. Any other error would affect all networks."""
 RESULT, REPORT = "comparison.json", "report.html"
+JOIN_SECONDS = 5
+"""The longest time that another process may need to prepare the folder of a comparison."""
+CLAIMS = "claims"
+"""The folder with the lock files of the runs that a process trains, and of the results."""
 
 Log = Callable[[str], None]
 
@@ -105,6 +112,8 @@ def compare(
 ) -> Comparison:
     """Train networks over several seeds, unless they are trained already, and compare them.
 
+    Several processes with the same networks and folder share the runs. Each of them waits for the last one.
+
     Args:
         specs: Files, names of shipped specs, or networks. Without any, the networks of `runs` are compared.
         seeds: The number of runs per network. Seeds count up from the seed of the recipe.
@@ -116,9 +125,16 @@ def compare(
         out: The folder of the comparison, by default one in `comparisons` named after the networks.
 
     Raises:
-        CnnspecError: A spec is invalid. E0506 if the folder is in use or not writable. Any error that would affect all
-            networks. A network that diverges or does not fit into memory is reported as a failed run.
+        CnnspecError: A spec is invalid. E0506 if another comparison uses the folder, or it is not writable. E0524 under
+            torchrun. Any error that would affect all networks. A network that diverges or does not fit into memory is
+            reported as a failed run.
     """
+    if read_launch() is not None:
+        raise failure(
+            "E0524",
+            "a comparison cannot be started with torchrun or srun, whose processes train one run together",
+            help="start each process of the comparison separately, or use `--jobs`; they share the runs in the folder",
+        )
     options = options or TrainOptions(plots=False)
     console = options.console or default_console()
 
@@ -133,8 +149,8 @@ def compare(
         log_skipped(error, log)
     candidates = make_candidates(specs, grid or {}, options, log) if specs else candidates_from_runs(reused, runs)
     folder = Path(out) if out is not None else Path("comparisons") / folder_name(candidates)
-    with _locked(folder), StopHandler(lambda text: log(text, "yellow")) as stop:
-        _remove_unstarted(folder / "runs")
+    identity = _identity(candidates, seeds, target, runs)
+    with _shared(folder, identity), StopHandler(lambda text: log(text, "yellow")) as stop:
         own = replace(options, out=folder / "runs", devices=1, console=console)
         datasets = DatasetCache(own.data_dir, offline=own.offline, images=own.images)
         if specs:
@@ -142,19 +158,23 @@ def compare(
             candidates = [_with_data(candidate, datasets, stored, log) for candidate in candidates]
         work = _ComparisonRuns(candidates, seeds if specs else 0, reused, folder, own, log)
         code = work.train_all(log, stop, datasets)
-        rows = tuple(work.row(candidate, target) for candidate in candidates)
-        failed = any(row.failed for row in rows)
-        state = "interrupted" if code else "failed" if failed else "finished"
-        done = Comparison(folder, state, code or int(failed), rows, target)
-        try:
-            done.write()
-            if state != "interrupted":
-                page = render(candidates, rows, folder, target, own.data_dir, own.data, stored=not specs)
-                write_atomically(folder / REPORT, page.encode())
-        except OSError as error:
-            if error.errno is None:
-                raise
-            raise write_error(error, folder, then=", then repeat the comparison; finished runs are reused") from None
+        with acquire(folder / CLAIMS / "results", wait=True):
+            work.scan()
+            rows = tuple(work.row(candidate, target) for candidate in candidates)
+            failed = any(row.failed for row in rows)
+            state = "interrupted" if code else "failed" if failed else "finished"
+            done = Comparison(folder, state, code or int(failed), rows, target)
+            try:
+                done.write()
+                if state != "interrupted":
+                    page = render(candidates, rows, folder, target, own.data_dir, own.data, stored=not specs)
+                    write_atomically(folder / REPORT, page.encode())
+            except OSError as error:
+                if error.errno is None:
+                    raise
+                raise write_error(
+                    error, folder, then=", then repeat the comparison; finished runs are reused"
+                ) from None
     return done
 
 
@@ -204,9 +224,9 @@ class _ComparisonRuns:
         for found in reused:
             self._reused.setdefault(found.key, {}).setdefault(found.seed, found)
         self._own: dict[tuple[str, int], StoredRun] = {}
-        self._scan(lambda error: log_skipped(error, log))
+        self.scan(lambda error: log_skipped(error, log))
 
-    def _scan(self, skipped: Callable[[CnnspecError], None] = lambda error: None) -> None:
+    def scan(self, skipped: Callable[[CnnspecError], None] = lambda error: None) -> None:
         """Read the runs in the folder. Among duplicates, keep one that is done, or the latest."""
         for found in stored_runs(self.folder / "runs", skipped):
             previous = self._own.get((found.key, found.seed))
@@ -243,20 +263,54 @@ class _ComparisonRuns:
             self._check([job for job in jobs if not self._done(job)], stop, datasets)
             datasets.clear()  # every run loads its own
             self._log_changes(log)
-            for number, job in enumerate(jobs, 1):
-                stop.poll()
-                if not self._done(job):
-                    log(f"run {number} of {len(jobs)}: {job[0].label}, seed {job[1]}{self._time_left(jobs)}")
-                    code = self._train(*job, log)
-                    if code:
-                        return code
+            return self._train_missing(jobs, log, stop)
         except Stopped:
             command = self.options.resume_command
             log(
                 f"stopped; resume with `{command}`" if command else "stopped; start the same comparison again to resume"
             )
             return stop.exit_code
+
+    def _train_missing(self, jobs: list[tuple[Candidate, int]], log: Log, stop: StopHandler) -> int:
+        """Train the runs that no other process trains, and wait for those of the others. Return the exit code.
+
+        Raises:
+            Stopped: A stop was requested between two runs.
+        """
+        left, waits = dict(enumerate(jobs, 1)), False
+        while left:
+            before = len(left)
+            for number, job in list(left.items()):
+                stop.poll()
+                with self._claim(job) as is_free:
+                    if is_free and not self._done(job):
+                        log(f"run {number} of {len(jobs)}: {job[0].label}, seed {job[1]}{self._time_left(jobs)}")
+                        if code := self._train(*job, log):
+                            return code
+                if is_free:
+                    del left[number]
+            if left and len(left) == before:
+                if not waits:
+                    log(f"waiting for other processes to end {len(left)} run{'s' * (len(left) > 1)}")
+                waits = True
+                time.sleep(0.5)
         return 0
+
+    @contextmanager
+    def _claim(self, job: tuple[Candidate, int]) -> Iterator[bool]:
+        """Lock a run among the processes of the comparison, and read it again. False if another process trains it."""
+        candidate, seed = job
+        if self._done(job):
+            yield True
+            return
+        try:
+            lock = acquire(self.folder / CLAIMS / f"{candidate.key}-{seed}")
+        except BlockingIOError:
+            yield False
+            return
+        with lock:
+            self.scan()
+            yield True
 
     def _time_left(self, jobs: Sequence[tuple[Candidate, int]]) -> str:
         """Estimate the time of the remaining runs from that of finished ones, in proportion to their operations."""
@@ -285,7 +339,7 @@ class _ComparisonRuns:
                 raise
             log(f"{candidate.label}, seed {seed} failed: {error.diagnostics[0].message}")
             code = 0
-        self._scan()
+        self.scan()
         return code
 
     def _check(self, jobs: Iterable[tuple[Candidate, int]], stop: StopHandler, datasets: DatasetCache) -> None:
@@ -334,20 +388,29 @@ class _ComparisonRuns:
         return Row(candidate.label, graph.name, candidate.settings, candidate.key, *figures, tuple(runs), target)
 
 
+def _identity(candidates: Sequence[Candidate], seeds: int, target: float | None, runs: Sequence[str | Path]) -> str:
+    """Return a hash of what the processes of a comparison must share."""
+    networks = [(candidate.label, candidate.key) for candidate in candidates]
+    text = json.dumps([networks, seeds, target, sorted(map(str, runs))])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Lock the folder of a comparison.
+def _shared(folder: Path, identity: str) -> Iterator[None]:
+    """Lock the folder of a comparison for processes with the same identity.
 
     Raises:
-        CnnspecError: E0506 if another process has locked it, or it cannot be written.
+        CnnspecError: E0506 if another comparison has locked it, or it cannot be written.
     """
+    claims = folder / CLAIMS
     try:
         (folder / "runs").mkdir(parents=True, exist_ok=True)
-        lock = acquire(folder / LOCK)
+        lock = _join(folder, identity)
+        claims.mkdir(exist_ok=True)
     except BlockingIOError:
-        help = "wait for that process, stop it, or choose another folder with `--out`"
+        help = "wait for it, stop it, or choose another folder with `--out`"
         raise failure(
-            "E0506", "the comparison folder is in use by another process", file=str(folder), help=help
+            "E0506", "the comparison folder is in use by another comparison", file=str(folder), help=help
         ) from None
     except OSError as error:
         why = f"cannot create the comparison folder: {reason_of(error)}"
@@ -356,8 +419,49 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # it is empty
+        with suppress(OSError), lock:
+            relock(lock)  # fails unless this is the last process
+            shutil.rmtree(claims, ignore_errors=True)
+
+
+def _join(folder: Path, identity: str) -> IO[str]:
+    """Lock a folder alone and prepare it, or together with processes of the same identity.
+
+    Raises:
+        BlockingIOError: Another comparison has locked it.
+        OSError: It cannot be written.
+    """
+    path = folder / LOCK
+    try:
+        lock = acquire(path)
+    except BlockingIOError:
+        lock = _acquire_shared(path)
+        if lock.read(len(identity) + 1) != identity:
             lock.close()
+            raise
+        return lock
+    _remove_unstarted(folder / "runs")
+    lock.truncate(0)
+    lock.write(identity)
+    lock.flush()
+    relock(lock, shared=True)
+    return lock
+
+
+def _acquire_shared(path: Path) -> IO[str]:
+    """Wait while the first process prepares a folder, or the last one leaves it.
+
+    Raises:
+        BlockingIOError: Another process keeps the folder for itself.
+    """
+    end = time.monotonic() + JOIN_SECONDS
+    while True:
+        try:
+            return acquire(path, shared=True)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
 
 
 def _remove_unstarted(runs: Path) -> None:

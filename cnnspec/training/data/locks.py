@@ -19,25 +19,38 @@ SUPPORTED = fcntl is not None
 """Whether the system has file locks. Without them, no file is ever locked."""
 
 
-def acquire(path: Path, *, wait: bool = False) -> IO[str]:
+def acquire(path: Path, *, wait: bool = False, shared: bool = False) -> IO[str]:
     """Lock a file until the returned file object is closed.
 
     Args:
         path: The file, which is created if it does not exist.
         wait: Wait for another process that holds the lock.
+        shared: Let other processes hold a shared lock as well.
 
     Raises:
         BlockingIOError: Another process holds the lock.
         OSError: The file cannot be written.
     """
-    file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | _FLAGS, 0o666), "w")
+    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o666), "r+")
+    try:
+        relock(file, wait=wait, shared=shared)
+    except BlockingIOError:
+        file.close()
+        raise
+    return file
+
+
+def relock(file: IO[str], *, wait: bool = False, shared: bool = False) -> None:
+    """Lock an open file, or make its lock shared or exclusive.
+
+    Raises:
+        BlockingIOError: Another process holds the lock.
+    """
     if fcntl is not None:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
-            file.close()
             raise BlockingIOError(*error.args) from None
-    return file
 
 
 def is_locked(path: Path) -> bool:
