@@ -50,6 +50,9 @@ class Training:
     data_dir: DataDir = None
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None
     batch: Annotated[int | None, typer.Option(min=1, help="Images per step.")] = None
+    scale_lr: Annotated[
+        str, typer.Option(metavar="RULE", help="Scale learning rates by --batch: linear, sqrt or none.")
+    ] = "none"
     seed: Seed = None
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Parent of the run folders.")] = Path("runs")
     resume: Annotated[bool, typer.Option("--resume", help="Resume the latest unfinished run of this network.")] = False
@@ -90,6 +93,10 @@ class Training:
         ),
     ] = None
     strategy: ForLightning = "auto"
+    ddp: Annotated[
+        list[str] | None,
+        typer.Option(metavar="K=V", help="An option of DistributedDataParallel, e.g. static_graph=true."),
+    ] = None
 
     def given(self) -> list[str]:
         """Return the options with a value other than the default, as spelled on the command line."""
@@ -104,15 +111,20 @@ class Training:
             **more: Fields of `TrainOptions` that the command sets itself.
 
         Raises:
-            BadParameter: The value of `--memory-format`, `--allocator` or `--cache` does not exist.
+            BadParameter: The value of `--memory-format`, `--allocator`, `--cache` or `--scale-lr` does not exist.
             CnnspecError: The dataset does not exist, or the extra `train` is not installed.
         """
         if self.memory_format is not None:
             one_of("--memory-format", self.memory_format, ("channels_last", "contiguous"))
         one_of("--allocator", self.allocator, ("keep", "default"))
         one_of("--cache", self.cache, ("auto", "ram", "device", "disk", "off"))
+        one_of("--scale-lr", self.scale_lr, ("none", "linear", "sqrt"))
         from cnnspec import training
 
+        if self.ddp:
+            from cnnspec.training.runs.devices import read_ddp
+
+            more["ddp"] = read_ddp(self.ddp)
         if self.data is None and not more.get("resume", self.resume):
             for recipe in recipes:
                 check_folder(recipe.data)
@@ -121,6 +133,7 @@ class Training:
             "data": find_data(recipes, self.data, self.data_dir),
             "data_dir": data_folder(self.data_dir),
             "log": tuple(self.log or ()),
+            "ddp": {},
         }
         return training.TrainOptions(**{**values, **more})
 

@@ -142,7 +142,7 @@ def _counted(number: int, word: str) -> str:
 
 def _run_bytes(graph: Graph) -> int:
     """Estimate the memory of a run on a CPU."""
-    from cnnspec.training.runs.plan import memory
+    from cnnspec.training.runs.placement import memory
 
     return memory(graph, graph.recipe, 0)["total"] + FIXED_BYTES
 

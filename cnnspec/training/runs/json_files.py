@@ -54,6 +54,10 @@ class Requested(_Part):
     accelerator: Text = "auto"
     devices: Text | Count = "auto"
     strategy: Text = "auto"
+    ddp: dict[
+        Literal["static_graph", "gradient_as_bucket_view", "find_unused_parameters", "bucket_cap_mb"], bool | Count
+    ] = {}
+    scale_lr: Literal["none", "linear", "sqrt"] = "none"
     precision: Text | None = None
     deterministic: bool = False
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
 
+from cnnspec.diagnostics import failure
 from cnnspec.ir import Graph
 from cnnspec.recipe import ORIGINS, FromPython, Recipe, Setting
 from cnnspec.rewrite.set_values import setting_text
@@ -21,8 +23,21 @@ if TYPE_CHECKING:
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 """Lightning's names of the precisions."""
-REQUESTS = ("accelerator", "devices", "strategy", "precision", "deterministic")
+REQUESTS = ("accelerator", "devices", "strategy", "ddp", "scale_lr", "precision", "deterministic")
 """The options that a resumed run takes from the run if they are not given again."""
+
+
+SCALES: dict[str, Callable[[float], float]] = {
+    "none": lambda ratio: 1.0,
+    "linear": lambda ratio: ratio,
+    "sqrt": math.sqrt,
+}
+"""The factor of the learning rate by the ratio of two batch sizes.
+
+Source: linear: Goyal et al. 2017, arXiv 1706.02677; sqrt: Krizhevsky 2014, arXiv 1404.5997.
+"""
+_RATES = ("lr", "adam_lr", "end")
+"""The arguments of a recipe that are learning rates."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +52,8 @@ class TrainOptions:
         offline: Never download.
         epochs: Passes over the training images.
         batch: Images per step, over all devices.
+        scale_lr: The rule by which another `batch` than that of the spec scales all learning rates: `none`, `linear` or
+            `sqrt`.
         seed: The seed of weights, order and augmentation.
         weights: The initial weights: a file, or `torchvision:DEFAULT`.
         match: How the tensors of `weights` are matched: by `name`, by `order`, or by a map (its path).
@@ -45,7 +62,10 @@ class TrainOptions:
         resume: Resume the latest unfinished run, or the one in this folder, with its own settings.
         accept_changes: Resume with the settings, spec and data as they are now, even if they have changed.
         verify_data: Hash the contents of all images, and compare them when the run is resumed.
-        accelerator: Passed to Lightning, as are `devices` and `strategy`.
+        accelerator: Passed to Lightning, as are `devices` and `strategy`. `auto` devices are all GPUs, or one if a step
+            is short.
+        ddp: Arguments of `torch.nn.parallel.DistributedDataParallel`: `static_graph`, `gradient_as_bucket_view`,
+            `find_unused_parameters` and `bucket_cap_mb`.
         precision: `auto`, `fp32`, `bf16`, `fp16`, or one of Lightning's names.
         deterministic: Use only deterministic kernels on a GPU, in full float32 precision. A CPU always does.
         memory_format: `channels_last` or `contiguous`. With None, the faster one is measured.
@@ -69,6 +89,7 @@ class TrainOptions:
     offline: bool = False
     epochs: int | None = None
     batch: int | None = None
+    scale_lr: str = "none"
     seed: int | None = None
     weights: str | None = None
     match: str = "name"
@@ -81,6 +102,7 @@ class TrainOptions:
     devices: str | int = "auto"
     precision: str | None = None
     strategy: str = "auto"
+    ddp: Mapping[str, bool | int] = field(default_factory=dict[str, "bool | int"])
     deterministic: bool = False
     memory_format: str | None = None
     threads: int | None = None
@@ -109,7 +131,41 @@ class TrainOptions:
         overrides = {"data": data, "epochs": self.epochs, "batch": self.batch, "seed": self.seed}
         if self.precision in ("auto", *PRECISIONS):
             overrides["precision"] = self.precision
+        if self.batch is not None:
+            overrides |= scaled_rates(recipe, self.batch, self.scale_lr)
         return {name: value for name, value in overrides.items() if value is not None}
+
+
+def scaled_rates(recipe: Recipe, batch: int, rule: str) -> dict[str, Any]:
+    """Return the entries of a recipe that change if its learning rates are scaled for another batch size.
+
+    Raises:
+        CnnspecError: E0510 if there is no such rule.
+    """
+    if rule not in SCALES:
+        raise failure("E0510", f"unknown rule `{rule}` for the learning rate", help=f"use one of {', '.join(SCALES)}")
+    factor = SCALES[rule](batch / recipe.batch)
+
+    def scaled(setting: Setting) -> Setting:
+        args: dict[str, Any] = {
+            name: float(f"{value * factor:.10g}") if name in _RATES and isinstance(value, int | float) else value
+            for name, value in setting.args.items()
+        }
+        return setting.model_copy(update={"args": args})
+
+    found: dict[str, Any] = {name: scaled(getattr(recipe, name)) for name in ("optimizer", "schedule")}
+    found["rates"] = tuple(map(scaled, recipe.rates))
+    return {name: value for name, value in found.items() if value != getattr(recipe, name)}
+
+
+def rate_rule(recipe: Recipe, options: TrainOptions) -> str:
+    """Describe how the learning rate follows the batch size, for the recipe of a spec."""
+    if options.batch is None or options.batch == recipe.batch:
+        return "that of the spec"
+    if options.scale_lr == "none":
+        return f"not scaled for the batch of {options.batch} in place of {recipe.batch}"
+    factor = SCALES[options.scale_lr](options.batch / recipe.batch)
+    return f"times {factor:.4g}: {options.scale_lr} in the batch, {options.batch} in place of {recipe.batch}"
 
 
 def lightning_precision(precision: str, device: torch.device) -> str:

@@ -17,8 +17,9 @@ from cnnspec.training.data.download import downloads
 from cnnspec.training.loop.autotune import cache_file, read_cached
 from cnnspec.training.loop.machine import default_threads, default_workers, device_of
 from cnnspec.training.loop.optimizers import optimizer_for
+from cnnspec.training.runs.devices import choose_devices
 from cnnspec.training.runs.folder import next_folder
-from cnnspec.training.runs.options import TrainOptions, effective_recipe, lightning_precision, recipe_lines
+from cnnspec.training.runs.options import TrainOptions, effective_recipe, lightning_precision, rate_rule, recipe_lines
 from cnnspec.training.runs.placement import Placement, choose_placement, memory
 
 FILES = (
@@ -43,6 +44,7 @@ def plan(graph: Graph, options: TrainOptions | None = None) -> dict[str, Any]:
     device = device_of(options.accelerator)
     precision = lightning_precision(options.precision or recipe.precision, device)
     cached = read_cached(graph, recipe.batch, device, precision)
+    _, reason = choose_devices(options, graph.macs * recipe.batch)
     folder = next_folder(options.out, graph)
     data, steps = _describe_data(graph, recipe, options)
     return {
@@ -53,8 +55,9 @@ def plan(graph: Graph, options: TrainOptions | None = None) -> dict[str, Any]:
         "steps": {"epoch": steps, "run": steps and steps * recipe.epochs},
         "device": {
             "accelerator": device.type,
-            "devices": options.devices,
+            "devices": f"1 ({reason})" if reason else options.devices,
             "strategy": options.strategy,
+            "learning_rate": rate_rule(graph.recipe, options),
             "precision": precision,
             "memory_format": options.memory_format or cached or "measured at the start of the run",
             "threads": options.threads or default_threads(),

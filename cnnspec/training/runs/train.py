@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +47,7 @@ from cnnspec.training.loop.processes import Processes, lost_process
 from cnnspec.training.loop.signals import Pruned, StopHandler, Stopped
 from cnnspec.training.loop.sync_batchnorm import sync_batch_norm
 from cnnspec.training.loop.task import BatchDataModule, StateCheck, Task, TrainingContext, check_parts
+from cnnspec.training.runs.devices import check_strategy, choose_devices, make_strategy
 from cnnspec.training.runs.folder import RunFolder, shared_folder, write_error
 from cnnspec.training.runs.loggers import ExternalLogger, draw_graph, make_loggers, quiet
 from cnnspec.training.runs.options import (
@@ -55,6 +57,7 @@ from cnnspec.training.runs.options import (
     TrainOptions,
     effective_recipe,
     lightning_precision,
+    rate_rule,
     recipe_lines,
 )
 from cnnspec.training.runs.placement import choose_placement, place_data
@@ -153,7 +156,8 @@ class _Start:
         graph, options, resumed = self.graph, self.options, self.resumed
         device = device_of(options.accelerator)
         fitting = images_that_fit(replace(graph, recipe=self.recipe), device, training=True)
-        self.trainer = _make_trainer(options, self.recipe, self.folder)
+        count, self.devices_reason = choose_devices(options, graph.macs * self.recipe.batch)
+        self.trainer = _make_trainer(replace(options, devices=count), self.recipe, self.folder)
         if resumed is not None:
             resumed.compare_machine(self.trainer)
         self.data = self._load_data()
@@ -169,6 +173,13 @@ class _Start:
                 f"a batch of {images}{parts} cannot be divided among {devices} devices",
                 notes=["each device needs at least one image of every part"],
                 help="use a larger batch, fewer parts (`accumulate`) or fewer devices",
+            )
+        if self.parts > 1 and options.ddp.get("static_graph") and devices > 1:
+            raise failure(
+                "E0510",
+                f"`static_graph` does not support a batch in {self.parts} parts",
+                notes=["DistributedDataParallel cannot skip the exchange of gradients in the first backward pass"],
+                help="omit `--ddp static_graph=true`, or use fewer parts (`accumulate`)",
             )
         if devices == 1:  # several devices compute the statistics together
             check_parts(graph, images, self.parts)
@@ -429,6 +440,15 @@ class _TrainingRun:
         if frozen := frozen_modules(recipe, self.graph):
             count = sum(node.parameter_count for node in self.graph if node.path in frozen)
             self._log(f"frozen: {count:,} of {self.graph.parameter_count:,} parameters")
+        devices = self.trainer.world_size
+        if devices > 1:
+            self._log(
+                f"devices: {devices}, {recipe.batch} images per step in total, about {recipe.batch / devices:.4g} each"
+            )
+        if self.start.devices_reason is not None:
+            self._log(f"devices: {self.start.devices_reason}")
+        if devices > 1 or self.options.scale_lr != "none":
+            self._log(f"learning rate: {rate_rule(self.graph.recipe, self.options)}")
         machine = self.tuning
         self._log(f"machine: {machine.memory_format}, {machine.threads} threads ({machine.origin})")
         device = self.trainer.strategy.root_device
@@ -540,7 +560,7 @@ class _TrainingRun:
             "data_identity": inventory and inventory.identity.model_dump(mode="json"),
             "spec": spec_hashes(self.graph),
             **resolved_settings(self.trainer),
-            "requested": {name: getattr(self.options, name) for name in REQUESTS},
+            "requested": {name: getattr(self.options, name) for name in REQUESTS} | {"ddp": dict(self.options.ddp)},
             "machine": {**self.tuning.to_json(), "allocator": self.options.allocator},
             "loggers": self._external_runs,
             "recipe": self.recipe.model_dump(mode="json"),
@@ -566,24 +586,28 @@ def _make_trainer(options: TrainOptions, recipe: Recipe, folder: RunFolder | Non
     launch = read_launch()
     devices, plugins = (options.devices, []) if launch is None else _launched(launch, options)
     strategy = "ddp" if launch is not None and options.strategy == "auto" else options.strategy
+    check_strategy(strategy)
+    make = functools.partial(
+        pl.Trainer,
+        accelerator=options.accelerator,
+        devices=devices,
+        plugins=plugins,
+        precision=precision,
+        max_epochs=recipe.epochs,
+        logger=False,
+        limit_val_batches=0,
+        reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder.path if folder is not None else options.out,
+    )
     try:
-        trainer = pl.Trainer(
-            accelerator=options.accelerator,
-            devices=devices,
-            plugins=plugins,
-            strategy=strategy,
-            precision=precision,
-            max_epochs=recipe.epochs,
-            logger=False,
-            limit_val_batches=0,
-            reload_dataloaders_every_n_epochs=1,
-            use_distributed_sampler=False,
-            num_sanity_val_steps=0,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=folder.path if folder is not None else options.out,
-        )
+        trainer = make(strategy=strategy)
+        if (other := make_strategy(strategy, trainer.strategy, options.ddp)) is not None:
+            trainer = make(strategy=other)
     except (MisconfigurationException, ValueError, RuntimeError, TypeError, ImportError) as error:
         raise _settings_error(error) from None
     if str(precision) in ("16", PRECISIONS["fp16"]) and trainer.precision != PRECISIONS["fp16"]:
