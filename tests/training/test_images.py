@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ from harness.images import stored
 from PIL import Image, ImageCms
 
 from cnnspec.diagnostics import CnnspecError
+from cnnspec.training.data import images
 from cnnspec.training.data.folders import EXTENSIONS
-from cnnspec.training.data.images import read_image
+from cnnspec.training.data.images import open_image, read_image
 
 GRAY = np.arange(256, dtype=np.uint8).reshape(16, 16)
 RGB = np.stack([GRAY, GRAY[::-1], GRAY.T], axis=2)
@@ -342,3 +345,63 @@ def test_damaged_files_are_named(tmp_path: Path, extension: str, damage: str) ->
     assert raised.value.diagnostics[0].code == "E0503"
     assert raised.value.diagnostics[0].file == str(path)
     assert raised.value.diagnostics[0].notes[0]
+
+
+# --- decoders ------------------------------------------------------------------------------------
+
+
+def jpeg(rng: np.random.Generator, **given: Any) -> bytes:
+    """Return a photo as a JPEG file of a random size."""
+    height, width = rng.integers(1, 70, 2).tolist()
+    coarse = rng.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", **given)
+    return file.getvalue()
+
+
+def outcome(content: bytes, channels: int = 3) -> tuple[Any, ...]:
+    try:
+        pixels = open_image(io.BytesIO(content), channels, "x")
+    except CnnspecError as error:
+        return (re.sub("0x[0-9a-f]+", "", str(error)),)
+    return pixels.shape, pixels.stride(), pixels.numpy().tobytes()
+
+
+def damaged(content: bytes, rng: np.random.Generator, how: str) -> bytes:
+    changed = bytearray(content)
+    if how == "short":
+        del changed[int(rng.integers(1, len(content))) :]
+    for _ in range({"one bit": 1, "three bits": 3}.get(how, 0)):
+        changed[int(rng.integers(len(content)))] ^= 1 << int(rng.integers(8))
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("how", ["intact", "short", "one bit", "three bits"])
+def test_every_jpeg_file_has_the_pixels_or_the_error_of_pillow(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    contents = []
+    for number in range(60):
+        given: dict[str, Any] = {"quality": int(rng.integers(20, 101)), "progressive": number % 2 == 0}
+        given |= {"keep_rgb": True} if number % 7 == 0 else {"subsampling": number % 3}
+        given |= {"restart_marker_blocks": 2} if number % 5 == 0 else {}
+        exif = Image.Exif()
+        exif[0x0112] = int(rng.integers(0, 10)) if number % 4 == 0 else 1
+        contents.append(damaged(jpeg(rng, exif=exif, **given), rng, how))
+    found = [outcome(content, channels) for content in contents for channels in (1, 3)]
+    assert images._decoders_agree()
+    monkeypatch.setattr(images, "_decode_jpeg", lambda *args: None)
+    assert found == [outcome(content, channels) for content in contents for channels in (1, 3)]
+    assert any(len(result) == 3 for result in found) or how == "short"
+
+
+def test_pillow_decodes_if_the_decoders_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = jpeg(np.random.default_rng(0))
+    expected = outcome(content)
+    images._decoders_agree.cache_clear()
+    with monkeypatch.context() as patch:
+        decode = images.decode_image
+        patch.setattr(images, "decode_image", lambda *args: decode(*args) ^ 1)
+        assert not images._decoders_agree()
+        assert outcome(content) == expected
+    images._decoders_agree.cache_clear()
+    assert images._decoders_agree()

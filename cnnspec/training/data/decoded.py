@@ -24,6 +24,7 @@ from typing import IO, Any
 import numpy as np
 import PIL
 import torch
+import torchvision
 from PIL import features
 from torch import Tensor
 
@@ -226,7 +227,8 @@ def cache_key(images: Records, channels: int) -> bytes:
     Raises:
         OSError: The state of a file cannot be read.
     """
-    digest = hashlib.sha256(f"{_MAGIC}\0{PIL.__version__}\0{features.version('jpg')}\0{channels}".encode())
+    decoders = f"{PIL.__version__}\0{features.version('jpg')}\0{torchvision.__version__}"
+    digest = hashlib.sha256(f"{_MAGIC}\0{decoders}\0{channels}".encode())
     for path in images.paths() or ():
         status = os.stat(path)
         # The change time cannot be set, so a file that was replaced is noticed even if its size and time were kept.

@@ -6,10 +6,12 @@ background, and 16-bit grayscale is scaled to 8 bits. Of an animation or a file 
 
 from __future__ import annotations
 
+import io
 import threading
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,6 +19,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image
 
 from cnnspec.diagnostics import CnnspecError, failure, one_line
 from cnnspec.limits import MAX_PIXELS
@@ -109,9 +112,49 @@ def open_image(source: IO[bytes], channels: int, name: str, file: str | None = N
     """
     try:
         with _silence(), Image.open(source, formats=FORMATS) as image:  # warns of damaged metadata and large images
-            return _pixels(image, channels)
+            decoded = _decode_jpeg(source, image) if channels == 3 else None
+            return _pixels(image, channels) if decoded is None else decoded
     except Exception as error:  # noqa: BLE001  decoders raise many types for damaged files, also `struct.error`, `KeyError`
         raise _unreadable(error, f"`{name}`", file) from None
+
+
+def _decode_jpeg(source: IO[bytes], image: Image.Image) -> Tensor | None:
+    """Return the pixels `[1, 3, h, w]` of an RGB image in JPEG format, or None if Pillow is to decode it.
+
+    torchvision is faster. The pixels are the same, because both use libjpeg-turbo; this is checked once for the
+    installed versions. Pillow reports what torchvision cannot decode.
+    """
+    if (image.format, image.mode) != ("JPEG", "RGB") or image.width * image.height > MAX_PIXELS:
+        return None
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1 or not _decoders_agree():
+        return None
+    place = source.tell()
+    source.seek(0)
+    try:
+        pixels = decode_image(torch.frombuffer(bytearray(source.read()), dtype=torch.uint8), ImageReadMode.RGB)
+        return pixels.permute(1, 2, 0)[None].permute(0, 3, 1, 2)  # the memory layout of `_pixels`
+    except RuntimeError:
+        return None
+    finally:
+        source.seek(place)
+
+
+@cache
+def _decoders_agree() -> bool:
+    """Return whether Pillow and torchvision decode JPEG files of several kinds to the same pixels."""
+    values = np.arange(40 * 56 * 3, dtype=np.int64).reshape(40, 56, 3)
+    image = Image.fromarray(((values * values // 7) % 256).astype(np.uint8))
+    for number in range(6):
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=70 + 5 * number, subsampling=number % 3, progressive=number > 2)
+        try:
+            found = decode_image(torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8), ImageReadMode.RGB)
+        except RuntimeError:  # torchvision was built without libjpeg
+            return False
+        with Image.open(file, formats=("JPEG",)) as again:
+            if not np.array_equal(np.asarray(again), found.permute(1, 2, 0).numpy()):
+                return False
+    return True
 
 
 def image_pixels(source: Any, channels: int, name: str) -> Tensor:
