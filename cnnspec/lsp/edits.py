@@ -10,7 +10,7 @@ from cnnspec.compiler import format_text
 from cnnspec.diagnostics import CnnspecError, Edit
 from cnnspec.lsp.document import Analysis, Text, difference
 from cnnspec.lsp.views import to_protocol
-from cnnspec.rewrite.autofix import apply_fixes
+from cnnspec.rewrite.autofix import apply_fixes, certain_fixes
 
 FIX_ALL = "source.fixAll.cnnspec"
 
@@ -59,10 +59,16 @@ def code_actions(
                 )
             )
     if certain and _wanted(FIX_ALL, only):
-        text, _, _ = apply_fixes(analysis.text.text, analysis.source.name, analysis.path, buffers=analysis.buffers)
-        if edits := _difference(analysis.text, text):
-            changes = {analysis.uri: edits}
-            actions.append(lsp.CodeAction("apply all certain fixes", FIX_ALL, edit=lsp.WorkspaceEdit(changes)))
+        if only:  # all rounds, which takes longer than an editor should wait at each place of the cursor
+            name = analysis.source.name
+            text, _, _ = apply_fixes(analysis.text.text, name, analysis.path, buffers=analysis.buffers)
+            changed = _difference(analysis.text, text)
+        else:
+            chosen = certain_fixes(analysis.diagnostics())
+            changed = text_edits(analysis, (edit for _, taken in chosen for edit in taken))
+        if changed:
+            whole = lsp.WorkspaceEdit({analysis.uri: changed})
+            actions.append(lsp.CodeAction("apply all certain fixes", FIX_ALL, edit=whole))
     return actions
 
 

@@ -31,6 +31,7 @@ from pygls.uris import to_fs_path
 import cnnspec
 from cnnspec.backends import diagram
 from cnnspec.diagnostics import CnnspecError, Reporter
+from cnnspec.limits import MAX_FILE_BYTES
 from cnnspec.lsp import completion, edits, navigation, tokens, views
 from cnnspec.lsp.descriptions import reference_text
 from cnnspec.lsp.document import Analysis, Change, Moved, Text
@@ -42,6 +43,8 @@ T = TypeVar("T")
 PATIENCE = 20
 """Milliseconds that a request waits for the current text before it is answered from the previous one."""
 MAX_PATIENCE = 60_000
+PAUSE = 0.05
+"""Seconds between an edit of a long text and its compilation."""
 COLLECT_EVERY = 60
 """Seconds between collections of garbage."""
 MAX_WORKSPACE_FILES = 1_000
@@ -170,6 +173,8 @@ class Session:
     async def _compile(self, uri: str) -> None:
         """Compile a document until its last text is compiled, and publish the diagnostics."""
         while (document := self.documents.get(uri)) is not None:
+            if (earlier := self._earlier(uri)) is not None and earlier.cost > self.patience:
+                await asyncio.sleep(PAUSE)  # answer the requests that come with an edit first
             text, version = document.text, document.version
             if uri in self._compiled and self._compiled[uri][0] is text:
                 return
@@ -315,8 +320,12 @@ class Session:
             self.server.workspace_code_lens_refresh(None)
 
     def text(self, uri: str) -> Text | None:
-        """Return the current text of a document."""
-        return self.documents[uri].text if uri in self.documents else None
+        """Return the current text of a document; None if it is longer than any spec."""
+        document = self.documents.get(uri)
+        return document.text if document is not None and len(document.text.text) <= MAX_FILE_BYTES else None
+
+    def _earlier(self, uri: str) -> Analysis | None:
+        return self._compiled.get(uri, (None, None))[1]
 
     async def names(self, uri: str) -> Names | None:
         """Return the names of a document, those of an earlier text if the current one has no structure."""
@@ -336,7 +345,7 @@ class Session:
 
     async def soon(self, uri: str) -> tuple[Analysis | None, Moved | None]:
         """Return the compilation of the current text, or of an earlier one and how positions have moved since."""
-        earlier = self._compiled.get(uri, (None, None))[1]
+        earlier = self._earlier(uri)
         if earlier is None:
             return await self.current(uri), None
         patience = self.patience if earlier.cost <= self.patience else 0  # a long text will take longer again

@@ -56,7 +56,7 @@ def apply_fixes(
         effort += _EFFORT_PER_NODE * (len(current.graph.nodes) if current.graph else 0)
         if effort > _MAX_EFFORT and fixed:
             break
-        chosen = _choose(current.diagnostics)
+        chosen = certain_fixes(current.diagnostics)
         if not chosen:
             break
         edits = [edit for _, taken in chosen for edit in taken]
@@ -73,7 +73,7 @@ def _count_errors(diagnostics: Sequence[Diagnostic]) -> int:
     return sum(diagnostic.severity == "error" for diagnostic in diagnostics)
 
 
-def _choose(diagnostics: Sequence[Diagnostic]) -> list[tuple[Diagnostic, tuple[Edit, ...]]]:
+def certain_fixes(diagnostics: Sequence[Diagnostic]) -> list[tuple[Diagnostic, tuple[Edit, ...]]]:
     """Return the certain fixes that do not overlap or touch, with their diagnostics."""
     chosen: list[tuple[Diagnostic, tuple[Edit, ...]]] = []
     taken: list[tuple[int, int]] = []

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
@@ -186,6 +187,11 @@ class Raw:
                 length = int(line.split(b":")[1])
         return output.read(length)
 
+    def cpu(self) -> float:
+        """Return the milliseconds that the threads of the server have computed."""
+        threads = Path(f"/proc/{self._server.pid}/task").glob("*/schedstat")
+        return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e6
+
     def request(self, method: str, params: Any) -> tuple[float, Any]:
         """Return the milliseconds until the answer, and the answer."""
         self._count += 1
@@ -206,7 +212,7 @@ class Raw:
 
 @pytest.mark.slow
 def test_a_long_file_is_answered_within_50_milliseconds(capsys: pytest.CaptureFixture[str]) -> None:
-    """Only on a machine that does nothing else."""
+    """The processor time of all threads of the server counts; on an idle machine it is the time until the answer."""
     client, rng, text = Raw(), random.Random(0), long_spec()
     assert text.count("\n") == 1_000
     assert cold(text) == []
@@ -218,13 +224,14 @@ def test_a_long_file_is_answered_within_50_milliseconds(capsys: pytest.CaptureFi
         "hover completion signatureHelp inlayHint codeLens documentSymbol foldingRange semanticTokens/full definition"
     )
     times: dict[str, list[float]] = {feature: [] for feature in [*features.split(), "documentHighlight"]}
-    line = 0
+    line, waited = 0, list[float]()
     for number in range(300):
         line = line if number % 2 else rng.randrange(3, 990)
         start, end = {"line": line, "character": 0}, {"line": line + number % 2, "character": 0}
         piece = "" if number % 2 else rng.choice(["relu\n", "bn | relu\n", "conv 3x3 c=\n", "# note\n"])
         change = {"range": {"start": start, "end": end}, "text": piece}
         version = {**document, "version": number + 1}
+        computed = client.cpu()
         client.send("textDocument/didChange", {"textDocument": version, "contentChanges": [change]})
         feature = [*times][number % len(times)]
         place = {"line": rng.randrange(990), "character": rng.randrange(12)}
@@ -232,12 +239,14 @@ def test_a_long_file_is_answered_within_50_milliseconds(capsys: pytest.CaptureFi
         spent, _ = client.request(
             f"textDocument/{feature}", {"textDocument": document, "position": place, "range": page}
         )
-        times[feature].append(spent)
+        times[feature].append(client.cpu() - computed)
+        waited.append(spent)
         time.sleep(rng.choice([0.02, 0.1, 0.3]))  # a person types
     every = [spent for spent_of_one in times.values() for spent in spent_of_one]
     p95 = quantiles(every, n=20)[-1]
     with capsys.disabled():
         print(f"\n{len(every)} requests: p50 {median(every):.1f} ms, p95 {p95:.1f} ms, max {max(every):.1f} ms")
+        print(f"  with other processes: p50 {median(waited):.1f} ms, p95 {quantiles(waited, n=20)[-1]:.1f} ms")
         for feature, spent_of_one in times.items():
             print(f"  {feature}: p50 {median(spent_of_one):.1f} ms, max {max(spent_of_one):.1f} ms")
     client.close()
