@@ -332,7 +332,8 @@ class SpecGenerator:
             frame.labels[label] = y
             frame.own.add(label)
             frame.modules.pop(label, None)
-            if not isinstance(elements[0], ast.Again) and not _reads_others(elements):
+            runs = any(isinstance(element, ast.Call) and element.callee in OPS for element in elements)
+            if runs and not _reads_others(elements):
                 frame.modules[label] = (x, y)
         return flow, y
 
@@ -521,6 +522,7 @@ class SpecGenerator:
         frame.labels |= {before: x, label: (channels, *x[1:])}
         frame.own |= {before, label}
         calls = [self.call(name, settings, frame, list(settings)) for name, settings in layers]
+        calls += [make_call("identity")] if len(calls) == 1 and _is_named(calls[0]) else []
         inner = frame.inner((channels, *x[1:]))
         frame.modules[label] = (x, frame.labels[label])
         down = self.call("maxpool", pool, frame, ["kernel"])
