@@ -413,8 +413,13 @@ class Session:
 
 
 def path_of(uri: str) -> Path | None:
-    """Return the path of a document; None if it is not a file."""
+    """Return the path of a document; None if it is not a file, or not with a valid name."""
     path = to_fs_path(uri)
+    try:
+        if path:
+            Path(path).resolve()
+    except (OSError, ValueError, RuntimeError):  # an invalid file name, or a cycle of links
+        return None
     return Path(path) if path else None
 
 

@@ -197,6 +197,26 @@ def test_commands(editor: Editor) -> None:
     document.close()
 
 
+def test_documents_without_a_valid_path(editor: Editor, tmp_path: Path) -> None:
+    loop = tmp_path / "loop.cnn"
+    loop.symlink_to(loop)
+    uris = [
+        "file:///a%00b.cnn",
+        f"file:///{'a' * 5000}.cnn",
+        loop.as_uri(),
+        "git:/a.cnn",
+        "a",
+        "file:",
+        tmp_path.as_uri(),
+    ]
+    for uri in uris:
+        document = editor.open('input 3x8x8\nuse b from "other"\nb 8\n', uri)
+        assert [found.code for found in document.diagnostics] == ["E0212"]
+        found = editor.run(editor.client.text_document_completion_async(lsp.CompletionParams(**document.at("other"))))
+        assert isinstance(found, lsp.CompletionList)
+        document.close()
+
+
 def test_open_buffers_replace_files(editor: Editor, tmp_path: Path) -> None:
     library, spec = tmp_path / "parts.cnn", tmp_path / "net.cnn"
     library.write_text("block part(c) { conv 3x3 c }\n")
