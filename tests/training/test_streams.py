@@ -8,8 +8,13 @@ from __future__ import annotations
 import functools
 import http.server
 import io
+import json
+import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +27,7 @@ import datasets
 import numpy as np
 import torch
 from harness.batches import stop_at, watch
+from harness.processes import free_port, variables
 from harness.runs import code
 from PIL import Image
 from safetensors.torch import load_file
@@ -293,6 +299,57 @@ def test_a_server_that_fails_ends_the_run_which_resumes_exactly(
             run(graph(), **given)
         assert code(error) == "E0502"
     same(whole, run(graph(), **given, resume=True))
+
+
+def start_ranks(folder: Path, url: str, count: int, *options: str) -> list[subprocess.Popen[str]]:
+    """Start the processes of a run that streams its images, each with a worker."""
+    folder.mkdir(exist_ok=True)
+    (folder / "net.cnn").write_text(graph("clip 1").text)
+    command = [sys.executable, "-m", "cnnspec", "build", "net.cnn", "--train", "--data", f"stream:{url}", "--no-plots"]
+    command += ["--epochs", "15", "--workers", "1", "--memory-format", "contiguous", "--accelerator", "cpu", *options]
+    port, found = free_port(), []
+    for rank in range(count):
+        settings = {**os.environ, "OMP_NUM_THREADS": "1", **(variables(rank, count, port) if count > 1 else {})}
+        log = (folder / f"{rank}.log").open("a")
+        found.append(subprocess.Popen(command, cwd=folder, env=settings, text=True, stdout=log, stderr=log))
+    return found
+
+
+def end_ranks(processes: list[subprocess.Popen[str]]) -> list[int]:
+    try:
+        return [process.wait(240) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_two_processes_stream_from_a_web_server_and_resume_exactly(
+    number: signal.Signals, serve: Callable[..., str], shards: Path, tmp_path: Path
+):
+    url, part = serve(shards), "runs/net/1"
+    assert end_ranks(start_ranks(tmp_path / "alone", url, 1)) == [0]
+    assert end_ranks(start_ranks(tmp_path / "whole", url, 2)) == [0, 0]
+    folder = tmp_path / "stopped"
+    processes = start_ranks(folder, url, 2, "--save-every", "0")
+    while not (folder / part / "checkpoints/previous.ckpt").exists():
+        assert processes[0].poll() is None, (folder / "0.log").read_text()
+        time.sleep(0.01)
+    processes[int(number == signal.SIGKILL)].send_signal(number)
+    codes = end_ranks(processes)
+    assert codes == ([143, 0] if number == signal.SIGTERM else [1, -9]), (folder / "0.log").read_text()
+    assert json.loads((folder / part / "result.json").read_text())["steps"] < 15 * 12
+    assert end_ranks(start_ranks(folder, url, 2, "--resume")) == [0, 0], (folder / "0.log").read_text()
+    whole, resumed = (
+        load_file(tmp_path / name / part / "checkpoints/best.safetensors") for name in ("whole", "stopped")
+    )
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    for name in ("metrics.csv", "predictions.csv"):
+        assert (tmp_path / "whole" / part / name).read_bytes() == (folder / part / name).read_bytes()
+    alone = load_file(tmp_path / "alone" / part / "checkpoints/best.safetensors")
+    for key in alone:
+        assert torch.allclose(alone[key].float(), whole[key].float(), rtol=0, atol=1e-4), key
 
 
 LISTS = {
