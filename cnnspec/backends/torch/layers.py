@@ -55,7 +55,8 @@ class DropPath(nn.Module):
             return x
         keep = 1 - self.p
         count = x.shape[0] if self.mode == "row" else 1
-        mask = x.new_empty((count,) + (1,) * (x.ndim - 1)).bernoulli_(keep)  # [N, 1, 1, 1]
+        # [N, 1, 1, 1]
+        mask = x.new_empty((count,) + (1,) * (x.ndim - 1)).bernoulli_(keep)
         if keep > 0:
             mask.div_(keep)
         return x * mask
@@ -74,7 +75,8 @@ class ShakeShake(nn.Module):
         one, other = x.chunk(2, 1)
         if not self.training:
             return (one + other).mul_(0.5)
-        forward, backward = (x.new_empty(x.shape[0], 1, 1, 1).uniform_() for _ in range(2))  # [N, 1, 1, 1]
+        shape = (x.shape[0], 1, 1, 1)
+        forward, backward = (x.new_empty(shape).uniform_() for _ in range(2))
         gap = one - other
         return other + gap * backward + gap.detach() * (forward - backward)
 
