@@ -188,7 +188,7 @@ def build(
         weights: Pretrained weights: a `.safetensors`, `.pt` or `.ckpt` file, or
             `torchvision:DEFAULT`, `torchvision:IMAGENET1K_V2` and so on for a network of torchvision.
         match: How the tensors are matched: by `name`, by `order`, or by a map that `cnnspec match` wrote (its path).
-        reinit: Paths of modules to initialize in spite of `weights`, such as a head for other classes.
+        reinit: Paths of modules to initialize instead of loading them from `weights`, such as a head for other classes.
         outputs: Paths of modules for feature extraction. The module returns a `dict` from these paths to tensors of
             shape `[N, C, H, W]` in place of the logits, and layers after the last of them are not built.
         offline: Never download weights.

@@ -38,7 +38,7 @@ ResumeFrom = Annotated[
 ]
 Reinit = Annotated[
     list[str] | None,
-    typer.Option(metavar="MODULE", help="A module to initialize at random in spite of --weights, such as a new head."),
+    typer.Option(metavar="MODULE", help="A module to initialize at random instead of loading it, such as a new head."),
 ]
 Settings = Annotated[
     list[str] | None,
