@@ -15,9 +15,7 @@ from cnnspec.diagnostics import echo
 
 def draw(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A spec file, or the name of a shipped spec.")],
-    other: Annotated[
-        str | None, typer.Argument(metavar="OTHER", help="A second spec: draw what differs from the first.")
-    ] = None,
+    other: Annotated[str | None, typer.Argument(metavar="OTHER", help="A second spec: draw the differences.")] = None,
     output: Annotated[
         Path | None,
         typer.Option(

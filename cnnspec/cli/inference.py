@@ -45,10 +45,12 @@ def predict(
     ] = None,
     tta: Annotated[
         bool | None,
-        typer.Option("--tta/--no-tta", help="Average over each image and its mirror image (default: as the recipe)."),
+        typer.Option(
+            "--tta/--no-tta", help="Average over each image and its mirror image (default: as in the recipe)."
+        ),
     ] = None,
     spec: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The network of weights that do not contain it.")
+        str | None, typer.Option(metavar="FILE", help="The network, for weights that do not contain it.")
     ] = None,
     match: Match = "name",
     sets: Settings = None,

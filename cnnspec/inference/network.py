@@ -175,7 +175,7 @@ def load_run(
 
     Args:
         source: The folder of a run, whose best weights are used; a weights file; or `torchvision:DEFAULT`.
-        spec: The network of weights that do not contain it: a Graph, a file, or the name of a shipped spec.
+        spec: The network, for weights that do not contain it: a Graph, a file, or the name of a shipped spec.
         match: How the tensors in the file are matched: by `name`, by `order`, or by a map (the path of a JSON file).
         offline: Never download weights.
         allow_huge: Allow more than 10,000,000,000 parameters, and tensors of more than 100,000,000,000 elements.
@@ -201,7 +201,7 @@ def load_run(
             "E0511",
             "the weights do not say how their training images were normalized",
             file=str(weights),
-            help="state it as in the training, such as `--set normalize=imagenet`",
+            help="set it as in training, for example with `--set normalize=imagenet`",
         )
 
     preprocessing, origins = choose_preprocessing(graph.recipe, graph.input_shape, unknown, about.preprocessing)

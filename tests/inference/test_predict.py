@@ -253,7 +253,7 @@ def test_weights_without_preprocessing_ask_for_it(tmp_path: Path) -> None:
     graph = graph_of()
     torch.save(inference.to_module(graph).state_dict(), tmp_path / "own.pt")
     error = failing(lambda: load_run(tmp_path / "own.pt", spec=graph))
-    assert (error.code, error.help) == ("E0511", "state it as in the training, such as `--set normalize=imagenet`")
+    assert (error.code, error.help) == ("E0511", "set it as in training, for example with `--set normalize=imagenet`")
     found = load_run(tmp_path / "own.pt", spec=graph_of(normalize="imagenet"))
     assert found.preprocessing == Preprocessing((9, 8), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 

@@ -167,7 +167,7 @@ def _decode(images: Records, headers: Headers, threads: int, poll: Poll) -> Gene
 
 
 def _changed(path: Path) -> CnnspecError:
-    message = f"the image `{path.name}` has another size than its header says, or changed while it was read"
+    message = f"the image `{path.name}` has a different size than its header says, or changed while it was read"
     return failure("E0503", message, file=str(path), help="save the image again, or use `--cache off`")
 
 
@@ -217,7 +217,7 @@ def cache_in_file(images: Records, headers: Headers, threads: int, poll: Poll = 
         message = f"cannot write the cache of {headers.nbytes:,} bytes"
         raise failure("E0510", message, notes=[reason], file=str(target), help=help) from None
     if found is None:
-        raise failure("E0510", "the file of the cache is damaged after it was written", file=str(target))
+        raise failure("E0510", "the cache file was damaged after it was written", file=str(target))
     return Records.of(found, images.labels)
 
 

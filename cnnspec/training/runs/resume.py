@@ -276,7 +276,9 @@ def _stated_data(run: StoredRun, stated: Setting) -> Setting:
     raise failure(
         "E0506",
         "cannot resume the run: it was started with data that neither the command nor the spec names",
-        notes=[f"the data is `{shown}`; a path is not taken from the folder of a run, which could name any folder"],
+        notes=[
+            f"the data is `{shown}`; a path is not taken from a run folder, because its files could name any folder"
+        ],
         file=str(run.folder),
         help=f"add `--data {shlex.quote(shown)}`",
     )

@@ -614,7 +614,7 @@ def _make_trainer(options: TrainOptions, recipe: Recipe, folder: RunFolder | Non
         raise failure(
             "E0510",
             "`fp16` requires a GPU",
-            notes=["float16 has a small range, so mixed precision scales the loss, which Lightning does on GPUs only"],
+            notes=["float16 has a small range, so mixed precision scales the loss; Lightning does so only on GPUs"],
             help="use `--precision bf16` or `--precision fp32`",
         )
     return trainer
