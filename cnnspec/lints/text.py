@@ -299,7 +299,7 @@ def accidental_arguments(context: LintContext) -> Iterator[Diagnostic]:
             if not _flag(arg, parameters) and not _related(word, name):
                 message = f"`{word}` sets `{name}` of `{call.callee}` by its position"
                 edit = Edit(Span(arg.span.source, arg.span.start, arg.span.start), f"{name}=")
-                help = f"write `{name}={word}` to set `{name}`, or remove it"
+                help = f"write `{name}={word}` to set `{name}`, or remove `{word}`"
                 defined = value[word]
                 labels = (Label(defined, "the value is defined here"),) if defined else ()
                 yield warning("W0117", message, arg.span, help, edit, labels=labels, certain=False)

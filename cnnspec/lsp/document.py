@@ -76,7 +76,7 @@ class Text:
         return Range(self.position(start), self.position(end))
 
     def offset(self, position: Position) -> int:
-        """Return the offset of a position; one behind the end of its line is the end of the line."""
+        """Return the offset of a position; one after the end of its line is the end of the line."""
         if position.line >= len(self._starts):
             return len(self.text)
         start, end = self._starts[position.line], self.line_end(position.line)

@@ -175,7 +175,7 @@ class ChannelShuffle(Op):
 
 
 class Pad(Op):
-    """Pad: `pad 1` all around, `pad 1x2` in height and width, `pad [l, r, t, b]` by side.
+    """Pad: `pad 1` all around, `pad 1x2` in height and width, `pad [l, r, t, b]` for each side.
 
     Negative amounts crop with `mode=constant`. Other modes fill with elements of the map instead of a constant.
 

@@ -393,7 +393,7 @@ def _unknown_flag(binding: Binding) -> Reported | None:
     example = example_value(site.parameters[name])
     help = f"remove `{word}`: {takes}"
     if type_.kind != "bool":
-        help += f"; to pass `{word}` as `{name}`, define it: `let {word} = {example}`"
+        help += f"; to set `{name}`, write `{name}={word}` and define `let {word} = {example}`"
     return binding.error("E0202", f"`{site.callee}` has no flag `{word}`", help=help)
 
 

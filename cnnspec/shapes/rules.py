@@ -353,7 +353,7 @@ def differing_axes(shapes: list[Shape]) -> list[str]:
 
 
 def join_words(words: list[str]) -> str:
-    """Join words as `channels, height, and width`."""
+    """Join words as `channels, height and width`."""
     if len(words) <= 2:
         return " and ".join(words)
-    return ", ".join(words[:-1]) + ", and " + words[-1]
+    return ", ".join(words[:-1]) + " and " + words[-1]

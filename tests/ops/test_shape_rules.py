@@ -372,7 +372,7 @@ def test_words_about_shapes() -> None:
     assert differing_axes([(4, 3, 3), (5, 2, 3)]) == ["channels", "height"]
     assert differing_axes([(4,), (5,)]) == ["features"]
     assert differing_axes([(4,), (5, 1, 1)]) == []
-    assert [join_words(list("abc")[:n]) for n in range(4)] == ["", "a", "a and b", "a, b, and c"]
+    assert [join_words(list("abc")[:n]) for n in range(4)] == ["", "a", "a and b", "a, b and c"]
     assert Shift(-2, 1).least == 2
     assert Shift(-2, -2).least == 5
     assert Shift(3, 0).least == 1
