@@ -29,7 +29,7 @@ from cnnspec.semantics.loader import SUFFIX, shipped_specs, standard_block, stan
 from cnnspec.syntax import FUNCTIONS, LABEL_WORDS, TOP_WORDS
 
 TRIGGERS = ["@", " ", "=", "|", '"', ".", "{"]
-_BODY_WORDS = ("let", "require", "repeat", "each", "if", "in", "nothing", *JOINS)
+_BODY_WORDS = ("let", "require", "repeat", "again", "each", "if", "in", "nothing", *JOINS)
 _METRICS = ("params", "macs", "output", "depth")
 _Kind = lsp.CompletionItemKind
 
