@@ -26,11 +26,11 @@ demo: $(READY)
 	$(BIN)/cnnspec build resnet20 --train --data fashion_mini --epochs 8 --batch 64
 
 test: $(READY) docs-setup lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 # Looks for failures with examples that differ in each run; `make test` draws the same ones every time.
 test-random: $(READY)
-	$(BIN)/python -m pytest --hypothesis-profile=random
+	$(BIN)/python -m pytest -n 2 --hypothesis-profile=random
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from cnnspec import ir
 from cnnspec.analysis.features import tap
@@ -142,8 +142,11 @@ def _display(graph: ir.Graph) -> str | None:
         data = base64.b64encode(draw(graph)).decode()
     except CnnspecError:  # too large: the notebook shows the text
         return None
-    table = summarize(graph)._repr_html_()  # pyright: ignore[reportPrivateUsage]
     image = f'<img alt="{escape(repr(graph))}" src="data:image/svg+xml;base64,{data}">'
+    sizes = cast("tuple[object, ...]", graph.input_shape)
+    if not all(isinstance(size, int) for size in sizes):  # they are functions of the image size
+        return image
+    table = summarize(graph)._repr_html_()  # pyright: ignore[reportPrivateUsage]
     return f"{image}<details><summary>Summary</summary>{table}</details>"
 
 

@@ -23,7 +23,10 @@ def load_ipython_extension(shell: Any) -> None:
     """Register `%%cnn` with a shell of IPython."""
 
     def cnn(line: str, cell: str) -> None:
-        arguments = _parser.parse_argstring(line)
+        try:
+            arguments = _parser.parse_argstring(line)
+        except ValueError as error:  # quotes without an end
+            raise UsageError(f"cannot read the arguments: {error}") from None
         name: str | None = arguments.name
         if name is not None and (not name.isidentifier() or iskeyword(name)):
             raise UsageError(f"`{name}` is not a variable name")

@@ -46,6 +46,8 @@ def tap(graph: Graph, outputs: Sequence[str]) -> Graph:
         if index != IMAGE and index not in needed:
             needed.add(index)
             pending += graph.nodes[index].inputs
+            if (use := graph.nodes[index].use) is not None:  # the nodes of the first use have the weights
+                pending += _first_use(graph, use.module)
     order = {old: new for new, old in enumerate(sorted(needed))} | {IMAGE: IMAGE}
     nodes = tuple(
         replace(graph.nodes[i], inputs=tuple(order[j] for j in graph.nodes[i].inputs)) for i in sorted(needed)
@@ -54,3 +56,12 @@ def tap(graph: Graph, outputs: Sequence[str]) -> Graph:
     scopes = {path: block for path, block in graph.scopes.items() if path in ends}
     taps = {path: order[i] for path, i in wanted.items()}
     return replace(graph, nodes=nodes, output=max(taps.values()), scopes=scopes, ends=ends, aux=(), taps=taps)
+
+
+def _first_use(graph: Graph, module: str) -> list[int]:
+    """Return the nodes of the first use of a module."""
+    return [
+        i
+        for i, node in enumerate(graph.nodes)
+        if node.use is None and (node.path == module or node.path.startswith(f"{module}."))
+    ]

@@ -91,6 +91,8 @@ def strides(context: LintContext, graph: ir.Graph) -> Iterator[Diagnostic]:
     calls = {node.callee_span.start: node for node in context.nodes if isinstance(node, ast.Call)}
     windows: dict[int, list[int]] = defaultdict(list)
     for index, node in enumerate(graph.nodes):
+        if node.use is not None:  # reported at the first use
+            continue
         if context.owns(node) and node.origin is not None and isinstance(node.op.axis_rule(0), Window):
             windows[node.origin.start].append(index)
     for start, indices in windows.items():

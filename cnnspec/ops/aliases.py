@@ -145,7 +145,7 @@ def absent_operator(name: str) -> str | None:
     if _OTHER_AXES.search(name):
         return "the language has no such operator; maps have two axes, height and width"
     if _plain(name) in _RESHAPES:
-        return "the language has no operators that change the order of axes; `flatten` turns a map into flat features"
+        return "the language cannot reshape tensors or reorder axes; `flatten` turns a map into flat features"
     if _plain(name) == "logsoftmax":
         return "remove it: the training loss already applies `log_softmax` to the output"
     if (example := _WITH_OTHER_ARGUMENTS.get(_plain(name))) is not None:
@@ -225,6 +225,7 @@ _ORDERS = {
 """Positional arguments of modules in other libraries, by their names here; an inferred one is empty."""
 _KNOWN = {"", *INFERRED}
 _VALUES = {"True": "true", "False": "false", "valid": "0"}
+_PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 _PAIR = re.compile(r"[(\[]\s*([0-9]+)\s*,\s*([0-9]+)\s*[)\]]")
 """A size in Python: `(3, 3)`."""
 _CONV_DEFAULTS = {"stride": "1", "dilation": "1", "groups": "1", "out_pad": "0"}
@@ -271,11 +272,15 @@ def translation(name: str, args: Sequence[str]) -> Translation | None:
     if order is None:
         return None
     places, given, dropped = order.split(" "), dict[str, str](), list[str]()
+    mode = ""
     for place, arg in zip_longest(places, args):
         if arg is None:
             break
         key, _, value = arg.rpartition("=")
         key, value = key.strip() or place, _PAIR.sub(r"\1x\2", value.strip().strip("\"'"))
+        if key == "padding_mode" and name == "Conv2d" and value in _PADDING_MODES:
+            mode = value
+            continue
         if not re.fullmatch(r"[\w.+*/ -]+", value):
             if not name.endswith(("2D", "Dense", "BatchNormalization")):
                 return None
@@ -296,13 +301,25 @@ def translation(name: str, args: Sequence[str]) -> Translation | None:
         is_example = not given.keys() >= {"kernel", "c"}
         given = {"kernel": "3", "c": "16", **given}
         given = {key: value for key, value in given.items() if _CONV_DEFAULTS.get(key) != value}
+    before = _pad_before(given, mode, dropped)
     if meant == "conv":  # their defaults differ here
         given = {"pad": "0", "bias": "true", **given}
         given = {key: value for key, value in given.items() if (key, value) not in (("bias", "false"), ("pad", "same"))}
     kernel, c = (given.pop(key, "") for key in ("kernel", "c"))
     kernel = f"{kernel}x{kernel}" if kernel.isdigit() else kernel
     rest = [k if value == "true" else f"{k}={value}" for k, value in given.items() if k not in _KNOWN]
-    return Translation(" ".join(filter(None, (meant, kernel, c, *rest, flag, after))), tuple(dropped), is_example)
+    text = " ".join(filter(None, (before, meant, kernel, c, *rest, flag, after)))
+    return Translation(text, tuple(dropped), is_example)
+
+
+def _pad_before(given: dict[str, str], mode: str, dropped: list[str]) -> str:
+    """Return the code for padding with other values than 0, which is a call, and remove it from the arguments."""
+    if mode in ("", "zeros") or given.get("pad", "0") == "0":
+        return ""
+    if given["pad"] == "same":
+        dropped.append(f'padding_mode="{mode}"')
+        return ""
+    return f"pad {given.pop('pad')} mode={mode} |"
 
 
 def _after(activation: str) -> str:

@@ -390,10 +390,10 @@ def _unknown_flag(binding: Binding) -> Reported | None:
     flags = [flag for flag, parameter in site.parameters.items() if parameter.type.kind == "bool"]
     takes = f"the flags of `{site.callee}` are {alternatives(flags, 'and')}" if len(flags) > 1 else ""
     takes = takes or (f"`{site.callee}` has the flag `{flags[0]}`" if flags else _takes(site.callee, site.parameters))
-    example = example_value(site.parameters[name])
     help = f"remove `{word}`: {takes}"
     if type_.kind != "bool":
-        help += f"; to set `{name}`, write `{name}={word}` and define `let {word} = {example}`"
+        meant = f"if `{word}` is meant as the value of `{name}`"
+        help += f"; {meant}, write `{name}={word}` and define `{word}` at the top of the file"
     return binding.error("E0202", f"`{site.callee}` has no flag `{word}`", help=help)
 
 

@@ -220,7 +220,7 @@ class Library:
             known += [p.stem for p in folder.glob(f"*{SUFFIX}") if p.is_file()]
         quoted = 1 if at.source.text[at.start] == '"' else 0
         help, fixes = respell(Span(at.source, at.start + quoted, at.end - quoted), wanted, known)
-        help = help or "check the path: files are searched next to the spec, then among the shipped specs"
+        help = help or "check the path: cnnspec looks for files in the folder of the spec, then among the shipped specs"
         reporter.error("E0212", no_file or f"file `{wanted}` not found", at, help=help, fixes=fixes)
         return None
 

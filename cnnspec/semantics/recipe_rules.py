@@ -234,7 +234,9 @@ def _useless_rates(recipe: Recipe, graph: Graph, frozen: frozenset[str]) -> Iter
             elif frozen.issuperset(own):
                 message = f"`{path}` is frozen, so its learning rate has no effect"
             if message is not None:
-                yield Contradiction("rates", message, Advice(f"remove `{path}`"), "modules", step, "E0521", path)
+                help = f"remove {f'`{path}`' if len(paths) > 1 else 'the group'}"
+                help += f", or do not freeze `{path}`" if path not in seen and own else ""
+                yield Contradiction("rates", message, Advice(help), "modules", step, "E0521", path)
             seen.add(path)
 
 

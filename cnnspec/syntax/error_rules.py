@@ -705,7 +705,7 @@ def _bars(at: Place) -> Explanation | None:
 
 def _items(at: Place) -> Explanation | None:
     """List items without commas, and indexing."""
-    if at.word == "[" and (indexed := re.search(r"[A-Za-z_]\w*$", at.before)):
+    if at.word == "[" and (indexed := re.search(r"(?:[A-Za-z_]\w*|\[[^\[\]]*\])$", at.before)):
         end = at.rest.find("]") + 1 or 1
         return Explanation(NO_INDEX, span=at.span(at.line + indexed.start(), at.at + end), message=INDEXED)
     if at.word == "]" and (indexed := re.search(r"[A-Za-z_]\w*\[\s*$", at.before)):

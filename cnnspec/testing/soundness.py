@@ -236,7 +236,7 @@ def bombs(seed: int, tally: Tally) -> None:
 def bounds(seed: int, tally: Tally) -> None:
     """Train a spec with an argument at or beyond its bounds. `seed` is the index of the case.
 
-    The first 7,000 contain all single arguments, the others are pairs.
+    The first 8,000 contain all single arguments, the others are pairs.
     """
     from cnnspec.testing.bounds import cases, try_case
 
@@ -285,7 +285,7 @@ MEASUREMENTS: dict[str, Measurement] = {
     "texts": Measurement(texts, 20_000, 400_000),
     "repetitions": Measurement(repetitions, len(REPETITIONS), len(REPETITIONS)),
     "bombs": Measurement(bombs, len(BOMBS) + len(HEAVY), len(BOMBS) + len(HEAVY)),
-    "bounds": Measurement(bounds, 7_000, 15_000, torch=True),
+    "bounds": Measurement(bounds, 8_000, 16_000, torch=True),
 }
 
 

@@ -280,6 +280,32 @@ def test_features_of_a_later_use() -> None:
         assert tapped.graph.parameter_count == sum(weight.numel() for weight in tapped.parameters())
 
 
+@pytest.mark.parametrize("outputs", [["right"], ["h.0", "right"], ["h.u", "right"], ["right.0"], ["h"]])
+def test_features_that_need_no_first_use(outputs: list[str]) -> None:
+    graph = loads(
+        "input 3x8x8\nclasses 10\nstem conv 3x3 8\nh: { conv 3x3 8 | bn; u: { relu | conv 1x1 8 } }\n"
+        "right: @stem | { conv 1x1 8 | again @h | conv 1x1 8 }\n"
+        "concat { @h; @right }\nglobal_avgpool | flatten | linear 10"
+    )
+    whole, tapped = build(graph).eval(), build(graph, outputs=outputs).eval()
+    assert {"h.0.weight", "h.u.1.weight"} <= {*tapped.state_dict()} or outputs == ["right.0"]
+    tapped.load_state_dict({key: whole.state_dict()[key] for key in tapped.state_dict()})
+    x = torch.randn(2, 3, 8, 8)
+    layer = whole.get_submodule
+
+    def h(x: torch.Tensor) -> torch.Tensor:
+        return layer("h.u.1")(layer("h.1")(layer("h.0")(x)).relu())
+
+    stem = layer("stem")(x)
+    found = {"h.0": layer("h.0")(stem), "h.u": h(stem), "h": h(stem), "right.0": layer("right.0")(stem)}
+    found["right"] = layer("right.1")(h(found["right.0"]))
+    assert all(torch.equal(y, found[path]) for path, y in tapped(x).items())
+    assert tapped.graph.parameter_count == sum(weight.numel() for weight in tapped.parameters())
+    exported = import_source(write_source(tapped.graph)).eval()
+    exported.load_state_dict(tapped.state_dict())
+    assert all(torch.equal(y, found[path]) for path, y in exported(x).items())
+
+
 def test_an_auxiliary_head_shares_a_module() -> None:
     graph = loads(
         "input 3x8x8\nclasses 4\nstem conv 3x3 8\ncell: conv 3x3 8 | bn | relu\nmid: conv 3x3 8\n"

@@ -214,7 +214,9 @@ def test_errors_of_options_and_of_the_drawing_are_shown(rounds: Rounds) -> None:
 
 
 def start(**pipes: Any) -> subprocess.Popen[bytes]:
-    code = "import sys\nsys.modules['torch'] = None\nfrom cnnspec.cli import main\nmain()"
+    # A shell that starts the tests in the background lets them ignore Ctrl-C.
+    code = "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "sys.modules['torch'] = None\nfrom cnnspec.cli import main\nmain()"
     command = [sys.executable, "-c", code, "watch", "net.cnn"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
     return subprocess.Popen(command, env=environment, **pipes)

@@ -140,6 +140,25 @@ KERAS = {
 }
 
 
+@pytest.mark.parametrize(
+    ("arguments", "written"),
+    [
+        ("padding=1, padding_mode='reflect'", "pad 1 mode=reflect | conv 3x3 16 pad=0 bias"),
+        ("padding=(1, 2), padding_mode='circular', bias=False", "pad 1x2 mode=circular | conv 3x3 16 pad=0"),
+        ("padding_mode='replicate'", "conv 3x3 16 pad=0 bias"),
+        ("padding=1, padding_mode='zeros'", "conv 3x3 16 pad=1 bias"),
+    ],
+)
+def test_the_padding_mode_of_torch_is_a_layer_before(arguments: str, written: str) -> None:
+    assert only_error(f"conv 3x3 16\nConv2d(16, 16, 3, {arguments})").help == f"write `{written}`"
+    assert [d for d in check(f"input 3x8x8\nconv 3x3 16\n{written}\n") if d.severity == "error"] == []
+
+
+def test_the_padding_mode_of_same_padding_is_named() -> None:
+    error = only_error("conv 3x3 16\nConv2d(16, 16, 3, padding='same', padding_mode='reflect')")
+    assert error.help == 'write `conv 3x3 16 bias`; `padding_mode="reflect"` has no equivalent'
+
+
 @pytest.mark.parametrize(("call", "written"), KERAS.items())
 @pytest.mark.parametrize("line", ["{}", "x = {}(x)", "model.add({})", "tf.keras.layers.{},", "x = layers.{}(x)"])
 def test_a_layer_of_keras_is_translated(call: str, written: str, line: str) -> None:

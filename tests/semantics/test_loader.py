@@ -138,7 +138,10 @@ def test_not_a_file(tmp_path: Path) -> None:
     for wanted, what in (("d", "a folder"), ("f", "not a regular file")):
         (found,) = write(tmp_path, net=f"extends {wanted}\n").diagnostics
         assert (found.code, found.message, found.line) == ("E0212", f"`{wanted}.cnn` is {what}", 1)
-        assert found.help == "check the path: files are searched next to the spec, then among the shipped specs"
+        assert (
+            found.help
+            == "check the path: cnnspec looks for files in the folder of the spec, then among the shipped specs"
+        )
     (tmp_path / "resnet20.cnn").mkdir()
     assert graph_of(write(tmp_path, net="extends resnet20\n")).parameter_count == 272_378
 

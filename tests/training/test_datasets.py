@@ -205,6 +205,7 @@ def test_processes_that_start_together_download_once(tmp_path: Path, monkeypatch
             super().__init__(folder, train, download)
 
     def load() -> None:
+        torch.set_num_threads(1)  # a forked process does not have the threads of torch
         assert len(load_data(graph(), Setting.of(Mnist(val=2)), tmp_path / "data").train) == 18
 
     monkeypatch.setitem(download._CLASSES, "mnist", Slow)
