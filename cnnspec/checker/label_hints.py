@@ -68,7 +68,7 @@ class LabelHints:
         labels: dict[str, int] = {}
 
         def visit(piece: Any, block: str | None) -> None:
-            if isinstance(piece, ir.Flow) and piece.label and piece.label not in labels:
+            if isinstance(piece, ir.Flow) and piece.label and not piece.counted and piece.label not in labels:
                 labels[piece.label] = piece.origin
                 if block is not None:
                     self._owners[piece.label] = block

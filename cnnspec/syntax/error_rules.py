@@ -498,6 +498,19 @@ def _repeats(at: Place) -> Explanation | None:
     return Explanation(fix.help, [fix], message=message, code="E0106")
 
 
+def _again(at: Place) -> Explanation | None:
+    """`again@x`, `again x2 @x` and `again @ x`."""
+    call = re.search(r"\bagain(?:\s+x([0-9]+))?\s*$", at.before)
+    if call is None or at.word != "@":
+        return None
+    label = re.match(r"@[ \t]*([\w.]+)", at.rest)
+    written = f"again @{label.group(1) if label else 'stage1'}"
+    if call.group(1):
+        written = f"repeat {call.group(1)} {{ {written} }}"
+    fixes = [at.fix(f"write `{written}`", (at.line + call.start(), at.at + label.end(), written))] if label else []
+    return Explanation(f"write `{written}`", fixes, message="invalid syntax of `again`")
+
+
 def _repeats_of_others(at: Place) -> Explanation | None:
     """`3x block`, `3 * block` and `block * 3`."""
     if repeat := re.match(r"([0-9]+)(?:x\s|\s*\*)\s*([A-Za-z_][A-Za-z0-9_]*)", at.rest):
@@ -838,6 +851,7 @@ _RULES: tuple[Callable[[Place], Explanation | None], ...] = (
     _unfinished,
     _incomplete,
     _characters,
+    _again,
     _repeats,
     _repeats_of_others,
     foreign.signs,
