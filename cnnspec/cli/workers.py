@@ -17,6 +17,7 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -238,7 +239,7 @@ def _signals() -> Generator[list[int]]:
 def _run_on_ray(args: Sequence[str], count: int | None, runs: int, accelerator: str) -> int:
     """Run the command as tasks of Ray, which restarts those whose process or machine dies."""
     try:
-        import ray
+        ray: Any = import_module("ray")  # an extra, which the type checker may not find
     except ModuleNotFoundError:
         raise failure(
             "E0507", "`--launcher ray` requires `ray`, which is not installed",

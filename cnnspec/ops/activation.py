@@ -43,7 +43,16 @@ class Hardtanh(Activation):
     def infer(self, *inputs: Shape) -> Shape:
         if self.low >= self.high:
             message = f"`low` must be less than `high`, got {self.low:g} and {self.high:g}"
-            raise ShapeError("E0215", message, Advice("write the smaller value first"), argument="low")
+            raise ShapeError(
+                "E0215",
+                message,
+                Advice(
+                    "write the smaller value first"
+                    if self.low > self.high
+                    else f"use a `high` greater than {self.low:g}"
+                ),
+                argument="low",
+            )
         return inputs[0]
 
 

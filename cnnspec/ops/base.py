@@ -250,7 +250,7 @@ def need_divisible(
         near = min(possible, key=lambda n: (abs(n - by), n))
         divisor = f"common divisor of {size} and {other}" if other not in (0, size) else f"divisor of {size}"
         divisor = f"proper {divisor}" if proper else divisor
-        wording = f"write `{{0}}`, the {divisor} closest to {by}"
+        wording = f"write `{{0}}`, a {divisor} close to {by}"
         noun = "channel" if size == 1 else "channels"
         raise ShapeError(
             "E0306",

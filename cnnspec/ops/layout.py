@@ -198,7 +198,12 @@ class Pad(Op):
             raise ShapeError("E0215", message, Advice("remove `value`"), argument="value")
         if min(self.sides()) < 0:
             message = f"`pad mode={self.mode}` expects amounts of at least 0, got {min(self.sides())}"
-            raise ShapeError("E0309", message, Advice("crop with another `pad`"), argument="amounts")
+            raise ShapeError(
+                "E0309",
+                message,
+                Advice("crop with a separate `pad` without `mode`: only `mode=constant` accepts negative amounts"),
+                argument="amounts",
+            )
         least = (self.axis_rule(0).least, self.axis_rule(1).least)
         if h < least[0] or w < least[1]:
             axis = "height" if h < least[0] else "width"

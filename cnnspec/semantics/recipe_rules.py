@@ -79,7 +79,7 @@ def _no_rate(recipe: Recipe) -> Iterator[Contradiction]:
     ):
         rate: Any = setting.args.get(argument)
         if rate:
-            message = f"`{argument}={rate:g}` is relative to the learning rate `lr`, which must be greater than 0"
+            message = f"`{argument}={rate:g}` requires a learning rate `lr` greater than 0"
             zero = one_of("write `{0}`, or increase `lr`", SetArgument(argument, 0))
             yield Contradiction(entry, message, zero, argument, code="E0512")
 

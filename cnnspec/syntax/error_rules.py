@@ -535,8 +535,12 @@ def _input_shape(at: Place, shape: str) -> Explanation:
     if len(numbers) > 3:
         batch = len(numbers) == 4 and numbers[0] == "1"
         written = "x".join(numbers[1:] if batch else (numbers[0], *numbers[-2:]))
-        help = f"write channels, height and width, without the batch: `input {written}`"
-        note = None if batch else "an input has two axes besides the channels; the language has no networks for video"
+        help = f"write channels, height and width{', without the batch' if batch else ' only'}: `input {written}`"
+        note = (
+            None
+            if batch
+            else "an input has two axes besides the channels; 3D networks, such as video networks, are not supported"
+        )
         fixes = [at.fix(f"write `input {written}`", (span.start, span.end, written))] if batch else []
         return Explanation(help, fixes, span, message, note=note)
     low, high = sorted(map(int, numbers)) if len(numbers) == 2 else (int(shape), int(shape))

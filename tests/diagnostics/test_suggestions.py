@@ -84,7 +84,7 @@ def test_errors_that_a_fix_reveals() -> None:
     assert [fix.certain for fix in convv.fixes] == [True]  # the misspelling hid the other error
     assert (gn.fixes, gn.help) == (
         (),
-        "write `groups=4`, the divisor of 16 closest to 5",
+        "write `groups=4`, a divisor of 16 close to 5",
     )  # or the fix caused the error
 
 
