@@ -144,11 +144,11 @@ class Output:
 
 
 class Stale(Exception):
-    """A computation whose result is no longer needed."""
+    """A computation whose result is outdated."""
 
 
 class Analysis:
-    """A text and its compilation. Everything that a feature needs is computed when it is first asked for.
+    """A text and its compilation. Values are computed on first access.
 
     Args:
         text: The text.
@@ -201,7 +201,7 @@ class Analysis:
         """Return the errors or lints with tested fixes.
 
         Raises:
-            Stale: The result is no longer needed.
+            Stale: The result is outdated.
         """
         compile_again = self.compilation.recompile
 

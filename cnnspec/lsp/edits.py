@@ -16,7 +16,7 @@ FIX_ALL = "source.fixAll.cnnspec"
 
 
 def formatting(analysis: Analysis) -> list[lsp.TextEdit]:
-    """Return the edits that format the text; none for a text with syntax errors."""
+    """Return the edits that format the text, or an empty list if it has syntax errors."""
     try:
         return _difference(analysis.text, format_text(analysis.source))
     except CnnspecError:

@@ -92,7 +92,7 @@ def renamable(analysis: Analysis, position: lsp.Position) -> Occurrence:
     """
     found = occurrence_at(analysis, position)
     if found is None:
-        raise Refused("there is no name to rename here")
+        raise Refused("no name that can be renamed at this position")
     symbol = found.symbol
     if symbol.span.source.shipped:
         raise Refused(f"`{symbol.name}` is defined in a file of cnnspec")

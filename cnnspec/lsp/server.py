@@ -195,7 +195,7 @@ class Session:
                 await self._collect()
 
     async def _collect(self) -> None:
-        """Collect cyclic garbage, of which there is little, when nobody waits for the next compilation."""
+        """Collect cyclic garbage while no request is pending."""
         if time.monotonic() - self._collected > COLLECT_EVERY:
             self._collected = time.monotonic()
             await self.work(gc.collect)
@@ -301,7 +301,7 @@ class Session:
         """Run a function in the worker thread; None after an internal error, which is logged."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self._worker, function, *args)
-        except Exception:  # noqa: BLE001  # one request fails, and the server goes on
+        except Exception:  # noqa: BLE001  # a failed request does not stop the server
             _log.exception("internal error in %s", function.__name__)
             return None
 

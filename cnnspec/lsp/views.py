@@ -63,7 +63,7 @@ def to_protocol(analysis: Analysis, found: Diagnostic) -> lsp.Diagnostic:
 
 
 def location(analysis: Analysis, span: Span) -> lsp.Location | None:
-    """Return the place of a span in its file; None for a text that is not stored."""
+    """Return the location of a span, or None if its text is not in a file."""
     if span.source is analysis.source:
         return lsp.Location(analysis.uri, analysis.range(span))
     path = analysis.path_of(span.source)
