@@ -37,9 +37,9 @@ statistics with the implementation in torchvision or timm, at two image sizes. *
 
 - **MACs**: multiply-adds for one image of the native size, without auxiliary heads. *Published* is the figure of the
   weights in torchvision, which includes the auxiliary heads of FCN and DeepLab; timm publishes none in its package.
-- **Lines**: lines of code without comments, blank lines and the recipe. *Spec* counts the file, those that it extends,
-  and the blocks that it uses. *Own* counts the file alone. *Reference* counts the classes of torchvision or timm that
-  the network consists of and the function that builds it, without docstrings and helper functions.
+- **Lines**: lines of code, excluding comments, blank lines and the recipe. *Spec* counts the file, those that it
+  extends, and the blocks that it uses. *Own* counts the file alone. *Reference* counts the classes of torchvision or
+  timm that the network consists of and the function that builds it, without docstrings and helper functions.
 
 `python tests/harness/zoo.py` writes this page.
 """
