@@ -31,27 +31,24 @@ class _Object(BaseModel):
 # --- check --json --------------------------------------------------------------------------------
 
 
-class Edit(_Object):
-    """A span of a file and the text that replaces it. Columns are counted in Unicode characters, from 1."""
-
+class _Place(_Object):
     file: str
     line: Positive
     column: Positive
     end_line: Positive
     end_column: Positive
     """The column after the last character."""
+
+
+class Edit(_Place):
+    """A span of a file and the text that replaces it. Columns are counted in Unicode characters, from 1."""
+
     text: str
 
 
-class Label(_Object):
+class Label(_Place):
     """Another place that is involved."""
 
-    file: str
-    line: Positive
-    column: Positive
-    end_line: Positive
-    end_column: Positive
-    """The column after the last character."""
     text: str
     """The text of the label, with the shape at the place."""
 

@@ -39,6 +39,10 @@ def tap(graph: Graph, outputs: Sequence[str]) -> Graph:
                 help="name a module outside the auxiliary heads",
             )
         wanted[path] = index
+    first_uses: dict[str, list[int]] = {}
+    for index, node in enumerate(graph.nodes):
+        if node.use is None:
+            first_uses.setdefault(node.path, []).append(index)
     needed: set[int] = set()
     pending = list(wanted.values())
     while pending:
@@ -46,8 +50,8 @@ def tap(graph: Graph, outputs: Sequence[str]) -> Graph:
         if index != IMAGE and index not in needed:
             needed.add(index)
             pending += graph.nodes[index].inputs
-            if (use := graph.nodes[index].use) is not None:  # the nodes of the first use have the weights
-                pending += _first_use(graph, use.module)
+            if graph.nodes[index].use is not None:  # the nodes of the first use have the weights
+                pending += first_uses.pop(graph.nodes[index].path, ())
     order = {old: new for new, old in enumerate(sorted(needed))} | {IMAGE: IMAGE}
     nodes = tuple(
         replace(graph.nodes[i], inputs=tuple(order[j] for j in graph.nodes[i].inputs)) for i in sorted(needed)
@@ -56,12 +60,3 @@ def tap(graph: Graph, outputs: Sequence[str]) -> Graph:
     scopes = {path: block for path, block in graph.scopes.items() if path in ends}
     taps = {path: order[i] for path, i in wanted.items()}
     return replace(graph, nodes=nodes, output=max(taps.values()), scopes=scopes, ends=ends, aux=(), taps=taps)
-
-
-def _first_use(graph: Graph, module: str) -> list[int]:
-    """Return the nodes of the first use of a module."""
-    return [
-        i
-        for i, node in enumerate(graph.nodes)
-        if node.use is None and (node.path == module or node.path.startswith(f"{module}."))
-    ]

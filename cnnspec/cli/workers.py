@@ -24,7 +24,7 @@ import typer
 
 from cnnspec.cli.app import ARGUMENTS
 from cnnspec.cli.options import one_of
-from cnnspec.diagnostics import CnnspecError, echo, failure, one_line
+from cnnspec.diagnostics import CnnspecError, counted, echo, failure, one_line
 from cnnspec.resources import machine_memory
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def plan_jobs(count: int | None, graphs: Sequence[Graph], runs: int, accelerator
         own = count or min(len(gpus) or 1, runs)
         gpus = gpus or busy
         places = [gpus[place % len(gpus)] for place in range(own)]
-        text = f"{own} at a time on {_counted(min(own, len(gpus)), 'GPU')}: {', '.join(gpus[:own])}"
+        text = f"{own} at a time on {counted(min(own, len(gpus)), 'GPU')}: {', '.join(gpus[:own])}"
         if busy and gpus is not busy:
             text += f" (in use: {', '.join(busy)})"
         return Plan(tuple({"CUDA_VISIBLE_DEVICES": gpu} for gpu in places), text)
@@ -131,14 +131,10 @@ def plan_jobs(count: int | None, graphs: Sequence[Graph], runs: int, accelerator
     own = count or min(cores, fitting, runs)
     threads = max(1, cores // own)
     text = (
-        f"{own} at a time on the CPU, {_counted(threads, 'thread')} each: {_counted(cores, 'core')},"
-        f" memory for {fitting} (about {needed / 2**30:.1f} GiB each), {_counted(runs, 'run')}"
+        f"{own} at a time on the CPU, {counted(threads, 'thread')} each: {counted(cores, 'core')},"
+        f" memory for {fitting} (about {needed / 2**30:.1f} GiB each), {counted(runs, 'run')}"
     )
     return Plan(({"OMP_NUM_THREADS": str(threads)},) * own, text)
-
-
-def _counted(number: int, word: str) -> str:
-    return f"{number} {word}{'s' * (number != 1)}"
 
 
 def _run_bytes(graph: Graph) -> int:
@@ -260,8 +256,8 @@ def _run_on_ray(args: Sequence[str], count: int | None, runs: int, accelerator: 
         alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         smallest = min((int(node["CPU"]) for node in alive if node.get("CPU", 0) >= 1), default=1)
         needs: dict[str, Any] = {"num_gpus": 1} if on_gpus else {"num_cpus": max(1, min(cores // jobs, smallest))}
-        place = _counted(gpus, "GPU") if on_gpus else _counted(cores, "core")
-        echo(f"jobs: {jobs} at a time on Ray: {_counted(len(alive), 'node')}, {place}", file=sys.stderr)
+        place = counted(gpus, "GPU") if on_gpus else counted(cores, "core")
+        echo(f"jobs: {jobs} at a time on Ray: {counted(len(alive), 'node')}, {place}", file=sys.stderr)
         task: Any = ray.remote(max_retries=RETRIES, max_calls=1, **needs)(_work)
         with _signals() as received:
             left = [task.remote(list(args), os.getcwd(), number) for number in range(1, jobs + 1)]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from cnnspec.backends.torch.module import to_module
-from cnnspec.diagnostics import CnnspecError, failure, reason_of
+from cnnspec.diagnostics import CnnspecError, counted, failure, reason_of
 from cnnspec.ir import Graph
 from cnnspec.recipe import Folder
 from cnnspec.training.comparison.candidates import Candidate, Grid, candidates_from_runs, folder_name, make_candidates
@@ -291,7 +291,7 @@ class _ComparisonRuns:
                     del left[number]
             if left and len(left) == before:
                 if not waits:
-                    log(f"waiting for other processes to end {len(left)} run{'s' * (len(left) > 1)}")
+                    log(f"waiting for other processes to end {counted(len(left), 'run')}")
                 waits = True
                 time.sleep(0.5)
         return 0

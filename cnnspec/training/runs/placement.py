@@ -117,11 +117,11 @@ def choose_placement(
         return Placement("disk", nbytes, headers=headers)
     if cache == "device" and on_device:
         if not fits(nbytes):
-            raise _too_large(nbytes, f"the memory of {device}", cache)
+            raise _too_large(nbytes, f"the memory of {device}")
         return Placement("device", nbytes, headers=headers)
     if nbytes > limit:
         if cache != "auto":
-            raise _too_large(nbytes, f"the limit of {limit / 2**20:,.1f} MiB", cache)
+            raise _too_large(nbytes, f"the limit of {limit / 2**20:,.1f} MiB")
         return Placement("off", nbytes, limit, "the decoded images do not fit")
     together = len({tuple(size) for found in headers for size in found.sizes[:1].tolist()}) == 1
     is_uniform = together and all(found.are_uniform for found in headers)
@@ -135,14 +135,14 @@ def _place_pixels(data: ImageData, cache: str, fits: bool, device: torch.device)
         notes = [f"the images of `{data.name}` are loaded into memory as a whole"]
         raise failure("E0510", "`--cache disk` has no effect on these images", notes=notes, help="use `--cache auto`")
     if cache == "device" and device.type != "cpu" and not fits:
-        raise _too_large(data.nbytes, f"the memory of {device}", cache)
+        raise _too_large(data.nbytes, f"the memory of {device}")
     moves = cache == "device" or (cache == "auto" and fits)
     return Placement("device" if moves else "ram", data.nbytes)
 
 
-def _too_large(nbytes: int, room: str, cache: str) -> CnnspecError:
+def _too_large(nbytes: int, room: str) -> CnnspecError:
     message = f"out of memory: the images of {nbytes / 2**20:,.1f} MiB do not fit into {room}"
-    return failure("E0513", message, help="use `--cache disk` for a folder, or `--cache auto`" if cache else None)
+    return failure("E0513", message, help="use `--cache disk` for a folder, or `--cache auto`")
 
 
 def _cached(data: ImageData) -> list[Records]:
