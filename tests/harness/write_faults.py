@@ -8,8 +8,8 @@ open for writing, write, truncate, flush to disk, close, rename, link, delete, a
 call raises an error (`ENOSPC`, `EIO`, `EACCES`), this call and all later ones do (`FULL`, a disk that stays full), or
 the process is killed (`KILL`). A write that fails or kills has written half of its bytes.
 
-A trial fails if the error does not name the file, ends with another exit code than 1, or shows a traceback; if a
-checkpoint is damaged; or if the resumed run ends otherwise than the undisturbed one in a single bit.
+A trial fails if the error names no file that could not be written, ends with another exit code than 1, or shows a
+traceback; if a checkpoint is damaged; or if the resumed run ends otherwise than the undisturbed one in a single bit.
 """
 
 from __future__ import annotations
@@ -337,7 +337,9 @@ def _disturb_one(folder: Path, number: int, fault: str, whole: dict[str, Any]) -
     if fault == "KILL":
         end, problem = "killed", "" if code == -signal.SIGKILL else f"exit code {code}: {text}"
     else:
-        end, problem = ("error", _wrong_error(code, text, call)) if code else ("no effect", _wrong_success(call, fault))
+        failed = calls[number - 1 :] if fault == "FULL" else [call]  # threads write in any order
+        end = "error" if code else "no effect"
+        problem = _wrong_error(code, text, failed) if code else _wrong_success(call, fault)
     problem = problem or _damaged(newest(folder / "runs"))
     if problem:
         return problem, end
@@ -350,11 +352,12 @@ def _disturb_one(folder: Path, number: int, fault: str, whole: dict[str, Any]) -
     return f"another result: {differing}" if differing else "", end
 
 
-def _wrong_error(code: int, text: str, call: Call) -> str:
+def _wrong_error(code: int, text: str, failed: Sequence[Call]) -> str:
     for word in ("Traceback", "internal error", "Exception"):
         if word in text:
             return f"{word} in the output: {text}"
-    return "" if code == 1 and "E0506" in text and call.name in text else f"exit code {code}: {text}"
+    named = any(call.name in text for call in failed)
+    return "" if code == 1 and "E0506" in text and named else f"exit code {code}: {text}"
 
 
 def _wrong_success(call: Call, fault: str) -> str:
@@ -393,7 +396,7 @@ def disturb_report(folder: Path, faults: Sequence[str], tell: Callable[[str], No
     for number, fault in trials(calls, faults):
         code, text, found = run_command(new_folder(folder / "trial"), command, number, fault)
         call = found[number - 1]
-        problem = "" if fault == "KILL" else _wrong_error(code, text, call) if code else _wrong_success(call, fault)
+        problem = "" if fault == "KILL" else _wrong_error(code, text, [call]) if code else _wrong_success(call, fault)
         end = "killed" if fault == "KILL" else "error" if code else "no effect"
         code, text, _ = run_command(folder / "trial", command)
         if not problem and (code or written(folder / "trial") != whole):
