@@ -103,6 +103,7 @@ def draw(
     block: str | None = None,
     theme: str | None = None,
     paper: bool = False,
+    direction: str = "TB",
 ) -> bytes:
     """Draw a network, or the difference of two networks.
 
@@ -114,7 +115,8 @@ def draw(
         block: Draw only this block.
         theme: `light`, `dark`, or `auto`, which follows the setting of the reader; by default `auto` for HTML, else
             `light`.
-        paper: Draw in the style of papers, one column wide.
+        paper: Draw in the style of papers, one column wide; two columns from left to right.
+        direction: `TB`, from top to bottom, or `LR`, from left to right.
 
     Returns:
         The content of the file.
@@ -128,7 +130,17 @@ def draw(
     graphs = [each if isinstance(each, ir.Graph) else load(each) for each in (spec, other) if each is not None]
     second = graphs[1] if other is not None else None
     suffix = diagram.format_of(f"diagram.{format.removeprefix('.')}")
-    return diagram.draw(graphs[0], suffix, other=second, depth=depth, block=block, theme=theme, paper=paper)
+    return diagram.draw(
+        graphs[0], suffix, other=second, depth=depth, block=block, theme=theme, paper=paper, direction=direction
+    )
+
+
+_THEMES = (
+    "<style>.cnnspec-diagram{color-scheme:light dark}"
+    "[data-jp-theme-light=true] .cnnspec-diagram,.vscode-light .cnnspec-diagram{color-scheme:light}"
+    "[data-jp-theme-light=false] .cnnspec-diagram,.vscode-dark .cnnspec-diagram{color-scheme:dark}</style>"
+)
+"""The theme of a diagram in a notebook: that of JupyterLab or VS Code, or else the setting of the reader."""
 
 
 def _display(graph: ir.Graph) -> str | None:
@@ -139,10 +151,10 @@ def _display(graph: ir.Graph) -> str | None:
     from cnnspec.analysis.summary import summarize
 
     try:
-        data = base64.b64encode(draw(graph)).decode()
+        data = base64.b64encode(draw(graph, theme="auto")).decode()
     except CnnspecError:  # too large: the notebook shows the text
         return None
-    image = f'<img alt="{escape(repr(graph))}" src="data:image/svg+xml;base64,{data}">'
+    image = f'<img alt="{escape(repr(graph))}" class="cnnspec-diagram" src="data:image/svg+xml;base64,{data}">{_THEMES}'
     sizes = cast("tuple[object, ...]", graph.input_shape)
     if not all(isinstance(size, int) for size in sizes):  # they are functions of the image size
         return image

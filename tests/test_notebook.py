@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import pickle
@@ -294,6 +295,28 @@ def test_the_example_shows_what_it_says(executed: dict[str, list[Any]]) -> None:
     assert "finished" in html["train"][0]
     assert re.findall(r"<tr><td>(\w+)</td><td>1</td>", html["compare"][0]) == ["small", "wide"]
     assert [o.output_type for o in executed["compare"]] == ["execute_result"]
+
+
+THEMES = {  # the body of the page and the setting of the reader, and whether the diagram is dark
+    ("", "light"): False,
+    ("", "dark"): True,
+    ('data-jp-theme-light="true"', "dark"): False,
+    ('data-jp-theme-light="false"', "light"): True,
+    ('class="vscode-light"', "dark"): False,
+    ('class="vscode-dark"', "light"): True,
+}
+
+
+@pytest.mark.parametrize(("body", "scheme"), THEMES)
+def test_the_diagram_follows_the_theme_of_the_notebook(browser: Any, body: str, scheme: str) -> None:
+    image = pytest.importorskip("PIL.Image")
+    page = browser.new_page(color_scheme=scheme)
+    page.set_content(f"<body {body}>{cnnspec.loads(SPEC)._repr_html_()}")  # type: ignore[attr-defined]
+    page.wait_for_function("document.images[0].complete")
+    data = page.locator("img").screenshot()
+    corner = image.open(io.BytesIO(data)).convert("L").getpixel((4, 4))
+    assert (corner < 60) == THEMES[body, scheme]
+    page.close()
 
 
 @pytest.mark.parametrize("width", [400, 1280])

@@ -30,6 +30,9 @@ def draw(
         str | None, typer.Option(help="Colors: light, dark, or auto, which follows the reader (default in HTML).")
     ] = None,
     paper: Annotated[bool, typer.Option("--paper", help="Draw in the style of papers, one column wide.")] = False,
+    direction: Annotated[
+        str, typer.Option(help="TB (from top to bottom) or LR (from left to right), as in Graphviz and Mermaid.")
+    ] = "TB",
     at: AtSize = None,
     sets: Settings = None,
     huge: AllowHuge = False,
@@ -39,11 +42,15 @@ def draw(
 
     if theme is not None:
         one_of("--theme", theme, diagram.THEMES)
+    direction = direction.upper()
+    one_of("--direction", direction, diagram.DIRECTIONS)
     suffix = diagram.format_of(output.name) if output is not None else ".svg"
     graphs = [compile_at(name, sets, at, huge) for name in (file, other) if name is not None]
     stem = "-".join(graph.name if re.fullmatch(r"[A-Za-z0-9_-]+", graph.name) else "network" for graph in graphs)
     path = output or Path(f"{stem[:100]}{suffix}")
     second = graphs[1] if other is not None else None
-    data = diagram.draw(graphs[0], suffix, other=second, depth=depth, block=block, theme=theme, paper=paper)
+    data = diagram.draw(
+        graphs[0], suffix, other=second, depth=depth, block=block, theme=theme, paper=paper, direction=direction
+    )
     write_file(path, data)
     echo(str(path))

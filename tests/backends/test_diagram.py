@@ -7,7 +7,8 @@ import re
 import time
 import xml.etree.ElementTree as ET
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, pairwise
+from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 from cnnspec import CnnspecError, Graph, load, loads
 from cnnspec.analysis.diff import compare, node_statuses
 from cnnspec.analysis.features import tap
-from cnnspec.backends.diagram import FORMATS, draw, figures_of
+from cnnspec.backends.diagram import DIRECTIONS, FORMATS, draw, figures_of
 from cnnspec.backends.diagram.layout import Drawing, Edge, Point, lay_out
 from cnnspec.backends.diagram.outline import Box, Outliner, kind_of
 from cnnspec.backends.diagram.svg import KINDS, style
@@ -30,6 +31,7 @@ QUICK = ["resnet20", "googlenet", "inception_v3", "densenet121", "hrnet_w18_smal
 PLANAR = [
     name for name in SHIPPED if re.match(r"(resnet|wide_resnet|resnext|preact|plain|googlenet|incep|densenet)", name)
 ]
+SVG = "{http://www.w3.org/2000/svg}"
 TEXTS = (".svg", ".html", ".mmd", ".dot")
 
 HEAD = "network test\ninput 3x32x32\nclasses 10\n"
@@ -54,10 +56,33 @@ DENSE = f"{HEAD}x0: conv 3x3 8\nx1: bn | relu | conv 3x3 8\n{DENSE}{TAIL}"
 """Every layer reads the outputs of all layers before it."""
 
 
-def drawings(graph: Graph, depth: int | None = None) -> list[Drawing]:
+def exchange(branches: int, stages: int = 1) -> str:
+    """Return a network in the style of HRNet: each stage adds a branch of half the resolution and exchanges all."""
+    text = "network exchange\ninput 3x64x64\nclasses 10\nconv 3x3 8\nlabel0: relu\n"
+    known = ["label0"]
+    for stage in range(branches - 1):
+        text += f"@{known[-1]}\nt{stage}: conv 3x3 8 stride=2\n"
+        known.append(f"t{stage}")
+        for turn in range(stages):
+            name = f"s{stage}{turn}"
+            for k, source in enumerate(known):
+                text += f"@{source}\n{name}b{k}: conv 3x3 8 | bn | relu\n"
+            for k in range(len(known)):
+                text += "add {\n"
+                for j in range(len(known)):
+                    down = " | ".join(["conv 3x3 8 stride=2"] * (k - j))
+                    change = f"; {down}" if k > j else f"; conv 1x1 8 | upsample {2 ** (j - k)}" if j > k else ""
+                    text += f"    {{ @{name}b{j}{change} }}\n"
+                text += f"}}\n{name}r{k}: relu\n"
+            known = [f"{name}r{k}" for k in range(len(known))]
+    sizes = [f"{{ @{name}; upsample {2**k} }}" for k, name in enumerate(known)]
+    return f"{text}concat {{ {'; '.join(sizes)} }}\n{TAIL}".replace("; upsample 1 ", " ")
+
+
+def drawings(graph: Graph, depth: int | None = None, direction: str = "TB") -> list[Drawing]:
     main, blocks = figures_of(Outliner(graph, depth))
     assert main is not None
-    return [lay_out(figure) for figure in (main, *blocks)]
+    return [lay_out(figure, direction=direction) for figure in (main, *blocks)]
 
 
 def leaves(boxes: list[Box]) -> list[Box]:
@@ -80,6 +105,21 @@ def _cross(one: tuple[Point, Point], two: tuple[Point, Point]) -> bool:
 
     (a, b), (c, d) = one, two
     return side(a, b, c) * side(a, b, d) < -1e-6 and side(c, d, a) * side(c, d, b) < -1e-6
+
+
+def shared_lines(drawing: Drawing) -> list[str]:
+    """Return the pairs of edges without a common end that run over each other."""
+    found = []
+    for one, two in combinations(drawing.edges, 2):
+        if {one.source, one.target} & {two.source, two.target}:
+            continue
+        for a, b in ((a, b) for a in pairwise(one.points) for b in pairwise(two.points)):
+            for side in (0, 1):
+                fixed = {point[side] for point in (*a, *b)}
+                spans = [sorted(point[1 - side] for point in line) for line in (a, b)]
+                if len(fixed) == 1 and min(spans[0][1], spans[1][1]) - max(spans[0][0], spans[1][0]) > 0.1:
+                    found.append(f"{one.source} -> {one.target} and {two.source} -> {two.target}")
+    return found
 
 
 def overlaps(drawing: Drawing) -> list[str]:
@@ -121,7 +161,7 @@ def check_drawings(graph: Graph, depth: int | None = None) -> None:
         assert not missing
     assert sum(box.parameters for box in main.boxes) == graph.parameter_count, names
     assert sum(box.macs for box in main.boxes) == sum(node.macs for node in graph.nodes)
-    for drawing in drawings(graph, depth):
+    for drawing in (each for direction in DIRECTIONS for each in drawings(graph, depth, direction)):
         assert overlaps(drawing) == []
         assert all(
             0 <= x <= drawing.width + 1 and 0 <= y <= drawing.height + 1 for e in drawing.edges for x, y in e.points
@@ -142,7 +182,7 @@ def test_nothing_overlaps_and_every_operator_is_drawn(name: str) -> None:
     ids = [element.get("id") for element in root.iter() if element.get("id")]
     assert len(ids) == len(set(ids))
     assert {root.get("aria-labelledby")} == {"title desc"}
-    links = [element.get("href", "")[1:] for element in root.iter("{http://www.w3.org/2000/svg}a")]
+    links = [element.get("href", "")[1:] for element in root.iter(f"{SVG}a")]
     assert set(links) <= set(ids)
 
 
@@ -154,7 +194,8 @@ def test_nothing_overlaps_in_any_shipped_network(name: str) -> None:
 
 @pytest.mark.parametrize("name", PLANAR)
 def test_residual_dense_and_inception_networks_have_no_crossings(name: str) -> None:
-    for drawing in drawings(load(name)):
+    graph = load(name)
+    for drawing in (each for direction in DIRECTIONS for each in drawings(graph, direction=direction)):
         assert not any(edge.curved for edge in drawing.edges)
         assert crossings(drawing) == []
 
@@ -163,20 +204,79 @@ def test_residual_dense_and_inception_networks_have_no_crossings(name: str) -> N
 def test_nested_shortcuts_have_no_crossings(text: str) -> None:
     graph = loads(text)
     check_drawings(graph)
-    assert [crossings(drawing) for drawing in drawings(graph) if crossings(drawing)] == []
+    assert [crossings(drawing) for direction in DIRECTIONS for drawing in drawings(graph, direction=direction)] == [
+        [] for _ in DIRECTIONS for _ in drawings(graph)
+    ]
 
 
 def test_crossings_are_counted() -> None:
-    drawing = lay_out(drawings(load("hrnet_w18_small"))[0].figure)
+    text = "s: conv 3x3 8\na: conv 3x3 8\n@s\nb: conv 3x3 8\np: add { @a; @b }\nq: mul { @a; @b }\nadd { @p; @q }\n"
+    drawing = drawings(loads(HEAD + text + TAIL))[0]
     assert any(edge.curved for edge in drawing.edges)
-    assert crossings(drawing)
+    assert [(one.source, two.source) for one, two in crossings(drawing)] == [("b", "a")]
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize(
+    ("text", "units"),
+    [
+        ("hrnet_w18_small", [2, 3, 4]),
+        *((exchange(branches), [*range(2, branches + 1)]) for branches in (2, 3, 5)),
+        (exchange(4, 2), [2, 2, 3, 3, 4, 4]),
+    ],
+    ids=["hrnet", "2", "3", "5", "4-twice"],
+)
+def test_branches_that_exchange_their_outputs_have_lanes(text: str, units: list[int], direction: str) -> None:
+    """Each resolution has an axis; an exchange of n branches in two layers has at least (n over 2)^2 crossings."""
+    graph = load(text) if "\n" not in text else loads(text)
+    check_drawings(graph)
+    drawing = drawings(graph, direction=direction)[0]
+    assert len(crossings(drawing)) == sum(comb(n, 2) ** 2 for n in units)
+    assert shared_lines(drawing) == []
+    axes: dict[Any, set[float]] = {}
+    for placed in drawing.placed:
+        if placed.box.kind == "join" and len(placed.box.inputs) > 1 and placed.box.rows[0][0].kind == "add":
+            axis = placed.x if direction == "TB" else placed.y + placed.height / 2
+            axes.setdefault(placed.box.shape[1:], set()).add(round(axis, 3))
+    main = [found for size, found in axes.items() if len(found) > 1]
+    assert len(axes) >= max(units)
+    assert main == [] or text == "hrnet_w18_small"  # whose last join is the end of all lanes
+
+
+@pytest.mark.parametrize("name", ["resnet20", "googlenet"])
+def test_a_diagram_from_left_to_right_is_as_wide_as_the_other_is_high(name: str) -> None:
+    """Edges lead to the right, and text stays horizontal."""
+    graph = load(name)
+    for down, right in zip(drawings(graph), drawings(graph, direction="LR"), strict=True):
+        assert [(e.source, e.target) for e in down.edges] == [(e.source, e.target) for e in right.edges]
+        places = {p.box.path or p.box.kind: p for p in right.placed}
+        for edge in right.edges:
+            if edge.source in places and edge.target in places:
+                assert places[edge.source].x <= places[edge.target].x
+        for one, two in zip(down.placed, right.placed, strict=True):
+            if one.box.inner is None:
+                assert one.left + one.right == pytest.approx(two.left + two.right)
+                assert one.height == pytest.approx(two.height)
+    text = draw(graph, ".svg", direction="LR").decode()
+    assert "transform" not in text
+    assert "rotate" not in text
+    root = ET.fromstring(text)
+    width, height = (float(root.get(side, "")) for side in ("width", "height"))
+    assert width > 1.5 * height
+    assert all(
+        0 < float(e.get("x", "")) < width and 0 < float(e.get("y", "")) < height for e in root.iter(f"{SVG}text")
+    )
+    assert b"flowchart LR" in draw(graph, ".mmd", direction="LR")
+    assert b"rankdir=LR;" in draw(graph, ".dot", direction="LR")
+    assert draw(graph, ".html", direction="LR") != draw(graph, ".html")
 
 
 def test_random_networks() -> None:
     for seed in range(60):
         graph = loads(format_file(SpecGenerator(random.Random(seed).randint).file()))
         check_drawings(graph)
-        ET.fromstring(draw(graph, ".svg").decode())
+        for paper in (False, True):
+            ET.fromstring(draw(graph, ".svg", paper=paper, direction=DIRECTIONS[seed % 2]).decode())
         for form in (".mmd", ".dot"):
             draw(graph, form)
 
@@ -271,9 +371,10 @@ def test_errors() -> None:
 @pytest.mark.parametrize("form", [".png", ".pdf"])
 def test_pictures(form: str, paper: bool) -> None:
     pytest.importorskip("typst", reason="PNG and PDF need typst, which is in the extra `draw`")
-    data = draw(load("resnet20"), form, paper=paper)
-    assert data.startswith(b"\x89PNG" if form == ".png" else b"%PDF")
-    assert data == draw(load("resnet20"), form, paper=paper)
+    for direction in DIRECTIONS:
+        data = draw(load("resnet20"), form, paper=paper, direction=direction)
+        assert data.startswith(b"\x89PNG" if form == ".png" else b"%PDF")
+        assert data == draw(load("resnet20"), form, paper=paper, direction=direction)
 
 
 def test_every_format_is_tested() -> None:

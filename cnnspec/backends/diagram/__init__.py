@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from cnnspec.analysis.diff import node_statuses
-from cnnspec.backends.diagram import html, markup, svg
-from cnnspec.backends.diagram.layout import lay_out
+from cnnspec.backends.diagram import html, layout, markup, svg
 from cnnspec.backends.diagram.outline import Box, Figure, Key, Outliner, blocks_in, shortened, size_text
 from cnnspec.diagnostics import counted, did_you_mean, failure, named
 from cnnspec.ir import Graph
@@ -17,6 +16,7 @@ from cnnspec.limits import MAX_BOXES, MAX_PIXELS
 FORMATS = (".svg", ".html", ".png", ".pdf", ".mmd", ".dot")
 """The extensions of the formats."""
 THEMES = svg.THEMES
+DIRECTIONS = layout.DIRECTIONS
 
 _TYPST = b'#set document(date: none)\n#set page(width: auto, height: auto, margin: 0pt)\n#image("net.svg")\n'
 
@@ -42,6 +42,7 @@ def draw(
     block: str | None = None,
     theme: str | None = None,
     paper: bool = False,
+    direction: str = "TB",
 ) -> bytes:
     """Draw a network, or the difference of two networks.
 
@@ -55,7 +56,8 @@ def draw(
         block: Draw only this block.
         theme: `light`, `dark`, or `auto`, which follows the setting of the reader; by default `auto` for HTML, else
             `light`.
-        paper: Draw in the style of papers, one column wide.
+        paper: Draw in the style of papers, one column wide; two columns from left to right.
+        direction: `TB`, from top to bottom, or `LR`, from left to right.
 
     Raises:
         CnnspecError: E0523 if there is no such block, or if the diagram would have too many boxes; E0507 if a library
@@ -65,18 +67,19 @@ def draw(
     figures = _all_figures(graphs, depth, block)
     title = " and ".join(each.name for each in graphs)
     if form in (".mmd", ".dot"):
-        write = markup.write_mermaid if form == ".mmd" else markup.write_dot
-        return write(title, figures).encode()
+        return markup.write(form, title, figures, direction).encode()
     title = title if block is None else f"{block} in {title}"
     theme = theme or ("auto" if form == ".html" else "light")
     if form == ".html":
         levels = [(str(level), _all_figures(graphs, level, block)) for level in _levels(figures)]
         views: list[tuple[str, str]] = []
         for number, (name, shown) in enumerate([*levels, ("all" if depth is None else str(depth), figures)]):
-            views.append((name, _page(graphs, shown, title, theme, paper=paper, prefix=f"v{number}-", embedded=True)))
+            prefix = f"v{number}-"
+            page = _page(graphs, shown, title, theme, direction, paper=paper, prefix=prefix, embedded=True)
+            views.append((name, page))
         sources = [each.text for each in graphs]
         return html.write_html(views, title, _subtitle(graphs), sources, theme, paper=paper).encode()
-    text = _page(graphs, figures, title, theme, paper=paper)
+    text = _page(graphs, figures, title, theme, direction, paper=paper)
     return text.encode() if form == ".svg" else _render(text, form.removeprefix("."))
 
 
@@ -85,14 +88,16 @@ def _page(
     figures: Sequence[Figure],
     title: str,
     theme: str,
+    direction: str,
     *,
     paper: bool,
     prefix: str = "",
     embedded: bool = False,
 ) -> str:
     """Return all figures as SVG."""
-    main = [lay_out(figure, paper=paper) for figure in figures if figure.key is None]
-    blocks = [lay_out(figure, paper=paper) for figure in figures if figure.key is not None]
+    drawings = [layout.lay_out(figure, paper=paper, direction=direction) for figure in figures]
+    main = [drawing for drawing in drawings if drawing.figure.key is None]
+    blocks = [drawing for drawing in drawings if drawing.figure.key is not None]
     notes = [counted(len(drawing.figure.uses), "call") for drawing in blocks]
     panels = svg.arrange_paper(main, blocks) if paper else svg.arrange(main, blocks, notes, heading=not embedded)
     description = f"{_subtitle(graphs)}. {_description(figures)}"

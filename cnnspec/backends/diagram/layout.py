@@ -2,18 +2,20 @@
 
 A figure is decomposed into series and parallel parts, which are drawn around one vertical axis: branches next to each
 other, and an edge without operators, such as a shortcut, on a lane to the right of what it bypasses. Such a picture has
-no crossings. What cannot be decomposed is laid out in layers, ordered by the barycenter of their neighbors.
+no crossings. What cannot be decomposed is laid out in layers: if branches exchange their outputs, each resolution has a
+lane, and otherwise boxes are ordered by the barycenter of their neighbors.
 """
 
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from math import fsum  # `sum` of floats depends on the version of Python
+from math import fsum, prod  # `sum` of floats depends on the version of Python
 
-from cnnspec.backends.diagram.outline import ENTRY, Box, Figure, shortened
+from cnnspec.backends.diagram.outline import ENTRY, Box, Figure, shortened, size_text
 
 Point = tuple[float, float]
 Routes = dict[tuple[int, int], list[Point]]
@@ -28,7 +30,12 @@ _MAIN_ROW, _MINOR_ROW, _NAME_ROW, _BAR_ROW = 21.0, 15.0, 12.0, 7.0
 _GAP, _LABEL, _BEND, _LANE, _COLUMN, _PAD, _RADIUS = 16.0, 26.0, 11.0, 14.0, 22.0, 10.0, 9.0
 STACK = 5.0
 """The space for the edges of a stack of repeated boxes."""
+LEAD = 8.0
+"""The length of the edge that enters a block."""
+DIRECTIONS = ("TB", "LR")
+"""From top to bottom, and from left to right."""
 
+_TRACK = 7.0
 _MAX_NESTING, _MAX_LAYERED = 40, 3_000
 _NARROW, _WIDE = frozenset("iljtfrI.,:;|!'()[]/ "), frozenset("mwMW@%")
 
@@ -57,7 +64,7 @@ class Placed:
         left: The extent to the left of the axis.
         right: The extent to the right of the axis.
         height: The height.
-        labeled: Whether the shape of the output is written below it.
+        label: Where the shape of the output starts, if it is written next to the edge.
     """
 
     box: Box
@@ -66,7 +73,25 @@ class Placed:
     left: float
     right: float
     height: float
-    labeled: bool = False
+    label: Point | None = None
+
+    def extents(self, wide: bool) -> tuple[float, float]:
+        """Return the extents to the left and right, with the label."""
+        if self.label is None:
+            return self.left, self.right
+        if wide:
+            return max(self.left, SMALL + 6), self.right
+        return self.left, max(self.right, text_width(self.box.edge, SMALL) + 8)
+
+    def moved(self, x: float, y: float) -> Placed:
+        """Return the box at another place."""
+        label = None if self.label is None else (self.label[0] + x, self.label[1] + y)
+        return replace(self, x=self.x + x, y=self.y + y, label=label)
+
+    def transposed(self) -> Placed:
+        """Return the box with its axis from left to right."""
+        half, label = self.height / 2, self.label and _swapped(self.label)
+        return Placed(self.box, self.y + half, self.x - self.left, half, half, self.left + self.right, label)
 
 
 @dataclass
@@ -100,6 +125,7 @@ class Drawing:
         width: The width.
         height: The height.
         entry: The place of the input of a block, if it has no box.
+        direction: The direction of the edges, one of `DIRECTIONS`.
     """
 
     figure: Figure
@@ -108,6 +134,7 @@ class Drawing:
     width: float
     height: float
     entry: Point | None = None
+    direction: str = "TB"
 
 
 @dataclass
@@ -120,12 +147,11 @@ class _Region:
     left: float = 0.0
     right: float = 0.0
     height: float = 0.0
-    inner: list[Drawing] = field(default_factory=list[Drawing])
 
     def include(self, other: _Region, x: float, y: float) -> None:
         """Add another region at a place."""
         for index, placed in other.placed:
-            self.placed.append((index, replace(placed, x=placed.x + x, y=placed.y + y)))
+            self.placed.append((index, placed.moved(x, y)))
         for key, points in other.routes.items():
             self.routes[key] = [(a + x, b + y) for a, b in points]
         self.curved |= other.curved
@@ -133,12 +159,15 @@ class _Region:
 
 
 class _Layout:
-    """The layout of the boxes of one figure or frame."""
+    """The layout of the boxes of one figure or frame, from top to bottom.
 
-    def __init__(self, boxes: Sequence[Box], exit: int, *, paper: bool, framed: bool = False) -> None:
-        self.boxes, self.paper, self.framed = boxes, paper, framed
+    A layout from left to right is the same with transposed coordinates: `wide` swaps the sizes of what is placed.
+    """
+
+    def __init__(self, boxes: Sequence[Box], exit: int, *, paper: bool, wide: bool, framed: bool = False) -> None:
+        self.boxes, self.paper, self.wide, self.framed = boxes, paper, wide, framed
         self.gaps: dict[int, float] = {ENTRY: _GAP}
-        self.frames: dict[int, tuple[_Region, _Layout]] = {}
+        self.frames: dict[int, tuple[_Region, _Layout, float]] = {}
         self.sources = [tuple(dict.fromkeys(box.inputs)) for box in boxes]
         self.readers: dict[int, list[int]] = {ENTRY: [], **{i: [] for i in range(len(boxes))}}
         for index, inputs in enumerate(self.sources):
@@ -160,10 +189,12 @@ class _Layout:
         """Return the extents of a box to the left and right of its axis, and its height."""
         box = self.boxes[index]
         if box.inner is not None:
-            layout = _Layout(box.inner, len(box.inner) - 1, paper=self.paper, framed=True)
+            layout = _Layout(box.inner, len(box.inner) - 1, paper=self.paper, wide=self.wide, framed=True)
             region = layout.region()
-            self.frames[index] = (region, layout)
+            self.frames[index] = (region, layout, 8.0 if self.wide else _NAME_ROW)
             title = text_width(frame_title(box), NAME) + 8
+            if self.wide:
+                return region.left + _NAME_ROW + 6, region.right + _PAD, max(region.height, title) + 16
             return max(region.left, title) + _PAD, region.right + _PAD, region.height + _NAME_ROW + 8
         if box.kind == "join" and box.rows[0][0].kind != "concat" and len(box.rows) == 1:
             return _RADIUS, _RADIUS, 2 * _RADIUS
@@ -177,7 +208,12 @@ class _Layout:
         badge = text_width(f"×{box.repeat}", NAME) + 8 if box.repeat > 1 else 0
         width = max(width, 54.0) + (badge if not shown_name(box) else 0)
         more = STACK if box.repeat > 1 else 0.0
-        return width / 2, width / 2 + more, height + more
+        across, along = (height, width) if self.wide else (width, height)
+        return across / 2, across / 2 + more, along + more
+
+    def _extents(self, i: int) -> tuple[float, float]:
+        """Return the extents of a box and of the label of its edge, or of the bend of an edge."""
+        return self._placed(i, 0.0, 0.0).extents(self.wide) if i >= 0 else (4.0, 4.0)
 
     # -- series and parallel parts
 
@@ -253,14 +289,22 @@ class _Layout:
         return cuts
 
     def _box(self, region: _Region, index: int, y: float) -> float:
+        region.placed.append((index, self._placed(index, 0.0, y)))
+        left, right = self._extents(index)
+        region.left, region.right = max(region.left, left), max(region.right, right)
+        return y + self.sizes[index][2]
+
+    def _placed(self, index: int, x: float, y: float) -> Placed:
         left, right, height = self.sizes[index]
-        region.placed.append((index, Placed(self.boxes[index], 0.0, y, left, right, height, self.labeled[index])))
-        label = text_width(self.boxes[index].edge, SMALL) + 8 if self.labeled[index] else 0.0
-        region.left, region.right = max(region.left, left), max(region.right, right, label)
-        return y + height
+        label = (x - 4, y + height + 4) if self.wide else (x + 5, y + height + 11)
+        return Placed(self.boxes[index], x, y, left, right, height, label if self.labeled[index] else None)
 
     def _gap(self, index: int) -> float:
-        return self.gaps.get(index) or (_LABEL if self.labeled[index] else _GAP)
+        """Return the length of the edges of a box to the next one."""
+        return self.gaps.get(index) or (self._label_gap(index) if self.labeled[index] else _GAP)
+
+    def _label_gap(self, index: int) -> float:
+        return text_width(self.boxes[index].edge, SMALL) + 16 if self.wide else _LABEL
 
     def _chain(
         self, region: _Region, members: Sequence[int], top: int, bottom: int, depth: int, *, flush: bool
@@ -394,46 +438,121 @@ class _Layout:
     def _layers(self, region: _Region, members: Sequence[int], top: int, bottom: int) -> None:
         """Lay out boxes in layers, for parts that are not made of series and parallel parts."""
         inside = set(members)
-        rank: dict[int, int] = {}
-        for i in members:
-            rank[i] = 1 + max([rank[j] for j in self.sources[i] if j in inside] or (0,))
-        last = max(rank.values())
-        for i in reversed(members):  # as late as possible: what is joined later is next to each other
-            after = [rank[j] for j in self.readers[i] if j in inside]
-            if after and (late := min(after) - 1) > rank[i]:
-                rank[i] = late
-        layers: list[list[int]] = [[] for _ in range(last + 1)]
+        edges = [(j, i) for i in members for j in self.sources[i]]
+        edges += [(i, bottom) for i in members if bottom in self.readers[i]]
+        lanes, ties = self._lanes(members)
+        rank = self._ranks(members, ties)
+        end = 1 + max(rank.values())
+        if not lanes:
+            for i in reversed(members):  # as late as possible: what is joined later is next to each other
+                after = [rank[j] for j in self.readers[i] if j in inside]
+                rank[i] = max([rank[i], min(after) - 1]) if after else rank[i]
+        level = {top: 0, bottom: end, **rank}
+        bent = sum(level[i] - level[j] for j, i in edges) <= _MAX_LAYERED
+        layers: list[list[int]] = [[] for _ in range(end)]
         links: dict[int, list[int]] = {}  # neighbors in the layer above, of boxes and of bends of long edges
         for i in members:
             layers[rank[i]].append(i)
         paths: dict[tuple[int, int], list[int]] = {}
         bend = -2
-        spans = sum(rank[i] - rank.get(j, 0) for i in members for j in self.sources[i])
-        for i in members:
-            for j in self.sources[i]:
-                path = [j]
-                if spans <= _MAX_LAYERED:
-                    for level in range(rank.get(j, 0) + 1, rank[i]):
-                        layers[level].append(bend)
-                        links[bend] = path[-1:] if path[-1] in rank or path[-1] < ENTRY else []
-                        path.append(bend)
-                        bend -= 1
-                if path[-1] in rank or path[-1] < ENTRY:
-                    links.setdefault(i, []).append(path[-1])
-                paths[j, i] = [*path, i]
-        exits = [i for i in members if bottom in self.readers[i]]
-        for i in exits:
-            path = [i]
-            if spans <= _MAX_LAYERED:
-                for level in range(rank[i] + 1, last + 1):
-                    layers[level].append(bend)
-                    links[bend] = [path[-1]]
-                    path.append(bend)
-                    bend -= 1
-            paths[i, bottom] = [*path, bottom]
+        for j, i in edges:
+            path = [j]
+            for between in range(level[j] + 1, level[i]) if bent else ():
+                layers[between].append(bend)
+                links[bend] = path[-1:] if path[-1] != top else []
+                lanes[bend] = lanes.get(i if j == top else j, 0)
+                path.append(bend)
+                bend -= 1
+            if i != bottom and path[-1] != top:
+                links.setdefault(i, []).append(path[-1])
+            paths[j, i] = [*path, i]
         layers = [layer for layer in layers if layer]
-        x = self._columns(layers, links)
-        self._place_layers(region, layers, x, paths, top, bottom)
+        x = self._axes(layers, links, lanes) if ties and bent else self._columns(layers, links)
+        self._place_layers(region, layers, x, paths, tracked=bool(ties) and bent)
+
+    def _ranks(self, members: Sequence[int], ties: Sequence[Sequence[int]] = ()) -> dict[int, int]:
+        """Return the layer of each box, from 1 and as early as possible, or nothing if tied boxes cannot be in one."""
+        rank = dict.fromkeys(members, 1)
+        for _ in range(len(members) + 1):
+            before = dict(rank)
+            for i in members:
+                rank[i] = max([rank[i], *(1 + rank[j] for j in self.sources[i] if j in rank)])
+            for tied in ties:
+                rank.update(dict.fromkeys(tied, max(rank[i] for i in tied)))
+            if rank == before:
+                return rank
+        return {}
+
+    def _lanes(self, members: Sequence[int]) -> tuple[dict[int, int], list[list[int]]]:
+        """Return a lane for each box, and the boxes that belong side by side, for branches that exchange their outputs.
+
+        Such branches have different resolutions and each has a lane. They exchange at joins that each read all of them,
+        directly or through boxes that resample, as in HRNet. Otherwise, nothing is returned.
+        """
+        inside, feeds = set(members), dict[int, int]()
+        units: dict[frozenset[int], list[int]] = {}
+        for join in members:
+            found: set[int] = set()
+            for start in self.sources[join]:
+                source, reader = start, join
+                while self.readers[source] == [reader] and source in inside and len(self.sources[source]) == 1:
+                    feeds[source] = join
+                    source, reader = self.sources[source][0], source
+                found.add(source)
+            if len(found) > 1 and found <= inside:
+                units.setdefault(frozenset(found), []).append(join)
+        sizes = {i: self.boxes[i].shape[1:] for i in members}
+        joined = [joins for joins in units.values() if len(joins) > 1 and len({sizes[i] for i in joins}) == len(joins)]
+        ties = [tied for key, joins in units.items() if joins in joined for tied in (sorted(key), joins)]
+        if not ties or not self._ranks(members, ties):
+            return {}, []
+        joins = {i for tied in joined for i in tied}
+        owners = {i: join if (join := feeds.get(i)) in joins else i for i in members}
+        known = sorted(dict.fromkeys(sizes[owners[i]] for i in members), key=_area, reverse=True)
+        numbers = {size: k for k, size in enumerate(known)}
+        return {i: numbers[sizes[owner]] for i, owner in owners.items()}, ties
+
+    def _axes(self, layers: list[list[int]], links: dict[int, list[int]], lanes: dict[int, int]) -> dict[int, float]:
+        """Return the axis of every box: that of its lane, or next to what continues the lane."""
+        shifts: dict[int, float] = {}  # from the axis of the lane
+        cells: dict[int, list[tuple[int, list[int]]]] = {}
+
+        def above(i: int) -> tuple[float, float]:
+            """Return the lane and the shift of what is above, on average."""
+            near = links.get(i) or [i]
+            lane, shift = (fsum(known.get(j, 0.0) for j in near) / len(near) for known in (lanes, shifts))
+            return lane, shift
+
+        for number, layer in enumerate(layers):
+            layer.sort(key=above)
+            for lane in {lanes[i]: None for i in layer}:
+                items = [i for i in layer if lanes[i] == lane]
+                cells.setdefault(lane, []).append((number, items))
+                self._fill(items, {i: [shifts[j] for j in links.get(i, ()) if lanes[j] == lane] for i in items}, shifts)
+        ends = [-1e9] * len(layers)  # the right end of each layer so far
+        axis, x = 0.0, dict[int, float]()
+        for lane in sorted(cells):
+            for number, items in cells[lane]:
+                axis = max(axis, ends[number] + 16 + self._extents(items[0])[0] - shifts[items[0]])
+            for number, items in cells[lane]:
+                ends[number] = axis + shifts[items[-1]] + self._extents(items[-1])[1]
+                x.update((i, axis + shifts[i]) for i in items)
+            axis += 40.0
+        return x
+
+    def _fill(self, items: list[int], near: dict[int, list[float]], shifts: dict[int, float]) -> None:
+        """Place the boxes of a lane in one layer, each below the box above it, or else next to the others."""
+        space = [self._extents(one)[1] + 16 + self._extents(two)[0] for one, two in pairwise(items)]
+        main = min(range(len(items)), key=lambda k: min(map(abs, near[items[k]]), default=1e9))
+        if not near[items[main]]:
+            main, start = 0, -fsum(space) / 2
+        else:
+            start = min(near[items[main]], key=abs)
+        shifts[items[main]] = start
+        for k in range(main + 1, len(items)):
+            shifts[items[k]] = max([shifts[items[k - 1]] + space[k - 1], *near[items[k]]])
+        for k in reversed(range(main)):
+            shifts[items[k]] = min([shifts[items[k + 1]] - space[k], *near[items[k]]])
 
     def _columns(self, layers: list[list[int]], links: dict[int, list[int]]) -> dict[int, float]:
         """Order the layers to avoid crossings, and return the axis of every box."""
@@ -453,13 +572,6 @@ class _Layout:
                     layer.sort(key=lambda i: (wanted.get(i, x[i]), x[i]))
                 self._spread(layer, x, wanted)
         return x
-
-    def _extents(self, i: int) -> tuple[float, float]:
-        if i < 0:
-            return 4.0, 4.0
-        left, right, _ = self.sizes[i]
-        label = text_width(self.boxes[i].edge, SMALL) + 8 if self.labeled[i] else 0.0
-        return left, max(right, label)
 
     def _spread(self, layer: list[int], x: dict[int, float], wanted: dict[int, float]) -> None:
         """Place a layer near the wanted places, without overlaps: blocks of boxes move together."""
@@ -487,34 +599,92 @@ class _Layout:
         layers: list[list[int]],
         x: dict[int, float],
         paths: dict[tuple[int, int], list[int]],
-        top: int,
-        bottom: int,
+        *,
+        tracked: bool,
     ) -> None:
+        """Place the layers below each other; edges turn between them, in curves or on tracks."""
         lowest = min(x[i] - self._extents(i)[0] for layer in layers for i in layer)
         highest = max(x[i] + self._extents(i)[1] for layer in layers for i in layer)
-        middle = (lowest + highest) / 2
+        middle = x[layers[0][0]] if tracked else (lowest + highest) / 2
         region.left, region.right = middle - lowest, highest - middle
-        y = 30.0
+        places = {i: place - middle for i, place in x.items()}
+        number = {i: k for k, layer in enumerate(layers) for i in layer}
+        tracks: list[dict[tuple[int, int], int]] = [{} for _ in range(len(layers) + 1)]
+        if tracked:
+            hops: list[list[tuple[int, int]]] = [[] for _ in tracks]
+            for path in paths.values():
+                for one, two in pairwise(path):
+                    hops[number.get(one, -1) + 1].append((one, two))
+            tracks = [_tracks([*dict.fromkeys(hop)], places) for hop in hops]
+        starts: list[float] = []  # of the tracks in each gap
         ways: dict[int, list[Point]] = {}  # through a layer, so that edges turn between layers only
-        for layer in layers:
+        y = 0.0
+        for layer, below in zip([[], *layers], tracks, strict=True):
             height = max([self.sizes[i][2] for i in layer if i >= 0] or [0.0])
             for i in layer:
-                place = x[i] - middle
-                ways[i] = [(place, y), (place, y + height)]
+                ways[i] = [(places[i], y), (places[i], y + height)]
                 if i >= 0:
-                    left, right, own = self.sizes[i]
+                    own = self.sizes[i][2]
                     start = y + (height - own) / 2
-                    region.placed.append((i, Placed(self.boxes[i], place, start, left, right, own, self.labeled[i])))
-                    ways[i][1:1] = [(place, start), (place, start + own)]
-            y += height + 34.0
+                    region.placed.append((i, self._placed(i, places[i], start)))
+                    ways[i][1:1] = [(places[i], start), (places[i], start + own)]
+            y += height
+            starts.append(y + max([14.0, *(self._label_gap(i) - 8 for i in layer if i >= 0 and self.labeled[i])]))
+            y = max(y + 34.0, starts[-1] + _TRACK * max([0, *below.values()]) + 16.0)
         region.height = y
         for (source, target), path in paths.items():
-            points = [(0.0, 0.0)] if source == top else ways[source][2:]
-            for i in path[1:-1]:
-                points += ways[i]
-            points += [(0.0, region.height)] if target == bottom else ways[target][:2]
+            points = ways[source][2:] if source in ways else [(0.0, 0.0)]
+            for one, two in pairwise(path):
+                gap = number.get(one, -1) + 1
+                if (one, two) in tracks[gap]:
+                    turn = starts[gap] + _TRACK * tracks[gap][one, two]
+                    points += [(places.get(one, 0.0), turn), (places.get(two, 0.0), turn)]
+                points += ways[two][: 2 if two == target else None] if two in ways else [(0.0, y)]
             region.routes[source, target] = points
-            region.curved.add((source, target))
+            if not tracked:
+                region.curved.add((source, target))
+
+
+def _swapped(point: Point) -> Point:
+    return point[1], point[0]
+
+
+def _area(sizes: Sequence[object]) -> int:
+    """Return the number of elements; 0 for functions of the image size."""
+    return prod(size if isinstance(size, int) else 0 for size in sizes)
+
+
+def _tracks(hops: Sequence[tuple[int, int]], places: dict[int, float]) -> dict[tuple[int, int], int]:
+    """Return the track of each edge that turns between two layers, counted from above.
+
+    Edges with a common end share a track. Edges to the left are above, in the order of their starts; edges to the right
+    are below, in the opposite order. So two edges cross at most once, and only if their ends are in different order.
+    """
+    fans = Counter(one for one, _ in hops)
+    nets: dict[tuple[int, int, bool], list[tuple[int, int]]] = {}
+    for one, two in hops:
+        a, b = places.get(one, 0.0), places.get(two, 0.0)
+        if abs(a - b) > 0.01:
+            nets.setdefault((one, ENTRY, a < b) if fans[one] > 1 else (ENTRY, two, a < b), []).append((one, two))
+    done: list[tuple[float, float, int, int]] = []
+    tracks: dict[tuple[int, int], int] = {}
+
+    def order(net: tuple[int, int, bool]) -> tuple[bool, float]:
+        start = min(places.get(one, 0.0) for one, _ in nets[net])
+        return net[2], -start if net[2] else start
+
+    for net in sorted(nets, key=order):
+        ends = [places.get(i, 0.0) for hop in nets[net] for i in hop]
+        low, high, target = min(ends), max(ends), net[1]
+        above = [
+            track
+            for start, stop, other, track in done
+            if low <= stop and start <= high and (other != target or target == ENTRY)
+        ]
+        track = max([-1, *above]) + 1
+        done.append((low, high, target, track))
+        tracks.update(dict.fromkeys(nets[net], track))
+    return tracks
 
 
 def has_bars(box: Box) -> bool:
@@ -538,24 +708,28 @@ def row_metrics(box: Box, row: Sequence[object]) -> tuple[float, float]:
     return (MINOR, _MINOR_ROW) if minor else (MAIN, _MAIN_ROW)
 
 
-def lay_out(figure: Figure, *, paper: bool = False) -> Drawing:
+def lay_out(figure: Figure, *, paper: bool = False, direction: str = "TB") -> Drawing:
     """Return the layout of a figure."""
-    layout = _Layout(figure.boxes, figure.exit, paper=paper)
+    layout = _Layout(figure.boxes, figure.exit, paper=paper, wide=direction == "LR")
     region = layout.region()
     placed: list[Placed] = []
     edges: list[Edge] = []
-    _flatten(layout, region, 0.0, 0.0, placed, edges, outer=True)
-    left = min([p.x - p.left for p in placed] + [x for edge in edges for x, _ in edge.points])
-    right = max(
-        [p.x + max(p.right, text_width(p.box.edge, SMALL) + 8 if p.labeled else 0.0) for p in placed]
-        + [x for edge in edges for x, _ in edge.points]
-    )
-    for p in placed:
-        p.x -= left
+    lead = 0.0
+    if layout.wide and figure.boxes[0].kind != "input":
+        lead = text_width(shortened(size_text(figure.entry)), SMALL) + LEAD
+    _flatten(layout, region, 0.0, lead, placed, edges, outer=True)
+    ends = [x for edge in edges for x, _ in edge.points]
+    left = min([p.x - p.extents(layout.wide)[0] for p in placed] + ends)
+    right = max([p.x + p.extents(layout.wide)[1] for p in placed] + ends)
+    placed = [p.moved(-left, 0.0) for p in placed]
     for edge in edges:
         edge.points = [(x - left, y) for x, y in edge.points]
-    entry = None if figure.boxes[0].kind == "input" else (-left, 0.0)
-    return Drawing(figure, placed, edges, right - left, region.height, entry)
+    size, entry = (right - left, region.height + lead), (-left, lead)
+    if layout.wide:
+        placed, size, entry = [p.transposed() for p in placed], _swapped(size), _swapped(entry)
+        for edge in edges:
+            edge.points = [*map(_swapped, edge.points)]
+    return Drawing(figure, placed, edges, *size, None if figure.boxes[0].kind == "input" else entry, direction)
 
 
 def _flatten(
@@ -579,17 +753,16 @@ def _flatten(
         status = next((s for s in ("added", "removed") if s in statuses), "")
         edges.append(Edge(route, arrow, curved, names[0], names[1], status))
     for index, item in region.placed:
-        moved = replace(item, x=item.x + x, y=item.y + y)
+        moved = item.moved(x, y)
         placed.append(moved)
         if index in layout.frames:
-            inner, inner_layout = layout.frames[index]
-            top = moved.y + _NAME_ROW
+            inner, inner_layout, start = layout.frames[index]
             for key, points in inner.routes.items():
                 if key[0] == ENTRY:
-                    points.insert(0, (0.0, -_NAME_ROW))
+                    points.insert(0, (0.0, -start))
                 if key[1] == END:
-                    points.append((0.0, inner.height + 8))
-            _flatten(inner_layout, inner, moved.x, top, placed, edges)
+                    points.append((0.0, moved.height - start))
+            _flatten(inner_layout, inner, moved.x, moved.y + start, placed, edges)
 
 
 def _straightened(points: Iterable[Point]) -> list[Point]:

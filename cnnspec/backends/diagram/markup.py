@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from cnnspec.backends.diagram.outline import ENTRY, Box, Figure
+from cnnspec.backends.diagram.svg import LIGHT
 from cnnspec.diagnostics import printable
 
-_SHAPES = {"input": ("([", "])"), "output": ("([", "])"), "join": ("((", "))"), "block": ("[[", "]]")}
 _COLORS = {
-    "conv": "#cfe2f8", "norm": "#e6eaee", "act": "#fbe3c4", "pool": "#e2d5f3", "linear": "#f8cfcf",
-    "layout": "#eef0e0", "block": "#cdeee2", "added": "#bbf7d0", "removed": "#fecaca", "changed": "#fde68a",
+    **{kind: LIGHT[kind] for kind in ("conv", "norm", "act", "pool", "linear", "layout", "block")},
+    "added": "#bbf7d0", "removed": "#fecaca", "changed": "#fde68a",
 }  # fmt: skip
+_SHAPES = {"input": ("([", "])"), "output": ("([", "])"), "join": ("((", "))"), "block": ("[[", "]]")}
 
 
 def _lines(box: Box) -> list[str]:
@@ -48,83 +49,64 @@ class _Names:
                     yield source, f"{self.start}_{index}", "" if i == ENTRY else self.boxes[i].edge
 
 
-def _walk(
-    names: _Names, node: Callable[[str, Box], str], group: Callable[[str, str], str], end: str, indent: str
-) -> Iterator[str]:
-    for index, box in enumerate(names.boxes):
-        key = f"{names.start}_{index}"
-        if box.inner is None:
-            yield f"{indent}{node(key, box)}"
-        else:
-            yield f"{indent}{group(key, ' '.join(_lines(box)) or f'×{box.repeat}')}"
-            yield from _walk(names.inner[index], node, group, end, indent + "    ")
-            yield f"{indent}{end}"
-
-
-def write_mermaid(title: str, figures: Sequence[Figure]) -> str:
-    """Return a Mermaid flowchart; a block is a subgraph, and dotted lines lead to it from its calls."""
-
-    def node(key: str, box: Box) -> str:
-        left, right = _SHAPES.get(box.kind, ("[", "]"))
-        return f'{key}{left}"{"<br/>".join(map(_mermaid, _lines(box)))}"{right}:::{box.status or _kind(box)}'
-
-    def group(key: str, text: str) -> str:
-        return f'subgraph {key}["{_mermaid(text)}"]'
-
-    lines = ["flowchart TD", f"    accTitle: {_mermaid(title)}"]
-    names = [_Names(f"f{number}", figure.boxes) for number, figure in enumerate(figures)]
-    for number, (figure, tree) in enumerate(zip(figures, names, strict=True)):
-        if figure.key is None:
-            lines += _walk(tree, node, group, "end", "    ")
-        else:
-            lines += [f"    {group(f'f{number}', figure.title)}", f'        f{number}_in(["in"])']
-            lines += [*_walk(tree, node, group, "end", " " * 8), "    end"]
-        for source, target, shape in tree.edges(None if figure.key is None else f"f{number}_in"):
-            label = f'|"{shape}"|' if shape else ""
-            lines.append(f"    {source} -->{label} {target}")
-    for key, block in _calls(figures, names):
-        lines.append(f"    {key} -.-> {block}")
-    lines += [f"    classDef {kind} fill:{color},stroke:#7b8794,color:#1f2933" for kind, color in _COLORS.items()]
-    return "\n".join(lines) + "\n"
-
-
-def write_dot(title: str, figures: Sequence[Figure]) -> str:
-    """Return a graph in DOT; a block is a cluster, and dotted lines lead to it from its calls."""
+def write(form: str, title: str, figures: Sequence[Figure], direction: str) -> str:
+    """Return the figures in Mermaid or DOT; a block is a group, and dotted lines lead to it from its calls."""
+    mermaid = form == ".mmd"
+    text = _mermaid if mermaid else _dot
+    head = [
+        f'digraph "{text(title)}" {{',
+        f"rankdir={direction};",
+        'node [style="rounded,filled", fontname="Helvetica"];',
+    ]
+    lines = (
+        [f"flowchart {'TD' if direction == 'TB' else direction}", f"    accTitle: {text(title)}"]
+        if mermaid
+        else ["\n    ".join(head)]
+    )
+    calls: list[str] = []
+    numbers = {(figure.network, figure.key): f"f{number}" for number, figure in enumerate(figures)}
 
     def node(key: str, box: Box) -> str:
+        label, kind = ("<br/>" if mermaid else "\\n").join(map(text, _lines(box))), box.status or _kind(box)
+        if mermaid:
+            left, right = _SHAPES.get(box.kind, ("[", "]"))
+            return f'{key}{left}"{label}"{right}:::{kind}'
         shape = "ellipse" if box.kind in ("input", "output", "join") else "box"
-        text = "\\n".join(map(_dot, _lines(box)))
-        return f'{key} [label="{text}", shape={shape}, fillcolor="{_COLORS.get(box.status or _kind(box), "#ffffff")}"];'
+        return f'{key} [label="{label}", shape={shape}, fillcolor="{_COLORS.get(kind, "#ffffff")}"];'
 
-    def group(key: str, text: str) -> str:
-        return f'subgraph cluster_{key} {{ label="{_dot(text)}";'
+    def walk(names: _Names, network: int, indent: str) -> None:
+        for index, box in enumerate(names.boxes):
+            key = f"{names.start}_{index}"
+            if box.inner is not None:
+                group(key, " ".join(_lines(box)) or f"×{box.repeat}", names.inner[index], network, indent)
+                continue
+            lines.append(indent + node(key, box))
+            block = numbers.get((network, box.block)) if box.block is not None else None
+            style = "[style=dotted, arrowhead=none, constraint=false];"
+            if block is not None:
+                calls.append(f"    {key} -.-> {block}" if mermaid else f"    {key} -> {block}_in {style}")
 
-    lines = [f'digraph "{_dot(title)}" {{', '    node [style="rounded,filled", fontname="Helvetica"];']
-    names = [_Names(f"f{number}", figure.boxes) for number, figure in enumerate(figures)]
-    for number, (figure, tree) in enumerate(zip(figures, names, strict=True)):
-        if figure.key is None:
-            lines += _walk(tree, node, group, "}", "    ")
+    def group(key: str, title: str, names: _Names, network: int, indent: str, entry: str = "") -> None:
+        label = text(title)
+        lines.append(
+            indent + (f'subgraph {key}["{label}"]' if mermaid else f'subgraph cluster_{key} {{ label="{label}";')
+        )
+        lines.extend([f"{indent}    {entry}"] if entry else [])
+        walk(names, network, indent + "    ")
+        lines.append(indent + ("end" if mermaid else "}"))
+
+    for number, figure in enumerate(figures):
+        names, entry = _Names(f"f{number}", figure.boxes), None if figure.key is None else f"f{number}_in"
+        if entry is None:
+            walk(names, figure.network, "    ")
         else:
-            lines += [f"    {group(f'f{number}', figure.title)}", f'        f{number}_in [label="in", shape=ellipse];']
-            lines += [*_walk(tree, node, group, "}", " " * 8), "    }"]
-        for source, target, shape in tree.edges(None if figure.key is None else f"f{number}_in"):
-            lines.append(f"    {source} -> {target}" + (f' [label="{shape}"];' if shape else ";"))
-    for key, block in _calls(figures, names):
-        lines.append(f"    {key} -> {block}_in [style=dotted, arrowhead=none, constraint=false];")
-    return "\n".join([*lines, "}"]) + "\n"
-
-
-def _calls(figures: Sequence[Figure], names: Sequence[_Names]) -> Iterator[tuple[str, str]]:
-    """Return the boxes that call a block, with the figure of the block."""
-    numbers = {(figure.network, figure.key): number for number, figure in enumerate(figures)}
-    pending = [(figure.network, tree) for figure, tree in zip(figures, names, strict=True)]
-    while pending:
-        network, tree = pending.pop(0)
-        pending += [(network, inner) for inner in tree.inner.values()]
-        for index, box in enumerate(tree.boxes):
-            number = numbers.get((network, box.block)) if box.block is not None else None
-            if box.inner is None and number is not None:
-                yield f"{tree.start}_{index}", f"f{number}"
+            box = f'{entry}(["in"])' if mermaid else f'{entry} [label="in", shape=ellipse];'
+            group(f"f{number}", figure.title, names, figure.network, "    ", box)
+        for source, target, shape in names.edges(entry):
+            label = f'|"{shape}"|' if mermaid and shape else f' [label="{shape}"]' if shape else ""
+            lines.append(f"    {source} -->{label} {target}" if mermaid else f"    {source} -> {target}{label};")
+    foot = [f"    classDef {kind} fill:{color},stroke:#7b8794,color:#1f2933" for kind, color in _COLORS.items()]
+    return "\n".join([*lines, *calls, *(foot if mermaid else ["}"])]) + "\n"
 
 
 def _mermaid(text: str) -> str:

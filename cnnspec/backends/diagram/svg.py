@@ -9,6 +9,7 @@ from math import fsum
 from typing import NamedTuple
 
 from cnnspec.backends.diagram.layout import (
+    LEAD,
     MINOR,
     NAME,
     SMALL,
@@ -29,8 +30,10 @@ FONT = "Inter, Helvetica, Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif"
 _SERIF = "'Times New Roman', Times, 'Liberation Serif', 'DejaVu Serif', serif"
 _MARGIN, _TITLE_ROW = 24.0, 40.0
 _PANEL_PAD, _PANEL_TITLE = 16.0, 30.0
-_PAPER_WIDTH, _PAPER_ASPECT, _PAPER_PAD = 3.3 * 96, 2.4, 22.0
-"""Width of one column in pixels, and the largest height of a figure as a multiple of its width."""
+_PAPER_WIDTHS = {"TB": 3.3 * 96, "LR": 6.9 * 96}
+"""Width of a figure in pixels: one column of a page with two columns, or both."""
+_PAPER_ASPECT, _PAPER_PAD = 2.4, 22.0
+"""The largest height of a figure as a multiple of its width, and the space between figures."""
 
 LIGHT = {
     "page": "#ffffff", "text": "#1f2933", "faint": "#5f6c7b", "edge": "#52606d", "panel": "#f7f8fa", "line": "#d3d9e0",
@@ -133,7 +136,7 @@ def _rect(x: float, y: float, width: float, height: float, classes: str, radius:
     )
 
 
-def edge_path(edge: Edge, x: float, y: float) -> str:
+def edge_path(edge: Edge, x: float, y: float, direction: str) -> str:
     """Return the path data of an edge: rounded corners, or a smooth curve."""
     points = [(a + x, b + y) for a, b in edge.points]
     if edge.arrow and len(points) > 1:
@@ -141,11 +144,10 @@ def edge_path(edge: Edge, x: float, y: float) -> str:
     parts = [f"M{number(points[0][0])} {number(points[0][1])}"]
     if edge.curved:
         for (x1, y1), (x2, y2) in pairwise(points):
-            middle = number((y1 + y2) / 2)
-            if x1 == x2:
-                parts.append(f"V{number(y2)}")
-            else:
-                parts.append(f"C{number(x1)} {middle} {number(x2)} {middle} {number(x2)} {number(y2)}")
+            one, two = (x1, (y1 + y2) / 2), (x2, (y1 + y2) / 2)
+            if direction == "LR":
+                one, two = ((x1 + x2) / 2, y1), ((x1 + x2) / 2, y2)
+            parts.append("C" + " ".join(map(number, (*one, *two, x2, y2))))
         return "".join(parts)
     for before, corner, after in zip(points, points[1:], points[2:], strict=False):
         radius = min(6.0, _length(before, corner) / 2, _length(corner, after) / 2)
@@ -169,15 +171,21 @@ def _before(start: tuple[float, float], end: tuple[float, float], distance: floa
     return end[0] + (start[0] - end[0]) * share, end[1] + (start[1] - end[1]) * share
 
 
-def _arrow(edge: Edge, x: float, y: float) -> str:
-    (x1, _), (x2, y2) = edge.points[-2:]
-    if edge.curved or abs(x1 - x2) < 0.01:
-        sides = [(x2 - 3.2, y2 - 6), (x2 + 3.2, y2 - 6)]
+def _arrow(edge: Edge, x: float, y: float, direction: str) -> str:
+    (x1, y1), (x2, y2) = edge.points[-2:]
+    if direction == "TB" if edge.curved else abs(x1 - x2) < 0.01:
+        back = 6 if y1 > y2 else -6
+        sides = [(x2 - 3.2, y2 + back), (x2 + 3.2, y2 + back)]
     else:
-        sign = 1 if x1 > x2 else -1
-        sides = [(x2 + 6 * sign, y2 - 3.2), (x2 + 6 * sign, y2 + 3.2)]
+        back = 6 if x1 > x2 else -6
+        sides = [(x2 + back, y2 - 3.2), (x2 + back, y2 + 3.2)]
     corners = " ".join(f"{number(a + x)},{number(b + y)}" for a, b in [(x2, y2), *sides])
     return f'<polygon class="head" points="{corners}"/>'
+
+
+def _shape(p: Placed, x: float, y: float) -> list[str]:
+    """Return the shape of the output of a box, if it is shown."""
+    return [_text(p.label[0] + x, p.label[1] + y, SMALL, p.box.edge, "faint halo", "start")] if p.label else []
 
 
 def describe(box: Box) -> list[str]:
@@ -213,8 +221,10 @@ class Writer:
         lines = [line for p in frames for line in self._frame(p, x, y)]
         for edge in drawing.edges:
             mark = f" to-{edge.status}" if edge.status else ""
-            lines.append(f'<path class="edge{mark}" d="{edge_path(edge, x, y)}"/>')
-        lines += [_arrow(edge, x, y) for edge in drawing.edges if edge.arrow and len(edge.points) > 1]
+            lines.append(f'<path class="edge{mark}" d="{edge_path(edge, x, y, drawing.direction)}"/>')
+        lines += [
+            _arrow(edge, x, y, drawing.direction) for edge in drawing.edges if edge.arrow and len(edge.points) > 1
+        ]
         for p in drawing.placed:
             if p.box.inner is None:
                 lines += self._box(p, x, y, most, work)
@@ -229,14 +239,11 @@ class Writer:
             _rect(left, top, p.left + p.right, p.height, f"frame{status}", 8),
             _text(left + 8, top + 12, NAME, frame_title(p.box), "faint", "start"),
             "</g>",
-            *([self._shape(p, x, y)] if p.labeled else []),
+            *_shape(p, x, y),
         ]
 
     def _line(self, box: Box) -> str:
         return f' data-line="{self.network}-{box.line}"' if box.line else ""
-
-    def _shape(self, p: Placed, x: float, y: float) -> str:
-        return _text(p.x + x + 5, p.y + p.height + y + 11, SMALL, p.box.edge, "faint halo", "start")
 
     def _box(self, p: Placed, x: float, y: float, most: int, work: int) -> list[str]:
         box, left, top, width = p.box, p.x - p.left + x, p.y + y, p.left + p.right
@@ -261,7 +268,7 @@ class Writer:
                 lines += _bars(box, left, top + height, width, most, work)
         lines.append("</g>")
         lines += ["</a>"] if anchor else []
-        lines += [self._shape(p, x, y)] if p.labeled else []
+        lines += _shape(p, x, y)
         return lines
 
     def _rows(self, box: Box, left: float, top: float, width: float, height: float, status: str) -> list[str]:
@@ -320,48 +327,61 @@ def _bars(box: Box, left: float, bottom: float, width: float, most: int, work: i
 
 
 def arrange(main: Sequence[Drawing], blocks: Sequence[Drawing], notes: Sequence[str], *, heading: bool) -> list[Panel]:
-    """Place the networks from left to right, and the blocks in columns beside them."""
+    """Place the networks next to each other across their direction, and then the blocks in columns or rows."""
+    turned = (*main, *blocks)[0].direction == "LR"
+
+    def flip(one: float, two: float) -> tuple[float, float]:
+        return (two, one) if turned else (one, two)
+
     panels: list[Panel] = []
-    x, top = _MARGIN, (_MARGIN + _TITLE_ROW if heading else 8.0) + (20.0 if len(main) > 1 else 0.0)
+    x, top = flip(_MARGIN, (_MARGIN + _TITLE_ROW if heading else 8.0) + (20.0 if len(main) > 1 else 0.0))
     for drawing in main:
         title = drawing.figure.title if len(main) > 1 else ""
-        panels.append(Panel(drawing, x, top, drawing.width, drawing.height, title, ""))
-        x += drawing.width + 40
-    limit = max([drawing.height for drawing in main] or [0])
+        panels.append(Panel(drawing, *flip(x, top), drawing.width, drawing.height, title, ""))
+        x += flip(drawing.width, drawing.height)[0] + 40
+    limit = max([flip(drawing.width, drawing.height)[1] for drawing in main] or [0])
     sizes = [
-        (
-            max(
-                d.width, text_width(d.figure.title, 12) + text_width(note, SMALL) + 24
-            ) + 2 * _PANEL_PAD,
+        flip(
+            max(d.width, text_width(d.figure.title, 12) + text_width(note, SMALL) + 24) + 2 * _PANEL_PAD,
             d.height + _PANEL_TITLE + 22,
         )
         for d, note in zip(blocks, notes, strict=True)
-    ]  # fmt: skip
+    ]
     area = fsum((w + 20) * (h + 20) for w, h in sizes)
     limit = max(limit, (area**0.5) * 0.8, *[h for _, h in sizes]) if sizes else limit
     y, column = top, 0.0
     for drawing, note, (width, height) in zip(blocks, notes, sizes, strict=True):
         if y > top and y + height > top + limit:
             x, y, column = x + column + 20, top, 0.0
-        panels.append(Panel(drawing, x, y, width, height, drawing.figure.title, note))
+        panels.append(Panel(drawing, *flip(x, y), *flip(width, height), drawing.figure.title, note))
         y += height + 20
         column = max(column, width)
     return panels
 
 
 def arrange_paper(main: Sequence[Drawing], blocks: Sequence[Drawing]) -> list[Panel]:
-    """Place the network, and the blocks beside and below it, in the narrowest page that is not too high."""
+    """Place the network, and the blocks beside and below it, in the narrowest page that is not too high.
+
+    Networks from left to right are below each other, and their blocks in rows below them.
+    """
+    turned = (*main, *blocks)[0].direction == "LR"
     sizes = [(max(d.width, text_width(d.figure.title, 12)), d.height + _PANEL_TITLE) for d in blocks]
     base = fsum(d.width + _PAPER_PAD for d in main)
     tallest = max([d.height for d in main] or [0.0])
+    if turned and main:
+        base = max(d.width for d in main) + _PAPER_PAD
+        tallest = fsum(d.height + _PAPER_PAD for d in main) - _PAPER_PAD
     widths = sorted({base, *[w for w, _ in sizes], *[base + w for w, _ in sizes], base + fsum(w for w, _ in sizes)})
     panels: list[Panel] = []
     for width in (w for w in widths if w >= max([base - _PAPER_PAD, *[w for w, _ in sizes]])):
-        panels, x = [], 8.0
+        panels, x, y = [], 8.0, 8.0
         for drawing in main:
-            panels.append(Panel(drawing, x, 8.0, drawing.width, drawing.height, "", ""))
-            x += drawing.width + _PAPER_PAD
-        y, rest = 8.0, list(range(len(blocks)))
+            panels.append(Panel(drawing, x, y, drawing.width, drawing.height, "", ""))
+            if turned:
+                y += drawing.height + _PAPER_PAD
+            else:
+                x += drawing.width + _PAPER_PAD
+        x, y, rest = 8.0 + base, 8.0, list(range(len(blocks)))
         for i in [i for i, (w, _) in enumerate(sizes) if x + w <= 8.0 + width + 0.01]:
             if y + sizes[i][1] <= tallest + 40:
                 panels.append(Panel(blocks[i], x, y, *sizes[i], blocks[i].figure.title, ""))
@@ -425,13 +445,7 @@ def write_svg(
             body.append(_text(panel.x + panel.width - _PANEL_PAD, panel.y + 20, SMALL, panel.note, "faint", "end"))
         inner = panel.x + (panel.width - panel.drawing.width) / 2
         top = panel.y + _PANEL_TITLE + (0 if paper else 10)
-        if panel.drawing.entry is not None:
-            start = inner + panel.drawing.entry[0]
-            body.append(f'<path class="edge" d="M{number(start)} {number(top - 8)}V{number(top)}"/>')
-            entry = panel.drawing.figure.entry
-            if entry:
-                body.append(_text(start + 5, top - 2, SMALL, shortened(size_text(entry)), "faint", "start"))
-        body += [*writer.drawing(panel.drawing, inner, top), "</g>"]
+        body += [*_entry(panel.drawing, inner, top), *writer.drawing(panel.drawing, inner, top), "</g>"]
     width = max([p.x + p.width for p in panels]) + (8.0 if paper else _MARGIN)
     bottom = max([p.y + p.height for p in panels]) + 20
     if not paper:
@@ -442,7 +456,8 @@ def write_svg(
     ]  # fmt: skip
     size = f'width="{number(width)}" height="{number(height)}"'
     if paper:
-        size = f'width="{number(_PAPER_WIDTH)}" height="{number(_PAPER_WIDTH * height / width)}"'
+        column = _PAPER_WIDTHS[panels[0].drawing.direction]
+        size = f'width="{number(column)}" height="{number(column * height / width)}"'
     sheet = [] if embedded else [f"<style>{style(theme, paper)}</style>"]
     role = f'role="img" aria-labelledby="{prefix}title {prefix}desc"'
     lines = [
@@ -457,6 +472,20 @@ def write_svg(
         "</svg>",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _entry(drawing: Drawing, x: float, y: float) -> list[str]:
+    """Return the edge that enters a block, with the shape of its tensor."""
+    if drawing.entry is None:
+        return []
+    end_x, end_y = drawing.entry[0] + x, drawing.entry[1] + y
+    shape = shortened(size_text(drawing.figure.entry))
+    if drawing.direction == "LR":
+        start, line, place = (x, end_y), f"H{number(end_x)}", (x + 3, end_y - 4)
+    else:
+        start, line, place = (end_x, end_y - LEAD), f"V{number(end_y)}", (end_x + 5, end_y - 2)
+    lines = [f'<path class="edge" d="M{number(start[0])} {number(start[1])}{line}"/>']
+    return [*lines, _text(*place, SMALL, shape, "faint", "start")] if shape else lines
 
 
 def _legend(panels: Sequence[Panel], y: float, width: float) -> tuple[list[str], float]:
