@@ -193,7 +193,8 @@ def _word(word: str, following: str, previous: str, *, at_start: bool, in_list: 
         return "type"
     if previous in _NAMING:
         return _NAMING[previous]
-    if word in _KEYWORDS or word in ("true", "false") or word.startswith("in."):
+    again = word == "again" and following.startswith("@")
+    if again or word in _KEYWORDS or word in ("true", "false") or word.startswith("in."):
         return "keyword"
     if following == "=":
         return "parameter"

@@ -19,6 +19,7 @@ JOINS = ("add", "mul", "concat")
 STAGES = ("stem", "stage", "head")
 CONSTANTS = ("true", "false", "in", "nothing")
 RESERVED = "|".join([*STATEMENTS, *JOINS, *STAGES, *CONSTANTS])
+AGAIN = r"again(?=[ \t]+@)"  # another word may be called so
 
 
 class CnnLexer(RegexLexer):
@@ -42,6 +43,7 @@ class CnnLexer(RegexLexer):
             (r"([A-Za-z_]\w*(?:\.\w+)*)([ \t]*)(:)", bygroups(Name.Label, Whitespace, Punctuation), "callee"),
             (r"([A-Za-z_]\w*)(=)(?!=)", bygroups(Name.Attribute, Operator)),
             (words(STAGES, prefix=r"\b", suffix=r"\b"), Keyword.Declaration, "callee"),
+            (rf"\b{AGAIN}", Keyword),
             (words(STATEMENTS, prefix=r"\b", suffix=r"\b"), Keyword),
             (words(JOINS, prefix=r"\b", suffix=r"\b"), Keyword.Reserved),
             (words(CONSTANTS, prefix=r"\b", suffix=r"\b"), Keyword.Constant),
@@ -58,7 +60,7 @@ class CnnLexer(RegexLexer):
         # Where a statement or an element of a pipeline begins, a name is called.
         "callee": [
             (r"[^\S\n]+", Whitespace),
-            (rf"(?!(?:{RESERVED})\b)[A-Za-z_]\w*(?![\w.]*[ \t]*:|\w)", Name.Function, "#pop"),
+            (rf"(?!(?:{RESERVED})\b|{AGAIN})[A-Za-z_]\w*(?![\w.]*[ \t]*:|\w)", Name.Function, "#pop"),
             default("#pop"),
         ],
     }

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.highlighting import character_types, lexer
+from harness.highlighting import character_types, lexer, write_samples
 
 from cnnspec.resources import resource
 from cnnspec.syntax.keywords import RESERVED
@@ -61,8 +61,8 @@ def neovim(script: str, *files: Path) -> Any:
     return json.loads(done.stdout)
 
 
-def compare(files: list[Path]) -> None:
-    """Compare the groups of all characters with the lexer, and the indentation with the text."""
+def compare(files: list[Path], *, formatted: bool = True) -> None:
+    """Compare the groups of all characters with the lexer, and the indentation with the text, if it is formatted."""
     found = neovim(str(Path(__file__).parent / "tokens.lua"), *files)
     for path, result in zip(files, found, strict=True):
         text = path.read_text("utf-8")
@@ -70,12 +70,23 @@ def compare(files: list[Path]) -> None:
         groups = [group for line in result["groups"] for group in ([*line.split(" "), ""] if line else [""])]
         for place, (kind, at) in enumerate(character_types(text)):
             assert groups[at] in GROUPS[kind], f"{path.name}, character {place}: {kind}"
-        assert "\n".join(result["indented"]) + "\n" == text, path.name
+        assert not formatted or "\n".join(result["indented"]) + "\n" == text, path.name
 
 
 @needs_neovim
 def test_highlighting_and_indentation_of_specs() -> None:
     compare([path for path in SPECS if path.stem in SAMPLE])
+
+
+@needs_neovim
+def test_highlighting_of_samples_of_the_documentation(tmp_path: Path) -> None:
+    compare([path for path in write_samples(tmp_path) if "again" in path.read_text("utf-8")], formatted=False)
+
+
+@needs_neovim
+@pytest.mark.slow
+def test_highlighting_of_all_samples_of_the_documentation(tmp_path: Path) -> None:
+    compare(write_samples(tmp_path), formatted=False)
 
 
 @needs_neovim

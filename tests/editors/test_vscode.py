@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.highlighting import character_types
+from harness.highlighting import character_types, write_samples
 
 import cnnspec
 from cnnspec.resources import resource
@@ -74,11 +74,13 @@ def test_lock_file_names_no_registry() -> None:
     assert locked[""]["devDependencies"] == PACKAGE["devDependencies"]
 
 
-def test_every_token_of_every_spec_has_the_scope_of_its_type() -> None:
+def test_every_token_of_every_spec_has_the_scope_of_its_type(tmp_path: Path) -> None:
+    """And of every sample of the documentation."""
     node = shutil.which("node")
     if node is None or not (EXTENSION / "node_modules" / "vscode-textmate").is_dir():
         pytest.skip("run `make vscode`: node or its packages are not installed")
     specs = sorted([*resource("specs").glob("*.cnn"), *resource("specs", "blocks").glob("*.cnn")])
+    specs += write_samples(tmp_path)
     command = [node, str(EXTENSION / "tools" / "tokens.mjs"), *map(str, specs)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     for path, lines in zip(specs, json.loads(done.stdout), strict=True):

@@ -1,8 +1,9 @@
-"""The tokens of the Pygments lexer, with which the grammars of the editors are compared."""
+"""The tokens of the Pygments lexer, with which the grammars of the editors are compared, and the texts for that."""
 
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,25 @@ from typing import Any
 
 import pytest
 
-EXTENSIONS = Path(__file__).resolve().parents[2] / "docs" / "_ext"
+ROOT = Path(__file__).resolve().parents[2]
+EXTENSIONS = ROOT / "docs" / "_ext"
+
+
+def samples() -> dict[str, list[str]]:
+    """Return the samples of the documentation, valid and not, by page."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    fence = re.compile(r"^```cnn[^\n]*\n(.*?)^```$", re.M | re.S)
+    found = {page.relative_to(ROOT).as_posix(): fence.findall(page.read_text("utf-8")) for page in pages}
+    return {page: texts for page, texts in found.items() if texts}
+
+
+def write_samples(folder: Path) -> list[Path]:
+    """Write the samples to a file for each page, and return the files."""
+    paths: list[Path] = []
+    for page, texts in samples().items():
+        paths.append(folder / f"{page.replace('/', '-')}.cnn")
+        paths[-1].write_text("\n".join(texts), "utf-8")
+    return paths
 
 
 def lexer() -> Any:

@@ -27,7 +27,7 @@ export const parser = {
       state.callee = true;
       return "keyword";
     }
-    if (KEYWORDS.has(word[0])) {
+    if (KEYWORDS.has(word[0]) || (word[0] === "again" && stream.match(/^[ \t]+@/, false))) {
       state.callee = false;
       return "keyword";
     }

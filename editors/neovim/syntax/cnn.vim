@@ -21,6 +21,7 @@ let s:reserved = '\%(\%(network\|input\|classes\|param\|block\|default\|init\|ex
       \ . '\|true\|false\|in\|nothing\)\>\)'
 let s:before = '\%(^\s*\|[|{;:]\s*\|\<\%(stem\|stage\|head\)\s\+\)\@80<='
 execute 'syntax match cnnCall /' . s:before . s:reserved . '\@!\h\w*\>\%([0-9A-Za-z_.]*\s*:\)\@!/'
+syntax match cnnStatement   /\<again\ze[ \t]\+@/
 syntax match cnnAttribute   /\<\h\w*\ze==\@!/
 syntax match cnnLabel       /\<\h\w*\%(\.\w\+\)*\ze\s*:/
 syntax match cnnReference   /@\h\w*\%(\.\w\+\)*/
