@@ -98,14 +98,14 @@ def outputs_text(analysis: Analysis, outputs: list[Output]) -> str:
     ]
     parameters, macs = sum(o.parameter_count for o in outputs), sum(o.macs for o in outputs)
     lines.append(f"{parameters:,} parameters, {macs:,} MACs")
+    paths = [*dict.fromkeys(output.path for output in outputs if output.path)]
     if len(outputs) > 1:
-        lines[-1] += f" in {len(outputs)} modules"
+        lines[-1] += f" in {len(outputs)} {'uses' if len(paths) == 1 else 'modules'}"
     if analysis.fields:
         height, width = analysis.fields[outputs[-1].end]
         lines.append(
             "receptive field: " + ("whole image" if height is None or width is None else f"{height}x{width} pixels")
         )
-    paths = [output.path for output in outputs if output.path]
     if paths:
         shown = [f"`{path}`" for path in paths]
         lines.append(f"module {shown[0]}" if len(shown) == 1 else f"modules {shown[0]} to {shown[-1]}")

@@ -254,14 +254,14 @@ class Analysis:
         """The operators of each scope."""
         found: dict[str, list[int]] = {}
         for index, node in enumerate(self.compilation.expanded.nodes if self.compilation.expanded else ()):
-            path = node.path if not node.op.owns_module else node.path.rpartition(".")[0]
+            path = node.place if not node.op.owns_module else node.place.rpartition(".")[0]
             while path:
                 found.setdefault(path, []).append(index)
                 path = path.rpartition(".")[0]
         return found
 
     def outputs(self, start: int) -> list[Output]:
-        """Return the outputs of the statement, call or join that starts at an offset, in the order of execution.
+        """Return the outputs of the statement, call, join or `again` that starts at an offset, as they are executed.
 
         There is more than one if it is repeated, or is part of a block with several calls.
         """
@@ -277,12 +277,31 @@ class Analysis:
             parts = [built.nodes[index] for index in inside]
             found.append(Output(path, parts, inputs, built.nodes[end].shape, end))
 
+        uses: dict[object, list[int]] = {}
         for index in nodes.get(start, ()):
-            add(built.nodes[index].path, [index], index)
+            uses.setdefault(built.nodes[index].use or index, []).append(index)
+        for inside in uses.values():
+            use = built.nodes[inside[0]].use
+            path = use.module if use is not None else built.nodes[inside[0]].path
+            last = built.nodes[built.ends.get(path, inside[-1])].path  # the same for all uses
+            add(path, inside, next((index for index in inside if built.nodes[index].path == last), inside[-1]))
         for path in scopes.get(start, ()):
             if path in built.ends and self._inside.get(path):
-                add(path, self._inside[path], built.ends[path])
+                add(path, self._with_uses(self._inside[path], start, built.ends[path]), built.ends[path])
         return sorted(found, key=lambda output: output.end)
+
+    def _with_uses(self, inside: list[int], start: int, end: int) -> Sequence[int]:
+        """Return the operators of a statement that starts at an offset, with those that it applies again."""
+        nodes = self.compilation.expanded.nodes if self.compilation.expanded else ()
+        first, own = inside[0], {*inside}
+
+        def is_use(index: int) -> bool:
+            origin = nodes[index].origin if 0 <= index < len(nodes) and nodes[index].use is not None else None
+            return origin is not None and origin.source is self.source and origin.start > start
+
+        while is_use(first - 1):
+            first -= 1
+        return [index for index in range(first, max(inside[-1], end) + 1) if index in own or is_use(index)]
 
     def outputs_of(self, element: ast.Element) -> list[Output]:
         """Return the outputs of an element; those of all rows for a table."""

@@ -124,6 +124,8 @@ def _describe(
             return node.name_span, [code(parameter_text(found)) if found else None]
         case ast.LabelName():
             return node.span, [_figures(analysis, node.span.start, nodes)]
+        case ast.Again() if _touches(head := _head(node.span, "again"), offset):
+            return head, [_figures(analysis, node.span.start, nodes)]
         case ast.Join() if _touches(head := _head(node.span, node.kind), offset):
             return head, [_figures(analysis, node.span.start, nodes)]
         case ast.Entry() if _touches(head := _head(node.span, node.word), offset):

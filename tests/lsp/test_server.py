@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,9 @@ from lsprotocol import types as lsp
 from pygls.exceptions import JsonRpcException
 
 import cnnspec
+from cnnspec.lsp.document import Analysis, Text
+from cnnspec.syntax.formatter import format_file
+from cnnspec.testing.generator import SpecGenerator
 
 NETWORK = """\
 network small
@@ -99,6 +103,82 @@ def test_hover(editor: Editor, code: str, into: int, parts: list[str]) -> None:
     found = editor.run(editor.client.text_document_hover_async(lsp.HoverParams(**document.at(code, into))))
     assert [part for part in parts if part not in markdown(found)] == [], markdown(found)
     document.close()
+
+
+AGAIN = """\
+network again
+input 3x32x32
+classes 10
+block pair(c) {
+    first: conv 3x3 16
+    conv 3x3 c
+    conv 1x1 8 | again @first | conv 3x3 c
+}
+stem: conv 3x3 8
+cell: conv 1x1 16 | conv 3x3 8
+p: pair 16
+q: maxpool 2x2 | conv 1x1 8 | again @cell | again @cell
+repeat 2 { again @cell }
+r: again @cell | conv 1x1 16
+s: again @first_of_all
+head global_avgpool | flatten | linear classes
+""".replace("stem:", "first_of_all: conv 3x3 3\nstem:").replace("s: again", "conv 1x1 3\ns: again")
+"""Modules that are applied again: of several layers, in a block, in a repeated group, and next to other layers."""
+
+
+@pytest.mark.parametrize(
+    ("code", "parts"),
+    [
+        ("cell:", ["in [N, 8, 32, 32]", "out [N, 8, 32, 32]", "1,280 parameters, 1,310,720 MACs", "`cell`"]),
+        ("again @cell | again", ["in [N, 8, 16, 16]", "out [N, 8, 16, 16]", "0 parameters, 327,680 MACs", "`cell`"]),
+        ("again @cell }", ["out [N, 8, 16, 16]", "0 parameters, 655,360 MACs in 2 uses", "module `cell`"]),
+        ("again @first |", ["out [N, 16, 32, 32]", "0 parameters, 1,179,648 MACs", "module `p.first`"]),
+        ("q:", ["in [N, 16, 32, 32]", "out [N, 8, 16, 16]", "128 parameters, 688,128 MACs"]),
+        ("r:", ["in [N, 8, 16, 16]", "out [N, 16, 16, 16]", "128 parameters, 360,448 MACs"]),
+        ("s:", ["in [N, 3, 16, 16]", "out [N, 3, 16, 16]", "0 parameters, 20,736 MACs", "`first_of_all`"]),
+    ],
+)  # fmt: skip
+def test_hover_of_modules_that_are_used_again(editor: Editor, code: str, parts: list[str]) -> None:
+    """A label describes its own statement; `again` and the statement around it describe the further use."""
+    document = editor.open(AGAIN)
+    assert [problem.code for problem in document.diagnostics] == ["W0103"]  # `s` names no module
+    found = editor.run(editor.client.text_document_hover_async(lsp.HoverParams(**document.at(code))))
+    assert [part for part in parts if part not in markdown(found)] == [], markdown(found)
+    whole = lsp.Range(lsp.Position(0, 0), lsp.Position(99, 0))
+    hints = editor.run(editor.client.text_document_inlay_hint_async(lsp.InlayHintParams(document.id, whole)))
+    shown = {document.text.split("\n")[hint.position.line].strip(): hint.label for hint in hints or ()}
+    assert shown["repeat 2 { again @cell }"] == "[N, 8, 16, 16]"
+    assert shown["q: maxpool 2x2 | conv 1x1 8 | again @cell | again @cell"] == "[N, 8, 16, 16]"
+    assert shown["conv 1x1 8 | again @first | conv 3x3 c"] == "[N, 16, 32, 32]"
+    lenses = editor.run(editor.client.text_document_code_lens_async(lsp.CodeLensParams(document.id)))
+    titles = {lens.range.start.line: lens.command.title for lens in reversed(lenses or ()) if lens.command}
+    assert titles[document.text[: document.text.index("cell:")].count("\n")] == "1.28k parameters, 1.31M MACs"
+    document.close()
+
+
+def test_outputs_of_random_uses_are_those_of_the_graph() -> None:
+    """Each use of a module is one output, with the shapes and operations of its operators."""
+    count = 0
+    for seed in range(400):
+        text = format_file(SpecGenerator(random.Random(seed).randint).file())
+        if "again @" not in text:
+            continue
+        analysis = Analysis.ready(Text(text), "file:///net.cnn")
+        graph = analysis.compilation.expanded
+        assert graph is not None
+        uses: dict[int, dict[Any, list[Any]]] = {}
+        for node in graph.nodes:
+            if node.use is not None and node.origin is not None:
+                uses.setdefault(node.origin.start, {}).setdefault(node.use, []).append(node)
+        for start, found in uses.items():
+            outputs = analysis.outputs(start)
+            assert len(outputs) == len(found), text
+            expected = sorted(sum(node.macs for node in nodes) for nodes in found.values())
+            assert sorted(output.macs for output in outputs) == expected
+            for nodes in found.values():
+                assert any(output.shape in {node.shape for node in nodes} for output in outputs)
+            count += len(outputs)
+    assert count > 20
 
 
 def test_hover_before_an_error(editor: Editor) -> None:
