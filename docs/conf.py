@@ -19,6 +19,8 @@ project = "cnnspec"
 author = "the cnnspec authors"
 copyright = "2026, the cnnspec authors"
 version = release = cnnspec.__version__
+repository = "OWNER/cnnspec"
+"""The repository on GitHub. Pages name it `OWNER/cnnspec`; the site shows this value, so set the owner here only."""
 
 extensions = ["cnn_lexer", "playground", "myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_ext", "images/*.py", "playground"]
@@ -56,5 +58,13 @@ def write_code_as_rst(_app: Sphinx, _what: str, _name: str, _object: Any, _optio
     lines[:] = text.split("\n")
 
 
+def name_repository(_app: Sphinx, _page: str, source: list[str]) -> None:
+    """Write the address of the repository into a page, which needs no note on it then."""
+    if repository != "OWNER/cnnspec":
+        text = re.sub(r"There is no public repository yet:[^.]*`OWNER`\.\s*", "", source[0])
+        source[0] = text.replace("OWNER/cnnspec", repository)
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("source-read", name_repository)
     app.connect("autodoc-process-docstring", write_code_as_rst)

@@ -8,6 +8,7 @@ import shlex
 import stat
 import subprocess
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,25 @@ def run_step(name: str, folder: Path, **inputs: str) -> subprocess.CompletedProc
     script = folder / "step.sh"
     script.write_text(STEPS[name]["run"], "utf-8")
     return execute(["bash", "--noprofile", "--norc", "-eo", "pipefail", str(script)], folder, **variables)
+
+
+@pytest.mark.parametrize("repository", ["OWNER/cnnspec", "some/fork"])
+def test_the_site_names_the_repository(repository: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages have a placeholder and a note on it; the site has the address once it is known."""
+    pages = {path: path.read_text("utf-8") for path in (ROOT / "docs").rglob("*.md")}
+    assert [path.name for path, text in pages.items() if "OWNER" in text] == ["editors.md"]
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    spec = spec_from_file_location("conf", ROOT / "docs" / "conf.py")
+    assert spec is not None
+    assert spec.loader is not None
+    conf: Any = module_from_spec(spec)
+    spec.loader.exec_module(conf)
+    conf.repository = repository
+    source = [PAGE]
+    conf.name_repository(None, "", source)
+    known = repository != "OWNER/cnnspec"
+    assert ("OWNER" in source[0], "no public repository" in source[0]) == (not known, not known)
+    assert source[0].count(repository) == PAGE.count("OWNER/cnnspec") == 2
 
 
 # --- pre-commit ----------------------------------------------------------------------------------
