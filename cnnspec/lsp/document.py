@@ -43,10 +43,6 @@ class Text:
             at = self.text.find("\n", at + 1)
         self._plain = self.text.isascii()
 
-    @property
-    def line_count(self) -> int:
-        return len(self._starts)
-
     def line_of(self, offset: int) -> int:
         """Return the line of an offset, counted from 0."""
         return bisect_right(self._starts, offset) - 1

@@ -34,11 +34,10 @@ def text_edits(analysis: Analysis, edits: Iterable[Edit]) -> list[lsp.TextEdit]:
     return [lsp.TextEdit(analysis.range(edit.span), edit.text) for edit in edits]
 
 
-def code_actions(
-    analysis: Analysis, within: lsp.Range, only: Sequence[lsp.CodeActionKind | str] | None = None
-) -> list[lsp.CodeAction]:
+def code_actions(analysis: Analysis, params: lsp.CodeActionParams) -> list[lsp.CodeAction]:
     """Return the fixes of the diagnostics in a range, and the action that applies all certain fixes."""
-    start, end = analysis.text.offset(within.start), analysis.text.offset(within.end)
+    start, end = analysis.text.offset(params.range.start), analysis.text.offset(params.range.end)
+    only = params.context.only
     actions: list[lsp.CodeAction] = []
     certain = False
     for found in analysis.diagnostics():

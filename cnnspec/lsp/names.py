@@ -35,11 +35,6 @@ class Symbol:
     span: Span
     node: ast.Node
 
-    @property
-    def key(self) -> tuple[str, int]:
-        """Identifies the symbol across compilations."""
-        return self.span.source.name, self.span.start
-
 
 @dataclass(frozen=True)
 class Occurrence:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Collection, Coroutine, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -99,6 +100,13 @@ class Session:
         self._folder = tempfile.TemporaryDirectory(prefix="cnnspec-")
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compile")
 
+    def initialize(self, params: lsp.InitializeParams) -> None:
+        """Read the options of the client."""
+        options: Any = params.initialization_options
+        patience: object = cast(dict[str, Any], options).get("patience") if isinstance(options, dict) else None
+        if isinstance(patience, (int, float)) and 0 <= patience <= MAX_PATIENCE:
+            self.patience = float(patience)
+
     @property
     def encoding(self) -> str:
         """The unit of columns that was agreed with the client."""
@@ -107,24 +115,26 @@ class Session:
 
     # --- documents -------------------------------------------------------------------------------
 
-    def open(self, uri: str, text: str, version: int | None) -> None:
+    def open(self, params: lsp.DidOpenTextDocumentParams) -> None:
         """Add a document, or replace its text."""
-        self._compiled.pop(uri, None)
-        self.documents[uri] = Open(Text(text, self.encoding), version, path_of(uri))
-        self._schedule(uri)
+        document = params.text_document
+        self._compiled.pop(document.uri, None)
+        self.documents[document.uri] = Open(Text(document.text, self.encoding), document.version, path_of(document.uri))
+        self._schedule(document.uri)
 
-    def change(self, uri: str, changes: Sequence[lsp.TextDocumentContentChangeEvent], version: int | None) -> None:
+    def change(self, params: lsp.DidChangeTextDocumentParams) -> None:
         """Change a document."""
-        document = self.documents.get(uri)
+        document = self.documents.get(params.text_document.uri)
         if document is None:
             return
-        document.text, done = document.text.changed(changes)
-        document.version = version
+        document.text, done = document.text.changed(params.content_changes)
+        document.version = params.text_document.version
         document.history.append((document.text, done))
-        self._schedule(uri)
+        self._schedule(params.text_document.uri)
 
-    def close(self, uri: str) -> None:
+    def close(self, params: lsp.DidCloseTextDocumentParams) -> None:
         """Forget a document, and withdraw its diagnostics."""
+        uri = params.text_document.uri
         document = self.documents.pop(uri, None)
         self._compiled.pop(uri, None)
         self._names.pop(uri, None)
@@ -202,8 +212,11 @@ class Session:
 
     # --- the workspace ---------------------------------------------------------------------------
 
-    async def watch(self) -> None:
+    def initialized(self, _: lsp.InitializedParams) -> None:
         """Check the specs in the folders of the client, and follow their changes."""
+        self.start(self._watch())
+
+    async def _watch(self) -> None:
         workspace = self.server.client_capabilities.workspace
         watched = workspace.did_change_watched_files if workspace is not None else None
         if watched is not None and watched.dynamic_registration:
@@ -218,8 +231,11 @@ class Session:
                 self._files |= {*await asyncio.to_thread(specs_in, folder)}
         await self._check_files(sorted(self._files))
 
-    async def files_changed(self, changes: Sequence[lsp.FileEvent]) -> None:
+    def files_changed(self, params: lsp.DidChangeWatchedFilesParams) -> None:
         """Check files again that changed on the disk, and those that name them."""
+        self.start(self._files_changed(params.changes))
+
+    async def _files_changed(self, changes: Sequence[lsp.FileEvent]) -> None:
         again: set[Path] = set()
         stems: set[str] = set()
         for change in changes:
@@ -266,17 +282,42 @@ class Session:
                 found.append(other)
         return found, place
 
-    async def rename(self, uri: str, position: lsp.Position, new: str) -> lsp.WorkspaceEdit | None:
+    async def references(self, params: lsp.ReferenceParams) -> list[lsp.Location] | None:
+        """Return the uses of what is at a position."""
+        analysis = await self.current(params.text_document.uri)
+        found = navigation.occurrence_at(analysis, params.position) if analysis is not None else None
+        if analysis is None or found is None:
+            return None
+        analyses, place = await self.related(analysis, found.symbol)
+        with_definition = params.context.include_declaration
+        return navigation.references(analyses, place, found.symbol.kind, with_definition=with_definition)
+
+    async def prepare_rename(self, params: lsp.PrepareRenameParams) -> lsp.Range | None:
+        """Return the range of the name at a position.
+
+        Raises:
+            JsonRpcException: It cannot be renamed.
+        """
+        analysis = await self.current(params.text_document.uri)
+        if analysis is None:
+            return None
+        try:
+            found = navigation.renamable(analysis, params.position)
+        except navigation.Refused as refusal:
+            raise JsonRpcException(str(refusal), lsp.LSPErrorCodes.RequestFailed) from None
+        return analysis.text.range(found.start, found.end)
+
+    async def rename(self, params: lsp.RenameParams) -> lsp.WorkspaceEdit | None:
         """Rename what is at a position; an annotation or a message says if keys of the state dict change.
 
         Raises:
             JsonRpcException: It cannot be renamed.
         """
-        analysis = await self.current(uri)
+        analysis, new = await self.current(params.text_document.uri), params.new_name
         if analysis is None:
             return None
         try:
-            symbol = navigation.renamable(analysis, position).symbol
+            symbol = navigation.renamable(analysis, params.position).symbol
             analyses, place = await self.related(analysis, symbol)
             done = await asyncio.get_running_loop().run_in_executor(
                 self._worker, navigation.rename, analyses, place, symbol, new
@@ -359,26 +400,59 @@ class Session:
             changes = [change for _, made in document.history for change in made]
             return earlier, Moved(earlier.text, document.text, changes)
 
-    async def show(self, uri: str, feature: Callable[[Analysis], T]) -> T | None:
-        """Answer a request about a document."""
-        analysis, moved = await self.soon(uri)
-        if analysis is None:
-            return None
-        answer = feature(analysis)
-        return answer if moved is None else moved.answer(answer)
+    def shown(self, feature: Callable[[Analysis, Any], Any]) -> Callable[[Any], Any]:
+        """Return a handler for requests about a document."""
 
-    async def show_at(
-        self, uri: str, position: lsp.Position, feature: Callable[[Analysis, lsp.Position], T]
-    ) -> T | None:
-        """Answer a request about a position."""
-        analysis, moved = await self.soon(uri)
-        place = position if moved is None else moved.back(position)
-        if place is None:  # in the text that was edited
-            analysis, moved, place = await self.current(uri), None, position
-        if analysis is None:
-            return None
-        answer = feature(analysis, place)
-        return answer if moved is None else moved.answer(answer)
+        async def answer(params: Any) -> Any:
+            analysis, moved = await self.soon(params.text_document.uri)
+            found = feature(analysis, params) if analysis is not None else None
+            return found if moved is None else moved.answer(found)
+
+        return answer
+
+    def at_position(self, feature: Callable[[Analysis, lsp.Position], Any]) -> Callable[[Any], Any]:
+        """Return a handler for requests about a position."""
+
+        async def answer(params: Any) -> Any:
+            uri = params.text_document.uri
+            analysis, moved = await self.soon(uri)
+            place = params.position if moved is None else moved.back(params.position)
+            if place is None:  # in the text that was edited
+                analysis, moved, place = await self.current(uri), None, params.position
+            found = feature(analysis, place) if analysis is not None else None
+            return found if moved is None else moved.answer(found)
+
+        return answer
+
+    def computed(self, feature: Callable[[Analysis, Any], Any]) -> Callable[[Any], Any]:
+        """Return a handler for requests that are answered in the worker thread, for the current text."""
+
+        async def answer(params: Any) -> Any:
+            analysis = await self.current(params.text_document.uri)
+            return await self.work(feature, analysis, params) if analysis is not None else None
+
+        return answer
+
+    def of_text(self, feature: Callable[[Text], Any]) -> Callable[[Any], Any]:
+        """Return a handler for requests that need no compilation."""
+
+        def answer(params: Any) -> Any:
+            text = self.text(params.text_document.uri)
+            return feature(text) if text is not None else None
+
+        return answer
+
+    async def complete(self, params: lsp.CompletionParams) -> lsp.CompletionList | None:
+        """Return what can be written at a position."""
+        uri = params.text_document.uri
+        names, text = await self.names(uri), self.text(uri)
+        path = self.documents[uri].path if text is not None else None
+        return completion.completion(text, params.position, names, path) if text is not None else None
+
+    async def help(self, params: lsp.SignatureHelpParams) -> lsp.SignatureHelp | None:
+        """Return the parameters of the call at a position."""
+        names, text = await self.names(params.text_document.uri), self.text(params.text_document.uri)
+        return completion.signature_help(text, params.position, names) if text is not None else None
 
     # --- commands --------------------------------------------------------------------------------
 
@@ -460,44 +534,34 @@ def create() -> LanguageServer:
     """Create the server with its handlers."""
     server = LanguageServer("cnnspec", cnnspec.__version__, protocol_cls=Protocol, max_workers=2)
     session = Session(server)
-
-    @server.feature(lsp.INITIALIZE)
-    def _(params: lsp.InitializeParams) -> None:
-        options: Any = params.initialization_options
-        patience: object = cast(dict[str, Any], options).get("patience") if isinstance(options, dict) else None
-        if isinstance(patience, (int, float)) and 0 <= patience <= MAX_PATIENCE:
-            session.patience = float(patience)
-
-    @server.feature(lsp.TEXT_DOCUMENT_HOVER)
-    async def _(params: lsp.HoverParams) -> lsp.Hover | None:
-        return await session.show_at(params.text_document.uri, params.position, views.hover)
-
-    @server.feature(lsp.TEXT_DOCUMENT_INLAY_HINT)
-    async def _(params: lsp.InlayHintParams) -> list[lsp.InlayHint] | None:
-        return await session.show(params.text_document.uri, lambda found: views.inlay_hints(found, params.range))
-
-    @server.feature(lsp.TEXT_DOCUMENT_CODE_LENS)
-    async def _(params: lsp.CodeLensParams) -> list[lsp.CodeLens] | None:
-        return await session.show(params.text_document.uri, views.code_lenses)
-
-    _add_documents(server, session)
-    _add_navigation(server, session)
-    _add_typing(server, session)
-
-    @server.feature(lsp.TEXT_DOCUMENT_FORMATTING)
-    async def _(params: lsp.DocumentFormattingParams) -> list[lsp.TextEdit] | None:
-        analysis = await session.current(params.text_document.uri)
-        return await session.work(edits.formatting, analysis) if analysis is not None else None
-
-    @server.feature(
-        lsp.TEXT_DOCUMENT_CODE_ACTION,
-        lsp.CodeActionOptions(code_action_kinds=[lsp.CodeActionKind.QuickFix, lsp.CodeActionKind.SourceFixAll]),
-    )
-    async def _(params: lsp.CodeActionParams) -> list[lsp.CodeAction] | None:
-        analysis = await session.current(params.text_document.uri)
-        if analysis is None:
-            return None
-        return await session.work(edits.code_actions, analysis, params.range, params.context.only)
+    kinds = [lsp.CodeActionKind.QuickFix, lsp.CodeActionKind.SourceFixAll]
+    completing = lsp.CompletionOptions(trigger_characters=completion.TRIGGERS, resolve_provider=True)
+    handlers: list[tuple[str, Callable[..., Any], Any]] = [
+        (lsp.INITIALIZE, session.initialize, None),
+        (lsp.INITIALIZED, session.initialized, None),
+        (lsp.WORKSPACE_DID_CHANGE_WATCHED_FILES, session.files_changed, None),
+        (lsp.TEXT_DOCUMENT_DID_OPEN, session.open, None),
+        (lsp.TEXT_DOCUMENT_DID_CHANGE, session.change, None),
+        (lsp.TEXT_DOCUMENT_DID_CLOSE, session.close, None),
+        (lsp.TEXT_DOCUMENT_HOVER, session.at_position(views.hover), None),
+        (lsp.TEXT_DOCUMENT_DEFINITION, session.at_position(navigation.definition), None),
+        (lsp.TEXT_DOCUMENT_DOCUMENT_HIGHLIGHT, session.at_position(navigation.highlights), None),
+        (lsp.TEXT_DOCUMENT_CODE_LENS, session.shown(lambda found, _: views.code_lenses(found)), None),
+        (lsp.TEXT_DOCUMENT_DOCUMENT_SYMBOL, session.shown(lambda found, _: navigation.document_symbols(found)), None),
+        (lsp.TEXT_DOCUMENT_INLAY_HINT, session.shown(lambda found, p: views.inlay_hints(found, p.range)), None),
+        (lsp.TEXT_DOCUMENT_FOLDING_RANGE, session.of_text(tokens.folding_ranges), None),
+        (lsp.TEXT_DOCUMENT_SEMANTIC_TOKENS_FULL, session.of_text(tokens.semantic_tokens), tokens.LEGEND),
+        (lsp.TEXT_DOCUMENT_COMPLETION, session.complete, completing),
+        (lsp.COMPLETION_ITEM_RESOLVE, completion.resolve, None),
+        (lsp.TEXT_DOCUMENT_SIGNATURE_HELP, session.help, lsp.SignatureHelpOptions(trigger_characters=[" ", "="])),
+        (lsp.TEXT_DOCUMENT_FORMATTING, session.computed(lambda found, _: edits.formatting(found)), None),
+        (lsp.TEXT_DOCUMENT_CODE_ACTION, session.computed(edits.code_actions), lsp.CodeActionOptions(kinds)),
+        (lsp.TEXT_DOCUMENT_REFERENCES, session.references, None),
+        (lsp.TEXT_DOCUMENT_PREPARE_RENAME, session.prepare_rename, None),
+        (lsp.TEXT_DOCUMENT_RENAME, session.rename, None),
+    ]
+    for method, handler, options in handlers:
+        server.feature(method, options)(partial(handler))
 
     @server.command("cnnspec.draw")
     async def _(*arguments: Any) -> str | None:
@@ -509,105 +573,6 @@ def create() -> LanguageServer:
         await session.show_page("reference.md", reference_text().encode(), external=False)
 
     return server
-
-
-def _add_documents(server: LanguageServer, session: Session) -> None:
-    """Add what tells the server about documents and files."""
-
-    @server.feature(lsp.INITIALIZED)
-    def _(params: lsp.InitializedParams) -> None:
-        session.start(session.watch())
-
-    @server.feature(lsp.WORKSPACE_DID_CHANGE_WATCHED_FILES)
-    def _(params: lsp.DidChangeWatchedFilesParams) -> None:
-        session.start(session.files_changed(params.changes))
-
-    @server.feature(lsp.TEXT_DOCUMENT_DID_OPEN)
-    def _(params: lsp.DidOpenTextDocumentParams) -> None:
-        document = params.text_document
-        session.open(document.uri, document.text, document.version)
-
-    @server.feature(lsp.TEXT_DOCUMENT_DID_CHANGE)
-    def _(params: lsp.DidChangeTextDocumentParams) -> None:
-        session.change(params.text_document.uri, params.content_changes, params.text_document.version)
-
-    @server.feature(lsp.TEXT_DOCUMENT_DID_CLOSE)
-    def _(params: lsp.DidCloseTextDocumentParams) -> None:
-        session.close(params.text_document.uri)
-
-
-def _add_typing(server: LanguageServer, session: Session) -> None:
-    """Add the features that read the current text, whether it is compiled or not."""
-
-    @server.feature(
-        lsp.TEXT_DOCUMENT_COMPLETION,
-        lsp.CompletionOptions(trigger_characters=completion.TRIGGERS, resolve_provider=True),
-    )
-    async def _(params: lsp.CompletionParams) -> lsp.CompletionList | None:
-        uri = params.text_document.uri
-        names, text = await session.names(uri), session.text(uri)
-        path = session.documents[uri].path if text is not None else None
-        return completion.completion(text, params.position, names, path) if text is not None else None
-
-    @server.feature(lsp.COMPLETION_ITEM_RESOLVE)
-    def _(params: lsp.CompletionItem) -> lsp.CompletionItem:
-        return completion.resolve(params)
-
-    @server.feature(lsp.TEXT_DOCUMENT_SIGNATURE_HELP, lsp.SignatureHelpOptions(trigger_characters=[" ", "="]))
-    async def _(params: lsp.SignatureHelpParams) -> lsp.SignatureHelp | None:
-        names, text = await session.names(params.text_document.uri), session.text(params.text_document.uri)
-        return completion.signature_help(text, params.position, names) if text is not None else None
-
-    @server.feature(lsp.TEXT_DOCUMENT_FOLDING_RANGE)
-    def _(params: lsp.FoldingRangeParams) -> list[lsp.FoldingRange] | None:
-        text = session.text(params.text_document.uri)
-        return tokens.folding_ranges(text) if text is not None else None
-
-    @server.feature(lsp.TEXT_DOCUMENT_SEMANTIC_TOKENS_FULL, tokens.LEGEND)
-    def _(params: lsp.SemanticTokensParams) -> lsp.SemanticTokens | None:
-        text = session.text(params.text_document.uri)
-        return tokens.semantic_tokens(text) if text is not None else None
-
-
-def _add_navigation(server: LanguageServer, session: Session) -> None:
-    """Add the features that follow names."""
-
-    @server.feature(lsp.TEXT_DOCUMENT_DEFINITION)
-    async def _(params: lsp.DefinitionParams) -> lsp.Location | None:
-        return await session.show_at(params.text_document.uri, params.position, navigation.definition)
-
-    @server.feature(lsp.TEXT_DOCUMENT_DOCUMENT_HIGHLIGHT)
-    async def _(params: lsp.DocumentHighlightParams) -> list[lsp.DocumentHighlight] | None:
-        return await session.show_at(params.text_document.uri, params.position, navigation.highlights)
-
-    @server.feature(lsp.TEXT_DOCUMENT_DOCUMENT_SYMBOL)
-    async def _(params: lsp.DocumentSymbolParams) -> list[lsp.DocumentSymbol] | None:
-        return await session.show(params.text_document.uri, navigation.document_symbols)
-
-    @server.feature(lsp.TEXT_DOCUMENT_REFERENCES)
-    async def _(params: lsp.ReferenceParams) -> list[lsp.Location] | None:
-        analysis = await session.current(params.text_document.uri)
-        found = navigation.occurrence_at(analysis, params.position) if analysis is not None else None
-        if analysis is None or found is None:
-            return None
-        analyses, place = await session.related(analysis, found.symbol)
-        with_definition = params.context.include_declaration
-        return navigation.references(analyses, place, found.symbol.kind, with_definition=with_definition)
-
-    @server.feature(lsp.TEXT_DOCUMENT_PREPARE_RENAME)
-    async def _(params: lsp.PrepareRenameParams) -> lsp.Range | None:
-        analysis = await session.current(params.text_document.uri)
-        if analysis is None:
-            return None
-        try:
-            found = navigation.renamable(analysis, params.position)
-        except navigation.Refused as refusal:
-            raise JsonRpcException(str(refusal), lsp.LSPErrorCodes.RequestFailed) from None
-        return analysis.text.range(found.start, found.end)
-
-    @server.feature(lsp.TEXT_DOCUMENT_RENAME)
-    async def _(params: lsp.RenameParams) -> lsp.WorkspaceEdit | None:
-        return await session.rename(params.text_document.uri, params.position, params.new_name)
 
 
 def serve() -> None:
