@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,11 +12,15 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from cnnspec.backends.pt2 import quiet, reason
-from cnnspec.diagnostics import failure
+from cnnspec.diagnostics import CnnspecError, failure
 
 METADATA = "cnnspec"
 """The key of the metadata."""
 INPUT, OUTPUT = "images", "logits"
+MAX_BYTES = 2**31
+"""The size that an ONNX file must be below."""
+_MARGIN = 2**24
+"""Bytes for everything but the weights."""
 
 
 def require_packages() -> None:
@@ -32,6 +36,22 @@ def require_packages() -> None:
     except ModuleNotFoundError as error:
         message = f"export to ONNX requires `{error.name}`, which is not installed"
         raise failure("E0507", message, help="install it with `pip install 'cnnspec[onnx]'`") from None
+
+
+def check_size(weights: Iterable[Tensor]) -> None:
+    """Check that weights fit into an ONNX file, before the conversion takes time.
+
+    Raises:
+        CnnspecError: E0522 if they do not.
+    """
+    size = sum(tensor.numel() * tensor.element_size() for tensor in weights)
+    if size + _MARGIN >= MAX_BYTES:
+        raise _too_large(size)
+
+
+def _too_large(size: int) -> CnnspecError:
+    message = f"an ONNX file has at most {MAX_BYTES / 2**30:g} GiB, and the network needs {size / 2**30:.1f} GiB"
+    return failure("E0522", message, help="use `--half`, or `--to pt2`")
 
 
 def convert(program: ExportedProgram) -> Any:
@@ -82,9 +102,8 @@ def to_bytes(model: Any, metadata: str) -> bytes:
 
     model.metadata_props[METADATA] = metadata
     proto = onnx_ir.to_proto(model)
-    if proto.ByteSize() >= 2**31:
-        message = f"an ONNX file has at most 2 GiB, and the network needs {proto.ByteSize() / 2**30:.1f} GiB"
-        raise failure("E0522", message, help="use `--half`, or `--to pt2`")
+    if proto.ByteSize() >= MAX_BYTES:
+        raise _too_large(proto.ByteSize())
     onnx.checker.check_model(proto)
     return proto.SerializeToString()
 

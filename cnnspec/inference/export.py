@@ -8,6 +8,8 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import keyword
+import os
 import time
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import cnnspec
 from cnnspec import api
@@ -35,13 +37,15 @@ from cnnspec.training.data.augment import Preprocess
 from cnnspec.training.data.datasets import SOURCES
 from cnnspec.training.data.preprocessing import Preprocessing, Statistics, choose_preprocessing
 from cnnspec.training.loop.about import describe
-from cnnspec.training.loop.checkpoints import write_atomically
+from cnnspec.training.loop.checkpoints import write_together
 
 Format = Literal["torch", "pt2", "onnx"]
 Run = Callable[[Tensor], Tensor]
 ENDINGS: dict[str, str] = {"torch": ".py", "pt2": ".pt2", "onnx": ".onnx"}
 TOLERANCES = {"torch": 0.0, "pt2": 1e-5, "onnx": 1e-4, "fold": 1e-4, "half": 2e-2}
 """The largest accepted difference of a logit in relation to the largest one, by format and by option."""
+_UNREACHABLE = {*dir(fx.GraphModule(nn.Module(), fx.Graph())), *MODULE_WORDS, *keyword.kwlist}
+"""Labels that the code of a `GraphModule` cannot write as an attribute."""
 _LEAST = 2
 """The least variable height and width: torch.export treats a size of 1 as a constant."""
 
@@ -127,7 +131,11 @@ def export_network(
     file = Path(file)
     if to == "onnx":
         onnx.require_packages()
-    _check_writable(file)
+    inputs = [source, *([] if weights is None else [weights])]
+    _check_writable(file, inputs)
+    paths = [file]
+    if to == "torch":
+        paths.append(_weights_path(file, inputs))
     found = _read(source, weights, match, offline, allow_huge, params)
     if with_preprocessing and found.preprocessing is None:
         help = "state the normalization of the training, such as `--set normalize=imagenet`"
@@ -139,10 +147,8 @@ def export_network(
     contents, compared = write(
         max(TOLERANCES[name] for name in (to, *(name for name in ("fold", "half") if options[name])))
     )
-    paths = [file, file.with_suffix(".pt")][: len(contents)]
     try:
-        for path, content in reversed([*zip(paths, contents, strict=True)]):
-            write_atomically(path, content)
+        write_together(dict(zip(paths, contents, strict=True)))
     except OSError as error:
         message = f"cannot write `{error.filename or file}`: {error.strerror}"
         raise failure("E0506", message, file=str(file), help="choose another file") from None
@@ -150,12 +156,27 @@ def export_network(
     return Export(tuple(map(str, paths)), **compared, seconds=seconds, notes=tuple(found.notes))
 
 
-def _check_writable(file: Path) -> None:
-    """Raise an error if a file cannot be created, before the export takes time."""
+def _weights_path(file: Path, inputs: Sequence[str | Path]) -> Path:
+    """Return the file for the weights of Python source. It replaces only the weights of an earlier export."""
+    path = file.with_suffix(".pt")
+    _check_writable(path, inputs)
+    if path == file or (os.path.lexists(path) and not os.path.lexists(file)):
+        reason = "it is also the name of the source" if path == file else f"it exists, and `{file.name}` does not"
+        message = f"cannot write the weights to `{path.name}`: {reason}"
+        raise failure("E0506", message, file=str(path), help="choose another name for the Python file")
+    return path
+
+
+def _check_writable(file: Path, inputs: Sequence[str | Path]) -> None:
+    """Raise an error if a file cannot be created or is an input, before the export takes time."""
     reason: str | None = None
     try:
         reason = "it is a folder" if file.is_dir() else None if file.parent.is_dir() else "its folder does not exist"
+        if reason is None and not os.access(file.parent, os.W_OK):
+            reason = "its folder is not writable"
         file.lstat()
+        if any(os.path.exists(path) and os.path.samefile(path, file) for path in inputs):
+            reason = "the network is read from it"
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:
@@ -206,10 +227,12 @@ class _Case:
 
     def __init__(self, found: _Source, network: Network, options: dict[str, Any]) -> None:
         self._found, self._options = found, options
-        if options["half"]:
-            network = copy.deepcopy(network).half()
-        self._graph, self._network = network.graph, network
         exported = _with_plain_names(network)
+        if options["half"]:
+            same = exported is network
+            network = copy.deepcopy(network).half()
+            exported = network if same else exported.half()
+        self._graph, self._network = network.graph, network
         self._module: nn.Module = _Half(exported) if options["half"] else exported
         self._expected: nn.Module = found.network
         if options["with_preprocessing"]:
@@ -241,6 +264,7 @@ class _Case:
 
     def onnx(self, tolerance: float) -> tuple[list[bytes], dict[str, Any]]:
         """Return an `.onnx` file and the comparison."""
+        onnx.check_size(self._module.state_dict().values())
         if "size" in self._options["dynamic"]:
             self._module = _with_exported_pools(self._module)
         model = onnx.convert(self._program())
@@ -333,7 +357,7 @@ class _Case:
             for images in (fitted.fit_images(raw.contiguous()), noise):
                 if not self._options["with_preprocessing"]:
                     images = Preprocess(fitted)(images).contiguous()
-                yield from images.split(batch)
+                yield from (images[:batch] if "batch" in self._options["dynamic"] else images).split(batch)
 
     def _compare(self, run: Run, tolerance: float, images: int | None = None) -> dict[str, Any]:
         """Compare a loaded file with the network.
@@ -395,17 +419,17 @@ def _safely(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _with_plain_names(network: Network) -> Network:
-    """Return a network without labels that are attributes of every module, which torch.export cannot reach."""
+    """Return a network without labels that torch.export cannot reach: attributes of its modules, and keywords."""
     parts = {part for node in network.graph for part in node.path.split(".")}
     names: dict[str, str] = {}
-    for part in sorted(part for part in parts if part in MODULE_WORDS or part.startswith("_")):
+    for part in sorted(part for part in parts if part in _UNREACHABLE or part.startswith("_")):
         names[part] = next(name for n in itertools.count(1) if (name := f"{part.lstrip('_')}{'_' * n}") not in parts)
         parts.add(names[part])
     if not names:
         return network
     paths = (".".join(names.get(part, part) for part in node.path.split(".")) for node in network.graph)
     nodes = tuple(replace(node, path=path) for node, path in zip(network.graph, paths, strict=True))
-    renamed = to_module(replace(network.graph, nodes=nodes)).to(next(network.parameters(), torch.empty(0)).dtype).eval()
+    renamed = to_module(replace(network.graph, nodes=nodes)).eval()
     renamed.load_state_dict(dict(zip(renamed.state_dict(), network.state_dict().values(), strict=True)))
     return renamed
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import errno
 import json
+import os
 import random
 import subprocess
 import sys
@@ -20,8 +23,10 @@ from typer.testing import CliRunner
 
 import cnnspec
 from cnnspec import CnnspecError, loads
+from cnnspec.backends.source.classes import CONSTANTS
+from cnnspec.backends.source.rows import class_sources
 from cnnspec.backends.torch.folding import fold
-from cnnspec.backends.torch.module import to_module
+from cnnspec.backends.torch.module import Network, to_module
 from cnnspec.cli.app import app
 from cnnspec.compiler import compile_source
 from cnnspec.diagnostics import Source
@@ -29,6 +34,7 @@ from cnnspec.inference import export, export_network, load_run
 from cnnspec.inference.export import TOLERANCES
 from cnnspec.inference.graph_input import GraphInput
 from cnnspec.syntax.formatter import format_file
+from cnnspec.syntax.keywords import RESERVED
 from cnnspec.testing.generator import SpecGenerator
 from cnnspec.training.data.preprocessing import Preprocessing
 from cnnspec.training.loop.about import describe
@@ -48,7 +54,7 @@ concat { avgpool 3x3 stride=1 pad=1; conv 1x1 4 bias=true | bn }
 global_avgpool | flatten | dropout
 fc: linear classes
 """
-CLASSES = ("cat", "dög", 'a "bird"\n')
+CLASSES = ("cat", "dög 🐕", 'a "bird" \'""" \n\r\\"""\nraise SystemExit\n"""{x}\u202e\x00\\')
 FITTED = Preprocessing((24, 20), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), 26)
 ENDINGS = {"torch": "py", "pt2": "pt2", "onnx": "onnx"}
 
@@ -165,6 +171,65 @@ def test_nodes_are_named_by_their_paths(weights: Path, tmp_path: Path) -> None:
     assert len(set(names)) == len(names)
     for name in ("stem.0/Conv", "type_.0/Conv", "body.0.0/Conv", "Add", "body.1.5/Relu", "fc/Gemm"):
         assert name in names
+
+
+# --- names ------------------------------------------------------------------------------------------
+
+UNREACHABLE = sorted(name for name in export._UNREACHABLE if name not in RESERVED)
+"""Labels that are attributes of modules or keywords of Python."""
+
+
+def spec_of_labels(labels: list[str], spec: Path) -> Network:
+    """Write a network whose parameters, modules, scopes and shared modules have labels; build it."""
+    lines = [f'scale {1 + (i % 7 - 3) / 100} bare name="{label}"' for i, label in enumerate(labels)]
+    lines += [
+        f"g.{label}: {{ prelu init={0.9 - i % 9 / 10:.1f} }}" for i, label in enumerate(labels) if label.isidentifier()
+    ]
+    lines += ["h.class: conv 1x1 3", "h.type: { bn\n again @h.class }", "again @h.type"]
+    spec.write_text("input 3x4x4\n" + "\n".join(lines))
+    torch.manual_seed(0)
+    return cnnspec.build(spec).eval()  # type: ignore[return-value]
+
+
+def test_every_label_has_a_name_that_torch_export_can_write(tmp_path: Path) -> None:
+    assert {"lambda", "None", "type", "meta", "recompile", "training", "__init__", "graph"} <= {*UNREACHABLE}
+    network = spec_of_labels(UNREACHABLE, tmp_path / "net.cnn")
+    renamed = export._with_plain_names(network)
+    parts = {part for path, _ in renamed.named_parameters() for part in path.split(".")}
+    assert parts.isdisjoint(UNREACHABLE)
+    given = images(2, 3, 4, 4)
+    assert torch.equal(renamed(given), network(given))
+    assert torch.equal(copy.deepcopy(network)(given), network(given))
+
+
+@pytest.mark.parametrize("to", ["pt2", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_every_label_can_be_exported(to: str, tmp_path: Path) -> None:
+    if to == "onnx":
+        pytest.importorskip("onnxruntime")
+    labels = [*"lambda None type meta recompile training __deepcopy__ _x self torch images A a-b a_b a_0 p_a_0".split()]
+    network = spec_of_labels(labels, tmp_path / "net.cnn")
+    torch.manual_seed(0)
+    export_network(tmp_path / "net.cnn", tmp_path / f"net.{to}", to, half=True)  # type: ignore[arg-type]
+    given = images(1, 3, 4, 4)
+    with torch.no_grad():
+        expected, found = network(given), run_file(tmp_path / f"net.{to}", given)
+    assert float((expected - found).abs().max() / expected.abs().max()) <= TOLERANCES["half"]
+
+
+@pytest.mark.parametrize("name", [*CONSTANTS, "torch", "None", "blocks"])
+def test_no_name_of_a_spec_hides_a_name_of_exported_source(name: str, tmp_path: Path) -> None:
+    names = [*CONSTANTS, *class_sources(), *"Tensor F Network nn torch print None self".split()]
+    lines = ["conv 1x1 4"]
+    if name == "blocks":
+        lines = [f"block {word}(c) {{ add {{ in; {word}: bn when c > 4 }} | conv 1x1 c }}" for word in names]
+        lines += [f"{word} 4\n{word} 5" for word in names]
+    body = "\n".join(lines)
+    (tmp_path / "net.cnn").write_text(f"network {name}\ninput 3x4x4\n{body}\nscale | times 2\nglobal_avgpool | flatten")
+    torch.manual_seed(0)
+    export_network(tmp_path / "net.cnn", tmp_path / "net.py", "torch")
+    torch.manual_seed(0)
+    network, given = cnnspec.build(tmp_path / "net.cnn").eval(), images(1, 3, 4, 4)
+    assert torch.equal(run_file(tmp_path / "net.py", given), network(given))
 
 
 def test_fold_removes_batch_normalization(weights: Path, tmp_path: Path) -> None:
@@ -475,6 +540,20 @@ def test_what_cannot_be_exported_says_so(weights: Path, target: Path, monkeypatc
     monkeypatch.setattr(torch.export, "save", broken)
 
 
+def test_a_network_that_is_too_large_for_onnx_is_refused_before_it_is_traced(
+    weights: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx = pytest.importorskip("cnnspec.backends.onnx")
+    onnx.require_packages()
+    size = sum(tensor.nbytes for tensor in load_run(weights).module.state_dict().values())
+    monkeypatch.setattr(onnx, "_MARGIN", 0)
+    monkeypatch.setattr(onnx, "MAX_BYTES", size)
+    monkeypatch.setattr(torch.export, "export", None)
+    with pytest.raises(CnnspecError, match="an ONNX file has at most") as refusal:
+        export_network(weights, target.with_suffix(".onnx"), "onnx")
+    assert "use `--half`" in str(refusal.value)
+
+
 @pytest.mark.parametrize(
     ("file", "code"),
     [("folder.pt2", "E0506"), ("none/x.pt2", "E0506"), ("\0.pt2", "E0506"), (f"{'x' * 300}.pt2", "E0506")],
@@ -485,6 +564,82 @@ def test_a_file_that_cannot_be_written(weights: Path, tmp_path: Path, file: str,
         export_network(weights, f"{tmp_path}/{file}", "pt2")
     assert refusal.value.diagnostics[0].code == code
     assert [path.name for path in tmp_path.iterdir()] == ["folder.pt2"]
+
+
+NAMES = ["naïve 🐦", os.fsdecode(b"\xff \xfe"), "-x", "a'b\"c", "a\nb", "x.y", "{x}%s"]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_names_of_files(name: str, tmp_path: Path) -> None:
+    (tmp_path / f"{name} in").mkdir()
+    for ending in ("py", "pt2") if name == NAMES[0] else ("py",):
+        file = tmp_path / f"{name} in" / f"{name}.{ending}"
+        shown = cnnspec_export("lenet5", file, "--set", "classes=3", "--json")
+        assert json.loads(shown)["files"][0] == str(file)
+        assert run_file(file, images(1, 1, 32, 32)).shape == (1, 3)
+
+
+@pytest.mark.parametrize("as_weights", [False, True])
+def test_the_weights_of_python_source_replace_only_those_of_an_earlier_export(
+    weights: Path, tmp_path: Path, as_weights: bool
+) -> None:
+    """The file of the weights has a name that the user does not state."""
+    state = {"state_dict": load_run(weights).module.state_dict()}
+    torch.save(state, tmp_path / "best.pt")
+    content = (tmp_path / "best.pt").read_bytes()
+    (tmp_path / "photos.cnn").write_text(SPEC)
+    (tmp_path / "link.pt").symlink_to("best.pt")
+    for name in ("best.py", "link.py"):
+        given = {"weights": tmp_path / "best.pt"} if as_weights else {}
+        with pytest.raises(CnnspecError, match=r"cannot write") as refusal:
+            export_network(tmp_path / "photos.cnn", tmp_path / name, "torch", **given)
+        assert refusal.value.diagnostics[0].code == "E0506"
+    with pytest.raises(CnnspecError, match="cannot write"):
+        export_network(tmp_path / "photos.cnn", tmp_path / "new.pt", "torch")
+    assert (tmp_path / "best.pt").read_bytes() == content
+    assert {path.name for path in tmp_path.iterdir()} == {"best.pt", "photos.cnn", "link.pt"}
+    for _ in range(2):
+        given = {"weights": tmp_path / "best.pt", "normalize": "half"}
+        export_network(tmp_path / "photos.cnn", tmp_path / "new.py", "torch", **given)
+    assert run_file(tmp_path / "new.py", images(1, 3, 24, 20)).shape == (1, 3)
+
+
+@pytest.mark.parametrize("failing", [".py.part", ".pt.part"])
+def test_both_files_of_python_source_are_written_or_none(
+    failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("net.py", "net.pt"):
+        (tmp_path / name).write_text("earlier")
+    opened = Path.open
+
+    def full(path: Path, mode: str = "r", *args: Any, **settings: Any) -> Any:
+        if path.name.endswith(failing):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return opened(path, mode, *args, **settings)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(CnnspecError, match="No space left") as refusal:
+        export_network("lenet5", tmp_path / "net.py", "torch")
+    monkeypatch.undo()
+    assert refusal.value.diagnostics[0].code == "E0506"
+    assert failing.removesuffix(".part") in refusal.value.diagnostics[0].message
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(
+        ("net.py", "net.pt"), "earlier"
+    )
+
+
+@pytest.mark.parametrize("ending", ENDINGS.values())
+def test_a_folder_that_is_not_writable_is_an_error_before_the_export(
+    ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    monkeypatch.setattr(export, "_read", None)
+    form = next(form for form in ENDINGS if ENDINGS[form] == ending)
+    if form == "onnx":
+        pytest.importorskip("onnxruntime")
+    with pytest.raises(CnnspecError, match="its folder is not writable") as refusal:
+        export_network("lenet5", tmp_path / f"net.{ending}", form)  # type: ignore[arg-type]
+    assert refusal.value.diagnostics[0].code == "E0506"
 
 
 def cnnspec_export(*arguments: object) -> str:

@@ -6,7 +6,7 @@ import builtins
 import keyword
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +29,8 @@ from cnnspec.limits import MAX_DEPTH
 
 ABSENT: Any = object()
 """The value of a module that is left out."""
-RESERVED = {*dir(builtins), *keyword.kwlist, "torch", "nn", "Tensor", "F", "CLASSES", "PREPROCESSING", "SPEC"}
+CONSTANTS = "CLASSES", "EXPORT", "PREPROCESSING", "SPEC"
+RESERVED = {*dir(builtins), *keyword.kwlist, "torch", "nn", "Tensor", "F", *CONSTANTS}
 """Names that no class has."""
 _LEADING = {"in_channels", "out_channels", "in_features", "out_features", "channels"}
 _COUNTS = {*_LEADING, "num_features", "num_channels", "start", "length"}
@@ -177,7 +178,8 @@ class _Maker:
             if item.optional:
                 slots.append(("", Slot(label, "False", False)))
             slots += slots_of(item.structure, label)
-        made.parameters, made.expressions = unify(slots, [values for values, _ in instances])
+        classes = {*class_sources(), *(other.name for other in self.classes)}
+        made.parameters, made.expressions = unify(slots, [values for values, _ in instances], classes)
         made.parameters.sort(key=lambda parameter: parameter.default is not None)
         leading = True
         own: list[Slot] = []
@@ -294,7 +296,9 @@ def _width(item: Item) -> int:
 # --- parameters ----------------------------------------------------------------------------------
 
 
-def unify(slots: Sequence[tuple[str, Slot]], rows: Sequence[Sequence[Value]]) -> tuple[list[Parameter], list[str]]:
+def unify(
+    slots: Sequence[tuple[str, Slot]], rows: Sequence[Sequence[Value]], taken: Collection[str] = ()
+) -> tuple[list[Parameter], list[str]]:
     """Return the parameters of a class, and the code for each value.
 
     Values that are the same in all instances are literals. Values that are always equal share a parameter, and a value
@@ -303,6 +307,7 @@ def unify(slots: Sequence[tuple[str, Slot]], rows: Sequence[Sequence[Value]]) ->
     Args:
         slots: The label and argument of each value.
         rows: The values of each instance; `ABSENT` equals everything.
+        taken: Names that no parameter has.
     """
     parameters: list[Parameter] = []
     columns = list(zip(*rows, strict=True)) if slots else []
@@ -326,7 +331,7 @@ def unify(slots: Sequence[tuple[str, Slot]], rows: Sequence[Sequence[Value]]) ->
             parameters.append(parameter)
             named.append(position)
             code[position] = parameter.name
-    names = _names([slots[position] for position in named])
+    names = _names([slots[position] for position in named], taken)
     for parameter, name in zip(parameters, names, strict=True):
         code = [text.replace(parameter.name, name) for text in code]
         parameter.name = name
@@ -361,10 +366,10 @@ def _multiple(column: Sequence[Value], parameter: Parameter) -> str | None:
     return None
 
 
-def _names(slots: Sequence[tuple[str, Slot]]) -> list[str]:
+def _names(slots: Sequence[tuple[str, Slot]], taken: Collection[str]) -> list[str]:
     """Return the names of parameters: that of the argument, with the label of the module where it is ambiguous."""
     times = Counter(slot.name for _, slot in slots)
-    used = {"self", "torch", "nn", "Tensor", "range", "super", "layer", *"ijk", *keyword.kwlist}
+    used = {"self", "torch", "nn", "Tensor", "range", "super", "layer", *"ijk", *keyword.kwlist, *taken}
     found: list[str] = []
     for label, slot in slots:
         own_name = "channels" if slot.name in ("num_features", "num_channels") else slot.name

@@ -13,6 +13,8 @@ from cnnspec.shapes import Shape
 class Scope(nn.Module):
     """A level of the module tree. `scope[0]` and `scope["type"]` return children that no attribute can name."""
 
+    __deepcopy__ = None  # `copy.deepcopy` looks it up in the instance, where a child may have this name
+
     def __getitem__(self, name: int | str) -> nn.Module | Tensor | None:
         child = self._modules.get(str(name))
         return self._parameters[str(name)] if child is None else child

@@ -138,19 +138,30 @@ def _sync_folder(folder: Path) -> None:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file atomically: on failure, the old content stays."""
-    temporary = path.with_name(path.name + ".part")
-    with naming(path):
-        try:
-            temporary.unlink(missing_ok=True)  # a link would lead the data to another place
-            with temporary.open("xb", buffering=0) as file:
-                write_all(file, content)
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except OSError:
+    write_together({path: content})
+
+
+def write_together(files: Mapping[Path, bytes]) -> None:
+    """Write files atomically: if one cannot be written, the old contents of all stay."""
+    temporaries = {path: path.with_name(path.name + ".part") for path in files}
+    try:
+        for path, temporary in temporaries.items():
+            with naming(path):
+                temporary.unlink(missing_ok=True)  # a link would lead the data to another place
+                with temporary.open("xb", buffering=0) as file:
+                    write_all(file, files[path])
+                    os.fsync(file.fileno())
+        for path, temporary in temporaries.items():
+            with naming(path):
+                os.replace(temporary, path)
+    except OSError:
+        for temporary in temporaries.values():
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)
+        raise
+    for path in files:
+        with naming(path):
+            _sync_folder(path.parent)
 
 
 def _hard_link(source: Path, target: Path) -> None:
