@@ -58,5 +58,9 @@ def tap(graph: Graph, outputs: Sequence[str]) -> Graph:
     )
     ends = {path: order[i] for path, i in graph.ends.items() if i in needed}
     scopes = {path: block for path, block in graph.scopes.items() if path in ends}
+    tensors = {
+        path: {name: order[i] for name, i in named.items() if i in order} for path, named in graph.tensors.items()
+    }
     taps = {path: order[i] for path, i in wanted.items()}
-    return replace(graph, nodes=nodes, output=max(taps.values()), scopes=scopes, ends=ends, aux=(), taps=taps)
+    output = max(taps.values())
+    return replace(graph, nodes=nodes, output=output, scopes=scopes, ends=ends, aux=(), taps=taps, tensors=tensors)

@@ -59,6 +59,7 @@ def check(
         output=output.node,
         scopes=expander.graph.scopes,
         origins=expander.graph.origins,
+        tensors=expander.graph.tensors,
         ends=expander.graph.ends,
         aux=tuple(expander.graph.aux_heads),
         recipe=model.recipe,

@@ -432,7 +432,7 @@ class Expander:
             if callee in self._model.blocks and not call.variable:
                 return self._call_block(self._model.blocks[callee], call, frame, path, x, iteration)
             op = self._operator(callee, call, frame)
-        like = self._like(call, frame) if op is not None and op.sized_by_input else x
+        like = self._tensor(call.args["like"], frame) if op is not None and op.sized_by_input else x
         if op is None or x is None or like is None:
             return None
         try:
@@ -441,9 +441,8 @@ class Expander:
             self._conflicts.refuse(error, op, call, x, joined=self._open_joins > 0)
             return None
 
-    def _like(self, call: ir.Call, frame: Frame) -> MaybeTensor:
-        """Return the tensor whose height and width an operator takes."""
-        expr = call.args["like"]
+    def _tensor(self, expr: ir.Expr, frame: Frame) -> MaybeTensor:
+        """Return the tensor that an argument names."""
         name = str(expr.value)
         return self._entering(frame) if name == "in" else self._reference(name[1:], expr.origin, frame)
 
@@ -497,7 +496,14 @@ class Expander:
         inner = self._values.block_frame(block, call, frame, x, iteration)
         if inner is None:
             return None
-        values = (id(block), *[repr(inner.values[parameter.name]) for parameter in block.parameters])
+        for parameter in block.parameters:
+            if parameter.type == "tensor":
+                inner.values.pop(parameter.name, None)
+                tensor = inner.labels[parameter.name] = self._tensor(call.args[parameter.name], frame)
+                inner.label_origins[parameter.name] = parameter.origin
+                if tensor is not None:
+                    self.graph.tensors.setdefault(path, {})[parameter.name] = tensor.node
+        values = (id(block), *[repr(inner.values.get(parameter.name)) for parameter in block.parameters])
         inner.operators = self._operators.setdefault(values, {})
         self._calls.push(call.origin, iteration)
         output = self._body(block.body, inner, Namespace(path), x)

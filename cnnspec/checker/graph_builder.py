@@ -57,6 +57,7 @@ class GraphBuilder:
         scopes: Paths of modules that are not operators, with the name of their block.
         origins: Source locations of the statements of these modules.
         ends: The same paths with the node that computes their output.
+        tensors: Paths of calls with tensor parameters, with the node of each.
         aux_heads: The auxiliary heads so far.
         current_head: The auxiliary head that new nodes belong to.
     """
@@ -76,6 +77,7 @@ class GraphBuilder:
         self.scopes: dict[str, str] = {}
         self.origins: dict[str, Span | None] = {}
         self.ends: dict[str, int] = {}
+        self.tensors: dict[str, dict[str, int]] = {}
         self.aux_heads: list[ir.AuxHead] = []
         self.current_head: str | None = None
         self._inits: dict[str, InitScheme] = {i.target: INITS[i.scheme.name](**i.scheme.args) for i in inits}

@@ -37,6 +37,11 @@ class LabelHints:
             help = (
                 f"write `in` for the input of the statement; to apply it several times, write `again @{label}` after it"
             )
+        elif self._calls and label not in self._owners:
+            message = f"the label `{label}` is not in scope: a block does not see the labels of its caller"
+            last = label.rpartition(".")[2]
+            name = "side" if last.isdigit() else last
+            help = f"declare the parameter `{name}: tensor` of the block, and write `{name}=@{label}` in its calls"
         elif at and there and there.source is at.source and _is_later_in_scope(at, there):
             message = f"`@{label}` is used before it is defined"
             help = "move the statement after the one with the label"

@@ -500,6 +500,8 @@ def _suggest(value: Any, type_: Type, name: str) -> Suggestion | None:
             return ReplaceValue(show(bool(value)), name)
         case _ if given is str and value in type_.words:
             return ReplaceValue(str(value))
+        case "tensor":
+            return Advice("write `@` and the label of an earlier statement, or `in`")
         case "size" if given is list and (pair := _list(value)) and len(pair) == 2:
             return ReplaceValue(f"{pair[0]}x{pair[1]}")
         case "interval" if name == "range" and given is int:

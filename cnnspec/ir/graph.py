@@ -167,6 +167,7 @@ class Graph:
         files: Source texts of the files that it uses or extends, by their path relative to it; shipped specs are left
             out.
         origins: For every path that is not an operator, the source location of its statement, if it is known.
+        tensors: For the path of every call of a block with tensor parameters, the node of each by name.
     """
 
     name: str
@@ -182,6 +183,7 @@ class Graph:
     taps: dict[str, int] = field(default_factory=dict[str, int])
     files: dict[str, str] = field(default_factory=dict[str, str], compare=False)
     origins: dict[str, Span | None] = field(default_factory=dict[str, Span | None], compare=False)
+    tensors: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]], compare=False)
 
     def __repr__(self) -> str:
         return f"Graph({self.name!r}, input={self.input_shape}, output={self.output_shape}, nodes={len(self.nodes)})"

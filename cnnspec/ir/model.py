@@ -171,7 +171,7 @@ class BlockParameter(Piece):
     """A parameter of a block; the types are those of section "Blocks" in the language reference."""
 
     name: str
-    type: Literal["int", "float", "bool", "size", "op", "str", "list"]
+    type: Literal["int", "float", "bool", "size", "op", "str", "list", "tensor"]
     default: Expr | None
     once: bool = False
 

@@ -78,7 +78,7 @@ def _find_values(
             continue
         inner = values
         if isinstance(child, ast.Block):
-            inner = {**values, **{parameter.name: parameter.span for parameter in child.parameters}}
+            inner = {**values, **{p.name: p.span for p in child.parameters if p.type != "tensor"}}
         elif isinstance(child, ast.Repeat) and child.variable:
             inner = {**values, child.variable: child.variable_span}
         elif isinstance(child, (ast.Call, ast.Each)):

@@ -74,11 +74,16 @@ def identical_branches(context: LintContext, graph: ir.Graph) -> Iterator[Diagno
 def _identical_branches_of(context: LintContext, join: ast.Join, sources: Sequence[int]) -> Iterator[Diagnostic]:
     flows = [statement for statement in join.body if isinstance(statement, ast.Flow)]
     names: dict[int, str] = {}
+    around = [block for block in context.blocks.values() if block.span.start < join.span.start < block.span.end]
+    parameters = (parameter for block in around for parameter in block.parameters if parameter.type == "tensor")
+    passed = {f"@{parameter.name}" for parameter in parameters}  # which may be another tensor in another call
     for flow, source in zip(flows, sources, strict=False) if len(flows) == len(sources) else ():
         element = flow.elements[0] if len(flow.elements) == 1 else None
         name = f"@{element.label}" if isinstance(element, ast.Reference) else "in"
-        if isinstance(element, (ast.In, ast.Reference)) and names.setdefault(source, name) != name:
-            if any(block.span.start < join.span.start < block.span.end for block in context.blocks.values()):
+        if name in passed or not isinstance(element, (ast.In, ast.Reference)):
+            continue
+        if names.setdefault(source, name) != name:
+            if around:
                 other = "to use that of the block, write `x: in` as its first statement and `@x` instead of `in` here"
             else:
                 other = "to use another tensor, write its label"

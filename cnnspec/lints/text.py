@@ -118,12 +118,15 @@ def unused_block_parameters(context: LintContext) -> Iterator[Diagnostic]:
     """Report parameters of blocks that are never used."""
     for block in context.blocks.values():
         body = {name for statement in block.body for name in context.names(statement)}
+        nodes = [node for statement in block.body for node in statement.walk()]
+        tensors = {node.label for node in nodes if isinstance(node, ast.Reference)}
         in_defaults: dict[str, set[str]] = defaultdict(set)
         for parameter in block.parameters:
             for name in context.names(parameter.default) if parameter.default is not None else ():
                 in_defaults[name].add(parameter.name)
         for parameter in block.parameters:
-            if parameter.name not in body and not in_defaults[parameter.name] - {parameter.name}:
+            used = body if parameter.type != "tensor" else tensors
+            if parameter.name not in used and not in_defaults[parameter.name] - {parameter.name}:
                 message = f"the parameter `{parameter.name}` of the block `{block.name}` is never used"
                 yield warning("W0102", message, parameter.span, f"remove it, also from the calls of `{block.name}`")
 

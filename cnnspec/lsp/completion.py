@@ -147,6 +147,11 @@ class _Completer:
             yield from self._callees()
         else:
             yield from self._named(self._parameters())
+            given = {token.text for token in self._element}
+            for name, parameter in self._parameters().items():
+                if parameter.type.kind == "tensor" and parameter.required and name not in given:
+                    yield from self._values(parameter)
+                    return
             yield from self._values(None)
 
     def _named(self, parameters: Mapping[str, Parameter]) -> Iterator[lsp.CompletionItem]:

@@ -289,7 +289,7 @@ class Names:
             if parameter.default is not None:
                 self._expression(parameter.default, inner)
             symbol = _parameter(parameter)
-            inner.values[parameter.name] = symbol
+            (inner.labels if parameter.type == "tensor" else inner.values)[parameter.name] = symbol
             self._add(symbol.span, symbol)
         self._statements(node.body, inner)
 

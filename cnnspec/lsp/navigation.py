@@ -15,7 +15,8 @@ from cnnspec.ir import Graph
 from cnnspec.lsp.document import Analysis
 from cnnspec.lsp.names import Occurrence, Symbol
 from cnnspec.lsp.views import location
-from cnnspec.ops import OPS
+from cnnspec.ops import OPS, Op
+from cnnspec.schema import TensorName
 from cnnspec.syntax import RESERVED, ast
 
 Place = tuple[Path | None, int]
@@ -154,7 +155,12 @@ def _changed_keys(analysis: Analysis, text: str, buffers: dict[Path, str], new: 
 
 
 def _structure(graph: Graph) -> list[object]:
-    return [(node.op, node.inputs, node.shape, node.aux is None) for node in graph.nodes]
+    return [(node.op.name, _values(node.op), node.inputs, node.shape, node.aux is None) for node in graph.nodes]
+
+
+def _values(op: Op) -> dict[str, object]:
+    """Return the settings of an operator, without the names of tensors."""
+    return {name: value for name, value in op.settings().items() if not isinstance(value, TensorName)}
 
 
 # --- outline -------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from cnnspec.lsp.document import Text
 from cnnspec.ops import JOINS, OPS
 from cnnspec.ops.inits import INITS
 from cnnspec.recipe import CHOICES
+from cnnspec.semantics.blocks import BLOCK_TYPES
 from cnnspec.syntax import FUNCTIONS, LABEL_WORDS, RESERVED
 
 _TOKEN = re.compile(
@@ -140,7 +141,6 @@ def folding_ranges(text: Text) -> list[lsp.FoldingRange]:
 TYPES = ("keyword", "function", "class", "parameter", "variable", "property", "string", "number", "comment", "type")
 _NUMBERS = {name: number for number, name in enumerate(TYPES)}
 LEGEND = lsp.SemanticTokensLegend([*TYPES], [])
-_KINDS = ("int", "float", "bool", "size", "op", "str", "list")
 _KEYWORDS = {*RESERVED, *JOINS}
 _NAMING = {"network": "class", "block": "class", "use": "class", "param": "variable", "let": "variable",
            "as": "variable", "init": "function", "default": "function"}  # fmt: skip
@@ -189,7 +189,7 @@ def _word(word: str, following: str, previous: str, *, at_start: bool, in_list: 
         return "function" if previous == "|" else "keyword"
     if following == ":" and (at_start or in_list):
         return "parameter" if in_list else "property"
-    if previous == ":" and in_list and word in _KINDS:
+    if previous == ":" and in_list and word in BLOCK_TYPES:
         return "type"
     if previous in _NAMING:
         return _NAMING[previous]

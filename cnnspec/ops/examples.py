@@ -71,8 +71,8 @@ _ENTRY_VALUES = {
 def example_value(parameter: Parameter) -> str:
     """Return a plausible value of a parameter."""
     words = parameter.type.words
-    if parameter.type.kind == "numbers":
-        return _VALUES_BY_KIND["numbers"]
+    if parameter.type.kind in ("numbers", "tensor"):
+        return _VALUES_BY_KIND[parameter.type.kind]
     if parameter.name == "size":
         return "7x7" if parameter.type.kind == "size" else "5"
     if parameter.name == "kernel" and parameter.type.kind == "int":
@@ -90,6 +90,8 @@ def meaning(callee: str, parameter: Parameter) -> str:
     """Describe a parameter: the number of output channels."""
     if callee == "linear":
         return "the number of output features"
+    if parameter.type.kind == "tensor":
+        return f"the tensor `{parameter.name}`"
     described = _MEANINGS.get(parameter.name)
     return f"the {described}" if described else f"a value for `{parameter.name}`"
 

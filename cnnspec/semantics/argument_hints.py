@@ -15,7 +15,7 @@ from cnnspec.ops.examples import example_value, meaning
 from cnnspec.recipe import ENTRIES
 from cnnspec.schema import Parameter
 from cnnspec.semantics.call_site import REPEAT_WORD, Binding, CallSite
-from cnnspec.semantics.name_hints import TRUTH_VALUES
+from cnnspec.semantics.name_hints import A_TENSOR, TRUTH_VALUES
 from cnnspec.syntax import LABEL_WORDS, ast
 
 Hint = Callable[[Binding], Reported | None]
@@ -314,6 +314,8 @@ def _settings_of_an_operator(binding: Binding) -> Reported | None:
 
 
 _KINDS: Mapping[type[ast.Expr], Sequence[str]] = {
+    ast.Reference: ("tensor",),
+    ast.In: ("tensor",),
     ast.Bool: ("bool",),
     ast.SizeLiteral: ("size",),
     ast.Text: ("str",),
@@ -337,6 +339,47 @@ def _after_a_keyword(binding: Binding) -> Reported | None:
         help = f"write `{name}={span.text}`"
         fixes = [Fix(help, (_insertion(span, span.start, f"{name}="),))]
     return binding.error("E0205", "positional argument follows keyword argument", help=help, fixes=fixes)
+
+
+def _stray_tensor(binding: Binding) -> Reported | None:
+    """`conv 3x3 16 @stem`, and branches of a join without the `;` between them."""
+    site, arg = binding.site, binding.arg
+    kinds = {parameter.type.kind for parameter in site.parameters.values()}
+    if not isinstance(arg.value, (ast.Reference, ast.In)) or "tensor" in kinds:
+        return None
+    text, fixes = arg.span.text, list[Fix]()
+    others = [other.span.text for other in site.args if other is not arg]
+    help = f"to apply `{site.callee}` to `{text}`, write `{' '.join((f'{text} | {site.callee}', *others))}`"
+    if site.scope.in_join and binding.following is None:
+        before = arg.span.source.text[: arg.span.start].rstrip()
+        gap = Span(arg.span.source, len(before), arg.span.start)
+        help = "separate branches with `;` or line breaks"
+        fixes = [Fix("write `;`", (Edit(gap, "; "),), certain=True)]
+    return binding.error("E0207", f"`{text}` is a tensor, not a value", help=help, fixes=fixes)
+
+
+def _tensor_by_position(binding: Binding) -> Reported | None:
+    """A tensor where the next parameter is a value, or a value where it is a tensor: `upsample @stem`."""
+    name, site, span = binding.next_parameter, binding.site, binding.arg.span
+    if name is None or isinstance(binding.arg.value, ast.Name):
+        return None
+    type_, is_tensor = site.parameters[name].type, isinstance(binding.arg.value, (ast.Reference, ast.In))
+    if is_tensor == (type_.kind == "tensor"):
+        return None
+    given = {*binding.values, *(arg.name for arg in binding.remaining)}
+    free = [other for other in site.parameters.values() if other.name not in given]
+    fitting = next((other.name for other in free if _accepts(other, binding.arg.value)), None)
+    if fitting is None and type_.kind != "tensor":
+        return None
+    if binding.failed:  # by an argument before it, which may have another order
+        return Reported()
+    help, fixes = _takes(site.callee, site.parameters), list[Fix]()
+    if fitting is None:
+        help = A_TENSOR
+    elif binding.following is None:
+        help = f"write `{fitting}={span.text}`"
+        fixes = [Fix(help, (_insertion(span, span.start, f"{fitting}="),), certain=True)]
+    return binding.error("E0204", f"`{name}` must be {type_}, got `{span.text}`", help=help, fixes=fixes)
 
 
 def _too_many(binding: Binding) -> Reported | None:
@@ -398,6 +441,7 @@ def _unknown_flag(binding: Binding) -> Reported | None:
 
 
 POSITIONAL: Sequence[Hint] = (
+    _stray_tensor,
     _late_repeat,
     _spaced_size,
     _numbers_of_a_list,
@@ -409,6 +453,7 @@ POSITIONAL: Sequence[Hint] = (
     _channels_before_kernel,
     _settings_of_an_operator,
     _after_a_keyword,
+    _tensor_by_position,
     _too_many,
     _misspelt_flag,
     _unknown_flag,

@@ -143,6 +143,8 @@ def _is_on_one_line(value: ast.Expr) -> bool:
 
 def _fits(value: ast.Expr, site: CallSite, type_: Type) -> bool:
     """Return whether a positional value evidently fits a parameter; a value that may not fit does not count."""
+    if type_.kind == "tensor" or isinstance(value, (ast.Reference, ast.In)):
+        return type_.kind == "tensor" and isinstance(value, (ast.Reference, ast.In))
     if type_.kind == "bool":
         return isinstance(value, ast.Bool)
     if isinstance(value, (ast.Bool, ast.SizeLiteral)):

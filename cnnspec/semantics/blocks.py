@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from cnnspec.diagnostics import Edit, Fix, Label, Reporter, Span, respell
 from cnnspec.ops import OPS
 from cnnspec.ops.examples import example_value
@@ -17,6 +19,7 @@ BLOCK_TYPES = {
     "op": Type("op"),
     "str": Type("str"),
     "list": Type("list"),
+    "tensor": Type("tensor"),
 }
 """The types of block parameters."""
 _FOREIGN_TYPES = {
@@ -26,6 +29,7 @@ _FOREIGN_TYPES = {
     "boolean": "bool",
     "string": "str",
     **dict.fromkeys(("activation", "operator", "layer", "module"), "op"),
+    **dict.fromkeys(("map", "feature", "features", "label", "node"), "tensor"),
 }
 """Types of other languages, each with the types that it may mean."""
 
@@ -42,7 +46,7 @@ def signature(block: ast.Block) -> dict[str, Parameter]:
     known: dict[str, Parameter] = {}
     for parameter in block.parameters:
         kind = parameter.type if parameter.type in BLOCK_TYPES else _kind(parameter.default)
-        default = REQUIRED if parameter.default is None else parameter.default
+        default = REQUIRED if parameter.default is None or kind == "tensor" else parameter.default
         known[parameter.name] = Parameter(parameter.name, BLOCK_TYPES[kind], default, parameter.once)
     return known
 
@@ -92,7 +96,9 @@ def check_header(block: ast.Block, reporter: Reporter) -> None:
             refuse_reserved(reporter, "parameter", name, span)
         if parameter.type is not None and parameter.type not in BLOCK_TYPES:
             _unknown_type(span, parameter.type, reporter)
-        if parameter.once and parameter.default is None:
+        if parameter.type == "tensor":
+            _check_tensor(parameter, block, reporter)
+        elif parameter.once and parameter.default is None:
             message = f"`once` parameter `{name}` has no default"
             type_ = BLOCK_TYPES.get(parameter.type or "int", BLOCK_TYPES["int"])
             value = _NEUTRAL.get(type_.kind) if name not in _CHANNELS else None
@@ -100,6 +106,33 @@ def check_header(block: ast.Block, reporter: Reporter) -> None:
             help = f"add a default for the calls after the first: `{span.text} = {value}`"
             reporter.error("E0203", message, span, help=help)
         seen[name] = span
+
+
+def _check_tensor(parameter: ast.BlockParameter, block: ast.Block, reporter: Reporter) -> None:
+    """Report a tensor parameter that is optional, or that has the name of a label of the block."""
+    name, span = parameter.name, parameter.span
+    help = f"write `{name}: tensor`, and pass the tensor in each call: `{block.name} {name}=@stem`"
+    if parameter.once:
+        message = f"the tensor parameter `{name}` cannot be `once`: it has no default for the calls after the first"
+        reporter.error("E0203", message, span, help=help)
+    elif parameter.default is not None:
+        reporter.error("E0203", f"the tensor parameter `{name}` cannot have a default", span, help=help)
+    for label, place in _labels(block.body):
+        if label == name:
+            message = f"the label `{name}` has the name of a tensor parameter"
+            help, labels = "rename one of them", [Label(span, "parameter defined here")]
+            reporter.error("E0209", message, place, labels=labels, help=help)
+
+
+def _labels(body: Iterable[ast.Statement]) -> Iterator[tuple[str, Span]]:
+    """Iterate over the labels of a body, without those in braces."""
+    for flow in body:
+        if isinstance(flow, ast.Flow):
+            if flow.label is not None:
+                yield flow.label.name, flow.label.span
+            for row in (row for element in flow.elements if isinstance(element, ast.Each) for row in element.rows):
+                if row.label is not None:
+                    yield row.label, Span(row.span.source, row.span.start, row.span.start + len(row.label))
 
 
 def _unknown_type(parameter: Span, name: str, reporter: Reporter) -> None:

@@ -90,11 +90,12 @@ class BodyElaborator:
         parameters, inner = self._parameters(block, scope.local())
         body = self.statements(block.body, inner)
         used = self.context.used_names
+        hidden = {parameter.name for parameter in parameters if parameter.type == "tensor"}
         return ir.Block(
             name=block.name,
             parameters=tuple(parameters),
             body=body,
-            constants={name: literal(value) for name, value in scope.constants.items() if name in used},
+            constants={name: literal(scope.constants[name]) for name in scope.constants if name in used - hidden},
             origin=self.context.source_map.add(block.name_span),
         )
 
@@ -105,7 +106,7 @@ class BodyElaborator:
         for node in block.parameters:
             type_ = types[node.name]
             default = None
-            if node.default is not None:
+            if type_.kind != "tensor" and node.default is not None:
                 try:
                     default = self.expressions.resolve(node.default, scope, type_)
                 except Reported:

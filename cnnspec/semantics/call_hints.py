@@ -105,6 +105,10 @@ def _variable(unknown: UnknownCallee) -> Reported | None:
         value = show(scope.file.constants[callee])
         help = f"call an operator or block by its name, or define `{callee}` as an operator: `let {callee} = relu`"
         return unknown.error(help, (), f"`{callee}` is {value}, not an operator or block")
+    if scope.is_tensor(callee):
+        help = f"write `@{callee}`"
+        fix = Fix(help, (Edit(unknown.span, f"@{callee}"),), certain=not unknown.args)
+        return unknown.error(help, [fix], f"`{callee}` is a tensor, not an operator or block")
     if type_ is REPEAT_INDEX:
         help = f"use it in an argument, such as `conv 3x3 16*({callee}+1)`"
         return unknown.error(help, (), f"`{callee}` is the index of a `repeat`, not an operator or block")
@@ -183,10 +187,17 @@ def _label_without_colon(unknown: UnknownCallee) -> Reported | None:
 
 
 def _again(unknown: UnknownCallee) -> Reported | None:
-    """`again head`, without the sign of a label."""
+    """`again head`, without the sign of a label, and `again x2 @head`."""
     if unknown.callee != "again":
         return None
     first = unknown.args[0].value if unknown.args and unknown.args[0].name is None else None
+    if isinstance(first, ast.Reference):
+        source, place = unknown.span.source, unknown.span.to(first.span)
+        times = re.fullmatch(r"\s*x([0-9]+)\s*", source.text[unknown.span.end : first.span.start])
+        written = f"again @{first.label}"
+        written = f"repeat {times.group(1)} {{ {written} }}" if times else written
+        fix = Fix(f"write `{written}`", (Edit(place, written),), certain=len(unknown.args) == 1)
+        return unknown.reporter.error("E0101", "invalid syntax of `again`", place, help=fix.help, fixes=[fix])
     if not isinstance(first, ast.Name) or first.name == "in":
         return unknown.error("write the label of the module that is used again: `again @label`")
     help = f"write `again @{first.name}`"

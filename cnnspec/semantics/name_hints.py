@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from cnnspec.diagnostics import Edit, Fix, Reported, Reporter, respell
+from cnnspec.diagnostics import Edit, Fix, Reported, Reporter, nearest, respell
 from cnnspec.diagnostics.suggestions import pipe_before
 from cnnspec.ops import OPS, absent_operator
 from cnnspec.ops.examples import example_value
@@ -37,6 +37,9 @@ NO_USE, EXPECTED = Use(), Use("expect")
 
 
 _IN_AS_VALUE = "write `in.c` for its number of channels, or join tensors in braces: `add { in; conv 3x3 16 }`"
+
+
+A_TENSOR = "write `@` and the label of an earlier statement, or `in`"
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ class UnknownName:
         """The help and fixes that name the words with the nearest spelling."""
         operator = self.kind in (None, "op") and self.use != EXPECTED and absent_operator(self.word) is None
         operators = OPS if operator else ()
-        return respell(self.node.span, self.word, [*self.scope.variables, *self.words, *operators])
+        values = [name for name in self.scope.variables if not self.scope.is_tensor(name)]
+        return respell(self.node.span, self.word, [*values, *self.words, *operators])
 
     def error(self, help: str, fixes: Iterable[Fix] = (), message: str = "") -> Reported:
         message = message or f"unknown name `{self.word}`"
@@ -96,14 +100,28 @@ def _valid_padding(unknown: UnknownName) -> Reported | None:
 
 
 def _label(unknown: UnknownName) -> Reported | None:
-    word = unknown.word
-    if word not in unknown.scope.file.labels:
+    """The name of a tensor, without the `@`."""
+    word, is_parameter = unknown.word, unknown.scope.is_tensor(unknown.word)
+    if not is_parameter and word not in unknown.scope.file.labels:
         return None
     if unknown.kind == "tensor":
         fix = Fix(f"write `@{word}`", (Edit(unknown.node.span, f"@{word}"),), certain=True)
-        return unknown.error(fix.help, [fix], f"missing `@` before the label `{word}`")
+        what = "tensor parameter" if is_parameter else "label"
+        return unknown.error(fix.help, [fix], f"missing `@` before the {what} `{word}`")
     help = f"to use its output, write `@{word}` as an element, or join it: `concat {{ in; @{word} }}`"
-    return unknown.error(help, (), f"`{word}` is a label, not a value")
+    if is_parameter:
+        help = help.replace("its output", "it")
+    return unknown.error(help, (), f"`{word}` is a {'tensor' if is_parameter else 'label'}, not a value")
+
+
+def _no_tensor(unknown: UnknownName) -> Reported | None:
+    if unknown.kind != "tensor" or unknown.word in OPS:
+        return None
+    parameters = [name for name in unknown.scope.variables if unknown.scope.is_tensor(name)]
+    near = nearest(unknown.word, [*parameters, *sorted(unknown.scope.file.labels)])
+    if near:
+        return unknown.replaced(f"did you mean `@{near[0]}`?", f"@{near[0]}", certain=False)
+    return unknown.error(A_TENSOR)
 
 
 def _same_padding(unknown: UnknownName) -> Reported | None:
@@ -213,6 +231,7 @@ def _unquoted_string(unknown: UnknownName) -> Reported | None:
 HINTS: tuple[Callable[[UnknownName], Reported | None], ...] = (
     _valid_padding,
     _label,
+    _no_tensor,
     _same_padding,
     _classes,
     _input_tensor,

@@ -85,9 +85,14 @@ class LocalScope:
         """Return this scope with one more variable."""
         return LocalScope(self.file, {**self.variables, name: type_}, self.in_join)
 
+    def is_tensor(self, word: str) -> bool:
+        """Return whether a word is a tensor parameter of the enclosing block, which is not a value."""
+        variable = self.variables.get(word)
+        return variable is not None and variable.kind == "tensor"
+
     def meaning(self, word: str, type_: Type | None) -> Literal["name", "word", "op"] | None:
         """Return the kind of expression that a bare word is where a value of a type is expected, or None."""
-        if word in self.variables:
+        if word in self.variables and not self.is_tensor(word):
             return "name"
         if type_ is not None and word in type_.words:
             return "word"

@@ -374,7 +374,16 @@ def _else(at: Place) -> Explanation | None:
 
 
 def _tensors(at: Place) -> Explanation | None:
-    """Outputs of elements named with `let`."""
+    """Outputs of elements named with `let`, and references in expressions."""
+    if at.word == "@" and "INT" in at.expected and (reference := re.match(r"@[A-Za-z_][\w.]*", at.rest)):
+        message = f"`{reference.group()}` is a tensor, not a value"
+        named = re.fullmatch(r"\s*((?:let|param)\s+([A-Za-z_]\w*)\s*=\s*)", at.before)
+        help = "write `in.c`, `in.h` or `in.w` for the sizes of the input of a statement"
+        if named:
+            fix = at.fix(f"name a tensor with a label: `{named.group(2)}: {reference.group()}`",
+                         (at.line + named.start(1), at.line + named.end(1), f"{named.group(2)}: "))  # fmt: skip
+            return Explanation(fix.help, [fix], message=message)
+        return Explanation(help, span=at.span(at.start, at.start + reference.end()), message=message)
     named = re.fullmatch(r"\s*(let\s+([A-Za-z_]\w*)\s*=\s*)([A-Za-z_]\w*)\s*", at.before)
     if named is None or not re.match(r"[A-Za-z0-9_|{]", at.rest):
         return None
@@ -422,13 +431,6 @@ def _references(at: Place) -> Explanation | None:
     if at.word == "@" and (branch := re.search(r"[{;]\s*(?:@[A-Za-z0-9_]+|in)(\s+)$", at.before)):
         fix = at.fix("write `;`", (at.at - len(branch.group(1)), at.start, "; "), certain=True)
         return Explanation("separate branches with `;` or line breaks", [fix], where="after a branch")
-    called = re.search(r"(?:^|[|;{:])\s*([A-Za-z_]\w*)\s+[^|;{}:=]*$", at.before) if at.word == "@" else None
-    if called and called.group(1) in OPS:
-        parameters = OPS[called.group(1)].parameters.values()
-        name = next((parameter.name for parameter in parameters if parameter.type.kind == "tensor"), None)
-        if name is not None:
-            fix = at.fix(f"write `{name}=` before it", (at.start, at.start, f"{name}="), certain=True)
-            return Explanation(fix.help, [fix], where="in the arguments of a call")
     if at.expected == {"REFERENCE"} and re.match(r"[A-Za-z_]\w*", at.rest):
         fix = at.fix(f"write `@{at.word}`", (at.start, at.start, "@"), certain=True)
         message = f"expected a reference such as `@stem`, found `{at.word}`"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cnnspec.ops import JOINS, OPS, ShapeError
@@ -28,7 +28,7 @@ from cnnspec.testing.writing import (
 KINDS: tuple[Literal["add", "mul", "concat"], ...] = ("add", "mul", "concat")
 FEATURES = (
     *(name for name in OPS if name not in ("flatten", "linear")),
-    *(*KINDS, "repeat", "each", "when", "if", "reference", "nothing", "like", "again"),
+    *(*KINDS, "repeat", "each", "when", "if", "reference", "nothing", "like", "again", "tensor"),
     *STANDARD_BLOCKS,
 )
 """Features that must occur often. Each spec is forced to contain some of them.
@@ -39,12 +39,32 @@ FEATURES = (
 
 @dataclass
 class Template:
-    """A block written earlier in the spec: its parameters with their values, its input shape and its output shape."""
+    """A block written earlier in the spec.
+
+    Attributes:
+        arguments: The values of its parameters.
+        input_shape: The shape of its input.
+        output_shape: The shape of its output.
+        tensors: The shapes of its tensor parameters.
+    """
 
     block: ast.Block
     arguments: Settings
     input_shape: Shape
     output_shape: Shape
+    tensors: dict[str, Shape] = field(default_factory=dict[str, Shape])
+
+    def given(self, rng: Rng, frame: Frame) -> Settings | None:
+        """Return arguments for a call, or None if a tensor of the right shape is missing."""
+        tensors: Settings = {}
+        for name, shape in self.tensors.items():
+            fitting = [TensorName(f"@{label}") for label, known in frame.labels.items() if known == shape]
+            fitting += [TensorName("in")] if frame.input_shape == shape else []
+            if not fitting:
+                return None
+            tensors[name] = rng.choice(fitting)
+        order = [parameter.name for parameter in self.block.parameters]
+        return dict(sorted({**self.arguments, **tensors}.items(), key=lambda pair: order.index(pair[0])))
 
 
 class SpecGenerator:
@@ -173,17 +193,25 @@ class SpecGenerator:
         """Build a call of a block: an earlier one with this input shape, a new one, or a standard block."""
         if is_map(x) and self.rng.rarely(4):
             return self.growing_call(x)
-        fitting = [block for block in self.blocks if block.input_shape == x]
+        fitting = [
+            block for block in self.blocks if block.input_shape == x and block.given(self.rng, frame) is not None
+        ]
         standard = [name for name, block in STANDARD_BLOCKS.items() if is_map(x) and block.accepts(x)]
         if standard and self.rng.rarely(2):
             return self.standard_call(self.rng.choice(standard), x, frame)
         if fitting and self.rng.rarely(2):
             template = self.rng.choice(fitting)
         else:
-            template = self.new_block(x)
+            template = self.new_block(x, frame)
+        return self.call_of(template, frame), template.output_shape
+
+    def call_of(self, template: Template, frame: Frame) -> ast.Call:
+        """Build a call of a block, of which the frame has the tensors."""
+        given = template.given(self.rng, frame)
+        assert given is not None
         repeat = self.rng.randint(1, 3) if template.output_shape == template.input_shape and self.rng.rarely() else None
         order = [parameter.name for parameter in template.block.parameters]
-        return self.call(template.block.name, template.arguments, frame, order, repeat), template.output_shape
+        return self.call(template.block.name, given, frame, order, repeat)
 
     def growing_call(self, x: Shape) -> tuple[ast.Element, Shape]:
         """Build a call of a block that accepts every map; some are called several times."""
@@ -201,8 +229,14 @@ class SpecGenerator:
         order = [key for key in settings if key not in ("subsample", "stride")]
         return self.call(name, settings, frame, order, repeat), y
 
-    def new_block(self, x: Shape) -> Template:
-        """Write a new block for an input shape. The values of its parameters are those its body was generated with."""
+    def new_block(self, x: Shape, frame: Frame, *, reads: bool = False) -> Template:
+        """Write a new block for an input shape. The values of its parameters are those its body was generated with.
+
+        Args:
+            x: The shape of its input.
+            frame: The frame of a call; its tensors can be parameters.
+            reads: Whether the block has such parameters for sure.
+        """
         arguments: Settings = {}
         parameters: list[ast.BlockParameter] = []
         for value in (
@@ -226,12 +260,24 @@ class SpecGenerator:
                 )
             )
             arguments[name] = value
-        frame = Frame(x, {**self.constants, **arguments})
+        known = list(dict.fromkeys([*frame.labels.values(), frame.input_shape]))
+        tensors = {self.new_name("t"): self.rng.choice(known) for _ in range(self.rng.randint(0, 2) if known else 0)}
+        if reads and not tensors:
+            tensors = {self.new_name("t"): self.rng.choice(known)}
+        for name in tensors:
+            position = self.rng.randint(0, len(parameters))
+            parameters.insert(position, ast.BlockParameter(NOWHERE, name, "tensor", None, False))
+        frame = Frame(x, {**self.constants, **arguments}, dict(tensors), own=set(tensors))
         body, y = self.body(x, frame, 1)
+        for name, shape in tensors.items():
+            if is_map(shape) or not is_map(y):
+                side = make_flow(ast.Reference(NOWHERE, name), *self.reshape(shape, y, frame))
+                body.append(make_flow(ast.Join(NOWHERE, "add", (make_flow(ast.In(NOWHERE)), side))))
         # with `once`, later calls of a repeat use the default, which makes the same shapes
-        given = {p.name: arguments[p.name] for p in parameters if p.default is None or self.rng.rarely(2)}
+        plain = [p for p in parameters if p.name not in tensors]
+        given = {p.name: arguments[p.name] for p in plain if p.default is None or self.rng.rarely(2)}
         block = ast.Block(NOWHERE, self.new_name("block"), tuple(parameters), tuple(body), NOWHERE)
-        self.blocks.append(Template(block, given, x, y))
+        self.blocks.append(Template(block, given, x, y, tensors))
         return self.blocks[-1]
 
     # elements and statements
@@ -408,8 +454,8 @@ class SpecGenerator:
     def each(self, x: Shape, frame: Frame) -> tuple[ast.Element, Shape]:
         """Generate a table of convolutions, or of calls of a block."""
         if self.rng.rarely():
-            template = self.new_block(x)
-            if template.arguments:
+            template = self.new_block(x, frame)
+            if template.arguments or template.tensors:
                 return self.each_block(template, frame), template.output_shape
         columns = self.rng.choice([["kernel", "c"], ["c", "repeat"], ["kernel", "c", "stride"], ["kernel"]])
         fixed: Settings = {} if "kernel" in columns else {"kernel": (3, 3)}
@@ -435,9 +481,11 @@ class SpecGenerator:
 
     def each_block(self, template: Template, frame: Frame) -> ast.Each:
         """Generate a table of calls of a block, with one row if it changes the shape."""
-        columns = list(template.arguments)
-        fixed = {columns[-1]: template.arguments[columns.pop()]} if len(columns) > 1 and self.rng.rarely(2) else {}
-        values = [template.arguments[name] for name in columns]
+        given = template.given(self.rng, frame)
+        assert given is not None
+        columns = list(given)
+        fixed = {columns[-1]: given[columns.pop()]} if len(columns) > 1 and self.rng.rarely(2) else {}
+        values = [given[name] for name in columns]
         count = self.rng.randint(1, 2) if template.output_shape == template.input_shape else 1
         rows = [ast.Row(NOWHERE, None, self.cells(values, frame)) for _ in range(count)]
         return self.table(template.block.name, columns, fixed, rows, frame)
@@ -492,6 +540,12 @@ class SpecGenerator:
                 down = self.call("maxpool", {"kernel": kernel}, frame, ["kernel"])
                 settings = {"like": TensorName(f"@{label}"), **self.rng.subset({"mode": Word("bicubic")})}
                 return [make_flow(plain, label=label), make_flow(down, self.call("upsample", settings, frame, []))], x
+            case "tensor":
+                frame.labels[label] = x
+                frame.own.add(label)
+                frame.input_shape = x
+                template = self.new_block(x, frame, reads=True)
+                return [make_flow(plain, label=label), make_flow(self.call_of(template, frame))], template.output_shape
             case "again":
                 return self.shared(label, x, frame)
             case "nothing":

@@ -120,6 +120,8 @@ def _features(file: ast.File, graph: ir.Graph) -> set[str]:
                 found.add("reference")
             case ast.Argument() if piece.name == "like":
                 found.add("like")
+            case ast.BlockParameter() if piece.type == "tensor":
+                found.add("tensor")
             case ast.Nothing():
                 found.add("nothing")
             case ast.Flow() if piece.condition is not None:

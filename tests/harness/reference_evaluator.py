@@ -503,7 +503,9 @@ class Evaluator:
         file, block = found
         braces = Braces(file, ChainMap({}, file.values), ChainMap({}), x)
         for p in signature.values():
-            if p.name in given and not (p.once and iteration):
+            if p.kind == "tensor":
+                braces.labels[p.name] = given[p.name]
+            elif p.name in given and not (p.once and iteration):
                 braces.values[p.name] = given[p.name]
             else:
                 braces.values[p.name] = self.argument(p.default, p.kind, braces)

@@ -369,6 +369,11 @@ HEAD = "input 3x32x32\nparam width = 16\nstem conv 3x3 width\nbody: conv 3x3 16\
         (HEAD + "conv 3x3 in.<>", {"in.c", "in.h", "in.w"}, {"width"}),
         (HEAD + "upsample like=<>", {"@body", "@stem", "in"}, set()),
         (HEAD + "add { @<> ; in }", {"body", "stem"}, {"width"}),
+        ("block b(c, side: tensor) { x: relu; add { in; @<> } }\n" + HEAD, {"side", "x"}, {"c", "body"}),
+        ("block b(c, side: tensor) { conv 3x3 <> }\n" + HEAD, {"c"}, {"side"}),
+        ("block b(c, side: tensor) { relu }\n" + HEAD + "b 3 side=<>", {"@body", "@stem", "in"}, {"relu"}),
+        ("block b(c, side: tensor) { relu }\n" + HEAD + "b 3 <>", {"@body", "@stem", "in", "side"}, {"relu"}),
+        ("block b(c, side: tensor) { relu }\n" + HEAD + "b 3 @<>", {"body", "stem"}, {"width"}),
         ("block b(act: op = relu, c) { conv 3x3 <> }", {"act", "c"}, {"body"}),
         ("block b(act: op = relu, c) { act }\nb act=<>", {"relu", "gelu"}, {"same"}),
         ("init <>", {"conv", "linear"}, {"relu"}),
@@ -411,7 +416,8 @@ def test_completion_has_types_defaults_and_documentation(editor: Editor) -> None
         ("conv 3x3 stride=2 <>", "c"), ("conv x3 3x3 2 * in.c <>", "stride"), ("conv 3x3 max(1, <>", "c"),
         ("stem conv 3x3 16 | dropout <>", "p"), ("train {\n  optimizer sgd <>\n}", "lr"),
         ("train {\n  schedule cosine warmup=<>\n}", "warmup"), ("init conv trunc_normal <>", "std"),
-        ("block b(n: int, act: op) { act }\nb 3 <>", "act"), ("conv 3x3 16 foo=<>", None), ("relu # <>", False),
+        ("block b(n: int, act: op) { act }\nb 3 <>", "act"),
+        ("block b(t: tensor, n) { relu }\nx: relu\nb @x <>", "n"), ("conv 3x3 16 foo=<>", None), ("relu # <>", False),
     ],
 )  # fmt: skip
 def test_signature_help(editor: Editor, code: str, active: str | bool | None) -> None:
@@ -439,10 +445,12 @@ block pair(c, act: op = relu) {
     act
     add { conv 3x3 c name="{half}x"; @inner | conv 1x1 c }
 }
+block gate(skip: tensor) { add { conv 1x1 in.c | upsample like=@skip; @skip } }
 first: pair width
 repeat 2 as i { pair c=width * (i + 1) act=gelu }
 let half = width
 add { conv 3x3 half; @first | conv 1x1 half }
+gate skip=@first
 global_avgpool | flatten | linear 10
 train {
     freeze first
@@ -460,7 +468,10 @@ train {
         ("half = c", 0, ["half"] * 3),
         ("half = width", 0, ["half"] * 3),
         ("inner:", 0, ["inner"] * 2),
-        ("@first", 3, ["first"] * 3),
+        ("@first", 3, ["first"] * 4),
+        ("skip:", 0, ["skip"] * 4),
+        ("@skip }", 1, ["skip"] * 4),
+        ("skip=@first", 0, ["skip"] * 4),
         ("i {", 0, ["i"] * 2),
     ],
 )
@@ -484,7 +495,7 @@ def test_definition_references_and_rename(editor: Editor, code: str, into: int, 
     text = document.apply(changes.edits)
     before, after = cnnspec.loads(document.text), cnnspec.loads(text)
     keys = [[key for node in graph.nodes for key in node.parameters] for graph in (before, after)]
-    assert [node.op for node in before.nodes] == [node.op for node in after.nodes]
+    assert [(node.op.name, node.inputs) for node in before.nodes] == [(n.op.name, n.inputs) for n in after.nodes]
     assert bool(edit.change_annotations) == (keys[0] != keys[1]) == (code in ("inner:", "@first"))
     document.close()
 
@@ -497,6 +508,8 @@ def test_a_renaming_that_changes_the_meaning_is_refused(editor: Editor) -> None:
         ("width =", "2x", "not a valid name"),
         ("width =", "input", "not a valid name"),
         ("act:", "c", "cannot be used"),
+        ("skip:", "in", "not a valid name"),
+        ("skip:", "x.y", "not a valid name"),
     ]:
         request = lsp.RenameParams(new_name=new, **document.at(code))
         with pytest.raises(JsonRpcException, match=reason):
@@ -557,6 +570,7 @@ def test_document_symbols(editor: Editor) -> None:
     assert tree(found or ()) == {
         "width": {},
         "pair": {"c": {}, "act": {}, "half": {}, "inner": {}},
+        "gate": {"skip": {}},
         "first": {},
         "half": {},
         "train": {"freeze": {}},
@@ -567,7 +581,7 @@ def test_document_symbols(editor: Editor) -> None:
 def test_folding(editor: Editor) -> None:
     document = editor.open("# one\n# two\n" + NAMES + "add {\n  conv 3x3 8\n")
     found = editor.run(editor.client.text_document_folding_range_async(lsp.FoldingRangeParams(document.id)))
-    assert [(part.start_line, part.end_line) for part in found or ()] == [(0, 1), (4, 8), (15, 16)]
+    assert [(part.start_line, part.end_line) for part in found or ()] == [(0, 1), (4, 8), (17, 18)]
     document.close()
 
 
@@ -593,7 +607,7 @@ def test_semantic_tokens(editor: Editor) -> None:
         "parameter": "act",
         "variable": "width first",
         "property": "first @first inner last",
-        "type": "op",
+        "type": "op tensor",
         "number": "3x3",
     }
     for kind, words in expected.items():

@@ -233,7 +233,7 @@ class _Layout:
         below = {i: [j for j in self.readers[i] if j in hidden] for root in roots for i in root}
         for i in below:
             self.readers[i] = [j for j in self.readers[i] if j not in hidden]
-        top = 0 if self.boxes[0].kind == "input" else ENTRY
+        top = 0 if is_image(self.boxes[0]) else ENTRY
         members = [i for i in range(len(self.boxes)) if i not in hidden and i != top]
         region = _Region()
         self._chain(region, members, top, END, 0, flush=False)
@@ -242,6 +242,8 @@ class _Layout:
         for i, readers in below.items():
             self.readers[i] += readers
         self._hang(region, list(zip(parts, roots, strict=True)) if parts else [])
+        for edge in [edge for edge in region.routes if 0 <= edge[1] < END and self.boxes[edge[1]].kind == "input"]:
+            del region.routes[edge]
         return region
 
     def _alive(self) -> set[int]:
@@ -697,6 +699,11 @@ def shown_name(box: Box) -> str:
     return shortened(box.name) + (f"  ×{box.repeat}" if box.repeat > 1 else "") if box.name else ""
 
 
+def is_image(box: Box) -> bool:
+    """Return whether a box is the input of the network, not a tensor parameter of a block."""
+    return box.kind == "input" and not box.inputs
+
+
 def frame_title(box: Box) -> str:
     """Return the title of a frame, with the number of repetitions."""
     return " ".join(filter(None, (shortened(box.name), f"×{box.repeat}" if box.repeat > 1 else "")))
@@ -715,7 +722,7 @@ def lay_out(figure: Figure, *, paper: bool = False, direction: str = "TB") -> Dr
     placed: list[Placed] = []
     edges: list[Edge] = []
     lead = 0.0
-    if layout.wide and figure.boxes[0].kind != "input":
+    if layout.wide and not is_image(figure.boxes[0]):
         lead = text_width(shortened(size_text(figure.entry)), SMALL) + LEAD
     _flatten(layout, region, 0.0, lead, placed, edges, outer=True)
     ends = [x for edge in edges for x, _ in edge.points]
@@ -729,7 +736,7 @@ def lay_out(figure: Figure, *, paper: bool = False, direction: str = "TB") -> Dr
         placed, size, entry = [p.transposed() for p in placed], _swapped(size), _swapped(entry)
         for edge in edges:
             edge.points = [*map(_swapped, edge.points)]
-    return Drawing(figure, placed, edges, *size, None if figure.boxes[0].kind == "input" else entry, direction)
+    return Drawing(figure, placed, edges, *size, None if is_image(figure.boxes[0]) else entry, direction)
 
 
 def _flatten(

@@ -40,7 +40,7 @@ class _Names:
     def edges(self, before: str | None) -> Iterator[tuple[str, str, str]]:
         """Return source, target and shape of the edges; `before` is the box that the entry stands for."""
         for index, box in enumerate(self.boxes):
-            for i in box.inputs:
+            for i in box.inputs if box.kind != "input" else ():
                 source = before if i == ENTRY else self.exit(i)
                 inner = self.inner.get(index)
                 if inner is not None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from cnnspec.diagnostics import Span, counted
@@ -42,7 +43,8 @@ class Box:
     """A node of a figure.
 
     Attributes:
-        kind: `op`, `join`, `block` (a call), `group` (a scope), `input` or `output`.
+        kind: `op`, `join`, `block` (a call), `group` (a scope), `input` or `output`. The inputs of a block that are
+            tensor parameters read `ENTRY`, for their place in the layout; no edge leads to an `input`.
         name: The label in the spec; empty if there is none worth showing.
         path: The path of the module.
         rows: The operators from top to bottom; those of a row are next to each other.
@@ -227,8 +229,11 @@ class Outliner:
         self._blocks: dict[str, Key] = {}
         for scope, span in self._spans.items():
             name = self.graph.scopes[_plain(scope)]
-            if name and self._is_closed(span):
-                ops = tuple((self.graph.nodes[i].op.name, self._status(i), *self._reads(i, span)) for i in span)
+            tensors = self._tensors(scope)
+            if name and (self._is_closed(span) or (tensors and set(self._exits(span)) <= {span[-1]})):
+                ops = tuple(
+                    (self.graph.nodes[i].op.name, self._status(i), *self._reads(i, span, tensors)) for i in span
+                )
                 key: Key = (name, ops)
                 self.calls.setdefault(key, []).append(scope)
                 if not self._is_stack(span):  # a short one is drawn in place
@@ -244,9 +249,15 @@ class Outliner:
                 single = len(keys) == 1 or (number == 0 and keys[1] not in drawn)
                 self.titles[key] = name if single else f"{name} {_letters(number)}"
 
-    def _reads(self, index: int, span: range) -> list[int | None]:
-        """Return the inputs of a node relative to a span; None for one from outside."""
-        return [i - span.start if i >= span.start else None for i in self.graph.nodes[index].inputs]
+    def _tensors(self, scope: str) -> dict[int, str]:
+        """Return the nodes that a call of a block gets in addition to its input, by their parameter."""
+        return {node: name for name, node in reversed(self.graph.tensors.get(_plain(scope), {}).items())}
+
+    def _reads(
+        self, index: int, span: range, tensors: Mapping[int, str] = MappingProxyType({})
+    ) -> list[int | str | None]:
+        """Return the inputs of a node relative to a span; one from outside is None or a tensor parameter."""
+        return [i - span.start if i >= span.start else tensors.get(i) for i in self.graph.nodes[index].inputs]
 
     def _outer(self, span: Sequence[int]) -> set[int]:
         first = span[0]
@@ -307,14 +318,39 @@ class Outliner:
         span = self._spans[scopes[0]]
         level = self._chains[span.start].index(scopes[0]) + 1
         starts = tuple(self._spans[scope].start for scope in scopes)
-        boxes = self._collapse(self._boxes(span, level, starts))
+        boxes = self._boxes(span, level, starts)
         for box in boxes:
             if len({self.graph.nodes[box.nodes[-1] - span.start + start].shape for start in starts}) > 1:
                 box.edge = ""
-        entries = {self.graph.input_shapes(self.graph.nodes[self._spans[s].start])[0] for s in scopes}
+        if sides := self._side_boxes(scopes):
+            boxes = self._linked([*sides, *boxes], span[0])
+            for box in sides:
+                box.inputs = (ENTRY,)
+        boxes = self._collapse(boxes)
+        tensors = [self._tensors(scope) for scope in scopes]
+        outer = [
+            [i for i in self._outer(self._spans[s]) if i not in own] for s, own in zip(scopes, tensors, strict=True)
+        ]
+        entries = {self._shape(nodes[0]) if nodes else () for nodes in outer}
         return Figure(
             self.titles[key], boxes, len(boxes) - 1, entries.pop() if len(entries) == 1 else (), list(scopes), key
         )
+
+    def _shape(self, index: int) -> Shape:
+        return self.graph.input_shape if index == IMAGE else self.graph.nodes[index].shape
+
+    def _side_boxes(self, scopes: Sequence[str]) -> list[Box]:
+        """Return boxes for the tensor parameters that the calls of a block read, in the order of their first use."""
+        read = self._outer(self._spans[scopes[0]])
+        boxes: list[Box] = []
+        for node, name in self._tensors(scopes[0]).items():
+            if node not in read:
+                continue
+            shapes = {self._shape(self.graph.tensors[_plain(scope)][name]) for scope in scopes}
+            shape = shapes.pop() if len(shapes) == 1 else ()
+            box = Box("input", "", "", [[Cell("input", name)]], (node,), (), shape)
+            boxes.append(replace(box, edge=shortened(size_text(shape))))
+        return boxes[::-1]
 
     def _child(self, index: int, level: int, only_blocks: bool) -> int | None:
         chain = self._chains[index]

@@ -62,6 +62,7 @@ class Class:
         items: Its statements; a single `Chain` if it is a sequence.
         inputs: The number of its inputs.
         results: The numbers of its outputs.
+        names: The tensor parameter of each input, as in a `Scope`.
         parameters: Its parameters.
         expressions: The code of each value of its items.
     """
@@ -71,6 +72,7 @@ class Class:
     items: list[Item]
     inputs: int
     results: list[int]
+    names: tuple[str, ...] = ()
     parameters: list[Parameter] = field(default_factory=list[Parameter])
     expressions: list[str] = field(default_factory=list[str])
 
@@ -163,8 +165,8 @@ class _Maker:
             values = [value for inner in items for value in inner.values]
             name = _camel(scope.block or _stem(scope.path))
             results = [1] if scope.is_chain else scope.results
-            key = (scope.block, *(inner.key for inner in items), tuple(results), len(scope.inputs))
-            made = Class(name, scope.block, items, len(scope.inputs), results)
+            key = (scope.block, *(inner.key for inner in items), tuple(results), len(scope.inputs), scope.names)
+            made = Class(name, scope.block, items, len(scope.inputs), results, scope.names)
             groups.setdefault(name, {}).setdefault(key, (made, []))[1].append((values, item))
         for found in groups.values():
             for made, instances in _merged(list(found.values())):
@@ -238,6 +240,8 @@ def _merged(found: list[tuple[Class, _Instances]]) -> list[tuple[Class, _Instanc
 def _absent(whole: Class, part: Class) -> list[int] | None:
     """Return the positions of the items of one class that the other lacks, or None if they differ in other ways."""
     if whole.is_chain or part.is_chain or whole.inputs != part.inputs or whole.block != part.block:
+        return None
+    if whole.names != part.names:
         return None
     numbers = {number: number for number in range(part.inputs)}
     paths = Counter(item.path for item in whole.items)

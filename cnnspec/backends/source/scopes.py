@@ -111,7 +111,8 @@ class Scope:
     Attributes:
         path: Its path in the network.
         block: The block that is called, or an empty string.
-        inputs: The nodes outside that it reads.
+        inputs: The nodes outside that it reads, first that of a block, then those of its tensor parameters.
+        names: The tensor parameter of each input; an empty string for none.
         outputs: The nodes inside that others read.
         items: Its statements.
         children: The scopes in it, with their items.
@@ -123,6 +124,7 @@ class Scope:
     block: str
     inputs: list[int]
     outputs: list[int]
+    names: tuple[str, ...] = ()
     items: list[Item] = field(default_factory=list[Item])
     children: list[tuple[Scope, Item]] = field(default_factory=list[Any])
     numbers: dict[int, int] = field(default_factory=dict[int, int])
@@ -201,13 +203,19 @@ class _Builder:
 
     def _scope(self, path: Path, nodes: list[int], inputs: list[int], outputs: list[int]) -> Scope:
         """Build the scope of consecutive nodes."""
-        scope = Scope(path, self._graph.scopes.get(".".join(path), ""), inputs, outputs)
+        tensors = self._tensors(path)
+        names = tuple(tensors.get(node, "") for node in inputs)
+        scope = Scope(path, self._graph.scopes.get(".".join(path), ""), inputs, outputs, names)
         scope.numbers = {node: number for number, node in enumerate(inputs)}
         for own, part in self._parts(path, nodes):
             self._add(scope, own, part)
         if not scope.is_chain:
             _name_stateless(scope.items)
         return scope
+
+    def _tensors(self, path: Path) -> dict[int, str]:
+        """Return the nodes that a call of a block gets in addition to its input, by their parameter."""
+        return {node: name for name, node in reversed(self._graph.tensors.get(".".join(path), {}).items())}
 
     def _parts(self, base: Path, nodes: Sequence[int]) -> Iterator[tuple[Path, list[int]]]:
         """Divide nodes into those of each child. A child whose nodes are not consecutive is divided itself."""
@@ -239,7 +247,8 @@ class _Builder:
             child = None
         else:
             outside = (i for index in nodes for i in graph.nodes[index].inputs if i < first)
-            inputs = list(dict.fromkeys(outside))
+            order = [*self._tensors(path)][::-1]
+            inputs = sorted(dict.fromkeys(outside), key=lambda i: order.index(i) if i in order else -1)
             outputs = [i for i in nodes if self._last_read.get(i, i) > last]
             child = None if again else self._scope(path, nodes, inputs, outputs)
             structure, values = None, list[Value]()

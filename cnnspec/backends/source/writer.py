@@ -224,8 +224,7 @@ class _Forward:
 
     def write(self) -> None:
         made = self._class
-        inputs = ["x", *_LETTERS][: made.inputs] if made.inputs <= len(_LETTERS) else []
-        inputs = inputs or [f"x{number}" for number in range(made.inputs)]
+        inputs = _inputs(made)
         numbers = {node: number for number, node in self._nodes.items()}
         heads = [numbers[head.output] for head in self._heads]
         results = made.results[: len(made.results) - len(heads)]
@@ -376,6 +375,18 @@ def _value(item: Item, read: Sequence[str], arguments: Sequence[str], in_loop: b
     return call(place, read)
 
 
+def _inputs(made: Class) -> list[str]:
+    """Return the names of the inputs of a class: `x`, those of tensor parameters, and letters for others."""
+    usable = [name if _is_variable(name) else "" for name in made.names or ("",) * made.inputs]
+    free = (name for name in itertools.chain("x", _LETTERS, (f"x{n}" for n in itertools.count())) if name not in usable)
+    return [name or next(free) for name in usable]
+
+
+def _is_variable(name: str) -> bool:
+    """Return whether a name can be that of a local variable."""
+    return _is_attribute(name) and name not in RESERVED | {"self", *_LOOP_VARIABLES}
+
+
 def _targets(item: Item, joined: Collection[int], variables: Mapping[int, str], free: Sequence[str]) -> list[str]:
     """Return names for the outputs of an item.
 
@@ -387,7 +398,7 @@ def _targets(item: Item, joined: Collection[int], variables: Mapping[int, str], 
     """
     taken = set(variables.values())
     label = item.path[-1] if item.path else ""
-    usable = _is_attribute(label) and label not in RESERVED | {"self", *_LOOP_VARIABLES}
+    usable = _is_variable(label)
     continued = [name for name in free if name != "x"] if item.path else []
     names: list[str] = []
     for number in item.outputs:
