@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pygments.lexer import RegexLexer, bygroups, default, words
@@ -64,6 +65,10 @@ class CnnLexer(RegexLexer):
             default("#pop"),
         ],
     }
+
+    def get_tokens_unprocessed(self, text: str, stack: tuple[str, ...] = ("root", "callee")) -> Iterator[Any]:
+        """Split a text, which begins with a statement."""
+        return super().get_tokens_unprocessed(text, stack)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

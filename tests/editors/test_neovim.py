@@ -46,6 +46,7 @@ GROUPS = {
     "Operator": {"cnnOperator"},
     "Operator.Word": {"cnnRepeat"},
     "Punctuation": {"cnnPunctuation"},
+    "Text": {""},
 }
 """The highlight groups of each type of token."""
 

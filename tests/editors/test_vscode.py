@@ -40,6 +40,7 @@ SCOPES = {
     "Operator": "keyword.operator.",
     "Operator.Word": "keyword.other.repeat.",
     "Punctuation": "punctuation.",
+    "Text": "source.cnn",
 }
 """The start of the scope of each type of token."""
 
