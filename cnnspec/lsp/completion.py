@@ -94,7 +94,7 @@ class _Completer:
             if typing.statement == "extends" or words[-1:] == ["from"]:
                 yield from self._files()
         elif (word is not None and word.kind == "reference") or words[-1:] == ["@"]:
-            yield from (_item(name, _Kind.Reference) for name in self._scope.visible_labels())
+            yield from (_item(name, _Kind.Reference) for name in self._scope.labels)
         elif word is not None and word.text.startswith("in."):
             yield from (_item(f"in.{axis}", _Kind.Property) for axis in "chw")
         elif typing.in_train:
@@ -124,7 +124,7 @@ class _Completer:
         yield from self._variables()
 
     def _variables(self) -> Iterator[lsp.CompletionItem]:
-        for name, symbol in self._scope.visible_values().items():
+        for name, symbol in self._scope.values.items():
             kind = _Kind.Variable if symbol.kind == "value" else _Kind.TypeParameter
             yield _item(name, kind, " ".join(symbol.node.span.text.partition("{")[0].split())[:80])
 
@@ -174,7 +174,7 @@ class _Completer:
             names = OPS if kind == "op" or self._element[0].text in ("param", "let") else ()
             yield from (_item(name, _Kind.Function, None, "callee") for name in names)
         elif kind == "tensor":
-            yield from (_item(f"@{label}", _Kind.Reference) for label in self._scope.visible_labels())
+            yield from (_item(f"@{label}", _Kind.Reference) for label in self._scope.labels)
             yield _item("in", _Kind.Keyword)
         yield from self._variables()
         if kind in ("int", "float", "size", None):

@@ -72,8 +72,4 @@ def code_actions(analysis: Analysis, params: lsp.CodeActionParams) -> list[lsp.C
 
 
 def _wanted(kind: str, only: Sequence[lsp.CodeActionKind | str] | None) -> bool:
-    return not only or any(kind == one or kind.startswith(f"{one}.") for one in map(_kind_text, only))
-
-
-def _kind_text(kind: lsp.CodeActionKind | str) -> str:
-    return kind.value if isinstance(kind, lsp.CodeActionKind) else kind
+    return not only or any((kind + ".").startswith(one + ".") for one in only)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -47,43 +48,12 @@ class Occurrence:
 
 @dataclass
 class Scope:
-    """The names that are defined between two offsets; a block does not see the labels around it."""
+    """The names that are defined between two offsets, and around them; a block does not see the labels around it."""
 
     start: int
     end: int
-    parent: Scope | None = None
-    is_block: bool = False
-    values: dict[str, Symbol] = field(default_factory=dict[str, Symbol])
-    labels: dict[str, Symbol] = field(default_factory=dict[str, Symbol])
-
-    def outward(self) -> Iterator[Scope]:
-        scope: Scope | None = self
-        while scope is not None:
-            yield scope
-            scope = scope.parent
-
-    def value(self, name: str) -> Symbol | None:
-        return next((scope.values[name] for scope in self.outward() if name in scope.values), None)
-
-    def label(self, name: str) -> Symbol | None:
-        for scope in self.outward():
-            if name in scope.labels or scope.is_block:
-                return scope.labels.get(name)
-        return None
-
-    def visible_labels(self) -> dict[str, Symbol]:
-        found: dict[str, Symbol] = {}
-        for scope in self.outward():
-            found = {**scope.labels, **found}
-            if scope.is_block:
-                break
-        return found
-
-    def visible_values(self) -> dict[str, Symbol]:
-        found: dict[str, Symbol] = {}
-        for scope in self.outward():
-            found = {**scope.values, **found}
-        return found
+    values: ChainMap[str, Symbol] = field(default_factory=ChainMap[str, Symbol])
+    labels: ChainMap[str, Symbol] = field(default_factory=ChainMap[str, Symbol])
 
 
 class Names:
@@ -275,7 +245,8 @@ class Names:
         """Return the scope of a body: from its first statement to its end."""
         start, end = (body[0].span.start, body[-1].span.end) if body and not is_block else (span.start, span.end)
         after = re.compile(r"\s*\}").match(span.source.text, end)
-        scope = Scope(start, after.end() - 1 if after else end, parent, is_block, labels=_labels(body))
+        labels = ChainMap(_labels(body)) if is_block else parent.labels.new_child(_labels(body))
+        scope = Scope(start, after.end() - 1 if after else end, parent.values.new_child(), labels)
         self.scopes.append(scope)
         return scope
 
@@ -314,7 +285,7 @@ class Names:
 
     def _callee(self, name: str, span: Span, scope: Scope) -> dict[str, Symbol]:
         """Add the occurrence of a callee, and return the parameters of a block."""
-        variable = scope.value(name)
+        variable = scope.values.get(name)
         if variable is not None:
             self._add(span, variable)
             return {}
@@ -329,7 +300,11 @@ class Names:
         for arg in node.args:
             if arg.name is not None:
                 self._add(arg.name_span, parameters.get(arg.name))
-            elif isinstance(arg.value, ast.Name) and arg.value.name in parameters and not scope.value(arg.value.name):
+            elif (
+                isinstance(arg.value, ast.Name)
+                and arg.value.name in parameters
+                and not scope.values.get(arg.value.name)
+            ):
                 self._add(arg.value.span, parameters[arg.value.name])  # a flag
             self._expression(arg.value, scope, ("i", "n") if repeated and arg.name == "name" else ())
 
@@ -359,7 +334,7 @@ class Names:
                     elif isinstance(part, ast.Text):
                         self._path(Span(part.span.source, part.span.start + 1, part.span.end), part.value, scope)
                 continue
-            if call.callee and (symbol := scope.value(call.callee)):
+            if call.callee and (symbol := scope.values.get(call.callee)):
                 self._add(call.callee_span, symbol)
             for arg in call.args:
                 self._expression(arg.value, scope)
@@ -375,15 +350,15 @@ class Names:
         for part in node.walk():
             match part:
                 case ast.Name():
-                    self._add(part.span, scope.value(part.name))
+                    self._add(part.span, scope.values.get(part.name))
                 case ast.Reference():
                     span = Span(part.span.source, part.span.start + 1, part.span.end)
-                    self._add(span, scope.label(part.label))
+                    self._add(span, scope.labels.get(part.label))
                 case ast.Text():
                     for match in ast.PLACEHOLDER.finditer(part.value):
                         start, name = part.span.start + 1 + match.start(1), match.group(1)
                         if name not in counters:
-                            self._add(Span(part.span.source, start, start + len(name)), scope.value(name))
+                            self._add(Span(part.span.source, start, start + len(name)), scope.values.get(name))
                 case _:
                     pass
 
