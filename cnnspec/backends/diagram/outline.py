@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -498,76 +499,59 @@ class Outliner:
     def _collapse(self, boxes: list[Box]) -> list[Box]:
         """Replace consecutive equal parts by one part with the number of its repetitions."""
         signatures = [self._signature(box) for box in boxes]
-        readers: list[list[int]] = [[] for _ in boxes]
+        last = [inf if {*box.nodes} & self._leaving else -1 for box in boxes]  # the last reader of each box
         for index, box in enumerate(boxes):
             for i in box.inputs:
                 if i != ENTRY:
-                    readers[i].append(index)
+                    last[i] = max(last[i], index)
         result: list[Box] = []
         moved: dict[int, int] = {ENTRY: ENTRY}
         position = 0
         while position < len(boxes):
-            turns, period = self._turns(boxes, signatures, readers, position)
-            count = turns * period
+            turns, period = self._turns(boxes, signatures, last, position)
+            end = position + turns * period
             part = boxes[position : position + period]
-            nodes = [n for box in boxes[position : position + count] for n in box.nodes]
-            outer = tuple(moved[i] for i in boxes[position].inputs)
-            if turns == 1:
-                part[0].inputs = tuple(moved[i] for i in part[0].inputs)
-                result.append(part[0])
-            else:
-                kind, rows = (part[0].kind, part[0].rows) if period == 1 else ("group", [])
-                whole = self._box(kind, part[0].name if period == 1 else "", part[0].path, rows, nodes)
-                whole = replace(whole, inputs=outer, repeat=turns)
-                if period == 1:
-                    whole = replace(whole, block=part[0].block, inner=part[0].inner, title=part[0].title)
-                else:
-                    whole.inner = [
-                        replace(b, inputs=tuple(i - position if i >= position else ENTRY for i in b.inputs))
-                        for b in part
-                    ]
-                result.append(whole)
-            for i in range(position, position + count):
-                moved[i] = len(result) - 1
-            position += count
+            whole = part[0]
+            if turns > 1:
+                nodes = [n for box in boxes[position:end] for n in box.nodes]
+                inner = [
+                    replace(b, inputs=tuple(i - position if i >= position else ENTRY for i in b.inputs)) for b in part
+                ]
+                if period > 1:
+                    whole = replace(whole, kind="group", name="", rows=[], block=None, inner=inner, title="")
+                whole = self._box(
+                    whole.kind, whole.name, whole.path, whole.rows, nodes,
+                    block=whole.block, inner=whole.inner, title=whole.title, repeat=turns,
+                )  # fmt: skip
+            whole.inputs = tuple(moved[i] for i in part[0].inputs)
+            result.append(whole)
+            moved.update(dict.fromkeys(range(position, end), len(result) - 1))
+            position = end
         return result
 
-    def _turns(self, boxes: list[Box], signatures: list[Key], readers: list[list[int]], start: int) -> tuple[int, int]:
+    def _turns(self, boxes: list[Box], signatures: list[Key], last: list[float], start: int) -> tuple[int, int]:
         """Return how often the part that starts at a box is repeated, and its number of boxes."""
+
+        def is_same(other: int) -> bool:
+            """Return whether the boxes from `other` on repeat those from `start` on and read only the last before."""
+            if signatures[start:after] != signatures[other : other + period]:
+                return False
+            before = boxes[start].inputs
+            for one, two in zip(boxes[start:after], boxes[other : other + period], strict=True):
+                if any(i < start and before != (i,) for i in one.inputs):
+                    return False
+                if two.inputs != tuple(other - start + i if i >= start else other - 1 for i in one.inputs):
+                    return False
+            closed = (last[place + k] < place + period for place in (start, other) for k in range(period - 1))
+            return all(closed) and last[other - 1] < other + period
+
         for period in range(1, _MAX_PERIOD + 1):
-            turns = 1
-            while self._same(boxes, signatures, readers, start, start + turns * period, period):
+            turns, after = 1, start + period
+            while is_same(start + turns * period):
                 turns += 1
             if turns > 1:
                 return turns, period
         return 1, 1
-
-    def _same(
-        self, boxes: list[Box], signatures: list[Key], readers: list[list[int]], start: int, other: int, period: int
-    ) -> bool:
-        """Return whether the boxes from `other` on repeat those from `start` on and read only the last one before."""
-        if other + period > len(boxes) or signatures[start] != signatures[other]:
-            return False
-        before = boxes[start].inputs
-        for k in range(period):
-            one, two = boxes[start + k], boxes[other + k]
-            if signatures[start + k] != signatures[other + k] or len(one.inputs) != len(two.inputs):
-                return False
-            for i, j in zip(one.inputs, two.inputs, strict=True):
-                inner = i - start if i >= start else None
-                if (inner is None and (i not in before or len(before) > 1 or j != other - 1)) or (
-                    inner is not None and j != other + inner
-                ):
-                    return False
-            for place in (start, other):
-                last = k == period - 1
-                if not last and (
-                    any(reader >= place + period for reader in readers[place + k])
-                    or set(boxes[place + k].nodes) & self._leaving
-                ):
-                    return False
-        final = boxes[other - 1]
-        return all(reader < other + period for reader in readers[other - 1]) and not (set(final.nodes) & self._leaving)
 
 
 def _plain(path: str) -> str:
