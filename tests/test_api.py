@@ -233,7 +233,7 @@ def test_a_notebook_shows_the_diagram() -> None:
     graph = cnnspec.load("resnet20")
     text = graph._repr_html_()  # type: ignore[attr-defined]
     head, _, data = text.partition("base64,")
-    assert base64.b64decode(data[: data.index('"')]) == cnnspec.draw(graph)
+    assert base64.b64decode(data[: data.index('"')]) == cnnspec.draw(graph, theme="auto")
     assert head.startswith('<img alt="Graph(&#x27;resnet20&#x27;, ')
     assert data.endswith(f"<details><summary>Summary</summary>{cnnspec.summarize(graph)._repr_html_()}</details>")
     huge = cnnspec.loads(
