@@ -40,21 +40,46 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {one_line(error)}"
 
 
+def _copied(x: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.contiguous_format)
+
+
 @contextmanager
 def _contiguous(module: nn.Module, images: Tensor) -> Iterator[None]:
-    """Copy the outputs that are not contiguous: after them, torch.export excludes batches of one image."""
-    found: list[nn.Module] = []
+    """Copy values with other strides than those of a new tensor: after them, torch.export excludes single images.
 
-    def note(part: nn.Module, given: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and not output.is_contiguous():
-            found.append(part)
+    A tensor that is contiguous can have such strides on axes of size 1, such as a single channel.
+    """
+    read: set[nn.Module] = set()
+    returned: set[nn.Module] = set()
+
+    def is_new(value: Tensor) -> bool:
+        return value.stride() == torch.empty(value.shape, device="meta").stride()
+
+    def note_inputs(part: nn.Module, given: tuple[Tensor, ...]) -> None:
+        if not all(map(is_new, given)):
+            read.add(part)
+
+    def note_output(part: nn.Module, given: Any, output: Tensor) -> Tensor:
+        if is_new(output):
+            return output
+        returned.add(part)
+        return _copied(output)
+
+    def copy_inputs(part: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(map(_copied, given))
+
+    def copy_output(part: nn.Module, given: Any, output: Tensor) -> Tensor:
+        return _copied(output)
 
     leaves = [part for part in module.modules() if not [*part.children()]]
-    handles = [part.register_forward_hook(note) for part in leaves]
+    handles = [part.register_forward_pre_hook(note_inputs) for part in leaves]
+    handles += [part.register_forward_hook(note_output) for part in leaves]
     module(images)
     for handle in handles:
         handle.remove()
-    handles = [part.register_forward_hook(lambda part, given, output: output.contiguous()) for part in found]
+    handles = [part.register_forward_pre_hook(copy_inputs) for part in read]
+    handles += [part.register_forward_hook(copy_output) for part in returned]
     try:
         yield
     finally:
@@ -73,6 +98,7 @@ def trace(module: nn.Module, images: Tensor, dynamic: Mapping[int, Any] | None =
     Raises:
         CnnspecError: E0522 if torch cannot export it.
     """
+    images = _copied(images)
     try:
         # Otherwise torch excludes image sizes at which a feature map has a single row or column.
         patch: Any = _config.patch  # pyright: ignore[reportAttributeAccessIssue]

@@ -46,6 +46,7 @@ TOLERANCES = {"torch": 0.0, "pt2": 1e-5, "onnx": 1e-4, "fold": 1e-4, "half": 2e-
 """The largest accepted difference of a logit in relation to the largest one, by format and by option."""
 _UNREACHABLE = {*dir(fx.GraphModule(nn.Module(), fx.Graph())), *MODULE_WORDS, *keyword.kwlist}
 """Labels that the code of a `GraphModule` cannot write as an attribute."""
+_SOURCE_TAKES = {"dynamic": "batches of any size", "with_preprocessing": "normalized images"}
 _LEAST = 2
 """The least variable height and width: torch.export treats a size of 1 as a constant."""
 
@@ -100,7 +101,7 @@ def export_network(
     weights: str | Path | None = None,
     fold: bool = False,
     half: bool = False,
-    dynamic: Sequence[str] = (),
+    dynamic: str | Sequence[str] = (),
     with_preprocessing: bool = False,
     match: str = "name",
     offline: bool = False,
@@ -116,7 +117,7 @@ def export_network(
         weights: Weights for a spec.
         fold: Fold batch normalization into the layer before it.
         half: Compute in float16; images and logits stay float32, except with `torch`.
-        dynamic: Axes of the input whose size may vary: `batch`, `size`.
+        dynamic: Axes of the input whose size may vary: `batch`, `size`, or `batch,size`.
         with_preprocessing: Start from bytes `[N, C, h, w]` of any size: resize and normalize in the graph.
         match: How `weights` are matched.
         offline: Never download weights.
@@ -124,11 +125,13 @@ def export_network(
         **params: Values for the parameters of a spec.
 
     Raises:
-        CnnspecError: E0522 if the network cannot be exported or the file computes something else, E0507 if a package
-            is not installed, E0506 if the file cannot be written, and all errors of `load_run` and `build`.
+        CnnspecError: E0522 if the network cannot be exported, the file computes something else, or an option has no
+            effect; E0507 if a package is not installed, E0506 if the file cannot be written, and all errors of
+            `load_run` and `build`.
     """
     begin = time.perf_counter()
-    file = Path(file)
+    file, axes = Path(file), _axes(dynamic)
+    _check_options(to, axes, with_preprocessing)
     if to == "onnx":
         onnx.require_packages()
     inputs = [source, *([] if weights is None else [weights])]
@@ -141,7 +144,7 @@ def export_network(
         help = "state the normalization of the training, such as `--set normalize=imagenet`"
         raise failure("E0511", "the normalization of the training images is unknown", help=help)
     network = fold_norms(found.network) if fold else found.network
-    options = {"fold": fold, "half": half, "dynamic": list(dynamic), "with_preprocessing": with_preprocessing}
+    options = {"fold": fold, "half": half, "dynamic": axes, "with_preprocessing": with_preprocessing}
     case = _Case(found, network, options)
     write = {"torch": case.source, "pt2": case.pt2, "onnx": case.onnx}[to]
     contents, compared = write(
@@ -154,6 +157,32 @@ def export_network(
         raise failure("E0506", message, file=str(file), help="choose another file") from None
     seconds = time.perf_counter() - begin
     return Export(tuple(map(str, paths)), **compared, seconds=seconds, notes=tuple(found.notes))
+
+
+def _axes(dynamic: str | Sequence[str]) -> list[str]:
+    """Return the axes that are named by a list, or by a text with commas."""
+    axes = [part.strip() for part in dynamic.split(",")] if isinstance(dynamic, str) else [*dynamic]
+    return [axis for axis in dict.fromkeys(axes) if axis != ""]
+
+
+def _check_options(to: str, axes: Sequence[str], with_preprocessing: bool) -> None:
+    """Raise an error for options that do not exist or have no effect."""
+    message = help = None
+    unknown = next((axis for axis in axes if axis not in ("batch", "size")), None)
+    if to not in ENDINGS:
+        message, help = f"unknown format `{to}`", f"use one of {', '.join(ENDINGS)}"
+    elif unknown is not None:
+        message, help = f"unknown axis `{unknown}`", "use `batch` or `size`"
+    elif to == "torch" and (axes or with_preprocessing):
+        option = "dynamic" if axes else "with_preprocessing"
+        message, help = (
+            f"`{option}` has no effect on Python source",
+            f"omit it: the source takes {_SOURCE_TAKES[option]}",
+        )
+    elif with_preprocessing and "size" in axes:
+        message, help = "`size` has no effect with `with_preprocessing`", "omit it: the file takes images of any size"
+    if message is not None:
+        raise failure("E0522", message, help=help)
 
 
 def _weights_path(file: Path, inputs: Sequence[str | Path]) -> Path:

@@ -689,6 +689,34 @@ def test_bad_input_is_an_error(
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.parametrize(
+    ("to", "options", "message"),
+    [
+        ("keras", {}, "unknown format `keras`"),
+        ("", {}, "unknown format"),
+        ("pt2", {"dynamic": ["height"]}, "unknown axis `height`"),
+        ("pt2", {"dynamic": "batch,width"}, "unknown axis `width`"),
+        ("torch", {"dynamic": "batch"}, "`dynamic` has no effect on Python source"),
+        ("torch", {"with_preprocessing": True}, "`with_preprocessing` has no effect on Python source"),
+        ("onnx", {"dynamic": "size", "with_preprocessing": True}, "`size` has no effect"),
+    ],
+)
+def test_options_that_do_not_exist_or_have_no_effect_are_errors(
+    to: Any, options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(CnnspecError, match=message) as refusal:
+        export_network("lenet5", tmp_path / "lenet5.pt2", to, **options)
+    assert refusal.value.diagnostics[0].code == "E0522"
+    assert not [*tmp_path.iterdir()]
+
+
+def test_axes_are_a_list_or_a_text(tmp_path: Path) -> None:
+    assert [export._axes(given) for given in ("", (), "batch", ["batch"])] == [[], [], ["batch"], ["batch"]]
+    assert export._axes("size, batch,size") == export._axes(("size", "batch")) == ["size", "batch"]
+    export_network("lenet5", tmp_path / "lenet5.pt2", "pt2", dynamic="batch")
+    assert run_file(tmp_path / "lenet5.pt2", images(5, 1, 32, 32)).shape == (5, 10)
+
+
 def test_the_command_prints_what_it_verified(weights: Path, tmp_path: Path) -> None:
     found = json.loads(cnnspec_export(weights, tmp_path / "photos.py", "--json"))
     assert found["files"] == [str(tmp_path / "photos.py"), str(tmp_path / "photos.pt")]
