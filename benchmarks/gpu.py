@@ -11,6 +11,7 @@ It prints one table and writes JSON. A part that would start after these minutes
     syncs     calls per step in which the host waits for the GPU
     memory    peak memory against the estimate of `cnnspec summary`
     shared    two processes that share the GPU
+    devices   steps on two GPUs against steps on one, by their multiply-adds: the threshold of `--devices auto`
 
 Without CIFAR-10 in `--data-dir`, random images of its size are used, and `airbench` is skipped. `--cpu --quick` runs
 every part for a few steps on a CPU, to test this script.
@@ -393,6 +394,35 @@ def measure_shared(bench: Bench) -> None:
         print("\n".join(output[-2000:] for output in outputs))
 
 
+def epoch_seconds(bench: Bench, name: str, batch: int, devices: int) -> float:
+    """Return the seconds of the second epoch of a run on some devices, which `cnnspec build` starts."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            sys.executable, "-m", "cnnspec", "build", name, "--train", "--data", "fashion_mini", "--set", "classes=10",
+            "--epochs", "2", "--batch", str(batch), "--devices", str(devices), "--accelerator", bench.device.type,
+            "--out", folder, "--no-plots",
+        ]  # fmt: skip
+        process = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        if process.returncode:
+            raise RuntimeError(process.stderr[-300:])
+        first, second = json.loads(next(Path(folder).rglob("result.json")).read_text())["epoch_seconds"]
+        return second - first
+
+
+def measure_devices(bench: Bench) -> None:
+    """Compare networks on both sides of `MACS_PER_STEP` in `cnnspec/training/runs/devices.py`."""
+    if bench.device.type != "cuda" or torch.cuda.device_count() < 2:
+        bench.add("devices", "skipped: needs two GPUs")
+        return
+    for name, batch in (("resnet20", 128), ("resnet20", 1024), ("resnet18", 32), ("resnet50", 25), ("resnet50", 100)):
+        if bench.left < 60:
+            bench.add("devices", f"{name}, batch {batch}: skipped: no time left")
+            continue
+        one, two = (epoch_seconds(bench, name, batch, devices) for devices in (1, 2))
+        giga_macs = load(name).macs * batch / 1e9
+        bench.add("devices", f"{name}, batch {batch}", gmacs_per_step=giga_macs, one_s=one, two_s=two, ratio=one / two)
+
+
 PARTS: dict[str, Callable[[Bench], None]] = {
     "syncs": measure_syncs,
     "tutorial": measure_tutorial,
@@ -401,6 +431,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "input": measure_input,
     "memory": measure_memory,
     "shared": measure_shared,
+    "devices": measure_devices,
 }
 
 

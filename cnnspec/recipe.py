@@ -466,6 +466,34 @@ class OneCycle(Schedule):
     anneal: Literal["cos", "linear"] = "cos"
 
 
+# --- batch normalization -------------------------------------------------------------------------
+
+
+class BatchStatistics(Declared):
+    """The images over which batch normalization computes its mean and variance in training."""
+
+    name: ClassVar[str] = ""
+
+
+class SyncStatistics(BatchStatistics):
+    """All images of a step or of a part of it, over all devices. Source: torch.nn.SyncBatchNorm."""
+
+    name: ClassVar[str] = "sync"
+
+
+class LocalStatistics(BatchStatistics):
+    """The images of each device, so that the result depends on the number of devices. Source: torch.nn.BatchNorm2d."""
+
+    name: ClassVar[str] = "local"
+
+
+class GhostStatistics(BatchStatistics):
+    """Groups of `images` consecutive images, on one device each. Source: Hoffer et al. 2017, arXiv 1705.08741."""
+
+    name: ClassVar[str] = "ghost"
+    images: Count = 32
+
+
 # --- transfer learning and loss ------------------------------------------------------------------
 
 
@@ -512,6 +540,7 @@ RESIZES: dict[str, type[Resize]] = {Resize.name: Resize}
 FREEZES: dict[str, type[Freeze]] = {Freeze.name: Freeze}
 GROUPS: dict[str, type[Group]] = {Group.name: Group}
 LOSSES: dict[str, type[CrossEntropy]] = {CrossEntropy.name: CrossEntropy}
+BN_STATISTICS: dict[str, type[BatchStatistics]] = _table(BatchStatistics)
 PRECISIONS = ("fp32", "bf16", "fp16")
 CHOICES: dict[str, dict[str, type[Any]]] = {
     "data": DATA_SETS,
@@ -521,6 +550,7 @@ CHOICES: dict[str, dict[str, type[Any]]] = {
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
     "loss": LOSSES,
+    "bn_statistics": BN_STATISTICS,
     "freeze": FREEZES,
     "rates": GROUPS,
 }
@@ -529,7 +559,13 @@ PIPELINES = ("augment", "rates")
 """The choices of which an entry can have several, joined by `|`."""
 OF_MODULES = ("freeze", "rates")
 """The entries whose positional arguments are paths of modules."""
-NOUNS = {"data": "dataset", "augment": "augmentation", "normalize": "normalization", "rates": "group of modules"}
+NOUNS = {
+    "data": "dataset",
+    "augment": "augmentation",
+    "normalize": "normalization",
+    "bn_statistics": "kind of batch statistics",
+    "rates": "group of modules",
+}
 """What messages call a choice, if not by the name of its entry."""
 
 
@@ -589,6 +625,7 @@ class Recipe(BaseModel):
         val_every: Number of epochs from one validation to the next. The last epoch is always validated.
         mixup: Blend two images with a ratio from Beta(mixup, mixup). Source: arXiv 1710.09412.
         cutmix: Paste a box of one image into another, its area from Beta(cutmix, cutmix). Source: arXiv 1905.04899.
+        bn_statistics: The images over which batch normalization computes its statistics.
         rates: Groups of modules with their own learning rates. The longest path that contains a module counts.
         clip: Maximum norm of all gradients together.
         accumulate: Number of parts in which a batch is computed, accumulating their gradients.
@@ -611,6 +648,7 @@ class Recipe(BaseModel):
     optimizer: Setting = Setting.of(AdamW())
     schedule: Setting = Setting.of(Cosine())
     loss: Setting = Setting.of(CrossEntropy())
+    bn_statistics: Setting = Setting.of(SyncStatistics())
     freeze: Setting = Setting.of(Freeze())
     rates: tuple[Setting, ...] = ()
     epochs: int = 20
@@ -632,6 +670,12 @@ class Recipe(BaseModel):
     tta: Literal["hflip"] | None = None
     specified: tuple[str, ...] = ()
     overridden: tuple[str, ...] = ()
+
+    @property
+    def ghost(self) -> int | None:
+        """The number of images of a group of ghost batch normalization, None without it."""
+        images = self.bn_statistics.args.get("images")
+        return images if isinstance(images, int) else None
 
     def over(self, epochs: int) -> "Recipe":
         """Return the recipe for another number of epochs; the schedule keeps its shape."""

@@ -1,10 +1,11 @@
-"""Locate shipped files and the cache folder.
+"""Locate shipped files and the cache folder, and count the memory and the cores that this process may use.
 
 Grammar, specs and data lie inside the package in a wheel, next to it in a checkout.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -26,6 +27,28 @@ def machine_memory() -> int:
         except (OSError, ValueError):  # no container, or one without a limit
             pass
     return min(found)
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may use: its affinity, and the quota of its control group."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for folder in ("/sys/fs/cgroup", "/sys/fs/cgroup/cpu"):
+        try:
+            quota = _quota(Path(folder))
+        except (OSError, ValueError):
+            continue
+        if quota is not None:
+            cores = min(cores, max(1, math.ceil(quota)))
+    return cores
+
+
+def _quota(folder: Path) -> float | None:
+    """Return the number of cores that a control group may use, None without a limit. Source: cgroups(7)."""
+    if (folder / "cpu.max").exists():  # version 2
+        quota, period = (folder / "cpu.max").read_text("ascii").split()
+        return None if quota == "max" else int(quota) / int(period)
+    quota, period = ((folder / f"cpu.cfs_{name}_us").read_text("ascii") for name in ("quota", "period"))
+    return int(quota) / int(period) if int(quota) > 0 else None
 
 
 def cache_folder() -> Path | None:

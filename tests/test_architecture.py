@@ -110,6 +110,12 @@ def test_the_words_of_torch_are_those_of_torch() -> None:
     assert {"forward", "train", "type"} <= MODULE_WORDS
 
 
+def test_cores_are_counted_in_one_place() -> None:
+    """`os.cpu_count`, and a pool of threads without a number, count those of the machine, not those of a container."""
+    counting = re.compile(r"cpu_count|PoolExecutor\(\)")
+    assert [path.name for path in MODULES if counting.search(path.read_text("utf-8"))] == ["resources.py"]
+
+
 def test_no_trace_of_a_machine() -> None:
     for path in [*MODULES, *ROOT.glob("specs/**/*.cnn"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*.md")]:
         assert not re.search(r"(^|[\s\"'`])/(home|root|Users|tmp|work)/", path.read_text("utf-8")), path

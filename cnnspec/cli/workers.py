@@ -25,7 +25,7 @@ import typer
 from cnnspec.cli.app import ARGUMENTS
 from cnnspec.cli.options import one_of
 from cnnspec.diagnostics import CnnspecError, counted, echo, failure, one_line
-from cnnspec.resources import machine_memory
+from cnnspec.resources import available_cores, machine_memory
 
 if TYPE_CHECKING:
     from cnnspec.ir import Graph
@@ -112,7 +112,7 @@ def plan_jobs(count: int | None, graphs: Sequence[Graph], runs: int, accelerator
         runs: The number of runs.
         accelerator: The device, as for Lightning.
     """
-    from cnnspec.training.loop.machine import available_cores, device_of
+    from cnnspec.training.loop.machine import device_of
 
     kind = device_of(accelerator).type
     if kind == "cuda":

@@ -16,7 +16,7 @@ from cnnspec.lints.base import LITERALS, LintContext, remove_argument, remove_st
 from cnnspec.ops import OPS
 from cnnspec.ops.activation import Activation
 from cnnspec.recipe import DATA_SETS
-from cnnspec.semantics.recipe_rules import implausible_values, no_classifier, other_classes
+from cnnspec.semantics.recipe_rules import implausible_values, no_classifier, other_classes, useless_statistics
 from cnnspec.semantics.train_section import to_diagnostic
 from cnnspec.shapes import Window
 from cnnspec.syntax import ast
@@ -231,6 +231,7 @@ def implausible_recipe(context: LintContext, graph: ir.Graph) -> Iterator[Diagno
     outputs, classes = graph.output_shape, DATA_SETS[recipe.data.name].classes
     constant = graph.model.constants.get("classes")
     found = [*implausible_values(recipe, graph.input_shape), *no_classifier(graph.input_shape, outputs, constant)]
+    found += useless_statistics(recipe, graph)
     if classes is not None and len(outputs) == 1:
         found += other_classes(graph.name, outputs[0], recipe.data.name, classes, constant)
     for finding in found:

@@ -169,6 +169,8 @@ _CHOICES = {
     "multisteplr": "multistep",
     **dict.fromkeys("cosineannealing cosineannealinglr cosinelr".split(), "cosine"),
     "onecyclelr": "onecycle",
+    **dict.fromkeys("syncbn syncbatchnorm".split(), "sync"),
+    **dict.fromkeys("ghostbn ghostbatchnorm".split(), "ghost"),
 }
 """Choices of a recipe in other libraries, in lower case and without `_`, with their names here."""
 

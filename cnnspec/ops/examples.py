@@ -51,6 +51,7 @@ _ENTRIES = {
     "optimizer": "sgd",
     "schedule": "cosine",
     "loss": "cross_entropy class_weights=balanced",
+    "bn_statistics": "ghost 32",
     "freeze": "stem",
     "rates": "group head lr=0.001",
 }

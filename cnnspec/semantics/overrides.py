@@ -8,6 +8,7 @@ from cnnspec.diagnostics.suggestions import Advice
 from cnnspec.ir.evaluate import ExpressionError, convert, show
 from cnnspec.recipe import (
     AUGMENTATIONS,
+    BN_STATISTICS,
     DATA_SETS,
     FREEZES,
     LOSSES,
@@ -31,6 +32,7 @@ TABLES: Mapping[str, Mapping[str, type[Declared]]] = {
     "normalize": NORMALIZATIONS,
     "resize": RESIZES,
     "loss": LOSSES,
+    "bn_statistics": BN_STATISTICS,
     "freeze": FREEZES,
 }
 """The entries with one choice."""

@@ -8,9 +8,10 @@ from typing import Any, cast
 
 from cnnspec.diagnostics import counted, did_you_mean, failure, named
 from cnnspec.diagnostics.suggestions import Advice, SetArgument, Suggestion, describe, one_of
-from cnnspec.ir import Expr, Graph
+from cnnspec.ir import Expr, Graph, Node
+from cnnspec.ops.norm import BatchNorm
 from cnnspec.recipe import DATA_SETS, OPTIMIZERS, Recipe, Setting
-from cnnspec.shapes import Shape, text
+from cnnspec.shapes import Shape, numel, text
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ def contradictions(recipe: Recipe) -> Iterator[Contradiction]:
         momentum = one_of("write `{0}`, or remove `nesterov`", SetArgument("momentum", 0.9))
         yield Contradiction("optimizer", message, momentum, code="E0512")
     yield from _no_rate(recipe)
+    yield from divided_group(recipe, recipe.batch)
     images = DATA_SETS[recipe.data.name].images
     if images is not None:
         train, test = images
@@ -82,6 +84,28 @@ def _no_rate(recipe: Recipe) -> Iterator[Contradiction]:
             message = f"`{argument}={rate:g}` requires a learning rate `lr` greater than 0"
             zero = one_of("write `{0}`, or increase `lr`", SetArgument(argument, 0))
             yield Contradiction(entry, message, zero, argument, code="E0512")
+
+
+def divided_group(recipe: Recipe, batch: int) -> Iterator[Contradiction]:
+    """Yield a contradiction if the groups of ghost batch normalization do not divide a batch."""
+    if recipe.ghost is not None and batch % recipe.ghost:
+        message = f"groups of {counted(recipe.ghost, 'image')} do not divide a batch of {batch}"
+        yield Contradiction(
+            "bn_statistics",
+            message,
+            _group_size("write `{0}`, or change `batch`", batch, recipe.ghost),
+            "images",
+            code="E0525",
+        )
+
+
+def _group_size(wording: str, batch: int, most: int = 32) -> Suggestion:
+    """Suggest the largest size up to `most` of several images that divides a batch, in the given words."""
+    sizes = range(min(most, batch, 1024), 1, -1)
+    divisor = next((size for size in sizes if batch % size == 0), None)
+    if divisor is None:
+        return Advice("change `batch`, and use a divisor of it")
+    return one_of(wording, SetArgument("images", divisor))
 
 
 def nothing_left(name: str, held: int, count: int) -> Iterator[Contradiction]:
@@ -196,12 +220,33 @@ def network_conflicts(recipe: Recipe, graph: Graph) -> Iterator[Contradiction]:
         help = "name modules to freeze, or remove `freeze`"
         yield Contradiction("freeze", "`freeze` names no modules", Advice(help), code="E0521")
     frozen = frozenset[str]() if unknown else frozen_modules(recipe, graph)
+    yield from _single_values(recipe, graph, frozen)
     trained = [node.path for node in graph.nodes if node.weights and node.path not in frozen]
     if frozen and not trained:
         help = "freeze fewer modules; the last layer is usually trained"
         yield Contradiction("freeze", "all weights are frozen: nothing is left to train", Advice(help), code="E0521")
     elif not unknown:
         yield from _useless_rates(recipe, graph, frozen)
+
+
+def _single_values(recipe: Recipe, graph: Graph, frozen: frozenset[str]) -> Iterator[Contradiction]:
+    """Yield groups of ghost batch normalization that have a single value per channel."""
+    node = single_value_norm(graph, frozen) if recipe.ghost == 1 else None
+    if node is not None:
+        message = f"`{node.path}` needs more than 1 value per channel, but gets a single image in each group"
+        yield Contradiction(
+            "bn_statistics",
+            message,
+            _group_size("write `{0}`, or remove `bn_statistics`", recipe.batch),
+            "images",
+            code="E0520",
+        )
+
+
+def single_value_norm(graph: Graph, frozen: frozenset[str]) -> Node | None:
+    """Return a batch normalization that is trained and gets a single value per channel and image, or None."""
+    norms = (node for node in graph.nodes if isinstance(node.op, BatchNorm) and node.path not in frozen)
+    return next((node for node in norms if numel(node.shape[1:]) == 1), None)
 
 
 def _unknown_modules(recipe: Recipe, graph: Graph) -> Iterator[Contradiction]:
@@ -262,6 +307,19 @@ def implausible_values(recipe: Recipe, image: Shape) -> Iterator[Contradiction]:
     if recipe.accumulate > recipe.batch:
         message = f"`accumulate` cannot split a batch of {recipe.batch} images into {recipe.accumulate} parts"
         yield Contradiction("accumulate", message, Advice(f"use a divisor of the batch size {recipe.batch}"))
+    elif recipe.ghost is not None and recipe.accumulate > recipe.batch // recipe.ghost:
+        groups = counted(recipe.batch // recipe.ghost, "group")
+        message = f"`accumulate` cannot split {groups} of images into {recipe.accumulate} parts"
+        yield Contradiction("accumulate", message, Advice("use at most one part per group"))
+
+
+def useless_statistics(recipe: Recipe, graph: Graph) -> Iterator[Contradiction]:
+    """Yield statistics of batch normalization that no layer of the network computes."""
+    frozen = frozen_modules(recipe, graph)
+    if not any(isinstance(node.op, BatchNorm) and node.path not in frozen for node in graph.nodes):
+        trained = " that is trained" if frozen else ""
+        message = f"`bn_statistics` has no effect: the network has no `bn`{trained}"
+        yield Contradiction("bn_statistics", message, Advice("remove it"))
 
 
 def _average(recipe: Recipe, epochs: int) -> Iterator[Contradiction]:

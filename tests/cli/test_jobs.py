@@ -41,7 +41,7 @@ def plan(count: int | None = None, runs: int = 100) -> workers.Plan:
 def test_jobs_on_a_cpu(
     cores: int, gibibytes: float, runs: int, jobs: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(machine, "available_cores", lambda: cores)
+    monkeypatch.setattr(workers, "available_cores", lambda: cores)
     monkeypatch.setattr(workers, "machine_memory", lambda: int(gibibytes * 2**30))
     found = plan(runs=runs)
     assert found.environments == ({"OMP_NUM_THREADS": str(threads)},) * jobs

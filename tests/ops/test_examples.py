@@ -37,7 +37,7 @@ def test_example_of_an_entry(entry: str) -> None:
 
 @pytest.mark.parametrize("argument", ARGUMENTS)
 def test_an_argument_of_an_entry(argument: str) -> None:
-    entry = entry_with(argument, "1" if argument in ("val", "train", "test", "size", "buffer") else "0.5")
+    entry = entry_with(argument, "1" if argument in ("val", "train", "test", "size", "buffer", "images") else "0.5")
     assert entry is not None
     assert errors(recipe(entry)) == []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import torch
 from harness.runs import TINY
 
 from cnnspec import Graph, build, load, loads
+from cnnspec.resources import _quota, available_cores
 from cnnspec.training.loop import autotune
-from cnnspec.training.loop.machine import _quota, available_cores, default_threads
+from cnnspec.training.loop.machine import default_threads
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -65,6 +67,11 @@ def test_the_memory_format_is_measured_and_cached(monkeypatch: pytest.MonkeyPatc
     assert choose() == ("channels_last", "cached")
     assert clock.calls == calls
     assert choose(batch=16) == ("contiguous", "measured")
+    assert choose(precision="bf16-mixed") == ("contiguous", "measured")  # in the precision of the run
+    calls = clock.calls
+    compiled = replace(graph, recipe=graph.recipe.model_copy(update={"compile": "default"}))
+    assert autotune.choose_tuning(compiled, network, 32, device).origin == "default"
+    assert clock.calls == calls  # compiling twice would take longer than a better format saves
     assert choose(memory_format="channels_last", threads=1) == ("channels_last", "requested")
     (tmp_path / "tuning.json").write_text("half")
     clock.steps["contiguous"] = [0.95]  # not clearly faster

@@ -21,8 +21,12 @@ from cnnspec import build, loads
 from cnnspec.training.data.augment import TRANSFORMS, Preprocess
 from cnnspec.training.data.batches import EpochBatches
 from cnnspec.training.data.datasets import ImageData, Pixels
+from cnnspec.training.data.device import to_device
 from cnnspec.training.data.preprocessing import Preprocessing
+from cnnspec.training.loop import machine
+from cnnspec.training.loop import task as task_module
 from cnnspec.training.loop.average import WeightAverage
+from cnnspec.training.loop.batch_norm import convert_batch_norm
 from cnnspec.training.loop.checkpoints import Checkpoints
 from cnnspec.training.loop.optimizers import optimizer_for
 from cnnspec.training.loop.signals import StopHandler
@@ -74,10 +78,28 @@ class BlockingCopies(TorchDispatchMode):
         return result
 
 
-def copies_in_steps(recipe: str, folder: Path, steps: int = 3) -> list[str]:
-    """Run some steps after the first of a training, and return the copies for which the host waits."""
+class WithoutFloat64(TorchDispatchMode):
+    """Raises an error for a tensor in float64 on the device, as MPS does."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.device == META and tensor.dtype == torch.float64:
+                raise TypeError(f"{func}: the device has no float64")
+        return result
+
+
+def copies_in_steps(recipe: str, folder: Path, steps: int = 3, place: torch.device = META) -> list[str]:
+    """Run some steps after the first of a training, and return the copies for which the host waits.
+
+    Args:
+        recipe: The entries of the recipe.
+        folder: The folder for checkpoints.
+        steps: The number of steps.
+        place: The device that holds the images.
+    """
     graph = loads(NETWORK.replace("RECIPE", recipe.replace("; ", "\n    ")))
-    images = Pixels(torch.zeros(64, 3, 8, 8, dtype=torch.uint8), torch.zeros(64, dtype=torch.long)).to(META)
+    images = Pixels(torch.zeros(64, 3, 8, 8, dtype=torch.uint8), torch.zeros(64, dtype=torch.long)).to(place)
     data = ImageData("fake", 3, images, None, None, lambda: ((0.5,) * 3, (0.5,) * 3))
     network = build(graph).to(META)
     preprocessing = Preprocessing((8, 8), (0.5,) * 3, (0.5,) * 3)
@@ -89,13 +111,15 @@ def copies_in_steps(recipe: str, folder: Path, steps: int = 3) -> list[str]:
     task.optimizers = lambda: optimizer  # type: ignore[method-assign]
     task.lr_schedulers = lambda: schedule  # type: ignore[method-assign]
     task.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign]
-    task._sums = task._sums.to(META)
+    task._sums = task._sums.to(META, task_module.exact_float(META))
     if task._class_weights is not None:
         task._class_weights = task._class_weights.to(META)
     if graph.recipe.ema is not None:
         task._hidden["average"] = WeightAverage(network, graph.recipe.ema)
+    task.groups = convert_batch_norm(network, graph.recipe, META, 1)
     task.train()
-    batches = iter(EpochBatches(images, Preprocess(preprocessing, graph.recipe.augment), 8, seed=1))
+    epoch = EpochBatches(images, Preprocess(preprocessing, graph.recipe.augment), 8, seed=1)
+    batches = ((to_device(images, META), to_device(labels, META)) for images, labels in epoch)
     task.training_step(next(batches), 0)  # creates the state of the optimizer
     with BlockingCopies() as copies:
         for number in range(steps):
@@ -123,19 +147,35 @@ def test_every_augmentation_runs_on_the_device(monkeypatch: pytest.MonkeyPatch):
         assert moved.device.type == "meta", name
 
 
-@pytest.mark.parametrize(
-    "recipe",
-    [
-        "ema 0.99; clip 1; optimizer rmsprop",
-        "accumulate 2; label_smoothing 0.1; optimizer radam",
-        "mixup 0.2; optimizer nadam",
-        "cutmix 1.0; optimizer adagrad",
-        "loss cross_entropy class_weights=[1, 2, 3]; optimizer adadelta",
-        "decay weights; optimizer adamax weight_decay=0.1",
-    ],
-)
+RECIPES = [
+    "ema 0.99; clip 1; optimizer rmsprop",
+    "accumulate 2; label_smoothing 0.1; optimizer radam",
+    "mixup 0.2; optimizer nadam",
+    "cutmix 1.0; optimizer adagrad",
+    "loss cross_entropy class_weights=[1, 2, 3]; optimizer adadelta",
+    "decay weights; optimizer adamax weight_decay=0.1",
+    "bn_statistics ghost 4; optimizer rmsprop",
+]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_no_step_waits_for_the_device(recipe: str, tmp_path: Path):
     assert copies_in_steps(recipe, tmp_path) == []
+
+
+@pytest.mark.parametrize("recipe", [f"augment {' | '.join(AUGMENTATIONS.values())}; optimizer rmsprop", *RECIPES])
+def test_no_step_uses_float64_on_mps(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """MPS has no float64. Its images stay in the memory of the host, which preprocesses them."""
+    monkeypatch.setattr(placement, "free_memory", lambda device: 0)  # as on MPS
+    part = Pixels(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.long))
+    data = ImageData("fake", 3, part, None, None, lambda: ((0.5,) * 3, (0.5,) * 3))
+    graph = loads(NETWORK.replace("RECIPE", ""))
+    assert placement.choose_placement(data, "auto", graph, graph.recipe, META).place == "ram"
+    with WithoutFloat64():
+        with pytest.raises(TypeError, match="no float64"):
+            copies_in_steps(recipe, tmp_path, place=torch.device("cpu"))  # its sums are in float64
+        monkeypatch.setattr(task_module, "exact_float", lambda device: machine.exact_float(torch.device("mps")))
+        copies_in_steps(recipe, tmp_path, place=torch.device("cpu"))
 
 
 def test_a_wait_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import re
 import struct
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch")
+import torch
+import torchvision
 from harness.images import stored
 from PIL import Image, ImageCms
 
@@ -392,6 +395,21 @@ def test_every_jpeg_file_has_the_pixels_or_the_error_of_pillow(how: str, monkeyp
     monkeypatch.setattr(images, "_decode_jpeg", lambda *args: None)
     assert found == [outcome(content, channels) for content in contents for channels in (1, 3)]
     assert any(len(result) == 3 for result in found) or how == "short"
+
+
+def test_pillow_decodes_if_torchvision_has_no_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision 0.29 announces the removal of its decoders."""
+    content = jpeg(np.random.default_rng(0))
+    spec = importlib.util.spec_from_file_location("images_of_pillow", images.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    without = importlib.util.module_from_spec(spec)
+    monkeypatch.delattr(torchvision.io, "decode_image")
+    spec.loader.exec_module(without)
+    assert not without._decoders_agree()
+    pixels, expected = (module.open_image(io.BytesIO(content), 3, "x") for module in (without, images))
+    assert torch.equal(pixels, expected)
+    assert pixels.stride() == expected.stride()
 
 
 def test_pillow_decodes_if_the_decoders_differ(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,7 @@ class EpochBatches(Dataset[Batch]):
         skip: The number of batches to skip at the start.
         rank: The index of this device.
         world: The number of devices that share each batch.
+        block: The number of consecutive images of a batch that stay on one device.
         workers: The number of processes that load batches ahead, 0 for none.
     """
 
@@ -60,13 +61,14 @@ class EpochBatches(Dataset[Batch]):
         skip: int = 0,
         rank: int = 0,
         world: int = 1,
+        block: int = 1,
         workers: int = 0,
     ) -> None:
         self.images, self.preprocess, self.batch = images, preprocess, min(batch, len(images))
         self.seed, self.epoch, self.skip = seed, epoch, skip
         # Each worker would read all rows of a stream, which decodes images in threads.
         alone = isinstance(images, Records) and images.source.one_process
-        self.rank, self.world, self.workers = rank, world, 0 if alone else workers
+        self.rank, self.world, self.block, self.workers = rank, world, block, 0 if alone else workers
         self._order = torch.arange(len(images)) if seed is None else images.order(make_generator(seed, epoch))
 
     @property
@@ -132,11 +134,16 @@ class EpochBatches(Dataset[Batch]):
         """Return this device's part of a batch."""
         return self._make_batches(range(number, number + 1))[0]
 
+    def _own_positions(self, start: int, stop: int) -> list[int]:
+        """Return the positions of this device in a batch: every `world`-th block."""
+        blocks = range(start + self.rank * self.block, stop, self.world * self.block)
+        return [position for first in blocks for position in range(first, min(first + self.block, stop))]
+
     def _make_batches(self, numbers: range) -> list[Batch]:
         """Create consecutive batches. The content of each is independent of the others."""
         order = self._order[numbers.start * self.batch : numbers.stop * self.batch]
         starts = range(0, len(order), self.batch)
-        own = [range(start + self.rank, min(start + self.batch, len(order)), self.world) for start in starts]
+        own = [self._own_positions(start, min(start + self.batch, len(order))) for start in starts]
         rows = torch.tensor([position for positions in own for position in positions], dtype=torch.long)
         indices = order[rows]
         rng = None

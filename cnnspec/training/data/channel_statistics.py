@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cnnspec.diagnostics import CnnspecError
 from cnnspec.files import read_text
-from cnnspec.resources import cache_folder
+from cnnspec.resources import available_cores, cache_folder
 from cnnspec.training.data.decoded import cache_key, in_order
 from cnnspec.training.data.images import read_image
 from cnnspec.training.data.preprocessing import Statistics
@@ -72,7 +72,7 @@ def image_statistics(images: Records) -> Statistics:
     found = path and _read(path, source.channels)
     if not found:
         paths = images.paths() or ()
-        found = _of_sums(in_order(lambda image: _sums(read_image(image, source.channels)), paths, os.cpu_count() or 1))
+        found = _of_sums(in_order(lambda image: _sums(read_image(image, source.channels)), paths, available_cores()))
         # If an image changed while it was read, the statistics are not those of the key.
         if path is not None and _cache_file(images, source.channels) == path:
             _write(path, found)

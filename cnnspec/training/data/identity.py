@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict
 
 from cnnspec.diagnostics import CnnspecError, failure, one_line
 from cnnspec.files import read_bytes
+from cnnspec.resources import available_cores
 from cnnspec.training.data.folders import SPLITS, Entry, Listing
 
 FILE = "data.jsonl.gz"
@@ -225,7 +226,7 @@ def _hash_files(entries: Sequence[Entry]) -> list[str]:
                 help="check the file and its permissions",
             ) from None
 
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(available_cores() + 4) as pool:
         return list(pool.map(hash_file, entries))
 
 

@@ -19,10 +19,14 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 
 from cnnspec.diagnostics import CnnspecError, failure, one_line
 from cnnspec.limits import MAX_PIXELS
+
+try:
+    from torchvision.io import ImageReadMode, decode_image
+except ImportError:  # torchvision 0.29 announces their removal
+    ImageReadMode = decode_image = None
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """The formats of images, whatever the extension is. Pillow starts other programs for some of the others."""
@@ -131,7 +135,7 @@ def _decode_jpeg(source: IO[bytes], image: Image.Image) -> Tensor | None:
     place = source.tell()
     source.seek(0)
     try:
-        pixels = decode_image(torch.frombuffer(bytearray(source.read()), dtype=torch.uint8), ImageReadMode.RGB)
+        pixels = _decode(source.read())
         return pixels.permute(1, 2, 0)[None].permute(0, 3, 1, 2)  # the memory layout of `_pixels`
     except RuntimeError:
         return None
@@ -139,16 +143,25 @@ def _decode_jpeg(source: IO[bytes], image: Image.Image) -> Tensor | None:
         source.seek(place)
 
 
+def _decode(content: bytes) -> Tensor:
+    """Return the pixels `[3, h, w]` of an image, decoded by torchvision."""
+    assert decode_image is not None
+    assert ImageReadMode is not None
+    return decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB)
+
+
 @cache
 def _decoders_agree() -> bool:
     """Return whether Pillow and torchvision decode JPEG files of several kinds to the same pixels."""
+    if decode_image is None:
+        return False
     values = np.arange(40 * 56 * 3, dtype=np.int64).reshape(40, 56, 3)
     image = Image.fromarray(((values * values // 7) % 256).astype(np.uint8))
     for number in range(6):
         file = io.BytesIO()
         image.save(file, "JPEG", quality=70 + 5 * number, subsampling=number % 3, progressive=number > 2)
         try:
-            found = decode_image(torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8), ImageReadMode.RGB)
+            found = _decode(file.getvalue())
         except RuntimeError:  # torchvision was built without libjpeg
             return False
         with Image.open(file, formats=("JPEG",)) as again:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from cnnspec.diagnostics import CnnspecError, failure, one_line
+from cnnspec.resources import available_cores
 from cnnspec.training.data.images import open_image
 
 MAX_OPEN = 4
@@ -76,7 +77,7 @@ class Shards:
         Raises:
             CnnspecError: E0502 if a shard cannot be read or has changed, E0503 if an image is unsuitable.
         """
-        with ThreadPoolExecutor() as pool:
+        with ThreadPoolExecutor(available_cores()) as pool:
             pending = [pool.submit(self._decode, position, self._content(position)) for position in positions]
             for result in pending:
                 yield result.result()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
-import math
 import os
 import platform
 import sys
@@ -19,7 +18,7 @@ from cnnspec.analysis.cost import live_memory, training_memory
 from cnnspec.diagnostics import failure
 from cnnspec.ir import Graph
 from cnnspec.ops.base import FLOAT
-from cnnspec.resources import machine_memory
+from cnnspec.resources import available_cores, machine_memory
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
@@ -36,28 +35,6 @@ def keep_memory() -> None:
     if mallopt is not None and platform.libc_ver()[0] == "glibc":
         mallopt(_M_MMAP_THRESHOLD, 1 << 30)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def available_cores() -> int:
-    """Return the number of cores that this process may use: its affinity, and the quota of its control group."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for folder in ("/sys/fs/cgroup", "/sys/fs/cgroup/cpu"):
-        try:
-            quota = _quota(Path(folder))
-        except (OSError, ValueError):
-            continue
-        if quota is not None:
-            cores = min(cores, max(1, math.ceil(quota)))
-    return cores
-
-
-def _quota(folder: Path) -> float | None:
-    """Return the number of cores that a control group may use, None without a limit. Source: cgroups(7)."""
-    if (folder / "cpu.max").exists():  # version 2
-        quota, period = (folder / "cpu.max").read_text("ascii").split()
-        return None if quota == "max" else int(quota) / int(period)
-    quota, period = ((folder / f"cpu.cfs_{name}_us").read_text("ascii") for name in ("quota", "period"))
-    return int(quota) / int(period) if int(quota) > 0 else None
 
 
 def default_threads() -> int:

@@ -32,10 +32,9 @@ from cnnspec.files import first_problem
 from cnnspec.ir import Graph
 from cnnspec.ir.stored_recipe import read_recipe
 from cnnspec.limits import CHECKPOINT_RATIO, MAX_INTEGER
-from cnnspec.ops.norm import BatchNorm
 from cnnspec.recipe import Recipe
-from cnnspec.semantics.recipe_rules import frozen_modules
-from cnnspec.shapes import numel, text
+from cnnspec.semantics.recipe_rules import frozen_modules, single_value_norm
+from cnnspec.shapes import text
 from cnnspec.training.data.augment import Preprocess, is_per_image
 from cnnspec.training.data.batches import Batch, EpochBatches
 from cnnspec.training.data.datasets import ImageData
@@ -43,6 +42,7 @@ from cnnspec.training.data.device import to_device
 from cnnspec.training.data.identity import DataIdentity
 from cnnspec.training.data.preprocessing import Preprocessing
 from cnnspec.training.loop.average import WeightAverage
+from cnnspec.training.loop.batch_norm import Groups, average_over_devices, running_statistics
 from cnnspec.training.loop.checkpoints import Checkpoints, DamagedCheckpoint, State, network_weights
 from cnnspec.training.loop.conv1x1_grad import NarrowGradients, has_narrow
 from cnnspec.training.loop.evaluate import full_float32, score
@@ -225,39 +225,44 @@ def _load_checkpoint(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     network.load_state_dict(dict(weights))
 
 
-def check_parts(graph: Graph, images: int, parts: int) -> None:
+def check_parts(graph: Graph, images: int, parts: int, *, ghost: int | None = None) -> None:
     """Check that batch normalization sees more than one value per channel in every part of a batch.
 
     Args:
         graph: The network.
         images: The images of a batch.
         parts: The number of parts that a batch is computed in.
+        ghost: The size of the groups of ghost batch normalization, which no part divides.
 
     Raises:
         CnnspecError: E0520 if a part has a single image, and a `bn` a single value per channel and image.
     """
-    if images // min(parts, images) > 1:
+    if ghost is not None or images // min(parts, images) > 1:
         return
-    frozen = frozen_modules(graph.recipe, graph)
-    for node in graph.nodes:
-        if isinstance(node.op, BatchNorm) and node.path not in frozen and numel(node.shape[1:]) == 1:
-            part = "of a batch" if parts == 1 else f"of a batch of {images} in {parts} parts"
-            raise failure(
-                "E0520",
-                f"`{node.path}` needs more than 1 value per channel, but gets a single image {part}",
-                notes=[f"its input is {text(node.shape)}; batch normalization computes a variance over N"],
-                help="use a larger batch or fewer parts (`accumulate`), or `gn` or `ln` in place of this `bn`",
-            )
+    node = single_value_norm(graph, frozen_modules(graph.recipe, graph))
+    if node is not None:
+        part = "of a batch" if parts == 1 else f"of a batch of {images} in {parts} parts"
+        raise failure(
+            "E0520",
+            f"`{node.path}` needs more than 1 value per channel, but gets a single image {part}",
+            notes=[f"its input is {text(node.shape)}; batch normalization computes a variance over N"],
+            help="use a larger batch or fewer parts (`accumulate`), or `gn` or `ln` in place of this `bn`",
+        )
 
 
-def part_sizes(images: int, parts: int, rank: int = 0, devices: int = 1) -> list[int]:
-    """Return the number of images of one device in each part of a batch, for up to `images // devices` parts.
+def parts_note(recipe: Recipe) -> str:
+    """Return what a message about a batch in several parts adds on batch normalization."""
+    return "" if recipe.ghost is not None else "; batch normalization uses one part at a time"
 
-    Each part is a range of the batch, of which the device has every image whose position has the remainder `rank`. So a
-    part has the same images for any number of devices. The parts of a batch differ by at most one image.
+
+def part_sizes(images: int, parts: int, rank: int = 0, devices: int = 1, block: int = 1) -> list[int]:
+    """Return the number of images of one device in each part of a batch, for up to `images // block // devices` parts.
+
+    Each part is a range of the blocks of a batch, of which the device has every block whose position has the remainder
+    `rank`. So a part has the same images for any number of devices. The parts of a batch differ by at most one block.
     """
-    bounds = [images * part // parts for part in range(parts + 1)]
-    return [len(range(a + (rank - a) % devices, b, devices)) for a, b in itertools.pairwise(bounds)]
+    bounds = [images // block * part // parts for part in range(parts + 1)]
+    return [block * len(range(a + (rank - a) % devices, b, devices)) for a, b in itertools.pairwise(bounds)]
 
 
 def class_weights(recipe: Recipe, data: ImageData) -> Tensor | None:
@@ -315,6 +320,8 @@ class Task(pl.LightningModule):
         # The strategy treats everything in the module tree as weights, so these are kept outside it.
         self._hidden: dict[str, Any] = {"context": context, "average": None}
         self._gradients: Any = nullcontext()
+        self.groups: Groups | None = None
+        """The groups of ghost batch normalization."""
         self._state = state
         self.progress = Progress(parts=recipe.accumulate)
         self._run = run_facts(recipe, steps, self._data_identity()) | {"about": context and context.about}
@@ -508,16 +515,20 @@ class Task(pl.LightningModule):
         if self.recipe.mixup is not None or self.recipe.cutmix is not None:
             images, targets = self._mix(images, labels)
         processes, batch = self.context.processes, self._batch
-        parts = min(self.progress.parts, batch // processes.size)  # the same number on all devices
-        sizes = part_sizes(batch, parts, processes.rank, processes.size)
+        block = self.recipe.ghost or 1
+        parts = min(self.progress.parts, batch // block // processes.size)  # the same number on all devices
+        sizes = part_sizes(batch, parts, processes.rank, processes.size, block)
+        whole = part_sizes(batch, parts, block=block)
         weight_sum = None if sizes == [batch] else self._weight_sum(targets)
         total = torch.zeros((), device=self.device)
         correct = torch.zeros((), device=self.device, dtype=exact_float(self.device))
         # A graph of kernels reuses its memory at each replay, also that of gradients that are accumulated.
         is_replayed = self.recipe.compile in ("reduce_overhead", "max_autotune", "cuda_graphs")
         forward = self.network if parts > 1 and is_replayed else self._hidden.get("compiled", self.network)
-        pieces = zip(images.split(sizes), targets.split(sizes), labels.split(sizes), strict=True)
-        for left, (x, y, actual) in zip(reversed(range(parts)), pieces, strict=True):
+        pieces = zip(images.split(sizes), targets.split(sizes), labels.split(sizes), whole, strict=True)
+        for left, (x, y, actual, in_part) in zip(reversed(range(parts)), pieces, strict=True):
+            if self.groups is not None and processes.are_connected:
+                self.groups.share = processes.size * block / in_part
             with self._gradients:
                 outputs = forward(x)
             logits = getattr(outputs, "logits", outputs)  # [N, classes]
@@ -579,16 +590,17 @@ class Task(pl.LightningModule):
         from the same images.
         """
         # Several devices would have to agree on the number of parts in the middle of a step.
-        if self.progress.parts >= images or self.context.processes.are_connected or not is_out_of_memory(error):
+        largest = images // (self.recipe.ghost or 1)
+        if self.progress.parts >= largest or self.context.processes.are_connected or not is_out_of_memory(error):
             raise error
         try:
-            check_parts(self.graph, images, 2 * self.progress.parts)
+            check_parts(self.graph, images, 2 * self.progress.parts, ghost=self.recipe.ghost)
         except CnnspecError:
             raise error from None
         self.progress.parts *= 2
         self.context.log(
             f"out of memory: from step {self.progress.step + 1} on, each batch is computed in {self.progress.parts}"
-            " parts; batch normalization uses one part at a time"
+            f" parts{parts_note(self.recipe)}"
         )
 
     def _check_finite(self, loss: Tensor, images: Tensor | None = None) -> None:
@@ -626,6 +638,7 @@ class Task(pl.LightningModule):
         """
         sums = self.context.processes.sum(self._sums)
         self._check_state_finite(sums)
+        self._average_statistics()
         try:
             if self.context.processes.any(self.context.stop.requested)[0]:
                 raise Stopped
@@ -735,12 +748,24 @@ class Task(pl.LightningModule):
         """
         sums = self.context.processes.sum(self._sums)
         self._check_state_finite(sums)
+        self._average_statistics()
         if self.context.is_main_process:
             journal = self.context.journal
             files = journal.lengths() if journal is not None else {}
             progress = {**asdict(self.progress), "sums": sums.tolist(), "files": files, "seconds": self.seconds}
             self.context.checkpoints.save_in_background(self._make_state(progress), best=best)
         self._last_save = time.monotonic()
+
+    def _average_statistics(self) -> None:
+        """Average the running statistics of batch normalization over the devices, if each has its own.
+
+        An update is linear, so that the average is that of a single device which has seen all images.
+        """
+        if self.recipe.bn_statistics.name == "sync" or self._state is not None:
+            return
+        networks = [self.network, *([self.average.module] if self.average is not None else [])]
+        if self.context.processes.are_connected:
+            average_over_devices([value for part in networks for value in running_statistics(part, self._frozen)])
 
     def _make_state(self, progress: dict[str, Any]) -> State:
         if self._state is not None:  # nothing else has changed between loading and the first step
@@ -797,6 +822,7 @@ class BatchDataModule(pl.LightningDataModule):
             skip=self.skip,
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
+            block=self.recipe.ghost or 1,
             workers=self._needed_workers(),
         )
         self.skip = 0

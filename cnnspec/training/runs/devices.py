@@ -18,7 +18,7 @@ MACS_PER_STEP = 100_000_000_000
 """Multiply-adds of the forward pass of a batch from which `--devices auto` uses all GPUs.
 
 Below it a step takes a few milliseconds on one GPU, and exchanging gradients takes a similar time. The value is an
-estimate; it has not been measured.
+estimate; it has not been measured, which `benchmarks/gpu.py devices` does on two GPUs.
 """
 _DDP_OPTIONS = {
     "static_graph": bool,
@@ -71,8 +71,14 @@ def choose_devices(options: TrainOptions, macs_per_step: int) -> tuple[str | int
     )
 
 
-def make_strategy(name: str, created: Any, ddp: Mapping[str, bool | int]) -> Any:
+def make_strategy(name: str, created: Any, ddp: Mapping[str, bool | int], *, buffers: bool = True) -> Any:
     """Return the strategy in place of the one that Lightning has created by a name, None to keep that one.
+
+    Args:
+        name: The name of the strategy.
+        created: The strategy that Lightning has created.
+        ddp: Arguments of `DistributedDataParallel`.
+        buffers: Whether all devices take the running statistics of the first one at each step.
 
     Raises:
         CnnspecError: E0510 if the strategy starts copies of this process, or does not use the options.
@@ -90,7 +96,8 @@ def make_strategy(name: str, created: Any, ddp: Mapping[str, bool | int]) -> Any
     # Another process may work for longer than the 30 minutes of Lightning, for example while it reads the data. If it
     # ends, its connections are closed.
     own = StrategyRegistry[name]["init_params"] if name in StrategyRegistry else {}
-    return DDPStrategy(**{**own, **ddp, "timeout": PATIENCE})
+    shared = {} if buffers else {"broadcast_buffers": False}
+    return DDPStrategy(**{**own, **ddp, **shared, "timeout": PATIENCE})
 
 
 def check_strategy(name: str) -> None:

@@ -140,6 +140,7 @@ class RunResult(_Part):
     accelerator: Text | None = None
     devices: Count | None = None
     strategy: Text | None = None
+    bn_statistics: Text | None = None
     precision: Text | None = None
     requested: Requested = Requested()
     machine: Machine = Machine(memory_format="channels_last", threads=1, origin="default")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.console import Console
 
-from cnnspec.diagnostics import failure
+from cnnspec.diagnostics import counted, failure
 from cnnspec.ir import Graph
 from cnnspec.recipe import ORIGINS, FromPython, Recipe, Setting
 from cnnspec.rewrite.set_values import setting_text
@@ -166,6 +166,15 @@ def rate_rule(recipe: Recipe, options: TrainOptions) -> str:
         return f"not scaled for the batch of {options.batch} in place of {recipe.batch}"
     factor = SCALES[options.scale_lr](options.batch / recipe.batch)
     return f"times {factor:.4g}: {options.scale_lr} in the batch, {options.batch} in place of {recipe.batch}"
+
+
+def statistics_rule(recipe: Recipe) -> str:
+    """Describe the images over which batch normalization computes its statistics in training."""
+    if recipe.ghost is not None:
+        return f"of each group of {counted(recipe.ghost, 'image')}"
+    if recipe.bn_statistics.name == "local":
+        return "of each device: the result depends on the number of devices"
+    return "of the batch over all devices" if recipe.accumulate == 1 else "of each part of the batch over all devices"
 
 
 def lightning_precision(precision: str, device: torch.device) -> str:

@@ -12,10 +12,11 @@ from cnnspec.analysis.cost import count, training_memory
 from cnnspec.diagnostics import CnnspecError, did_you_mean, failure
 from cnnspec.ir import Graph
 from cnnspec.recipe import Recipe
+from cnnspec.resources import available_cores
 from cnnspec.training.data.datasets import ImageData, Pixels
 from cnnspec.training.data.decoded import Headers, cache_in_file, cache_in_memory, read_headers
 from cnnspec.training.data.sources import Files, Records
-from cnnspec.training.loop.machine import available_cores, available_memory, free_memory
+from cnnspec.training.loop.machine import available_memory, free_memory
 
 PLACES = ("auto", "ram", "device", "disk", "off")
 """The values of the option `cache`."""

@@ -19,7 +19,14 @@ from cnnspec.training.loop.machine import default_threads, default_workers, devi
 from cnnspec.training.loop.optimizers import optimizer_for
 from cnnspec.training.runs.devices import choose_devices
 from cnnspec.training.runs.folder import next_folder
-from cnnspec.training.runs.options import TrainOptions, effective_recipe, lightning_precision, rate_rule, recipe_lines
+from cnnspec.training.runs.options import (
+    TrainOptions,
+    effective_recipe,
+    lightning_precision,
+    rate_rule,
+    recipe_lines,
+    statistics_rule,
+)
 from cnnspec.training.runs.placement import Placement, choose_placement, memory
 
 FILES = (
@@ -58,6 +65,7 @@ def plan(graph: Graph, options: TrainOptions | None = None) -> dict[str, Any]:
             "devices": f"1 ({reason})" if reason else options.devices,
             "strategy": options.strategy,
             "learning_rate": rate_rule(graph.recipe, options),
+            "bn_statistics": statistics_rule(recipe),
             "precision": precision,
             "memory_format": options.memory_format or cached or "measured at the start of the run",
             "threads": options.threads or default_threads(),

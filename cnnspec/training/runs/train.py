@@ -21,7 +21,7 @@ from cnnspec.backends.torch.weights import read_weights
 from cnnspec.diagnostics import CnnspecError, failure, one_line
 from cnnspec.ir import Graph
 from cnnspec.recipe import Recipe
-from cnnspec.semantics.recipe_rules import frozen_modules, network_conflicts, nothing_validated, refuse
+from cnnspec.semantics.recipe_rules import divided_group, frozen_modules, network_conflicts, nothing_validated, refuse
 from cnnspec.training.data import identity
 from cnnspec.training.data.augment import Preprocess
 from cnnspec.training.data.batches import steps_per_epoch
@@ -29,6 +29,7 @@ from cnnspec.training.data.datasets import ImageData, Images, load_data
 from cnnspec.training.data.preprocessing import Preprocessing, choose_preprocessing
 from cnnspec.training.loop.about import about_weights, describe
 from cnnspec.training.loop.autotune import FORMATS, Tuning, choose_tuning
+from cnnspec.training.loop.batch_norm import convert_batch_norm
 from cnnspec.training.loop.checkpoints import State, write_atomically
 from cnnspec.training.loop.evaluate import score
 from cnnspec.training.loop.journal import Journal
@@ -45,8 +46,7 @@ from cnnspec.training.loop.machine import (
 from cnnspec.training.loop.optimizers import optimizer_for
 from cnnspec.training.loop.processes import Processes, lost_process
 from cnnspec.training.loop.signals import Pruned, StopHandler, Stopped
-from cnnspec.training.loop.sync_batchnorm import sync_batch_norm
-from cnnspec.training.loop.task import BatchDataModule, StateCheck, Task, TrainingContext, check_parts
+from cnnspec.training.loop.task import BatchDataModule, StateCheck, Task, TrainingContext, check_parts, parts_note
 from cnnspec.training.runs.devices import check_strategy, choose_devices, make_strategy
 from cnnspec.training.runs.folder import RunFolder, shared_folder, write_error
 from cnnspec.training.runs.loggers import ExternalLogger, draw_graph, make_loggers, quiet
@@ -59,6 +59,7 @@ from cnnspec.training.runs.options import (
     lightning_precision,
     rate_rule,
     recipe_lines,
+    statistics_rule,
 )
 from cnnspec.training.runs.placement import choose_placement, place_data
 from cnnspec.training.runs.plots import (
@@ -164,14 +165,17 @@ class _Start:
         check_recipe(self.recipe, self.data)
         images = min(self.recipe.batch, len(self.data.train))
         self.images_at_once = min(self.recipe.batch, fitting or self.recipe.batch)
-        self.parts = max(self.recipe.accumulate, -(-images // self.images_at_once))
+        block = self.recipe.ghost or 1  # the images that a part has or has not
+        blocks, at_once = images // block, max(1, self.images_at_once // block)
+        self.parts = max(self.recipe.accumulate, -(-blocks // at_once))
         devices = self.trainer.world_size
-        if devices > 1 and devices * self.recipe.accumulate > images:
+        if devices > 1 and devices * self.recipe.accumulate > blocks:
+            least = "image" if block == 1 else f"group of {block} images"
             parts = f" in {self.recipe.accumulate} parts" if self.recipe.accumulate > 1 else ""
             raise failure(
                 "E0524",
                 f"a batch of {images}{parts} cannot be divided among {devices} devices",
-                notes=["each device needs at least one image of every part"],
+                notes=[f"each device needs at least one {least} of every part"],
                 help="use a larger batch, fewer parts (`accumulate`) or fewer devices",
             )
         if self.parts > 1 and options.ddp.get("static_graph") and devices > 1:
@@ -181,8 +185,8 @@ class _Start:
                 notes=["DistributedDataParallel cannot skip the exchange of gradients in the first backward pass"],
                 help="omit `--ddp static_graph=true`, or use fewer parts (`accumulate`)",
             )
-        if devices == 1:  # several devices compute the statistics together
-            check_parts(graph, images, self.parts)
+        if devices == 1 or self.recipe.bn_statistics.name == "local":  # others compute the statistics together
+            check_parts(graph, images // devices, self.parts, ghost=self.recipe.ghost)
         self.network = _make_network(graph, self.recipe, options)
         self._place_data(stop)
         stop.poll()
@@ -279,7 +283,7 @@ class _TrainingRun:
         if start.parts > self.task.progress.parts:
             self.task.progress.parts = start.parts
             self._log(
-                f"memory: each batch is computed in {start.parts} parts; batch normalization uses one part at a time",
+                f"memory: each batch is computed in {start.parts} parts{parts_note(recipe)}",
                 style="yellow",
             )
         self.changes = _change_rows(self.previous.get("changes", []), start.changes, self.task.progress.step)
@@ -289,8 +293,9 @@ class _TrainingRun:
         self.context.data = start.placed
         self.weights = self.previous.get("weights") if start.resumed is not None else self.options.start
         self.tuning = start.processes.from_main(lambda: self._choose_tuning(network))
-        if self.trainer.world_size > 1:  # after the measurement, which only one process makes
-            sync_batch_norm(network, self.trainer.strategy.root_device)
+        # After the measurement, which only one process makes.
+        strategy, devices = self.trainer.strategy, self.trainer.world_size
+        self.task.groups = convert_batch_norm(network, recipe, strategy.root_device, devices)
         self.tuning.apply(network)
         self.context.memory_format = FORMATS[self.tuning.memory_format]
 
@@ -449,6 +454,8 @@ class _TrainingRun:
             self._log(f"devices: {self.start.devices_reason}")
         if devices > 1 or self.options.scale_lr != "none":
             self._log(f"learning rate: {rate_rule(self.graph.recipe, self.options)}")
+        if devices > 1 or recipe.bn_statistics.name != "sync":
+            self._log(f"batch statistics: {statistics_rule(recipe)}")
         machine = self.tuning
         self._log(f"machine: {machine.memory_format}, {machine.threads} threads ({machine.origin})")
         device = self.trainer.strategy.root_device
@@ -560,6 +567,7 @@ class _TrainingRun:
             "data_identity": inventory and inventory.identity.model_dump(mode="json"),
             "spec": spec_hashes(self.graph),
             **resolved_settings(self.trainer),
+            "bn_statistics": statistics_rule(self.recipe),
             "requested": {name: getattr(self.options, name) for name in REQUESTS} | {"ddp": dict(self.options.ddp)},
             "machine": {**self.tuning.to_json(), "allocator": self.options.allocator},
             "loggers": self._external_runs,
@@ -606,7 +614,8 @@ def _make_trainer(options: TrainOptions, recipe: Recipe, folder: RunFolder | Non
     )
     try:
         trainer = make(strategy=strategy)
-        if (other := make_strategy(strategy, trainer.strategy, options.ddp)) is not None:
+        shares_statistics = recipe.bn_statistics.name == "sync"
+        if (other := make_strategy(strategy, trainer.strategy, options.ddp, buffers=shares_statistics)) is not None:
             trainer = make(strategy=other)
     except (MisconfigurationException, ValueError, RuntimeError, TypeError, ImportError) as error:
         raise _settings_error(error) from None
@@ -646,8 +655,10 @@ def check_recipe(recipe: Recipe, data: ImageData) -> None:
     """Raise an error if the recipe needs data that the dataset lacks.
 
     Raises:
-        CnnspecError: E0511 for early stopping without validation images.
+        CnnspecError: E0511 for early stopping without validation images, E0512 if they are fewer than a batch, which
+            groups of ghost batch normalization do not divide.
     """
+    refuse(divided_group(recipe, min(recipe.batch, len(data.train))))
     refuse(nothing_validated(recipe, 0 if data.val is None else len(data.val)))
 
 
