@@ -1,4 +1,4 @@
-"""Read files of unknown origin: regular files, up to a size, through a schema.
+"""Read files of unknown origin: regular files, up to a size, through a schema. Write files in one step.
 
 A file that is missing is None. Any other problem is a `CnnspecError` that names the file and the reason: a folder, a
 pipe or a device in its place, a symbolic link that leaves the folder of a run, more bytes than its kind needs, or
@@ -7,18 +7,20 @@ contents that do not fit the schema.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pickletools
 import stat
 import struct
 import sys
+import threading
 import zipfile
 import zlib
 from collections.abc import Collection, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, TypeVar, cast
+from typing import IO, Any, BinaryIO, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -345,3 +347,96 @@ def weights_file(source: str | os.PathLike[str]) -> Path:
             help = "check the path; a run stores its weights in `checkpoints/best.safetensors`"
             raise failure("E0505", "weights file not found", file=str(path), help=help)
     return path
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+CHUNK = 1 << 20
+"""The number of bytes per call of `write`."""
+
+
+@contextmanager
+def naming(path: Path) -> Generator[None]:
+    """Let errors of the file system name a file: failed writes name none, or the temporary file."""
+    try:
+        yield
+    except OSError as error:
+        name_file(error, path)
+        raise
+
+
+def name_file(error: OSError, path: Path) -> None:
+    """Let an error of the file system name a file, unless it names another one already."""
+    if error.errno is not None and error.filename in (None, f"{path}.part"):
+        error.filename, error.filename2 = str(path), None
+
+
+def write_all(file: BinaryIO, content: bytes | memoryview) -> None:
+    """Write bytes to a file without a buffer, so that an error appears here and not when the file is closed."""
+    view = memoryview(content)
+    while view:
+        view = view[file.write(view[:CHUNK]) :]
+
+
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM)
+"""The errors of systems that cannot sync a folder."""
+
+
+def sync_folder(folder: Path) -> None:
+    """Sync the directory entries to disk, if the system supports it."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # not on Windows
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+    finally:
+        os.close(handle)
+
+
+def write_atomically(path: Path, content: bytes, *, shared: bool = False) -> None:
+    """Create or replace a file in one step: on failure, the old content stays. A replaced file keeps its permissions.
+
+    Args:
+        path: The file.
+        content: Its new content.
+        shared: Whether several processes may write the file at the same time, as in a cache folder. Each has a
+            temporary file of its own then, and only the owner may read the file.
+
+    Raises:
+        OSError: The file cannot be written. The error names it.
+    """
+    write_together({path: content}, shared=shared)
+
+
+def write_together(files: Mapping[Path, bytes], *, shared: bool = False) -> None:
+    """Create or replace files: if one cannot be written, the old contents of all stay; see `write_atomically`."""
+    own = f".{os.getpid()}-{threading.get_ident()}" if shared else ""
+    temporaries = {path: path.with_name(f"{path.name}{own}.part") for path in files}
+    try:
+        for path, temporary in temporaries.items():
+            with naming(path):
+                temporary.unlink(missing_ok=True)  # a link would lead the data to another place
+                with open(temporary, "xb", buffering=0, opener=_open_private if shared else None) as file:
+                    write_all(file, files[path])
+                    os.fsync(file.fileno())
+                if not shared and path.exists():
+                    temporary.chmod(path.stat().st_mode & 0o777)
+        for path, temporary in temporaries.items():
+            with naming(path):
+                os.replace(temporary, path)
+    except OSError:
+        for temporary in temporaries.values():
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        raise
+    for path in files:
+        with naming(path):
+            sync_folder(path.parent)
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

@@ -353,7 +353,7 @@ def match(
         network = api.torch_backend().to_module(graph)
         from cnnspec.backends.torch.matching import propose_map
         from cnnspec.backends.torch.weights import read_weights
-        from cnnspec.training.loop.checkpoints import write_atomically
+        from cnnspec.files import write_atomically
 
     ordered = Path(weights).suffix.lower() != ".safetensors"
     found = propose_map(network, read_weights(weights, graph=graph, offline=True), ordered)

@@ -8,7 +8,7 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import Any
@@ -137,17 +137,11 @@ def write_file(path: Path, data: bytes) -> None:
     Raises:
         CnnspecError: E0212 if it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    from cnnspec.files import write_atomically  # not needed by a check
+
     try:
-        temporary.unlink(missing_ok=True)  # a link would lead the data to another place
-        with temporary.open("xb") as file:
-            file.write(data)
-        if path.exists():
-            temporary.chmod(path.stat().st_mode & 0o777)
-        temporary.replace(path.resolve())
+        write_atomically(path.resolve(), data)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         message = f"cannot write `{path}`: {reason_of(error)}"
         help = "write to a folder that exists and that you may write to"
         raise failure("E0212", message, file=str(path), help=help) from None

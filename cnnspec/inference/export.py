@@ -28,7 +28,7 @@ from cnnspec.backends.source import write_source
 from cnnspec.backends.torch.folding import fold as fold_norms
 from cnnspec.backends.torch.module import Network, to_module
 from cnnspec.diagnostics import CnnspecError, failure, one_line, reason_of
-from cnnspec.files import is_weights_file
+from cnnspec.files import is_weights_file, write_together
 from cnnspec.inference.graph_input import GraphInput
 from cnnspec.inference.network import load_run
 from cnnspec.ir import Graph
@@ -37,7 +37,6 @@ from cnnspec.training.data.augment import Preprocess
 from cnnspec.training.data.datasets import SOURCES
 from cnnspec.training.data.preprocessing import Preprocessing, Statistics, choose_preprocessing
 from cnnspec.training.loop.about import describe
-from cnnspec.training.loop.checkpoints import write_together
 
 Format = Literal["torch", "pt2", "onnx"]
 Run = Callable[[Tensor], Tensor]

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import re
-import tempfile
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -222,17 +222,12 @@ def _private(status: os.stat_result) -> bool:
 
 
 def _store(path: Path, stored: bytes) -> None:
-    """Write a file in one step, so that a process that reads it meanwhile finds all or nothing.
+    """Write tables, so that a process that reads them meanwhile finds all or nothing.
 
     If the folder cannot be written to, the tables are built again by the next process; this is not an error.
     """
-    partial = None
-    try:
+    from cnnspec.files import write_atomically  # imports Pydantic, which a check does not need
+
+    with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(prefix=path.name, dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(stored)
-        os.replace(partial, path)
-    except OSError:
-        if partial is not None:
-            Path(partial).unlink(missing_ok=True)
+        write_atomically(path, stored, shared=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from harness.write_faults import FAULTS, Call, Injector, disturb, disturb_report, sample, trials
 
-from cnnspec.training.loop.checkpoints import write_atomically
+from cnnspec.files import write_atomically
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
 

@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from cnnspec.backends.torch.module import to_module
 from cnnspec.diagnostics import CnnspecError, counted, failure, reason_of
+from cnnspec.files import write_atomically
 from cnnspec.ir import Graph
 from cnnspec.recipe import Folder
 from cnnspec.training.comparison.candidates import Candidate, Grid, candidates_from_runs, folder_name, make_candidates
@@ -28,7 +29,6 @@ from cnnspec.training.comparison.table import Row, Run, format_csv, format_html,
 from cnnspec.training.data.datasets import DatasetCache
 from cnnspec.training.data.folders import data_path
 from cnnspec.training.data.locks import LOCK, acquire, is_locked, relock
-from cnnspec.training.loop.checkpoints import write_atomically
 from cnnspec.training.loop.launch import read_launch
 from cnnspec.training.loop.optimizers import optimizer_for
 from cnnspec.training.loop.signals import StopHandler, Stopped

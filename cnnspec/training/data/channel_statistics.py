@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from cnnspec.diagnostics import CnnspecError
-from cnnspec.files import read_text
+from cnnspec.files import read_text, write_atomically
 from cnnspec.resources import available_cores, cache_folder
 from cnnspec.training.data.decoded import cache_key, in_order
 from cnnspec.training.data.images import read_image
@@ -107,12 +105,4 @@ def _write(path: Path, found: Statistics) -> None:
     content = json.dumps(found)
     with suppress(OSError):  # the next run computes them again
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", encoding="utf-8", delete=False) as file:
-            try:
-                file.write(f"{content}\n{_seal(path, content)}")
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(file.name, path)
-            except OSError:
-                os.unlink(file.name)
-                raise
+        write_atomically(path, f"{content}\n{_seal(path, content)}".encode(), shared=True)

@@ -23,11 +23,10 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from cnnspec.diagnostics import CnnspecError
-from cnnspec.files import read_json
+from cnnspec.files import read_json, write_atomically
 from cnnspec.ir import Graph
 from cnnspec.limits import MAX_JSON_BYTES
 from cnnspec.resources import cache_folder
-from cnnspec.training.loop.checkpoints import write_atomically
 from cnnspec.training.loop.machine import default_threads, device_name
 
 FORMATS: dict[str, torch.memory_format] = {

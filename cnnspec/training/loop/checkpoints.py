@@ -7,18 +7,17 @@ to disk, and renamed, so a complete one exists at every moment. A thread writes 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -28,14 +27,12 @@ from torch.utils._pytree import tree_map_only
 
 from cnnspec.backends.torch.weights import load_pickled
 from cnnspec.diagnostics import CnnspecError, failure, one_line
-from cnnspec.files import check_pickled_tensors, open_regular, read_bytes
+from cnnspec.files import check_pickled_tensors, naming, open_regular, read_bytes, sync_folder, write_atomically
 
 MAGIC = b"CNNSPEC1"
 """The first bytes of a seal."""
 METADATA = "cnnspec"
 """The metadata key in a safetensors file."""
-CHUNK = 1 << 20
-"""The number of bytes per call of `write`."""
 
 State = dict[str, Any]
 
@@ -92,76 +89,6 @@ def snapshot(state: State) -> tuple[State, torch.Event | None]:
 
 
 # --- files ---------------------------------------------------------------------------------------
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Let errors of the file system name a file: failed writes name none, or the temporary file."""
-    try:
-        yield
-    except OSError as error:
-        name_file(error, path)
-        raise
-
-
-def name_file(error: OSError, path: Path) -> None:
-    """Let an error of the file system name a file, unless it names another one already."""
-    if error.errno is not None and error.filename in (None, f"{path}.part"):
-        error.filename, error.filename2 = str(path), None
-
-
-def write_all(file: BinaryIO, content: bytes | memoryview) -> None:
-    """Write bytes to a file without a buffer, so that an error appears here and not when the file is closed."""
-    view = memoryview(content)
-    while view:
-        view = view[file.write(view[:CHUNK]) :]
-
-
-_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM)
-"""The errors of systems that cannot sync a folder."""
-
-
-def _sync_folder(folder: Path) -> None:
-    """Sync the directory entries to disk, if the system supports it."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # not on Windows
-        return
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in _NO_SYNC:
-            raise
-    finally:
-        os.close(handle)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file atomically: on failure, the old content stays."""
-    write_together({path: content})
-
-
-def write_together(files: Mapping[Path, bytes]) -> None:
-    """Write files atomically: if one cannot be written, the old contents of all stay."""
-    temporaries = {path: path.with_name(path.name + ".part") for path in files}
-    try:
-        for path, temporary in temporaries.items():
-            with naming(path):
-                temporary.unlink(missing_ok=True)  # a link would lead the data to another place
-                with temporary.open("xb", buffering=0) as file:
-                    write_all(file, files[path])
-                    os.fsync(file.fileno())
-        for path, temporary in temporaries.items():
-            with naming(path):
-                os.replace(temporary, path)
-    except OSError:
-        for temporary in temporaries.values():
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-        raise
-    for path in files:
-        with naming(path):
-            _sync_folder(path.parent)
 
 
 def _hard_link(source: Path, target: Path) -> None:
@@ -250,7 +177,7 @@ class Checkpoints:
             _hard_link(self.last, self.previous)
         with naming(self.last):
             os.replace(self.new, self.last)
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
 
     def exists(self) -> bool:
         """Return whether there is a checkpoint to resume from."""

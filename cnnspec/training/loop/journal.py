@@ -12,9 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cnnspec.files import open_regular
+from cnnspec.files import naming, open_regular, write_all
 from cnnspec.limits import MAX_JOURNAL_BYTES
-from cnnspec.training.loop.checkpoints import naming, write_all
 
 COLUMNS = ("step", "epoch", "lr", "loss", "train_loss", "train_acc", "val_loss", "val_acc")
 

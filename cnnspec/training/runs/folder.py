@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from cnnspec.diagnostics import CnnspecError, failure, reason_of
+from cnnspec.files import write_atomically
 from cnnspec.ir import Graph
 from cnnspec.training.data.locks import LOCK, acquire
-from cnnspec.training.loop.checkpoints import Checkpoints, write_atomically
+from cnnspec.training.loop.checkpoints import Checkpoints
 from cnnspec.training.loop.launch import SHARED_FOLDER_VARIABLE, is_main_process
 from cnnspec.training.loop.processes import Processes
 from cnnspec.training.runs.json_files import model_to_json, read_result, with_version

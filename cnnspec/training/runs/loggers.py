@@ -17,8 +17,8 @@ from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 from torch import nn
 
 from cnnspec.diagnostics import failure, one_line
+from cnnspec.files import name_file, naming
 from cnnspec.ir import Graph
-from cnnspec.training.loop.checkpoints import name_file, naming
 from cnnspec.training.loop.task import Task
 
 LOGGERS = ("tensorboard", "wandb", "mlflow")

@@ -19,11 +19,11 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
 from cnnspec.diagnostics import printable
+from cnnspec.files import write_atomically
 from cnnspec.training.data.augment import Preprocess
 from cnnspec.training.data.datasets import ImageData, Images
 from cnnspec.training.data.preprocessing import Preprocessing
 from cnnspec.training.data.rng import BatchRng
-from cnnspec.training.loop.checkpoints import write_atomically
 from cnnspec.training.loop.journal import read_journal
 from cnnspec.training.loop.metrics import confusion
 

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from cnnspec.diagnostics import CnnspecError
-from cnnspec.files import read_text
+from cnnspec.files import read_text, write_atomically
 from cnnspec.limits import MAX_LIST_BYTES
 from cnnspec.training.data.datasets import Images, Pixels
-from cnnspec.training.loop.checkpoints import write_atomically
 
 FILE = "predictions.csv"
 Predictions = tuple[Tensor, Tensor]

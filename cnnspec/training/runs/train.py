@@ -19,6 +19,7 @@ from cnnspec.backends.torch.memory import is_out_of_memory, out_of_memory
 from cnnspec.backends.torch.module import to_module
 from cnnspec.backends.torch.weights import read_weights
 from cnnspec.diagnostics import CnnspecError, failure, one_line
+from cnnspec.files import write_atomically
 from cnnspec.ir import Graph
 from cnnspec.recipe import Recipe
 from cnnspec.semantics.recipe_rules import divided_group, frozen_modules, network_conflicts, nothing_validated, refuse
@@ -30,7 +31,7 @@ from cnnspec.training.data.preprocessing import Preprocessing, choose_preprocess
 from cnnspec.training.loop.about import about_weights, describe
 from cnnspec.training.loop.autotune import FORMATS, Tuning, choose_tuning
 from cnnspec.training.loop.batch_norm import convert_batch_norm
-from cnnspec.training.loop.checkpoints import State, write_atomically
+from cnnspec.training.loop.checkpoints import State
 from cnnspec.training.loop.evaluate import score
 from cnnspec.training.loop.journal import Journal
 from cnnspec.training.loop.launch import Launch, LaunchedEnvironment, is_main_process, local_processes, read_launch

@@ -18,13 +18,13 @@ from rich.text import Text
 from cnnspec.backends.torch.module import to_module
 from cnnspec.compiler import compile_file, compile_source, locate
 from cnnspec.diagnostics import CnnspecError, Reporter, Source, failure, printable_line
+from cnnspec.files import write_atomically
 from cnnspec.ir import Graph
 from cnnspec.rewrite.set_values import apply_values, same
 from cnnspec.semantics.loader import read_text
 from cnnspec.training.data.datasets import load_data
 from cnnspec.training.data.locks import LOCK, is_locked
 from cnnspec.training.loop.autotune import choose_tuning
-from cnnspec.training.loop.checkpoints import write_atomically
 from cnnspec.training.loop.launch import read_launch
 from cnnspec.training.loop.machine import device_of
 from cnnspec.training.loop.signals import StopHandler, Stopped
