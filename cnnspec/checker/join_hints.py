@@ -10,7 +10,7 @@ from cnnspec.checker.call_stack import CallStack
 from cnnspec.checker.environment import Frame, Tensor
 from cnnspec.checker.shape_trace import ShapeTrace
 from cnnspec.checker.values import ValueEvaluator
-from cnnspec.diagnostics import Edit, Fix
+from cnnspec.diagnostics import Edit, Fix, Span
 from cnnspec.ops import stacked
 
 Branches = Sequence[tuple[ir.Flow, Tensor]]
@@ -49,8 +49,8 @@ class JoinHints:
             return f"{help} or join them with `|`", []
         if (optional := self._optional_input(branches, frame)) is not None:
             return optional
-        help = self._labeled_input(join, branches, frame) or self._continued_branch(branches, frame)
-        return (help, []) if help is not None else None
+        help = self._labeled_input(join, branches, frame)
+        return (help, []) if help is not None else self._continued_branch(branches, frame)
 
     def _is_one_pipeline(self, branches: Branches) -> bool:
         """Check whether the branches, each on its own line, look like the steps of one pipeline."""
@@ -81,7 +81,7 @@ class JoinHints:
                 return f"{help}: to use another tensor, write its label instead of `in`"
         return None
 
-    def _continued_branch(self, branches: Branches, frame: Frame) -> str | None:
+    def _continued_branch(self, branches: Branches, frame: Frame) -> Hint | None:
         """Explain a labeled statement whose input is the other one only because it comes after it."""
         labeled, nodes = _labeled(branches), self.trace.nodes
         for (label, x), (other, y) in ((one, two) for one in labeled for two in labeled):
@@ -90,23 +90,48 @@ class JoinHints:
             continues = direct and all(f".{other}." in f".{nodes[i].path}." for i in path)
             if continues and not self._has_input(other):
                 help = f"the input of `{other}` is the output of `{label}`, the previous statement"
-                return f"{help}: {self._start(other, label, x.node, frame)}"
+                advice, edits = self._start(other, label, x.node, frame)
+                help = f"{help}: {advice}"
+                return help, [Fix(help, edits)] if edits else []
         return None
+
+    def _labeled_flows(self, label: str) -> list[ir.Flow]:
+        flows = [flow for body in (self.model, *self.model.blocks.values()) for flow in _flows(body)]
+        return [flow for flow in flows if flow.label == label]
 
     def _has_input(self, label: str) -> bool:
         """Check whether a labeled pipeline starts with a reference."""
-        flows = [flow for body in (self.model, *self.model.blocks.values()) for flow in _flows(body)]
-        return any(flow.label == label and isinstance(flow.elements[0], ir.Reference) for flow in flows)
+        return any(isinstance(flow.elements[0], ir.Reference) for flow in self._labeled_flows(label))
 
-    def _start(self, other: str, label: str, node: int, frame: Frame) -> str:
+    def _start(self, other: str, label: str, node: int, frame: Frame) -> tuple[str, tuple[Edit, ...]]:
         """Advise to start a labeled statement with the input of another one, which ends at a node."""
+        first, second = self._starts(label), self._starts(other)
         nodes = self.trace.nodes
         while node != ir.IMAGE and f".{label}." in f".{nodes[node].path}.":
             node = nodes[node].inputs[0]
         known = {x.node: name for scope in frame.outward() for name, x in scope.labels.items() if x}
         if node in known:
-            return f"start `{other}` with `@{known[node]} |` to use the same input"
-        return f"add `x: in` before `{label}`, and start `{other}` with `@x |` to use the same input"
+            edits = (Edit(second[1], f"@{known[node]} | "),) if second else ()
+            return f"start `{other}` with `@{known[node]} |` to use the same input", edits
+        if not (first and second):
+            return f"add `x: in` before `{label}`, and start `{other}` with `@x |` to use the same input", ()
+        text, at = first[0].source.text, first[0].start
+        indent = text[text.rfind("\n", 0, at) + 1 : at]
+        edits = Edit(first[0], "x: in; " if indent.strip() else f"x: in\n{indent}"), Edit(second[1], "@x | ")
+        return f"add `x: in` before `{label}`, and start `{other}` with `@x |` to use the same input", edits
+
+    def _starts(self, label: str) -> tuple[Span, Span] | None:
+        """Return the places before the only statement with a label, and before its first element."""
+        flows = self._labeled_flows(label)
+        origin = flows[0].origin if len(flows) == 1 else None
+        at, whole = (
+            (self.source_map[origin], self.source_map.wholes.get(origin)) if origin is not None else (None, None)
+        )
+        if at is None or whole is None:
+            return None
+        start = max(at.end, whole.start)
+        start += len(at.source.text[start:]) - len(at.source.text[start:].lstrip(" \t:"))
+        return Span(at.source, at.start, at.start), Span(at.source, start, start)
 
 
 def _flows(piece: Any) -> Iterator[ir.Flow]:

@@ -114,11 +114,14 @@ class Fix:
         help: The description of the fix.
         edits: The edits, all in one source and without overlaps.
         certain: Whether the fix is unambiguous, so that a program may apply it without asking.
+        example: Whether the edits only show that the help is right: the value in it is an example or a bound, and the
+            choice is the user's. They are tried as those of other fixes, but not offered.
     """
 
     help: str
     edits: tuple[Edit, ...]
     certain: bool = False
+    example: bool = False
 
     def apply(self, text: str) -> str:
         """Apply the fix to the text of the source that its spans point into."""

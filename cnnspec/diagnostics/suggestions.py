@@ -178,6 +178,12 @@ class UseFloorDivision(NamedTuple):
         return "//"
 
 
+class TakeItem(NamedTuple):
+    """Use an item of a list instead of the list."""
+
+    wording: str = "use an item of the list, such as `{value}[0]`"
+
+
 class OneOf(NamedTuple):
     """Several suggestions in one sentence, with `{0}`, `{1}`, ... for their code; each makes its own fix."""
 
@@ -198,6 +204,7 @@ Change = (
     | ReplaceValue
     | WrapValue
     | UseFloorDivision
+    | TakeItem
 )
 Suggestion = Advice | RespectBound | Change | OneOf
 
@@ -250,6 +257,8 @@ def describe(suggestion: Suggestion, value: str = "x") -> str:
         if divided == value:
             return "round it with `floor`, `ceil` or `round_to`"
         value = divided
+    if isinstance(suggestion, TakeItem) and not value.isidentifier():
+        return NO_INDEX
     parts = suggestion.options if isinstance(suggestion, OneOf) else (suggestion,)
     if isinstance(parts[0], WrapValue) and re.fullmatch(r"[0-9]+\.[0-9]+", value):
         return f"write an integer, such as `{max(int(float(value)), 1)}`"
@@ -258,12 +267,19 @@ def describe(suggestion: Suggestion, value: str = "x") -> str:
 
 def fixes_of(suggestion: Suggestion | None, site: Site) -> list[Fix]:
     """Turn a suggestion into fixes, one per option; options that do not apply to the site give none."""
-    if suggestion is None or isinstance(suggestion, (Advice, RespectBound)):
+    if suggestion is None or isinstance(suggestion, Advice):
         return []
+    if isinstance(suggestion, RespectBound):
+        edits = (Edit(site.value, suggestion.code),) if site.value else ()
+        return [Fix(describe(suggestion), edits, example=True)] if edits else []
     options = suggestion.options if isinstance(suggestion, OneOf) else (suggestion,)
     value = site.value.text if site.value else "x"
     found = ((option, _edits(option, site)) for option in options)
-    return [Fix(describe(option, value), tuple(edits)) for option, edits in found if edits]
+    return [
+        Fix(describe(option, value), tuple(edits), example=isinstance(option, TakeItem))
+        for option, edits in found
+        if edits
+    ]
 
 
 def _edits(change: Change, site: Site) -> list[Edit]:
@@ -290,13 +306,16 @@ def _edits(change: Change, site: Site) -> list[Edit]:
             return [Edit(site.call, str(change))] if site.call else []
         case ReplaceOperator():
             return [Edit(site.operator, str(change))] if site.operator else []
-        case ReplaceValue() | WrapValue() | UseFloorDivision():
-            return [Edit(site.value, _new_value(change, site.value.text))] if site.value else []
+        case ReplaceValue() | WrapValue() | UseFloorDivision() | TakeItem():
+            written = _new_value(change, site.value.text) if site.value else ""
+            return [Edit(site.value, written)] if site.value and written != site.value.text else []
 
 
-def _new_value(change: ReplaceValue | WrapValue | UseFloorDivision, old: str) -> str:
+def _new_value(change: ReplaceValue | WrapValue | UseFloorDivision | TakeItem, old: str) -> str:
     if isinstance(change, ReplaceValue):
         return change.code
+    if isinstance(change, TakeItem):
+        return f"{old}[0]" if old.isidentifier() else old
     return f"{change}({old})" if isinstance(change, WrapValue) else re.sub(r"(?<!/)/(?!/)", str(change), old)
 
 
@@ -354,8 +373,8 @@ def share(at: Span) -> Fix:
 
 
 def pipe_before(at: Span, element: str) -> tuple[Fix, ...]:
-    """Insert a `|` before a word, or write it in place of a `>`, which makes the word a separate element."""
+    """Insert a `|` before a word, or write it in place of a `>` or `+`, which makes the word a separate element."""
     text = at.source.text
-    sign = re.compile(r">[ \t]*\Z").search(text[max(0, at.start - 80) : at.start])
+    sign = re.compile(r"[>+][ \t]*\Z").search(text[max(0, at.start - 80) : at.start])
     start = at.start - len(sign.group()) if sign else at.start
     return (Fix(f"separate elements with `|`: `| {element}`", (Edit(Span(at.source, start, at.start), "| "),)),)

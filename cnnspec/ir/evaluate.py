@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, cast
@@ -17,6 +18,7 @@ from cnnspec.diagnostics.suggestions import (
     ReplaceValue,
     RespectBound,
     Suggestion,
+    TakeItem,
     UseFloorDivision,
     WrapValue,
     describe,
@@ -492,6 +494,8 @@ def _suggest(value: Any, type_: Type, name: str) -> Suggestion | None:
             return one_of("round it with `{0}`, `ceil` or `round_to`", WrapValue("floor"))
         case "int" if given is tuple and name == "c":
             return Advice("write a number of channels, such as 16")
+        case "int" if given is list and (items := _list(value)) and len(set(items)) > 1:
+            return TakeItem()
         case "int" if given in (tuple, list) and (same := _list(value)) and len(set(same)) == 1:
             return ReplaceValue(str(same[0]), name)
         case "str" if is_number(value) and not isinstance(value, Fraction):
@@ -502,6 +506,8 @@ def _suggest(value: Any, type_: Type, name: str) -> Suggestion | None:
             return ReplaceValue(str(value))
         case "tensor":
             return Advice("write `@` and the label of an earlier statement, or `in`")
+        case "int" | "size" if given is str and re.fullmatch(r"[0-9]{1,6}(x[0-9]{1,6})?", str(value)):
+            return ReplaceValue(str(value))
         case "size" if given is list and (pair := _list(value)) and len(pair) == 2:
             return ReplaceValue(f"{pair[0]}x{pair[1]}")
         case "interval" if name == "range" and given is int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from cnnspec.diagnostics import Diagnostic, Edit, Label, Span
@@ -90,7 +91,8 @@ def unused_blocks(context: LintContext) -> Iterator[Diagnostic]:
     for block in context.blocks.values():
         if block.name not in used:
             message, edit = f"the block `{block.name}` is never used", remove_statement(block.span)
-            yield warning("W0101", message, block.name_span, "remove the block", edit)
+            found = warning("W0101", message, block.name_span, "remove the block", edit)
+            yield replace(found, fallback="remove the block, and the unused blocks that call it")
     for use in (statement for statement in context.file.statements if isinstance(statement, ast.Use)):
         for name in use.names:
             if name.name not in used:
@@ -353,7 +355,7 @@ def _after_the_first_layer(body: Iterable[ast.Node], *, all_: bool = False) -> I
             args = element.args if isinstance(element, (ast.Call, ast.Each)) else ()
             for dim in (part for arg in args for part in arg.value.walk() if isinstance(part, ast.Dim)):
                 message = f"`in.{dim.axis}` refers to the input image, not to the output of the previous layer"
-                help = "write the element as a statement on its own line, or in braces: `{ conv 1x1 in.c }`"
+                help = f"write the element as a statement on its own line, or in braces: `{{ {element.span.text} }}`"
                 yield warning("W0119", message, dim.span, help)
 
 

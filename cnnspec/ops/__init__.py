@@ -4,13 +4,19 @@ from collections.abc import Sequence
 
 from cnnspec.ops import activation, convolution, join, layout, norm, pool
 from cnnspec.ops.aliases import (
+    DEFINITIONS,
     FOREIGN_ARGUMENTS,
+    FOREIGN_CLASSES,
+    FOREIGN_ENTRIES,
     FOREIGN_NAMES,
+    FOREIGN_OPTIONS,
     INFERRED,
     KERNEL_FIRST,
     absent_operator,
     foreign_choice,
     foreign_operator,
+    operator_of_two_words,
+    sized_operator,
     split_arguments,
     translated,
     translation,
@@ -19,8 +25,12 @@ from cnnspec.ops.base import Op, SameShape, ShapeError
 from cnnspec.ops.join import Add, Concat, Join, Mul
 
 __all__ = [
+    "DEFINITIONS",
     "FOREIGN_ARGUMENTS",
+    "FOREIGN_CLASSES",
+    "FOREIGN_ENTRIES",
     "FOREIGN_NAMES",
+    "FOREIGN_OPTIONS",
     "INFERRED",
     "JOINS",
     "KERNEL_FIRST",
@@ -34,6 +44,8 @@ __all__ = [
     "foreign_choice",
     "foreign_operator",
     "keeps_shape",
+    "operator_of_two_words",
+    "sized_operator",
     "split_arguments",
     "stacked",
     "translated",

@@ -39,7 +39,13 @@ FOREIGN_NAMES = {
     "AvgPool2D": "avgpool",
     "BatchNormalization": "bn",
     "LayerNormalization": "ln",
-    "UpSampling2D": "upsample",
+    **dict.fromkeys(("UpSampling2D", "Upsample"), "upsample"),
+    "AdaptiveAvgPool2d": "adaptive_avgpool",
+    "LeakyReLU": "leaky_relu",
+    "PixelShuffle": "pixel_shuffle",
+    "Dropout2d": "dropout2d",
+    **dict.fromkeys(("h_swish", "hswish"), "hardswish"),
+    **dict.fromkeys(("h_sigmoid", "hsigmoid"), "hardsigmoid"),
     **dict.fromkeys(("ZeroPadding2D", "ZeroPad2d", "ConstantPad2d"), "pad"),
     **{
         f"{torch}Pad2d": f"pad mode={mode}"
@@ -60,12 +66,13 @@ FOREIGN_NAMES = {
     **dict.fromkeys(("residual", "residual_block", "res_block", "basic_block", "BasicBlock"), "resnet_block"),
     **dict.fromkeys(("bottleneck_block", "Bottleneck"), "bottleneck"),
     **dict.fromkeys(("dense_block", "DenseLayer"), "dense_layer"),
-    **dict.fromkeys(("se", "se_block", "SEBlock"), "squeeze_excite"),
+    **dict.fromkeys(("se", "se_block", "SEBlock", "squeeze_excitation", "SqueezeExcitation"), "squeeze_excite"),
     **dict.fromkeys(("mbconv", "MBConv"), "inverted_residual"),
     **dict.fromkeys(("inception", "InceptionBlock"), "inception_block"),
     **dict.fromkeys("dw dwconv dw_conv depthwise depthwise_conv DepthwiseConv2D".split(), "conv depthwise"),
     **dict.fromkeys(("cat", "concatenate", "Concatenate"), "concat"),
-    "sum": "add",
+    **dict.fromkeys(("sum", "plus", "eltwise", "Add"), "add"),
+    **dict.fromkeys(("multiply", "Multiply", "prod"), "mul"),
     "channel_mean": "mean over=c",
     "channel_max": "max over=c",
     "amax": "max",
@@ -78,6 +85,18 @@ _ATTENTION = re.compile(
 _RECURRENT = re.compile(r"^(lstm|gru|rnn)(_?cell)?$|recurrent", re.IGNORECASE)
 _DETECTION = re.compile(r"^(roi_?(align|pool)|(batched_)?nms|anchors?|ps_roi_\w+|detect)$", re.IGNORECASE)
 _LOSS = re.compile(r"loss$|^(binary_)?cross_?entropy", re.IGNORECASE)
+_STATEMENTS = {
+    "return": "remove it: the output of a network or block is that of its last statement",
+    "pass": "remove it",
+    "argmax": "remove it: `cnnspec predict` names the most probable class",
+    "print": "remove it: `cnnspec summary` prints the layers of a network",
+    "import": "remove it: operators and standard blocks need no import, and `use` imports other blocks",
+}
+"""Statements of Python that read like calls."""
+DEFINITIONS = ("const", "var", "int", "float", "val", "set", "define")
+"""Words that other languages write before a definition."""
+FOREIGN_CLASSES = ("num_classes", "n_classes", "nclasses", "nb_classes", "number_of_classes")
+"""Names of the number of classes in other languages."""
 _OTHER_AXES = re.compile(r"[a-z]_?[13]d(_\w+)?$", re.IGNORECASE)
 _RESHAPES = frozenset(
     "reshape view permute transpose unflatten squeeze unsqueeze rearrange matmul bmm einsum fold unfold".split()
@@ -101,6 +120,7 @@ _WITH_OTHER_ARGUMENTS = {
     },
     "spacetodepth": "pixel_unshuffle 2 | channel_shuffle in.c",
     "depthtospace": "channel_shuffle 4 | pixel_shuffle 2",
+    "separableconv": "conv 3x3 depthwise | conv 1x1 16",
     **dict.fromkeys(("clamp", "clip"), "hardtanh low=0 high=1"),
     **dict.fromkeys(("split", "chunk"), "slice 0..8"),
     **dict.fromkeys(("interpolate", "upsamplingnearest"), "upsample 2"),
@@ -129,11 +149,31 @@ def foreign_operator(name: str, own: Iterable[str]) -> str | None:
     return same.get(letters) or same.get(_plain(name)) or foreign.get(_plain(name))
 
 
+def operator_of_two_words(first: str, second: str, own: Collection[str]) -> str | None:
+    """Return the operator whose name is written as two words, in either order: `max pool`, `avgpool global`."""
+    for one, other in ((first, second), (second, first)):
+        found = foreign_operator(f"{one}_{other}", own)
+        if found in own:
+            return found
+    return None
+
+
+def sized_operator(name: str, own: Collection[str]) -> tuple[str, str] | None:
+    """Split the name of an operator with a size in it: `conv3x3`, `maxpool2`."""
+    found = re.fullmatch(r"([A-Za-z_]+?)_?([1-9][0-9]?)(?:x([1-9][0-9]?))?", name)
+    operator = foreign_operator(found.group(1), own) if found else None
+    if found is None or operator not in own or operator not in (*KERNEL_FIRST, "maxpool", "avgpool"):
+        return None
+    return operator, f"{found.group(2)}x{found.group(3) or found.group(2)}"
+
+
 def absent_operator(name: str) -> str | None:
     """Return a help for an operator of other libraries that the language lacks; None for any other word.
 
     Such a word is not a misspelled operator: `glu` is not `gelu`.
     """
+    if name in _STATEMENTS:
+        return _STATEMENTS[name]
     if _ATTENTION.search(name):
         return "the language has no attention between positions; it describes convolutional networks"
     if _RECURRENT.search(name):
@@ -171,11 +211,17 @@ _CHOICES = {
     "onecyclelr": "onecycle",
     **dict.fromkeys("syncbn syncbatchnorm".split(), "sync"),
     **dict.fromkeys("ghostbn ghostbatchnorm".split(), "ghost"),
+    **dict.fromkeys(("henormal", "kaiming", "he", "msra"), "kaiming_normal"),
+    "heuniform": "kaiming_uniform",
+    "glorotnormal": "xavier_normal",
+    **dict.fromkeys(("glorotuniform", "xavier", "glorot"), "xavier_uniform"),
+    "zeros": "zero",
+    **dict.fromkeys(("truncatednormal", "truncnormal"), "trunc_normal"),
 }
 """Choices of a recipe in other libraries, in lower case and without `_`, with their names here."""
 
 _ARGUMENTS = {
-    "c": "out_channels out_features num_filters out filters channels units width dim",
+    "c": "out_channels out_features num_filters num_output out filters channels units width dim",
     "kernel": "kernel_size kernel_shape filter_size ksize size k pool_size",
     "stride": "strides s downsample down",
     "pad": "padding p",
@@ -183,6 +229,10 @@ _ARGUMENTS = {
     "dilation": "dilation_rate",
     "bias": "use_bias",
     "p": "rate",
+    "negative_slope": "alpha slope",
+    "factor": "scale_factor upscale_factor scale",
+    "size": "output_size",
+    "act": "activation activation_fn nonlinearity act_layer",
     "subsample": "stride strides s downsample",
     "lr": "learning_rate",
     "weight_decay": "wd decay",
@@ -194,6 +244,30 @@ FOREIGN_ARGUMENTS = {
 """Arguments in other libraries, with their possible names here."""
 
 
+FOREIGN_ENTRIES = {
+    **dict.fromkeys(("lr_schedule", "lr_scheduler", "scheduler", "learning_rate_schedule"), "schedule"),
+    **dict.fromkeys(("num_epochs", "n_epochs", "max_epochs"), "epochs"),
+    **dict.fromkeys(("batch_size", "batchsize", "bs"), "batch"),
+    **dict.fromkeys(("dataset", "datasets"), "data"),
+    **dict.fromkeys(("augmentation", "augmentations", "transform", "transforms"), "augment"),
+    **dict.fromkeys(("criterion", "loss_fn", "objective"), "loss"),
+    **dict.fromkeys(("grad_clip", "gradient_clip", "clip_grad", "clip_grad_norm", "max_norm"), "clip"),
+    **dict.fromkeys(("early_stopping", "patience"), "early_stop"),
+    **dict.fromkeys(("fp16", "half"), "precision fp16"),
+    **dict.fromkeys(("amp", "bf16", "mixed_precision"), "precision bf16"),
+}
+"""Entries of a recipe in other libraries, with their names here."""
+FOREIGN_OPTIONS = {
+    **dict.fromkeys(("device", "accelerator"), "accelerator"),
+    **dict.fromkeys(("devices", "gpus", "num_gpus"), "devices"),
+    **dict.fromkeys(("workers", "num_workers"), "workers"),
+    **dict.fromkeys(("log", "logger", "logging"), "log"),
+    "strategy": "strategy",
+    "cache": "cache",
+}
+"""Settings in other libraries that are options of the command line here."""
+
+
 def foreign_choice(name: str, table: Collection[str]) -> str | None:
     """Return the choice of a recipe that other libraries, or other spellings, call by a name."""
     plain = re.sub(r"[\W_]", "", name.lower())
@@ -201,7 +275,7 @@ def foreign_choice(name: str, table: Collection[str]) -> str | None:
     return own if own in table else None
 
 
-INFERRED = ("in_channels", "in_features", "num_features")
+INFERRED = ("in_channels", "in_features", "num_features", "num_channels", "inplanes", "in_planes", "in_ch", "in")
 """Arguments in other libraries that are inferred here."""
 
 KERNEL_FIRST = ("conv", "conv_transpose")
@@ -223,8 +297,23 @@ _ORDERS = {
     "AvgPool2d": "kernel stride pad",
     "Dropout": "p",
     "BatchNorm2d": " eps momentum",
+    "GroupNorm": "groups  eps affine",
+    "LeakyReLU": "negative_slope",
+    "AdaptiveAvgPool2d": "size",
+    "Upsample": "size factor mode align_corners",
+    "UpSampling2D": "factor data_format mode",
+    "PixelShuffle": "factor",
+    "Dropout2d": "p",
 }
 """Positional arguments of modules in other libraries, by their names here; an inferred one is empty."""
+_FIRST = {
+    **dict.fromkeys(("dropout", "dropout2d"), "p"),
+    **dict.fromkeys(("upsample", "pixel_shuffle"), "factor"),
+    "gn": "groups",
+    "leaky_relu": "negative_slope",
+    "adaptive_avgpool": "size",
+}
+"""The first argument of operators without a kernel, which is written without its name."""
 _KNOWN = {"", *INFERRED}
 _VALUES = {"True": "true", "False": "false", "valid": "0"}
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -308,9 +397,10 @@ def translation(name: str, args: Sequence[str]) -> Translation | None:
         given = {"pad": "0", "bias": "true", **given}
         given = {key: value for key, value in given.items() if (key, value) not in (("bias", "false"), ("pad", "same"))}
     kernel, c = (given.pop(key, "") for key in ("kernel", "c"))
+    first = given.pop(_FIRST[meant], "") if meant in _FIRST else ""
     kernel = f"{kernel}x{kernel}" if kernel.isdigit() else kernel
     rest = [k if value == "true" else f"{k}={value}" for k, value in given.items() if k not in _KNOWN]
-    text = " ".join(filter(None, (before, meant, kernel, c, *rest, flag, after)))
+    text = " ".join(filter(None, (before, meant, kernel, c, first, *rest, flag, after)))
     return Translation(text, tuple(dropped), is_example)
 
 

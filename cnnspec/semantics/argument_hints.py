@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from cnnspec.diagnostics import Edit, Fix, Label, Reported, Reporter, Span, alternatives, nearest, respell
 from cnnspec.diagnostics.suggestions import INDEXED, NO_INDEX, no_settings, pipe_before, share
-from cnnspec.ops import FOREIGN_ARGUMENTS, INFERRED, OPS
+from cnnspec.ops import FOREIGN_ARGUMENTS, INFERRED, OPS, foreign_operator, operator_of_two_words
 from cnnspec.ops.examples import example_value, meaning
 from cnnspec.recipe import ENTRIES
 from cnnspec.schema import Parameter
@@ -75,7 +75,9 @@ def _open_range(binding: Binding) -> Reported | None:
     low = value.low.span.text
     end_value = "1.0" if isinstance(value.low, ast.Number) and isinstance(value.low.value, float) else "in.c"
     help = f"write the end of the range, as in `{low}..{end_value}`"
-    return binding.error("E0101", "missing end of the range", span, help=help, taken=len(binding.remaining))
+    fixes = [Fix(help, (Edit(span, end_value),), example=True)]
+    message, taken = "missing end of the range", len(binding.remaining)
+    return binding.error("E0101", message, span, help=help, fixes=fixes, taken=taken)
 
 
 def _empty_keyword(binding: Binding) -> Reported | None:
@@ -87,10 +89,12 @@ def _empty_keyword(binding: Binding) -> Reported | None:
         return None
     end = arg.span.start + len(arg.span.text.split("\n")[0].split("#")[0].rstrip())
     parameter = binding.site.parameter(name)
-    help = f"write a value, such as `{name}={example_value(parameter)}`" if parameter else "write a value"
-    span = Span(arg.span.source, end, end)
-    message = f"missing value for the argument `{name}`"
-    return binding.error("E0101", message, span, help=help, taken=len(binding.remaining))
+    help, span, fixes = "write a value", Span(arg.span.source, end, end), list[Fix]()
+    if parameter:
+        help += f", such as `{name}={example_value(parameter)}`"
+        fixes = [Fix(help, (Edit(span, example_value(parameter)),), example=True)]
+    message, taken = f"missing value for the argument `{name}`", len(binding.remaining)
+    return binding.error("E0101", message, span, help=help, fixes=fixes, taken=taken)
 
 
 def _percent(value: ast.Expr) -> Span | None:
@@ -133,7 +137,20 @@ def _index(binding: Binding) -> Reported | None:
     return binding.error("E0101", INDEXED, Span(arg.span.source, start, end), help=NO_INDEX, taken=2)
 
 
-MALFORMED: Sequence[Hint] = (_open_range, _empty_keyword, _percents, _index)
+def _two_words(binding: Binding) -> Reported | None:
+    """`max pool 2x2` and `avgpool global`, where the first word is an operator itself."""
+    word, site = binding.word, binding.site
+    if binding.index or binding.arg.name or not word or site.scope.meaning(word, None):
+        return None
+    own = operator_of_two_words(site.callee, word, OPS) if site.callee in OPS and word not in site.parameters else None
+    if own is None:
+        return None
+    fix = Fix(f"write `{own}`", (Edit(site.span.to(binding.arg.span), own),))
+    message = f"unknown operator `{site.callee} {word}`"
+    return binding.error("E0201", message, help=fix.help, fixes=[fix], taken=len(binding.remaining))
+
+
+MALFORMED: Sequence[Hint] = (_open_range, _empty_keyword, _percents, _index, _two_words)
 """Hints for positional and keyword arguments."""
 
 
@@ -242,11 +259,15 @@ def _keyword_without_sign(binding: Binding) -> Reported | None:
         help, fixes = _stride_as_flag(name, given)
         return binding.error(code, message, help=help, fixes=fixes, taken=1 + (given is not None))
     if given is None:
-        examples = [f"`{name}={value}`" for value in (example_value(parameter), *parameter.type.words[:1])]
-        help = f"write a value, such as {' or '.join(dict.fromkeys(examples))}"
+        examples = dict.fromkeys((example_value(parameter), *parameter.type.words[:1]))
+        help = f"write a value, such as {alternatives(f'{name}={value}' for value in examples)}"
+        fixes = [
+            Fix(f"write a value, such as `{name}={value}`", (Edit(binding.arg.span, f"{name}={value}"),), example=True)
+            for value in examples
+        ]
         if name == word:
             code, message = "E0207", f"missing value for the argument `{word}`"
-        return binding.error(code, message, help=help)
+        return binding.error(code, message, help=help, fixes=fixes)
     if name == word:
         code, message = "E0207", f"missing `=` after the argument `{word}`"
     written = f"{name}={given.value.span.text}"
@@ -416,6 +437,17 @@ _NO_FLAGS = frozenset({*TRUTH_VALUES, "x", "same", "valid", "classes"})
 """Words that have hints of their own where a value is expected."""
 
 
+def _negated_flag(binding: Binding) -> Reported | None:
+    """`conv 3x3 16 no_bias`."""
+    flag = re.sub(r"^(?:no|without)_?", "", binding.word)
+    parameter = binding.site.parameters.get(flag)
+    if flag == binding.word or parameter is None or parameter.type.kind != "bool":
+        return None
+    fix = Fix(f"write `{flag}=false`", (Edit(binding.arg.span, f"{flag}=false"),), certain=True)
+    message = f"`{binding.site.callee}` has no flag `{binding.word}`"
+    return binding.error("E0202", message, help=fix.help, fixes=[fix])
+
+
 def _unknown_flag(binding: Binding) -> Reported | None:
     """`conv 3x3 16 ws`, where the next parameter is optional."""
     word, site, name = binding.word, binding.site, binding.next_parameter
@@ -455,6 +487,7 @@ POSITIONAL: Sequence[Hint] = (
     _after_a_keyword,
     _tensor_by_position,
     _too_many,
+    _negated_flag,
     _misspelt_flag,
     _unknown_flag,
 )
@@ -472,16 +505,58 @@ def _foreign_argument(binding: Binding) -> Advice | None:
         return None
     if parameters[own].type.kind == "bool" and not isinstance(binding.arg.value, ast.Bool):
         return _stride_as_flag(own, binding.arg)
-    fix = Fix(f"write `{own}={binding.arg.value.span.text}`", (Edit(binding.arg.name_span, own),), certain=True)
+    value, span = binding.arg.value.span.text, binding.arg.span
+    pair = re.fullmatch(r"\[\s*([0-9]+)\s*,\s*([0-9]+)\s*\]", value)
+    if pair and parameters[own].type.kind == "size":
+        value = f"{pair[1]}x{pair[2]}"
+    elif value == "valid" and own == "pad":
+        value = "0"
+    binding.fail(own)
+    fix = Fix(f"write `{own}={value}`", (Edit(span, f"{own}={value}"),), certain=True)
     return fix.help, [fix]
 
 
-def _activation(binding: Binding) -> Advice | None:
-    if binding.arg.name not in ("activation", "act") or binding.site.callee not in OPS:
+_ELEMENTS = {
+    **dict.fromkeys(("activation", "act", "nonlinearity", "activation_fn"), ("activation", "relu")),
+    **dict.fromkeys(("norm", "normalization", "norm_layer", "batch_norm", "use_bn", "bn"), ("norm", "bn")),
+}
+"""Arguments of layers in other libraries that are elements here, with an operator of their kind."""
+
+
+def _element(binding: Binding) -> Advice | None:
+    """`conv 3x3 16 activation=relu`."""
+    name, site, given = binding.arg.name or "", binding.site, binding.arg.value
+    if name not in _ELEMENTS or site.callee not in OPS:
         return None
+    what, written = _ELEMENTS[name]
+    word = given.name if isinstance(given, ast.Name) else given.value if isinstance(given, ast.Text) else ""
+    found = word if word in OPS else foreign_operator(word, OPS)
+    help = f"write the {what} as a separate element: `| {found or written}`"
+    if found is None:
+        return help, ()
+    (removed,), end = _removal(binding.arg, help).edits, site.args[-1].span.end
+    if binding.arg is site.args[-1]:
+        return help, [Fix(help, (Edit(removed.span, f" | {found}"),))]
+    return help, [Fix(help, (removed, _insertion(removed.span, end, f" | {found}")))]
+
+
+_TENSORS = ("input", "inputs", "bottom", "x", "src", "from")
+"""Arguments for the input of a layer in other libraries."""
+
+
+def _input_argument(binding: Binding) -> Advice | None:
+    """`conv 3x3 16 input=stem`."""
     given = binding.arg.value
-    written = given.name if isinstance(given, ast.Name) and given.name in OPS else "relu"
-    return f"write the activation as a separate element: `| {written}`", ()
+    if binding.arg.name not in _TENSORS or not isinstance(given, (ast.Name, ast.Reference)):
+        return None
+    label = given.span.text.lstrip("@")
+    if label not in binding.site.scope.file.labels:
+        return None
+    site = binding.site
+    others = [arg.span.text for arg in site.args if arg is not binding.arg]
+    written = f"@{label} | {' '.join((site.callee, *others))}"
+    help = f"start the statement with its input: `{written}`"
+    return help, [Fix(help, (Edit(Span(site.span.source, site.span.start, site.args[-1].span.end), written),))]
 
 
 def _inferred(binding: Binding) -> Advice | None:
@@ -500,7 +575,8 @@ def _misspelt_argument(binding: Binding) -> Advice | None:
 
 UNKNOWN_ARGUMENT: Sequence[Callable[[Binding], Advice | None]] = (
     _foreign_argument,
-    _activation,
+    _element,
+    _input_argument,
     _inferred,
     _misspelt_argument,
 )
@@ -587,7 +663,9 @@ def missing_arguments(site: CallSite, missing: Sequence[Parameter]) -> Advice:
     added = " and ".join(meanings) if len(meanings) <= 2 else "the missing arguments"
     repeat = re.match(r"[ \t]*(x[0-9]+)(?![\w.])", site.span.source.text[site.span.end :])
     call = " ".join((site.callee, *(repeat.groups() if repeat else ()), *written))
-    return f"add {added}, for example `{call}`", ()
+    help, end = f"add {added}, for example `{call}`", max([site.span.end, *(arg.span.end for arg in site.args)])
+    end = max(end, site.span.end + repeat.end()) if repeat else end
+    return help, [Fix(help, (Edit(Span(site.span.source, site.span.start, end), call),), example=True)]
 
 
 def _takes(callee: str, parameters: Iterable[str]) -> str:

@@ -11,7 +11,19 @@ from dataclasses import dataclass, replace
 
 from cnnspec.diagnostics import Edit, Fix, Reported, Reporter, Span, nearest, respell
 from cnnspec.ir.evaluate import show
-from cnnspec.ops import JOINS, KERNEL_FIRST, OPS, absent_operator, foreign_choice, foreign_operator, translation
+from cnnspec.ops import (
+    DEFINITIONS,
+    FOREIGN_CLASSES,
+    JOINS,
+    KERNEL_FIRST,
+    OPS,
+    absent_operator,
+    foreign_choice,
+    foreign_operator,
+    operator_of_two_words,
+    sized_operator,
+    translation,
+)
 from cnnspec.ops.examples import move_into_train
 from cnnspec.recipe import DATA_SETS, ENTRIES
 from cnnspec.schema import Declared
@@ -152,11 +164,15 @@ def _foreign_name(unknown: UnknownCallee) -> Reported | None:
         repeat = re.match(r"\s*(x[0-9]+)\b", span.source.text[span.end : args[0].span.start])
         found = replace(found, text=" ".join((own, *(repeat.groups() if repeat else ()), rest)))
         edits = Edit(span, own), Edit(args[0].span.to(args[-1].span), rest)
+        words = re.findall(r"\b(?!pad)[a-z_]+=([A-Za-z_]\w*)|=([A-Za-z_]\w*)", rest)
+        if any((size and size not in unknown.scope.variables) or word in OPS for size, word in words):
+            return unknown.error(_kernel_first(own))
         return unknown.error(found.help, [] if found.is_example else [Fix(found.help, edits)])
     if name in OPS and setting:
         whole = span.to(args[-1].span) if args else span
-        made_up = " 3x3" if name in KERNEL_FIRST else ""
-        written = f"{name}{span.source.text[span.end : whole.end] or made_up} {setting}"
+        between = span.source.text[span.end : whole.end] or (" 3x3" if name in KERNEL_FIRST else "")
+        alone = re.fullmatch(r"\(([0-9]+)\)", between)
+        written = f"{name}{f' {alone[1]}x{alone[1]}' if alone else between} {setting}"
         help = f"write `{written}`"
         return unknown.error(help, [Fix(help, (Edit(whole, written),))])
     if own in JOINS:
@@ -164,9 +180,12 @@ def _foreign_name(unknown: UnknownCallee) -> Reported | None:
     help = f"write `{own}`"
     fix = Fix(help, (Edit(span, own),), certain=same_order and own in OPS)
     if not same_order:
-        help = f"write `{own}` with the kernel size before the number of channels, such as `{own} 3x3 16`"
-        fix = Fix(help, (Edit(span, own),))
+        help, fix = _kernel_first(own), Fix(help, (Edit(span, own),))
     return unknown.error(help, [fix])
+
+
+def _kernel_first(own: str) -> str:
+    return f"write `{own}` with the kernel size before the number of channels, such as `{own} 3x3 16`"
 
 
 def _label_without_colon(unknown: UnknownCallee) -> Reported | None:
@@ -179,11 +198,57 @@ def _label_without_colon(unknown: UnknownCallee) -> Reported | None:
     if not re.fullmatch(r"[ \t]*|.*[{;][ \t]*", source.text[start : span.start]):
         return None
     block = unknown.scope.file.find_block(word)
-    if not (word in OPS or block) or nearest(unknown.callee, [*OPS, *unknown.scope.file.block_names()]):
+    if (
+        absent_operator(unknown.callee)
+        or not (word in OPS or block)
+        or nearest(unknown.callee, [*OPS, *unknown.scope.file.block_names()])
+    ):
         return None
     call = source.text[first.span.start : unknown.args[-1].span.end]
     help = f"write a colon after the label: `{unknown.callee}: {call}`"
     return unknown.error(help, [Fix(help, (Edit(Span(source, span.end, span.end), ":"),), certain=True)])
+
+
+def _definition(unknown: UnknownCallee) -> Reported | None:
+    """`const width = 16`, which reads as a call, and `num_classes 10`."""
+    span, arg = unknown.span, unknown.args[0] if unknown.args else None
+    if unknown.callee in DEFINITIONS and arg and arg.name:
+        help = f"define a value with `let`: `let {arg.name} = {arg.value.span.text}`"
+        return unknown.error(help, [Fix(help, (Edit(span, "let"),))])
+    if unknown.callee in FOREIGN_CLASSES and arg and isinstance(arg.value, ast.Number):
+        help = f"write `classes {arg.span.text}`"
+        return unknown.error(help, [Fix(help, (Edit(span, "classes"),))])
+    return None
+
+
+_KINDS = frozenset("activation act nonlinearity nonlin layer op operator norm normalization pool pooling".split())
+"""Words that other languages write before the name of an operator."""
+
+
+def _two_words(unknown: UnknownCallee) -> Reported | None:
+    """`pool max 2x2`, `batch norm`, `activation relu`."""
+    first = unknown.args[0] if unknown.args else None
+    if first is None or first.name is not None or not isinstance(first.value, ast.Name):
+        return None
+    word = first.value.name
+    own = operator_of_two_words(unknown.callee, word, OPS)
+    if own is None and unknown.callee in _KINDS:
+        own = word if word in OPS else foreign_operator(word, OPS)
+    if own is None:
+        return None
+    help = f"write `{own}`"
+    return unknown.error(help, [Fix(help, (Edit(unknown.span.to(first.value.span), own),))])
+
+
+def _sized(unknown: UnknownCallee) -> Reported | None:
+    """`conv3x3 16`."""
+    found = sized_operator(unknown.callee, OPS)
+    if found is None:
+        return None
+    rest = [re.sub(r"^\((\w+)\)$", r"\1", arg.span.text) for arg in unknown.args]
+    written = " ".join((*found, *rest))
+    whole = unknown.span.to(unknown.args[-1].span) if rest else unknown.span
+    return unknown.error(f"write `{written}`", [Fix(f"write `{written}`", (Edit(whole, written),))])
 
 
 def _again(unknown: UnknownCallee) -> Reported | None:
@@ -207,11 +272,14 @@ def _again(unknown: UnknownCallee) -> Reported | None:
 HINTS: Sequence[Callable[[UnknownCallee], Reported | None]] = (
     _label_word,
     _again,
+    _two_words,
     _recipe_entry,
     _top_level_word,
     _variable,
     _repeat_before_callee,
     _label,
+    _definition,
+    _sized,
     _label_without_colon,
     _foreign_name,
 )
@@ -236,6 +304,11 @@ def misspelt_callee(unknown: UnknownCallee) -> Reported:
 
 def unnamed_choice(reporter: Reporter, span: Span, table: Mapping[str, type[Declared]], what: str) -> Reported:
     """Report a value where the name of a choice is expected: a name in quotes or with signs in it, or a folder."""
+    if any(
+        found.span and found.span.source is span.source and found.span.start == span.start
+        for found in reporter.diagnostics
+    ):
+        return Reported()  # `sgd(0.1)`, which is reported as a call
     given, quoted = span.text.strip('"'), span.text[:1] == '"'
     written = foreign_choice(given, table)
     folder = table is DATA_SETS and re.fullmatch(r"[\w./ -]*[A-Za-z][\w./ -]*", given)

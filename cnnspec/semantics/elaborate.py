@@ -134,6 +134,8 @@ class Elaborator:
         spans: dict[str, Span] = {}
         reporter = self.context.reporter
         for arg in statement.args:
+            if arg.span.start == statement.target_span.end:  # `resnet-18`, which is reported as an unknown file
+                continue
             if arg.name is None:
                 help = f"write the name of the parameter before the value, as in `n={arg.span.text}`"
                 reporter.error("E0205", "`extends` takes keyword arguments only", arg.span, help=help)

@@ -5,13 +5,14 @@ Only files in the folder of the user's file and in the shipped folder are opened
 
 from __future__ import annotations
 
+import re
 import stat
 import sys
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from cnnspec.diagnostics import Reporter, Source, Span, did_you_mean, reason_of, respell
+from cnnspec.diagnostics import Edit, Fix, Reporter, Source, Span, did_you_mean, reason_of, respell
 from cnnspec.limits import MAX_FILE_BYTES, MAX_FILES, MAX_WORDS
 from cnnspec.resources import resource
 from cnnspec.syntax import ast, count_words, parse
@@ -220,6 +221,11 @@ class Library:
             known += [p.stem for p in folder.glob(f"*{SUFFIX}") if p.is_file()]
         quoted = 1 if at.source.text[at.start] == '"' else 0
         help, fixes = respell(Span(at.source, at.start + quoted, at.end - quoted), wanted, known)
+        dashed = re.compile(r"(?:-\w+)+").match(at.source.text, at.end)
+        if dashed and (name := (wanted + dashed.group()).replace("-", "")) in known:  # `resnet-18`
+            at = Span(at.source, at.start, dashed.end())
+            wanted, fixes = at.text, (Fix(f"write `{name}`", (Edit(at, name),), certain=True),)
+            help = fixes[0].help
         help = help or "check the path: cnnspec looks for files in the folder of the spec, then among the shipped specs"
         reporter.error("E0212", no_file or f"file `{wanted}` not found", at, help=help, fixes=fixes)
         return None

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from cnnspec.diagnostics import Edit, Fix, Reported, Reporter, nearest, respell
+from cnnspec.diagnostics import Edit, Fix, Reported, Reporter, Span, nearest, respell
 from cnnspec.diagnostics.suggestions import pipe_before
 from cnnspec.ops import OPS, absent_operator
 from cnnspec.ops.examples import example_value
@@ -93,6 +94,36 @@ class UnknownName:
         return self.error(help, [Fix(help, (Edit(self.node.span, text),), certain=certain)])
 
 
+_DIMENSIONS = {
+    **dict.fromkeys(
+        "in_channels in_features num_features inplanes in_planes input_channels in_c in_ch cin".split(), "c"
+    ),
+    **dict.fromkeys(("in_height", "input_height", "in_h"), "h"),
+    **dict.fromkeys(("in_width", "input_width", "in_w"), "w"),
+}
+"""Names of the dimensions of an input in other libraries."""
+
+
+def _dimension(unknown: UnknownName) -> Reported | None:
+    word = unknown.word
+    text, start = unknown.node.span.source.text, unknown.node.span.start
+    line = text[text.rfind("\n", 0, start) + 1 : start].lstrip()
+    letter = word in ("c", "h", "w") and unknown.kind in (None, "int", "size", "float")
+    letter &= unknown.use != EXPECTED and not re.match(r"(?:param|expect|default|extends|classes)\b", line)
+    axis = _DIMENSIONS.get(word) or (word if letter else None)
+    if axis is None:
+        return None
+    fix = Fix(f"write `in.{axis}`", (Edit(unknown.node.span, f"in.{axis}"),))
+    more = f" for that of the input, or define it: `let {word} = 16`" if axis == word else ""
+    return unknown.error(f"{fix.help}{more}", [fix])
+
+
+def _mode(unknown: UnknownName) -> Reported | None:
+    if unknown.word not in ("training", "is_training", "train", "inference", "eval", "evaluation"):
+        return None
+    return unknown.error("remove the condition: `dropout` and similar operators act only in training")
+
+
 def _valid_padding(unknown: UnknownName) -> Reported | None:
     if unknown.word != "valid" or "same" not in unknown.words:
         return None
@@ -138,16 +169,30 @@ def _classes(unknown: UnknownName) -> Reported | None:
 
 
 def _input_tensor(unknown: UnknownName) -> Reported | None:
-    return unknown.error(_IN_AS_VALUE, (), "`in` is a tensor, not a value") if unknown.word == "in" else None
+    if unknown.word != "in":
+        return None
+    return tensor_as_value(unknown.reporter, unknown.node, unknown.type, unknown.use)
 
 
-def tensor_as_value(reporter: Reporter, node: ast.Reference | ast.In, type_: Type | None, use: Use) -> Reported:
+def tensor_as_value(
+    reporter: Reporter, node: ast.Reference | ast.In | ast.Name, type_: Type | None, use: Use
+) -> Reported:
     """Report a tensor where another value is expected."""
     text = node.span.text
-    help = _IN_AS_VALUE if isinstance(node, ast.In) else f"join tensors in braces: `concat {{ in; {text} }}`"
-    if type_ is not None and use.parameter and not isinstance(node, ast.In):
+    help = f"join tensors in braces: `concat {{ in; {text} }}`"
+    if node.span.source.text[: node.span.start].rstrip().endswith("+"):
+        help = _sum_of(node.span)
+    elif not isinstance(node, ast.Reference):
+        help = _IN_AS_VALUE
+    elif type_ is not None and use.parameter:
         help = f"write {type_}"
-    return reporter.error("E0207", f"`{text}` is a tensor, not a value", node.span, help=help)
+    defined = re.search(r"\blet\s+([A-Za-z_]\w*)\s*=\s*\Z", node.span.source.text[: node.span.start])
+    fixes = list[Fix]()
+    if defined:
+        help = f"name a tensor with a label: `{defined[1]}: {text}`"
+        edit = Edit(Span(node.span.source, defined.start(), node.span.start), f"{defined[1]}: ")
+        fixes = [Fix(help, (edit,))]
+    return reporter.error("E0207", f"`{text}` is a tensor, not a value", node.span, help=help, fixes=fixes)
 
 
 def _truth_value(unknown: UnknownName) -> Reported | None:
@@ -158,6 +203,15 @@ def _truth_value(unknown: UnknownName) -> Reported | None:
         return unknown.replaced(f"write `{value}`", value)
     message = f"{unknown.expected}, got `{unknown.word}`"
     return unknown.reporter.error("E0204", message, unknown.node.span, help=f"write {unknown.type}")
+
+
+def _sum_of(at: Span) -> str:
+    """Return the help for a sum of elements, `conv 3x3 16 + conv 1x1 16`, given the place of the second one."""
+    text = at.source.text
+    before = re.search(r"([^|{};:\n]*)\+\s*\Z", text[max(0, at.start - 200) : at.start])
+    after = re.compile(r"[^|{};\n#+]*").match(text, at.start)
+    first, second = (found.group(index).strip() if found else "" for found, index in ((before, 1), (after, 0)))
+    return f"to add tensors, write them as branches of `add`: `add {{ {first}; {second} }}`"
 
 
 def _operator(unknown: UnknownName) -> Reported | None:
@@ -174,7 +228,9 @@ def _operator(unknown: UnknownName) -> Reported | None:
     elif not callee and parameter == "":
         help = "write a number" if unknown.kind in ("int", "float") else help
         help = "write the number of repeats, such as `repeat 2 { relu }`" if before.endswith("repeat") else help
-    if is_positional or before[-1:] == ">":
+    if before[-1:] == "+" and OPS[word].counts_as_layer:
+        help = _sum_of(span)
+    elif is_positional or (before[-1:] in (">", "+") and not re.search(r"\([^()\n]*\Z", before)):
         fixes = pipe_before(span, word)
         help = fixes[0].help
     own = unknown.scope.file.blocks.get(callee)
@@ -229,6 +285,8 @@ def _unquoted_string(unknown: UnknownName) -> Reported | None:
 
 
 HINTS: tuple[Callable[[UnknownName], Reported | None], ...] = (
+    _dimension,
+    _mode,
     _valid_padding,
     _label,
     _no_tensor,

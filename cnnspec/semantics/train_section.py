@@ -8,6 +8,7 @@ from typing import Any
 from cnnspec.diagnostics import Diagnostic, Edit, Fix, Label, Reported, Span, respell
 from cnnspec.diagnostics.suggestions import Site, fixes_of
 from cnnspec.ir.evaluate import UnknownShape
+from cnnspec.ops import FOREIGN_ENTRIES, FOREIGN_OPTIONS
 from cnnspec.ops.examples import entry_with, example_entry
 from cnnspec.recipe import CHOICES, ENTRIES, NOUNS, OF_MODULES, PIPELINES, Recipe, Scalars, Setting
 from cnnspec.schema import Declared, Word
@@ -133,9 +134,16 @@ class TrainReader:
     def _unknown(self, entry: ast.Entry) -> Reported:
         span = _word_span(entry)
         help, fixes = respell(span, entry.word, ENTRIES)
+        if own := FOREIGN_ENTRIES.get(entry.word):
+            bare = not (entry.calls[0].args or entry.calls[0].callee)
+            written = example_entry(own) if bare and " " not in own else own
+            help, edit = f"write `{written}`", Edit(entry.span if " " in written else span, written)
+            fixes = (Fix(help, (edit,)),)
+        elif option := FOREIGN_OPTIONS.get(entry.word):
+            help = f"remove it: `--{option}` is an option of the command line"
         value = entry.calls[0].args[0].span.text if entry.calls[0].args else "0.1"
         owner = entry_with(entry.word, value)
-        if owner and not fixes:
+        if owner and help is None:
             help = f"write it as an argument of `{owner.split()[0]}`, for example `{owner}`"
         help = help or f"choose from {', '.join(f'`{name}`' for name in ENTRIES)}"
         message = f"unknown entry `{entry.word}` in the `train` section"

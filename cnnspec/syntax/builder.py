@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 from cnnspec.diagnostics import Diagnostic, Edit, Fix, Reporter, Source, Span, respell
 from cnnspec.diagnostics.suggestions import no_settings
 from cnnspec.limits import MAX_LITERAL, MAX_TERMS
-from cnnspec.ops import FOREIGN_NAMES, OPS, translation
+from cnnspec.ops import FOREIGN_NAMES, OPS, foreign_choice, translation
 from cnnspec.ops.examples import example_call
+from cnnspec.recipe import CHOICES
 from cnnspec.syntax import ast
 from cnnspec.syntax.keywords import FUNCTIONS, SCHEMES
 from cnnspec.syntax.parser import Parsed, ParseFailure, parse_text
 from cnnspec.syntax.prescan import MARKS
+from cnnspec.syntax.recovery import in_train
 
 if TYPE_CHECKING:
     from cnnspec.syntax.parser import Token
@@ -428,7 +430,12 @@ class Builder:
         rest, notes = whole.text[len(token) :], tuple[str, ...]()
         help, fixes = respell(self.token(name), token, FUNCTIONS)
         own = FOREIGN_NAMES.get(token, token)
-        if replacement := _FOREIGN_FUNCTIONS.get(token):
+        choice = next(filter(None, (foreign_choice(token, table) for table in CHOICES.values())), None)
+        if choice is not None and in_train(whole.source.text, whole.start):
+            written = " ".join((choice, *given))
+            help = f"write a call without parentheses: `{written}`"
+            fixes = (Fix(help, (Edit(whole, written),)),)
+        elif replacement := _FOREIGN_FUNCTIONS.get(token):
             help = f"write `{replacement}{rest}`"
             fixes = (Fix(help, (Edit(self.token(name), replacement),)),)
         elif token == "round" and len(given) == 1:

@@ -105,6 +105,22 @@ class Place:
         """The whole line."""
         return self.before + self.rest
 
+    @property
+    def statement(self) -> tuple[int, int]:
+        """The start and end of the statement on the line of the error, up to braces and semicolons."""
+        start = re.search(r"[^{};]*\Z", self.before)
+        end = re.match(r"[^{};#\n]*", self.rest)
+        assert start is not None
+        assert end is not None
+        code = self.before[start.start() :] + end.group()
+        low = self.line + start.start() + len(code) - len(code.lstrip())
+        return low, max(low, self.at + len(end.group().rstrip()))
+
+    @property
+    def code_end(self) -> int:
+        """The offset after the code of the line."""
+        return self.line + len(re.sub(r'^([^"#]*)#.*$', r"\1", self.whole).rstrip())
+
     def until_end(self, start: int, stop: str = ";") -> tuple[str, int]:
         """Return the code from an offset to the end of its statement, and the offset after it.
 

@@ -7,17 +7,31 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 from cnnspec.diagnostics import Diagnostic, Fix, Source, alternatives, respell
 from cnnspec.diagnostics.suggestions import INDEXED, NO_INDEX, share
-from cnnspec.ops import FOREIGN_NAMES, JOINS, OPS, split_arguments, translated
-from cnnspec.ops.examples import example_value
+from cnnspec.ops import (
+    FOREIGN_CLASSES,
+    FOREIGN_NAMES,
+    JOINS,
+    OPS,
+    absent_operator,
+    foreign_choice,
+    foreign_operator,
+    split_arguments,
+    translated,
+)
+from cnnspec.ops.examples import example_call, example_value
+from cnnspec.recipe import CHOICES
+from cnnspec.resources import resource
 from cnnspec.schema import Parameter, Type
 from cnnspec.syntax import foreign_hints as foreign
 from cnnspec.syntax.error_context import Explanation, Place
 from cnnspec.syntax.foreign_hints import operator_after
 from cnnspec.syntax.keywords import FUNCTIONS, LABEL_WORDS, SCHEMES, TOP_WORDS
 from cnnspec.syntax.prescan import ASCII_ONLY
+from cnnspec.syntax.recovery import in_train
 
 _REPLACEMENTS = {"×": "x", "–": "-", "—": "-", "−": "-", "“": '"', "”": '"', "，": ",", "；": ";", "：": ":"}
 """Replacements for characters that are not part of the language."""
@@ -31,7 +45,7 @@ _REACH = 500
 _REPEATED = r"(?:^|[|{;])\s*(?:(?:stem|stage|head)\s+|[A-Za-z_]\w*\s*:\s*)?(x([0-9]+)\s*)$"
 """A repeat without a name before it."""
 
-_CALL = "write a call without parentheses, and separate its arguments with spaces: `conv 3x3 16`"
+_CALL = "write a call without parentheses, and separate its arguments with spaces"
 
 _INCOMPLETE = {
     "network": "network small",
@@ -112,7 +126,7 @@ def _without_parentheses(at: Place) -> list[Fix]:
         if at.line + call.start() <= at.at <= at.line + call.end() and name not in (*FUNCTIONS, *SCHEMES):
             plain = re.sub(r"\s*=\s*", "=", re.sub(r"\s*,\s*", " ", args.strip()))
             written = translated(name, split_arguments(args))
-            if written is None and name[0].isupper() and name not in FOREIGN_NAMES:
+            if written is None and name[0].isupper():
                 continue  # a class of another library
             written = written or f"{name} {plain}"
             help = f"write a call without parentheses: `{written}`"
@@ -124,7 +138,11 @@ def _blocks(at: Place) -> Explanation | None:
     """Heads of blocks."""
     if at.expected == {"LPAR"} and (block := re.fullmatch(r"\s*block\s+([A-Za-z_]\w*)(\s*)", at.before)):
         end = at.at - len(block.group(2))
-        fix = at.fix(f"add a parameter list: `block {block.group(1)}()`", (end, end, "()"), certain=True)
+        listed = re.match(r"[A-Za-z_]\w*(?:(?:[ \t]*,[ \t]*|[ \t]+)[A-Za-z_]\w*)*[ \t]*(?=\{)", at.rest)
+        parameters = ", ".join(re.findall(r"\w+", listed.group())) if listed else ""
+        last = at.at + len(listed.group().rstrip()) if listed else end
+        written = f"({parameters})"
+        fix = at.fix(f"add a parameter list: `block {block.group(1)}{written}`", (end, last, written), certain=True)
         return Explanation(fix.help, [fix], message=f"missing parameter list of the block `{block.group(1)}`")
     head = re.fullmatch(r"\s*(block\b[^{}]*)", at.code)
     if head is None:
@@ -134,7 +152,10 @@ def _blocks(at: Place) -> Explanation | None:
         fix = at.fix("remove the `=`", (at.start, at.start + 1 + at.rest[1:2].isspace(), ""), certain=True)
         return Explanation(fix.help, [fix], where="in a block definition")
     if at.word == ":":
-        return Explanation(f"write the body in braces: `{written} {{ relu }}`", where="in a block definition")
+        body, end = at.until_end(at.start + 1)
+        help = f"write the body in braces: `{written} {{ {body or 'relu'} }}`"
+        fixes = [at.fix(help, (at.start, end, f" {{ {body} }}"))] if body else []
+        return Explanation(help, fixes, where="in a block definition")
     if at.line_end and at.expected == {"LBRACE"}:
         end = at.line + len(at.code.rstrip())
         fix = at.fix("add `{` at the end of the line", (end, end, " {"))
@@ -159,7 +180,14 @@ def _groups(at: Place) -> Explanation | None:
         written = f"{head.group(1).strip()} {{ {body or 'relu'} }}"
         fixes = [at.fix(f"write `{written}`", (at.at, end, f" {{ {body} }}"))] if body else []
         return Explanation(f"write the group in braces: `{written}`", fixes, where="before a group")
+    if at.word == "=" and (named := re.search(r"\brepeat\s+([A-Za-z_]\w*\s*)$", at.before)):
+        fix = at.fix("write the number alone, as in `repeat 3`", (at.at - len(named.group(1)), at.start + 1, ""))
+        return Explanation(fix.help, [fix], where="in a `repeat` statement")
     group = re.search(r"\brepeat\s+([0-9]+)\s+$", at.before)
+    index = re.match(r"([A-Za-z_]\w*)\s*\{", at.rest) if group else None
+    if group and index and index.group(1) not in (*OPS, *JOINS):
+        fix = at.fix(f"write `repeat {group.group(1)} as {index.group(1)}`", (at.start, at.start, "as "))
+        return Explanation(fix.help, [fix], where=f"after `repeat {group.group(1)}`")
     if group and "LBRACE" in at.expected and re.match(r"[A-Za-z_]", at.word):
         count, name = group.group(1), at.word
         call, end = at.until_end(at.start, stop="|{};")
@@ -210,7 +238,9 @@ def _tables(at: Place) -> Explanation | None:
 
 
 def _branches(at: Place) -> Explanation | None:
-    """Joins without braces."""
+    """Joins without braces, and groups in parentheses."""
+    if (found := _parentheses(at)) is not None:
+        return found
     if at.word == "{" and (found := _label_of_a_group(at)) is not None:
         return found
     join = re.search(rf"\b({'|'.join(JOINS)})\s*$", at.before)
@@ -219,9 +249,14 @@ def _branches(at: Place) -> Explanation | None:
     if not join or "LBRACE" not in at.expected or re.match(r"x[0-9]", at.word):
         return None
     body, end = at.until_end(at.start, stop="|;")
-    branches = re.split(r"\s*,\s*", body[1:-1].strip() if body[:1] in ("(", "[") else body)
+    listed = body[1:-1].strip() if body[:1] in ("(", "[") else body
+    branches = re.split(r"\s*,\s*", re.sub(r"(?<![\w.@=])(in|@[\w.]+)\s+(?=[\w@])", r"\1, ", listed))
     help, fixes = f"write the branches in braces: `{join.group(1)} {{ in; conv 3x3 16 }}`", list[Fix]()
     if body and not re.search(r"[()\[\]{}]", "".join(branches)):
+        labeled = [name for name in branches if re.search(rf"\b{re.escape(name)}[ \t]*:", at.source.text)]
+        branches = [foreign.as_tensor(name) if name in labeled else name for name in branches]
+        branches = ["in", *branches] if len(branches) == 1 and branches != ["in"] else branches
+        branches = [*branches, "conv 3x3 16"] if len(branches) == 1 else branches
         written = f"{{ {'; '.join(branches)} }}"
         help = f"write the branches in braces: `{join.group(1)} {written}`"
         fixes.append(at.fix(help, (at.line + join.end(1), end, f" {written}")))
@@ -269,6 +304,8 @@ def _group_of(at: Place, name: str, start: int) -> Explanation | None:
     text = at.text[at.start + 1 : end].strip() if end is not None else ""
     short = text if text and len(text) < 60 and "\n" not in text else "conv 3x3 16"
     where = f"after `{name}`"
+    if re.match(r"(?:name|type)\s*:", text):  # a layer of Caffe
+        return Explanation(foreign.LAYERS, where=where)
     if _SHORTCUTS.fullmatch(name):
         branch = short if text == short and not re.search(r"[;{}]", short) else f"{{ {short} }}"
         fixes = []
@@ -290,6 +327,23 @@ def _group_of(at: Place, name: str, start: int) -> Explanation | None:
         fix = at.fix(f"write `{name}:`", (start, start + len(name), f"{name}:"), certain=True)
         return Explanation(f"write a colon after the label: `{name}: {{ {short} }}`", [fix], where=where)
     return None
+
+
+def _parentheses(at: Place) -> Explanation | None:
+    """Explain a group in parentheses: `seq(conv 3x3 16, bn)`."""
+    head = r"(?:^|[|;{:])\s*(?P<name>[A-Za-z_]\w*)\s*(?P<open>\()\s*[a-z_]\w*\s+[^()]*$"
+    group = re.search(head, at.before)
+    if group is None or not (_GROUPS.fullmatch(group["name"]) or _BRANCHES.fullmatch(group["name"])):
+        return None
+    code, end = at.until_end(at.line + group.start("open"), stop="|;")
+    if not code.endswith(")"):
+        return None
+    parts, chain = re.split(r"\s*,\s*", code[1:-1].strip()), _GROUPS.fullmatch(group["name"])
+    written = f"{{ {' | '.join(parts)} }}" if chain else f"concat {{ {'; '.join(parts)} }}"
+    help = f"write the {'group' if chain else 'branches'} in braces: `{written}`"
+    fix = at.fix(help, (at.line + group.start("name"), end, written))
+    span = at.span(at.line + group.start("open"), at.line + group.start("open") + 1)
+    return Explanation(help, [fix], span, where=f"after `{group['name']}`")
 
 
 def _closing(at: Place) -> int | None:
@@ -456,6 +510,9 @@ def _references(at: Place) -> Explanation | None:
     if (used := re.fullmatch(r"\s*use\s+([A-Za-z_]\w*)\s*", at.before)) and at.line_end:
         help = f'write the file that defines it: `use {used.group(1)} from "blocks.cnn"`'
         message = f"missing `from` after `use {used.group(1)}`"
+        if resource("specs", "blocks", f"{used.group(1)}.cnn").is_file():
+            help = f"remove it: `{used.group(1)}` is a standard block, which needs no `use`"
+            return Explanation(help, [at.fix(help, (at.line, at.code_end, ""))], message=message)
         return Explanation(help, message=message, note="standard blocks need no `use`")
     return None
 
@@ -591,6 +648,38 @@ def _numbers(at: Place) -> Explanation | None:
     return None
 
 
+def _values(at: Place) -> Explanation | None:
+    """Values in other notations: `'same'`, `$width`, `{width}`, `x.c`, `0,5`."""
+    if quoted := re.match(r"'([^'\n]*)'", at.rest):
+        word, free = (
+            quoted.group(1),
+            re.search(r"\b(?:name|path)\s*=\s*$|\b(?:from|folder|extends)\s*$|,\s*$", at.before),
+        )
+        written = word if re.fullmatch(r"[A-Za-z_]\w*", word) and not free else f'"{word}"'
+        fix = at.fix(f"write `{written}`", (at.at, at.at + quoted.end(), written))
+        return Explanation(fix.help, [fix], at.span(at.at, at.at + quoted.end()))
+    inserted = re.match(r"\$\{?\s*([A-Za-z_]\w*)\s*\}?|\{\s*([A-Za-z_]\w*)\s*\}", at.rest)
+    name = (inserted.group(1) or inserted.group(2)) if inserted else ""
+    if inserted and (at.word == "$" or (name not in OPS and re.search(r"(?:[0-9)=]|\b[a-z]\w*)\s*$", at.before))):
+        fix = at.fix(f"write `{name}`", (at.at, at.at + inserted.end(), name))
+        note = "placeholders in braces are only allowed in names in quotes"
+        return Explanation(fix.help, [fix], at.span(at.at, at.at + inserted.end()), note=note)
+    if (axis := re.match(r"\.(c|h|w)\b", at.rest)) and re.search(r"[A-Za-z_]\w*$", at.before):
+        help = f"write `in.{axis.group(1)}`: only the tensor `in` has dimensions"
+        return Explanation(help, span=at.span(at.at, at.at + axis.end()))
+    decimal = re.match(r",([0-9]+)(?![\w.,])", at.rest)
+    side = re.search(r"\w\s*=\s*([0-9]+)$", at.before)
+    if decimal and side and "COMMA" not in at.expected:
+        written = f"{side.group(1)}x{decimal.group(1)}"
+        fix = at.fix(f"write the size as `{written}`", (at.at - len(side.group(1)), at.at + decimal.end(), written))
+        return Explanation(fix.help, [fix], where="in a size")
+    if decimal and "COMMA" not in at.expected and re.search(r"(?<![\w.])0$", at.before):
+        written = f"0.{decimal.group(1)}"
+        fix = at.fix(f"write `{written}`", (at.at - 1, at.at + decimal.end(), written))
+        return Explanation(fix.help, [fix], where="in a number")
+    return None
+
+
 def _calls(at: Place) -> Explanation | None:
     """Parentheses around arguments, and commas between them."""
     if at.word == ")" and (call := re.search(r"[A-Za-z_][A-Za-z0-9_]*(\(\s*)$", at.before)):
@@ -598,6 +687,12 @@ def _calls(at: Place) -> Explanation | None:
         return Explanation(fix.help, [fix], where="in a call without arguments")
     pair = re.search(r"(?:=|\s)(\(\s*([0-9]+)\s*)$", at.before)
     if pair and (second := re.match(r",\s*([0-9]+)\s*\)", at.rest)):
+        channels = re.search(r"\b[0-9]+x[0-9]+\s*$", at.before[: pair.start() + 1])
+        if channels:  # the numbers of input and output channels
+            written = second.group(1)
+            fix = at.fix(f"write `{written}`", (at.at - len(pair.group(1)), at.at + second.end(), written))
+            help = f"write the number of output channels alone: `{written}`"
+            return Explanation(help, [fix], where="between numbers of channels")
         written = f"{pair.group(2)}x{second.group(1)}"
         fix = at.fix(f"write `{written}`", (at.at - len(pair.group(1)), at.at + second.end(), written), certain=True)
         return Explanation(f"write the size as `{written}`", [fix], where="in a size")
@@ -606,14 +701,24 @@ def _calls(at: Place) -> Explanation | None:
         return Explanation(fix.help, [fix], where="at the end of a line")
     if opened := _opened(at):
         fixes = _without_parentheses(at)
-        help = fixes[0].help if fixes else _CALL
+        own = foreign_operator(opened[0], OPS)
+        choice = next(filter(None, (foreign_choice(opened[0], table) for table in CHOICES.values())), None)
+        example = example_call(own, OPS[own].parameters.values()) if own in OPS else "conv 3x3 16"
+        if choice and in_train(at.text, at.at):
+            given = re.search(r"\(\s*([^()\n]*)", at.whole[opened[1] - at.line :])
+            example = f"{choice} {re.sub(r'[ ]*,[ ]*', ' ', given.group(1).strip())}".strip() if given else choice
+        help = fixes[0].help if fixes else absent_operator(opened[0]) or f"{_CALL}: `{example}`"
         return Explanation(help, fixes, at.span(opened[1], opened[1] + 1), where=f"after `{opened[0]}`")
     if at.word != "," or "COMMA" in at.expected:
         return None
     if re.match(r",\s*(?:@|(?:in|nothing|[A-Za-z_][A-Za-z0-9_]*\s*:)(?!\.|\w))", at.rest):
         fix = at.fix("write `;`", (at.start, at.start + 1, ";"), certain=True)
         return Explanation("separate statements with `;` or line breaks", [fix], where="between statements")
+    joined = re.search(rf"\b({'|'.join(JOINS)})\s*\{{[^{{}}]*$", at.text[max(0, at.at - _REACH) : at.at])
     if operator := operator_after(at.rest):
+        if joined:
+            fix = at.fix("write `;`", (at.start, at.start + 1, ";"), certain=True)
+            return Explanation("separate branches with `;` or line breaks", [fix], where="between branches")
         fix = at.fix("write `|`", (at.start, at.start + 1, at.spaced(" |")))
         return Explanation(f"join elements with `|`: `| {operator}`", [fix], where="between elements")
     return _commas(at)
@@ -639,7 +744,14 @@ def _place(at: Place, call: re.Match[str]) -> tuple[str, int]:
 
 
 def _commas(at: Place) -> Explanation:
-    """Explain commas between the arguments of a call."""
+    """Explain commas between the arguments of a call, or between definitions."""
+    defined = re.fullmatch(r"\s*(let|param)\s+[A-Za-z_]\w*\s*=\s*[^,;]+", at.before)
+    if defined and re.match(r",\s*[A-Za-z_]\w*\s*=", at.rest):
+        start = at.line + len(at.before) - len(at.before.lstrip())
+        code, end = at.until_end(start)
+        written = re.sub(r"\s*,\s*(?=[A-Za-z_]\w*\s*=)", f"; {defined.group(1)} ", code)
+        fix = at.fix(f"write one value per statement: `{written}`", (start, end, written))
+        return Explanation(fix.help, [fix], where="between definitions")
     call = re.search(r"(?:[A-Za-z_]\w*\s*:|\b(?:stem|stage|head)\b)?\s*([^|{};:]*)$", at.before)
     start = at.line + call.start(1) if call else at.start
     code, end = at.until_end(start, stop="|;{")
@@ -668,24 +780,42 @@ def _names(at: Place) -> Explanation | None:
         return Explanation(help, [fix], note=note)
     if at.word != "=":
         return None
+    if walrus := re.fullmatch(r"\s*([A-Za-z_]\w*)(\s*:\s*)", at.before):
+        value, _ = at.until_end(at.start + 1)
+        head = at.at - len(at.before.lstrip())
+        fix = at.fix("define a value with `let`", (head, head, "let "), (at.line + walrus.start(2), at.start + 1, " ="))
+        return Explanation(f"define a value with `let`: `let {walrus.group(1)} = {value or 16}`", [fix])
     if re.search(r"\b(?:require|if|when)\b[^{}|;]*$", at.before):
         fix = at.fix("write `==`", (at.start, at.start + 1, "=="), certain=True)
         return Explanation("compare values with `==`", [fix], where="in a condition")
     if (word := at.before.strip()) in ("let", "param"):
         return Explanation(f"name the value: `{word} width = 64`", message=f"missing name after `{word}`")
-    if (name := re.match(rf"\s*{_NAMED}", at.before)) and (called := operator_after(at.rest)):
-        element, _ = at.until_end(at.start + 1)
-        written = f"{name.group(1)}: {element or called}"
-        fix = at.fix(f"write `{written}`", (at.start - len(name.group(2)), at.start + 1, ":"))
+    named = re.search(rf"(?:^|[{{;])\s*{_NAMED}", at.before)
+    if named is None:
+        return Explanation("write the name of the argument before the `=`, as in `c=16`")
+    name, head = named.group(1), at.line + named.start(1)
+    found = _assigned(at, name, head)
+    return replace(found, where=f"after `{name}`")
+
+
+def _assigned(at: Place, name: str, head: int) -> Explanation:
+    """Explain the `=` of an assignment: of an element, of a tensor, or of a value."""
+    value, _ = at.until_end(at.start + 1)
+    called = operator_after(at.rest)
+    if called or re.match(r"=\s*(?:in(?![\w.])|@)", at.rest):
+        written = f"{name}: {value or called}"
         help = f"name the output of an element with a label: `{written}`"
-        return Explanation(help, [fix], where=f"after `{name.group(1)}`")
-    if re.match(r"\s*[A-Za-z_][A-Za-z0-9_]*\s*$", at.before):
-        head = at.at - len(at.before.lstrip())
-        value, _ = at.until_end(at.start + 1)
-        value = value if re.search(r"[\w)\]\"]$", value) else "16"
-        fix = at.fix(f"define a value with `let`: `let {word} = {value}`", (head, head, "let "))
-        return Explanation(fix.help, [fix], where=f"after `{word}`")
-    return Explanation("write the name of the argument before the `=`, as in `c=16`")
+        return Explanation(help, [at.fix(f"write `{written}`", (head + len(name), at.start + 1, ":"))])
+    if re.search(r"\\[ \t]*\n\Z", at.source.text[max(0, at.line - _REACH) : at.line]):
+        return Explanation("write all arguments of a call on one line")
+    if name in FOREIGN_CLASSES:
+        edit = (head, at.start + 1 + at.rest[1:2].isspace(), "classes ")
+        return Explanation(f"write `classes {value}`", [at.fix(f"write `classes {value}`", edit)])
+    value = value if re.search(r"[\w)\]\"]$", value) else "16"
+    written = f"let {name} = {value}"
+    _, end = at.until_end(at.start + 1)
+    fix = at.fix(f"define a value with `let`: `{written}`", (head, max(end, at.start + 1), written))
+    return Explanation(fix.help, [fix])
 
 
 def _points(at: Place) -> Explanation | None:
@@ -706,6 +836,11 @@ def _points(at: Place) -> Explanation | None:
 
 def _bars(at: Place) -> Explanation | None:
     """Bars without an element on one side."""
+    label = re.search(r"(?:^|[{;])\s*(stem|stage|head)(\s*)$", at.before)
+    if at.word == "|" and label:
+        start = at.line + label.start(1)
+        fix = at.fix(f"write `@{label.group(1)}` for the output of the label", (start, start, "@"))
+        return Explanation(fix.help, [fix], where=f"after the label `{label.group(1)}`")
     if at.word == "|" and not at.before.strip():
         fix = at.fix("remove the `|`", (at.start, at.end + at.rest[1:2].isspace(), ""))
         help = "write an element before the `|`, or remove it"
@@ -762,6 +897,10 @@ def _conditions(at: Place) -> Explanation | None:
     if elif_ or (at.word == "if" and re.search(r"\belse\s*$", at.before)):
         return _else_if(at)
     if at.word == "then" and "LBRACE" in at.expected:
+        body, end = at.until_end(at.end)
+        if body and body[0] != "{":
+            fix = at.fix(f"write the group in braces: `{{ {body} }}`", (at.start, end, f"{{ {body} }}"))
+            return Explanation(fix.help, [fix], where="before a group")
         fix = at.fix("remove the `then`", (at.start - 1, at.end, ""), certain=True)
         return Explanation("remove the `then`", [fix], where="before a group")
     for choice in _CHOICE.finditer(at.whole) if at.word in ("if", "else") else ():
@@ -798,11 +937,25 @@ def _else_if(at: Place) -> Explanation:
 
 def _expected(at: Place) -> Explanation:
     """List the expected terminals if there are few."""
+    if at.word in ("+", "*") and re.search(r"[\w})]\s*$", at.before):
+        join, what = ("add", "add") if at.word == "+" else ("mul", "multiply")
+        help = f"to {what} tensors, write them as branches of `{join}`: `{join} {{ in; conv 3x3 16 }}`"
+        return Explanation(help)
     if at.expected and at.expected <= _ENDS and not at.line_end:
+        if at.word == "{" and re.search(r"(?:@[\w.]+|\bin)\s*$", at.before):
+            fix = at.fix("separate them with `|`", (at.start, at.start, "| "))
+            return Explanation(fix.help, [fix], where="after a tensor")
         value = re.search(r"=\s*([0-9.]+)\s*$", at.before)
         more = re.match(r"[0-9.]+(?=\s*(?:#|;|$))", at.rest)
-        help = f"remove it, or write a list: `[{value.group(1)}, {more.group()}]`" if value and more else "remove it"
-        return Explanation(help, where="at the end of a statement")
+        fixes = []
+        if value and more:
+            listed = f"[{value.group(1)}, {more.group()}]"
+            edit = (at.line + value.start(1), at.at + more.end(), listed)
+            fixes = [at.fix(f"remove it, or write a list: `{listed}`", edit)]
+        return Explanation(fixes[0].help if fixes else "remove it", fixes, where="at the end of a statement")
+    if at.expected == {"EQUAL"} and not at.line_end:
+        fix = at.fix("write `=` before the value", (at.start, at.start, "= "), certain=True)
+        return Explanation(fix.help, [fix], message=f"expected `=`, found {at.token}")
     if at.expected == {"NAME"} and re.match(r"[0-9]", at.word):
         return Explanation("write a name that starts with a letter", message=f"expected a name, found {at.token}")
     if at.expected == {"LPAR"} and (table := re.search(r"\beach\s+([A-Za-z_]\w*)\s*$", at.before)):
@@ -834,7 +987,8 @@ def _without_columns(at: Place, callee: str) -> Explanation:
         return Explanation(help, where=where)
     body, _ = at.until_end(at.start)
     written = f"each {callee}({' '.join(columns)})"
-    fix = at.fix(f"write `{written}`", (at.start, at.start, f"({' '.join(columns)}) "))
+    edit = (at.line + len(at.before.rstrip()), at.start, f"({' '.join(columns)}) ")
+    fix = at.fix(f"write `{written}`", edit)
     help = f"write the names of the columns in parentheses: `{f'{written} {body}'.rstrip()}`"
     return Explanation(help, [fix], where=where)
 
@@ -862,6 +1016,7 @@ _RULES: tuple[Callable[[Place], Explanation | None], ...] = (
     _repeats_of_others,
     foreign.signs,
     _numbers,
+    _values,
     _calls,
     _names,
     _points,

@@ -7,7 +7,16 @@ from collections.abc import Sequence
 
 from cnnspec.diagnostics import Fix, did_you_mean
 from cnnspec.limits import MAX_LITERAL
-from cnnspec.ops import FOREIGN_NAMES, JOINS, OPS, foreign_choice, split_arguments, translated, translation
+from cnnspec.ops import (
+    FOREIGN_NAMES,
+    JOINS,
+    OPS,
+    absent_operator,
+    foreign_choice,
+    split_arguments,
+    translated,
+    translation,
+)
 from cnnspec.ops.examples import entry_with, example_call, example_entry, move_into_train
 from cnnspec.recipe import AUGMENTATIONS, ENTRIES, Scalars
 from cnnspec.syntax.error_context import Explanation, Place
@@ -18,20 +27,35 @@ _BLOCKS = ("def", "func", "function", "fn", "class", "module")
 _LOOPS = ("for", "while", "loop")
 """First words of statements in other languages."""
 
-_LAYERS = "write the layers in the order in which they run: `conv 3x3 16 | bn | relu`"
+LAYERS = "write the layers in the order in which they run: `conv 3x3 16 | bn | relu`"
+"""Help for a description of layers in another language."""
+_RECIPE = "write the recipe in a `train` section: `train { optimizer adam lr=0.001; epochs 20 }`"
 _FIRST_LINES = {
     r"(?:import|from)\s+[A-Za-z_][\w.]*": (
         "remove it: operators and standard blocks need no import, and `use` imports other blocks"
     ),
-    r"class\s+\w+\s*\([\w.]*Module\)": _LAYERS,
-    r"(?:self|super)\b(?=\s*[.(=])": _LAYERS,
-    r"(?:[A-Za-z_]\w*\s*=\s*)?(?:torch\.)?(?:nn\.)?(?:Sequential|ModuleList)\s*\(": _LAYERS,
-    r"(?:[A-Za-z_]\w*\s*=\s*)?(?:[A-Za-z_]\w*\.)*Input(?:Layer)?\s*\(": (
-        "write the channels, height and width of the image: `input 3x32x32`"
+    r"class\s+\w+\s*\([\w.]*(?:Module|Model|Layer)\)": LAYERS,
+    r"def\s+\w+\s*\(\s*self\b": LAYERS,
+    r"(?:self|super)\b(?=\s*[.(=])": LAYERS,
+    r"(?:[A-Za-z_]\w*\s*=\s*)?(?:torch\.)?(?:nn\.)?(?:Sequential|ModuleList)\s*\(": LAYERS,
+    r"(?:[A-Za-z_]\w*\s*=\s*)?(?:[A-Za-z_]\w*\.)*Model\s*\(": (
+        "remove it: the output of the network is that of its last statement"
     ),
+    r"[A-Za-z_]\w*\.(?:compile|fit|backward|step|zero_grad)\s*\(": _RECIPE,
+    r"for\s+epoch\b": _RECIPE,
+    r"(?:[A-Za-z_]\w*\s*=\s*)?(?:torch\.)?(?:nn\.)?\w*Loss\s*\(": _RECIPE,
+    r"(?:[A-Za-z_]\w*\s*=\s*)?(?:torchvision\.)?transforms\.": (
+        "write augmentations in a `train` section: `train { augment hflip | random_crop 4 }`"
+    ),
+    r"(?:[A-Za-z_]\w*\s*=\s*)?[A-Za-z_]\w*\s*\[\s*:": "take a range of channels with `slice`: `slice 0..8`",
+    r"[A-Za-z_]\w*(?:\s*,\s*[A-Za-z_]\w*)+\s*=(?!=)": LAYERS,
+    r"input\s*(?:\||->)": "remove `input`: the first statement takes the image",
+    r"train\s*\(": _RECIPE,
+    r"(?:[A-Za-z_]\w*\s*=\s*)?(?:torch\.)?optim\.": _RECIPE,
     r"(?:[A-Za-z_]\w*\s*=\s*)?(?:[A-Za-z_]\w*\.)*(?:Add|Concatenate|Multiply)\s*\(": (
         "write the branches in braces after `add`, `concat` or `mul`: `add { in; conv 3x3 16 }`"
     ),
+    r"(?:[A-Za-z_]\w*\s*=\s*)?lambda\b": "define a block with `block`, and call it by its name",
 }
 """Patterns of Python lines, with the help for them."""
 
@@ -44,6 +68,18 @@ _CALL = re.compile(
 
 _THREE = r"[(\[]?\s*([0-9]+)\s*[,*\s]\s*([0-9]+)\s*[,*\s]\s*([0-9]+)\s*[)\]]?"
 """A shape of three numbers in other languages."""
+
+_INPUT = re.compile(rf"\s*(?:[A-Za-z_]\w*\s*=\s*)?(?:[A-Za-z_]\w*\.)*Input(?:Layer)?\s*\([^()\d]*(?:{_THREE})?")
+"""The input of a network in Keras, which states height, width and channels."""
+
+_TENSOR = r"(?:@[\w.]+|[A-Za-z_]\w*)"
+_TARGET = r"(?:(?P<target>[A-Za-z_]\w*)\s*=\s*)?"
+_SUM = re.compile(rf"{_TARGET}(?P<all>{_TENSOR}(?:\s*(?:\+=?|\*)\s*{_TENSOR})+)")
+_JOINED = re.compile(
+    rf"{_TARGET}(?:[A-Za-z_]\w*\.)*(?P<join>[A-Za-z_]\w*)\s*(?:\(\s*\)\s*)?\(\s*[\[(]?\s*"
+    rf"(?P<all>{_TENSOR}(?:\s*,\s*{_TENSOR})+)\s*[\])]?\s*(?:,\s*(?:(?:dim|axis)\s*=\s*)?-?[0-9]+\s*)?\)"
+)
+"""Sums and joins of tensors in Python, with the name of the result."""
 
 _SETTINGS = ("network", "input", "classes", "extends")
 """Top-level statements that other languages write as settings."""
@@ -59,21 +95,94 @@ def operator_after(rest: str) -> str | None:
 
 def python(at: Place) -> Explanation | None:
     """Lines that construct a torch module, and other lines of Python."""
+    assigned = re.match(r"\s*([A-Za-z_]\w*)\s*=", at.whole)
+    if assigned and assigned.group(1) in ENTRIES:
+        return None
     call = _CALL.fullmatch(at.whole)
     args = split_arguments(call["args"]) if call else []
     if call and (found := _translated_call(at, call, args)):
+        return found
+    if (found := _joined(at)) is not None or (found := _image(at)) is not None:
         return found
     for first, help in _FIRST_LINES.items():
         if re.match(rf"\s*{first}", at.whole):
             found = at.first_word(help)
             assert found.span is not None
-            found.message = "unexpected Python statement"
+            if found.span.text not in ("input", "train"):
+                found.message = "unexpected Python statement"
             return found
+    method = re.match(r"\s*(?:[A-Za-z_]\w*\s*=\s*)?(?P<path>(?:[A-Za-z_]\w*\.)+)(?P<name>\w+)\s*\(", at.whole)
+    module_of_torch = re.fullmatch(r"(?:torch\.)?(?:nn|F)\.(?:functional\.)?", method["path"]) if method else None
+    if method and (assigned or not module_of_torch):
+        found = at.first_word(absent_operator(method["name"]) or LAYERS)
+        found.message = "unexpected Python statement"
+        return found
     path = re.search(r"(?:torch\.)?\b(?:nn|F)(?:\.functional)?$", at.before)
     module = re.match(r"\.([A-Za-z_]\w*)(?:\(([^()\n]*)\))?", at.rest)
     if path and module:
         return _module(at, at.at - len(path.group()), module)
     return None
+
+
+def _image(at: Place) -> Explanation | None:
+    """Explain the input of a network in Keras: `Input(shape=(32, 32, 3))`."""
+    found = _INPUT.match(at.whole)
+    if found is None:
+        return None
+    height, width, c = found.groups()[-3:]
+    shape = f"{c}x{height}x{width}" if c else "3x32x32"
+    explained = at.first_word(f"write the channels, height and width of the image: `input {shape}`")
+    explained.message = "unexpected Python statement"
+    if c:
+        start = at.line + len(at.whole) - len(at.whole.lstrip())
+        explained.fixes.append(at.fix(f"write `input {shape}`", (start, at.code_end, f"input {shape}")))
+    return explained
+
+
+def _joined(at: Place) -> Explanation | None:
+    """Explain sums and joins of tensors: `x = x + shortcut`, `torch.cat([x, y], 1)`, `add(x, y)`."""
+    start, end = at.statement
+    written = at.text[start:end]
+    computed, called = _SUM.fullmatch(written), _JOINED.fullmatch(written)
+    found = computed or called
+    if found is None or in_train(at.text, at.at):
+        return None
+    names = re.split(r"\s*(?:\+=?|\*|,)\s*", found["all"])
+    target = names[0] if "+=" in found["all"] else found["target"]
+    join = "add" if "+" in found["all"] else "mul"
+    if called:
+        join = FOREIGN_NAMES.get(called["join"], called["join"].lower())
+    product = computed and "*" in found["all"]
+    tensors = [name for name in names if name in ("in", target) or name[0] == "@" or _is_label(at, name)]
+    if join not in JOINS or target in TOP_WORDS or (product and ("+" in found["all"] or not tensors)):
+        return None
+    if any(_is_value(at, name) for name in names):
+        return None
+    branches = [
+        "in" if name in ("in", target) else name if called and name in OPS else as_tensor(name) for name in names
+    ]
+    label = f"{target}: " if target and target not in (*names, *LABEL_WORDS) else ""
+    code = f"{label}{join} {{ {'; '.join(branches)} }}"
+    what = {"add": "add", "mul": "multiply", "concat": "join"}[join]
+    fix = at.fix(f"{what} tensors in braces: `{code}`", (start, end, code))
+    before = called["join"] if called and at.word == "(" else found["target"]
+    return Explanation(fix.help, [fix], where=f"after `{before}`" if before and at.word in "(=" else "")
+
+
+def _is_label(at: Place, name: str) -> bool:
+    """Return whether the text has a statement with this label."""
+    return re.search(rf"(?:^|[{{;])[ \t]*{name}(?:[ \t]*:|[ \t]+\w)", at.source.text, re.MULTILINE) is not None
+
+
+def _is_value(at: Place, name: str) -> bool:
+    """Return whether a name is defined as a value somewhere in the text."""
+    defined = rf"\b(?:let|param|as)\s+{name}\b|\bblock\b[^{{}}\n]*\b{name}\b"
+    return name.isidentifier() and re.search(defined, at.source.text) is not None
+
+
+def as_tensor(name: str) -> str:
+    """Return the code for the output of a variable of Python."""
+    return name if name[0] == "@" or name == "in" else f"@{name}"
 
 
 def _translated_call(at: Place, call: re.Match[str], args: Sequence[str]) -> Explanation | None:
@@ -112,11 +221,22 @@ def first_words(at: Place) -> Explanation | None:
     if first and first.group(1) in _BLOCKS:
         head = re.match(r"\s*[a-z]+\s+(\w+\s*(?:\([^()]*\))?)", at.whole)
         written = head.group(1).strip() if head and "(" in head.group(1) else "conv_relu(c)"
-        found = at.first_word(f"define a block with `block`: `block {written}`")
-        found.fixes.append(at.fix("write `block`", (at.line + first.start(1), at.line + first.end(1), "block")))
+        inline = re.search(r"\)\s*:\s*(?=[^\s#])", at.whole) if head else None
+        body, end = at.until_end(at.line + inline.end()) if inline else ("", 0)
+        written = f"block {written} {{ {body} }}" if body else f"block {written}"
+        edit = (first.start(1), end - at.line, written) if body else (first.start(1), first.end(1), "block")
+        found = at.first_word(f"define a block with `block`: `{written}`")
+        found.fixes.append(at.fix("write `block`", (at.line + edit[0], at.line + edit[1], edit[2])))
         return found
     if first and first.group(1) in _LOOPS:
         loop = re.match(r"\s*for\s+([A-Za-z_]\w*)\s+in\s+range\(\s*(\w+)\s*\)", at.whole)
+        listed = re.match(r"\s*for\s+([A-Za-z_]\w*)\s+in\s+\[([^\[\]\n]*)\]", at.whole)
+        if listed and listed[2].strip():
+            count, name = listed[2].strip(" ,").count(",") + 1, f"{listed[1]}s"
+            repeated = f"repeat {count} as i {{ conv 3x3 {name}[i] }}"
+            return at.first_word(
+                f"repeat a group over a list: `let {name} = [{listed[2].strip(' ,')}]`, then `{repeated}`"
+            )
         variable, count = loop.groups() if loop else ("i", "3")
         found = at.first_word(f"repeat a group with `repeat`: `repeat {count} as {variable} {{ conv 3x3 16 }}`")
         if loop:
@@ -128,6 +248,8 @@ def first_words(at: Place) -> Explanation | None:
 
 def lists(at: Place) -> Explanation | None:
     """Colons, equal signs and dashes of configuration files, types of values, and two labels."""
+    if (found := _brackets(at)) is not None:
+        return found
     typed = re.fullmatch(r"\s*(?P<what>param|let)\s+(?P<name>[A-Za-z_]\w*)(?P<colon>\s*)", at.before)
     if typed and (type_ := re.match(r"(?::\s*([A-Za-z_]\w*)(?:\[\w*\])?|(int|float|bool|size|op|str)\b)", at.rest)):
         value, _ = at.until_end(at.at + type_.end())
@@ -140,6 +262,12 @@ def lists(at: Place) -> Explanation | None:
         help = f"remove the type: `{written}`"
         span = at.span(at.at, at.at + type_.end())
         return Explanation(help, fixes if value else [], span, where=f"in a `{typed['what']}` statement", note=note)
+    if typed and at.word == ":" and (value := at.until_end(at.end)[0]):
+        fix = at.fix(
+            "write `=`", (at.line + typed.start("colon"), at.end + at.rest[1:2].isspace(), " = "), certain=True
+        )
+        help = f"write `=` before the value: `{typed['what']} {typed['name']} = {value}`"
+        return Explanation(help, [fix], where=f"in a `{typed['what']}` statement")
     two = re.fullmatch(r"\s*(?P<first>[A-Za-z_][\w.]*)(?P<colon>\s*:\s*)(?P<second>[A-Za-z_][\w.]*)\s*", at.before)
     if at.word == ":" and two:
         path = f"{two['first']}.{two['second']}"
@@ -171,8 +299,34 @@ def lists(at: Place) -> Explanation | None:
     return None
 
 
+_SECTION = re.compile(r"^[ \t]*\[[a-z_]+\][ \t]*$", re.MULTILINE)
+"""The head of a section of an ini file."""
+
+
+def _brackets(at: Place) -> Explanation | None:
+    """Explain brackets in place of a group, and lines of an ini file: `[convolutional]`, `filters=32`."""
+    if _SECTION.search(at.source.text) and (at.word == "[" or re.match(r"\s*[a-z_]+\s*=", at.whole)):
+        return Explanation(LAYERS)
+    if at.word != "[" or not re.search(r"(?:^|[|:{;])\s*$", at.before):
+        return None
+    inner = re.match(r"\[\s*([A-Za-z_][^\[\]#]*?)\s*\](?:\s*\*\s*([0-9]+))?", at.rest)
+    if inner is None:
+        return Explanation(LAYERS)
+    elements = " | ".join(re.split(r"\s*,\s*", inner.group(1)))
+    written = f"repeat {inner.group(2)} {{ {elements} }}" if inner.group(2) else elements
+    fix = at.fix(f"write `{written}`", (at.start, at.start + inner.end(), written))
+    return Explanation(fix.help, [fix], note="elements are joined with `|`")
+
+
 def names(at: Place) -> Explanation | None:
     """Names of networks and labels with invalid characters."""
+    odd = re.match(r"\s*(?P<name>\"[^\"\n]*\"|(?:stem|stage|head)[ \t]+[0-9]+|[0-9]+)\s*:(?!:)", at.whole)
+    if odd and at.line <= at.at <= at.line + odd.end():
+        plain = re.sub(r"[^A-Za-z0-9_]+", "", odd["name"])
+        name = plain if plain[:1].isalpha() else f"layer{plain}"
+        span = at.span(at.line + odd.start("name"), at.line + odd.end("name"))
+        fix = at.fix(f"write `{name}:`", (span.start, span.end, name))
+        return Explanation(fix.help, [fix], span, f"invalid label `{odd['name']}`", note=f"a label {_NAME}")
     network = re.match(r"\s*network\b\s*=?\s*(?P<name>[^\s#;=][^\n#;]*)", at.whole)
     if network and at.at <= at.line + network.end():
         name = re.sub(r"[^A-Za-z0-9_]+", "_", network["name"]).strip("_")
@@ -218,6 +372,7 @@ def entries(at: Place) -> Explanation | None:
             continue
         value, _ = at.until_end(at.line + entry.end(2))
         if not inside:
+            value = "" if re.search(r"[.(]\w*", value) and "(" in value else value  # a call of Python
             span = at.span(at.line + entry.start(1), at.line + entry.end(1))
             message = f"`{name}` is only allowed in the `train` section"
             return Explanation(move_into_train(at.source.text, name, value), [], span, message, "E0201")
@@ -313,13 +468,23 @@ def signs(at: Place) -> Explanation | None:
         fixes = [at.fix("write `#`", (at.start, at.start + 2, "#"), certain=True)] if at.rest[1] == "/" else []
         span, note = at.span(at.start, at.start + 2), "a comment ends at the end of its line"
         return Explanation("start a comment with `#`", fixes, span, note=note)
-    arrow = re.compile(r"[-=]>|>>").match(at.text, at.start - (at.text[at.start - 1 : at.start] == "-"))
+    arrow = re.compile(r"[-=]>|>>").match(at.text, at.start - (at.text[at.start - 1 : at.start] in ("-", ">")))
+    head = re.fullmatch(r"\s*(block\b[^{}]*\))\s*-?", at.before) if arrow else None
+    if arrow and head:
+        result = re.compile(r"[ \t]*(?:\([^()\n]*\)|[\w.\[\]]+)?").match(at.text, arrow.end())
+        end = result.end() if result else arrow.end()
+        fix = at.fix(f"write `{head.group(1)} {{`", (at.line + head.end(1), end, ""))
+        note = "a block outputs the result of its last statement"
+        return Explanation(fix.help, [fix], at.span(arrow.start(), end), where="in a block definition", note=note)
     if arrow:
-        fix = at.fix("write `|`", (arrow.start(), arrow.end(), "|"), certain=True)
+        arrows = re.compile(r"[-=]>|>>").finditer(at.text, arrow.start(), at.code_end)
+        fix = at.fix("write `|`", *((sign.start(), sign.end(), "|") for sign in arrows), certain=True)
         span = at.span(arrow.start(), arrow.end())
         return Explanation("join elements with `|`", [fix], span, where="between elements")
     if at.rest.rstrip() == "\\":
-        fix = at.fix("remove it", (at.start, at.start + 1, ""), certain=True)
+        argument = re.compile(r"\\[ \t]*\n[ \t]*(?=[a-z_]+=)").match(at.text, at.start)
+        help = "remove it, and join the two lines" if argument else "remove it"
+        fix = at.fix(help, (at.start, argument.end() if argument else at.start + 1, ""), certain=True)
         note = "a statement continues on the next line if that line starts with `|`"
         return Explanation(fix.help, [fix], where="at the end of a line", note=note)
     if at.word == "^" or (at.word == "*" and at.before.endswith("*")):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from harness.cases import ERROR_CASES, read_marks
+from harness.try_suggestions import mutant, small_specs, try_suggestions
 
 from cnnspec.api import check
 from cnnspec.compiler import compile_source
@@ -49,6 +50,7 @@ from cnnspec.lints import OFF_BY_DEFAULT
 from cnnspec.ops import ShapeError
 from cnnspec.rewrite.autofix import apply_fixes
 from cnnspec.syntax.formatter import format_file
+from cnnspec.testing.faults import draw_faulty
 from cnnspec.testing.generator import SpecGenerator
 
 HEAD = "network t\ninput 3x32x32\nclasses 10\n"
@@ -67,14 +69,33 @@ def test_every_fix_removes_its_error(path: Path) -> None:
         others = Counter(d.code for d in done.diagnostics if d is not diagnostic)
         for fix in diagnostic.fixes:
             again = compile_source(Source(path.name, fix.apply(text)), path).diagnostics
-            same = [
-                d
-                for d in again
-                if (d.code, d.message, d.line) == (diagnostic.code, diagnostic.message, diagnostic.line)
-            ]
-            assert not same, fix
+            before, after = (
+                sum((d.code, d.message) == (diagnostic.code, diagnostic.message) for d in found)
+                for found in (done.diagnostics, again)
+            )
+            assert after < before, fix
             assert len(again) <= len(done.diagnostics), fix
             assert fix.certain or not Counter(d.code for d in again if d.severity == "error") - others, fix
+
+
+@pytest.mark.parametrize("path", ERROR_CASES, ids=lambda path: path.stem)
+def test_every_suggestion_in_words_removes_its_error(path: Path) -> None:
+    text = read_marks(path.read_text("utf-8")).text
+    assert failed_suggestions(text, path, frozenset(OFF_BY_DEFAULT & {path.parent.name})) == []
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_every_suggestion_for_a_mutant_removes_its_error(seed: int) -> None:
+    """`python tests/harness/try_suggestions.py` tries more."""
+    rng = random.Random(seed)
+    path = rng.choice(small_specs())
+    assert failed_suggestions(mutant(path.read_text("utf-8"), rng), path) == []
+    assert failed_suggestions(draw_faulty(rng.randint).text, None) == []
+
+
+def failed_suggestions(text: str, path: Path | None, lints: frozenset[str] = frozenset()) -> list[str]:
+    tried = try_suggestions(text, path, lints)
+    return [f"{found.code} {code}: {found.help}" for outcome, found, code in tried if outcome.startswith("failed")]
 
 
 def test_errors_that_a_fix_reveals() -> None:
@@ -289,7 +310,7 @@ def site_of(call: str, **values: str) -> Site:
         (ReplaceCall("relu"), "write `relu`", ["relu"]),
         (ReplaceOperator("mul"), "write `mul`", []),
         (ReplaceValue("5", "kernel"), "write `kernel=5`", ["conv 5 c=2"]),
-        (RespectBound("1", "kernel", "write `{0}` or more", " "), "write `kernel 1` or more", []),
+        (RespectBound("1", "kernel", "write `{0}` or more", " "), "write `kernel 1` or more", ["conv 1 c=2"]),
         (WrapValue("floor"), "write `floor(x)`", ["conv floor(3) c=2"]),
         (Advice("use {any} `kernel`"), "use {any} `kernel`", []),
     ],
