@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lsprotocol import types as lsp
+from pygls.exceptions import JsonRpcException
 
 from cnnspec.compiler import compile_source
 from cnnspec.diagnostics import Source, Span, counted
@@ -73,8 +74,9 @@ def references(analyses: Iterable[Analysis], place: Place, kind: str, *, with_de
 # --- rename --------------------------------------------------------------------------------------
 
 
-class Refused(Exception):
-    """A name that cannot be changed, with the reason."""
+def refused(reason: str) -> JsonRpcException:
+    """Return the error for a name that cannot be changed."""
+    return JsonRpcException(reason, lsp.LSPErrorCodes.RequestFailed)
 
 
 @dataclass(frozen=True)
@@ -89,31 +91,41 @@ def renamable(analysis: Analysis, position: lsp.Position) -> Occurrence:
     """Return the occurrence of the name at a position.
 
     Raises:
-        Refused: There is none, or its definition is not part of a text of the user.
+        JsonRpcException: There is none, or its definition is not part of a text of the user.
     """
     found = occurrence_at(analysis, position)
     if found is None:
-        raise Refused("no name that can be renamed at this position")
+        raise refused("no name that can be renamed at this position")
     symbol = found.symbol
     if symbol.span.source.shipped:
-        raise Refused(f"`{symbol.name}` is defined in a file of cnnspec")
+        raise refused(f"`{symbol.name}` is defined in a file of cnnspec")
     if symbol.kind == "file" or isinstance(symbol.node, ast.Classes):
-        raise Refused(f"`{symbol.name}` cannot be renamed")
+        raise refused(f"`{symbol.name}` cannot be renamed")
     if isinstance(symbol.node, ast.Flow) and symbol.node.label is not None and symbol.node.label.word:
-        raise Refused(f"`{symbol.name}` is a keyword; write `{symbol.name}:` to use another label")
+        raise refused(f"`{symbol.name}` is a keyword; write `{symbol.name}:` to use another label")
     return found
+
+
+def prepare_rename(analysis: Analysis, params: lsp.PrepareRenameParams) -> lsp.Range:
+    """Return the range of the name at a position.
+
+    Raises:
+        JsonRpcException: It cannot be renamed.
+    """
+    found = renamable(analysis, params.position)
+    return analysis.text.range(found.start, found.end)
 
 
 def rename(analyses: Sequence[Analysis], place: Place, symbol: Symbol, new: str) -> Renaming:
     """Rename a symbol in several documents.
 
     Raises:
-        Refused: The name is invalid, or a document would have new errors or another network.
+        JsonRpcException: The name is invalid, or a document would have new errors or another network.
     """
     pattern = r"[A-Za-z_]\w*(\.\w+)*" if symbol.kind == "label" else r"[A-Za-z_]\w*"
     taken = symbol.kind != "label" and (new in RESERVED or (symbol.kind == "block" and new in OPS))
     if not re.fullmatch(pattern, new, re.ASCII) or new == "else" or taken:
-        raise Refused(f"`{new}` is not a valid name")
+        raise refused(f"`{new}` is not a valid name")
     changed: dict[str, tuple[Analysis, str, list[lsp.TextEdit]]] = {}
     for analysis in analyses:
         found = occurrences(analysis, place, symbol.kind)
@@ -137,7 +149,7 @@ def _changed_keys(analysis: Analysis, text: str, buffers: dict[Path, str], new: 
     """Return the number of keys of the state dict that another text changes.
 
     Raises:
-        Refused: It has other errors, or describes another network.
+        JsonRpcException: It has other errors, or describes another network.
     """
     source = Source(analysis.source.name, text)
     after = compile_source(source, analysis.path, buffers=buffers)
@@ -145,11 +157,11 @@ def _changed_keys(analysis: Analysis, text: str, buffers: dict[Path, str], new: 
     errors = [[found.code for found in one.reporter.sorted()] for one in (before, after)]
     if errors[0] != errors[1]:
         first = next((found.message for found in after.reporter.sorted()), "the errors of the text would change")
-        raise Refused(f"`{new}` cannot be used: {first}")
+        raise refused(f"`{new}` cannot be used: {first}")
     if before.graph is None or after.graph is None:
         return 0
     if _structure(before.graph) != _structure(after.graph):
-        raise Refused(f"`{new}` cannot be used: it has another meaning in `{analysis.source.name}`")
+        raise refused(f"`{new}` cannot be used: it has another meaning in `{analysis.source.name}`")
     keys = [[key for node in graph.nodes for key in node.parameters] for graph in (before.graph, after.graph)]
     return sum(one != other for one, other in zip(*keys, strict=True))
 

@@ -292,21 +292,6 @@ class Session:
         with_definition = params.context.include_declaration
         return navigation.references(analyses, place, found.symbol.kind, with_definition=with_definition)
 
-    async def prepare_rename(self, params: lsp.PrepareRenameParams) -> lsp.Range | None:
-        """Return the range of the name at a position.
-
-        Raises:
-            JsonRpcException: It cannot be renamed.
-        """
-        analysis = await self.current(params.text_document.uri)
-        if analysis is None:
-            return None
-        try:
-            found = navigation.renamable(analysis, params.position)
-        except navigation.Refused as refusal:
-            raise JsonRpcException(str(refusal), lsp.LSPErrorCodes.RequestFailed) from None
-        return analysis.text.range(found.start, found.end)
-
     async def rename(self, params: lsp.RenameParams) -> lsp.WorkspaceEdit | None:
         """Rename what is at a position; an annotation or a message says if keys of the state dict change.
 
@@ -316,14 +301,11 @@ class Session:
         analysis, new = await self.current(params.text_document.uri), params.new_name
         if analysis is None:
             return None
-        try:
-            symbol = navigation.renamable(analysis, params.position).symbol
-            analyses, place = await self.related(analysis, symbol)
-            done = await asyncio.get_running_loop().run_in_executor(
-                self._worker, navigation.rename, analyses, place, symbol, new
-            )
-        except navigation.Refused as refusal:
-            raise JsonRpcException(str(refusal), lsp.LSPErrorCodes.RequestFailed) from None
+        symbol = navigation.renamable(analysis, params.position).symbol
+        analyses, place = await self.related(analysis, symbol)
+        done = await self.work(navigation.rename, analyses, place, symbol, new)
+        if done is None:
+            return None
         workspace = self.server.client_capabilities.workspace
         able = workspace.workspace_edit if workspace is not None else None
         if able is None or not able.document_changes or not able.change_annotation_support:
@@ -342,6 +324,8 @@ class Session:
         """Run a function in the worker thread; None after an internal error, which is logged."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self._worker, function, *args)
+        except JsonRpcException:  # the answer
+            raise
         except Exception:  # noqa: BLE001  # a failed request does not stop the server
             _log.exception("internal error in %s", function.__name__)
             return None
@@ -557,7 +541,7 @@ def create() -> LanguageServer:
         (lsp.TEXT_DOCUMENT_FORMATTING, session.computed(lambda found, _: edits.formatting(found)), None),
         (lsp.TEXT_DOCUMENT_CODE_ACTION, session.computed(edits.code_actions), lsp.CodeActionOptions(kinds)),
         (lsp.TEXT_DOCUMENT_REFERENCES, session.references, None),
-        (lsp.TEXT_DOCUMENT_PREPARE_RENAME, session.prepare_rename, None),
+        (lsp.TEXT_DOCUMENT_PREPARE_RENAME, session.computed(navigation.prepare_rename), None),
         (lsp.TEXT_DOCUMENT_RENAME, session.rename, None),
     ]
     for method, handler, options in handlers:

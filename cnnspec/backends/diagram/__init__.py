@@ -44,20 +44,9 @@ def draw(
     paper: bool = False,
     direction: str = "TB",
 ) -> bytes:
-    """Draw a network, or the difference of two networks.
+    """Draw a network, or the difference of two networks, as `cnnspec.draw` does.
 
     The bytes depend on the arguments only; those of PNG and PDF also on the fonts of the machine.
-
-    Args:
-        graph: The network.
-        form: One of `FORMATS`.
-        other: A second network: draw both, and what was added, removed and changed, as `analysis.diff` finds it.
-        depth: Levels of nested modules to draw; deeper ones are a single box.
-        block: Draw only this block.
-        theme: `light`, `dark`, or `auto`, which follows the setting of the reader; by default `auto` for HTML, else
-            `light`.
-        paper: Draw in the style of papers, one column wide; two columns from left to right.
-        direction: `TB`, from top to bottom, or `LR`, from left to right.
 
     Raises:
         CnnspecError: E0523 if there is no such block, or if the diagram would have too many boxes; E0507 if a library
