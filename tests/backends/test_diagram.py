@@ -56,25 +56,30 @@ DENSE = f"{HEAD}x0: conv 3x3 8\nx1: bn | relu | conv 3x3 8\n{DENSE}{TAIL}"
 """Every layer reads the outputs of all layers before it."""
 
 
-def exchange(branches: int, stages: int = 1) -> str:
-    """Return a network in the style of HRNet: each stage adds a branch of half the resolution and exchanges all."""
+def exchange(branches: int, stages: int = 1, rng: random.Random | None = None) -> str:
+    """Return a network in the style of HRNet: each stage adds a branch of half the resolution and exchanges all.
+
+    With `rng`, branches and inputs are in random order, and joins also read results of earlier stages.
+    """
     text = "network exchange\ninput 3x64x64\nclasses 10\nconv 3x3 8\nlabel0: relu\n"
-    known = ["label0"]
+    known, earlier = ["label0"], list[tuple[int, str]]()
+    shuffled = (lambda items: rng.sample(items, len(items))) if rng else list
     for stage in range(branches - 1):
         text += f"@{known[-1]}\nt{stage}: conv 3x3 8 stride=2\n"
         known.append(f"t{stage}")
         for turn in range(stages):
             name = f"s{stage}{turn}"
-            for k, source in enumerate(known):
-                text += f"@{source}\n{name}b{k}: conv 3x3 8 | bn | relu\n"
-            for k in range(len(known)):
-                text += "add {\n"
+            for k in shuffled(range(len(known))):
+                text += f"@{known[k]}\n{name}b{k}: conv 3x3 8 | bn | relu\n"
+            for k in shuffled(range(len(known))):
+                parts = [f"    {{ @{other} }}\n" for lane, other in earlier if lane == k and rng and rng.random() < 0.3]
                 for j in range(len(known)):
                     down = " | ".join(["conv 3x3 8 stride=2"] * (k - j))
                     change = f"; {down}" if k > j else f"; conv 1x1 8 | upsample {2 ** (j - k)}" if j > k else ""
-                    text += f"    {{ @{name}b{j}{change} }}\n"
-                text += f"}}\n{name}r{k}: relu\n"
+                    parts.append(f"    {{ @{name}b{j}{change} }}\n")
+                text += f"add {{\n{''.join(shuffled(parts))}}}\n{name}r{k}: relu\n"
             known = [f"{name}r{k}" for k in range(len(known))]
+            earlier += enumerate(known)
     sizes = [f"{{ @{name}; upsample {2**k} }}" for k, name in enumerate(known)]
     return f"{text}concat {{ {'; '.join(sizes)} }}\n{TAIL}".replace("; upsample 1 ", " ")
 
@@ -241,6 +246,24 @@ def test_branches_that_exchange_their_outputs_have_lanes(text: str, units: list[
     main = [found for size, found in axes.items() if len(found) > 1]
     assert len(axes) >= max(units)
     assert main == [] or text == "hrnet_w18_small"  # whose last join is the end of all lanes
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_exchanges_have_separate_lines(seed: int) -> None:
+    rng = random.Random(seed)
+    graph = loads(exchange(rng.randint(2, 4), rng.randint(1, 2), rng))
+    check_drawings(graph)
+    for direction in DIRECTIONS:
+        assert shared_lines(drawings(graph, direction=direction)[0]) == []
+
+
+def test_branches_that_read_each_other_have_no_lanes() -> None:
+    """They cannot be side by side."""
+    text = "s: conv 3x3 8\na: conv 3x3 8\nb: conv 3x3 8 stride=2\n"
+    text += "p: add { @a; { @b; upsample 2 } }\nq: add { @b; { @a; conv 3x3 8 stride=2 } }\n"
+    graph = loads(HEAD + text + "add { @q; { @p; conv 3x3 8 stride=2 } }\n" + TAIL)
+    check_drawings(graph)
+    assert any(edge.curved for edge in drawings(graph)[0].edges)
 
 
 @pytest.mark.parametrize("name", ["resnet20", "googlenet"])

@@ -475,7 +475,7 @@ class _Layout:
     def _ranks(self, members: Sequence[int], ties: Sequence[Sequence[int]] = ()) -> dict[int, int]:
         """Return the layer of each box, from 1 and as early as possible, or nothing if tied boxes cannot be in one."""
         rank = dict.fromkeys(members, 1)
-        for _ in range(len(members) + 1):
+        for _ in range(len(ties) + 2):  # each round settles at least one more of the ties
             before = dict(rank)
             for i in members:
                 rank[i] = max([rank[i], *(1 + rank[j] for j in self.sources[i] if j in rank)])
@@ -508,8 +508,7 @@ class _Layout:
         ties = [tied for key, joins in units.items() if joins in joined for tied in (sorted(key), joins)]
         if not ties or not self._ranks(members, ties):
             return {}, []
-        joins = {i for tied in joined for i in tied}
-        owners = {i: join if (join := feeds.get(i)) in joins else i for i in members}
+        owners = {i: feeds.get(i, i) for i in members}
         known = sorted(dict.fromkeys(sizes[owners[i]] for i in members), key=_area, reverse=True)
         numbers = {size: k for k, size in enumerate(known)}
         return {i: numbers[sizes[owner]] for i, owner in owners.items()}, ties
@@ -661,6 +660,7 @@ def _tracks(hops: Sequence[tuple[int, int]], places: dict[int, float]) -> dict[t
 
     Edges with a common end share a track. Edges to the left are above, in the order of their starts; edges to the right
     are below, in the opposite order. So two edges cross at most once, and only if their ends are in different order.
+    But what starts above the end of another edge is above it, so that the two do not run over each other.
     """
     fans = Counter(one for one, _ in hops)
     nets: dict[tuple[int, int, bool], list[tuple[int, int]]] = {}
@@ -675,7 +675,18 @@ def _tracks(hops: Sequence[tuple[int, int]], places: dict[int, float]) -> dict[t
         start = min(places.get(one, 0.0) for one, _ in nets[net])
         return net[2], -start if net[2] else start
 
-    for net in sorted(nets, key=order):
+    left = dict.fromkeys(sorted(nets, key=order))
+    starts: dict[float, set[tuple[int, int, bool]]] = {}
+    for net, edges in nets.items():
+        for one, _ in edges:
+            starts.setdefault(round(places.get(one, 0.0), 1), set()).add(net)
+    first = {
+        net: {*(other for _, two in edges for other in starts.get(round(places.get(two, 0.0), 1), ()))} - {net}
+        for net, edges in nets.items()
+    }
+    while left:
+        net = next((net for net in left if first[net].isdisjoint(left)), next(iter(left)))
+        del left[net]
         ends = [places.get(i, 0.0) for hop in nets[net] for i in hop]
         low, high, target = min(ends), max(ends), net[1]
         above = [
