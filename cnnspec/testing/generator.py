@@ -13,7 +13,7 @@ from cnnspec.shapes import Shape, is_map
 from cnnspec.syntax import ast
 from cnnspec.testing.draw import RandInt, Rng, T
 from cnnspec.testing.growth import GrowingBlock
-from cnnspec.testing.operator_settings import ACTIVATIONS, MAX_SIDE, SETTINGS, STANDARD_BLOCKS, Settings
+from cnnspec.testing.operator_settings import ACTIVATIONS, MAX_SIDE, SETTINGS, STANDARD_BLOCKS, VARIANTS, Settings
 from cnnspec.testing.writing import (
     NO_SOURCE,
     NOWHERE,
@@ -26,15 +26,13 @@ from cnnspec.testing.writing import (
 )
 
 KINDS: tuple[Literal["add", "mul", "concat"], ...] = ("add", "mul", "concat")
-FEATURES = (
-    *(name for name in OPS if name not in ("flatten", "linear")),
-    *(*KINDS, "repeat", "each", "when", "if", "reference", "nothing", "like", "again", "tensor"),
-    *STANDARD_BLOCKS,
+_STATEMENTS = (
+    *("repeat", "each", "when", "if", "again", "nothing"),
+    *("@label", "like=@label", "like=in", "list[i]", "parameter: tensor"),
 )
-"""Features that must occur often. Each spec is forced to contain some of them.
-
-`flatten` and `linear` are missing here because the head of most specs contains them.
-"""
+_CHANGING = ("conv_transpose", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "glu", "shake_shake", "in_norm")
+FEATURES = (*_CHANGING, *VARIANTS, *KINDS, *_STATEMENTS, *STANDARD_BLOCKS)
+"""Constructs that would be too rare otherwise: each spec is forced to contain some of them."""
 
 
 @dataclass
@@ -150,7 +148,8 @@ class SpecGenerator:
 
         The result is None if the operator does not accept the shape, or if the output is a large map.
         """
-        settings = SETTINGS[name](self.rng, x) if name in SETTINGS else {}
+        name, draw = VARIANTS.get(name, (name, SETTINGS.get(name)))
+        settings = draw(self.rng, x) if draw is not None else {}
         try:
             y = OPS[name](**settings).infer(x) if settings is not None else None
         except (ShapeError, TypeError):
@@ -240,10 +239,10 @@ class SpecGenerator:
         arguments: Settings = {}
         parameters: list[ast.BlockParameter] = []
         for value in (
-            self.rng.choice([4, 8, 0.5, True, (3, 3), OpName("relu"), OpName("silu")])
+            self.rng.choice([4, 8, 0.5, True, (3, 3), [4, 2, 8], OpName("relu"), OpName("silu")])
             for _ in range(self.rng.randint(0, 3))
         ):
-            kind = {int: "int", float: "float", bool: "bool", tuple: "size", OpName: "op"}[type(value)]
+            kind = {int: "int", float: "float", bool: "bool", tuple: "size", list: "list", OpName: "op"}[type(value)]
             hidden = (
                 [name for name in self.constants if name not in ("classes", *arguments)] if type(value) is int else []
             )
@@ -509,11 +508,12 @@ class SpecGenerator:
 
     def statements_with(self, name: str, x: Shape, frame: Frame) -> tuple[list[ast.Statement], Shape]:
         """Generate statements that contain one of `FEATURES`, preceded by whatever makes the map fit."""
-        if name in OPS:
+        if name in OPS or name in VARIANTS:
             elements, y = self._make_fit(x, frame, lambda z: self.draw_settings(name, z))
             if y is None:
                 return [], x
             settings, shape = y
+            name = VARIANTS[name][0] if name in VARIANTS else name
             call = self.call(name, settings, frame, list(OPS[name].parameters))
             return [make_flow(*elements, call)], shape
         if name in STANDARD_BLOCKS:
@@ -528,19 +528,26 @@ class SpecGenerator:
             case "when":
                 happens = self.rng.boolean()
                 return [make_flow(plain, condition=self.exprs.boolean(happens, frame))], x
-            case "reference":
+            case "@label":
                 frame.labels[label] = x
                 frame.own.add(label)
                 joined = ast.Join(NOWHERE, "add", (here, make_flow(ast.Reference(NOWHERE, label))))
                 return [make_flow(plain, label=label), make_flow(joined)], x
-            case "like":
-                frame.labels[label] = x
-                frame.own.add(label)
+            case "like=@label" | "like=in":
                 kernel = tuple(min(size, self.rng.randint(1, 3)) for size in x[1:])
                 down = self.call("maxpool", {"kernel": kernel}, frame, ["kernel"])
-                settings = {"like": TensorName(f"@{label}"), **self.rng.subset({"mode": Word("bicubic")})}
-                return [make_flow(plain, label=label), make_flow(down, self.call("upsample", settings, frame, []))], x
-            case "tensor":
+                tensor = TensorName("in" if name == "like=in" else f"@{label}")
+                mode = self.rng.choice(["nearest", "bilinear", "bicubic", "bicubic"])
+                settings: Settings = {"like": tensor, "mode": Word(mode)}
+                resized = make_flow(down, self.call("upsample", settings, frame, []))
+                if name == "like=in":
+                    return [resized], x
+                frame.labels[label] = x
+                frame.own.add(label)
+                return [make_flow(plain, label=label), resized], x
+            case "list[i]":
+                return self.listed(x, frame)
+            case "parameter: tensor":
                 frame.labels[label] = x
                 frame.own.add(label)
                 frame.input_shape = x
@@ -564,13 +571,27 @@ class SpecGenerator:
                 element, y = self.join(x, frame, 1, name)
         return [make_flow(element)], y
 
+    def listed(self, x: Shape, frame: Frame) -> tuple[list[ast.Statement], Shape]:
+        """Generate a repeat whose convolutions take their channels from a list."""
+        values = [self.rng.randint(1, 12) for _ in range(self.rng.randint(1, 3))]
+        name, variable = self.new_name("v"), self.new_name("i")
+        items = self.exprs.expr(values, frame.inner(x))
+        channels = ast.Index(NOWHERE, ast.Name(NOWHERE, name), ast.Name(NOWHERE, variable))
+        args = [ast.Argument(NOWHERE, None, ast.SizeLiteral(NOWHERE, 1, 1)), ast.Argument(NOWHERE, "c", channels)]
+        body = (make_flow(make_call("conv", args), make_call(self.rng.choice(ACTIVATIONS))),)
+        count = ast.FunctionCall(NOWHERE, "len", (ast.Name(NOWHERE, name),))
+        repeat = ast.Repeat(NOWHERE, count, variable, body, NOWHERE)
+        braces = ast.Braces(NOWHERE, (ast.Let(NOWHERE, name, items, NOWHERE), make_flow(repeat)))
+        return [make_flow(braces)], (values[-1], *x[1:])
+
     def shared(self, label: str, x: Shape, frame: Frame) -> tuple[list[ast.Statement], Shape]:
         """Generate a module that is used for two sizes, and a sum of both results."""
         before = self.new_label()
         channels = self.rng.randint(1, 8)
         sides = self.rng.choice([(1, 1), (3, 3), (3, 1)])
         layers: list[tuple[str, Settings]] = [("conv", {"kernel": sides, "c": channels})]
-        layers += self.rng.choice([[], [("bn", {})], [("gelu", {}), ("gn", {"groups": 1}), ("dropout2d", {})]])
+        norm = ("bn", {}) if channels == 1 else ("gn", {"groups": 1})  # not `gn` for single values
+        layers += self.rng.choice([[], [("bn", {})], [("gelu", {}), norm, ("dropout2d", {})]])
         pool: Settings = {"kernel": tuple(min(size, self.rng.randint(1, 3)) for size in x[1:])}
         small = OPS["maxpool"](**pool).infer(x)
         frame.labels |= {before: x, label: (channels, *x[1:])}
@@ -579,7 +600,7 @@ class SpecGenerator:
         calls += [make_call("identity")] if len(calls) == 1 and _is_named(calls[0]) else []
         inner = frame.inner((channels, *x[1:]))
         frame.modules[label] = (x, frame.labels[label])
-        down = self.call("maxpool", pool, frame, ["kernel"])
+        down = self.call("maxpool", pool, inner, ["kernel"])
         again = [down, *[_again(label)] * (self.rng.randint(1, 2) if channels == x[0] else 1)]
         back = self.reshape((channels, *small[1:]), frame.labels[label], inner)
         branch = make_flow(ast.Reference(NOWHERE, before), *again, *back)
@@ -624,6 +645,10 @@ class SpecGenerator:
         blocks = [template.block for template in (*self.blocks, *self.growing)]
         promise = ast.ListLiteral(NOWHERE, tuple(make_integer(size) for size in y))
         end: list[ast.Top] = [ast.Expect(NOWHERE, "output", "==", promise, None)] if self.rng.rarely(2) else []
+        if self.rng.rarely(4):
+            least = ast.Figure(NOWHERE, 900_000_000, "900M")
+            metric, within = self.rng.choice(["params", "macs", "depth"]), self.rng.choice([None, 0.01])
+            end.append(ast.Expect(NOWHERE, metric, self.rng.choice(["<=", "<", "!="]), least, within))
         first = next((index for index, piece in enumerate(body) if isinstance(piece, ast.Let)), len(body))
         split = self.rng.randint(0, first)  # layers and blocks can use a `let` before its line, another `let` cannot
         planted = next((index for index, piece in enumerate(body) if piece is self.outermost), split)

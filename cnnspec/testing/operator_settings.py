@@ -155,6 +155,53 @@ SETTINGS: dict[str, Callable[[Rng, Shape], Settings | None]] = {
 If the result is None, or the operator rejects the settings, the generator draws another operator.
 """
 
+
+def _with(name: str, **forced: Any) -> tuple[str, Callable[[Rng, Shape], Settings | None]]:
+    """Return an operator with random settings, some of which are given."""
+
+    def draw(rng: Rng, x: Shape) -> Settings | None:
+        settings = SETTINGS[name](rng, x)
+        return None if settings is None else {**settings, **forced}
+
+    return name, draw
+
+
+def _resized(rng: Rng, x: Shape) -> Settings:
+    return {"size": rng.size(1, MAX_SIDE), "mode": Word(rng.choice(["nearest", "bilinear", "bicubic", "bicubic"]))}
+
+
+def _padded(mode: str) -> tuple[str, Callable[[Rng, Shape], Settings]]:
+    def draw(rng: Rng, x: Shape) -> Settings:
+        return {"amounts": [rng.randint(0, max(0, min(2, min(x[1:]) - 1))) for _ in range(4)], "mode": Word(mode)}
+
+    return "pad", draw
+
+
+VARIANTS: dict[str, tuple[str, Callable[[Rng, Shape], Settings | None]]] = {
+    "conv pad=tf_same": _with("conv", pad=Word("tf_same")),
+    "conv standardize": ("conv", lambda rng, x: {"kernel": (3, 3), "c": rng.randint(1, 12), "standardize": True}),
+    "conv gain": _with("conv", kernel=(3, 3), pad=(1, 1), standardize=True, gain=True),
+    "linear pointwise": _with("linear", pointwise=True),
+    "gelu approximate=tanh": _with("gelu", approximate=Word("tanh")),
+    "softmax parts": ("softmax", lambda rng, x: {"parts": rng.choice(_divisors(x[0])[1:])} if x[0] > 1 else None),
+    "drop_path mode=batch": _with("drop_path", mode=Word("batch")),
+    "maxpool pad=tf_same": ("maxpool", lambda rng, x: {"kernel": rng.size(1, 3), "pad": Word("tf_same")}),
+    "avgpool pad=tf_same": ("avgpool", lambda rng, x: {"kernel": rng.size(1, 3), "pad": Word("tf_same")}),
+    "upsample size": ("upsample", _resized),
+    **{
+        f"{name} shape={shape}": (name, lambda rng, x, shape=shape: _learned(rng, x) | {"shape": Word(shape)})
+        for name in ("scale", "shift")
+        for shape in ("map", "batch", "one", "scalar")
+    },
+    **{f"{name} over={axis}": _with(name, over=Word(axis)) for name in ("mean", "max") for axis in "chw"},
+    **{f"pad mode={mode}": _padded(mode) for mode in ("reflect", "replicate", "circular")},
+    **{
+        f"blurpool mode={mode}": ("blurpool", lambda rng, x, mode=mode: {"mode": Word(mode), "stride": rng.size(1, 2)})
+        for mode in ("constant", "replicate", "circular")
+    },
+}
+"""Operators with certain arguments, which random settings contain too seldom: the operator, and how to draw them."""
+
 ACTIVATIONS = tuple(
     name
     for name in OPS

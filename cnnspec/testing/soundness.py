@@ -14,18 +14,28 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
+from textwrap import wrap
 
 from cnnspec import ir
 from cnnspec.api import check
 from cnnspec.compiler import compile_file, compile_source
 from cnnspec.diagnostics import CnnspecError, Diagnostic, Source
+from cnnspec.ops import OPS
 from cnnspec.syntax import ast
 from cnnspec.syntax.formatter import format_file
+from cnnspec.testing.constructs import CONSTRUCTS, find_constructs
 from cnnspec.testing.faults import draw_faulty
 from cnnspec.testing.front_commands import peak_memory, run_all, warm_up
 from cnnspec.testing.fuzz import REPETITIONS, draw_text
 from cnnspec.testing.generator import FEATURES, SpecGenerator
 from cnnspec.testing.resource_attacks import BOMBS, HEAVY
+
+FREQUENT = (
+    *dict.fromkeys((*OPS, *FEATURES)),
+    *("scale bare", "shift bare", "blurpool stride", "upsample mode=bilinear", "upsample mode=bicubic"),
+    *("label.path:", "name=", "{expression}", "param = [list]", "sum()", "len()", "in.c", "in.h", "in.w"),
+)
+"""Constructs that at least 5 % of the generated specs must contain."""
 
 _SIDE = 80
 _TRAINED_ONE_IN = 10
@@ -98,37 +108,15 @@ def valid(seed: int, tally: Tally) -> None:
         tally.wrong.append(f"seed {seed}: {error}")
     tally.counts["sizes"] += len(sizes)
     tally.counts["operators"] += len(graph.nodes)
-    tally.counts.update(f"with `{name}`" for name in _features(file, graph))
+    tally.counts.update(f"with `{name}`" for name in find_constructs(file, graph))
 
 
-def _features(file: ast.File, graph: ir.Graph) -> set[str]:
-    """Return the features of a spec: operators that run, blocks that are called, and combinators in the text."""
-    found = {node.op.name for node in graph} | set(graph.scopes.values())
-    for piece in file.walk():
-        match piece:
-            case ast.Join():
-                found.add(piece.kind)
-            case ast.Repeat():
-                found.add("repeat")
-            case ast.Each():
-                found.add("each")
-            case ast.If():
-                found.add("if")
-            case ast.Again():
-                found.add("again")
-            case ast.Reference():
-                found.add("reference")
-            case ast.Argument() if piece.name == "like":
-                found.add("like")
-            case ast.BlockParameter() if piece.type == "tensor":
-                found.add("tensor")
-            case ast.Nothing():
-                found.add("nothing")
-            case ast.Flow() if piece.condition is not None:
-                found.add("when")
-            case _:
-                pass
-    return found & {*FEATURES, "flatten", "linear"}
+def constructs(seed: int, tally: Tally) -> None:
+    """Count the constructs of the language in a generated spec."""
+    drawn = _draw_spec(seed, tally)
+    if drawn is not None:
+        file, graph, _ = drawn
+        tally.counts.update(f"with `{name}`" for name in find_constructs(file, graph))
 
 
 def sets(seed: int, tally: Tally) -> None:
@@ -280,6 +268,7 @@ class Measurement:
 
 MEASUREMENTS: dict[str, Measurement] = {
     "valid": Measurement(valid, 10_000, 200_000, torch=True),
+    "constructs": Measurement(constructs, 10_000, 200_000),
     "sets": Measurement(sets, 2_000, 20_000, torch=True),
     "faults": Measurement(
         faults, 5_000, 50_000, (("first error on the statement", "specs", 99), ("errors with a help", "errors", 90))
@@ -352,16 +341,19 @@ def judge(name: str, tally: Tally) -> list[str]:
         share = 100 * tally.counts[part] / max(tally.counts[whole], 1)
         if share < least:
             found.append(f"{part}: {share:.2f} % of {whole}, less than {least:g} %")
-    if name == "valid" and tally.counts["specs"] >= 10_000:
-        for feature in (*FEATURES, "flatten", "linear"):
-            if tally.counts[f"with `{feature}`"] * 20 < tally.counts["specs"]:
-                found.append(f"`{feature}` occurs in fewer than 5 % of the specs")
+    if tally.counts["specs"] >= 10_000 and name in ("valid", "constructs"):
+        for construct in FREQUENT:
+            if tally.counts[f"with `{construct}`"] * 20 < tally.counts["specs"]:
+                found.append(f"`{construct}` occurs in fewer than 5 % of the specs")
     return found
 
 
 def report(name: str, tally: Tally) -> str:
     """Format the counts of a run, one per line."""
-    lines = [f"{key:<40} {count:>12,}" for key, count in sorted(tally.counts.items(), key=lambda item: item[0])]
+    lines = [f"{key:<40} {count:>12,}" for key, count in sorted(tally.counts.items()) if not key.startswith("with `")]
+    if any(key.startswith("with `") for key in tally.counts):
+        rare = sorted((tally.counts[f"with `{construct}`"], construct) for construct in CONSTRUCTS)
+        lines += ["specs with each construct:", *wrap(", ".join(f"`{key}` {count:,}" for count, key in rare), 110)]
     for part, whole, _ in MEASUREMENTS[name].shares:
         share = 100 * tally.counts[part] / max(tally.counts[whole], 1)
         lines.append(f"{part + ', % of ' + whole:<40} {share:>12.2f}")

@@ -12,10 +12,15 @@ import pytest
 from cnnspec import ir
 from cnnspec.api import check, load, loads
 from cnnspec.compiler import compile_file
-from cnnspec.testing import assert_sound, front_commands, fuzz, soundness
+from cnnspec.resources import resource
+from cnnspec.syntax import ast
+from cnnspec.syntax.formatter import format_file
+from cnnspec.testing import assert_sound, constructs, front_commands, fuzz, soundness
+from cnnspec.testing.constructs import find_constructs
 from cnnspec.testing.draw import Rng
 from cnnspec.testing.faults import CODES, FaultySpec, draw_faulty
 from cnnspec.testing.fuzz import REPETITIONS, draw_text
+from cnnspec.testing.generator import SpecGenerator
 from cnnspec.testing.oracle import Acceptance, Unsound, compare_sizes_with_torch, compare_with_torch
 from cnnspec.testing.resource_attacks import BOMBS, HEAVY
 from cnnspec.testing.soundness import Tally, judge, report, run
@@ -189,3 +194,30 @@ def test_texts_as_long_as_the_limits_allow_do_not_raise() -> None:
         errors = [diagnostic for diagnostic in check(text) if diagnostic.severity == "error"]
         assert name == "braces" or errors[-1].code == "E0405"
         assert len(errors) <= 101
+
+
+def test_every_construct_of_the_language_is_known() -> None:
+    nodes = [node for node in vars(ast).values() if isinstance(node, type) and issubclass(node, ast.Node)]
+    assert {*constructs._NODES} == {*nodes} - {ast.Node}
+    assert {*soundness.FREQUENT} <= {*constructs.CONSTRUCTS}
+    found: set[str] = set()
+    for path in sorted(resource("specs").glob("*.cnn")):
+        done = compile_file(path)
+        assert done.tree is not None
+        found |= find_constructs(done.tree, done.require_graph())
+    for seed in range(60):
+        file = SpecGenerator(random.Random(seed).randint).file()
+        found |= find_constructs(file, loads(format_file(file)))
+    entries = {name for name in found if name.startswith("train {")}
+    assert found - entries <= {*constructs.CONSTRUCTS}
+    assert entries
+    assert len(found & {*soundness.FREQUENT}) > 0.9 * len(soundness.FREQUENT)
+
+
+def test_rare_constructs_are_violations() -> None:
+    tally = Tally()
+    tally.counts.update({"specs": 10_000, **{f"with `{name}`": 500 for name in soundness.FREQUENT}})
+    assert judge("constructs", tally) == judge("valid", tally) == []
+    tally.counts["with `again`"] = 499
+    assert judge("valid", tally) == ["`again` occurs in fewer than 5 % of the specs"]
+    assert "`again` 499, `" in report("constructs", tally)
