@@ -224,8 +224,9 @@ def format_text(source: Source) -> str:
 
     Raises:
         CnnspecError: It has syntax errors, or errors at the end of a line that the layout would turn into others.
+        RuntimeError: The formatter has a bug: the tokens or the comments of the formatted text are different.
     """
-    from cnnspec.syntax.formatter import format_file
+    from cnnspec.syntax.formatter import format_file, significant
 
     reporter = Reporter()
     with searching(Search()):
@@ -237,6 +238,8 @@ def format_text(source: Source) -> str:
         before, after = (compile_source(Source(source.name, part)).reporter.sorted() for part in (source.text, text))
         if [found.code for found in before] != [found.code for found in after]:
             raise CnnspecError(before or after)
+        if significant(text) != significant(source.text):
+            raise RuntimeError(f"formatting `{source.name}` changes its meaning")
     return text
 
 

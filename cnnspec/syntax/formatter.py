@@ -30,6 +30,28 @@ INDENT = 4
 _Piece = ast.Top | ast.Element | ast.Entry | ast.Row
 _SECTIONS = (ast.Block, ast.Train, ast.Aux)
 _MARKS = re.compile(r'#[^\n]*|"[^"\n]*"|[{}()\[\]]|, ')
+_TOKENS = re.compile(r'#[^\n]*|"[^"\n]*"|[A-Za-z_]\w*|[0-9]\w*(?:\.\w+)*|[=<>!]=|//|\.\.|[^\s,;]', re.ASCII)
+_LEADING_ZEROS = re.compile(r"(?<![0-9.])0+(?=[0-9])")
+
+
+def significant(text: str) -> tuple[list[str], list[str]]:
+    """Return the tokens and the comments of a text, which formatting keeps.
+
+    What the formatter may write in another way is left out or unified: separators, `=` for `==`, leading zeros, and the
+    digits of a percentage.
+    """
+    tokens: list[str] = []
+    comments: list[str] = []
+    for token in _TOKENS.findall(text):
+        if token[0] == "#":
+            comments.append(token.rstrip())
+        elif tokens and tokens[-1] == "within" and re.fullmatch(r"[0-9]+(\.[0-9]+)?", token):
+            tokens.append(repr(float(token) / 100))
+        elif token[0].isdigit() or re.fullmatch("x[0-9]+", token):
+            tokens.append(_LEADING_ZEROS.sub("", token))
+        else:
+            tokens.append("=" if token == "==" else token)
+    return tokens, comments
 
 
 def format_file(file: ast.File) -> str:

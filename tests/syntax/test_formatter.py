@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cnnspec.cli.app import make_command
 from cnnspec.compiler import compile_source, format_text
 from cnnspec.diagnostics import CnnspecError, Reporter, Source
 from cnnspec.syntax import ast, parse
-from cnnspec.syntax.formatter import MAX_WIDTH, format_file
+from cnnspec.syntax.formatter import MAX_WIDTH, format_file, significant
+from cnnspec.testing import specs
 
 ROOT = Path(__file__).parents[2]
 SMALL = [path for path in sorted(ROOT.glob("specs/*.cnn")) if path.stat().st_size < 1500]
@@ -41,6 +43,7 @@ def check_properties(text: str) -> str:
     assert again == file, formatted
     assert [comment.text for comment in again.comments] == [comment.text for comment in file.comments], formatted
     assert format_file(again) == formatted
+    assert significant(formatted) == significant(text)
     assert not re.search(r"[ \t\r]$", formatted, re.MULTILINE)
     assert formatted == "" or re.search(r"[^\n]\n\Z", formatted)
     assert "\n\n\n" not in formatted
@@ -325,3 +328,58 @@ def test_formatting_a_damaged_text_changes_no_error(rng: random.Random) -> None:
     before, after = (compile_source(Source("text", each)).reporter.sorted() for each in (text, formatted))
     assert [found.code for found in before] == [found.code for found in after]
     assert format_text(Source("text", formatted)) == formatted
+
+
+# --- the guard -----------------------------------------------------------------------------------
+
+PIECES = re.compile(r'#[^\n]*|"[^"\n]*"|\w+|[=<>!]=|//|\.\.|[^\w\s]|\s+')
+INSERTED = ["", " ", "\n", "  # a {\n", "#b\n", *"; , | = == % - x3 0 relu name in ( ) { }".split()]
+
+
+@given(specs(), st.randoms(use_true_random=False))
+@settings(max_examples=100, deadline=None)
+def test_formatting_a_drawn_text_keeps_its_tokens_with_and_without_errors(text: str, rng: random.Random) -> None:
+    for _ in range(rng.randint(1, 3)):
+        pieces = PIECES.findall(text)
+        at = rng.randrange(len(pieces))
+        pieces[at] = rng.choice([pieces[at], pieces[at], "", rng.choice(pieces)]) + rng.choice(INSERTED)
+        text = "".join(pieces)
+    try:
+        formatted = format_text(Source("text", text))
+    except CnnspecError:
+        return
+    before, after = (
+        [re.sub("^0+|^=(?==$)", "", piece) for piece in PIECES.findall(part) if not re.match(r"[\s;,#]", piece)]
+        for part in (text, formatted)
+    )
+    assert before == after
+    assert format_text(Source("text", formatted)) == formatted
+
+
+@given(st.randoms(use_true_random=False))
+@settings(max_examples=60)
+def test_the_guard_notices_every_change_of_a_token_or_a_comment(rng: random.Random) -> None:
+    pieces = PIECES.findall(format_file(read(Writer(rng).file())))
+    places = [at for at, piece in enumerate(pieces) if not piece.isspace() and piece not in (",", "=", "==")]
+    if not places:
+        return
+    at = rng.choice(places)
+    changes = ["", pieces[at] + pieces[at] + "1", pieces[at][:-1] + "q"]
+    for change in changes:
+        changed = "".join([*pieces[:at], change, *pieces[at + 1 :]])
+        assert significant(changed) != significant("".join(pieces)), (pieces[at], change)
+
+
+@pytest.mark.parametrize(
+    "text", ["input 3x8x8\nrelu   # a\nconv 3x3 4\n", "input 3x8x8\nrelu   # a\nconv 3x3 no_name\n"]
+)
+@pytest.mark.parametrize("lost", ["relu", "# a", " a"])
+def test_fmt_writes_nothing_if_the_formatter_loses_a_token(
+    lost: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "net.cnn"
+    path.write_text(text)
+    monkeypatch.setattr("cnnspec.syntax.formatter.format_file", lambda file: format_file(file).replace(lost, ""))
+    with pytest.raises(RuntimeError, match="changes its meaning"):
+        make_command("fmt").main([str(path)], standalone_mode=False)
+    assert path.read_text() == text
