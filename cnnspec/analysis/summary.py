@@ -299,8 +299,10 @@ def _summarize(graph: Graph, shown: Graph, batch: int) -> Summary:
         module, number, rest = path.partition("#")
         if not number:
             return kinds.get(path, "")
-        kind = kinds.get(module + rest.lstrip("0123456789"), "")
-        return f"{kind}, shared" if kind else "shared"
+        inside = rest.lstrip("0123456789")
+        head = shown.nodes[last[path]].aux
+        parts = (kinds.get(module + inside, ""), "shared", f"aux {head}" if head and not inside else "")
+        return ", ".join(filter(None, parts))
 
     def row(path: str, values: Sequence[int]) -> Row:
         values = [*map(ordered, values)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import pickle
 import random
+import re
 from typing import Any, NamedTuple
 
 import pytest
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from cnnspec.analysis import diff
 from cnnspec.analysis.summary import summarize
 from cnnspec.api import build, loads
+from cnnspec.backends.diagram import draw
 from cnnspec.backends.source import write_source
 from cnnspec.backends.torch.folding import fold
 from cnnspec.compiler import compile_source, format_text
@@ -342,6 +344,29 @@ def test_the_summary_says_that_a_row_is_shared() -> None:
     assert (rows["cell"].parameters, rows["cell#2"].parameters) == (592, 0)
     assert rows["cell"].macs == rows["cell#2"].macs > 0
     assert rows["cell#5"].depth == rows["cell"].depth + 4
+
+
+BLOCK = "block last() { global_avgpool | flatten | linear classes }\n"
+HEADS = ["again @cls", "conv 1x1 8 | again @cls", "again @conv1 | again @cls", "repeat 2 { again @conv1 } | again @cls",
+         "add { again @conv1; in } | again @cls", "conv 1x1 8; global_avgpool; flatten; linear classes",
+         "again @pool | again @flat | again @fc", "global_avgpool; flatten; again @fc"]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", HEADS)
+@pytest.mark.parametrize("name", ["extra", "relu", "norm"])
+@pytest.mark.parametrize("last", ["cls: { pool: global_avgpool; flat: flatten; fc: linear classes }", "cls: last"])
+def test_every_auxiliary_head_is_marked_in_the_summary_and_in_diagrams(last: str, name: str, body: str) -> None:
+    tail = "pool: global_avgpool\nflat: flatten\nfc: linear classes" if "@fc" in body else last
+    text = f"{BLOCK}input 3x8x8\nclasses 5\nmid: conv 3x3 8\nconv1: conv 3x3 8\n{tail}\n"
+    graph = loads(f"{text}aux {name} from @mid weight=0.25 {{ {body} }}\n")
+    rows = [row for row in summarize(graph).rows if row.path == name or row.kind.endswith(f"aux {name}")]
+    assert rows
+    uses = {node.place.partition("#")[0] for node in graph if node.use is not None}
+    assert {row.path.partition("#")[0] for row in rows if "#" in row.path} == {use for use in uses if "." not in use}
+    page = draw(graph, ".mmd").decode()
+    marks = re.findall(rf"(?:#35;\d+ in {name}|\b{name}), weight 0\.25\b", page)
+    assert marks
+    assert not re.search(r"weight 0\.25", draw(loads(text), ".mmd").decode())
 
 
 def test_a_difference_of_uses_is_a_difference() -> None:

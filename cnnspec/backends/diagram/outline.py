@@ -458,13 +458,16 @@ class Outliner:
         chain = self._chains[origin]
         scope = chain[level - 1] if level else ""
         own = path[len(scope) + 1 :] if scope and path.startswith(f"{scope}.") else path
+        within = self.graph.nodes[nodes[0]].aux
+        for head in self.graph.aux:
+            if head.name == own:
+                return f"{own}, weight {head.weight:g}"
+            if head.name == within and "#" in own:  # a module of the network, used again in the head
+                return f"{own} in {within}, weight {head.weight:g}"
         word = re.sub(r"[_\d.]+$", "", own.rpartition(".")[2] if own.count(".") == 0 else own)
         names = {self.graph.nodes[i].op.name for i in nodes}
         if re.fullmatch(r"[\d.]*", own) or word in {*names, "norm", "pool", "relu", "act"}:
             return ""
-        weights = [head.weight for head in self.graph.aux if head.name == own]
-        if weights:
-            return f"{own}, weight {weights[0]:g}"
         in_block = scope in self._blocks  # where a number is the position in a branch
         return re.sub(r"(\.\d+)+$", "", own) if in_block else own
 
