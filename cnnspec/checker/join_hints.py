@@ -123,12 +123,10 @@ class JoinHints:
     def _starts(self, label: str) -> tuple[Span, Span] | None:
         """Return the places before the only statement with a label, and before its first element."""
         flows = self._labeled_flows(label)
-        origin = flows[0].origin if len(flows) == 1 else None
-        at, whole = (
-            (self.source_map[origin], self.source_map.wholes.get(origin)) if origin is not None else (None, None)
-        )
-        if at is None or whole is None:
+        at = self.source_map[flows[0].origin]
+        if len(flows) != 1 or at is None:
             return None
+        whole = self.source_map.wholes[flows[0].origin]
         start = max(at.end, whole.start)
         start += len(at.source.text[start:]) - len(at.source.text[start:].lstrip(" \t:"))
         return Span(at.source, at.start, at.start), Span(at.source, start, start)
