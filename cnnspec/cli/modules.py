@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,6 +42,19 @@ from cnnspec.diagnostics import echo, failure
 from cnnspec.ir import Graph
 
 
+@dataclass(frozen=True, kw_only=True)
+class Building:
+    """Options of `build` and `train` besides those of the training itself."""
+
+    sets: Settings = None
+    huge: AllowHuge = False
+    weights: InitialWeights = None
+    match: Match = "name"
+    reinit: Reinit = None
+    resume_from: ResumeFrom = None
+    as_json: AsJson = False
+
+
 @training_options()
 def build(
     context: typer.Context,
@@ -49,57 +63,22 @@ def build(
     train: Annotated[bool, typer.Option("--train", help="Train the network with its recipe.")] = False,
     training: Training,
     at: AtSize = None,
-    sets: Settings = None,
-    huge: AllowHuge = False,
-    weights: InitialWeights = None,
-    match: Match = "name",
-    reinit: Reinit = None,
-    resume_from: ResumeFrom = None,
-    as_json: AsJson = False,
+    building: Building,
 ) -> int:
     """Compile a network to a torch module; with --train, train and test it."""
-    return _build(
-        context, file, train=train, training=training, at=at, sets=sets, huge=huge, weights=weights, match=match,
-        reinit=reinit, resume_from=resume_from, as_json=as_json,
-    )  # fmt: skip
+    return _build(context, file, train, at, training, building)
 
 
 @training_options()
-def train(
-    context: typer.Context,
-    file: SpecFile,
-    *,
-    training: Training,
-    sets: Settings = None,
-    huge: AllowHuge = False,
-    weights: InitialWeights = None,
-    match: Match = "name",
-    reinit: Reinit = None,
-    resume_from: ResumeFrom = None,
-    as_json: AsJson = False,
-) -> int:
+def train(context: typer.Context, file: SpecFile, *, training: Training, building: Building) -> int:
     """Train a network with its recipe, and test it; short for `build --train`."""
-    return _build(
-        context, file, train=True, training=training, at=None, sets=sets, huge=huge, weights=weights, match=match,
-        reinit=reinit, resume_from=resume_from, as_json=as_json,
-    )  # fmt: skip
+    return _build(context, file, True, None, training, building)
 
 
 def _build(
-    context: typer.Context,
-    file: str,
-    *,
-    train: bool,
-    training: Training,
-    at: str | None,
-    sets: list[str] | None,
-    huge: bool,
-    weights: str | None,
-    match: str,
-    reinit: list[str] | None,
-    resume_from: str | None,
-    as_json: bool,
+    context: typer.Context, file: str, train: bool, at: str | None, training: Training, building: Building
 ) -> int:
+    weights, match, reinit, resume_from = building.weights, building.match, building.reinit, building.resume_from
     if train and at is not None:
         raise typer.BadParameter(
             "has no effect with --train: images are resized to the size of `input`", param_hint="--at"
@@ -119,13 +98,13 @@ def _build(
         raise typer.BadParameter("has no effect without --resume", param_hint="--accept-changes")
     if resume_from is not None and not train:
         raise typer.BadParameter("has no effect without --train", param_hint="--resume-from")
-    graph = compile_at(file, sets, at, huge)
+    graph = compile_at(file, building.sets, at, building.huge)
     check_weights(weights)
     if not train:
         for option in training.given():
             if option != "--seed" and not (option == "--offline" and weights):
                 raise typer.BadParameter("has no effect without --train", param_hint=option)
-        return _try_out(graph, weights, match, reinit or [], training, as_json)
+        return _try_out(graph, weights, match, reinit or [], training, building.as_json)
     stop_on_sigterm()
     more: dict[str, Any] = {}
     if resume_from is not None:  # `3` is the third run of this network
@@ -137,13 +116,13 @@ def _build(
         match=match,
         reinit=tuple(reinit or ()),
         resume_command=repeated_command(context, *([] if "resume" in more or training.resume else ["--resume"])),
-        console=make_console(stderr=as_json),
+        console=make_console(stderr=building.as_json),
     )
     with importing():
         from cnnspec.training import train as train_network
 
     result = train_network(graph, options)
-    if as_json:
+    if building.as_json:
         print_json(result.values)
     elif result.state == "finished":
         _print_result(result)

@@ -10,7 +10,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -139,25 +139,36 @@ class Training:
 
 
 def training_options(*, without: Iterable[str] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Replace the parameter `training` of a command by the options of `Training`.
+    """Replace each parameter of a command that is a data class, such as `Training`, by the fields of that class.
 
     Args:
-        without: Options that the command lacks or defines itself.
+        without: Fields that the command lacks or defines itself.
     """
     left_out = set(without)
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        options = [p for p in inspect.signature(Training, eval_str=True).parameters.values() if p.name not in left_out]
         own = inspect.signature(command, eval_str=True)
+        groups: dict[str, Any] = {
+            name: p.annotation for name, p in own.parameters.items() if is_dataclass(p.annotation)
+        }
+        options = {
+            name: [p for p in inspect.signature(group, eval_str=True).parameters.values() if p.name not in left_out]
+            for name, group in groups.items()
+        }
 
         @functools.wraps(command)
         def run(**values: Any) -> Any:
-            training = Training(**{option.name: values.pop(option.name) for option in options})
-            return command(**values, training=training)
+            made = {
+                name: group(**{option.name: values.pop(option.name) for option in options[name]})
+                for name, group in groups.items()
+            }
+            return command(**values, **made)
 
-        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own.parameters.values()]
-        place = next(i for i, parameter in enumerate(parameters) if parameter.name == "training")
-        parameters[place : place + 1] = options
+        parameters = [
+            option
+            for name, parameter in own.parameters.items()
+            for option in options.get(name, [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)])
+        ]
         run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
         return run
 
