@@ -217,10 +217,8 @@ class Names:
     def _element(self, node: ast.Element, scope: Scope) -> None:
         """Find the occurrences in an element."""
         match node:
-            case ast.Call():
+            case ast.Call() | ast.Each():
                 self._call(node, scope)
-            case ast.Each():
-                self._each(node, scope)
             case ast.Braces() | ast.Join():
                 self._body(node.body, node.span, scope)
             case ast.Repeat():
@@ -283,40 +281,21 @@ class Names:
 
     # --- elements and expressions ----------------------------------------------------------------
 
-    def _callee(self, name: str, span: Span, scope: Scope) -> dict[str, Symbol]:
-        """Add the occurrence of a callee, and return the parameters of a block."""
-        variable = scope.values.get(name)
-        if variable is not None:
-            self._add(span, variable)
-            return {}
-        symbol = self._block(name)
-        self._add(span, symbol)
+    def _call(self, node: ast.Call | ast.Each, scope: Scope) -> None:
+        symbol = scope.values.get(node.callee) or self._block(node.callee)
+        self._add(node.callee_span, symbol)
         block = symbol.node if symbol is not None else None
-        return {p.name: _parameter(p) for p in block.parameters} if isinstance(block, ast.Block) else {}
-
-    def _call(self, node: ast.Call, scope: Scope) -> None:
-        parameters = self._callee(node.callee, node.callee_span, scope)
-        repeated = node.repeat is not None or any(arg.name == "repeat" for arg in node.args)
+        parameters = {p.name: _parameter(p) for p in block.parameters} if isinstance(block, ast.Block) else {}
+        repeated = any(arg.name == "repeat" for arg in node.args) or (isinstance(node, ast.Call) and node.repeat)
         for arg in node.args:
             if arg.name is not None:
                 self._add(arg.name_span, parameters.get(arg.name))
-            elif (
-                isinstance(arg.value, ast.Name)
-                and arg.value.name in parameters
-                and not scope.values.get(arg.value.name)
-            ):
-                self._add(arg.value.span, parameters[arg.value.name])  # a flag
+            elif isinstance(arg.value, ast.Name) and arg.value.name not in scope.values:
+                self._add(arg.value.span, parameters.get(arg.value.name))  # a flag
             self._expression(arg.value, scope, ("i", "n") if repeated and arg.name == "name" else ())
-
-    def _each(self, node: ast.Each, scope: Scope) -> None:
-        parameters = self._callee(node.callee, node.callee_span, scope)
-        for column in node.columns:
+        for column in node.columns if isinstance(node, ast.Each) else ():
             self._add(column.span, parameters.get(column.name))
-        for arg in node.args:
-            if arg.name is not None:
-                self._add(arg.name_span, parameters.get(arg.name))
-            self._expression(arg.value, scope)
-        for row in node.rows:
+        for row in node.rows if isinstance(node, ast.Each) else ():
             if row.label is not None:
                 span = Span(row.span.source, row.span.start, row.span.start + len(row.label))
                 self._add(span, scope.labels.get(row.label))
