@@ -331,10 +331,10 @@ class _Case:
     def _ranges(self) -> list[tuple[int, int | None, int] | None]:
         """Return the least height and width, the greatest, and the number that they are multiples of.
 
-        An axis of one size is None.
+        An axis of one size is None. Of periodic sizes, the file accepts the multiples of the period.
 
         Raises:
-            CnnspecError: E0522 if the network accepts sizes that are not such a range, or a single one.
+            CnnspecError: E0522 if the network accepts sizes that contain no such range, or a single one.
         """
         sizes = self._graph.sizes.in_evaluation
         ranges: list[tuple[int, int | None, int] | None] = []
@@ -343,19 +343,26 @@ class _Case:
                 least, most, step = axis.few[0], axis.few[-1], 1
                 whole = len(axis.few) == most - least + 1 and most > least
             else:
-                first = next(n for n in range(1, axis.start + axis.period + 1) if n in axis)
-                least, most, step = first, None, axis.period
-                whole = axis.residues == (0,) and list(axis.few) == [*range(-(-least // step) * step, axis.start, step)]
+                most, step, whole = None, axis.period, 0 in axis.residues
+                least = -(-max(axis.start, 1) // step) * step
+                while least > step and least - step in axis:
+                    least -= step
+                if whole and (axis.residues != (0,) or any(n < least or n % step for n in axis.few)):
+                    self._note(f"the file takes multiples of {step} from {least}; the network accepts {sizes.words()}")
             least = -(-max(least, _LEAST) // step) * step
             if whole and (most is None or most - least >= step):
                 ranges.append((least, most, step))
             elif axis.finite and len(axis.few) == 1:
                 ranges.append(None)
         if len(ranges) < 2 or ranges == [None, None]:
-            message = "the image size cannot vary: the sizes that the network accepts are not a range"
+            message = "the image size cannot vary: the sizes that the network accepts contain no range"
             note = f"accepted sizes: {sizes.words()}"
             raise failure("E0522", message, notes=[note], help="remove `size` from `--dynamic`")
         return ranges
+
+    def _note(self, text: str) -> None:
+        if text not in self._found.notes:
+            self._found.notes.append(text)
 
     # --- comparison ------------------------------------------------------------------------------
 
@@ -371,9 +378,13 @@ class _Case:
             sizes = [(height + 13, width + 5), (28, 28), (height, 2 * width + 1)]
         elif "size" in self._options["dynamic"]:
             axes = [*zip((height, width), self._ranges(), strict=True)]
-            declared = [size if found is None else max(size, found[0]) for size, found in axes]
+            declared = [
+                size if found is None else -(-max(size, found[0]) // found[2]) * found[2] for size, found in axes
+            ]
             least = [size if found is None else found[0] for size, found in axes]
-            larger = [size if found is None else max(size, found[0]) + found[2] for size, found in axes]
+            larger = [
+                size if found is None else size + found[2] for size, (_, found) in zip(declared, axes, strict=True)
+            ]
             accepts = self._graph.sizes.in_evaluation.accepts
             sizes = [(h, w) for h, w in (declared, least, larger) if accepts(h, w)]
         preprocessing = self._found.preprocessing or Preprocessing(

@@ -269,6 +269,7 @@ SIZES = {
     "any size": ("conv 3x3 4 stride=2 | relu | maxpool 2x2 stride=2 pad=1", (2, 2), None),
     "at least": ("conv 5x5 4 pad=0 | relu", (5, 5), (4, 9)),
     "multiples": ("d: conv 3x3 4\n maxpool 2x2 | upsample 2\n concat { in; @d }", (2, 2), (3, 4)),
+    "some multiples": ("conv 3x3 4 stride=2\n add { maxpool 2x2; conv 3x3 4 stride=2 }", (4, 4), None),
     "the size of another map": (
         "half: conv 3x3 4 stride=2\n conv 3x3 4 stride=2\n add { upsample like=@half mode=bilinear; @half }",
         (2, 2),
@@ -299,6 +300,9 @@ def test_the_size_varies_in_the_range_that_the_network_accepts(
     torch.manual_seed(0)
     done = export_network(spec, path, to, dynamic=["batch", "size"])  # type: ignore[arg-type]
     assert done.images >= 36
+    note = "the file takes multiples of 4 from 4; the network accepts H and W with remainder 0 or 3 modulo 4"
+    notes = [each.partition(":")[0] for each in done.notes if "the file takes" in each]
+    assert notes == ([note] if "maxpool 2x2; conv" in body else [])
     torch.manual_seed(0)
     network = cnnspec.build(spec).eval()
     for size in (least, (24, 20), (40, 64)):
