@@ -72,9 +72,9 @@ def is_written(code: str, fixed: str) -> bool:
 
 
 def try_suggestions(
-    text: str, path: Path | None, lints: frozenset[str] = frozenset()
+    text: str, path: Path | None, lints: frozenset[str] = frozenset(), *, edits: bool = True
 ) -> Iterator[tuple[str, Diagnostic, str]]:
-    """Try the suggestions for a text.
+    """Try the suggestions for a text: those in words, and with `edits` also its fixes.
 
     Returns:
         How each was tried (`edit`, `words`, or `failed`), its diagnostic, and its code.
@@ -89,7 +89,7 @@ def try_suggestions(
             for other in done.diagnostics
             if other is not diagnostic and (other.span is None or other.span.source is done.source)
         }
-        for fix in diagnostic.fixes:
+        for fix in diagnostic.fixes if edits else ():
             changes = [(edit.span.start, edit.span.end, edit.text) for edit in fix.edits]
             yield "edit" if is_gone(diagnostic, text, changes, path, before) else "failed edit", diagnostic, fix.help
             for code in new_code(fix.help, text) if not fix.help.startswith("did you mean") else ():
