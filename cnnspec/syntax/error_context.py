@@ -105,6 +105,19 @@ class Place:
         """The whole line."""
         return self.before + self.rest
 
+    @cached_property
+    def values(self) -> set[str]:
+        """The names that are defined as values somewhere in the text."""
+        text = self.source.text
+        heads = " ".join(re.findall(r"\bblock\b[^{}\n]*", text))
+        return {*re.findall(r"\b(?:let|param|as)\s+([A-Za-z_]\w*)", text), *re.findall(r"\w+", heads)}
+
+    @cached_property
+    def labels(self) -> set[str]:
+        """The labels in the text."""
+        label = r"(?:^|[{;])[ \t]*(?:([A-Za-z_]\w*)[ \t]*:|(stem|stage|head)[ \t]+\w)"
+        return {name for pair in re.findall(label, self.source.text, re.MULTILINE) for name in pair if name}
+
     @property
     def statement(self) -> tuple[int, int]:
         """The start and end of the statement on the line of the error, up to braces and semicolons."""

@@ -253,8 +253,7 @@ def _branches(at: Place) -> Explanation | None:
     branches = re.split(r"\s*,\s*", re.sub(r"(?<![\w.@=])(in|@[\w.]+)\s+(?=[\w@])", r"\1, ", listed))
     help, fixes = f"write the branches in braces: `{join.group(1)} {{ in; conv 3x3 16 }}`", list[Fix]()
     if body and not re.search(r"[()\[\]{}]", "".join(branches)):
-        labeled = [name for name in branches if re.search(rf"\b{re.escape(name)}[ \t]*:", at.source.text)]
-        branches = [foreign.as_tensor(name) if name in labeled else name for name in branches]
+        branches = [foreign.as_tensor(name) if name in at.labels else name for name in branches]
         branches = ["in", *branches] if len(branches) == 1 and branches != ["in"] else branches
         branches = [*branches, "conv 3x3 16"] if len(branches) == 1 else branches
         written = f"{{ {'; '.join(branches)} }}"

@@ -153,10 +153,10 @@ def _joined(at: Place) -> Explanation | None:
     if called:
         join = FOREIGN_NAMES.get(called["join"], called["join"].lower())
     product = computed and "*" in found["all"]
-    tensors = [name for name in names if name in ("in", target) or name[0] == "@" or _is_label(at, name)]
+    tensors = [name for name in names if name in ("in", target) or name[0] == "@" or name in at.labels]
     if join not in JOINS or target in TOP_WORDS or (product and ("+" in found["all"] or not tensors)):
         return None
-    if any(_is_value(at, name) for name in names):
+    if not at.values.isdisjoint(names):
         return None
     branches = [
         "in" if name in ("in", target) else name if called and name in OPS else as_tensor(name) for name in names
@@ -167,17 +167,6 @@ def _joined(at: Place) -> Explanation | None:
     fix = at.fix(f"{what} tensors in braces: `{code}`", (start, end, code))
     before = called["join"] if called and at.word == "(" else found["target"]
     return Explanation(fix.help, [fix], where=f"after `{before}`" if before and at.word in "(=" else "")
-
-
-def _is_label(at: Place, name: str) -> bool:
-    """Return whether the text has a statement with this label."""
-    return re.search(rf"(?:^|[{{;])[ \t]*{name}(?:[ \t]*:|[ \t]+\w)", at.source.text, re.MULTILINE) is not None
-
-
-def _is_value(at: Place, name: str) -> bool:
-    """Return whether a name is defined as a value somewhere in the text."""
-    defined = rf"\b(?:let|param|as)\s+{name}\b|\bblock\b[^{{}}\n]*\b{name}\b"
-    return name.isidentifier() and re.search(defined, at.source.text) is not None
 
 
 def as_tensor(name: str) -> str:
