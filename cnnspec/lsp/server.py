@@ -441,19 +441,31 @@ class Session:
     # --- commands --------------------------------------------------------------------------------
 
     async def draw(self, uri: str, format: str) -> str | None:
-        """Return the diagram of a document in a text format; without one, show it as a page."""
+        """Return the diagram of a document in a text format; without one, show it as a page.
+
+        Raises:
+            JsonRpcException: The diagram is to be returned, and there is none.
+        """
+        try:
+            drawn = await self._drawn(uri, format)
+        except JsonRpcException as error:
+            if format:  # a preview asks after each edit
+                raise
+            return self._tell(error.message)
+        return drawn.decode() if format else await self.show_page("diagram.html", drawn, external=True)
+
+    async def _drawn(self, uri: str, format: str) -> bytes:
         analysis = await self.current(uri)
         graph = analysis.compilation.graph if analysis is not None else None
         if graph is None:
-            return self._tell("cannot draw: the spec has errors, or defines no network")
+            raise navigation.refused("cannot draw: the spec has errors, or defines no network")
         try:
             suffix = diagram.format_of(f"diagram.{format or 'html'}")
             if suffix in (".png", ".pdf"):
-                return self._tell(f"cannot draw: `{format}` is not a text format")
-            drawn = await asyncio.get_running_loop().run_in_executor(self._worker, diagram.draw, graph, suffix)
+                raise navigation.refused(f"cannot draw: `{format}` is not a text format")
+            return await asyncio.get_running_loop().run_in_executor(self._worker, diagram.draw, graph, suffix)
         except CnnspecError as error:
-            return self._tell(f"cannot draw: {error.diagnostics[0].message}")
-        return drawn.decode() if format else await self.show_page("diagram.html", drawn, external=True)
+            raise navigation.refused(f"cannot draw: {error.diagnostics[0].message}") from error
 
     async def show_page(self, name: str, content: bytes, *, external: bool) -> None:
         """Show a generated file in the browser or in the editor."""

@@ -108,13 +108,10 @@ class Preview {
     try {
       const parameters = { command: "cnnspec.draw", arguments: [this.uri.toString(), "svg"] };
       const drawn = await client.sendRequest("workspace/executeCommand", parameters);
-      if (typeof drawn === "string") {
-        this.svg = drawn;
-        return "";
-      }
-      return "The network cannot be drawn.";
+      this.svg = drawn;
+      return "";
     } catch (error) {
-      return `The network cannot be drawn: ${error instanceof Error ? error.message : error}`;
+      return `${error instanceof Error ? error.message : error}`;
     }
   }
 }

@@ -150,12 +150,13 @@ test("a spec with errors keeps its last diagram, and one without a network has n
 
 test("a failed request is shown as text", async (t) => {
   t.mock.timers.enable({ apis: ["setTimeout"] });
-  await show(null);
-  assert.match(page(), /cannot be drawn/);
+  await show("<svg>old</svg>");
   await edit(t);
   state.answers.at(-1).reject(new Error("<script>alert(1)</script>"));
   await settle();
+  assert.match(page(), /alert\(1\)/);
   assert.ok(!page().includes("<script"));
+  assert.equal(drawing(), "<svg>old</svg>");
 });
 
 test("a document has one panel, which stops when it is closed", async (t) => {
