@@ -204,8 +204,9 @@ def build(
             `torchvision:DEFAULT`, `torchvision:IMAGENET1K_V2` and so on for a network of torchvision.
         match: How the tensors are matched: by `name`, by `order`, or by a map that `cnnspec match` wrote (its path).
         reinit: Paths of modules to initialize instead of loading them from `weights`, such as a head for other classes.
-        outputs: Paths of modules for feature extraction. The module returns a `dict` from these paths to tensors of
-            shape `[N, C, H, W]` in place of the logits, and layers after the last of them are not built.
+        outputs: Paths of modules for feature extraction, or names of outputs of the spec. The module returns a `dict`
+            from these to tensors of shape `[N, C, H, W]` in place of the logits, and layers after the last of them
+            are not built.
         offline: Never download weights.
         allow_huge: Allow more than 10,000,000,000 parameters, and tensors of more than 100,000,000,000 elements.
         **params: Values for the parameters of the spec.

@@ -128,7 +128,9 @@ class CheckedFile(_Object):
     input: Annotated[list[Positive], Field(min_length=3, max_length=3)] = []
     """Channels, height and width of the image."""
     output: Annotated[list[Positive], Field(min_length=1, max_length=3)] = []
-    """The output shape of one image."""
+    """The output shape of one image; of named outputs, that of the last one that is computed."""
+    outputs: dict[str, Annotated[list[Positive], Field(min_length=1, max_length=3)]] = {}
+    """The shapes of the named outputs of one image."""
     parameters: Natural = 0
     macs: Natural = 0
     sizes: ImageSizes = ImageSizes(words="", ranges=None)
@@ -176,6 +178,17 @@ class _Figures(_Object):
     """Convolutions and linear layers on the longest path from the image."""
 
 
+class Output(_Object):
+    """A named output."""
+
+    name: str
+    output_shape: Shape
+    field: Annotated[list[Side], Field(min_length=2, max_length=2)]
+    center_field: Annotated[list[Natural], Field(min_length=2, max_length=2)] | None
+    stride: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2, max_length=2)]
+    depth: Natural
+
+
 class Module(_Figures):
     """A module. Its keys besides `path` are the selected columns."""
 
@@ -214,6 +227,9 @@ class Summary(_Figures):
     batch: Positive
     input_shape: Shape
     output_shape: Shape
+    """The output shape; of named outputs, that of the last one that is computed."""
+    outputs: list[Output] = []
+    """The named outputs, if the spec has any."""
     declared: Declared | None = None
     training_flops: Amount
     """Floating-point operations of a training step."""
@@ -254,10 +270,10 @@ def result_model() -> type[BaseModel]:
 
 
 OPTIONAL = {
-    "CheckedFile": ("fixed", "name", "input", "output", "parameters", "macs", "sizes"),
+    "CheckedFile": ("fixed", "name", "input", "output", "outputs", "parameters", "macs", "sizes"),
     "Lengths": ("from", "period", "residues"),
     "ImageSizes": ("in_evaluation",),
-    "Summary": (*_Figures.model_fields, "declared", "max_batch"),
+    "Summary": (*_Figures.model_fields, "outputs", "declared", "max_batch"),
     "Module": (*_Figures.model_fields, "kind", "output_shape"),
     "Setting": ("base",),
 }

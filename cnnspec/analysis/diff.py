@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +75,8 @@ def compare(a: Graph, b: Graph) -> Difference:
     changes: list[Change] = []
     if a.input_shape != b.input_shape:
         changes.append(Change("input", "changed", shapes.text(a.input_shape), shapes.text(b.input_shape)))
+    if a.taps != b.taps or [*a.taps] != [*b.taps]:
+        changes += _changed_outputs(a, b)
     for path in dict.fromkeys((*before, *after)):
         old, new = before.get(path), after.get(path)
         if old != new:
@@ -85,6 +88,27 @@ def compare(a: Graph, b: Graph) -> Difference:
         "activation_bytes": (_activations(a), _activations(b)),
     }
     return Difference((a.name, b.name), tuple(changes), totals)
+
+
+def _changed_outputs(a: Graph, b: Graph) -> Iterator[Change]:
+    """Yield the named outputs that differ, by the operator that computes them."""
+    old, new = _named_outputs(a), _named_outputs(b)
+    for name in dict.fromkeys((*old, *new)):
+        before, after = old.get(name, ""), new.get(name, "")
+        if before != after:
+            kind = "added" if not before else "removed" if not after else "changed"
+            yield Change(f"output {name}".rstrip(), kind, before, after)
+    common = [name for name in old if name in new]
+    if common != [name for name in new if name in old]:
+        yield Change("order of outputs", "changed", ", ".join(old), ", ".join(new))
+
+
+def _named_outputs(graph: Graph) -> dict[str, str]:
+    """Return the place and shape of each output by its name, which is empty for the only one."""
+    return {
+        name: f"{graph.nodes[index].place or graph.nodes[index].op.name} -> {shapes.text(graph.nodes[index].shape)}"
+        for name, index in (graph.taps or {"": graph.output}).items()
+    }
 
 
 def node_statuses(a: Graph, b: Graph) -> tuple[list[str], list[str]]:

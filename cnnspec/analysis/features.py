@@ -14,7 +14,8 @@ def tap(graph: Graph, outputs: Sequence[str]) -> Graph:
 
     Args:
         graph: A network.
-        outputs: Paths of modules in the order of the result, `"layer2"` or `"layer4.1.conv2"`.
+        outputs: Paths of modules in the order of the result, `"layer2"` or `"layer4.1.conv2"`; or names of its
+            outputs, which come first.
 
     Returns:
         A Graph whose module returns a `dict` from these paths to tensors of shape `[N, C, H, W]`.
@@ -28,9 +29,9 @@ def tap(graph: Graph, outputs: Sequence[str]) -> Graph:
         )
     wanted: dict[str, int] = {}
     for path in outputs:
-        index = graph.find(path)
+        index = graph.taps[path] if path in graph.taps else graph.find(path)
         if index is None:
-            help = did_you_mean(path, graph.paths) or "list the modules with `cnnspec summary`"
+            help = did_you_mean(path, [*graph.taps, *graph.paths]) or "list the modules with `cnnspec summary`"
             raise failure("E0219", f"`{graph.name}` has no module `{path}`", help=help)
         if graph.nodes[index].aux is not None:
             raise failure(

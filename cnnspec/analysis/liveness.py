@@ -30,8 +30,7 @@ def schedule(graph: Graph) -> list[int]:
 
 def results(graph: Graph) -> tuple[int, ...]:
     """Return the nodes whose outputs `forward` returns, with those of the auxiliary heads."""
-    given = tuple(graph.taps.values()) or (graph.output,)
-    return (*given, *(head.output for head in graph.aux))
+    return (*graph.results, *(head.output for head in graph.aux))
 
 
 def overwriting(graph: Graph) -> set[int]:

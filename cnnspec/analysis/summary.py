@@ -139,6 +139,10 @@ KEYS = {
 DECLARED = ("peak", "field", "center_field", "stride")
 """Columns that are for the declared image size even if the others are functions of the image size."""
 
+_OF_OUTPUTS = ("field", "center_field", "stride", "depth")
+FOR_OUTPUTS = ("kind", "output", *_OF_OUTPUTS)
+"""Columns that have a value for a named output."""
+
 DEFAULT_COLUMNS = ("kind", "output", "parameters", "macs", "activations", "field")
 
 
@@ -152,8 +156,9 @@ class Summary:
         input_shape: The shape of the image.
         output_shape: The shape of the output.
         rows: All modules; a module comes before its submodules.
+        outputs: The named outputs; `path` is the name, and parameters, operations and memory are 0.
         total: The whole network. `macs` and `flops` are for inference, without auxiliary heads; `backward_flops` and
-            `saved` are for training, with them.
+            `saved` are for training, with them. Of several outputs, fields, strides and depths are the largest.
         training_flops: Floating-point operations of a training step, forward and backward.
         declared: The image that the spec declares, if shapes are functions of the image size.
     """
@@ -166,6 +171,7 @@ class Summary:
     total: Row
     training_flops: int
     declared: Shape | None = None
+    outputs: tuple[Row, ...] = ()
 
     def upto(self, level: int) -> list[Row]:
         """Return the rows down to a level of the module tree."""
@@ -187,6 +193,7 @@ class Summary:
             "batch": self.batch,
             "input_shape": list(self.input_shape),
             "output_shape": list(self.output_shape),
+            **({"outputs": [_output_json(row) for row in self.outputs]} if self.outputs else {}),
             **({"declared": declared} if self.declared else {}),
             **total,
             "training_flops": self.training_flops,
@@ -226,6 +233,12 @@ class Summary:
         chosen = [COLUMNS[name] for name in DEFAULT_COLUMNS]
         rows = ([row.path or "total", *(c.cell(row) for c in chosen)] for row in [*self.upto(2), self.total])
         return html_table(["module", *(c.title for c in chosen)], rows)
+
+
+def _output_json(row: Row) -> dict[str, Any]:
+    """Return the values of a named output as plain data."""
+    data = row.to_json()
+    return {"name": row.path, "output_shape": list(row.shape), **{key: data[key] for key in _OF_OUTPUTS}}
 
 
 def summarize(graph: Graph, batch: int = 1, *, symbolic: bool = False) -> Summary:
@@ -316,11 +329,31 @@ def _summarize(graph: Graph, shown: Graph, batch: int) -> Summary:
 
     rows = [row(path, values) for path, values in sums.items()]
     total = replace(rows[0], saved=ordered(counts.saved_total.at(batch)))
+    outputs: list[Row] = []
+    for name, index in graph.taps.items():
+        last[name] = index
+        outputs.append(replace(row(name, [0] * 7), kind="output", level=1))
+    if outputs:
+        total = replace(
+            total,
+            field=_largest([one.field for one in outputs]),
+            center_field=_largest([one.center_field for one in outputs]),
+            stride=_largest([one.stride for one in outputs]),
+            depth=graph.depth,
+        )
     return Summary(
         *(graph.name, batch, shown.input_shape, shown.output_shape, tuple(rows[1:]), total),
         ordered(batch * counts.training_flops),
         graph.input_shape if shown is not graph else None,
+        tuple(outputs),
     )
+
+
+def _largest(pairs: Sequence[Any]) -> Any:
+    """Return the largest height and width of several; None is the largest of all."""
+    if None in pairs:
+        return None
+    return tuple(None if None in side else max(side) for side in zip(*pairs, strict=True))
 
 
 def _enter(path: str, sums: dict[str, list[int]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -54,17 +54,22 @@ def _too_large(size: int) -> CnnspecError:
     return failure("E0522", message, help="use `--half`, or `--to pt2`")
 
 
-def convert(program: ExportedProgram) -> Any:
+def convert(program: ExportedProgram, outputs: Sequence[str] = (OUTPUT,)) -> Any:
     """Return the ONNX model of a program. Its nodes are named by the path of their module and their operator.
+
+    Args:
+        program: The program.
+        outputs: The names of its outputs.
 
     Raises:
         CnnspecError: E0522 if torch cannot convert it.
     """
     try:
         with quiet():
-            converted = torch.onnx.export(program, input_names=[INPUT], output_names=[OUTPUT], verbose=False)
+            converted = torch.onnx.export(program, input_names=[INPUT], verbose=False)
         assert converted is not None
         model = converted.model
+        _name_outputs(model, outputs)
     except Exception as error:  # noqa: BLE001 - the exporter fails in many ways
         notes = [reason(error)]
         raise failure("E0522", "torch.onnx cannot export the network", notes=notes, help="use `--to pt2`") from None
@@ -76,10 +81,27 @@ def convert(program: ExportedProgram) -> Any:
         node.metadata_props.clear()  # paths of this machine
         for number, value in enumerate(node.outputs):
             value.metadata_props.clear()
-            if value.name != OUTPUT:
+            if not value.is_graph_output():
                 value.name = f"{node.name}:{number}"
     model.graph.name = "network"
     return model
+
+
+def _name_outputs(model: Any, names: Sequence[str]) -> None:
+    """Name the outputs of a model. Other values with such a name get another one."""
+    import onnx_ir
+
+    graph = model.graph
+    for value in (*graph.inputs, *graph.initializers.values()):
+        if value.name in names:
+            value.name = f"{value.name}:0"
+    for position, name in enumerate(names):
+        value = graph.outputs[position]
+        if value.producer() is None or any(value is other for other in [*graph.outputs][:position]):  # has a name
+            copy = onnx_ir.node("Identity", [value])
+            graph.append(copy)
+            graph.outputs[position] = value = copy.outputs[0]
+        value.name = name
 
 
 def _path(node: Any) -> str:
@@ -108,12 +130,21 @@ def to_bytes(model: Any, metadata: str) -> bytes:
     return proto.SerializeToString()
 
 
-def load(content: bytes) -> Callable[[Tensor], Tensor]:
-    """Return the function of an `.onnx` file, run by ONNX Runtime on the CPU."""
+def load(content: bytes) -> Callable[[Tensor], Tensor | dict[str, Tensor]]:
+    """Return the function of an `.onnx` file, run by ONNX Runtime on the CPU.
+
+    It returns the logits, or a dict if the outputs have other names.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors are exceptions, too
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+    images_name, names = session.get_inputs()[0].name, [output.name for output in session.get_outputs()]
+
+    def run(images: Tensor) -> Tensor | dict[str, Tensor]:
+        found = dict(zip(names, map(torch.from_numpy, session.run(names, {images_name: images.numpy()})), strict=True))
+        return found[OUTPUT] if names == [OUTPUT] else found
+
+    return run

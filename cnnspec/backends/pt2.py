@@ -91,7 +91,7 @@ def trace(module: nn.Module, images: Tensor, dynamic: Mapping[int, Any] | None =
     """Return the graph of a module in evaluation mode, without paths of this machine.
 
     Args:
-        module: The module, which maps a batch of images to one tensor.
+        module: The module, which maps a batch of images to one tensor, or to a dict of tensors.
         images: An example of its input.
         dynamic: The axes of the input whose size may vary, each with its `torch.export.Dim`.
 
@@ -128,7 +128,7 @@ def to_bytes(program: ExportedProgram, metadata: str) -> bytes:
     return file.getvalue()
 
 
-def load(content: bytes) -> Callable[[Tensor], Tensor]:
+def load(content: bytes) -> Callable[[Tensor], Any]:
     """Return the function of a `.pt2` file."""
     with quiet():
         return torch.export.load(io.BytesIO(content)).module()

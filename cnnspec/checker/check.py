@@ -56,12 +56,13 @@ def check(
         name=model.name,
         nodes=tuple(expander.graph.nodes),
         input_shape=model.input,
-        output=output.node,
+        output=max(expander.graph.outputs.values(), default=output.node),
         scopes=expander.graph.scopes,
         origins=expander.graph.origins,
         tensors=expander.graph.tensors,
         ends=expander.graph.ends,
         aux=tuple(expander.graph.aux_heads),
+        taps=expander.graph.outputs,
         recipe=model.recipe,
         model=model,
         text=text,
@@ -91,7 +92,7 @@ def _check_parameter_count(graph: ir.Graph, reporter: Reporter, limit: int) -> N
 
 def _check_outputs_used(graph: ir.Graph, reporter: Reporter) -> None:
     """Report operators whose output is never used."""
-    used = {i for node in graph.nodes for i in node.sources} | {graph.output} | {head.output for head in graph.aux}
+    used = {i for node in graph.nodes for i in node.sources} | {*graph.results} | {head.output for head in graph.aux}
     sizes = {node.inputs[-1] for node in graph.nodes if node.op.sized_by_input}
     learned: set[int] = set()
     for index, node in enumerate(graph.nodes):
@@ -101,7 +102,7 @@ def _check_outputs_used(graph: ir.Graph, reporter: Reporter) -> None:
             continue
         named = node.op.owns_module and not node.path.rpartition(".")[2].isdecimal()
         name = f"`{node.path}`" if named else f"this `{node.op.name}`"
-        message, help = f"the output of {name} is never used", _advice_on_unused(node)
+        message, help = f"the output of {name} is never used", _advice_on_unused(node, bool(graph.taps))
         if index in sizes:
             message = f"only the size of the output of {name} is used, so its weights learn nothing"
             help = f"{help}; for the size alone, name another tensor that has it"
@@ -109,11 +110,14 @@ def _check_outputs_used(graph: ir.Graph, reporter: Reporter) -> None:
         reporter.error("E0311", message, node.origin, caption=caption, help=help)
 
 
-def _advice_on_unused(node: ir.Node) -> str:
+def _advice_on_unused(node: ir.Node, named: bool) -> str:
     label = node.path.rpartition(".")[2]
     at = node.origin
     labeled = at is not None and re.search(rf"(?<![\w@.]){re.escape(label)}[ \t]*:[ \t]*$", at.source.text[: at.start])
     use = f"use it as `@{label}` in a later statement" if labeled else "label it and use the label in a later statement"
+    if named:
+        written = f"`output {label} from @{label}`" if labeled else "`output NAME from @LABEL`"
+        return f"{use}, return it with {written}, or remove the layer"
     return f"{use}, such as `add` or `concat`, or remove the layer"
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
 from cnnspec import ir
-from cnnspec.diagnostics import Edit, Fix, Reporter, Span
+from cnnspec.diagnostics import Edit, Fix, Reporter, Span, alternatives, respell
 from cnnspec.ir.evaluate import evaluate, is_number, show
 from cnnspec.semantics.context import SourceMap
 
@@ -29,7 +30,7 @@ _METRICS: dict[str, Callable[[ir.Graph], int]] = {
 def check_expectation(graph: ir.Graph, expect: ir.Expect, source_map: SourceMap, reporter: Reporter) -> None:
     """Compare a metric of the Graph with the value in an `expect` statement."""
     expected = evaluate(expect.value, {})
-    if expect.metric == "output":
+    if expect.metric.startswith("output"):
         _check_output(graph, expect, expected, source_map, reporter)
     elif not is_number(expected):
         _report_type(expect, expected, source_map, reporter)
@@ -48,7 +49,11 @@ def check_expectation(graph: ir.Graph, expect: ir.Expect, source_map: SourceMap,
 
 
 def _check_output(graph: ir.Graph, expect: ir.Expect, expected: Any, source_map: SourceMap, reporter: Reporter) -> None:
-    actual = list(graph.output_shape)
+    name = expect.metric.partition(".")[2]
+    if name not in (graph.taps or ("",)):
+        _report_which(graph, expect, name, source_map, reporter)
+        return
+    actual = list(graph.nodes[graph.taps.get(name, graph.output)].shape)
     if is_number(expected):
         expected = [expected]
     wanted = show(expected)
@@ -62,9 +67,27 @@ def _check_output(graph: ir.Graph, expect: ir.Expect, expected: Any, source_map:
         _report_mismatch(graph, expect, wanted, show(actual), f"= {show(actual)}", source_map, reporter)
 
 
+def _report_which(graph: ir.Graph, expect: ir.Expect, name: str, source_map: SourceMap, reporter: Reporter) -> None:
+    """Report the name of an output that the network does not have, or a missing one."""
+    whole = source_map[expect.origin]
+    at = whole and re.compile(r"expect[ \t]+output[ \t]*\.?").match(whole.source.text, whole.start)
+    span = Span(whole.source, at.end(), at.end() + len(name)) if whole and at else None
+    if not graph.taps:
+        message, help = f"the network has no output `{name}`: it returns one tensor", "write `expect output`"
+        fix = Fix(help, (Edit(Span(span.source, span.start - 1, span.end), ""),)) if span else None
+        reporter.error("E0201", message, span, help=help, fixes=[fix] if fix else [])
+    elif name:
+        help, fixes = respell(span, name, graph.taps)
+        help = help or f"choose from {alternatives(graph.taps)}"
+        reporter.error("E0201", f"the network has no output `{name}`", span, help=help, fixes=fixes)
+    else:
+        help = f"name the output, as in `expect output.{next(iter(graph.taps))}`"
+        reporter.error("E0203", "missing name of the output in `expect output`", whole, help=help)
+
+
 def _report_type(expect: ir.Expect, expected: object, source_map: SourceMap, reporter: Reporter) -> None:
     message = f"`expect {expect.metric}` cannot be compared with {show(expected)}"
-    help = "write a shape, such as `[classes]`" if expect.metric == "output" else "write a number"
+    help = "write a shape, such as `[classes]`" if expect.metric.startswith("output") else "write a number"
     reporter.error("E0204", message, source_map[expect.origin], help=help)
 
 
@@ -74,8 +97,8 @@ def _report_order(expect: ir.Expect, source_map: SourceMap, reporter: Reporter) 
     help = "compare shapes with `=` or `!=`"
     fixes: list[Fix] = []
     if span and value:
-        help = f"write `expect output = {value.text}`"
-        fixes = [Fix(help, (Edit(Span(span.source, span.start, value.start), "expect output = "),))]
+        help = f"write `expect {expect.metric} = {value.text}`"
+        fixes = [Fix(help, (Edit(Span(span.source, span.start, value.start), f"expect {expect.metric} = "),))]
     reporter.error("E0204", message, span, help=help, fixes=fixes)
 
 

@@ -81,7 +81,7 @@ class Expander:
         self._reporter.error(code, message, **self._calls.locate(origin), help=help)
 
     def run(self) -> MaybeTensor:
-        """Expand the network and its auxiliary heads, and return the output of the network.
+        """Expand the network, its auxiliary heads and its named outputs, and return the output of its last statement.
 
         Raises:
             Reported: A limit is reached.
@@ -93,7 +93,17 @@ class Expander:
         output = self._body(self._model.body, frame, names, image)
         for head in self._model.aux:
             self._aux_head(head, frame, names)
+        for named in self._model.outputs:
+            self._named_output(named, frame)
         return output
+
+    def _named_output(self, named: ir.Output, frame: Frame) -> None:
+        source = self._reference(named.source, named.origin, frame)
+        if source is not None and source.node == ir.IMAGE:
+            message = f"the output `{named.name}` is the image itself: no layer computes it"
+            self._error("E0108", message, named.origin, "name the label of a statement with layers")
+        elif source is not None:
+            self.graph.outputs[named.name] = source.node
 
     def _aux_head(self, head: ir.Aux, frame: Frame, names: Namespace) -> None:
         self.graph.current_head = head.name

@@ -59,6 +59,7 @@ class GraphBuilder:
         ends: The same paths with the node that computes their output.
         tensors: Paths of calls with tensor parameters, with the node of each.
         aux_heads: The auxiliary heads so far.
+        outputs: The nodes of the named outputs.
         current_head: The auxiliary head that new nodes belong to.
     """
 
@@ -79,6 +80,7 @@ class GraphBuilder:
         self.ends: dict[str, int] = {}
         self.tensors: dict[str, dict[str, int]] = {}
         self.aux_heads: list[ir.AuxHead] = []
+        self.outputs: dict[str, int] = {}
         self.current_head: str | None = None
         self._inits: dict[str, InitScheme] = {i.target: INITS[i.scheme.name](**i.scheme.args) for i in inits}
         self._operators: dict[tuple[Any, ...], Op] = {}

@@ -88,6 +88,7 @@ def to_json(results: Iterable[Checked]) -> dict[str, Any]:
                 "name": result.graph.name,
                 "input": list(result.graph.input_shape),
                 "output": list(result.graph.output_shape),
+                **({"outputs": result.graph.output_shapes} if result.graph.taps else {}),
                 "parameters": result.graph.parameter_count,
                 "macs": result.graph.macs,
                 "sizes": result.graph.sizes.to_json(),

@@ -208,14 +208,19 @@ def _try_out(
     module = api.build(graph, weights=weights, match=match, reinit=reinit, offline=training.offline)
     images = torch.randn(2, *graph.input_shape)
     given = module(images)
-    parts = [given] if isinstance(given, torch.Tensor) else [given[0], *given[1]]
+    named = graph.taps or {"": graph.output}
+    if graph.taps:
+        parts = list(given.values())
+    else:
+        parts = [given] if isinstance(given, torch.Tensor) else [given[0], *given[1]]
     torch.stack([part.square().mean() for part in parts]).sum().backward()
-    shape = tuple(parts[0].shape[1:])
+    found = {name: tuple(part.shape[1:]) for name, part in zip(named, parts, strict=False)}
+    shapes = {name: graph.nodes[index].shape for name, index in named.items()}
     counted = sum(weight.numel() for weight in module.parameters())
-    if shape != graph.output_shape or counted != graph.parameter_count:
+    if found != shapes or counted != graph.parameter_count:
         raise AssertionError(
-            f"the module returns {shape} and has {counted} parameters, "
-            f"the checker computed {graph.output_shape} and {graph.parameter_count}"
+            f"the module returns {found} and has {counted} parameters, "
+            f"the checker computed {shapes} and {graph.parameter_count}"
         )
     from cnnspec.analysis.summary import summarize
 

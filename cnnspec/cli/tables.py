@@ -6,11 +6,11 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from cnnspec.analysis.summary import COLUMNS, DECLARED, DEFAULT_COLUMNS, Summary
+from cnnspec.analysis.summary import COLUMNS, DECLARED, DEFAULT_COLUMNS, FOR_OUTPUTS, Summary
 from cnnspec.cli.output import make_console
 from cnnspec.diagnostics import echo, printable_line
 from cnnspec.limits import MAX_CELL
-from cnnspec.shapes import text
+from cnnspec.shapes import outputs_text, text
 
 Justify = Literal["left", "right"]
 _WRAPPED = 1_000
@@ -67,13 +67,19 @@ def print_summary(done: Summary, level: int, columns: Sequence[str] = DEFAULT_CO
         ["  " * (row.level - 1) + row.path.rpartition(".")[2], *(_short(column.cell(row)) for column in chosen)]
         for row in done.upto(level)
     ]
+    outputs = [
+        [row.path, *(_short(COLUMNS[name].cell(row)) if name in FOR_OUTPUTS else "" for name in columns)]
+        for row in done.outputs
+    ]
     total = ["total", *(_short(column.cell(done.total)) for column in chosen)]
-    title = f"{done.name}: {text(done.input_shape)} -> {text(done.output_shape)}"
+    returned = outputs_text(done.output_shape, {row.path: row.shape for row in done.outputs})
+    title = f"{done.name}: {text(done.input_shape)} -> {returned}"
     if sys.stdout.isatty() and len(rows) <= _WRAPPED:
         justified: list[Justify] = ["right" if figure else "left" for figure in figures]
-        print_table(list(zip(head, justified, strict=True)), [*rows, None, total], title)
+        parts = [*rows, *([None, *outputs] if outputs else []), None, total]
+        print_table(list(zip(head, justified, strict=True)), parts, title)
     else:
-        echo(title, *_lines(head, rows, total, figures))
+        echo(title, *_lines(head, rows, outputs, total, figures))
     images = "one image" if done.batch == 1 else f"a batch of {done.batch:,} images"
     notes = f"depth {done.total.depth}; values for {images} in float32"
     if "activations" in columns:
@@ -93,11 +99,16 @@ def _short(cell: str) -> str:
 
 
 def _lines(
-    head: Sequence[str], rows: Sequence[Sequence[str]], total: Sequence[str], figures: Sequence[bool]
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    outputs: Sequence[Sequence[str]],
+    total: Sequence[str],
+    figures: Sequence[bool],
 ) -> list[str]:
     """Lay out a table as `rich` does with `box.SIMPLE_HEAD`, without wrapping its cells."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, total, strict=True)]
+    widths = [max(map(len, column)) for column in zip(head, *rows, *outputs, total, strict=True)]
     places = "".join(f"  {{:{'>' if figure else '<'}{width}}} " for figure, width in zip(figures, widths, strict=True))
     rule = " " + "─" * (sum(widths) + 3 * len(widths) - 1)
     body = [places.format(*row).rstrip() for row in rows]
+    body += ["", *(places.format(*row).rstrip() for row in outputs)] if outputs else []
     return ["", places.format(*head).rstrip(), rule, *body, "", places.format(*total).rstrip(), ""]

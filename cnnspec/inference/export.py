@@ -39,7 +39,7 @@ from cnnspec.training.data.preprocessing import Preprocessing, Statistics, choos
 from cnnspec.training.loop.about import describe
 
 Format = Literal["torch", "pt2", "onnx"]
-Run = Callable[[Tensor], Tensor]
+Run = Callable[[Tensor], Any]
 ENDINGS: dict[str, str] = {"torch": ".py", "pt2": ".pt2", "onnx": ".onnx"}
 TOLERANCES = {"torch": 0.0, "pt2": 1e-5, "onnx": 1e-4, "fold": 1e-4, "half": 2e-2}
 """The largest accepted difference of a logit in relation to the largest one, by format and by option."""
@@ -225,12 +225,13 @@ def _read(
                 "E0217", message, file=str(source), help="pass a spec instead, and its weights with `--weights`"
             )
         trained = load_run(source, match=match, offline=offline, allow_huge=allow_huge)
-    elif weights is not None:
-        trained = load_run(weights, spec=source, match=match, offline=offline, allow_huge=allow_huge, **params)
     else:
         graph = api.load(source, allow_huge=allow_huge, **params)
-        notes = ["the weights are random: pass trained ones with `--weights FILE`"]
-        return _Source(graph, to_module(graph).eval(), (), _stated_preprocessing(graph), notes)
+        if weights is None or graph.taps:
+            notes = [] if weights else ["the weights are random: pass trained ones with `--weights FILE`"]
+            built: Any = api.build(graph, weights=weights, match=match, offline=offline)
+            return _Source(graph, built.eval(), (), _stated_preprocessing(graph), notes)
+        trained = load_run(weights, spec=graph, match=match, offline=offline, allow_huge=allow_huge)
     network: Any = trained.module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return _Source(trained.graph, network.eval(), trained.classes, trained.preprocessing)
 
@@ -295,7 +296,7 @@ class _Case:
         onnx.check_size(self._module.state_dict().values())
         if "size" in self._options["dynamic"]:
             self._module = _with_exported_pools(self._module)
-        model = onnx.convert(self._program())
+        model = onnx.convert(self._program(), [*self._graph.taps] or [onnx.OUTPUT])
         return self._verified(lambda about: onnx.to_bytes(model, about), onnx.load, tolerance)
 
     def _verified(
@@ -410,16 +411,12 @@ class _Case:
         with torch.no_grad(), pt2.quiet():
             for batch in batches:
                 for given in self._images(batch):
-                    expected, found = self._expected(given), _safely(run)(given).float()
-                    for output, what in ((expected, "the output of the network"), (found, "its output")):
-                        if not output.isfinite().all():
-                            raise self._refusal(f"{what} contains NaN or Inf")
-                    if found.shape != expected.shape:
-                        raise self._refusal(f"the output {list(found.shape)} differs from {list(expected.shape)}")
-                    largest = float((found - expected).abs().max())
-                    difference = max(difference, largest)
-                    relative = max(relative, largest / max(float(expected.abs().max()), 1e-6))
-                    probability = max(probability, float((found.softmax(1) - expected.softmax(1)).abs().max()))
+                    expected, found = _named(self._expected(given)), _named(_safely(run)(given))
+                    if [*found] != [*expected]:
+                        raise self._refusal(f"the outputs {[*found]} differ from {[*expected]}")
+                    for name in expected:
+                        largest = self._differences(expected[name], found[name].float())
+                        difference, relative, probability = map(max, (difference, relative, probability), largest)
                     count += len(given)
                     if isinstance(self._expected, GraphInput):
                         fitted = self._expected.preprocessing.fit_images(given).float()
@@ -437,9 +434,25 @@ class _Case:
             "levels": levels,
         }
 
+    def _differences(self, expected: Tensor, found: Tensor) -> tuple[float, float, float]:
+        """Return the largest difference of a number, the same in relation to the largest one, and of a probability."""
+        for output, what in ((expected, "the output of the network"), (found, "its output")):
+            if not output.isfinite().all():
+                raise self._refusal(f"{what} contains NaN or Inf")
+        if found.shape != expected.shape:
+            raise self._refusal(f"the output {list(found.shape)} differs from {list(expected.shape)}")
+        largest = float((found - expected).abs().max())
+        probability = float((found.softmax(1) - expected.softmax(1)).abs().max())
+        return largest, largest / max(float(expected.abs().max()), 1e-6), probability
+
     def _refusal(self, note: str) -> CnnspecError:
         help = "export it without `--half`" if self._options["half"] else None
         return failure("E0522", "the exported network cannot be verified", notes=[note], help=help)
+
+
+def _named(output: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the outputs of a network by name; the only one is called as in ONNX files."""
+    return {onnx.OUTPUT: output} if isinstance(output, Tensor) else output
 
 
 def _safely(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -512,11 +525,12 @@ class _AdaptivePool(nn.Module):
 
 
 class _Half(nn.Module):
-    """A network that computes in float16, for images and logits in float32."""
+    """A network that computes in float16, for images and outputs in float32."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x.half()).float()
+    def forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
+        output = self.network(x.half())
+        return output.float() if isinstance(output, Tensor) else {name: part.float() for name, part in output.items()}

@@ -135,7 +135,7 @@ class Feature:
     """A feature map of a network, as detection and segmentation heads consume it.
 
     Attributes:
-        path: Path of the module that outputs it.
+        path: Path of the module that outputs it, or the name of an output.
         shape: Shape without the batch axis.
         reduction: Image pixels per position of the map, in height and width; 1 and 1 for the image.
     """
@@ -156,14 +156,15 @@ class Graph:
     Attributes:
         nodes: Operators in execution order.
         input_shape: `(C, H, W)` of one image.
-        output: Index of the node that outputs the logits.
+        output: Index of the node that outputs the logits; with `taps`, of the last node that outputs one of them.
         scopes: For every path that is not an operator, the name of the called block or an empty string.
         ends: For every path that is not an operator, the index of its output node.
         aux: Auxiliary heads.
         recipe: Training recipe.
         model: The Model that it was made from.
         text: Source text of the spec.
-        taps: Output nodes of features by name; if there are any, the module returns these in place of the logits.
+        taps: Output nodes of named outputs and of features; if there are any, the module returns these by name in
+            place of the logits.
         files: Source texts of the files that it uses or extends, by their path relative to it; shipped specs are left
             out.
         origins: For every path that is not an operator, the source location of its statement, if it is known.
@@ -186,7 +187,8 @@ class Graph:
     tensors: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]], compare=False)
 
     def __repr__(self) -> str:
-        return f"Graph({self.name!r}, input={self.input_shape}, output={self.output_shape}, nodes={len(self.nodes)})"
+        output = f"outputs={self.output_shapes}" if self.taps else f"output={self.output_shape}"
+        return f"Graph({self.name!r}, input={self.input_shape}, {output}, nodes={len(self.nodes)})"
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """Print `repr(self)` in IPython and Hypothesis, which otherwise print every field of a dataclass."""
@@ -196,6 +198,16 @@ class Graph:
     def output_shape(self) -> Shape:
         """Shape of the logits of one image."""
         return self.nodes[self.output].shape
+
+    @property
+    def output_shapes(self) -> dict[str, Shape]:
+        """Shapes of the named outputs of one image; empty if the module returns one tensor."""
+        return {name: self.nodes[index].shape for name, index in self.taps.items()}
+
+    @property
+    def results(self) -> tuple[int, ...]:
+        """Indices of the nodes whose outputs the module returns in evaluation."""
+        return tuple(self.taps.values()) or (self.output,)
 
     @cached_property
     def parameter_count(self) -> int:
@@ -222,8 +234,8 @@ class Graph:
 
     @property
     def depth(self) -> int:
-        """Number of convolutions and linear layers on the longest path from the image to the logits."""
-        return self.depths[self.output]
+        """Number of convolutions and linear layers on the longest path from the image to an output."""
+        return max(self.depths[index] for index in self.results)
 
     @cached_property
     def _places(self) -> dict[str, int]:
@@ -267,7 +279,7 @@ class Graph:
 
     @property
     def features(self) -> tuple[Feature, ...]:
-        """Features of a tapped network, in the requested order."""
+        """Named outputs, or features of a tapped network, in their order."""
         return tuple(Feature(path, self.nodes[i].shape, self.reductions[i]) for path, i in self.taps.items())
 
     def __iter__(self) -> Iterator[Node]:
@@ -348,6 +360,7 @@ class Graph:
             "input": list(self.input_shape),
             "output": self.output,
             "output_shape": list(self.output_shape),
+            **({"outputs": self.taps} if self.taps else {}),
             "parameters": self.parameter_count,
             "macs": self.macs,
             "depth": self.depth,

@@ -11,9 +11,9 @@ Model is first read from JSON or written to it, and `cnnspec check` does neither
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from cnnspec.recipe import Recipe, Setting
 
@@ -196,9 +196,9 @@ class Init(Piece):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expect(Piece):
-    """A contract; `within` is the relative tolerance."""
+    """A contract; `within` is the relative tolerance. The shape of a named output is the metric `output.NAME`."""
 
-    metric: Literal["params", "macs", "output", "depth"]
+    metric: Annotated[str, Field(pattern=r"^(params|macs|depth|output(\.\w+)*)$")]
     relation: Literal["==", "!=", "<=", ">=", "<", ">"]
     value: Expr
     within: float | None = None
@@ -214,6 +214,14 @@ class Aux(Piece):
     body: tuple[Statement, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output(Piece):
+    """A named output: the network returns the tensor with the label `source` under this name."""
+
+    name: str
+    source: str
+
+
 class Model(BaseModel):
     """A whole network."""
 
@@ -226,6 +234,13 @@ class Model(BaseModel):
     blocks: dict[str, Block]
     body: tuple[Statement, ...]
     aux: tuple[Aux, ...] = ()
+    outputs: tuple[Output, ...] = ()
     inits: tuple[Init, ...] = ()
     expects: tuple[Expect, ...] = ()
     recipe: Recipe = Field(default_factory=Recipe)
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what most networks lack, so that the JSON of the others, and its hash, stay as they were."""
+        data: dict[str, Any] = write(self)
+        return {key: value for key, value in data.items() if key != "outputs" or value}

@@ -147,7 +147,7 @@ def _skipping_stride(
 
 def final_dropout(context: LintContext, graph: ir.Graph) -> Iterator[Diagnostic]:
     """Report dropout after the last layer."""
-    for index in (graph.output, *(head.output for head in graph.aux)):
+    for index in (*graph.results, *(head.output for head in graph.aux)):
         while index != ir.IMAGE:
             node = graph.nodes[index]
             if node.op.name in _DROPOUTS:
@@ -180,7 +180,8 @@ def final_activation(context: LintContext, graph: ir.Graph) -> Iterator[Diagnost
 
 
 def _outputs_of(graph: ir.Graph) -> Iterator[tuple[str, ir.Node]]:
-    yield "the network", graph.nodes[graph.output]
+    if not graph.taps:  # named outputs are not logits of a classifier
+        yield "the network", graph.nodes[graph.output]
     for head in graph.aux:
         yield f"the auxiliary head `{head.name}`", graph.nodes[head.output]
 
@@ -193,16 +194,19 @@ def unused_classes(context: LintContext, graph: ir.Graph) -> Iterator[Diagnostic
     if stated is None or used or context.extends:
         return
     classes, last = graph.model.constants["classes"].value, graph.nodes[graph.output]
-    if graph.output_shape == (classes,):
+    if any(graph.nodes[index].shape == (classes,) for index in graph.results):
         return
     layers = "global_avgpool | flatten | linear classes" if shapes.is_map(graph.output_shape) else "linear classes"
     help, edit = f"end the network with `{layers}`, or remove `classes`", None
+    if graph.taps:
+        help = "remove `classes`"
     literal = re.compile(r"[ \t]+(?:c[ \t]*=[ \t]*)?([0-9]+)(?=[ \t]*(?:[#\n;}]|$))")
-    own = last.op.name == "linear" and context.owns(last) and last.origin
+    own = last.op.name == "linear" and not graph.taps and context.owns(last) and last.origin
     if own and (outputs := literal.match(context.file.source.text, own.end)):
         help = f"write `linear classes` instead of `linear {outputs[1]}`"
         edit = Edit(Span(context.file.source, *outputs.span(1)), "classes")
-    message = f"`classes` is never used: it is {classes}, but the network outputs {shapes.text(graph.output_shape)}"
+    returned = shapes.outputs_text(graph.output_shape, graph.output_shapes)
+    message = f"`classes` is never used: it is {classes}, but the network outputs {returned}"
     yield warning("W0102", message, stated.span, help, edit, certain=False)
 
 
@@ -230,9 +234,9 @@ def implausible_recipe(context: LintContext, graph: ir.Graph) -> Iterator[Diagno
     recipe, entries = graph.recipe, {entry.word: entry for entry in train.entries}
     outputs, classes = graph.output_shape, DATA_SETS[recipe.data.name].classes
     constant = graph.model.constants.get("classes")
-    found = [*implausible_values(recipe, graph.input_shape), *no_classifier(graph.input_shape, outputs, constant)]
+    found = [*implausible_values(recipe, graph.input_shape), *no_classifier(graph)]
     found += useless_statistics(recipe, graph)
-    if classes is not None and len(outputs) == 1:
+    if classes is not None and len(outputs) == 1 and not graph.taps:
         found += other_classes(graph.name, outputs[0], recipe.data.name, classes, constant)
     for finding in found:
         if finding.entry in entries:

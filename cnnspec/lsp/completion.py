@@ -117,7 +117,7 @@ class _Completer:
 
     def _heads(self) -> Iterator[lsp.CompletionItem]:
         yield from self._callees()
-        top = () if self._typing.around else (*LABEL_WORDS, *TOP_WORDS)
+        top = () if self._typing.around else (*LABEL_WORDS, *TOP_WORDS, "output")
         if self._typing.statement:  # after `|`
             top = ()
         yield from (_item(word, _Kind.Keyword) for word in dict.fromkeys((*_BODY_WORDS, *top)))
@@ -139,6 +139,12 @@ class _Completer:
             yield from self._files()
         elif head == "expect" and count == 1:
             yield from (_item(metric, _Kind.Keyword) for metric in _METRICS)
+            yield from (_item(f"output.{name}", _Kind.Keyword) for name in (self._names.outputs if self._names else ()))
+        elif head == "output" and not self._typing.around and words[1:2] != ["="]:
+            if count == 2:
+                yield _item("from", _Kind.Keyword)
+            elif words[-1] == "from":
+                yield from (_item(f"@{label}", _Kind.Reference) for label in self._scope.labels)
         elif head == "init" and count == 1:
             yield from (_item(name, _Kind.Function) for name, op in OPS.items() if "init" in op.parameters)
         elif head == "init" and count == 2:

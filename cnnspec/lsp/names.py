@@ -96,6 +96,11 @@ class Names:
         nodes = {name: symbol.node for name, symbol in self._imports.items()}
         return {name: node for name, node in nodes.items() if isinstance(node, ast.Block)}
 
+    @property
+    def outputs(self) -> list[str]:
+        """The names of the outputs that the file states."""
+        return [statement.name for statement in self._tree.statements if isinstance(statement, ast.Output)]
+
     def parameters(self, nodes: Sequence[ast.Node]) -> Mapping[str, Parameter]:
         """Return the parameters of the innermost of nested calls."""
         entry = next((node for node in nodes if isinstance(node, ast.Entry)), None)

@@ -167,7 +167,8 @@ def _changed_keys(analysis: Analysis, text: str, buffers: dict[Path, str], new: 
 
 
 def _structure(graph: Graph) -> list[object]:
-    return [(node.op.name, _values(node.op), node.inputs, node.shape, node.aux is None) for node in graph.nodes]
+    nodes = ((node.op.name, _values(node.op), node.inputs, node.shape, node.aux is None) for node in graph.nodes)
+    return [*nodes, graph.taps]
 
 
 def _values(op: Op) -> dict[str, object]:
@@ -207,6 +208,8 @@ def _symbols(analysis: Analysis, body: Iterable[ast.Node]) -> Iterator[lsp.Docum
             case ast.Aux():
                 name, kind, span = node.name, lsp.SymbolKind.Field, _first(node.span, 3)
                 children = [*_symbols(analysis, node.body)]
+            case ast.Output():
+                name, kind, span = node.name, lsp.SymbolKind.Event, node.name_span
             case ast.Flow():
                 children = [*_symbols(analysis, _bodies(node))]
                 if node.label is None:

@@ -13,7 +13,7 @@ from cnnspec.ops import JOINS, OPS
 from cnnspec.ops.inits import INITS
 from cnnspec.recipe import CHOICES
 from cnnspec.semantics.blocks import BLOCK_TYPES
-from cnnspec.syntax import FUNCTIONS, LABEL_WORDS, RESERVED
+from cnnspec.syntax import FUNCTIONS, LABEL_WORDS, OUTPUT, RESERVED
 
 _TOKEN = re.compile(
     r'(?P<comment>#[^\n]*)|(?P<string>"[^"\n]*"?)|(?P<reference>@[\w.]*)|(?P<number>[0-9][0-9A-Za-z]*(?:\.[0-9]\w*)?)'
@@ -150,7 +150,7 @@ def semantic_tokens(text: Text) -> lsp.SemanticTokens:
     """Return the kind of each token."""
     data: list[int] = []
     line = before = 0
-    for token, kind in _highlighted([*tokens(text.text)]):
+    for token, kind in _highlighted([*tokens(text.text)], text.text):
         here = text.line_of(token.start)
         if here != line:
             before = text.text.rfind("\n", 0, token.start) + 1
@@ -159,8 +159,9 @@ def semantic_tokens(text: Text) -> lsp.SemanticTokens:
     return lsp.SemanticTokens(data)
 
 
-def _highlighted(found: Sequence[Token]) -> Iterator[tuple[Token, str]]:
+def _highlighted(found: Sequence[Token], text: str) -> Iterator[tuple[Token, str]]:
     at_start, depth, in_train, previous = True, 0, 0, ""
+    named = -1  # the token that is the name of an output
     for index, token in enumerate(found):
         following = found[index + 1].text if index + 1 < len(found) else ""
         if token.kind == "newline":
@@ -178,6 +179,10 @@ def _highlighted(found: Sequence[Token]) -> Iterator[tuple[Token, str]]:
         kind = {"reference": "property"}.get(token.kind, token.kind)
         if token.kind == "word":
             kind = _word(token.text, following, previous, at_start=at_start, in_list=depth > 0, in_train=in_train > 0)
+            if token.text == "output" and at_start and OUTPUT.match(text, token.start):
+                kind, named = "keyword", index + 1
+        if index == named:
+            kind = "property"
         yield token, kind
         if token.kind != "comment":
             previous, at_start = token.text, at_start and token.text in LABEL_WORDS

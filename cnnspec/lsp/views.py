@@ -133,6 +133,9 @@ def _describe(
             return head, [code(entry_text(node.word)), entry_documentation(node.word)] if known else [None]
         case ast.Network() if analysis.compilation.graph is not None:
             return node.span, [graph_text(analysis.compilation.graph)]
+        case ast.Output() if _touches(node.name_span, offset) or _touches(_head(node.span, "output"), offset):
+            symbol = names.top.labels.get(node.label.label)
+            return node.name_span, [symbol_text(analysis, symbol) if symbol else None]
         case ast.Block() if _touches(node.name_span, offset):
             return node.name_span, [block_text(node)]
         case _:

@@ -90,6 +90,27 @@ def _recipe_entry(unknown: UnknownCallee) -> Reported | None:
     return unknown.error(move_into_train(source.text, word, value), (), message, span)
 
 
+def _output(unknown: UnknownCallee) -> Reported | None:
+    """`output p3`, `output p3=@p3`, and an `output` statement in braces or after a label or a `|`."""
+    callee, args, span = unknown.callee, unknown.args, unknown.span
+    tensor = next((arg.value for arg in args if isinstance(arg.value, ast.Reference)), None)
+    words = [arg.name or arg.span.text for arg in args if arg.name or arg.value is not tensor]
+    if callee not in ("output", "outputs") and not (tensor and "from" in words and nearest(callee, ("output",))):
+        return None
+    label = tensor.label if tensor is not None else ""
+    word = words[0] if words and words[0] != "from" else label or "p3"
+    name = re.sub(r"[^A-Za-z0-9_.]", "_", word.strip('"'))
+    written = f"output {name} from @{label or name}"
+    before = re.sub(r'"[^"\n]*"|#[^\n]*', "", span.source.text[: span.start])
+    if tensor is not None and (before.count("{") > before.count("}") or before.rstrip(" \t")[-1:] in ("|", ":")):
+        help = f"write `{written}` on its own line at the top level"
+        return unknown.error(help, message=f"`{callee}` is only allowed at the top level of the file")
+    help = f"name the output and the label of its tensor: `{written}`"
+    known = args and (tensor is not None or name in unknown.scope.file.labels)
+    fixes = [Fix(help, (Edit(span.to(args[-1].span), written),))] if known else []
+    return unknown.error(help, fixes)
+
+
 def _top_level_word(unknown: UnknownCallee) -> Reported | None:
     callee = unknown.callee
     if callee not in TOP_WORDS:
@@ -276,6 +297,7 @@ HINTS: Sequence[Callable[[UnknownCallee], Reported | None]] = (
     _recipe_entry,
     _top_level_word,
     _variable,
+    _output,
     _repeat_before_callee,
     _label,
     _definition,

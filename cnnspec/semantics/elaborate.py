@@ -19,7 +19,7 @@ from cnnspec.semantics.loader import Library
 from cnnspec.semantics.names import ExpressionResolver
 from cnnspec.semantics.overrides import override_all
 from cnnspec.semantics.scope import FileScope, LocalScope
-from cnnspec.semantics.sections import read_aux, read_expect, read_init
+from cnnspec.semantics.sections import read_aux, read_expect, read_init, read_output
 from cnnspec.semantics.train_section import TrainReader
 from cnnspec.syntax import ast
 
@@ -41,6 +41,7 @@ class Network:
     changed: bool = False
     body: list[tuple[FileScope, ast.Statement]] = field(default_factory=list[tuple[FileScope, ast.Statement]])
     aux: list[tuple[FileScope, ast.Aux]] = field(default_factory=list[tuple[FileScope, ast.Aux]])
+    outputs: list[ast.Output] = field(default_factory=list[ast.Output])
     inits: list[ir.Init] = field(default_factory=list[ir.Init])
     expects: list[tuple[FileScope, ast.Expect]] = field(default_factory=list[tuple[FileScope, ast.Expect]])
     recipe: Recipe | None = None
@@ -185,9 +186,12 @@ class Elaborator:
             except Reported:
                 pass
         stated = {statement.metric for _, statement in own.expects}
-        kept = [expect for expect in network.expects if expect[1].metric not in stated]
-        network.expects = kept + [e for e in own.expects if not (network.changed and is_plain(e[1].value))]
         replaced = any(isinstance(statement, ast.Flow) for _, statement in own.body)
+        kept = [expect for expect in network.expects if expect[1].metric not in stated]
+        if own.outputs or (replaced and network.outputs):
+            network.outputs = own.outputs
+            kept = [expect for expect in kept if expect[1].metric.partition(".")[0] != "output"]
+        network.expects = kept + [e for e in own.expects if not (network.changed and is_plain(e[1].value))]
         network.body = own.body if replaced else network.body + own.body
         network.aux = own.aux if replaced else network.aux + own.aux
         return network
@@ -208,6 +212,9 @@ class Elaborator:
                 own.body.append((scope, statement))
             case ast.Aux():
                 own.aux.append((scope, statement))
+            case ast.Output():
+                names.add_statement(f"output {statement.name}", statement.span)
+                own.outputs.append(statement)
             case ast.Init():
                 names.add_statement(f"init {statement.target}", statement.span)
                 init = read_init(statement, scope, self.constants)
@@ -240,6 +247,13 @@ class Elaborator:
                 aux.append(read_aux(statement, scope, self.bodies))
             except Reported:
                 pass
+        outputs: list[ir.Output] = []
+        head = next((statement.label.span for _, statement in network.aux), None)
+        for statement in network.outputs:
+            try:
+                outputs.append(read_output(statement, self.context.reporter, self.context.source_map, head))
+            except Reported:
+                break  # the others have the same error
         expects: list[ir.Expect] = []
         for scope, statement in network.expects:
             try:
@@ -260,6 +274,7 @@ class Elaborator:
             blocks=self.bodies.blocks,
             body=tuple(body),
             aux=tuple(aux),
+            outputs=tuple(outputs),
             inits=tuple(network.inits),
             expects=tuple(expects),
             recipe=network.recipe or Recipe.model_construct(),

@@ -143,15 +143,15 @@ def nothing_validated(recipe: Recipe, held: int) -> Iterator[Contradiction]:
         yield Contradiction("data", message, some, "val", code="E0511")
 
 
-def no_classifier(image: Shape, output: Shape, classes: Expr | None) -> Iterator[Contradiction]:
-    """Yield a contradiction if a network is not an image classifier.
-
-    Args:
-        image: The input shape.
-        output: The output shape.
-        classes: The `classes` of the spec.
-    """
-    if len(output) != 1:
+def no_classifier(graph: Graph) -> Iterator[Contradiction]:
+    """Yield a contradiction if a network is not an image classifier."""
+    image, output, classes = graph.input_shape, graph.output_shape, graph.model.constants.get("classes")
+    if graph.taps:
+        statement = f"`output {next(iter(graph.taps))} ...`"
+        message = f"training expects one output per class, but {statement} makes the network return named tensors"
+        help = "build the network in Python with `cnnspec.build`, and train it with your own loss"
+        yield Contradiction("", message, Advice(help), code="E0508")
+    elif len(output) != 1:
         message = f"training expects one output per class, but the network outputs {text(output)}"
         add = "" if classes else "add `classes 10`, and "
         help = f"{add}end the network with `global_avgpool | flatten | linear classes`"

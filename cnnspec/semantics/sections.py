@@ -1,11 +1,11 @@
-"""Read the statements next to the network: `init`, `expect`, and `aux`."""
+"""Read the statements next to the network: `init`, `expect`, `aux`, and `output`."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from cnnspec import ir
-from cnnspec.diagnostics import Edit, Fix, Reporter, Span, respell
+from cnnspec.diagnostics import Edit, Fix, Label, Reporter, Span, respell
 from cnnspec.diagnostics.suggestions import Site, describe, fixes_of
 from cnnspec.ir.evaluate import UnknownShape, literal
 from cnnspec.ops import FOREIGN_NAMES, OPS
@@ -14,6 +14,7 @@ from cnnspec.schema import Parameter, Type
 from cnnspec.semantics.bodies import BodyElaborator
 from cnnspec.semantics.call_site import CallSite
 from cnnspec.semantics.constants import ConstantEvaluator
+from cnnspec.semantics.context import SourceMap
 from cnnspec.semantics.name_hints import EXPECTED
 from cnnspec.semantics.scope import FileScope
 from cnnspec.semantics.train_section import spans_of_values
@@ -72,7 +73,7 @@ def read_expect(statement: ast.Expect, scope: FileScope, constants: ConstantEval
         Reported: Its metric or value is wrong.
     """
     metric, whole = statement.metric, statement.span
-    if metric not in _METRICS:
+    if metric not in _METRICS and not metric.startswith("output."):
         start = whole.source.text.index(metric, whole.start + len("expect"))
         span = Span(whole.source, start, start + len(metric))
         help, fixes = respell(span, metric, _METRICS)
@@ -109,3 +110,23 @@ def read_aux(statement: ast.Aux, scope: FileScope, bodies: BodyElaborator) -> ir
         body=bodies.statements(statement.body, local),
         origin=origin,
     )
+
+
+def read_output(statement: ast.Output, reporter: Reporter, source_map: SourceMap, aux: Span | None) -> ir.Output:
+    """Read an `output` statement.
+
+    Args:
+        statement: The statement.
+        reporter: Receives the errors.
+        source_map: Takes its span.
+        aux: An auxiliary head of the network.
+
+    Raises:
+        Reported: The network has auxiliary heads.
+    """
+    if aux is not None:
+        message = "a network with `output` statements cannot have auxiliary heads"
+        help = "write the layers of the head as part of the network, and return their result with `output`"
+        raise reporter.error("E0312", message, statement.span, labels=[Label(aux, "auxiliary head")], help=help)
+    origin = source_map.add(statement.label.span)
+    return ir.Output(name=statement.name, source=statement.label.label, origin=origin)

@@ -16,6 +16,7 @@ from cnnspec.shapes.rules import (
     is_map,
     join_words,
     numel,
+    outputs_text,
     same_padding,
     text,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "is_map",
     "join_words",
     "numel",
+    "outputs_text",
     "same_padding",
     "text",
 ]

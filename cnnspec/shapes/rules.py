@@ -5,7 +5,7 @@ A shape is `(C, H, W)` for a map and `(F,)` for flat features; it is printed as 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd
 from typing import NamedTuple
@@ -20,6 +20,11 @@ AXES = ("channels", "height", "width")
 def text(shape: Shape) -> str:
     """Render a shape as `[N, 64, 16, 16]`."""
     return "[" + ", ".join(["N", *map(str, shape)]) + "]"
+
+
+def outputs_text(shape: Shape, named: Mapping[str, Shape]) -> str:
+    """Render what a network returns: `[N, 10]`, or `p3 [N, 256, 28, 28], p4 [N, 256, 14, 14]` for named outputs."""
+    return ", ".join(f"{name} {text(each)}" for name, each in named.items()) or text(shape)
 
 
 def is_map(shape: Shape) -> bool:

@@ -9,12 +9,12 @@ from __future__ import annotations
 from cnnspec.diagnostics import Reporter, Source, TooManyErrors
 from cnnspec.syntax import ast
 from cnnspec.syntax.builder import Builder
-from cnnspec.syntax.keywords import FUNCTIONS, LABEL_WORDS, RESERVED, TOP_WORDS
+from cnnspec.syntax.keywords import FUNCTIONS, LABEL_WORDS, OUTPUT, RESERVED, TOP_WORDS
 from cnnspec.syntax.parser import Parsed, ParseFailure, parse_text
 from cnnspec.syntax.prescan import balanced, count_words, within_limits
 from cnnspec.syntax.recovery import Recovery
 
-__all__ = ["FUNCTIONS", "LABEL_WORDS", "RESERVED", "TOP_WORDS", "count_words", "parse"]
+__all__ = ["FUNCTIONS", "LABEL_WORDS", "OUTPUT", "RESERVED", "TOP_WORDS", "count_words", "parse"]
 
 _MAX_REPORTED = 10
 _MAX_CHARACTERS = 200_000

@@ -448,8 +448,31 @@ class Aux(Node):
     body: tuple[Statement, ...]
 
 
+class Output(Node):
+    """`output p3 from @fpn3`."""
+
+    name: str
+    label: Reference
+    name_span: Span
+
+
 Statement = Flow | Let | Require
-Top = Statement | Network | Input | Classes | Param | Block | Default | Init | Expect | Train | Use | Extends | Aux
+Top = (
+    Statement
+    | Network
+    | Input
+    | Classes
+    | Param
+    | Block
+    | Default
+    | Init
+    | Expect
+    | Train
+    | Use
+    | Extends
+    | Aux
+    | Output
+)
 
 
 class Comment(Node):

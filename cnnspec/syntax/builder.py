@@ -217,6 +217,10 @@ class Builder:
         built = tuple(self.argument(arg) for arg in args)
         return ast.Aux(self.span(node), str(name), self.build(reference), built, self.statements(body))
 
+    def output(self, node: Any) -> ast.Output:
+        _, name, reference = node.children
+        return ast.Output(self.span(node), str(name), self.build(reference), self.token(name))
+
     # statements and elements
 
     def statements(self, node: Any) -> tuple[ast.Statement, ...]:

@@ -29,7 +29,7 @@ from cnnspec.schema import Parameter, Type
 from cnnspec.syntax import foreign_hints as foreign
 from cnnspec.syntax.error_context import Explanation, Place
 from cnnspec.syntax.foreign_hints import operator_after
-from cnnspec.syntax.keywords import FUNCTIONS, LABEL_WORDS, SCHEMES, TOP_WORDS
+from cnnspec.syntax.keywords import FUNCTIONS, LABEL_WORDS, OUTPUT, SCHEMES, TOP_WORDS
 from cnnspec.syntax.prescan import ASCII_ONLY
 from cnnspec.syntax.recovery import in_train
 
@@ -61,6 +61,7 @@ _INCOMPLETE = {
     "use": 'use conv_bn from "blocks/conv_bn.cnn"',
     "extends": "extends resnet20",
     "aux": "aux early from @stem { global_avgpool | flatten | linear classes }",
+    "output": "output p3 from @p3",
     "train": "train { optimizer sgd lr=0.1; epochs 20 }",
     "repeat": "repeat 3 { conv 3x3 16 }",
     "if": "if deep { conv 3x3 16 }",
@@ -113,9 +114,10 @@ def explain(source: Source, text: str, expected: set[str], at: int) -> Diagnosti
 def _top_word(at: Place) -> tuple[str | None, list[Fix]]:
     """Suggest a top-level statement that is spelled like the first word of the line."""
     first = re.match(r"\s*([A-Za-z_]+)", at.before)
-    if first is None or first.group(1) in TOP_WORDS:
+    words = (*TOP_WORDS, "output")
+    if first is None or first.group(1) in words:
         return None, []
-    near, fixes = respell(at.span(at.line + first.start(1), at.line + first.end(1)), first.group(1), TOP_WORDS)
+    near, fixes = respell(at.span(at.line + first.start(1), at.line + first.end(1)), first.group(1), words)
     return near, list(fixes)
 
 
@@ -514,6 +516,46 @@ def _references(at: Place) -> Explanation | None:
             return Explanation(help, [at.fix(help, (at.line, at.code_end, ""))], message=message)
         return Explanation(help, message=message, note="standard blocks need no `use`")
     return None
+
+
+_OUTPUT = re.compile(
+    r"(?:^|(?P<sign>[|;{}:]))\s*(?P<word>outputs?|return)\b\s*(?P<name>(?!from\s*$)\"?[\w.-]*\"?)\s*[^\s@{};|]*\s*$"
+)
+"""The start of a statement that returns a tensor, up to its label."""
+
+
+def _outputs(at: Place) -> Explanation | None:
+    """Incomplete and misplaced `output` statements."""
+    if OUTPUT.match(at.rest):  # in braces, where a statement begins
+        return _inner_output(at, at.at, at.until_end(at.at)[0])
+    if re.search(r"\boutput\s+[\w.]+\s+from\s+@[\w.]+\s*$", at.before) and at.word in ("|", "{"):
+        help = "write the layers in a labeled statement, and name its label in `output`"
+        return Explanation(help, where="at the end of an `output` statement")
+    found = _OUTPUT.search(at.before)
+    if found is None:
+        return None
+    if at.expected == {"REFERENCE"} and at.word in ("in", "nothing"):
+        help = f"label the statement that computes it, and name the label: `output {found['name']} from @LABEL`"
+        return Explanation(help, message=f"expected a reference such as `@stem`, found `{at.word}`")
+    label = re.match(r"[:=<>-]*\s*@[ \t]*([A-Za-z_][\w.]*)", at.rest)
+    name = re.sub(r"[^\w.]", "_", found["name"].strip('"')) or (label.group(1) if label else "p3")
+    if at.word == "," and found["name"]:
+        help = f"write a statement for each output: `output {name} from @{name}`"
+        return Explanation(help, where="in an `output` statement")
+    if label is None:
+        return None
+    written, start = f"output {name} from @{label.group(1)}", at.line + found.start("word")
+    before = re.sub(r'"[^"\n]*"|#[^\n]*', "", at.text[:start])
+    if found["sign"] in ("|", ":") or before.count("{") > before.count("}"):
+        return _inner_output(at, start, written)
+    fix = at.fix(f"write `{written}`", (start, at.at + label.end(), written))
+    return Explanation(fix.help, [fix], message="invalid syntax of `output`")
+
+
+def _inner_output(at: Place, start: int, written: str) -> Explanation:
+    help = f"write `{written}` on its own line at the top level"
+    message = "`output` is only allowed at the top level of the file"
+    return Explanation(help, [], at.span(start, start + len("output")), message, "E0201")
 
 
 def _characters(at: Place) -> Explanation | None:
@@ -1004,6 +1046,7 @@ _RULES: tuple[Callable[[Place], Explanation | None], ...] = (
     _groups,
     _tables,
     _branches,
+    _outputs,
     _tensors,
     _contracts,
     _references,

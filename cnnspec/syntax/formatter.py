@@ -236,6 +236,7 @@ _TEXTS: dict[type[Any], Callable[[Any], str]] = {
     ast.Block: lambda node: f"block {node.name}({_comma(map(_parameter, node.parameters))}) ",
     ast.Train: lambda node: "train ",
     ast.Aux: lambda node: f"aux {node.name} from @{node.label.label}{_args(node.args)} ",
+    ast.Output: lambda node: f"output {node.name} from @{node.label.label}",
     ast.Call: _call,
     ast.Braces: lambda node: "",
     ast.Repeat: lambda node: f"repeat {_expr(node.count)} " + (f"as {node.variable} " if node.variable else ""),

@@ -1,5 +1,7 @@
 """The words of the language."""
 
+import re
+
 FUNCTIONS = ("min", "max", "ceil", "floor", "sqrt", "round_to", "sum", "len")
 """Functions of expressions."""
 
@@ -11,6 +13,9 @@ SCHEMES = (
 
 TOP_WORDS = "network input classes param block default init expect train use extends aux let require".split()
 """First words of top-level statements that are not elements."""
+
+OUTPUT = re.compile(r"output[ \t]+\w+(?:\.\w+)*[ \t]+from\b", re.ASCII)
+"""The start of an `output` statement; elsewhere, `output` is an ordinary name."""
 
 LABEL_WORDS = ("stem", "stage", "head")
 """Labels without a colon."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from cnnspec.syntax.keywords import TOP_WORDS
+from cnnspec.syntax.keywords import OUTPUT, TOP_WORDS
 from cnnspec.syntax.parser import ParseFailure, parse_text
 
 MARK = "_"
@@ -156,7 +156,7 @@ def without(text: str, piece: Piece) -> tuple[str, int | None, set[str]]:
     if first and first.group() == "block":  # its parameters: without its brace, the body is outside it
         names |= set(re.findall(r"[A-Za-z_]\w*", text[start : piece.end]))
     blank = re.sub(r"[^\n]", " ", lost)
-    if first and first.group() in TOP_WORDS:
+    if first and (first.group() in TOP_WORDS or OUTPUT.match(lost)):
         return text[:start] + blank + text[end:], None, names
     label = None if in_train(text, start) else _LABEL.match(lost)
     head = f"{label.group()} {MARK}" if label and piece.before != "}" else "| " + MARK if piece.before == "}" else MARK

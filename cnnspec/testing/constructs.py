@@ -97,12 +97,16 @@ _NODES: dict[type[ast.Node], Callable[[Any], Iterable[str]]] = {
     ast.Block: lambda node: ("block",),
     ast.Default: lambda node: ("default",),
     ast.Init: lambda node: ("init",),
-    ast.Expect: lambda node: (f"expect {node.metric}", *(["within"] if node.within is not None else [])),
+    ast.Expect: lambda node: (
+        "expect output.NAME" if "." in node.metric else f"expect {node.metric}",
+        *(["within"] if node.within is not None else []),
+    ),
     ast.Entry: lambda node: (f"train {{ {node.word} }}",),
     ast.Train: lambda node: ("train",),
     ast.Use: lambda node: ("use",),
     ast.Extends: lambda node: ("extends with arguments",) if node.args else ("extends",),
     ast.Aux: lambda node: ("aux with weight",) if node.args else ("aux",),
+    ast.Output: lambda node: ("output",),
     ast.Comment: lambda node: (),
     ast.File: lambda node: (),
 }
@@ -117,7 +121,7 @@ _OF_TREES = (
     "if then else", "a..b", "[list]", "list[i]", "(a)", "x3", "{ }", "repeat", "repeat as", "if", "else", "nothing",
     "again", "let", "require", "require with a message", "network", "input", "classes", "block", "default", "init",
     "expect params", "expect macs", "expect output", "expect depth", "within", "train", "use", "extends",
-    "extends with arguments", "aux", "aux with weight",
+    "extends with arguments", "aux", "aux with weight", "output", "expect output.NAME",
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from cnnspec.testing.generator import SpecGenerator
 _HEAD = "network t\ninput 3x32x32\nclasses 10\n"
 WORDS = (
     "network input classes param block default init expect train use extends aux let require when repeat as each if "
-    "then else in nothing or and not true false once add mul concat stem stage head conv bn relu linear flatten "
+    "then else in nothing or and not true false once output add mul concat stem stage head conv bn relu linear flatten "
     'resnet_block conv_bn op int x3 3x3 3x32x32 16 0.5 1e-3 40M 1% name: @stem in.c in.q min( ceil( " # ; | { } '
     "( ) [ ] , . = == <= .. + - * / // % \n \n \n \t \r \0 é ١ ＣＯＮＶ 𝟛 {n} {in.c} "
     "99999999999999999999 1e999 -1 (-1) ..3 3.. §"
@@ -153,6 +153,9 @@ REPETITIONS: dict[str, Repetition] = {
     "uses of nothing": Repetition('use b$ from "no_such_file$.cnn"'),
     "extensions": Repetition("extends resnet20 n=$"),
     "heads": Repetition("aux h$ from @a { flatten | linear classes }", "a: conv 1x1 3", "flatten | linear classes"),
+    "outputs": Repetition("output o$ from @a", "a: conv 1x1 3"),
+    "outputs of a name": Repetition("output o from @a", "a: conv 1x1 3"),
+    "outputs that miss a label": Repetition("output o$ from @b$", "a: conv 1x1 3"),
     "recipe": Repetition("batch $", "relu\ntrain {", "}"),
     "unknown recipe": Repetition("batch$ 3", "relu\ntrain {", "}"),
     "augmentations": Repetition("| hflip", "relu\ntrain {\naugment hflip", "}"),

@@ -643,8 +643,10 @@ class SpecGenerator:
         body, y = self.network(image, frame)
         aux = self.aux(frame, classes) if y == (classes,) else []
         blocks = [template.block for template in (*self.blocks, *self.growing)]
-        promise = ast.ListLiteral(NOWHERE, tuple(make_integer(size) for size in y))
-        end: list[ast.Top] = [ast.Expect(NOWHERE, "output", "==", promise, None)] if self.rng.rarely(2) else []
+        shape = ast.ListLiteral(NOWHERE, tuple(make_integer(size) for size in y))
+        outputs = [] if aux else self.outputs(body, frame)
+        metric = f"output.{outputs[-1].name}" if outputs else "output"
+        end: list[ast.Top] = [ast.Expect(NOWHERE, metric, "==", shape, None)] if self.rng.rarely(2) else []
         if self.rng.rarely(4):
             least = ast.Figure(NOWHERE, 900_000_000, "900M")
             metric, within = self.rng.choice(["params", "macs", "depth"]), self.rng.choice([None, 0.01])
@@ -654,7 +656,7 @@ class SpecGenerator:
         planted = next((index for index, piece in enumerate(body) if piece is self.outermost), split)
         if planted < split < planted + len(self.faulty) and not self.inside:  # between two faulty statements
             split = planted
-        return ast.File(NOWHERE, NO_SOURCE, (*top, *blocks, *body[:split], *lets, *body[split:], *aux, *end))
+        return ast.File(NOWHERE, NO_SOURCE, (*top, *blocks, *body[:split], *lets, *body[split:], *aux, *outputs, *end))
 
     def network(self, x: Shape, frame: Frame) -> tuple[list[ast.Statement], Shape]:
         """Generate the body of the network, with or without `stem`, `stage`, `head`, and a classifier."""
@@ -734,6 +736,29 @@ class SpecGenerator:
         body.append(make_flow(*flat, self.call("linear", {"c": classes}, inner, ["c"])))
         weight = ast.Argument(NOWHERE, "weight", weight_value)
         return [ast.Aux(NOWHERE, self.new_name("aux"), ast.Reference(NOWHERE, label), (weight,), tuple(body))]
+
+    def outputs(self, body: list[ast.Statement], frame: Frame) -> list[ast.Output]:
+        """Generate named outputs, sometimes: some labels, and the last statement, which gets a label."""
+        last = body[-1]
+        if self.plant or not self.rng.rarely(6) or not isinstance(last, ast.Flow) or any(map(_is_named, last.elements)):
+            return []
+        label = last.label.name if last.label else self.new_label()
+        if label == "stage":
+            return []
+        body[-1] = last.replace(label=last.label or ast.LabelName(NOWHERE, label))
+        images = {
+            flow.label.name
+            for flow in body
+            if isinstance(flow, ast.Flow) and flow.label and isinstance(flow.elements[0], ast.In)
+        }
+        others = [other for other in frame.labels if other not in {*images, label}]
+        chosen = [*self.rng.sample(others, min(len(others), self.rng.randint(0, 2))), label]
+        names = self.rng.choice(
+            [chosen, [str(n) for n in range(len(chosen))], [f"maps.{n}" for n, _ in enumerate(chosen)]]
+        )
+        return [
+            ast.Output(NOWHERE, n, ast.Reference(NOWHERE, each), NOWHERE) for n, each in zip(names, chosen, strict=True)
+        ]
 
 
 def _again(label: str) -> ast.Again:

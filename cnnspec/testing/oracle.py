@@ -123,7 +123,7 @@ def compare_with_torch(graph: ir.Graph, sizes: Iterable[Size]) -> int:
             output = module.train(training)(image)
         here = f"at {height}x{width}{' in training' if training else ''}"
         logits, heads = output if training else (output, ())
-        _same(f"the output {here}", (batch, *at.output_shape), tuple(logits.shape))
+        _same(f"the output {here}", _batched(at, batch), _shapes_of(logits))
         for head, given in zip(at.aux, heads, strict=training):
             _same(f"the output of `{head.name}` {here}", (batch, *at.nodes[head.output].shape), tuple(given.shape))
         expected: dict[str, list[Lengths]] = defaultdict(list)
@@ -145,6 +145,17 @@ def _same(what: str, own: object, expected: object) -> None:
         raise Unsound(f"{what}: the checker computes {own}, torch returns {expected}")
 
 
+def _batched(graph: ir.Graph, batch: int) -> list[tuple[str, Lengths]]:
+    """Return the shapes of what a network returns by name; the name of a single tensor is empty."""
+    named = graph.output_shapes or {"": graph.output_shape}
+    return [(name, (batch, *shape)) for name, shape in named.items()]
+
+
+def _shapes_of(output: Tensor | dict[str, Tensor]) -> list[tuple[str, Lengths]]:
+    named = {"": output} if isinstance(output, Tensor) else output
+    return [(name, tuple(tensor.shape)) for name, tensor in named.items()]
+
+
 def compare_training_step(graph: ir.Graph, seed: int = 0) -> int:
     """Train a network for one step on two random images on the CPU, and compare the shapes of its outputs.
 
@@ -162,9 +173,9 @@ def compare_training_step(graph: ir.Graph, seed: int = 0) -> int:
     network = build(graph).train()
     optimizer, schedule = optimizer_for(network, graph.recipe, 1)
     outputs = network(torch.randn(2, *graph.input_shape))
-    heads = [outputs.logits, *outputs.aux] if graph.aux else [outputs]
-    shape = (2, *graph.output_shape)
-    _same("the outputs in training", [shape] * (1 + len(graph.aux)), [tuple(head.shape) for head in heads])
+    heads = [outputs.logits, *outputs.aux] if graph.aux else [*outputs.values()] if graph.taps else [outputs]
+    expected = [(2, *graph.nodes[index].shape) for index in (*graph.results, *(head.output for head in graph.aux))]
+    _same("the outputs in training", expected, [tuple(head.shape) for head in heads])
     sum(head.tanh().square().mean() for head in heads).backward()  # type: ignore[union-attr]
     missing = [name for name, weight in network.named_parameters() if weight.grad is None]
     _same("the weights without a gradient", [], missing)

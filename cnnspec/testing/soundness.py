@@ -33,7 +33,7 @@ from cnnspec.testing.resource_attacks import BOMBS, HEAVY
 FREQUENT = (
     *dict.fromkeys((*OPS, *FEATURES)),
     *("scale bare", "shift bare", "blurpool stride", "upsample mode=bilinear", "upsample mode=bicubic"),
-    *("label.path:", "name=", "{expression}", "param = [list]", "sum()", "len()", "in.c", "in.h", "in.w"),
+    *("label.path:", "output", "name=", "{expression}", "param = [list]", "sum()", "len()", "in.c", "in.h", "in.w"),
 )
 """Constructs that at least 5 % of the generated specs must contain."""
 

@@ -21,6 +21,7 @@ STAGES = ("stem", "stage", "head")
 CONSTANTS = ("true", "false", "in", "nothing")
 RESERVED = "|".join([*STATEMENTS, *JOINS, *STAGES, *CONSTANTS])
 AGAIN = r"again(?=[ \t]+@)"  # another word may be called so
+OUTPUT = r"(output)([ \t]+)(\w+(?:\.\w+)*)([ \t]+)(from)\b"
 
 
 class CnnLexer(RegexLexer):
@@ -41,6 +42,8 @@ class CnnLexer(RegexLexer):
             (r"@[A-Za-z_]\w*(\.\w+)*", Name.Label),
             (r"in\.[chw]\b", Name.Builtin.Pseudo),
             (r"(network|block|use|extends)([ \t]+)([A-Za-z_]\w*)", bygroups(Keyword, Whitespace, Name.Class)),
+            (OUTPUT, bygroups(Keyword, Whitespace, Name.Label, Whitespace, Keyword)),
+            (r"(expect)([ \t]+)([A-Za-z_]\w*(?:\.\w+)*)", bygroups(Keyword, Whitespace, Name)),
             (r"([A-Za-z_]\w*(?:\.\w+)*)([ \t]*)(:)", bygroups(Name.Label, Whitespace, Punctuation), "callee"),
             (r"([A-Za-z_]\w*)(=)(?!=)", bygroups(Name.Attribute, Operator)),
             (words(STAGES, prefix=r"\b", suffix=r"\b"), Keyword.Declaration, "callee"),
@@ -61,6 +64,7 @@ class CnnLexer(RegexLexer):
         # Where a statement or an element of a pipeline begins, a name is called.
         "callee": [
             (r"[^\S\n]+", Whitespace),
+            (OUTPUT, bygroups(Keyword, Whitespace, Name.Label, Whitespace, Keyword), "#pop"),
             (rf"(?!(?:{RESERVED})\b|{AGAIN})[A-Za-z_]\w*(?![\w.]*[ \t]*:|\w)", Name.Function, "#pop"),
             default("#pop"),
         ],

@@ -35,6 +35,8 @@ KEPT = ("resnet20", "preact_resnet20", "googlenet_cifar", "densenet_cifar", "res
 
 
 def outputs(given: Any) -> list[Tensor]:
+    if isinstance(given, dict):
+        return [*given.values()]
     return [given] if isinstance(given, Tensor) else [given[0], *given[1]]
 
 

@@ -281,7 +281,8 @@ def values(graph: Graph, module: nn.Module, image: Tensor) -> dict[int, Tensor]:
         module.get_submodule(path).register_forward_hook(
             lambda _, __, y, left=indices: found.__setitem__(left.pop(0), y)
         )
-    found[graph.output] = module(image)
+    output = module(image)
+    found |= {index: output[name] for name, index in graph.taps.items()} if graph.taps else {graph.output: output}
     return found
 
 

@@ -60,6 +60,9 @@ def outputs(network: nn.Module, images: Tensor) -> list[Tensor] | str:
         found = network(images.clone())
     except ValueError as error:
         return str(error)
+    if isinstance(found, dict):
+        assert [*found] == [*network.graph.taps] if hasattr(network, "graph") else True
+        return [*found.values()]
     return [found] if isinstance(found, Tensor) else [found[0], *found[1]]
 
 

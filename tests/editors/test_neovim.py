@@ -24,6 +24,7 @@ SAMPLE = (
     "deeplabv3_resnet50",
     "rexnet_100",
     "ghostnet_100",
+    "resnet50_fpn",
     "timm",
     "squeeze_excite",
     "inverted_residual",

@@ -74,7 +74,7 @@ def result_of(graph: ir.Graph) -> Result:
         for node in graph
     ]
     heads = [(head.name, head.weight, head.output) for head in graph.aux]
-    return Result(layers, tuple(graph.output_shape), heads)
+    return Result(layers, tuple(graph.output_shape), heads, [*graph.taps.items()])
 
 
 def difference(
@@ -90,7 +90,8 @@ def difference(
         if one != other:
             return f"{one} is not {other}"
     if actual != expected or graph.parameter_count != expected.parameters:
-        return f"{actual.output} {actual.heads} {len(actual.layers)} is not {expected.output} {expected.heads}"
+        facts = [(one.output, one.heads, one.outputs, len(one.layers)) for one in (actual, expected)]
+        return f"{facts[0]} is not {facts[1]}"
     return None
 
 

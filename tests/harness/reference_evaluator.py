@@ -63,6 +63,8 @@ class Result:
     output: Shape = ()
     heads: list[tuple[str, float, int]] = field(default_factory=list)
     """Name, weight and output of each auxiliary head."""
+    outputs: list[tuple[str, int]] = field(default_factory=list)
+    """Name and layer of each named output."""
 
     @property
     def parameters(self) -> int:
@@ -128,6 +130,7 @@ class Net:
     declared: dict[str, Any] = field(default_factory=dict)
     body: list[tuple[File, ast.Statement]] = field(default_factory=list)
     aux: list[tuple[File, ast.Aux]] = field(default_factory=list)
+    outputs: list[ast.Output] = field(default_factory=list)
 
 
 def read(path: Path) -> ast.File:
@@ -230,6 +233,9 @@ class Evaluator:
             if isinstance(s, (ast.Flow, ast.Require)) or (isinstance(s, ast.Let) and s.name not in file.values)
         ]
         aux = [(file, s) for s in statements if isinstance(s, ast.Aux)]
+        outputs = [s for s in statements if isinstance(s, ast.Output)]
+        if outputs or any(isinstance(s, ast.Flow) for s in statements):
+            net.outputs = outputs
         if any(isinstance(s, ast.Flow) for s in statements):
             net.body, net.aux = layers, aux
         else:
@@ -303,6 +309,9 @@ class Evaluator:
             x = self.statement(s, Braces(file, shared, labels, x, modules), names, x)
         assert x is not None
         self.result.output = x.shape
+        self.result.outputs = [(output.name, labels[output.label.label].layer) for output in net.outputs]
+        if self.result.outputs:
+            self.result.output = self.result.layers[max(layer for _, layer in self.result.outputs)].shape
         for file, head in net.aux:
             x = labels[head.label.label]
             braces = Braces(file, shared.new_child(), labels.new_child(), x, modules.new_child())

@@ -140,6 +140,8 @@ def _builder(name: str) -> Any:
     import torchvision
 
     models: Any = torchvision.models
+    if reference.library == "detection":
+        return models.detection.backbone_utils.resnet_fpn_backbone
     return getattr(models.segmentation if reference.library == "segmentation" else models, name)
 
 
@@ -162,7 +164,7 @@ def published_macs(name: str) -> str:
     """Return the multiply-adds that torchvision publishes with its weights, in billions."""
     import torchvision
 
-    if references()[name].library == "timm":
+    if references()[name].library in ("timm", "detection"):
         return ""
     weights = torchvision.models.get_model_weights(_builder(name))
     counts = {weight.meta["_ops"] for weight in weights if "_ops" in weight.meta}
@@ -186,7 +188,7 @@ def row(name: str) -> str:
     reference = references().get(name)
     if reference is None:
         return f"| `{name}` | | {parameters} | {macs} | | {lines} | {own} | | |"
-    library = "torchvision" if reference.library == "segmentation" else reference.library
+    library = "torchvision" if reference.library in ("segmentation", "detection") else reference.library
     published, theirs = published_macs(name), reference_lines(name)
     equal = equality(reference)
     return f"| `{name}` | {library} | {parameters} | {macs} | {published} | {lines} | {own} | {theirs} | {equal} |"

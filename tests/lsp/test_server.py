@@ -618,3 +618,62 @@ def test_semantic_tokens(editor: Editor) -> None:
     assert kinds['"{half}x"'] == {"string"}
     assert kinds["# \N{SMILING FACE WITH OPEN MOUTH}"] == {"comment"}
     document.close()
+
+
+# --- named outputs -------------------------------------------------------------------------------
+
+OUTPUTS = """\
+input 3x32x32
+stem: conv 3x3 16
+p3: conv 3x3 8 stride=2
+output 0 from @stem
+output maps.p3 from @p3
+expect output.maps.p3 = [8, 16, 16]
+"""
+
+
+def test_named_outputs(editor: Editor) -> None:
+    document = editor.open(OUTPUTS)
+    assert list(document.diagnostics) == []
+    for code, into in (("maps.p3 from", 3), ("output maps", 2)):
+        found = editor.run(editor.client.text_document_hover_async(lsp.HoverParams(**document.at(code, into))))
+        assert "[N, 8, 16, 16]" in markdown(found)
+    symbols = lsp.DocumentSymbolParams(document.id)
+    listed: Any = editor.run(editor.client.text_document_document_symbol_async(symbols)) or ()
+    assert [symbol.name for symbol in listed] == ["stem", "p3", "0", "maps.p3"]
+    here = document.at("p3: conv")
+    uses = lsp.ReferenceParams(lsp.ReferenceContext(True), **here)
+    places = editor.run(editor.client.text_document_references_async(uses)) or ()
+    assert [place.range.start.line for place in places] == [2, 4]
+    edit = editor.run(editor.client.text_document_rename_async(lsp.RenameParams(new_name="last", **here)))
+    assert edit is not None
+    (changes,) = edit.document_changes or ()
+    assert isinstance(changes, lsp.TextDocumentEdit)
+    text = document.apply(changes.edits)
+    assert text == OUTPUTS.replace("p3: conv", "last: conv").replace("@p3", "@last")
+    assert cnnspec.loads(text).taps == {"0": 0, "maps.p3": 1}
+    request = lsp.SemanticTokensParams(document.id)
+    tokens = editor.run(editor.client.text_document_semantic_tokens_full_async(request))
+    assert tokens is not None
+    provider = editor.capabilities.semantic_tokens_provider
+    assert provider is not None
+    kinds = [provider.legend.token_types[tokens.data[index]] for index in range(3, len(tokens.data), 5)]
+    assert " ".join(kinds).count("keyword property keyword property") == 2
+    document.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "offered", "not_offered"),
+    [
+        ("<>", {"output"}, set()),
+        ("block b(c) { <> }", set(), {"output"}),
+        ("output a <>", {"from"}, {"in.c"}),
+        ("output a from <>", {"@p3", "@stem"}, {"from"}),
+        ("output a from @<>", {"p3", "stem"}, {"from"}),
+        ("expect <>", {"output", "output.0", "output.maps.p3"}, set()),
+    ],
+)
+def test_completion_of_outputs(editor: Editor, code: str, offered: set[str], not_offered: set[str]) -> None:
+    found = {*complete(editor, OUTPUTS + code)}
+    assert offered - found == set()
+    assert not_offered & found == set()

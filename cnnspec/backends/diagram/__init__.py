@@ -160,7 +160,8 @@ def _subtitle(graphs: Sequence[Graph]) -> str:
     counts = (
         f"{change(one.parameter_count, two.parameter_count)} parameters · {change(one.macs, two.macs)} multiply-adds"
     )
-    sizes = f"{size_text(one.input_shape)} → {size_text(one.output_shape)}"
+    returned = ", ".join(f"{name} {size_text(shape)}" for name, shape in one.output_shapes.items())
+    sizes = f"{size_text(one.input_shape)} → {returned or size_text(one.output_shape)}"
     return counts if len(graphs) > 1 else f"{shortened(sizes, 80)} · {counts}"
 
 

@@ -191,7 +191,7 @@ class Outliner:
             for source in node.inputs:
                 if source != IMAGE:
                     self._consumers[source].append(index)
-        self._leaving = {graph.output, *(head.output for head in graph.aux), *graph.taps.values()}
+        self._leaving = {*graph.results, *(head.output for head in graph.aux)}
         texts: dict[int, str] = {}
         self._keys: list[Key] = []
         for index, node in enumerate(nodes):
@@ -309,9 +309,12 @@ class Outliner:
         boxes[0].edge = shortened(size_text(graph.input_shape))
         for box in boxes[1:]:
             box.inputs = tuple(i + 1 for i in box.inputs)
-        out = next(i for i, box in enumerate(boxes) if graph.output in box.nodes)
-        boxes.append(Box("output", "", "", [[Cell("output", "output")]], (), (out,), graph.output_shape))
-        return Figure(graph.name, boxes, len(boxes) - 1, graph.input_shape)
+        owners = {node: i for i, box in enumerate(boxes) for node in box.nodes}
+        for name, index in (graph.taps or {"output": graph.output}).items():
+            shape = graph.nodes[index].shape
+            boxes.append(Box("output", "", "", [[Cell("output", name)]], (), (owners[index],), shape))
+        exit = max(range(len(boxes) - len(graph.results), len(boxes)), key=lambda i: boxes[i].inputs)
+        return Figure(graph.name, boxes, exit, graph.input_shape)
 
     def block(self, key: Key) -> Figure:
         """Return the figure of a block, whose labels hold for all of its calls."""

@@ -165,7 +165,7 @@ class _Builder:
         self._last_read: dict[int, int] = {}
         for index, node in enumerate(graph.nodes):
             self._last_read.update(dict.fromkeys(node.inputs, index))
-        results = [*(graph.taps.values() or [graph.output]), *(head.output for head in graph.aux)]
+        results = [*graph.results, *(head.output for head in graph.aux)]
         self._last_read.update(dict.fromkeys(results, len(graph.nodes)))
         whole = self._whole_modules()
         self._places: list[Path] = [

@@ -46,7 +46,8 @@ class _ClassWriter:
         if made.block:
             self.lines += [f'{INDENT}"""The block `{re.sub(r"[^A-Za-z0-9_]", "?", made.block)}`."""', ""]
         elif nodes:
-            reads, returns = shapes.text(graph.input_shape), shapes.text(graph.output_shape)
+            reads = shapes.text(graph.input_shape)
+            returns = shapes.outputs_text(graph.output_shape, graph.output_shapes)
             self.lines += [f'{INDENT}"""Images {reads} to {returns}."""', ""]
         parameters = [
             f"{parameter.name}: {parameter.type}{f' = {parameter.default}' if parameter.default is not None else ''}"

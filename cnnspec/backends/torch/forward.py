@@ -44,7 +44,7 @@ class _ForwardWriter:
         self.order = schedule(graph)
         self._heads = {head.output: f"aux{number}" for number, head in enumerate(graph.aux, 1)}
         self._last_use = {i: position for position, index in enumerate(self.order) for i in graph.nodes[index].inputs}
-        self._last_use.update(dict.fromkeys((graph.output, *graph.taps.values(), *self._heads), len(self.order)))
+        self._last_use.update(dict.fromkeys((*graph.results, *self._heads), len(self.order)))
         result = "Tensor | Outputs" if self._heads else "dict[str, Tensor]" if graph.taps else "Tensor"
         self.lines = [f"def forward(self, x: Tensor) -> {result}:  # {shapes.text(graph.input_shape)}"]
         self._variables = {IMAGE: "x"}
@@ -81,15 +81,15 @@ class _ForwardWriter:
     def write_return(self) -> None:
         """Write the return statement, with the auxiliary outputs in training or a dict of the taps."""
         graph, variables = self.graph, self._variables
-        output = variables[graph.output]
         if graph.aux:
             aux = "".join(f"{variables[head.output]}, " for head in graph.aux).rstrip()
+            output = variables[graph.output]
             self.lines += ["", f"{_BODY}if self.training:", f"{_IN_TRAINING}return Outputs({output}, ({aux}))"]
         if graph.taps:
             features = ", ".join(f'"{path}": {variables[index]}' for path, index in graph.taps.items())
             self.lines += ["", f"{_BODY}return {{{features}}}"]
         else:
-            self.lines.append(f"{_BODY}return {output}")
+            self.lines.append(f"{_BODY}return {variables[graph.output]}")
 
     def _enter(self, node: Node) -> None:
         """Open or close the branch for training, and write a comment where a new section begins."""

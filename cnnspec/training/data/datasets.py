@@ -145,7 +145,7 @@ def class_count(graph: Graph) -> int:
     Raises:
         CnnspecError: E0508 if the output is not a vector or the input is neither grayscale nor RGB.
     """
-    refuse(no_classifier(graph.input_shape, graph.output_shape, graph.model.constants.get("classes")))
+    refuse(no_classifier(graph))
     return graph.output_shape[0]
 
 

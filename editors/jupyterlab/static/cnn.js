@@ -18,6 +18,10 @@ export const parser = {
     if (stream.match(/^@\w+/)) return "labelName";
     if (stream.match(/^\d+(x\d+)+\b/) || stream.match(/^\d+(\.\d+)?([eE][+-]?\d+|[kMG]\b|\s*%)?/)) return "number";
     if (stream.match(/^x\d+\b/)) return "number";
+    if (stream.match(/^output(?=[ \t]+\w+(\.\w+)*[ \t]+from\b)/)) {
+      state.callee = false;
+      return "keyword";
+    }
     const word = stream.match(/^[A-Za-z_]\w*/);
     if (!word) {
       state.callee = "|{;".includes(stream.next());
