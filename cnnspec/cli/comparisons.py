@@ -60,7 +60,7 @@ def compare(
         seed=seed,
         plots=plots,
         resume_command=repeated_command(context),
-        console=make_console(stderr=form != "text" or is_worker()),
+        console=make_console(stderr=form != "text" or is_worker(), lossy=True),
     )
     with importing():
         from cnnspec.training import compare as compare_networks

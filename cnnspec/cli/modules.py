@@ -116,7 +116,7 @@ def _build(
         match=match,
         reinit=tuple(reinit or ()),
         resume_command=repeated_command(context, *([] if "resume" in more or training.resume else ["--resume"])),
-        console=make_console(stderr=building.as_json),
+        console=make_console(stderr=building.as_json, lossy=True),
     )
     with importing():
         from cnnspec.training import train as train_network

@@ -13,7 +13,7 @@ from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import Any
 
-from cnnspec.diagnostics import Diagnostic, failure, printable, reason_of, render, without_commands
+from cnnspec.diagnostics import Diagnostic, LossyStream, failure, printable, reason_of, render, without_commands
 
 
 class GuardedStream:
@@ -44,7 +44,7 @@ def guard_streams() -> None:
     """Escape what is written to the standard streams, also characters that their encoding lacks.
 
     A stream that is closed is replaced by one that fails when it is used. Otherwise the next file that is opened would
-    take its place.
+    take its place. Messages on the standard error that cannot be written are dropped.
     """
     for name, mode, wrong in (("stdin", "r", os.O_WRONLY), ("stdout", "w", os.O_RDONLY), ("stderr", "w", os.O_WRONLY)):
         if getattr(sys, name) is None:
@@ -53,7 +53,7 @@ def guard_streams() -> None:
         stream = getattr(sys, name)
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-            setattr(sys, name, GuardedStream(stream))
+            setattr(sys, name, GuardedStream(LossyStream(stream) if name == "stderr" else stream))
 
 
 _OUTPUT_ERRORS = (
@@ -147,11 +147,17 @@ def write_file(path: Path, data: bytes) -> None:
         raise failure("E0212", message, file=str(path), help=help) from None
 
 
-def make_console(*, stderr: bool = False) -> Any:
-    """Return a console that interprets no markup. What it prints must be printable."""
+def make_console(*, stderr: bool = False, lossy: bool = False) -> Any:
+    """Return a console that interprets no markup. What it prints must be printable.
+
+    Args:
+        stderr: Print to the standard error.
+        lossy: Drop what cannot be written: a run goes on after its terminal was closed.
+    """
     from rich.console import Console
 
-    stream = _unguarded(sys.stderr if stderr else sys.stdout)
+    own = _unguarded(sys.stderr if stderr else sys.stdout)
+    stream: Any = LossyStream(own) if lossy else own
     return Console(
         file=stream, width=None if stream.isatty() else 120, highlight=False, markup=False, emoji=False, stderr=stderr
     )

@@ -65,7 +65,7 @@ def sweep(
     graph = compile_spec(file, [f"{name}={value}" for name, value in space.fixed.items()], huge).require_graph()
     stop_on_sigterm()
     options = training.options([graph.recipe], plots=plots)
-    console = make_console(stderr=as_json or is_worker())
+    console = make_console(stderr=as_json or is_worker(), lossy=True)
     with importing():
         from cnnspec.training import SweepOptions
         from cnnspec.training import sweep as run_sweep

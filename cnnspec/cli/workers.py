@@ -220,8 +220,16 @@ def _copy_lines(stream: IO[str] | None, number: int) -> None:
 def _signals() -> Generator[list[int]]:
     """Collect the signals that stop a run, instead of obeying them."""
     received: list[int] = []
+    hangup = getattr(signal, "SIGHUP", None)
     numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
-    before = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in numbers}
+    if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:  # as with `nohup`
+        numbers.append(hangup)
+
+    def receive(number: int, frame: Any) -> None:
+        if number != hangup or not received:  # a terminal that is closed sends it, and then its shell again
+            received.append(number)
+
+    before = {number: signal.signal(number, receive) for number in numbers}
     try:
         yield received
     finally:

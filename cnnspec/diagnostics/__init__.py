@@ -1,6 +1,6 @@
 """Source text, spans, diagnostics as data, and the suggestions that come with them."""
 
-from cnnspec.diagnostics.escape import echo, html_table, printable, printable_line, without_commands
+from cnnspec.diagnostics.escape import LossyStream, echo, html_table, printable, printable_line, without_commands
 from cnnspec.diagnostics.model import (
     CnnspecError,
     Diagnostic,
@@ -31,6 +31,7 @@ __all__ = [
     "Edit",
     "Fix",
     "Label",
+    "LossyStream",
     "Reported",
     "Reporter",
     "Source",

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable
-from typing import IO
+from contextlib import suppress
+from typing import IO, Any
 
 _INVISIBLE = "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef"
 """Characters without a width that are no format characters. Source: Unicode, Default_Ignorable_Code_Point."""
@@ -40,6 +41,25 @@ def without_commands(line: str) -> str:
 def printable_line(text: str) -> str:
     """Return a whole line of output, printable and without GitHub workflow commands."""
     return without_commands(printable(text))
+
+
+class LossyStream:
+    """A text stream that drops what cannot be written, for the progress of work that does not depend on it."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):  # ValueError: the stream is closed
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self.stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 def html_table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

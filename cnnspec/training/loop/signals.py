@@ -8,8 +8,11 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
-"""The handled signals. The last is what `sbatch --signal=USR1@SECONDS` sends before the time limit."""
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
+"""The handled signals. `sbatch --signal=USR1@SECONDS` sends SIGUSR1 before the time limit, and a terminal sends SIGHUP
+when it is closed."""
+
+HANGUP = getattr(signal, "SIGHUP", None)
 
 
 class Stopped(Exception):
@@ -21,7 +24,7 @@ class Pruned(Exception):
 
 
 class StopHandler:
-    """Handle Ctrl-C, SIGTERM and SIGUSR1. A second signal stops the process immediately.
+    """Handle Ctrl-C, SIGTERM, SIGUSR1, and SIGHUP unless `nohup` ignores it. A second signal stops the process at once.
 
     Attributes:
         signal: The number of the received signal, or None.
@@ -60,7 +63,8 @@ class StopHandler:
         # Only the main thread may install handlers.
         if threading.current_thread() is not threading.main_thread():
             return {}
-        return {number: signal.signal(number, self._receive) for number in SIGNALS}
+        numbers = [number for number in SIGNALS if number != HANGUP or signal.getsignal(number) is not signal.SIG_IGN]
+        return {number: signal.signal(number, self._receive) for number in numbers}
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
@@ -70,6 +74,8 @@ class StopHandler:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
+            if number == HANGUP:  # of a terminal, and again of its shell
+                return
             raise KeyboardInterrupt
         self.signal = number
         text = "stopping after the next checkpoint; press Ctrl-C or send the signal again to stop immediately"

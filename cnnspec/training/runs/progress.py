@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from cnnspec.diagnostics import printable_line
+from cnnspec.diagnostics import LossyStream, printable_line
 from cnnspec.training.loop.task import Task
 
 
@@ -126,9 +126,13 @@ def fit(parts: Sequence[str], order: Sequence[int], width: int) -> str:
 
 
 def default_console() -> Console:
-    """Return the console of this process. A notebook, which cannot move the cursor, gets plain lines."""
-    console = Console()
-    return Console(force_jupyter=False, force_terminal=False) if console.is_jupyter else console
+    """Return the console of this process. A notebook, which cannot move the cursor, gets plain lines.
+
+    What cannot be written is dropped: the run goes on after its terminal was closed.
+    """
+    if Console().is_jupyter:
+        return Console(force_jupyter=False, force_terminal=False)
+    return Console(file=LossyStream(sys.stdout) if sys.stdout else None)  # pyright: ignore[reportArgumentType]
 
 
 def print_line(console: Console, text: str, style: str | None = None) -> None:
