@@ -420,11 +420,11 @@ def write_together(files: Mapping[Path, bytes], *, shared: bool = False) -> None
         for path, temporary in temporaries.items():
             with naming(path):
                 temporary.unlink(missing_ok=True)  # a link would lead the data to another place
-                with open(temporary, "xb", buffering=0, opener=_open_private if shared else None) as file:
+                with temporary.open("xb", buffering=0) as file:
+                    if shared or path.exists():
+                        temporary.chmod(0o600 if shared else path.stat().st_mode & 0o777)
                     write_all(file, files[path])
                     os.fsync(file.fileno())
-                if not shared and path.exists():
-                    temporary.chmod(path.stat().st_mode & 0o777)
         for path, temporary in temporaries.items():
             with naming(path):
                 os.replace(temporary, path)
@@ -436,7 +436,3 @@ def write_together(files: Mapping[Path, bytes], *, shared: bool = False) -> None
     for path in files:
         with naming(path):
             sync_folder(path.parent)
-
-
-def _open_private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

@@ -122,10 +122,11 @@ def _report(shared: Shared) -> None:
 
 
 def _report_calls(shared: Shared) -> None:
+    from cnnspec import files
     from cnnspec.training.loop import checkpoints
 
     # Small chunks result in many calls at which to kill the process.
-    checkpoints.CHUNK = 512
+    files.CHUNK = 512
 
     def count() -> None:
         if shared.calls:

@@ -222,12 +222,13 @@ def run_command(
         os.dup2(output, 1)
         os.dup2(output, 2)
         sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(n, "w"), write_through=True) for n in (1, 2))
+        from cnnspec import files
         from cnnspec.cli import main
-        from cnnspec.training.loop import checkpoints, evaluate
+        from cnnspec.training.loop import evaluate
         from cnnspec.training.runs import plots, train
 
         plots.Figure = _BlankFigure  # type: ignore[misc]
-        checkpoints.CHUNK = 8192  # several calls per checkpoint
+        files.CHUNK = 8192  # several calls per checkpoint
         train.default_workers = evaluate.default_workers = lambda processes: 0
         sys.argv = ["cnnspec", *arguments]
         Injector(folder, number, fault, calls).install()

@@ -21,7 +21,7 @@ from harness.kill_runs import fork, hunt, wait
 from harness.runs import TINY, code
 from PIL import Image
 
-from cnnspec import CnnspecError, Graph, build, load, loads
+from cnnspec import CnnspecError, Graph, build, files, load, loads
 from cnnspec.backends.torch.weights import read_weights
 from cnnspec.training import Result
 from cnnspec.training.data.batches import EpochBatches
@@ -185,7 +185,7 @@ def test_an_intact_checkpoint_exists_after_any_failed_system_call(tmp_path: Path
         for step in (1, 2):
             store.save(state_of(step), best=True)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(checkpoints, "CHUNK", 8192)
+            patch.setattr(files, "CHUNK", 8192)
             failing = Failing(patch, number, fault)
             with contextlib.suppress(OSError):
                 store.save(state_of(3), best=True)
