@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from cnnspec import shapes
 from cnnspec.diagnostics.suggestions import Advice, SetArgument, one_of
 from cnnspec.ops.base import FLOAT, INDEX, INPUT, Op, Saved, ShapeError, need_map
-from cnnspec.ops.convolution import at_most, in_axis, kernel, padded, slide, wrong_axis
+from cnnspec.ops.convolution import at_most, in_axis, kernel, padded, show_size, slide, wrong_axis
 from cnnspec.schema import CountSize, Padding, Size
 from cnnspec.shapes import KEEP, AxisRule, Fixed, SameWindow, Shape, Shift, Window
 
@@ -66,11 +66,25 @@ class MaxPool(_Pool):
     dilation: CountSize = (1, 1)
     ceil: bool = False
 
+    def infer(self, *inputs: Shape) -> Shape:
+        c, *sizes = super().infer(*inputs)
+        _, h, w = inputs[0]
+        if h < self.axis_rule(0).least or w < self.axis_rule(1).least:
+            # torch returns -inf, and its gradient is written outside of the tensor
+            size = min(self.dilation[0], h), min(self.dilation[1], w)
+            raise ShapeError(
+                "E0309",
+                f"a window of `{self.name}` contains only padding, because the dilation exceeds the input size {h}x{w}",
+                one_of("write `{0}`", SetArgument("dilation", show_size(size))),
+                argument="dilation",
+            )
+        return c, *sizes
+
     def axis_rule(self, axis: Literal[0, 1]) -> Window | SameWindow:
         stride = self.stride or self.kernel
         if isinstance(self.pad, str):
             return SameWindow(self.kernel[axis], stride[axis], self.dilation[axis])
-        return Window(self.kernel[axis], stride[axis], self.pad[axis], self.dilation[axis], self.ceil)
+        return Window(self.kernel[axis], stride[axis], self.pad[axis], self.dilation[axis], self.ceil, filled=False)
 
     def saved(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Saved:
         copy, indices = self._copied(inputs, y), INDEX * shapes.numel(y)  # the position of each maximum

@@ -71,7 +71,8 @@ class Window:
     """A window that slides along an axis: `floor((size + 2 pad - dilation (kernel - 1) - 1) / stride) + 1` positions.
 
     With `ceil` the division rounds up, but no window starts in the padding after the map. The result is less than 1
-    if the window does not fit. `mode` is what fills the padding, as in `Shift`.
+    if the window does not fit. `mode` is what fills the padding, as in `Shift`. If padding is not `filled`, each window
+    must contain a position of the map, which a dilated one may skip.
 
     Source: torch.nn.Conv2d and torch.nn.MaxPool2d, section "Shape".
     """
@@ -82,6 +83,7 @@ class Window:
     dilation: int = 1
     ceil: bool = False
     mode: str = "constant"
+    filled: bool = True
 
     def __call__(self, size: int) -> int:
         room = size + 2 * self.pad - self.dilation * (self.kernel - 1) - 1
@@ -97,9 +99,10 @@ class Window:
     @property
     def least(self) -> int:
         rounding = self.stride - 1 if self.ceil else 0
-        return max(
-            Shift(self.pad, self.pad, self.mode).least, self.dilation * (self.kernel - 1) + 1 - 2 * self.pad - rounding
-        )
+        fitting = self.dilation * (self.kernel - 1) + 1 - 2 * self.pad - rounding
+        starts = range(-self.pad, 0, self.stride) if not self.filled and self.dilation > 1 else ()
+        skipping = (start % self.dilation + 1 for start in starts)  # the first position of the window in the map
+        return max(Shift(self.pad, self.pad, self.mode).least, fitting, *skipping)
 
     def text(self, size: str) -> str:
         offset = 2 * self.pad - self.dilation * (self.kernel - 1) - 1

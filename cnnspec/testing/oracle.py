@@ -232,7 +232,14 @@ class Acceptance:
                 output = part(*tensors) if part is not None else _join(node, tensors)
         except (RuntimeError, ValueError, IndexError):
             return None
-        return tuple(output.shape) if output.numel() else None
+        return tuple(output.shape) if output.numel() and not _skips_map(part, entering[0]) else None
+
+
+def _skips_map(part: nn.Module | None, entering: Lengths) -> bool:
+    """Return whether a window of a dilated pool contains only padding. torch accepts it, and corrupts memory."""
+    if not isinstance(part, nn.MaxPool2d) or part.dilation in (1, (1, 1)):
+        return False
+    return bool(part(torch.zeros(1, 1, *entering[-2:])).isneginf().any())
 
 
 def _join(node: ir.Node, tensors: Sequence[Tensor]) -> Tensor:

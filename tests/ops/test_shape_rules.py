@@ -55,6 +55,13 @@ def crop(x: Any, amounts: tuple[int, ...], mode: str) -> Any:
     return F.pad(x, sides, mode=mode)
 
 
+def maxpool(x: Any, kernel: Any, stride: Any, pad: Any, dilation: Any, ceil: bool) -> Any:
+    y = F.max_pool2d(torch.zeros(x.shape), kernel, stride, pad, dilation, ceil)
+    if y.isneginf().any():  # a window of padding alone, whose gradient torch writes outside of the tensor
+        raise ValueError("padding")
+    return y
+
+
 def blurpool(x: Any, kernel: Any, stride: Any, pad: Any, mode: str) -> Any:
     x = F.pad(x, (pad[1], pad[1], pad[0], pad[0]), mode=mode)
     return F.conv2d(x, torch.empty(x.shape[1], 1, *kernel, device="meta"), stride=stride, groups=x.shape[1])
@@ -109,9 +116,9 @@ RULES: dict[str, tuple[Grid, Callable[..., Any], list[Shape]]] = {
         conv_transpose, MAPS,
     ),
     "maxpool": (
-        {"kernel": SIZES, "stride": [(1, 1), (2, 3), (4, 4)], "pad": [(0, 0), (0, 1), (1, 1)],
-         "dilation": [(1, 1), (2, 1)], "ceil": [False, True]},
-        lambda x, kernel, stride, pad, dilation, ceil: F.max_pool2d(x, kernel, stride, pad, dilation, ceil), MAPS,
+        {"kernel": [*SIZES, (2, 4)], "stride": [(1, 1), (2, 3), (4, 4)], "pad": [(0, 0), (0, 1), (1, 1), (1, 2)],
+         "dilation": [(1, 1), (2, 1), (3, 4)], "ceil": [False, True]},
+        maxpool, MAPS,
     ),
     "avgpool": (
         {"kernel": SIZES, "stride": [(1, 1), (2, 3), (4, 4)], "pad": [(0, 0), (0, 1), (1, 1)], "ceil": [False, True]},
@@ -300,6 +307,17 @@ def test_same_padding_keeps_the_size() -> None:
         rule = Window(kernel, 1, same_padding(kernel, dilation), dilation)
         assert [rule(size) for size in range(1, 12)] == list(range(1, 12))
         assert OPS["conv"](kernel=(kernel, kernel), c=1, dilation=(dilation, dilation)).infer((1, 9, 7)) == (1, 9, 7)
+
+
+def test_least_size_is_the_first_whose_windows_all_contain_a_position() -> None:
+    for kernel, stride, dilation, ceil in itertools.product(range(1, 6), range(1, 9), range(1, 6), (False, True)):
+        for pad in range(kernel // 2 + 1):
+            rule = Window(kernel, stride, pad, dilation, ceil, filled=False)
+            fits = [
+                rule(size) >= 1 and all(any(0 <= place < size for place in window) for window in rule.reads(size))
+                for size in range(1, 25)
+            ]
+            assert fits == [size >= rule.least for size in range(1, 25)], rule
 
 
 def test_weights_and_multiply_adds_are_those_of_torch() -> None:

@@ -143,6 +143,13 @@ def test_the_oracle_detects_a_wrong_size_set() -> None:
         compare_sizes_with_torch(graph, [(7, 7)])
 
 
+@pytest.mark.parametrize("pool", ["2 pad=1 dilation=4x3", "3 4 pad=1 dilation=3 ceil", "4 9 pad=2 dilation=5x2 ceil"])
+def test_windows_of_padding_alone_are_rejected(pool: str) -> None:
+    graph = loads(f"input 1x16x16\nmaxpool {pool}")
+    taken, refused = compare_sizes_with_torch(graph, [(h, w) for h in range(1, 20) for w in range(1, 20)])
+    assert taken > 3 < refused
+
+
 def test_joins_do_not_broadcast_for_the_oracle() -> None:
     graph = loads("input 4x8x8\nadd { in; conv 3x3 4 pad=0 | upsample size=8x8 }")
     oracle = Acceptance(graph)
