@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from cnnspec import ir, shapes
 from cnnspec.checker.contracts import check_expectation
@@ -95,6 +96,9 @@ def _check_outputs_used(graph: ir.Graph, reporter: Reporter) -> None:
     used = {i for node in graph.nodes for i in node.sources} | {*graph.results} | {head.output for head in graph.aux}
     sizes = {node.inputs[-1] for node in graph.nodes if node.op.sized_by_input}
     learned: set[int] = set()
+    paths = {index: [node.path] for index, node in enumerate(graph.nodes)}
+    for path, index in graph.ends.items():
+        paths[index].append(path)
     for index, node in enumerate(graph.nodes):
         if node.weights or learned & {*node.sources}:
             learned.add(index)
@@ -102,7 +106,7 @@ def _check_outputs_used(graph: ir.Graph, reporter: Reporter) -> None:
             continue
         named = node.op.owns_module and not node.path.rpartition(".")[2].isdecimal()
         name = f"`{node.path}`" if named else f"this `{node.op.name}`"
-        message, help = f"the output of {name} is never used", _advice_on_unused(node, bool(graph.taps))
+        message, help = f"the output of {name} is never used", _advice_on_unused(node, paths[index], bool(graph.taps))
         if index in sizes:
             message = f"only the size of the output of {name} is used, so its weights learn nothing"
             help = f"{help}; for the size alone, name another tensor that has it"
@@ -110,15 +114,19 @@ def _check_outputs_used(graph: ir.Graph, reporter: Reporter) -> None:
         reporter.error("E0311", message, node.origin, caption=caption, help=help)
 
 
-def _advice_on_unused(node: ir.Node, named: bool) -> str:
-    label = node.path.rpartition(".")[2]
-    at = node.origin
-    labeled = at is not None and re.search(rf"(?<![\w@.]){re.escape(label)}[ \t]*:[ \t]*$", at.source.text[: at.start])
-    use = f"use it as `@{label}` in a later statement" if labeled else "label it and use the label in a later statement"
-    if named:
-        written = f"`output {label} from @{label}`" if labeled else "`output NAME from @LABEL`"
-        return f"{use}, return it with {written}, or remove the layer"
-    return f"{use}, such as `add` or `concat`, or remove the layer"
+def _advice_on_unused(node: ir.Node, paths: Sequence[str], named: bool) -> str:
+    known = _labels(node.origin.source.text) if node.origin else frozenset[str]()
+    label = next((name for path in paths if (name := path.rpartition(".")[2]) in known), "")
+    use = f"use it as `@{label}` in a later statement" if label else "label it and use the label in a later statement"
+    if not named:
+        return f"{use}, such as `add` or `concat`, or remove the layer"
+    written = f"`output {label} from @{label}`" if label in paths else "`output NAME from @LABEL`"
+    return f"{use}, return it with {written}, or remove the layer"
+
+
+@lru_cache(maxsize=4)
+def _labels(text: str) -> frozenset[str]:
+    return frozenset(re.findall(r"(?<![\w@.])(\w+)[ \t]*:", text))
 
 
 def _check_aux_heads(graph: ir.Graph, reporter: Reporter) -> None:
