@@ -27,7 +27,17 @@ from cnnspec.syntax.formatter import format_file
 from cnnspec.testing.generator import SpecGenerator
 
 SHIPPED = sorted(path.stem for path in resource("specs").glob("*.cnn"))
-QUICK = ["resnet20", "googlenet", "inception_v3", "densenet121", "hrnet_w18_small", "mixnet_s", "dpn68", "vovnet39a"]
+QUICK = [
+    "resnet20",
+    "resnet50_fpn",
+    "googlenet",
+    "inception_v3",
+    "densenet121",
+    "hrnet_w18_small",
+    "mixnet_s",
+    "dpn68",
+    "vovnet39a",
+]
 PLANAR = [
     name
     for name in SHIPPED

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import fsum, prod  # `sum` of floats depends on the version of Python
@@ -221,30 +221,54 @@ class _Layout:
         """Return the layout of all boxes."""
         alive = self._alive()
         dead = [i for i in range(len(self.boxes)) if i not in alive]
+        ends = [i for i in dead if not self.readers[i]]
         parts = self._components(dead)
         roots = [{i for member in part for i in self.sources[member] if i not in part} for part in parts]
-        ends: list[int] = []
-        if any(len(root) != 1 or ENTRY in root for root in roots):
-            ends = [i for i in dead if not self.readers[i]]
-            for i in ends:
-                self.readers[i].append(END)
-            dead, parts = [], []
-        hidden = set(dead)
-        below = {i: [j for j in self.readers[i] if j in hidden] for root in roots for i in root}
-        for i in below:
-            self.readers[i] = [j for j in self.readers[i] if j not in hidden]
-        top = 0 if is_image(self.boxes[0]) else ENTRY
-        members = [i for i in range(len(self.boxes)) if i not in hidden and i != top]
-        region = _Region()
-        self._chain(region, members, top, END, 0, flush=False)
+        if all(len(root) == 1 and ENTRY not in root for root in roots):
+            hung = [(part, root.pop()) for part, root in zip(parts, roots, strict=True)]
+            region = self._hung(hung)
+            if not self._is_crossed(region, hung):
+                return region
+        for i in ends:
+            self.readers[i] = [END]
+        region = self._joined([])
         for i in ends:
             region.routes.pop((i, END), None)
-        for i, readers in below.items():
-            self.readers[i] += readers
-        self._hang(region, list(zip(parts, roots, strict=True)) if parts else [])
+        return region
+
+    def _hung(self, parts: list[tuple[list[int], int]]) -> _Region:
+        """Return the layout with parts that do not lead to the output next to what does; each has one source."""
+        hidden = {i for part, _ in parts for i in part}
+        readers = {root: self.readers[root] for _, root in parts}
+        for root in readers:
+            self.readers[root] = [i for i in readers[root] if i not in hidden]
+        region = self._joined(hidden)
+        for root in readers:
+            self.readers[root] = [*self.readers[root], *(i for i in readers[root] if i in hidden)]
+        self._hang(region, parts)
+        return region
+
+    def _joined(self, hidden: Collection[int]) -> _Region:
+        """Return the layout of what leads to the output."""
+        top = 0 if is_image(self.boxes[0]) else ENTRY
+        region = _Region()
+        members = [i for i in range(len(self.boxes)) if i not in hidden and i != top]
+        self._chain(region, members, top, END, 0, flush=False)
         for edge in [edge for edge in region.routes if 0 <= edge[1] < END and self.boxes[edge[1]].kind == "input"]:
             del region.routes[edge]
         return region
+
+    def _is_crossed(self, region: _Region, parts: list[tuple[list[int], int]]) -> bool:
+        """Return whether an edge to a part that hangs next to the others runs through a box."""
+        for part, root in parts:
+            for target in part:
+                route = region.routes.get((root, target), [])
+                for (x, y), (end, level) in pairwise(route):
+                    for index, box in region.placed:
+                        inside = box.y < y < box.y + box.height and x < box.x + box.right and box.x - box.left < end
+                        if y == level and inside and index not in (root, target):
+                            return True
+        return False
 
     def _alive(self) -> set[int]:
         """Return the boxes that the output depends on."""
@@ -404,13 +428,12 @@ class _Layout:
             del self.gaps[top]
         return columns
 
-    def _hang(self, region: _Region, parts: list[tuple[list[int], set[int]]]) -> None:
+    def _hang(self, region: _Region, parts: list[tuple[list[int], int]]) -> None:
         """Place parts that do not lead to the output, such as auxiliary heads, to the right of all others."""
         places = dict(region.placed)
         occupied: list[tuple[float, float, float]] = []
         right = region.right
-        for part, roots in reversed(parts):
-            root = next(iter(roots))
+        for part, root in reversed(parts):
             column = _Region()
             ends = [i for i in part if not self.readers[i]]
             for i in ends:
