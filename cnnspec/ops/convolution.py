@@ -92,7 +92,8 @@ def padded(inputs: Sequence[Shape], y: Shape, rules: Sequence[AxisRule]) -> int:
         if not isinstance(rule, SameWindow):
             return 0
         pads |= rule.reach > 1
-        sides.append(cast(int, greatest(size, positions * rule.stride + (rule.reach - rule.stride))))
+        covered = positions * rule.stride + (rule.reach - rule.stride)
+        sides.append(covered if rule.reach >= rule.stride else cast(int, greatest(size, covered)))
     return shapes.numel((inputs[0][0], *sides)) if pads else 0
 
 

@@ -308,11 +308,17 @@ def at(value: object, height: int, width: int) -> object:
 @given(specs())
 @example("input 1x2x2\nclasses 1\nrelu\nconv 2x2 2 stride=2 pad=tf_same\nflatten | linear 1\n")
 @example("input 1x5x4\nclasses 1\nin_norm\nmaxpool 2x1 stride=2x3 pad=tf_same\nflatten | linear 1\n")
+@example(
+    "input 1x9x9\nclasses 2\nln\nmaxpool 2x2 pad=tf_same\nconv 3x3 1 pad=tf_same\nmaxpool 2x2 pad=tf_same\nmean c\n"
+)
 @settings(max_examples=40, deadline=None)
 def test_counts_are_functions_of_the_size(text: str) -> None:
     graph = loads(text)
     symbolic = graph.symbolic
-    formulas = count(symbolic)
+    try:
+        formulas = count(symbolic)
+    except PeriodLimit:  # the maximum of many sizes is too long to write
+        return
     for height, width in [graph.input_shape[1:], (17, 23), (40, 32), (8, 5)]:
         if not graph.accepts(height, width):
             continue

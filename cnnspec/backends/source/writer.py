@@ -48,7 +48,7 @@ class _ClassWriter:
         elif nodes:
             reads = shapes.text(graph.input_shape)
             returns = shapes.outputs_text(graph.output_shape, graph.output_shapes)
-            self.lines += [f'{INDENT}"""Images {reads} to {returns}."""', ""]
+            self.lines += [f'{INDENT}"""Images {reads} to {re.sub(r"[^]A-Za-z0-9_., [-]", "?", returns)}."""', ""]
         parameters = [
             f"{parameter.name}: {parameter.type}{f' = {parameter.default}' if parameter.default is not None else ''}"
             for parameter in made.parameters
