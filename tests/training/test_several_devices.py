@@ -17,12 +17,13 @@ from typing import Any
 import pytest
 import torch
 from harness import two_hosts
-from harness.batches import stop_at
+from harness.batches import stop_at, watch
 from harness.processes import run_in_processes
 from pytorch_lightning.strategies import ddp as strategy
 
 from cnnspec import CnnspecError, loads
 from cnnspec.training import TrainOptions, train
+from cnnspec.training.data.batches import EpochBatches
 from cnnspec.training.loop.checkpoints import Checkpoints
 from cnnspec.training.loop.launch import JOIN_VARIABLE
 from cnnspec.training.loop.task import Task
@@ -108,6 +109,21 @@ def equal(first: Path, second: Path) -> None:
         assert torch.allclose(one[key].float(), two[key].float(), rtol=0, atol=1e-5), key
     for a, b in zip(rows(first), rows(second), strict=True):
         assert a == pytest.approx(b, abs=1e-4)
+
+
+def test_processes_use_the_recorded_number_of_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # without it, Lightning divides the cores of the machine
+    monkeypatch.setattr("lightning_fabric.utilities.distributed._suggested_max_num_threads", lambda processes: 2)
+
+    def check(batches: EpochBatches, number: int, batch: object) -> None:
+        assert torch.get_num_threads() == 1
+
+    for count in (1, 2):
+        folder = tmp_path / str(count)
+        found = train_in_processes(folder, count, lambda rank: watch(pytest.MonkeyPatch(), check))
+        assert found == ["finished", "exit 0"][:count]
+        (result,) = folder.glob("runs/tiny/1/result.json")
+        assert json.loads(result.read_text())["machine"]["threads"] == 1
 
 
 def test_two_processes_end_with_the_weights_of_one(alone: Path, tmp_path: Path):

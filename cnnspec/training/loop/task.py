@@ -204,6 +204,7 @@ class TrainingContext:
     watch: Callable[[int, Mapping[str, float]], bool] | None = None
     about: Mapping[str, Any] | None = None
     memory_format: torch.memory_format = torch.channels_last
+    threads: int | None = None
 
 
 def _load_checkpoint(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -410,6 +411,8 @@ class Task(pl.LightningModule):
 
     def on_train_start(self) -> None:
         self.context.stop.listen()
+        if self.context.threads is not None:
+            torch.set_num_threads(self.context.threads)  # launchers of Lightning set another number
         recipe, state = self.recipe, self._state
         if recipe.ema is not None:
             average = WeightAverage(self.network, recipe.ema)

@@ -299,6 +299,7 @@ class _TrainingRun:
         self.task.groups = convert_batch_norm(network, recipe, strategy.root_device, devices)
         self.tuning.apply(network)
         self.context.memory_format = FORMATS[self.tuning.memory_format]
+        self.context.threads = self.tuning.threads
 
     def _carried(self, state: State | None) -> Preprocessing | None:
         """Return the preprocessing of the checkpoint, or of the weights that training starts from."""
