@@ -184,12 +184,12 @@ class Mul(Join):
     def saved(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Saved:
         # A product saves a factor if the other one requires a gradient; so do the partial products of three or more.
         saved: set[int] = set()
-        extra, before = 0, tracked[0]
+        extra, before, partial = 0, tracked[0], inputs[0]
         for i in range(1, len(inputs)):
             saved |= ({i} if before else set()) | ({0} if i == 1 and tracked[1] else set())
             if i > 1 and tracked[i]:
-                extra += FLOAT * shapes.numel(self.joined(inputs[:i]))
-            before = before or tracked[i]
+                extra += FLOAT * shapes.numel(partial)
+            before, partial = before or tracked[i], self.joined((partial, inputs[i]))
         return Saved(tuple(sorted(saved)), extra=extra)
 
     def backward_scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
