@@ -28,18 +28,13 @@ def schedule(graph: Graph) -> list[int]:
     return sorted(range(len(graph.nodes)), key=place)
 
 
-def results(graph: Graph) -> tuple[int, ...]:
-    """Return the nodes whose outputs `forward` returns, with those of the auxiliary heads."""
-    return (*graph.results, *(head.output for head in graph.aux))
-
-
 def overwriting(graph: Graph) -> set[int]:
     """Return the activations that can run in place, because no other node reads their input.
 
     A module that is used again runs in place if all of its uses can.
     """
     readers = Counter(i for node in graph.nodes for i in node.inputs)
-    readers.update(results(graph))
+    readers.update(graph.training_results)
     found = {
         index
         for index, node in enumerate(graph.nodes)
@@ -91,5 +86,7 @@ def last_uses(graph: Graph, training: bool) -> dict[int, int]:
             if source != IMAGE:
                 found.setdefault(owner[source], after_heads if graph.nodes[source].aux is None else position)
         found.setdefault(owner[order[position]], position)
-    found.update((owner[index], len(order)) for index in results(graph) if training or graph.nodes[index].aux is None)
+    found.update(
+        (owner[index], len(order)) for index in graph.training_results if training or graph.nodes[index].aux is None
+    )
     return found

@@ -93,20 +93,23 @@ def _check_parameter_count(graph: ir.Graph, reporter: Reporter, limit: int) -> N
 
 def _check_outputs_used(graph: ir.Graph, reporter: Reporter) -> None:
     """Report operators whose output is never used."""
-    used = {i for node in graph.nodes for i in node.sources} | {*graph.results} | {head.output for head in graph.aux}
+    used = {i for node in graph.nodes for i in node.sources} | {*graph.training_results}
     sizes = {node.inputs[-1] for node in graph.nodes if node.op.sized_by_input}
     learned: set[int] = set()
-    paths = {index: [node.path] for index, node in enumerate(graph.nodes)}
-    for path, index in graph.ends.items():
-        paths[index].append(path)
+    paths: dict[int, list[str]] = {}  # of the unused operators
     for index, node in enumerate(graph.nodes):
         if node.weights or learned & {*node.sources}:
             learned.add(index)
-        if index in used or (index in sizes and index not in learned):
-            continue
+        if index not in used and (index not in sizes or index in learned):
+            paths[index] = [node.path]
+    for path, index in graph.ends.items() if paths else ():
+        if index in paths:
+            paths[index].append(path)
+    for index, own in paths.items():
+        node = graph.nodes[index]
         named = node.op.owns_module and not node.path.rpartition(".")[2].isdecimal()
         name = f"`{node.path}`" if named else f"this `{node.op.name}`"
-        message, help = f"the output of {name} is never used", _advice_on_unused(node, paths[index], bool(graph.taps))
+        message, help = f"the output of {name} is never used", _advice_on_unused(node, own, bool(graph.taps))
         if index in sizes:
             message = f"only the size of the output of {name} is used, so its weights learn nothing"
             help = f"{help}; for the size alone, name another tensor that has it"

@@ -113,11 +113,11 @@ class JoinHints:
         if node in known:
             edits = (Edit(second[1], f"@{known[node]} | "),) if second else ()
             return f"start `{other}` with `@{known[node]} |` to use the same input", edits
-        if not (first and second):
-            return f"add `x: in` before `{label}`, and start `{other}` with `@x |` to use the same input", ()
-        text, at = first[0].source.text, first[0].start
-        indent = text[text.rfind("\n", 0, at) + 1 : at]
-        edits = Edit(first[0], "x: in; " if indent.strip() else f"x: in\n{indent}"), Edit(second[1], "@x | ")
+        edits = ()
+        if first and second:
+            text, at = first[0].source.text, first[0].start
+            indent = text[text.rfind("\n", 0, at) + 1 : at]
+            edits = Edit(first[0], "x: in; " if indent.strip() else f"x: in\n{indent}"), Edit(second[1], "@x | ")
         return f"add `x: in` before `{label}`, and start `{other}` with `@x |` to use the same input", edits
 
     def _starts(self, label: str) -> tuple[Span, Span] | None:

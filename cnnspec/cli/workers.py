@@ -219,17 +219,15 @@ def _copy_lines(stream: IO[str] | None, number: int) -> None:
 @contextmanager
 def _signals() -> Generator[list[int]]:
     """Collect the signals that stop a run, instead of obeying them."""
+    from cnnspec.training.loop.signals import HANGUP, handled_signals
+
     received: list[int] = []
-    hangup = getattr(signal, "SIGHUP", None)
-    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
-    if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:  # as with `nohup`
-        numbers.append(hangup)
 
     def receive(number: int, frame: Any) -> None:
-        if number != hangup or not received:  # a terminal that is closed sends it, and then its shell again
+        if number != HANGUP or not received:  # a terminal that is closed sends it, and then its shell again
             received.append(number)
 
-    before = {number: signal.signal(number, receive) for number in numbers}
+    before = {number: signal.signal(number, receive) for number in handled_signals()}
     try:
         yield received
     finally:

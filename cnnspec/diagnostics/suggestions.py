@@ -16,6 +16,9 @@ from cnnspec.diagnostics.model import Edit, Fix, Span
 INDEXED = "only a named list can be indexed"
 """Message for `widths[0]`."""
 
+A_TENSOR = "write `@` and the label of an earlier statement, or `in`"
+"""Help for a value in place of a tensor."""
+
 NO_INDEX = "name the list with `let` or `param`, and use its item as a value: `conv 3x3 widths[0]`"
 """Help for `widths[0]`."""
 

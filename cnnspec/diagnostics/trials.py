@@ -46,20 +46,21 @@ def prove(
 
 def _proven(diagnostic: Diagnostic, outcomes: dict[int, _Outcome]) -> Diagnostic:
     """Return a diagnostic with the fixes that work, and a help without those that do not."""
-    fixes = diagnostic.fixes
-    by_outcome = {
-        kind: [fix for fix in fixes if outcomes.get(id(fix)) == kind] for kind in ("works", "reveals", "fails")
-    }
-    works, tried = by_outcome["works"], any(id(fix) in outcomes for fix in fixes)
-    doubtful = any(outcomes.get(id(fix)) == "unknown" for fix in fixes)
-    help = diagnostic.help
-    if (works and len(works) < len(fixes)) or (tried and not works and not doubtful):
-        parts = ", or ".join(dict.fromkeys(fix.help for fix in works or by_outcome["reveals"]))
-        if works or by_outcome["fails"]:
-            help = parts if works else diagnostic.fallback or parts or None
-        else:
-            help = diagnostic.fallback or help
+    found: dict[_Outcome | None, list[Fix]] = {}
+    for fix in diagnostic.fixes:
+        found.setdefault(outcomes.get(id(fix)), []).append(fix)
+    works, help = found.pop("works", []), diagnostic.help
+    if works:
+        help = _joined(works) if found else help
+    elif "fails" in found and "unknown" not in found:
+        help = diagnostic.fallback or _joined(found.get("reveals", ())) or None
+    elif "reveals" in found and "unknown" not in found:
+        help = diagnostic.fallback or help
     return replace(diagnostic, fixes=tuple(fix for fix in works if not fix.example), help=help)
+
+
+def _joined(fixes: Iterable[Fix]) -> str:
+    return ", or ".join(dict.fromkeys(fix.help for fix in fixes))
 
 
 def _outcome(diagnostic: Diagnostic, fix: Fix, before: Iterable[Diagnostic], after: Iterable[Diagnostic]) -> _Outcome:

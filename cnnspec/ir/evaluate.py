@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from cnnspec.diagnostics import counted
 from cnnspec.diagnostics.suggestions import (
+    A_TENSOR,
     Advice,
     ReplaceValue,
     RespectBound,
@@ -505,7 +506,7 @@ def _suggest(value: Any, type_: Type, name: str) -> Suggestion | None:
         case _ if given is str and value in type_.words:
             return ReplaceValue(str(value))
         case "tensor":
-            return Advice("write `@` and the label of an earlier statement, or `in`")
+            return Advice(A_TENSOR)
         case "int" | "size" if given is str and re.fullmatch(r"[0-9]{1,6}(x[0-9]{1,6})?", str(value)):
             return ReplaceValue(str(value))
         case "size" if given is list and (pair := _list(value)) and len(pair) == 2:

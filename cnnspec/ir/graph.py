@@ -209,6 +209,11 @@ class Graph:
         """Indices of the nodes whose outputs the module returns in evaluation."""
         return tuple(self.taps.values()) or (self.output,)
 
+    @property
+    def training_results(self) -> tuple[int, ...]:
+        """Indices of the nodes whose outputs the module returns in training: with those of the auxiliary heads."""
+        return (*self.results, *(head.output for head in self.aux))
+
     @cached_property
     def parameter_count(self) -> int:
         """Number of learned weights, including auxiliary heads."""

@@ -147,7 +147,7 @@ def _skipping_stride(
 
 def final_dropout(context: LintContext, graph: ir.Graph) -> Iterator[Diagnostic]:
     """Report dropout after the last layer."""
-    for index in (*graph.results, *(head.output for head in graph.aux)):
+    for index in graph.training_results:
         while index != ir.IMAGE:
             node = graph.nodes[index]
             if node.op.name in _DROPOUTS:

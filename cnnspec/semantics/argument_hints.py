@@ -9,13 +9,13 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from cnnspec.diagnostics import Edit, Fix, Label, Reported, Reporter, Span, alternatives, nearest, respell
-from cnnspec.diagnostics.suggestions import INDEXED, NO_INDEX, no_settings, pipe_before, share
+from cnnspec.diagnostics.suggestions import A_TENSOR, INDEXED, NO_INDEX, no_settings, pipe_before, share
 from cnnspec.ops import FOREIGN_ARGUMENTS, INFERRED, OPS, foreign_operator, operator_of_two_words
 from cnnspec.ops.examples import example_value, meaning
 from cnnspec.recipe import ENTRIES
 from cnnspec.schema import Parameter
 from cnnspec.semantics.call_site import REPEAT_WORD, Binding, CallSite
-from cnnspec.semantics.name_hints import A_TENSOR, TRUTH_VALUES
+from cnnspec.semantics.name_hints import TRUTH_VALUES
 from cnnspec.syntax import LABEL_WORDS, ast
 
 Hint = Callable[[Binding], Reported | None]

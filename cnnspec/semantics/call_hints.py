@@ -31,6 +31,7 @@ from cnnspec.semantics.call_site import REPEAT_WORD
 from cnnspec.semantics.loader import standard_blocks
 from cnnspec.semantics.scope import FILE_VALUE, REPEAT_INDEX, LocalScope
 from cnnspec.syntax import LABEL_WORDS, TOP_WORDS, ast
+from cnnspec.syntax.recovery import code_before, in_braces
 
 _AFTER_LABEL = rf"(?:[A-Za-z0-9_.]+[ \t]*:|\b(?:{'|'.join(LABEL_WORDS)}))[ \t]*\Z"
 
@@ -101,8 +102,8 @@ def _output(unknown: UnknownCallee) -> Reported | None:
     word = words[0] if words and words[0] != "from" else label or "p3"
     name = re.sub(r"[^A-Za-z0-9_.]", "_", word.strip('"'))
     written = f"output {name} from @{label or name}"
-    before = re.sub(r'"[^"\n]*"|#[^\n]*', "", span.source.text[: span.start])
-    if tensor is not None and (before.count("{") > before.count("}") or before.rstrip(" \t")[-1:] in ("|", ":")):
+    place = span.source.text, span.start
+    if tensor is not None and (in_braces(*place) or code_before(*place).rstrip(" \t").endswith(("|", ":"))):
         help = f"write `{written}` on its own line at the top level"
         return unknown.error(help, message=f"`{callee}` is only allowed at the top level of the file")
     help = f"name the output and the label of its tensor: `{written}`"
@@ -119,11 +120,10 @@ def _top_level_word(unknown: UnknownCallee) -> Reported | None:
     if callee == "train":
         what = "the recipe as a section, such as `train { epochs 20 }`,"
     help = f"write {what} on its own line"
-    source, start = unknown.span.source, unknown.span.start
-    before = re.sub(r'"[^"\n]*"|#[^\n]*', "", source.text[:start])
-    if before.rstrip(" \t").endswith("|"):
+    place = unknown.span.source.text, unknown.span.start
+    if code_before(*place).rstrip(" \t").endswith("|"):
         message = f"unexpected `{callee}` after `|`"
-    if before.count("{") > before.count("}"):
+    if in_braces(*place):
         help = f"{help} at the top level, or add the missing `}}` before it"
     return unknown.error(help, (), message)
 

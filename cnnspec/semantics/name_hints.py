@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from cnnspec.diagnostics import Edit, Fix, Reported, Reporter, Span, nearest, respell
-from cnnspec.diagnostics.suggestions import pipe_before
+from cnnspec.diagnostics.suggestions import A_TENSOR, pipe_before
 from cnnspec.ops import OPS, absent_operator
 from cnnspec.ops.examples import example_value
 from cnnspec.ops.inits import INITS, allowed_inits, listed_inits
@@ -38,9 +38,6 @@ NO_USE, EXPECTED = Use(), Use("expect")
 
 
 _IN_AS_VALUE = "write `in.c` for its number of channels, or join tensors in braces: `add { in; conv 3x3 16 }`"
-
-
-A_TENSOR = "write `@` and the label of an earlier statement, or `in`"
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from cnnspec.syntax.error_context import Explanation, Place
 from cnnspec.syntax.foreign_hints import operator_after
 from cnnspec.syntax.keywords import FUNCTIONS, LABEL_WORDS, OUTPUT, SCHEMES, TOP_WORDS
 from cnnspec.syntax.prescan import ASCII_ONLY
-from cnnspec.syntax.recovery import in_train
+from cnnspec.syntax.recovery import in_braces, in_train
 
 _REPLACEMENTS = {"×": "x", "–": "-", "—": "-", "−": "-", "“": '"', "”": '"', "，": ",", "；": ";", "：": ":"}
 """Replacements for characters that are not part of the language."""
@@ -545,8 +545,7 @@ def _outputs(at: Place) -> Explanation | None:
     if label is None:
         return None
     written, start = f"output {name} from @{label.group(1)}", at.line + found.start("word")
-    before = re.sub(r'"[^"\n]*"|#[^\n]*', "", at.text[:start])
-    if found["sign"] in ("|", ":") or before.count("{") > before.count("}"):
+    if found["sign"] in ("|", ":") or in_braces(at.text, start):
         return _inner_output(at, start, written)
     fix = at.fix(f"write `{written}`", (start, at.at + label.end(), written))
     return Explanation(fix.help, [fix], message="invalid syntax of `output`")

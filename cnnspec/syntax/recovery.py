@@ -139,6 +139,17 @@ def in_train(text: str, at: int) -> bool:
     return _TRAIN.search(text, 0, at) is not None
 
 
+def code_before(text: str, at: int) -> str:
+    """Return the code before an offset, without strings and comments."""
+    return re.sub(r'"[^"\n]*"|#[^\n]*', "", text[:at])
+
+
+def in_braces(text: str, at: int) -> bool:
+    """Check that an offset lies in braces."""
+    before = code_before(text, at)
+    return before.count("{") > before.count("}")
+
+
 def without(text: str, piece: Piece) -> tuple[str, int | None, set[str]]:
     """Remove a statement from a text.
 

@@ -174,7 +174,7 @@ def compare_training_step(graph: ir.Graph, seed: int = 0) -> int:
     optimizer, schedule = optimizer_for(network, graph.recipe, 1)
     outputs = network(torch.randn(2, *graph.input_shape))
     heads = [outputs.logits, *outputs.aux] if graph.aux else [*outputs.values()] if graph.taps else [outputs]
-    expected = [(2, *graph.nodes[index].shape) for index in (*graph.results, *(head.output for head in graph.aux))]
+    expected = [(2, *graph.nodes[index].shape) for index in graph.training_results]
     _same("the outputs in training", expected, [tuple(head.shape) for head in heads])
     sum(head.tanh().square().mean() for head in heads).backward()  # type: ignore[union-attr]
     missing = [name for name, weight in network.named_parameters() if weight.grad is None]

@@ -336,6 +336,13 @@ def hold_against_live_storages(text: str) -> None:
     assert own <= peak <= own + copied(graph), f"{own}, torch takes {peak}\n{text}"
 
 
+def hold_against_torch(text: str) -> None:
+    """Compare the floating-point operations, saved tensors and live memory of a network with torch."""
+    hold_against_flop_counter(loads(text))
+    hold_against_saved_tensors(text)
+    hold_against_live_storages(text)
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -15,7 +15,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from analysis.test_cost import hold_against_flop_counter, hold_against_live_storages, hold_against_saved_tensors
+from analysis.test_cost import hold_against_torch
+from backends.test_shared_modules import assert_equal_gradients
 from backends.test_source import assert_equal, import_source
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -231,9 +232,7 @@ def test_it_computes_what_a_module_written_by_hand_computes(name: str) -> None:
         assert same(found, wanted)
     for module in (built, expected):
         sum((n + 1) * y.square().mean() for n, y in enumerate(module.train()(x).values())).backward()  # type: ignore[union-attr]
-    gradients = dict(expected.named_parameters())
-    for key, weight in built.named_parameters():
-        assert torch.equal(weight.grad, gradients[key].grad), key
+    assert_equal_gradients(built, expected)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -244,9 +243,7 @@ def test_counts_sizes_and_shapes_are_those_of_torch(name: str) -> None:
     assert accepted
     assert rejected == (23 * 23 - 20 * 20 if name == "supervised" else 0)
     compare_training_step(graph)
-    hold_against_flop_counter(graph)
-    hold_against_saved_tensors(CASES[name].text)
-    hold_against_live_storages(CASES[name].text)
+    hold_against_torch(CASES[name].text)
     for size in draw_sizes(graph, rng, 4):
         at, symbolic = graph.at(*size), graph.symbolic
         assert at.macs == symbolic.macs(*size)

@@ -191,7 +191,7 @@ class Outliner:
             for source in node.inputs:
                 if source != IMAGE:
                     self._consumers[source].append(index)
-        self._leaving = {*graph.results, *(head.output for head in graph.aux)}
+        self._leaving = {*graph.training_results}
         texts: dict[int, str] = {}
         self._keys: list[Key] = []
         for index, node in enumerate(nodes):

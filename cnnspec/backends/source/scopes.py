@@ -165,8 +165,7 @@ class _Builder:
         self._last_read: dict[int, int] = {}
         for index, node in enumerate(graph.nodes):
             self._last_read.update(dict.fromkeys(node.inputs, index))
-        results = [*graph.results, *(head.output for head in graph.aux)]
-        self._last_read.update(dict.fromkeys(results, len(graph.nodes)))
+        self._last_read.update(dict.fromkeys(graph.training_results, len(graph.nodes)))
         whole = self._whole_modules()
         self._places: list[Path] = [
             tuple(node.place.split(".")) if node.use and node.use.module in whole else path
@@ -178,7 +177,7 @@ class _Builder:
             for end in range(1, len(path) + 1)
             if path[:end] != before[:end]
         )
-        self.root = self._scope((), [*range(len(graph.nodes))], [IMAGE], results)
+        self.root = self._scope((), [*range(len(graph.nodes))], [IMAGE], [*graph.training_results])
 
     def _whole_modules(self) -> set[str]:
         """Return the modules whose uses all have the same nodes and outputs, so that each use is one call."""

@@ -21,8 +21,7 @@ def fold(network: Network) -> Network:
     The `bn` becomes an identity, so that all paths stay. Weights are folded in float64.
     """
     graph = network.graph
-    results = (*graph.results, *(head.output for head in graph.aux))
-    readers = Counter([*(i for node in graph for i in node.inputs), *results])
+    readers = Counter([*(i for node in graph for i in node.inputs), *graph.training_results])
     paths = Counter(node.path for node in graph if node.op.owns_module)
     modules = dict(network.named_modules())
     nodes = list(graph.nodes)

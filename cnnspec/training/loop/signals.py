@@ -15,6 +15,11 @@ when it is closed."""
 HANGUP = getattr(signal, "SIGHUP", None)
 
 
+def handled_signals() -> list[int]:
+    """Return the signals that stop a run: `SIGNALS`, without a hangup that `nohup` ignores."""
+    return [number for number in SIGNALS if number != HANGUP or signal.getsignal(number) is not signal.SIG_IGN]
+
+
 class Stopped(Exception):
     """The run was asked to stop, and its checkpoint is written."""
 
@@ -63,8 +68,7 @@ class StopHandler:
         # Only the main thread may install handlers.
         if threading.current_thread() is not threading.main_thread():
             return {}
-        numbers = [number for number in SIGNALS if number != HANGUP or signal.getsignal(number) is not signal.SIG_IGN]
-        return {number: signal.signal(number, self._receive) for number in numbers}
+        return {number: signal.signal(number, self._receive) for number in handled_signals()}
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():

@@ -764,11 +764,11 @@ class Task(pl.LightningModule):
 
         An update is linear, so that the average is that of a single device which has seen all images.
         """
-        if self.recipe.bn_statistics.name == "sync" or self._state is not None:
+        shares = self.recipe.bn_statistics.name == "sync" or not self.context.processes.are_connected
+        if shares or self._state is not None:
             return
         networks = [self.network, *([self.average.module] if self.average is not None else [])]
-        if self.context.processes.are_connected:
-            average_over_devices([value for part in networks for value in running_statistics(part, self._frozen)])
+        average_over_devices([value for part in networks for value in running_statistics(part, self._frozen)])
 
     def _make_state(self, progress: dict[str, Any]) -> State:
         if self._state is not None:  # nothing else has changed between loading and the first step

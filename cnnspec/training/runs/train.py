@@ -657,8 +657,8 @@ def check_recipe(recipe: Recipe, data: ImageData) -> None:
     """Raise an error if the recipe needs data that the dataset lacks.
 
     Raises:
-        CnnspecError: E0511 for early stopping without validation images, E0512 if they are fewer than a batch, which
-            groups of ghost batch normalization do not divide.
+        CnnspecError: E0511 for early stopping without validation images, E0525 if there are fewer training images than
+            a batch, and groups of ghost batch normalization do not divide them.
     """
     refuse(divided_group(recipe, min(recipe.batch, len(data.train))))
     refuse(nothing_validated(recipe, 0 if data.val is None else len(data.val)))
