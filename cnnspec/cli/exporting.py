@@ -7,11 +7,10 @@ from typing import Annotated
 
 import typer
 
-from cnnspec.cli.options import AllowHuge, AsJson, InitialWeights, Match, Offline, Settings, one_of, settings
+from cnnspec.cli.options import AllowHuge, AsJson, InitialWeights, Match, Offline, Settings, settings
 from cnnspec.cli.output import importing, print_json
 from cnnspec.diagnostics import counted, echo
-
-_ENDINGS = {"torch": ".py", "pt2": ".pt2", "onnx": ".onnx"}
+from cnnspec.inference.export_options import ENDINGS, find_fault, read_axes
 
 
 def export(
@@ -41,22 +40,17 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Export a network, and compare the file with the network in its own runtime."""
-    endings = {ending: name for name, ending in _ENDINGS.items()}
-    if to is None and target.suffix not in endings:
-        raise typer.BadParameter(
-            f"the format of `{target.name}` is unknown; use {', '.join(endings)}", param_hint="FILE"
-        )
-    form = one_of("--to", to, _ENDINGS) if to is not None else endings[target.suffix]
-    if target.suffix != _ENDINGS[form]:
-        raise typer.BadParameter(f"`{target.name}` must end in `{_ENDINGS[form]}` for `--to {form}`", param_hint="FILE")
-    axes = [one_of("--dynamic", axis.strip(), ("batch", "size")) for axis in dynamic.split(",")] if dynamic else []
+    form = to if to is not None else next((name for name in ENDINGS if ENDINGS[name] == target.suffix), None)
+    if form is None:
+        known = ", ".join(ENDINGS.values())
+        raise typer.BadParameter(f"the format of `{target.name}` is unknown; use {known}", param_hint="FILE")
+    axes = read_axes(dynamic)
+    if fault := find_fault(form, axes, with_preprocessing, lambda name: f"--{name.replace('_', '-')}"):
+        raise typer.BadParameter("; ".join(fault))
+    if target.suffix != ENDINGS[form]:
+        raise typer.BadParameter(f"`{target.name}` must end in `{ENDINGS[form]}` for `--to {form}`", param_hint="FILE")
     if match != "name" and weights is None:
         raise typer.BadParameter("has no effect without --weights", param_hint="--match")
-    if form == "torch" and (axes or with_preprocessing):
-        hint = "--dynamic" if axes else "--with-preprocessing"
-        raise typer.BadParameter("has no effect on Python source", param_hint=hint)
-    if with_preprocessing and "size" in axes:
-        raise typer.BadParameter("`size` has no effect with --with-preprocessing", param_hint="--dynamic")
     with importing():
         from cnnspec.inference import export_network
 

@@ -29,6 +29,7 @@ from cnnspec.backends.torch.folding import fold as fold_norms
 from cnnspec.backends.torch.module import Network, to_module
 from cnnspec.diagnostics import CnnspecError, failure, one_line, reason_of
 from cnnspec.files import is_weights_file, write_together
+from cnnspec.inference.export_options import find_fault, read_axes
 from cnnspec.inference.graph_input import GraphInput
 from cnnspec.inference.network import load_run
 from cnnspec.ir import Graph
@@ -40,12 +41,10 @@ from cnnspec.training.loop.about import describe
 
 Format = Literal["torch", "pt2", "onnx"]
 Run = Callable[[Tensor], Any]
-ENDINGS: dict[str, str] = {"torch": ".py", "pt2": ".pt2", "onnx": ".onnx"}
 TOLERANCES = {"torch": 0.0, "pt2": 1e-5, "onnx": 1e-4, "fold": 1e-4, "half": 2e-2}
 """The largest accepted difference of a logit in relation to the largest one, by format and by option."""
 _UNREACHABLE = {*dir(fx.GraphModule(nn.Module(), fx.Graph())), *MODULE_WORDS, *keyword.kwlist}
 """Labels that the code of a `GraphModule` cannot write as an attribute."""
-_SOURCE_TAKES = {"dynamic": "batches of any size", "with_preprocessing": "normalized images"}
 _LEAST = 2
 """The least variable height and width: torch.export treats a size of 1 as a constant."""
 
@@ -129,8 +128,9 @@ def export_network(
             `load_run` and `build`.
     """
     begin = time.perf_counter()
-    file, axes = Path(file), _axes(dynamic)
-    _check_options(to, axes, with_preprocessing)
+    file, axes = Path(file), read_axes(dynamic)
+    if fault := find_fault(to, axes, with_preprocessing):
+        raise failure("E0522", fault[0], help=fault[1])
     if to == "onnx":
         onnx.require_packages()
     inputs = [source, *([] if weights is None else [weights])]
@@ -156,32 +156,6 @@ def export_network(
         raise failure("E0506", message, file=str(file), help="choose another file") from None
     seconds = time.perf_counter() - begin
     return Export(tuple(map(str, paths)), **compared, seconds=seconds, notes=tuple(found.notes))
-
-
-def _axes(dynamic: str | Sequence[str]) -> list[str]:
-    """Return the axes that are named by a list, or by a text with commas."""
-    axes = [part.strip() for part in dynamic.split(",")] if isinstance(dynamic, str) else [*dynamic]
-    return [axis for axis in dict.fromkeys(axes) if axis != ""]
-
-
-def _check_options(to: str, axes: Sequence[str], with_preprocessing: bool) -> None:
-    """Raise an error for options that do not exist or have no effect."""
-    message = help = None
-    unknown = next((axis for axis in axes if axis not in ("batch", "size")), None)
-    if to not in ENDINGS:
-        message, help = f"unknown format `{to}`", f"use one of {', '.join(ENDINGS)}"
-    elif unknown is not None:
-        message, help = f"unknown axis `{unknown}`", "use `batch` or `size`"
-    elif to == "torch" and (axes or with_preprocessing):
-        option = "dynamic" if axes else "with_preprocessing"
-        message, help = (
-            f"`{option}` has no effect on Python source",
-            f"omit it: the source takes {_SOURCE_TAKES[option]}",
-        )
-    elif with_preprocessing and "size" in axes:
-        message, help = "`size` has no effect with `with_preprocessing`", "omit it: the file takes images of any size"
-    if message is not None:
-        raise failure("E0522", message, help=help)
 
 
 def _weights_path(file: Path, inputs: Sequence[str | Path]) -> Path:

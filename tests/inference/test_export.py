@@ -32,6 +32,7 @@ from cnnspec.compiler import compile_source
 from cnnspec.diagnostics import Source
 from cnnspec.inference import export, export_network, load_run
 from cnnspec.inference.export import TOLERANCES
+from cnnspec.inference.export_options import read_axes
 from cnnspec.inference.graph_input import GraphInput
 from cnnspec.syntax.formatter import format_file
 from cnnspec.syntax.keywords import RESERVED
@@ -662,11 +663,6 @@ def cnnspec_export(*arguments: object) -> str:
     [
         ("lenet5 x.h5", "the format of `x.h5` is unknown"),
         ("lenet5 x.onnx --to pt2", "must end in `.pt2`"),
-        ("lenet5 x.py --to keras", "`keras` is not one of torch, pt2, onnx"),
-        ("lenet5 x.py --dynamic batch", "has no effect on Python source"),
-        ("lenet5 x.py --with-preprocessing", "has no effect on Python source"),
-        ("lenet5 x.pt2 --dynamic height", "`height` is not one of batch, size"),
-        ("lenet5 x.pt2 --dynamic size --with-preprocessing", "has no effect with --with-preprocessing"),
         ("lenet5 x.pt2 --match order", "has no effect without --weights"),
     ],
 )
@@ -697,30 +693,51 @@ def test_bad_input_is_an_error(
     assert not [*tmp_path.iterdir()]
 
 
-@pytest.mark.parametrize(
-    ("to", "options", "message"),
-    [
-        ("keras", {}, "unknown format `keras`"),
-        ("", {}, "unknown format"),
-        ("pt2", {"dynamic": ["height"]}, "unknown axis `height`"),
-        ("pt2", {"dynamic": "batch,width"}, "unknown axis `width`"),
-        ("torch", {"dynamic": "batch"}, "`dynamic` has no effect on Python source"),
-        ("torch", {"with_preprocessing": True}, "`with_preprocessing` has no effect on Python source"),
-        ("onnx", {"dynamic": "size", "with_preprocessing": True}, "`size` has no effect"),
-    ],
-)
+class Read(Exception):
+    """The options are valid: the network is read."""
+
+
+@pytest.mark.parametrize("with_preprocessing", [False, True])
+@pytest.mark.parametrize("dynamic", ["", "batch", "size", "batch,size", "height", "batch,width"])
+@pytest.mark.parametrize("to", [*ENDINGS, "keras", ""])
 def test_options_that_do_not_exist_or_have_no_effect_are_errors(
-    to: Any, options: dict[str, Any], message: str, tmp_path: Path
+    to: Any, dynamic: str, with_preprocessing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(CnnspecError, match=message) as refusal:
-        export_network("lenet5", tmp_path / "lenet5.pt2", to, **options)
-    assert refusal.value.diagnostics[0].code == "E0522"
+    option, expected = "", list[str]()
+    if to not in ENDINGS:
+        option, expected = "to", [f"unknown format `{to}`", "torch, pt2, onnx"]
+    elif dynamic.endswith(("height", "width")):
+        option, expected = "dynamic", [f"unknown axis `{dynamic.split(',')[-1]}`", "batch, size"]
+    elif to == "torch" and (dynamic or with_preprocessing):
+        option = "dynamic" if dynamic else "with_preprocessing"
+        expected = ["has no effect on Python source", "omit it"]
+    elif with_preprocessing and "size" in dynamic:
+        option, expected = "with_preprocessing", ["`size` in", "has no effect with", "omit it"]
+
+    def read(*_: object) -> None:
+        raise Read
+
+    monkeypatch.setattr(export.onnx, "require_packages", lambda: None)
+    monkeypatch.setattr(export, "_read", read)
+    file = tmp_path / f"net.{ENDINGS.get(to, 'py')}"
+    words = [f"--dynamic={dynamic}", *(["--with-preprocessing"] if with_preprocessing else [])]
+    with pytest.raises(CnnspecError if option else Read) as refusal:
+        export_network("lenet5", file, to, dynamic=dynamic, with_preprocessing=with_preprocessing)
+    with pytest.raises(typer.BadParameter if option else Read) as usage:
+        cnnspec_export("lenet5", file, "--to", to, *words)
+    if option:
+        (found,) = refusal.value.diagnostics
+        assert found.code == "E0522"
+        for part in (f"`{option}`", *expected):
+            assert part in f"{found.message}; {found.help}"
+        for part in (f"`--{option.replace('_', '-')}`", *expected):
+            assert part in usage.value.message
     assert not [*tmp_path.iterdir()]
 
 
 def test_axes_are_a_list_or_a_text(tmp_path: Path) -> None:
-    assert [export._axes(given) for given in ("", (), "batch", ["batch"])] == [[], [], ["batch"], ["batch"]]
-    assert export._axes("size, batch,size") == export._axes(("size", "batch")) == ["size", "batch"]
+    assert [read_axes(given) for given in ("", (), "batch", ["batch"])] == [[], [], ["batch"], ["batch"]]
+    assert read_axes("size, batch,size") == read_axes(("size", "batch")) == ["size", "batch"]
     export_network("lenet5", tmp_path / "lenet5.pt2", "pt2", dynamic="batch")
     assert run_file(tmp_path / "lenet5.pt2", images(5, 1, 32, 32)).shape == (5, 10)
 
