@@ -90,6 +90,12 @@ def test_summary_of_a_gap_between_pixels() -> None:
     assert problems("summary", done) == []
 
 
+@pytest.mark.parametrize("column", COLUMNS)
+def test_summary_of_named_outputs(column: str) -> None:
+    done = summarize(loads("input 3x8x8\na: conv 3x3 4\nb: relu\noutput x from @a\noutput y from @b\n"))
+    assert problems("summary", done.to_json()) == problems("summary", done.to_json([column])) == []
+
+
 @pytest.mark.parametrize(
     "options",
     [

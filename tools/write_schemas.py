@@ -179,14 +179,14 @@ class _Figures(_Object):
 
 
 class Output(_Object):
-    """A named output."""
+    """A named output. Its keys besides `name` are the selected columns."""
 
     name: str
-    output_shape: Shape
-    field: Annotated[list[Side], Field(min_length=2, max_length=2)]
-    center_field: Annotated[list[Natural], Field(min_length=2, max_length=2)] | None
-    stride: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2, max_length=2)]
-    depth: Natural
+    output_shape: Shape = []
+    field: Annotated[list[Side], Field(min_length=2, max_length=2)] = []
+    center_field: Annotated[list[Natural], Field(min_length=2, max_length=2)] | None = None
+    stride: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2, max_length=2)] = []
+    depth: Natural = 0
 
 
 class Module(_Figures):
@@ -275,6 +275,7 @@ OPTIONAL = {
     "ImageSizes": ("in_evaluation",),
     "Summary": (*_Figures.model_fields, "outputs", "declared", "max_batch"),
     "Module": (*_Figures.model_fields, "kind", "output_shape"),
+    "Output": ("output_shape", "field", "center_field", "stride", "depth"),
     "Setting": ("base",),
 }
 """The keys that may be missing. All others are always written."""

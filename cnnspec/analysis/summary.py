@@ -139,11 +139,23 @@ KEYS = {
 DECLARED = ("peak", "field", "center_field", "stride")
 """Columns that are for the declared image size even if the others are functions of the image size."""
 
-_OF_OUTPUTS = ("field", "center_field", "stride", "depth")
-FOR_OUTPUTS = ("kind", "output", *_OF_OUTPUTS)
+_FOR_OUTPUTS = ("kind", "output", "field", "center_field", "stride", "depth")
 """Columns that have a value for a named output."""
 
 DEFAULT_COLUMNS = ("kind", "output", "parameters", "macs", "activations", "field")
+
+
+def show_cell(name: str, row: Row) -> str:
+    """Format the cell of a column, for people."""
+    return COLUMNS[name].cell(row)
+
+
+def _plain_cell(name: str, row: Row) -> str:
+    """Format the cell of a column with plain numbers, and memory in bytes."""
+    if name in ("activations", "saved", "peak"):
+        return str(getattr(row, name))
+    cell = COLUMNS[name].cell(row)
+    return cell.replace(",", "") if COLUMNS[name].figure else cell
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,68 +189,67 @@ class Summary:
         """Return the rows down to a level of the module tree."""
         return [row for row in self.rows if row.level <= level]
 
+    def table(self, columns: Sequence[str], level: int, show: Callable[[str, Row], str] = show_cell) -> list[list[str]]:
+        """Return the cells of the modules down to a level, then those of the named outputs, then those of the total.
+
+        Args:
+            columns: The columns after the path of a module or the name of an output.
+            level: The last level of the module tree.
+            show: Formats the cell of a column and a row.
+        """
+        modules = [[row.path, *(show(name, row) for name in columns)] for row in self.upto(level)]
+        outputs = [
+            [row.path, *(show(name, row) if name in _FOR_OUTPUTS else "" for name in columns)] for row in self.outputs
+        ]
+        return [*modules, *outputs, ["total", *(show(name, self.total) for name in columns)]]
+
     def to_json(self, columns: Sequence[str] = tuple(COLUMNS), level: int | None = None) -> dict[str, Any]:
         """Return the rows down to a level as plain data; all rows by default."""
-        keys = {KEYS.get(name, name) for name in columns}
 
-        def figures(row: Row) -> dict[str, Any]:
+        def figures(row: Row, columns: Sequence[str]) -> dict[str, Any]:
+            keys = {KEYS.get(name, name) for name in columns}
             data = {"kind": row.kind, "output_shape": list(row.shape), **row.to_json()}
             return {key: value for key, value in data.items() if key in keys}
 
-        total = {key: value for key, value in self.total.to_json().items() if key in keys}
+        of_outputs = [name for name in columns if name in _FOR_OUTPUTS and name != "kind"]
         named = [KEYS.get(name, name) for name in DECLARED if name in columns]
         declared = {"input_shape": list(self.declared or ()), "figures": named}
+        rows = self.rows if level is None else self.upto(level)
         return {
             "name": self.name,
             "batch": self.batch,
             "input_shape": list(self.input_shape),
             "output_shape": list(self.output_shape),
-            **({"outputs": [_output_json(row) for row in self.outputs]} if self.outputs else {}),
+            **({"outputs": [{"name": o.path, **figures(o, of_outputs)} for o in self.outputs]} if self.outputs else {}),
             **({"declared": declared} if self.declared else {}),
-            **total,
+            **figures(self.total, [name for name in columns if name not in ("kind", "output")]),
             "training_flops": self.training_flops,
-            "modules": [
-                {"path": row.path, **figures(row)} for row in (self.rows if level is None else self.upto(level))
-            ],
+            "modules": [{"path": row.path, **figures(row, columns)} for row in rows],
         }
 
     def to_csv(self, columns: Sequence[str] = DEFAULT_COLUMNS, level: int = 2) -> str:
-        """Return the rows down to a level as CSV with plain numbers; the last row is the total."""
+        """Return the table down to a level as CSV with plain numbers."""
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["module", *columns])
-        for row in [*self.upto(level), self.total]:
-            plain = {"activations": row.activations, "saved": row.saved, "peak": row.peak}
-            cells = (plain.get(name, COLUMNS[name].cell(row)) for name in columns)
-            figures = (
-                cell.replace(",", "") if COLUMNS[name].figure and isinstance(cell, str) else cell
-                for name, cell in zip(columns, cells, strict=True)
-            )
-            writer.writerow([row.path or "total", *figures])
+        rows = self.table(columns, level, _plain_cell)
+        csv.writer(text, lineterminator="\n").writerows([["module", *columns], *rows])
         return text.getvalue()
 
     def to_markdown(self, columns: Sequence[str] = DEFAULT_COLUMNS, level: int = 2) -> str:
-        """Return the rows down to a level as a Markdown table; the last row is the total."""
+        """Return the table down to a level as a Markdown table."""
         chosen = [COLUMNS[name] for name in columns]
+        *rows, total = self.table(columns, level)
         lines = [
             ["module", *(column.title for column in chosen)],
             ["---", *("--:" if c.figure else "---" for c in chosen)],
+            *([f"`{path}`", *cells] for path, *cells in rows),
+            total,
         ]
-        for row in [*self.upto(level), self.total]:
-            lines.append([f"`{row.path}`" if row.path else "total", *(column.cell(row) for column in chosen)])
         return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
     def _repr_html_(self) -> str:
         """Return the table for notebooks."""
-        chosen = [COLUMNS[name] for name in DEFAULT_COLUMNS]
-        rows = ([row.path or "total", *(c.cell(row) for c in chosen)] for row in [*self.upto(2), self.total])
-        return html_table(["module", *(c.title for c in chosen)], rows)
-
-
-def _output_json(row: Row) -> dict[str, Any]:
-    """Return the values of a named output as plain data."""
-    data = row.to_json()
-    return {"name": row.path, "output_shape": list(row.shape), **{key: data[key] for key in _OF_OUTPUTS}}
+        head = ["module", *(COLUMNS[name].title for name in DEFAULT_COLUMNS)]
+        return html_table(head, self.table(DEFAULT_COLUMNS, 2))
 
 
 def summarize(graph: Graph, batch: int = 1, *, symbolic: bool = False) -> Summary:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from cnnspec.analysis.summary import COLUMNS, DECLARED, DEFAULT_COLUMNS, FOR_OUTPUTS, Summary
+from cnnspec.analysis.summary import COLUMNS, DECLARED, DEFAULT_COLUMNS, Summary, show_cell
 from cnnspec.cli.output import make_console
 from cnnspec.diagnostics import echo, printable_line
 from cnnspec.limits import MAX_CELL
@@ -63,15 +63,11 @@ def print_summary(done: Summary, level: int, columns: Sequence[str] = DEFAULT_CO
     chosen = [COLUMNS[name] for name in columns]
     figures = [False, *(column.figure for column in chosen)]
     head = ["module", *(column.title for column in chosen)]
-    rows = [
-        ["  " * (row.level - 1) + row.path.rpartition(".")[2], *(_short(column.cell(row)) for column in chosen)]
-        for row in done.upto(level)
-    ]
-    outputs = [
-        [row.path, *(_short(COLUMNS[name].cell(row)) if name in FOR_OUTPUTS else "" for name in columns)]
-        for row in done.outputs
-    ]
-    total = ["total", *(_short(column.cell(done.total)) for column in chosen)]
+    modules = done.upto(level)
+    *cells, total = done.table(columns, level, lambda name, row: _short(show_cell(name, row)))
+    rows, outputs = cells[: len(modules)], cells[len(modules) :]
+    for module, line in zip(modules, rows, strict=True):
+        line[0] = "  " * (module.level - 1) + module.path.rpartition(".")[2]
     returned = outputs_text(done.output_shape, {row.path: row.shape for row in done.outputs})
     title = f"{done.name}: {text(done.input_shape)} -> {returned}"
     if sys.stdout.isatty() and len(rows) <= _WRAPPED:

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 import typer
 
-from cnnspec import CnnspecError
-from cnnspec.analysis.summary import COLUMNS
+from cnnspec import CnnspecError, loads
+from cnnspec.analysis.summary import COLUMNS, KEYS, summarize
 from cnnspec.cli.app import make_command
 from cnnspec.cli.options import grid
+from cnnspec.cli.tables import print_summary
 from cnnspec.cli.training_options import Training, find_data
 from cnnspec.compiler import compile_file
 from cnnspec.resources import resource
@@ -148,6 +149,43 @@ def test_summary_shows_what_is_asked_for() -> None:
         "summary", "resnet20", "--format", "markdown", "--max-batch", "1GiB"
     ).stdout.splitlines()
     assert (total[:7], empty, largest[:22]) == ("| total", "", "largest training batch")
+
+
+NAMED = """\
+input 3x32x24
+stem conv 3x3 16 stride=2
+b: { deep: conv 3x3 8 | relu }
+output b from @stem
+output maps.0 from @b
+"""
+
+
+@pytest.mark.parametrize("symbolic", [False, True])
+@pytest.mark.parametrize("column", COLUMNS)
+@pytest.mark.parametrize("text", [NAMED, NAMED.partition("output")[0]], ids=["outputs", "one output"])
+def test_all_formats_of_a_summary_show_the_same(
+    text: str, column: str, symbolic: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = summarize(loads(text), 2, symbolic=symbolic)
+    outputs = ["b", "maps.0"] if "output" in text else []
+    markdown = [line[2:-2].split(" | ") for line in done.to_markdown([column], 1).splitlines()[2:]]
+    assert [name for name, _ in markdown] == ["`stem`", "`b`", *(f"`{name}`" for name in outputs), "total"]
+    print_summary(done, 1, [column])
+    lines = [line.split(None, 1) for line in capsys.readouterr().out.splitlines()[4:-1] if line]
+    assert [[name.strip("`"), *([cell] if cell else [])] for name, cell in markdown] == lines
+    _, *rows = csv.reader(io.StringIO(done.to_csv([column], 1)))
+    data = done.to_json([column], 1)
+    plain = [*data["modules"], *data.get("outputs", []), data]
+    assert [row["path" if "path" in row else "name"] for row in plain[:-1]] == [name for name, _ in rows[:-1]]
+    key = KEYS.get(column, column)
+    for (name, cell), (_, shown), row in zip(rows, markdown, plain, strict=True):
+        assert (cell == "") == (shown == ""), name
+        if column in ("activations", "saved", "peak"):
+            assert cell == str(row.get(key, "")), name
+        else:
+            assert cell == (shown.replace(",", "") if COLUMNS[column].figure else shown), name
+        if column != "kind" and (row is not data or column != "output"):
+            assert (row.get(key) is None) == (cell == ""), name
 
 
 def test_nothing_of_a_table_is_cut_off() -> None:
