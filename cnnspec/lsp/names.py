@@ -18,7 +18,7 @@ from cnnspec.semantics.blocks import signature
 from cnnspec.semantics.loader import Library, standard_block
 from cnnspec.syntax import ast
 
-Kind = Literal["block", "parameter", "value", "label", "file"]
+Kind = Literal["block", "parameter", "value", "label", "output", "file"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ class Names:
         self.top = Scope(0, len(tree.source.text))
         self.scopes = [self.top]
         self._imports = self._blocks_of(tree, 0)
+        self.outputs = self._outputs_of(tree, 0)
         self._define_top()
         for statement in tree.statements:
             self._statement(statement, self.top)
@@ -95,11 +96,6 @@ class Names:
         """The blocks that the file defines, imports or inherits."""
         nodes = {name: symbol.node for name, symbol in self._imports.items()}
         return {name: node for name, node in nodes.items() if isinstance(node, ast.Block)}
-
-    @property
-    def outputs(self) -> list[str]:
-        """The names of the outputs that the file states."""
-        return [statement.name for statement in self._tree.statements if isinstance(statement, ast.Output)]
 
     def parameters(self, nodes: Sequence[ast.Node]) -> Mapping[str, Parameter]:
         """Return the parameters of the innermost of nested calls."""
@@ -159,6 +155,18 @@ class Names:
                 span = Span(file.source, statement.span.start, statement.span.start + len("classes"))
                 found["classes"] = Symbol("value", "classes", span, statement)
         return found
+
+    def _outputs_of(self, file: ast.File, depth: int) -> dict[str, Symbol]:
+        """Return the outputs of a network: those of the network that it extends, unless it states outputs or layers."""
+        found: dict[str, Symbol] = {}
+        for statement in file.statements:
+            if isinstance(statement, ast.Output):
+                found[statement.name] = Symbol("output", statement.name, statement.name_span, statement)
+        base = next((statement for statement in file.statements if isinstance(statement, ast.Extends)), None)
+        if base is None or depth >= MAX_FILE_DEPTH or found or any(isinstance(s, ast.Flow) for s in file.statements):
+            return found
+        other = self.file(base, file)
+        return self._outputs_of(other, depth + 1) if other is not None else {}
 
     def _block(self, name: str) -> Symbol | None:
         if name in self._imports:
@@ -338,6 +346,11 @@ class Names:
                 case ast.Reference():
                     span = Span(part.span.source, part.span.start + 1, part.span.end)
                     self._add(span, scope.labels.get(part.label))
+                case ast.Output():
+                    self._add(part.name_span, self.outputs.get(part.name))
+                case ast.Expect() if part.metric.startswith("output."):
+                    span = Span(part.span.source, part.metric_span.start + len("output."), part.metric_span.end)
+                    self._add(span, self.outputs.get(span.text))
                 case ast.Text():
                     for match in ast.PLACEHOLDER.finditer(part.value):
                         start, name = part.span.start + 1 + match.start(1), match.group(1)

@@ -122,9 +122,9 @@ def rename(analyses: Sequence[Analysis], place: Place, symbol: Symbol, new: str)
     Raises:
         JsonRpcException: The name is invalid, or a document would have new errors or another network.
     """
-    pattern = r"[A-Za-z_]\w*(\.\w+)*" if symbol.kind == "label" else r"[A-Za-z_]\w*"
-    taken = symbol.kind != "label" and (new in RESERVED or (symbol.kind == "block" and new in OPS))
-    if not re.fullmatch(pattern, new, re.ASCII) or new == "else" or taken:
+    pattern = {"label": r"[A-Za-z_]\w*(\.\w+)*", "output": r"\w+(\.\w+)*"}.get(symbol.kind, r"[A-Za-z_]\w*")
+    reserved = {"label": {"else"}, "output": set[str](), "block": RESERVED | {*OPS}}.get(symbol.kind, RESERVED)
+    if not re.fullmatch(pattern, new, re.ASCII) or new in reserved:
         raise refused(f"`{new}` is not a valid name")
     changed: dict[str, tuple[Analysis, str, list[lsp.TextEdit]]] = {}
     for analysis in analyses:
@@ -168,7 +168,7 @@ def _changed_keys(analysis: Analysis, text: str, buffers: dict[Path, str], new: 
 
 def _structure(graph: Graph) -> list[object]:
     nodes = ((node.op.name, _values(node.op), node.inputs, node.shape, node.aux is None) for node in graph.nodes)
-    return [*nodes, graph.taps]
+    return [*nodes, *graph.taps.values()]
 
 
 def _values(op: Op) -> dict[str, object]:

@@ -266,7 +266,7 @@ class Session:
         """Return the documents that can use a symbol, and the place of its definition."""
         place = navigation.place_of(analysis, symbol)
         found = [analysis]
-        if place[0] is None or symbol.kind not in ("block", "value", "parameter", "label"):
+        if place[0] is None or symbol.kind == "file":
             return found, place
         opened = {document.path: uri for uri, document in self.documents.items() if document.path is not None}
         near = self._files | {*place[0].parent.glob(f"*{SUFFIX}")}

@@ -133,9 +133,8 @@ def _describe(
             return head, [code(entry_text(node.word)), entry_documentation(node.word)] if known else [None]
         case ast.Network() if analysis.compilation.graph is not None:
             return node.span, [graph_text(analysis.compilation.graph)]
-        case ast.Output() if _touches(node.name_span, offset) or _touches(_head(node.span, "output"), offset):
-            symbol = names.top.labels.get(node.label.label)
-            return node.name_span, [symbol_text(analysis, symbol) if symbol else None]
+        case ast.Output() if _touches(head := _head(node.span, "output"), offset) and node.name in names.outputs:
+            return head, [symbol_text(analysis, names.outputs[node.name])]
         case ast.Block() if _touches(node.name_span, offset):
             return node.name_span, [block_text(node)]
         case _:
@@ -172,6 +171,9 @@ def symbol_text(analysis: Analysis, symbol: Symbol) -> str:
             outputs = analysis.outputs_of(node.elements[0])
         first = " ".join(node.span.text.split())
         return "\n\n".join([code(first[:200]), *([outputs_text(analysis, outputs)] if outputs else [])])
+    if isinstance(node, ast.Output) and node.span.source is analysis.source and analysis.names is not None:
+        label = analysis.names.top.labels.get(node.label.label)
+        return "\n\n".join([code(node.span.text), *([symbol_text(analysis, label)] if label else [])])
     if isinstance(node, ast.File):
         return f"`{node.source.name}`"
     head = node.span.text if not isinstance(node, ast.Repeat) else node.span.text.partition("{")[0]

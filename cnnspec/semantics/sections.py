@@ -74,8 +74,7 @@ def read_expect(statement: ast.Expect, scope: FileScope, constants: ConstantEval
     """
     metric, whole = statement.metric, statement.span
     if metric not in _METRICS and not metric.startswith("output."):
-        start = whole.source.text.index(metric, whole.start + len("expect"))
-        span = Span(whole.source, start, start + len(metric))
+        span = statement.metric_span
         help, fixes = respell(span, metric, _METRICS)
         help = help or f"choose from {', '.join(f'`{name}`' for name in _METRICS)}"
         raise constants.context.reporter.error("E0201", f"unknown metric `{metric}`", span, help=help, fixes=fixes)

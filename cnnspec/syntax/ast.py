@@ -410,6 +410,7 @@ class Expect(Node):
     relation: str
     value: Expr
     within: float | None
+    metric_span: Span
 
 
 class Entry(Node):

@@ -179,7 +179,7 @@ class Builder:
         _, metric, relation, value, within = node.children
         fraction = float(within.rstrip("% \t")) / 100 if within else None
         relation = "==" if relation == "=" else str(relation)
-        return ast.Expect(self.span(node), str(metric), relation, self.build(value), fraction)
+        return ast.Expect(self.span(node), str(metric), relation, self.build(value), fraction, self.token(metric))
 
     def figure(self, token: Token, span: Span) -> ast.Figure:
         text = str(token)

@@ -646,11 +646,11 @@ class SpecGenerator:
         shape = ast.ListLiteral(NOWHERE, tuple(make_integer(size) for size in y))
         outputs = [] if aux else self.outputs(body, frame)
         metric = f"output.{outputs[-1].name}" if outputs else "output"
-        end: list[ast.Top] = [ast.Expect(NOWHERE, metric, "==", shape, None)] if self.rng.rarely(2) else []
+        end: list[ast.Top] = [ast.Expect(NOWHERE, metric, "==", shape, None, NOWHERE)] if self.rng.rarely(2) else []
         if self.rng.rarely(4):
             least = ast.Figure(NOWHERE, 900_000_000, "900M")
             metric, within = self.rng.choice(["params", "macs", "depth"]), self.rng.choice([None, 0.01])
-            end.append(ast.Expect(NOWHERE, metric, self.rng.choice(["<=", "<", "!="]), least, within))
+            end.append(ast.Expect(NOWHERE, metric, self.rng.choice(["<=", "<", "!="]), least, within, NOWHERE))
         first = next((index for index, piece in enumerate(body) if isinstance(piece, ast.Let)), len(body))
         split = self.rng.randint(0, first)  # layers and blocks can use a `let` before its line, another `let` cannot
         planted = next((index for index, piece in enumerate(body) if piece is self.outermost), split)

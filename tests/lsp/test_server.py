@@ -18,6 +18,8 @@ from lsprotocol import types as lsp
 from pygls.exceptions import JsonRpcException
 
 import cnnspec
+from cnnspec.compiler import compile_source
+from cnnspec.diagnostics import Source
 from cnnspec.lsp.document import Analysis, Text
 from cnnspec.syntax.formatter import format_file
 from cnnspec.testing.generator import SpecGenerator
@@ -660,6 +662,68 @@ def test_named_outputs(editor: Editor) -> None:
     kinds = [provider.legend.token_types[tokens.data[index]] for index in range(3, len(tokens.data), 5)]
     assert " ".join(kinds).count("keyword property keyword property") == 2
     document.close()
+
+
+@pytest.mark.parametrize("code", ["0 from", "maps.p3 from", "maps.p3 = "])
+def test_a_named_output_is_a_name_like_others(code: str, editor: Editor) -> None:
+    document = editor.open(f"{OUTPUTS}expect output.0 = [16, 32, 32]\n")
+    name, here = code.split()[0], document.at(code)
+    uses = lsp.ReferenceParams(lsp.ReferenceContext(True), **here)
+    found = [place.range for place in editor.run(editor.client.text_document_references_async(uses)) or ()]
+    assert [document.part(place) for place in found] == [name, name]
+    marked = editor.run(editor.client.text_document_document_highlight_async(lsp.DocumentHighlightParams(**here)))
+    assert [mark.range for mark in marked or ()] == found
+    for place in found:
+        start: dict[str, Any] = {"text_document": document.id, "position": place.start}
+        defined = editor.run(editor.client.text_document_definition_async(lsp.DefinitionParams(**start)))
+        assert isinstance(defined, lsp.Location)
+        assert defined.range == found[0]
+        hover = editor.run(editor.client.text_document_hover_async(lsp.HoverParams(**start)))
+        assert hover is not None
+        assert hover.range == place
+        assert f"output {name} from @" in markdown(hover)
+        assert ("[N, 16, 32, 32]" if name == "0" else "[N, 8, 16, 16]") in markdown(hover)
+    for new in ("renamed", "maps.p4", *"0 1 else input conv from p3 maps.p3 a-b .a a.".split(), "", "a b", "a\nb"):
+        if new == name:
+            continue
+        request = lsp.RenameParams(new_name=new, **here)
+        renamed = document.text
+        for before in ("output ", "output."):
+            renamed = renamed.replace(f"{before}{name} ", f"{before}{new} ")
+        check = compile_source(Source("net", renamed))
+        if check.graph is None or [*check.graph.taps.values()] != [0, 1] or new not in check.graph.taps:
+            with pytest.raises(JsonRpcException, match=r"not a valid name|cannot be used"):
+                editor.run(editor.client.text_document_rename_async(request))
+            continue
+        edit = editor.run(editor.client.text_document_rename_async(request))
+        assert edit is not None
+        (changes,) = edit.document_changes or ()
+        assert isinstance(changes, lsp.TextDocumentEdit)
+        assert not edit.change_annotations
+        assert document.apply(changes.edits) == renamed
+    document.close()
+
+
+def test_named_outputs_of_an_extended_network(tmp_path: Path) -> None:
+    base, heir, other = tmp_path / "base.cnn", tmp_path / "heir.cnn", tmp_path / "other.cnn"
+    base.write_text(OUTPUTS)
+    heir.write_text("extends base\nexpect output.0 = [16, 32, 32]\n")
+    other.write_text("extends base\noutput 0 from @p3\nexpect output.0 = [8, 16, 16]\n")
+    editor = Editor(tmp_path, patience=60_000)
+    editor.wait(lambda: len(editor.published) == 3)
+    documents = {path: editor.open(path.read_text(), path.as_uri()) for path in (base, heir, other)}
+    places = {path: document.at("0 ") for path, document in documents.items()}
+    for path, expected in ((base, {base, heir}), (heir, {base, heir}), (other, {other})):
+        request = lsp.ReferenceParams(lsp.ReferenceContext(True), **places[path])
+        found = editor.run(editor.client.text_document_references_async(request)) or ()
+        assert {place.uri for place in found} == {path.as_uri() for path in expected}
+    edit = editor.run(editor.client.text_document_rename_async(lsp.RenameParams(new_name="stem", **places[heir])))
+    assert edit is not None
+    changed = {c.text_document.uri: c for c in edit.document_changes or () if isinstance(c, lsp.TextDocumentEdit)}
+    for path in (base, heir):
+        path.write_text(documents[path].apply(changed[path.as_uri()].edits))
+    assert [*cnnspec.load(heir).taps] == [*cnnspec.load(base).taps] == ["stem", "maps.p3"]
+    assert editor.close() == (0, "")
 
 
 @pytest.mark.parametrize(
