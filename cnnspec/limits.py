@@ -53,6 +53,8 @@ MAX_SIZES = 1_000
 """Different sizes of maps as functions of the image size, for a symbolic summary."""
 MAX_FLAT_TERMS = 10_000
 """Terms of all flat features as functions of the image size, for a symbolic summary."""
+MAX_AMOUNTS = 16
+"""Functions of the image size of which a count is the maximum, for a symbolic summary."""
 MAX_FORMULA = 1_000
 """Characters of a size as a function of the image size; longer parts are shown as `...`."""
 MAX_SHOWN_TERMS = 128

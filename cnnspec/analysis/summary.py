@@ -15,10 +15,10 @@ from cnnspec.analysis.cost import Counts, count, live_memory, training_memory
 from cnnspec.analysis.receptive_field import center_extent, fields, masks
 from cnnspec.diagnostics import CnnspecError, failure, html_table
 from cnnspec.ir import Graph, Node
-from cnnspec.limits import MAX_FLAT_TERMS, MAX_SIZES
+from cnnspec.limits import MAX_AMOUNTS, MAX_FLAT_TERMS, MAX_SIZES
 from cnnspec.ops.base import FLOAT
 from cnnspec.shapes import Shape
-from cnnspec.shapes.symbolic import Amount, Length, PeriodLimit
+from cnnspec.shapes.symbolic import Amount, Length, LengthsLimit
 
 MAX_SIDE = 1024
 """The largest side of an image for which exact receptive fields are computed."""
@@ -263,29 +263,31 @@ def summarize(graph: Graph, batch: int = 1, *, symbolic: bool = False) -> Summar
     """
     if not symbolic:
         return _summarize(graph, graph, batch)
-    _limit_terms(graph.symbolic)
     try:
+        _limit_terms(graph)
         return _summarize(graph, graph.symbolic, batch)
-    except PeriodLimit as limit:
-        raise _too_complex(limit.message) from None
+    except LengthsLimit:
+        raise _too_complex(graph, f"a count is the maximum of more than {MAX_AMOUNTS} formulas") from None
 
 
 def _limit_terms(graph: Graph) -> None:
-    """Check the number of different terms of a symbolic network, and of all terms of its flat features.
+    """Check the number of different terms of the sizes of a network, and of all terms of its flat features.
 
     Raises:
         CnnspecError: There are more than the limit.
     """
-    amounts = [size for node in graph.nodes for size in node.shape if isinstance(size, Amount)]
+    amounts = [size for node in graph.symbolic.nodes for size in node.shape if isinstance(size, Amount)]
     if len({term for amount in amounts for term in amount.terms}) > MAX_SIZES:
-        raise _too_complex(f"the sizes of the maps are more than {MAX_SIZES:,} different functions of the image size")
+        raise _too_complex(graph, f"the sizes of the maps are more than {MAX_SIZES:,} functions of the image size")
     if sum(len(amount.terms) - 1 for amount in amounts) > MAX_FLAT_TERMS:
-        terms = f"{MAX_FLAT_TERMS:,} terms as functions of the image size"
-        raise _too_complex(f"the numbers of flat features have more than {terms}")
+        raise _too_complex(graph, f"the formulas of flat features have more than {MAX_FLAT_TERMS:,} terms")
 
 
-def _too_complex(message: str) -> CnnspecError:
-    return failure("E0405", message, help="omit `--symbolic`, and choose sizes with `--at`")
+def _too_complex(graph: Graph, what: str) -> CnnspecError:
+    size = "x".join(map(str, graph.input_shape))
+    help = f"summarize one image size at a time: write `--at {size}` instead of `--symbolic`"
+    python = f'in Python, `summarize(resize(network, "{size}"))`'
+    return failure("E0405", f"the summary cannot be symbolic: {what}", help=f"{help} ({python})")
 
 
 def _summarize(graph: Graph, shown: Graph, batch: int) -> Summary:

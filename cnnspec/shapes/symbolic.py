@@ -10,11 +10,10 @@ import math
 from itertools import chain, islice
 from typing import ClassVar
 
-from cnnspec.limits import MAX_FORMULA, MAX_LENGTHS, MAX_PERIOD, MAX_SHOWN_TERMS
+from cnnspec.limits import MAX_AMOUNTS, MAX_FORMULA, MAX_LENGTHS, MAX_PERIOD, MAX_SHOWN_TERMS
 from cnnspec.shapes.rules import AxisRule, quotient
 
 _MAX_TERMS = 6
-_MAX_AMOUNTS = 16
 
 
 class PeriodLimit(Exception):
@@ -356,7 +355,7 @@ class Greatest(Amount):
         super().__init__({})
         inner = (amount.amounts if isinstance(amount, Greatest) else (amount,) for amount in amounts)
         self.amounts = frozenset(chain.from_iterable(inner))
-        if len(self.amounts) > _MAX_AMOUNTS:
+        if len(self.amounts) > MAX_AMOUNTS:
             raise LengthsLimit
 
     def ordered(self, ranks: dict[tuple[Length, Length], int]) -> Amount:
