@@ -34,6 +34,7 @@ from cnnspec.inference.graph_input import GraphInput
 from cnnspec.inference.network import load_run
 from cnnspec.ir import Graph
 from cnnspec.lints.text import MODULE_WORDS
+from cnnspec.semantics.recipe_rules import no_classifier
 from cnnspec.training.data.augment import Preprocess
 from cnnspec.training.data.datasets import SOURCES
 from cnnspec.training.data.preprocessing import Preprocessing, Statistics, choose_preprocessing
@@ -201,7 +202,7 @@ def _read(
         trained = load_run(source, match=match, offline=offline, allow_huge=allow_huge)
     else:
         graph = api.load(source, allow_huge=allow_huge, **params)
-        if weights is None or graph.taps:
+        if weights is None or any(no_classifier(graph)):
             notes = [] if weights else ["the weights are random: pass trained ones with `--weights FILE`"]
             built: Any = api.build(graph, weights=weights, match=match, offline=offline)
             return _Source(graph, built.eval(), (), _stated_preprocessing(graph), notes)
@@ -252,7 +253,7 @@ class _Case:
         torch.save(self._network.state_dict(), weights)
         weights.seek(0)
         module = types.ModuleType("exported")
-        exec(compile(write_source(self._graph, constants), "exported.py", "exec"), module.__dict__)
+        exec(compile(write_source(self._graph, constants), "exported.py", "exec", dont_inherit=True), module.__dict__)
         classes = [value for value in vars(module).values() if getattr(value, "__module__", "") == "exported"]
         loaded: nn.Module = classes[-1]().eval()
         loaded.load_state_dict(torch.load(weights, weights_only=True))

@@ -41,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def import_source(text: str) -> nn.Module:
     """Run exported code, and return its last class, the network."""
     module = types.ModuleType("exported")
-    exec(compile(text, "exported.py", "exec"), module.__dict__)
+    exec(compile(text, "exported.py", "exec", dont_inherit=True), module.__dict__)
     kinds = [v for v in vars(module).values() if isinstance(v, type) and v.__module__ == "exported"]
     return kinds[-1]()
 
@@ -185,6 +185,8 @@ LOOPS = {
     "a value from before": "a: conv 3x3 8\n repeat 5 { add { in; @a } | bn }",
     "arguments that do not progress": "conv 1x1 2 | conv 1x1 3 | conv 1x1 5 | conv 1x1 7 | conv 1x1 11 | conv 1x1 13",
     "a value read later": "repeat 4 { conv 1x1 4 }\n a: conv 1x1 4 | relu\n repeat 4 { conv 1x1 4 }\n add { in; @a }",
+    "a shared module between others": "a: conv 3x3 4\n b: { repeat 4 { again @a | bn | relu } }",
+    "shared modules in other scopes": "a.x: conv 1 4\n b.c: { repeat 4 { bn | again @a.x } }\n repeat 3 { again @b.c }",
     "slices that move": "repeat 4 as i { concat { slice 0..1+i; in } }",
 }
 
@@ -252,8 +254,10 @@ def test_code_with_every_class_runs_alone(tmp_path: Path) -> None:
     """The code of a helper class may use no name that the exported file does not import."""
     body = "blurpool stride=1\nconv 3 4 standardize gain\nchannel_conv 3\nsoftmax parts=2\n"
     body += "conv 3 4 pad=tf_same\nmaxpool 2 pad=tf_same\navgpool 2 pad=tf_same\nscale\nscale bare\nshift\nln\n"
-    body += "linear 4 pointwise\ndrop_path 0.1\ntimes 2.0\nupsample like=in\n"
-    (tmp_path / "exported.py").write_text(write_source(loads(f"input 3x9x9\n{body}")))
+    body += "linear 4 pointwise\ndrop_path 0.1\ntimes 2.0\nupsample like=in\nmean over=h\nmax over=w\n"
+    body += "shake_drop 0.1\ntraining: { relu | bn }\nshake_shake\n"
+    text = write_source(loads(f"input 3x9x9\n{body}"))
+    (tmp_path / "exported.py").write_text(text)
     done = subprocess.run([sys.executable, str(tmp_path / "exported.py")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -99,7 +99,7 @@ def run_file(path: Path, given: Tensor) -> Tensor:
     if path.suffix == ".pt2":
         return torch.export.load(path).module()(given)
     names: dict[str, Any] = {"__name__": "exported"}
-    exec(path.read_text("utf-8"), names)
+    exec(compile(path.read_text("utf-8"), path, "exec", dont_inherit=True), names)
     network = [v for v in names.values() if isinstance(v, type) and v.__module__ == "exported"][-1]().eval()
     state = torch.load(path.with_suffix(".pt"), weights_only=True)
     half = next(iter(state.values())).dtype == torch.float16
@@ -141,7 +141,7 @@ def metadata(path: Path) -> dict[str, Any]:
         torch.export.load(path, extra_files=extra)
         return json.loads(extra["cnnspec.json"])
     names: dict[str, Any] = {}
-    exec(path.read_text("utf-8"), names)
+    exec(compile(path.read_text("utf-8"), path, "exec", dont_inherit=True), names)
     exported = names["EXPORT"]
     return {"classes": names["CLASSES"], "spec": names["SPEC"], "preprocessing": names["PREPROCESSING"]} | {
         "compared": exported
@@ -201,6 +201,28 @@ def test_every_label_has_a_name_that_torch_export_can_write(tmp_path: Path) -> N
     given = images(2, 3, 4, 4)
     assert torch.equal(renamed(given), network(given))
     assert torch.equal(copy.deepcopy(network)(given), network(given))
+
+
+@pytest.mark.parametrize("spec", ["input 3x6x6\n", "input 4x6x6\n", "input 1x6x6\noutput maps from @last\n"])
+@pytest.mark.parametrize("to", ["torch", "pt2"])
+def test_a_network_that_is_no_classifier_takes_weights(spec: str, to: str, tmp_path: Path) -> None:
+    (tmp_path / "net.cnn").write_text(f"{spec}conv 3x3 4 | bn | relu\nlast: conv 1x1 2 bias\n")
+    network = cnnspec.build(tmp_path / "net.cnn").eval()
+    settle(network)
+    torch.save(network.state_dict(), tmp_path / "own.pt")
+    result = export_network(tmp_path / "net.cnn", tmp_path / f"net.{ENDINGS[to]}", to, weights=tmp_path / "own.pt")  # type: ignore[arg-type]
+    given = images(1, network.graph.input_shape[0], 6, 6)
+    names: dict[str, Any] = {"__name__": "exported"}
+    if to == "torch":
+        exec(compile((tmp_path / "net.py").read_text("utf-8"), "net.py", "exec", dont_inherit=True), names)
+        exported = names["Net"]().eval()
+        exported.load_state_dict(torch.load(tmp_path / "net.pt", weights_only=True))
+    else:
+        exported = torch.export.load(tmp_path / "net.pt2").module()
+    with torch.no_grad():
+        expected, found = network(given), exported(given)
+    torch.testing.assert_close(found, expected)
+    assert result.notes == ()
 
 
 @pytest.mark.parametrize("to", ["pt2", pytest.param("onnx", marks=pytest.mark.slow)])

@@ -43,6 +43,7 @@ def write_source(graph: Graph, constants: Mapping[str, Any] = MappingProxyType({
     data = [line for name, value in constants.items() for line in lay_out(structured(value), "", f"{name} = ")]
     data.append(f"SPEC = {document(graph.text)}")
     head = [f'"""The network `{made[-1].name}`, exported by cnnspec."""', ""]
+    head += ["from typing import Any", ""] if re.search(r"\bAny\b", text) else []
     head += ["import torch"] if "torch." in text else []
     head += ["from torch import Tensor, nn"]
     head += ["from torch.nn import functional as F"] if re.search(r"\bF\.", text) else []

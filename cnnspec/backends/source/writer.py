@@ -96,20 +96,16 @@ class _ClassWriter:
         """Write the loop that creates the modules of a loop, and return the code of its count."""
         count = next(codes)
         kept = self._keep(count, "count")
-        place = len(self.lines)
-        if any(step for (_, _, step), _, _ in loop.items):
-            self.lines.append(f"{_BODY}for i in range({count}):")
+        turns: list[str] = []
         for (path, start, step), structure, _ in loop.items:
             code, _ = _turn(structure, codes, "i", 1)
             if path and not step:
-                self.lines, lines = [], self.lines
                 self._assign(path, code, _BODY, _added(structure))
-                self.lines = [*lines[:place], *self.lines, *lines[place:]]
             elif path:
-                name = _numbered(path[-1], start, step)
                 self._containers(path, _BODY)
-                owner, add = _access("self", path[:-1]), _added(structure)
-                self.lines += lay_out(call(f"{owner}.{add}", [name, code]), _BODY + INDENT)
+                add = f"{_access('self', path[:-1])}.{_added(structure)}"
+                turns += lay_out(call(add, [_numbered(path[-1], start, step), code]), _BODY + INDENT)
+        self.lines += [f"{_BODY}for i in range({count}):", *turns] if turns else []
         return kept
 
     def _assign(self, path: Path, code: Code, indent: str, add: str = "add_module") -> None:
