@@ -2,23 +2,52 @@
 "use strict";
 
 const vscode = require("vscode");
-const { LanguageClient } = require("vscode-languageclient/node");
+const { CloseAction, LanguageClient } = require("vscode-languageclient/node");
 const { previewPage } = require("./page.js");
 
 /** Milliseconds without an edit after which the diagram is drawn again. */
 const QUIET = 250;
 
-/** @type {LanguageClient | undefined} */
+/** A client that only logs why a server does not start: `startClient` shows one message for all reasons. */
+class Client extends LanguageClient {
+  starting = false;
+
+  /** @param {string} command @param {string[]} args */
+  constructor(command, args) {
+    super("cnnspec", "cnnspec", { command, args }, {
+      documentSelector: [{ language: "cnn" }],
+      outputChannelName: "cnnspec",
+      initializationFailedHandler: () => false,
+      errorHandler: {
+        error: async (...failed) => ({ ...(await this.usual.error(...failed)), handled: !this.isRunning() }),
+        closed: () => this.isRunning() ? this.usual.closed() : { action: CloseAction.DoNotRestart, handled: true },
+      },
+    });
+    this.usual = this.createDefaultErrorHandler();
+  }
+
+  async start() {
+    this.starting = true;
+    try {
+      await super.start();
+      if (!this.isRunning()) throw new Error("the server has ended"); // `super.start` misses it
+    } finally {
+      this.starting = false;
+    }
+  }
+
+  /** @param {string} message @param {any} [data] @param {boolean | "force"} [notify] */
+  error(message, data, notify) {
+    super.error(message, data, this.starting ? false : notify);
+  }
+}
+
+/** @type {Client | undefined} */
 let client;
 
 async function startClient() {
   const [command, ...args] = vscode.workspace.getConfiguration("cnnspec").get("command", ["cnnspec", "lsp"]);
-  client = new LanguageClient(
-    "cnnspec",
-    "cnnspec",
-    { command, args },
-    { documentSelector: [{ language: "cnn" }], outputChannelName: "cnnspec" },
-  );
+  client = new Client(command, args);
   try {
     await client.start();
   } catch (error) {

@@ -54,8 +54,22 @@ class LanguageClient {
     Object.assign(this, { server, options });
     state.clients.push(this);
   }
+  createDefaultErrorHandler() {
+    return { error: () => ({ action: "continue" }), closed: () => ({ action: "restart" }) };
+  }
+  isRunning() {
+    return this.running === true;
+  }
+  error(message, _data, notify) {
+    if (notify) vscode.window.showErrorMessage(message);
+  }
   async start() {
-    if (state.failing) throw new Error("ENOENT");
+    if (state.failing === "ended") return; // the process ends while it is initialized
+    if (state.failing) {
+      this.error("couldn't create connection", undefined, "force");
+      throw new Error("ENOENT");
+    }
+    this.running = true;
   }
   async stop() {
     this.stopped = true;
@@ -65,9 +79,10 @@ class LanguageClient {
     return new Promise((resolve, reject) => state.answers.push({ resolve, reject }));
   }
 }
+const CloseAction = { DoNotRestart: "stay closed" };
 const load = Module._load;
 Module._load = (name, ...rest) =>
-  name === "vscode" ? vscode : name === "vscode-languageclient/node" ? { LanguageClient } : load(name, ...rest);
+  name === "vscode" ? vscode : name === "vscode-languageclient/node" ? { CloseAction, LanguageClient } : load(name, ...rest);
 const extension = require("../src/extension.js");
 
 const settle = () => new Promise((resolve) => setImmediate(resolve));
@@ -102,11 +117,26 @@ test("the client starts the command of the setting for specs", () => {
   assert.deepEqual(client.options.documentSelector, [{ language: "cnn" }]);
 });
 
-test("a server that cannot start is reported with the setting", async () => {
-  Object.assign(state, { failing: true, command: ["/no/such", "lsp"] });
-  await state.commands["cnnspec.restart"]();
-  assert.equal(state.clients[0].stopped, true);
-  assert.match(state.messages[0], /cannot start `\/no\/such lsp`/);
+for (const failing of ["missing", "ended"]) {
+  test(`a server that cannot start (${failing}) is reported once, with the setting`, async () => {
+    Object.assign(state, { failing, command: ["/no/such", "lsp"] });
+    await state.commands["cnnspec.restart"]();
+    assert.equal(state.clients[0].stopped, true);
+    const { initializationFailedHandler, errorHandler } = state.clients[1].options;
+    assert.equal(initializationFailedHandler(new Error("EPIPE")), false);
+    assert.deepEqual(await errorHandler.error(new Error("EPIPE")), { action: "continue", handled: true });
+    assert.deepEqual(errorHandler.closed(), { action: "stay closed", handled: true });
+    assert.equal(state.messages.length, 1);
+    assert.match(state.messages[0], /cannot start `\/no\/such lsp`/);
+  });
+}
+
+test("errors of a server that has started are shown, and it is started again", async () => {
+  const [client] = state.clients;
+  assert.deepEqual(await client.options.errorHandler.error(new Error("EPIPE")), { action: "continue", handled: false });
+  assert.deepEqual(client.options.errorHandler.closed(), { action: "restart" });
+  client.error("the server crashed", undefined, "force");
+  assert.deepEqual(state.messages, ["the server crashed"]);
 });
 
 test("the diagram is drawn from the open text and follows its edits", async (t) => {
