@@ -192,9 +192,9 @@ def contains(path: str, module: str) -> bool:
 
 
 def frozen_modules(recipe: Recipe, graph: Graph) -> frozenset[str]:
-    """Return the paths of the operators that a recipe excludes from training."""
+    """Return the paths of the operators that a recipe excludes from training, of a `bare` one that of its parameter."""
     args: dict[str, Any] = recipe.freeze.args
-    nodes = [node for node in graph.nodes if node.op.owns_module]
+    nodes = [node for node in graph.nodes if node.has_state]
     frozen = {node.path for path in args["modules"] for node in nodes if contains(path, node.path)}
     if args["until"] is not None:
         trunk = [node.path for node in nodes if node.aux is None]
@@ -255,11 +255,12 @@ def _unknown_modules(recipe: Recipe, graph: Graph) -> Iterator[Contradiction]:
     ]
     given.append(("freeze", 0, "modules", recipe.freeze.args["modules"]))
     given.append(("freeze", 0, "until", [recipe.freeze.args["until"]] if recipe.freeze.args["until"] else []))
+    known = [*dict.fromkeys([*graph.paths, *(node.path for node in graph.nodes if node.has_state)])]
     for entry, step, argument, paths in given:
         for path in paths:
-            if graph.find(path) is None:
-                top = named([*dict.fromkeys(module.split(".")[0] for module in graph.paths)])
-                help = did_you_mean(path, graph.paths) or f"use a module of the network: {top}"
+            if not any(contains(path, module) for module in known):  # a level of paths is a module, too
+                top = named([*dict.fromkeys(module.split(".")[0] for module in known)])
+                help = did_you_mean(path, known) or f"use a module of the network: {top}"
                 message = f"`{graph.name}` has no module `{path}`"
                 yield Contradiction(entry, message, Advice(help), argument, step, "E0521", path)
 

@@ -187,6 +187,11 @@ LOOPS = {
     "a value read later": "repeat 4 { conv 1x1 4 }\n a: conv 1x1 4 | relu\n repeat 4 { conv 1x1 4 }\n add { in; @a }",
     "a shared module between others": "a: conv 3x3 4\n b: { repeat 4 { again @a | bn | relu } }",
     "shared modules in other scopes": "a.x: conv 1 4\n b.c: { repeat 4 { bn | again @a.x } }\n repeat 3 { again @b.c }",
+    "shared modules with numbers": "".join(f"l{n}: conv 1 4 | bn\n" for n in (7, 12))
+    + "again @l7 | again @l7 | again @l7 | again @l12 | again @l12 | again @l12 | again @l7",
+    "shared modules in turn": "".join(f"l.{n}: conv 1 4\n" for n in range(9))
+    + " | ".join(f"again @l.{n}" for n in (0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 6, 6, 6, 5, 4, 3, 2, 1, 0, 1, 0, 1, 0, 1, 8)),
+    "numbers that decrease": 'repeat 6 as i { conv 1x1 9-i | scale 0.5 }\n repeat 5 as i { conv 3 4 name="c{9 - i}" }',
     "slices that move": "repeat 4 as i { concat { slice 0..1+i; in } }",
 }
 

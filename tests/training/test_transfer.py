@@ -82,6 +82,39 @@ def test_frozen_modules_keep_weights_and_statistics(run: Callable[..., Result], 
             assert torch.equal(value, before[key]) == frozen, key
 
 
+PARAMETERS = """\
+input 3x8x8
+classes 3
+stem conv 3x3 4
+parts.0: { conv 3x3 4; gain: scale bare; scale }
+parts.1: conv 3x3 4 | shift bare
+gain: scale bare
+again @parts.0
+head global_avgpool | flatten | linear classes
+train { optimizer sgd lr=0.1; ENTRIES }
+"""
+ALL_PARAMETERS = """stem.weight parts.0.0.weight parts.0.gain parts.0.1.weight parts.1.0.weight parts.1.1 gain
+    head.2.weight head.2.bias""".split()
+
+
+@pytest.mark.parametrize("path", ["stem", "parts", "parts.0", "parts.0.gain", "parts.1", "gain", "head"])
+def test_a_path_includes_all_parameters_inside(path: str) -> None:
+    """Those of the levels of path labels, and those of `bare` operators, which have no module."""
+
+    def rates(entries: str) -> dict[str, float | None]:
+        graph = loads(PARAMETERS.replace("ENTRIES", entries))
+        network = build(graph)
+        groups = parameter_groups(network, graph.recipe)
+        found = {id(weight): group.get("lr") for group in groups for weight in group["params"]}
+        return {name: found[id(weight)] for name, weight in network.named_parameters() if id(weight) in found}
+
+    inside = {name for name in ALL_PARAMETERS if f"{name}.".startswith(f"{path}.")}
+    assert {*rates(f'freeze "{path}"')} == {*ALL_PARAMETERS} - inside
+    assert rates(f'rates group "{path}" lr=0.5') == {name: 0.5 if name in inside else None for name in ALL_PARAMETERS}
+    before = ALL_PARAMETERS[: min(map(ALL_PARAMETERS.index, inside))]
+    assert {*rates(f'freeze until="{path}"')} == {*ALL_PARAMETERS[len(before) :]}
+
+
 @pytest.mark.parametrize("optimizer", [*OPTIMIZERS])
 @pytest.mark.parametrize("schedule", [*SCHEDULES])
 def test_groups_have_their_own_rates(optimizer: str, schedule: str) -> None:

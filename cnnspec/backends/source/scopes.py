@@ -463,11 +463,11 @@ def _pattern(paths: Sequence[Path]) -> tuple[Path, int, int, int]:
     """Return a template for the paths of a loop, the first number, the step, and the number of paths that follow it."""
     if not paths[0]:
         return (), 0, 0, len(paths)
+    if paths[0] == paths[1]:  # a shared module
+        return paths[0], 0, 0, next((turn for turn, path in enumerate(paths) if path != paths[0]), len(paths))
     templates = [_template(path) for path in paths]
     text, start = templates[0]
     step = templates[1][1] - start
-    if len(set(paths)) == 1:
-        return paths[0], 0, 0, len(paths)
     if "{}" not in text:
         return (), 0, 0, 0
     follows = (found == (text, start + step * turn) for turn, found in enumerate(templates))

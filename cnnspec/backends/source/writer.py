@@ -201,7 +201,7 @@ def _sum(start: str, step: str, variable: str) -> str:
         return start
     sign, size = ("-", step[1:]) if step.startswith("-") else ("+", step)
     term = variable if size == "1" else f"({size}) * {variable}" if " " in size else f"{size} * {variable}"
-    if start.isdigit() and term == variable:
+    if start.isdigit() and term == variable and sign == "+":
         return f"{variable} + {start}" if start != "0" else variable
     return term if start == "0" and sign == "+" else f"{start} {sign} {term}"
 

@@ -118,9 +118,9 @@ def parameter_groups(network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]
     groups: dict[tuple[str, bool], dict[str, Any]] = {}
     for name, weight in network.named_parameters():
         module = name.rpartition(".")[0]
-        if module in frozen:
+        if module in frozen or name in frozen:
             continue
-        path = max((path for path in rates if contains(path, module)), key=len, default="")
+        path = max((path for path in rates if contains(path, name)), key=len, default="")
         undecayed = split and weight.ndim <= 1
         own = {"lr": rates[path]} if path else {}
         group = groups.setdefault(
