@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.runs import tiny
 from typer.testing import CliRunner
 
 pytest.importorskip("torch")
@@ -21,13 +22,7 @@ from cnnspec.cli import workers
 from cnnspec.cli.app import app
 from cnnspec.training.loop import machine
 
-SPEC = """network a
-input 1x28x28
-classes 10
-stem conv 7x7 4 stride=7 pad=0 | bn | relu
-head global_avgpool | flatten | linear classes
-train { data fashion_mini val=4000; batch 250; epochs 20; optimizer sgd lr=0.1 momentum=0.9 }
-"""
+SPEC = tiny("data fashion_mini val=4000; batch 250; epochs 20; optimizer sgd lr=0.1 momentum=0.9", name="a")
 
 
 def plan(count: int | None = None, runs: int = 100) -> workers.Plan:

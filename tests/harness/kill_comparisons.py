@@ -29,17 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from harness.kill_runs import fork, wait
 from harness.runs import TINY
 
-SPEC = (
-    TINY
-    + """train {
-    data      fashion_mini val=4000
-    augment   alternating_flip | random_crop pad=2
-    optimizer sgd lr=0.1 momentum=0.9
-    schedule  cosine warmup=1
-    batch     250
-    epochs    2
-}
-"""
+SPEC = TINY + (
+    "train { data fashion_mini val=4000; augment alternating_flip | random_crop pad=2; "
+    "optimizer sgd lr=0.1 momentum=0.9; schedule cosine warmup=1; batch 250; epochs 2 }\n"
 )
 NETWORKS = {"small": SPEC.replace("tiny", "small"), "smooth": SPEC.replace("tiny", "smooth").replace("relu", "gelu")}
 KILLS = 5

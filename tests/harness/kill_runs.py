@@ -34,18 +34,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from harness.runs import TINY
 
-SPEC = (
-    TINY
-    + """train {
-    data      fashion_mini val=1500
-    augment   alternating_flip | random_crop pad=2
-    optimizer sgd lr=0.1 momentum=0.9
-    schedule  cosine warmup=1
-    batch     250
-    epochs    3
-    ema       0.9
-}
-"""
+SPEC = TINY + (
+    "train { data fashion_mini val=1500; augment alternating_flip | random_crop pad=2; "
+    "optimizer sgd lr=0.1 momentum=0.9; schedule cosine warmup=1; batch 250; epochs 3; ema 0.9 }\n"
 )
 PHASES = {"loading": 1, "saving": 12, "step": 48, "validation": 18, "testing": 9}
 """The phases in which a signal arrives, and the minimum number of occasions in each."""

@@ -9,12 +9,20 @@ if TYPE_CHECKING:
 
     from cnnspec import CnnspecError
 
-TINY = """network tiny
-input 1x28x28
-classes 10
-stem conv 7x7 4 stride=7 pad=0 | bn | relu
-head dropout 0.1 | global_avgpool | flatten | linear classes
-"""
+LAYERS = "stem conv 7x7 4 stride=7 pad=0 | bn | relu"
+DEEPER = "stem conv 7x7 8 stride=7 pad=0 | bn | relu\nbody: conv 3x3 8 | bn | relu"
+
+
+def tiny(
+    recipe: str = "", *, name: str = "tiny", shape: str = "1x28x28", classes: int | str = 10, layers: str = LAYERS
+) -> str:
+    """Return the spec of a small network and its recipe, whose entries are separated by semicolons."""
+    head = "head global_avgpool | flatten | linear classes"
+    train = f"train {{ {recipe} }}\n" if recipe else ""
+    return f"network {name}\ninput {shape}\nclasses {classes}\n{layers}\n{head}\n{train}"
+
+
+TINY = tiny().replace("head", "head dropout 0.1 |")
 """A network without a recipe."""
 
 

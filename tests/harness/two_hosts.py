@@ -20,22 +20,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from harness.runs import DEEPER, tiny
+
 HOME = Path(__file__).parents[2]
-SPEC = """network tiny
-input 1x28x28
-classes 10
-stem conv 7x7 8 stride=7 pad=0 | bn | relu
-body: conv 3x3 8 | bn | relu
-head global_avgpool | flatten | linear classes
-train {
-    data      fashion_mini val=1000
-    augment   hflip | random_crop pad=2
-    optimizer sgd lr=0.1 momentum=0.9
-    schedule  cosine warmup=0.5
-    batch     100
-    epochs    1
-}
-"""
+SPEC = tiny(
+    "data fashion_mini val=1000; augment hflip | random_crop pad=2; optimizer sgd lr=0.1 momentum=0.9; "
+    "schedule cosine warmup=0.5; batch 100; epochs 1",
+    layers=DEEPER,
+)
 STEPS = 50
 TOLERANCE = 1e-5
 SKIPPED = 77

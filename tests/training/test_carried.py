@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from harness.runs import tiny
 
 pytest.importorskip("torch")
 import torch
@@ -21,19 +22,9 @@ from cnnspec.training import TrainOptions, evaluate, train
 from cnnspec.training.loop.about import about_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SPEC = """\
-network tiny
-input 3x8x8
-classes 3
-conv 3x3 8 | bn | relu
-head global_avgpool | flatten | linear classes
-train {
-    optimizer sgd lr=0.1
-    epochs 3
-    batch 12
-    NORMALIZE
-}
-"""
+SPEC = tiny(
+    "optimizer sgd lr=0.1; epochs 3; batch 12; NORMALIZE", shape="3x8x8", classes=3, layers="conv 3x3 8 | bn | relu"
+)
 COLORS = {"blue": (20, 40, 220), "green": (30, 200, 60), "red": (220, 30, 40)}
 
 

@@ -22,7 +22,7 @@ from harness.batches import stop_at
 from harness.images import write_images
 from harness.kill_runs import fork, wait
 from harness.processes import variables
-from harness.runs import code
+from harness.runs import code, tiny
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -32,19 +32,11 @@ from cnnspec.training import Comparison, TrainOptions, compare, train
 from cnnspec.training.comparison import compare as comparing
 from cnnspec.training.comparison.table import Row, Run, Statistic
 
-SPEC = """network NAME
-input 1x28x28
-classes 10
-param c = 4
-stem conv 7x7 c stride=7 pad=0 | bn | relu
-head global_avgpool | flatten | linear classes
-train {
-    data      fashion_mini val=4000
-    optimizer sgd lr=0.1 momentum=0.9
-    batch     250
-    epochs    2
-}
-"""
+SPEC = tiny(
+    "data fashion_mini val=4000; optimizer sgd lr=0.1 momentum=0.9; batch 250; epochs 2",
+    name="NAME",
+    layers="param c = 4\nstem conv 7x7 c stride=7 pad=0 | bn | relu",
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Compare = Callable[..., Comparison]
@@ -225,8 +217,8 @@ def folder_of_images(folder: Path) -> Path:
     """Let `a` train on a folder of images, 12 of each of two classes."""
     for split, count in (("train", 12), ("test", 2)):
         write_images(folder / "images" / split, count=count, size=(28, 28))
-    text = SPEC.replace("NAME", "a").replace("classes 10", "classes 2").replace("batch     250", "batch     8")
-    text = text.replace("epochs    2", "epochs    1")
+    text = SPEC.replace("NAME", "a").replace("classes 10", "classes 2").replace("batch 250", "batch 8")
+    text = text.replace("epochs 2", "epochs 1")
     (folder / "a.cnn").write_text(text.replace("fashion_mini val=4000", 'folder "images" val=0.2'))
     return folder / "images"
 

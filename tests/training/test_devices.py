@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from harness.processes import run_in_processes
-from harness.runs import code
+from harness.runs import DEEPER, code, tiny
 from pytorch_lightning.strategies import StrategyRegistry
 
 from cnnspec import CnnspecError, loads
@@ -20,14 +20,7 @@ from cnnspec.training.loop.processes import PATIENCE
 from cnnspec.training.runs import devices
 from cnnspec.training.runs.options import SCALES, effective_recipe, scaled_rates
 
-SPEC = """network tiny
-input 1x28x28
-classes 10
-stem conv 7x7 8 stride=7 pad=0 | bn | relu
-body: conv 3x3 8 | bn | relu
-head global_avgpool | flatten | linear classes
-train { data fashion_mini val=4000; batch 99; epochs 1; optimizer sgd lr=0.1 momentum=0.9 }
-"""
+SPEC = tiny("data fashion_mini val=4000; batch 99; epochs 1; optimizer sgd lr=0.1 momentum=0.9", layers=DEEPER)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 COPYING = [name for name in StrategyRegistry.available_strategies()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from harness.runs import tiny
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -34,16 +35,7 @@ from cnnspec.training.loop.task import LOG_EVERY, Task, TrainingContext
 from cnnspec.training.runs import placement
 
 META = torch.device("meta")
-NETWORK = """
-input 3x8x8
-classes 3
-conv_bn 3x3 4 | relu
-head global_avgpool | flatten | linear classes
-train {
-    batch 8
-    RECIPE
-}
-"""
+NETWORK = tiny("batch 8; RECIPE", shape="3x8x8", classes=3, layers="conv_bn 3x3 4 | relu")
 AUGMENTATIONS = {
     "hflip": "hflip",
     "vflip": "vflip",
@@ -98,7 +90,7 @@ def copies_in_steps(recipe: str, folder: Path, steps: int = 3, place: torch.devi
         steps: The number of steps.
         place: The device that holds the images.
     """
-    graph = loads(NETWORK.replace("RECIPE", recipe.replace("; ", "\n    ")))
+    graph = loads(NETWORK.replace("RECIPE", recipe))
     images = Pixels(torch.zeros(64, 3, 8, 8, dtype=torch.uint8), torch.zeros(64, dtype=torch.long)).to(place)
     data = ImageData("fake", 3, images, None, None, lambda: ((0.5,) * 3, (0.5,) * 3))
     network = build(graph).to(META)

@@ -14,23 +14,13 @@ from typing import Any
 
 import pytest
 from harness.batches import stop_at
+from harness.runs import tiny
 
 from cnnspec import Graph, loads
 from cnnspec.training import Result
 from cnnspec.training.loop.journal import read_journal
 
-SPEC = """network tiny
-input 1x28x28
-classes 10
-stem conv 7x7 4 stride=7 pad=0 | bn | relu
-head global_avgpool | flatten | linear classes
-train {
-    data      fashion_mini val=2000
-    batch     250
-    epochs    2
-    optimizer sgd lr=0.1 momentum=0.9
-}
-"""
+SPEC = tiny("data fashion_mini val=2000; batch 250; epochs 2; optimizer sgd lr=0.1 momentum=0.9")
 STEPS = 16
 pytestmark = pytest.mark.usefixtures("one_thread")
 

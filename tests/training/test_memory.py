@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness.runs import code
+from harness.runs import code, tiny
 from rich.console import Console
 
 from cnnspec import CnnspecError, build
@@ -22,12 +22,7 @@ from cnnspec.training.loop.evaluate import score
 from cnnspec.training.runs import train as runs
 from cnnspec.training.runs.options import Result, TrainOptions
 
-TINY = """network tiny
-input 3x12x12
-classes 10
-stem conv 3x3 8 | bn | relu
-head global_avgpool | flatten | linear classes
-"""
+TINY = tiny(shape="3x12x12", layers="stem conv 3x3 8 | bn | relu")
 
 
 def train(

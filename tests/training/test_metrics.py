@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from harness.runs import tiny
 from PIL import Image
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
@@ -32,18 +33,7 @@ from cnnspec.training.runs.plots import _of_all_classes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ("a $x^{", "b\nc", "d" * 60, "e,f", "\N{CJK UNIFIED IDEOGRAPH-732B}", "<b>&", "g")
-SPEC = """\
-network tiny
-input 3x8x8
-classes 7
-conv 3x3 8 | bn | relu
-head global_avgpool | flatten | linear classes
-train {
-    optimizer sgd lr=0.1
-    epochs 1
-    batch 20
-}
-"""
+SPEC = tiny("optimizer sgd lr=0.1; epochs 1; batch 20", shape="3x8x8", classes=7, layers="conv 3x3 8 | bn | relu")
 
 
 class Given(torch.nn.Module):

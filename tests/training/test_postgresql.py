@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from harness import postgres
 from harness.kill_runs import fork, wait
+from harness.runs import tiny
 from rich.console import Console
 
 from cnnspec import CnnspecError
@@ -25,13 +26,7 @@ from cnnspec.training.sweeps.space import Space
 
 study = pytest.importorskip("cnnspec.training.sweeps.study")
 storage = pytest.importorskip("cnnspec.training.sweeps.storage")
-SPEC = """network tiny
-input 1x28x28
-classes 10
-stem conv 7x7 4 stride=7 pad=0 | bn | relu
-head global_avgpool | flatten | linear classes
-train { data fashion_mini val=500; batch 500; epochs 3; optimizer sgd lr=0.1 momentum=0.9 }
-"""
+SPEC = tiny("data fashion_mini val=500; batch 500; epochs 3; optimizer sgd lr=0.1 momentum=0.9")
 SPACE = {"lr": "0.01..0.3"}
 
 

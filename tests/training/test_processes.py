@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from harness.processes import run_in_processes
+from harness.runs import tiny
 from torch import nn
 
 from cnnspec import CnnspecError, loads
@@ -24,12 +25,7 @@ from cnnspec.training.loop.evaluate import Score, score
 from cnnspec.training.loop.processes import Processes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SPEC = """network tiny
-input 1x12x12
-classes 10
-stem conv 3x3 8 | bn | relu
-head global_avgpool | flatten | linear classes
-"""
+SPEC = tiny(shape="1x12x12", layers="stem conv 3x3 8 | bn | relu")
 
 
 def values(found: Score) -> dict[str, Any]:

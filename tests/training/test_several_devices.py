@@ -19,6 +19,7 @@ import torch
 from harness import two_hosts
 from harness.batches import stop_at, watch
 from harness.processes import run_in_processes
+from harness.runs import DEEPER, tiny
 from pytorch_lightning.strategies import ddp as strategy
 
 from cnnspec import CnnspecError, loads
@@ -29,21 +30,11 @@ from cnnspec.training.loop.launch import JOIN_VARIABLE
 from cnnspec.training.loop.task import Task
 
 train_module = importlib.import_module("cnnspec.training.runs.train")
-SPEC = """network tiny
-input 1x28x28
-classes 10
-stem conv 7x7 8 stride=7 pad=0 | bn | relu
-block conv 3x3 8 | bn | relu
-head global_avgpool | flatten | linear classes
-train {
-    data      fashion_mini val=4000
-    augment   hflip | random_crop pad=2
-    optimizer sgd lr=0.1 momentum=0.9
-    schedule  cosine warmup=0.5
-    batch     99
-    epochs    1
-}
-""".replace("block conv", "body: conv")
+SPEC = tiny(
+    "data fashion_mini val=4000; augment hflip | random_crop pad=2; optimizer sgd lr=0.1 momentum=0.9; "
+    "schedule cosine warmup=0.5; batch 99; epochs 1",
+    layers=DEEPER,
+)
 STEPS = 20
 
 
@@ -268,7 +259,7 @@ def test_a_stop_of_one_process_ends_all_and_another_number_resumes(alone: Path, 
 )
 def test_gradients_are_those_of_one_process(count: int, recipe: str, tmp_path: Path):
     """The parts of a batch, also of uneven sizes, have the same images. Gradients are exchanged once per step."""
-    spec = SPEC.replace("batch     99", recipe)
+    spec = SPEC.replace("batch 99", recipe)
 
     def record(rank: int) -> None:
         """Store the gradients of the first step, with the number of times that they are exchanged."""
@@ -300,7 +291,7 @@ def test_gradients_are_those_of_one_process(count: int, recipe: str, tmp_path: P
 
 @pytest.mark.parametrize("recipe", ["batch 2", "batch 2; accumulate 2", "batch 99; accumulate 34"])
 def test_a_part_smaller_than_the_number_of_devices_is_an_error(recipe: str, tmp_path: Path):
-    spec = SPEC.replace("batch     99", recipe)
+    spec = SPEC.replace("batch 99", recipe)
     errors = train_in_processes(tmp_path, 3, spec=spec)
     assert [error.diagnostics[0].code for error in errors] == ["E0524"] * 3
     assert not (tmp_path / "runs").exists()

@@ -27,29 +27,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from harness.runs import code
+from harness.runs import code, tiny
 from torchvision import datasets
 
-from cnnspec import CnnspecError, Graph, loads
+from cnnspec import CnnspecError, loads
 from cnnspec.backends.torch.matching import load_weights
 from cnnspec.backends.torch.module import to_module
 from cnnspec.backends.torch.weights import read_weights
+from cnnspec.ir import Graph
 from cnnspec.recipe import Cifar10, Cifar100, Folder, Mnist, Setting
 from cnnspec.training.data import download
 from cnnspec.training.data.datasets import load_data
 from cnnspec.training.data.identity import differences
 from cnnspec.training.loop.checkpoints import DamagedCheckpoint, seal, unseal
 
-NETWORK = """network tiny
-input SHAPE
-classes 10
-stem conv 7x7 4 stride=7 pad=0 | bn | relu
-head global_avgpool | flatten | linear classes
-"""
 
-
-def tiny(shape: str = "1x28x28") -> Graph:
-    return loads(NETWORK.replace("SHAPE", shape), name="tiny.cnn")
+def tiny_graph(shape: str = "1x28x28") -> Graph:
+    return loads(tiny(shape=shape), name="tiny.cnn")
 
 
 # --- weights and checkpoints ----------------------------------------------------------------------
@@ -149,7 +143,7 @@ def test_no_weights_file_runs_code(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     target = tmp_path / "was_run"
     monkeypatch.setattr(Evil, "target", str(target))
     (tmp_path / "files").mkdir()
-    network = to_module(tiny())
+    network = to_module(tiny_graph())
     before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
     files = evil_files(tmp_path / "files")
     assert len(files) >= 35
@@ -177,7 +171,7 @@ def test_no_checkpoint_of_a_run_runs_code(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_weights_of_another_shape_are_rejected(tmp_path: Path):
-    network = to_module(tiny())
+    network = to_module(tiny_graph())
     state = {key: tensor.clone() for key, tensor in network.state_dict().items()}
     wrong = [
         {**state, "stem.0.weight": torch.ones(4, 1, 7, 8)},
@@ -279,7 +273,7 @@ def test_no_archive_writes_outside_its_folder(
             changes["tgz_md5"] = hashlib.md5(content).hexdigest()
         monkeypatch.setitem(download._CLASSES, "cifar10", type("Evil", (datasets.CIFAR10,), changes))
         with pytest.raises(CnnspecError) as error:
-            load_data(tiny("3x32x32"), Setting.of(Cifar10()), tmp_path / "data")
+            load_data(tiny_graph("3x32x32"), Setting.of(Cifar10()), tmp_path / "data")
         assert code(error) == "E0502", name
         assert sorted(path.name for path in tmp_path.iterdir()) == ["outside", "served"], name
         assert [path.name for path in outside.iterdir()] == ["secret"], name
@@ -330,7 +324,7 @@ def test_mnist_files_are_validated(tmp_path: Path, name: str):
         for kind, content in zip(("images-idx3", "labels-idx1"), EVIL_MNIST[name], strict=True):
             (folder / f"{part}-{kind}-ubyte").write_bytes(content)
     with pytest.raises(CnnspecError) as error:
-        load_data(tiny(), Setting.of(Mnist(val=4)), tmp_path, offline=True)
+        load_data(tiny_graph(), Setting.of(Mnist(val=4)), tmp_path, offline=True)
     assert code(error) == "E0502"
 
 
@@ -346,7 +340,7 @@ def test_existing_pickles_are_not_opened(tmp_path: Path, monkeypatch: pytest.Mon
         torch.save((Evil("system"), Evil("exec")), data / "MNIST" / "processed" / name)
     for setting, shape in ((Setting.of(Cifar10()), "3x32x32"), (Setting.of(Mnist()), "1x28x28")):
         with pytest.raises(CnnspecError) as error:
-            load_data(tiny(shape), setting, data, offline=True)
+            load_data(tiny_graph(shape), setting, data, offline=True)
         assert code(error) == "E0502"
         assert not target.exists()
 
@@ -382,7 +376,7 @@ def test_images_are_validated(tmp_path: Path, name: str):
     for kind in "ab":
         (tmp_path / "train" / kind).mkdir(parents=True)
         (tmp_path / "train" / kind / name).write_bytes(EVIL_IMAGES[name])
-    graph = loads(NETWORK.replace("SHAPE", "1x28x28").replace("classes 10", "classes 2"), name="tiny.cnn")
+    graph = loads(tiny(classes=2), name="tiny.cnn")
     with pytest.raises(CnnspecError) as error:
         list(load_data(graph, Setting.of(Folder(path=str(tmp_path))), Path()).train.read(torch.arange(1)))
     assert code(error) == "E0503"
