@@ -25,6 +25,7 @@ from cnnspec.diagnostics import CnnspecError, failure, one_line
 from cnnspec.files import weights_file
 from cnnspec.ir import Graph
 from cnnspec.training.data.augment import Preprocess
+from cnnspec.training.data.batches import WORKER_ERRORS, start, worker_died
 from cnnspec.training.data.datasets import class_count
 from cnnspec.training.data.folders import images_below
 from cnnspec.training.data.images import image_pixels, read_image
@@ -314,10 +315,10 @@ def _read(reader: _Reader, sources: Iterable[Numbered], size: int) -> Iterator[t
         collate_fn=_same,  # type: ignore[arg-type]
     )
     try:
-        for loaded in loader:
+        for loaded in start(loader):
             yield pending.pop(0), loaded
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+    except WORKER_ERRORS as error:
+        if not worker_died(error):
             raise
         help = "check for a corrupt image file or too little memory; `--batch` sets the images per batch"
         raise failure("E0514", "a data loader worker died", notes=[one_line(error)], help=help) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,10 @@ def test_workers_change_nothing(trained: Path, monkeypatch: pytest.MonkeyPatch) 
     folder = root(trained) / "data"
     alone = network.predict(folder)
     monkeypatch.setattr(inference, "default_workers", lambda: 2)
+    monkeypatch.setattr("torch.utils.data._utils.signal_handling._SIGCHLD_handler_set", False)
+    handler = signal.getsignal(signal.SIGCHLD)
     together = network.predict(folder, batch=4)
+    assert signal.getsignal(signal.SIGCHLD) == handler  # that of torch would raise anywhere
     assert [(p.file, p.probabilities.tolist()) for p in together] == [(p.file, p.probabilities.tolist()) for p in alone]
     assert len(alone) == 60
 

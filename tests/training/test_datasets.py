@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import time
 import urllib.error
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +37,7 @@ from cnnspec.recipe import (
 from cnnspec.training.data import batches as batches_module
 from cnnspec.training.data import download
 from cnnspec.training.data.augment import TRANSFORMS, Preprocess, crop_boxes, resize_boxes
-from cnnspec.training.data.batches import EpochBatches
+from cnnspec.training.data.batches import Batch, EpochBatches, Workers
 from cnnspec.training.data.channel_statistics import statistics
 from cnnspec.training.data.datasets import SOURCES, ImageData, Pixels, load_data, split
 from cnnspec.training.data.preprocessing import Preprocessing
@@ -243,7 +246,8 @@ def test_a_folder_with_a_validation_fraction(tmp_path: Path):
     data = load_data(graph("3x8x8", 2), Setting.of(Folder(path=str(tmp_path), val=0.2)), Path())
     assert (len(data.train), data.val and len(data.val), data.test) == (16, 4, None)
     preprocess = Preprocess(Preprocessing((8, 8), data.mean, data.std))
-    (images, labels), *_ = EpochBatches(data.train, preprocess, 4, seed=1, workers=2)
+    with Workers(2) as workers:
+        (images, labels), *_ = EpochBatches(data.train, preprocess, 4, seed=1, workers=workers)
     assert images.shape == (4, 3, 8, 8)
     assert set(labels.tolist()) <= {0, 1}
 
@@ -512,13 +516,10 @@ def test_batches_depend_on_seed_epoch_and_position():
     whole = list(EpochBatches(images, CHANGING, 8, seed=1, epoch=2))
     assert len(whole) == 6  # the last two images do not fill a batch
     assert len({int(label) for _, labels in whole for label in labels}) == 48
-    for other in (
-        EpochBatches(images, CHANGING, 8, seed=1, epoch=2, workers=3),
-        EpochBatches(images, CHANGING, 8, seed=1, epoch=2, skip=2),
-    ):
-        for (ours, labels), (theirs, expected) in zip(other, whole[other.skip :], strict=True):
-            assert torch.equal(ours, theirs)
-            assert torch.equal(labels, expected)
+    for skip, stop in ((0, None), (2, None), (0, 4), (3, 5), (6, None), (7, 9)):
+        other = EpochBatches(images, CHANGING, 8, seed=1, epoch=2, skip=skip, stop=stop)
+        assert len(other) == len(whole[skip:stop])
+        assert_equal(other, whole[skip:stop])
     for changed in (
         EpochBatches(images, CHANGING, 8, seed=2, epoch=2),
         EpochBatches(images, CHANGING, 8, seed=1, epoch=3),
@@ -561,40 +562,124 @@ def test_a_data_set_smaller_than_a_batch_is_one_batch():
     assert len(list(EpochBatches(pixels(5), CHANGING, 8, seed=1))) == 1
 
 
-def test_workers_end_with_the_iteration():
-    batches = iter(EpochBatches(pixels(), CHANGING, 4, seed=1, workers=2))
-    next(batches)
-    assert len(multiprocessing.active_children()) >= 2
-    batches.close()  # type: ignore[attr-defined]
-    end = time.monotonic() + 20
-    while multiprocessing.active_children() and time.monotonic() < end:
-        time.sleep(0.05)
+def assert_equal(batches: Iterable[Batch], expected: Iterable[Batch]) -> None:
+    for (ours, labels), (theirs, wanted) in zip(batches, expected, strict=True):
+        assert torch.equal(ours, theirs)
+        assert torch.equal(labels, wanted)
+
+
+def kill_children() -> None:
+    for child in multiprocessing.active_children():
+        child.kill()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("epochs", [0, 4])
+def test_workers_are_kept_over_the_epochs(count: int, epochs: int):
+    """Iterations that follow each other, begin again, end early and differ in the images come from the same object."""
+    images, others = pixels(), pixels()
+
+    def batches(epoch: int, images: Pixels = images, **more: Any) -> EpochBatches:
+        return EpochBatches(images, CHANGING, 8, seed=1, epoch=epoch, **more)
+
+    with Workers(count, epochs) as workers:
+        assert multiprocessing.active_children() == []
+        assert_equal(batches(0, skip=4, workers=workers), batches(0, skip=4))
+        started = multiprocessing.active_children()
+        assert len(started) == count
+        for epoch in (1, 2, 2, 0):
+            assert_equal(batches(epoch, workers=workers), batches(epoch))
+        assert_equal(itertools.islice(batches(1, workers=workers), 3), batches(1, stop=3))
+        assert_equal(batches(1, skip=3, workers=workers), batches(1, skip=3))
+        assert_equal(batches(2, skip=1, workers=workers), batches(2, skip=1))
+        both = (iter(batches(epoch, workers=workers)) for epoch in (1, 3))
+        for (ours, theirs), *expected in zip(zip(*both, strict=True), batches(1), batches(3), strict=True):
+            assert_equal((ours, theirs), expected)
+        assert {child.pid for child in multiprocessing.active_children()} == {child.pid for child in started}
+        assert_equal(batches(3, others, workers=workers), batches(3, others))
+        assert {child.pid for child in multiprocessing.active_children()}.isdisjoint(child.pid for child in started)
     assert multiprocessing.active_children() == []
+
+
+def test_workers_load_the_next_epoch_ahead_but_not_beyond_the_last(monkeypatch: pytest.MonkeyPatch):
+    made, note = multiprocessing.Pipe(duplex=False)
+    make = EpochBatches.__getitem__
+
+    def noted(self: EpochBatches, number: int) -> Batch:
+        note.send((self.epoch, number))
+        return make(self, number)
+
+    monkeypatch.setattr(EpochBatches, "__getitem__", noted)
+    images = pixels(24)
+    for epochs, last in ((0, 1), (3, 2)):
+        with Workers(1, epochs) as workers:
+            assert len(list(EpochBatches(images, CHANGING, 8, seed=1, epoch=1, workers=workers))) == 3
+            # One process serves its requests in their order, and those ahead were sent before the last batch.
+            expected = [(epoch, number) for epoch in range(1, last + 1) for number in range(3)]
+            assert [made.recv() for _ in expected if made.poll(60)] == expected
+        assert not made.poll()
+
+
+def test_no_more_workers_than_batches():
+    with Workers(8) as workers:
+        list(EpochBatches(pixels(), CHANGING, 20, workers=workers))
+        assert len(multiprocessing.active_children()) == 3
+
+
+@pytest.mark.parametrize("broken", [RuntimeError("broken"), ValueError("broken")])
+def test_an_error_in_a_worker_loses_no_batch(broken: Exception, monkeypatch: pytest.MonkeyPatch):
+    images = pixels()
+    make, whole = EpochBatches.__getitem__, list(EpochBatches(images, CHANGING, 8, seed=1))
+    has_failed = multiprocessing.get_context("fork").Event()
+
+    def fail_once(self: EpochBatches, number: int) -> Batch:
+        if number == 2 and not has_failed.is_set():
+            has_failed.set()
+            raise broken
+        return make(self, number)
+
+    monkeypatch.setattr(EpochBatches, "__getitem__", fail_once)
+    with Workers(1) as workers:
+        batches = EpochBatches(images, CHANGING, 8, seed=1, workers=workers)
+        found = [workers.load(batches, number) for number in range(2)]
+        with pytest.raises(type(broken), match="broken"):
+            workers.load(batches, 2)
+        assert_equal(found + [workers.load(batches, number) for number in range(2, 6)], whole)
 
 
 def test_an_image_that_a_worker_cannot_read_is_a_diagnostic(tmp_path: Path):
     (tmp_path / "broken.png").write_bytes(b"no image")
     images = Records.of(Files((tmp_path / "broken.png",) * 8, 1), torch.zeros(8).long())
-    with pytest.raises(CnnspecError) as error:
-        next(iter(EpochBatches(images, CHANGING, 4, seed=1, workers=1)))
+    with Workers(1) as workers, pytest.raises(CnnspecError) as error:
+        next(iter(EpochBatches(images, CHANGING, 4, seed=1, workers=workers)))
     assert code(error) == "E0503"
     assert "`broken.png`" in str(error.value)
 
 
-def test_a_worker_that_dies_is_replaced(capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize(("count", "place"), [(1, (0, 3)), (1, (1, 3)), (2, (1, 3)), (1, (0, 49)), (2, (1, 0))])
+def test_a_worker_that_dies_is_replaced(count: int, place: tuple[int, int], capsys: pytest.CaptureFixture[str]):
+    """Kill workers within an epoch, between two, and after the first batch of the second."""
     images = pixels(400)
-    whole = list(EpochBatches(images, CHANGING, 8, seed=1))
-    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    batches = iter(EpochBatches(images, CHANGING, 8, seed=1, workers=1))
-    for number in range(len(whole)):
-        seen.append(next(batches))
-        if number == 3:
-            for child in multiprocessing.active_children():
-                child.kill()
-    assert "died; its batches are loaded again" in capsys.readouterr().err
-    for (ours, labels), (theirs, expected) in zip(seen, whole, strict=True):
-        assert torch.equal(ours, theirs)
-        assert torch.equal(labels, expected)
+    with Workers(count, 2) as workers:
+        for epoch in range(2):
+            seen: list[Batch] = []
+            for number, batch in enumerate(EpochBatches(images, CHANGING, 8, seed=1, epoch=epoch, workers=workers)):
+                seen.append(batch)
+                if (epoch, number) == place:
+                    kill_children()
+            assert_equal(seen, EpochBatches(images, CHANGING, 8, seed=1, epoch=epoch))
+    assert capsys.readouterr().err.count("died; its batches are loaded again") == 1
+    assert multiprocessing.active_children() == []
+
+
+def test_workers_that_die_between_two_iterations_are_replaced(capsys: pytest.CaptureFixture[str]):
+    images = pixels(20)
+    expected = list(EpochBatches(images, CHANGING, 8))
+    with Workers(2) as workers:
+        for _ in range(2):
+            assert_equal(EpochBatches(images, CHANGING, 8, workers=workers), expected)
+            kill_children()
+    assert capsys.readouterr().err.count("died; its batches are loaded again") == 1
 
 
 # --- images in the memory of a device -------------------------------------------------------------

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import json
+import multiprocessing
 import os
 import random
 import subprocess
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness.batches import stop_at
+from harness.batches import stop_at, watch
 from harness.kill_runs import fork, hunt, wait
 from harness.runs import TINY, code
 from PIL import Image
@@ -447,9 +448,9 @@ def test_a_failed_allocation_splits_the_batch(tmp_path: Path):
     assert f"in {parts} parts" in done.stdout
 
 
-def test_workers_that_die_repeatedly_end_the_run_with_a_saved_state(
-    run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+@pytest.fixture
+def reads_files(tmp_path: Path) -> Graph:
+    """A network that trains on a folder of images, four steps per epoch."""
     for part, count in (("train", 20), ("val", 4)):
         for kind in "ab":
             (tmp_path / "images" / part / kind).mkdir(parents=True)
@@ -460,10 +461,14 @@ def test_workers_that_die_repeatedly_end_the_run_with_a_saved_state(
     text = NETWORK.replace("RECIPE", "").replace("fashion_mini val=2000", 'folder "images"')
     text = text.replace("classes 10", "classes 2").replace("batch     250", "batch     10")
     (tmp_path / "tiny.cnn").write_text(text)
-    graph = load(tmp_path / "tiny.cnn")
-    monkeypatch.setattr("cnnspec.training.runs.train.default_workers", lambda processes: 1)
-    monkeypatch.setattr("cnnspec.training.loop.evaluate.default_workers", lambda processes: 0)
-    whole = run(graph, seed=8)
+    return load(tmp_path / "tiny.cnn")
+
+
+def test_workers_that_die_repeatedly_end_the_run_with_a_saved_state(
+    reads_files: Graph, run: Callable[..., Result], tmp_path: Path
+):
+    graph, options = reads_files, {"seed": 8, "workers": 1}
+    whole = run(graph, **options)
     make, here = EpochBatches.__getitem__, os.getpid()
 
     def dying(self: EpochBatches, place: int) -> Any:
@@ -474,12 +479,73 @@ def test_workers_that_die_repeatedly_end_the_run_with_a_saved_state(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(EpochBatches, "__getitem__", dying)
         with pytest.raises(CnnspecError) as error:
-            run(graph, seed=8)
+            run(graph, **options)
     assert code(error) == "E0514"
+    assert multiprocessing.active_children() == []
     folder = tmp_path / "runs" / "tiny" / "2"
     assert json.loads((folder / "result.json").read_text())["state"] == "failed"
     assert Checkpoints(folder / "checkpoints").load()[0]["progress"]["step"] == 4
     assert same(whole, run(graph, resume=True))
+
+
+@pytest.mark.parametrize(("epoch", "place", "count"), [(1, 0, 1), (1, 2, 2), (None, 0, 2)])
+def test_a_worker_that_dies_in_the_second_epoch_changes_nothing(
+    epoch: int | None,
+    place: int,
+    count: int,
+    reads_files: Graph,
+    run: Callable[..., Result],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    """Kill one that creates a training batch, or one that creates the batch of the second validation."""
+    whole = run(reads_files, seed=8, workers=0)
+    make, here, loaded = EpochBatches.__getitem__, os.getpid(), list[int]()
+    mark = tmp_path / "died"
+
+    def dying(self: EpochBatches, number: int) -> Any:
+        loaded.append(number)
+        found = len(loaded) == 2 if epoch is None else self.epoch == epoch
+        if os.getpid() != here and (self.seed is None) == (epoch is None) and found and number == place:
+            with contextlib.suppress(FileExistsError):
+                mark.touch(exist_ok=False)
+                os._exit(9)
+        return make(self, number)
+
+    monkeypatch.setattr(EpochBatches, "__getitem__", dying)
+    assert same(whole, run(reads_files, seed=8, workers=count))
+    assert capsys.readouterr().err.count("died; its batches are loaded again") == 1
+    assert mark.exists()
+
+
+def test_workers_end_with_their_run(
+    reads_files: Graph, run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Several runs in one process, as in a comparison."""
+    options = {"seed": 8, "workers": 2}
+
+    def alive() -> set[str]:
+        return {process.name for process in multiprocessing.active_children()}
+
+    seen: list[set[str]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        watch(patch, lambda *_: seen.append(alive()))
+        whole = run(reads_files, **options)
+    assert len(set().union(*seen)) == 4  # two for training, one for the batch of the validation, one for the test
+    assert alive() == set()
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 1, 2)
+        assert run(reads_files, **options).state == "interrupted"
+    assert alive() == set()
+    assert same(whole, run(reads_files, resume=True))
+    assert alive() == set()
+    assert run(reads_files, **options, watch=lambda epoch, values: True).state == "pruned"
+    assert alive() == set()
+    monkeypatch.setattr(Task, "training_step", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(reads_files, **options)
+    assert alive() == set()
 
 
 def test_a_run_has_one_process_at_a_time(tmp_path: Path):

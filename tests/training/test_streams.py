@@ -36,7 +36,7 @@ from cnnspec import CnnspecError, Graph, loads
 from cnnspec.recipe import HuggingFace, Setting
 from cnnspec.training import Result, evaluate
 from cnnspec.training.data.augment import Preprocess
-from cnnspec.training.data.batches import EpochBatches
+from cnnspec.training.data.batches import EpochBatches, Workers
 from cnnspec.training.data.datasets import ImageData, load_data
 from cnnspec.training.data.preprocessing import Preprocessing
 from cnnspec.training.data.sources import Records
@@ -160,7 +160,7 @@ def scale() -> Preprocess:
 @pytest.mark.parametrize("world", [2, 3, 5])
 @pytest.mark.parametrize("skip", [0, 4])
 def test_devices_share_the_batches_without_loss_or_repetition(world: int, skip: int, shards: Path, tmp_path: Path):
-    given: dict[str, Any] = {"seed": 3, "epoch": 1, "skip": skip, "workers": 4}
+    given: dict[str, Any] = {"seed": 3, "epoch": 1, "skip": skip, "workers": Workers(4)}
     alone = list(EpochBatches(read(shards, tmp_path).train, scale(), 6, **given))
     parts = [
         list(EpochBatches(read(shards, tmp_path).train, scale(), 6, **given, rank=rank, world=world))

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from copy import copy
 from typing import Any
 
 import torch
@@ -26,7 +27,6 @@ from cnnspec.training.data.sources import Records
 
 Batch = tuple[Tensor, Tensor]
 """Images `[N, C, H, W]` and labels `[N]`."""
-_HAS_SIGCHLD = hasattr(signal, "SIGCHLD")  # not on Windows
 MAX_RESTARTS = 3
 """The number of times that dead workers are replaced."""
 GROUP_VALUES = {"cpu": 2**22, "cuda": 2**26}
@@ -44,10 +44,11 @@ class EpochBatches(Dataset[Batch]):
             order and without augmentation.
         epoch: The index of the epoch, from 0.
         skip: The number of batches to skip at the start.
+        stop: The number of the batch to stop before, by default that after the last one.
         rank: The index of this device.
         world: The number of devices that share each batch.
         block: The number of consecutive images of a batch that stay on one device.
-        workers: The number of processes that load batches ahead, 0 for none.
+        workers: The processes that load batches ahead, None for this process.
     """
 
     def __init__(
@@ -59,17 +60,30 @@ class EpochBatches(Dataset[Batch]):
         seed: int | None = None,
         epoch: int = 0,
         skip: int = 0,
+        stop: int | None = None,
         rank: int = 0,
         world: int = 1,
         block: int = 1,
-        workers: int = 0,
+        workers: Workers | None = None,
     ) -> None:
         self.images, self.preprocess, self.batch = images, preprocess, min(batch, len(images))
-        self.seed, self.epoch, self.skip = seed, epoch, skip
+        self.seed, self.skip, self.stop = seed, skip, stop
+        self.rank, self.world, self.block = rank, world, block
         # Each worker would read all rows of a stream, which decodes images in threads.
         alone = isinstance(images, Records) and images.source.one_process
-        self.rank, self.world, self.block, self.workers = rank, world, block, 0 if alone else workers
-        self._order = torch.arange(len(images)) if seed is None else images.order(make_generator(seed, epoch))
+        self.workers = workers if workers is not None and workers.count and not alone else None
+        self._settings = preprocess.fixed, preprocess.augment, self.batch, seed, rank, world, block
+        self.set_epoch(epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Change the epoch, and with it the order of the images."""
+        self.epoch = epoch
+        generator = None if self.seed is None else make_generator(self.seed, epoch)
+        self._order = torch.arange(len(self.images)) if generator is None else self.images.order(generator)
+
+    def differs_only_in_epoch(self, other: EpochBatches) -> bool:
+        """Return whether other batches are of the same images, and created in the same way."""
+        return self.images is other.images and self._settings == other._settings
 
     @property
     def num_batches(self) -> int:
@@ -77,58 +91,49 @@ class EpochBatches(Dataset[Batch]):
         full, rest = divmod(len(self.images), self.batch)
         return full + (1 if rest and self.seed is None else 0)
 
+    @property
+    def numbers(self) -> range:
+        """The numbers of the batches to iterate over."""
+        return range(self.skip, self.num_batches if self.stop is None else min(self.stop, self.num_batches))
+
     def __len__(self) -> int:
         """Return the number of remaining batches."""
-        return self.num_batches - self.skip
+        return len(self.numbers)
 
     def __iter__(self) -> Iterator[Batch]:
-        number = self.skip
-        for attempt in range(MAX_RESTARTS + 1):
+        return self._iterate() if self.workers is None else self._iterate_workers(self.workers)
+
+    def _iterate_workers(self, workers: Workers) -> Iterator[Batch]:
+        number, deaths = self.skip, 0
+        while number < self.numbers.stop:
             try:
-                for batch in self._iterate_workers(number) if self.workers else self._iterate(number):
-                    if isinstance(batch, CnnspecError):
-                        raise batch
-                    yield batch
-                    number += 1
-                return
-            except (RuntimeError, ConnectionError, EOFError) as error:
-                # The death of a worker shows in the message from torch or in a closed pipe.
-                if not self.workers or (isinstance(error, RuntimeError) and "DataLoader worker" not in str(error)):
+                batch = workers.load(self, number)
+            except WORKER_ERRORS as error:
+                if not worker_died(error):
                     raise
-                if attempt == MAX_RESTARTS:
+                workers.close()
+                workers.epochs = 0  # an image that kills workers in the next epoch must not end this one
+                if deaths == MAX_RESTARTS:
                     raise failure(
                         "E0514",
                         "the data loader workers keep failing",
                         notes=[one_line(error)],
                         help="check for a corrupt image file or too little memory, then resume with `--resume`",
                     ) from None
+                deaths += 1
                 echo("a data loader worker died; its batches are loaded again", file=sys.stderr)
+                continue
+            if isinstance(batch, CnnspecError):
+                raise batch
+            yield batch
+            number += 1
 
-    def _iterate_workers(self, number: int) -> Iterator[Batch | CnnspecError]:
-        previous = signal.getsignal(signal.SIGCHLD) if _HAS_SIGCHLD else None
-        numbers = range(number, self.num_batches)
-        batches = _WorkerBatches(self)
-        loader = DataLoader(
-            batches,
-            batch_size=None,
-            sampler=numbers,
-            num_workers=self.workers,
-            prefetch_factor=4,
-            pin_memory=torch.cuda.is_available(),
-        )
-        iterator = iter(loader)
-        if _HAS_SIGCHLD and threading.current_thread() is threading.main_thread():
-            # The handler from torch raises at any point, even within a step. Without it, a dead worker is noticed when
-            # its batch is missing.
-            signal.signal(signal.SIGCHLD, previous or signal.SIG_DFL)
-        return iterator
-
-    def _iterate(self, number: int) -> Iterator[Batch]:
+    def _iterate(self) -> Iterator[Batch]:
         values = self.batch * len(self.preprocess.mean) * math.prod(self.preprocess.size)
         most = GROUP_VALUES.get(self.images.device.type, GROUP_VALUES["cpu"])
         group_size = max(1, most // values) if self.images.in_memory else 1
-        for first in range(number, self.num_batches, group_size):
-            yield from self._make_batches(range(first, min(first + group_size, self.num_batches)))
+        for first in range(len(self))[::group_size]:
+            yield from self._make_batches(self.numbers[first : first + group_size])
 
     def __getitem__(self, number: int) -> Batch:
         """Return this device's part of a batch."""
@@ -170,17 +175,111 @@ class EpochBatches(Dataset[Batch]):
         return list(zip(inputs.split(sizes), labels.split(sizes), strict=True))
 
 
+class Workers:
+    """Processes that load batches ahead. They are kept from one epoch to the next, until `close`.
+
+    Args:
+        count: The maximum number of processes, 0 for none.
+        epochs: The number of epochs of a run: after the last batches of an epoch, the first ones of the next epoch are
+            loaded. By default, the batches of an epoch are loaded from its start.
+    """
+
+    def __init__(self, count: int = 0, epochs: int = 0) -> None:
+        self.count, self.epochs = count, epochs
+        self._batches: EpochBatches | None = None
+        self._loader: Any = None
+        self._loaded: Any = None
+        self._first: _Place | None = None
+        self._next: _Place | None = None
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def load(self, batches: EpochBatches, number: int) -> Batch | CnnspecError:
+        """Return a batch, which was loaded ahead if it follows the previous one."""
+        if self._batches is None or not batches.differs_only_in_epoch(self._batches):
+            self.close()
+            self._loader = DataLoader(
+                _WorkerBatches(batches),
+                batch_size=None,
+                sampler=self,  # type: ignore[arg-type]
+                num_workers=min(self.count, batches.num_batches),
+                prefetch_factor=4,
+                pin_memory=torch.cuda.is_available(),
+                persistent_workers=True,
+            )
+        self._batches, place = batches, (batches.epoch, number)
+        if self._next != place:
+            self._first = place
+            self._loaded = start(self._loader)
+        self._next = None  # after an error, the place is not known
+        loaded = next(self._loaded)
+        self._next = self._following(place)
+        return loaded
+
+    def __iter__(self) -> Iterator[_Place]:
+        """Yield the places of the batches to load, as the sampler of the loader."""
+        place = self._first
+        while place is not None:
+            yield place
+            place = self._following(place)
+
+    def _following(self, place: _Place) -> _Place | None:
+        (epoch, number), batches = place, self._batches
+        if batches is not None and number + 1 < batches.numbers.stop:
+            return epoch, number + 1
+        return (epoch + 1, 0) if epoch + 1 < self.epochs else None
+
+    def close(self) -> None:
+        """End the processes. Loading another batch starts new ones."""
+        if self._loaded is not None:
+            self._loaded._shutdown_workers()  # torch has no public function for it
+        self._batches = self._loader = self._loaded = self._next = None
+
+
+_Place = tuple[int, int]
+"""The epoch and the number of a batch."""
+
+
 class _WorkerBatches(Dataset[Any]):
     """The batches in a worker process. It returns diagnostics as values, because torch converts exceptions to text."""
 
     def __init__(self, batches: EpochBatches) -> None:
-        self.batches = batches
+        self.batches = copy(batches)
+        self.batches.workers = None
 
-    def __getitem__(self, number: int) -> Batch | CnnspecError:
+    def __getitem__(self, place: _Place) -> Batch | CnnspecError:
+        epoch, number = place
+        if epoch != self.batches.epoch:
+            self.batches.set_epoch(epoch)
         try:
             return self.batches[number]
         except CnnspecError as error:
             return error
+
+
+WORKER_ERRORS = RuntimeError, ConnectionError, EOFError
+"""The types of errors that the death of a worker causes: a message from torch, or a closed pipe."""
+
+
+def worker_died(error: Exception) -> bool:
+    """Return whether one of `WORKER_ERRORS` means that a worker died."""
+    return not isinstance(error, RuntimeError) or "DataLoader worker" in str(error)
+
+
+def start(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Start to iterate over a loader, without the signal handler of torch.
+
+    The handler raises at any point, even within a step. Without it, a dead worker is noticed when its batch is missing.
+    """
+    previous = signal.getsignal(signal.SIGCHLD)
+    iterator = iter(loader)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, previous or signal.SIG_DFL)
+    return iterator
 
 
 def steps_per_epoch(images: Images, batch: int) -> int:

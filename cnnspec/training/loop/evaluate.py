@@ -22,7 +22,7 @@ from cnnspec.diagnostics import CnnspecError, failure
 from cnnspec.ir import Graph
 from cnnspec.recipe import Setting
 from cnnspec.training.data.augment import Preprocess
-from cnnspec.training.data.batches import EpochBatches
+from cnnspec.training.data.batches import EpochBatches, Workers
 from cnnspec.training.data.datasets import Images, load_data
 from cnnspec.training.data.device import to_device
 from cnnspec.training.data.identity import FILE, DataIdentity, Inventory, differences, is_other
@@ -186,6 +186,7 @@ def score(
     tta: Literal["hflip"] | None = None,
     processes: Processes | None = None,
     precision: Precision = full_float32,
+    workers: Workers | None = None,
 ) -> Score:
     """Evaluate a network on one split of a dataset, in the precision of its weights and without augmentation.
 
@@ -200,6 +201,7 @@ def score(
         tta: `hflip` averages the logits of each image and of its mirror image.
         processes: The processes that share the work. All of them call this function.
         precision: Returns the context to compute in, by default full float32 precision.
+        workers: The processes that read images from files, None for this process.
 
     Raises:
         CnnspecError: E0509 if an output is NaN or Inf, E0513 if not even one image fits into the memory.
@@ -207,14 +209,20 @@ def score(
     evaluator, processes = Evaluator(network, device, tta, precision), processes or Processes()
     size = images_per_batch((len(preprocessing.mean), *preprocessing.size), device)
     rounds = math.ceil(math.ceil(len(images) / size) / processes.size)
-    first, last = (min(len(images), rank * rounds * size) for rank in (processes.rank, processes.rank + 1))
-    own = images if last - first == len(images) else images.subset(torch.arange(first, last))
+    first = processes.rank * rounds
+    batches = EpochBatches(
+        images,
+        Preprocess(preprocessing),
+        size,
+        skip=first,
+        stop=first + rounds,
+        workers=None if images.in_memory else workers,
+    )
     found = torch.zeros(4, len(images), dtype=torch.float64)  # predicted, probability, loss, among the first five
-    classes, polls, position = 0, 0, first
-    workers = 0 if images.in_memory else default_workers(local_processes(processes.size))
+    classes, polls, position = 0, 0, first * size
     error: CnnspecError | None = None
     try:
-        for batch, labels in EpochBatches(own, Preprocess(preprocessing), size, workers=workers) if len(own) else ():
+        for batch, labels in batches:
             poll()
             polls += 1
             logits, labels = evaluator(batch), labels.cpu()
@@ -306,7 +314,8 @@ def evaluate(
     preprocessing, origins = choose_preprocessing(
         graph.recipe, graph.input_shape, loaded.compute_statistics, about.preprocessing
     )
-    result = score(network, part, preprocessing, best_device(), tta=graph.recipe.tta)
+    with Workers(default_workers(local_processes(1))) as workers:
+        result = score(network, part, preprocessing, best_device(), tta=graph.recipe.tta, workers=workers)
     return {
         "network": graph.name,
         "weights": str(weights),

@@ -36,7 +36,7 @@ from cnnspec.recipe import Recipe
 from cnnspec.semantics.recipe_rules import frozen_modules, single_value_norm
 from cnnspec.shapes import text
 from cnnspec.training.data.augment import Preprocess, is_per_image
-from cnnspec.training.data.batches import Batch, EpochBatches
+from cnnspec.training.data.batches import Batch, EpochBatches, Workers
 from cnnspec.training.data.datasets import ImageData
 from cnnspec.training.data.device import to_device
 from cnnspec.training.data.identity import DataIdentity
@@ -203,6 +203,7 @@ class TrainingContext:
     save_every: float = 300.0
     watch: Callable[[int, Mapping[str, float]], bool] | None = None
     about: Mapping[str, Any] | None = None
+    workers: Workers = field(default_factory=Workers)
     memory_format: torch.memory_format = torch.channels_last
     threads: int | None = None
 
@@ -719,6 +720,7 @@ class Task(pl.LightningModule):
                 poll=self.poll,
                 processes=processes,
                 precision=self._val_precision,
+                workers=self.context.workers,
             )
         finally:
             network.train()
@@ -800,10 +802,10 @@ class BatchDataModule(pl.LightningDataModule):
         recipe: The recipe.
         data: The dataset.
         preprocessing: Turns images into the input of the network.
-        workers: The number of processes that read images from files.
+        workers: The processes that read images from files.
     """
 
-    def __init__(self, recipe: Recipe, data: ImageData, preprocessing: Preprocessing, workers: int = 0) -> None:
+    def __init__(self, recipe: Recipe, data: ImageData, preprocessing: Preprocessing, workers: Workers) -> None:
         super().__init__()
         self.recipe, self.data, self.workers = recipe, data, workers
         self.preprocess = Preprocess(preprocessing, recipe.augment)
@@ -831,9 +833,9 @@ class BatchDataModule(pl.LightningDataModule):
         self.skip = 0
         return batches
 
-    def _needed_workers(self) -> int:
-        """Return the number of workers: none for images in memory, unless a CPU processes them one by one for a GPU."""
+    def _needed_workers(self) -> Workers | None:
+        """Return the workers, or None for images in memory, unless a CPU processes them one by one for a GPU."""
         assert self.trainer is not None
         for_gpu = self.trainer.strategy.root_device.type != self.data.train.device.type
         one_by_one = for_gpu and is_per_image(self.recipe.augment)
-        return self.workers if not self.data.train.in_memory or one_by_one else 0
+        return self.workers if not self.data.train.in_memory or one_by_one else None

@@ -71,7 +71,8 @@ class TrainOptions:
         memory_format: `channels_last` or `contiguous`. With None, the faster one is measured.
         threads: The number of torch threads. With None, all available cores are used.
         cache: Where the images are kept: `auto`, `ram`, `device`, `disk`, or `off` to read files in each epoch.
-        workers: The number of processes that read and augment images. With None, one per core, at most eight.
+        workers: The number of processes that read and augment images, and of others that read images for validation.
+            With None, one per core, at most eight.
         allocator: `keep` lets glibc keep large blocks, `default` does not change the allocator.
         plots: Whether to draw curves and other plots.
         brief: Leave the recipe out of the first messages.

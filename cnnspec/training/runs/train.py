@@ -25,7 +25,7 @@ from cnnspec.recipe import Recipe
 from cnnspec.semantics.recipe_rules import divided_group, frozen_modules, network_conflicts, nothing_validated, refuse
 from cnnspec.training.data import identity
 from cnnspec.training.data.augment import Preprocess
-from cnnspec.training.data.batches import steps_per_epoch
+from cnnspec.training.data.batches import Workers, steps_per_epoch
 from cnnspec.training.data.datasets import ImageData, Images, load_data
 from cnnspec.training.data.preprocessing import Preprocessing, choose_preprocessing
 from cnnspec.training.loop.about import about_weights, describe
@@ -254,6 +254,8 @@ class _TrainingRun:
         self.is_main_process = is_main_process()
         state = None
         data, recipe = self.data, self.recipe
+        workers = self.options.workers
+        workers = default_workers(local_processes(start.trainer.world_size)) if workers is None else workers
         steps = steps_per_epoch(data.train, recipe.batch)
         if start.resumed is not None and folder.checkpoints.exists():
             check = StateCheck(network, recipe, steps)
@@ -279,6 +281,7 @@ class _TrainingRun:
             save_every=self.options.save_every,
             watch=self.options.watch,
             about=describe(self.graph, data.names, self.preprocessing),
+            workers=Workers(workers),
         )
         self.task = Task(self.graph, network, self.recipe, steps, self.context, state)
         if start.parts > self.task.progress.parts:
@@ -401,7 +404,8 @@ class _TrainingRun:
                 draw_curves(self.folder.path)
 
     def close(self) -> None:
-        """Close what an error has left open."""
+        """End the workers, and close what an error has left open."""
+        self.context.workers.close()
         for logger in self.trainer.loggers:
             with suppress(Exception):  # the first error is reported
                 logger.finalize("failed")
@@ -496,11 +500,10 @@ class _TrainingRun:
             epoch, skip = divmod(task.progress.step, task.steps)
             progress: Any = trainer.fit_loop.epoch_progress.current
             progress.processed = progress.completed = epoch
-            workers = self.options.workers
-            workers = default_workers(local_processes(trainer.world_size)) if workers is None else workers
-            batches = BatchDataModule(self.recipe, self.context.data, self.preprocessing, workers)
-            batches.skip = skip
-            trainer.fit(task, datamodule=batches)
+            with Workers(self.context.workers.count, self.recipe.epochs) as workers:
+                batches = BatchDataModule(self.recipe, self.context.data, self.preprocessing, workers)
+                batches.skip = skip
+                trainer.fit(task, datamodule=batches)
         finally:
             task.stop_clock()
             self.folder.checkpoints.wait()
@@ -529,7 +532,7 @@ class _TrainingRun:
         for name, part in (("val", self.data.val), ("test", self.data.test)):
             if part is not None:
                 options: dict[str, Any] = {"poll": self.task.poll, "tta": self.recipe.tta, "processes": processes}
-                result = score(network, part, self.preprocessing, device, **options)
+                result = score(network, part, self.preprocessing, device, **options, workers=self.context.workers)
                 scores |= {f"{name}_acc": result.accuracy, f"{name}_loss": result.loss}
                 scores["metrics"][name] = result.metrics()
                 predictions[name] = part, result.predicted, result.probability
