@@ -248,6 +248,7 @@ LABELS = """training type forward half _modules __init__ __x x self torch nn Ten
         'repeat 5 as i { scale bare shape=scalar name="type{i}" | linear 4 pointwise name="l-{i}" }',
         "g: { scale bare | shift bare | scale shape=map }\nb: scale bare repeat=4",
         "a: bn\nb: { maxpool 2 | conv 1x1 4 }\nupsample like=@a\nrepeat 3 { maxpool 3 | upsample like=@a }",
+        "p.0: relu | bn\np.1: maxpool 2 | scale bare\np.2: relu | tanh\nagain @p.1 | relu | again @p.0 | again @p.2",
         "block up() { x: bn\n maxpool 2\n upsample like=@x mode=bilinear }\nup x3\ny: in\nbn\nup: upsample like=@y",
     ],
 )

@@ -240,7 +240,8 @@ class _Builder:
         path = _plain(path)
         own = path[len(scope.path) :]
         training = node.aux is not None and not scope.path
-        if not path or (self._paths[first] == path and node.has_state):
+        single = not path or (self._paths[first] == path and node.has_state)
+        if single:
             inputs, outputs = list(node.inputs), [first]
             structure, values = self._expression(first) if not path else self._module(self._owners[path])
             child = None
@@ -255,7 +256,7 @@ class _Builder:
         read = [numbers[i] for i in inputs]
         for output in outputs:
             numbers[output] = len(numbers)
-        stateless = child is None and own and own[-1].isdigit() and not node.weights
+        stateless = single and own and own[-1].isdigit() and not node.weights
         free = node.op.name if stateless and not node.op.buffers(graph.input_shapes(node)[0]) else ""
         item = Item(own, structure, values, read, [numbers[i] for i in outputs], free, training)
         if own:
