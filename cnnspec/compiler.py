@@ -8,9 +8,7 @@ module.
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Collection, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,6 +20,7 @@ from cnnspec.diagnostics import CnnspecError, Diagnostic, Reporter, Source, TooM
 from cnnspec.diagnostics.spelling import Search, searching
 from cnnspec.diagnostics.trials import prove
 from cnnspec.lints import lint
+from cnnspec.resources import without_garbage_collection
 from cnnspec.semantics.elaborate import elaborate
 from cnnspec.semantics.loader import SUFFIX, Library, read_text, shipped_specs
 from cnnspec.semantics.parameter_values import parameter_value
@@ -130,22 +129,10 @@ def compile_source(
         return compile_source(changed, path, params, steps=steps, **options)
 
     compilation.recompile = recompile
-    with _without_garbage_collection(), searching(compilation.search):
+    with without_garbage_collection(), searching(compilation.search):
         compilation.library = Library(path.parent if path else None, buffers)
         _run_stages(compilation, compilation.library, path, params, steps, allow_huge)
     return compilation
-
-
-@contextmanager
-def _without_garbage_collection() -> Generator[None]:
-    """Disable Python's cycle collector: it takes as long as all stages together, and finds almost nothing."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _run_stages(
@@ -219,6 +206,10 @@ def compile_file(
     return compile_source(Source(name, text), path, params, allow_huge=allow_huge, lints=lints)
 
 
+_COMPARED_STEPS = 4_000
+"""The limit on elements when the errors of two layouts of a text are compared."""
+
+
 def format_text(source: Source) -> str:
     """Format a source.
 
@@ -235,7 +226,8 @@ def format_text(source: Source) -> str:
         raise CnnspecError(reporter.sorted())
     text = format_file(file)
     if text != source.text:
-        before, after = (compile_source(Source(source.name, part)).reporter.sorted() for part in (source.text, text))
+        parts = (Source(source.name, part) for part in (source.text, text))
+        before, after = (compile_source(part, steps=_COMPARED_STEPS).reporter.sorted() for part in parts)
         if [found.code for found in before] != [found.code for found in after]:
             raise CnnspecError(before or after)
         if significant(text) != significant(source.text):

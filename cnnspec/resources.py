@@ -1,12 +1,15 @@
-"""Locate shipped files and the cache folder, and count the memory and the cores that this process may use.
+"""What a process uses: shipped files, the cache folder, memory, cores, and the cycle collector.
 
 Grammar, specs and data lie inside the package in a wheel, next to it in a checkout.
 """
 
 from __future__ import annotations
 
+import gc
 import math
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -63,3 +66,15 @@ def cache_folder() -> Path | None:
         return Path(base or Path.home() / ".cache") / "cnnspec"
     except RuntimeError:
         return None
+
+
+@contextmanager
+def without_garbage_collection() -> Generator[None]:
+    """Disable Python's cycle collector: among many small objects it takes long, and finds almost nothing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -17,6 +17,7 @@ from cnnspec.diagnostics import CnnspecError, failure, html_table
 from cnnspec.ir import Graph, Node
 from cnnspec.limits import MAX_AMOUNTS, MAX_FLAT_TERMS, MAX_SIZES
 from cnnspec.ops.base import FLOAT
+from cnnspec.resources import without_garbage_collection
 from cnnspec.shapes import Shape
 from cnnspec.shapes.symbolic import Amount, Length, LengthsLimit
 
@@ -76,7 +77,7 @@ class Row:
             "peak_bytes": self.peak,
             "field": list(self.field),
             "center_field": list(self.center_field) if self.center_field else None,
-            "stride": [int(s) if s == int(s) else float(s) for s in self.stride],
+            "stride": [s.numerator if s.denominator == 1 else float(s) for s in self.stride],
             "depth": self.depth,
         }
 
@@ -252,6 +253,7 @@ class Summary:
         return html_table(head, self.table(DEFAULT_COLUMNS, 2))
 
 
+@without_garbage_collection()
 def summarize(graph: Graph, batch: int = 1, *, symbolic: bool = False) -> Summary:
     """Summarize a network. The values of a module are sums over its operators; its peak is the maximum.
 

@@ -59,10 +59,8 @@ class FileScope:
 
     def local(self) -> LocalScope:
         """Return a scope whose variables are the constants, with the type of operators marked."""
-        types: dict[str, Type | None] = {
-            name: _OPERATOR if isinstance(value, OpName) else FILE_VALUE for name, value in self.constants.items()
-        }
-        return LocalScope(self, types)
+        operators = [name for name, value in self.constants.items() if type(value) is OpName]
+        return LocalScope(self, {**dict.fromkeys(self.constants, FILE_VALUE), **dict.fromkeys(operators, _OPERATOR)})
 
     def top_level(self) -> LocalScope:
         """Return the scope of a top-level expression, which can also name values that depend on the image."""

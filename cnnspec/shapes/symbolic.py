@@ -7,6 +7,7 @@ is such a function in normal form: equal functions are one object.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from itertools import chain, islice
 from typing import ClassVar
 
@@ -333,7 +334,7 @@ class Amount:
 
     def __format__(self, spec: str) -> str:
         shown = islice(self.terms.items(), MAX_SHOWN_TERMS)
-        terms = [_term(h, w, format(count, spec)) for (h, w), count in shown]
+        terms = [_term(*lengths, count, spec) for lengths, count in shown]
         if more := len(self.terms) - len(terms):
             terms.append(f"... ({more:,} more terms)")
         return " + ".join(terms) or "0"
@@ -384,8 +385,10 @@ class Greatest(Amount):
         return f"max({', '.join(sorted(format(amount, spec) for amount in self.amounts))})"
 
 
-def _term(height: Length, width: Length, count: str) -> str:
+@lru_cache(1024)
+def _term(height: Length, width: Length, number: int, spec: str) -> str:
     factors = [length.text(letter) for length, letter in ((height, "H"), (width, "W")) if length != ONE]
+    count = format(number, spec)
     if len(factors) == 1 and count == "1":
         return factors[0]
     closed = [f"({factor})" if " " in factor or "/" in factor else factor for factor in factors]

@@ -61,6 +61,8 @@ NETWORKS: dict[str, tuple[str, ...]] = {
 }
 """Arguments of the commands for a text without errors."""
 
+_FUNCTIONS = {"loads": api.loads, "format": api.format}
+
 CHANGES: dict[str, tuple[str, ...]] = {"check --fix": ("check", "FILE", "--fix"), "fmt": ("fmt", "FILE")}
 """Arguments of the commands that change the file; they run last."""
 
@@ -98,7 +100,8 @@ def run_all(path: Path) -> Iterator[Outcome]:
     for name, arguments in [*[*ANY_TEXT.items()][1:], *(() if first.failed else NETWORKS.items())]:
         yield _measure(name, path, arguments)
     if os.path.isfile(path):  # unlike `Path.is_file`, False if the name is too long
-        yield _measure("loads", path, ())
+        for name in _FUNCTIONS:
+            yield _measure(name, path, ())
     for name, arguments in CHANGES.items():
         yield _measure(name, path, arguments)
 
@@ -116,31 +119,25 @@ def warm_up() -> None:
 
 
 def _measure(name: str, path: Path, arguments: tuple[str, ...]) -> Outcome:
-    text = path.read_bytes().decode("utf-8", "replace") if name == "loads" else ""
+    function = _FUNCTIONS.get(name)
+    text = path.read_bytes().decode("utf-8", "replace") if function else ""
     failed, fault = False, ""
     _reset_peak()
     start = time.process_time()
     try:
         with _silent(), _time_limit(), _without_torch():
-            if name == "loads":
-                _load(text)
+            if function:
+                function(text)
             else:
                 failed = bool(app([str(path) if word == "FILE" else word for word in arguments], standalone_mode=False))
     except CnnspecError as error:
         failed = True
         with _silent():
             print_diagnostics(error.diagnostics)
+            str(error)
     except Exception as error:  # noqa: BLE001
         failed, fault = True, f"{type(error).__name__}: {error}"
     return Outcome(name, time.process_time() - start, peak_memory(), failed, fault)
-
-
-def _load(text: str) -> None:
-    for function in (api.format, api.loads):
-        try:
-            function(text)
-        except CnnspecError as error:
-            str(error)
 
 
 class _Sink(io.TextIOBase):

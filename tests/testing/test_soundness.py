@@ -66,7 +66,7 @@ def test_commands_that_raise_or_exceed_a_limit_are_violations(monkeypatch: pytes
     monkeypatch.setitem(front_commands.NETWORKS, "summary --json", ("summary", "FILE", "--no-such-option"))
     (tmp_path / "a.cnn").write_text("input 3x8x8\nrelu\n")
     outcomes = [*front_commands.run_all(tmp_path / "a.cnn")]
-    names = {*front_commands.ANY_TEXT, *front_commands.NETWORKS, *front_commands.CHANGES, "loads"}
+    names = {*front_commands.ANY_TEXT, *front_commands.NETWORKS, *front_commands.CHANGES, "loads", "format"}
     assert {outcome.command for outcome in outcomes} == names
     for outcome in outcomes:
         wrong = [*outcome.violations()]
