@@ -653,6 +653,18 @@ def _input_shape(at: Place, shape: str) -> Explanation:
     return Explanation(help, fixes, span, message)
 
 
+def _inner_input(at: Place) -> Explanation | None:
+    """`input 3x32x32` in braces or in a pipeline."""
+    start, shape = at.at, re.match(r"input\s+([0-9]+x[0-9]+x[0-9]+)(?!\w)", at.rest)
+    if shape is None and (word := re.search(r"\binput\s+$", at.before)):
+        start, shape = at.line + word.start(), re.match(r"([0-9]+x[0-9]+x[0-9]+)(?!\w)", at.rest)
+    if shape is None:
+        return None
+    message = "`input` is only allowed at the top level of the file"
+    help = f"write `input {shape.group(1)}` on its own line at the top level"
+    return Explanation(help, [], at.span(start, start + len("input")), message, "E0201")
+
+
 def _numbers(at: Place) -> Explanation | None:
     """Misplaced sizes, and words that begin with a digit."""
     if at.line_end:
@@ -660,8 +672,10 @@ def _numbers(at: Place) -> Explanation | None:
     if size := re.match(r"[0-9]+(x[0-9]+)+(?![A-Za-z0-9_])", at.rest):
         span, message = at.span(at.at, at.at + size.end()), f"unexpected size `{size.group()}`"
         near, fixes = _top_word(at)
-        if re.search(r"\binput\s*$", at.before):
-            return _input_shape(at, size.group())
+        if word := re.search(r"\binput\s*$", at.before):
+            return (
+                _input_shape(at, size.group()) if size.group().count("x") != 2 else _inner_input(at, word, size.group())
+            )
         if size.group().count("x") == 2:
             kernel = "x".join(size.group().split("x")[:2])
             fixes.append(at.fix(f"write `{kernel}`", (at.at, at.at + size.end(), kernel)))
@@ -1053,6 +1067,7 @@ _RULES: tuple[Callable[[Place], Explanation | None], ...] = (
     _incomplete,
     _characters,
     _again,
+    _inner_input,
     _repeats,
     _repeats_of_others,
     foreign.signs,
