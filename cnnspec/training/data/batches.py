@@ -70,7 +70,7 @@ class EpochBatches(Dataset[Batch]):
         self.seed, self.skip, self.stop = seed, skip, stop
         self.rank, self.world, self.block = rank, world, block
         # Each worker would read all rows of a stream, which decodes images in threads.
-        alone = isinstance(images, Records) and images.source.one_process
+        alone = isinstance(images, Records) and images.one_process
         self.workers = workers if workers is not None and workers.count and not alone else None
         self._settings = preprocess.fixed, preprocess.augment, self.batch, seed, rank, world, block
         self.set_epoch(epoch)

@@ -65,10 +65,6 @@ class Decoded:
     def device(self) -> torch.device:
         return self.pixels.device
 
-    @property
-    def one_process(self) -> bool:
-        return False
-
     @cached_property
     def is_uniform(self) -> bool:
         """Whether all images have the same size."""
@@ -77,10 +73,6 @@ class Decoded:
     def to(self, device: torch.device) -> Decoded:
         """Return the images in the memory of a device."""
         return Decoded(to_device(self.pixels, device), self.sizes, self.channels)
-
-    def order(self, positions: Tensor, generator: torch.Generator) -> Tensor:
-        """Return a random order of some positions."""
-        return torch.randperm(len(positions), generator=generator)
 
     def images(self, positions: Sequence[int]) -> Iterator[Tensor]:
         """Yield the images as groups `[n, C, h, w]`, in the order of the positions.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,51 +14,38 @@ from cnnspec.training.data.images import read_image
 
 
 class Source(Protocol):
-    """Images by their position."""
+    """Images by their position. Without the members below, any process can read them in any order."""
+
+    def images(self, positions: Sequence[int]) -> Iterator[Tensor]:
+        """Yield the images as groups `[n, C, h, w]` of one size each, in the order of the positions."""
+        ...
+
+
+@runtime_checkable
+class Movable(Source, Protocol):
+    """Images in the memory of a device."""
 
     @property
     def device(self) -> torch.device:
         """The device of the images."""
         ...
 
-    @property
-    def one_process(self) -> bool:
-        """Whether several processes would read the same rows."""
+    def to(self, device: torch.device) -> Source:
+        """Return the images in the memory of another device."""
         ...
 
-    def images(self, positions: Sequence[int]) -> Iterator[Tensor]:
-        """Yield the images as groups `[n, C, h, w]` of one size each, in the order of the positions."""
-        ...
+
+@runtime_checkable
+class Sequential(Source, Protocol):
+    """Images that are fast to read only in their own random order, by one process: others would read the same rows."""
 
     def order(self, positions: Tensor, generator: torch.Generator) -> Tensor:
         """Return a random order of some ascending positions, as indices of them."""
         ...
 
-    def to(self, device: torch.device) -> Source:
-        """Return the images in the memory of a device, or the same source if they are read on demand."""
-        ...
-
-
-class RandomAccess:
-    """A source whose images can be read in any order by any number of processes."""
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cpu")
-
-    @property
-    def one_process(self) -> bool:
-        return False
-
-    def order(self, positions: Tensor, generator: torch.Generator) -> Tensor:
-        return torch.randperm(len(positions), generator=generator)
-
-    def to(self, device: torch.device) -> Self:
-        return self
-
 
 @dataclass(frozen=True)
-class Files(RandomAccess):
+class Files:
     """Images in files."""
 
     paths: tuple[Path, ...]
@@ -69,7 +56,7 @@ class Files(RandomAccess):
 
 
 @dataclass(frozen=True)
-class Rows(RandomAccess):
+class Rows:
     """Images of a table or a program, read by a function that returns bytes `[1, C, h, w]`."""
 
     read_one: Callable[[int], Tensor] = field(repr=False)
@@ -102,7 +89,12 @@ class Records:
 
     @property
     def device(self) -> torch.device:
-        return self.source.device
+        return self.source.device if isinstance(self.source, Movable) else torch.device("cpu")
+
+    @property
+    def one_process(self) -> bool:
+        """Whether several processes would read the same rows."""
+        return isinstance(self.source, Sequential)
 
     @property
     def in_memory(self) -> bool:
@@ -115,7 +107,9 @@ class Records:
 
     def order(self, generator: torch.Generator) -> Tensor:
         """Return the order of an epoch, `[N]`."""
-        return self.source.order(self.positions, generator)
+        if isinstance(self.source, Sequential):
+            return self.source.order(self.positions, generator)
+        return torch.randperm(len(self), generator=generator)
 
     def subset(self, indices: Tensor) -> Records:
         """Return the images at these indices. Those of shards must ascend."""
@@ -123,7 +117,7 @@ class Records:
 
     def to(self, device: torch.device) -> Records:
         """Return the images in the memory of a device, if they are in memory."""
-        return replace(self, source=self.source.to(device))
+        return replace(self, source=self.source.to(device)) if isinstance(self.source, Movable) else self
 
     def paths(self) -> list[Path] | None:
         """Return the file of each image, or None if they are not files."""

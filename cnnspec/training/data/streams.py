@@ -51,14 +51,6 @@ class Shards:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_open": OrderedDict(), "_kept": OrderedDict()}  # connections are not shared
 
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cpu")
-
-    @property
-    def one_process(self) -> bool:
-        return True
-
     def order(self, positions: Tensor, generator: torch.Generator) -> Tensor:
         """Return the order of an epoch, `[N]`: shards in random order, and rows shuffled in windows."""
         shards = torch.searchsorted(self.starts, positions, right=True) - 1
@@ -66,10 +58,6 @@ class Shards:
         order = torch.argsort(rank[shards], stable=True)
         windows = (window[torch.randperm(len(window), generator=generator)] for window in order.split(self.window))
         return torch.cat([order[:0], *windows])
-
-    def to(self, device: torch.device) -> Shards:
-        """Return the same shards. They stay where they are."""
-        return self
 
     def images(self, positions: Sequence[int]) -> Iterator[Tensor]:
         """Yield the images at some positions. Several are decoded at a time.
