@@ -672,10 +672,8 @@ def _numbers(at: Place) -> Explanation | None:
     if size := re.match(r"[0-9]+(x[0-9]+)+(?![A-Za-z0-9_])", at.rest):
         span, message = at.span(at.at, at.at + size.end()), f"unexpected size `{size.group()}`"
         near, fixes = _top_word(at)
-        if word := re.search(r"\binput\s*$", at.before):
-            return (
-                _input_shape(at, size.group()) if size.group().count("x") != 2 else _inner_input(at, word, size.group())
-            )
+        if re.search(r"\binput\s*$", at.before):
+            return _input_shape(at, size.group())
         if size.group().count("x") == 2:
             kernel = "x".join(size.group().split("x")[:2])
             fixes.append(at.fix(f"write `{kernel}`", (at.at, at.at + size.end(), kernel)))
