@@ -275,6 +275,8 @@ def start(loader: DataLoader[Any]) -> Iterator[Any]:
 
     The handler raises at any point, even within a step. Without it, a dead worker is noticed when its batch is missing.
     """
+    if not hasattr(signal, "SIGCHLD"):  # Windows
+        return iter(loader)
     previous = signal.getsignal(signal.SIGCHLD)
     iterator = iter(loader)
     if threading.current_thread() is threading.main_thread():
