@@ -126,7 +126,9 @@ class CheckedFile(_Object):
     """The diagnostics that `--fix` fixed; only with `--fix`."""
     name: str = ""
     input: Annotated[list[Positive], Field(min_length=3, max_length=3)] = []
-    """Channels, height and width of the image."""
+    """Channels, height and width of the image; of several images, all channels."""
+    images: dict[str, Annotated[list[Positive], Field(min_length=3, max_length=3)]] = {}
+    """The shapes of several images by name."""
     output: Annotated[list[Positive], Field(min_length=1, max_length=3)] = []
     """The output shape of one image; of named outputs, that of the last one that is computed."""
     outputs: dict[str, Annotated[list[Positive], Field(min_length=1, max_length=3)]] = {}
@@ -226,6 +228,9 @@ class Summary(_Figures):
     name: str
     batch: Positive
     input_shape: Shape
+    """The shape of the image; of several images, with all channels."""
+    images: dict[str, Shape] = {}
+    """The shapes of several images by name."""
     output_shape: Shape
     """The output shape; of named outputs, that of the last one that is computed."""
     outputs: list[Output] = []
@@ -270,10 +275,10 @@ def result_model() -> type[BaseModel]:
 
 
 OPTIONAL = {
-    "CheckedFile": ("fixed", "name", "input", "output", "outputs", "parameters", "macs", "sizes"),
+    "CheckedFile": ("fixed", "name", "input", "images", "output", "outputs", "parameters", "macs", "sizes"),
     "Lengths": ("from", "period", "residues"),
     "ImageSizes": ("in_evaluation",),
-    "Summary": (*_Figures.model_fields, "outputs", "declared", "max_batch"),
+    "Summary": (*_Figures.model_fields, "images", "outputs", "declared", "max_batch"),
     "Module": (*_Figures.model_fields, "kind", "output_shape"),
     "Output": ("output_shape", "field", "center_field", "stride", "depth"),
     "Setting": ("base",),

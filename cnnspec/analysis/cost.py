@@ -112,7 +112,7 @@ def live_memory(graph: Graph, counts: Counts | None = None) -> list[Memory]:
     for index, position in last.items():
         ends.setdefault(position, []).append(index)
     live_at = [_NO_MEMORY] * len(graph.nodes)
-    live, fixed = _size(graph.input_shape), 0
+    live, fixed = 0 if graph.images else _size(graph.input_shape), 0
     allocated: dict[int, int] = {}
     for position, index in enumerate(order):
         node = graph.nodes[index]
@@ -179,7 +179,8 @@ def training_memory(graph: Graph) -> TrainingMemory:
             inputs = (graph.nodes[i].shape for i in node.sources if i != IMAGE and gradient[i])
             scratch = node.op.backward_scratch(graph.input_shapes(node), node.shape)
             working = max(working, _size(node.shape) + sum(_size(shape) for shape in inputs) + scratch)
-    saved, image = counts.saved_total, 0 if IMAGE in counts.saved_outputs else _size(graph.input_shape)
+    saved, images = counts.saved_total, [*enumerate(graph.images.values())] or [(IMAGE, graph.input_shape)]
+    image = sum(_size(shape) for index, shape in images if index not in counts.saved_outputs)
     steps = (*set(live_memory(graph, counts)), Memory(saved.image + image + working, saved.fixed))
     return TrainingMemory(weights + buffers, weights, optimizer + average, steps)
 

@@ -73,8 +73,8 @@ def compare(a: Graph, b: Graph) -> Difference:
     """
     before, after = _descriptions(a), _descriptions(b)
     changes: list[Change] = []
-    if a.input_shape != b.input_shape:
-        changes.append(Change("input", "changed", shapes.text(a.input_shape), shapes.text(b.input_shape)))
+    if a.input_text != b.input_text:
+        changes.append(Change("input", "changed", a.input_text, b.input_text))
     if a.taps != b.taps or [*a.taps] != [*b.taps]:
         changes += _changed_outputs(a, b)
     for path in dict.fromkeys((*before, *after)):
@@ -126,7 +126,7 @@ def node_statuses(a: Graph, b: Graph) -> tuple[list[str], list[str]]:
 
 def _activations(graph: Graph) -> int:
     """Return the bytes of the outputs of all operators for one image."""
-    return sum(FLOAT * shapes.numel(node.shape) for node in graph.nodes)
+    return sum(FLOAT * shapes.numel(node.shape) for node in graph.nodes[len(graph.images) :])
 
 
 def _descriptions(graph: Graph) -> dict[str, str]:
@@ -134,7 +134,10 @@ def _descriptions(graph: Graph) -> dict[str, str]:
     descriptions: dict[str, str] = {}
     keys: list[str] = []
     counts: dict[str, int] = {}
-    for node in graph.nodes:
+    for name, shape in graph.images.items():
+        keys.append(f"input {name}")
+        descriptions[keys[-1]] = shapes.text(shape)
+    for node in graph.nodes[len(keys) :]:
         key = node.place
         if not node.op.owns_module:
             place = f"{key}.{node.op.name}" if key else node.op.name

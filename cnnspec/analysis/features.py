@@ -45,7 +45,7 @@ def tap(graph: Graph, outputs: Sequence[str]) -> Graph:
         if node.use is None:
             first_uses.setdefault(node.path, []).append(index)
     needed: set[int] = set()
-    pending = list(wanted.values())
+    pending = [*range(len(graph.images)), *wanted.values()]
     while pending:
         index = pending.pop()
         if index != IMAGE and index not in needed:

@@ -52,7 +52,7 @@ def owners(graph: Graph, training: bool) -> list[int]:
     over = overwriting(graph)
     found: list[int] = []
     for index, node in enumerate(graph.nodes):
-        if index in over or node.op.shares(training):
+        if index in over or (node.op.shares(training) and index >= len(graph.images)):
             source = node.inputs[0]
             found.append(IMAGE if source == IMAGE else found[source])
         else:
@@ -71,8 +71,8 @@ def tracked(graph: Graph) -> list[bool]:
 def last_uses(graph: Graph, training: bool) -> dict[int, int]:
     """Return the position in `schedule` of the last use of each owner of memory.
 
-    Tensors whose last reader is an auxiliary head are freed after that head, also in evaluation. Results live to the
-    end.
+    Tensors whose last reader is an auxiliary head are freed after that head, also in evaluation. Results and several
+    images live to the end.
     """
     order, owner = schedule(graph), owners(graph, training)
     found: dict[int, int] = {}
@@ -86,7 +86,6 @@ def last_uses(graph: Graph, training: bool) -> dict[int, int]:
             if source != IMAGE:
                 found.setdefault(owner[source], after_heads if graph.nodes[source].aux is None else position)
         found.setdefault(owner[order[position]], position)
-    found.update(
-        (owner[index], len(order)) for index in graph.training_results if training or graph.nodes[index].aux is None
-    )
+    kept = (*range(len(graph.images)), *graph.training_results)
+    found.update((owner[index], len(order)) for index in kept if training or graph.nodes[index].aux is None)
     return found

@@ -167,6 +167,7 @@ class Summary:
         name: The name of the network.
         batch: The number of images.
         input_shape: The shape of the image.
+        images: The shapes of several images by name; their channels are those of the input.
         output_shape: The shape of the output.
         rows: All modules; a module comes before its submodules.
         outputs: The named outputs; `path` is the name, and parameters, operations and memory are 0.
@@ -179,6 +180,7 @@ class Summary:
     name: str
     batch: int
     input_shape: Shape
+    images: dict[str, Shape]
     output_shape: Shape
     rows: tuple[Row, ...]
     total: Row
@@ -220,6 +222,7 @@ class Summary:
             "name": self.name,
             "batch": self.batch,
             "input_shape": list(self.input_shape),
+            **({"images": {name: list(shape) for name, shape in self.images.items()}} if self.images else {}),
             "output_shape": list(self.output_shape),
             **({"outputs": [{"name": o.path, **figures(o, of_outputs)} for o in self.outputs]} if self.outputs else {}),
             **({"declared": declared} if self.declared else {}),
@@ -301,7 +304,8 @@ def _summarize(graph: Graph, shown: Graph, batch: int) -> Summary:
     kinds: dict[str, str] = dict(graph.scopes)
     sums: dict[str, list[int]] = {"": [0] * 7}
     last: dict[str, int] = {}
-    for index, node in enumerate(shown.nodes):
+    layers = enumerate(shown.nodes[len(graph.images) :], len(graph.images))
+    for index, node in layers:
         if node.op.owns_module:
             kinds[node.path] = node.op.name
         place = node.place
@@ -357,7 +361,7 @@ def _summarize(graph: Graph, shown: Graph, batch: int) -> Summary:
             depth=graph.depth,
         )
     return Summary(
-        *(graph.name, batch, shown.input_shape, shown.output_shape, tuple(rows[1:]), total),
+        *(graph.name, batch, shown.input_shape, shown.images, shown.output_shape, tuple(rows[1:]), total),
         ordered(batch * counts.training_flops),
         graph.input_shape if shown is not graph else None,
         tuple(outputs),

@@ -54,11 +54,12 @@ def _too_large(size: int) -> CnnspecError:
     return failure("E0522", message, help="use `--half`, or `--to pt2`")
 
 
-def convert(program: ExportedProgram, outputs: Sequence[str] = (OUTPUT,)) -> Any:
+def convert(program: ExportedProgram, inputs: Sequence[str] = (INPUT,), outputs: Sequence[str] = (OUTPUT,)) -> Any:
     """Return the ONNX model of a program. Its nodes are named by the path of their module and their operator.
 
     Args:
         program: The program.
+        inputs: The names of its inputs.
         outputs: The names of its outputs.
 
     Raises:
@@ -66,10 +67,10 @@ def convert(program: ExportedProgram, outputs: Sequence[str] = (OUTPUT,)) -> Any
     """
     try:
         with quiet():
-            converted = torch.onnx.export(program, input_names=[INPUT], verbose=False)
+            converted = torch.onnx.export(program, verbose=False)
         assert converted is not None
         model = converted.model
-        _name_outputs(model, outputs)
+        _name_values(model, inputs, outputs)
     except Exception as error:  # noqa: BLE001 - the exporter fails in many ways
         notes = [reason(error)]
         raise failure("E0522", "torch.onnx cannot export the network", notes=notes, help="use `--to pt2`") from None
@@ -87,15 +88,17 @@ def convert(program: ExportedProgram, outputs: Sequence[str] = (OUTPUT,)) -> Any
     return model
 
 
-def _name_outputs(model: Any, names: Sequence[str]) -> None:
-    """Name the outputs of a model. Other values with such a name get another one."""
+def _name_values(model: Any, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Name the inputs and outputs of a model. Other values with such a name get another one, also inputs."""
     import onnx_ir
 
     graph = model.graph
-    for value in (*graph.inputs, *graph.initializers.values()):
-        if value.name in names:
+    for value in [*graph.initializers.values()]:
+        if value.name in (*inputs, *outputs):
             value.name = f"{value.name}:0"
-    for position, name in enumerate(names):
+    for value, name in zip(graph.inputs, inputs, strict=True):
+        value.name = f"{name}:0" if name in outputs else name
+    for position, name in enumerate(outputs):
         value = graph.outputs[position]
         if value.producer() is None or any(value is other for other in [*graph.outputs][:position]):  # has a name
             copy = onnx_ir.node("Identity", [value])
@@ -130,7 +133,7 @@ def to_bytes(model: Any, metadata: str) -> bytes:
     return proto.SerializeToString()
 
 
-def load(content: bytes) -> Callable[[Tensor], Tensor | dict[str, Tensor]]:
+def load(content: bytes) -> Callable[..., Tensor | dict[str, Tensor]]:
     """Return the function of an `.onnx` file, run by ONNX Runtime on the CPU.
 
     It returns the logits, or a dict if the outputs have other names.
@@ -141,10 +144,11 @@ def load(content: bytes) -> Callable[[Tensor], Tensor | dict[str, Tensor]]:
     options.log_severity_level = 4  # errors are exceptions, too
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    images_name, names = session.get_inputs()[0].name, [output.name for output in session.get_outputs()]
+    inputs, names = ([value.name for value in values] for values in (session.get_inputs(), session.get_outputs()))
 
-    def run(images: Tensor) -> Tensor | dict[str, Tensor]:
-        found = dict(zip(names, map(torch.from_numpy, session.run(names, {images_name: images.numpy()})), strict=True))
+    def run(*images: Tensor) -> Tensor | dict[str, Tensor]:
+        given = {name: part.numpy() for name, part in zip(inputs, images, strict=True)}
+        found = dict(zip(names, map(torch.from_numpy, session.run(names, given)), strict=True))
         return found[OUTPUT] if names == [OUTPUT] else found
 
     return run

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,7 +46,7 @@ def _copied(x: Tensor) -> Tensor:
 
 
 @contextmanager
-def _contiguous(module: nn.Module, images: Tensor) -> Iterator[None]:
+def _contiguous(module: nn.Module, images: Sequence[Tensor]) -> Iterator[None]:
     """Copy values with other strides than those of a new tensor: after them, torch.export excludes single images.
 
     A tensor that is contiguous can have such strides on axes of size 1, such as a single channel.
@@ -75,7 +76,7 @@ def _contiguous(module: nn.Module, images: Tensor) -> Iterator[None]:
     leaves = [part for part in module.modules() if not [*part.children()]]
     handles = [part.register_forward_pre_hook(note_inputs) for part in leaves]
     handles += [part.register_forward_hook(note_output) for part in leaves]
-    module(images)
+    module(*images)
     for handle in handles:
         handle.remove()
     handles = [part.register_forward_pre_hook(copy_inputs) for part in read]
@@ -87,23 +88,26 @@ def _contiguous(module: nn.Module, images: Tensor) -> Iterator[None]:
             handle.remove()
 
 
-def trace(module: nn.Module, images: Tensor, dynamic: Mapping[int, Any] | None = None) -> ExportedProgram:
+def trace(module: nn.Module, images: Sequence[Tensor], dynamic: Mapping[int, Any] | None = None) -> ExportedProgram:
     """Return the graph of a module in evaluation mode, without paths of this machine.
 
     Args:
-        module: The module, which maps a batch of images to one tensor, or to a dict of tensors.
-        images: An example of its input.
-        dynamic: The axes of the input whose size may vary, each with its `torch.export.Dim`.
+        module: The module, which maps batches of images to one tensor, or to a dict of tensors.
+        images: An example of its inputs.
+        dynamic: The axes of all inputs whose size may vary, each with its `torch.export.Dim`.
 
     Raises:
         CnnspecError: E0522 if torch cannot export it.
     """
-    images = _copied(images)
+    images = tuple(map(_copied, images))
     try:
         # Otherwise torch excludes image sizes at which a feature map has a single row or column.
         patch: Any = _config.patch  # pyright: ignore[reportAttributeAccessIssue]
         with quiet(), torch.no_grad(), _contiguous(module, images), patch(backed_size_oblivious=True):
-            program = torch.export.export(module, (images,), dynamic_shapes=(dict(dynamic or {}),))
+            axes = dict(dynamic or {})
+            arguments = inspect.signature(module.forward).bind(*images).arguments
+            shapes = {n: (axes,) * len(part) if isinstance(part, tuple) else axes for n, part in arguments.items()}
+            program = torch.export.export(module, tuple(images), dynamic_shapes=shapes)
     except Exception as error:  # noqa: BLE001 - the exporter fails in many ways
         sizes = " with variable image sizes" if dynamic and (2 in dynamic or 3 in dynamic) else ""
         notes = [reason(error)]
@@ -128,7 +132,7 @@ def to_bytes(program: ExportedProgram, metadata: str) -> bytes:
     return file.getvalue()
 
 
-def load(content: bytes) -> Callable[[Tensor], Any]:
+def load(content: bytes) -> Callable[..., Any]:
     """Return the function of a `.pt2` file."""
     with quiet():
         return torch.export.load(io.BytesIO(content)).module()

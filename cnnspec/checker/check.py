@@ -49,7 +49,7 @@ def check(
         return None
     if reporter.failed or output is None:
         return None
-    if output.node == ir.IMAGE:
+    if output.node < len(model.several_images):
         help = "add layers, such as `stem conv 3x3 c=16 | bn | relu`"
         reporter.error("E0108", "the network has no layers", source_map[model.origin], help=help)
         return None
@@ -107,6 +107,11 @@ def _check_outputs_used(graph: ir.Graph, reporter: Reporter) -> None:
             paths[index].append(path)
     for index, own in paths.items():
         node = graph.nodes[index]
+        if index < len(graph.images):
+            image = [*graph.images][index]
+            message, help = f"the image `{image}` is never used", f"read it as `@{image}`, or remove it"
+            reporter.error("E0311", message, node.origin, help=help)
+            continue
         named = node.op.owns_module and not node.path.rpartition(".")[2].isdecimal()
         name = f"`{node.path}`" if named else f"this `{node.op.name}`"
         message, help = f"the output of {name} is never used", _advice_on_unused(node, own, bool(graph.taps))

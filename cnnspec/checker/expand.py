@@ -21,7 +21,7 @@ from cnnspec.diagnostics import Label, Reporter
 from cnnspec.ir.evaluate import Template, Unknown, evaluate, reads_image, show
 from cnnspec.ops import OPS, Op, ShapeError
 from cnnspec.ops.inits import InitScheme, allowed_inits, listed_inits
-from cnnspec.schema import OpName, Type
+from cnnspec.schema import Interval, OpName, Type
 from cnnspec.semantics.context import SourceMap
 
 if TYPE_CHECKING:
@@ -88,8 +88,8 @@ class Expander:
         """
         self.graph.check_image(self._model.origin)
         constants = {name: evaluate(expr, {}) for name, expr in self._model.constants.items()}
-        image = Tensor(ir.IMAGE, self._model.input)
-        frame, names = Frame(constants, image), Namespace("")
+        frame, names = Frame(constants, None), Namespace("")
+        image = self._images(frame)
         output = self._body(self._model.body, frame, names, image)
         for head in self._model.aux:
             self._aux_head(head, frame, names)
@@ -97,9 +97,23 @@ class Expander:
             self._named_output(named, frame)
         return output
 
+    def _images(self, frame: Frame) -> Tensor:
+        """Return the first image, and define the labels of images with names. Several are channels of one tensor."""
+        whole, images = Tensor(ir.IMAGE, self._model.input), list[Tensor]()
+        end = 0
+        for image in self._model.images:
+            start, end = end, end + image.channels
+            tensor = whole
+            if self._model.several_images:
+                channels = self.graph.operator("slice", {"range": Interval((start, end))})
+                tensor = self.graph.add(channels, "", (whole,), image.origin)
+            frame.labels[image.name], frame.label_origins[image.name] = tensor, image.origin
+            images.append(tensor)
+        return images[0] if images else whole
+
     def _named_output(self, named: ir.Output, frame: Frame) -> None:
         source = self._reference(named.source, named.origin, frame)
-        if source is not None and source.node == ir.IMAGE:
+        if source is not None and source.node < len(self._model.several_images):
             message = f"the output `{named.name}` is the image itself: no layer computes it"
             self._error("E0108", message, named.origin, "name the label of a statement with layers")
         elif source is not None:

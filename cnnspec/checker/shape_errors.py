@@ -59,8 +59,11 @@ class ShapeConflicts:
         calls: CallStack,
     ) -> None:
         self.model, self.nodes, self.image = model, nodes, model.input
+        self._input = "input"
+        for first in model.images[:1]:
+            self.image, self._input = (first.channels, *model.input[1:]), f"input {first.name}"
         self.reporter, self.calls, self.source_map = reporter, calls, calls.source_map
-        self.trace = ShapeTrace(nodes, model.input)
+        self.trace = ShapeTrace(nodes, model)
         self.hints, self.fixes = JoinHints(model, values, calls, self.trace), JoinFixes(model, calls, self.trace)
 
     # --- operators -------------------------------------------------------------------------------
@@ -115,8 +118,8 @@ class ShapeConflicts:
         """
         if ir.channels_last(self.image):
             c, height, width = self.image
-            help = f"write `input {width}x{c}x{height}`"
-            return help, [Fix(help, (edit,)) for edit in self._edits_of_input(f"{width}x{c}x{height}")]
+            help = f"write `{self._input} {width}x{c}x{height}`"
+            return help, [Fix(help, edits)] if (edits := self._edits_of_input(r"\3x\1x\2")) else []
         path = self.trace.path(x.node)
         earlier = sum(self.nodes[i].origin == self.source_map[call.origin] for i in path)
         options = [f"apply this `{op.name}` at most {counted(earlier, 'time')}"] if earlier else []
@@ -136,12 +139,14 @@ class ShapeConflicts:
         fixes = [fix for one in suggestions for fix in fixes_of(one, site)]
         return ", or ".join([", ".join(options[:-1]), options[-1]] if options[:-1] else options), fixes
 
-    def _edits_of_input(self, code: str) -> list[Edit]:
-        """Write another shape in the `input` statement of the file."""
-        start = self.source_map[self.model.origin]
-        stated = "x".join(map(str, self.image))
-        found = re.search(rf"^[ \t]*input[ \t]+({stated})\b", start.source.text, re.MULTILINE) if start else None
-        return [Edit(Span(start.source, *found.span(1)), code)] if start and found else []
+    def _edits_of_input(self, template: str) -> tuple[Edit, ...]:
+        r"""Write other shapes in the `input` statements of the file, such as `\1x32x32` with the same channels."""
+        if (start := self.source_map[self.model.origin]) is None:
+            return ()
+        _, height, width = self.image
+        stated = re.compile(rf"^[ \t]*input[ \t]+(?:\w+[ \t]+)?(\d+)x({height})x({width})\b", re.MULTILINE)
+        each = stated.finditer(start.source.text)
+        return tuple(Edit(Span(start.source, found.start(1), found.end(3)), found.expand(template)) for found in each)
 
     def _values(self, call: ir.Call) -> dict[str, Span | None]:
         return {name: self.source_map[expr.origin] for name, expr in call.args.items()}
@@ -243,8 +248,9 @@ class ShapeConflicts:
         return ", or ".join(dict.fromkeys(fix.help for fix in fixes)) or help, fixes
 
     def _fit_image(self, size: Size) -> Fix:
-        code = f"{self.image[0]}x{show_size(size) if size[0] != size[1] else f'{size[0]}x{size[1]}'}"
-        return Fix(f"use an image size that fits, such as `input {code}`", tuple(self._edits_of_input(code)))
+        code = f"{size[0]}x{size[1]}"
+        help = f"use an image size that fits, such as `{self._input} {self.image[0]}x{code}`"
+        return Fix(help, self._edits_of_input(rf"\1x{code}"))
 
     def _fitting_size(self, branches: Branches) -> Size | None:
         """Return an image size at which branches agree that differ by rounding alone.
@@ -252,7 +258,7 @@ class ShapeConflicts:
         It is the nearest multiple of the strides, at which nothing is rounded, or else the nearest size that works.
         """
         try:
-            sizes = derive(self.nodes, self.image)
+            sizes = derive(self.nodes, self.model.input)
         except PeriodLimit:
             return None
         image = (IMAGE_LENGTH, IMAGE_LENGTH)

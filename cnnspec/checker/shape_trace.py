@@ -20,15 +20,17 @@ class ShapeTrace:
 
     Args:
         nodes: The operators so far, in the order in which they run.
-        image: The declared shape of an image.
+        model: The network.
     """
 
-    def __init__(self, nodes: Sequence[ir.Node], image: Shape) -> None:
-        self.nodes, self.image = nodes, image
+    def __init__(self, nodes: Sequence[ir.Node], model: ir.Model) -> None:
+        self.nodes, self.image = nodes, model.input
+        self._images = model.several_images
 
     def path(self, node: int, start: int = ir.IMAGE) -> list[int]:
         """List the nodes from one to another, by the first input of each; only the last ones of a long path."""
         found: list[int] = []
+        start = max(start, len(self._images) - 1)
         while node > start and len(found) < _MAX_PATH:
             found.append(node)
             node = self.nodes[node].inputs[0]
@@ -61,6 +63,8 @@ class ShapeTrace:
         """Name the operator that computes a tensor, and its line."""
         if node == ir.IMAGE:
             return "the input image"
+        if node < len(self._images):
+            return f"the image `{self._images[node].name}`"
         made = self.nodes[node]
         if made.origin is None or made.origin.source.shipped:
             return f"from `{made.path or made.op.name}`"

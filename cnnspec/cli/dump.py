@@ -50,15 +50,16 @@ def show(done: Compilation, stage: str, *, as_json: bool = False) -> str:
 def graph_text(graph: Graph) -> str:
     """Return one line per operator: number, path, operator with its settings, inputs, shape."""
     outputs = shapes.outputs_text(graph.output_shape, graph.output_shapes)
-    lines = [f"{printable(graph.name)}: {shapes.text(graph.input_shape)} -> {outputs}"]
+    lines = [f"{printable(graph.name)}: {graph.input_text} -> {outputs}"]
     names: dict[int, list[str]] = {index: [] for index in graph.results}
     for name, index in graph.taps.items():
         names[index].append(name)
     width = max(len(node.place) for node in graph.nodes)
+    images = [*graph.images]
     for index, node in enumerate(graph.nodes):
         settings = " ".join(f"{name}={_setting(node.op, name)}" for name in node.op.changed())
         inputs = ", ".join("image" if i == IMAGE else f"%{i}" for i in node.inputs)
-        mark = f" ({node.aux})" if node.aux else ""
+        mark = f" ({node.aux})" if node.aux else f" (image {images[index]})" if index < len(images) else ""
         if index in names:
             mark = f" (output {', '.join(names[index])})".replace(" )", ")")
         lines.append(

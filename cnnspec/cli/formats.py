@@ -87,6 +87,7 @@ def to_json(results: Iterable[Checked]) -> dict[str, Any]:
             entry |= {
                 "name": result.graph.name,
                 "input": list(result.graph.input_shape),
+                **({"images": result.graph.images} if result.graph.images else {}),
                 "output": list(result.graph.output_shape),
                 **({"outputs": result.graph.output_shapes} if result.graph.taps else {}),
                 "parameters": result.graph.parameter_count,

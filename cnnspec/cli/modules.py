@@ -203,11 +203,13 @@ def _try_out(
         api.torch_backend()
         import torch
 
+        from cnnspec.backends.torch.module import split_images
+
     if training.seed is not None:
         torch.manual_seed(training.seed)
     module = api.build(graph, weights=weights, match=match, reinit=reinit, offline=training.offline)
-    images = torch.randn(2, *graph.input_shape)
-    given = module(images)
+    images = split_images(graph, torch.randn(2, *graph.input_shape))
+    given = module(*images)
     named = graph.taps or {"": graph.output}
     if graph.taps:
         parts = list(given.values())
@@ -230,7 +232,8 @@ def _try_out(
         from cnnspec.cli.tables import print_summary
 
         print_summary(summarize(graph), 2)
-        echo(f"forward and backward pass on {tuple(images.shape)}: ok, {counted:,} parameters")
+        read = " and ".join(str(tuple(image.shape)) for image in images)
+        echo(f"forward and backward pass on {read}: ok, {counted:,} parameters")
     return 0
 
 

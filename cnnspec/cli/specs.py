@@ -133,10 +133,10 @@ def print_result(result: Checked, form: str) -> None:
 
 
 def _print_figures(file: str, graph: Graph) -> None:
-    from cnnspec.shapes import outputs_text, text
+    from cnnspec.shapes import outputs_text
 
     echo(
-        f"{file}: ok, {text(graph.input_shape)} -> {outputs_text(graph.output_shape, graph.output_shapes)}, "
+        f"{file}: ok, {graph.input_text} -> {outputs_text(graph.output_shape, graph.output_shapes)}, "
         f"{graph.parameter_count:,} parameters, {graph.macs / 1e6:,.2f} MMACs, {graph.sizes.words()}"
     )
 

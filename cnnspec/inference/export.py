@@ -26,8 +26,8 @@ from cnnspec import api
 from cnnspec.backends import onnx, pt2
 from cnnspec.backends.source import write_source
 from cnnspec.backends.torch.folding import fold as fold_norms
-from cnnspec.backends.torch.module import Network, to_module
-from cnnspec.diagnostics import CnnspecError, failure, one_line, reason_of
+from cnnspec.backends.torch.module import Network, split_images, to_module
+from cnnspec.diagnostics import CnnspecError, failure, named, one_line, reason_of
 from cnnspec.files import is_weights_file, write_together
 from cnnspec.inference.export_options import find_fault, read_axes
 from cnnspec.inference.graph_input import GraphInput
@@ -41,7 +41,7 @@ from cnnspec.training.data.preprocessing import Preprocessing, Statistics, choos
 from cnnspec.training.loop.about import describe
 
 Format = Literal["torch", "pt2", "onnx"]
-Run = Callable[[Tensor], Any]
+Run = Callable[..., Any]
 TOLERANCES = {"torch": 0.0, "pt2": 1e-5, "onnx": 1e-4, "fold": 1e-4, "half": 2e-2}
 """The largest accepted difference of a logit in relation to the largest one, by format and by option."""
 _UNREACHABLE = {*dir(fx.GraphModule(nn.Module(), fx.Graph())), *MODULE_WORDS, *keyword.kwlist}
@@ -140,6 +140,9 @@ def export_network(
     if to == "torch":
         paths.append(_weights_path(file, inputs))
     found = _read(source, weights, match, offline, allow_huge, params)
+    if with_preprocessing and found.graph.images:
+        message = f"`with_preprocessing` requires a single image, but the network has {named([*found.graph.images])}"
+        raise failure("E0522", message, help="omit it, and pass normalized images")
     if with_preprocessing and found.preprocessing is None:
         help = "state the normalization of the training, such as `--set normalize=imagenet`"
         raise failure("E0511", "the normalization of the training images is unknown", help=help)
@@ -218,7 +221,7 @@ def _stated_preprocessing(graph: Graph) -> Preprocessing | None:
         raise LookupError
 
     try:
-        return choose_preprocessing(graph.recipe, graph.input_shape, unknown)[0]
+        return None if graph.images else choose_preprocessing(graph.recipe, graph.input_shape, unknown)[0]
     except LookupError:
         return None
 
@@ -271,7 +274,8 @@ class _Case:
         onnx.check_size(self._module.state_dict().values())
         if "size" in self._options["dynamic"]:
             self._module = _with_exported_pools(self._module)
-        model = onnx.convert(self._program(), [*self._graph.taps] or [onnx.OUTPUT])
+        inputs, outputs = [*self._graph.images] or [onnx.INPUT], [*self._graph.taps] or [onnx.OUTPUT]
+        model = onnx.convert(self._program(), inputs, outputs)
         return self._verified(lambda about: onnx.to_bytes(model, about), onnx.load, tolerance)
 
     def _verified(
@@ -289,7 +293,11 @@ class _Case:
 
     def _program(self) -> Any:
         example = next(self._images(2 if "batch" in self._options["dynamic"] else 1))
-        return pt2.trace(self._module, example, self._dimensions())
+        return pt2.trace(self._module, self._arguments(example), self._dimensions())
+
+    def _arguments(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the arguments of the network for a batch with the channels of all its images."""
+        return tuple(part.contiguous() for part in split_images(self._graph, images))
 
     def _dimensions(self) -> dict[int, Any]:
         """Return the axes whose size may vary."""
@@ -386,7 +394,8 @@ class _Case:
         with torch.no_grad(), pt2.quiet():
             for batch in batches:
                 for given in self._images(batch):
-                    expected, found = _named(self._expected(given)), _named(_safely(run)(given))
+                    arguments = self._arguments(given)
+                    expected, found = _named(self._expected(*arguments)), _named(_safely(run)(*arguments))
                     if [*found] != [*expected]:
                         raise self._refusal(f"the outputs {[*found]} differ from {[*expected]}")
                     for name in expected:
@@ -430,12 +439,12 @@ def _named(output: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
     return {onnx.OUTPUT: output} if isinstance(output, Tensor) else output
 
 
-def _safely(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _safely(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function of another runtime whose errors are diagnostics."""
 
-    def call(given: Any) -> Any:
+    def call(*given: Any) -> Any:
         try:
-            return function(given)
+            return function(*given)
         except Exception as error:  # noqa: BLE001 - a runtime fails in many ways
             help = "export it to another format, or without `--dynamic`"
             raise failure(
@@ -506,6 +515,6 @@ class _Half(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
-        output = self.network(x.half())
+    def forward(self, x: Tensor, *others: Tensor) -> Tensor | dict[str, Tensor]:
+        output = self.network(x.half(), *(other.half() for other in others))
         return output.float() if isinstance(output, Tensor) else {name: part.float() for name, part in output.items()}

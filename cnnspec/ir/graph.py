@@ -6,6 +6,8 @@ Only `check` makes one, so a backend never validates.
 
 from __future__ import annotations
 
+import keyword
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -19,11 +21,13 @@ from cnnspec.ir.valid_sizes import Sizes, derive
 from cnnspec.ops import Op, ShapeError
 from cnnspec.ops.inits import InitScheme
 from cnnspec.recipe import Recipe, Setting
-from cnnspec.shapes import Shape, is_map, numel, symbolic
+from cnnspec.shapes import Shape, is_map, numel, outputs_text, symbolic
 from cnnspec.shapes.symbolic import IMAGE_LENGTH, Amount
 
 IMAGE = -1
 """The input index of a node that reads the image."""
+_RESERVED = {*keyword.kwlist, "self", "torch", "Outputs", "range", "getattr", "i"}
+"""Names that the `forward` of a module uses."""
 
 
 def channels_last(shape: tuple[int, int, int]) -> bool:
@@ -185,6 +189,33 @@ class Graph:
     files: dict[str, str] = field(default_factory=dict[str, str], compare=False)
     origins: dict[str, Span | None] = field(default_factory=dict[str, Span | None], compare=False)
     tensors: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]], compare=False)
+
+    @property
+    def images(self) -> dict[str, Shape]:
+        """Shapes of the images of a network with several, by name. They are its first nodes. Empty for one image."""
+        names = (image.name for image in self.model.several_images)
+        return {name: node.shape for name, node in zip(names, self.nodes, strict=False)}
+
+    @cached_property
+    def arguments(self) -> tuple[str, ...]:
+        """The arguments of the module in Python: `x`, or the names of several images.
+
+        Names that Python or the code of a module uses, such as `class` or `torch`, end in `_`.
+        """
+        if not self.images:
+            return ("x",)
+        names: list[str] = []
+        for image in self.images:
+            name = re.sub(r"[^A-Za-z0-9_]", "_", image).lstrip("_0123456789") or "image"
+            while name in _RESERVED or re.fullmatch(r"aux[0-9]+", name) or name in {*self.images, *names} - {image}:
+                name += "_"
+            names.append(name)
+        return tuple(names)
+
+    @property
+    def input_text(self) -> str:
+        """The shape of a batch of images: `[N, 3, 32, 32]`, or the name and shape of each of several."""
+        return outputs_text(self.input_shape, self.images)
 
     def __repr__(self) -> str:
         output = f"outputs={self.output_shapes}" if self.taps else f"output={self.output_shape}"
@@ -363,6 +394,7 @@ class Graph:
         return {
             "name": self.name,
             "input": list(self.input_shape),
+            **({"images": {name: list(shape) for name, shape in self.images.items()}} if self.images else {}),
             "output": self.output,
             "output_shape": list(self.output_shape),
             **({"outputs": self.taps} if self.taps else {}),

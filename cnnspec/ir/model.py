@@ -222,6 +222,14 @@ class Output(Piece):
     source: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image(Piece):
+    """An image with a name, which the network reads as `@name`."""
+
+    name: str
+    channels: int
+
+
 class Model(BaseModel):
     """A whole network."""
 
@@ -230,6 +238,7 @@ class Model(BaseModel):
     origin: int = 0
     name: str
     input: tuple[int, int, int]
+    images: tuple[Image, ...] = ()
     constants: dict[str, Expr]
     blocks: dict[str, Block]
     body: tuple[Statement, ...]
@@ -239,8 +248,13 @@ class Model(BaseModel):
     expects: tuple[Expect, ...] = ()
     recipe: Recipe = Field(default_factory=Recipe)
 
+    @property
+    def several_images(self) -> tuple[Image, ...]:
+        """The images of a network with several: the first nodes slice them from its input."""
+        return self.images if len(self.images) > 1 else ()
+
     @model_serializer(mode="wrap")
     def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out what most networks lack, so that the JSON of the others, and its hash, stay as they were."""
         data: dict[str, Any] = write(self)
-        return {key: value for key, value in data.items() if key != "outputs" or value}
+        return {key: value for key, value in data.items() if value or key not in ("images", "outputs")}

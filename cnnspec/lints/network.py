@@ -215,15 +215,13 @@ def unused_classes(context: LintContext, graph: ir.Graph) -> Iterator[Diagnostic
 
 def channels_last(context: LintContext, graph: ir.Graph) -> Iterator[Diagnostic]:
     """Report an `input` that looks like height x width x channels."""
-    stated = next((statement for statement in context.file.statements if isinstance(statement, ast.Input)), None)
-    if stated is not None and ir.channels_last(graph.input_shape):
-        c, h, w = graph.input_shape
-        help, edit = (
-            f"if the order is height, width, channels, write `input {w}x{c}x{h}`",
-            Edit(stated.span, f"{w}x{c}x{h}"),
-        )
-        message = f"`input` looks like channels last: it has {c} channels, height {h} and width {w}"
-        yield warning("W0112", message, stated.span, help, edit, certain=False)
+    for stated in (statement for statement in context.file.statements if isinstance(statement, ast.Input)):
+        c, h, w = stated.channels, stated.height, stated.width
+        if ir.channels_last((c, h, w)):
+            name = f"{stated.name} " if stated.name else ""
+            help = f"if the order is height, width, channels, write `input {name}{w}x{c}x{h}`"
+            message = f"`input` looks like channels last: it has {c} channels, height {h} and width {w}"
+            yield warning("W0112", message, stated.span, help, Edit(stated.span, f"{w}x{c}x{h}"), certain=False)
 
 
 def implausible_recipe(context: LintContext, graph: ir.Graph) -> Iterator[Diagnostic]:
@@ -236,7 +234,7 @@ def implausible_recipe(context: LintContext, graph: ir.Graph) -> Iterator[Diagno
     constant = graph.model.constants.get("classes")
     found = [*implausible_values(recipe, graph.input_shape), *no_classifier(graph)]
     found += useless_statistics(recipe, graph)
-    if classes is not None and len(outputs) == 1 and not graph.taps:
+    if classes is not None and len(outputs) == 1 and not (graph.taps or graph.images):
         found += other_classes(graph.name, outputs[0], recipe.data.name, classes, constant)
     for finding in found:
         if finding.entry in entries:

@@ -134,7 +134,7 @@ def reference_text() -> str:
 def graph_text(graph: Graph) -> str:
     """Render the figures of a network."""
     return (
-        f"in {shapes.text(graph.input_shape)}  \nout {shapes.outputs_text(graph.output_shape, graph.output_shapes)}  \n"
+        f"in {graph.input_text}  \nout {shapes.outputs_text(graph.output_shape, graph.output_shapes)}  \n"
         f"{graph.parameter_count:,} parameters, {graph.macs:,} MACs, depth {graph.depth}"
     )
 

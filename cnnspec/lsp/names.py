@@ -214,6 +214,8 @@ class Names:
                     self._element(element, scope)
                 if node.condition is not None:
                     self._expression(node.condition, scope)
+            case ast.Input(name=str(name), name_span=Span() as span):
+                self._add(span, scope.labels.get(name))
             case ast.Aux():
                 self._expression(node.label, scope)
                 for arg in node.args:
@@ -372,6 +374,8 @@ def _labels(body: Iterable[ast.Node]) -> dict[str, Symbol]:
     """Return the labels that a body defines; those of the rows of its tables are among them."""
     found: dict[str, Symbol] = {}
     for node in body:
+        if isinstance(node, ast.Input) and node.name is not None and node.name_span is not None:
+            found.setdefault(node.name, Symbol("label", node.name, node.name_span, node))
         if not isinstance(node, ast.Flow):
             continue
         if node.label is not None:

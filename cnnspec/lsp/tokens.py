@@ -143,7 +143,7 @@ _NUMBERS = {name: number for number, name in enumerate(TYPES)}
 LEGEND = lsp.SemanticTokensLegend([*TYPES], [])
 _KEYWORDS = {*RESERVED, *JOINS}
 _NAMING = {"network": "class", "block": "class", "use": "class", "param": "variable", "let": "variable",
-           "as": "variable", "init": "function", "default": "function"}  # fmt: skip
+           "as": "variable", "init": "function", "default": "function", "input": "property"}  # fmt: skip
 
 
 def semantic_tokens(text: Text) -> lsp.SemanticTokens:

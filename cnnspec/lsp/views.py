@@ -176,6 +176,8 @@ def symbol_text(analysis: Analysis, symbol: Symbol) -> str:
         return "\n\n".join([code(node.span.text), *([symbol_text(analysis, label)] if label else [])])
     if isinstance(node, ast.File):
         return f"`{node.source.name}`"
+    if isinstance(node, ast.Input):
+        return code(f"input {node.name} {node.span.text}")
     head = node.span.text if not isinstance(node, ast.Repeat) else node.span.text.partition("{")[0]
     return code(head[:200])
 

@@ -117,14 +117,14 @@ def _check_tensor(parameter: ast.BlockParameter, block: ast.Block, reporter: Rep
         reporter.error("E0203", message, span, help=help)
     elif parameter.default is not None:
         reporter.error("E0203", f"the tensor parameter `{name}` cannot have a default", span, help=help)
-    for label, place in _labels(block.body):
+    for label, place in labels_of(block.body):
         if label == name:
             message = f"the label `{name}` has the name of a tensor parameter"
             help, labels = "rename one of them", [Label(span, "parameter defined here")]
             reporter.error("E0209", message, place, labels=labels, help=help)
 
 
-def _labels(body: Iterable[ast.Statement]) -> Iterator[tuple[str, Span]]:
+def labels_of(body: Iterable[ast.Statement]) -> Iterator[tuple[str, Span]]:
     """Iterate over the labels of a body, without those in braces."""
     for flow in body:
         if isinstance(flow, ast.Flow):

@@ -44,10 +44,7 @@ class UniqueNames:
         """Add a statement that a file can have only once."""
         first = self.statements.setdefault(statement, span)
         if first is not span:
-            help = f"keep only one `{statement}`"
-            if statement == "input":
-                help += ": a network has one input; pass several images as its channels, and separate them with `slice`"
-            self._report(f"`{statement}`", first, span, help)
+            self._report(f"`{statement}`", first, span, f"keep only one `{statement}`")
 
     def _report(self, defined: str, first: Span, span: Span, help: str) -> None:
         labels = [Label(first, "first defined here")]

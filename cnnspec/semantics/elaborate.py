@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from cnnspec.diagnostics import Label, Reported, Reporter, Span, respell
 from cnnspec.ir.evaluate import UnknownShape, literal
 from cnnspec.recipe import Recipe
 from cnnspec.semantics.arguments import ArgumentBinder
+from cnnspec.semantics.blocks import labels_of
 from cnnspec.semantics.bodies import BodyElaborator
 from cnnspec.semantics.constants import ConstantEvaluator
 from cnnspec.semantics.context import Context, SourceMap
@@ -29,6 +30,7 @@ class Network:
     """The network of a file, including what it extends.
 
     Attributes:
+        inputs: Its images; several have names.
         declared: Every parameter that can be set from outside, with its value.
         changed: Whether a parameter has another value than the file states.
         body: The statements of the network, each with the scope of its file.
@@ -36,7 +38,7 @@ class Network:
 
     scope: FileScope
     name: str | None = None
-    input: ast.Input | None = None
+    inputs: Sequence[ast.Input] = ()
     declared: dict[str, Any] = field(default_factory=dict[str, Any])
     changed: bool = False
     body: list[tuple[FileScope, ast.Statement]] = field(default_factory=list[tuple[FileScope, ast.Statement]])
@@ -49,7 +51,7 @@ class Network:
     @property
     def is_library(self) -> bool:
         """Whether the file only defines blocks for others."""
-        return bool(self.scope.blocks) and not self.body and self.input is None and self.name is None
+        return bool(self.scope.blocks) and not self.body and not self.inputs and self.name is None
 
 
 class Elaborator:
@@ -186,6 +188,7 @@ class Elaborator:
             except Reported:
                 pass
         stated = {statement.metric for _, statement in own.expects}
+        network.inputs = self._inputs(own.inputs) if own.inputs else network.inputs
         replaced = any(isinstance(statement, ast.Flow) for _, statement in own.body)
         kept = [expect for expect in network.expects if expect[1].metric not in stated]
         if own.outputs or (replaced and network.outputs):
@@ -204,8 +207,7 @@ class Elaborator:
                 names.add_statement("network", statement.span)
                 network.name = statement.name
             case ast.Input():
-                names.add_statement("input", statement.span)
-                network.input = self._input(statement)
+                own.inputs = [*own.inputs, statement]
             case ast.Let() if statement.name not in scope.constants:
                 own.body.append((scope, statement))
             case ast.Flow() | ast.Require():
@@ -228,12 +230,27 @@ class Elaborator:
             case _:
                 pass
 
-    def _input(self, statement: ast.Input) -> ast.Input:
-        if 0 not in (statement.channels, statement.height, statement.width):
-            return statement
-        message = "channels, height and width of `input` must be at least 1"
-        help = "write channels x height x width: `input 3x32x32`"
-        raise self.context.reporter.error("E0215", message, statement.span, help=help)
+    def _inputs(self, inputs: Sequence[ast.Input]) -> Sequence[ast.Input]:
+        """Return the images of a file: one, or several with names and one size. After an error, return none."""
+        reporter, names, first = self.context.reporter, UniqueNames(self.context), inputs[0]
+        before = len(reporter.diagnostics)
+        for one in inputs:
+            if 0 in (one.channels, one.height, one.width):
+                message, help = "channels, height and width of `input` must be at least 1", "`input 3x32x32`"
+                reporter.error("E0215", message, one.span, help=f"write channels x height x width: {help}")
+            if one is not first and None in (one.name, first.name):
+                labels, help = [Label(first.span, "first defined here")], f"`input left {first.span.text}`"
+                message, help = "`input` is defined multiple times", f"keep one, or name every image, as in {help}"
+                reporter.error("E0211", message, one.span, labels=labels, help=help)
+                break
+            if one.name is not None and one.name_span is not None:
+                names.add("image", one.name, one.name_span)
+            sizes = [f"{image.height}x{image.width}" for image in (one, first)]
+            if sizes[0] != sizes[1]:
+                message = f"the images `{one.name}` and `{first.name}` have different sizes: {' and '.join(sizes)}"
+                help = "use one height and width for all images, and `upsample` or a pooling for maps of other sizes"
+                reporter.error("E0215", message, one.span, labels=[Label(first.span, "first image")], help=help)
+        return inputs if len(reporter.diagnostics) == before else ()
 
     # --- the model -------------------------------------------------------------------------------
 
@@ -261,7 +278,7 @@ class Elaborator:
             except Reported:
                 pass
         has_layers = any(isinstance(statement, ir.Flow) for statement in body)
-        if network.input is None or not has_layers:
+        if not network.inputs or not has_layers:
             self._incomplete(network, file)
             return None
         constants = dict(network.scope.constants)
@@ -269,7 +286,8 @@ class Elaborator:
             constants |= scope.constants
         return ir.Model.model_construct(
             name=network.name or name,
-            input=(network.input.channels, network.input.height, network.input.width),
+            input=(sum(one.channels for one in network.inputs), network.inputs[0].height, network.inputs[0].width),
+            images=self._images(network),
             constants={name: literal(value) for name, value in constants.items()},
             blocks=self.bodies.blocks,
             body=tuple(body),
@@ -278,8 +296,19 @@ class Elaborator:
             inits=tuple(network.inits),
             expects=tuple(expects),
             recipe=network.recipe or Recipe.model_construct(),
-            origin=self.context.source_map.add(network.input.span),
+            origin=self.context.source_map.add(network.inputs[0].span),
         )
+
+    def _images(self, network: Network) -> tuple[ir.Image, ...]:
+        """Return the images with a name; a label of the network cannot have the same name."""
+        spans = {one.name: one.name_span for one in network.inputs if one.name and one.name_span}
+        for label, place in labels_of(statement for _, statement in network.body) if spans else ():
+            if label in spans:
+                message, labels = f"the label `{label}` has the name of an image", [Label(spans[label], "image")]
+                self.context.reporter.error("E0209", message, place, labels=labels, help="rename one of them")
+        origins = map(self.context.source_map.add, spans.values())
+        named = zip(network.inputs, spans, origins, strict=False)
+        return tuple(ir.Image(name=name, channels=one.channels, origin=origin) for one, name, origin in named)
 
     def _body(self, network: Network) -> list[ir.Statement]:
         body: list[ir.Statement] = []
@@ -300,7 +329,7 @@ class Elaborator:
         if not file.statements:
             help = "write `input 3x32x32`, and layers such as `stem conv 3x3 16 | bn | relu`"
             reporter.error("E0108", "the file is empty", file=name, help=help)
-        elif network.input is not None:
+        elif network.inputs:
             help = "add layers, such as `stem conv 3x3 16 | bn | relu`"
             reporter.error("E0108", "the network has no layers", file=name, help=help)
         elif not any(isinstance(statement, ast.Input) for statement in file.statements):

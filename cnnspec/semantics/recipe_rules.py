@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
-from cnnspec.diagnostics import counted, did_you_mean, failure, named
+from cnnspec.diagnostics import CnnspecError, Diagnostic, Span, counted, did_you_mean, named
 from cnnspec.diagnostics.suggestions import Advice, SetArgument, Suggestion, describe, one_of
 from cnnspec.ir import Expr, Graph, Node
 from cnnspec.ops.norm import BatchNorm
@@ -40,14 +40,14 @@ class Contradiction:
         return describe(self.suggestion)
 
 
-def refuse(found: Iterable[Contradiction]) -> None:
-    """Raise the first contradiction as an error.
+def refuse(found: Iterable[Contradiction], span: Span | None = None) -> None:
+    """Raise the first contradiction as an error, at a place in the spec if there is one.
 
     Raises:
         CnnspecError: There is a contradiction.
     """
     for one in found:
-        raise failure(one.code, one.message, help=one.help)
+        raise CnnspecError([Diagnostic(one.code, one.message, span, help=one.help)])
 
 
 # --- contradictions ------------------------------------------------------------------------------
@@ -146,10 +146,14 @@ def nothing_validated(recipe: Recipe, held: int) -> Iterator[Contradiction]:
 def no_classifier(graph: Graph) -> Iterator[Contradiction]:
     """Yield a contradiction if a network is not an image classifier."""
     image, output, classes = graph.input_shape, graph.output_shape, graph.model.constants.get("classes")
-    if graph.taps:
+    help = "build the network in Python with `cnnspec.build`, and train it with your own loss"
+    if graph.images:
+        message = f"training and prediction expect one image, but the network has several: {named([*graph.images])}"
+        help = "build the network in Python with `cnnspec.build`, and train it with your own loop; or export it"
+        yield Contradiction("input", message, Advice(help), code="E0508")
+    elif graph.taps:
         statement = f"`output {next(iter(graph.taps))} ...`"
         message = f"training expects one output per class, but {statement} makes the network return named tensors"
-        help = "build the network in Python with `cnnspec.build`, and train it with your own loss"
         yield Contradiction("", message, Advice(help), code="E0508")
     elif len(output) != 1:
         message = f"training expects one output per class, but the network outputs {text(output)}"

@@ -356,11 +356,14 @@ class Network(Node):
 
 
 class Input(Node):
-    """`input 3x32x32`: channels, height, width."""
+    """`input 3x32x32`, `input left 3x32x32`: channels, height, width."""
 
+    compared: ClassVar[tuple[str, ...]] = ("channels", "height", "width", "name")
     channels: int
     height: int
     width: int
+    name: str | None = None
+    name_span: Span | None = None
 
 
 class Classes(Node):

@@ -139,10 +139,10 @@ class Builder:
         return ast.Network(self.span(node), str(node.children[1]))
 
     def input(self, node: Any) -> ast.Input:
-        volume = node.children[1]
+        _, name, volume = node.children
         span = self.token(volume)
         c, h, w = (self.integer(part, span) for part in volume.split("x"))
-        return ast.Input(span, c, h, w)
+        return ast.Input(span, c, h, w, str(name) if name else None, self.token(name) if name else None)
 
     def classes(self, node: Any) -> ast.Classes:
         return ast.Classes(self.span(node), self.build(node.children[1]))

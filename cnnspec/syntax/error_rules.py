@@ -627,6 +627,9 @@ def _repeats_of_others(at: Place) -> Explanation | None:
     return None
 
 
+_AFTER_INPUT = r"\binput(?:\s+[A-Za-z_]\w*)?\s*:?\s*$"
+
+
 def _input_shape(at: Place, shape: str) -> Explanation:
     """Explain an input that has not three numbers."""
     span, numbers = at.span(at.at, at.at + len(shape)), shape.split("x")
@@ -669,10 +672,13 @@ def _numbers(at: Place) -> Explanation | None:
     """Misplaced sizes, and words that begin with a digit."""
     if at.line_end:
         return None
+    if at.word == ":" and re.search(r"\binput\s+[A-Za-z_]\w*\s*$", at.before):
+        fix = at.fix("remove the `:`", (at.start, at.end, ""), certain=True)
+        return Explanation(fix.help, [fix], where="after the name of an image")
     if size := re.match(r"[0-9]+(x[0-9]+)+(?![A-Za-z0-9_])", at.rest):
         span, message = at.span(at.at, at.at + size.end()), f"unexpected size `{size.group()}`"
         near, fixes = _top_word(at)
-        if re.search(r"\binput\s*$", at.before):
+        if re.search(_AFTER_INPUT, at.before):
             return _input_shape(at, size.group())
         if size.group().count("x") == 2:
             kernel = "x".join(size.group().split("x")[:2])
@@ -680,7 +686,7 @@ def _numbers(at: Place) -> Explanation | None:
             note = None if near else "only `input` takes three numbers"
             return Explanation(near or f"write the kernel size as `{kernel}`", fixes, span, message, note=note)
         return Explanation(near or "write the name of an operator before it: `conv 3x3 16`", fixes, span, message)
-    if (number := re.match(r"[0-9]+(?![\w.])(?=\s*(?:#|$))", at.rest)) and re.search(r"\binput\s*$", at.before):
+    if (number := re.match(r"[0-9]+(?![\w.])(?=\s*(?:#|$))", at.rest)) and re.search(_AFTER_INPUT, at.before):
         return _input_shape(at, number.group())
     if size := re.match(r"[0-9]+(?:[xX][0-9]+)+(?!\w)", at.rest):
         written = size.group().lower()

@@ -218,7 +218,7 @@ def _within(fraction: float | None) -> str:
 # Every statement and element, up to its brace if it has one; pipelines and aligned nodes are formatted elsewhere.
 _TEXTS: dict[type[Any], Callable[[Any], str]] = {
     ast.Network: lambda node: f"network {node.name}",
-    ast.Input: lambda node: f"input {node.channels}x{node.height}x{node.width}",
+    ast.Input: lambda node: f"input {f'{node.name} ' if node.name else ''}{node.channels}x{node.height}x{node.width}",
     ast.Classes: lambda node: f"classes {_expr(node.value)}",
     ast.Param: lambda node: f"param {node.name} = {_expr(node.value)}",
     ast.Let: lambda node: f"let {node.name} = {_expr(node.value)}",
@@ -299,8 +299,9 @@ class _Printer:
 
     def start(self, piece: _Piece) -> int:
         """Return the start of a statement; the span of an `input` is its size alone."""
-        start = piece.span.start
-        return max(0, self.text.rfind("input", 0, start)) if isinstance(piece, ast.Input) else start
+        if not isinstance(piece, ast.Input):
+            return piece.span.start
+        return max(0, self.text.rfind("input", 0, (piece.name_span or piece.span).start))
 
     def braces(self, piece: _Piece) -> list[tuple[int, int]]:
         """Return the offsets of a node's braces; a tree that was not parsed from a text has none."""

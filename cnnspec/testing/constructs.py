@@ -90,7 +90,7 @@ _NODES: dict[type[ast.Node], Callable[[Any], Iterable[str]]] = {
     ast.Let: lambda node: ("let",),
     ast.Require: lambda node: ("require",) if node.message is None else ("require", "require with a message"),
     ast.Network: lambda node: ("network",),
-    ast.Input: lambda node: ("input",),
+    ast.Input: lambda node: ("input", "input NAME") if node.name else ("input",),
     ast.Classes: lambda node: ("classes",),
     ast.Param: _param,
     ast.BlockParameter: _parameter,
@@ -119,9 +119,9 @@ _OF_TREES = (
     "40.8M", "true, false", "string", "{expression}", "3x5", "in.c", "in.h", "in.w", "not x", "-x",
     *(f"a {operator} b" for operator in _OPERATORS), *(f"{function}()" for function in (*FUNCTIONS, *SCHEMES)),
     "if then else", "a..b", "[list]", "list[i]", "(a)", "x3", "{ }", "repeat", "repeat as", "if", "else", "nothing",
-    "again", "let", "require", "require with a message", "network", "input", "classes", "block", "default", "init",
-    "expect params", "expect macs", "expect output", "expect depth", "within", "train", "use", "extends",
-    "extends with arguments", "aux", "aux with weight", "output", "expect output.NAME",
+    "again", "let", "require", "require with a message", "network", "input", "input NAME", "several images", "classes",
+    "block", "default", "init", "expect params", "expect macs", "expect output", "expect depth", "within", "train",
+    "use", "extends", "extends with arguments", "aux", "aux with weight", "output", "expect output.NAME",
 )  # fmt: skip
 
 
@@ -145,6 +145,7 @@ def find_constructs(file: ast.File, graph: ir.Graph) -> set[str]:
     called; and the constructs of the text.
     """
     found = {*graph.scopes.values()} & STANDARD_BLOCKS.keys()
+    found |= {"several images"} if graph.images else set()
     for node in graph:
         found.add(node.op.name)
         for name, value in node.op.changed().items():

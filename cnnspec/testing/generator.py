@@ -631,7 +631,8 @@ class SpecGenerator:
         lets: list[ast.Top] = []
         frame = Frame(image, dict(self.constants))
         top: list[ast.Top] = [ast.Network(NOWHERE, "generated")] if self.rng.rarely(2) else []
-        top += [ast.Input(NOWHERE, *image), ast.Classes(NOWHERE, make_integer(classes))]
+        images = self.images(image, frame)
+        top += [*images, ast.Classes(NOWHERE, make_integer(classes))]
         for name, value in params.items():
             top.append(ast.Param(NOWHERE, name, self.exprs.expr(value, Frame((), {"classes": classes})), NOWHERE))
         top += self.rules()
@@ -641,10 +642,11 @@ class SpecGenerator:
             lets.append(ast.Let(NOWHERE, name, self.exprs.expr(value, Frame((), dict(self.constants))), NOWHERE))
             self.constants[name] = frame.values[name] = value
         body, y = self.network(image, frame)
+        body[:0] = self.uses_of(images, image)
         aux = self.aux(frame, classes) if y == (classes,) else []
         blocks = [template.block for template in (*self.blocks, *self.growing)]
         shape = ast.ListLiteral(NOWHERE, tuple(make_integer(size) for size in y))
-        outputs = [] if aux else self.outputs(body, frame)
+        outputs = [] if aux else self.outputs(images, body, frame)
         metric = f"output.{outputs[-1].name}" if outputs else "output"
         end: list[ast.Top] = [ast.Expect(NOWHERE, metric, "==", shape, None, NOWHERE)] if self.rng.rarely(2) else []
         if self.rng.rarely(4):
@@ -657,6 +659,29 @@ class SpecGenerator:
         if planted < split < planted + len(self.faulty) and not self.inside:  # between two faulty statements
             split = planted
         return ast.File(NOWHERE, NO_SOURCE, (*top, *blocks, *body[:split], *lets, *body[split:], *aux, *outputs, *end))
+
+    def images(self, first: Shape, frame: Frame) -> list[ast.Input]:
+        """Generate the images: one, perhaps with a name, or several."""
+        if not self.rng.rarely(6):
+            return [ast.Input(NOWHERE, *first)]  # type: ignore[arg-type]
+        found: list[ast.Input] = []
+        for number in range(self.rng.randint(1, 3)):
+            c, h, w = first if number == 0 else (self.rng.randint(1, 4), *first[1:])
+            name = self.new_name("image")
+            frame.labels[name] = (c, h, w)
+            frame.own.add(name)
+            found.append(ast.Input(NOWHERE, c, h, w, name))
+        return found
+
+    def uses_of(self, images: Sequence[ast.Input], x: Shape) -> list[ast.Statement]:
+        """Return a statement that reads all images and keeps the shape of the first."""
+        if len(images) < 2:
+            return []
+        size = ast.Argument(NOWHERE, None, ast.SizeLiteral(NOWHERE, 1, 1))
+        project = make_call("conv", [size, ast.Argument(NOWHERE, "c", make_integer(x[0]))])
+        names = [image.name for image in images[1:] if image.name is not None]
+        sides = [make_flow(ast.Reference(NOWHERE, name), project) for name in names]
+        return [make_flow(ast.Join(NOWHERE, "add", (make_flow(ast.In(NOWHERE)), *sides)))]
 
     def network(self, x: Shape, frame: Frame) -> tuple[list[ast.Statement], Shape]:
         """Generate the body of the network, with or without `stem`, `stage`, `head`, and a classifier."""
@@ -737,7 +762,7 @@ class SpecGenerator:
         weight = ast.Argument(NOWHERE, "weight", weight_value)
         return [ast.Aux(NOWHERE, self.new_name("aux"), ast.Reference(NOWHERE, label), (weight,), tuple(body))]
 
-    def outputs(self, body: list[ast.Statement], frame: Frame) -> list[ast.Output]:
+    def outputs(self, images: Sequence[ast.Input], body: list[ast.Statement], frame: Frame) -> list[ast.Output]:
         """Generate named outputs, sometimes: some labels, and the last statement, which gets a label."""
         last = body[-1]
         if self.plant or not self.rng.rarely(6) or not isinstance(last, ast.Flow) or any(map(_is_named, last.elements)):
@@ -746,12 +771,13 @@ class SpecGenerator:
         if label == "stage":
             return []
         body[-1] = last.replace(label=last.label or ast.LabelName(NOWHERE, label))
-        images = {
+        uncomputed = {
             flow.label.name
             for flow in body
             if isinstance(flow, ast.Flow) and flow.label and isinstance(flow.elements[0], ast.In)
         }
-        others = [other for other in frame.labels if other not in {*images, label}]
+        uncomputed |= {image.name for image in images if image.name}
+        others = [other for other in frame.labels if other not in {*uncomputed, label}]
         chosen = [*self.rng.sample(others, min(len(others), self.rng.randint(0, 2))), label]
         names = self.rng.choice(
             [chosen, [str(n) for n in range(len(chosen))], [f"maps.{n}" for n, _ in enumerate(chosen)]]

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import flop_registry
 from cnnspec import ir
 from cnnspec.analysis.liveness import schedule
 from cnnspec.api import build, load, loads
+from cnnspec.backends.torch.module import split_images
 from cnnspec.training.loop.nan_search import first_nonfinite_weight
 
 Size = tuple[int, int]
@@ -120,7 +121,7 @@ def compare_with_torch(graph: ir.Graph, sizes: Iterable[Size]) -> int:
         image = torch.empty(batch, graph.input_shape[0], height, width, device="meta")
         counter = _FlopCounter()
         with torch.no_grad(), counter:
-            output = module.train(training)(image)
+            output = module.train(training)(*split_images(graph, image))
         here = f"at {height}x{width}{' in training' if training else ''}"
         logits, heads = output if training else (output, ())
         _same(f"the output {here}", _batched(at, batch), _shapes_of(logits))
@@ -172,7 +173,7 @@ def compare_training_step(graph: ir.Graph, seed: int = 0) -> int:
     torch.manual_seed(seed)
     network = build(graph).train()
     optimizer, schedule = optimizer_for(network, graph.recipe, 1)
-    outputs = network(torch.randn(2, *graph.input_shape))
+    outputs = network(*split_images(graph, torch.randn(2, *graph.input_shape)))
     heads = [outputs.logits, *outputs.aux] if graph.aux else [*outputs.values()] if graph.taps else [outputs]
     expected = [(2, *graph.nodes[index].shape) for index in graph.training_results]
     _same("the outputs in training", expected, [tuple(head.shape) for head in heads])

@@ -34,6 +34,7 @@ FREQUENT = (
     *dict.fromkeys((*OPS, *FEATURES)),
     *("scale bare", "shift bare", "blurpool stride", "upsample mode=bilinear", "upsample mode=bicubic"),
     *("label.path:", "output", "name=", "{expression}", "param = [list]", "sum()", "len()", "in.c", "in.h", "in.w"),
+    "several images",
 )
 """Constructs that at least 5 % of the generated specs must contain."""
 

@@ -43,6 +43,7 @@ class CnnLexer(RegexLexer):
             (r"in\.[chw]\b", Name.Builtin.Pseudo),
             (r"(network|block|use|extends)([ \t]+)([A-Za-z_]\w*)", bygroups(Keyword, Whitespace, Name.Class)),
             (OUTPUT, bygroups(Keyword, Whitespace, Name.Label, Whitespace, Keyword)),
+            (r"(input)([ \t]+)([A-Za-z_]\w*)", bygroups(Keyword, Whitespace, Name.Label)),
             (r"(expect)([ \t]+)([A-Za-z_]\w*(?:\.\w+)*)", bygroups(Keyword, Whitespace, Name)),
             (r"([A-Za-z_]\w*(?:\.\w+)*)([ \t]*)(:)", bygroups(Name.Label, Whitespace, Punctuation), "callee"),
             (r"([A-Za-z_]\w*)(=)(?!=)", bygroups(Name.Attribute, Operator)),

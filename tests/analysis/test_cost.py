@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cnnspec.analysis.cost import count, live_memory, training_memory
 from cnnspec.api import build, load, loads
+from cnnspec.backends.torch.module import split_images
 from cnnspec.ir import Graph
 from cnnspec.ops import OPS
 from cnnspec.recipe import OPTIMIZERS
@@ -83,7 +84,7 @@ def operations_that_torch_counts(graph: Graph, batch: int) -> tuple[int, int]:
         module = build(graph).train()
         expand(module)
     with FlopCounterMode(display=False) as forward:
-        total = loss(module(torch.empty(batch, *graph.input_shape, device="meta")))
+        total = loss(module(*split_images(graph, torch.empty(batch, *graph.input_shape, device="meta"))))
     with FlopCounterMode(display=False) as backward:
         if total.requires_grad:
             total.backward()
@@ -171,6 +172,11 @@ class Saved:
         self.tensor = tensor
 
 
+def separate(graph: Graph, images: Tensor) -> list[Tensor]:
+    """The arguments of a module, each with a memory of its own."""
+    return [part.clone() for part in split_images(graph, images)] if graph.images else [images]
+
+
 def saved_by_torch(graph: Graph, batch: int) -> int:
     """Bytes of the storages that live from forward to backward, without weights and single numbers."""
     module = build(graph).train()
@@ -182,8 +188,9 @@ def saved_by_torch(graph: Graph, batch: int) -> int:
         saved.add(kept)
         return kept
 
+    images = separate(graph, torch.randn(batch, *graph.input_shape))
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
-        result = module(torch.randn(batch, *graph.input_shape))
+        result = module(*images)
     storages = {
         storage._cdata: storage.nbytes()
         for kept in saved
@@ -306,19 +313,19 @@ class LiveStorages(TorchDispatchMode):
 
 
 def peak_in_inference(graph: Graph, batch: int) -> int:
-    module, image = build(graph).eval(), torch.zeros(batch, *graph.input_shape)
+    module, images = build(graph).eval(), separate(graph, torch.zeros(batch, *graph.input_shape))
     with torch.no_grad(), LiveStorages(module) as live:
-        live.note([image])
-        module(image)
+        live.note(images)
+        module(*images)
     return live.peak
 
 
 def peak_in_training(graph: Graph, batch: int) -> int:
     """Without weights, with their gradients, which are made in the backward pass."""
-    module, image = build(graph).train(), torch.zeros(batch, *graph.input_shape)
+    module, images = build(graph).train(), separate(graph, torch.zeros(batch, *graph.input_shape))
     with LiveStorages(module) as live:
-        live.note([image])
-        total = loss(module(image))
+        live.note(images)
+        total = loss(module(*images))
         if total.requires_grad:
             total.backward()
     return live.peak

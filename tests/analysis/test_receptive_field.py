@@ -18,6 +18,7 @@ from cnnspec.analysis.receptive_field import center_extent, fields, masks
 from cnnspec.analysis.summary import summarize
 from cnnspec.api import build, load, loads
 from cnnspec.backends.torch.layers import EXPRESSIONS, AxisMax, SameMaxPool2d, SamePad, StandardizedConv2d
+from cnnspec.backends.torch.module import split_images
 from cnnspec.ir import Graph
 from cnnspec.testing import specs
 
@@ -281,7 +282,7 @@ def values(graph: Graph, module: nn.Module, image: Tensor) -> dict[int, Tensor]:
         module.get_submodule(path).register_forward_hook(
             lambda _, __, y, left=indices: found.__setitem__(left.pop(0), y)
         )
-    output = module(image)
+    output = module(*split_images(graph, image))
     found |= {index: output[name] for name, index in graph.taps.items()} if graph.taps else {graph.output: output}
     return found
 

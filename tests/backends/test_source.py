@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 import types
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from cnnspec import Graph, load, loads
 from cnnspec.backends.source import write_source
 from cnnspec.backends.source.rows import EXPRESSIONS, MODULES
 from cnnspec.backends.torch import layers
-from cnnspec.backends.torch.module import Network, to_module
+from cnnspec.backends.torch.module import Network, split_images, to_module
 from cnnspec.compiler import compile_source
 from cnnspec.diagnostics import Source
 from cnnspec.ir import AuxHead
@@ -53,11 +54,11 @@ def small(graph: Graph) -> tuple[int, int]:
     return (height, width) if height * width <= 64 * 64 else next(((side, side) for side in near), (height, width))
 
 
-def outputs(network: nn.Module, images: Tensor) -> list[Tensor] | str:
+def outputs(network: nn.Module, images: Sequence[Tensor]) -> list[Tensor] | str:
     """Return all outputs, or the error of a batch norm that gets a single value."""
     torch.manual_seed(1)
     try:
-        found = network(images.clone())
+        found = network(*(image.clone() for image in images))
     except ValueError as error:
         return str(error)
     if isinstance(found, dict):
@@ -78,6 +79,7 @@ def assert_equal(graph: Graph, text: str | None = None) -> str:
         if len(graph.input_shape) == 3
         else torch.randn(2, *graph.input_shape)
     )
+    images = split_images(graph, images)
     for training in (False, True):
         network.train(training)
         exported.train(training)

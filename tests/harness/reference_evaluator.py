@@ -127,6 +127,7 @@ class Net:
 
     file: File
     image: Shape = ()
+    images: list[ast.Input] = field(default_factory=list)
     declared: dict[str, Any] = field(default_factory=dict)
     body: list[tuple[File, ast.Statement]] = field(default_factory=list)
     aux: list[tuple[File, ast.Aux]] = field(default_factory=list)
@@ -240,9 +241,9 @@ class Evaluator:
             net.body, net.aux = layers, aux
         else:
             net.body, net.aux = net.body + layers, net.aux + aux
-        for s in statements:
-            if isinstance(s, ast.Input):
-                net.image = (s.channels, s.height, s.width)
+        net.images = [s for s in statements if isinstance(s, ast.Input)] or net.images
+        for s in net.images:
+            net.image = (sum(image.channels for image in net.images), s.height, s.width)
         return net
 
     @classmethod
@@ -303,6 +304,14 @@ class Evaluator:
             values |= file.values
         shared = ChainMap[str, Any]({}, values)
         x: Tensor | None = Tensor(IMAGE, net.image)
+        for image in net.images if net.images[0].name else ():
+            entering = Tensor(IMAGE, net.image)
+            if len(net.images) > 1:
+                shape = (image.channels, *net.image[1:])
+                layer = Layer("", "slice", (IMAGE,), shape)
+                entering = self.add(layer, lambda x, c=image.channels: (c, *x[1:]))
+            labels[image.name] = entering
+            x = labels[net.images[0].name]
         modules = ChainMap[str, Module]({})
         for file, s in net.body:
             assert x is not None

@@ -26,7 +26,7 @@ from cnnspec import CnnspecError, loads
 from cnnspec.backends.source.classes import CONSTANTS
 from cnnspec.backends.source.rows import class_sources
 from cnnspec.backends.torch.folding import fold
-from cnnspec.backends.torch.module import Network, to_module
+from cnnspec.backends.torch.module import Network, split_images, to_module
 from cnnspec.cli.app import app
 from cnnspec.compiler import compile_source
 from cnnspec.diagnostics import Source
@@ -271,8 +271,8 @@ def test_fold_keeps_the_outputs(seed: int) -> None:
     with torch.no_grad():
         settle(network, seed)
         folded = fold(network).double()
-        given = images(2, *network.graph.input_shape, seed=seed).double()
-        pairs = [(network(given), folded(given))]
+        given = split_images(network.graph, images(2, *network.graph.input_shape, seed=seed).double())
+        pairs = [(network(*given), folded(*given))]
     if network.graph.taps:
         pairs = [(pairs[0][0][name], pairs[0][1][name]) for name in network.graph.taps]
     for expected, found in pairs:

@@ -741,3 +741,44 @@ def test_completion_of_outputs(editor: Editor, code: str, offered: set[str], not
     found = {*complete(editor, OUTPUTS + code)}
     assert offered - found == set()
     assert not_offered & found == set()
+
+
+# --- several images ------------------------------------------------------------------------------
+
+IMAGES = """\
+input left 3x32x32
+input right 3x32x32
+features: conv 3x3 16
+other: @right | again @features
+add { @features; @other; @right | conv 1x1 16 }
+"""
+
+
+def test_several_images(editor: Editor) -> None:
+    document = editor.open(IMAGES)
+    assert list(document.diagnostics) == []
+    for code in ("right 3x32", "@right |"):
+        found = editor.run(editor.client.text_document_hover_async(lsp.HoverParams(**document.at(code, 2))))
+        assert "input right 3x32x32" in markdown(found)
+    hints = editor.run(
+        editor.client.text_document_inlay_hint_async(
+            lsp.InlayHintParams(document.id, lsp.Range(lsp.Position(0, 0), lsp.Position(5, 0)))
+        )
+    )
+    assert [hint.position.line for hint in hints or ()] == [2, 3, 4]
+    here = document.at("right 3x32")
+    uses = lsp.ReferenceParams(lsp.ReferenceContext(True), **here)
+    places = editor.run(editor.client.text_document_references_async(uses)) or ()
+    assert [place.range.start.line for place in places] == [1, 3, 4]
+    edit = editor.run(editor.client.text_document_rename_async(lsp.RenameParams(new_name="back", **here)))
+    assert edit is not None
+    (changes,) = edit.document_changes or ()
+    assert isinstance(changes, lsp.TextDocumentEdit)
+    text = document.apply(changes.edits)
+    assert text == IMAGES.replace("right", "back")
+    assert [*cnnspec.loads(text).images] == ["left", "back"]
+    for taken in ("left", "features", "stem", "in", "a.b", "3"):
+        with pytest.raises(JsonRpcException):
+            editor.run(editor.client.text_document_rename_async(lsp.RenameParams(new_name=taken, **here)))
+    document.close()
+    assert {"left", "right"} <= {*complete(editor, f"{IMAGES}concat {{ in; @<> }}")}

@@ -160,8 +160,11 @@ def _subtitle(graphs: Sequence[Graph]) -> str:
     counts = (
         f"{change(one.parameter_count, two.parameter_count)} parameters · {change(one.macs, two.macs)} multiply-adds"
     )
-    returned = ", ".join(f"{name} {size_text(shape)}" for name, shape in one.output_shapes.items())
-    sizes = f"{size_text(one.input_shape)} → {returned or size_text(one.output_shape)}"
+    read, returned = (
+        ", ".join(f"{name} {size_text(shape)}" for name, shape in named.items()) or size_text(single)
+        for single, named in ((one.input_shape, one.images), (one.output_shape, one.output_shapes))
+    )
+    sizes = f"{read} → {returned}"
     return counts if len(graphs) > 1 else f"{shortened(sizes, 80)} · {counts}"
 
 

@@ -276,7 +276,7 @@ class Outliner:
         """Return whether a node reads only the node before it, which nothing else reads."""
         before = index - 1
         return (
-            before >= 0
+            before >= len(self.graph.images)
             and self.graph.nodes[index].inputs == (before,)
             and self._consumers[before] == [index]
             and before not in self._leaving
@@ -305,10 +305,12 @@ class Outliner:
         """Return the figure of the whole network."""
         graph = self.graph
         boxes = self._collapse(self._boxes(range(len(graph.nodes)), 0, ()))
-        boxes = [Box("input", "", "", [[Cell("input", "input")]], (), (), graph.input_shape), *boxes]
-        boxes[0].edge = shortened(size_text(graph.input_shape))
-        for box in boxes[1:]:
-            box.inputs = tuple(i + 1 for i in box.inputs)
+        if not graph.images:
+            boxes = [Box("input", "", "", [[Cell("input", "input")]], (), (), graph.input_shape), *boxes]
+            boxes[0].edge = shortened(size_text(graph.input_shape))
+        for box in boxes[1:]:  # several images read the first one, for their place in the layout
+            box.inputs = tuple(max(i, 0) if graph.images else i + 1 for i in box.inputs)
+        boxes[0].inputs = ()
         owners = {node: i for i, box in enumerate(boxes) for node in box.nodes}
         for name, index in (graph.taps or {"output": graph.output}).items():
             shape = graph.nodes[index].shape
@@ -442,6 +444,8 @@ class Outliner:
 
     def _op_box(self, stack: list[int], level: int, origin: int, starts: tuple[int, ...]) -> Box:
         nodes = self.graph.nodes
+        if stack[0] < len(self.graph.images):
+            return self._box("input", "", "", [[Cell("input", [*self.graph.images][stack[0]])]], stack)
         rows: list[list[Cell]] = []
         for i in stack:
             cell = Cell(kind_of(nodes[i].op), label(nodes[start + i - origin] for start in starts or (origin,)))

@@ -177,7 +177,9 @@ class _Builder:
             for end in range(1, len(path) + 1)
             if path[:end] != before[:end]
         )
-        self.root = self._scope((), [*range(len(graph.nodes))], [IMAGE], [*graph.training_results])
+        images = [*range(len(graph.images))]
+        nodes = [*range(len(images), len(graph.nodes))]
+        self.root = self._scope((), nodes, images or [IMAGE], [*graph.training_results])
 
     def _whole_modules(self) -> set[str]:
         """Return the modules whose uses all have the same nodes and outputs, so that each use is one call."""

@@ -46,7 +46,7 @@ class _ClassWriter:
         if made.block:
             self.lines += [f'{INDENT}"""The block `{re.sub(r"[^A-Za-z0-9_]", "?", made.block)}`."""', ""]
         elif nodes:
-            reads = shapes.text(graph.input_shape)
+            reads = graph.input_text
             returns = shapes.outputs_text(graph.output_shape, graph.output_shapes)
             self.lines += [f'{INDENT}"""Images {reads} to {re.sub(r"[^]A-Za-z0-9_., [-]", "?", returns)}."""', ""]
         parameters = [
@@ -221,7 +221,7 @@ class _Forward:
 
     def write(self) -> None:
         made = self._class
-        inputs = _inputs(made)
+        inputs = [*self._graph.arguments] if self._nodes else _inputs(made)
         numbers = {node: number for number, node in self._nodes.items()}
         heads = [numbers[head.output] for head in self._heads]
         results = made.results[: len(made.results) - len(heads)]
@@ -232,6 +232,9 @@ class _Forward:
             kind = "dict[str, Tensor]"
         arguments = ["self", *(f"{name}: Tensor" for name in inputs)]
         self._lines += lay_out(call("forward", arguments), INDENT, "def ", f" -> {kind}:")
+        for other in inputs[1:] if self._nodes else ():
+            text = quoted(f"`{inputs[0]}` and `{other}` must have one height and width")
+            self._lines += lay_out(call("torch._assert", [f"{inputs[0]}.shape[2:] == {other}.shape[2:]", text]), _BODY)
         variables = dict(enumerate(inputs))
         items = self._ordered()
         taps = bool(self._nodes and self._graph.taps)

@@ -46,8 +46,14 @@ class _ForwardWriter:
         self._last_use = {i: position for position, index in enumerate(self.order) for i in graph.nodes[index].inputs}
         self._last_use.update(dict.fromkeys((*graph.results, *self._heads), len(self.order)))
         result = "Tensor | Outputs" if self._heads else "dict[str, Tensor]" if graph.taps else "Tensor"
-        self.lines = [f"def forward(self, x: Tensor) -> {result}:  # {shapes.text(graph.input_shape)}"]
-        self._variables = {IMAGE: "x"}
+        first, *others = graph.arguments
+        given = ", ".join(f"{name}: Tensor" for name in graph.arguments)
+        read = ", ".join(map(shapes.text, graph.images.values())) or shapes.text(graph.input_shape)
+        self.lines = [f"def forward(self, {given}) -> {result}:  # {read}"]
+        for other in others:
+            same = f'{first}.shape[2:] == {other}.shape[2:], "`{first}` and `{other}` must have one height and width"'
+            self.lines.append(f"{_BODY}torch._assert({same})")
+        self._variables = dict(enumerate(graph.arguments)) if others else {IMAGE: first}
         self._section: str | None = None
         self._in_training = False
         self._delete_after_branch: list[int] = []
@@ -59,6 +65,8 @@ class _ForwardWriter:
     def write_node(self, position: int, index: int) -> None:
         """Write the assignment of one node, and the deletion of the values it is the last to read."""
         node = self.graph.nodes[index]
+        if index < len(self.graph.images):  # an argument
+            return
         self._enter(node)
         inputs = [self._variables[i] for i in node.inputs]
         if node.op.owns_module:

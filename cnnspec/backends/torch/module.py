@@ -69,6 +69,11 @@ class Network(Scope):
         return _restore, (self.graph,), self.__getstate__()
 
 
+def split_images(graph: Graph, images: Tensor) -> tuple[Tensor, ...]:
+    """Return the arguments of a module for a batch with the channels of all its images."""
+    return images.split([shape[0] for shape in graph.images.values()], 1) if graph.images else (images,)
+
+
 def to_module(graph: Graph) -> Network:
     """Build the torch module of a graph, with weights initialized from torch's random state.
 
@@ -79,6 +84,7 @@ def to_module(graph: Graph) -> Network:
     - In training, a network with auxiliary heads returns `Outputs`.
     - In training, a `bn` of 1x1 maps or of flat features needs an N of at least 2.
     - A graph with taps returns a `dict` of its features.
+    - A graph with several images takes one tensor for each, by position in the order of the spec or by name.
 
     Raises:
         CnnspecError: E0513 if the weights do not fit into the memory of this machine.

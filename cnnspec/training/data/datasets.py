@@ -145,7 +145,7 @@ def class_count(graph: Graph) -> int:
     Raises:
         CnnspecError: E0508 if the output is not a vector or the input is neither grayscale nor RGB.
     """
-    refuse(no_classifier(graph))
+    refuse(no_classifier(graph), graph.nodes[1].origin if graph.images else None)
     return graph.output_shape[0]
 
 

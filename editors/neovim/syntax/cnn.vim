@@ -28,6 +28,7 @@ syntax match cnnReference   /@\h\w*\%(\.\w\+\)*/
 syntax match cnnDim         /\<in\.[chw]\>/
 syntax match cnnStatement   /\<output\ze[ \t]\+\w\+\%(\.\w\+\)*[ \t]\+from\>/
 syntax match cnnLabel       /\%(\<output[ \t]\+\)\@80<=\w\+\%(\.\w\+\)*\ze[ \t]\+from\>/
+syntax match cnnLabel       /\%(\<input[ \t]\+\)\@80<=\h\w*/
 syntax match cnnName        /\%(\<expect[ \t]\+\)\@80<=\h\w*\%(\.\w\+\)*/
 syntax match cnnDefined     /\%(\<\%(network\|block\|use\|extends\)[ \t]\+\)\@80<=\h\w*/
 syntax match cnnString      /"[^"]*"/
