@@ -101,7 +101,7 @@ def _check_outputs_used(graph: ir.Graph, reporter: Reporter) -> None:
         if node.weights or learned & {*node.sources}:
             learned.add(index)
         if index not in used and (index not in sizes or index in learned):
-            paths[index] = [node.path]
+            paths[index] = [] if node.use else [node.path]  # a label is the output of the first use
     for path, index in graph.ends.items() if paths else ():
         if index in paths:
             paths[index].append(path)
@@ -113,7 +113,7 @@ def _check_outputs_used(graph: ir.Graph, reporter: Reporter) -> None:
             reporter.error("E0311", message, node.origin, help=help)
             continue
         named = node.op.owns_module and not node.path.rpartition(".")[2].isdecimal()
-        name = f"`{node.path}`" if named else f"this `{node.op.name}`"
+        name = f"`{node.place}`" if named else f"this `{node.op.name}`"
         message, help = f"the output of {name} is never used", _advice_on_unused(node, own, bool(graph.taps))
         if index in sizes:
             message = f"only the size of the output of {name} is used, so its weights learn nothing"
