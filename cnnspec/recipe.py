@@ -27,7 +27,6 @@ class DataSet(Declared):
         images: Numbers of training and test images, if known in advance.
     """
 
-    name: ClassVar[str] = ""
     classes: ClassVar[int | None] = None
     images: ClassVar[tuple[int, int] | None] = None
 
@@ -44,59 +43,39 @@ class SmallSet(DataSet):
     test: Count | None = None
 
 
-class Cifar10(SmallSet):
+class Cifar10(SmallSet, name="cifar10", classes=10, images=(50_000, 10_000)):
     """CIFAR-10: 50,000 training images of 3x32x32, 10,000 test images."""
 
-    name: ClassVar[str] = "cifar10"
-    classes: ClassVar[int | None] = 10
-    images: ClassVar[tuple[int, int] | None] = (50_000, 10_000)
 
-
-class Cifar100(SmallSet):
+class Cifar100(SmallSet, name="cifar100", classes=100, images=(50_000, 10_000)):
     """CIFAR-100: like CIFAR-10, with 100 classes."""
 
-    name: ClassVar[str] = "cifar100"
-    classes: ClassVar[int | None] = 100
-    images: ClassVar[tuple[int, int] | None] = (50_000, 10_000)
 
-
-class FashionMnist(SmallSet):
+class FashionMnist(SmallSet, name="fashion_mnist", classes=10, images=(60_000, 10_000)):
     """Fashion-MNIST: 60,000 training images of 1x28x28, 10,000 test images."""
 
-    name: ClassVar[str] = "fashion_mnist"
-    classes: ClassVar[int | None] = 10
-    images: ClassVar[tuple[int, int] | None] = (60_000, 10_000)
 
-
-class Mnist(SmallSet):
+class Mnist(SmallSet, name="mnist", classes=10, images=(60_000, 10_000)):
     """MNIST: 60,000 training images of 1x28x28, 10,000 test images."""
 
-    name: ClassVar[str] = "mnist"
-    classes: ClassVar[int | None] = 10
-    images: ClassVar[tuple[int, int] | None] = (60_000, 10_000)
 
-
-class FashionMini(SmallSet):
+class FashionMini(SmallSet, name="fashion_mini", classes=10, images=(6_000, 1_000)):
     """The subset of Fashion-MNIST that ships with the package."""
 
-    name: ClassVar[str] = "fashion_mini"
-    classes: ClassVar[int | None] = 10
-    images: ClassVar[tuple[int, int] | None] = (6_000, 1_000)
     val: Annotated[int, Bounds(0)] = 500
 
 
-class Folder(DataSet):
+class Folder(DataSet, name="folder"):
     """A folder of images by class: `train/CLASS/*.png`, `test/`, and `val/` or a fraction `val` of `train/`.
 
     In a spec, `path` is relative to the folder of the spec and stays in it, with symbolic links resolved.
     """
 
-    name: ClassVar[str] = "folder"
     path: str
     val: Probability = 0.1
 
 
-class HuggingFace(DataSet):
+class HuggingFace(DataSet, name="hf"):
     """A dataset of the Hugging Face Hub at a fixed revision, a folder of Parquet files, or the URL of a list of them.
 
     `image` and `label` are the names of its columns. `val` is a fraction of `train`, held out if there is no split
@@ -104,7 +83,6 @@ class HuggingFace(DataSet):
     shuffled together. Requires the extra `hf`.
     """
 
-    name: ClassVar[str] = "hf"
     path: str
     revision: str | None = None
     image: str = "image"
@@ -114,10 +92,9 @@ class HuggingFace(DataSet):
     buffer: Count = 1000
 
 
-class FromPython(DataSet):
+class FromPython(DataSet, name="python"):
     """The images of a program, passed as `TrainOptions(images=...)`. `val` is a fraction of `train`."""
 
-    name: ClassVar[str] = "python"
     val: Probability = 0.1
 
 
@@ -127,42 +104,31 @@ class FromPython(DataSet):
 class Normalization(Declared):
     """Subtract a mean from each channel and divide by a standard deviation, on a scale from 0 to 1."""
 
-    name: ClassVar[str] = ""
 
-
-class DatasetStatistics(Normalization):
+class DatasetStatistics(Normalization, name="dataset"):
     """The mean and standard deviation of the training images."""
 
-    name: ClassVar[str] = "dataset"
 
-
-class ImageNetStatistics(Normalization):
+class ImageNetStatistics(Normalization, name="imagenet"):
     """The mean and standard deviation of ImageNet. Source: torchvision and timm."""
 
-    name: ClassVar[str] = "imagenet"
 
-
-class Half(Normalization):
+class Half(Normalization, name="half"):
     """Scale to -1..1: mean and standard deviation of 0.5."""
 
-    name: ClassVar[str] = "half"
 
-
-class NoNormalization(Normalization):
+class NoNormalization(Normalization, name="none"):
     """Scale to 0..1."""
 
-    name: ClassVar[str] = "none"
 
-
-class Statistics(Normalization):
+class Statistics(Normalization, name="normalize"):
     """The given mean and standard deviation, one number per channel or one for all."""
 
-    name: ClassVar[str] = "normalize"
     mean: Annotated[tuple[float, ...], Bounds(-1000, 1000)]
     std: Annotated[tuple[float, ...], Bounds(1e-6, 1000)]
 
 
-class Resize(Declared):
+class Resize(Declared, name="resize"):
     """Resize images to the input size of the network.
 
     With `fit=crop`, the image is resized so that its shorter side has `size` pixels (or the input size divided by
@@ -171,7 +137,6 @@ class Resize(Declared):
     whole image into the input and pads it with black. Source: `torchvision.transforms.v2.Resize`, antialiased.
     """
 
-    name: ClassVar[str] = "resize"
     size: Count | None = None
     crop: Annotated[float, Bounds(0.01, 1)] | None = None
     mode: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
@@ -184,104 +149,87 @@ class Resize(Declared):
 class Augmentation(Declared):
     """A random transform of training images. Source: `torchvision.transforms.v2`."""
 
-    name: ClassVar[str] = ""
 
-
-class HFlip(Augmentation):
+class HFlip(Augmentation, name="hflip"):
     """Flip horizontally with probability `p`."""
 
-    name: ClassVar[str] = "hflip"
     p: Probability = 0.5
 
 
-class VFlip(Augmentation):
+class VFlip(Augmentation, name="vflip"):
     """Flip vertically with probability `p`."""
 
-    name: ClassVar[str] = "vflip"
     p: Probability = 0.5
 
 
-class AlternatingFlip(Augmentation):
+class AlternatingFlip(Augmentation, name="alternating_flip"):
     """Flip half of the images horizontally in one epoch, and the other half in the next."""
 
-    name: ClassVar[str] = "alternating_flip"
 
-
-class RandomCrop(Augmentation):
+class RandomCrop(Augmentation, name="random_crop"):
     """Pad by `pad` pixels, then crop to the input size at a random position."""
 
-    name: ClassVar[str] = "random_crop"
     pad: Padding = (4, 4)
     mode: Literal["zeros", "reflect", "edge"] = "zeros"
 
 
-class Translate(Augmentation):
+class Translate(Augmentation, name="translate"):
     """Shift by up to the fraction `by` of the size, and fill with black."""
 
-    name: ClassVar[str] = "translate"
     by: Probability
 
 
-class RandomResizedCrop(Augmentation):
+class RandomResizedCrop(Augmentation, name="random_resized_crop"):
     """Crop a region of relative area `scale` and aspect `ratio`, then resize it to the input size."""
 
-    name: ClassVar[str] = "random_resized_crop"
     scale: Annotated[Interval, Bounds(0)] = Interval((0.08, 1.0))
     ratio: Ratios = Interval((3 / 4, 4 / 3))
 
 
-class Rotate(Augmentation):
+class Rotate(Augmentation, name="rotate"):
     """Rotate by up to `degrees` in either direction."""
 
-    name: ClassVar[str] = "rotate"
     degrees: NotNegative
 
 
-class ColorJitter(Augmentation):
+class ColorJitter(Augmentation, name="color_jitter"):
     """Change brightness, contrast, saturation and hue by up to the given factors."""
 
-    name: ClassVar[str] = "color_jitter"
     brightness: NotNegative = 0.0
     contrast: NotNegative = 0.0
     saturation: NotNegative = 0.0
     hue: Annotated[float, Bounds(0, 0.5)] = 0.0
 
 
-class RandomErasing(Augmentation):
+class RandomErasing(Augmentation, name="random_erasing"):
     """Erase a rectangle with probability `p`."""
 
-    name: ClassVar[str] = "random_erasing"
     p: Probability = 0.5
     scale: Annotated[Interval, Bounds(0, 1)] = Interval((0.02, 0.33))
     ratio: Ratios = Interval((0.3, 3.3))
 
 
-class Cutout(Augmentation):
+class Cutout(Augmentation, name="cutout"):
     """Erase a square of `side` pixels around a random pixel."""
 
-    name: ClassVar[str] = "cutout"
     side: Count
 
 
-class AutoAugment(Augmentation):
+class AutoAugment(Augmentation, name="autoaugment"):
     """AutoAugment with a policy learned on a dataset. Source: Cubuk et al. 2018, arXiv 1805.09501."""
 
-    name: ClassVar[str] = "autoaugment"
     policy: Literal["cifar10", "imagenet", "svhn"] = "cifar10"
 
 
-class RandAugment(Augmentation):
+class RandAugment(Augmentation, name="randaugment"):
     """Apply `ops` random transforms of strength `magnitude`. Source: Cubuk et al. 2019, arXiv 1909.13719."""
 
-    name: ClassVar[str] = "randaugment"
     ops: Annotated[int, Bounds(0, 100)] = 2
     magnitude: Annotated[int, Bounds(0, 30)] = 9
 
 
-class TrivialAugment(Augmentation):
+class TrivialAugment(Augmentation, name="trivialaugment"):
     """Apply one random transform of random strength. Source: Mueller and Hutter 2021, arXiv 2103.10158."""
-
-    name: ClassVar[str] = "trivialaugment"
 
 
 # --- optimizers and schedules --------------------------------------------------------------------
@@ -290,7 +238,6 @@ class TrivialAugment(Augmentation):
 class Optimizer(Declared):
     """Base class of optimizers. Source: `torch.optim`."""
 
-    name: ClassVar[str] = ""
     lr: NotNegative
 
     def remembers(self, axes: int) -> int:
@@ -298,10 +245,9 @@ class Optimizer(Declared):
         return 2
 
 
-class Sgd(Optimizer):
+class Sgd(Optimizer, name="sgd"):
     """torch.optim.SGD."""
 
-    name: ClassVar[str] = "sgd"
     lr: NotNegative = 0.1
     momentum: NotNegative = 0.0
     weight_decay: NotNegative = 0.0
@@ -311,60 +257,40 @@ class Sgd(Optimizer):
         return 1 if self.momentum else 0
 
 
-class Adam(Optimizer):
+class Adam(Optimizer, name="adam"):
     """torch.optim.Adam."""
 
-    name: ClassVar[str] = "adam"
     lr: NotNegative = 1e-3
     weight_decay: NotNegative = 0.0
     beta1: Share = 0.9
     beta2: Share = 0.999
 
 
-class AdamW(Optimizer):
+class AdamW(Adam, name="adamw"):
     """torch.optim.AdamW."""
 
-    name: ClassVar[str] = "adamw"
-    lr: NotNegative = 1e-3
     weight_decay: NotNegative = 0.01
-    beta1: Share = 0.9
-    beta2: Share = 0.999
 
 
-class NAdam(Optimizer):
+class NAdam(Adam, name="nadam"):
     """torch.optim.NAdam."""
 
-    name: ClassVar[str] = "nadam"
     lr: NotNegative = 2e-3
-    weight_decay: NotNegative = 0.0
-    beta1: Share = 0.9
-    beta2: Share = 0.999
 
 
-class RAdam(Optimizer):
+class RAdam(Adam, name="radam"):
     """torch.optim.RAdam."""
 
-    name: ClassVar[str] = "radam"
-    lr: NotNegative = 1e-3
-    weight_decay: NotNegative = 0.0
-    beta1: Share = 0.9
-    beta2: Share = 0.999
 
-
-class Adamax(Optimizer):
+class Adamax(Adam, name="adamax"):
     """torch.optim.Adamax."""
 
-    name: ClassVar[str] = "adamax"
     lr: NotNegative = 2e-3
-    weight_decay: NotNegative = 0.0
-    beta1: Share = 0.9
-    beta2: Share = 0.999
 
 
-class Adagrad(Optimizer):
+class Adagrad(Optimizer, name="adagrad"):
     """torch.optim.Adagrad."""
 
-    name: ClassVar[str] = "adagrad"
     lr: NotNegative = 1e-2
     weight_decay: NotNegative = 0.0
 
@@ -372,19 +298,17 @@ class Adagrad(Optimizer):
         return 1
 
 
-class Adadelta(Optimizer):
+class Adadelta(Optimizer, name="adadelta"):
     """torch.optim.Adadelta."""
 
-    name: ClassVar[str] = "adadelta"
     lr: NotNegative = 1.0
     weight_decay: NotNegative = 0.0
     rho: Share = 0.9
 
 
-class Muon(Optimizer):
+class Muon(Optimizer, name="muon"):
     """torch.optim.Muon for convolution and linear weights, scaled to AdamW's rates; AdamW at `adam_lr` for the rest."""
 
-    name: ClassVar[str] = "muon"
     lr: NotNegative = 1e-3
     momentum: NotNegative = 0.95
     weight_decay: NotNegative = 0.1
@@ -395,10 +319,9 @@ class Muon(Optimizer):
         return 1 if axes > 1 else 2
 
 
-class RmsProp(Optimizer):
+class RmsProp(Optimizer, name="rmsprop"):
     """torch.optim.RMSprop."""
 
-    name: ClassVar[str] = "rmsprop"
     lr: NotNegative = 1e-2
     momentum: NotNegative = 0.0
     weight_decay: NotNegative = 0.0
@@ -411,57 +334,49 @@ class RmsProp(Optimizer):
 class Schedule(Declared):
     """Base class of learning rate schedules. Source: `torch.optim.lr_scheduler`."""
 
-    name: ClassVar[str] = ""
 
-
-class ConstantRate(Schedule):
+class ConstantRate(Schedule, name="constant"):
     """A constant learning rate."""
 
-    name: ClassVar[str] = "constant"
     warmup: NotNegative = 0.0
 
 
-class MultiStep(Schedule):
+class MultiStep(Schedule, name="multistep"):
     """Multiply by `gamma` after each epoch in `at`."""
 
-    name: ClassVar[str] = "multistep"
     at: Annotated[tuple[int, ...], Bounds(1)]
     gamma: NotNegative = 0.1
     warmup: NotNegative = 0.0
 
 
-class Step(Schedule):
+class Step(Schedule, name="step"):
     """Multiply by `gamma` every `every` epochs."""
 
-    name: ClassVar[str] = "step"
     every: Count
     gamma: NotNegative = 0.1
     warmup: NotNegative = 0.0
 
 
-class Cosine(Schedule):
+class Cosine(Schedule, name="cosine"):
     """Half a cosine from the optimizer's rate down to `end`, per step, after `warmup` epochs."""
 
-    name: ClassVar[str] = "cosine"
     end: NotNegative = 0.0
     warmup: NotNegative = 0.0
 
 
-class Linear(Schedule):
+class Linear(Schedule, name="linear"):
     """Linear decay from the optimizer's rate to `end`, per step, after `warmup` epochs."""
 
-    name: ClassVar[str] = "linear"
     end: NotNegative = 0.0
     warmup: NotNegative = 0.0
 
 
-class OneCycle(Schedule):
+class OneCycle(Schedule, name="onecycle"):
     """Rise to the optimizer's rate over the fraction `warmup` of all steps, then decay to almost 0.
 
     Source: Smith and Topin 2017, arXiv 1708.07120; torch's OneCycleLR with `max_lr` = the optimizer's `lr`.
     """
 
-    name: ClassVar[str] = "onecycle"
     warmup: Probability = 0.3
     anneal: Literal["cos", "linear"] = "cos"
 
@@ -472,75 +387,58 @@ class OneCycle(Schedule):
 class BatchStatistics(Declared):
     """The images over which batch normalization computes its mean and variance in training."""
 
-    name: ClassVar[str] = ""
 
-
-class SyncStatistics(BatchStatistics):
+class SyncStatistics(BatchStatistics, name="sync"):
     """All images of a step or of a part of it, over all devices. Source: torch.nn.SyncBatchNorm."""
 
-    name: ClassVar[str] = "sync"
 
-
-class LocalStatistics(BatchStatistics):
+class LocalStatistics(BatchStatistics, name="local"):
     """The images of each device, so that the result depends on the number of devices. Source: torch.nn.BatchNorm2d."""
 
-    name: ClassVar[str] = "local"
 
-
-class GhostStatistics(BatchStatistics):
+class GhostStatistics(BatchStatistics, name="ghost"):
     """Groups of `images` consecutive images, on one device each. Source: Hoffer et al. 2017, arXiv 1705.08741."""
 
-    name: ClassVar[str] = "ghost"
     images: Count = 32
 
 
 # --- transfer learning and loss ------------------------------------------------------------------
 
 
-class Freeze(Declared):
+class Freeze(Declared, name="freeze"):
     """Exclude modules from training.
 
     Their weights stay as they are, and they run in evaluation mode: batch norm uses its running statistics and keeps
     them, and dropout is inactive. `until` freezes all modules that run before the named one.
     """
 
-    name: ClassVar[str] = "freeze"
     modules: tuple[Path, ...] = ()
     until: Path | None = None
 
 
-class Group(Declared):
+class Group(Declared, name="group"):
     """Modules with a learning rate of their own, which the schedule scales as it does that of the optimizer."""
 
-    name: ClassVar[str] = "group"
     modules: tuple[Path, ...]
     lr: NotNegative
 
 
-class CrossEntropy(Declared):
+class CrossEntropy(Declared, name="cross_entropy"):
     """torch.nn.CrossEntropyLoss; `balanced` weights a class by the inverse of its number of training images."""
 
-    name: ClassVar[str] = "cross_entropy"
     class_weights: Literal["balanced"] | Annotated[tuple[float, ...], Bounds(0)] | None = None
 
 
-def _table(base: type[Declared]) -> dict[str, Any]:
-    return {kind.name: kind for kind in base.__subclasses__()}
-
-
-DATA_SETS: dict[str, type[DataSet]] = {
-    **_table(SmallSet),
-    **{kind.name: kind for kind in (Folder, HuggingFace, FromPython)},
-}
-AUGMENTATIONS: dict[str, type[Augmentation]] = _table(Augmentation)
-OPTIMIZERS: dict[str, type[Optimizer]] = _table(Optimizer)
-SCHEDULES: dict[str, type[Schedule]] = _table(Schedule)
-NORMALIZATIONS: dict[str, type[Normalization]] = _table(Normalization)
+DATA_SETS = DataSet.kinds()
+AUGMENTATIONS = Augmentation.kinds()
+OPTIMIZERS = Optimizer.kinds()
+SCHEDULES = Schedule.kinds()
+NORMALIZATIONS = Normalization.kinds()
 RESIZES: dict[str, type[Resize]] = {Resize.name: Resize}
 FREEZES: dict[str, type[Freeze]] = {Freeze.name: Freeze}
 GROUPS: dict[str, type[Group]] = {Group.name: Group}
 LOSSES: dict[str, type[CrossEntropy]] = {CrossEntropy.name: CrossEntropy}
-BN_STATISTICS: dict[str, type[BatchStatistics]] = _table(BatchStatistics)
+BN_STATISTICS = BatchStatistics.kinds()
 PRECISIONS = ("fp32", "bf16", "fp16")
 CHOICES: dict[str, dict[str, type[Any]]] = {
     "data": DATA_SETS,
@@ -683,10 +581,9 @@ class Recipe(BaseModel):
         return self.model_copy(update={"epochs": epochs, "planned": written if written != epochs else None})
 
 
-class Scalars(Declared):
+class Scalars(Declared, name="train"):
     """The entries that are a single value, with types and bounds."""
 
-    name: ClassVar[str] = "train"
     epochs: Count = 20
     batch: Count = 128
     seed: Annotated[int, Bounds(0)] = 42

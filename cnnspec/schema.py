@@ -8,7 +8,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 from inspect import get_annotations
-from typing import Annotated, Any, ClassVar, Final, Literal, Union, dataclass_transform, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, Union, dataclass_transform, get_args, get_origin
 
 Size = tuple[int, int]
 """Height and width."""
@@ -170,16 +170,21 @@ class Parameter:
 class Declared:
     """Base class of callees whose annotated fields are their parameters, in order.
 
-    Instances are immutable. Two instances are equal if they have the same class and equal settings.
+    The keywords of a class set its constants: `class Relu(Op, name="relu")`. Instances are immutable. Two instances are
+    equal if they have the same class and equal settings.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str] = ""
     """Its name in the language."""
     parameters: ClassVar[Mapping[str, Parameter]] = {}
     required: ClassVar[tuple[str, ...]] = ()
     """Names of the parameters without a default."""
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, **constants: Any) -> None:
+        for name, value in constants.items():
+            if not hasattr(cls, name):
+                raise TypeError(f"{cls.__name__} has no constant `{name}`")
+            setattr(cls, name, value)
         own = {
             name: Parameter(name, type_of(annotation), cls.__dict__.get(name, REQUIRED))
             for name, annotation in get_annotations(cls).items()  # its own; Python 3.14 makes them when they are read
@@ -187,6 +192,14 @@ class Declared:
         }
         cls.parameters = {**cls.parameters, **own}
         cls.required = tuple(name for name, parameter in cls.parameters.items() if parameter.required)
+
+    @classmethod
+    def kinds(cls) -> dict[str, type[Self]]:
+        """Return its subclasses that have a name, by name."""
+        found: dict[str, type[Self]] = {}
+        for kind in cls.__subclasses__():
+            found |= {kind.name: kind, **kind.kinds()} if kind.name else kind.kinds()
+        return found
 
     def __init__(self, **settings: Any) -> None:
         for name, parameter in self.parameters.items():

@@ -14,29 +14,17 @@ class Activation(SameShape):
     """A nonlinearity."""
 
 
-class Relu(Activation):
+class Relu(Activation, name="relu", torch="torch.nn.ReLU", keeps=OUTPUT, overwrites=True):
     """max(x, 0). Source: torch.nn.ReLU."""
 
-    name: ClassVar[str] = "relu"
-    torch: ClassVar[str] = "torch.nn.ReLU"
-    keeps: ClassVar[Saved] = OUTPUT
-    overwrites: ClassVar[bool] = True
 
-
-class Relu6(Activation):
+class Relu6(Activation, name="relu6", torch="torch.nn.ReLU6", keeps=INPUT):
     """min(max(x, 0), 6). Source: torch.nn.ReLU6."""
 
-    name: ClassVar[str] = "relu6"
-    torch: ClassVar[str] = "torch.nn.ReLU6"
-    keeps: ClassVar[Saved] = INPUT
 
-
-class Hardtanh(Activation):
+class Hardtanh(Activation, name="hardtanh", torch="torch.nn.Hardtanh", keeps=INPUT):
     """min(max(x, low), high). Source: torch.nn.Hardtanh."""
 
-    name: ClassVar[str] = "hardtanh"
-    torch: ClassVar[str] = "torch.nn.Hardtanh"
-    keeps: ClassVar[Saved] = INPUT
     low: float = -1.0
     high: float = 1.0
 
@@ -56,21 +44,15 @@ class Hardtanh(Activation):
         return inputs[0]
 
 
-class LeakyRelu(Activation):
+class LeakyRelu(Activation, name="leaky_relu", torch="torch.nn.LeakyReLU", keeps=INPUT):
     """x, or `negative_slope * x` below 0. Source: torch.nn.LeakyReLU."""
 
-    name: ClassVar[str] = "leaky_relu"
-    torch: ClassVar[str] = "torch.nn.LeakyReLU"
-    keeps: ClassVar[Saved] = INPUT
     negative_slope: float = 0.01
 
 
-class PRelu(Activation):
+class PRelu(Activation, name="prelu", torch="torch.nn.PReLU", keeps=INPUT):
     """leaky_relu with learned slopes: one, or one per channel. Source: torch.nn.PReLU."""
 
-    name: ClassVar[str] = "prelu"
-    torch: ClassVar[str] = "torch.nn.PReLU"
-    keeps: ClassVar[Saved] = INPUT
     num_parameters: Count = 1
     init: float = 0.25
 
@@ -91,110 +73,67 @@ class PRelu(Activation):
         return 2 * FLOAT * shapes.numel(y)  # input gradient, needed or not, and unreduced slope gradients
 
 
-class Elu(Activation):
+class Elu(Activation, name="elu", torch="torch.nn.ELU", keeps=INPUT):
     """x, or `alpha * (exp(x) - 1)` below 0. Source: torch.nn.ELU."""
 
-    name: ClassVar[str] = "elu"
-    torch: ClassVar[str] = "torch.nn.ELU"
-    keeps: ClassVar[Saved] = INPUT
     alpha: float = 1.0
 
 
-class Celu(Activation):
+class Celu(Activation, name="celu", torch="torch.nn.CELU", keeps=INPUT):
     """x, or `alpha * (exp(x / alpha) - 1)` below 0. Source: torch.nn.CELU."""
 
-    name: ClassVar[str] = "celu"
-    torch: ClassVar[str] = "torch.nn.CELU"
-    keeps: ClassVar[Saved] = INPUT
     alpha: NotZero = 1.0
 
 
-class Selu(Activation):
+class Selu(Activation, name="selu", torch="torch.nn.SELU", keeps=INPUT):
     """Scaled elu. Source: torch.nn.SELU."""
 
-    name: ClassVar[str] = "selu"
-    torch: ClassVar[str] = "torch.nn.SELU"
-    keeps: ClassVar[Saved] = INPUT
 
-
-class Gelu(Activation):
+class Gelu(Activation, name="gelu", torch="torch.nn.GELU", keeps=INPUT):
     """x times the cumulative normal distribution at x. Source: torch.nn.GELU."""
 
-    name: ClassVar[str] = "gelu"
-    torch: ClassVar[str] = "torch.nn.GELU"
-    keeps: ClassVar[Saved] = INPUT
     approximate: Literal["none", "tanh"] = "none"
 
 
-class Silu(Activation):
+class Silu(Activation, name="silu", torch="torch.nn.SiLU", keeps=INPUT):
     """x times sigmoid(x). Source: torch.nn.SiLU."""
 
-    name: ClassVar[str] = "silu"
-    torch: ClassVar[str] = "torch.nn.SiLU"
-    keeps: ClassVar[Saved] = INPUT
 
-
-class Mish(Activation):
+class Mish(Activation, name="mish", torch="torch.nn.Mish", keeps=INPUT):
     """x times tanh(softplus(x)). Source: torch.nn.Mish."""
 
-    name: ClassVar[str] = "mish"
-    torch: ClassVar[str] = "torch.nn.Mish"
-    keeps: ClassVar[Saved] = INPUT
 
-
-class Softplus(Activation):
+class Softplus(Activation, name="softplus", torch="torch.nn.Softplus", keeps=INPUT):
     """`log(1 + exp(beta * x)) / beta`. Source: torch.nn.Softplus."""
 
-    name: ClassVar[str] = "softplus"
-    torch: ClassVar[str] = "torch.nn.Softplus"
-    keeps: ClassVar[Saved] = INPUT
     beta: NotZero = 1.0
     threshold: float = 20.0
 
 
-class Tanh(Activation):
+class Tanh(Activation, name="tanh", torch="torch.nn.Tanh", keeps=OUTPUT):
     """Source: torch.nn.Tanh."""
 
-    name: ClassVar[str] = "tanh"
-    torch: ClassVar[str] = "torch.nn.Tanh"
-    keeps: ClassVar[Saved] = OUTPUT
 
-
-class Sigmoid(Activation):
+class Sigmoid(Activation, name="sigmoid", torch="torch.nn.Sigmoid", keeps=OUTPUT):
     """Source: torch.nn.Sigmoid."""
 
-    name: ClassVar[str] = "sigmoid"
-    torch: ClassVar[str] = "torch.nn.Sigmoid"
-    keeps: ClassVar[Saved] = OUTPUT
 
-
-class Hardswish(Activation):
+class Hardswish(Activation, name="hardswish", torch="torch.nn.Hardswish", keeps=INPUT):
     """Source: torch.nn.Hardswish."""
 
-    name: ClassVar[str] = "hardswish"
-    torch: ClassVar[str] = "torch.nn.Hardswish"
-    keeps: ClassVar[Saved] = INPUT
 
-
-class Hardsigmoid(Activation):
+class Hardsigmoid(Activation, name="hardsigmoid", torch="torch.nn.Hardsigmoid", keeps=INPUT):
     """Source: torch.nn.Hardsigmoid."""
 
-    name: ClassVar[str] = "hardsigmoid"
-    torch: ClassVar[str] = "torch.nn.Hardsigmoid"
-    keeps: ClassVar[Saved] = INPUT
 
-
-class Identity(SameShape):
+class Identity(SameShape, name="identity", torch="torch.nn.Identity"):
     """Source: torch.nn.Identity."""
-
-    name: ClassVar[str] = "identity"
-    torch: ClassVar[str] = "torch.nn.Identity"
 
     def shares(self, training: bool) -> bool:
         return True
 
 
-class Softmax(Activation):
+class Softmax(Activation, name="softmax", torch="torch.nn.Softmax", keeps=OUTPUT):
     """Softmax over the channels or features; with `parts`, over equal parts of them, each value with its peers.
 
     Part p of P holds the channels `p*C/P` to `(p + 1)*C/P - 1`. A channel and those at its place in the other parts
@@ -203,9 +142,6 @@ class Softmax(Activation):
     Source: torch.nn.Softmax with `dim=1`; `parts` as in Li et al. 2019, arXiv 1903.06586, section 3.1.
     """
 
-    name: ClassVar[str] = "softmax"
-    torch: ClassVar[str] = "torch.nn.Softmax"
-    keeps: ClassVar[Saved] = OUTPUT
     parts: Several | None = None
 
     def infer(self, *inputs: Shape) -> Shape:
@@ -214,15 +150,11 @@ class Softmax(Activation):
         return inputs[0]
 
 
-class Glu(Op):
+class Glu(Op, name="glu", torch="torch.nn.GLU", keeps=INPUT):
     """Gated linear unit, `[N, 2*C, H, W] -> [N, C, H, W]`: the first half of the channels times sigmoid of the second.
 
     Source: torch.nn.GLU with `dim=1`; Dauphin et al. 2017, arXiv 1612.08083, section 2.
     """
-
-    name: ClassVar[str] = "glu"
-    torch: ClassVar[str] = "torch.nn.GLU"
-    keeps: ClassVar[Saved] = INPUT
 
     def infer(self, *inputs: Shape) -> Shape:
         return _half(self.name, inputs[0])
@@ -240,7 +172,7 @@ def _half(name: str, x: Shape) -> Shape:
     return c // 2, h, w
 
 
-class ShakeShake(Op):
+class ShakeShake(Op, name="shake_shake", torch="torch.lerp"):
     """Mix both halves of the channels, `[N, 2*C, H, W] -> [N, C, H, W]`: their mean in evaluation.
 
     In training, the first half has a random weight from 0 to 1 for each image, and the second half the rest. The
@@ -248,9 +180,6 @@ class ShakeShake(Op):
 
     Source: Gastaldi 2017, arXiv 1705.07485, section 1.1, with weights per image.
     """
-
-    name: ClassVar[str] = "shake_shake"
-    torch: ClassVar[str] = "torch.lerp"
 
     def infer(self, *inputs: Shape) -> Shape:
         return _half(self.name, inputs[0])
@@ -262,7 +191,7 @@ class ShakeShake(Op):
         return 2 * FLOAT * shapes.numel(y)  # the gradients of both halves
 
 
-class ShakeDrop(SameShape):
+class ShakeDrop(SameShape, name="shake_drop", torch="torch.mul"):
     """Perturb whole images with probability `p` in training, and multiply by `1 - p` in evaluation.
 
     A perturbed image is multiplied by a random number from -1 to 1, and its gradient by another one from 0 to 1.
@@ -270,8 +199,6 @@ class ShakeDrop(SameShape):
     Source: Yamada et al. 2018, arXiv 1802.02375, section 3, with numbers per image.
     """
 
-    name: ClassVar[str] = "shake_drop"
-    torch: ClassVar[str] = "torch.mul"
     p: Probability
 
     def shares(self, training: bool) -> bool:
@@ -281,11 +208,9 @@ class ShakeDrop(SameShape):
         return Saved(extra=FLOAT if self.p else 0)
 
 
-class Dropout(SameShape):
+class Dropout(SameShape, name="dropout", torch="torch.nn.Dropout"):
     """Zero elements with probability `p` in training. Source: torch.nn.Dropout."""
 
-    name: ClassVar[str] = "dropout"
-    torch: ClassVar[str] = "torch.nn.Dropout"
     p: Probability = 0.5
 
     def shares(self, training: bool) -> bool:
@@ -295,11 +220,9 @@ class Dropout(SameShape):
         return Saved(extra=FLOAT * shapes.numel(y) if 0 < self.p < 1 else 0)
 
 
-class Dropout2d(SameShape):
+class Dropout2d(SameShape, name="dropout2d", torch="torch.nn.Dropout2d"):
     """Zero whole channels with probability `p` in training. Source: torch.nn.Dropout2d."""
 
-    name: ClassVar[str] = "dropout2d"
-    torch: ClassVar[str] = "torch.nn.Dropout2d"
     p: Probability = 0.5
 
     def infer(self, *inputs: Shape) -> Shape:
@@ -312,14 +235,12 @@ class Dropout2d(SameShape):
         return Saved(extra=FLOAT * y[0] if 0 < self.p < 1 else 0)
 
 
-class DropPath(SameShape):
+class DropPath(SameShape, name="drop_path", torch="torchvision.ops.StochasticDepth"):
     """Zero whole images with probability `p` in training (stochastic depth); with `mode=batch`, all of a batch at once.
 
     Source: torchvision.ops.StochasticDepth; Huang et al. 2016, arXiv 1603.09382.
     """
 
-    name: ClassVar[str] = "drop_path"
-    torch: ClassVar[str] = "torchvision.ops.StochasticDepth"
     p: Probability
     mode: Literal["row", "batch"] = "row"
 
@@ -364,37 +285,27 @@ class _Learned(SameShape):
         return FLOAT * shapes.numel(y)  # unreduced gradients of the tensor
 
 
-class Scale(_Learned):
+class Scale(_Learned, name="scale", torch="torch.mul", keeps=INPUT):
     """Multiply by a learned factor: one per channel, or a single one.
 
     Source: LayerScale, Touvron et al. 2021, arXiv 2103.17239, section 2; ReZero, Bachlechner et al. 2020, arXiv
     2003.04887, section 3.
     """
 
-    name: ClassVar[str] = "scale"
-    torch: ClassVar[str] = "torch.mul"
-    keeps: ClassVar[Saved] = INPUT
     init: float = 1.0
 
 
-class Shift(_Learned):
+class Shift(_Learned, name="shift", torch="torch.add", key="bias", fresh=True):
     """Add a learned value: one per channel, or a single one.
 
     Source: Fixup, Zhang et al. 2019, arXiv 1901.09321, section 3.
     """
 
-    name: ClassVar[str] = "shift"
-    torch: ClassVar[str] = "torch.add"
-    key: ClassVar[str] = "bias"
-    fresh: ClassVar[bool] = True
-
     def backward_scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
         return 0
 
 
-class Times(SameShape):
+class Times(SameShape, name="times", torch="torch.mul"):
     """Multiply by a constant. Source: torch.mul."""
 
-    name: ClassVar[str] = "times"
-    torch: ClassVar[str] = "torch.mul"
     factor: float

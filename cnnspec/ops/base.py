@@ -85,7 +85,6 @@ class Op(Declared):
         overwrites: Whether it works in place if nothing else needs its input.
     """
 
-    name: ClassVar[str] = ""
     torch: ClassVar[str] = ""
     counts_as_layer: ClassVar[bool] = False
     owns_module: ClassVar[bool] = True

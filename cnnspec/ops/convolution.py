@@ -1,7 +1,7 @@
 """Convolutions and linear layers."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, cast
+from typing import Literal, cast
 
 from cnnspec import shapes
 from cnnspec.diagnostics.suggestions import Advice, InsertBefore, SetArgument, SetNumbers, Suggestion, one_of
@@ -97,7 +97,7 @@ def padded(inputs: Sequence[Shape], y: Shape, rules: Sequence[AxisRule]) -> int:
     return shapes.numel((inputs[0][0], *sides)) if pads else 0
 
 
-class Conv(Op):
+class Conv(Op, name="conv", torch="torch.nn.Conv2d", counts_as_layer=True, keeps=INPUT, fresh=True):
     """Convolution, `[N, C, H, W] -> [N, c, H', W']`; see `shapes.Window` for H' and W'.
 
     `pad=same` pads by `dilation * (kernel - 1) / 2` on each side, `pad=tf_same` as `SAME` in TensorFlow; `depthwise` is
@@ -108,11 +108,6 @@ class Conv(Op):
     2021, arXiv 2101.08692, section 4.1.
     """
 
-    name: ClassVar[str] = "conv"
-    torch: ClassVar[str] = "torch.nn.Conv2d"
-    counts_as_layer: ClassVar[bool] = True
-    keeps: ClassVar[Saved] = INPUT
-    fresh: ClassVar[bool] = True
     kernel: CountSize
     c: Count | None = None
     stride: CountSize = (1, 1)
@@ -247,17 +242,14 @@ class Conv(Op):
         return inputs[0][0] // self.group_count(inputs[0]) * self.kernel[0] * self.kernel[1] * shapes.numel(y[1:])
 
 
-class ConvTranspose(Op):
+class ConvTranspose(
+    Op, name="conv_transpose", torch="torch.nn.ConvTranspose2d", counts_as_layer=True, keeps=INPUT, fresh=True
+):
     """Transposed convolution, `[N, C, H, W] -> [N, c, H', W']`.
 
     `H' = (H - 1) stride - 2 pad + dilation (kernel - 1) + out_pad + 1`. Source: torch.nn.ConvTranspose2d.
     """
 
-    name: ClassVar[str] = "conv_transpose"
-    torch: ClassVar[str] = "torch.nn.ConvTranspose2d"
-    counts_as_layer: ClassVar[bool] = True
-    keeps: ClassVar[Saved] = INPUT
-    fresh: ClassVar[bool] = True
     kernel: CountSize
     c: Count
     stride: CountSize = (1, 1)
@@ -320,17 +312,12 @@ class ConvTranspose(Op):
         return self.c // self.groups * self.kernel[0] * self.kernel[1] * shapes.numel(inputs[0][1:])
 
 
-class Linear(Op):
+class Linear(Op, name="linear", torch="torch.nn.Linear", counts_as_layer=True, keeps=INPUT, fresh=True):
     """Linear layer, `[N, F] -> [N, c]`; `pointwise` over the channels at each position, `[N, C, H, W] -> [N, c, H, W]`.
 
     Source: torch.nn.Linear; `pointwise` as in Liu et al. 2022, arXiv 2201.03545, section 2.
     """
 
-    name: ClassVar[str] = "linear"
-    torch: ClassVar[str] = "torch.nn.Linear"
-    counts_as_layer: ClassVar[bool] = True
-    keeps: ClassVar[Saved] = INPUT
-    fresh: ClassVar[bool] = True
     c: Count
     bias: bool = True
     pointwise: bool = False
@@ -355,7 +342,7 @@ class Linear(Op):
         return x[0] * shapes.numel(y)
 
 
-class ChannelConv(Op):
+class ChannelConv(Op, name="channel_conv", torch="torch.nn.Conv1d", keeps=INPUT, fresh=True):
     """Convolution along the channels, with one filter for all positions: `[N, C, H, W] -> [N, C, H, W]`.
 
     The ends are padded with zeros. The weight has the shape `[1, 1, kernel]`.
@@ -363,10 +350,6 @@ class ChannelConv(Op):
     Source: torch.nn.Conv1d over the channels as in Wang et al. 2019, arXiv 1910.03151, section 3.2.
     """
 
-    name: ClassVar[str] = "channel_conv"
-    torch: ClassVar[str] = "torch.nn.Conv1d"
-    keeps: ClassVar[Saved] = INPUT
-    fresh: ClassVar[bool] = True
     kernel: Count
     bias: bool = False
     init: InitName | InitScheme | None = None

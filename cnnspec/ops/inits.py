@@ -4,7 +4,7 @@ Each class is named after its function in `torch.nn.init`. All take `bias`, the 
 it, biases are initialized as in torch.
 """
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from cnnspec.diagnostics.suggestions import Advice, Suggestion, SwapArguments
 from cnnspec.schema import Declared, NotNegative
@@ -14,8 +14,6 @@ Nonlinearity = Literal["linear", "sigmoid", "tanh", "relu", "leaky_relu", "selu"
 
 class InitScheme(Declared):
     """An initialization of weights."""
-
-    name: ClassVar[str] = ""
 
     def refused(self) -> tuple[str, Suggestion] | None:
         """Check the values against one another; return a message and a suggestion if they are implausible."""
@@ -32,55 +30,49 @@ class InitScheme(Declared):
         return None
 
 
-class KaimingNormal(InitScheme):
+class KaimingNormal(InitScheme, name="kaiming_normal"):
     """Normal with std `gain / sqrt(fan)`. Source: He et al. 2015, arXiv 1502.01852, section 2.2."""
 
-    name: ClassVar[str] = "kaiming_normal"
     mode: Literal["fan_in", "fan_out"] = "fan_in"
     nonlinearity: Nonlinearity = "relu"
     slope: float = 0.0
     bias: float | None = None
 
 
-class KaimingUniform(InitScheme):
+class KaimingUniform(InitScheme, name="kaiming_uniform"):
     """Uniform with the standard deviation of `kaiming_normal`."""
 
-    name: ClassVar[str] = "kaiming_uniform"
     mode: Literal["fan_in", "fan_out"] = "fan_in"
     nonlinearity: Nonlinearity = "relu"
     slope: float = 0.0
     bias: float | None = None
 
 
-class XavierNormal(InitScheme):
+class XavierNormal(InitScheme, name="xavier_normal"):
     """Normal with std `gain * sqrt(2 / (fan_in + fan_out))`. Source: Glorot and Bengio 2010, section 4.2.1."""
 
-    name: ClassVar[str] = "xavier_normal"
     gain: NotNegative = 1.0
     bias: float | None = None
 
 
-class XavierUniform(InitScheme):
+class XavierUniform(InitScheme, name="xavier_uniform"):
     """Uniform with the standard deviation of `xavier_normal`."""
 
-    name: ClassVar[str] = "xavier_uniform"
     gain: NotNegative = 1.0
     bias: float | None = None
 
 
-class Normal(InitScheme):
+class Normal(InitScheme, name="normal"):
     """Normal with a mean and a standard deviation."""
 
-    name: ClassVar[str] = "normal"
     std: NotNegative
     mean: float = 0.0
     bias: float | None = None
 
 
-class TruncNormal(InitScheme):
+class TruncNormal(InitScheme, name="trunc_normal"):
     """Normal, truncated to `low`..`high`."""
 
-    name: ClassVar[str] = "trunc_normal"
     std: NotNegative
     mean: float = 0.0
     low: float = -2.0
@@ -88,61 +80,41 @@ class TruncNormal(InitScheme):
     bias: float | None = None
 
 
-class Uniform(InitScheme):
+class Uniform(InitScheme, name="uniform"):
     """Uniform between `low` and `high`."""
 
-    name: ClassVar[str] = "uniform"
     low: float
     high: float
     bias: float | None = None
 
 
-class Constant(InitScheme):
+class Constant(InitScheme, name="constant"):
     """Every weight equal to `weight`."""
 
-    name: ClassVar[str] = "constant"
     weight: float
     bias: float | None = None
 
 
-class Zero(InitScheme):
+class Zero(InitScheme, name="zero"):
     """Weights and biases of 0; a residual block that ends with such a norm starts as the identity."""
 
-    name: ClassVar[str] = "zero"
     bias: float | None = 0.0
 
 
-class Dirac(InitScheme):
+class Dirac(InitScheme, name="dirac"):
     """Convolutions that preserve their input channels, as many as there are output channels."""
 
-    name: ClassVar[str] = "dirac"
     bias: float | None = None
 
 
-class Orthogonal(InitScheme):
+class Orthogonal(InitScheme, name="orthogonal"):
     """A random (semi-)orthogonal matrix. Source: Saxe et al. 2013, arXiv 1312.6120."""
 
-    name: ClassVar[str] = "orthogonal"
     gain: float = 1.0
     bias: float | None = None
 
 
-INITS: dict[str, type[InitScheme]] = {
-    scheme.name: scheme
-    for scheme in (
-        KaimingNormal,
-        KaimingUniform,
-        XavierNormal,
-        XavierUniform,
-        Normal,
-        TruncNormal,
-        Uniform,
-        Constant,
-        Zero,
-        Dirac,
-        Orthogonal,
-    )
-}
+INITS = InitScheme.kinds()
 
 InitName = Literal[
     "kaiming_normal", "kaiming_uniform", "xavier_normal", "xavier_uniform", "zero", "dirac", "orthogonal"

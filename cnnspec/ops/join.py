@@ -15,16 +15,14 @@ MIXED = "use feature maps in all branches, or `flatten` in all of them"
 """Help for branches of which some are feature maps and some are flat."""
 
 
-class Join(Op):
+class Join(Op, owns_module=False, callable=False):
     """An operator with several inputs, written with braces.
 
     Attributes:
         advice: Help for branches that no single suggestion makes compatible.
     """
 
-    owns_module: ClassVar[bool] = False
-    callable: ClassVar[bool] = False
-    advice: ClassVar[str] = ""
+    advice: ClassVar[str] = "use the same total stride and `pad=same` in all branches"
 
     @staticmethod
     def joined(inputs: Sequence[Shape]) -> Shape:
@@ -123,13 +121,8 @@ def disagreement(kind: str, inputs: list[Shape]) -> list[str]:
     return (axes[:1] if len(channels) > 1 else []) + sides
 
 
-class Add(Join):
+class Add(Join, name="add", torch="torch.add", fresh=True):
     """Sum of tensors of one shape; never broadcasts. Source: torch.add."""
-
-    name: ClassVar[str] = "add"
-    torch: ClassVar[str] = "torch.add"
-    fresh: ClassVar[bool] = True
-    advice: ClassVar[str] = "use the same total stride and `pad=same` in all branches"
 
     def infer(self, *inputs: Shape) -> Shape:
         for other in inputs[1:]:
@@ -149,14 +142,10 @@ class Add(Join):
         return _projection(first, other, inputs) or Advice(self.advice)
 
 
-class Mul(Join):
+class Mul(Join, name="mul", torch="torch.mul"):
     """Product; broadcasts over 1x1 maps and over single channels only. Source: torch.mul."""
 
-    name: ClassVar[str] = "mul"
-    torch: ClassVar[str] = "torch.mul"
-    advice: ClassVar[str] = (
-        "use the same channels, height and width in all branches; only 1 channel or a 1x1 feature map is broadcast"
-    )
+    advice = "use the same channels, height and width in all branches; only 1 channel or a 1x1 feature map is broadcast"
 
     def infer(self, *inputs: Shape) -> Shape:
         result = inputs[0]
@@ -196,13 +185,8 @@ class Mul(Join):
         return len(inputs) * FLOAT * shapes.numel(y)  # unreduced gradients of the broadcast factors
 
 
-class Concat(Join):
+class Concat(Join, name="concat", torch="torch.cat", fresh=True):
     """Concatenation of channels, `[N, C1 + C2, H, W]`. Source: torch.cat, `dim=1`."""
-
-    name: ClassVar[str] = "concat"
-    torch: ClassVar[str] = "torch.cat"
-    fresh: ClassVar[bool] = True
-    advice: ClassVar[str] = "use the same total stride and `pad=same` in all branches"
 
     def scratch(self, inputs: Sequence[Shape], y: Shape) -> int:
         return 0

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from fractions import Fraction
 from math import floor, gcd, lcm
-from typing import ClassVar, Literal
+from typing import Literal
 
 from cnnspec import shapes
 from cnnspec.diagnostics.suggestions import Advice, InsertBefore, SetArgument
@@ -13,11 +13,8 @@ from cnnspec.schema import Count, CountSize, Interval, TensorName
 from cnnspec.shapes import KEEP, AxisRule, Fixed, Shape, Shift, Span, Times, Window
 
 
-class Flatten(Op):
+class Flatten(Op, name="flatten", torch="torch.nn.Flatten"):
     """`[N, C, H, W] -> [N, C*H*W]`. Source: torch.nn.Flatten."""
-
-    name: ClassVar[str] = "flatten"
-    torch: ClassVar[str] = "torch.nn.Flatten"
 
     def infer(self, *inputs: Shape) -> Shape:
         return (shapes.numel(inputs[0]),)
@@ -30,11 +27,9 @@ TAPS: dict[str, tuple[int, ...]] = {"nearest": (0,), "bilinear": (0, 1), "bicubi
 """The positions that a fractional position interpolates, relative to its floor."""
 
 
-class Upsample(Op):
+class Upsample(Op, name="upsample", torch="torch.nn.Upsample"):
     """Upsample by `factor`, to `size`, or to the size of another map. Source: torch.nn.Upsample."""
 
-    name: ClassVar[str] = "upsample"
-    torch: ClassVar[str] = "torch.nn.Upsample"
     factor: CountSize | None = None
     size: CountSize | None = None
     mode: Literal["nearest", "bilinear", "bicubic"] = "nearest"
@@ -107,11 +102,9 @@ def _divided(rate: Fraction, middle: Fraction, count: int) -> list[tuple[int, in
     return [divmod(step * place + start, common) for place in range(count)]
 
 
-class PixelShuffle(Op):
+class PixelShuffle(Op, name="pixel_shuffle", torch="torch.nn.PixelShuffle"):
     """`[N, C*r*r, H, W] -> [N, C, H*r, W*r]` with `r = factor`. Source: torch.nn.PixelShuffle."""
 
-    name: ClassVar[str] = "pixel_shuffle"
-    torch: ClassVar[str] = "torch.nn.PixelShuffle"
     factor: Count
 
     def infer(self, *inputs: Shape) -> Shape:
@@ -131,11 +124,9 @@ class PixelShuffle(Op):
         return Times(self.factor)
 
 
-class PixelUnshuffle(Op):
+class PixelUnshuffle(Op, name="pixel_unshuffle", torch="torch.nn.PixelUnshuffle"):
     """`[N, C, H*r, W*r] -> [N, C*r*r, H, W]` with `r = factor`. Source: torch.nn.PixelUnshuffle."""
 
-    name: ClassVar[str] = "pixel_unshuffle"
-    torch: ClassVar[str] = "torch.nn.PixelUnshuffle"
     factor: Count
 
     @property
@@ -161,11 +152,9 @@ class PixelUnshuffle(Op):
         return Window(self.factor, self.factor)
 
 
-class ChannelShuffle(Op):
+class ChannelShuffle(Op, name="channel_shuffle", torch="torch.nn.ChannelShuffle"):
     """Interleave `groups` groups of channels. Source: torch.nn.ChannelShuffle."""
 
-    name: ClassVar[str] = "channel_shuffle"
-    torch: ClassVar[str] = "torch.nn.ChannelShuffle"
     groups: Count
 
     def infer(self, *inputs: Shape) -> Shape:
@@ -174,7 +163,7 @@ class ChannelShuffle(Op):
         return c, h, w
 
 
-class Pad(Op):
+class Pad(Op, name="pad", torch="torch.nn.ConstantPad2d"):
     """Pad: `pad 1` all around, `pad 1x2` in height and width, `pad [l, r, t, b]` for each side.
 
     Negative amounts crop with `mode=constant`. Other modes fill with elements of the map instead of a constant.
@@ -182,8 +171,6 @@ class Pad(Op):
     Source: torch.nn.ConstantPad2d, ReflectionPad2d, ReplicationPad2d, CircularPad2d.
     """
 
-    name: ClassVar[str] = "pad"
-    torch: ClassVar[str] = "torch.nn.ConstantPad2d"
     amounts: tuple[int, ...]
     value: float = 0.0
     mode: Literal["constant", "reflect", "replicate", "circular"] = "constant"
@@ -257,12 +244,9 @@ class Pad(Op):
         return Shift(left, right, self.mode) if axis else Shift(top, bottom, self.mode)
 
 
-class Slice(Op):
+class Slice(Op, name="slice", torch="torch.narrow", owns_module=False):
     """Channels `low` to `high - 1`, `[N, C, ...] -> [N, high - low, ...]`. Source: torch.narrow."""
 
-    name: ClassVar[str] = "slice"
-    torch: ClassVar[str] = "torch.narrow"
-    owns_module: ClassVar[bool] = False
     range: Interval
 
     def infer(self, *inputs: Shape) -> Shape:

@@ -1,7 +1,7 @@
 """Normalizations; all keep the shape."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 from cnnspec import shapes
 from cnnspec.diagnostics import counted
@@ -26,14 +26,9 @@ class _OverMap(SameShape):
         return [range(x)] * y
 
 
-class BatchNorm(SameShape):
+class BatchNorm(SameShape, name="bn", torch="torch.nn.BatchNorm2d", fixes_features=True, fresh=True):
     """Batch normalization of a map or of flat features. Source: torch.nn.BatchNorm2d, BatchNorm1d."""
 
-    name: ClassVar[str] = "bn"
-    torch: ClassVar[str] = "torch.nn.BatchNorm2d"
-    fixes_features: ClassVar[bool] = True
-
-    fresh: ClassVar[bool] = True
     eps: Positive = 1e-5
     momentum: Probability = 0.1
     affine: bool = True
@@ -49,12 +44,9 @@ class BatchNorm(SameShape):
         return 2 * FLOAT * x[0] + INDEX  # running mean, running variance, number of batches
 
 
-class GroupNorm(_OverMap):
+class GroupNorm(_OverMap, name="gn", torch="torch.nn.GroupNorm", fresh=True):
     """Normalization over groups of channels; `groups` must divide C. Source: torch.nn.GroupNorm."""
 
-    name: ClassVar[str] = "gn"
-    torch: ClassVar[str] = "torch.nn.GroupNorm"
-    fresh: ClassVar[bool] = True
     groups: Count
     eps: NotNegative = 1e-5
     affine: bool = True
@@ -89,15 +81,12 @@ class GroupNorm(_OverMap):
         return 2 * FLOAT * self.groups
 
 
-class LayerNorm(SameShape):
+class LayerNorm(SameShape, name="ln", torch="torch.nn.LayerNorm", fixes_features=True):
     """Normalization of the channels at each position of a map, or of flat features.
 
     Source: torch.nn.LayerNorm; over the channels of maps as in Liu et al. 2022, arXiv 2201.03545.
     """
 
-    name: ClassVar[str] = "ln"
-    torch: ClassVar[str] = "torch.nn.LayerNorm"
-    fixes_features: ClassVar[bool] = True
     eps: NotNegative = 1e-5
     affine: bool = True
     init: Literal["zero"] | InitScheme | None = None
@@ -112,12 +101,9 @@ class LayerNorm(SameShape):
         return 2 * FLOAT * shapes.numel(y[1:])
 
 
-class InstanceNorm(_OverMap):
+class InstanceNorm(_OverMap, name="in_norm", torch="torch.nn.InstanceNorm2d", fresh=True):
     """Normalization of each channel of each image. Source: torch.nn.InstanceNorm2d."""
 
-    name: ClassVar[str] = "in_norm"
-    torch: ClassVar[str] = "torch.nn.InstanceNorm2d"
-    fresh: ClassVar[bool] = True
     eps: NotNegative = 1e-5
     momentum: Probability = 0.1
     affine: bool = False
@@ -147,14 +133,12 @@ class InstanceNorm(_OverMap):
         return (2 + 2 * self.affine) * FLOAT * y[0]
 
 
-class LocalResponseNorm(SameShape):
+class LocalResponseNorm(SameShape, name="lrn", torch="torch.nn.LocalResponseNorm"):
     """Normalization over `size` neighboring channels.
 
     Source: torch.nn.LocalResponseNorm; Krizhevsky et al. 2012, section 3.3.
     """
 
-    name: ClassVar[str] = "lrn"
-    torch: ClassVar[str] = "torch.nn.LocalResponseNorm"
     size: Count
     alpha: float = 1e-4
     beta: float = 0.75

@@ -1,7 +1,7 @@
 """Pooling."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 from cnnspec import shapes
 from cnnspec.diagnostics.suggestions import Advice, SetArgument, one_of
@@ -58,11 +58,9 @@ class _Pool(Op):
         return keeps if self.stride else {"stride": (1, 1), **keeps}
 
 
-class MaxPool(_Pool):
+class MaxPool(_Pool, name="maxpool", torch="torch.nn.MaxPool2d"):
     """Maximum over a window, `[N, C, H, W] -> [N, C, H', W']`. Source: torch.nn.MaxPool2d."""
 
-    name: ClassVar[str] = "maxpool"
-    torch: ClassVar[str] = "torch.nn.MaxPool2d"
     dilation: CountSize = (1, 1)
     ceil: bool = False
 
@@ -95,14 +93,12 @@ class MaxPool(_Pool):
         return INDEX * shapes.numel(y) + FLOAT * self._copied(inputs, y)
 
 
-class AvgPool(_Pool):
+class AvgPool(_Pool, name="avgpool", torch="torch.nn.AvgPool2d"):
     """Mean over a window, `[N, C, H, W] -> [N, C, H', W']`; `count_pad` counts padding as zeros.
 
     Source: torch.nn.AvgPool2d.
     """
 
-    name: ClassVar[str] = "avgpool"
-    torch: ClassVar[str] = "torch.nn.AvgPool2d"
     ceil: bool = False
     count_pad: bool = True
 
@@ -120,7 +116,7 @@ class AvgPool(_Pool):
         return Window(self.kernel[axis], stride[axis], self.pad[axis], ceil=self.ceil)
 
 
-class BlurPool(Op):
+class BlurPool(Op, name="blurpool", torch="torch.nn.functional.conv2d", fresh=True):
     """Binomial filter of each channel, `[N, C, H, W] -> [N, C, H', W']`; `mode` fills the padding.
 
     The filter is a buffer `filt` of shape `[C, 1, *kernel]`, in the `state_dict` only if it is `persistent`.
@@ -128,9 +124,6 @@ class BlurPool(Op):
     Source: Zhang 2019, arXiv 1904.11486, section 3.3; `BlurPool2d`.
     """
 
-    name: ClassVar[str] = "blurpool"
-    torch: ClassVar[str] = "torch.nn.functional.conv2d"
-    fresh: ClassVar[bool] = True
     kernel: CountSize = (3, 3)
     stride: CountSize = (2, 2)
     pad: Padding | Literal["same"] = "same"
@@ -201,18 +194,12 @@ class _Global(Op):
         return Fixed(1)
 
 
-class GlobalAvgPool(_Global):
+class GlobalAvgPool(_Global, name="global_avgpool", torch="torch.nn.AdaptiveAvgPool2d"):
     """Mean over the map, `[N, C, H, W] -> [N, C, 1, 1]`. Source: torch.nn.AdaptiveAvgPool2d(1)."""
 
-    name: ClassVar[str] = "global_avgpool"
-    torch: ClassVar[str] = "torch.nn.AdaptiveAvgPool2d"
 
-
-class GlobalMaxPool(_Global):
+class GlobalMaxPool(_Global, name="global_maxpool", torch="torch.nn.AdaptiveMaxPool2d"):
     """Maximum over the map, `[N, C, H, W] -> [N, C, 1, 1]`. Source: torch.nn.AdaptiveMaxPool2d(1)."""
-
-    name: ClassVar[str] = "global_maxpool"
-    torch: ClassVar[str] = "torch.nn.AdaptiveMaxPool2d"
 
     def saved(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Saved:
         return Saved(inputs=(0,), extra=INDEX * shapes.numel(y))  # the position of each maximum
@@ -233,21 +220,15 @@ class _Adaptive(Op):
         return Fixed(self.size[axis])
 
 
-class AdaptiveAvgPool(_Adaptive):
+class AdaptiveAvgPool(_Adaptive, name="adaptive_avgpool", torch="torch.nn.AdaptiveAvgPool2d"):
     """Mean over windows that divide the map evenly. Source: torch.nn.AdaptiveAvgPool2d."""
-
-    name: ClassVar[str] = "adaptive_avgpool"
-    torch: ClassVar[str] = "torch.nn.AdaptiveAvgPool2d"
 
     def saved(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Saved:
         return Saved() if self.size == (1, 1) else INPUT
 
 
-class AdaptiveMaxPool(_Adaptive):
+class AdaptiveMaxPool(_Adaptive, name="adaptive_maxpool", torch="torch.nn.AdaptiveMaxPool2d"):
     """Maximum over windows that divide the map evenly. Source: torch.nn.AdaptiveMaxPool2d."""
-
-    name: ClassVar[str] = "adaptive_maxpool"
-    torch: ClassVar[str] = "torch.nn.AdaptiveMaxPool2d"
 
     def saved(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Saved:
         return Saved(inputs=(0,), extra=INDEX * shapes.numel(y))  # the position of each maximum
@@ -271,21 +252,15 @@ class Reduction(Op):
         return Fixed(1) if self.over == "hw"[axis] else KEEP
 
 
-class Mean(Reduction):
+class Mean(Reduction, name="mean", torch="torch.mean"):
     """Mean over the channels, the height or the width. Source: torch.mean, `keepdim=True`."""
 
-    name: ClassVar[str] = "mean"
-    torch: ClassVar[str] = "torch.mean"
 
-
-class Max(Reduction):
+class Max(Reduction, name="max", torch="torch.amax"):
     """Maximum over the channels, the height or the width. Equal maxima share the gradient.
 
     Source: torch.amax, `keepdim=True`.
     """
-
-    name: ClassVar[str] = "max"
-    torch: ClassVar[str] = "torch.amax"
 
     def saved(self, inputs: Sequence[Shape], y: Shape, tracked: Sequence[bool]) -> Saved:
         return Saved(inputs=(0,), output=True)
