@@ -657,14 +657,14 @@ def _input_shape(at: Place, shape: str) -> Explanation:
 
 
 def _inner_input(at: Place) -> Explanation | None:
-    """`input 3x32x32` in braces or in a pipeline."""
-    start, shape = at.at, re.match(r"input\s+([0-9]+x[0-9]+x[0-9]+)(?!\w)", at.rest)
-    if shape is None and (word := re.search(r"\binput\s+$", at.before)):
-        start, shape = at.line + word.start(), re.match(r"([0-9]+x[0-9]+x[0-9]+)(?!\w)", at.rest)
-    if shape is None:
+    """`input 3x32x32` or `input left 3x32x32` in braces or in a pipeline."""
+    before = re.search(r"\binput(?:[ \t]+[A-Za-z_]\w*)?[ \t]+$", at.before)
+    start = at.line + before.start() if before else at.at
+    found = re.match(r"(input\s+(?:[A-Za-z_]\w*\s+)?[0-9]+x[0-9]+x[0-9]+)(?!\w)", at.text[start:])
+    if found is None:
         return None
     message = "`input` is only allowed at the top level of the file"
-    help = f"write `input {shape.group(1)}` on its own line at the top level"
+    help = f"write `{' '.join(found.group(1).split())}` on its own line at the top level"
     return Explanation(help, [], at.span(start, start + len("input")), message, "E0201")
 
 
@@ -678,7 +678,7 @@ def _numbers(at: Place) -> Explanation | None:
     if size := re.match(r"[0-9]+(x[0-9]+)+(?![A-Za-z0-9_])", at.rest):
         span, message = at.span(at.at, at.at + size.end()), f"unexpected size `{size.group()}`"
         near, fixes = _top_word(at)
-        if re.search(_AFTER_INPUT, at.before):
+        if re.search(_AFTER_INPUT, at.before) and size.group().count("x") != 2:
             return _input_shape(at, size.group())
         if size.group().count("x") == 2:
             kernel = "x".join(size.group().split("x")[:2])
