@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from cnnspec.limits import MAX_PERIOD
 
@@ -136,6 +136,7 @@ class SameWindow:
     kernel: int
     stride: int = 1
     dilation: int = 1
+    least: ClassVar[int] = 1
 
     def __call__(self, size: int) -> int:
         return -(-size // self.stride)
@@ -147,10 +148,6 @@ class SameWindow:
     @property
     def rate(self) -> tuple[int, int]:
         return self.stride, 1
-
-    @property
-    def least(self) -> int:
-        return 1
 
     def text(self, size: str) -> str:
         return quotient(1, size, self.stride - 1, self.stride)
@@ -226,6 +223,7 @@ class Times:
     """A multiple of the size."""
 
     factor: int
+    least: ClassVar[int] = 1
 
     def __call__(self, size: int) -> int:
         return size * self.factor
@@ -233,10 +231,6 @@ class Times:
     @property
     def rate(self) -> tuple[int, int]:
         return 1, self.factor
-
-    @property
-    def least(self) -> int:
-        return 1
 
     def text(self, size: str) -> str:
         return quotient(self.factor, size, 0, 1)
@@ -255,17 +249,11 @@ class Fixed:
     """A fixed size, whatever the input."""
 
     size: int
+    rate: ClassVar[tuple[int, int]] = 1, 0
+    least: ClassVar[int] = 1
 
     def __call__(self, size: int) -> int:
         return self.size
-
-    @property
-    def rate(self) -> tuple[int, int]:
-        return 1, 0
-
-    @property
-    def least(self) -> int:
-        return 1
 
     def text(self, size: str) -> str:
         return str(self.size)
@@ -298,13 +286,10 @@ class Shift:
     before: int
     after: int
     mode: str = "constant"
+    rate: ClassVar[tuple[int, int]] = 1, 1
 
     def __call__(self, size: int) -> int:
         return size + self.before + self.after
-
-    @property
-    def rate(self) -> tuple[int, int]:
-        return 1, 1
 
     def span(self, size: int) -> Span:
         return Span(1, 1, (-self.before,), (-self.before,))

@@ -328,10 +328,6 @@ def _per_image(make: Callable[..., nn.Module], batched: Augmentation) -> Augment
     return change
 
 
-def _autoaugment(policy: str) -> nn.Module:
-    return v2.AutoAugment(v2.AutoAugmentPolicy(policy))
-
-
 TRANSFORMS: dict[str, Augmentation] = {
     "hflip": _make_flip(-1),
     "vflip": _make_flip(-2),
@@ -341,7 +337,7 @@ TRANSFORMS: dict[str, Augmentation] = {
     "random_resized_crop": random_resized_crop,
     "rotate": rotate,
     "color_jitter": color_jitter,
-    "autoaugment": _per_image(_autoaugment, policies.autoaugment),
+    "autoaugment": _per_image(lambda policy: v2.AutoAugment(v2.AutoAugmentPolicy(policy)), policies.autoaugment),
     "randaugment": _per_image(lambda ops, magnitude: v2.RandAugment(ops, magnitude), policies.randaugment),
     "trivialaugment": _per_image(v2.TrivialAugmentWide, policies.trivialaugment),
     "random_erasing": random_erasing,

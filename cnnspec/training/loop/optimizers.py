@@ -130,14 +130,6 @@ def parameter_groups(network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]
     return [groups[key] for key in sorted(groups, key=lambda key: ([*rates].index(key[0]) if key[0] else -1, key[1]))]
 
 
-Curve = Callable[[float], float]
-"""The learning rate at a fractional epoch, relative to that of the optimizer."""
-
-
-def _constant(epochs: float) -> Curve:
-    return lambda epoch: 1.0
-
-
 def _power(gamma: float, times: float) -> float:
     """Return `gamma ** times`, or the largest number where that overflows: the run diverges, or its rate is 0."""
     try:
@@ -146,29 +138,14 @@ def _power(gamma: float, times: float) -> float:
         return sys.float_info.max
 
 
-def _multistep(epochs: float, *, at: tuple[int, ...], gamma: float) -> Curve:
-    return lambda epoch: _power(gamma, bisect_right(sorted(at), epoch))
-
-
-def _step(epochs: float, *, every: int, gamma: float) -> Curve:
-    return lambda epoch: _power(gamma, epoch // every)
-
-
-def _cosine(epochs: float, *, end: float) -> Curve:
-    return lambda epoch: end + (1 - end) * (1 + math.cos(math.pi * min(1.0, epoch / epochs))) / 2
-
-
-def _linear(epochs: float, *, end: float) -> Curve:
-    return lambda epoch: 1 + (end - 1) * min(1.0, epoch / epochs)
-
-
-CURVES: dict[str, Callable[..., Curve]] = {
-    "constant": _constant,
-    "multistep": _multistep,
-    "step": _step,
-    "cosine": _cosine,
-    "linear": _linear,
+CURVES: dict[str, Callable[..., float]] = {
+    "constant": lambda epoch, epochs: 1.0,
+    "multistep": lambda epoch, epochs, at, gamma: _power(gamma, bisect_right(sorted(at), epoch)),
+    "step": lambda epoch, epochs, every, gamma: _power(gamma, epoch // every),
+    "cosine": lambda epoch, epochs, end: end + (1 - end) * (1 + math.cos(math.pi * min(1.0, epoch / epochs))) / 2,
+    "linear": lambda epoch, epochs, end: 1 + (end - 1) * min(1.0, epoch / epochs),
 }
+"""The learning rate at a fractional epoch of `epochs`, relative to that of the optimizer."""
 
 
 def _lambda_schedule(setting: Setting, optimizer: Optimizer, epochs: int, steps: float) -> LRScheduler:
@@ -184,14 +161,15 @@ def _lambda_schedule(setting: Setting, optimizer: Optimizer, epochs: int, steps:
     if from_warmup:
         end = float(args["end"])  # type: ignore[arg-type]
         args["end"] = end / lr if end else 0.0
-    curve = CURVES[setting.name](max(epochs - warmup, 1 / steps) if from_warmup else epochs, **args)
+    length = max(epochs - warmup, 1 / steps) if from_warmup else epochs
     warmup_steps = round(warmup * steps)
 
     def factor(step: int) -> float:
         if step < warmup_steps:
             return (step + 1) / (warmup_steps + 1)
         # Steps are fractions of an epoch. Rounding must not move a drop to the step before.
-        return curve((step - warmup_steps if from_warmup else step) / steps + 1e-9)
+        epoch = (step - warmup_steps if from_warmup else step) / steps + 1e-9
+        return CURVES[setting.name](epoch, length, **args)
 
     return lr_scheduler.LambdaLR(optimizer, factor)
 
