@@ -455,7 +455,7 @@ class Task(pl.LightningModule):
             except (RuntimeError, MemoryError) as error:
                 self._split_further(error, len(labels))
         if self.device.type == "cpu" or self._logs_step(self.progress.step + 1):  # it waits for the device
-            self._check_finite(loss, images)
+            self._check_finite(loss, images, labels)
         optimizer.step()
         schedule: Any = self.lr_schedulers()
         self._lr = optimizer.param_groups[0]["lr"]
@@ -607,8 +607,12 @@ class Task(pl.LightningModule):
             f" parts{parts_note(self.recipe)}"
         )
 
-    def _check_finite(self, loss: Tensor, images: Tensor | None = None) -> None:
+    def _check_finite(self, loss: Tensor, images: Tensor | None = None, labels: Tensor | None = None) -> None:
         if not torch.isfinite(loss):
+            if labels is not None and self._class_weights is not None and not self._class_weights[labels].any():
+                message = f"the loss at step {self.progress.step + 1} is undefined"
+                notes = ["all images of the batch belong to classes whose weight in `class_weights` is 0"]
+                raise failure("E0509", message, notes=notes, help="use positive weights, or a larger `batch`")
             lr = self.trainer.optimizers[0].param_groups[0]["lr"]
             raise divergence_error(self.network, images, float(loss), self.progress.step + 1, self.steps, lr)
 
