@@ -359,8 +359,8 @@ def test_a_diverged_run_ends_with_a_diagnostic(run: Callable[..., Result], tmp_p
 
 
 def test_a_batch_in_which_no_image_counts_is_an_error_that_says_so(run: Callable[..., Result]):
+    text = NETWORK.replace("RECIPE", f"loss cross_entropy class_weights={[1, *[0] * 9]}")
     with pytest.raises(CnnspecError) as error:
-        text = NETWORK.replace("RECIPE", f"loss cross_entropy class_weights={[1, *[0] * 9]}")
         run(loads(text, name="tiny.cnn"), batch=2)
     assert code(error) == "E0509"
     assert "`class_weights` is 0" in error.value.diagnostics[0].notes[0]
