@@ -70,7 +70,7 @@ class LabelHints:
     @cached_property
     def _labels(self) -> dict[str, int]:
         """The origin of every label in the network and in its blocks."""
-        labels: dict[str, int] = {}
+        labels = {image.name: image.origin for image in self._model.images}
 
         def visit(piece: Any, block: str | None) -> None:
             if isinstance(piece, ir.Flow) and piece.label and not piece.counted and piece.label not in labels:

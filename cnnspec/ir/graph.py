@@ -381,9 +381,10 @@ class Graph:
                 why = "height and width must be at least 1"
             if why is not None:
                 near = self.sizes.nearest(height, width)
-                c, (high, wide) = self.input_shape[0], near or self.sizes.declared
-                help = f"use {c}x{high}x{wide}, {'the nearest accepted size' if near else 'which it accepts'}"
-                message = f"`{self.name}` does not accept images of {self.input_shape[0]}x{height}x{width}: {why}"
+                c = "" if self.images else f"{self.input_shape[0]}x"
+                high, wide = near or self.sizes.declared
+                help = f"use {c}{high}x{wide}, {'the nearest accepted size' if near else 'which it accepts'}"
+                message = f"`{self.name}` does not accept images of {c}{height}x{width}: {why}"
                 notes = (f"accepted sizes: {self.sizes.words()}",)
                 raise CnnspecError([Diagnostic("E0313", message, node.origin, "", (), notes, help)])
             nodes.append(replace(node, shape=shape, macs=node.op.macs(entering[0], shape)))

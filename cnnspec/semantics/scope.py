@@ -45,9 +45,10 @@ class FileScope:
 
     @cached_property
     def labels(self) -> frozenset[str]:
-        """Every label of the file, at any depth."""
+        """Every label of the file, at any depth, and the names of its images."""
         flows = (part for part in self.file.walk() if isinstance(part, ast.Flow))
-        return frozenset(flow.label.name for flow in flows if flow.label)
+        images = (part.name for part in self.file.statements if isinstance(part, ast.Input) and part.name)
+        return frozenset([*images, *(flow.label.name for flow in flows if flow.label)])
 
     def find_block(self, name: str) -> FoundBlock | None:
         """Find the block of this name that the file can call."""

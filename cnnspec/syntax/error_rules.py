@@ -627,33 +627,59 @@ def _repeats_of_others(at: Place) -> Explanation | None:
     return None
 
 
-_AFTER_INPUT = r"\binput(?:\s+[A-Za-z_]\w*)?\s*:?\s*$"
+_AFTER_INPUT = r"\binput(?:\s+([A-Za-z_]\w*))?\s*:?\s*$"  # without or with the name of an image
 
 
 def _input_shape(at: Place, shape: str) -> Explanation:
     """Explain an input that has not three numbers."""
     span, numbers = at.span(at.at, at.at + len(shape)), shape.split("x")
+    name = re.search(_AFTER_INPUT, at.before)
+    head = f"input {name.group(1)}" if name and name.group(1) else "input"
     message = f"expected channels, height and width of the input, found `{shape}`"
     if len(numbers) > 3:
         batch = len(numbers) == 4 and numbers[0] == "1"
         written = "x".join(numbers[1:] if batch else (numbers[0], *numbers[-2:]))
-        help = f"write channels, height and width{', without the batch' if batch else ' only'}: `input {written}`"
+        help = f"write channels, height and width{', without the batch' if batch else ' only'}: `{head} {written}`"
         note = (
             None
             if batch
             else "an input has two axes besides the channels; 3D networks, such as video networks, are not supported"
         )
-        fixes = [at.fix(f"write `input {written}`", (span.start, span.end, written))] if batch else []
+        fixes = [at.fix(f"write `{head} {written}`", (span.start, span.end, written))] if batch else []
         return Explanation(help, fixes, span, message, note=note)
     low, high = sorted(map(int, numbers)) if len(numbers) == 2 else (int(shape), int(shape))
     if len(numbers) == 1 or low == 1:
         written = f"1x1x{high}" if len(numbers) == 2 else f"{shape}x1x1"
         what = "a sequence is a map of height 1" if len(numbers) == 2 else "flat features are channels of a map of 1x1"
-        fix = at.fix(f"write `input {written}`", (span.start, span.end, written))
-        return Explanation(f"write channels, height and width; {what}: `input {written}`", [fix], span, message)
-    fixes = [at.fix(f"write `input {c}x{shape}`", (span.start, span.end, f"{c}x{shape}")) for c in (1, 3)]
-    help = f"write the channels first: `input 1x{shape}` for grayscale images, `input 3x{shape}` for color images"
+        fix = at.fix(f"write `{head} {written}`", (span.start, span.end, written))
+        return Explanation(f"write channels, height and width; {what}: `{head} {written}`", [fix], span, message)
+    fixes = [at.fix(f"write `{head} {c}x{shape}`", (span.start, span.end, f"{c}x{shape}")) for c in (1, 3)]
+    help = f"write the channels first: `{head} 1x{shape}` for grayscale images, `{head} 3x{shape}` for color images"
     return Explanation(help, fixes, span, message)
+
+
+_IMAGE = r"[0-9]+x[0-9]+x[0-9]+(?!\w)"
+
+
+def _named_inputs(at: Place) -> Explanation | None:
+    """`input left: 3x8x8`, `input 3x8x8 left`, `input left, right 3x8x8` and `input 3x8x8, 3x8x8`."""
+    start = re.search(r"(?:^|;)\s*(input)\s+([^;]*)$", at.before)
+    if start is None:
+        return None
+    code, end = at.until_end(at.line + start.start(2))
+    parts = re.split(r"[\s,:=\"]+", code.strip(' \t,:="'))
+    sizes = [part for part in parts if re.fullmatch(_IMAGE, part)]
+    names = [re.sub(r"\W", "_", part) for part in parts if re.fullmatch(r"[A-Za-z_][\w.-]*", part)]
+    known = len(sizes) + len(names) == len(parts)
+    names = names or [f"image{number}" for number, _ in enumerate(sizes, 1)]
+    if not known or not sizes or len(sizes) not in (1, len(names)):
+        return None
+    sizes *= len(names) if len(sizes) == 1 else 1
+    written = [f"input {name} {size}" for name, size in zip(names, sizes, strict=True)]
+    each = "one `input` for each image: " if len(names) > 1 else ""
+    edit = (at.line + start.start(1), end, "\n".join(written))
+    fix = at.fix(f"write {each}{', '.join(f'`{one}`' for one in written)}", edit, certain=len(names) == 1)
+    return Explanation(fix.help, [fix], where="in an `input` statement")
 
 
 def _inner_input(at: Place) -> Explanation | None:
@@ -672,9 +698,6 @@ def _numbers(at: Place) -> Explanation | None:
     """Misplaced sizes, and words that begin with a digit."""
     if at.line_end:
         return None
-    if at.word == ":" and re.search(r"\binput\s+[A-Za-z_]\w*\s*$", at.before):
-        fix = at.fix("remove the `:`", (at.start, at.end, ""), certain=True)
-        return Explanation(fix.help, [fix], where="after the name of an image")
     if size := re.match(r"[0-9]+(x[0-9]+)+(?![A-Za-z0-9_])", at.rest):
         span, message = at.span(at.at, at.at + size.end()), f"unexpected size `{size.group()}`"
         near, fixes = _top_word(at)
@@ -1072,6 +1095,7 @@ _RULES: tuple[Callable[[Place], Explanation | None], ...] = (
     _characters,
     _again,
     _inner_input,
+    _named_inputs,
     _repeats,
     _repeats_of_others,
     foreign.signs,

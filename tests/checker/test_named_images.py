@@ -101,3 +101,39 @@ def test_a_recipe_is_pointless(line: str) -> None:
     text = "input a 3x8x8\ninput b 3x8x8\nclasses 10\nadd { in; @b } | flatten | linear classes\n"
     found = check(text + line)
     assert [(each.code, each.line) for each in found] == ([("W0113", 1)] if line else [])
+
+
+PLACES = [
+    "{}",
+    "x: {}",
+    "conv 3x3 3 | {}",
+    "{{ {} }}",
+    "add {{ in; {} }}",
+    "repeat 2 {{ {}; relu }}",
+    "input first 3x8x8; {}",
+]
+INPUTS = [
+    "left 3x8x8",
+    "left: 3x8x8",
+    "left=3x8x8",
+    "3x8x8 left",
+    "left, right 3x8x8",
+    "3x8x8, 3x8x8",
+    "left 8x8",
+    "left",
+]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_every_notation_is_explained(place: str) -> None:
+    for notation in INPUTS:
+        text = place.format(f"input {notation}") + "\nconv 3x3 4\n"
+        found = check(text)
+        assert found or place == "{}"
+        assert {each.code for each in found} <= {"E0101", "E0109", "E0201", "E0215", "E0311"}, text
+
+
+def test_a_refused_size_has_no_channels_of_all_images() -> None:
+    with pytest.raises(CnnspecError, match="does not accept images of 1x9: ") as refused:
+        loads(STEREO).at(1, 9)
+    assert (refused.value.diagnostics[0].help or "").startswith("use 2x9, ")
