@@ -339,7 +339,7 @@ def test_peak_in_inference_of_published_networks(name: str) -> None:
 
 def hold_against_live_storages(text: str) -> None:
     graph = loads(text)
-    own, peak = max(live_memory(graph)).at(2), peak_in_inference(graph, 2)
+    own, peak = max(memory.at(2) for memory in live_memory(graph)), peak_in_inference(graph, 2)
     assert own <= peak <= own + copied(graph), f"{own}, torch takes {peak}\n{text}"
 
 
