@@ -232,8 +232,9 @@ def implausible_recipe(context: LintContext, graph: ir.Graph) -> Iterator[Diagno
     recipe, entries = graph.recipe, {entry.word: entry for entry in train.entries}
     outputs, classes = graph.output_shape, DATA_SETS[recipe.data.name].classes
     constant = graph.model.constants.get("classes")
-    found = [*implausible_values(recipe, graph.input_shape), *no_classifier(graph)]
-    found += useless_statistics(recipe, graph)
+    found = [*no_classifier(graph)]
+    if not graph.images:  # for which there is no training
+        found += [*implausible_values(recipe, graph.input_shape), *useless_statistics(recipe, graph)]
     if classes is not None and len(outputs) == 1 and not (graph.taps or graph.images):
         found += other_classes(graph.name, outputs[0], recipe.data.name, classes, constant)
     for finding in found:
