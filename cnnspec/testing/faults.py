@@ -251,7 +251,7 @@ def _in_lines(randint: RandInt, code: str, writer: Writer) -> FaultySpec:
     generator = SpecGenerator(randint)
     lines = format_file(generator.file()).rstrip("\n").split("\n")
     at = next(i for i, line in enumerate(lines) if line.startswith("classes"))
-    image = next(line for line in lines if line.startswith("input")).split()[1]
+    image = next(line for line in lines if line.startswith("input")).split()[-1]
     c, h, w = (int(size) for size in image.split("x"))
     added = _write(writer, generator.rng, c, h, w).split("\n")
     lines[at + 1 : at + 1] = added
