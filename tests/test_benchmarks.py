@@ -1,4 +1,4 @@
-"""Run the benchmark of GPUs for a few steps on the CPU."""
+"""Import every benchmark, and run that of GPUs for a few steps on the CPU."""
 
 from __future__ import annotations
 
@@ -29,6 +29,15 @@ def test_every_part_of_the_gpu_benchmark_runs(parts: list[str], tmp_path: Path):
     skipped = {row["part"] for row in rows if "skipped" in row["what"]}
     assert skipped == {*parts} & {"memory", "airbench"}
     assert all(row["ratio"] > 0 for row in rows if "ratio" in row)
+
+
+def test_every_benchmark_finds_what_it_imports():
+    pytest.importorskip("torch")
+    names = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
+    command = [sys.executable, "-c", "; ".join(f"import {name}" for name in names)]
+    path = os.pathsep.join([str(ROOT / "benchmarks"), str(ROOT)])
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_an_unknown_part_is_an_error():
