@@ -420,17 +420,20 @@ class _Case:
 
     def _differences(self, expected: Tensor, found: Tensor) -> tuple[float, float, float]:
         """Return the largest difference of a number, the same in relation to the largest one, and of a probability."""
-        for output, what in ((expected, "the output of the network"), (found, "its output")):
-            if not output.isfinite().all():
-                raise self._refusal(f"{what} contains NaN or Inf")
+        if not expected.isfinite().all():
+            help = "load trained weights, with `--weights`: random ones make the values of a very deep network overflow"
+            raise self._refusal("the output of the network itself contains NaN or Inf", help)
+        if not found.isfinite().all():
+            raise self._refusal("its output contains NaN or Inf")
         if found.shape != expected.shape:
             raise self._refusal(f"the output {list(found.shape)} differs from {list(expected.shape)}")
         largest = float((found - expected).abs().max())
         probability = float((found.softmax(1) - expected.softmax(1)).abs().max())
         return largest, largest / max(float(expected.abs().max()), 1e-6), probability
 
-    def _refusal(self, note: str) -> CnnspecError:
-        help = "export it without `--half`" if self._options["half"] else None
+    def _refusal(self, note: str, help: str | None = None) -> CnnspecError:
+        if self._options["half"]:
+            help = "export it without `--half`"
         return failure("E0522", "the exported network cannot be verified", notes=[note], help=help)
 
 

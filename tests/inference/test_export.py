@@ -561,6 +561,15 @@ def test_a_network_that_overflows_in_float16_is_refused(weights: Path, tmp_path:
         export_network(large, target, "pt2", half=True)
 
 
+def test_random_weights_that_overflow_are_refused_with_advice_to_train(tmp_path: Path) -> None:
+    spec, file = tmp_path / "deep.cnn", tmp_path / "deep.py"
+    spec.write_text("input 1x4x4\nrepeat 3 { scale 1e15 } | flatten | linear 3\n")
+    with pytest.raises(CnnspecError, match="NaN or Inf") as refusal:
+        export_network(str(spec), file, "torch")
+    assert "trained weights" in (refusal.value.diagnostics[0].help or "")
+    assert not file.exists()
+
+
 def test_what_cannot_be_exported_says_so(weights: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: object, **settings: object) -> None:
         raise ValueError("no\nway")
