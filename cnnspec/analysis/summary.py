@@ -206,6 +206,7 @@ class Summary:
         ]
         return [*modules, *outputs, ["total", *(show(name, self.total) for name in columns)]]
 
+    @without_garbage_collection()
     def to_json(self, columns: Sequence[str] = tuple(COLUMNS), level: int | None = None) -> dict[str, Any]:
         """Return the rows down to a level as plain data; all rows by default."""
 
@@ -304,6 +305,7 @@ def _summarize(graph: Graph, shown: Graph, batch: int) -> Summary:
     kinds: dict[str, str] = dict(graph.scopes)
     sums: dict[str, list[int]] = {"": [0] * 7}
     last: dict[str, int] = {}
+    elements = [shapes.numel(node.shape) for node in shown.nodes]
     layers = enumerate(shown.nodes[len(graph.images) :], len(graph.images))
     for index, node in layers:
         if node.op.owns_module:
@@ -311,7 +313,7 @@ def _summarize(graph: Graph, shown: Graph, batch: int) -> Summary:
         place = node.place
         if place not in sums:
             _enter(place, sums)
-        _add(sums[place], (*_node_values(node, index, counts, batch), live[index].at(batch)))
+        _add(sums[place], (*_node_values(node, index, counts, elements[index], batch), live[index].at(batch)))
         last[place] = index
     for path in reversed([*sums][1:]):  # a module comes before its submodules
         parent = path.rpartition(".")[0]
@@ -319,7 +321,7 @@ def _summarize(graph: Graph, shown: Graph, batch: int) -> Summary:
         last[parent] = max(last.get(parent, 0), last[path])
     last[""] = graph.output
     ranks: dict[tuple[Length, Length], int] = {}
-    for amount in (size for node in shown.nodes for size in (node.macs, shapes.numel(node.shape))):
+    for amount in (size for node, own in zip(shown.nodes, elements, strict=True) for size in (node.macs, own)):
         if isinstance(amount, Amount):
             for term in amount.terms:
                 ranks.setdefault(term, len(ranks))
@@ -391,7 +393,7 @@ def _add(total: list[int], values: Sequence[int]) -> None:
     total[-1] = max(total[-1], values[-1])
 
 
-def _node_values(node: Node, index: int, counts: Counts, batch: int) -> tuple[int, ...]:
+def _node_values(node: Node, index: int, counts: Counts, elements: int, batch: int) -> tuple[int, ...]:
     """Return parameters, MACs, FLOPs, backward FLOPs, activations and saved memory of a node."""
     inference = node.aux is None
     return (
@@ -399,7 +401,7 @@ def _node_values(node: Node, index: int, counts: Counts, batch: int) -> tuple[in
         batch * node.macs if inference else 0,
         batch * counts.flops[index] if inference else 0,
         batch * counts.backward_flops[index],
-        batch * FLOAT * shapes.numel(node.shape),
+        batch * FLOAT * elements,
         counts.saved[index].at(batch),
     )
 

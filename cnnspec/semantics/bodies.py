@@ -89,13 +89,12 @@ class BodyElaborator:
         check_header(block, self.context.reporter)
         parameters, inner = self._parameters(block, scope.local())
         body = self.statements(block.body, inner)
-        used = self.context.used_names
-        hidden = {parameter.name for parameter in parameters if parameter.type == "tensor"}
+        used = self.context.used_names - {parameter.name for parameter in parameters if parameter.type == "tensor"}
         return ir.Block(
             name=block.name,
             parameters=tuple(parameters),
             body=body,
-            constants={name: literal(scope.constants[name]) for name in scope.constants if name in used - hidden},
+            constants={name: literal(scope.constants[name]) for name in scope.constants if name in used},
             origin=self.context.source_map.add(block.name_span),
         )
 
