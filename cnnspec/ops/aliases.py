@@ -134,6 +134,9 @@ def _plain(name: str) -> str:
     return re.sub(r"^lazy|2d$", "", name.lower().replace("_", ""))
 
 
+_OF_MAPS = {_plain(name): code for name, code in FOREIGN_NAMES.items() if name.endswith(("2d", "2D"))}
+
+
 def foreign_operator(name: str, own: Iterable[str]) -> str | None:
     """Return the code for an operator of another library.
 
@@ -145,8 +148,7 @@ def foreign_operator(name: str, own: Iterable[str]) -> str | None:
         return found
     letters = name.lower().replace("_", "")
     same = {other.replace("_", ""): other for other in own}
-    foreign = {_plain(other): written for other, written in FOREIGN_NAMES.items() if other.endswith(("2d", "2D"))}
-    return same.get(letters) or same.get(_plain(name)) or foreign.get(_plain(name))
+    return same.get(letters) or same.get(_plain(name)) or _OF_MAPS.get(_plain(name))
 
 
 def operator_of_two_words(first: str, second: str, own: Collection[str]) -> str | None:

@@ -646,7 +646,7 @@ class SpecGenerator:
         aux = self.aux(frame, classes) if y == (classes,) else []
         blocks = [template.block for template in (*self.blocks, *self.growing)]
         shape = ast.ListLiteral(NOWHERE, tuple(make_integer(size) for size in y))
-        outputs = [] if aux else self.outputs(images, body, frame)
+        outputs = [] if aux else self.outputs(body, frame)
         metric = f"output.{outputs[-1].name}" if outputs else "output"
         end: list[ast.Top] = [ast.Expect(NOWHERE, metric, "==", shape, None, NOWHERE)] if self.rng.rarely(2) else []
         if self.rng.rarely(4):
@@ -762,22 +762,20 @@ class SpecGenerator:
         weight = ast.Argument(NOWHERE, "weight", weight_value)
         return [ast.Aux(NOWHERE, self.new_name("aux"), ast.Reference(NOWHERE, label), (weight,), tuple(body))]
 
-    def outputs(self, images: Sequence[ast.Input], body: list[ast.Statement], frame: Frame) -> list[ast.Output]:
+    def outputs(self, body: list[ast.Statement], frame: Frame) -> list[ast.Output]:
         """Generate named outputs, sometimes: some labels, and the last statement, which gets a label."""
         last = body[-1]
         if self.plant or not self.rng.rarely(6) or not isinstance(last, ast.Flow) or any(map(_is_named, last.elements)):
+            return []
+        if not _computes(last):
             return []
         label = last.label.name if last.label else self.new_label()
         if label == "stage":
             return []
         body[-1] = last.replace(label=last.label or ast.LabelName(NOWHERE, label))
-        uncomputed = {
-            flow.label.name
-            for flow in body
-            if isinstance(flow, ast.Flow) and flow.label and isinstance(flow.elements[0], ast.In)
-        }
-        uncomputed |= {image.name for image in images if image.name}
-        others = [other for other in frame.labels if other not in {*uncomputed, label}]
+        flows = [flow for flow in body if isinstance(flow, ast.Flow) and flow.label]
+        computed = {flow.label.name for flow in flows if flow.label and _computes(flow)}
+        others = [other for other in frame.labels if other in computed - {label}]
         chosen = [*self.rng.sample(others, min(len(others), self.rng.randint(0, 2))), label]
         names = self.rng.choice(
             [chosen, [str(n) for n in range(len(chosen))], [f"maps.{n}" for n, _ in enumerate(chosen)]]
@@ -785,6 +783,11 @@ class SpecGenerator:
         return [
             ast.Output(NOWHERE, n, ast.Reference(NOWHERE, each), NOWHERE) for n, each in zip(names, chosen, strict=True)
         ]
+
+
+def _computes(flow: ast.Flow) -> bool:
+    """Return whether a flow certainly runs a layer, so that its result is not the image."""
+    return flow.condition is None and any(isinstance(element, ast.Call | ast.Join) for element in flow.elements)
 
 
 def _again(label: str) -> ast.Again:
