@@ -20,10 +20,9 @@ from cnnspec.semantics.loader import shipped_specs
 from cnnspec.testing import specs
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "analysis"))
 
-import test_cost as counts
-import test_receptive_field as fields
+from analysis import test_cost as counts
+from analysis import test_receptive_field as fields
 
 CHECKS: dict[str, tuple[str, Callable[[str], None]]] = {
     "flops": ("operations forward and backward", lambda text: counts.hold_against_flop_counter(loads(text))),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, cast
@@ -210,12 +210,12 @@ class Summary:
     def to_json(self, columns: Sequence[str] = tuple(COLUMNS), level: int | None = None) -> dict[str, Any]:
         """Return the rows down to a level as plain data; all rows by default."""
 
-        def figures(row: Row, columns: Sequence[str]) -> dict[str, Any]:
-            keys = {KEYS.get(name, name) for name in columns}
+        def figures(row: Row, keys: Collection[str]) -> dict[str, Any]:
             data = {"kind": row.kind, "output_shape": list(row.shape), **row.to_json()}
             return {key: value for key, value in data.items() if key in keys}
 
-        of_outputs = [name for name in columns if name in _FOR_OUTPUTS and name != "kind"]
+        keys = {KEYS.get(name, name) for name in columns}
+        of_outputs = keys & {KEYS.get(name, name) for name in _FOR_OUTPUTS if name != "kind"}
         named = [KEYS.get(name, name) for name in DECLARED if name in columns]
         declared = {"input_shape": list(self.declared or ()), "figures": named}
         rows = self.rows if level is None else self.upto(level)
@@ -227,9 +227,9 @@ class Summary:
             "output_shape": list(self.output_shape),
             **({"outputs": [{"name": o.path, **figures(o, of_outputs)} for o in self.outputs]} if self.outputs else {}),
             **({"declared": declared} if self.declared else {}),
-            **figures(self.total, [name for name in columns if name not in ("kind", "output")]),
+            **figures(self.total, keys - {"kind", KEYS["output"]}),
             "training_flops": self.training_flops,
-            "modules": [{"path": row.path, **figures(row, columns)} for row in rows],
+            "modules": [{"path": row.path, **figures(row, keys)} for row in rows],
         }
 
     def to_csv(self, columns: Sequence[str] = DEFAULT_COLUMNS, level: int = 2) -> str:
