@@ -17,6 +17,7 @@ torch = pytest.importorskip("torch")
 from analysis.test_cost import hold_against_torch
 from backends.test_shared_modules import assert_equal_gradients
 from backends.test_source import assert_equal, import_source
+from harness.runs import COMMANDS, refuse
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
@@ -332,31 +333,13 @@ def test_networks_differ_by_the_names_and_the_order_of_images() -> None:
         assert [change.path for change in compare(graph, other).changes if change.kind == "changed"][:1] == ["input"]
 
 
-@pytest.mark.parametrize("command", ["train", "test", "sweep", "compare", "predict"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_it_is_not_trained(command: str, tmp_path: Path) -> None:
-    from typer.testing import CliRunner
-
-    from cnnspec.cli.app import app
-
-    spec, weights = tmp_path / "net.cnn", tmp_path / "net.pt"
-    spec.write_text(
+    text = (
         "input left 1x28x28\ninput right 2x28x28\nclasses 10\n"
         "concat { in; @right } | global_avgpool | flatten | linear classes\n"
     )
-    torch.save(build(spec).state_dict(), weights)
-    places = ["--data", "fashion_mini", "--out", str(tmp_path / "runs")]
-    arguments = {
-        "train": ["build", str(spec), "--train", *places],
-        "test": ["test", str(spec), "--weights", str(weights), *places[:2]],
-        "sweep": ["sweep", str(spec), "--set", "classes=10,11", *places],
-        "compare": ["compare", str(spec), "lenet5", *places],
-        "predict": ["predict", str(weights), str(tmp_path), "--spec", str(spec)],
-    }[command]
-    done = CliRunner().invoke(app, arguments)
-    assert isinstance(done.exception, CnnspecError), done.output
-    (error,) = done.exception.diagnostics
-    assert error.code == "E0508"
+    error = refuse(command, text, tmp_path)
     assert error.span is not None
     assert error.span.text == "right"
     assert "`left`, `right`" in error.message
-    assert not (tmp_path / "runs").exists() or not [*(tmp_path / "runs").rglob("*.ckpt")]
