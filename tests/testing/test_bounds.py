@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import pytest
 
@@ -14,7 +16,7 @@ from cnnspec.ops.inits import INITS
 from cnnspec.recipe import AUGMENTATIONS, OPTIMIZERS, SCHEDULES, Scalars
 from cnnspec.testing import bounds, oracle
 from cnnspec.testing.bounds import cases, written
-from cnnspec.testing.isolate import Isolated
+from cnnspec.testing.isolate import Isolated, Outcome
 from cnnspec.testing.soundness import MEASUREMENTS, report, run
 
 
@@ -59,33 +61,49 @@ def test_values_are_written_in_the_language() -> None:
         assert model.nodes[0].op.factor == pytest.approx(value, rel=1e-12)  # type: ignore[attr-defined]
 
 
-def test_an_exception_in_the_run_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: object) -> None:
-        raise ZeroDivisionError("alpha")
+def _fail(*args: object) -> None:
+    raise ZeroDivisionError("alpha")
 
-    monkeypatch.setattr(bounds, "_train", fail)
+
+def _misbehave(number: int) -> int:
+    if number == 1:
+        os.abort()
+    if number == 2:
+        return len(bytearray(2**31))
+    while number == 3:
+        pass
+    return number
+
+
+def _failure_of_a_run() -> str:
+    bounds._train = _fail  # type: ignore[assignment]
     with Isolated(lambda number: bounds._attempt(cases()[number])) as call:
-        assert call(0).failure == "ZeroDivisionError: alpha"
+        return call(0).failure
 
 
-def test_calls_that_hang_or_crash_or_exceed_the_memory_end() -> None:
-    def misbehave(number: int) -> int:
-        if number == 1:
-            os.abort()
-        if number == 2:
-            return len(bytearray(2**31))
-        while number == 3:
-            pass
-        return number
+def _outcomes_of_misbehavior() -> list[Outcome]:
+    with Isolated(_misbehave, seconds=1, memory=2**29) as call:
+        return [call(number) for number in range(5)]
 
-    start = time.monotonic()
-    with Isolated(misbehave, seconds=1, memory=2**29) as call:
-        assert call(0)[:2] == (0, "")
-        assert call(1).failure == "ended by SIGABRT"
-        assert call(2).failure.startswith("MemoryError")
-        assert call(3).failure in ("ended by SIGXCPU", "ended by SIGALRM")  # the latter on a busy machine
-        assert call(4)[:2] == (4, "")
-    assert time.monotonic() - start < 60
+
+@pytest.fixture
+def fresh() -> Iterator[ProcessPoolExecutor]:
+    """A process that can be forked: it has a single thread and few objects, unlike this one."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        yield pool
+
+
+def test_an_exception_in_the_run_is_wrong(fresh: ProcessPoolExecutor) -> None:
+    assert fresh.submit(_failure_of_a_run).result() == "ZeroDivisionError: alpha"
+
+
+def test_calls_that_hang_or_crash_or_exceed_the_memory_end(fresh: ProcessPoolExecutor) -> None:
+    fine, crashed, large, hung, next_one = fresh.submit(_outcomes_of_misbehavior).result(timeout=60)
+    assert fine[:2] == (0, "")
+    assert crashed.failure == "ended by SIGABRT"
+    assert large.failure.startswith("MemoryError")
+    assert hung.failure in ("ended by SIGXCPU", "ended by SIGALRM")  # the latter on a busy machine
+    assert next_one[:2] == (4, "")
 
 
 def test_a_step_that_leaves_infinite_weights_is_detected() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from cnnspec.training.data.channel_statistics import image_statistics, statistic
 from cnnspec.training.data.datasets import ImageData, load_data
 from cnnspec.training.data.decoded import Decoded, Headers, cache_in_file, cache_in_memory, read_headers
 from cnnspec.training.data.sources import Files, Records
+from cnnspec.training.data.threads import in_order
 from cnnspec.training.loop.signals import Stopped
 from cnnspec.training.runs import placement
 from cnnspec.training.runs.placement import choose_placement, place_data
@@ -489,3 +491,26 @@ def test_a_stop_while_images_are_cached_leaves_no_run(
     monkeypatch.setattr(placement, "cache_in_memory", stopped)
     assert run(graph(folder)).state == "interrupted"
     assert not (tmp_path / "runs").exists()
+
+
+def test_results_that_a_thread_of_their_own_ends_do_not_wait_for_it() -> None:
+    """The garbage collector runs in any thread, and ends what an exception left behind."""
+    reached, failures = threading.Event(), []
+
+    def compute(value: int) -> int:
+        if value == 1:
+            reached.wait(10)
+            try:
+                results.close()
+            except BaseException as error:  # noqa: BLE001
+                failures.append(error)
+            finished.set()
+        return value
+
+    finished = threading.Event()
+    results = in_order(compute, range(1000), 2)
+    assert next(results) == 0
+    reached.set()
+    assert finished.wait(10)
+    assert failures == []
+    assert list(results) == []

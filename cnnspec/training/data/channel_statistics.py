@@ -15,10 +15,11 @@ from torch import Tensor
 from cnnspec.diagnostics import CnnspecError
 from cnnspec.files import read_text, write_atomically
 from cnnspec.resources import available_cores, cache_folder
-from cnnspec.training.data.decoded import cache_key, in_order
+from cnnspec.training.data.decoded import cache_key
 from cnnspec.training.data.images import read_image
 from cnnspec.training.data.preprocessing import Statistics
 from cnnspec.training.data.sources import Files, Records
+from cnnspec.training.data.threads import in_order
 
 _STORED: TypeAdapter[Statistics] = TypeAdapter(Statistics)
 _MAX_BYTES = 4096

@@ -12,14 +12,12 @@ import os
 import shutil
 import struct
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import PIL
@@ -35,16 +33,12 @@ from cnnspec.training.data.device import to_device
 from cnnspec.training.data.images import image_size, read_image
 from cnnspec.training.data.locks import acquire
 from cnnspec.training.data.sources import Records
+from cnnspec.training.data.threads import Poll, in_order
 
-MAX_THREADS = 8
-"""The maximum number of threads that decode images."""
 _MAGIC = b"cnnspec images 1"
 _TAIL = struct.Struct("<Q32s32s16s")
 """The end of a file of the cache, after the pixels and the sizes: number of images, key, SHA-256, format."""
 _BLOCK = 1 << 24
-
-Poll = Callable[[], None]
-"""A function that is called again and again, and ends the work by an exception."""
 
 
 class Decoded:
@@ -122,25 +116,6 @@ def read_headers(images: Records, threads: int, poll: Poll = lambda: None) -> He
     paths, channels = images.paths(), getattr(images.source, "channels", 0)
     found = list(in_order(image_size, paths or (), threads, poll))
     return Headers(np.array(found, dtype=np.int64).reshape(-1, 2), channels)
-
-
-def in_order(
-    function: Callable[[Any], Any], values: Sequence[Any], threads: int, poll: Poll = lambda: None
-) -> Generator[Any]:
-    """Yield the result of a function for each value, in their order. Threads compute a limited number ahead."""
-    pending: deque[Future[Any]] = deque()
-    with ThreadPoolExecutor(max(1, min(threads, MAX_THREADS))) as pool:
-        try:
-            for value in values:
-                pending.append(pool.submit(function, value))
-                if len(pending) >= 8 * MAX_THREADS:
-                    poll()
-                    yield pending.popleft().result()
-            while pending:
-                poll()
-                yield pending.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _decode(images: Records, headers: Headers, threads: int, poll: Poll) -> Generator[np.ndarray]:

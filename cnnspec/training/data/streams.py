@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch import Tensor
 from cnnspec.diagnostics import CnnspecError, failure, one_line
 from cnnspec.resources import available_cores
 from cnnspec.training.data.images import open_image
+from cnnspec.training.data.threads import in_order
 
 MAX_OPEN = 4
 """The maximum number of shards that are read at the same time."""
@@ -65,10 +65,8 @@ class Shards:
         Raises:
             CnnspecError: E0502 if a shard cannot be read or has changed, E0503 if an image is unsuitable.
         """
-        with ThreadPoolExecutor(available_cores()) as pool:
-            pending = [pool.submit(self._decode, position, self._content(position)) for position in positions]
-            for result in pending:
-                yield result.result()
+        contents = ((position, self._content(position)) for position in positions)
+        return in_order(lambda image: self._decode(*image), contents, available_cores())
 
     def _decode(self, position: int, content: bytes | None) -> Tensor:
         place = f"row {position} of {self._name}"
