@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import re
 import time
 import urllib.error
 from collections.abc import Iterable
@@ -37,7 +38,7 @@ from cnnspec.recipe import (
 from cnnspec.training.data import batches as batches_module
 from cnnspec.training.data import download
 from cnnspec.training.data.augment import TRANSFORMS, Preprocess, crop_boxes, resize_boxes
-from cnnspec.training.data.batches import Batch, EpochBatches, Workers
+from cnnspec.training.data.batches import WORKER_ERRORS, Batch, EpochBatches, Workers
 from cnnspec.training.data.channel_statistics import statistics
 from cnnspec.training.data.datasets import SOURCES, ImageData, Pixels, load_data, split
 from cnnspec.training.data.preprocessing import Preprocessing
@@ -645,6 +646,20 @@ def test_an_error_in_a_worker_loses_no_batch(broken: Exception, monkeypatch: pyt
         with pytest.raises(type(broken), match="broken"):
             workers.load(batches, 2)
         assert_equal(found + [workers.load(batches, number) for number in range(2, 6)], whole)
+
+
+@pytest.mark.parametrize("text", ["broken", "DataLoader worker (pid 7) exited unexpectedly"])
+@pytest.mark.parametrize("kind", [*WORKER_ERRORS, ConnectionResetError, BrokenPipeError, NotImplementedError])
+def test_an_error_in_a_worker_is_no_death_of_it(
+    kind: type[Exception], text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def fail(self: EpochBatches, number: int) -> Batch:
+        raise kind(text)
+
+    monkeypatch.setattr(EpochBatches, "__getitem__", fail)
+    with Workers(1) as workers, pytest.raises(kind, match=f"(?s)Traceback.*{re.escape(text)}"):
+        list(EpochBatches(pixels(), CHANGING, 8, seed=1, workers=workers))
+    assert not capsys.readouterr().err
 
 
 def test_an_image_that_a_worker_cannot_read_is_a_diagnostic(tmp_path: Path):

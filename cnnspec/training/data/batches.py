@@ -266,8 +266,12 @@ WORKER_ERRORS = RuntimeError, ConnectionError, EOFError
 
 
 def worker_died(error: Exception) -> bool:
-    """Return whether one of `WORKER_ERRORS` means that a worker died."""
-    return not isinstance(error, RuntimeError) or "DataLoader worker" in str(error)
+    """Return whether one of `WORKER_ERRORS` means that a worker died.
+
+    If a worker raised it instead, torch has put `Caught RuntimeError in DataLoader worker` before its message.
+    """
+    message = str(error)
+    return message.startswith("DataLoader worker") if isinstance(error, RuntimeError) else message[:7] != "Caught "
 
 
 def start(loader: DataLoader[Any]) -> Iterator[Any]:
