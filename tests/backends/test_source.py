@@ -12,6 +12,7 @@ import types
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -40,11 +41,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def import_source(text: str) -> nn.Module:
-    """Run exported code, and return its last class, the network."""
+    """Run exported code, and return its last class, the network. It creates no module that it throws away."""
     module = types.ModuleType("exported")
     exec(compile(text, "exported.py", "exec", dont_inherit=True), module.__dict__)
     kinds = [v for v in vars(module).values() if isinstance(v, type) and v.__module__ == "exported"]
-    return kinds[-1]()
+    with patch.object(nn.Module, "__init__", autospec=True, side_effect=nn.Module.__init__) as created:
+        network = kinds[-1]()
+    assert created.call_count == len([*network.modules()])
+    return network
 
 
 def small(graph: Graph) -> tuple[int, int]:

@@ -102,6 +102,11 @@ class _ClassWriter:
             if path and not step:
                 self._assign(path, code, _BODY, _added(structure))
             elif path:
+                numbers = [start + step * turn for turn in range(int(count))] if count.isdigit() else []
+                made = {(*path[:-1], f"{path[-1].removesuffix('{}')}{number}") for number in numbers}
+                if made and made <= self._created:  # used again
+                    continue
+                self._created |= made
                 self._containers(path, _BODY)
                 add = f"{_access('self', path[:-1])}.{_added(structure)}"
                 turns += lay_out(call(add, [_numbered(path[-1], start, step), code]), _BODY + INDENT)
