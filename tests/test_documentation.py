@@ -394,6 +394,15 @@ def test_every_option_is_in_the_page_of_the_command_line() -> None:
                 assert re.search(rf"`{option}[ `]", sections[name]), f"{option} of {name}"
 
 
+def test_messages_name_options_that_exist() -> None:
+    commands: Any = typer.main.get_command(cli.app)
+    parameters = [parameter for command in commands.commands.values() for parameter in command.params]
+    options = {option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)}
+    for path in sorted((ROOT / "cnnspec").rglob("*.py")):
+        named = set(re.findall(r"`(?:cnnspec [a-z]+ [^`\n]*?)?(--[a-z][a-z-]*)", path.read_text("utf-8")))
+        assert named <= options, path
+
+
 def test_every_name_of_the_package_is_in_the_page_of_the_api() -> None:
     pages = "\n".join(path.read_text("utf-8") for path in (DOCS / "reference" / "api").glob("*.md"))
     documented = re.findall(r"^\.\. auto(?:function|class|data):: (?:cnnspec\.)?(\w+)(?:\(\))?$", pages, re.M)

@@ -88,12 +88,12 @@ def _contiguous(module: nn.Module, images: Sequence[Tensor]) -> Iterator[None]:
             handle.remove()
 
 
-def trace(module: nn.Module, images: Sequence[Tensor], dynamic: Mapping[int, Any] | None = None) -> ExportedProgram:
+def trace(module: nn.Module, *images: Tensor, dynamic: Mapping[int, Any] | None = None) -> ExportedProgram:
     """Return the graph of a module in evaluation mode, without paths of this machine.
 
     Args:
         module: The module, which maps batches of images to one tensor, or to a dict of tensors.
-        images: An example of its inputs.
+        *images: An example of its inputs.
         dynamic: The axes of all inputs whose size may vary, each with its `torch.export.Dim`.
 
     Raises:
@@ -107,7 +107,7 @@ def trace(module: nn.Module, images: Sequence[Tensor], dynamic: Mapping[int, Any
             axes = dict(dynamic or {})
             arguments = inspect.signature(module.forward).bind(*images).arguments
             shapes = {n: (axes,) * len(part) if isinstance(part, tuple) else axes for n, part in arguments.items()}
-            program = torch.export.export(module, tuple(images), dynamic_shapes=shapes)
+            program = torch.export.export(module, images, dynamic_shapes=shapes)
     except Exception as error:  # noqa: BLE001 - the exporter fails in many ways
         sizes = " with variable image sizes" if dynamic and (2 in dynamic or 3 in dynamic) else ""
         notes = [reason(error)]

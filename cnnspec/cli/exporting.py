@@ -45,12 +45,11 @@ def export(
         known = ", ".join(ENDINGS.values())
         raise typer.BadParameter(f"the format of `{target.name}` is unknown; use {known}", param_hint="FILE")
     axes = read_axes(dynamic)
-    if fault := find_fault(form, axes, with_preprocessing, lambda name: f"--{name.replace('_', '-')}"):
+    given = weights is not None
+    if fault := find_fault(form, axes, with_preprocessing, match, given, lambda name: f"--{name.replace('_', '-')}"):
         raise typer.BadParameter("; ".join(fault))
     if target.suffix != ENDINGS[form]:
         raise typer.BadParameter(f"`{target.name}` must end in `{ENDINGS[form]}` for `--to {form}`", param_hint="FILE")
-    if match != "name" and weights is None:
-        raise typer.BadParameter("has no effect without --weights", param_hint="--match")
     with importing():
         from cnnspec.inference import export_network
 

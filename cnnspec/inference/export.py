@@ -31,14 +31,14 @@ from cnnspec.diagnostics import CnnspecError, failure, named, one_line, reason_o
 from cnnspec.files import is_weights_file, write_together
 from cnnspec.inference.export_options import find_fault, read_axes
 from cnnspec.inference.graph_input import GraphInput
-from cnnspec.inference.network import load_run
+from cnnspec.inference.network import find_weights, load_module, load_run
 from cnnspec.ir import Graph
 from cnnspec.lints.text import MODULE_WORDS
 from cnnspec.semantics.recipe_rules import no_classifier
 from cnnspec.training.data.augment import Preprocess
 from cnnspec.training.data.datasets import SOURCES
 from cnnspec.training.data.preprocessing import Preprocessing, Statistics, choose_preprocessing
-from cnnspec.training.loop.about import describe
+from cnnspec.training.loop.about import about_weights, describe
 
 Format = Literal["torch", "pt2", "onnx"]
 Run = Callable[..., Any]
@@ -46,6 +46,10 @@ TOLERANCES = {"torch": 0.0, "pt2": 1e-5, "onnx": 1e-4, "fold": 1e-4, "half": 2e-
 """The largest accepted difference of a logit in relation to the largest one, by format and by option."""
 _UNREACHABLE = {*dir(fx.GraphModule(nn.Module(), fx.Graph())), *MODULE_WORDS, *keyword.kwlist}
 """Labels that the code of a `GraphModule` cannot write as an attribute."""
+_NOT_NORMALIZED = (
+    "the normalization of the training images is unknown, so the file does not contain the preprocessing: "
+    "state it as in training, for example with `--set normalize=imagenet`"
+)
 _LEAST = 2
 """The least variable height and width: torch.export treats a size of 1 as a constant."""
 
@@ -118,7 +122,7 @@ def export_network(
         half: Compute in float16; images and logits stay float32, except with `torch`.
         dynamic: Axes of the input whose size may vary: `batch`, `size`, or `batch,size`.
         with_preprocessing: Start from bytes `[N, C, h, w]` of any size: resize and normalize in the graph.
-        match: How `weights` are matched.
+        match: How `weights` are matched: by `name`, by `order`, or by a map (the path of a JSON file).
         offline: Never download weights.
         allow_huge: Allow more than 10,000,000,000 parameters, and tensors of more than 100,000,000,000 elements.
         **params: Values for the parameters of a spec.
@@ -126,11 +130,12 @@ def export_network(
     Raises:
         CnnspecError: E0522 if the network cannot be exported, the file computes something else, or an option has no
             effect; E0507 if a package is not installed, E0506 if the file cannot be written, and all errors of
-            `load_run` and `build`.
+            `load_run` and `build`. If the normalization of the training images is unknown, this is a note, and an
+            error (E0511) only `with_preprocessing`.
     """
     begin = time.perf_counter()
     file, axes = Path(file), read_axes(dynamic)
-    if fault := find_fault(to, axes, with_preprocessing):
+    if fault := find_fault(to, axes, with_preprocessing, match, weights is not None):
         raise failure("E0522", fault[0], help=fault[1])
     if to == "onnx":
         onnx.require_packages()
@@ -141,10 +146,10 @@ def export_network(
         paths.append(_weights_path(file, inputs))
     found = _read(source, weights, match, offline, allow_huge, params)
     if with_preprocessing and found.graph.images:
-        message = f"`with_preprocessing` requires a single image, but the network has {named([*found.graph.images])}"
+        message = f"`--with-preprocessing` requires a single image, but the network has {named([*found.graph.images])}"
         raise failure("E0522", message, help="omit it, and pass normalized images")
     if with_preprocessing and found.preprocessing is None:
-        help = "state the normalization of the training, such as `--set normalize=imagenet`"
+        help = "state it as in training, for example with `--set normalize=imagenet`"
         raise failure("E0511", "the normalization of the training images is unknown", help=help)
     network = fold_norms(found.network) if fold else found.network
     options = {"fold": fold, "half": half, "dynamic": axes, "with_preprocessing": with_preprocessing}
@@ -202,13 +207,18 @@ def _read(
             raise failure(
                 "E0217", message, file=str(source), help="pass a spec instead, and its weights with `--weights`"
             )
-        trained = load_run(source, match=match, offline=offline, allow_huge=allow_huge)
+        trained = load_run(source, offline=offline, allow_huge=allow_huge)
     else:
         graph = api.load(source, allow_huge=allow_huge, **params)
-        if weights is None or any(no_classifier(graph)):
-            notes = [] if weights else ["the weights are random: pass trained ones with `--weights FILE`"]
-            built: Any = api.build(graph, weights=weights, match=match, offline=offline)
-            return _Source(graph, built.eval(), (), _stated_preprocessing(graph), notes)
+        if weights is None:
+            notes = ["the weights are random: pass trained ones with `--weights FILE`"]
+            return _Source(graph, to_module(graph).eval(), (), _stated_preprocessing(graph), notes)
+        weights, _ = find_weights(weights, graph, allow_huge, {})
+        is_classifier = not any(no_classifier(graph))
+        if not (is_classifier and (about_weights(weights, graph).preprocessing or _stated_preprocessing(graph))):
+            notes = [_NOT_NORMALIZED] if is_classifier else []
+            module = load_module(graph, weights, match, offline)
+            return _Source(graph, module, (), _stated_preprocessing(graph), notes)
         trained = load_run(weights, spec=graph, match=match, offline=offline, allow_huge=allow_huge)
     network: Any = trained.module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return _Source(trained.graph, network.eval(), trained.classes, trained.preprocessing)
@@ -293,7 +303,7 @@ class _Case:
 
     def _program(self) -> Any:
         example = next(self._images(2 if "batch" in self._options["dynamic"] else 1))
-        return pt2.trace(self._module, self._arguments(example), self._dimensions())
+        return pt2.trace(self._module, *self._arguments(example), dynamic=self._dimensions())
 
     def _arguments(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the arguments of the network for a batch with the channels of all its images."""

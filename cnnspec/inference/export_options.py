@@ -18,7 +18,12 @@ def read_axes(dynamic: str | Sequence[str]) -> list[str]:
 
 
 def find_fault(
-    to: str, axes: Sequence[str], with_preprocessing: bool, spell: Callable[[str], str] = str
+    to: str,
+    axes: Sequence[str],
+    with_preprocessing: bool,
+    match: str,
+    has_weights: bool,
+    spell: Callable[[str], str] = str,
 ) -> tuple[str, str] | None:
     """Return what is wrong with options that do not exist or have no effect, and what to write instead.
 
@@ -26,6 +31,8 @@ def find_fault(
         to: The format.
         axes: The axes whose size may vary.
         with_preprocessing: Whether the file starts from bytes.
+        match: How weights are matched.
+        has_weights: Whether a file of weights is given.
         spell: Returns the name of an option as the user writes it.
     """
     dynamic, unknown = spell("dynamic"), next((axis for axis in axes if axis not in AXES), None)
@@ -39,4 +46,6 @@ def find_fault(
     if with_preprocessing and "size" in axes:
         message = f"`size` in `{dynamic}` has no effect with `{spell('with_preprocessing')}`"
         return message, "omit it: the file takes images of any size"
+    if match != "name" and not has_weights:
+        return f"`{spell('match')}` has no effect without `{spell('weights')}`", "omit it: no tensors are matched"
     return None

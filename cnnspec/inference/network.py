@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from cnnspec import api
 from cnnspec.backends.torch.matching import load_weights
-from cnnspec.backends.torch.module import to_module
+from cnnspec.backends.torch.memory import is_out_of_memory
+from cnnspec.backends.torch.module import Network, to_module
 from cnnspec.backends.torch.weights import PUBLISHED, find_published, read_weights
 from cnnspec.diagnostics import CnnspecError, failure, one_line
 from cnnspec.files import weights_file
@@ -187,7 +188,7 @@ def load_run(
             not match the network, E0506 for a damaged run, E0508 if it is not an image classifier, E0511 if the
             preprocessing is unknown.
     """
-    weights, graph = _find(source, spec, allow_huge, params)
+    weights, graph = find_weights(source, spec, allow_huge, params)
     classes = class_count(graph)
     about = about_weights(weights, graph)
     names = about.classes
@@ -206,15 +207,21 @@ def load_run(
         )
 
     preprocessing, origins = choose_preprocessing(graph.recipe, graph.input_shape, unknown, about.preprocessing)
-    module = to_module(graph).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    tensors = read_weights(weights, match, graph, offline=offline)
-    load_weights(module, tensors, match, str(weights), optional=[head.name for head in graph.aux])
+    module = load_module(graph, weights, match, offline).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if len(names) != classes:
         names = tuple(map(str, range(classes)))
-    return TrainedNetwork(graph, module.eval(), names, preprocessing, origins, str(weights))
+    return TrainedNetwork(graph, module, names, preprocessing, origins, str(weights))
 
 
-def _find(
+def load_module(graph: Graph, weights: str | Path, match: str, offline: bool) -> Network:
+    """Return the module of a network with its weights, in evaluation mode. Auxiliary heads need no weights."""
+    module = to_module(graph)
+    tensors = read_weights(weights, match, graph, offline=offline)
+    load_weights(module, tensors, match, str(weights), optional=[head.name for head in graph.aux])
+    return module.eval()
+
+
+def find_weights(
     source: str | Path, spec: Graph | str | Path | None, allow_huge: bool, params: dict[str, Any]
 ) -> tuple[str | Path, Graph]:
     """Return the weights that a source means, and their network."""
@@ -317,8 +324,8 @@ def _read(reader: _Reader, sources: Iterable[Numbered], size: int) -> Iterator[t
     try:
         for loaded in start(loader):
             yield pending.pop(0), loaded
-    except WORKER_ERRORS as error:
-        if not worker_died(error):
+    except (*WORKER_ERRORS, MemoryError) as error:
+        if not (worker_died(error) or is_out_of_memory(error)):
             raise
         help = "check for a corrupt image file or too little memory; `--batch` sets the images per batch"
         raise failure("E0514", "a data loader worker died", notes=[one_line(error)], help=help) from None

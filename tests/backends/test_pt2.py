@@ -20,7 +20,7 @@ def assert_any_batch(network: Network) -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(3, *network.graph.input_shape, generator=generator)
     for given in (images[:2], images[:2].to(memory_format=torch.channels_last)):
-        found = pt2.trace(network, [given], {0: pt2.dimension("batch", 1)}).module()
+        found = pt2.trace(network, given, dynamic={0: pt2.dimension("batch", 1)}).module()
         with torch.no_grad():
             for batch in (1, 3):
                 torch.testing.assert_close(found(images[:batch]), network(images[:batch]))

@@ -476,6 +476,53 @@ def test_unknown_normalization_is_an_error(tmp_path: Path) -> None:
     assert refusal.value.diagnostics[0].code == "E0511"
 
 
+@pytest.mark.parametrize("stated", [None, "imagenet"])
+@pytest.mark.parametrize(
+    ("to", "form"),
+    [("torch", "pt"), ("torch", "safetensors"), ("pt2", "pt"), pytest.param("onnx", "pt", marks=pytest.mark.slow)],
+)
+def test_weights_of_another_program_need_no_normalization(
+    weights: Path, to: Any, form: str, stated: str | None, tmp_path: Path
+) -> None:
+    """Only `with_preprocessing` needs it; without it, the metadata lacks the preprocessing, and a note says so."""
+    if to == "onnx":
+        pytest.importorskip("onnxruntime")
+    (tmp_path / "photos.cnn").write_text(SPEC)
+    state = load_run(weights).module.state_dict()
+    path = tmp_path / f"own.{form}"
+    if form == "pt":
+        torch.save(state, path)
+    else:
+        path.write_bytes(weight_bytes(state, {}))
+    settings: dict[str, Any] = {"weights": path} | ({"normalize": stated} if stated else {})
+    file = tmp_path / f"photos.{ENDINGS[to]}"
+    done = export_network(tmp_path / "photos.cnn", file, to, **settings)
+    if to != "torch":
+        assert (metadata(file).get("preprocessing") is None) == (stated is None)
+    else:
+        assert ("PREPROCESSING = " in file.read_text("utf-8")) == (stated is not None)
+    assert ["--set normalize=" in note for note in done.notes] == ([] if stated else [True])
+    given = images(1, 3, 24, 20)
+    with torch.no_grad():
+        torch.testing.assert_close(run_file(file, given), load_run(weights).module(given), rtol=1e-4, atol=1e-4)
+    if to != "torch" and stated is None:
+        with pytest.raises(CnnspecError) as refusal:
+            export_network(tmp_path / "photos.cnn", file, to, with_preprocessing=True, **settings)
+        assert refusal.value.diagnostics[0].code == "E0511"
+
+
+def test_weights_without_those_of_auxiliary_heads_can_be_exported(tmp_path: Path) -> None:
+    body = "body: conv 3x3 4 | bn\naux head from @body { global_avgpool | flatten | linear 3 }\n"
+    (tmp_path / "net.cnn").write_text(f"input 3x8x8\n{body}flatten | linear 3\n")
+    state = cnnspec.build(tmp_path / "net.cnn").state_dict()
+    heads = cnnspec.load(tmp_path / "net.cnn").aux
+    kept = {key: value for key, value in state.items() if not any(key.startswith(f"{head.name}.") for head in heads)}
+    assert len(kept) < len(state)
+    torch.save(kept, tmp_path / "own.pt")
+    done = export_network(tmp_path / "net.cnn", tmp_path / "net.py", "torch", weights=tmp_path / "own.pt")
+    assert done.difference == 0
+
+
 # --- other runtimes ------------------------------------------------------------------------------------
 
 
@@ -694,7 +741,6 @@ def cnnspec_export(*arguments: object) -> str:
     [
         ("lenet5 x.h5", "the format of `x.h5` is unknown"),
         ("lenet5 x.onnx --to pt2", "must end in `.pt2`"),
-        ("lenet5 x.pt2 --match order", "has no effect without --weights"),
     ],
 )
 def test_incorrect_usage(arguments: str, message: str) -> None:
@@ -728,11 +774,12 @@ class Read(Exception):
     """The options are valid: the network is read."""
 
 
+@pytest.mark.parametrize("match", ["name", "order"])
 @pytest.mark.parametrize("with_preprocessing", [False, True])
 @pytest.mark.parametrize("dynamic", ["", "batch", "size", "batch,size", "height", "batch,width"])
 @pytest.mark.parametrize("to", [*ENDINGS, "keras", ""])
 def test_options_that_do_not_exist_or_have_no_effect_are_errors(
-    to: Any, dynamic: str, with_preprocessing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    to: Any, dynamic: str, with_preprocessing: bool, match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     option, expected = "", list[str]()
     if to not in ENDINGS:
@@ -744,6 +791,8 @@ def test_options_that_do_not_exist_or_have_no_effect_are_errors(
         expected = ["has no effect on Python source", "omit it"]
     elif with_preprocessing and "size" in dynamic:
         option, expected = "with_preprocessing", ["`size` in", "has no effect with", "omit it"]
+    elif match != "name":
+        option, expected = "match", ["has no effect without", "omit it"]
 
     def read(*_: object) -> None:
         raise Read
@@ -751,9 +800,9 @@ def test_options_that_do_not_exist_or_have_no_effect_are_errors(
     monkeypatch.setattr(export.onnx, "require_packages", lambda: None)
     monkeypatch.setattr(export, "_read", read)
     file = tmp_path / f"net.{ENDINGS.get(to, 'py')}"
-    words = [f"--dynamic={dynamic}", *(["--with-preprocessing"] if with_preprocessing else [])]
+    words = [f"--dynamic={dynamic}", "--match", match, *(["--with-preprocessing"] if with_preprocessing else [])]
     with pytest.raises(CnnspecError if option else Read) as refusal:
-        export_network("lenet5", file, to, dynamic=dynamic, with_preprocessing=with_preprocessing)
+        export_network("lenet5", file, to, dynamic=dynamic, with_preprocessing=with_preprocessing, match=match)
     with pytest.raises(typer.BadParameter if option else Read) as usage:
         cnnspec_export("lenet5", file, "--to", to, *words)
     if option:
