@@ -179,11 +179,12 @@ def _run_here(args: Sequence[str], plan: Plan) -> int:
             reader.start()
         sent = 0
         while any(worker.poll() is None for worker in workers):
-            for number in received[sent:]:
+            unsent = received[sent:]
+            for number in unsent:
                 for worker in workers:
                     with suppress(ProcessLookupError):
                         worker.send_signal(number)
-            sent = len(received)
+            sent += len(unsent)  # another signal may have arrived meanwhile
             time.sleep(0.1)
         for reader in readers:
             reader.join(1)

@@ -129,13 +129,18 @@ def test_the_output_is_numbered_and_dead_processes_are_named(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_reaches_every_process_once(
-    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ):
+    ready = tmp_path / "ready"
     script = f"""if True:
         import os, signal, sys, time
         received = []
         signal.signal({int(number)}, lambda *_: received.append(1))
-        if os.environ["PLACE"] == "1":
+        if os.environ["PLACE"] == "0":
+            open({str(ready)!r}, "w").close()
+        else:
+            while not os.path.exists({str(ready)!r}):
+                time.sleep(0.01)
             os.kill(os.getppid(), {int(number)})
         while not received:
             time.sleep(0.05)

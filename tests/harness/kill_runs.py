@@ -218,6 +218,15 @@ def wait(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def wait_until(happened: Callable[[], bool], seconds: float = 120) -> None:
+    """Wait until a function returns true, which another process brings about."""
+    end = time.monotonic() + seconds
+    while not happened():
+        if time.monotonic() > end:
+            raise TimeoutError(f"it did not happen within {seconds} s")
+        time.sleep(0.01)
+
+
 def poll(child: int) -> int | None:
     """Return the exit code of a process, or None while it is running."""
     ended, status = os.waitpid(child, os.WNOHANG)
@@ -233,7 +242,10 @@ def train_once(out: Path, resume: bool, save_every: float) -> int:
 
     torch.set_num_threads(1)
     console = Console(file=io.StringIO())
-    options = TrainOptions(out=out, resume=resume, save_every=save_every, offline=True, console=console, plots=False)
+    options = TrainOptions(
+        out=out, resume=resume, save_every=save_every, offline=True, console=console, plots=False,
+        memory_format="channels_last", threads=1,
+    )  # fmt: skip
     return train(loads(SPEC, name="tiny.cnn"), options).exit_code
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -13,12 +15,21 @@ from typing import Any
 
 import torch
 
+_numbers = itertools.count(101 * os.getpid())
+
 
 def free_port() -> int:
-    """Return a port that nothing uses."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    """Return a port that nothing uses.
+
+    It is below those that systems choose for connections, and processes that run tests at the same time begin at
+    different ones. So it stays free until it is used.
+    """
+    for number in _numbers:
+        port = 20_000 + number % 10_000
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("unreachable")
 
 
 def variables(rank: int, count: int, port: int) -> dict[str, str]:
@@ -63,6 +74,7 @@ def run_in_processes(
         for process in processes:
             process.join(5)
             process.kill()
+            process.join()  # no later test sees it
     return results
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 import pytest
 
@@ -84,13 +82,6 @@ def _failure_of_a_run() -> str:
 def _outcomes_of_misbehavior() -> list[Outcome]:
     with Isolated(_misbehave, seconds=1, memory=2**29) as call:
         return [call(number) for number in range(5)]
-
-
-@pytest.fixture
-def fresh() -> Iterator[ProcessPoolExecutor]:
-    """A process that can be forked: it has a single thread and few objects, unlike this one."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        yield pool
 
 
 def test_an_exception_in_the_run_is_wrong(fresh: ProcessPoolExecutor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,9 +15,10 @@ pytest.importorskip("torch")
 import torch
 from harness.runs import TINY
 
-from cnnspec import Graph, build, load, loads
-from cnnspec.resources import _quota, available_cores
+from cnnspec import Graph, build, loads
+from cnnspec.resources import _quota
 from cnnspec.training.loop import autotune
+from cnnspec.training.loop.autotune import _time_step as time_step
 from cnnspec.training.loop.machine import default_threads
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -103,24 +105,42 @@ def test_nothing_measured_on_a_busy_machine_is_used_or_cached(
     assert (later.memory_format, later.origin) == ("contiguous", "cached")
 
 
-def test_a_busy_minute_does_not_change_later_choices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    graph, device = load("resnet20"), torch.device("cpu")
+SHARED_CORE = """
+import os, subprocess, sys, time
+from cnnspec.training.loop.autotune import MAX_WAIT, _waiting_seconds
+
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+before = _waiting_seconds()
+spin = "print(flush=True)\\nwhile True: pass"
+with subprocess.Popen([sys.executable, "-c", spin], stdout=subprocess.PIPE) as other:
+    other.stdout.readline()
+    start = time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < 1:
+        pass
+    other.kill()
+after = _waiting_seconds()
+print(None if before is None else after - before > MAX_WAIT * elapsed)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs the affinity of Linux")
+def test_waiting_for_a_core_is_noticed():
+    done = subprocess.run([sys.executable, "-c", SHARED_CORE], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    if done.stdout == "None\n":
+        pytest.skip("the system does not report waiting times")
+    assert done.stdout == "True\n"
+
+
+@pytest.mark.parametrize("name", autotune.FORMATS)
+def test_a_step_is_measured_without_a_change_of_the_network(name: str):
+    graph = tiny()
     network = build(graph)
-    spin = [sys.executable, "-c", "while True: pass"]
-    others = [subprocess.Popen(spin) for _ in range(2 * available_cores())]
-    try:
-        monkeypatch.setenv("CNNSPEC_CACHE", str(tmp_path / "busy"))
-        busy = autotune.choose_tuning(graph, network, 32, device)
-    finally:
-        for other in others:
-            other.kill()
-            other.wait()
-    assert busy.origin == "default"
-    assert autotune.read_cached(graph, 32, device) is None
-    after = autotune.choose_tuning(graph, network, 32, device)
-    monkeypatch.setenv("CNNSPEC_CACHE", str(tmp_path / "quiet"))
-    quiet = autotune.choose_tuning(graph, network, 32, device)
-    assert (after.memory_format, after.threads) == (quiet.memory_format, quiet.threads)
+    before = {key: tensor.clone() for key, tensor in network.named_parameters()}
+    assert time_step(graph, network, 4, torch.device("cpu"), name) > 0
+    assert all(
+        torch.equal(before[key], tensor) and tensor.grad is not None for key, tensor in network.named_parameters()
+    )
 
 
 @pytest.mark.parametrize(

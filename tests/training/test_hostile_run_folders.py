@@ -6,16 +6,15 @@ import io
 import json
 import math
 import os
-import resource
 import shutil
 import sqlite3
-import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.effort import bounded
 from harness.runs import TINY
 from rich.console import Console
 from typer.testing import CliRunner
@@ -30,17 +29,9 @@ from cnnspec.training.runs.lookup import epoch_rows, stored_runs
 from cnnspec.training.runs.predictions import read_predictions
 from cnnspec.training.sweeps.sweep import SweepOptions
 
-SECONDS, MEBIBYTES = 2.0, 300
+LIMITS = 2.0, 300
+"""Seconds, and mebibytes."""
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@contextmanager
-def bounded() -> Iterator[None]:
-    """Check that a block takes at most two seconds of processor time and 300 MiB more memory."""
-    start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    yield
-    assert time.process_time() - start < SECONDS
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < MEBIBYTES
 
 
 def graph() -> Graph:
@@ -132,7 +123,7 @@ def test_a_damaged_file_hides_no_other_run(name: str, kind: str, runs: tuple[Pat
     out, run = runs
     KINDS[kind](run / name)
     skipped: list[CnnspecError] = []
-    with bounded():
+    with bounded(*LIMITS):
         listed = list_runs(out)
         found = stored_runs(out, skipped.append)
         rows = [epoch_rows(stored.folder) for stored in found]
@@ -322,7 +313,7 @@ def test_what_is_not_used_of_a_checkpoint_is_not_read(kind: str, unfinished: tup
 def test_a_forged_checkpoint_is_an_error_that_names_it(kind: str, unfinished: tuple[Path, Path]):
     out, run = unfinished
     {**FORGED, **CHECKPOINTS}[kind](run / "checkpoints" / "last.ckpt")
-    with bounded(), pytest.raises(CnnspecError) as error:
+    with bounded(*LIMITS), pytest.raises(CnnspecError) as error:
         train(graph(), options(out, resume=True))
     found = error.value.diagnostics[0]
     assert found.code == "E0506"
@@ -407,7 +398,7 @@ def test_a_damaged_database_is_an_error_that_names_it(kind: str, swept: tuple[Pa
     shutil.copytree(done, tmp_path / "s" / "w" / "e" / "out")
     out = tmp_path / "s" / "w" / "e" / "out"
     DATABASES[kind](out / "study.db")
-    with bounded(), pytest.raises(CnnspecError) as error:
+    with bounded(*LIMITS), pytest.raises(CnnspecError) as error:
         search(spec, out)
     assert error.value.diagnostics[0].code == "E0516"
     assert "study.db" in str(error.value)

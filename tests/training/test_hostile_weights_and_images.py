@@ -5,18 +5,16 @@ from __future__ import annotations
 import io
 import json
 import os
-import resource
 import struct
-import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from harness.effort import bounded
 from harness.runs import TINY, code
 from PIL import Image
 from safetensors.torch import save_file
@@ -34,14 +32,8 @@ from cnnspec.training.data.images import read_image
 from cnnspec.training.loop.checkpoints import METADATA
 from cnnspec.training.loop.evaluate import evaluate
 
-
-@contextmanager
-def bounded() -> Iterator[None]:
-    """Check that a block takes at most two seconds of processor time and 300 MiB more memory."""
-    start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    yield
-    assert time.process_time() - start < 2
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 300
+LIMITS = 2.0, 300
+"""Seconds, and mebibytes."""
 
 
 def tiny() -> Graph:
@@ -163,7 +155,7 @@ def tiny_weights() -> dict[str, torch.Tensor]:
 def test_hostile_weights_are_an_error_in_bounded_time(name: str, tmp_path: Path):
     path = tmp_path / name
     path.write_bytes(WEIGHTS[name]())
-    with bounded(), pytest.raises(CnnspecError) as error:
+    with bounded(*LIMITS), pytest.raises(CnnspecError) as error:
         build(tiny(), weights=path)
     assert code(error) in ("E0504", "E0505")
     assert str(path) in str(error.value)
@@ -277,7 +269,7 @@ def test_what_is_no_file_of_weights_is_an_error(ending: str, kind: str, tmp_path
         "a device": lambda: path.symlink_to("/dev/zero"),
     }
     make[kind]()
-    with bounded(), pytest.raises(CnnspecError) as error:
+    with bounded(*LIMITS), pytest.raises(CnnspecError) as error:
         build(tiny(), weights=path)
     assert code(error) == "E0505"
     assert str(path) in str(error.value)
@@ -402,7 +394,7 @@ def test_hostile_images_are_an_error_that_names_them(kind: str, tmp_path: Path):
     path.parent.mkdir(parents=True)
     path.write_bytes(IMAGES[kind]())
     graph = loads("input 1x8x8\nhead global_avgpool | flatten | linear 1", name="one.cnn")
-    with bounded(), pytest.raises(CnnspecError) as error:
+    with bounded(*LIMITS), pytest.raises(CnnspecError) as error:
         list(load_data(graph, Setting.of(Folder(path=str(tmp_path), val=0)), Path()).train.read(torch.tensor([0])))
     assert code(error) == "E0503"
     assert str(path) in str(error.value) or "contains no images" in str(error.value)

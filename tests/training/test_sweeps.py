@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from harness.batches import stop_at
 from harness.images import write_images
-from harness.kill_runs import fork, wait
+from harness.kill_runs import fork, wait, wait_until
 from harness.runs import code
 from rich.console import Console
 
@@ -292,19 +292,22 @@ def test_without_optuna_the_error_names_the_install_command(monkeypatch: pytest.
 
 def test_two_processes_share_twelve_trials_after_one_is_killed(search: Callable[..., SweepResult], tmp_path: Path):
     space, limits = {"c": [4, 8, 16, 24], "lr": "0.01..0.3"}, {"max_params": 900}
+    dies = tmp_path / "dies"
 
     def work(doomed: bool) -> int:
         begun: set[int] = set()
         report = study.SharedStudy.report
 
-        def dying(self: Any, trial: Any, epoch: int, accuracy: float) -> bool:
+        def watched(self: Any, trial: Any, epoch: int, accuracy: float) -> bool:
             begun.add(trial.number)
-            if len(begun) == 2:
+            if doomed and len(begun) == 2:
+                dies.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
+            if not doomed and len(begun) == 6:  # leave enough trials for the other process
+                wait_until(dies.exists)
             return report(self, trial, epoch, accuracy)
 
-        if doomed:
-            study.SharedStudy.report = dying
+        study.SharedStudy.report = watched
         done = search(space, trials=12, **limits)
         (tmp_path / f"{doomed}.json").write_text(json.dumps(done.values))
         return done.exit_code
@@ -390,27 +393,30 @@ def test_a_trial_that_cannot_be_resumed_starts_again_and_says_why(
     assert [reason in line for line in said] == [True] * bool(reason)
 
 
-def test_a_trial_that_another_process_trains_is_waited_for(
-    search: Callable[..., SweepResult], tmp_path: Path, output: io.StringIO
-):
+def test_a_trial_that_another_process_trains_is_waited_for(search: Callable[..., SweepResult], tmp_path: Path):
     run = stopped_trial(search)
-    ready = tmp_path / "ready"
+    ready, waits = tmp_path / "ready", tmp_path / "waits"
+
+    class Output(io.StringIO):
+        def write(self, text: str) -> int:
+            if "waits for another process that trains it" in text:
+                waits.touch()
+            return super().write(text)
 
     def hold() -> int:
+        before = (run / "result.json").read_bytes()
         with acquire(run / LOCK):
             ready.touch()
-            time.sleep(3)
-        return 0
+            wait_until(waits.exists)
+            time.sleep(1)
+            return int((run / "result.json").read_bytes() != before)
 
     child = fork(hold)
-    while not ready.exists():
-        time.sleep(0.01)
-    start = time.monotonic()
-    done = search({"c": [4, 8]}, trials=1, train={"epochs": 3})
-    assert (done.values["trials"][0]["state"], time.monotonic() - start > 2) == ("finished", True)
-    assert [path.name for path in run.parent.iterdir()] == ["1"]
-    assert "waits for another process that trains it" in output.getvalue()
+    wait_until(ready.exists)
+    done = search({"c": [4, 8]}, trials=1, train={"epochs": 3}, console=Console(file=Output(), width=200))
     assert wait(child) == 0
+    assert done.values["trials"][0]["state"] == "finished"
+    assert [path.name for path in run.parent.iterdir()] == ["1"]
 
 
 @pytest.mark.usefixtures("no_workers")
