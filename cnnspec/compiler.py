@@ -22,6 +22,7 @@ from cnnspec.diagnostics.trials import prove
 from cnnspec.lints import lint
 from cnnspec.resources import without_garbage_collection
 from cnnspec.semantics.elaborate import elaborate
+from cnnspec.semantics.inherited_errors import move_to_causes
 from cnnspec.semantics.loader import SUFFIX, Library, read_text, shipped_specs
 from cnnspec.semantics.parameter_values import parameter_value
 from cnnspec.semantics.recipe_rules import network_conflicts
@@ -78,9 +79,17 @@ class Compilation:
         if self.reporter.full:  # too many fixes to test
             return [replace(diagnostic, fixes=()) for diagnostic in self.untested_diagnostics]
         with searching(self.search):
-            return prove(
+            proven = prove(
                 self.untested_diagnostics, self.source, lambda text, steps: recompile(text, steps).untested_diagnostics
             )
+            if self.tree is None or self.library is None:
+                return proven
+
+            def again(text: str, steps: int) -> tuple[list[Diagnostic], ir.Model | None]:
+                done = recompile(text, steps)
+                return done.untested_diagnostics, done.model
+
+            return move_to_causes(proven, self.tree, sum(map(len, self.library.texts(None).values())), again)
 
     def require_graph(self) -> ir.Graph:
         """Return the Graph.
