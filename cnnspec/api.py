@@ -76,7 +76,8 @@ def resize(graph: ir.Graph, size: str | Sequence[int]) -> ir.Graph:
 
     Args:
         graph: The network.
-        size: Channels, height and width, `"3x96x96"` or `(3, 96, 96)`; channels are optional.
+        size: Channels, height and width, `"3x96x96"` or `(3, 96, 96)`; channels are optional. All of several
+            images get this size, and the channels are those of each.
 
     Raises:
         CnnspecError: The size is invalid, or the network does not accept it.
@@ -85,10 +86,11 @@ def resize(graph: ir.Graph, size: str | Sequence[int]) -> ir.Graph:
     if len(parts) not in (2, 3) or not all(part.isascii() and part.isdigit() and len(part) < 8 for part in parts):
         raise failure("E0204", f"invalid image size `{size}`", help="write channels, height and width: `3x96x96`")
     *channels, height, width = map(int, parts)
-    if channels and channels[0] != graph.input_shape[0]:
+    expected = list(dict.fromkeys(shape[0] for shape in graph.images.values())) or [graph.input_shape[0]]
+    if channels and channels != expected:
         raise failure(
             "E0313",
-            f"`{graph.name}` expects images with {graph.input_shape[0]} channels, got {channels[0]}",
+            f"`{graph.name}` expects images with {' and '.join(map(str, expected))} channels, got {channels[0]}",
             help="omit the channels, or change `input` in the spec",
         )
     return graph.at(height, width)

@@ -73,7 +73,7 @@ def compare(a: Graph, b: Graph) -> Difference:
     """
     before, after = _descriptions(a), _descriptions(b)
     changes: list[Change] = []
-    if a.input_text != b.input_text:
+    if a.input_text != b.input_text and ([*a.images] != [*b.images] or not a.images):  # others are among the nodes
         changes.append(Change("input", "changed", a.input_text, b.input_text))
     if a.taps != b.taps or [*a.taps] != [*b.taps]:
         changes += _changed_outputs(a, b)

@@ -290,7 +290,7 @@ def _limit_terms(graph: Graph) -> None:
 
 
 def _too_complex(graph: Graph, what: str) -> CnnspecError:
-    size = "x".join(map(str, graph.input_shape))
+    size = "x".join(map(str, graph.input_shape[1:] if graph.images else graph.input_shape))
     help = f"summarize one image size at a time: write `--at {size}` instead of `--symbolic`"
     python = f'in Python, `summarize(resize(network, "{size}"))`'
     return failure("E0405", f"the summary cannot be symbolic: {what}", help=f"{help} ({python})")

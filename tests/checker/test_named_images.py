@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from cnnspec import CnnspecError, check, draw, format, loads
+from cnnspec.analysis.diff import compare
 from cnnspec.analysis.summary import summarize
+from cnnspec.api import resize
 from cnnspec.cli.dump import graph_text
 from cnnspec.ir.model import Model
 
@@ -47,6 +49,26 @@ def test_the_sizes_are_one_set() -> None:
     with pytest.raises(CnnspecError) as refused:
         graph.at(1, 9)
     assert refused.value.diagnostics[0].code == "E0313"
+
+
+@pytest.mark.parametrize("size", ["16x20", "3x16x20", (16, 20), [3, 16, 20]])
+def test_another_size_is_one_of_all_images(size: str | tuple[int, ...]) -> None:
+    same = loads(STEREO.replace("right 1x", "right 3x"))
+    assert [*resize(same, size).images.values()] == [(3, 16, 20)] * 2
+    if size in ("16x20", (16, 20)):
+        assert resize(loads(STEREO), size).input_text == "left [N, 3, 16, 20], right [N, 1, 16, 20]"
+        return
+    with pytest.raises(CnnspecError) as refused:
+        resize(loads(STEREO), size)
+    assert refused.value.diagnostics[0].message == "`stereo` expects images with 3 and 1 channels, got 3"
+
+
+def test_a_difference_of_the_images_is_stated_once() -> None:
+    other = compare(loads(STEREO), loads(STEREO.replace("right 1x24x32", "right 3x24x32")))
+    assert [change.path for change in other.changes if "input" in change.path] == ["input right"]
+    swapped = STEREO.replace("input left 3x24x32\ninput right 1x24x32", "input right 1x24x32\ninput left 3x24x32")
+    swapped = swapped.replace("features:", "features: @left |")
+    assert [change.path for change in compare(loads(STEREO), loads(swapped)).changes] == ["input"]
 
 
 def test_one_image_can_have_a_name() -> None:
