@@ -50,8 +50,13 @@ def check(
     if reporter.failed or output is None:
         return None
     if output.node < len(model.several_images):
+        message, origin = "the network has no layers", model.origin
         help = "add layers, such as `stem conv 3x3 c=16 | bn | relu`"
-        reporter.error("E0108", "the network has no layers", source_map[model.origin], help=help)
+        if len(expander.graph.nodes) > len(model.several_images):
+            message = "the output of the network is an image itself: no layer computes it"
+            origin = [statement.origin for statement in model.body if isinstance(statement, ir.Flow)][-1]
+            help = "end the network with a statement with layers"
+        reporter.error("E0108", message, source_map[origin], help=help)
         return None
     graph = ir.Graph(
         name=model.name,

@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from cnnspec import ir, shapes
-from cnnspec.diagnostics import Diagnostic, Edit, Label, Span
+from cnnspec.diagnostics import Diagnostic, Edit, Fix, Label, Span
 from cnnspec.ir.valid_sizes import SINGLE
 from cnnspec.lints.base import LITERALS, LintContext, remove_argument, remove_statement, warning
 from cnnspec.ops import OPS
@@ -215,13 +216,15 @@ def unused_classes(context: LintContext, graph: ir.Graph) -> Iterator[Diagnostic
 
 def channels_last(context: LintContext, graph: ir.Graph) -> Iterator[Diagnostic]:
     """Report an `input` that looks like height x width x channels."""
-    for stated in (statement for statement in context.file.statements if isinstance(statement, ast.Input)):
-        c, h, w = stated.channels, stated.height, stated.width
-        if ir.channels_last((c, h, w)):
-            name = f"{stated.name} " if stated.name else ""
-            help = f"if the order is height, width, channels, write `input {name}{w}x{c}x{h}`"
-            message = f"`input` looks like channels last: it has {c} channels, height {h} and width {w}"
-            yield warning("W0112", message, stated.span, help, Edit(stated.span, f"{w}x{c}x{h}"), certain=False)
+    inputs = [statement for statement in context.file.statements if isinstance(statement, ast.Input)]
+    if inputs and all(ir.channels_last((one.channels, one.height, one.width)) for one in inputs):
+        edits = tuple(Edit(one.span, f"{one.width}x{one.channels}x{one.height}") for one in inputs)
+        names = (f"{one.name} " if one.name else "" for one in inputs)
+        written = (f"`input {name}{edit.text}`" for name, edit in zip(names, edits, strict=True))
+        help = f"if the order is height, width, channels, write {' and '.join(written)}"
+        c, h, w = inputs[0].channels, inputs[0].height, inputs[0].width
+        message = f"`input` looks like channels last: it has {c} channels, height {h} and width {w}"
+        yield replace(warning("W0112", message, inputs[0].span, help), fixes=(Fix(help, edits),))
 
 
 def implausible_recipe(context: LintContext, graph: ir.Graph) -> Iterator[Diagnostic]:
