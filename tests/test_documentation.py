@@ -32,11 +32,11 @@ import pytest
 import typer
 
 import cnnspec
-from cnnspec import api, cli, limits, testing, training
+from cnnspec import api, cli, limits, loads, testing, training
 from cnnspec.compiler import Compilation, compile_source
 from cnnspec.diagnostics import CnnspecError, Source, render
 from cnnspec.ir.evaluate import show
-from cnnspec.ops import JOINS, OPS
+from cnnspec.ops import JOINS, OPS, Op
 from cnnspec.ops.inits import INITS
 from cnnspec.recipe import CHOICES, Scalars
 from cnnspec.schema import Parameter, Type
@@ -334,6 +334,31 @@ def block_rows() -> Iterator[str]:
 def test_tables_of_the_reference_are_complete(rows: Any) -> None:
     missing = [row for row in rows() if not any(line.startswith(row) for line in LANGUAGE.split("\n"))]
     assert not missing, "rows that docs/reference/language must have:\n" + "\n".join(missing)
+
+
+def test_multiply_adds_are_counted_as_the_reference_says() -> None:
+    section = LANGUAGE.partition("### Multiply-adds")[2].partition("\n## ")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", section, re.MULTILINE))
+    assert [*rows] == [name for name, kind in OPS.items() if kind.macs is not Op.macs]
+    layers = (
+        "conv 3x2 6 pad=1 groups=2 bias | conv_transpose 2x3 8 stride=2 groups=2 bias | channel_conv 3 | relu | bn",
+        "blurpool 3 stride=2 | conv 3x1 16 depthwise | linear 5 pointwise | flatten | linear 7",
+    )
+    graph = loads("input 4x9x8\n" + "\n".join(layers))
+    for node in graph.nodes:
+        op: Any = node.op
+        x, y = (*graph.input_shapes(node)[0], 1, 1), (*node.shape, 1, 1)
+        formulas = re.findall(r"`([^`]*[*][^`]*)`", rows.get(op.name, "`0 * C`"))
+        formula = (
+            formulas[-1 if getattr(op, "pointwise", False) else 0].replace("'", "_out").replace("kernel.", "kernel_")
+        )
+        values = {**dict(zip(("C", "H", "W"), x, strict=False)), **dict(zip(("c", "H_out", "W_out"), y, strict=False))}
+        kernel = getattr(op, "kernel", None)
+        if isinstance(kernel, tuple):
+            values |= {"kernel_h": kernel[0], "kernel_w": kernel[1]}
+        values |= {"groups": op.group_count(x) if op.name == "conv" else getattr(op, "groups", 1)}
+        assert eval(formula, {"kernel": kernel, **values}) == node.macs, op.name
+    assert {node.op.name for node in graph.nodes if node.macs} == {*rows}
 
 
 def test_every_word_of_the_grammar_is_in_the_reference() -> None:
