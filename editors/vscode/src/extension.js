@@ -47,10 +47,11 @@ let client;
 
 async function startClient() {
   const [command, ...args] = vscode.workspace.getConfiguration("cnnspec").get("command", ["cnnspec", "lsp"]);
-  client = new Client(command, args);
+  const starting = (client = new Client(command, args));
   try {
-    await client.start();
+    await starting.start();
   } catch (error) {
+    if (client !== starting) return; // `stopClient` has ended it
     client = undefined;
     const choice = await vscode.window.showErrorMessage(
       `cannot start \`${[command, ...args].join(" ")}\`: install it with \`pip install 'cnnspec[lsp]'\`, or change the setting`,
@@ -65,7 +66,7 @@ async function startClient() {
 async function stopClient() {
   const running = client;
   client = undefined;
-  await running?.stop();
+  await running?.stop().catch(() => {}); // of a server that hangs; its process is ended nevertheless
 }
 
 /** The diagram of one document, in a panel that follows its edits. */

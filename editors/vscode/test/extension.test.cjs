@@ -64,6 +64,7 @@ class LanguageClient {
     if (notify) vscode.window.showErrorMessage(message);
   }
   async start() {
+    if (state.failing === "hangs") await new Promise((_resolve, reject) => (this.end = reject));
     if (state.failing === "ended") return; // the process ends while it is initialized
     if (state.failing) {
       this.error("couldn't create connection", undefined, "force");
@@ -73,6 +74,7 @@ class LanguageClient {
   }
   async stop() {
     this.stopped = true;
+    if (this.end) throw new Error("Client is not running and can't be stopped. It's current state is: starting");
   }
   sendRequest(method, parameters) {
     state.requests.push([method, parameters]);
@@ -130,6 +132,23 @@ for (const failing of ["missing", "ended"]) {
     assert.match(state.messages[0], /cannot start `\/no\/such lsp`/);
   });
 }
+
+test("a server that hangs in its start is replaced by one that starts, without a message", async () => {
+  state.failing = "hangs";
+  const hanging = state.commands["cnnspec.restart"]();
+  await settle();
+  state.failing = undefined;
+  await state.commands["cnnspec.restart"]();
+  state.clients[1].end(new Error("the connection is closed"));
+  await hanging;
+  assert.deepEqual(state.clients.map(({ stopped, running }) => [stopped, running]), [
+    [true, true], [true, undefined], [undefined, true],
+  ]);
+  assert.deepEqual(state.messages, []);
+  state.commands["cnnspec.showPreview"]();
+  await settle();
+  assert.equal(state.requests.length, 1); // the new server draws
+});
 
 test("errors of a server that has started are shown, and it is started again", async () => {
   const [client] = state.clients;
