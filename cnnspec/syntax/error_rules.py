@@ -674,11 +674,24 @@ def _named_inputs(at: Place) -> Explanation | None:
     names = names or [f"image{number}" for number, _ in enumerate(sizes, 1)]
     if not known or not sizes or len(sizes) not in (1, len(names)):
         return None
+    if {*parts[parts.index(sizes[0]) :]} & {*OPS, *JOINS, *TOP_WORDS}:  # another statement
+        return None
     sizes *= len(names) if len(sizes) == 1 else 1
     written = [f"input {name} {size}" for name, size in zip(names, sizes, strict=True)]
     each = "one `input` for each image: " if len(names) > 1 else ""
     edit = (at.line + start.start(1), end, "\n".join(written))
     fix = at.fix(f"write {each}{', '.join(f'`{one}`' for one in written)}", edit, certain=len(names) == 1)
+    return Explanation(fix.help, [fix], where="in an `input` statement")
+
+
+def _after_input(at: Place) -> Explanation | None:
+    """`input 3x8x8 | conv 3x3 8`, `input 3x8x8 stem: conv 3x3 8` and `input 3x8x8 classes 10`."""
+    stated = re.search(rf"(?:^|;)\s*input\s+((?:[A-Za-z_]\w*\s+)?{_IMAGE})\s*$", at.before)
+    other = re.match(r"(?:\|[ \t]*)?(?=[A-Za-z_@{])(?!\w+\s*=)", at.rest)
+    if stated is None or other is None:
+        return None
+    edit = (at.line + stated.end(1), at.at + other.end(), "\n")
+    fix = at.fix(f"start a new line after `input {stated.group(1)}`", edit)
     return Explanation(fix.help, [fix], where="in an `input` statement")
 
 
@@ -1096,6 +1109,7 @@ _RULES: tuple[Callable[[Place], Explanation | None], ...] = (
     _again,
     _inner_input,
     _named_inputs,
+    _after_input,
     _repeats,
     _repeats_of_others,
     foreign.signs,
