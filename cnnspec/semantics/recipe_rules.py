@@ -196,7 +196,7 @@ def contains(path: str, module: str) -> bool:
 
 
 def frozen_modules(recipe: Recipe, graph: Graph) -> frozenset[str]:
-    """Return the paths of the operators that a recipe excludes from training, of a `bare` one that of its parameter."""
+    """Return the paths of the modules and `bare` parameters that a recipe excludes from training."""
     args: dict[str, Any] = recipe.freeze.args
     nodes = [node for node in graph.nodes if node.has_state]
     frozen = {node.path for path in args["modules"] for node in nodes if contains(path, node.path)}
@@ -258,7 +258,8 @@ def _unknown_modules(recipe: Recipe, graph: Graph) -> Iterator[Contradiction]:
         ("rates", n, "modules", s.args["modules"]) for n, s in enumerate(recipe.rates)
     ]
     given.append(("freeze", 0, "modules", recipe.freeze.args["modules"]))
-    given.append(("freeze", 0, "until", [recipe.freeze.args["until"]] if recipe.freeze.args["until"] else []))
+    until = recipe.freeze.args["until"]
+    given.append(("freeze", 0, "until", [] if until is None else [until]))
     known = [*dict.fromkeys([*graph.paths, *(node.path for node in graph.nodes if node.has_state)])]
     for entry, step, argument, paths in given:
         for path in paths:
