@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import random
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,18 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CNNSPEC_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def seeded(pytestconfig: pytest.Config) -> None:
+    """Draw the same random numbers in each run, whichever tests ran before in this process."""
+    if pytestconfig.getoption("--hypothesis-profile") == "random":
+        return
+    random.seed(0)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(0)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 # --- runs of small networks ----------------------------------------------------------------------

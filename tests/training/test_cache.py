@@ -499,7 +499,7 @@ def test_results_that_a_thread_of_their_own_ends_do_not_wait_for_it() -> None:
 
     def compute(value: int) -> int:
         if value == 1:
-            reached.wait(10)
+            reached.wait(60)
             try:
                 results.close()
             except BaseException as error:  # noqa: BLE001
@@ -511,6 +511,6 @@ def test_results_that_a_thread_of_their_own_ends_do_not_wait_for_it() -> None:
     results = in_order(compute, range(1000), 2)
     assert next(results) == 0
     reached.set()
-    assert finished.wait(10)
+    assert finished.wait(60)
     assert failures == []
     assert list(results) == []

@@ -46,6 +46,9 @@ from cnnspec.training.data.rng import BatchRng
 from cnnspec.training.data.sources import Files, Records
 
 REAL = os.environ.get("CNNSPEC_DATA")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:This DataLoader will create"
+)  # more processes than cores are a test, too
 needs_real_data = pytest.mark.skipif(REAL is None, reason="needs the real datasets in CNNSPEC_DATA")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,10 @@ def test_a_run_names_files_and_classes(tmp_path: Path) -> None:
                 Image.fromarray(pixels).save(tmp_path / "data" / split / name / f"{index}.png")
     setting = Setting.of(Folder(path=str(tmp_path / "data"), val=0.3))
     graph = loads(SPEC)
-    run = train(graph, TrainOptions(data=setting, out=tmp_path / "runs", offline=True)).folder
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        run = train(graph, TrainOptions(data=setting, out=tmp_path / "runs", offline=True)).folder
+    assert [str(found.message) for found in shown if "font" in str(found.message)] == []
     names = sorted(NAMES)
     for file in ("confusion.png", "misclassified.png", "augmentation.png", "reliability.png"):
         assert (run / file).stat().st_size > 1000

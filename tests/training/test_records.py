@@ -293,7 +293,8 @@ def test_errors_of_columns_and_names(tmp_path: Path, setting: dict[str, Any], ex
     assert message in error.value.diagnostics[0].message
 
 
-def test_a_dataset_that_is_not_available_is_an_error(tmp_path: Path):
+def test_a_dataset_that_is_not_available_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)  # whatever the network does
     declared = HuggingFace(path="owner/name", revision="0" * 40)
     with pytest.raises(CnnspecError) as error:
         load_data(graph(), Setting.of(declared), tmp_path / "data", offline=True)

@@ -139,6 +139,7 @@ def evil_files(folder: Path) -> dict[str, Path]:
     return made
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # its files exist
 def test_no_weights_file_runs_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     target = tmp_path / "was_run"
     monkeypatch.setattr(Evil, "target", str(target))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,9 @@ def draw_curves(folder: Path) -> None:
 
 def _write(figure: Figure, path: Path, dpi: int) -> None:
     content = io.BytesIO()
-    figure.savefig(content, format=path.suffix[1:], dpi=dpi)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # letters of a name that no font has are boxes
+        figure.savefig(content, format=path.suffix[1:], dpi=dpi)
     write_atomically(path, content.getvalue())
 
 
