@@ -224,6 +224,20 @@ def test_a_run_on_parquet_files_tests_by_class_name(tmp_path: Path):
 # --- errors --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("split", ["val", "test"])
+@pytest.mark.parametrize("empty", [[], ((), ()), (np.zeros((0, 8, 8, 3), np.uint8), np.zeros(0, np.int64))], ids=str)
+def test_an_empty_split_is_that_of_no_images(split: str, empty: Any, tmp_path: Path) -> None:
+    """As for folders, validation images are held out of the training images."""
+    given = {"train": Pairs(PIXELS["train"], LABELS["train"]), "test": Pairs(PIXELS["test"], LABELS["test"])}
+    setting = Setting.of(FromPython(val=0.25))
+    expected = load_data(graph(), setting, tmp_path, images=Splits(**{k: v for k, v in given.items() if k != split}))
+    found = load_data(graph(), setting, tmp_path, images=Splits(**{**given, split: empty}))
+    for name in ("train", "val", "test"):
+        wanted, part = getattr(expected, name), getattr(found, name)
+        assert (part is None) == (wanted is None)
+        assert part is None or torch.equal(part.positions, wanted.positions)
+
+
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [

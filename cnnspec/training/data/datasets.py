@@ -321,7 +321,8 @@ def _load_folder(request: _Request) -> ImageData:
 
 
 def _load_records(request: _Request, loaded: Loaded) -> ImageData:
-    parts, names = loaded
+    found, names = loaded
+    parts = {split: images for split, images in found.items() if len(images)}
     name = str(request.setting.args.get("path", request.setting.name))
     labels = {split: found.labels.numpy() for split, found in parts.items()}
     pixels = (group.numpy() for split in sorted(parts) for group in parts[split].read(torch.arange(len(parts[split]))))
