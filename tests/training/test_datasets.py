@@ -6,6 +6,7 @@ import itertools
 import multiprocessing
 import os
 import re
+import signal
 import time
 import urllib.error
 from collections.abc import Iterable
@@ -688,6 +689,21 @@ def test_a_worker_that_dies_is_replaced(count: int, place: tuple[int, int], caps
             assert_equal(seen, EpochBatches(images, CHANGING, 8, seed=1, epoch=epoch))
     assert capsys.readouterr().err.count("died; its batches are loaded again") == 1
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
+def test_requests_to_stop_do_not_end_workers(number: int, capsys: pytest.CaptureFixture[str]):
+    images = pixels(400)
+    with Workers(1) as workers:
+        batches = EpochBatches(images, CHANGING, 8, workers=workers)
+        first = workers.load(batches, 0)  # the worker has started
+        started = [child.pid for child in multiprocessing.active_children()]
+        for pid in started:
+            os.kill(pid, number)
+        rest = [workers.load(batches, number) for number in range(1, batches.num_batches)]
+        assert_equal([first, *rest], EpochBatches(images, CHANGING, 8))
+        assert [child.pid for child in multiprocessing.active_children()] == started
+    assert not capsys.readouterr().err
 
 
 def test_workers_that_die_between_two_iterations_are_replaced(capsys: pytest.CaptureFixture[str]):

@@ -209,6 +209,7 @@ class Workers:
                 num_workers=min(self.count, batches.num_batches),
                 prefetch_factor=4,
                 pin_memory=torch.cuda.is_available(),
+                worker_init_fn=_ignore_requests,
                 persistent_workers=True,
             )
         self._batches, place = batches, (batches.epoch, number)
@@ -259,6 +260,13 @@ class _WorkerBatches(Dataset[Any]):
             return self.batches[number]
         except CnnspecError as error:
             return error
+
+
+def _ignore_requests(_: int) -> None:
+    """Ignore requests to stop, which a terminal or SLURM sends to all processes: the run ends its workers."""
+    for number in (getattr(signal, name, None) for name in ("SIGINT", "SIGUSR1", "SIGHUP")):
+        if number is not None:
+            signal.signal(number, signal.SIG_IGN)
 
 
 WORKER_ERRORS = RuntimeError, ConnectionError, EOFError
