@@ -27,11 +27,19 @@ class _Exhausted(Exception):
 class Search:
     """The comparisons of one run: what is left of their limit, and the results, for errors that return in trials."""
 
-    __slots__ = ("_left", "_results")
+    __slots__ = ("_cut", "_left", "_results")
 
     def __init__(self) -> None:
         self._left = MAX_COMPARED
         self._results: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+        self._cut: list[tuple[str, tuple[str, ...]]] = []
+
+    def renew(self) -> None:
+        """Start another run, with the whole limit and the complete results of this one."""
+        self._left = MAX_COMPARED
+        for search in self._cut:
+            del self._results[search]
+        self._cut.clear()
 
     def nearest(self, word: str, words: tuple[str, ...]) -> list[str]:
         found = self._results.get((word, words))
@@ -40,6 +48,7 @@ class Search:
                 found = self._compare(word, words)
             except _Exhausted:
                 found = []
+                self._cut.append((word, words))
             self._results[word, words] = found
         return found
 

@@ -10,10 +10,11 @@ from typing import Any
 
 from cnnspec.compiler import Compilation, compile_source
 from cnnspec.diagnostics import Diagnostic, Edit, Source, Span, apply_edits
+from cnnspec.diagnostics.spelling import Search, searching
 from cnnspec.diagnostics.trials import MAX_CHARACTERS, MAX_TRIALS
 
 _MAX_ROUNDS = 12
-_MAX_EFFORT = 128 * 1024
+_MAX_EFFORT = 96 * 1024
 """Characters of all texts that are compiled, with those of the trials of fixes; beyond it there are no more rounds."""
 _EFFORT_PER_NODE = 8
 
@@ -47,26 +48,37 @@ def apply_fixes(
         The text, the diagnostics that were fixed, and the compilation of the text.
     """
     fixed: list[Diagnostic] = []
-    options: dict[str, Any] = {"allow_huge": allow_huge, "lints": lints, "buffers": buffers}
-    current = compile_source(Source(name, Source.plain(text)), path, params, **options)
-    effort = 0
-    for _ in range(_MAX_ROUNDS):
-        trials = min(sum(len(diagnostic.fixes) for diagnostic in current.untested_diagnostics), MAX_TRIALS)
-        effort += min(len(text) * trials, MAX_CHARACTERS) + 2 * len(text)
-        effort += _EFFORT_PER_NODE * (len(current.graph.nodes) if current.graph else 0)
-        if effort > _MAX_EFFORT and fixed:
-            break
-        chosen = certain_fixes(current.diagnostics)
-        if not chosen:
-            break
-        edits = [edit for _, taken in chosen for edit in taken]
-        changed = apply_edits(text, _on_disk(text, edits))
-        result = compile_source(Source(name, Source.plain(changed)), path, params, **options)
-        if _count_errors(result.diagnostics) > _count_errors(current.diagnostics):
-            break
-        text, current = changed, result
-        fixed += [diagnostic for diagnostic, _ in chosen]
+    search = Search()
+
+    def compiled(text: str) -> Compilation:
+        search.renew()
+        source = Source(name, Source.plain(text))
+        return compile_source(source, path, params, allow_huge=allow_huge, lints=lints, buffers=buffers)
+
+    with searching(search):
+        current, effort = compiled(text), 0
+        for _ in range(_MAX_ROUNDS):
+            effort += _effort(text, current)
+            if effort > _MAX_EFFORT and fixed:
+                break
+            chosen = certain_fixes(current.diagnostics)
+            if not chosen:
+                break
+            edits = [edit for _, taken in chosen for edit in taken]
+            changed = apply_edits(text, _on_disk(text, edits))
+            result = compiled(changed)
+            if _count_errors(result.diagnostics) > _count_errors(current.diagnostics):
+                break
+            text, current = changed, result
+            fixed += [diagnostic for diagnostic, _ in chosen]
     return text, fixed, current
+
+
+def _effort(text: str, compilation: Compilation) -> int:
+    """Return the effort of a round: characters of the text and of the trials of its fixes, and nodes."""
+    trials = min(sum(len(diagnostic.fixes) for diagnostic in compilation.untested_diagnostics), MAX_TRIALS)
+    nodes = len(compilation.graph.nodes) if compilation.graph else 0
+    return min(len(text) * trials, MAX_CHARACTERS) + 2 * len(text) + _EFFORT_PER_NODE * nodes
 
 
 def _count_errors(diagnostics: Sequence[Diagnostic]) -> int:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from cnnspec.api import check
 from cnnspec.diagnostics import did_you_mean, nearest, spelling
 from cnnspec.diagnostics.spelling import Search, searching
+from cnnspec.rewrite.autofix import apply_fixes
 
 WORDS = st.text("abcdeX_1", min_size=1, max_size=12)
 
@@ -78,6 +79,33 @@ def test_a_search_compares_up_to_a_limit(stem: str, monkeypatch: pytest.MonkeyPa
     assert answers[0] is not None
     assert answers[-1] is None
     assert did_you_mean(f"{stem}x39", known) is not None  # outside a run, each search has its own limit
+
+
+def test_a_renewed_search_completes_the_searches_that_were_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spelling, "MAX_COMPARED", 500_000)
+    known = [f"{'a' * 120}{number}" for number in range(200)]
+    search = Search()
+    with searching(search):
+        first, *_, last = (nearest(f"{'a' * 120}x{number}", known) for number in range(41))
+        assert last == []
+        search.renew()
+        assert nearest(f"{'a' * 120}x40", known) != []
+        monkeypatch.setattr(spelling, "_distance", lambda *args: pytest.fail("words were compared again"))
+        assert nearest(f"{'a' * 120}x0", known) == first
+
+
+@pytest.mark.parametrize("length", [28, 120])
+def test_the_diagnostics_after_fixes_are_those_of_a_check(length: int) -> None:
+    """Rounds share their comparisons, which changes nothing."""
+    name = "a" * length
+    lines = [f"{name}{number}: relu" for number in range(30)]
+    lines += [f"@{name}{number}y | relu" for number in range(9)] + [f"@{name[1:]}{number}" for number in range(9)]
+    text = "input 3x32x32\n" + "\n".join([*lines, "convv 3x3 8", "conv 3x3 8 strid=2", "flaten"]) + "\n"
+    changed, fixed, done = apply_fixes(text, "t")
+    assert fixed
+    assert [(d.code, d.message, d.help) for d in done.diagnostics] == [
+        (d.code, d.message, d.help) for d in check(changed)
+    ]
 
 
 DEFINITIONS = {
