@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 
 from cnnspec import CnnspecError
-from cnnspec.api import loads
+from cnnspec.api import check, loads
 from cnnspec.ops import OPS
 from cnnspec.ops.inits import INITS
 from cnnspec.recipe import AUGMENTATIONS, OPTIMIZERS, SCHEDULES, Scalars
@@ -51,6 +51,16 @@ def test_every_argument_has_dangerous_values() -> None:
         if parameter.type.kind not in ("bool", "word", "init", "tensor") and (kind, name) not in tried
     ]
     assert missing == []
+
+
+def test_each_argument_is_written_where_it_belongs() -> None:
+    singles = {(case.place, name): case for case in cases(pairs=False) for name, _ in case.values[:1]}
+    wrong = {}
+    for key, case in singles.items():
+        codes = {found.code for found in check(case.text)}
+        if codes & set(bounds.MISWRITTEN):
+            wrong[key] = codes
+    assert wrong == {}
 
 
 def test_values_are_written_in_the_language() -> None:

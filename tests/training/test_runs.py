@@ -10,8 +10,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,18 @@ def test_tensorboard_shows_graph_learning_rate_and_metrics(run: Callable[..., Re
     events.Reload()
     assert events.Tags()["graph"]
     assert {"lr", "loss", "train_loss", "train_acc", "val_loss", "val_acc"} <= set(events.Tags()["scalars"])
+
+
+@pytest.mark.parametrize("recipe", ["optimizer sgd lr=0.1", "optimizer sgd lr=1e9"])
+def test_no_thread_of_a_run_is_left(recipe: str, run: Callable[..., Result]):
+    before = set(threading.enumerate())
+    graph = loads(NETWORK.replace(" | bn", "").replace("RECIPE", recipe), name="tiny.cnn")
+    with suppress(CnnspecError):  # the second run diverges
+        run(graph, epochs=1)
+    left = [thread for thread in threading.enumerate() if thread not in before]
+    for thread in left:
+        thread.join(30)
+    assert [thread.name for thread in left if thread.is_alive()] == []
 
 
 def test_the_same_seed_gives_the_same_weights(run: Callable[..., Result]):

@@ -126,7 +126,6 @@ class Checkpoints:
         self.last, self.previous, self.best = (folder / name for name in ("last.ckpt", "previous.ckpt", "best.ckpt"))
         self.weights = folder / "best.safetensors"
         self.new = folder / "new.ckpt"
-        self._thread: ThreadPoolExecutor | None = None
         self._pending: Future[None] | None = None
 
     def save_in_background(self, state: State, *, best: bool = False) -> None:
@@ -136,7 +135,6 @@ class Checkpoints:
             OSError: The state before it could not be written.
         """
         self.wait()
-        self._thread = self._thread or ThreadPoolExecutor(1, "checkpoints")
         copied, ready = snapshot(state)
 
         def write() -> None:
@@ -144,7 +142,9 @@ class Checkpoints:
                 ready.synchronize()
             self.save(copied, best=best)
 
-        self._pending = self._thread.submit(write)
+        thread = ThreadPoolExecutor(1, "checkpoints")
+        self._pending = thread.submit(write)
+        thread.shutdown(wait=False)  # it ends after this checkpoint
 
     def wait(self) -> None:
         """Wait until the last state is written.
