@@ -35,6 +35,7 @@ from safetensors.torch import load_file
 from cnnspec import CnnspecError, Graph, loads
 from cnnspec.recipe import HuggingFace, Setting
 from cnnspec.training import Result, evaluate
+from cnnspec.training.data import streams
 from cnnspec.training.data.augment import Preprocess
 from cnnspec.training.data.batches import EpochBatches, Workers
 from cnnspec.training.data.datasets import ImageData, load_data
@@ -174,6 +175,20 @@ def test_devices_share_the_batches_without_loss_or_repetition(world: int, skip: 
             whole[rank::world] = own
             assert torch.equal(kinds, labels[rank::world])
         assert torch.equal(whole, images)
+
+
+def test_a_stream_decodes_with_a_thread_for_each_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """No worker processes help it."""
+    stream = stream_of(read(write_shards(tmp_path / "shards"), tmp_path))
+    together, decode = threading.Barrier(12), Shards._decode
+
+    def wait(self: Shards, position: int, content: bytes | None) -> torch.Tensor:
+        together.wait(60)
+        return decode(self, position, content)
+
+    monkeypatch.setattr(Shards, "_decode", wait)
+    monkeypatch.setattr(streams, "available_cores", lambda: 12)
+    assert len(numbers_of(stream.read(torch.arange(24)))) == 24
 
 
 def test_the_rows_in_memory_are_limited(tmp_path: Path):

@@ -19,7 +19,7 @@ from cnnspec.training.data.decoded import cache_key
 from cnnspec.training.data.images import read_image
 from cnnspec.training.data.preprocessing import Statistics
 from cnnspec.training.data.sources import Files, Records
-from cnnspec.training.data.threads import in_order
+from cnnspec.training.data.threads import MAX_THREADS, in_order
 
 _STORED: TypeAdapter[Statistics] = TypeAdapter(Statistics)
 _MAX_BYTES = 4096
@@ -71,7 +71,8 @@ def image_statistics(images: Records) -> Statistics:
     found = path and _read(path, source.channels)
     if not found:
         paths = images.paths() or ()
-        found = _of_sums(in_order(lambda image: _sums(read_image(image, source.channels)), paths, available_cores()))
+        threads = min(MAX_THREADS, available_cores())
+        found = _of_sums(in_order(lambda image: _sums(read_image(image, source.channels)), paths, threads))
         # If an image changed while it was read, the statistics are not those of the key.
         if path is not None and _cache_file(images, source.channels) == path:
             _write(path, found)

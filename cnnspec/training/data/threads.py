@@ -8,7 +8,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 MAX_THREADS = 8
-"""The maximum number of threads that decode images."""
+"""The maximum number of threads that decode image files. A stream has one for each core: no processes read it."""
+_AHEAD = 64
+"""The maximum number of results that are computed ahead."""
 
 Poll = Callable[[], None]
 """A function that is called again and again, and ends the work by an exception."""
@@ -19,11 +21,11 @@ def in_order(
 ) -> Generator[Any]:
     """Yield the result of a function for each value, in their order. Threads compute a limited number ahead."""
     pending: deque[Future[Any]] = deque()
-    pool = ThreadPoolExecutor(max(1, min(threads, MAX_THREADS)))
+    pool = ThreadPoolExecutor(max(1, threads))
     try:
         for value in values:
             pending.append(pool.submit(function, value))
-            if len(pending) >= 8 * MAX_THREADS:
+            if len(pending) >= _AHEAD:
                 poll()
                 yield pending.popleft().result()
         while pending:

@@ -16,6 +16,7 @@ from cnnspec.resources import available_cores
 from cnnspec.training.data.datasets import ImageData, Pixels
 from cnnspec.training.data.decoded import Headers, cache_in_file, cache_in_memory, read_headers
 from cnnspec.training.data.sources import Files, Records
+from cnnspec.training.data.threads import MAX_THREADS
 from cnnspec.training.loop.machine import available_memory, free_memory
 
 PLACES = ("auto", "ram", "device", "disk", "off")
@@ -111,7 +112,7 @@ def choose_placement(
         return Placement("off", reason=None if cache == "off" else "each image is read once")
     limit = int((RAM_FRACTION if cache == "auto" else REQUESTED_FRACTION) * available_memory() / processes)
     on_device = device.type != "cpu"
-    threads = max(1, available_cores() // processes)
+    threads = min(MAX_THREADS, available_cores() // processes)
     headers = tuple(read_headers(part, threads, poll) for part in _cached(data))
     nbytes = sum(found.nbytes for found in headers)
     if cache == "disk":
@@ -165,7 +166,7 @@ def place_data(
         CnnspecError: E0503 if an image cannot be read, E0510 if the file of the cache cannot be written.
     """
     if placement.place != "off" and isinstance(data.train, Records):
-        threads = max(1, available_cores() // processes)
+        threads = min(MAX_THREADS, available_cores() // processes)
         cache = cache_in_file if placement.place == "disk" else cache_in_memory
         parts = [
             cache(part, headers, threads, poll) for part, headers in zip(_cached(data), placement.headers, strict=True)
