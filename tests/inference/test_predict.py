@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -136,6 +137,35 @@ def test_workers_change_nothing(trained: Path, monkeypatch: pytest.MonkeyPatch) 
     assert signal.getsignal(signal.SIGCHLD) == handler  # that of torch would raise anywhere
     assert [(p.file, p.probabilities.tolist()) for p in together] == [(p.file, p.probabilities.tolist()) for p in alone]
     assert len(alone) == 60
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (None, "E0514"),
+        (MemoryError(), "E0514"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "E0514"),
+        (RuntimeError("broken"), None),
+        (ConnectionError("broken"), None),
+    ],
+    ids=str,
+)
+def test_a_death_of_a_worker_and_little_memory_are_told_from_other_errors(
+    error: Exception | None, code: str | None, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        if error is None:
+            os._exit(1)
+        raise error
+
+    monkeypatch.setattr(inference, "default_workers", lambda: 1)
+    monkeypatch.setattr(inference, "read_image", fail)
+    with pytest.raises(CnnspecError if code else type(error)) as raised:  # type: ignore[arg-type]
+        load_run(trained).predict(root(trained) / "data", batch=4)
+    if isinstance(raised.value, CnnspecError):
+        assert raised.value.diagnostics[0].code == code
+    else:
+        assert "broken" in str(raised.value)
 
 
 @pytest.mark.parametrize("file", ["best.safetensors", "best.ckpt", "last.ckpt"])
