@@ -14,8 +14,8 @@ from cnnspec.syntax import ast
 _MAX_TRIALS = 8
 _MAX_CHARACTERS = 64 * 1024
 """Length of all texts that are compiled together."""
-_STEPS = 2_000
-"""Elements that are expanded in one trial."""
+_MAX_STEPS = 16_000
+"""Elements that are expanded in all trials together."""
 
 _Key = tuple[str, str | None, int]
 """What a diagnostic has in common with the same one of another text: code, file and position."""
@@ -48,12 +48,12 @@ def move_to_causes(
     def remove(parts: Iterable[Span]) -> tuple[set[_Key], ir.Model | None]:
         """Return which of the errors are gone without some parts of the file, and the Model."""
         text = apply_edits(file.source.text, [Edit(span, re.sub(r"[^\n]", " ", span.text)) for span in parts])
-        found, model = again(text, _STEPS)
+        found, model = again(text, _MAX_STEPS // trials)
         left = {_key(one) for one in found if one.severity == "error"}
         return (inherited - left if left <= known else set()), model
 
     causes = _causes(file, extends)
-    trials = min(_MAX_TRIALS, _MAX_CHARACTERS // max(characters, 1))
+    trials = min(len(causes) + 1, _MAX_TRIALS, _MAX_CHARACTERS // max(characters, 1))
     open_errors = remove(span for parts, _ in causes for span in parts)[0] if causes and trials else set[_Key]()
     places |= dict.fromkeys(open_errors, extends.target_span)
     for parts, place in causes[: max(trials - 1, 0)]:
