@@ -41,6 +41,7 @@ from cnnspec.diagnostics import (
 )
 from cnnspec.limits import MAX_FILE_BYTES, MAX_INTEGER
 from cnnspec.lints import OFF_BY_DEFAULT
+from cnnspec.resources import without_garbage_collection
 from cnnspec.semantics.loader import read_stdin, read_text, shipped_folder
 
 if TYPE_CHECKING:
@@ -310,6 +311,7 @@ def _blocks_of(file: str) -> str:
     return f"blocks only: {named(names)}"
 
 
+@without_garbage_collection()
 def _print_summary(done: Summary, format: str, depth: int, chosen: Sequence[str], largest: LargestBatch | None) -> None:
     if format == "table":
         from cnnspec.cli.tables import print_summary

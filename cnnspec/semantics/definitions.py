@@ -157,7 +157,8 @@ class FileDefiner:
             given: Values for its parameters from outside.
             inherited: The constants of the network that it extends.
         """
-        scope.constants.update(inherited)
+        for name, value in inherited.items():
+            scope.define(name, value)
         own = Definitions(scope, given, UniqueNames(self.context))
         for statement in file.statements:
             try:
@@ -169,8 +170,8 @@ class FileDefiner:
                     word = "classes" if isinstance(statement, ast.Classes) else "param"
                     self.constants.refuse_image(statement.span, f"`{word}`")
             except Reported:
-                if isinstance(statement, (ast.Param, ast.Let)):
-                    scope.constants.setdefault(statement.name, own.declared.get(statement.name, 1))
+                if isinstance(statement, (ast.Param, ast.Let)) and statement.name not in scope.constants:
+                    scope.define(statement.name, own.declared.get(statement.name, 1))
         for statement in file.statements:
             if isinstance(statement, ast.Default):
                 try:
@@ -190,8 +191,8 @@ class FileDefiner:
             case ast.Let():
                 own.names.add("value", statement.name, statement.name_span)
                 self.context.check_name_limit(len(own.scope.constants), statement.span)
-                own.scope.constants.pop(statement.name, None)
-                own.scope.constants[statement.name] = self.constants.value(statement.value, own.scope)
+                own.scope.remove(statement.name)
+                own.scope.define(statement.name, self.constants.value(statement.value, own.scope))
             case ast.Block():
                 self._block(statement, own)
             case ast.Use():
@@ -208,7 +209,7 @@ class FileDefiner:
         if name in own.given:
             value = self._given_value(name, value, own.given[name], span)
             own.changed |= value != own.declared[name]
-        own.scope.constants[name] = value
+        own.scope.define(name, value)
 
     def _given_value(self, name: str, stated: Any, given: Any, span: Span) -> Any:
         """Convert a value from outside to the type of the stated value."""

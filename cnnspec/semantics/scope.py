@@ -27,7 +27,8 @@ class FileScope:
     """The names of one file.
 
     Attributes:
-        constants: The values of `param`, `classes`, and each top-level `let` that does not depend on the image.
+        constants: The values of `param`, `classes`, and each top-level `let` that does not depend on the image; changed
+            by `define` and `remove`.
         blocks: The blocks that the file defines or imports with `use`, each with the scope of its definition.
         defaults: The arguments set by `default`, by callee.
         image_dependent: Each top-level `let` that depends on the image.
@@ -42,6 +43,7 @@ class FileScope:
     defaults: dict[str, dict[str, ir.Expr]] = field(default_factory=dict[str, dict[str, ir.Expr]])
     image_dependent: set[str] = field(default_factory=set[str])
     unavailable: set[str] = field(default_factory=set[str])
+    _types: dict[str, Type | None] = field(default_factory=dict[str, "Type | None"])
 
     @cached_property
     def labels(self) -> frozenset[str]:
@@ -58,14 +60,23 @@ class FileScope:
         """List every block that the file can call."""
         return [*self.blocks, *standard_blocks()]
 
+    def define(self, name: str, value: Any) -> None:
+        """Define a constant."""
+        self.constants[name] = value
+        self._types[name] = _OPERATOR if type(value) is OpName else FILE_VALUE
+
+    def remove(self, name: str) -> None:
+        """Remove a constant, if it is defined."""
+        self.constants.pop(name, None)
+        self._types.pop(name, None)
+
     def local(self) -> LocalScope:
         """Return a scope whose variables are the constants, with the type of operators marked."""
-        operators = [name for name, value in self.constants.items() if type(value) is OpName]
-        return LocalScope(self, {**dict.fromkeys(self.constants, FILE_VALUE), **dict.fromkeys(operators, _OPERATOR)})
+        return LocalScope(self, self._types)
 
     def top_level(self) -> LocalScope:
         """Return the scope of a top-level expression, which can also name values that depend on the image."""
-        return LocalScope(self, {**self.local().variables, **dict.fromkeys(self.image_dependent)})
+        return LocalScope(self, {**self._types, **dict.fromkeys(self.image_dependent)})
 
 
 @dataclass(frozen=True, slots=True)

@@ -333,6 +333,9 @@ class Amount:
         return self._text
 
     def __format__(self, spec: str) -> str:
+        if len(self.terms) == 1:
+            [(lengths, count)] = self.terms.items()
+            return _term(*lengths, count, spec)
         shown = islice(self.terms.items(), MAX_SHOWN_TERMS)
         terms = [_term(*lengths, count, spec) for lengths, count in shown]
         if more := len(self.terms) - len(terms):
