@@ -718,10 +718,14 @@ def test_files_of_another_format_version_are_an_error(tmp_path: Path, name: str)
 
 
 def test_a_plan_is_what_a_run_uses_and_writes_nothing(
-    run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., Result],
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     from cnnspec.training.runs.plan import plan, plan_lines
 
+    monkeypatch.setenv("CNNSPEC_CACHE", str(tmp_path_factory.mktemp("cache")))  # other tests have measured the network
     seconds = {"channels_last": 1.0, "contiguous": 0.5}
     monkeypatch.setattr(autotune, "_time_step", lambda *args: seconds[args[-1]])
     graph = tiny("optimizer sgd lr=0.1 momentum=0.9")
