@@ -14,6 +14,8 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from datasets import config
+from datasets.packaged_modules.parquet.parquet import Parquet
 from harness.runs import code
 from PIL import Image
 from torch.utils.data import Dataset, TensorDataset
@@ -307,12 +309,50 @@ def test_errors_of_columns_and_names(tmp_path: Path, setting: dict[str, Any], ex
     assert message in error.value.diagnostics[0].message
 
 
-def test_a_dataset_that_is_not_available_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)  # whatever the network does
-    declared = HuggingFace(path="owner/name", revision="0" * 40)
+def hub(revision: str) -> Setting:
+    return Setting.of(HuggingFace(path="name", revision=revision))
+
+
+@pytest.fixture
+def no_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.socket.connect", lambda *args: pytest.fail("a connection was opened"))
+
+
+@pytest.mark.usefixtures("no_connections")
+def test_a_dataset_that_is_not_available_is_an_error(tmp_path: Path):
     with pytest.raises(CnnspecError) as error:
-        load_data(graph(), Setting.of(declared), tmp_path / "data", offline=True)
+        load_data(graph(), hub("0" * 40), tmp_path / "data", offline=True)
     assert code(error) == "E0502"
+
+
+@pytest.mark.usefixtures("no_connections")
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_downloaded_dataset_is_used_for_its_revision_alone(
+    offline: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Without a connection, the library falls back to the latest dataset of this name in its cache."""
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", not offline)
+    write_parquet(tmp_path / "files")
+    (train_file,) = (tmp_path / "files").glob("train*")
+    caches: list[str] = []
+
+    def remember(*, cache_dir: str, **_: Any) -> None:
+        caches.append(cache_dir)
+        raise ConnectionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets, "load_dataset", remember)
+        with pytest.raises(CnnspecError):
+            load_data(graph(), hub("first"), tmp_path / "data", offline=offline)
+    files = {"train": [str(train_file)]}
+    Parquet(caches[0], "name", "default", "a" * 40, config_id="default", data_files=files).download_and_prepare()
+    found = load_data(graph(), hub("first"), tmp_path / "data", offline=offline)
+    assert found.train is not None
+    for other in ("second", "..", "a/b", "f" * 300):
+        with pytest.raises(CnnspecError) as error:
+            load_data(graph(), hub(other), tmp_path / "data", offline=offline)
+        assert code(error) == "E0502"
+    assert config.HF_HUB_OFFLINE is not offline
 
 
 def test_a_damaged_parquet_file_is_an_error(tmp_path: Path):

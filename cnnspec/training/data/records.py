@@ -5,9 +5,11 @@ Both are read by position, so a batch depends on its position only, as with othe
 
 from __future__ import annotations
 
+import hashlib
 import io
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
@@ -69,7 +71,8 @@ def load_hub_dataset(setting: Setting, channels: int, data_dir: Path, *, offline
     Args:
         setting: `hf` with its arguments.
         channels: 1 for grayscale, 3 for RGB.
-        data_dir: The directory of downloaded datasets. The cache is in its folder `huggingface`.
+        data_dir: The directory of downloaded datasets. The cache is in its folder `huggingface`, in one of its own for
+            each revision of a dataset of the Hub: without a connection, the library uses the latest one in the folder.
         offline: Never download.
 
     Raises:
@@ -87,6 +90,7 @@ def load_hub_dataset(setting: Setting, channels: int, data_dir: Path, *, offline
     path, stream = str(setting.args["path"]), bool(setting.args.get("stream"))
     files = _listed_files(path, offline) if is_url(path) else _parquet_files(path, setting.base)
     given: dict[str, Any] = {"path": path}
+    cache = data_dir / "huggingface"
     if files is not None:
         given = {"path": "parquet", "data_files": files}
     else:
@@ -94,18 +98,18 @@ def load_hub_dataset(setting: Setting, channels: int, data_dir: Path, *, offline
         if stream and offline:
             message = f"`{path}` cannot be streamed, because `--offline` prevents the connection"
             raise failure("E0502", message, help="use a local folder of Parquet files")
-        if not stream:
-            given["download_config"] = datasets.DownloadConfig(local_files_only=offline)
+        cache /= hashlib.sha256(given["revision"].encode()).hexdigest()[:16]
 
     def load(**more: Any) -> dict[str, Any]:
-        splits = cast("Mapping[str, Any]", datasets.load_dataset(**given, **more, streaming=stream, cache_dir=cache))
+        with _connections(allowed=not offline):
+            loaded = datasets.load_dataset(**given, **more, streaming=stream, cache_dir=str(cache))
+        splits = cast("Mapping[str, Any]", loaded)
         found = {split: rows for name, rows in splits.items() if (split := split_of(name)) is not None}
         if not found:
             notes = [f"its splits: {named(list(splits))}"]
             raise failure("E0503", f"`{path}` has no split `train` or `test`", notes=notes)
         return {name: found[name] for name in SPLITS if name in found}
 
-    cache = str(data_dir / "huggingface")
     try:
         found = load()
         if not stream:
@@ -117,6 +121,19 @@ def load_hub_dataset(setting: Setting, channels: int, data_dir: Path, *, offline
         reason = one_line(error, 300) or type(error).__name__
         help = "check the name and the connection, or use a local folder of Parquet files"
         raise failure("E0502", f"the dataset `{path}` is not available", notes=[reason], help=help) from None
+
+
+@contextmanager
+def _connections(*, allowed: bool) -> Generator[None]:
+    """Let the `datasets` library connect to the Hub only if it is allowed. It reads the environment when imported."""
+    from datasets import config
+
+    before = config.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE = before or not allowed
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE = before
 
 
 def is_url(path: str) -> bool:
