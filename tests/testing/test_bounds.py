@@ -12,7 +12,7 @@ from cnnspec.api import check, loads
 from cnnspec.ops import OPS
 from cnnspec.ops.inits import INITS
 from cnnspec.recipe import AUGMENTATIONS, OPTIMIZERS, SCHEDULES, Scalars
-from cnnspec.testing import bounds, oracle
+from cnnspec.testing import bounds, isolate, oracle
 from cnnspec.testing.bounds import cases, written
 from cnnspec.testing.isolate import Isolated, Outcome
 from cnnspec.testing.soundness import MEASUREMENTS, report, run
@@ -89,6 +89,12 @@ def _failure_of_a_run() -> str:
         return call(0).failure
 
 
+def _processes_of_many_calls() -> list[int]:
+    isolate._MAX_CALLS = 3
+    with Isolated(lambda _: os.getpid()) as call:
+        return [call(number).value for number in range(7)]
+
+
 def _outcomes_of_misbehavior() -> list[Outcome]:
     with Isolated(_misbehave, seconds=1, memory=2**29) as call:
         return [call(number) for number in range(5)]
@@ -105,6 +111,12 @@ def test_calls_that_hang_or_crash_or_exceed_the_memory_end(fresh: ProcessPoolExe
     assert large.failure.startswith("MemoryError")
     assert hung.failure in ("ended by SIGXCPU", "ended by SIGALRM")  # the latter on a busy machine
     assert next_one[:2] == (4, "")
+
+
+def test_a_process_is_replaced_after_many_calls(fresh: ProcessPoolExecutor) -> None:
+    first, _, _, second, _, _, third = found = fresh.submit(_processes_of_many_calls).result()
+    assert found == [*[first] * 3, *[second] * 3, third]
+    assert len({first, second, third}) == 3
 
 
 def test_a_step_that_leaves_infinite_weights_is_detected() -> None:
