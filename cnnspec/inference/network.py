@@ -26,7 +26,7 @@ from cnnspec.diagnostics import CnnspecError, failure, one_line
 from cnnspec.files import weights_file
 from cnnspec.ir import Graph
 from cnnspec.training.data.augment import Preprocess
-from cnnspec.training.data.batches import WORKER_ERRORS, start, worker_died
+from cnnspec.training.data.batches import WORKER_ERRORS, start, stop, worker_died
 from cnnspec.training.data.datasets import class_count
 from cnnspec.training.data.folders import images_below
 from cnnspec.training.data.images import image_pixels, read_image
@@ -321,14 +321,17 @@ def _read(reader: _Reader, sources: Iterable[Numbered], size: int) -> Iterator[t
         prefetch_factor=_PREFETCHED,
         collate_fn=_same,  # type: ignore[arg-type]
     )
+    iterator = start(loader)
     try:
-        for loaded in start(loader):
+        for loaded in iterator:
             yield pending.pop(0), loaded
     except (*WORKER_ERRORS, MemoryError) as error:
         if not (worker_died(error) or is_out_of_memory(error)):
             raise
         help = "check for a corrupt image file or too little memory; `--batch` sets the images per batch"
         raise failure("E0514", "a data loader worker died", notes=[one_line(error)], help=help) from None
+    finally:
+        stop(iterator)
 
 
 def _same(loaded: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -158,10 +159,12 @@ def test_a_death_of_a_worker_and_little_memory_are_told_from_other_errors(
             os._exit(1)
         raise error
 
-    monkeypatch.setattr(inference, "default_workers", lambda: 1)
+    before = {*multiprocessing.active_children()}
+    monkeypatch.setattr(inference, "default_workers", lambda: 2)
     monkeypatch.setattr(inference, "read_image", fail)
     with pytest.raises(CnnspecError if code else type(error)) as raised:  # type: ignore[arg-type]
         load_run(trained).predict(root(trained) / "data", batch=4)
+    assert {*multiprocessing.active_children()} == before  # although the exception is kept
     if isinstance(raised.value, CnnspecError):
         assert raised.value.diagnostics[0].code == code
     else:

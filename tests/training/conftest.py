@@ -5,6 +5,7 @@ is validated against its published schema.
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,3 +45,11 @@ def unmeasured() -> Iterator[None]:
         patch.setattr(autotune, "_time_step", lambda *args: 1.0)
         patch.setattr(autotune, "_waiting_seconds", lambda: 0.0)
         yield
+
+
+@pytest.fixture(autouse=True)
+def no_other_processes() -> None:
+    """End the processes that earlier tests have left, which a test of worker processes would count as its own."""
+    for process in multiprocessing.active_children():
+        process.kill()
+        process.join()

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from cnnspec.diagnostics import CnnspecError, echo, failure, one_line
 from cnnspec.training.data.augment import Preprocess
@@ -237,7 +238,7 @@ class Workers:
     def close(self) -> None:
         """End the processes. Loading another batch starts new ones."""
         if self._loaded is not None:
-            self._loaded._shutdown_workers()  # torch has no public function for it
+            stop(self._loaded)
         self._batches = self._loader = self._loaded = self._next = None
 
 
@@ -294,6 +295,12 @@ def start(loader: DataLoader[Any]) -> Iterator[Any]:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, previous or signal.SIG_DFL)
     return iterator
+
+
+def stop(iterator: Iterator[Any]) -> None:
+    """End the processes of a loader, which otherwise live as long as its iterator: an exception can keep it."""
+    if isinstance(iterator, _MultiProcessingDataLoaderIter):
+        iterator._shutdown_workers()  # torch has no public function for it
 
 
 def steps_per_epoch(images: Images, batch: int) -> int:
